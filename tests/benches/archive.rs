@@ -99,7 +99,7 @@ impl Compared {
 
 /// A client at the workspace's agent itself.
 pub(crate) async fn inside(podling: &Podling, workspace: &Workspace) -> Result<Client> {
-    Ok(podling.direct(workspace).await.token(&crate::agent_token(podling, workspace).await?))
+    Ok(podling.agent_client(workspace).await.token(&crate::agent_token(podling, workspace).await?))
 }
 
 /// Has the agent make an archive of the folder `it`, whole, and writes it to a file; how long that took, in seconds.

@@ -20,8 +20,8 @@ pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut R
     let megabyte: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(1_000_000).collect();
     (0..MEGABYTES).try_for_each(|_| out.write_all(&megabyte))?;
     let token = crate::agent_token(podling, workspace).await?;
-    let direct = podling.direct(workspace).await.token(&token);
-    let gateway = podling.client().of(&workspace.id);
+    let direct = podling.agent_client(workspace).await.token(&token);
+    let gateway = podling.client().for_workspace(&workspace.id);
     let (mut own, mut through) = (Samples::new(), Samples::new());
     for _ in 0..ROUNDS {
         own.push(download(&direct).await?);

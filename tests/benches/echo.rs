@@ -29,9 +29,9 @@ pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut R
     let sshd = Sshd::start()?;
     let mut ssh = sshd.session(SCRIPT)?;
     let mut agent =
-        attach(&podling.direct(workspace).await.token(&crate::agent_token(podling, workspace).await?))
+        attach(&podling.agent_client(workspace).await.token(&crate::agent_token(podling, workspace).await?))
             .await?;
-    let mut gateway = attach(&podling.client().of(&workspace.id)).await?;
+    let mut gateway = attach(&podling.client().for_workspace(&workspace.id)).await?;
     let mut series = [const { Series::new() }; 4];
     for round in 0..=ROUNDS {
         let keys = if round == 0 { WARM } else { KEYS };

@@ -40,7 +40,7 @@ pub(crate) async fn run(
         Goal::AtMost(8.0),
     ));
     let (memory, threads) = (private_kib(pid)?, status(pid, "Threads")?);
-    let client = podling.client().of(&workspace.id);
+    let client = podling.client().for_workspace(&workspace.id);
     for _ in 0..TERMINALS {
         attached::create(&client, "stty -echo; exec cat").await?;
     }

@@ -17,7 +17,7 @@ use podling_proto::control::v1::{
 use podling_tests::{
     Client,
     client_helpers::script,
-    cluster::{MEMORY_LIMIT, Namespace, image, import, kubectl},
+    cluster::{MEMORY_LIMIT, Namespace, image, import_ide_image, kubectl},
     deployed::Deployed,
     wait_for,
 };
@@ -83,7 +83,7 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
 
 impl Cluster {
     async fn new() -> Result<Self> {
-        import("python")?;
+        import_ide_image("python")?;
         let deployed = Deployed::get();
         let template = json!({
             "apiVersion": "podling.dev/v1alpha1", "kind": "WorkspaceTemplate", "metadata": {"name": TEMPLATE},
@@ -113,7 +113,7 @@ impl Cluster {
         };
         let begun = Instant::now();
         let made = workspaces.create(create).await?.into_inner().workspace.context("no workspace")?;
-        let inside = self.client.clone().of(&made.id);
+        let inside = self.client.clone().for_workspace(&made.id);
         prompt::opened(&inside).await?;
         measured.created.push(milliseconds(begun));
 

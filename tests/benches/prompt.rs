@@ -46,7 +46,7 @@ async fn workspace(podling: &Podling, name: &str) -> Result<f64> {
     let start = Instant::now();
     let request = CreateWorkspaceRequest { name: name.to_owned(), ..Default::default() };
     let made = client.workspaces().create(request).await?.into_inner().workspace.context("no workspace")?;
-    opened(&podling.client().of(&made.id)).await?;
+    opened(&podling.client().for_workspace(&made.id)).await?;
     let took = start.elapsed().as_secs_f64() * 1e3;
     client.workspaces().delete(DeleteWorkspaceRequest { workspace: made.id, discard: true }).await?;
     Ok(took)

@@ -51,7 +51,7 @@ async fn archived(podling: &Podling, tree: &Path, name: &str) -> Result<(Duratio
     let proven = log.iter().find(|entry| is_proven(entry)).context("no proof is told")?;
     let proven = SystemTime::try_from(proven.at.context("a decision without a time")?)?;
     let of_it = |stored: &String| stored.contains(&workspace.id) && stored.ends_with(".zip");
-    let zip = podling.stored().into_iter().find(of_it).context("nothing is stored")?;
+    let zip = podling.stored_names().into_iter().find(of_it).context("nothing is stored")?;
     let zip = fs::metadata(podling.data().join("backups").join(zip))?;
     let named = SystemTime::UNIX_EPOCH + Duration::new(zip.ctime().try_into()?, zip.ctime_nsec().try_into()?);
     // The next round is not to meet what is left to be removed of this one.

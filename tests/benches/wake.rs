@@ -16,7 +16,7 @@ const ROUNDS: usize = 15;
 
 pub(crate) async fn run(podling: &Podling, report: &mut Report) -> Result<()> {
     let workspace = podling.workspace("sleeper").await;
-    let (cli, inside) = (podling.cli(), podling.client().of(&workspace.id));
+    let (cli, inside) = (podling.cli(), podling.client().for_workspace(&workspace.id));
     let (mut commands, mut prompts, mut bare) = (Samples::new(), Samples::new(), Samples::new());
     for _ in 0..ROUNDS {
         bare.push(prompt::bare_shell()?);

@@ -167,7 +167,7 @@ async fn a_rolling_update_costs_a_terminal_no_more_than_a_reconnect() {
     podling(deployed, &["create", "frances"]).await;
     let id = id_of(deployed, "frances");
     let pod = uid(&of(deployed, "pods", &id));
-    let inside = deployed.client().of(&id);
+    let inside = deployed.client().for_workspace(&id);
     let terminal = inside.open(vec![]).await;
     let mut writer = InteractiveClient::new(inside.clone(), "frances", &terminal.id);
     writer.type_text("set -u; n=0\r").await;
@@ -188,7 +188,7 @@ async fn a_rolling_update_costs_a_terminal_no_more_than_a_reconnect() {
     deployed.is_up();
     writer.type_text("n=$((n+1)); echo $n >>log\r").await;
     let expected: String = (1..=lines + 1).map(|line| format!("{line}\n")).collect();
-    let inside = deployed.client().of(&id);
+    let inside = deployed.client().for_workspace(&id);
     wait_for("all that was typed was executed", async || {
         (inside.sh("cat log").await == expected).then_some(())
     })

@@ -22,7 +22,7 @@ async fn a_namespace_that_is_deleted_takes_nothing_that_is_in_no_archive() {
     let mut homes = Vec::new();
     for name in names {
         let workspace = podling.workspace(name).await;
-        podling.client().of(&workspace.id).sh("echo kept >file").await;
+        podling.client().for_workspace(&workspace.id).sh("echo kept >file").await;
         homes.push(podling.home_dir(&workspace));
     }
     podling.cli().run(&["sleep", "--force", "asleep"]).await.ok();

@@ -1,4 +1,4 @@
-//! A client at an agent itself: TLS over its unix socket or to its pod, its certificate pinned.
+//! Clients that connect to an agent without the gateway: TLS over its unix socket or to its pod.
 
 use std::{
     fs, io,
@@ -19,41 +19,40 @@ use tonic::transport::Endpoint;
 use crate::{client::Client, tls};
 
 /// The name in an agent's certificate.
-const AGENT: &str = "podling-agent";
+const CERTIFICATE_NAME: &str = "podling-agent";
 
-/// Where an agent listens.
+/// Address of an agent, or of the control plane's listener for agents.
 #[derive(Debug, Clone)]
 pub enum DialAddress {
-    /// A process's.
-    Socket(PathBuf),
-    /// A pod's.
-    Address(SocketAddr),
+    /// For workspaces that are processes.
+    Unix(PathBuf),
+    /// For workspaces that are pods.
+    Tcp(SocketAddr),
 }
 
-/// A caller without a token at this agent, whose certificate has this fingerprint.
-pub fn pinned_client(door: DialAddress, fingerprint: &str) -> Client {
-    over(door, tls::pinned(Some(fingerprint)))
+/// A client without a token that accepts only the certificate with this fingerprint.
+pub fn pinned_client(address: DialAddress, fingerprint: &str) -> Client {
+    client_over(address, tls::pinned(Some(fingerprint)))
 }
 
-/// The same where nobody has said which certificate is the right one.
-pub fn unpinned_client(door: DialAddress) -> Client {
-    over(door, tls::pinned(None))
+/// A client without a token that accepts any certificate.
+pub fn unpinned_client(address: DialAddress) -> Client {
+    client_over(address, tls::pinned(None))
 }
 
-fn over(door: DialAddress, tls: ClientConfig) -> Client {
+fn client_over(address: DialAddress, tls: ClientConfig) -> Client {
     let tls = TlsConnector::from(Arc::new(tls));
-    // The scheme is http because TLS is the connector's own affair.
+    // The scheme is http because the connector does TLS itself.
     let endpoint = Endpoint::from_static("http://podling-agent");
     Client::from_channel(endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
-        let (door, tls) = (door.clone(), tls.clone());
+        let (address, tls) = (address.clone(), tls.clone());
         async move {
-            let name = ServerName::try_from(AGENT).map_err(io::Error::other)?;
-            Ok::<_, io::Error>(TokioIo::new(tls.connect(name, door.connect().await?).await?))
+            let name = ServerName::try_from(CERTIFICATE_NAME).map_err(io::Error::other)?;
+            Ok::<_, io::Error>(TokioIo::new(tls.connect(name, address.connect().await?).await?))
         }
     })))
 }
 
-/// What bytes pass through.
 trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
@@ -61,18 +60,17 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 impl DialAddress {
     async fn connect(&self) -> io::Result<Box<dyn ByteStream>> {
         Ok(match self {
-            Self::Socket(path) => Box::new(connect(path).await?),
-            Self::Address(address) => Box::new(TcpStream::connect(address).await?),
+            Self::Unix(path) => Box::new(connect(path).await?),
+            Self::Tcp(address) => Box::new(TcpStream::connect(address).await?),
         })
     }
 }
 
-/// Connects to a unix socket, also where its path is longer than an address can hold.
+/// Connects to a unix socket whose path may be longer than the 108 bytes of a socket address.
 async fn connect(socket: &Path) -> io::Result<UnixStream> {
-    // Through the folder's descriptor the address is short, however deep the folder lies.
-    let folder = fs::File::open(socket.parent().unwrap_or(Path::new("/")))?;
+    // A path through the directory's descriptor is short, however deep the directory is.
+    let dir = fs::File::open(socket.parent().unwrap_or(Path::new("/")))?;
     let name = socket.file_name().unwrap_or_default();
-    let short =
-        PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&folder))).join(name);
+    let short = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&dir))).join(name);
     UnixStream::connect(short).await
 }

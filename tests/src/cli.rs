@@ -1,4 +1,4 @@
-//! Running `podling` as a person or a script does.
+//! Runs `podling` as a user or a script does.
 
 use std::{
     path::{Path, PathBuf},
@@ -10,39 +10,36 @@ use tokio::{io::AsyncWriteExt, process::Command};
 
 use crate::{program::program, wait::within};
 
-/// Where a person sits: their home, the data folder they use, and what else is in their environment.
+/// The environment of a user's shell: the home directory and additional variables.
 #[derive(Debug, Clone)]
 pub struct Cli {
     home: PathBuf,
     envs: Vec<(String, String)>,
 }
 
-/// How a command ended.
+/// Exit code and output of a finished command.
 #[derive(Debug)]
 pub struct CommandOutput {
-    /// Its exit code; `None`: a signal ended it.
+    /// The exit code; `None` if a signal ended the command.
     pub code: Option<i32>,
-    /// What it wrote.
     pub stdout: Vec<u8>,
-    /// What it wrote for people.
     pub stderr: Vec<u8>,
     command: String,
 }
 
 impl Cli {
-    /// A person at home, with nothing in the environment but what every login sets.
+    /// A shell in `home` with only the variables that every login sets.
     pub fn new(home: &Path) -> Self {
         Self { home: home.to_owned(), envs: Vec::new() }
     }
 
-    /// The same person with one more variable.
+    /// Adds a variable to the environment.
     #[must_use]
     pub fn env(mut self, key: &str, value: impl Into<String>) -> Self {
         self.envs.push((key.to_owned(), value.into()));
         self
     }
 
-    /// The environment.
     pub fn envs(&self) -> Vec<(String, String)> {
         let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".into());
         let mut envs = vec![
@@ -55,7 +52,7 @@ impl Cli {
         envs
     }
 
-    /// The command, not yet started.
+    /// Returns the command `podling ARGS…` without starting it.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program("podling"));
         command.args(args).env_clear().envs(self.envs()).current_dir(&self.home).kill_on_drop(true);
@@ -74,7 +71,7 @@ impl Cli {
         let mut child = command.spawn().expect("podling starts");
         let mut stdin = child.stdin.take().expect("stdin is a pipe");
         let feed = async move {
-            // A command that does not read its input closes it: no concern of ours.
+            // A command may close stdin without reading it; that write error is expected.
             let _ = stdin.write_all(input).await;
             drop(stdin);
         };
@@ -89,13 +86,13 @@ impl CommandOutput {
         Self { code: output.status.code(), stdout: output.stdout, stderr: output.stderr, command }
     }
 
-    /// Panics with everything it said unless it exited with 0.
+    /// Panics with the command's output unless its exit code is 0.
     #[track_caller]
     pub fn ok(self) -> Self {
         self.exits(0)
     }
 
-    /// Panics with everything it said unless it exited with `code`.
+    /// Panics with the command's output unless its exit code is `code`.
     #[track_caller]
     pub fn exits(self, code: i32) -> Self {
         assert!(
@@ -109,22 +106,20 @@ impl CommandOutput {
         self
     }
 
-    /// stdout as text.
     pub fn out(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
-    /// stderr as text.
     pub fn err(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
-    /// stdout as JSON.
+    /// Parses stdout as JSON; panics if it is something else.
     #[track_caller]
     pub fn json(&self) -> Value {
         match serde_json::from_slice(&self.stdout) {
             Ok(value) => value,
-            Err(error) => panic!("`{}` printed no JSON ({error}): {}", self.command, self.out()),
+            Err(error) => panic!("`{}` printed invalid JSON ({error}): {}", self.command, self.out()),
         }
     }
 }

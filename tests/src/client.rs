@@ -1,4 +1,4 @@
-//! Typed clients of everything Podling serves, generated from the same `.proto` files that any user has.
+//! Typed clients of all Podling services, generated from the `.proto` files that users have too.
 
 use podling_proto::{
     agent::v1::{
@@ -18,110 +18,102 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-/// A channel whose calls carry a token and say which workspace they are for.
+/// A channel that adds a token and a workspace id to the metadata of each call.
 pub type AuthenticatedChannel = InterceptedService<Channel, CallMetadata>;
 
-/// Largest answer that is read: Run's output may be 8 MiB on each stream.
-const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
+/// Maximum size of a response: `Run` may return 8 MiB each of stdout and stderr.
+const MAX_RESPONSE_BYTES: usize = 32 * 1024 * 1024;
 
-/// One caller: a channel, a token and perhaps a workspace.
+/// A caller: a channel, an optional token and an optional workspace.
 #[derive(Debug, Clone)]
 pub struct Client {
     channel: Channel,
     call_metadata: CallMetadata,
 }
 
-/// What goes along with every call.
+/// Metadata of each call.
 #[derive(Debug, Clone, Default)]
 pub struct CallMetadata {
     token: Option<MetadataValue<Ascii>>,
     workspace: Option<MetadataValue<Ascii>>,
-    wakes_never: bool,
+    never_wake: bool,
 }
 
 // === impl Client ===
 
 impl Client {
-    /// A caller at `url` without a token. Connects with the first call.
+    /// A caller without a token. Connects to `url` with the first call.
     pub fn new(url: &str) -> Self {
         let endpoint = Endpoint::from_shared(url.to_owned()).expect("a URL");
         Self::from_channel(endpoint.connect_lazy())
     }
 
-    /// A caller on a channel that is there already.
+    /// A caller without a token on an existing channel.
     pub fn from_channel(channel: Channel) -> Self {
         Self { channel, call_metadata: CallMetadata::default() }
     }
 
-    /// The same with this token.
+    /// Sends this bearer token with each call.
     #[must_use]
     pub fn token(mut self, token: &str) -> Self {
         self.call_metadata.token = Some(format!("Bearer {token}").parse().expect("a token is ASCII"));
         self
     }
 
-    /// The same for the inside of this workspace.
+    /// Addresses the agent of this workspace with each call.
     #[must_use]
     pub fn for_workspace(mut self, workspace_id: &str) -> Self {
         self.call_metadata.workspace = Some(workspace_id.parse().expect("an id is ASCII"));
         self
     }
 
-    /// The same, but it wakes nobody.
+    /// Tells the gateway with each call that it must not wake the workspace.
     #[must_use]
     pub fn without_waking(mut self) -> Self {
-        self.call_metadata.wakes_never = true;
+        self.call_metadata.never_wake = true;
         self
     }
 
-    /// The channel, for calls that no generated client makes.
+    /// The channel for calls without a generated client.
     pub fn channel(&self) -> AuthenticatedChannel {
         InterceptedService::new(self.channel.clone(), self.call_metadata.clone())
     }
 
-    /// Workspaces.
     pub fn workspaces(&self) -> WorkspacesClient<AuthenticatedChannel> {
-        WorkspacesClient::new(rself.channel())
+        WorkspacesClient::new(self.channel())
     }
 
-    /// Backups.
     pub fn workspace_archives(&self) -> WorkspaceArchivesClient<AuthenticatedChannel> {
-        WorkspaceArchivesClient::new(rself.channel())
+        WorkspaceArchivesClient::new(self.channel())
     }
 
-    /// Tokens.
     pub fn tokens(&self) -> TokensClient<AuthenticatedChannel> {
-        TokensClient::new(rself.channel())
+        TokensClient::new(self.channel())
     }
 
-    /// The service for agents, which no user may call.
+    /// The service that agents call; users' tokens are rejected.
     pub fn agents(&self) -> AgentsClient<AuthenticatedChannel> {
-        AgentsClient::new(rself.channel())
+        AgentsClient::new(self.channel())
     }
 
-    /// Terminals of the workspace.
     pub fn terminals(&self) -> TerminalsClient<AuthenticatedChannel> {
-        TerminalsClient::new(rself.channel())
+        TerminalsClient::new(self.channel())
     }
 
-    /// Processes of the workspace.
     pub fn processes(&self) -> ProcessesClient<AuthenticatedChannel> {
-        ProcessesClient::new(rself.channel()).max_decoding_message_size(MAX_ANSWER_BYTES)
+        ProcessesClient::new(self.channel()).max_decoding_message_size(MAX_RESPONSE_BYTES)
     }
 
-    /// Files of the workspace.
     pub fn files(&self) -> FilesClient<AuthenticatedChannel> {
-        FilesClient::new(rself.channel())
+        FilesClient::new(self.channel())
     }
 
-    /// Archives of the workspace.
     pub fn archives(&self) -> ArchivesClient<AuthenticatedChannel> {
-        ArchivesClient::new(rself.channel())
+        ArchivesClient::new(self.channel())
     }
 
-    /// Activity of the workspace.
     pub fn activity(&self) -> ActivityClient<AuthenticatedChannel> {
-        ActivityClient::new(rself.channel())
+        ActivityClient::new(self.channel())
     }
 }
 
@@ -135,7 +127,7 @@ impl Interceptor for CallMetadata {
         if let Some(workspace) = &self.workspace {
             request.metadata_mut().insert(metadata::WORKSPACE, workspace.clone());
         }
-        if self.wakes_never {
+        if self.never_wake {
             request.metadata_mut().insert(metadata::WAKE, MetadataValue::from_static("never"));
         }
         Ok(request)

@@ -1,4 +1,4 @@
-//! What people do in a workspace over and over, as one call each.
+//! Common operations in a workspace, one function each.
 
 use std::collections::HashMap;
 
@@ -16,23 +16,24 @@ use crate::{
     wait::{wait_for, within},
 };
 
-/// Program and arguments as the wire wants them.
+/// Converts program and arguments into owned strings.
 pub fn argv(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
 }
 
-/// A shell that runs this script.
+/// Returns the arguments of a shell that runs this script.
 pub fn script(text: &str) -> Vec<String> {
     argv(&["sh", "-c", text])
 }
 
-/// A command without more than its arguments.
+/// A command with default environment, directory and timeout.
 pub fn command(argv: Vec<String>) -> Command {
     Command { argv, env: HashMap::new(), cwd: String::new(), timeout: None }
 }
 
 impl Client {
-    /// Opens a terminal with this program. While the workspace is asked whether it may sleep it opens none, and says to try again.
+    /// Opens a terminal with this program. Retries while the agent prepares sleep and rejects new
+    /// terminals.
     pub async fn open(&self, argv: Vec<String>) -> Terminal {
         let request = CreateTerminalRequest { argv, ..Default::default() };
         let opened = wait_for("the terminal opens", async || {
@@ -44,14 +45,14 @@ impl Client {
         opened.await.expect("the terminal opens").into_inner().terminal.expect("it is described")
     }
 
-    /// Runs a command to its end.
+    /// Runs a command and waits until it has ended.
     pub async fn run(&self, argv: Vec<String>) -> RunResponse {
         let request = RunRequest { command: Some(command(argv)), ..Default::default() };
         let ran = within("Processes.Run", self.processes().run(request)).await;
         ran.expect("the command runs").into_inner()
     }
 
-    /// Runs a script that must succeed; what it wrote.
+    /// Runs a script and returns its stdout; panics if the script fails.
     pub async fn sh(&self, text: &str) -> String {
         let ran = self.run(script(text)).await;
         let exit = ran.exit.expect("an exit");
@@ -60,7 +61,11 @@ impl Client {
         String::from_utf8_lossy(&ran.stdout).into_owned()
     }
 
-    /// Writes a file of so many megabytes, or why not.
+    /// Uploads a file of this size.
+    ///
+    /// # Errors
+    ///
+    /// The reason why the agent rejected it.
     pub async fn upload(&self, name: &str, megabytes: usize) -> Result<(), Reason> {
         let open = WriteOpen { path: Some(path(name)), ..Default::default() };
         let first = WriteFileRequest { open: Some(open), data: "".into() };
@@ -71,7 +76,7 @@ impl Client {
     }
 }
 
-/// The exit code of a terminal's program; `None` when a signal ended it.
+/// Returns the exit code of a terminal's program; `None` if a signal ended it.
 pub fn terminal_exit_code(exit: &Exit) -> Option<i32> {
     match exit.how.as_ref().expect("an exit says how") {
         How::Code(code) => Some(*code),
@@ -79,7 +84,7 @@ pub fn terminal_exit_code(exit: &Exit) -> Option<i32> {
     }
 }
 
-/// The exit code of a process; `None` when a signal ended it.
+/// Returns the exit code of a process; `None` if a signal ended it.
 pub fn process_exit_code(exit: &ProcessExit) -> Option<i32> {
     match exit.how.as_ref().expect("an exit says how") {
         ProcessHow::Code(code) => Some(*code),
@@ -87,31 +92,31 @@ pub fn process_exit_code(exit: &ProcessExit) -> Option<i32> {
     }
 }
 
-/// Why a call was refused; panics when it was not, or without one of our reasons.
+/// Returns the reason why a call was rejected; panics if it succeeded or failed without a reason.
 #[track_caller]
 pub fn refused<T>(answer: Result<Response<T>, Status>) -> Reason {
     match answer {
-        Ok(_) => panic!("the call went through"),
+        Ok(_) => panic!("the call succeeded"),
         Err(status) => reason(&status),
     }
 }
 
-/// The reason a status carries; panics when it has none.
+/// Returns the reason of a status; panics if it has none.
 #[track_caller]
 pub fn reason(status: &Status) -> Reason {
     match error::reason(status) {
         Some(reason) => reason,
-        None => panic!("an error without a reason: {status:?}"),
+        None => panic!("error without a reason: {status:?}"),
     }
 }
 
-/// A path as text.
+/// A path message with UTF-8 text.
 pub fn path(text: &str) -> podling_proto::agent::v1::Path {
     use podling_proto::agent::v1::path::Path as Kind;
     podling_proto::agent::v1::Path { path: Some(Kind::Text(text.to_owned())) }
 }
 
-/// Asserts that two long logs are the same; says where they part.
+/// Asserts that two byte sequences are equal; the message shows where they differ.
 #[track_caller]
 pub fn assert_same_bytes(what: &str, seen: &[u8], expected: &[u8]) {
     if seen == expected {
@@ -123,7 +128,7 @@ pub fn assert_same_bytes(what: &str, seen: &[u8], expected: &[u8]) {
             .into_owned()
     };
     panic!(
-        "{what}: {} bytes instead of {}, which part at {at}: {:?} instead of {:?}",
+        "{what}: {} bytes instead of {}, which differ at {at}: {:?} instead of {:?}",
         seen.len(),
         expected.len(),
         show(seen),

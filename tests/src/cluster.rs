@@ -1,4 +1,4 @@
-//! A Kubernetes cluster, by way of kubectl: the one that `KUBECONFIG` names, which may be the sandbox's or anybody's.
+//! Runs kubectl against the Kubernetes cluster that `KUBECONFIG` names: the sandbox's or any other.
 
 use std::{
     env,
@@ -12,79 +12,78 @@ use anyhow::{Result, ensure};
 
 use crate::tools::repository;
 
-/// What the names of images begin with: empty where they lie on the node already.
+/// Variable with the prefix of image names; empty if the images are on the node already.
 const PREFIX: &str = "PODLING_IMAGE_PREFIX";
-/// Where pods reach what listens on the node: the sandbox says it.
+/// Variable with the node's address as pods reach it; only the sandbox sets it.
 const NODE: &str = "PODLING_NODE_ADDRESS";
-/// Prints what the kernel lets a container have, in bytes: by either version of cgroups.
+/// Shell command that prints a container's memory limit in bytes, with cgroups v1 and v2.
 pub const MEMORY_LIMIT: &str =
     "cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes";
-/// Where the archives of images with an IDE are, in a sandbox: they are large, and imported where they are wanted.
+/// Variable with the sandbox's directory of IDE image archives. They are large, so each test
+/// imports only the images it needs.
 const IDES: &str = "PODLING_IDE_IMAGES";
-/// For what a cluster does within seconds, as kubectl wants it.
+/// Timeout argument of kubectl for operations that a cluster finishes within seconds.
 const DEADLINE: &str = "--timeout=120s";
 
-/// A namespace of its own, under Pod Security "restricted". Dropped, it goes, without being waited for.
+/// A namespace with Pod Security "restricted". Dropping an owned one deletes it without waiting.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
-    /// Whether it is ours to remove.
-    made: bool,
+    /// Whether dropping this deletes the namespace.
+    owned: bool,
 }
 
-/// How a command ended.
+/// Result of a kubectl command.
 #[derive(Debug)]
 pub struct KubectlOutput {
-    /// Whether it succeeded.
     pub ok: bool,
-    /// What it printed, without blanks around it.
+    /// stdout without surrounding whitespace.
     pub out: String,
-    /// What it complained of.
+    /// stderr without surrounding whitespace.
     pub err: String,
 }
 
-/// Runs kubectl.
 pub fn kubectl(args: &[&str]) -> KubectlOutput {
     with_input(args, "")
 }
 
-/// Tells the cluster of the resources.
+/// Installs Podling's CRDs and waits until the API server has established them.
 pub fn install_crds() {
-    let folder = repository().join("deploy/crds");
-    let folder = folder.to_str().expect("a path");
-    // (By the server, so that several may tell it at once.)
-    kubectl(&["apply", "--server-side", "--kustomize", folder]).good();
+    let dir = repository().join("deploy/crds");
+    let dir = dir.to_str().expect("a path");
+    // Server-side apply, because several processes may install them at once.
+    kubectl(&["apply", "--server-side", "--kustomize", dir]).good();
     let all = ["workspacearchives", "workspaces", "workspacetemplates"]
         .map(|name| format!("crd/{name}.podling.dev"));
     let wait = ["wait", "--for=condition=Established", "--timeout=60s"];
     kubectl(&wait.into_iter().chain(all.iter().map(String::as_str)).collect::<Vec<_>>()).good();
 }
 
-/// An address of the node where nothing listens yet, and which pods reach; `None` where the cluster's node is not this machine.
+/// Returns a free address of the node that pods can reach; `None` if the node is another machine.
 pub fn free_node_address() -> Option<SocketAddr> {
     let node = env::var(NODE).ok()?;
-    let free = TcpListener::bind(format!("{node}:0")).and_then(|door| door.local_addr());
+    let free = TcpListener::bind(format!("{node}:0")).and_then(|listener| listener.local_addr());
     Some(free.expect("an address of the node"))
 }
 
-/// The name of an image that every cluster under test has.
+/// Returns the full name of an image that each cluster under test provides.
 pub fn image(name: &str) -> String {
     image_prefix() + name
 }
 
-/// What the names of all images begin with in this cluster.
+/// Returns the prefix of image names in this cluster.
 pub fn image_prefix() -> String {
     env::var(PREFIX).unwrap_or_default()
 }
 
-/// Puts the image of an IDE where the cluster has it: onto the node of a sandbox. Another cluster has it if it is to have it.
+/// Imports an IDE image onto the sandbox's node. Another cluster must provide the image itself.
 pub fn import_ide_image(name: &str) -> Result<()> {
     let Some(images) = env::var_os(IDES).map(PathBuf::from) else {
-        ensure!(env::var_os(PREFIX).is_some(), "{PREFIX} does not say where images are");
+        ensure!(env::var_os(PREFIX).is_some(), "{PREFIX} is not set");
         return Ok(());
     };
     let archive = images.join(format!("podling_{name}.tar"));
-    ensure!(archive.exists(), "PODLING_IDES does not name it");
+    ensure!(archive.exists(), "{} is missing: PODLING_IDES does not name {name}", archive.display());
     let import = ["-a", "/run/containerd.sock", "-n", "k8s.io", "images", "import"];
     let done = Command::new("ctr").args(import).arg(archive).output()?;
     ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
@@ -92,52 +91,51 @@ pub fn import_ide_image(name: &str) -> Result<()> {
 }
 
 impl Namespace {
-    /// Makes one.
+    /// Creates a namespace with a random name.
     pub fn new() -> Self {
         let name = format!("story-{:08x}", fastrand::u32(..));
         kubectl(&["create", "namespace", &name]).good();
         let label = "pod-security.kubernetes.io/enforce=restricted";
         kubectl(&["label", "namespace", &name, label]).good();
         kubectl(&["wait", "--namespace", &name, "--for=create", DEADLINE, "serviceaccount/default"]).good();
-        Self { name, made: true }
+        Self { name, owned: true }
     }
 
-    /// One that is there, and stays.
+    /// Refers to an existing namespace, which dropping does not delete.
     pub fn existing(name: &str) -> Self {
-        Self { name: name.to_owned(), made: false }
+        Self { name: name.to_owned(), owned: false }
     }
 
-    /// What it is called.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Runs kubectl in it.
+    /// Runs kubectl in this namespace.
     pub fn kubectl(&self, args: &[&str]) -> KubectlOutput {
         kubectl(&[&["--namespace", &self.name], args].concat())
     }
 
-    /// Applies these objects.
     pub fn apply(&self, yaml: &str) -> KubectlOutput {
         with_input(&["--namespace", &self.name, "apply", "--filename", "-"], yaml)
     }
 
-    /// Creates what is not kept but answered, and prints the answer as JSON.
+    /// Creates an object that the API server answers without persisting (a review). Prints the
+    /// response as JSON.
     pub fn create(&self, json: &str) -> KubectlOutput {
         with_input(&["--namespace", &self.name, "create", "--output", "json", "--filename", "-"], json)
     }
 
-    /// Posts something to a path of the API.
+    /// Posts JSON to a path of the API server.
     pub fn post(&self, path: &str, json: &str) -> KubectlOutput {
         with_input(&["create", "--raw", path, "--filename", "-"], json)
     }
 
-    /// Waits for a condition, as kubectl writes it: `condition=Ready pod/it`.
+    /// Waits for a condition in kubectl's syntax, such as `condition=Ready` of `pod/it`.
     pub fn wait(&self, condition: &str, what: &str) -> KubectlOutput {
         self.kubectl(&["wait", &format!("--for={condition}"), DEADLINE, what])
     }
 
-    /// One field of something, by kubectl's JSONPath.
+    /// Returns a field of an object, selected by kubectl's JSONPath.
     pub fn field(&self, what: &str, path: &str) -> String {
         self.kubectl(&["get", what, "--output", &format!("jsonpath={{{path}}}")]).good()
     }
@@ -151,20 +149,20 @@ impl Default for Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        if self.made {
-            let _gone = kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
+        if self.owned {
+            let _ = kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
         }
     }
 }
 
 impl KubectlOutput {
-    /// What it printed. Panics if it failed.
+    /// Returns stdout; panics if the command failed.
     pub fn good(self) -> String {
         assert!(self.ok, "{self:#?}");
         self.out
     }
 
-    /// What it complained of. Panics if it succeeded.
+    /// Returns stderr; panics if the command succeeded.
     pub fn bad(self) -> String {
         assert!(!self.ok, "{self:#?}");
         self.err
@@ -174,7 +172,7 @@ impl KubectlOutput {
 fn with_input(args: &[&str], input: &str) -> KubectlOutput {
     assert!(
         env::var_os("KUBECONFIG").is_some(),
-        "KUBECONFIG names no cluster; `cargo xtask cluster test` makes one"
+        "KUBECONFIG is not set; run `cargo xtask cluster test`, which creates a cluster"
     );
     let mut child = Command::new("kubectl")
         .args(args)

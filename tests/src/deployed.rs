@@ -1,4 +1,4 @@
-//! Podling as it is deployed: the overlay `local`, applied as it ships, in the cluster that `KUBECONFIG` names.
+//! Deploys Podling into the cluster that `KUBECONFIG` names, with the overlay `local` as it ships.
 
 use std::{
     fs,
@@ -21,10 +21,10 @@ use crate::{
     wait::{WAIT_TIMEOUT, wait_blocking},
 };
 
-/// Connections that must all be answered before the way is taken for open.
-const IN_A_ROW: usize = 20;
+/// Consecutive successful connections after which the service counts as reachable.
+const CONSECUTIVE_CONNECTIONS: usize = 20;
 
-/// One for all stories of a run. It stays in the cluster, which goes with the sandbox.
+/// The deployment that all tests of a run share. It stays in the cluster until the sandbox is deleted.
 #[derive(Debug)]
 pub struct Deployed {
     space: Namespace,
@@ -36,12 +36,12 @@ pub struct Deployed {
 static DEPLOYED: OnceLock<Deployed> = OnceLock::new();
 
 impl Deployed {
-    /// Deploys it, if nobody has.
+    /// Returns the shared deployment; the first call creates it.
     pub fn get() -> &'static Self {
         DEPLOYED.get_or_init(|| {
-            // The kinds first: until the cluster knows them it takes nothing of them.
+            // Install the CRDs first: the API server rejects custom resources until they are established.
             install_crds();
-            let home = tempfile::tempdir().expect("a folder");
+            let home = tempfile::tempdir().expect("a directory");
             let shipped = repository().join("deploy/overlays/local").canonicalize().expect("it is there");
             let overlay = match image_prefix().as_str() {
                 "" => shipped,
@@ -51,39 +51,39 @@ impl Deployed {
             let space = Namespace::existing("podling");
             rolled_out(&space);
             let address = format!("{}:7411", space.field("service/podling", ".spec.clusterIP"));
-            // As somebody who may read the Secret is told to.
+            // The command that the installation guide gives for reading the Secret.
             let token = "go-template={{index .data \"root-token\" | base64decode}}";
             let token = space.kubectl(&["get", "secret", "podling-control", "--output", token]).good();
             let this = Self { space, address, token, home };
-            this.answers();
+            this.wait_reachable();
             this
         })
     }
 
-    /// Waits until every replica of the control plane answers.
+    /// Waits until the rollout is complete and the service is reachable.
     pub fn is_up(&self) {
         rolled_out(&self.space);
-        self.answers();
+        self.wait_reachable();
     }
 
-    /// Waits until the way there is open, which is a little after a control plane is ready.
-    fn answers(&self) {
+    /// Waits until the service is reachable, which is shortly after the control plane is ready.
+    fn wait_reachable(&self) {
         let address = self.address();
-        // The way may still lead to one that is gone, now and then: each connection may be sent to another.
+        // The service may still route some connections to a pod that has ended, so one successful
+        // connection proves nothing.
         let connects = || TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok();
-        let is_open = || (0..IN_A_ROW).all(|_| connects());
-        assert!(wait_blocking(WAIT_TIMEOUT, is_open), "nobody listens at {}", self.address);
+        let is_reachable = || (0..CONSECUTIVE_CONNECTIONS).all(|_| connects());
+        assert!(wait_blocking(WAIT_TIMEOUT, is_reachable), "{} accepts no connections", self.address);
     }
 
-    /// Where it is.
     pub fn space(&self) -> &Namespace {
         &self.space
     }
 
-    /// What the control plane counts.
+    /// Returns the control plane's metrics in Prometheus text format.
     pub async fn metrics(&self) -> String {
-        let asked = Request::get("/metrics").header("authorization", format!("Bearer {}", self.token));
-        let answer = send(self.address(), asked.body(Bytes::new()).expect("a request")).await;
+        let request = Request::get("/metrics").header("authorization", format!("Bearer {}", self.token));
+        let answer = send(self.address(), request.body(Bytes::new()).expect("a request")).await;
         String::from_utf8_lossy(answer.body()).into_owned()
     }
 
@@ -91,12 +91,12 @@ impl Deployed {
         self.address.parse().expect("an address")
     }
 
-    /// A client at the gateway, with the root token.
+    /// A client of the gateway with the root token.
     pub fn client(&self) -> Client {
         Client::new(&format!("http://{}", self.address)).token(&self.token)
     }
 
-    /// Somebody at a terminal, with the root token.
+    /// A user's shell with the root token.
     pub fn cli(&self) -> Cli {
         Cli::new(self.home.path())
             .env("PODLING_URL", format!("http://{}", self.address))
@@ -104,11 +104,11 @@ impl Deployed {
     }
 }
 
-/// An overlay over another whose images lie elsewhere, as a platform team writes it.
-fn with_images_elsewhere(overlay: &Path, folder: &Path) -> PathBuf {
-    let folder = folder.canonicalize().expect("it is there");
-    // What lies over a folder is not named by its whole path.
-    let up = "../".repeat(folder.components().count() - 1);
+/// Writes a kustomize overlay over `overlay` that changes the images, as a platform team would.
+fn with_images_elsewhere(overlay: &Path, dir: &Path) -> PathBuf {
+    let dir = dir.canonicalize().expect("it is there");
+    // kustomize accepts only relative paths to bases.
+    let up = "../".repeat(dir.components().count() - 1);
     let below = overlay.strip_prefix("/").expect("a whole path").display();
     let mut text = format!("resources: [{up}{below}]\npatches:\n");
     let containers = format!(
@@ -131,8 +131,8 @@ fn with_images_elsewhere(overlay: &Path, folder: &Path) -> PathBuf {
             image(own)
         );
     }
-    fs::write(folder.join("kustomization.yaml"), text).expect("it can be written");
-    folder
+    fs::write(dir.join("kustomization.yaml"), text).expect("it can be written");
+    dir
 }
 
 fn rolled_out(space: &Namespace) {

@@ -1,45 +1,49 @@
-//! Disks of a story's own that are small, full or cannot be written to, and users to whom permissions mean something.
+//! Small or read-only disks, and a launcher that makes file permissions apply to root.
 
 use std::{
     path::{Path, PathBuf},
     process::Command,
 };
 
-/// What lets root pass by permissions.
+/// Arguments of setpriv that drop the capabilities with which root bypasses file permissions.
 const OVERRIDE: &str = "-dac_override,-dac_read_search";
 
-/// A small file system, gone with the story.
+/// A small tmpfs. Dropping it unmounts it.
 #[derive(Debug)]
 pub struct SmallDisk {
-    at: PathBuf,
-    _folder: tempfile::TempDir,
+    path: PathBuf,
+    _dir: tempfile::TempDir,
 }
 
 impl SmallDisk {
-    /// Of a size as `mount` takes it ("24m"); else why there can be none.
+    /// Mounts a tmpfs of this size, in the syntax of `mount` ("24m").
+    ///
+    /// # Errors
+    ///
+    /// The reason why the machine cannot mount it.
     pub fn new(size: &str) -> Result<Self, String> {
-        let folder = tempfile::Builder::new().prefix("podling-disk-").tempdir().expect("a folder");
-        let at = folder.path().join("data");
-        std::fs::create_dir(&at).expect("a folder");
+        let dir = tempfile::Builder::new().prefix("podling-disk-").tempdir().expect("a directory");
+        let at = dir.path().join("data");
+        std::fs::create_dir(&at).expect("a directory");
         let options = format!("size={size},mode=0700");
         mount(&["-t", "tmpfs", "-o", &options, "podling"], &at)?;
-        Ok(Self { at, _folder: folder })
+        Ok(Self { path: at, _dir: dir })
     }
 
-    /// Where it is.
-    pub fn at(&self) -> &Path {
-        &self.at
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// Lets nobody write to it any more, or again.
-    pub fn read_only(&self, yes: bool) {
-        mount(&["-o", if yes { "remount,ro" } else { "remount,rw" }], &self.at).expect("it can be remounted");
+    /// Remounts the disk read-only or writable.
+    pub fn set_read_only(&self, yes: bool) {
+        mount(&["-o", if yes { "remount,ro" } else { "remount,rw" }], &self.path)
+            .expect("it can be remounted");
     }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.at).status();
+        let _ = Command::new("umount").arg("--lazy").arg(&self.path).status();
     }
 }
 
@@ -51,15 +55,19 @@ fn mount(args: &[&str], at: &Path) -> Result<(), String> {
     }
 }
 
-/// What a program is started through so that permissions mean something to it, also where the tests run as root; else why there is
-/// no such way.
+/// Returns a command prefix under which a program obeys file permissions even if the tests run as
+/// root.
+///
+/// # Errors
+///
+/// The reason why the machine cannot drop the capabilities.
 pub fn launcher_without_dac_override() -> Result<Vec<String>, String> {
     if !rustix::process::geteuid().is_root() {
         return Ok(Vec::new());
     }
-    let through = ["setpriv", "--bounding-set", OVERRIDE, "--inh-caps", OVERRIDE];
-    match Command::new(through[0]).args(&through[1..]).arg("true").output() {
-        Ok(output) if output.status.success() => Ok(through.map(str::to_owned).to_vec()),
+    let launcher = ["setpriv", "--bounding-set", OVERRIDE, "--inh-caps", OVERRIDE];
+    match Command::new(launcher[0]).args(&launcher[1..]).arg("true").output() {
+        Ok(output) if output.status.success() => Ok(launcher.map(str::to_owned).to_vec()),
         Ok(output) => Err(format!("setpriv: {}", String::from_utf8_lossy(&output.stderr).trim())),
         Err(error) => Err(format!("setpriv: {error}")),
     }

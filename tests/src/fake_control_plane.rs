@@ -1,5 +1,5 @@
-//! FakeControlPlane planes that are not Podling's own: one that does what the protocol asks, to which stories attach a lone agent, and
-//! false ones that only listen.
+//! Control planes for tests of a standalone agent: one that follows the protocol, and one that only
+//! records what it receives.
 
 use std::{
     io,
@@ -32,13 +32,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 
-/// Messages under way to an agent.
-const SAID: usize = 8;
+/// Capacity of the queue of messages to an agent.
+const QUEUED_MESSAGES: usize = 8;
 
-/// A control plane that claims whoever comes.
+/// A control plane that claims each agent that connects.
 #[derive(Debug)]
 pub struct FakeControlPlane {
-    /// Where it listens.
     pub address: SocketAddr,
     /// Signs tokens that the claimed agent accepts.
     pub key: Arc<SigningKey>,
@@ -46,21 +45,20 @@ pub struct FakeControlPlane {
     _tasks: JoinSet<()>,
 }
 
-/// Somebody who accepts connections and writes down all that is said, but never answers.
+/// A server that accepts connections and records what it receives, but never responds.
 #[derive(Debug)]
 pub struct RecordingListener {
-    /// Where it listens.
     pub address: SocketAddr,
     recorded: Arc<Mutex<Vec<RecordedConnection>>>,
     _tasks: JoinSet<()>,
 }
 
-/// One connection that came to a [`RecordingListener`].
+/// A connection to a [`RecordingListener`].
 #[derive(Debug, Clone, Default)]
 pub struct RecordedConnection {
-    /// What came in the clear, or through TLS when the handshake succeeded.
+    /// Received plaintext: without TLS, or after a successful handshake.
     pub bytes: Vec<u8>,
-    /// Whether the caller accepted our certificate.
+    /// Whether the client accepted the server's certificate.
     pub trusted: bool,
 }
 
@@ -76,8 +74,8 @@ struct FakeControlState {
 // === impl FakeControlPlane ===
 
 impl FakeControlPlane {
-    /// Serves with this certificate and claims every agent for this workspace. The first `ignored_connections` connections are accepted and
-    /// then never answered.
+    /// Serves with this certificate and claims each agent for this workspace. Accepts the first
+    /// `ignored_connections` connections and never responds to them.
     pub async fn start(tls: Arc<ServerConfig>, workspace: &str, ignored_connections: usize) -> Self {
         let (listener, address) = bind().await;
         let (key, _) = SigningKey::generate().expect("a key");
@@ -95,9 +93,9 @@ impl FakeControlPlane {
         Self { address, key: Arc::new(key), shared, _tasks: tasks }
     }
 
-    /// The `authorization` values that agents have sent, each when it said hello.
+    /// The `authorization` values that agents have sent, one for each connection.
     pub fn credentials(&self) -> Vec<String> {
-        self.shared.credentials.lock().expect("nobody panics").clone()
+        self.shared.credentials.lock().expect("lock is not poisoned").clone()
     }
 }
 
@@ -131,40 +129,39 @@ impl Agents for FakeControlState {
     async fn connect(&self, request: Request<Streaming<AgentMessage>>) -> Result<Response<Messages>, Status> {
         let credential =
             request.metadata().get("authorization").and_then(|v| v.to_str().ok()).unwrap_or_default();
-        self.credentials.lock().expect("nobody panics").push(credential.to_owned());
-        let mut said = request.into_inner();
-        let (say, answers) = mpsc::channel(SAID);
+        self.credentials.lock().expect("lock is not poisoned").push(credential.to_owned());
+        let mut messages = request.into_inner();
+        let (sender, responses) = mpsc::channel(QUEUED_MESSAGES);
         let claim = self.claim.clone();
-        let talk = async move {
-            while let Ok(Some(AgentMessage { message: Some(message) })) = said.message().await {
-                let answer = match message {
+        let serve_agent = async move {
+            while let Ok(Some(AgentMessage { message: Some(message) })) = messages.message().await {
+                let response = match message {
                     FromAgent::Hello(_) => ToAgent::Claim(claim.clone()),
                     FromAgent::Heartbeat(beat) => {
                         ToAgent::HeartbeatAck(HeartbeatAck { sequence: beat.sequence })
                     }
                     FromAgent::DirectiveResult(_) => continue,
                 };
-                if say.send(Ok(ControlMessage { message: Some(answer) })).await.is_err() {
+                if sender.send(Ok(ControlMessage { message: Some(response) })).await.is_err() {
                     return;
                 }
             }
         };
-        // Ends with the connection, which ends with the runtime of the story.
-        #[expect(clippy::disallowed_methods, reason = "a handler has no owner to give its task to")]
-        tokio::spawn(talk);
-        Ok(Response::new(ReceiverStream::new(answers)))
+        // The task ends with the connection, at the latest with the test's runtime.
+        #[expect(clippy::disallowed_methods, reason = "a gRPC handler has no JoinSet for its task")]
+        tokio::spawn(serve_agent);
+        Ok(Response::new(ReceiverStream::new(responses)))
     }
 }
 
 // === impl RecordingListener ===
 
 impl RecordingListener {
-    /// Listens in the clear.
     pub async fn plaintext() -> Self {
         Self::start(None).await
     }
 
-    /// Listens behind TLS with this certificate.
+    /// Listens with TLS and this certificate.
     pub async fn with_tls(tls: Arc<ServerConfig>) -> Self {
         Self::start(Some(TlsAcceptor::from(tls))).await
     }
@@ -177,9 +174,9 @@ impl RecordingListener {
         Self { address, recorded, _tasks: tasks }
     }
 
-    /// All that was said so far, by connection.
+    /// Returns what each connection has received so far.
     pub fn recorded(&self) -> Vec<RecordedConnection> {
-        self.recorded.lock().expect("nobody panics").clone()
+        self.recorded.lock().expect("lock is not poisoned").clone()
     }
 }
 
@@ -193,12 +190,12 @@ async fn listen(
         let (tls, recorded) = (tls.clone(), recorded.clone());
         connections.spawn(async move {
             let number = {
-                let mut recorded = recorded.lock().expect("nobody panics");
+                let mut recorded = recorded.lock().expect("lock is not poisoned");
                 recorded.push(RecordedConnection::default());
                 recorded.len() - 1
             };
-            let _ = write_down(stream, tls, |bytes| {
-                let mut recorded = recorded.lock().expect("nobody panics");
+            let _ = record_bytes(stream, tls, |bytes| {
+                let mut recorded = recorded.lock().expect("lock is not poisoned");
                 match bytes {
                     Some(bytes) => recorded[number].bytes.extend_from_slice(bytes),
                     None => recorded[number].trusted = true,
@@ -209,8 +206,8 @@ async fn listen(
     }
 }
 
-/// `None` to `note`: the handshake has succeeded.
-async fn write_down(
+/// Passes the received bytes to `note`. Passes `None` when the client has accepted the certificate.
+async fn record_bytes(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
     note: impl Fn(Option<&[u8]>),
@@ -219,7 +216,8 @@ async fn write_down(
     match tls {
         Some(tls) => {
             let mut stream = tls.accept(stream).await?;
-            // In TLS 1.3 the server is done first: only what the client says next, if only an alert, shows what it thinks of us.
+            // In TLS 1.3 the server's handshake ends first. Only the client's next bytes, or its alert,
+            // show whether it accepted the certificate.
             loop {
                 match stream.read(&mut buffer).await? {
                     0 => return Ok(()),

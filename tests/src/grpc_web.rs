@@ -1,5 +1,6 @@
-//! A gRPC-web client written from the protocol's specification (PROTOCOL-WEB.md): binary mode over HTTP/1.1, one connection a call,
-//! as a browser without HTTP/2 would do it. Shares no code with the servers it tests.
+//! A gRPC-web client written from the protocol's specification (PROTOCOL-WEB.md). It uses binary
+//! mode over HTTP/1.1 with one connection for each call, as a browser without HTTP/2 does. It shares
+//! no code with the servers under test.
 
 use std::{collections::VecDeque, marker::PhantomData, net::SocketAddr};
 
@@ -12,19 +13,19 @@ use prost::Message;
 use tokio::{net::TcpStream, task::JoinSet};
 use tonic::Status;
 
-/// Flag of a frame that holds trailers.
+/// Flag byte of a frame with trailers.
 const TRAILERS: u8 = 0x80;
-/// Flag and length before each frame.
+/// Size of a frame's header: one flag byte and a length of four bytes.
 const PREFIX_BYTES: usize = 5;
 
-/// A caller.
+/// A caller with a token and a workspace.
 #[derive(Debug, Clone)]
 pub struct GrpcWebClient {
     address: SocketAddr,
     headers: Vec<(String, String)>,
 }
 
-/// What a call answers, message by message.
+/// The response of a call, message by message.
 #[derive(Debug)]
 pub struct ResponseStream<T> {
     body: Incoming,
@@ -34,33 +35,32 @@ pub struct ResponseStream<T> {
     kind: PhantomData<T>,
 }
 
-/// Cuts a body into frames, however it arrives.
+/// Splits a body into frames. The body may arrive in pieces of any size.
 #[derive(Debug, Default)]
 pub struct FrameParser {
     buffer: BytesMut,
     frames: VecDeque<GrpcWebFrame>,
 }
 
-/// One frame of a gRPC-web body.
+/// A frame of a gRPC-web body.
 #[derive(Debug, PartialEq, Eq)]
 pub enum GrpcWebFrame {
-    /// A message.
     Message(Bytes),
-    /// The trailers, which end the body.
+    /// The trailers, always the last frame.
     Trailers(Vec<(String, String)>),
 }
 
 // === impl GrpcWebClient ===
 
 impl GrpcWebClient {
-    /// A caller at this address.
+    /// A caller that connects to `address`.
     pub fn new(address: SocketAddr, token: &str, workspace: &str) -> Self {
         let headers =
             [("authorization", format!("Bearer {token}")), ("podling-workspace", workspace.to_owned())];
         Self { address, headers: headers.map(|(key, value)| (key.to_owned(), value)).into() }
     }
 
-    /// Calls a method that answers once.
+    /// Calls a unary method.
     pub async fn unary<Q: Message, A: Message + Default>(
         &self,
         path: &str,
@@ -69,12 +69,12 @@ impl GrpcWebClient {
         let mut answers = self.stream(path, question).await?;
         let answer = answers.next().await?;
         if answers.next().await?.is_some() {
-            return Err(Status::internal("a second answer"));
+            return Err(Status::internal("a unary call returned two messages"));
         }
-        answer.ok_or_else(|| Status::internal("no answer"))
+        answer.ok_or_else(|| Status::internal("a unary call returned no message"))
     }
 
-    /// Calls a method that answers with a stream.
+    /// Calls a server-streaming method.
     pub async fn stream<Q: Message, A>(&self, path: &str, question: &Q) -> Result<ResponseStream<A>, Status> {
         self.send(path, question).await.map_err(|e| match e.downcast::<Status>() {
             Ok(status) => status,
@@ -83,7 +83,7 @@ impl GrpcWebClient {
     }
 
     async fn send<Q: Message, A>(&self, path: &str, question: &Q) -> Result<ResponseStream<A>> {
-        let stream = TcpStream::connect(self.address).await.context("connecting")?;
+        let stream = TcpStream::connect(self.address).await.context("connecting to the gateway")?;
         stream.set_nodelay(true)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("HTTP/1.1")?;
         let mut tasks = JoinSet::new();
@@ -98,7 +98,7 @@ impl GrpcWebClient {
             request = request.header(key, value);
         }
         let request = request.body(Full::new(frame(question)))?;
-        let response = sender.send_request(request).await.context("asking")?;
+        let response = sender.send_request(request).await.context("sending the request")?;
         ResponseStream::new(response, tasks)
     }
 }
@@ -110,7 +110,7 @@ impl<T> ResponseStream<T> {
         ensure!(response.status() == 200, "HTTP status {}", response.status());
         let kind = response.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default();
         ensure!(kind.starts_with("application/grpc-web"), "content-type {kind:?}");
-        // An error without any message may come as headers alone.
+        // A response with only headers carries an error without a message.
         let status = Status::from_header_map(response.headers());
         let (parser, kind) = (FrameParser::default(), PhantomData);
         Ok(Self { body: response.into_body(), parser, status, _connection: connection, kind })
@@ -118,7 +118,7 @@ impl<T> ResponseStream<T> {
 }
 
 impl<T: Message + Default> ResponseStream<T> {
-    /// The next message; `None` after the last.
+    /// Returns the next message; `None` after the last.
     pub async fn next(&mut self) -> Result<Option<T>, Status> {
         self.read().await.map_err(|e| match e.downcast::<Status>() {
             Ok(status) => status,
@@ -131,7 +131,7 @@ impl<T: Message + Default> ResponseStream<T> {
             match self.parser.next() {
                 Some(GrpcWebFrame::Message(bytes)) => return Ok(Some(T::decode(bytes)?)),
                 Some(GrpcWebFrame::Trailers(lines)) => self.status = Some(status(&lines)?),
-                None => match self.body.frame().await.transpose().context("reading")? {
+                None => match self.body.frame().await.transpose().context("reading the response body")? {
                     Some(frame) => {
                         self.parser.push(&frame.into_data().map_err(|_| anyhow!("HTTP trailers"))?)?
                     }
@@ -149,7 +149,11 @@ impl<T: Message + Default> ResponseStream<T> {
 // === impl FrameParser ===
 
 impl FrameParser {
-    /// Takes the next bytes of the body.
+    /// Appends bytes of the body.
+    ///
+    /// # Errors
+    ///
+    /// The bytes violate the protocol.
     pub fn push(&mut self, bytes: &[u8]) -> Result<()> {
         self.buffer.extend_from_slice(bytes);
         while let [flag, a, b, c, d, ..] = self.buffer[..] {
@@ -172,26 +176,26 @@ impl FrameParser {
         Ok(())
     }
 
-    /// The next whole frame.
+    /// Returns the next complete frame.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Option<GrpcWebFrame> {
         self.frames.pop_front()
     }
 
-    /// Whether nothing is left of a frame that has not ended.
+    /// Whether no incomplete frame is buffered.
     pub fn is_empty(&self) -> bool {
         self.buffer.is_empty()
     }
 }
 
-/// A message behind its prefix.
+/// Encodes a message with its frame header.
 fn frame(message: &impl Message) -> Bytes {
     let content = message.encode_to_vec();
     let length = u32::try_from(content.len()).expect("a message is shorter than 4 GiB");
     [&[0][..], &length.to_be_bytes(), &content].concat().into()
 }
 
-/// Trailers are lines as in HTTP/1.1: `key: value\r\n`, keys in lower case.
+/// Parses trailers: lines `key: value\r\n` as in HTTP/1.1, with lower-case keys.
 fn trailers(content: &[u8]) -> Result<Vec<(String, String)>> {
     let text = std::str::from_utf8(content).context("trailers")?;
     text.split("\r\n")
@@ -220,7 +224,7 @@ mod tests {
         b"\0\0\0\0\x02hi\0\0\0\0\0\x80\0\0\0\x2agrpc-status: 5\r\ngrpc-message: not%20here\r\n";
 
     #[test]
-    fn frames_are_found_however_the_body_is_cut() {
+    fn frames_are_parsed_from_pieces_of_any_size() {
         for size in 1..=BODY.len() {
             let mut parser = FrameParser::default();
             for piece in BODY.chunks(size) {
@@ -236,10 +240,10 @@ mod tests {
     }
 
     #[test]
-    fn what_the_protocol_forbids_is_an_error() {
+    fn protocol_violations_are_errors() {
         assert!(FrameParser::default().push(b"\x03\0\0\0\0").is_err(), "an unknown flag");
-        let again = [BODY, BODY].concat();
-        assert!(FrameParser::default().push(&again).is_err(), "a frame after the trailers");
+        let twice = [BODY, BODY].concat();
+        assert!(FrameParser::default().push(&twice).is_err(), "a frame after the trailers");
         assert!(FrameParser::default().push(b"\x80\0\0\0\x01x").is_err(), "a trailer without a colon");
     }
 }

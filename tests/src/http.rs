@@ -1,4 +1,4 @@
-//! Plain HTTP/1.1, as curl speaks it: one connection a request.
+//! Plain HTTP/1.1 requests as curl sends them, one connection for each request.
 
 use std::net::SocketAddr;
 
@@ -10,16 +10,16 @@ use tokio::{net::TcpStream, task::JoinSet};
 
 use crate::wait::within;
 
-/// Sends a request and reads the whole answer.
+/// Sends a request and reads the whole response.
 pub async fn send(address: SocketAddr, mut request: Request<Bytes>) -> Response<Bytes> {
     let host = address.to_string().parse().expect("an address is a header value");
     request.headers_mut().insert("host", host);
-    let stream = TcpStream::connect(address).await.expect("it listens");
+    let stream = TcpStream::connect(address).await.expect("server accepts a connection");
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { drop(connection.await) });
-    let answer = within("an answer", sender.send_request(request.map(Full::new))).await;
-    let (parts, body) = answer.expect("an answer").into_parts();
-    let body = within("the answer's body", body.collect()).await.expect("the body");
+    let response = within("the response", sender.send_request(request.map(Full::new))).await;
+    let (parts, body) = response.expect("a response").into_parts();
+    let body = within("the response body", body.collect()).await.expect("the body");
     Response::from_parts(parts, body.to_bytes())
 }

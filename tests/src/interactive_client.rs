@@ -1,12 +1,13 @@
-//! Somebody who types line after line, each exactly once: over broken links, and over the workspace's sleep.
+//! A terminal client that types lines, each exactly once, across disconnects and the workspace's
+//! sleep.
 //!
-//! A client as `terminals.proto` describes it. In one epoch positions tell what has arrived; what was not acknowledged when
-//! another begins was not typed, and is typed again.
+//! It is written from `terminals.proto`. Within an epoch, positions tell which input has arrived.
+//! When a new epoch begins, unacknowledged input was not executed, so the client sends it again.
 
 use podling_proto::{
     agent::v1::{
         AttachOpen, AttachRequest, AttachResponse, From, FromNow, Input, InputKind, WriteTerminalRequest,
-        attach_request::Request as Ask, attach_response::Response as Answer, frame::Frame as What,
+        attach_request::Request as Ask, attach_response::Response as Answer, frame::Frame as FrameContent,
         from::From as Begin,
     },
     error,
@@ -20,30 +21,30 @@ use crate::{
     wait::{MIN_POLL_PAUSE, WAIT_TIMEOUT},
 };
 
-/// Requests under way to the transport.
-const ASKED: usize = 4;
+/// Capacity of the queue of requests to the transport.
+const QUEUED_REQUESTS: usize = 4;
 
-/// One writer at one terminal.
+/// A client that types into one terminal.
 #[derive(Debug)]
 pub struct InteractiveClient {
     client: Client,
     name: String,
     terminal: String,
-    link: Option<AttachedStream>,
-    /// What became of the lines.
+    stream: Option<AttachedStream>,
+    /// Results of the lines so far.
     pub counts: LineCounts,
 }
 
-/// How often what happened.
+/// Counts of what happened to the lines.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct LineCounts {
-    /// A line was acknowledged.
+    /// Lines that the agent acknowledged.
     pub acknowledged: u32,
-    /// It was refused, and typed again.
+    /// Rejections; the line was sent again.
     pub rejected: u32,
-    /// The stream ended before either was said, and the line was typed again.
+    /// Streams that ended before a line was acknowledged or rejected.
     pub interrupted: u32,
-    /// The terminal had begun another epoch since the line before.
+    /// New epochs of the terminal that began during a line.
     pub epoch_changes: u32,
 }
 
@@ -56,21 +57,21 @@ struct AttachedStream {
 }
 
 impl InteractiveClient {
-    /// Somebody who has not attached yet.
+    /// A client that has not attached yet.
     pub fn new(client: Client, name: &str, terminal: &str) -> Self {
         let (name, terminal) = (name.to_owned(), terminal.to_owned());
-        Self { client, name, terminal, link: None, counts: LineCounts::default() }
+        Self { client, name, terminal, stream: None, counts: LineCounts::default() }
     }
 
-    /// Attaches if that is not so; wakes the workspace if need be.
+    /// Attaches unless already attached. Attaching wakes the workspace.
     pub async fn attach(&mut self) {
         self.attached(None).await;
     }
 
-    /// Types this line on the attached stream until it has arrived.
+    /// Sends this line on the attached stream until the agent has acknowledged it.
     pub async fn type_text(&mut self, line: &str) {
         let typing = async {
-            // Where the line stands in the stream of this epoch, once it was sent.
+            // Epoch and offset of the last attempt.
             let mut sent: Option<(u64, u64)> = None;
             loop {
                 let (epoch, next) = self.attached(sent).await;
@@ -78,7 +79,7 @@ impl InteractiveClient {
                     && in_epoch == epoch
                     && next > offset
                 {
-                    assert_eq!(next, offset + line.len() as u64, "half a line arrived");
+                    assert_eq!(next, offset + line.len() as u64, "only part of the line arrived");
                     break;
                 }
                 sent = Some((epoch, next));
@@ -87,7 +88,7 @@ impl InteractiveClient {
                     Some(false) => self.counts.rejected += 1,
                     None => {
                         self.counts.interrupted += 1;
-                        self.link = None;
+                        self.stream = None;
                     }
                 }
             }
@@ -95,10 +96,11 @@ impl InteractiveClient {
         };
         tokio::time::timeout(WAIT_TIMEOUT, typing)
             .await
-            .unwrap_or_else(|_| panic!("{line:?} is never taken"));
+            .unwrap_or_else(|_| panic!("{line:?} was not acknowledged within {WAIT_TIMEOUT:?}"));
     }
 
-    /// Types this line by a call of its own, which wakes nothing: whether it was taken, or else clearly refused.
+    /// Sends this line with a unary call, which does not wake the workspace. Returns whether the agent
+    /// accepted it; panics if it was rejected without a reason.
     pub async fn write_once(&mut self, line: &str) -> bool {
         let (epoch, next) = self.attached(None).await;
         let request = WriteTerminalRequest {
@@ -107,39 +109,39 @@ impl InteractiveClient {
             input: Some(input(line, epoch, next)),
         };
         let answer = tokio::time::timeout(WAIT_TIMEOUT, self.client.terminals().write(request)).await;
-        match answer.expect("Write is answered") {
+        match answer.expect("Write is answered in time") {
             Ok(_) => {
-                if let Some(link) = &mut self.link {
-                    link.next += line.len() as u64;
+                if let Some(stream) = &mut self.stream {
+                    stream.next += line.len() as u64;
                 }
                 self.counts.acknowledged += 1;
                 true
             }
             Err(status) => {
-                assert!(error::reason(&status).is_some(), "refused without a reason: {status:?}");
-                self.link = None;
+                assert!(error::reason(&status).is_some(), "rejected without a reason: {status:?}");
+                self.stream = None;
                 self.counts.rejected += 1;
                 false
             }
         }
     }
 
-    /// The epoch and where input goes on in it.
+    /// Attaches if necessary. Returns the epoch and the offset of the next input.
     async fn attached(&mut self, before: Option<(u64, u64)>) -> (u64, u64) {
         loop {
-            if let Some(link) = &self.link {
-                return (link.epoch, link.next);
+            if let Some(stream) = &self.stream {
+                return (stream.epoch, stream.next);
             }
             match self.open().await {
-                Ok(link) => {
+                Ok(stream) => {
                     self.counts.epoch_changes +=
-                        u32::from(before.is_some_and(|(epoch, _)| epoch != link.epoch));
-                    self.link = Some(link);
+                        u32::from(before.is_some_and(|(epoch, _)| epoch != stream.epoch));
+                    self.stream = Some(stream);
                 }
                 Err(status) => {
                     let definite = error::reason(&status).is_some() && status.code() != Code::Unavailable;
-                    assert!(!definite, "the terminal was refused: {status:?}");
-                    // A client that hammered would only slow down what it waits for.
+                    assert!(!definite, "attach was rejected: {status:?}");
+                    // Retrying without a pause would slow down the start that this client waits for.
                     tokio::time::sleep(MIN_POLL_PAUSE).await;
                 }
             }
@@ -147,7 +149,7 @@ impl InteractiveClient {
     }
 
     async fn open(&self) -> Result<AttachedStream, Status> {
-        let (ask, asked) = mpsc::channel(ASKED);
+        let (ask, asked) = mpsc::channel(QUEUED_REQUESTS);
         let open = AttachOpen {
             terminal_id: self.terminal.clone(),
             from: Some(From { from: Some(Begin::Now(FromNow {})) }),
@@ -158,28 +160,32 @@ impl InteractiveClient {
         let mut answers = self.client.terminals().attach(ReceiverStream::new(asked)).await?.into_inner();
         while let Some(answer) = answers.message().await? {
             if let Some(Answer::Frame(frame)) = answer.response
-                && let Some(What::Started(started)) = frame.frame
+                && let Some(FrameContent::Started(started)) = frame.frame
             {
                 return Ok(AttachedStream { ask, answers, epoch: frame.epoch, next: started.input_offset });
             }
         }
-        Err(Status::unavailable("the stream ended before it began"))
+        Err(Status::unavailable("the stream ended before its first frame"))
     }
 
-    /// Whether it was taken; `None`: the stream ended before that was said.
+    /// Returns whether the agent accepted the line; `None` if the stream ended before its response.
     async fn send(&mut self, line: &str, epoch: u64, offset: u64) -> Option<bool> {
-        let link = self.link.as_mut()?;
-        link.ask.send(AttachRequest { request: Some(Ask::Input(input(line, epoch, offset))) }).await.ok()?;
+        let stream = self.stream.as_mut()?;
+        stream
+            .ask
+            .send(AttachRequest { request: Some(Ask::Input(input(line, epoch, offset))) })
+            .await
+            .ok()?;
         let end = offset + line.len() as u64;
         loop {
-            match link.answers.message().await.ok()??.response? {
+            match stream.answers.message().await.ok()??.response? {
                 Answer::InputAck(ack) if ack.next_offset >= end => {
-                    assert_eq!((ack.epoch, ack.next_offset), (epoch, end), "more than was typed");
-                    link.next = end;
+                    assert_eq!((ack.epoch, ack.next_offset), (epoch, end), "acknowledged more than was sent");
+                    stream.next = end;
                     return Some(true);
                 }
                 Answer::InputRefused(refused) => {
-                    assert!(!refused.reason.is_empty(), "refused without a reason");
+                    assert!(!refused.reason.is_empty(), "rejected without a reason");
                     return Some(false);
                 }
                 Answer::InputAck(_) | Answer::Frame(_) => {}

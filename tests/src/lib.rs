@@ -1,8 +1,8 @@
-//! The harness of the end-to-end stories: it starts the real binaries, speaks to them as their users do, breaks things on
-//! purpose, and sees to it that nothing is left running.
+//! The library of the end-to-end tests ("stories"). It starts the real binaries, calls them as users
+//! do, injects faults, and asserts that no process is left running.
 //!
-//! Stories say what a user does ([`Podling`], [`Client`], [`Cli`]); where workspaces run is known to `podling` alone, so that
-//! the same stories can meet another backend.
+//! Stories describe what a user does with [`Podling`], [`Client`] and [`Cli`]. Only the module
+//! `podling` knows where workspaces run, so the same stories run on each backend.
 
 pub mod agent_client;
 pub mod cli;

@@ -1,6 +1,5 @@
-//! The line between a control plane and its agents, which a story can part: then nothing passes either way, and nobody is told.
-//!
-//! Knows nothing of what passes there.
+//! A network partition between the control plane and its agents: traffic stops in both directions,
+//! and neither side sees an error. The partition does not interpret the traffic.
 
 use std::{
     fs,
@@ -21,46 +20,47 @@ use tokio::{
 
 use crate::{agent_client::DialAddress, podling::Podling};
 
-/// Bytes taken from one side at a time.
-const PIECE_BYTES: usize = 16 * 1024;
+/// Size of the copy buffer of one direction.
+const BUFFER_BYTES: usize = 16 * 1024;
 
-/// The line. (A filter that a story leaves goes with the node.)
+/// The connection between the control plane and its agents. A packet filter that a test does not
+/// remove stays until the node ends.
 #[derive(Debug)]
 pub enum NetworkPartition {
-    /// Who stands between agents and the socket they dial.
-    Between {
-        /// Whether nothing passes.
-        parted: watch::Sender<bool>,
-        /// What carries the bytes.
+    /// A proxy in front of the socket that agents connect to.
+    Proxy {
+        /// Whether traffic is blocked.
+        blocked: watch::Sender<bool>,
+        /// The proxy's accept loop.
         tasks: JoinSet<()>,
     },
-    /// The port that pods dial; a filter of the node takes what passes there.
+    /// The TCP port that pods connect to; the node's packet filter drops its packets.
     Port(u16),
 }
 
 impl NetworkPartition {
-    /// Between the control plane and the agents that dial it from now on.
-    pub fn of(podling: &Podling) -> Self {
+    /// Covers agents that connect from now on.
+    pub fn new(podling: &Podling) -> Self {
         let socket = match podling.agents_listen_address() {
             DialAddress::Unix(socket) => socket,
             DialAddress::Tcp(address) => return Self::Port(address.port()),
         };
-        let behind = socket.with_extension("behind");
-        fs::rename(&socket, &behind).expect("the socket can be moved");
-        let listener = UnixListener::bind(&socket).expect("its place is free");
-        let parted = watch::Sender::new(false);
+        let upstream = socket.with_extension("upstream");
+        fs::rename(&socket, &upstream).expect("the socket can be moved");
+        let listener = UnixListener::bind(&socket).expect("socket path is free");
+        let blocked = watch::Sender::new(false);
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, behind, parted.subscribe()));
-        Self::Between { parted, tasks }
+        tasks.spawn(accept(listener, upstream, blocked.subscribe()));
+        Self::Proxy { blocked, tasks }
     }
 
-    /// From now on nothing passes. What is under way is late, not lost, as TCP has it.
-    pub fn part(&self) {
+    /// Blocks traffic in both directions. Bytes under way are delayed, not lost, as with TCP.
+    pub fn block(&self) {
         match self {
-            Self::Between { parted, .. } => drop(parted.send_replace(true)),
-            // Before all other filters.
-            Self::Port(port) => filter(&format!(
-                "table inet parted-{port} {{
+            Self::Proxy { blocked, .. } => drop(blocked.send_replace(true)),
+            // The priority runs these chains before all other filters.
+            Self::Port(port) => apply_nft_rules(&format!(
+                "table inet podling-partition-{port} {{
                    chain to {{ type filter hook input priority -400; tcp dport {port} drop; }}
                    chain from {{ type filter hook output priority -400; tcp sport {port} drop; }}
                  }}"
@@ -68,51 +68,50 @@ impl NetworkPartition {
         }
     }
 
-    /// Everything passes again.
     pub fn heal(&self) {
         match self {
-            Self::Between { parted, .. } => drop(parted.send_replace(false)),
-            Self::Port(port) => filter(&format!("delete table inet parted-{port}")),
+            Self::Proxy { blocked, .. } => drop(blocked.send_replace(false)),
+            Self::Port(port) => apply_nft_rules(&format!("delete table inet podling-partition-{port}")),
         }
     }
 }
 
-/// Tells the kernel's packet filter.
-fn filter(rules: &str) {
+/// Applies rules to the kernel's packet filter.
+fn apply_nft_rules(rules: &str) {
     let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
     nft.stdin.take().expect("a pipe").write_all(rules.as_bytes()).expect("nft reads");
     assert!(nft.wait().expect("nft ends").success(), "{rules}");
 }
 
-async fn accept(listener: UnixListener, behind: PathBuf, parted: watch::Receiver<bool>) {
+async fn accept(listener: UnixListener, upstream: PathBuf, blocked: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     while let Ok((near, _)) = listener.accept().await {
         while connections.try_join_next().is_some() {}
-        connections.spawn(carry(near, behind.clone(), parted.clone()));
+        connections.spawn(forward_connection(near, upstream.clone(), blocked.clone()));
     }
 }
 
-async fn carry(near: UnixStream, behind: PathBuf, mut parted: watch::Receiver<bool>) {
-    if parted.wait_for(|parted| !parted).await.is_err() {
+async fn forward_connection(near: UnixStream, upstream: PathBuf, mut blocked: watch::Receiver<bool>) {
+    if blocked.wait_for(|blocked| !blocked).await.is_err() {
         return;
     }
-    let Ok(far) = UnixStream::connect(behind).await else { return };
+    let Ok(far) = UnixStream::connect(upstream).await else { return };
     let (near_read, near_write) = near.into_split();
     let (far_read, far_write) = far.into_split();
-    // When one direction ends, the other is dropped with it: both ends see the connection go.
+    // The end of one direction drops the other, so both peers see the connection close.
     tokio::select! {
-        () = pump(near_read, far_write, parted.clone()) => {}
-        () = pump(far_read, near_write, parted) => {}
+        () = forward_bytes(near_read, far_write, blocked.clone()) => {}
+        () = forward_bytes(far_read, near_write, blocked) => {}
     }
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut parted: watch::Receiver<bool>) {
-    let mut buffer = vec![0; PIECE_BYTES];
+async fn forward_bytes(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut blocked: watch::Receiver<bool>) {
+    let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let read = from.read(&mut buffer).await.unwrap_or_default();
-        // Also an end is not seen on the other side before the line is whole again.
-        let whole = parted.wait_for(|parted| !parted).await.is_ok();
-        if read == 0 || !whole || to.write_all(&buffer[..read]).await.is_err() {
+        // The end of a connection is not forwarded during the partition either.
+        let passing = blocked.wait_for(|blocked| !blocked).await.is_ok();
+        if read == 0 || !passing || to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
     }

@@ -1,6 +1,7 @@
-//! One Podling of a story's own: started, broken and started again, and gone without a trace at the end.
+//! A Podling for one story, which the story can kill and restart. Dropping it leaves no process.
 //!
-//! Its workspaces are processes on this machine, or pods (`pods`): what only the former can do says so by its name or fails.
+//! Workspaces are processes on this machine or pods (module `pods`). Operations that only one
+//! backend supports panic on the other.
 
 use std::{
     fs::{self, File},
@@ -31,102 +32,101 @@ mod observe;
 mod pods;
 
 pub use observe::names;
-use pods::Pods;
-pub use pods::are_wanted as on_pods;
+use pods::PodCluster;
+pub use pods::are_selected as on_pods;
 
-/// How long everything may take to end when a story is over.
-const END: Duration = Duration::from_secs(60);
+/// How long all processes may take to end after a story.
+const END_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How a story wants its Podling.
+/// Options of a story's Podling.
 #[derive(Debug, Clone, Default)]
 pub struct PodlingOptions {
-    /// The data folder; absent: one in the story's own folder. Given when it must lie on a file system of its own. (Volumes of pods
-    /// lie in it, too.)
+    /// The data directory, for stories that need a separate file system. The default is a directory
+    /// below the story's. Volumes of pods are in it too.
     pub data: Option<PathBuf>,
-    /// Behind a path longer than the 108 bytes that the address of a unix socket can hold.
+    /// Uses a data directory whose path is longer than the 108 bytes of a unix socket address.
     pub long_data_path: bool,
-    /// A program and arguments to start `podling` with (`prlimit`, `unshare`); it must end in exec.
+    /// A command prefix such as `prlimit` or `unshare` that starts `podling`. It must exec it.
     pub launcher: Vec<String>,
-    /// As pods, whatever the other stories are told of.
+    /// Uses pods even if the other stories run on processes.
     pub force_pods: bool,
-    /// More arguments for `podling up`.
+    /// Additional arguments of `podling up`.
     pub args: Vec<String>,
-    /// Templates of the story's own: name and TOML.
+    /// Additional templates: name and TOML.
     pub templates: Vec<(&'static str, &'static str)>,
-    /// Where the first control plane dies as by kill -9, `ACTION:before` or `ACTION:after`; only debug builds do.
+    /// Where the first control plane dies as if by kill -9: `ACTION:before` or `ACTION:after`. Only
+    /// debug builds support it.
     pub die_at: Option<String>,
 }
 
-/// A running Podling.
+/// A Podling for one story. Dropping it stops it and asserts that no process is left.
 #[derive(Debug)]
 pub struct Podling {
     options: PodlingOptions,
-    folder: PathBuf,
+    dir: PathBuf,
     data: PathBuf,
     home: PathBuf,
     url: String,
     token: String,
     up: Option<Child>,
     starts: u32,
-    /// Where its workspaces are pods.
-    pods: Option<Pods>,
-    // Last, so that the folder goes when nothing uses it any more.
-    _folder: tempfile::TempDir,
+    /// Present if workspaces are pods.
+    pods: Option<PodCluster>,
+    // Last, so that the directory is removed after all users of it are dropped.
+    _dir: tempfile::TempDir,
 }
 
-/// A workspace of the story.
+/// Id and name of a story's workspace.
 #[derive(Debug, Clone)]
 pub struct Workspace {
-    /// Its id.
     pub id: String,
-    /// Its name.
     pub name: String,
 }
 
 impl Podling {
-    /// `podling up` on a fresh machine.
+    /// Starts `podling up` with an empty data directory.
     pub async fn up() -> Self {
         Self::up_with(PodlingOptions::default()).await
     }
 
-    /// The same with options.
+    /// Starts `podling up` with an empty data directory and these options.
     pub async fn up_with(options: PodlingOptions) -> Self {
         let mut podling = Self::prepare(options);
         podling.start("127.0.0.1:0").await;
         podling
     }
 
-    /// A machine on which nothing runs yet.
+    /// Creates the directories without starting a process.
     pub fn prepare(options: PodlingOptions) -> Self {
-        let temp = tempfile::Builder::new().prefix("podling-story-").tempdir().expect("a folder");
-        let folder = temp.path().to_owned();
-        let home = folder.join("person");
+        let temp = tempfile::Builder::new().prefix("podling-story-").tempdir().expect("a directory");
+        let dir = temp.path().to_owned();
+        let home = dir.join("home");
         let data = match &options.data {
             Some(data) => data.clone(),
-            None if options.long_data_path => folder.join("deep".repeat(30)).join("data"),
-            None => folder.join("data"),
+            None if options.long_data_path => dir.join("deep".repeat(30)).join("data"),
+            None => dir.join("data"),
         };
-        for needed in [home.as_path(), data.parent().expect("the data folder has a parent")] {
-            fs::create_dir_all(needed).expect("a folder");
+        for needed in [home.as_path(), data.parent().expect("the data directory has a parent")] {
+            fs::create_dir_all(needed).expect("a directory");
         }
-        let templates = folder.join("templates");
-        fs::create_dir(&templates).expect("a folder");
+        let templates = dir.join("templates");
+        fs::create_dir(&templates).expect("a directory");
         for (name, text) in &options.templates {
             fs::write(templates.join(format!("{name}.toml")), text).expect("a template");
         }
         let (url, token) = (String::new(), String::new());
         let pods = (options.force_pods || on_pods())
-            .then(|| Pods::new(options.data.as_ref().unwrap_or(&folder), &options));
-        Self { options, folder, data, home, url, token, up: None, starts: 0, pods, _folder: temp }
+            .then(|| PodCluster::new(options.data.as_ref().unwrap_or(&dir), &options));
+        Self { options, dir, data, home, url, token, up: None, starts: 0, pods, _dir: temp }
     }
 
-    /// Starts `podling up` again, at the same address, so that clients find it where it was.
+    /// Starts `podling up` again at the same address, so that clients can reconnect.
     pub async fn restart(&mut self) {
         let address = self.address().to_string();
         self.start(&address).await;
     }
 
-    /// The same, but it dies at this moment (see [`PodlingOptions::die_at`]): perhaps before it says that it is up.
+    /// Starts `podling up` again with [`PodlingOptions::die_at`]. It may die before it is ready.
     pub async fn restart_dying_at(&mut self, at: &str) {
         self.options.die_at = Some(at.to_owned());
         self.restart().await;
@@ -134,7 +134,7 @@ impl Podling {
 
     async fn start(&mut self, listen: &str) {
         self.starts += 1;
-        let ready = self.folder.join(format!("up-{}.out", self.starts));
+        let ready = self.dir.join(format!("up-{}.out", self.starts));
         let mut command = self.command(listen);
         command.env_clear().envs(self.cli().envs()).current_dir(&self.home);
         if self.pods.is_some() {
@@ -142,31 +142,31 @@ impl Podling {
         }
         let die_at = self.options.die_at.take();
         command.envs(die_at.iter().map(|at| ("PODLING_TEST_DIE_AT", at)));
-        // A group of its own, as a shell gives every job: Ctrl-C then reaches exactly this.
+        // A separate process group, as a shell gives each job: Ctrl-C reaches only this command.
         command.process_group(0).stdin(Stdio::null());
         command.stdout(File::create(&ready).expect("a file"));
         command.stderr(File::create(self.log_file()).expect("a file"));
         self.up = Some(command.spawn().expect("podling up starts"));
-        self.url = wait_for("it says its url", async || {
+        self.url = wait_for("podling prints its URL", async || {
             if let Some(status) = self.up.as_mut().and_then(|up| up.try_wait().ok().flatten()) {
-                let dead = die_at.is_some() && status.signal() == Some(Signal::KILL.as_raw());
-                assert!(dead, "`podling up` ended with {status}: {}", self.log());
+                let died_as_requested = die_at.is_some() && status.signal() == Some(Signal::KILL.as_raw());
+                assert!(died_as_requested, "`podling up` ended with {status}: {}", self.log());
                 return Some(self.url.clone());
             }
-            let said = fs::read_to_string(&ready).ok()?;
-            let (line, _) = said.split_once('\n')?;
+            let printed = fs::read_to_string(&ready).ok()?;
+            let (line, _) = printed.split_once('\n')?;
             if let Some((_, url)) = line.split_once("listens at ") {
                 return Some(url.to_owned());
             }
-            let value: Value = serde_json::from_str(line).expect("the line is JSON");
-            Some(value["url"].as_str().expect("it has a url").to_owned())
+            let value: Value = serde_json::from_str(line).expect("first line is JSON");
+            Some(value["url"].as_str().expect("JSON has a url").to_owned())
         })
         .await;
         let token = fs::read_to_string(self.data.join("root-token")).expect("the root token");
         self.token = token.trim().to_owned();
     }
 
-    /// What is started: `podling up`, or the control plane of a cluster.
+    /// Returns the command `podling up`, or `podling-control` for pods.
     fn command(&self, listen: &str) -> Command {
         let name = if self.pods.is_some() { "podling-control" } else { "podling" };
         let mut command = match self.options.launcher.split_first() {
@@ -183,57 +183,54 @@ impl Podling {
         };
         command.args(["--listen", listen, "--data"]).arg(&self.data).args(&self.options.args);
         if self.pods.is_none() && !self.options.templates.is_empty() {
-            command.arg("--templates").arg(self.folder.join("templates"));
+            command.arg("--templates").arg(self.dir.join("templates"));
         }
         command
     }
 
     fn log_file(&self) -> PathBuf {
-        self.folder.join(format!("up-{}.log", self.starts))
+        self.dir.join(format!("up-{}.log", self.starts))
     }
 
-    /// What `podling up` wrote for people since it was last started.
+    /// Returns the log of the control plane since its last start.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
-    /// Where it listens.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Where it listens, as an address.
+    /// Returns the address that the gateway listens on.
     pub fn address(&self) -> SocketAddr {
         let text = self.url.trim_start_matches("http://").trim_end_matches('/');
         text.parse().expect("the url holds an address")
     }
 
-    /// The root token.
     pub fn token(&self) -> &str {
         &self.token
     }
 
-    /// The data folder.
     pub fn data(&self) -> &Path {
         &self.data
     }
 
-    /// A folder for the story's own files.
+    /// The directory for the story's files.
     pub fn dir(&self) -> &Path {
-        &self.folder
+        &self.dir
     }
 
-    /// The namespace of its pods.
+    /// The namespace of the pods; panics if workspaces are processes.
     pub fn namespace(&self) -> &Namespace {
-        self.pods.as_ref().expect("its workspaces are pods").namespace()
+        self.pods.as_ref().expect("workspaces are pods").namespace()
     }
 
-    /// The process `podling up`.
+    /// The process id of the control plane.
     pub fn control_pid(&self) -> u32 {
-        self.up.as_ref().expect("it is up").id()
+        self.up.as_ref().expect("control plane runs").id()
     }
 
-    /// The person at this machine.
+    /// A user's shell on this machine, configured for this Podling.
     pub fn cli(&self) -> Cli {
         let cli = Cli::new(&self.home);
         match self.pods {
@@ -242,33 +239,38 @@ impl Podling {
         }
     }
 
-    /// A client at the gateway with the root token.
+    /// A client of the gateway with the root token.
     pub fn client(&self) -> Client {
         Client::new(&self.url).token(&self.token)
     }
 
-    /// A client at another address, such as a proxy's.
+    /// A client with the root token at another address, such as a proxy's.
     pub fn client_at(&self, address: SocketAddr) -> Client {
         Client::new(&format!("http://{address}")).token(&self.token)
     }
 
-    /// Makes a workspace and waits until one can work in it.
+    /// Creates a workspace and waits until its agent is connected.
     pub async fn workspace(&self, name: &str) -> Workspace {
         let request = CreateWorkspaceRequest { name: name.to_owned(), ..Default::default() };
         let made = within("Workspaces.Create", self.client().workspaces().create(request)).await;
-        let id = made.expect("the workspace is made").into_inner().workspace.expect("it is described").id;
+        let id = made
+            .expect("workspace is created")
+            .into_inner()
+            .workspace
+            .expect("response has the workspace")
+            .id;
         let workspace = Workspace { id, name: name.to_owned() };
         self.wait_until_awake(&workspace).await;
         workspace
     }
 
-    /// `podling create NAME FLAGS…`, awake.
+    /// Runs `podling create NAME FLAGS…`, which by default waits until the workspace is awake.
     pub async fn create(&self, name: &str, flags: &[&str]) -> Workspace {
         let made = self.cli().run(&[&["create", name, "--json"], flags].concat()).await.ok().json();
-        Workspace { id: made["id"].as_str().expect("it has an id").to_owned(), name: name.to_owned() }
+        Workspace { id: made["id"].as_str().expect("JSON has an id").to_owned(), name: name.to_owned() }
     }
 
-    /// The folder the workspace's user sees as home.
+    /// Returns the workspace's home directory as this machine sees it.
     pub fn home_dir(&self, workspace: &Workspace) -> PathBuf {
         match &self.pods {
             Some(pods) => pods.home_dir(&workspace.id),
@@ -276,7 +278,7 @@ impl Podling {
         }
     }
 
-    /// Where agents dial the control plane.
+    /// The address that agents connect to.
     pub fn agents_listen_address(&self) -> DialAddress {
         match &self.pods {
             Some(pods) => DialAddress::Tcp(pods.agents_listen_address()),
@@ -284,34 +286,34 @@ impl Podling {
         }
     }
 
-    /// kill -9 of the control plane.
+    /// Kills the control plane with SIGKILL and waits until it has ended.
     pub fn kill_control(&mut self) {
-        let mut up = self.up.take().expect("it is up");
-        up.kill().expect("it can be killed");
-        up.wait().expect("it ends");
+        let mut up = self.up.take().expect("control plane runs");
+        up.kill().expect("control plane is killed");
+        up.wait().expect("control plane is reaped");
     }
 
-    /// Ctrl-C on `podling up`.
+    /// Sends Ctrl-C to `podling up`.
     pub fn interrupt(&self) {
-        kill_process_group(pid(self.control_pid()), Signal::INT).expect("it can be interrupted");
+        kill_process_group(pid(self.control_pid()), Signal::INT).expect("process group is signalled");
     }
 
-    /// The same; waits for its end.
+    /// Sends Ctrl-C to `podling up` and waits until it has ended.
     pub async fn ctrl_c(&mut self) -> ExitStatus {
         self.interrupt();
         self.wait_exit().await
     }
 
-    /// Waits until `podling up` has ended by itself, as `podling down` makes it.
+    /// Waits until `podling up` has ended, for example after `podling down`.
     pub async fn wait_exit(&mut self) -> ExitStatus {
-        let mut up = self.up.take().expect("it is up");
+        let mut up = self.up.take().expect("control plane runs");
         wait_exit(&mut up).await
     }
 
-    /// Everything of this story that runs.
+    /// Returns all running processes of this story.
     pub fn running_processes(&self) -> Vec<running_processes::RunningProcess> {
-        let mut left = running_processes::in_dir(&self.folder);
-        if !self.data.starts_with(&self.folder) {
+        let mut left = running_processes::in_dir(&self.dir);
+        if !self.data.starts_with(&self.dir) {
             left.extend(
                 running_processes::in_dir(&self.data)
                     .into_iter()
@@ -322,12 +324,12 @@ impl Podling {
         left
     }
 
-    fn down(&mut self) -> Option<ExitStatus> {
+    fn stop(&mut self) -> Option<ExitStatus> {
         let mut up = self.up.take()?;
         if self.pods.is_some() {
             signal(up.id(), Signal::TERM);
             let mut status = None;
-            wait_blocking(END, || {
+            wait_blocking(END_TIMEOUT, || {
                 status = up.try_wait().ok().flatten();
                 status.is_some()
             });
@@ -338,8 +340,8 @@ impl Podling {
         command.args(["down", "--force"]).env_clear().envs(self.cli().envs()).stdin(Stdio::null());
         let mut down = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
         let mut status = None;
-        wait_blocking(END, || down.try_wait().ok().flatten().is_some());
-        wait_blocking(END, || {
+        wait_blocking(END_TIMEOUT, || down.try_wait().ok().flatten().is_some());
+        wait_blocking(END_TIMEOUT, || {
             status = up.try_wait().ok().flatten();
             status.is_some()
         });
@@ -352,16 +354,16 @@ impl Drop for Podling {
     fn drop(&mut self) {
         let was_up = self.up.is_some();
         if thread::panicking() {
-            eprintln!("--- what podling up wrote ---\n{}", self.log());
+            eprintln!("--- podling up log ---\n{}", self.log());
         }
-        let status = self.down();
-        // A story may leave the control plane dead on purpose; then the workspaces are ours to end.
-        let gone = was_up && wait_blocking(END, || self.running_processes().is_empty());
+        let status = self.stop();
+        // A story may leave the control plane dead on purpose; then its workspaces still run.
+        let gone = was_up && wait_blocking(END_TIMEOUT, || self.running_processes().is_empty());
         let left = self.running_processes();
         running_processes::kill_all(&left);
-        wait_blocking(END, || self.running_processes().is_empty());
+        wait_blocking(END_TIMEOUT, || self.running_processes().is_empty());
         if was_up && !thread::panicking() {
-            assert!(gone, "left running after `podling down --force`: {left:#?}\n{}", self.log());
+            assert!(gone, "processes survive `podling down --force`: {left:#?}\n{}", self.log());
             let status = status.expect("`podling up` ends after `podling down --force`");
             assert!(status.success(), "`podling up` ended with {status}\n{}", self.log());
         }

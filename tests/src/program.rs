@@ -1,15 +1,15 @@
-//! The real binaries, where cargo puts them.
+//! Finds the binaries under test in cargo's target directory.
 
 use std::{env, path::PathBuf};
 
-/// The path of `podling`, `podling-agent` or `podling-control`; panics when it was not built.
+/// Returns the path of `podling`, `podling-agent` or `podling-control`; panics if it is not built.
 pub fn program(name: &str) -> PathBuf {
-    let mut folder = env::current_exe().expect("a program knows where it is");
-    folder.pop();
-    if folder.ends_with("deps") {
-        folder.pop();
+    let mut dir = env::current_exe().expect("path of this program");
+    dir.pop();
+    if dir.ends_with("deps") {
+        dir.pop();
     }
-    let path = folder.join(name);
+    let path = dir.join(name);
     assert!(path.exists(), "{} is missing: run `cargo xtask stories`", path.display());
     path
 }

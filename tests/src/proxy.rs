@@ -1,6 +1,5 @@
-//! A bad network: a TCP proxy that cuts, delays and trickles, both ways, at points drawn from a seed.
-//!
-//! Knows nothing of what it carries.
+//! A TCP proxy that injects faults in both directions: it cuts connections, delays data and splits it
+//! into small pieces. A seed determines the points. The proxy does not interpret the traffic.
 
 use std::{
     env,
@@ -23,21 +22,21 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Bytes taken from one side at a time.
-const PIECE_BYTES: usize = 16 * 1024;
+/// Size of the copy buffer of one direction.
+const BUFFER_BYTES: usize = 16 * 1024;
 
-/// What the network does to a connection.
+/// Faults of a connection.
 #[derive(Debug, Clone)]
 pub struct NetworkFaults {
-    /// Each direction is good for this many bytes, then the connection is cut without a word.
+    /// Bytes of each direction after which the connection is closed.
     pub cut_after: Range<u64>,
-    /// A piece is held back up to this long.
-    pub delay: Duration,
-    /// Some pieces go in crumbs of 1 to this many bytes.
-    pub crumb: usize,
+    /// Maximum delay of a delayed piece.
+    pub max_delay: Duration,
+    /// Maximum size of the pieces into which some data is split; the minimum is one byte.
+    pub max_piece: usize,
 }
 
-/// A running proxy; dropping it cuts everything.
+/// A running proxy. Dropping it closes all connections.
 #[derive(Debug)]
 pub struct FaultyProxy {
     address: SocketAddr,
@@ -48,42 +47,43 @@ pub struct FaultyProxy {
 #[derive(Debug)]
 struct ProxyState {
     to: SocketAddr,
-    weather: NetworkFaults,
+    faults: NetworkFaults,
     seed: u64,
-    calm: AtomicBool,
+    faults_stopped: AtomicBool,
     connections: AtomicU64,
     cuts: AtomicU64,
 }
 
-/// The seed of this run: PODLING_SEED, or a new one. Printed, so that a failure can be repeated.
+/// Returns the seed of this run: `PODLING_SEED` or a random one. Prints it, so that a failure can be
+/// reproduced.
 pub fn seed() -> u64 {
     let seed = env::var("PODLING_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-    eprintln!("chaos: PODLING_SEED={seed} repeats this");
+    eprintln!("to reproduce: PODLING_SEED={seed}");
     seed
 }
 
 // === impl NetworkFaults ===
 
 impl NetworkFaults {
-    /// A storm that lets `cut_after` bytes through before each cut.
+    /// Faults of all kinds, with a cut after a number of bytes in `cut_after`.
     pub fn cutting_after(cut_after: Range<u64>) -> Self {
-        Self { cut_after, delay: Duration::from_millis(3), crumb: 200 }
+        Self { cut_after, max_delay: Duration::from_millis(3), max_piece: 200 }
     }
 }
 
 // === impl FaultyProxy ===
 
 impl FaultyProxy {
-    /// A proxy to this address, on a port of its own.
-    pub async fn start(to: SocketAddr, weather: NetworkFaults, seed: u64) -> Self {
+    /// Starts a proxy to this address on a free port.
+    pub async fn start(to: SocketAddr, faults: NetworkFaults, seed: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let shared = Arc::new(ProxyState {
             to,
-            weather,
+            faults,
             seed,
-            calm: AtomicBool::new(false),
+            faults_stopped: AtomicBool::new(false),
             connections: AtomicU64::new(0),
             cuts: AtomicU64::new(0),
         });
@@ -92,19 +92,18 @@ impl FaultyProxy {
         Self { address, shared, _tasks: tasks }
     }
 
-    /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// How many connections it has cut.
+    /// Returns the number of cut connections.
     pub fn cuts(&self) -> u64 {
         self.shared.cuts.load(Ordering::Relaxed)
     }
 
-    /// From now on it does nothing but forward.
+    /// Forwards without faults from now on.
     pub fn stop_faults(&self) {
-        self.shared.calm.store(true, Ordering::Relaxed);
+        self.shared.faults_stopped.store(true, Ordering::Relaxed);
     }
 }
 
@@ -113,37 +112,38 @@ async fn accept(listener: TcpListener, shared: Arc<ProxyState>) {
     while let Ok((near, _)) = listener.accept().await {
         while connections.try_join_next().is_some() {}
         let number = shared.connections.fetch_add(1, Ordering::Relaxed);
-        connections.spawn(carry(near, number, shared.clone()));
+        connections.spawn(forward_connection(near, number, shared.clone()));
     }
 }
 
-async fn carry(near: TcpStream, number: u64, shared: Arc<ProxyState>) {
+async fn forward_connection(near: TcpStream, number: u64, shared: Arc<ProxyState>) {
     let Ok(far) = TcpStream::connect(shared.to).await else { return };
     let _ = (near.set_nodelay(true), far.set_nodelay(true));
     let (near_read, near_write) = near.into_split();
     let (far_read, far_write) = far.into_split();
-    let dice =
+    let rng =
         |way: u64| Rng::with_seed(shared.seed ^ (number << 1 | way).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    // When one direction is cut, the other is dropped with it: both ends see the connection go.
+    // A cut of one direction drops the other, so both peers see the connection close.
     tokio::select! {
-        () = pump(near_read, far_write, dice(0), &shared) => {}
-        () = pump(far_read, near_write, dice(1), &shared) => {}
+        () = forward_bytes(near_read, far_write, rng(0), &shared) => {}
+        () = forward_bytes(far_read, near_write, rng(1), &shared) => {}
     }
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut dice: Rng, shared: &ProxyState) {
-    let weather = &shared.weather;
-    let mut left = dice.u64(weather.cut_after.clone());
-    let mut buffer = vec![0; PIECE_BYTES];
+async fn forward_bytes(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut rng: Rng, shared: &ProxyState) {
+    let faults = &shared.faults;
+    let mut left = rng.u64(faults.cut_after.clone());
+    let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let Ok(read @ 1..) = from.read(&mut buffer).await else { return };
-        let calm = shared.calm.load(Ordering::Relaxed);
-        let pass = if calm { read } else { read.min(usize::try_from(left).unwrap_or(read)) };
-        left -= if calm { 0 } else { pass as u64 };
-        let crumb = if !calm && dice.u8(..4) == 0 { dice.usize(1..=weather.crumb) } else { PIECE_BYTES };
-        for piece in buffer[..pass].chunks(crumb) {
-            if !calm && dice.u8(..4) == 0 {
-                tokio::time::sleep(weather.delay.mul_f64(dice.f64())).await;
+        let stopped = shared.faults_stopped.load(Ordering::Relaxed);
+        let pass = if stopped { read } else { read.min(usize::try_from(left).unwrap_or(read)) };
+        left -= if stopped { 0 } else { pass as u64 };
+        let piece_bytes =
+            if !stopped && rng.u8(..4) == 0 { rng.usize(1..=faults.max_piece) } else { BUFFER_BYTES };
+        for piece in buffer[..pass].chunks(piece_bytes) {
+            if !stopped && rng.u8(..4) == 0 {
+                tokio::time::sleep(faults.max_delay.mul_f64(rng.f64())).await;
             }
             if to.write_all(piece).await.is_err() {
                 return;
@@ -161,8 +161,8 @@ mod tests {
     use super::*;
     use crate::wait::within;
 
-    /// Serves one connection that says 100,000 bytes.
-    async fn talker() -> (SocketAddr, JoinSet<()>) {
+    /// Starts a server that sends 100,000 bytes on each connection.
+    async fn sender() -> (SocketAddr, JoinSet<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let mut tasks = JoinSet::new();
@@ -174,31 +174,31 @@ mod tests {
         (address, tasks)
     }
 
-    async fn hear(proxy: &FaultyProxy) -> usize {
+    async fn receive(proxy: &FaultyProxy) -> usize {
         let mut stream = TcpStream::connect(proxy.address()).await.expect("the proxy listens");
-        let mut heard = Vec::new();
-        let _ = within("the end", stream.read_to_end(&mut heard)).await;
-        heard.len()
+        let mut received = Vec::new();
+        let _ = within("the end", stream.read_to_end(&mut received)).await;
+        received.len()
     }
 
     #[tokio::test]
-    async fn a_connection_is_cut_where_the_seed_says() {
-        let (address, _tasks) = talker().await;
-        let mut heard = Vec::new();
+    async fn connection_is_cut_where_the_seed_says() {
+        let (address, _tasks) = sender().await;
+        let mut received = Vec::new();
         for _ in 0..2 {
             let proxy = FaultyProxy::start(address, NetworkFaults::cutting_after(1000..50_000), 42).await;
-            heard.push(hear(&proxy).await);
+            received.push(receive(&proxy).await);
             assert_eq!(proxy.cuts(), 1);
         }
-        assert!((1000..50_000).contains(&heard[0]), "{heard:?}");
-        assert_eq!(heard[0], heard[1], "the same seed cuts at the same byte");
+        assert!((1000..50_000).contains(&received[0]), "{received:?}");
+        assert_eq!(received[0], received[1], "the same seed cuts at the same byte");
     }
 
     #[tokio::test]
-    async fn a_calm_network_carries_everything() {
-        let (address, _tasks) = talker().await;
+    async fn proxy_forwards_everything_after_faults_stop() {
+        let (address, _tasks) = sender().await;
         let proxy = FaultyProxy::start(address, NetworkFaults::cutting_after(1..2), 42).await;
         proxy.stop_faults();
-        assert_eq!((hear(&proxy).await, proxy.cuts()), (100_000, 0));
+        assert_eq!((receive(&proxy).await, proxy.cuts()), (100_000, 0));
     }
 }

@@ -1,4 +1,4 @@
-//! A person's own terminal window: a PTY with a program in it, as `ssh` or `podling attach` would have.
+//! A terminal window: a PTY with a program in it, such as `podling attach`.
 
 use std::{
     fs::File,
@@ -18,91 +18,91 @@ use tokio::process::{Child, Command};
 
 use crate::wait::wait_for;
 
-/// A window with a program in it.
+/// A terminal window with a program in it.
 #[derive(Debug)]
 pub struct TerminalWindow {
-    ours: File,
-    theirs: OwnedFd,
-    seen: Arc<Mutex<Vec<u8>>>,
+    controller: File,
+    terminal: OwnedFd,
+    output: Arc<Mutex<Vec<u8>>>,
     child: Child,
 }
 
-/// Written into a window when its program has ended, and taken away again.
-const ENDED: &str = "[the program has ended]";
+/// Marks the end of the program's output; removed again before the output is returned.
+const END_MARK: &str = "[the program has ended]";
 
 impl TerminalWindow {
-    /// Opens a window of 24 × 80 with this command in it.
+    /// Opens a window of 24 × 80 cells and starts this command in it.
     pub fn open(command: &Command) -> Self {
-        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a PTY");
-        grantpt(&ours).and_then(|()| unlockpt(&ours)).expect("a PTY can be unlocked");
-        let name = ptsname(&ours, Vec::new()).expect("a PTY has a name");
+        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a PTY");
+        grantpt(&controller).and_then(|()| unlockpt(&controller)).expect("a PTY can be unlocked");
+        let name = ptsname(&controller, Vec::new()).expect("a PTY has a name");
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let theirs = open(name.as_c_str(), flags, Mode::empty()).expect("the other side opens");
-        rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::CLOEXEC).expect("a descriptor");
-        // `setsid --ctty` makes the PTY the program's controlling terminal, as a terminal emulator does.
+        let terminal = open(name.as_c_str(), flags, Mode::empty()).expect("the other side opens");
+        rustix::io::fcntl_setfd(&controller, rustix::io::FdFlags::CLOEXEC).expect("a descriptor");
+        // `setsid --ctty` makes the PTY the program's controlling terminal, as an emulator does.
         let mut wrapped = Command::new("setsid");
         let inner = command.as_std();
         wrapped.arg("--ctty").arg(inner.get_program()).args(inner.get_args()).env_clear().kill_on_drop(true);
         wrapped.envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?))));
-        if let Some(folder) = inner.get_current_dir() {
-            wrapped.current_dir(folder);
+        if let Some(dir) = inner.get_current_dir() {
+            wrapped.current_dir(dir);
         }
-        let side = || Stdio::from(theirs.try_clone().expect("a descriptor"));
+        let side = || Stdio::from(terminal.try_clone().expect("a descriptor"));
         let child = wrapped.stdin(side()).stdout(side()).stderr(side()).spawn().expect("setsid starts");
-        let mut window = Self { ours: File::from(ours), theirs, seen: Arc::default(), child };
+        let mut window = Self { controller: File::from(controller), terminal, output: Arc::default(), child };
         window.resize(24, 80);
         window.watch();
         window
     }
 
     fn watch(&mut self) {
-        let (mut ours, seen) = (self.ours.try_clone().expect("a descriptor"), self.seen.clone());
-        // Ends when the window is dropped: the other side is then closed and reading fails.
+        let (mut controller, output) =
+            (self.controller.try_clone().expect("a descriptor"), self.output.clone());
+        // The thread ends when the window is dropped: the other side is closed and reading fails.
         thread::spawn(move || {
             let mut buffer = [0; 4096];
-            while let Ok(read @ 1..) = ours.read(&mut buffer) {
-                seen.lock().expect("no reader panics").extend_from_slice(&buffer[..read]);
+            while let Ok(read @ 1..) = controller.read(&mut buffer) {
+                output.lock().expect("no reader panics").extend_from_slice(&buffer[..read]);
             }
         });
     }
 
-    /// Types.
     pub fn type_text(&mut self, text: &str) {
-        self.ours.write_all(text.as_bytes()).expect("the window takes keystrokes");
+        self.controller.write_all(text.as_bytes()).expect("the window takes keystrokes");
     }
 
-    /// Drags the window's corner.
+    /// Sets the size of the window.
     pub fn resize(&self, rows: u16, cols: u16) {
         let size = Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
-        tcsetwinsize(self.ours.as_fd(), size).expect("a window has a size");
+        tcsetwinsize(self.controller.as_fd(), size).expect("a window has a size");
     }
 
-    /// How the line is set: raw while a program is attached, as before when it has left.
+    /// Returns the terminal modes. They are raw while `podling attach` runs, and restored afterwards.
     pub fn modes(&self) -> Termios {
-        tcgetattr(&self.theirs).expect("a window has modes")
+        tcgetattr(&self.terminal).expect("a window has modes")
     }
 
-    /// Everything that was shown so far.
+    /// Returns all output so far.
     pub fn output(&self) -> String {
-        String::from_utf8_lossy(&self.seen.lock().expect("no reader panics")).into_owned()
+        String::from_utf8_lossy(&self.output.lock().expect("no reader panics")).into_owned()
     }
 
-    /// Waits until this was shown.
+    /// Waits until the output contains `text`.
     pub async fn wait_for_text(&self, text: &str) {
         self.wait_for_any_text(&[text]).await;
     }
 
-    /// Waits until a shell asks for a command, a user's or root's.
+    /// Waits until the output contains a shell prompt of a user or of root.
     pub async fn wait_for_prompt(&self) {
         self.wait_for_any_text(&["$ ", "# "]).await;
     }
 
     async fn wait_for_any_text(&self, texts: &[&str]) {
-        let mut looks = 0_u32;
-        wait_for(&format!("the window shows {texts:?}"), async || {
-            looks += 1;
-            if looks.is_multiple_of(500) {
-                eprintln!("still waiting for {texts:?}; the window shows {:?}", self.output());
+        let mut polls = 0_u32;
+        wait_for(&format!("the window shows one of {texts:?}"), async || {
+            polls += 1;
+            if polls.is_multiple_of(500) {
+                eprintln!("still waiting for one of {texts:?}; the window shows {:?}", self.output());
             }
             let shown = self.output();
             texts.iter().any(|text| shown.contains(text)).then_some(())
@@ -110,16 +110,16 @@ impl TerminalWindow {
         .await;
     }
 
-    /// Waits for the program's end, and until all that it wrote is shown; its exit code.
+    /// Waits until the program has ended and all its output is read. Returns its exit code.
     pub async fn wait_exit(&mut self) -> Option<i32> {
         let status =
             wait_for("the program in the window ends", async || self.child.try_wait().ok().flatten()).await;
-        // Written behind its last words: what is shown before this is all there will be.
-        rustix::io::write(&self.theirs, ENDED.as_bytes()).expect("the window takes output");
-        self.wait_for_text(ENDED).await;
-        let mut seen = self.seen.lock().expect("no reader panics");
-        let kept = seen.len().saturating_sub(ENDED.len());
-        seen.truncate(kept);
+        // Written after the program's last output, so all output has been read when this is.
+        rustix::io::write(&self.terminal, END_MARK.as_bytes()).expect("the window takes output");
+        self.wait_for_text(END_MARK).await;
+        let mut output = self.output.lock().expect("no reader panics");
+        let length = output.len().saturating_sub(END_MARK.len());
+        output.truncate(length);
         status.code()
     }
 }

@@ -1,6 +1,7 @@
-//! Somebody who works in a terminal over a bad line: keeps the log, and resumes at the position behind the last byte.
+//! A terminal client that keeps what it received, and after a disconnect resumes at the position
+//! after its last byte.
 //!
-//! A client as `terminals.proto` describes it, written without looking at the CLI's.
+//! It is written from `terminals.proto` and independent of the CLI's client.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use podling_proto::{
     agent::v1::{
         AttachOpen, AttachRequest, AttachResponse, Exit, Frame, From, FromOldest, Gap, Input, InputKind,
         Position, Size, attach_request::Request as Ask, attach_response::Response as Answer,
-        frame::Frame as What, from::From as Begin,
+        frame::Frame as FrameContent, from::From as Begin,
     },
     error,
 };
@@ -22,47 +23,47 @@ use crate::{
     wait::{MIN_POLL_PAUSE, WAIT_TIMEOUT},
 };
 
-/// Requests under way to the transport.
-const ASKED: usize = 4;
-/// A piece of typing.
-const PIECE_BYTES: usize = 500;
+/// Capacity of the queue of requests to the transport.
+const QUEUED_REQUESTS: usize = 4;
+/// Maximum size of an input request.
+const INPUT_BYTES: usize = 500;
 
-/// One person at one terminal.
+/// A client of one terminal.
 #[derive(Debug)]
 pub struct ResumingClient {
-    /// Names their stream of input.
+    /// The `client_id` of the input stream.
     pub name: String,
-    /// The terminal.
+    /// The id of the terminal.
     pub terminal: String,
-    /// What they have seen, by epoch.
+    /// Received output by epoch.
     pub logs: BTreeMap<u64, EpochLog>,
-    /// The epoch of the stream they follow.
+    /// The epoch of the current stream; `None` before the first attach.
     pub epoch: Option<u64>,
-    /// How the terminal ended, once they know.
+    /// How the terminal ended, if its exit was received.
     pub exit: Option<Exit>,
-    /// What they type in the present epoch; grows as the story goes.
+    /// Input for the current epoch. Tests append to it.
     pub typed: Vec<u8>,
-    /// How much of it the agent has acknowledged.
+    /// Bytes of `typed` that the agent has acknowledged.
     pub acknowledged: u64,
-    /// How often they had to attach.
-    pub attached: u32,
-    /// The terminal waits for them rather than leave them behind.
+    /// Number of attempts to attach.
+    pub attach_count: u32,
+    /// Whether the terminal waits for this client instead of skipping output.
     pub lossless: bool,
 }
 
-/// One epoch of a terminal, as seen.
+/// Received output of an epoch.
 #[derive(Debug, Default)]
 pub struct EpochLog {
-    /// The bytes, one after the other; what a gap swallowed is not among them.
+    /// The received bytes in order, without the bytes that gaps skipped.
     pub bytes: Vec<u8>,
-    /// The position behind the last of them.
+    /// The position after the last received byte or gap.
     pub next: u64,
-    /// What could not be had.
+    /// Ranges that the agent could not deliver.
     pub gaps: Vec<Gap>,
 }
 
 impl ResumingClient {
-    /// Somebody who has not attached yet.
+    /// A client that has not attached yet.
     pub fn new(name: &str, terminal: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -72,51 +73,52 @@ impl ResumingClient {
             exit: None,
             typed: Vec::new(),
             acknowledged: 0,
-            attached: 0,
+            attach_count: 0,
             lossless: false,
         }
     }
 
-    /// What they have seen of the present epoch.
+    /// Returns the output of the current epoch.
     pub fn log(&self) -> &EpochLog {
-        static NOTHING: EpochLog = EpochLog { bytes: Vec::new(), next: 0, gaps: Vec::new() };
-        self.epoch.and_then(|epoch| self.logs.get(&epoch)).unwrap_or(&NOTHING)
+        static EMPTY: EpochLog = EpochLog { bytes: Vec::new(), next: 0, gaps: Vec::new() };
+        self.epoch.and_then(|epoch| self.logs.get(&epoch)).unwrap_or(&EMPTY)
     }
 
-    /// What they have seen of the present epoch, as text.
+    /// Returns the output of the current epoch as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.log().bytes).into_owned()
     }
 
-    /// Works until `done`, attaching again whenever the line breaks.
+    /// Receives output and sends input until `done`. Attaches again after each disconnect.
     pub async fn run_until(
         &mut self,
         what: &str,
         client: impl Fn() -> Client,
         mut done: impl FnMut(&Self) -> bool,
     ) {
-        let working = async {
+        let sessions = async {
             while !done(self) {
-                self.attached += 1;
+                self.attach_count += 1;
                 if let Err(status) = self.session(&client(), &mut done).await {
                     let definite = error::reason(&status).is_some() && status.code() != Code::Unavailable;
-                    assert!(!definite, "{what}: the terminal was refused: {status:?}");
-                    // A client that hammered would only slow down what it waits for.
+                    assert!(!definite, "{what}: attach was rejected: {status:?}");
+                    // Retrying without a pause would slow down the start that this client waits for.
                     tokio::time::sleep(MIN_POLL_PAUSE).await;
                 }
             }
         };
-        let in_time = tokio::time::timeout(WAIT_TIMEOUT, working).await.is_ok();
-        assert!(in_time, "waited {WAIT_TIMEOUT:?} in vain: {what}; {}", self.state());
+        let in_time = tokio::time::timeout(WAIT_TIMEOUT, sessions).await.is_ok();
+        assert!(in_time, "timed out after {WAIT_TIMEOUT:?}: {what}; {}", self.describe());
     }
 
-    /// Where they are, for messages.
-    fn state(&self) -> String {
+    /// Describes the client's progress for assertion messages.
+    fn describe(&self) -> String {
         let log = self.log();
         let tail = String::from_utf8_lossy(&log.bytes[log.bytes.len().saturating_sub(60)..]).into_owned();
         format!(
-            "attached {} times, epoch {:?}, next {}, {} gaps, {} of {} typed bytes acknowledged, exit {:?}, last seen {tail:?}",
-            self.attached,
+            "attached {} times, epoch {:?}, next {}, {} gaps, {} of {} typed bytes acknowledged, \
+             exit {:?}, last output {tail:?}",
+            self.attach_count,
             self.epoch,
             log.next,
             log.gaps.len(),
@@ -127,7 +129,7 @@ impl ResumingClient {
     }
 
     async fn session(&mut self, client: &Client, done: &mut impl FnMut(&Self) -> bool) -> Result<(), Status> {
-        let (ask, asked) = mpsc::channel(ASKED);
+        let (ask, asked) = mpsc::channel(QUEUED_REQUESTS);
         let _ = ask.send(request(Ask::Open(self.open()))).await;
         let mut answers = client.terminals().attach(ReceiverStream::new(asked)).await?.into_inner();
         let mut sent = None;
@@ -138,16 +140,16 @@ impl ResumingClient {
                 answer = answers.message() => match answer? {
                     None => return Ok(()),
                     Some(AttachResponse { response: Some(answer) }) => {
-                        if self.hear(answer) {
+                        if self.handle_response(answer) {
                             sent = Some(self.acknowledged as usize);
                         }
                     }
-                    Some(AttachResponse { response: None }) => panic!("an empty answer"),
+                    Some(AttachResponse { response: None }) => panic!("empty response"),
                 },
-                Ok(place) = ask.reserve(), if more.is_some() => {
+                Ok(permit) = ask.reserve(), if more.is_some() => {
                     let from = more.unwrap_or_default();
-                    let to = self.typed.len().min(from + PIECE_BYTES);
-                    place.send(request(Ask::Input(Input {
+                    let to = self.typed.len().min(from + INPUT_BYTES);
+                    permit.send(request(Ask::Input(Input {
                         epoch: self.epoch.unwrap_or_default(),
                         offset: from as u64,
                         data: Bytes::copy_from_slice(&self.typed[from..to]),
@@ -176,49 +178,57 @@ impl ResumingClient {
         }
     }
 
-    /// Takes one answer; true when the stream has (re)started and input may be sent from `acknowledged` on.
-    fn hear(&mut self, answer: Answer) -> bool {
+    /// Handles a response. Returns true if the stream has (re)started, so that input may be sent from
+    /// `acknowledged` on.
+    fn handle_response(&mut self, answer: Answer) -> bool {
         match answer {
             Answer::InputAck(ack) => {
-                assert_eq!(Some(ack.epoch), self.epoch, "input of another epoch is acknowledged");
-                assert!(ack.next_offset as usize <= self.typed.len(), "more is acknowledged than was typed");
+                assert_eq!(Some(ack.epoch), self.epoch, "acknowledged input of another epoch");
+                assert!(
+                    ack.next_offset as usize <= self.typed.len(),
+                    "acknowledged more input than was sent"
+                );
                 self.acknowledged = self.acknowledged.max(ack.next_offset);
                 false
             }
-            Answer::InputRefused(refused) => panic!("input was refused: {refused:?}"),
-            Answer::Frame(frame) => self.see(frame),
+            Answer::InputRefused(refused) => panic!("input was rejected: {refused:?}"),
+            Answer::Frame(frame) => self.handle_frame(frame),
         }
     }
 
-    fn see(&mut self, frame: Frame) -> bool {
-        assert_eq!(frame.terminal_id, self.terminal, "a frame of another terminal");
-        let what = frame.frame.expect("a frame says what happened");
-        if let What::Started(started) = what {
+    fn handle_frame(&mut self, frame: Frame) -> bool {
+        assert_eq!(frame.terminal_id, self.terminal, "frame of another terminal");
+        let what = frame.frame.expect("frame has content");
+        if let FrameContent::Started(started) = what {
             if self.epoch != Some(frame.epoch) {
-                // Another life of the log: what was typed into the one before is not typed again.
+                // A new epoch: input of the previous one is not sent again.
                 (self.epoch, self.typed, self.acknowledged) =
                     (Some(frame.epoch), std::mem::take(&mut self.typed), 0);
                 self.logs.entry(frame.epoch).or_default().next = frame.offset;
             }
-            assert_eq!(frame.offset, self.log().next, "the stream goes on elsewhere than asked: {started:?}");
+            assert_eq!(
+                frame.offset,
+                self.log().next,
+                "stream starts at another position than requested: {started:?}"
+            );
             self.acknowledged = started.input_offset;
             return true;
         }
-        assert_eq!(Some(frame.epoch), self.epoch, "another epoch without `started`");
+        assert_eq!(Some(frame.epoch), self.epoch, "epoch changed without `started`");
         let log = self.logs.entry(frame.epoch).or_default();
         match what {
-            What::Data(data) => {
-                assert_eq!(frame.offset, log.next, "bytes are missing or doubled");
+            FrameContent::Data(data) => {
+                assert_eq!(frame.offset, log.next, "bytes are missing or duplicated");
                 log.next += data.len() as u64;
                 log.bytes.extend_from_slice(&data);
             }
-            What::Gap(gap) => {
-                assert_eq!(gap.from, log.next, "a gap elsewhere");
+            FrameContent::Gap(gap) => {
+                assert_eq!(gap.from, log.next, "gap starts at another position");
                 log.next = gap.to;
                 log.gaps.push(gap);
             }
-            What::Exit(exit) => {
-                assert_eq!(exit.final_offset, log.next, "exit comes after the last byte");
+            FrameContent::Exit(exit) => {
+                assert_eq!(exit.final_offset, log.next, "exit before the last byte");
                 self.exit = Some(exit);
             }
             _ => {}

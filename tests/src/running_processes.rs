@@ -1,5 +1,5 @@
-//! Whether a story left anything running: every process whose command line, environment, working folder or program
-//! names the story's folder.
+//! Finds the processes of a story: each process whose command line, environment, working directory
+//! or executable names the story's directory.
 
 use std::{
     fs,
@@ -9,29 +9,28 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// One process that should be gone.
+/// A process of a story.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningProcess {
-    /// Its id.
     pub pid: u32,
-    /// Its command line, for the message.
+    /// The command line, joined with spaces. For pods, see `Podling::running_agents`.
     pub command: String,
 }
 
-/// All that belong to `folder`.
-pub fn in_dir(folder: &Path) -> Vec<RunningProcess> {
-    let needle = folder.as_os_str().as_bytes();
+/// Returns the processes that name `dir`, except this one.
+pub fn in_dir(dir: &Path) -> Vec<RunningProcess> {
+    let needle = dir.as_os_str().as_bytes();
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid| *pid != std::process::id())
-        .filter(|pid| names(*pid, needle))
+        .filter(|pid| names_dir(*pid, needle))
         .map(|pid| RunningProcess { pid, command: command(pid) })
         .collect()
 }
 
-/// Ends them without asking.
+/// Sends SIGKILL to each process.
 pub fn kill_all(left: &[RunningProcess]) {
     for process in left {
         if let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) {
@@ -40,22 +39,22 @@ pub fn kill_all(left: &[RunningProcess]) {
     }
 }
 
-/// Whether a process is there and not merely waiting to be reaped.
+/// Whether the process exists and is not a zombie.
 pub fn is_alive(pid: u32) -> bool {
-    // The state is the first field behind the command's closing parenthesis.
+    // The state is the first field after the command's closing parenthesis.
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .ok()
         .and_then(|stat| stat.rsplit_once(") ").map(|(_, rest)| !rest.starts_with(['Z', 'X'])))
         .unwrap_or(false)
 }
 
-/// The command line, with spaces.
+/// Returns the command line, joined with spaces.
 pub fn command(pid: u32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&bytes).replace('\0', " ").trim().to_owned()
 }
 
-fn names(pid: u32, needle: &[u8]) -> bool {
+fn names_dir(pid: u32, needle: &[u8]) -> bool {
     let proc = PathBuf::from(format!("/proc/{pid}"));
     let holds = |bytes: &[u8]| bytes.windows(needle.len()).any(|w| w == needle);
     let file = |name: &str| fs::read(proc.join(name)).is_ok_and(|bytes| holds(&bytes));
@@ -71,10 +70,10 @@ mod tests {
     use crate::wait::wait_blocking;
 
     #[test]
-    fn a_process_is_found_by_its_folder_and_gone_when_killed() {
-        let dir = tempfile::tempdir().expect("a folder");
+    fn process_is_found_by_its_directory_until_killed() {
+        let dir = tempfile::tempdir().expect("a directory");
         let mut child = Command::new("sleep").arg("600").current_dir(dir.path()).spawn().expect("sleep");
-        // Between fork and exec it is seen without a command line, or with ours.
+        // Between fork and exec the child has no command line, or this program's.
         let is_sleep = || in_dir(dir.path()).iter().any(|left| left.command == "sleep 600");
         assert!(wait_blocking(crate::wait::WAIT_TIMEOUT, is_sleep), "{:?}", in_dir(dir.path()));
         let left = in_dir(dir.path());

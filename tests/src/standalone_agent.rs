@@ -1,4 +1,4 @@
-//! A lone agent: `podling-agent` as a container would start it, without a Podling around it.
+//! Starts `podling-agent` as a container would, without Podling's control plane.
 
 use std::{
     fs::{self, File},
@@ -13,25 +13,26 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{program::program, running_processes, wait::wait_blocking};
 
-/// How long it may take to end.
-const END: Duration = Duration::from_secs(60);
+/// How long the agent may take to exit after SIGTERM.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A running agent; ended, with all it started, when dropped.
+/// A running agent. Dropping it ends the agent and asserts that no process of it is left.
 #[derive(Debug)]
-pub struct Agent {
+pub struct StandaloneAgent {
     child: Child,
-    folder: PathBuf,
-    _folder: tempfile::TempDir,
+    dir: PathBuf,
+    _dir: tempfile::TempDir,
 }
 
-impl Agent {
-    /// Starts an agent that dials this control plane, which must show a certificate of this authority.
+impl StandaloneAgent {
+    /// Starts an agent that connects to the control plane at `control`. The agent trusts only
+    /// certificates that the authority `ca_pem` signed.
     pub fn start(control: SocketAddr, ca_pem: &str, credential: &str) -> Self {
-        let temp = tempfile::Builder::new().prefix("podling-agent-").tempdir().expect("a folder");
-        let folder = temp.path().to_owned();
-        let path = |name: &str| folder.join(name);
+        let temp = tempfile::Builder::new().prefix("podling-agent-").tempdir().expect("a directory");
+        let dir = temp.path().to_owned();
+        let path = |name: &str| dir.join(name);
         for name in ["root", "state"] {
-            fs::create_dir(path(name)).expect("a folder");
+            fs::create_dir(path(name)).expect("a directory");
         }
         fs::write(path("ca.pem"), ca_pem).expect("a file");
         fs::write(path("credential"), credential).expect("a file");
@@ -46,46 +47,44 @@ impl Agent {
             .env("HOME", path("root"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(path("log")).expect("a file"));
         let child = command.spawn().expect("podling-agent starts");
-        Self { child, folder, _folder: temp }
+        Self { child, dir, _dir: temp }
     }
 
-    /// Its socket.
-    pub fn socket(&self) -> PathBuf {
-        self.folder.join("agent.sock")
+    pub fn socket_path(&self) -> PathBuf {
+        self.dir.join("agent.sock")
     }
 
-    /// The workspace's root.
-    pub fn root(&self) -> PathBuf {
-        self.folder.join("root")
+    pub fn root_dir(&self) -> PathBuf {
+        self.dir.join("root")
     }
 
-    /// Its folder.
+    /// The temporary directory of the agent's files.
     pub fn dir(&self) -> &Path {
-        &self.folder
+        &self.dir
     }
 
-    /// What it logged.
+    /// Returns what the agent has written to stderr so far.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 }
 
-impl Drop for Agent {
+impl Drop for StandaloneAgent {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("--- what the agent wrote ---\n{}", self.log());
+            eprintln!("--- agent log ---\n{}", self.log());
         }
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, Signal::TERM);
         }
-        let gone = wait_blocking(END, || self.child.try_wait().ok().flatten().is_some());
-        let left = running_processes::in_dir(&self.folder);
+        let exited = wait_blocking(EXIT_TIMEOUT, || self.child.try_wait().ok().flatten().is_some());
+        let left = running_processes::in_dir(&self.dir);
         running_processes::kill_all(&left);
         let _ = (self.child.kill(), self.child.wait());
         if !thread::panicking() {
             assert!(
-                gone && left.is_empty(),
-                "left running after the agent was told to end: {left:#?}\n{}",
+                exited && left.is_empty(),
+                "processes survive SIGTERM to the agent: {left:#?}\n{}",
                 self.log()
             );
         }

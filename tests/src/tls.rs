@@ -1,4 +1,4 @@
-//! Certificates for stories: an authority of their own, servers it vouches for, and a client that pins one certificate.
+//! Certificates for tests: an authority, servers with its certificates, and clients that pin one.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -17,33 +17,33 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// A certificate authority.
+/// A certificate authority that only tests trust.
 #[derive(Debug)]
 pub struct CertificateAuthority {
     issuer: Issuer<'static, KeyPair>,
-    /// Its certificate, as a program is given it.
+    /// The authority's certificate in PEM.
     pub pem: String,
 }
 
-/// Who stands before a server that knows no TLS, and speaks it.
+/// A proxy that terminates TLS in front of a plaintext server.
 #[derive(Debug)]
 pub struct TlsTerminator {
-    /// Where, on the same host.
+    /// The address that it listens on, on the server's host.
     pub address: SocketAddr,
     _tasks: JoinSet<()>,
 }
 
-/// Whether a certificate is in its time.
+/// Validity period of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Validity {
-    /// Valid now.
+    /// Valid from 1975 to 4096.
     Current,
-    /// Over since 2001.
+    /// Valid in the year 2000 only.
     Expired,
 }
 
 impl CertificateAuthority {
-    /// A new one.
+    /// Generates an authority with this common name.
     pub fn new(name: &str) -> Self {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
@@ -53,11 +53,11 @@ impl CertificateAuthority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    /// A server that this authority calls `name`, speaking HTTP/2.
-    pub fn server(&self, name: &str, time: Validity) -> Arc<ServerConfig> {
+    /// A server configuration for HTTP/2 with a certificate for `name`.
+    pub fn server(&self, name: &str, validity: Validity) -> Arc<ServerConfig> {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
-        if time == Validity::Expired {
+        if validity == Validity::Expired {
             params.not_before = rcgen::date_time_ymd(2000, 1, 1);
             params.not_after = rcgen::date_time_ymd(2001, 1, 1);
         }
@@ -74,33 +74,34 @@ impl CertificateAuthority {
 }
 
 impl TlsTerminator {
-    /// Before the server at this address; which protocol is spoken there it leaves to both sides.
-    pub async fn start(behind: SocketAddr, config: &ServerConfig) -> Self {
+    /// Listens in front of the server at `upstream`. Does not negotiate an application protocol.
+    pub async fn start(upstream: SocketAddr, config: &ServerConfig) -> Self {
         let mut config = config.clone();
         config.alpn_protocols.clear();
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind((behind.ip(), 0)).await.expect("an address");
-        let address = listener.local_addr().expect("it has one");
+        let listener = TcpListener::bind((upstream.ip(), 0)).await.expect("an address");
+        let address = listener.local_addr().expect("listener has an address");
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 while connections.try_join_next().is_some() {}
-                connections.spawn(carry(acceptor.clone(), stream, behind));
+                connections.spawn(forward_connection(acceptor.clone(), stream, upstream));
             }
         });
         Self { address, _tasks: tasks }
     }
 }
 
-/// Until either side ends it: both see that.
-async fn carry(acceptor: TlsAcceptor, near: TcpStream, behind: SocketAddr) {
+/// Forwards until either side closes the connection, then closes the other side.
+async fn forward_connection(acceptor: TlsAcceptor, near: TcpStream, upstream: SocketAddr) {
     let Ok(mut near) = acceptor.accept(near).await else { return };
-    let Ok(mut far) = TcpStream::connect(behind).await else { return };
+    let Ok(mut far) = TcpStream::connect(upstream).await else { return };
     let _ = copy_bidirectional(&mut near, &mut far).await;
 }
 
-/// A client that trusts exactly the certificate with this fingerprint (SHA-256 of the DER, lower-case hex); without one, any.
+/// A client configuration that accepts only the certificate with this fingerprint, or any
+/// certificate if it is `None`. See [`fingerprint`].
 pub fn pinned(fingerprint: Option<&str>) -> ClientConfig {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -115,7 +116,7 @@ pub fn pinned(fingerprint: Option<&str>) -> ClientConfig {
     config
 }
 
-/// SHA-256 of a certificate in DER, lower-case hex.
+/// Returns the SHA-256 digest of a DER certificate in lower-case hex.
 pub fn fingerprint(der: &[u8]) -> String {
     digest(&SHA256, der).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -141,7 +142,7 @@ impl ServerCertVerifier for PinnedCertificate {
     ) -> Result<ServerCertVerified, Error> {
         match &self.fingerprint {
             Some(pin) if *pin != fingerprint(certificate) => {
-                Err(Error::General("the certificate is not the one that was pinned".into()))
+                Err(Error::General("the certificate does not have the pinned fingerprint".into()))
             }
             _ => Ok(ServerCertVerified::assertion()),
         }

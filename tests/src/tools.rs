@@ -1,5 +1,5 @@
-//! What others made and was fetched once, outside the repository: foreign clients by `tests/clients/install`, found under the names it
-//! gives them.
+//! Finds third-party clients that `tests/clients/install` has fetched into a cache outside the
+//! repository.
 
 use std::{
     env, fs,
@@ -8,35 +8,34 @@ use std::{
 
 use ring::digest::{SHA256, digest};
 
-/// The folder with the clients' sources in this repository.
+/// Returns the directory of this repository with sources for the clients.
 pub fn clients() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
 }
 
-/// The repository.
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The program `grpcurl`.
+/// Returns the path of `grpcurl` if it is installed.
 pub fn grpcurl() -> Option<PathBuf> {
     found("grpcurl-1.9.4/grpcurl".into())
 }
 
-/// The folder of Python's packages, for PYTHONPATH.
+/// Returns the directory of Python packages, for PYTHONPATH, if it is installed.
 pub fn python_packages() -> Option<PathBuf> {
     found(format!("python-{}", key(&["python/requirements.txt"])))
 }
 
-/// The `node_modules` folder.
+/// Returns the `node_modules` directory if it is installed.
 pub fn node_modules() -> Option<PathBuf> {
     found(format!("node-{}/node_modules", key(&["node/package.json", "node/package-lock.json"])))
 }
 
-/// What to say when one is missing.
+/// Reason for [`report_skipped`](crate::report_skipped) if a client is missing.
 pub const INSTALL_HINT: &str = "not installed: run tests/clients/install";
 
-/// Where it is kept.
+/// Returns the cache directory; `None` if HOME is not set.
 pub fn cache() -> Option<PathBuf> {
     match env::var_os("PODLING_CACHE") {
         Some(cache) => Some(PathBuf::from(cache)),
@@ -48,7 +47,7 @@ fn found(name: String) -> Option<PathBuf> {
     Some(cache()?.join(name)).filter(|path| path.exists())
 }
 
-/// As `key` of `clients/install`: the first twelve hex digits of the files' SHA-256.
+/// The same as `key` in `clients/install`: the first twelve hex digits of the files' SHA-256.
 fn key(files: &[&str]) -> String {
     let content: Vec<u8> =
         files.iter().flat_map(|f| fs::read(clients().join(f)).unwrap_or_default()).collect();

@@ -1,64 +1,69 @@
-//! A trace of the simulation as `cargo xtask simulate --record SEED` writes it (`control/core/tests/simulation/record.rs`), read again.
+//! Parses traces of the simulation, which `cargo xtask simulate --record SEED` writes
+//! (`control/core/tests/simulation/record.rs`).
 //!
 //! ```text
-//! # for people
-//! > what happens
-//! = what a workspace has come to, if it is another thing than before; alone: all rest
+//! # comment
+//! > event
+//! = name and observable state of a workspace that has changed; without a name: all are at rest
 //! ```
 
 use std::collections::BTreeMap;
 
-/// One step of a trace.
+/// A step of a trace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TraceStep {
-    /// Something happens.
-    Happens(TraceEvent),
-    /// Everything rests: what each workspace has come to, in the words that [`ObservedWorkspace`] has for it.
+    /// An event to inject.
+    Inject(TraceEvent),
+    /// A point of rest, with the expected state of each workspace.
     Rest(BTreeMap<String, ObservedWorkspace>),
 }
 
-/// What happens.
+/// An event that a replay injects, or waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TraceEvent {
-    /// `podling up`, with these arguments.
+    /// `podling up` with these arguments.
     Up(Vec<String>),
-    /// A workspace is made for an owner.
+    /// Creates a workspace: name and owner.
     Create(String, String),
-    /// Somebody writes this into it.
+    /// Writes a file in a workspace: name and content.
     Write(String, String),
-    /// Put to sleep, though it be in use.
+    /// Requests sleep even if the workspace is in use.
     Sleep(String),
-    /// Woken.
+    /// Requests wake of the workspace.
     Wake(String),
-    /// Brought back after it was deleted.
+    /// Restores a deleted workspace.
     Restore(String),
-    /// Deleted: its archive is kept.
+    /// Deletes a workspace and keeps its archive.
     Delete(String),
-    /// Deleted with all its archives.
+    /// Deletes a workspace with all its archives.
     Discard(String),
-    /// A time of its policy is this now.
+    /// Changes a duration of a policy: workspace, field and value.
     Policy(String, String, String),
-    /// kill -9 of its agent.
+    /// Kills the workspace's agent with SIGKILL.
     KillAgent(String),
-    /// kill -9 of the control plane.
+    /// Kills the control plane with SIGKILL.
     KillControl,
-    /// The next control plane, and where it is to die: `ACTION:before` or `ACTION:after`.
+    /// Starts the control plane again. It may be told to die at `ACTION:before` or `ACTION:after`.
     UpAgain(Option<String>),
-    /// It has died there.
+    /// Waits until the control plane has died at this point.
     Dies(String),
-    /// The backup store goes away.
+    /// Makes the backup store unavailable.
     StoreAway,
-    /// And is there again.
+    /// Makes the backup store available again.
     StoreBack,
-    /// It could not be archived or restored.
+    /// Waits until archiving or restoring the workspace has failed.
     Fails(String),
 }
 
-/// What can be seen of a workspace from outside. The default: nothing, it is gone.
+/// Observable state of a workspace, in the words of a trace. The default is a deleted workspace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ObservedWorkspace(pub Vec<String>);
 
-/// Reads a trace; a line that nobody understands is named.
+/// Parses a trace.
+///
+/// # Errors
+///
+/// The first invalid line with its number.
 pub fn parse(text: &str) -> Result<Vec<TraceStep>, String> {
     let mut steps = Vec::new();
     let mut now: BTreeMap<String, ObservedWorkspace> = BTreeMap::new();
@@ -68,12 +73,12 @@ pub fn parse(text: &str) -> Result<Vec<TraceStep>, String> {
         match words.split_first() {
             None => {}
             Some((&"#", _)) => {}
-            Some((&">", words)) => steps.push(TraceStep::Happens(event(words).ok_or_else(wrong)?)),
+            Some((&">", words)) => steps.push(TraceStep::Inject(event(words).ok_or_else(wrong)?)),
             Some((&"=", words)) => {
                 if let Some((name, words)) = words.split_first() {
                     now.insert((*name).to_owned(), ObservedWorkspace::of(words));
                 }
-                // All that follow one another are one rest.
+                // Consecutive lines belong to the same point of rest.
                 if let Some(TraceStep::Rest(rest)) = steps.last_mut() {
                     rest.clone_from(&now);
                 } else {
@@ -111,16 +116,17 @@ fn event(words: &[&str]) -> Option<TraceEvent> {
 }
 
 impl ObservedWorkspace {
-    /// Of the words of a trace. The generation of the storage shows where it is archived only (`stored`).
+    /// Parses the words of a trace. Skips the storage's generation, which is observable only in archives
+    /// (`stored`).
     fn of(words: &[&str]) -> Self {
         let shows = |word: &&&str| !word.starts_with("generation=") && **word != "gone";
         Self(words.iter().filter(shows).map(|word| (*word).to_owned()).collect())
     }
 
-    /// What is seen, where a trace does not say which agent it was.
+    /// Drops the agent's epoch unless `other` has one.
     #[must_use]
-    pub fn as_much_as(mut self, other: &Self) -> Self {
-        let says = |seen: &Self| seen.0.iter().any(|word| word.starts_with("epoch="));
+    pub fn without_epoch_unless_in(mut self, other: &Self) -> Self {
+        let says = |state: &Self| state.0.iter().any(|word| word.starts_with("epoch="));
         if !says(other) {
             self.0.retain(|word| !word.starts_with("epoch="));
         }

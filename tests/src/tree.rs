@@ -1,4 +1,4 @@
-//! What is in a folder, so that it can be compared with what is there later, or in a zip.
+//! Snapshots of directory trees, for comparison with a later state or a zip.
 
 use std::{
     collections::BTreeMap,
@@ -13,29 +13,29 @@ use std::{
 
 use ring::digest::{Context, SHA256};
 
-/// All below a folder by its path, as bytes.
+/// Entries below a directory, by their relative path as bytes.
 pub type Tree = BTreeMap<Vec<u8>, TreeEntry>;
 
-/// A file, folder or symbolic link.
+/// Metadata and digest of a file, directory or symbolic link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TreeEntry {
-    /// With its kind.
+    /// Permissions and file type, as in `st_mode`.
     pub mode: u32,
     /// Seconds and nanoseconds since 1970.
     pub modified: (i64, i64),
-    /// SHA-256, in hex, of a file's bytes or of where a link points; empty for a folder.
+    /// SHA-256 in hex of a file's content or a link's target; empty for a directory.
     pub sha256: String,
 }
 
-/// All that is below this folder.
-pub fn tree(folder: &Path) -> Tree {
+/// Reads all entries below this directory.
+pub fn tree(dir: &Path) -> Tree {
     let mut tree = Tree::new();
-    add(&mut tree, folder, folder);
+    add(&mut tree, dir, dir);
     tree
 }
 
-fn add(tree: &mut Tree, root: &Path, folder: &Path) {
-    for entry in fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())) {
+fn add(tree: &mut Tree, root: &Path, dir: &Path) {
+    for entry in fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display())) {
         let path = entry.expect("an entry").path();
         let meta = fs::symlink_metadata(&path).expect("it is there");
         let mut sum = Context::new(&SHA256);
@@ -67,7 +67,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Asserts that two trees are the same; says what differs.
+/// Asserts that two trees are equal; the message lists the differences.
 #[track_caller]
 pub fn assert_same_tree(what: &str, seen: &Tree, expected: &Tree) {
     let paths: std::collections::BTreeSet<_> = seen.keys().chain(expected.keys()).collect();
@@ -82,16 +82,17 @@ pub fn assert_same_tree(what: &str, seen: &Tree, expected: &Tree) {
     assert!(differing.is_empty(), "{what}: {differing:#?}");
 }
 
-/// Gives all there is in a folder to whom the folder belongs, as if its owner had made it: in a pod that is not us.
-pub fn chown_to_dir_owner(folder: &Path) {
-    let owner = fs::metadata(folder).expect("the folder");
-    let mut folders = vec![folder.to_owned()];
-    while let Some(next) = folders.pop() {
-        for entry in fs::read_dir(next).expect("a folder") {
+/// Changes the owner of all entries below a directory to the directory's owner. In pods, that is not
+/// the user of this process.
+pub fn chown_to_dir_owner(dir: &Path) {
+    let owner = fs::metadata(dir).expect("the directory");
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(next) = dirs.pop() {
+        for entry in fs::read_dir(next).expect("a directory") {
             let path = entry.expect("an entry").path();
             lchown(&path, Some(owner.uid()), Some(owner.gid())).expect("its owner");
             if path.is_dir() && !path.is_symlink() {
-                folders.push(path);
+                dirs.push(path);
             }
         }
     }

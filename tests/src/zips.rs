@@ -1,10 +1,10 @@
-//! Zips as the programs of others see them: `unzip -t`, and Python's zipfile.
+//! Reads zips with third-party programs: `unzip -t` and Python's zipfile.
 
 use std::{collections::BTreeMap, path::Path, process::Command};
 
 use crate::{report_skipped, tree::Tree};
 
-/// Names, modes (with the kind) and SHA-256 of what is in it; Python compares every checksum on the way.
+/// Prints name, mode (with file type) and SHA-256 of each entry. Python verifies each checksum.
 const LIST: &str = "
 import hashlib, sys, zipfile
 with zipfile.ZipFile(sys.argv[1]) as z:
@@ -17,11 +17,11 @@ with zipfile.ZipFile(sys.argv[1]) as z:
         print(name.hex(), i.external_attr >> 16, '' if i.is_dir() else sha.hexdigest(), sep=',')
 ";
 
-/// Mode and SHA-256 of each entry by its name, a folder's without its slash.
+/// Mode and SHA-256 of each entry by name. Names of directories have no trailing slash.
 pub type ZipListing = BTreeMap<Vec<u8>, (u32, String)>;
 
-/// What Python finds in a zip, which `unzip -t` has found whole; `None`: there is no Python here.
-pub fn listed(zip: &Path) -> Option<ZipListing> {
+/// Lists a zip with Python after `unzip -t` has verified it; `None` if Python is not installed.
+pub fn list_zip(zip: &Path) -> Option<ZipListing> {
     match Command::new("unzip").arg("-tqq").arg(zip).output() {
         Ok(tested) => assert!(tested.status.success(), "{}", String::from_utf8_lossy(&tested.stdout)),
         Err(_) => report_skipped("a zip as unzip sees it", "unzip is not installed"),
@@ -44,7 +44,7 @@ fn line(line: &str) -> (Vec<u8>, (u32, String)) {
     (name, (mode.parse().expect("a mode"), sha256.to_owned()))
 }
 
-/// The same of a folder, to be compared.
-pub fn of(tree: &Tree) -> ZipListing {
+/// Returns the listing that a zip of this tree must have.
+pub fn expected_listing(tree: &Tree) -> ZipListing {
     tree.iter().map(|(path, entry)| (path.clone(), (entry.mode, entry.sha256.clone()))).collect()
 }

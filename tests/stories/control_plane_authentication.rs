@@ -81,7 +81,7 @@ async fn the_right_one_may_be_slow() {
         verbs: Verbs::admin(),
         workspaces: None,
     };
-    let client = agent_client::unpinned_client(agent_client::DialAddress::Unix(agent.socket()))
+    let client = agent_client::unpinned_client(agent_client::DialAddress::Unix(agent.socket_path()))
         .token(&control.key.sign(&claims));
     wait_for("the agent is claimed", async || {
         match within("Activity.Get", client.activity().get(GetActivityRequest {})).await {

@@ -61,19 +61,19 @@ async fn ctrl_c_puts_to_sleep_what_is_idle_and_leaves_the_rest_to_the_next_up() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_closes_the_terminal_under_it_has_told_it_to_stop() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let dir = tempfile::tempdir().expect("a directory");
     // Nothing can be said any more, as on a terminal that is gone.
     let full = File::options().write(true).open("/dev/full").expect("/dev/full");
     let mut up = Command::new(program("podling"))
         .args(["up", "--listen", "127.0.0.1:0", "--json", "--data"])
-        .arg(folder.path())
+        .arg(dir.path())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(full)
         .kill_on_drop(true)
         .spawn()
         .expect("podling up");
-    let is_up = folder.path().join("run/up.json");
+    let is_up = dir.path().join("run/up.json");
     wait_for("it is up", async || is_up.exists().then_some(())).await;
     kill_process(Pid::from_raw(up.id().expect("it runs") as i32).expect("a pid"), Signal::HUP)
         .expect("a signal");

@@ -14,11 +14,11 @@ async fn replay(seed: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("stories/traces/{seed}.trace"));
     let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let steps = parse(&text).unwrap_or_else(|problem| panic!("{}: {problem}", path.display()));
-    let Some((TraceStep::Happens(first), steps)) = steps.split_first() else { panic!("it is empty") };
+    let Some((TraceStep::Inject(first), steps)) = steps.split_first() else { panic!("it is empty") };
     let mut real = ReplayTarget::up(first).await;
     for (number, step) in steps.iter().enumerate() {
         match step {
-            TraceStep::Happens(event) => real.happens(event, steps.get(number + 1)).await,
+            TraceStep::Inject(event) => real.happens(event, steps.get(number + 1)).await,
             TraceStep::Rest(expected) => real.comes_to(expected).await,
         }
     }
@@ -35,10 +35,10 @@ macro_rules! traces {
 
         #[test]
         fn every_trace_is_replayed() {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("stories/traces");
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("stories/traces");
             let mut expected = vec![$(concat!(stringify!($seed), ".trace")),*];
             expected.sort_unstable();
-            assert_eq!(podling_tests::podling::names(&folder), expected);
+            assert_eq!(podling_tests::podling::names(&dir), expected);
         }
     };
 }

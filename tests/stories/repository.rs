@@ -7,15 +7,14 @@ use podling_tests::tools::repository;
 /// Every `.rs` file of the repository with its path from the root.
 fn sources() -> Vec<(String, String)> {
     let root = repository().canonicalize().expect("the repository");
-    let mut folders: Vec<PathBuf> =
-        ["proto", "agent", "control", "cli", "tests"].map(|f| root.join(f)).into();
+    let mut dirs: Vec<PathBuf> = ["proto", "agent", "control", "cli", "tests"].map(|f| root.join(f)).into();
     let mut found = Vec::new();
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder").flatten() {
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).expect("a directory").flatten() {
             let path = entry.path();
             let name = entry.file_name();
             if path.is_dir() && name != "target" && name != "node_modules" {
-                folders.push(path);
+                dirs.push(path);
             } else if path.extension().is_some_and(|e| e == "rs") {
                 let text = fs::read_to_string(&path).expect("a source file");
                 let name = path.strip_prefix(&root).expect("below the root").display().to_string();

@@ -1,4 +1,4 @@
-//! The agents of a story's workspaces, reached past the gateway, and what runs beside them.
+//! Access to the agents of a story's workspaces without the gateway, and to their processes.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use podling_proto::control::v1::CreateTokenRequest;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::{Podling, Workspace, pods::Pods, signal};
+use super::{Podling, Workspace, pods::PodCluster, signal};
 use crate::{
     agent_client::{self, DialAddress},
     client::Client,
@@ -15,23 +15,23 @@ use crate::{
 };
 
 impl Podling {
-    /// Where the agent listens.
+    /// Returns the address that the workspace's agent listens on.
     pub fn agent_address(&self, workspace: &Workspace) -> DialAddress {
         match &self.pods {
-            Some(pods) => DialAddress::Tcp(pods.address(&workspace.id)),
+            Some(pods) => DialAddress::Tcp(pods.agent_address(&workspace.id)),
             None => {
                 DialAddress::Unix(self.data.join("workspaces").join(&workspace.id).join("run/agent.sock"))
             }
         }
     }
 
-    /// A client at the agent itself, past the gateway, pinned to the certificate the control plane knows.
+    /// A client of the agent itself. It accepts only the certificate that the control plane knows.
     pub async fn agent_client(&self, workspace: &Workspace) -> Client {
-        let agent = self.get(workspace).await.agent.expect("an agent serves it");
+        let agent = self.get(workspace).await.agent.expect("workspace has an agent");
         agent_client::pinned_client(self.agent_address(workspace), &agent.key_fingerprint)
     }
 
-    /// The agent's process.
+    /// Returns the process id of the agent.
     pub fn agent_pid(&self, workspace: &Workspace) -> u32 {
         if let Some(pods) = &self.pods {
             return pods.agent_pid(&workspace.id);
@@ -42,7 +42,7 @@ impl Podling {
         value["pid"].as_u64().and_then(|pid| pid.try_into().ok()).expect("agent.json has a pid")
     }
 
-    /// What its agent shows the control plane.
+    /// Returns the credential that the agent sends to the control plane.
     pub async fn agent_credential(&self, workspace: &Workspace) -> String {
         match &self.pods {
             Some(_) => self.client().for_workspace(&workspace.id).sh("cat /run/podling/token/token").await,
@@ -53,18 +53,18 @@ impl Podling {
         }
     }
 
-    /// The agent's log.
+    /// Returns the log of an agent that is a process on this machine.
     pub fn agent_log(&self, workspace: &Workspace) -> String {
         let path = self.data.join("workspaces").join(&workspace.id).join("agent.log");
         fs::read_to_string(path).unwrap_or_default()
     }
 
-    /// kill -9 of the agent.
+    /// Kills the agent with SIGKILL.
     pub fn kill_agent(&self, workspace: &Workspace) {
         signal(self.agent_pid(workspace), Signal::KILL);
     }
 
-    /// A client at the agent itself that may do everything there, also while there is no control plane.
+    /// A client of the agent itself with an admin token. It works without a control plane.
     pub async fn admin_agent_client(&self, workspace: &Workspace) -> Client {
         let request = CreateTokenRequest {
             verbs: vec!["admin".into()],
@@ -76,17 +76,19 @@ impl Podling {
         self.agent_client(workspace).await.token(&made.expect("a token").into_inner().token)
     }
 
-    /// The agents that live, of whatever workspace.
+    /// Returns the running agents of all workspaces. For pods, `command` is the pod's uid, and `pid` is
+    /// 0 if the agent has ended.
     pub fn running_agents(&self) -> Vec<RunningProcess> {
         if let Some(pods) = &self.pods {
-            return pods.listed();
+            return pods.running_agents();
         }
         let all = self.running_processes();
         all.into_iter().filter(|process| process.command.contains("--credential-file")).collect()
     }
 
-    /// Everything that runs in its workspaces. (Where they are processes, it is among them.)
+    /// Returns the processes in all workspaces. If workspaces are processes, the control plane's are
+    /// included.
     pub fn workspace_processes(&self) -> Vec<RunningProcess> {
-        self.pods.as_ref().map_or_else(|| self.running_processes(), Pods::workspace_processes)
+        self.pods.as_ref().map_or_else(|| self.running_processes(), PodCluster::workspace_processes)
     }
 }

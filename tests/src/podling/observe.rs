@@ -1,4 +1,4 @@
-//! What a story sees of its Podling from outside: what the control plane says, and what lies in the backup store.
+//! Observes a Podling from outside: the control plane's responses, and files in the backup store.
 
 use std::{fs, path::Path};
 
@@ -15,14 +15,14 @@ use crate::{
 };
 
 impl Podling {
-    /// What the control plane says of it.
+    /// Returns the workspace as the control plane reports it.
     pub async fn get(&self, workspace: &Workspace) -> WireWorkspace {
         let request = GetWorkspaceRequest { workspace: workspace.id.clone() };
         let got = within("Workspaces.Get", self.client().workspaces().get(request)).await;
         got.expect("the workspace is there").into_inner().workspace.expect("it is described")
     }
 
-    /// Waits until it is awake and its agent connected.
+    /// Waits until the workspace is awake and its agent is connected.
     pub async fn wait_until_awake(&self, workspace: &Workspace) -> WireWorkspace {
         wait_for(&format!("{} is awake", workspace.name), async || {
             let now = self.get(workspace).await;
@@ -32,7 +32,7 @@ impl Podling {
         .await
     }
 
-    /// Waits until it is in this state.
+    /// Waits until the workspace is in this state.
     pub async fn wait_for_state(&self, workspace: &Workspace, state: State) -> WireWorkspace {
         wait_for(&format!("{} is {state:?}", workspace.name), async || {
             let now = self.get(workspace).await;
@@ -41,14 +41,14 @@ impl Podling {
         .await
     }
 
-    /// What was decided of it, the latest last.
+    /// Returns the log of the workspace's transitions, newest last.
     pub async fn decided(&self, workspace: &Workspace) -> Vec<LogEntry> {
         let request = ExplainWorkspaceRequest { workspace: workspace.id.clone() };
         let said = within("Workspaces.Explain", self.client().workspaces().explain(request)).await;
         said.expect("it is explained").into_inner().log
     }
 
-    /// The value of a metric without labels.
+    /// Returns the value of a metric without labels.
     pub async fn metric(&self, name: &str) -> Option<f64> {
         let request =
             http::Request::get("/metrics").header("authorization", format!("Bearer {}", self.token));
@@ -57,15 +57,15 @@ impl Podling {
         text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
     }
 
-    /// Names of what lies in the backup store, sorted: the folder that is used unless an argument says otherwise.
+    /// Returns the sorted names of the files in the default backup store.
     pub fn stored_names(&self) -> Vec<String> {
         names(&self.data.join("backups"))
     }
 }
 
-/// Names in a folder, sorted.
-pub fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+/// Returns the sorted names in a directory.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
     let mut names: Vec<_> =
         entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();

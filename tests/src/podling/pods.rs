@@ -1,4 +1,5 @@
-//! Workspaces as pods: a namespace of the story's own in the sandbox's cluster, and volumes that are folders of the story.
+//! Runs a story's workspaces as pods, in a separate namespace of the sandbox's cluster. Volumes are
+//! directories of the story.
 
 use std::{
     fs,
@@ -16,42 +17,44 @@ use crate::{
     running_processes::{RunningProcess, command},
 };
 
-/// Which backend stories run on: `kubernetes`, or else processes.
+/// Variable that selects the stories' backend: `kubernetes`, or processes for any other value.
 const BACKEND: &str = "PODLING_STORY_BACKEND";
-/// More than any story needs, which wants a new one whenever something is restored.
+/// Number of volumes: more than any story needs. Each restore uses a new volume.
 const VOLUMES: usize = 16;
-/// Where agents of pods listen.
+/// Port that agents in pods listen on.
 const AGENT_PORT: u16 = 7070;
-/// Who a pod is.
-const USER: u32 = 1000;
-/// What a workspace of a story has.
+/// User and group id in pods.
+const POD_USER: u32 = 1000;
+/// Resources of a story's workspaces.
 const RESOURCES: &str = r#"{"cpu": "350m", "memory": "256Mi"}"#;
 
-/// Where a story's pods are.
+/// The namespace, volumes and agents' address of a story's pods.
 #[derive(Debug)]
-pub(crate) struct Pods {
+pub(crate) struct PodCluster {
     space: Namespace,
     volumes: PathBuf,
     agents: SocketAddr,
 }
 
 /// Whether stories run on pods.
-pub fn are_wanted() -> bool {
+pub fn are_selected() -> bool {
     std::env::var(BACKEND).is_ok_and(|backend| backend == "kubernetes")
 }
 
-impl Pods {
-    /// With volumes in this folder.
-    pub(super) fn new(folder: &Path, options: &PodlingOptions) -> Self {
+impl PodCluster {
+    /// Creates a namespace and its volumes, with the volumes' data in this directory.
+    pub(super) fn new(dir: &Path, options: &PodlingOptions) -> Self {
         static DEFINED: Once = Once::new();
         DEFINED.call_once(install_crds);
-        let (space, volumes) = (Namespace::new(), folder.join("volumes"));
+        let (space, volumes) = (Namespace::new(), dir.join("volumes"));
         space.kubectl(&["create", "serviceaccount", "podling-workspace"]).good();
-        let agents = free_node_address().expect("the sandbox says where its node is");
+        let agents = free_node_address().expect("the sandbox sets the node's address");
         let this = Self { space, volumes, agents };
-        // The scheduler itself gives a claim its volume: where that is done beside it, it may miss that it was, and not poll at the pod again.
+        // The scheduler binds claims to volumes itself. If another controller bound them, the scheduler
+        // could miss it and never retry the pod.
         let class = json!({
-            "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": this.everywhere(this.space.name()),
+            "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+            "metadata": this.cluster_wide(this.space.name()),
             "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer",
         });
         let made: Vec<Value> = (0..VOLUMES).map(|n| this.volume(n)).collect();
@@ -62,30 +65,31 @@ impl Pods {
         this
     }
 
-    /// What is in no namespace, and goes with the story all the same.
-    fn everywhere(&self, name: &str) -> Value {
+    /// Metadata of a cluster-wide object that is deleted with the story.
+    fn cluster_wide(&self, name: &str) -> Value {
         json!({"name": name, "labels": {"story": self.space.name()}})
     }
 
-    /// A folder that is a volume for this namespace alone: it is there at once.
+    /// A volume that is a directory and belongs to this namespace. No provisioner is involved.
     fn volume(&self, n: usize) -> Value {
         let path = self.volumes.join(n.to_string());
-        // As a volume's driver does: it belongs to whoever the pod is.
-        for folder in [path.clone(), path.join("home"), path.join("state")] {
-            fs::create_dir_all(&folder).expect("a folder");
-            chown(folder, Some(USER), Some(USER)).expect("its owner");
+        // A volume driver gives the directory to the pod's user too.
+        for dir in [path.clone(), path.join("home"), path.join("state")] {
+            fs::create_dir_all(&dir).expect("a directory");
+            chown(dir, Some(POD_USER), Some(POD_USER)).expect("its owner");
         }
         json!({
             "apiVersion": "v1", "kind": "PersistentVolume",
-            "metadata": self.everywhere(&format!("{}-{n}", self.space.name())),
+            "metadata": self.cluster_wide(&format!("{}-{n}", self.space.name())),
             "spec": {
-                "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOncePod"], "storageClassName": self.space.name(),
+                "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOncePod"],
+                "storageClassName": self.space.name(),
                 "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": path},
             },
         })
     }
 
-    /// What a template of one machine says, as a resource.
+    /// Converts a TOML template into a WorkspaceTemplate resource.
     fn template(&self, name: &str, text: &str) -> Value {
         let table: toml::Table = text.parse().expect("a template is TOML");
         let mut spec = json!({
@@ -95,21 +99,25 @@ impl Pods {
         });
         for (key, value) in table {
             let toml::Value::Table(table) = value else {
-                panic!("a story with {key} in its template wants processes")
+                panic!("{key} in a template is supported only for processes")
             };
-            assert!(["policy", "resources"].contains(&key.as_str()), "{key} is only processes'");
+            assert!(
+                ["policy", "resources"].contains(&key.as_str()),
+                "{key} in a template is supported only for processes"
+            );
             for (name, value) in table {
-                // (A unit of memory is written without its B in a cluster.)
+                // Kubernetes writes units of memory without the B.
                 let value = value.as_str().expect("a time or a size").trim_end_matches('B');
                 spec[&key][camel_case(&name)] = value.into();
             }
         }
         json!({
-            "apiVersion": "podling.dev/v1alpha1", "kind": "WorkspaceTemplate", "metadata": {"name": name}, "spec": spec,
+            "apiVersion": "podling.dev/v1alpha1", "kind": "WorkspaceTemplate",
+            "metadata": {"name": name}, "spec": spec,
         })
     }
 
-    /// What the control plane is started with.
+    /// Arguments of the control plane.
     pub(super) fn arguments(&self) -> Vec<String> {
         let (listen, url) = (self.agents.to_string(), format!("https://{}", self.agents));
         let all = [
@@ -121,26 +129,26 @@ impl Pods {
         all.as_flattened().iter().map(|word| (*word).to_owned()).collect()
     }
 
-    /// Where they are.
     pub(super) fn namespace(&self) -> &Namespace {
         &self.space
     }
 
-    /// Where agents dial the control plane.
+    /// The address that agents connect to.
     pub(super) fn agents_listen_address(&self) -> SocketAddr {
         self.agents
     }
 
-    /// The folder that a workspace's user sees as home.
+    /// Returns the workspace's home directory as this machine sees it.
     pub(super) fn home_dir(&self, id: &str) -> PathBuf {
         let volume = ["get", "pvc", "--output", "jsonpath={.spec.volumeName}", &format!("workspace-{id}")];
         let volume = self.space.kubectl(&volume).out;
-        // One that has none has no home either.
+        // Without a volume the path does not exist either.
         self.volumes.join(volume.rsplit('-').next().unwrap_or_default()).join("home")
     }
 
-    /// The agents that there are: each is the first process of its pod. (The id is 0 where none runs any more.)
-    pub(crate) fn listed(&self) -> Vec<RunningProcess> {
+    /// Returns the agents of all pods: the first process of each, with the pod's uid as `command`.
+    /// The process id is 0 if the agent has ended.
+    pub(crate) fn running_agents(&self) -> Vec<RunningProcess> {
         let pods = self.pods("podling.dev/workspace");
         let agent = |pod: &Value| RunningProcess {
             pid: first_process(uid(pod)).unwrap_or(0),
@@ -149,20 +157,20 @@ impl Pods {
         pods.iter().map(agent).collect()
     }
 
-    /// The agent's process, which a node of this machine runs.
+    /// Returns the agent's process id; panics if the node is another machine.
     pub(super) fn agent_pid(&self, id: &str) -> u32 {
         let pod = self.pod_of(id);
-        first_process(uid(&pod)).unwrap_or_else(|| panic!("its pod runs on this machine: {pod}"))
+        first_process(uid(&pod)).unwrap_or_else(|| panic!("no agent runs in the pod on this machine: {pod}"))
     }
 
-    /// Where its agent listens.
-    pub(super) fn address(&self, id: &str) -> SocketAddr {
+    /// Returns the address that the workspace's agent listens on.
+    pub(super) fn agent_address(&self, id: &str) -> SocketAddr {
         let pod = self.pod_of(id);
         let ip = pod["status"]["podIP"].as_str().and_then(|ip| ip.parse::<IpAddr>().ok());
-        SocketAddr::new(ip.expect("its pod has an address"), AGENT_PORT)
+        SocketAddr::new(ip.expect("pod has an IP address"), AGENT_PORT)
     }
 
-    /// All that runs in its pods, as the node sees it.
+    /// Returns the processes in all pods, with the node's process ids.
     pub(super) fn workspace_processes(&self) -> Vec<RunningProcess> {
         let of = |pod: &Value| {
             let processes = processes(uid(pod));
@@ -172,7 +180,7 @@ impl Pods {
     }
 
     fn pod_of(&self, id: &str) -> Value {
-        self.pods(&format!("podling.dev/workspace={id}")).pop().expect("it has a pod")
+        self.pods(&format!("podling.dev/workspace={id}")).pop().expect("workspace has a pod")
     }
 
     fn pods(&self, selector: &str) -> Vec<Value> {
@@ -183,10 +191,10 @@ impl Pods {
 }
 
 fn uid(pod: &Value) -> &str {
-    pod["metadata"]["uid"].as_str().expect("everything has a uid")
+    pod["metadata"]["uid"].as_str().expect("object has a uid")
 }
 
-/// The processes in a pod's cgroup.
+/// Returns the process ids in a pod's cgroup.
 fn processes(pod: &str) -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").expect("processes can be listed").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -195,7 +203,7 @@ fn processes(pod: &str) -> impl Iterator<Item = u32> {
     })
 }
 
-/// The one of them that is the first of its container, and an agent.
+/// Returns the pod's agent: the process with id 1 in its container.
 fn first_process(pod: &str) -> Option<u32> {
     processes(pod).find(|pid| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -211,18 +219,19 @@ fn camel_case(name: &str) -> String {
     words.fold(first, |name, word| name + &capital(word))
 }
 
-impl Drop for Pods {
+impl Drop for PodCluster {
     fn drop(&mut self) {
-        // The control plane is gone, and with it whoever would let go what it held. Kubelets must be done with the folders before they go.
-        let nothing = r#"{"metadata": {"finalizers": null}}"#;
+        // The control plane has ended, so no controller removes its finalizers. The kubelet must have
+        // released the directories before they are removed.
+        let no_finalizers = r#"{"metadata": {"finalizers": null}}"#;
         for kind in ["ws", "pvc"] {
             let names = self.space.kubectl(&["get", kind, "--output", "name"]);
             for name in names.out.lines() {
-                let _gone = self.space.kubectl(&["patch", name, "--type=merge", "--patch", nothing]);
+                let _ = self.space.kubectl(&["patch", name, "--type=merge", "--patch", no_finalizers]);
             }
         }
-        let _gone = self.space.kubectl(&["delete", "pods", "--all", "--grace-period=1", "--timeout=60s"]);
-        let _gone = kubectl(&[
+        let _ = self.space.kubectl(&["delete", "pods", "--all", "--grace-period=1", "--timeout=60s"]);
+        let _ = kubectl(&[
             "delete",
             "pv,storageclass",
             "--selector",

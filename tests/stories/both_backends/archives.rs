@@ -32,7 +32,7 @@ const GIGABYTE: Duration = Duration::from_secs(300);
 fn every_kind(home: &Path) {
     let put = |name: &[u8], content: &[u8], mode| {
         let path = home.join(OsStr::from_bytes(name));
-        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
         fs::write(&path, content).expect("a file");
         fs::set_permissions(&path, Permissions::from_mode(mode)).expect("its mode");
     };
@@ -43,8 +43,8 @@ fn every_kind(home: &Path) {
     put("h\u{e4}user/gr\u{f6}\u{df}e \u{2665} \u{1f41d}".as_bytes(), b"unicode", 0o644);
     put(b"caf\xe9/\xff\xfe\n", b"not UTF-8", 0o644);
     put(b"-rf *", b"a name for shells", 0o644);
-    put(b"locked/inner/file", b"in folders nobody may write to", 0o444);
-    fs::create_dir_all(home.join("empty/folder")).expect("a folder");
+    put(b"locked/inner/file", b"in directories nobody may write to", 0o444);
+    fs::create_dir_all(home.join("empty/directory")).expect("a directory");
     symlink("notes.txt", home.join("link")).expect("a link");
     symlink("nowhere/at all", home.join("empty/dangling")).expect("a link");
     symlink("/etc/passwd", home.join("absolute")).expect("a link");
@@ -62,7 +62,7 @@ fn every_kind(home: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_workspace_that_was_deleted_comes_back_as_it_was() {
-    // As an ordinary user has it: a folder nobody may write to is a hindrance, when it is removed and when it is filled again.
+    // As an ordinary user has it: a directory nobody may write to is a hindrance, when it is removed and when it is filled again.
     let launcher = launcher_without_dac_override().unwrap_or_else(|why| {
         report_skipped("deleting and restoring with an ordinary user's rights", &why);
         Vec::new()

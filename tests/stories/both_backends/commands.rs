@@ -77,8 +77,8 @@ async fn files_go_up_and_come_back_as_they_were() {
     cli.run(&["cp", "ada:received", &here("back")]).await.ok();
     assert!(fs::read(here("back")).expect("it came back") == data);
 
-    // A folder with what is in it.
-    fs::create_dir_all(here("tree/inner")).expect("a folder");
+    // A directory with what is in it.
+    fs::create_dir_all(here("tree/inner")).expect("a directory");
     fs::write(here("tree/inner/leaf"), "leaf").expect("a file");
     cli.run(&["cp", &here("tree"), "ada:tree"]).await.ok();
     assert_eq!(fs::read(podling.home_dir(&ada).join("tree/inner/leaf")).expect("it arrived"), b"leaf");

@@ -207,8 +207,8 @@ async fn is_gone(podling: &Podling, ada: &Workspace) {
         Some(())
     })
     .await;
-    let left = |folder: &str| -> Vec<_> {
-        fs::read_dir(podling.data().join(folder)).into_iter().flatten().flatten().map(|e| e.path()).collect()
+    let left = |dir: &str| -> Vec<_> {
+        fs::read_dir(podling.data().join(dir)).into_iter().flatten().flatten().map(|e| e.path()).collect()
     };
     assert!(left("workspaces").iter().all(|path| !path.ends_with(&ada.id)), "{:?}", left("workspaces"));
     assert_eq!(left("backups"), [] as [std::path::PathBuf; 0]);

@@ -82,11 +82,11 @@ async fn grpcurl_lists_and_calls_both_daemons() {
 /// All .proto files, relative to `proto/`.
 fn protos() -> Vec<String> {
     let root = tools::repository().join("proto");
-    let (mut folders, mut found) = (vec![root.join("podling")], Vec::new());
-    while let Some(folder) = folders.pop() {
-        for path in fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.path()) {
+    let (mut dirs, mut found) = (vec![root.join("podling")], Vec::new());
+    while let Some(dir) = dirs.pop() {
+        for path in fs::read_dir(dir).expect("a directory").flatten().map(|entry| entry.path()) {
             if path.is_dir() {
-                folders.push(path);
+                dirs.push(path);
             } else if path.extension().is_some_and(|e| e == "proto") {
                 found.push(path.strip_prefix(&root).expect("below it").display().to_string());
             }
@@ -103,7 +103,7 @@ async fn python_works_at_the_agent_and_through_the_gateway() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let generated = podling.dir().join("generated");
-    fs::create_dir(&generated).expect("a folder");
+    fs::create_dir(&generated).expect("a directory");
     let out = |kind: &str| format!("--{kind}={}", generated.display());
     let mut protoc = python(&packages);
     protoc.args(["-m", "grpc_tools.protoc", "-I"]).arg(tools::repository().join("proto"));
@@ -136,21 +136,21 @@ async fn the_official_web_client_works_through_the_gateway() {
     };
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    // Node looks for packages beside the program that asks, so both lie in one folder.
-    let folder = podling.dir().join("node");
-    fs::create_dir(&folder).expect("a folder");
+    // Node looks for packages beside the program that asks, so both lie in one directory.
+    let dir = podling.dir().join("node");
+    fs::create_dir(&dir).expect("a directory");
     for name in ["package.json", "buf.gen.yaml", "web.mjs"] {
-        fs::copy(tools::clients().join("node").join(name), folder.join(name)).expect("a file");
+        fs::copy(tools::clients().join("node").join(name), dir.join(name)).expect("a file");
     }
-    std::os::unix::fs::symlink(&modules, folder.join("node_modules")).expect("a link");
+    std::os::unix::fs::symlink(&modules, dir.join("node_modules")).expect("a link");
     let mut buf = Command::new("node_modules/.bin/buf");
     buf.arg("generate")
         .arg(tools::repository().join("proto").canonicalize().expect("proto"))
-        .current_dir(&folder);
+        .current_dir(&dir);
     runs("buf generate", &mut buf).await;
 
     let mut node = Command::new("node");
-    node.args(["web.mjs", podling.url(), podling.token(), &ada.id]).current_dir(&folder);
+    node.args(["web.mjs", podling.url(), podling.token(), &ada.id]).current_dir(&dir);
     let said = runs("the web client", &mut node).await;
     assert_eq!(said.matches("worked").count(), 3, "{said}");
 }

@@ -46,7 +46,7 @@ async fn a_job_that_computes_holds_as_long_as_it_runs() {
     let ada = podling.workspace_with_policy("ada", without_presence()).await;
     podling.client().for_workspace(&ada.id).open(script("while [ ! -e finish ]; do :; done")).await;
     told_of(&podling, &ada, Signal::Cpu, false).await;
-    podling.stays_awake(&ada, IDLE_TIMEOUT * 5).await;
+    podling.assert_stays_awake(&ada, IDLE_TIMEOUT * 5).await;
     told_of(&podling, &ada, Signal::Cpu, false).await;
     std::fs::write(podling.home_dir(&ada).join("finish"), "").expect("a file");
     podling.wait_for_state(&ada, State::Asleep).await;
@@ -65,7 +65,7 @@ async fn a_job_that_only_prints_holds_as_long_as_presence_may() {
     viewer.run_until("it prints", || inside.clone(), |p| p.text().contains("tick\r\ntick")).await;
     told_of(&podling, &ada, Signal::ForegroundJob, false).await;
     // From here on it is counted idle for the whole timeout only when the cap is over.
-    podling.stays_awake(&ada, cap).await;
+    podling.assert_stays_awake(&ada, cap).await;
     told_of(&podling, &ada, Signal::ForegroundJob, true).await;
     podling.wait_for_state(&ada, State::Asleep).await;
 }
@@ -84,7 +84,7 @@ async fn a_lease_holds_until_it_expires_or_is_released() {
     let ada = podling.workspace_with_policy("ada", without_presence()).await;
     let inside = podling.client().for_workspace(&ada.id);
     keep_awake(&inside, IDLE_TIMEOUT * 3).await;
-    podling.stays_awake(&ada, IDLE_TIMEOUT * 3).await;
+    podling.assert_stays_awake(&ada, IDLE_TIMEOUT * 3).await;
     podling.wait_for_state(&ada, State::Asleep).await;
 
     // Taking one wakes. One that is given back holds nothing any more, however long it would have been.

@@ -66,7 +66,7 @@ async fn nothing_printed_is_lost_and_nothing_typed_is_doubled() {
             arrived.extend_from_slice(&part.data);
         }
         assert_same_bytes("what was typed", &arrived, &viewer.typed);
-        eprintln!("round {round}: {} cuts, attached {} times", proxy.cuts(), viewer.attached);
+        eprintln!("round {round}: {} cuts, attached {} times", proxy.cuts(), viewer.attach_count);
         assert!(proxy.cuts() >= 5, "the line was not bad enough: {} cuts", proxy.cuts());
     }
 }

@@ -70,13 +70,13 @@ async fn nobody_sleeps_while_the_control_plane_stands_still() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_sleeps_while_agent_and_control_plane_are_parted() {
     let podling = Podling::up().await;
-    let line = NetworkPartition::of(&podling);
+    let line = NetworkPartition::new(&podling);
     let ada = podling.workspace_with_policy("ada", idle_timeout_policy(IDLE_TIMEOUT)).await;
     let inside = podling.client().for_workspace(&ada.id);
     let before = has_begun_to_idle(&podling, &ada).await;
-    line.part();
+    line.block();
     // Before long nobody knows of it any more. That is no sign of idleness, and it is reached all the same.
-    podling.stays_awake(&ada, STILL).await;
+    podling.assert_stays_awake(&ada, STILL).await;
     wait_for("it is known that nothing is known", async || {
         let now = podling.get(&ada).await;
         assert_eq!(now.state(), State::Awake, "{:?}", now.reason);
@@ -98,7 +98,7 @@ async fn nobody_sleeps_while_its_agent_stands_still() {
     let inside = podling.client().for_workspace(&ada.id);
     let before = has_begun_to_idle(&podling, &ada).await;
     let still = SuspendedProcess::new(podling.agent_pid(&ada));
-    podling.stays_awake(&ada, STILL).await;
+    podling.assert_stays_awake(&ada, STILL).await;
     let whole = Instant::now();
     drop(still);
     let after = idle_time(&inside).await;

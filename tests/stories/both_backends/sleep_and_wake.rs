@@ -85,7 +85,7 @@ async fn unused_it_is_warned_sleeps_and_comes_back_as_it_was() {
     assert_eq!((agent.epoch, after.restarts), (before.epoch + 1, 0), "it was started once");
     assert!(people.iter().all(|viewer| viewer.epoch == Some(agent.epoch)));
 
-    // The same terminal in the same folder, with its history above.
+    // The same terminal in the same directory, with its history above.
     let viewer = &mut people[0];
     viewer.typed = b"pwd; cat file; echo th''ere\r".to_vec();
     viewer.run_until("the shell is back", || inside.clone(), |p| p.text().contains("there\r\n")).await;

@@ -23,8 +23,8 @@ struct Stall {
 }
 
 impl Stall {
-    fn new(folder: &Path) -> Self {
-        let (pipe, target) = (folder.join("pipe"), folder.join("to be put in place"));
+    fn new(dir: &Path) -> Self {
+        let (pipe, target) = (dir.join("pipe"), dir.join("to be put in place"));
         mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a pipe");
         fs::hard_link(&pipe, &target).expect("its second name");
         Self { pipe, target }

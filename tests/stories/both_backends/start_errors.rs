@@ -24,10 +24,10 @@ fn broken() -> Vec<(&'static str, Command, &'static [Reason])> {
         ("a path that is not there", of(&["/no/such/program"]), &[Reason::ProgramNotFound]),
         ("an interpreter that is not there", of(&["./bad-interpreter"]), &[Reason::ProgramBadInterpreter]),
         ("a file without x", of(&["./not-executable"]), &[Reason::ProgramNotExecutable]),
-        ("a folder", of(&["./folder"]), &[Reason::ProgramNotExecutable]),
+        ("a directory", of(&["./directory"]), &[Reason::ProgramNotExecutable]),
         ("bytes that are no program", of(&["./garbage"]), &[Reason::ProgramNotExecutable]),
-        ("a working folder that is not there", at("nowhere"), &[Reason::BadCwd]),
-        ("a working folder that is a file", at("garbage"), &[Reason::BadCwd]),
+        ("a working directory that is not there", at("nowhere"), &[Reason::BadCwd]),
+        ("a working directory that is a file", at("garbage"), &[Reason::BadCwd]),
         ("a NUL in an argument", of(&["echo", "a\0b"]), &[Reason::BadField]),
         ("a variable without a name", env("=x"), &[Reason::BadField]),
         ("an empty program", of(&[""]), &[Reason::BadField, Reason::ProgramNotFound]),
@@ -44,7 +44,7 @@ async fn ten_broken_programs_give_their_reasons() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let home = podling.home_dir(&ada);
-    fs::create_dir(home.join("folder")).expect("a folder");
+    fs::create_dir(home.join("directory")).expect("a directory");
     for (name, content, mode) in [
         ("bad-interpreter", "#!/no/such/interpreter\n", 0o755),
         ("not-executable", "#!/bin/sh\n", 0o644),

@@ -220,11 +220,11 @@ async fn a_store_that_cannot_be_written_to_costs_nothing_but_time() {
     let podling = up_with_store(disk.path()).await;
     let ada = podling.create("ada", &SOON).await;
     fs::write(podling.home_dir(&ada).join("data"), "mine").expect("a file");
-    disk.read_only(true);
+    disk.set_read_only(true);
     sleep(&podling, &ada).await;
     is_kept(&podling, &ada, 3, "denies access").await;
 
-    disk.read_only(false);
+    disk.set_read_only(false);
     is_archived(&podling, &ada, disk.path()).await;
     drop(podling);
 }

@@ -138,7 +138,7 @@ async fn a_token_narrowed_to_one_workspace_sees_no_other() {
 
 /// Calls a method with an empty request; an error if one comes before the first answer.
 async fn call(client: &Client, path: &'static str) -> Result<(), Status> {
-    let mut grpc = Grpc::new(rclient.channel());
+    let mut grpc = Grpc::new(client.channel());
     within("the channel", grpc.ready()).await.map_err(|e| Status::unknown(format!("{e:?}")))?;
     let path = PathAndQuery::from_static(path);
     // One empty message and then nothing: as every kind of method may be called.

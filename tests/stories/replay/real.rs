@@ -48,7 +48,7 @@ impl ReplayTarget {
     pub(super) async fn happens(&mut self, event: &TraceEvent, next: Option<&TraceStep>) {
         eprintln!("{:>6.1?} > {event:?}", self.begun.elapsed());
         let answer = self.asks(event).await;
-        let dies = matches!(next, Some(TraceStep::Happens(TraceEvent::Dies(_))));
+        let dies = matches!(next, Some(TraceStep::Inject(TraceEvent::Dies(_))));
         if let Err(status) = answer
             && !dies
         {
@@ -102,7 +102,7 @@ impl ReplayTarget {
         wait_for(&format!("all have come to {expected:#?}\nof {:#?}", self.workspaces), async || {
             let mut now = BTreeMap::new();
             for (name, expected) in expected {
-                now.insert(name.clone(), self.see(name).await.as_much_as(expected));
+                now.insert(name.clone(), self.see(name).await.without_epoch_unless_in(expected));
             }
             for (name, seen) in &now {
                 if last.get(name) != Some(seen) {
@@ -172,11 +172,11 @@ impl ReplayTarget {
     /// What can be seen of it, in the words of a trace.
     async fn see(&self, name: &str) -> ObservedWorkspace {
         let workspace = self.workspace(name);
-        let folder = self.podling.data().join("workspaces").join(&workspace.id);
+        let dir = self.podling.data().join("workspaces").join(&workspace.id);
         let stored = self.stored(&workspace.id);
         let Some(now) = self.get(workspace).await else {
             // Gone means that nothing of it is left.
-            let left = folder.exists() || !stored.is_empty();
+            let left = dir.exists() || !stored.is_empty();
             return if left {
                 ObservedWorkspace(vec!["forgotten".into()])
             } else {
@@ -193,7 +193,7 @@ impl ReplayTarget {
         if let (State::Awake, Some(agent)) = (now.state(), &now.agent) {
             words.push(format!("epoch={}", agent.epoch));
         }
-        let home = folder.join("home");
+        let home = dir.join("home");
         words.push(format!("storage={}", if home.exists() { "there" } else { "none" }));
         if let Ok(file) = fs::read_to_string(home.join("file")) {
             words.push(format!("file={}", file.trim()));
