@@ -175,7 +175,7 @@ impl RecordingListener {
     }
 
     /// Returns what each connection has received so far.
-    pub fn recorded(&self) -> Vec<RecordedConnection> {
+    pub fn connections(&self) -> Vec<RecordedConnection> {
         self.recorded.lock().expect("lock is not poisoned").clone()
     }
 }

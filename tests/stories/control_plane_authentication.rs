@@ -25,7 +25,7 @@ fn holds_secret(bytes: &[u8]) -> bool {
 }
 
 async fn tells_nothing(what: &str, listener: RecordingListener, ca_pem: &str) {
-    let agent = Agent::start(listener.address, ca_pem, CREDENTIAL);
+    let agent = StandaloneAgent::start(listener.address, ca_pem, CREDENTIAL);
     // It keeps trying, for the right one may come back at this address.
     wait_for(&format!("{what}: the agent tries twice"), async || {
         (listener.connections().len() >= 2).then_some(())
@@ -50,7 +50,7 @@ async fn a_false_control_plane_learns_nothing() {
 
     // To the right one it says it at once: the listener would have heard it.
     let right = server(ours.server(CONTROL, Validity::Current)).await;
-    let _agent = Agent::start(right.address, pem, CREDENTIAL);
+    let _agent = StandaloneAgent::start(right.address, pem, CREDENTIAL);
     wait_for("the agent trusts its control plane", async || {
         right.connections().iter().any(|c| c.trusted).then_some(())
     })
@@ -63,7 +63,7 @@ async fn the_right_one_may_be_slow() {
     // The first connection is taken and never answered.
     let control =
         FakeControlPlane::start(authority.server(CONTROL, Validity::Current), "abcdefghijkl", 1).await;
-    let agent = Agent::start(control.address, &authority.pem, CREDENTIAL);
+    let agent = StandaloneAgent::start(control.address, &authority.pem, CREDENTIAL);
     let credentials =
         wait_for("the agent gives up on the silent connection and says hello on another", async || {
             Some(control.credentials()).filter(|c| !c.is_empty())

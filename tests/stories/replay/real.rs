@@ -115,7 +115,7 @@ impl ReplayTarget {
         .await;
     }
 
-    fn of(&self, name: &str) -> &Workspace {
+    fn workspace(&self, name: &str) -> &Workspace {
         self.workspaces.get(name).unwrap_or_else(|| panic!("{name} was not made"))
     }
 
