@@ -47,7 +47,7 @@ async fn archived(podling: &Podling, tree: &Path, name: &str) -> Result<(Duratio
     sync();
     podling.cli().run(&["sleep", name, "--force"]).await.ok();
     podling.wait_for_state(&workspace, State::Archived).await;
-    let log = podling.decided(&workspace).await;
+    let log = podling.transition_log(&workspace).await;
     let proven = log.iter().find(|entry| is_proven(entry)).context("no proof is told")?;
     let proven = SystemTime::try_from(proven.at.context("a decision without a time")?)?;
     let of_it = |stored: &String| stored.contains(&workspace.id) && stored.ends_with(".zip");

@@ -1,4 +1,5 @@
-//! Stories that are told of processes and of pods alike, from one source. (`cargo xtask cluster stories` tells them of pods.)
+//! Stories that run with workspaces as processes and as pods. `cargo xtask cluster stories` runs them
+//! on pods.
 
 mod agent_restarts;
 mod archives;

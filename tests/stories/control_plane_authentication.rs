@@ -1,4 +1,4 @@
-//! An agent speaks first, so it must know to whom: no credential leaves it before the other side has proven who it is.
+//! An agent authenticates the control plane before it sends its credential.
 
 use podling_proto::{
     agent::v1::GetActivityRequest,
@@ -14,7 +14,7 @@ use podling_tests::{
     wait_for, within,
 };
 
-/// The agent's secret, to be looked for in everything it says.
+/// The agent's credential, which the tests search for in all bytes that the agent sends.
 const CREDENTIAL: &str = "abcdefghijkl.wombats-dig-at-night";
 /// The name in the control plane's certificate.
 const CONTROL: &str = "podling-control";
@@ -24,43 +24,57 @@ fn holds_secret(bytes: &[u8]) -> bool {
     bytes.windows(secret.len()).any(|window| window == secret)
 }
 
-async fn tells_nothing(what: &str, listener: RecordingListener, ca_pem: &str) {
+async fn assert_credential_not_sent(what: &str, listener: RecordingListener, ca_pem: &str) {
     let agent = StandaloneAgent::start(listener.address, ca_pem, CREDENTIAL);
-    // It keeps trying, for the right one may come back at this address.
+    // The agent keeps trying, because the genuine control plane may return at this address.
     wait_for(&format!("{what}: the agent tries twice"), async || {
         (listener.connections().len() >= 2).then_some(())
     })
     .await;
     drop(agent);
     for call in listener.connections() {
-        assert!(!call.trusted, "{what}: the agent took it for its control plane");
+        assert!(!call.trusted, "{what}: the agent accepted the certificate");
         assert!(!holds_secret(&call.bytes), "{what}: the credential was sent");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_false_control_plane_learns_nothing() {
+async fn credential_is_not_sent_to_impostor_control_plane() {
     let (ours, theirs) = (CertificateAuthority::new("Podling"), CertificateAuthority::new("Podling"));
     let (pem, server) = (&ours.pem, RecordingListener::with_tls);
-    tells_nothing("another authority", server(theirs.server(CONTROL, Validity::Current)).await, pem).await;
-    tells_nothing("another name", server(ours.server("podling-agent", Validity::Current)).await, pem).await;
-    tells_nothing("a certificate that is over", server(ours.server(CONTROL, Validity::Expired)).await, pem)
-        .await;
-    tells_nothing("no certificate at all", RecordingListener::plaintext().await, pem).await;
+    assert_credential_not_sent(
+        "another authority",
+        server(theirs.server(CONTROL, Validity::Current)).await,
+        pem,
+    )
+    .await;
+    assert_credential_not_sent(
+        "another name",
+        server(ours.server("podling-agent", Validity::Current)).await,
+        pem,
+    )
+    .await;
+    assert_credential_not_sent(
+        "an expired certificate",
+        server(ours.server(CONTROL, Validity::Expired)).await,
+        pem,
+    )
+    .await;
+    assert_credential_not_sent("no certificate at all", RecordingListener::plaintext().await, pem).await;
 
-    // To the right one it says it at once: the listener would have heard it.
-    let right = server(ours.server(CONTROL, Validity::Current)).await;
-    let _agent = StandaloneAgent::start(right.address, pem, CREDENTIAL);
+    // The genuine control plane receives the credential at once, so the listener would record it.
+    let genuine = server(ours.server(CONTROL, Validity::Current)).await;
+    let _agent = StandaloneAgent::start(genuine.address, pem, CREDENTIAL);
     wait_for("the agent trusts its control plane", async || {
-        right.connections().iter().any(|c| c.trusted).then_some(())
+        genuine.connections().iter().any(|c| c.trusted).then_some(())
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_right_one_may_be_slow() {
+async fn agent_reconnects_if_control_plane_does_not_answer() {
     let authority = CertificateAuthority::new("Podling");
-    // The first connection is taken and never answered.
+    // The first connection is accepted and never answered.
     let control =
         FakeControlPlane::start(authority.server(CONTROL, Validity::Current), "abcdefghijkl", 1).await;
     let agent = StandaloneAgent::start(control.address, &authority.pem, CREDENTIAL);
@@ -71,7 +85,7 @@ async fn the_right_one_may_be_slow() {
         .await;
     assert_eq!(credentials[0], format!("Bearer {CREDENTIAL}"));
 
-    // Claimed, it serves whoever has a token of that control plane's making.
+    // A claimed agent accepts tokens that this control plane has signed.
     let claims = TokenClaims {
         sub: "ada".into(),
         aud: Audience::Agent("abcdefghijkl".into()),

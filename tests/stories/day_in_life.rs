@@ -1,5 +1,5 @@
-//! Ending the day: Ctrl-C on `podling up` leaves people's work running and puts the rest to sleep; `podling down` ends it; the next
-//! morning all is there.
+//! A day on one machine. Ctrl-C on `podling up` leaves busy workspaces running and puts idle ones to
+//! sleep. `podling down` stops all. The next `podling up` brings everything back.
 
 use std::{
     fs::{self, File},
@@ -23,14 +23,14 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ctrl_c_puts_to_sleep_what_is_idle_and_leaves_the_rest_to_the_next_up() {
+async fn ctrl_c_sleeps_idle_workspaces_and_next_up_adopts_busy() {
     let mut podling = Podling::up().await;
     let (ada, bob) = (podling.workspace("ada").await, podling.workspace("bob").await);
     let inside = podling.client().for_workspace(&ada.id);
     let job = "echo begun; while sleep 0.1; do echo tick >> ticks; done & cat; kill $!; echo ended";
     let terminal = inside.open(script(job)).await;
     let mut viewer = ResumingClient::new("ada", &terminal.id);
-    viewer.run_until("it has begun", || inside.clone(), |p| p.text().contains("begun")).await;
+    viewer.run_until("the job has begun", || inside.clone(), |p| p.text().contains("begun")).await;
     let before = [podling.wait_until_awake(&ada).await, podling.wait_until_awake(&bob).await]
         .map(|now| now.agent.expect("an agent"));
     let agent = podling.agent_pid(&ada);
@@ -38,21 +38,26 @@ async fn ctrl_c_puts_to_sleep_what_is_idle_and_leaves_the_rest_to_the_next_up() 
     let status = podling.ctrl_c().await;
     assert!(status.success(), "{status}: {}", podling.log());
     let left: Vec<_> = podling.running_agents().iter().map(|left| left.pid).collect();
-    assert_eq!(left, [agent], "the idle one sleeps, the other's agent runs on");
+    assert_eq!(left, [agent], "only the busy workspace's agent runs");
     let ticks = || fs::read(podling.home_dir(&ada).join("ticks")).map_or(0, |ticks| ticks.len());
-    let so_far = ticks();
-    wait_for("the job goes on though nobody is there", async || (ticks() > so_far).then_some(())).await;
+    let ticks_before = ticks();
+    wait_for("the job continues without a control plane", async || (ticks() > ticks_before).then_some(()))
+        .await;
 
     podling.restart().await;
     let after = podling.wait_until_awake(&ada).await.agent.expect("an agent");
-    assert_eq!((&after.boot_id, after.epoch), (&before[0].boot_id, before[0].epoch), "it is adopted");
+    assert_eq!(
+        (&after.boot_id, after.epoch),
+        (&before[0].boot_id, before[0].epoch),
+        "the agent was not adopted"
+    );
     let inside = podling.client().for_workspace(&ada.id);
     viewer.typed = b"good morning\r\x04".to_vec();
-    viewer.run_until("the terminal goes on", || inside.clone(), |p| p.exit.is_some()).await;
+    viewer.run_until("the terminal continues", || inside.clone(), |p| p.exit.is_some()).await;
     assert!(viewer.text().contains("good morning") && viewer.text().contains("ended"), "{:?}", viewer.text());
 
     let asleep = podling.get(&bob).await;
-    assert_eq!(asleep.state(), State::Asleep, "it sleeps until somebody comes");
+    assert_eq!(asleep.state(), State::Asleep, "an idle workspace sleeps until the next request");
     let code = asleep.reason.as_ref().map(|reason| reason.code());
     assert!(matches!(code, Some(StateReasonCode::Idle | StateReasonCode::IdleAtShutdown)), "{code:?}");
     assert_eq!(podling.client().for_workspace(&bob.id).sh("echo here").await, "here\n");
@@ -60,9 +65,9 @@ async fn ctrl_c_puts_to_sleep_what_is_idle_and_leaves_the_rest_to_the_next_up() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_closes_the_terminal_under_it_has_told_it_to_stop() {
+async fn hangup_stops_podling_up() {
     let dir = tempfile::tempdir().expect("a directory");
-    // Nothing can be said any more, as on a terminal that is gone.
+    // Writes to stderr fail, as on a closed terminal.
     let full = File::options().write(true).open("/dev/full").expect("/dev/full");
     let mut up = Command::new(program("podling"))
         .args(["up", "--listen", "127.0.0.1:0", "--json", "--data"])
@@ -74,32 +79,32 @@ async fn who_closes_the_terminal_under_it_has_told_it_to_stop() {
         .spawn()
         .expect("podling up");
     let is_up = dir.path().join("run/up.json");
-    wait_for("it is up", async || is_up.exists().then_some(())).await;
-    kill_process(Pid::from_raw(up.id().expect("it runs") as i32).expect("a pid"), Signal::HUP)
+    wait_for("podling up is ready", async || is_up.exists().then_some(())).await;
+    kill_process(Pid::from_raw(up.id().expect("podling up runs") as i32).expect("a pid"), Signal::HUP)
         .expect("a signal");
-    let status = wait_for("it has ended", async || up.try_wait().expect("its status")).await;
+    let status = wait_for("podling up has ended", async || up.try_wait().expect("its status")).await;
     assert!(status.success(), "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_ctrl_c_leaves_at_once() {
+async fn second_ctrl_c_exits_at_once() {
     let mut podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let before = podling.wait_until_awake(&ada).await.agent.expect("an agent");
-    // It is idle, and cannot say whether it may sleep.
-    let still = SuspendedProcess::new(podling.agent_pid(&ada));
+    // The suspended agent is idle but cannot answer the prepare request.
+    let suspended = SuspendedProcess::new(podling.agent_pid(&ada));
     podling.interrupt();
     podling.wait_for_state(&ada, State::FallingAsleep).await;
     let status = podling.ctrl_c().await;
     assert_eq!(status.code(), Some(130), "{status}: {}", podling.log());
-    drop(still);
+    drop(suspended);
     podling.restart().await;
     let after = podling.wait_until_awake(&ada).await.agent.expect("an agent");
-    assert_eq!((after.boot_id, after.epoch), (before.boot_id, before.epoch), "it is adopted");
+    assert_eq!((after.boot_id, after.epoch), (before.boot_id, before.epoch), "the agent was not adopted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn down_ends_everything_and_after_the_next_up_it_sleeps_until_somebody_comes() {
+async fn down_stops_all_and_workspaces_sleep_after_next_up() {
     let mut podling = Podling::up().await;
     let cli = podling.cli();
     let ada = podling.workspace("ada").await;
@@ -109,38 +114,42 @@ async fn down_ends_everything_and_after_the_next_up_it_sleeps_until_somebody_com
     let epoch = podling.wait_until_awake(&ada).await.agent.expect("an agent").epoch;
     cli.run(&["create", "gone"]).await.ok();
     cli.run(&["rm", "gone"]).await.ok();
-    wait_for("ada's work is noticed", async || {
+    wait_for("ada's activity is reported", async || {
         let now = podling.get(&ada).await;
         now.activity.is_some_and(|a| a.level() != ActivityLevel::Idle).then_some(())
     })
     .await;
 
-    // Somebody works: down asks first.
-    let said = cli.run(&["down"]).await.exits(4).err();
-    assert!(said.contains("ada"), "who is busy is named: {said}");
+    // A workspace is busy, so `down` requires --force.
+    let error = cli.run(&["down"]).await.exits(4).err();
+    assert!(error.contains("ada"), "the busy workspace is not named: {error}");
     let down = cli.run(&["down", "--force"]).await.ok().out();
     assert!(
         down.contains("stopped the control plane and 1 workspace;"),
-        "of one that was deleted only its archive is kept: {down}"
+        "a deleted workspace must not be counted: {down}"
     );
     assert!(podling.wait_exit().await.success());
-    assert_eq!(podling.running_processes(), [], "down ends everything");
+    assert_eq!(podling.running_processes(), [], "processes survive podling down");
 
     podling.restart().await;
-    let sleeps = podling.wait_for_state(&ada, State::Asleep).await;
+    let asleep = podling.wait_for_state(&ada, State::Asleep).await;
     assert!(
-        sleeps.agent.is_none() && podling.running_agents().is_empty(),
-        "nothing runs for who has not come"
+        asleep.agent.is_none() && podling.running_agents().is_empty(),
+        "an agent runs before the first request"
     );
-    let looks = podling.client().for_workspace(&ada.id).activity().get(GetActivityRequest {}).await;
-    assert_eq!(refused(looks), Reason::NotAwake);
-    assert_eq!(podling.client().for_workspace(&ada.id).sh("cat file").await, "kept\n", "who comes finds it");
+    let read = podling.client().for_workspace(&ada.id).activity().get(GetActivityRequest {}).await;
+    assert_eq!(refused(read), Reason::NotAwake);
+    assert_eq!(
+        podling.client().for_workspace(&ada.id).sh("cat file").await,
+        "kept\n",
+        "the file is unchanged"
+    );
     let again = podling.wait_until_awake(&ada).await;
     assert!(again.agent.expect("an agent").epoch > epoch);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_promise_keeps_a_workspace_awake_and_explain_says_so() {
+async fn lease_keeps_workspace_awake_and_explain_shows_it() {
     let podling = Podling::up().await;
     let cli = podling.cli();
     let ada = podling.workspace("ada").await;
@@ -153,16 +162,16 @@ async fn a_promise_keeps_a_workspace_awake_and_explain_says_so() {
     assert!(said.contains("backup") && said.contains("nightly"), "{said}");
     cli.run(&["keep-awake", "ada", "--lease", "backup", "--release"]).await.ok();
 
-    // As long as a command takes: the lease is there while it runs and gone when it has ended.
+    // With a command, the lease exists while the command runs and is released when it ends.
     let watch = format!("until [ -e {}/seen ]; do sleep 0.05; done; exit 6", podling.dir().display());
     let child = cli.command(&["keep-awake", "ada", "--", "sh", "-c", &watch]).spawn().expect("it starts");
     let count = async || {
         let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
         explained["activity"]["leases"].as_array().map_or(0, Vec::len)
     };
-    wait_for("the lease is there", async || (count().await == 1).then_some(())).await;
+    wait_for("the lease exists", async || (count().await == 1).then_some(())).await;
     std::fs::write(podling.dir().join("seen"), "").expect("a file");
-    let output = podling_tests::within("it ends", child.wait_with_output()).await.expect("output");
+    let output = podling_tests::within("the command ends", child.wait_with_output()).await.expect("output");
     assert_eq!(output.status.code(), Some(6));
     assert_eq!(count().await, 0);
     drop(ada);

@@ -1,4 +1,4 @@
-//! The README's first commands on a fresh machine, and what a newcomer does next.
+//! The README's first commands on a fresh machine, and the next steps of a new user.
 
 use podling_proto::agent::v1::ListTerminalsRequest;
 use podling_tests::{Podling, podling::PodlingOptions, pty::TerminalWindow, wait_for};
@@ -10,7 +10,7 @@ fn find<'a>(list: &'a Value, name: &str) -> Option<&'a Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_newcomer_types_two_commands_and_works() {
+async fn new_user_creates_workspace_and_runs_command() {
     let mut podling = Podling::up().await;
     let cli = podling.cli();
     cli.run(&["create", "ada"]).await.ok();
@@ -22,39 +22,36 @@ async fn a_newcomer_types_two_commands_and_works() {
     assert_eq!(ada["state"], "awake");
     assert_eq!(ada["id"].as_str().map(str::len), Some(12));
     assert!(cli.run(&["ls"]).await.ok().out().contains("ada"));
-    wait_for("explain says that somebody just worked here", async || {
+    wait_for("explain shows the activity", async || {
         let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
         (explained["activity"] == "active").then_some(())
     })
     .await;
     assert!(cli.run(&["explain", "ada"]).await.ok().out().contains("active"));
 
-    // A name that is taken, and one that is nobody's.
+    // A name that is taken, and a name that does not exist.
     cli.run(&["create", "ada"]).await.exits(1);
-    cli.run(&["explain", "nobody"]).await.exits(3);
+    cli.run(&["explain", "missing"]).await.exits(3);
 
-    // Its files go only because that is said.
+    // The files are deleted because of --discard.
     cli.run(&["rm", "ada", "--discard"]).await.ok();
     assert!(find(&cli.run(&["ls", "--json"]).await.ok().json(), "ada").is_none());
 
     cli.run(&["down", "--force"]).await.ok();
     assert!(podling.wait_exit().await.success());
-    assert_eq!(podling.running_processes(), [], "nothing is left running");
+    assert_eq!(podling.running_processes(), [], "processes survive podling down");
     cli.run(&["ls"]).await.exits(5);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_terminal_from_ones_own_window() {
+async fn attach_passes_keys_size_and_signals() {
     let podling = Podling::up().await;
     let cli = podling.cli();
     let inside = podling.client().for_workspace(&podling.workspace("ada").await.id);
     let mut window = TerminalWindow::open(&cli.command(&["attach", "ada"]));
     let before = window.modes();
     window.wait_for_prompt().await;
-    assert!(
-        !window.modes().local_modes.contains(LocalModes::ICANON),
-        "every key goes to the workspace at once"
-    );
+    assert!(!window.modes().local_modes.contains(LocalModes::ICANON), "the window is not in raw mode");
     window.type_text("echo $((6*7))-is-it\r");
     window.wait_for_text("42-is-it").await;
 
@@ -65,7 +62,7 @@ async fn a_terminal_from_ones_own_window() {
     })
     .await;
 
-    // Ctrl-C ends what runs there, not the attachment.
+    // Ctrl-C ends the foreground job, not the attachment.
     let foreground = async || {
         let list = inside.terminals().list(ListTerminalsRequest {}).await.expect("a list").into_inner();
         list.terminals[0].foreground.clone()
@@ -79,11 +76,11 @@ async fn a_terminal_from_ones_own_window() {
 
     window.type_text("exit 5\r");
     assert_eq!(window.wait_exit().await, Some(5));
-    assert_eq!(before.local_modes, window.modes().local_modes, "the window is as it was");
+    assert_eq!(before.local_modes, window.modes().local_modes, "the window's modes are not restored");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_detaches_finds_everything_as_it_was() {
+async fn reattached_terminal_shows_same_screen_and_shell() {
     let podling = Podling::up().await;
     let cli = podling.cli();
     cli.run(&["create", "ada"]).await.ok();
@@ -97,25 +94,25 @@ async fn whoever_detaches_finds_everything_as_it_was() {
     assert_eq!(window.wait_exit().await, Some(0));
     assert!(
         window.modes().local_modes.contains(LocalModes::ICANON | LocalModes::ECHO),
-        "the window is as it was"
+        "the window's modes are not restored"
     );
     assert!(!before.local_modes.contains(LocalModes::ICANON));
 
     let mut again = TerminalWindow::open(&cli.command(&["attach", "ada"]));
-    // The screen is painted as it was left …
+    // The screen is restored …
     again.wait_for_text("set-wombat").await;
-    // … and the shell is the same.
+    // … and the shell is the same process.
     again.type_text("echo still-$secret\r");
     again.wait_for_text("still-wombat").await;
     again.type_text("exit\r");
     assert_eq!(again.wait_exit().await, Some(0));
 }
 
-/// Ctrl-], as `attach` says when it begins.
+/// Ctrl-], the detach key that `attach` announces.
 const DETACH: &str = "\x1d";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_data_folder_deeper_than_a_socket_address() {
+async fn data_directory_may_exceed_socket_path_length() {
     let podling = Podling::up_with(PodlingOptions { long_data_path: true, ..Default::default() }).await;
     assert!(podling.data().as_os_str().len() > 108);
     let cli = podling.cli();

@@ -1,34 +1,34 @@
-//! A full disk under a control plane of one machine, which keeps there what it knows.
+//! A full disk below the data directory of a control plane on one machine.
 
 use podling_proto::error::Reason;
 use podling_tests::{Client, Podling, PodlingOptions, SmallDisk, report_skipped};
 
-/// Fills the disk to the last byte, as a user's own program.
+/// Fills the disk to the last byte with a user's program.
 async fn fill(inside: &Client) {
     inside.sh("dd if=/dev/zero of=filler bs=64k 2>/dev/null; echo filled >&2").await;
 }
 
-fn on(disk: &SmallDisk) -> PodlingOptions {
+fn options_on(disk: &SmallDisk) -> PodlingOptions {
     PodlingOptions { data: Some(disk.path().to_owned()), ..Default::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_takes_no_new_workspace_and_what_is_deleted_makes_room() {
+async fn full_disk_rejects_new_workspaces_until_space_is_freed() {
     let disk = match SmallDisk::new("24m") {
         Ok(disk) => disk,
         Err(why) => return report_skipped("new workspaces on a full disk", &why),
     };
-    let podling = Podling::up_with(on(&disk)).await;
+    let podling = Podling::up_with(options_on(&disk)).await;
     let ada = podling.workspace("ada").await;
     let inside = podling.client().for_workspace(&ada.id);
     fill(&inside).await;
     let refused = podling.cli().run(&["create", "bob"]).await;
-    assert_ne!(refused.code, Some(0), "nothing can be kept of a new workspace");
+    assert_ne!(refused.code, Some(0), "a workspace was created on a full disk");
     assert!(refused.err().to_lowercase().contains("no space"), "{}", refused.err());
     inside.sh("rm filler").await;
     podling.workspace("carol").await;
 
-    // Full again: what is there can still be deleted, which makes room.
+    // The disk is full again. Deleting a workspace still works and frees space.
     fill(&inside).await;
     assert_eq!(inside.upload("mine", 1).await, Err(Reason::DiskFull));
     podling.cli().run(&["rm", "ada", "--discard"]).await.ok();
@@ -39,17 +39,17 @@ async fn a_full_disk_takes_no_new_workspace_and_what_is_deleted_makes_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_is_no_reason_to_stay_up() {
+async fn down_works_on_full_disk() {
     let disk = match SmallDisk::new("24m") {
         Ok(disk) => disk,
         Err(why) => return report_skipped("down on a full disk", &why),
     };
-    let mut podling = Podling::up_with(on(&disk)).await;
+    let mut podling = Podling::up_with(options_on(&disk)).await;
     let ada = podling.workspace("ada").await;
     fill(&podling.client().for_workspace(&ada.id)).await;
     podling.cli().run(&["down", "--force"]).await.ok();
     assert!(podling.wait_exit().await.success());
-    assert_eq!(podling.running_processes(), [], "nothing is left running");
+    assert_eq!(podling.running_processes(), [], "processes survive podling down");
     drop(podling);
     drop(disk);
 }

@@ -1,4 +1,4 @@
-//! What users of Podling live through, with the real binaries.
+//! End-to-end tests ("stories"): what users do with Podling, with the real binaries.
 
 mod both_backends;
 mod control_plane_authentication;

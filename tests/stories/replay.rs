@@ -1,7 +1,8 @@
-//! What the simulation says of Podling, and what Podling does: traces of it (`traces/SEED.trace`) happen to a real `podling up`, with
-//! agents, processes, a backup store and kill -9 that are real, and at every point of rest the two are the same.
+//! Replays traces of the simulation (`traces/SEED.trace`) against a real `podling up`, with real
+//! agents, processes, backup store and SIGKILL. At each point of rest, both must be in the same state.
 //!
-//! A trace is made by `cargo xtask simulate --record SEED`; a test of the simulation finds one that it would not record any more.
+//! `cargo xtask simulate --record SEED` records a trace. A test of the simulation fails for a trace
+//! that the simulation would record differently now.
 
 mod real;
 
@@ -14,12 +15,14 @@ async fn replay(seed: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("stories/traces/{seed}.trace"));
     let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let steps = parse(&text).unwrap_or_else(|problem| panic!("{}: {problem}", path.display()));
-    let Some((TraceStep::Inject(first), steps)) = steps.split_first() else { panic!("it is empty") };
-    let mut real = ReplayTarget::up(first).await;
+    let Some((TraceStep::Inject(first), steps)) = steps.split_first() else {
+        panic!("{seed}.trace does not begin with an event")
+    };
+    let mut target = ReplayTarget::up(first).await;
     for (number, step) in steps.iter().enumerate() {
         match step {
-            TraceStep::Inject(event) => real.happens(event, steps.get(number + 1)).await,
-            TraceStep::Rest(expected) => real.comes_to(expected).await,
+            TraceStep::Inject(event) => target.inject(event, steps.get(number + 1)).await,
+            TraceStep::Rest(expected) => target.wait_for_rest(expected).await,
         }
     }
 }

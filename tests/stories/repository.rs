@@ -1,10 +1,10 @@
-//! Rules of the house that the compiler cannot check.
+//! Rules for the sources that the compiler cannot check.
 
 use std::{fs, path::PathBuf};
 
 use podling_tests::tools::repository;
 
-/// Every `.rs` file of the repository with its path from the root.
+/// Returns path and text of each `.rs` file; the path is relative to the repository.
 fn sources() -> Vec<(String, String)> {
     let root = repository().canonicalize().expect("the repository");
     let mut dirs: Vec<PathBuf> = ["proto", "agent", "control", "cli", "tests"].map(|f| root.join(f)).into();
@@ -31,13 +31,14 @@ fn fail_for(rule: &str, broken: Vec<String>) {
 }
 
 #[test]
-fn every_file_says_what_it_is_for() {
-    let silent = sources().into_iter().filter(|(_, text)| !text.starts_with("//!")).map(|(name, _)| name);
-    fail_for("every file begins with `//!`", silent.collect());
+fn each_file_begins_with_a_module_doc() {
+    let undocumented =
+        sources().into_iter().filter(|(_, text)| !text.starts_with("//!")).map(|(name, _)| name);
+    fail_for("every file begins with `//!`", undocumented.collect());
 }
 
 #[test]
-fn core_is_pure() {
+fn core_reads_no_clock_and_does_no_io() {
     let manifest = fs::read_to_string(repository().join("control/core/Cargo.toml")).expect("core's manifest");
     for forbidden in ["tokio", "kube", "tonic", "axum", "hyper", "rustix", "redb"] {
         assert!(!manifest.contains(forbidden), "control/core/Cargo.toml lists {forbidden}");
@@ -56,7 +57,7 @@ fn core_is_pure() {
 }
 
 #[test]
-fn no_task_is_unowned() {
+fn tasks_are_owned_by_a_join_set_or_tracker() {
     let bare =
         sources().into_iter().filter(|(name, _)| !name.starts_with("tests/")).flat_map(|(name, text)| {
             let lines = text.lines().enumerate().filter(|(_, line)| {
@@ -70,7 +71,7 @@ fn no_task_is_unowned() {
 }
 
 #[test]
-fn main_only_starts_things() {
+fn main_files_are_short() {
     let long =
         sources().into_iter().filter(|(name, text)| name.ends_with("main.rs") && text.lines().count() > 90);
     fail_for("main.rs has at most 90 lines", long.map(|(name, _)| name).collect());
@@ -87,7 +88,7 @@ fn unsafe_code_is_in_one_place() {
 }
 
 #[test]
-fn nothing_is_left_for_later() {
+fn sources_have_no_stubs() {
     let words = ["todo!", "unimplemented!", "TODO", "FIXME", "XXX"];
     let later = sources().into_iter().filter(|(name, _)| name != "tests/stories/repository.rs").flat_map(
         |(name, text)| {

@@ -1,4 +1,5 @@
-// The official gRPC-web client from npm, in Node, through the gateway: unary calls, a stream, errors with their reasons.
+// Tests the official gRPC-web client from npm in Node through the gateway: unary calls, a stream, and
+// errors with reasons.
 //
 // usage: node web.mjs URL TOKEN WORKSPACE
 
@@ -14,7 +15,7 @@ import { Reason } from "./gen/podling/v1/errors_pb.js";
 const [url, token, workspace] = process.argv.slice(2);
 const utf8 = new TextDecoder();
 
-const badge = (next) => (request) => {
+const addMetadata = (next) => (request) => {
   request.header.set("authorization", `Bearer ${token}`);
   request.header.set("podling-workspace", workspace);
   return next(request);
@@ -39,7 +40,7 @@ async function work(name, transport) {
     clientId: name,
     creditBytes: 32768,
   });
-  let seen = "";
+  let output = "";
   let next = 0n;
   let id;
   let typed = false;
@@ -51,14 +52,14 @@ async function work(name, transport) {
     assert.equal(response.case, "frame");
     const { epoch, offset, frame } = response.value;
     if (frame.case === "data") {
-      assert.equal(offset, next, "bytes are missing or doubled");
+      assert.equal(offset, next, "bytes are missing or duplicated");
       next += BigInt(frame.value.length);
-      seen += utf8.decode(frame.value);
-      // The watch may be over when its last output is acknowledged.
+      output += utf8.decode(frame.value);
+      // The watch may have ended before its last output is acknowledged.
       await terminals
         .ack({ watchId: id, terminalId: terminal.id, epoch, offset: next })
         .catch((error) => assert.equal(ConnectError.from(error).code, Code.NotFound));
-      if (!typed && seen.includes("ready\n")) {
+      if (!typed && output.includes("ready\n")) {
         typed = true;
         const data = new TextEncoder().encode("wombat\n");
         const input = { epoch, offset: 0n, data, kind: InputKind.USER };
@@ -73,20 +74,20 @@ async function work(name, transport) {
     }
   }
   const numbers = Array.from({ length: 20000 }, (_, n) => `${n + 1}\n`).join("");
-  assert.ok(seen === `ready\n${numbers}got-wombat\n`, "what was seen differs from what was printed");
+  assert.ok(output === `ready\n${numbers}got-wombat\n`, "received output differs from printed output");
 
   const error = await terminals.create({ argv: ["no-such-program"] }).then(
-    () => assert.fail("a program that is not there was started"),
+    () => assert.fail("a missing program was started"),
     (error) => ConnectError.from(error),
   );
   assert.equal(error.code, Code.FailedPrecondition);
   const reason = Reason[Reason.PROGRAM_NOT_FOUND];
-  assert.ok(error.metadata.get("grpc-status-details-bin"), "the error carries its details");
-  assert.ok(atob(error.metadata.get("grpc-status-details-bin")).includes(reason), "with the reason");
+  assert.ok(error.metadata.get("grpc-status-details-bin"), "the error has no details");
+  assert.ok(atob(error.metadata.get("grpc-status-details-bin")).includes(reason), "the details contain no reason");
   console.log("worked", name);
 }
 
-const options = { baseUrl: url, useBinaryFormat: true, interceptors: [badge] };
+const options = { baseUrl: url, useBinaryFormat: true, interceptors: [addMetadata] };
 await work("connect-web", createGrpcWebTransport(options));
 await work("connect-node gRPC-web over HTTP/1.1", createNodeTransport({ ...options, httpVersion: "1.1" }));
 await work("connect-node gRPC over HTTP/2", createGrpcTransport(options));

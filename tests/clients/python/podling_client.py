@@ -1,4 +1,4 @@
-"""Podling from Python: an agent directly (its certificate pinned) and through the gateway, with nothing but grpcio.
+"""Calls an agent directly, with its certificate pinned, and through the gateway, with only grpcio.
 
 usage: podling_client.py GENERATED GATEWAY TOKEN WORKSPACE AGENT AGENT_TOKEN FINGERPRINT
 
@@ -20,28 +20,28 @@ from podling.control.v1 import workspaces_pb2, workspaces_pb2_grpc  # noqa: E402
 
 
 def pinned_certificate():
-    """The agent's certificate, if it is the one that the control plane knows."""
+    """Returns the agent's certificate; fails if its fingerprint is not the one the control plane has."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    kind, _, place = agent.partition(":")
+    kind, _, address = agent.partition(":")
     if kind == "unix":
         raw = socket.socket(socket.AF_UNIX)
         raw.settimeout(30)
-        raw.connect(place)
+        raw.connect(address)
     else:
-        host, _, port = place.rpartition(":")
+        host, _, port = address.rpartition(":")
         raw = socket.create_connection((host, int(port)), timeout=30)
     with context.wrap_socket(raw, server_hostname="podling-agent") as tls:
         der = tls.getpeercert(binary_form=True)
     found = hashlib.sha256(der).hexdigest()
-    assert found == fingerprint, f"{found} is not {fingerprint}"
+    assert found == fingerprint, f"fingerprint is {found} instead of {fingerprint}"
     return ssl.DER_cert_to_PEM_cert(der).encode()
 
 
 def work(channel, metadata, where):
-    """Runs a command and works in a terminal."""
+    """Runs a command, types into a terminal, and checks an error."""
     processes = processes_pb2_grpc.ProcessesStub(channel)
     command = processes_pb2.Command(argv=["sh", "-c", "echo out; echo err >&2; exit 3"])
     ran = processes.Run(processes_pb2.RunRequest(command=command), metadata=metadata, timeout=60)
@@ -51,7 +51,7 @@ def work(channel, metadata, where):
     request = terminals_pb2.CreateTerminalRequest(argv=["sh", "-c", "read line; echo got-$line; exit 4"])
     terminal = terminals.Create(request, metadata=metadata, timeout=60).terminal
 
-    def asks():
+    def requests():
         yield terminals_pb2.AttachRequest(
             open=terminals_pb2.AttachOpen(
                 terminal_id=terminal.id,
@@ -62,20 +62,20 @@ def work(channel, metadata, where):
         typed = terminals_pb2.Input(epoch=terminal.epoch, data=b"wombat\r", kind=terminals_pb2.INPUT_KIND_USER)
         yield terminals_pb2.AttachRequest(input=typed)
 
-    seen = b""
-    for answer in terminals.Attach(asks(), metadata=metadata, timeout=60):
+    output = b""
+    for answer in terminals.Attach(requests(), metadata=metadata, timeout=60):
         if answer.frame.WhichOneof("frame") == "data":
-            assert answer.frame.offset == len(seen)
-            seen += answer.frame.data
+            assert answer.frame.offset == len(output)
+            output += answer.frame.data
         if answer.frame.WhichOneof("frame") == "exit":
-            assert answer.frame.exit.code == 4 and answer.frame.exit.final_offset == len(seen)
+            assert answer.frame.exit.code == 4 and answer.frame.exit.final_offset == len(output)
             break
-    assert b"got-wombat" in seen, seen
+    assert b"got-wombat" in output, output
 
     try:
         bad = terminals_pb2.CreateTerminalRequest(argv=["no-such-program"])
         terminals.Create(bad, metadata=metadata, timeout=60)
-        raise AssertionError("a program that is not there was started")
+        raise AssertionError("a missing program was started")
     except grpc.RpcError as error:
         assert error.code() == grpc.StatusCode.FAILED_PRECONDITION, error
         assert "no-such-program" in error.details(), error

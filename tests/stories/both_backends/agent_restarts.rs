@@ -1,4 +1,4 @@
-//! Whose agent ends again and again: that is no way to stay awake.
+//! Agents that end repeatedly: restarts do not keep an idle workspace awake.
 
 use podling_proto::{
     agent::v1::GetActivityRequest,
@@ -7,12 +7,12 @@ use podling_proto::{
 use podling_tests::{Podling, client_helpers::script, running_processes, wait_for};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killing_the_agent_over_and_over_keeps_nobody_awake() {
+async fn repeatedly_killed_idle_agent_falls_asleep() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let inside = podling.client().for_workspace(&ada.id);
     let mut kills = 0;
-    let asleep = wait_for("it sleeps in the end", async || {
+    let asleep = wait_for("the workspace falls asleep", async || {
         let now = podling.get(&ada).await;
         if now.state() == State::Awake && now.connection() == AgentConnection::Connected {
             let mut agents = podling.running_agents();
@@ -24,29 +24,29 @@ async fn killing_the_agent_over_and_over_keeps_nobody_awake() {
     })
     .await;
     eprintln!("asleep after {kills} kills: {:?}", asleep.reason);
-    assert!(kills >= 2, "one that ends once is started again");
+    assert!(kills >= 2, "the agent was not restarted after one kill");
     assert_eq!(podling.running_agents(), []);
 
-    // Who comes wakes it, and it is well as long as nobody kills it.
+    // The next request wakes the workspace, and it stays awake if its agent is not killed.
     assert_eq!(inside.sh("echo back").await, "back\n");
     inside.without_waking().activity().get(GetActivityRequest {}).await.expect("it is awake");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_uses_it_has_it_back_however_often_its_agent_ends() {
+async fn repeatedly_killed_busy_agent_is_restarted() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let inside = podling.client().for_workspace(&ada.id);
     for round in 0..3 {
         inside.open(script("exec sleep 600")).await;
-        wait_for("the control plane knows that it is used", async || {
+        wait_for("the control plane reports activity", async || {
             let activity = podling.get(&ada).await.activity?;
             (!activity.evidence.is_empty()).then_some(())
         })
         .await;
         let before = podling.wait_until_awake(&ada).await.agent.expect("an agent").epoch;
         podling.kill_agent(&ada);
-        wait_for("another agent serves it", async || {
+        wait_for("another agent is connected", async || {
             let now = podling.get(&ada).await;
             assert_ne!(now.state(), State::Asleep, "round {round}: {:?}", now.reason);
             let agent = now.agent.clone()?;

@@ -1,4 +1,4 @@
-//! A workspace goes, only its archive is left, and it comes back as it was.
+//! Archives a workspace, removes its storage, and restores it without a difference.
 
 use std::{
     ffi::OsStr,
@@ -25,11 +25,12 @@ use podling_tests::{
     wait_for, wait_long, zips,
 };
 
-/// How long a gigabyte may take from the disk into its archive, launcher the proof, and back: a debug build on two busy cores.
+/// How long archiving and proving, or restoring, a gigabyte may take in a debug build on two busy
+/// cores.
 const GIGABYTE: Duration = Duration::from_secs(300);
 
-/// What is hard to keep.
-fn every_kind(home: &Path) {
+/// Creates files of each type, with names, modes and times that are hard to archive.
+fn create_every_kind_of_file(home: &Path) {
     let put = |name: &[u8], content: &[u8], mode| {
         let path = home.join(OsStr::from_bytes(name));
         fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
@@ -43,7 +44,7 @@ fn every_kind(home: &Path) {
     put("h\u{e4}user/gr\u{f6}\u{df}e \u{2665} \u{1f41d}".as_bytes(), b"unicode", 0o644);
     put(b"caf\xe9/\xff\xfe\n", b"not UTF-8", 0o644);
     put(b"-rf *", b"a name for shells", 0o644);
-    put(b"locked/inner/file", b"in directories nobody may write to", 0o444);
+    put(b"locked/inner/file", b"in read-only directories", 0o444);
     fs::create_dir_all(home.join("empty/directory")).expect("a directory");
     symlink("notes.txt", home.join("link")).expect("a link");
     symlink("nowhere/at all", home.join("empty/dangling")).expect("a link");
@@ -61,8 +62,9 @@ fn every_kind(home: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_workspace_that_was_deleted_comes_back_as_it_was() {
-    // As an ordinary user has it: a directory nobody may write to is a hindrance, when it is removed and when it is filled again.
+async fn deleted_workspace_is_restored_identically() {
+    // With an ordinary user's permissions, read-only directories are an obstacle to removal and to
+    // restore.
     let launcher = launcher_without_dac_override().unwrap_or_else(|why| {
         report_skipped("deleting and restoring with an ordinary user's rights", &why);
         Vec::new()
@@ -70,7 +72,7 @@ async fn a_workspace_that_was_deleted_comes_back_as_it_was() {
     let podling = Podling::up_with(PodlingOptions { launcher, ..PodlingOptions::default() }).await;
     let cli = podling.cli();
     let ada = podling.create("ada", &[]).await;
-    every_kind(&podling.home_dir(&ada));
+    create_every_kind_of_file(&podling.home_dir(&ada));
     let before = tree(&podling.home_dir(&ada));
 
     let said = cli.run(&["rm", "ada"]).await.ok().out();
@@ -85,31 +87,31 @@ async fn a_workspace_that_was_deleted_comes_back_as_it_was() {
     );
     assert!(cli.run(&["archives"]).await.ok().out().contains("deleted, only copy"));
     assert_eq!(cli.run(&["ls", "--json"]).await.ok().json(), serde_json::json!([]));
-    assert!(!podling.home_dir(&ada).exists(), "its storage is gone");
+    assert!(!podling.home_dir(&ada).exists(), "storage is removed");
     let zip = format!("{key}.zip");
     assert_eq!(podling.stored_names(), [format!("{key}.jsonl"), zip.clone()]);
     if let Some(listed) = zips::list_zip(&podling.data().join("backups").join(&zip)) {
         assert_eq!(listed, zips::expected_listing(&before));
     }
 
-    // By its name, as itself; then once more beside itself.
+    // Restore it by name, then a second time as another workspace.
     cli.run(&["restore", "ada"]).await.ok();
     assert_eq!(podling.wait_until_awake(&ada).await.id, ada.id);
     assert_same_tree("restored", &tree(&podling.home_dir(&ada)), &before);
     let other = cli.run(&["restore", &key, "--as", "other", "--json"]).await.ok().json();
     let other = Workspace { id: other["id"].as_str().expect("an id").to_owned(), name: "other".to_owned() };
     assert_ne!(other.id, ada.id);
-    assert_same_tree("restored as another", &tree(&podling.home_dir(&other)), &before);
-    assert_same_tree("and the first is as it was", &tree(&podling.home_dir(&ada)), &before);
-    export(&podling, &ada, &zips::expected_listing(&before)).await;
+    assert_same_tree("restored as another workspace", &tree(&podling.home_dir(&other)), &before);
+    assert_same_tree("first workspace is unchanged", &tree(&podling.home_dir(&ada)), &before);
+    assert_export_matches(&podling, &ada, &zips::expected_listing(&before)).await;
 }
 
-/// The same by way of the gateway, while it is awake.
-async fn export(podling: &Podling, workspace: &Workspace, expected: &zips::ZipListing) {
+/// Exports an awake workspace through the gateway and compares the zip.
+async fn assert_export_matches(podling: &Podling, workspace: &Workspace, expected: &zips::ZipListing) {
     let file = podling.dir().join("export.zip");
     podling.cli().run(&["export", &workspace.name, &file.display().to_string()]).await.ok();
     let listed = zips::list_zip(&file);
-    assert!(listed.is_none_or(|listed| listed == *expected), "what podling export saves");
+    assert!(listed.is_none_or(|listed| listed == *expected), "zip from podling export");
 
     let request = Request::get("/archive.zip")
         .header("authorization", format!("Bearer {}", podling.token()))
@@ -120,19 +122,19 @@ async fn export(podling: &Podling, workspace: &Workspace, expected: &zips::ZipLi
     assert!(answer.status().is_success(), "{:?}", answer.status());
     fs::write(&file, answer.body()).expect("a file");
     let listed = zips::list_zip(&file);
-    assert!(listed.is_none_or(|listed| listed == *expected), "what a browser saves");
+    assert!(listed.is_none_or(|listed| listed == *expected), "zip from GET /archive.zip");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_nobody_uses_ends_in_its_archive_by_itself_and_the_next_command_brings_it_back() {
+async fn idle_workspace_is_archived_and_restored_by_next_command() {
     let templates = vec![("fleeting", "[policy]\nidle_timeout = \"2s\"\narchive_after = \"1s\"\n")];
     let podling = Podling::up_with(PodlingOptions { templates, ..PodlingOptions::default() }).await;
     let cli = podling.cli();
     let ada = podling.create("ada", &["--template", "fleeting"]).await;
     fs::write(podling.home_dir(&ada).join("file"), "kept").expect("a file");
     let archived = podling.wait_for_state(&ada, State::Archived).await;
-    assert!(!archived.deleted, "it is still somebody's");
-    wait_for("its storage is gone", async || (!podling.home_dir(&ada).exists()).then_some(())).await;
+    assert!(!archived.deleted, "an archived workspace is not deleted");
+    wait_for("storage is removed", async || (!podling.home_dir(&ada).exists()).then_some(())).await;
     let listed = cli.run(&["ls", "--json"]).await.ok().json();
     assert_eq!((&listed[0]["name"], &listed[0]["state"]), (&"ada".into(), &"archived".into()));
     let backups = cli.run(&["archives", "ada"]).await.ok().out();
@@ -141,17 +143,17 @@ async fn one_that_nobody_uses_ends_in_its_archive_by_itself_and_the_next_command
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gigabyte_that_is_mostly_a_hole() {
-    sparse(1 << 30, GIGABYTE).await;
+async fn sparse_gigabyte_is_archived_and_restored_sparse() {
+    archive_and_restore_sparse_file(1 << 30, GIGABYTE).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "minutes in a debug build"]
-async fn five_gigabytes_that_are_mostly_a_hole() {
-    sparse(5 << 30, 6 * GIGABYTE).await;
+async fn sparse_five_gigabytes_are_archived_and_restored_sparse() {
+    archive_and_restore_sparse_file(5 << 30, 6 * GIGABYTE).await;
 }
 
-async fn sparse(size: u64, patience: Duration) {
+async fn archive_and_restore_sparse_file(size: u64, timeout: Duration) {
     let podling = Podling::up().await;
     let cli = podling.cli();
     let ada = podling.create("ada", &[]).await;
@@ -159,7 +161,7 @@ async fn sparse(size: u64, patience: Duration) {
     let mut image = File::create(&file).expect("a file");
     image.set_len(size).expect("a hole");
     for at in [0, size / 2, size - 4] {
-        image.seek(SeekFrom::Start(at)).expect("a place");
+        image.seek(SeekFrom::Start(at)).expect("seek");
         image.write_all(b"data").expect("it is written");
     }
     drop(image);
@@ -167,7 +169,7 @@ async fn sparse(size: u64, patience: Duration) {
 
     let begun = std::time::Instant::now();
     cli.run(&["rm", "ada", "--no-wait"]).await.ok();
-    let zip = wait_long(patience, "it is archived", async || {
+    let zip = wait_long(timeout, "it is archived", async || {
         let left = cli.run(&["archives", "--json"]).await.ok().json();
         (left[0]["deleted"] == true).then(|| format!("{}.zip", left[0]["key"].as_str().expect("a key")))
     })
@@ -178,13 +180,13 @@ async fn sparse(size: u64, patience: Duration) {
     }
     let begun = std::time::Instant::now();
     cli.run(&["restore", "ada", "--no-wait"]).await.ok();
-    wait_long(patience, "it is restored", async || {
+    wait_long(timeout, "it is restored", async || {
         let listed = cli.run(&["ls", "--json"]).await.ok().json();
         (listed[0]["state"] == "awake").then_some(())
     })
     .await;
     eprintln!("restored after {:?}", begun.elapsed());
     assert_same_tree("restored", &tree(&podling.home_dir(&ada)), &before);
-    let taken = fs::metadata(&file).expect("it is there").blocks() * 512;
-    assert!(taken < 16 << 20, "the hole is one again: {taken} bytes");
+    let allocated = fs::metadata(&file).expect("it is there").blocks() * 512;
+    assert!(allocated < 16 << 20, "the restored file is not sparse: {allocated} bytes");
 }

@@ -1,4 +1,4 @@
-//! `run` and `cp`, as scripts lean on them.
+//! `podling run` and `podling cp`, as scripts use them.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use podling_tests::{Podling, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_behaves_as_if_it_ran_here() {
+async fn run_passes_on_exit_code_streams_and_environment() {
     let podling = Podling::up().await;
     let cli = podling.cli();
     cli.run(&["create", "ada"]).await.ok();
@@ -17,7 +17,7 @@ async fn a_command_behaves_as_if_it_ran_here() {
     cli.run(&sh("kill -TERM $$")).await.exits(128 + 15);
     cli.run(&["run", "ada", "--", "no-such-program"]).await.exits(127);
     cli.run(&["run", "ada", "--", "/etc/passwd"]).await.exits(126);
-    cli.run(&["run", "nobody", "--", "true"]).await.exits(125);
+    cli.run(&["run", "missing", "--", "true"]).await.exits(125);
     cli.run(&["run", "--timeout", "1s", "ada", "--", "sleep", "1000"]).await.exits(124);
 
     let split = cli.run(&sh("echo out; echo err >&2")).await.ok();
@@ -28,24 +28,24 @@ async fn a_command_behaves_as_if_it_ran_here() {
         .run(&["run", "-e", "WHO=ada lovelace", "ada", "--", "sh", "-c", "echo $WHO in $(basename $PWD)"])
         .await;
     assert!(set.ok().out().starts_with("ada lovelace in "));
-    // What a command leaves behind does not hold the caller.
+    // A background process of the command does not block the caller.
     cli.run(&sh("sleep 300 & echo left")).await.ok();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn twenty_megabytes_go_through_both_ways() {
+async fn run_transfers_twenty_megabytes_in_both_directions() {
     let podling = Podling::up().await;
     let cli = podling.cli();
     cli.run(&["create", "ada"]).await.ok();
-    let mut dice = fastrand::Rng::with_seed(20);
-    let data: Vec<u8> = (0..20_000_000).map(|_| dice.u8(..)).collect();
+    let mut rng = fastrand::Rng::with_seed(20);
+    let data: Vec<u8> = (0..20_000_000).map(|_| rng.u8(..)).collect();
     let back = cli.run_with_input(&["run", "ada", "--", "cat"], &data).await.ok();
     assert_eq!(back.stdout.len(), data.len());
-    assert!(back.stdout == data, "what came back differs");
+    assert!(back.stdout == data, "received data differs from sent data");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupt_reaches_the_command() {
+async fn interrupt_reaches_the_command() {
     let podling = Podling::up().await;
     let cli = podling.cli();
     let ada = podling.workspace("ada").await;
@@ -63,12 +63,12 @@ async fn an_interrupt_reaches_the_command() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_go_up_and_come_back_as_they_were() {
+async fn cp_copies_files_and_directories_unchanged() {
     let podling = Podling::up().await;
     let cli = podling.cli();
     let ada = podling.workspace("ada").await;
-    let mut dice = fastrand::Rng::with_seed(7);
-    let data: Vec<u8> = (0..5_000_000).map(|_| dice.u8(..)).collect();
+    let mut rng = fastrand::Rng::with_seed(7);
+    let data: Vec<u8> = (0..5_000_000).map(|_| rng.u8(..)).collect();
     let here = |name: &str| podling.dir().join(name).display().to_string();
     fs::write(here("sent"), &data).expect("a file");
 
@@ -77,15 +77,15 @@ async fn files_go_up_and_come_back_as_they_were() {
     cli.run(&["cp", "ada:received", &here("back")]).await.ok();
     assert!(fs::read(here("back")).expect("it came back") == data);
 
-    // A directory with what is in it.
+    // A directory with its content.
     fs::create_dir_all(here("tree/inner")).expect("a directory");
     fs::write(here("tree/inner/leaf"), "leaf").expect("a file");
     cli.run(&["cp", &here("tree"), "ada:tree"]).await.ok();
     assert_eq!(fs::read(podling.home_dir(&ada).join("tree/inner/leaf")).expect("it arrived"), b"leaf");
 
     cli.run(&["cp", "ada:nowhere", &here("x")]).await.exits(3);
-    // What leads out of the workspace stays closed.
+    // Links that lead out of the workspace are rejected.
     std::os::unix::fs::symlink("/etc/passwd", podling.home_dir(&ada).join("escape")).expect("a link");
     cli.run(&["cp", "ada:escape", &here("x")]).await.exits(4);
-    assert!(!podling.dir().join("x").exists(), "nothing is left of what failed");
+    assert!(!podling.dir().join("x").exists(), "a failed copy leaves no file");
 }

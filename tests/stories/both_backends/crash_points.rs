@@ -1,5 +1,5 @@
-//! kill -9 of the control plane at each of its actions, before it is ordered and when its outcome has come: the next one brings the
-//! workspace where it was to get.
+//! Kills the control plane at each action, before the action starts and after its outcome arrives.
+//! The next control plane brings the workspace to its desired state.
 
 use std::{fs, os::unix::process::ExitStatusExt, time::Duration};
 
@@ -18,17 +18,17 @@ use podling_tests::{
 use rustix::process::Signal;
 
 const MOMENTS: [&str; 2] = ["before", "after"];
-/// The shortest time that a policy may ask for.
-const AT_ONCE: Duration = Duration::from_secs(1);
+/// The shortest duration that a policy accepts.
+const SHORTEST: Duration = Duration::from_secs(1);
 
 async fn up_to_die_at(action: &str, moment: &str) -> Podling {
     let at = format!("{action}:{moment}");
-    eprintln!("--- dies at {at}");
+    eprintln!("--- dying at {at}");
     Podling::up_with(PodlingOptions { die_at: Some(at), ..PodlingOptions::default() }).await
 }
 
-/// A workspace with a file in it.
-async fn with_file(podling: &Podling, policy: Policy) -> Workspace {
+/// Creates a workspace with a file and a link.
+async fn create_with_file(podling: &Podling, policy: Policy) -> Workspace {
     let ada = podling.workspace_with_policy("ada", policy).await;
     podling
         .client()
@@ -38,15 +38,15 @@ async fn with_file(podling: &Podling, policy: Policy) -> Workspace {
     ada
 }
 
-/// It has died where it was told to; another one comes.
-async fn dies_and_comes_back(podling: &mut Podling) {
+/// Waits until the control plane has died as requested, and starts it again.
+async fn wait_death_and_restart(podling: &mut Podling) {
     let status = podling.wait_exit().await;
     assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "{}", podling.log());
     podling.restart().await;
 }
 
-/// Its files are there, and exactly one agent serves it.
-async fn is_whole(podling: &Podling, ada: &Workspace) {
+/// Asserts that the files are intact and exactly one agent runs.
+async fn assert_intact(podling: &Podling, ada: &Workspace) {
     let inside = podling.client().for_workspace(&ada.id);
     assert_eq!(inside.sh("cat link").await, "kept\n");
     podling.wait_until_awake(ada).await;
@@ -56,44 +56,44 @@ async fn is_whole(podling: &Podling, ada: &Workspace) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_its_way_to_sleep() {
+async fn sleep_completes_after_crash_at_each_action() {
     for action in ["prepare", "commit", "stop"] {
         for moment in MOMENTS {
             let mut podling = up_to_die_at(action, moment).await;
-            let ada = with_file(&podling, Policy::default()).await;
-            // The answer may be lost with it.
+            let ada = create_with_file(&podling, Policy::default()).await;
+            // The response may be lost because the control plane dies.
             let _ = podling.force_sleep(&ada).await;
-            dies_and_comes_back(&mut podling).await;
+            wait_death_and_restart(&mut podling).await;
             podling.wait_for_state(&ada, State::Asleep).await;
             assert_eq!(podling.running_agents(), []);
-            podling.wake(&ada).await.expect("it may be woken");
-            is_whole(&podling, &ada).await;
+            podling.wake(&ada).await.expect("wake is accepted");
+            assert_intact(&podling, &ada).await;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_it_is_held_back_from_sleep() {
+async fn cancelled_sleep_survives_crash() {
     for moment in MOMENTS {
         let mut podling = up_to_die_at("cancel", moment).await;
-        let ada = with_file(&podling, Policy::default()).await;
+        let ada = create_with_file(&podling, Policy::default()).await;
         let inside = podling.client().for_workspace(&ada.id);
         let terminal = inside.open(script("echo begun; exec sleep 600")).await;
         let agent = podling.agent_pid(&ada);
-        // It cannot answer whether it may sleep, and somebody comes.
-        let still = SuspendedProcess::new(agent);
-        podling.force_sleep(&ada).await.expect("it is put to sleep");
+        // The suspended agent cannot answer the prepare request, and a wake request arrives.
+        let suspended = SuspendedProcess::new(agent);
+        podling.force_sleep(&ada).await.expect("sleep is accepted");
         podling.wait_for_state(&ada, State::FallingAsleep).await;
         let _ = podling.wake(&ada).await;
         if moment == "after" {
-            drop(still);
-            dies_and_comes_back(&mut podling).await;
+            drop(suspended);
+            wait_death_and_restart(&mut podling).await;
         } else {
-            dies_and_comes_back(&mut podling).await;
-            drop(still);
+            wait_death_and_restart(&mut podling).await;
+            drop(suspended);
         }
-        is_whole(&podling, &ada).await;
-        assert_eq!(podling.agent_pid(&ada), agent, "it was held back from sleep, not started again");
+        assert_intact(&podling, &ada).await;
+        assert_eq!(podling.agent_pid(&ada), agent, "the agent was restarted instead of staying awake");
         let listed = inside.terminals().list(ListTerminalsRequest {}).await.expect("a list").into_inner();
         let lives = |t: &Terminal| t.id == terminal.id && t.exit.is_none();
         assert!(listed.terminals.iter().any(lives), "{listed:?}");
@@ -101,105 +101,108 @@ async fn when_it_is_held_back_from_sleep() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_its_way_back() {
+async fn wake_completes_after_crash_at_start() {
     for moment in MOMENTS {
         let mut podling = Podling::up().await;
-        let ada = with_file(&podling, Policy::default()).await;
+        let ada = create_with_file(&podling, Policy::default()).await;
         podling.sleep_and_wait(&ada).await;
         podling.kill_control();
         podling.restart_dying_at(&format!("start:{moment}")).await;
         podling.wait_for_state(&ada, State::Asleep).await;
         let _ = podling.wake(&ada).await;
-        dies_and_comes_back(&mut podling).await;
+        wait_death_and_restart(&mut podling).await;
         podling.wait_until_awake(&ada).await;
-        is_whole(&podling, &ada).await;
+        assert_intact(&podling, &ada).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_it_is_archived() {
+async fn archiving_completes_after_crash_at_each_action() {
     for action in ["archive", "remove"] {
         for moment in MOMENTS {
             let mut podling = up_to_die_at(action, moment).await;
-            let policy = Policy { archive_after: wire_duration(AT_ONCE), ..Policy::default() };
-            let ada = with_file(&podling, policy).await;
+            let policy = Policy { archive_after: wire_duration(SHORTEST), ..Policy::default() };
+            let ada = create_with_file(&podling, policy).await;
             let _ = podling.force_sleep(&ada).await;
-            dies_and_comes_back(&mut podling).await;
+            wait_death_and_restart(&mut podling).await;
             podling.wait_for_state(&ada, State::Archived).await;
             assert!(!podling.home_dir(&ada).exists() && podling.running_agents().is_empty());
-            podling.wake(&ada).await.expect("it may be woken");
-            is_whole(&podling, &ada).await;
+            podling.wake(&ada).await.expect("wake is accepted");
+            assert_intact(&podling, &ada).await;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_it_is_restored() {
+async fn restore_completes_after_crash() {
     for moment in MOMENTS {
         let mut podling = up_to_die_at("restore", moment).await;
-        let policy = Policy { archive_after: wire_duration(AT_ONCE), ..Policy::default() };
-        let ada = with_file(&podling, policy).await;
-        podling.force_sleep(&ada).await.expect("it is put to sleep");
+        let policy = Policy { archive_after: wire_duration(SHORTEST), ..Policy::default() };
+        let ada = create_with_file(&podling, policy).await;
+        podling.force_sleep(&ada).await.expect("sleep is accepted");
         podling.wait_for_state(&ada, State::Archived).await;
         let _ = podling.wake(&ada).await;
-        dies_and_comes_back(&mut podling).await;
+        wait_death_and_restart(&mut podling).await;
         podling.wait_until_awake(&ada).await;
-        is_whole(&podling, &ada).await;
+        assert_intact(&podling, &ada).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_it_goes_when_its_archives_are_too_old() {
-    // (What was archived and died before it was noted is archived again; both archives go.)
+async fn expiry_completes_after_crash_at_each_action() {
+    // If the control plane dies before it records an archive, it archives again. Both archives expire.
     for action in ["archive", "remove", "expire", "forget"] {
         for moment in MOMENTS {
             let mut podling = up_to_die_at(action, moment).await;
-            let policy = Policy { keep_archives: wire_duration(AT_ONCE), ..Policy::default() };
-            let ada = with_file(&podling, policy).await;
+            let policy = Policy { keep_archives: wire_duration(SHORTEST), ..Policy::default() };
+            let ada = create_with_file(&podling, policy).await;
             delete(&podling, &ada, false).await;
-            dies_and_comes_back(&mut podling).await;
-            is_gone(&podling, &ada).await;
+            wait_death_and_restart(&mut podling).await;
+            assert_gone(&podling, &ada).await;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_archive_that_nobody_noted_does_not_outlive_its_workspace() {
+async fn unrecorded_archive_is_deleted_with_its_workspace() {
     let mut podling = up_to_die_at("archive", "after").await;
-    let policy = Policy { archive_after: wire_duration(AT_ONCE), ..Policy::default() };
-    let ada = with_file(&podling, policy).await;
+    let policy = Policy { archive_after: wire_duration(SHORTEST), ..Policy::default() };
+    let ada = create_with_file(&podling, policy).await;
     let _ = podling.force_sleep(&ada).await;
     podling.wait_exit().await;
-    assert!(!podling_tests::podling::names(&podling.data().join("backups")).is_empty(), "it was archived");
-    // Somebody comes before it is archived again, and wants it gone.
+    assert!(
+        !podling_tests::podling::names(&podling.data().join("backups")).is_empty(),
+        "an archive is in the store"
+    );
+    // The workspace is woken before it is archived again, and then discarded.
     podling.restart().await;
-    podling.wake(&ada).await.expect("it may be woken");
+    podling.wake(&ada).await.expect("wake is accepted");
     delete(&podling, &ada, true).await;
-    is_gone(&podling, &ada).await;
+    assert_gone(&podling, &ada).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_it_is_discarded() {
+async fn discard_completes_after_crash_at_each_action() {
     for action in ["stop", "remove", "forget"] {
         for moment in MOMENTS {
             let mut podling = up_to_die_at(action, moment).await;
-            let ada = with_file(&podling, Policy::default()).await;
+            let ada = create_with_file(&podling, Policy::default()).await;
             delete(&podling, &ada, true).await;
-            dies_and_comes_back(&mut podling).await;
-            is_gone(&podling, &ada).await;
+            wait_death_and_restart(&mut podling).await;
+            assert_gone(&podling, &ada).await;
         }
     }
 }
 
 async fn delete(podling: &Podling, ada: &Workspace, discard: bool) {
     let request = DeleteWorkspaceRequest { workspace: ada.id.clone(), discard };
-    // The answer may be lost with the control plane.
+    // The response may be lost because the control plane dies.
     drop(within("Workspaces.Delete", podling.client().workspaces().delete(request)).await);
 }
 
-/// Nothing of it is left: no record, no storage, no archive, no process.
-async fn is_gone(podling: &Podling, ada: &Workspace) {
-    wait_for("it is gone", async || {
+/// Waits until the workspace is gone. Asserts that no storage, archive or process is left.
+async fn assert_gone(podling: &Podling, ada: &Workspace) {
+    wait_for("the workspace is gone", async || {
         let request = GetWorkspaceRequest { workspace: ada.id.clone() };
         let got = within("Workspaces.Get", podling.client().workspaces().get(request)).await;
         let status = got.err()?;

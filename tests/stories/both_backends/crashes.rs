@@ -1,4 +1,4 @@
-//! kill -9: of the control plane, of an agent. What people have running is theirs.
+//! Kills the control plane, an agent, or both with SIGKILL.
 
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use podling_tests::{
     running_processes, wait_for, within,
 };
 
-/// Counts until the file `finish` is there.
+/// Script that counts until the file `finish` exists.
 const COUNT: &str =
     "stty -opost; n=0; until [ -e finish ]; do echo $n; n=$((n+1)); sleep 0.01; done; echo end; exit 7";
 
@@ -25,24 +25,24 @@ fn last_number(viewer: &ResumingClient) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_control_plane_dies_and_the_job_goes_on() {
+async fn job_continues_after_control_plane_is_killed() {
     let mut podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let before = podling.wait_until_awake(&ada).await.agent.expect("an agent");
     let inside = podling.client().for_workspace(&ada.id);
     let terminal = inside.open(script(COUNT)).await;
     let mut viewer = ResumingClient::new("ada", &terminal.id);
-    viewer.run_until("it counts", || inside.clone(), |p| last_number(p) >= 10).await;
+    viewer.run_until("the job counts", || inside.clone(), |p| last_number(p) >= 10).await;
 
     let (agent, direct) = (podling.agent_pid(&ada), podling.agent_client(&ada).await);
     let token = agent_token(&podling, &ada.id).await;
     podling.kill_control();
-    let seen = viewer.log().next;
+    let position = viewer.log().next;
     let direct = direct.token(&token);
-    wait_for("it counts on without a control plane", async || {
+    wait_for("the job counts on without a control plane", async || {
         let request = GetTerminalRequest { terminal_id: terminal.id.clone() };
         let now = direct.terminals().get(request).await.expect("the agent answers").into_inner();
-        (now.terminal.expect("the terminal").next > seen + 200).then_some(())
+        (now.terminal.expect("the terminal").next > position + 200).then_some(())
     })
     .await;
 
@@ -56,12 +56,12 @@ async fn the_control_plane_dies_and_the_job_goes_on() {
 
     let inside = podling.client().for_workspace(&ada.id);
     inside.sh("touch finish").await;
-    viewer.run_until("it ends", || inside.clone(), |p| p.exit.is_some()).await;
+    viewer.run_until("the job ends", || inside.clone(), |p| p.exit.is_some()).await;
     let log = viewer.text();
     let mut lines: Vec<_> = log.lines().collect();
     assert_eq!(lines.pop(), Some("end"));
     let expected: Vec<String> = (0..lines.len()).map(|n| n.to_string()).collect();
-    assert!(lines == expected, "the log has every number once: {} lines", lines.len());
+    assert!(lines == expected, "the log does not have each number once: {} lines", lines.len());
     assert_eq!(terminal_exit_code(viewer.exit.as_ref().expect("an exit")), Some(7));
     assert!(viewer.log().gaps.is_empty());
 }
@@ -78,20 +78,21 @@ async fn agent_token(podling: &Podling, workspace: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_agent_dies_and_nothing_of_it_stays() {
+async fn killed_agent_is_replaced_and_its_processes_end() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let before = podling.wait_until_awake(&ada).await.agent.expect("an agent");
     let inside = podling.client().for_workspace(&ada.id);
     inside.sh("echo kept > file").await;
-    // One that stays, one that ignores the hang-up, one in a session of its own, one without an environment.
+    // A plain child, one that ignores SIGHUP, one in a separate session, one without an environment.
     let terminal = inside
         .open(script(
-            "sleep 4001 & nohup sleep 4002 >/dev/null 2>&1 & setsid sleep 4003 & env -i sleep 4004 & echo started; wait",
+            "sleep 4001 & nohup sleep 4002 >/dev/null 2>&1 & setsid sleep 4003 & \
+             env -i sleep 4004 & echo started; wait",
         ))
         .await;
     let mut viewer = ResumingClient::new("ada", &terminal.id);
-    viewer.run_until("they are started", || inside.clone(), |p| p.text().contains("started")).await;
+    viewer.run_until("the processes are started", || inside.clone(), |p| p.text().contains("started")).await;
     let sleepers = |what: &str| {
         let all = podling.workspace_processes();
         all.into_iter()
@@ -112,10 +113,10 @@ async fn the_agent_dies_and_nothing_of_it_stays() {
     .await;
     assert!(!running_processes::is_alive(old_agent));
     assert_eq!(sleepers("after"), 0, "the dead agent's processes are ended before a new one starts");
-    assert!(after.epoch > before.epoch, "the new epoch {} is said", after.epoch);
-    assert_eq!(inside.sh("cat file").await, "kept\n", "files stay");
+    assert!(after.epoch > before.epoch, "epoch {} is not a new one", after.epoch);
+    assert_eq!(inside.sh("cat file").await, "kept\n", "files are unchanged");
 
-    // What was typed for the old shell goes nowhere.
+    // Input for the old shell reaches no terminal.
     let listed = within("Terminals.List", inside.terminals().list(ListTerminalsRequest {})).await;
     let listed = listed.expect("a list").into_inner().terminals;
     assert!(listed.iter().all(|t| t.exit.is_some()), "no terminal of the old agent runs: {listed:?}");
@@ -142,7 +143,7 @@ fn typed(terminal: &str, epoch: u64) -> WriteTerminalRequest {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_die_at_once() {
+async fn agent_and_control_plane_killed_together_recover() {
     let mut podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let before = podling.wait_until_awake(&ada).await.agent.expect("an agent");
@@ -162,7 +163,7 @@ async fn both_die_at_once() {
     assert!(after.epoch > before.epoch);
     assert!(
         podling.workspace_processes().iter().all(|p| !p.command.starts_with("sleep 4005")),
-        "nothing of the old one runs"
+        "a process of the old agent still runs"
     );
     assert_eq!(podling.client().for_workspace(&ada.id).sh("echo here").await, "here\n");
 }

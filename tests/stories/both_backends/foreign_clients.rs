@@ -1,4 +1,4 @@
-//! Clients that are not ours: grpcurl, Python's grpcio, and the official gRPC-web client from npm.
+//! Third-party clients: grpcurl, Python's grpcio, and the official gRPC-web client from npm.
 
 use std::{fs, path::Path};
 
@@ -7,8 +7,8 @@ use podling_tests::{Podling, Workspace, agent_client::DialAddress, report_skippe
 use serde_json::Value;
 use tokio::process::Command;
 
-/// Runs a program to its good end; what it printed.
-async fn runs(what: &str, command: &mut Command) -> String {
+/// Runs a program and returns its stdout; panics if it fails.
+async fn run_successfully(what: &str, command: &mut Command) -> String {
     let output = within(what, command.kill_on_drop(true).output()).await.expect("it starts");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{what}: {}\nstdout: {out}\nstderr: {err}", output.status);
@@ -30,9 +30,9 @@ async fn agent_token(podling: &Podling, workspace: &Workspace) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn grpcurl_lists_and_calls_both_daemons() {
+async fn grpcurl_lists_and_calls_gateway_and_agent() {
     let Some(grpcurl) = tools::grpcurl() else {
-        return report_skipped("grpcurl at both daemons", tools::INSTALL_HINT);
+        return report_skipped("grpcurl with gateway and agent", tools::INSTALL_HINT);
     };
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
@@ -40,7 +40,7 @@ async fn grpcurl_lists_and_calls_both_daemons() {
     let at_gateway = async |more: &[&str], what: &[&str]| {
         let mut command = Command::new(&grpcurl);
         command.args(["-plaintext", "-H", &format!("authorization: Bearer {}", podling.token())]);
-        runs("grpcurl at the gateway", command.args(more).arg(&address).args(what)).await
+        run_successfully("grpcurl at the gateway", command.args(more).arg(&address).args(what)).await
     };
     let listed = at_gateway(&[], &["list"]).await;
     for service in ["podling.control.v1.Workspaces", "podling.control.v1.Tokens", "grpc.health.v1.Health"] {
@@ -52,7 +52,7 @@ async fn grpcurl_lists_and_calls_both_daemons() {
         (&found["workspaces"][0]["name"], &found["workspaces"][0]["state"]),
         (&"ada".into(), &"STATE_AWAKE".into())
     );
-    // The agent's own methods at the gateway's address.
+    // The agent's methods through the gateway.
     let workspace = format!("podling-workspace: {}", ada.id);
     let run = ["-H", workspace.as_str(), "-d", r#"{"command": {"argv": ["echo", "hello"]}}"#];
     let ran: Value =
@@ -68,7 +68,7 @@ async fn grpcurl_lists_and_calls_both_daemons() {
         let mut command = Command::new(&grpcurl);
         command.args(kind).args(["-insecure", "-authority", "podling-agent"]);
         command.args(["-H", &format!("authorization: Bearer {token}")]).args(more).arg(&address).args(what);
-        runs("grpcurl at the agent", &mut command).await
+        run_successfully("grpcurl at the agent", &mut command).await
     };
     let listed = at_agent(&[], &["list"]).await;
     for service in ["podling.agent.v1.Terminals", "podling.agent.v1.Files", "grpc.health.v1.Health"] {
@@ -79,7 +79,7 @@ async fn grpcurl_lists_and_calls_both_daemons() {
     assert_eq!(ran["stdout"], "aGVsbG8K");
 }
 
-/// All .proto files, relative to `proto/`.
+/// Returns all .proto files, relative to `proto/`.
 fn protos() -> Vec<String> {
     let root = tools::repository().join("proto");
     let (mut dirs, mut found) = (vec![root.join("podling")], Vec::new());
@@ -96,7 +96,7 @@ fn protos() -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn python_works_at_the_agent_and_through_the_gateway() {
+async fn python_client_works_with_agent_and_gateway() {
     let Some(packages) = tools::python_packages() else {
         return report_skipped("Python's grpcio", tools::INSTALL_HINT);
     };
@@ -107,20 +107,27 @@ async fn python_works_at_the_agent_and_through_the_gateway() {
     let out = |kind: &str| format!("--{kind}={}", generated.display());
     let mut protoc = python(&packages);
     protoc.args(["-m", "grpc_tools.protoc", "-I"]).arg(tools::repository().join("proto"));
-    runs("grpc_tools.protoc", protoc.args([out("python_out"), out("grpc_python_out")]).args(protos())).await;
+    run_successfully(
+        "grpc_tools.protoc",
+        protoc.args([out("python_out"), out("grpc_python_out")]).args(protos()),
+    )
+    .await;
 
     let agent = podling.get(&ada).await.agent.expect("an agent");
     let mut client = python(&packages);
     client.arg(tools::clients().join("python/podling_client.py")).arg(&generated);
     client.args([&podling.address().to_string(), podling.token(), &ada.id]);
-    // As gRPC writes an address.
+    // gRPC's address syntax.
     client.arg(match podling.agent_address(&ada) {
         DialAddress::Unix(path) => format!("unix:{}", path.display()),
         DialAddress::Tcp(address) => format!("ipv4:{address}"),
     });
     client.args([&agent_token(&podling, &ada).await, &agent.key_fingerprint]);
-    let said = runs("the Python client", &mut client).await;
-    assert!(said.contains("worked at the agent") && said.contains("worked through the gateway"), "{said}");
+    let output = run_successfully("the Python client", &mut client).await;
+    assert!(
+        output.contains("worked at the agent") && output.contains("worked through the gateway"),
+        "{output}"
+    );
 }
 
 fn python(packages: &Path) -> Command {
@@ -130,13 +137,13 @@ fn python(packages: &Path) -> Command {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_official_web_client_works_through_the_gateway() {
+async fn official_web_client_works_with_gateway() {
     let Some(modules) = tools::node_modules() else {
         return report_skipped("@connectrpc/connect-web in Node", tools::INSTALL_HINT);
     };
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    // Node looks for packages beside the program that asks, so both lie in one directory.
+    // Node resolves packages relative to the program, so both are in one directory.
     let dir = podling.dir().join("node");
     fs::create_dir(&dir).expect("a directory");
     for name in ["package.json", "buf.gen.yaml", "web.mjs"] {
@@ -147,10 +154,10 @@ async fn the_official_web_client_works_through_the_gateway() {
     buf.arg("generate")
         .arg(tools::repository().join("proto").canonicalize().expect("proto"))
         .current_dir(&dir);
-    runs("buf generate", &mut buf).await;
+    run_successfully("buf generate", &mut buf).await;
 
     let mut node = Command::new("node");
     node.args(["web.mjs", podling.url(), podling.token(), &ada.id]).current_dir(&dir);
-    let said = runs("the web client", &mut node).await;
-    assert_eq!(said.matches("worked").count(), 3, "{said}");
+    let output = run_successfully("the web client", &mut node).await;
+    assert_eq!(output.matches("worked").count(), 3, "{output}");
 }

@@ -1,4 +1,4 @@
-//! A browser's way in: gRPC-web over HTTP/1.1 through the gateway, by a client written from the protocol's specification.
+//! gRPC-web over HTTP/1.1 through the gateway, with a client written from the specification.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +6,8 @@ use podling_proto::{
     agent::v1::{
         AckRequest, AckResponse, CreateTerminalRequest, CreateTerminalResponse, From, FromOldest,
         GetTerminalRequest, GetTerminalResponse, Input, InputKind, WatchTerminal, WatchTerminalsRequest,
-        WatchTerminalsResponse, WriteTerminalRequest, WriteTerminalResponse, frame::Frame as What,
-        from::From as Begin, watch_terminals_response::Response as Seen,
+        WatchTerminalsResponse, WriteTerminalRequest, WriteTerminalResponse, frame::Frame as FrameContent,
+        from::From as Begin, watch_terminals_response::Response as WatchResponse,
     },
     control::v1::{ListWorkspacesRequest, ListWorkspacesResponse},
     error::Reason,
@@ -22,20 +22,21 @@ use tonic::Code;
 
 /// Terminals on one Watch.
 const TERMINALS: u64 = 12;
-/// Credit of each: the stalled one must stop after it.
+/// Credit of each terminal in bytes. A terminal without acknowledgements must stop after it.
 const CREDIT: u32 = 16 * 1024;
-/// What a program says when it may be typed to.
+/// Output of a program that waits for input.
 const READY: &str = "ready";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_terminals_on_one_watch() {
+async fn one_watch_carries_many_terminals() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let web = GrpcWebClient::new(podling.address(), podling.token(), &ada.id);
     let mut terminals = BTreeMap::new();
     for number in 1..=TERMINALS {
         let program = format!(
-            "stty -opost -echo; echo {READY}; read go; seq -f '{number}:%.0f' 1 15000; echo $go; exit {number}"
+            "stty -opost -echo; echo {READY}; read go; seq -f '{number}:%.0f' 1 15000; \
+             echo $go; exit {number}"
         );
         let create = CreateTerminalRequest { argv: script(&program), ..Default::default() };
         let made: CreateTerminalResponse =
@@ -44,7 +45,7 @@ async fn many_terminals_on_one_watch() {
                 .expect("a terminal");
         terminals.insert(made.terminal.expect("described").id, number);
     }
-    // The last one is never acknowledged.
+    // Output of the last terminal is never acknowledged.
     let stalled = terminals.iter().find(|(_, number)| **number == TERMINALS).expect("the last").0.clone();
 
     let from = || Some(From { from: Some(Begin::Oldest(FromOldest {})) });
@@ -62,7 +63,7 @@ async fn many_terminals_on_one_watch() {
         .await
         .expect("a stream");
     let opened = within("the first answer", frames.next()).await.expect("an answer").expect("one").response;
-    let Some(Seen::Opened(opened)) = opened else { panic!("the first answer is {opened:?}") };
+    let Some(WatchResponse::Opened(opened)) = opened else { panic!("the first response is {opened:?}") };
 
     let mut logs: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     let mut exits = BTreeMap::new();
@@ -70,17 +71,17 @@ async fn many_terminals_on_one_watch() {
         let answer =
             within("more frames", frames.next()).await.expect("the stream is good").expect("it goes on");
         let frame = match answer.response.expect("an answer says something") {
-            Seen::Frame(frame) => frame,
+            WatchResponse::Frame(frame) => frame,
             other => panic!("{other:?}"),
         };
         let log = logs.entry(frame.terminal_id.clone()).or_default();
-        match frame.frame.expect("a frame says what happened") {
-            What::Data(data) => {
-                assert_eq!(frame.offset, log.len() as u64, "bytes are missing or doubled");
+        match frame.frame.expect("frame has content") {
+            FrameContent::Data(data) => {
+                assert_eq!(frame.offset, log.len() as u64, "bytes are missing or duplicated");
                 log.extend_from_slice(&data);
-                // Before that its terminal would show what is typed.
+                // Before the program is ready, the terminal would echo the input.
                 if *log == format!("{READY}\n").into_bytes() {
-                    go(&web, &frame.terminal_id, frame.epoch).await;
+                    send_start_line(&web, &frame.terminal_id, frame.epoch).await;
                 }
                 if frame.terminal_id != stalled {
                     let ack = AckRequest {
@@ -94,11 +95,11 @@ async fn many_terminals_on_one_watch() {
                         .expect("acknowledged");
                 }
             }
-            What::Exit(exit) => {
-                assert_eq!(exit.final_offset, log.len() as u64, "exit comes after the last byte");
+            FrameContent::Exit(exit) => {
+                assert_eq!(exit.final_offset, log.len() as u64, "exit before the last byte");
                 exits.insert(frame.terminal_id, exit);
             }
-            What::Gap(gap) => panic!("a gap: {gap:?}"),
+            FrameContent::Gap(gap) => panic!("a gap: {gap:?}"),
             _ => {}
         }
     }
@@ -108,17 +109,17 @@ async fn many_terminals_on_one_watch() {
         let expected: String = all.map(|line| line + "\n").collect();
         let log = logs.get(id).map(Vec::as_slice).unwrap_or_default();
         if *id == stalled {
-            assert!(log.len() <= CREDIT as usize, "{} bytes came for a credit of {CREDIT}", log.len());
+            assert!(log.len() <= CREDIT as usize, "{} bytes were sent for a credit of {CREDIT}", log.len());
             assert!(expected.as_bytes().starts_with(log));
         } else {
-            assert!(log == expected.as_bytes(), "terminal {number} shows something else");
+            assert!(log == expected.as_bytes(), "output of terminal {number} differs");
             assert_eq!(terminal_exit_code(&exits[id]), Some(i32::try_from(*number).expect("small")));
         }
     }
 }
 
-/// Lets the program of a terminal begin.
-async fn go(web: &GrpcWebClient, terminal: &str, epoch: u64) {
+/// Sends the line that the program of a terminal waits for.
+async fn send_start_line(web: &GrpcWebClient, terminal: &str, epoch: u64) {
     let typed = Input { epoch, offset: 0, data: "went\n".into(), kind: InputKind::User.into(), reply_at: 0 };
     let write = WriteTerminalRequest {
         terminal_id: terminal.to_owned(),
@@ -131,11 +132,11 @@ async fn go(web: &GrpcWebClient, terminal: &str, epoch: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn errors_come_in_the_callers_protocol() {
+async fn errors_are_sent_in_the_callers_protocol() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let web = GrpcWebClient::new(podling.address(), podling.token(), &ada.id);
-    // The control plane's own service, the agent's through the gateway, and the gateway's own refusals.
+    // The control plane's service, the agent's through the gateway, and the gateway's own errors.
     let list: ListWorkspacesResponse = web
         .unary("/podling.control.v1.Workspaces/List", &ListWorkspacesRequest::default())
         .await
@@ -143,10 +144,10 @@ async fn errors_come_in_the_callers_protocol() {
     assert_eq!(list.workspaces.len(), 1);
     let get = GetTerminalRequest { terminal_id: "abcdefghijkl".into() };
     let path = "/podling.agent.v1.Terminals/Get";
-    let status = web.unary::<_, GetTerminalResponse>(path, &get).await.expect_err("there is none");
+    let status = web.unary::<_, GetTerminalResponse>(path, &get).await.expect_err("no such terminal");
     assert_eq!((status.code(), reason(&status)), (Code::NotFound, Reason::TerminalNotFound));
-    let stranger = GrpcWebClient::new(podling.address(), "wrong", &ada.id);
-    let status = stranger.unary::<_, GetTerminalResponse>(path, &get).await.expect_err("no token");
+    let wrong_token = GrpcWebClient::new(podling.address(), "wrong", &ada.id);
+    let status = wrong_token.unary::<_, GetTerminalResponse>(path, &get).await.expect_err("no token");
     assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, Reason::TokenInvalid));
     let nowhere = GrpcWebClient::new(podling.address(), podling.token(), "zzzzzzzzzzzz");
     let status = nowhere.unary::<_, GetTerminalResponse>(path, &get).await.expect_err("no workspace");

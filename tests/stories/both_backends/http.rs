@@ -1,4 +1,4 @@
-//! What needs no gRPC: curl, a load balancer, a browser that asks whether a page may call.
+//! Plain HTTP without gRPC: health checks, metrics, files, CORS and the JSON API.
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, request::Builder};
@@ -6,7 +6,7 @@ use podling_tests::{Podling, http::send, podling::PodlingOptions, wait::wait_for
 use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_load_balancer_and_curl() {
+async fn health_metrics_and_files_work_over_plain_http() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let address = podling.address();
@@ -34,7 +34,7 @@ async fn a_load_balancer_and_curl() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_may_call_only_if_it_is_on_the_list() {
+async fn cors_allows_only_configured_origins() {
     let args = ["--cors-origins".to_owned(), "https://console.example.org".to_owned()];
     let podling = Podling::up_with(PodlingOptions { args: args.into(), ..Default::default() }).await;
     let ask = async |origin: &str| {
@@ -52,14 +52,19 @@ async fn a_page_may_call_only_if_it_is_on_the_list() {
     assert_eq!(listed.headers()["access-control-allow-origin"], "https://console.example.org");
     let allowed = listed.headers()["access-control-allow-headers"].to_str().expect("text").to_lowercase();
     for header in ["authorization", "content-type", "podling-workspace", "x-grpc-web"] {
-        assert!(allowed.contains(header), "{header} is not among {allowed}");
+        assert!(allowed.contains(header), "{header} is not in {allowed}");
     }
     let other = ask("https://evil.example.org").await;
     assert!(!other.headers().contains_key("access-control-allow-origin"), "{:?}", other.headers());
 }
 
-/// Calls the JSON API as curl would.
-async fn json(podling: &Podling, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
+/// Calls the JSON API; returns status and parsed body.
+async fn call_json(
+    podling: &Podling,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+) -> (StatusCode, Value) {
     let mut request = Request::builder().method(method).uri(path);
     request = request.header("authorization", format!("Bearer {}", podling.token()));
     if body.is_some() {
@@ -72,9 +77,10 @@ async fn json(podling: &Podling, method: Method, path: &str, body: Option<Value>
 }
 
 /// Waits until a workspace is in this state.
-async fn is(podling: &Podling, name: &str, state: &str) -> Value {
+async fn wait_for_json_state(podling: &Podling, name: &str, state: &str) -> Value {
     wait_for(&format!("{name} is {state}"), async || {
-        let (status, workspace) = json(podling, Method::GET, &format!("/v1/workspaces/{name}"), None).await;
+        let (status, workspace) =
+            call_json(podling, Method::GET, &format!("/v1/workspaces/{name}"), None).await;
         assert_eq!(status, StatusCode::OK, "{workspace}");
         (workspace["state"] == state).then_some(workspace)
     })
@@ -82,16 +88,16 @@ async fn is(podling: &Podling, name: &str, state: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_workspaces_whole_life_with_curl() {
+async fn json_api_covers_the_whole_lifecycle() {
     let podling = Podling::up().await;
-    let call = async |method, path: &str, body| json(&podling, method, path, body).await;
+    let call = async |method, path: &str, body| call_json(&podling, method, path, body).await;
     let (status, document) = call(Method::GET, "/v1/openapi.json", None).await;
     assert_eq!((status, &document["openapi"]), (StatusCode::OK, &json!("3.1.0")));
 
     let ada = json!({ "name": "ada", "policy": { "idle_timeout": 3600 } });
     let (status, made) = call(Method::POST, "/v1/workspaces", Some(ada.clone())).await;
     assert_eq!((status, &made["policy"]["idle_timeout"]), (StatusCode::CREATED, &json!(3600)));
-    let awake = is(&podling, "ada", "awake").await;
+    let awake = wait_for_json_state(&podling, "ada", "awake").await;
     assert_eq!((&awake["id"], &awake["agent"]["epoch"]), (&made["id"], &json!(1)));
     let (status, refused) = call(Method::POST, "/v1/workspaces", Some(ada)).await;
     assert_eq!((status, &refused["reason"]), (StatusCode::CONFLICT, &json!("NAME_TAKEN")));
@@ -102,21 +108,21 @@ async fn a_workspaces_whole_life_with_curl() {
     assert_eq!((status, &changed["policy"]["idle_timeout"]), (StatusCode::OK, &json!(1800)));
     let force = Some(json!({ "force": true }));
     assert_eq!(call(Method::POST, "/v1/workspaces/ada/sleep", force).await.0, StatusCode::ACCEPTED);
-    is(&podling, "ada", "asleep").await;
+    wait_for_json_state(&podling, "ada", "asleep").await;
     let (_, explained) = call(Method::GET, "/v1/workspaces/ada/explanation", None).await;
     assert!(explained["log"].as_array().is_some_and(|log| log.len() > 2), "{explained}");
     assert_eq!(call(Method::POST, "/v1/workspaces/ada/wake", None).await.0, StatusCode::ACCEPTED);
-    is(&podling, "ada", "awake").await;
+    wait_for_json_state(&podling, "ada", "awake").await;
 
-    // Deleted, which archives it, and back again from its backup.
+    // Delete archives the workspace; restore brings it back from the archive.
     assert_eq!(call(Method::DELETE, "/v1/workspaces/ada", None).await.0, StatusCode::ACCEPTED);
     let id = made["id"].as_str().expect("an id");
-    is(&podling, id, "archived").await;
+    wait_for_json_state(&podling, id, "archived").await;
     let (_, backups) = call(Method::GET, &format!("/v1/archives?workspace={id}"), None).await;
-    let key = backups["archives"][0]["key"].as_str().expect("a backup");
+    let key = backups["archives"][0]["key"].as_str().expect("an archive");
     let (status, _) = call(Method::POST, &format!("/v1/archives/{key}/restore"), None).await;
     assert_eq!(status, StatusCode::ACCEPTED);
-    is(&podling, "ada", "awake").await;
+    wait_for_json_state(&podling, "ada", "awake").await;
 
     let (status, gone) = call(Method::DELETE, "/v1/workspaces/ada?discard=true", None).await;
     assert_eq!((status, &gone["state"]), (StatusCode::ACCEPTED, &json!("deleting")));

@@ -1,4 +1,4 @@
-//! A keystroke against the sleep: whatever the phase, it is executed once, or was clearly refused.
+//! Keystrokes that race with sleep: each is executed once or rejected with a reason.
 
 use std::{fs, ops::Range, time::Duration};
 
@@ -14,22 +14,22 @@ use podling_tests::{
     wait_for,
 };
 
-/// The shortest idle timeout there is.
+/// The shortest idle timeout that a policy accepts.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
-/// After a keystroke and without another the workspace begins to fall asleep somewhere in here, for its idle time is counted from
-/// beat to beat; and it sleeps soon after.
+/// Delay in milliseconds before a keystroke. The workspace begins to fall asleep in this range after
+/// the previous keystroke, because idle time is counted between heartbeats.
 const PHASES: Range<u64> = 1500..3500;
-/// Workspaces beside each other, and how often each of them is raced: a thousand times together.
+/// Number of concurrent workspaces and of rounds in each: a thousand rounds in total.
 const PROCESSES: (usize, usize) = (40, 25);
-/// Pods take their time to start, and a node has room for few: others' stories go on beside this one.
+/// The same for pods. They start slowly, and a node fits few of them beside other stories' pods.
 const PODS: (usize, usize) = (2, 12);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_keystroke_that_races_the_sleep_is_executed_once_or_refused() {
+async fn keystroke_racing_sleep_is_executed_once_or_rejected() {
     let podling = Podling::up().await;
     let (workspaces, rounds) = if on_pods() { PODS } else { PROCESSES };
-    let mut dice = fastrand::Rng::with_seed(seed());
-    let races = (0..workspaces).map(|n| race(&podling, format!("racer-{n}"), rounds, dice.fork()));
+    let mut rng = fastrand::Rng::with_seed(seed());
+    let races = (0..workspaces).map(|n| race(&podling, format!("racer-{n}"), rounds, rng.fork()));
     let mut all = LineCounts::default();
     for counts in join_all(races).await {
         all.acknowledged += counts.acknowledged;
@@ -39,12 +39,12 @@ async fn a_keystroke_that_races_the_sleep_is_executed_once_or_refused() {
     }
     eprintln!("{} keystrokes in {workspaces} workspaces: {all:?}", workspaces * rounds);
     assert_eq!(all.acknowledged as usize, workspaces * rounds);
-    // Else the keystrokes did not meet the sleep at all.
+    // Otherwise no keystroke has met the sleep, and the test proves nothing.
     assert!(all.epoch_changes > 0, "{all:?}");
     assert!(on_pods() || all.rejected + all.interrupted > 0, "{all:?}");
 }
 
-async fn race(podling: &Podling, name: String, rounds: usize, mut dice: fastrand::Rng) -> LineCounts {
+async fn race(podling: &Podling, name: String, rounds: usize, mut rng: fastrand::Rng) -> LineCounts {
     let policy = Policy { presence_cap: wire_duration(IDLE_TIMEOUT), ..idle_timeout_policy(IDLE_TIMEOUT) };
     let workspace = podling.workspace_with_policy(&name, policy).await;
     let inside = podling.client().for_workspace(&workspace.id);
@@ -55,11 +55,12 @@ async fn race(podling: &Podling, name: String, rounds: usize, mut dice: fastrand
     let mut expected = String::new();
     for n in 0..rounds {
         writer.attach().await;
-        // Not a wait for anything: the moment of a keystroke is what this is about.
-        tokio::time::sleep(Duration::from_millis(dice.u64(PHASES))).await;
+        // This delay chooses the moment of the keystroke; it is not a wait for a condition.
+        tokio::time::sleep(Duration::from_millis(rng.u64(PHASES))).await;
         let line = format!("echo {n} >> $HOME/log\r");
-        // By a call that wakes nothing, or on a stream that is there: what is refused is typed again.
-        if dice.bool() || !writer.write_once(&line).await {
+        // Use either a unary call, which does not wake, or the attached stream. Rejected input is sent
+        // again on the stream.
+        if rng.bool() || !writer.write_once(&line).await {
             writer.type_text(&line).await;
         }
         expected += &format!("{n}\n");

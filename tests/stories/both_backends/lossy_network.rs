@@ -1,9 +1,10 @@
-//! Work goes on over a line that is cut, slowed and chopped, in both directions, at random points.
+//! Terminals, commands and attach over a network that cuts, delays and splits traffic in both
+//! directions at random points.
 
 use podling_proto::agent::v1::{
     From, Input, InputKind, Position, ReadFileRequest, Terminal, WatchTerminal, WatchTerminalsRequest,
-    WatchTerminalsResponse, WriteTerminalRequest, WriteTerminalResponse, frame::Frame as What,
-    from::From as Begin, watch_terminals_response::Response as Seen,
+    WatchTerminalsResponse, WriteTerminalRequest, WriteTerminalResponse, frame::Frame as FrameContent,
+    from::From as Begin, watch_terminals_response::Response as WatchResponse,
 };
 use podling_tests::{
     Podling,
@@ -16,111 +17,113 @@ use podling_tests::{
 use ring::digest::{SHA256, digest};
 use tokio::sync::Notify;
 
-/// Printed by the terminal's program: enough for dozens of cuts, little enough for the byte log (1 MiB) to hold it all.
+/// Lines of output: enough for dozens of cuts, and few enough to fit in the byte log (1 MiB).
 const LINES: u32 = 150_000;
-/// Typed meanwhile.
+/// Bytes of input sent during the output.
 const TYPED_BYTES: usize = 20_000;
-/// Each connection lives for this many bytes a direction. A frame (up to 64 KiB) must have a chance to get through whole.
+/// Bytes of each direction after which a connection is cut. A frame of up to 64 KiB must be able to
+/// get through.
 const CUTS: std::ops::Range<u64> = 5_000..180_000;
 
 fn numbers(to: u32) -> String {
     (1..=to).map(|n| format!("{n}\n")).collect()
 }
 
-/// Text without newlines or control characters, so that no program reads more into it.
-fn typing(dice: &mut fastrand::Rng, bytes: usize) -> Vec<u8> {
-    (0..bytes).map(|_| dice.alphanumeric() as u8).collect()
+/// Random input without newlines or control characters, which a terminal would interpret.
+fn random_input(rng: &mut fastrand::Rng, bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|_| rng.alphanumeric() as u8).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_printed_is_lost_and_nothing_typed_is_doubled() {
+async fn output_is_complete_and_input_arrives_once() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let seed = seed();
-    let mut dice = fastrand::Rng::with_seed(seed);
+    let mut rng = fastrand::Rng::with_seed(seed);
     for round in 0..3 {
         let proxy =
-            FaultyProxy::start(podling.address(), NetworkFaults::cutting_after(CUTS), dice.u64(..)).await;
-        let calm = podling.client().for_workspace(&ada.id);
+            FaultyProxy::start(podling.address(), NetworkFaults::cutting_after(CUTS), rng.u64(..)).await;
+        let direct = podling.client().for_workspace(&ada.id);
         let client = || podling.client_at(proxy.address()).for_workspace(&ada.id);
         let program = format!(
-            "stty raw -echo; echo ready; seq 1 {LINES} & head -c {TYPED_BYTES} > typed-{round}; wait; echo done"
+            "stty raw -echo; echo ready; seq 1 {LINES} & head -c {TYPED_BYTES} > typed-{round}; \
+             wait; echo done"
         );
-        let terminal = calm.open(script(&program)).await;
+        let terminal = direct.open(script(&program)).await;
         let mut viewer = ResumingClient::new("ada-at-home", &terminal.id);
         viewer.run_until("the program is ready", client, |p| p.text().contains("ready\n")).await;
-        viewer.typed = typing(&mut dice, TYPED_BYTES);
+        viewer.typed = random_input(&mut rng, TYPED_BYTES);
         viewer.run_until("the program ends", client, |p| p.exit.is_some()).await;
 
         let reference = format!("ready\n{}done\n", numbers(LINES));
         assert!(viewer.log().gaps.is_empty(), "gaps: {:?}", viewer.log().gaps);
-        assert_same_bytes("what was printed", &viewer.log().bytes, reference.as_bytes());
+        assert_same_bytes("output", &viewer.log().bytes, reference.as_bytes());
         assert_eq!(viewer.log().next, reference.len() as u64);
         let request = ReadFileRequest {
             path: Some(podling_tests::client_helpers::path(&format!("typed-{round}"))),
             ..Default::default()
         };
-        let mut stream = calm.files().read(request).await.expect("the file is there").into_inner();
+        let mut stream = direct.files().read(request).await.expect("the file is there").into_inner();
         let mut arrived = Vec::new();
         while let Some(part) = within("Files.Read", stream.message()).await.expect("the file is read") {
             arrived.extend_from_slice(&part.data);
         }
-        assert_same_bytes("what was typed", &arrived, &viewer.typed);
+        assert_same_bytes("input", &arrived, &viewer.typed);
         eprintln!("round {round}: {} cuts, attached {} times", proxy.cuts(), viewer.attach_count);
-        assert!(proxy.cuts() >= 5, "the line was not bad enough: {} cuts", proxy.cuts());
+        assert!(proxy.cuts() >= 5, "too few cuts for this test: {}", proxy.cuts());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_command_line_rides_out_the_storm() {
+async fn podling_run_survives_cut_connections() {
     let podling = Podling::up().await;
     podling.workspace("ada").await;
-    let mut dice = fastrand::Rng::with_seed(seed());
-    let proxy = FaultyProxy::start(podling.address(), NetworkFaults::cutting_after(CUTS), dice.u64(..)).await;
-    let far = podling.cli().env("PODLING_URL", format!("http://{}", proxy.address()));
-    let far = far.env("PODLING_TOKEN", podling.token());
+    let mut rng = fastrand::Rng::with_seed(seed());
+    let proxy = FaultyProxy::start(podling.address(), NetworkFaults::cutting_after(CUTS), rng.u64(..)).await;
+    let cli = podling.cli().env("PODLING_URL", format!("http://{}", proxy.address()));
+    let cli = cli.env("PODLING_TOKEN", podling.token());
 
-    let said = far.run(&["run", "ada", "--", "seq", "1", "150000"]).await.ok();
-    assert_same_bytes("stdout", &said.stdout, numbers(LINES).as_bytes());
+    let output = cli.run(&["run", "ada", "--", "seq", "1", "150000"]).await.ok();
+    assert_same_bytes("stdout", &output.stdout, numbers(LINES).as_bytes());
 
-    let input = typing(&mut dice, 700_000);
+    let input = random_input(&mut rng, 700_000);
     let sum = hex(digest(&SHA256, &input).as_ref());
-    let said = far.run_with_input(&["run", "-i", "ada", "--", "sha256sum"], &input).await.ok();
-    assert_eq!(said.out().split_whitespace().next(), Some(sum.as_str()), "stdin differs");
-    assert!(proxy.cuts() >= 5, "the line was not bad enough: {} cuts", proxy.cuts());
+    let output = cli.run_with_input(&["run", "-i", "ada", "--", "sha256sum"], &input).await.ok();
+    assert_eq!(output.out().split_whitespace().next(), Some(sum.as_str()), "stdin differs");
+    assert!(proxy.cuts() >= 5, "too few cuts for this test: {}", proxy.cuts());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attached_window_comes_back_where_it_was() {
+async fn attached_window_resumes_after_cut_connections() {
     let podling = Podling::up().await;
     podling.workspace("ada").await;
     let proxy = FaultyProxy::start(podling.address(), NetworkFaults::cutting_after(CUTS), seed()).await;
-    let far = podling.cli().env("PODLING_URL", format!("http://{}", proxy.address()));
-    let far = far.env("PODLING_TOKEN", podling.token());
-    let mut window = podling_tests::pty::TerminalWindow::open(&far.command(&["attach", "ada"]));
+    let cli = podling.cli().env("PODLING_URL", format!("http://{}", proxy.address()));
+    let cli = cli.env("PODLING_TOKEN", podling.token());
+    let mut window = podling_tests::pty::TerminalWindow::open(&cli.command(&["attach", "ada"]));
     window.wait_for_prompt().await;
     window.type_text("echo be''gin; seq 1 100000; echo e''nd\r");
     window.wait_for_text("end\r\n").await;
     let shown = window.output();
-    let from = shown.find("begin\r\n").expect("the beginning is shown");
-    // What the CLI says of the line it paints into a corner, between saving and restoring the cursor.
+    let from = shown.find("begin\r\n").expect("the window shows the beginning");
+    // The CLI paints the connection's status into a corner, between saving and restoring the cursor.
     let plain: String =
         shown[from..].split("\x1b7").map(|part| part.split_once("\x1b8").map_or(part, |p| p.1)).collect();
     let expected = format!("begin\r\n{}end\r\n", numbers(100_000).replace('\n', "\r\n"));
     assert_same_bytes(
-        "the window",
+        "window output",
         &plain.as_bytes()[..expected.len().min(plain.len())],
         expected.as_bytes(),
     );
     proxy.stop_faults();
     window.type_text("exit 3\r");
     let code = window.wait_exit().await;
-    assert_eq!(code, Some(3), "attach passes the shell's code on");
-    wait_for("the line was cut", async || (proxy.cuts() >= 3).then_some(())).await;
+    assert_eq!(code, Some(3), "attach exits with the shell's code");
+    wait_for("the proxy has cut connections", async || (proxy.cuts() >= 3).then_some(())).await;
 }
 
-/// Types all of it with unary calls, each sent again until it is answered.
-async fn type_by_calls(web: &GrpcWebClient, terminal: &Terminal, typed: &[u8]) {
+/// Sends all input with unary calls. Repeats each call until it is answered.
+async fn type_with_unary_calls(web: &GrpcWebClient, terminal: &Terminal, typed: &[u8]) {
     let mut offset = 0;
     while offset < typed.len() {
         let to = typed.len().min(offset + 700);
@@ -145,18 +148,18 @@ async fn type_by_calls(web: &GrpcWebClient, terminal: &Terminal, typed: &[u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_browser_tab_watches_and_types_over_it() {
+async fn browser_tab_watches_and_types_despite_cuts() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let mut dice = fastrand::Rng::with_seed(seed());
-    let proxy = FaultyProxy::start(podling.address(), NetworkFaults::cutting_after(CUTS), dice.u64(..)).await;
-    let calm = podling.client().for_workspace(&ada.id);
+    let mut rng = fastrand::Rng::with_seed(seed());
+    let proxy = FaultyProxy::start(podling.address(), NetworkFaults::cutting_after(CUTS), rng.u64(..)).await;
+    let direct = podling.client().for_workspace(&ada.id);
     let web = GrpcWebClient::new(proxy.address(), podling.token(), &ada.id);
     let program = format!(
         "stty raw -echo; echo ready; seq 1 {LINES} & head -c {TYPED_BYTES} | sha256sum; wait; echo done"
     );
-    let terminal = calm.open(script(&program)).await;
-    let typed = typing(&mut dice, TYPED_BYTES);
+    let terminal = direct.open(script(&program)).await;
+    let typed = random_input(&mut rng, TYPED_BYTES);
     let mut log: Vec<u8> = Vec::new();
     let mut watches = 0;
     let ready = Notify::new();
@@ -175,17 +178,17 @@ async fn a_browser_tab_watches_and_types_over_it() {
                 continue;
             };
             while let Ok(Some(answer)) = frames.next().await {
-                let Some(Seen::Frame(frame)) = answer.response else { continue };
-                match frame.frame.expect("a frame says what happened") {
-                    What::Data(data) => {
-                        assert_eq!(frame.offset, log.len() as u64, "bytes are missing or doubled");
+                let Some(WatchResponse::Frame(frame)) = answer.response else { continue };
+                match frame.frame.expect("frame has content") {
+                    FrameContent::Data(data) => {
+                        assert_eq!(frame.offset, log.len() as u64, "bytes are missing or duplicated");
                         log.extend_from_slice(&data);
                         if log.starts_with(b"ready\n") {
                             ready.notify_one();
                         }
                     }
-                    What::Gap(gap) => panic!("a gap: {gap:?}"),
-                    What::Exit(_) => return,
+                    FrameContent::Gap(gap) => panic!("a gap: {gap:?}"),
+                    FrameContent::Exit(_) => return,
                     _ => {}
                 }
             }
@@ -193,21 +196,21 @@ async fn a_browser_tab_watches_and_types_over_it() {
     };
     let typing = async {
         ready.notified().await;
-        type_by_calls(&web, &terminal, &typed).await;
+        type_with_unary_calls(&web, &terminal, &typed).await;
     };
-    within("the tab sees the end", async { tokio::join!(watching, typing) }).await;
+    within("the tab receives the exit", async { tokio::join!(watching, typing) }).await;
     eprintln!("{} cuts, {watches} watches", proxy.cuts());
-    // The digest of what arrived may stand anywhere among the numbers.
+    // The digest of the received input may be anywhere among the numbers.
     let shown = String::from_utf8(log).expect("text");
     let digest = hex(digest(&SHA256, &typed).as_ref());
-    assert!(shown.contains(&format!("{digest}  -\n")), "what arrived differs from what was typed");
+    assert!(shown.contains(&format!("{digest}  -\n")), "received input differs from sent input");
     let rest = shown.replacen(&format!("{digest}  -\n"), "", 1);
     assert_same_bytes(
-        "what the tab shows",
+        "output in the tab",
         rest.as_bytes(),
         format!("ready\n{}done\n", numbers(LINES)).as_bytes(),
     );
-    assert!(proxy.cuts() >= 5, "the line was not bad enough: {} cuts", proxy.cuts());
+    assert!(proxy.cuts() >= 5, "too few cuts for this test: {}", proxy.cuts());
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -1,4 +1,5 @@
-//! There is room for so many: who comes later waits in line, is told where, and gets the place that is freed.
+//! Quotas and the admission queue: workspaces beyond the quota wait, see their position, and are
+//! admitted when quota is freed.
 
 use podling_proto::{agent::v1::CreateTerminalRequest, control::v1::State, error::Reason};
 use podling_tests::{
@@ -21,17 +22,17 @@ async fn up(args: &[&str]) -> Podling {
     Podling::up_with(PodlingOptions { args: argv(args), templates, ..PodlingOptions::default() }).await
 }
 
-/// Made, and waiting in line at this place.
-async fn waits(podling: &Podling, name: &str, flags: &[&str], place: u32) -> Workspace {
+/// Creates a workspace and waits until it has this queue position.
+async fn create_queued(podling: &Podling, name: &str, flags: &[&str], position: u32) -> Workspace {
     let workspace = podling.create(name, &[flags, &["--no-wait"]].concat()).await;
-    stands_at(podling, &workspace, place).await;
+    wait_for_position(podling, &workspace, position).await;
     workspace
 }
 
-async fn stands_at(podling: &Podling, workspace: &Workspace, place: u32) {
-    wait_for(&format!("{} is at position {place} of the admission queue", workspace.name), async || {
+async fn wait_for_position(podling: &Podling, workspace: &Workspace, position: u32) {
+    wait_for(&format!("{} is at position {position} of the admission queue", workspace.name), async || {
         let now = podling.get(workspace).await;
-        (now.state() == State::Queued && now.queue_position == place).then_some(())
+        (now.state() == State::Queued && now.queue_position == position).then_some(())
     })
     .await;
 }
@@ -41,45 +42,46 @@ async fn sleep(podling: &Podling, workspace: &Workspace) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_owner_has_a_share_and_the_first_in_line_gets_what_is_freed() {
+async fn each_owner_has_a_quota_and_first_in_queue_is_admitted() {
     let podling = up(&["--quota-awake", "1"]).await;
     let cli = podling.cli();
     let one = podling.create("one", &[]).await;
-    let two = waits(&podling, "two", &[], 1).await;
-    let three = waits(&podling, "three", &[], 2).await;
-    // Another's share is another's.
+    let two = create_queued(&podling, "two", &[], 1).await;
+    let three = create_queued(&podling, "three", &[], 2).await;
+    // Quotas of owners are independent.
     let bobs = podling.create("one", &["--owner", "bob"]).await;
-    waits(&podling, "two", &["--owner", "bob"], 3).await;
+    create_queued(&podling, "two", &["--owner", "bob"], 3).await;
     let listed = cli.run(&["ls"]).await.ok().out();
-    for (name, place) in [("two", "position 1"), ("three", "position 2")] {
+    for (name, position) in [("two", "position 1"), ("three", "position 2")] {
         let line = listed.lines().find(|line| line.starts_with(name)).expect("it is listed");
-        assert!(line.contains("queued") && line.contains(place), "{listed}");
+        assert!(line.contains("queued") && line.contains(position), "{listed}");
     }
     assert!(cli.run(&["explain", "two"]).await.ok().out().contains("1st in the admission queue"));
 
-    // Somebody sits in front of the last of the line, and waits.
+    // A user attaches to the last workspace of the queue and waits.
     let mut window = TerminalWindow::open(&cli.command(&["attach", "three"]));
     window.wait_for_text("in the admission queue").await;
     sleep(&podling, &one).await;
     podling.wait_until_awake(&two).await;
-    stands_at(&podling, &three, 1).await;
+    wait_for_position(&podling, &three, 1).await;
     assert_eq!(podling.get(&bobs).await.state(), State::Awake);
     sleep(&podling, &two).await;
     window.wait_for_prompt().await;
     window.type_text("echo he''re\r");
     window.wait_for_text("here").await;
-    // Who wants back waits like everybody.
+    // A workspace that wakes again joins the queue at its end.
     cli.run(&["wake", "one", "--no-wait"]).await.ok();
-    wait_for("one waits again", async || (podling.get(&one).await.queue_position > 0).then_some(())).await;
+    wait_for("one is queued again", async || (podling.get(&one).await.queue_position > 0).then_some(()))
+        .await;
     assert_eq!(podling.get(&three).await.state(), State::Awake);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_waits_in_line_too_and_not_for_ever() {
+async fn held_call_of_queued_workspace_times_out() {
     let podling = up(&["--capacity-awake", "1"]).await;
     let one = podling.create("one", &[]).await;
-    let two = waits(&podling, "two", &["--owner", "bob"], 1).await;
-    let three = waits(&podling, "three", &["--owner", "carol"], 2).await;
+    let two = create_queued(&podling, "two", &["--owner", "bob"], 1).await;
+    let three = create_queued(&podling, "three", &["--owner", "carol"], 2).await;
     let open = async |workspace: &Workspace| {
         let request = CreateTerminalRequest { argv: argv(&["cat"]), ..Default::default() };
         podling.client().for_workspace(&workspace.id).terminals().create(request).await
@@ -93,14 +95,14 @@ async fn a_call_waits_in_line_too_and_not_for_ever() {
     };
     let (first, second, ()) = tokio::join!(open(&two), open(&three), freed);
     assert!(first.is_ok(), "{first:?}");
-    let refused = second.expect_err("two has the only place");
+    let refused = second.expect_err("two uses the whole capacity");
     assert_eq!(reason(&refused), Reason::WakeTimeout);
     assert!(refused.message().contains("at position 1 of the admission queue"), "{refused:?}");
-    assert_eq!(podling.get(&three).await.queue_position, 1, "it keeps its place");
+    assert_eq!(podling.get(&three).await.queue_position, 1, "three keeps its queue position");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cores_and_memory_are_shared_and_what_never_fits_is_refused() {
+async fn cpu_and_memory_quotas_queue_or_reject_workspaces() {
     let podling = up(&["--quota-cpu", "400m", "--quota-memory", "2GiB"]).await;
     let cli = podling.cli();
     for template in ["large", "hungry"] {
@@ -108,22 +110,26 @@ async fn cores_and_memory_are_shared_and_what_never_fits_is_refused() {
         assert!(refused.code.is_some_and(|code| code != 0), "{refused:?}");
         assert!(refused.err().contains("more CPU or memory than the quota allows"), "{}", refused.err());
     }
-    assert_eq!(cli.run(&["ls", "--json"]).await.ok().json(), serde_json::json!([]), "nothing is made");
+    assert_eq!(
+        cli.run(&["ls", "--json"]).await.ok().json(),
+        serde_json::json!([]),
+        "no workspace is created"
+    );
     let first = podling.create("first", &["--template", "most"]).await;
-    let second = waits(&podling, "second", &["--template", "most"], 1).await;
-    // It would fit beside the first, but the second was there before it.
-    let third = waits(&podling, "third", &["--template", "small"], 2).await;
+    let second = create_queued(&podling, "second", &["--template", "most"], 1).await;
+    // The third fits beside the first, but the second is ahead in the queue.
+    let third = create_queued(&podling, "third", &["--template", "small"], 2).await;
     sleep(&podling, &first).await;
     podling.wait_until_awake(&second).await;
     podling.wait_until_awake(&third).await;
     cli.run(&["wake", "first", "--no-wait"]).await.ok();
-    stands_at(&podling, &first, 1).await;
+    wait_for_position(&podling, &first, 1).await;
     cli.run(&["rm", "second"]).await.ok();
     podling.wait_until_awake(&first).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_asks_for_more_waits_for_it_and_loses_nothing_meanwhile() {
+async fn resize_beyond_quota_waits_and_keeps_workspace_running() {
     let podling = up(&["--quota-cpu", "400m"]).await;
     let cli = podling.cli();
     let one = podling.create("one", &["--template", "half"]).await;
@@ -135,7 +141,8 @@ async fn who_asks_for_more_waits_for_it_and_loses_nothing_meanwhile() {
     assert!(never.err().contains("more CPU or memory than the quota allows"), "{}", never.err());
     let said = cli.run(&["resize", "one", "--cpu", "300m"]).await.ok().out();
     assert!(said.contains("one has 0.2 cores") && said.contains("waits for 0.3 cores"), "{said}");
-    wait_for("it is queued", async || (podling.get(&one).await.queue_position == 1).then_some(())).await;
+    wait_for("the resize is queued", async || (podling.get(&one).await.queue_position == 1).then_some(()))
+        .await;
     let explained = cli.run(&["explain", "one"]).await.ok().out();
     assert!(
         explained.contains("has been awake") && explained.contains("1st in the admission queue"),
@@ -143,16 +150,16 @@ async fn who_asks_for_more_waits_for_it_and_loses_nothing_meanwhile() {
     );
 
     sleep(&podling, &two).await;
-    wait_for("it has more", async || {
+    wait_for("the resize is applied", async || {
         let now = podling.get(&one).await;
         (now.allocated == now.requested && now.allocated?.cpu_millis == 300).then_some(())
     })
     .await;
     podling.client().for_workspace(&one.id).sh("touch ~/over").await;
     window.wait_for_text("all done").await;
-    // There is a tenth of a core left, which is not enough for the other as it is, but for half of it.
+    // A tenth of a core is left: too little for the other workspace, but enough for half of its size.
     cli.run(&["wake", "two", "--no-wait"]).await.ok();
-    stands_at(&podling, &two, 1).await;
+    wait_for_position(&podling, &two, 1).await;
     cli.run(&["resize", "two", "--cpu", "100m"]).await.ok();
     podling.wait_until_awake(&two).await;
 }

@@ -1,4 +1,5 @@
-//! When the machine has nothing left: no disk, no PTY, no descriptor. Clear errors, and it goes on.
+//! Exhausted resources: disk space, PTYs, file descriptors. Each gives a clear error, and work
+//! continues afterwards.
 
 use std::{
     fs,
@@ -18,11 +19,11 @@ use podling_tests::{
     report_skipped, wait_for, within,
 };
 
-/// Until nothing is left.
+/// Script that fills the disk.
 const FILL: &str = "dd if=/dev/zero of=filler bs=64k 2>/dev/null; echo filled >&2";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_is_said_and_survived() {
+async fn full_disk_is_reported_and_survived() {
     let disk = match SmallDisk::new("24m") {
         Ok(disk) => disk,
         Err(why) => return report_skipped("a full disk", &why),
@@ -34,9 +35,9 @@ async fn a_full_disk_is_said_and_survived() {
     assert_eq!(inside.upload("small", 1).await, Ok(()));
     assert_eq!(inside.upload("big", 40).await, Err(Reason::DiskFull));
     let names = inside.sh("ls -A").await;
-    assert!(names.lines().all(|name| name == "small"), "nothing of the upload is left: {names:?}");
+    assert!(names.lines().all(|name| name == "small"), "the failed upload left a file: {names:?}");
 
-    // Filled to the last byte by the user's own program.
+    // The user's own program fills the disk to the last byte.
     inside.sh(FILL).await;
     assert_eq!(inside.upload("another", 1).await, Err(Reason::DiskFull));
     assert_eq!(inside.sh("echo alive").await, "alive\n");
@@ -48,21 +49,21 @@ async fn a_full_disk_is_said_and_survived() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_pty_is_left() {
-    // A /dev/pts of its own with room for three. (A pod has one of its own as it is.)
+async fn exhausted_ptys_are_reported_and_survived() {
+    // A separate /dev/pts with at most three PTYs. A pod has a separate one already.
     let script = "mount -t devpts -o newinstance,max=3,ptmxmode=0666,mode=0620 devpts /dev/pts && \
                   mount --bind /dev/pts/ptmx /dev/ptmx && exec \"$@\"";
     let sandbox = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"];
     let sandbox = if on_pods() { &[][..] } else { &sandbox };
     if let Err(why) = can_run(&[sandbox, &["true"]].concat()) {
-        return report_skipped("no PTY left", &why);
+        return report_skipped("exhausted PTYs", &why);
     }
     let podling = Podling::up_with(PodlingOptions { launcher: argv(sandbox), ..Default::default() }).await;
     let ada = podling.workspace("ada").await;
     if on_pods() {
         let pid = podling.agent_pid(&ada).to_string();
         let bound = ["mount", "-o", "remount,max=3,ptmxmode=0666,mode=0620,gid=5", "/dev/pts"];
-        can_run(&[&["nsenter", "--mount", "--target", &pid][..], &bound].concat()).expect("a bound is set");
+        can_run(&[&["nsenter", "--mount", "--target", &pid][..], &bound].concat()).expect("the limit is set");
     }
     let inside = podling.client().for_workspace(&ada.id);
     let open = async || {
@@ -70,15 +71,19 @@ async fn no_pty_is_left() {
     };
     let mut terminals = Vec::new();
     for _ in 0..3 {
-        terminals.push(open().await.expect("there is one").into_inner().terminal.expect("described"));
+        terminals.push(open().await.expect("a PTY is free").into_inner().terminal.expect("described"));
     }
     assert_eq!(refused(open().await), Reason::NoPty);
-    assert_eq!(inside.sh("echo alive").await, "alive\n", "commands need none");
+    assert_eq!(inside.sh("echo alive").await, "alive\n", "commands need no PTY");
     close(&inside, &terminals[0].id).await;
     wait_for("a PTY is free again", async || open().await.ok()).await;
 }
 
-/// Whether a program can be run; if not, why.
+/// Runs a program.
+///
+/// # Errors
+///
+/// The program's stderr, or why it did not start.
 fn can_run(argv: &[&str]) -> Result<(), String> {
     match Command::new(argv[0]).args(&argv[1..]).output() {
         Ok(output) if output.status.success() => Ok(()),
@@ -92,28 +97,28 @@ async fn close(client: &Client, terminal: &str) {
     within("Terminals.Close", client.terminals().close(request)).await.expect("it closes");
 }
 
-/// Sets how many descriptors a running process may have.
-fn limit(pid: u32, descriptors: usize) {
+/// Sets the file descriptor limit of a running process.
+fn limit_descriptors(pid: u32, descriptors: usize) {
     let limit = format!("--nofile={descriptors}:{descriptors}");
     let owner = fs::metadata(Path::new("/proc").join(pid.to_string())).expect("the process is there");
-    // As its user, who may always lower it.
+    // Run as the process's user, who may always lower the limit.
     let mut prlimit = Command::new("prlimit");
     prlimit.uid(owner.uid()).gid(owner.gid()).arg("--pid").arg(pid.to_string()).arg(limit);
     assert!(prlimit.status().expect("prlimit runs").success());
 }
 
-fn descriptors(pid: u32) -> usize {
+fn count_descriptors(pid: u32) -> usize {
     fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd")).expect("the process is there").count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_agent_runs_out_of_descriptors() {
+async fn agent_out_of_descriptors_reports_and_recovers() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let inside = podling.client().for_workspace(&ada.id);
     inside.sh("true").await;
     let pid = podling.agent_pid(&ada);
-    limit(pid, descriptors(pid) + 12);
+    limit_descriptors(pid, count_descriptors(pid) + 12);
     let open = async || {
         inside.terminals().create(CreateTerminalRequest { argv: argv(&["cat"]), ..Default::default() }).await
     };
@@ -129,24 +134,25 @@ async fn the_agent_runs_out_of_descriptors() {
     for terminal in &terminals {
         close(&inside, terminal).await;
     }
-    wait_for("there is room again", async || open().await.ok()).await;
+    wait_for("descriptors are free again", async || open().await.ok()).await;
     assert_eq!(inside.sh("echo alive").await, "alive\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_control_plane_runs_out_of_descriptors() {
+async fn control_plane_out_of_descriptors_recovers() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let inside = podling.client().for_workspace(&ada.id);
     inside.sh("true").await;
     let pid = podling.control_pid();
-    limit(pid, descriptors(pid) + 20);
-    let mut crowd = Vec::new();
+    limit_descriptors(pid, count_descriptors(pid) + 20);
+    let mut connections = Vec::new();
     for _ in 0..100 {
-        crowd.push(tokio::net::TcpStream::connect(podling.address()).await.expect("the kernel queues it"));
+        connections
+            .push(tokio::net::TcpStream::connect(podling.address()).await.expect("the kernel queues it"));
     }
-    assert_eq!(inside.sh("echo alive").await, "alive\n", "who is connected works on");
-    drop(crowd);
+    assert_eq!(inside.sh("echo alive").await, "alive\n", "an existing connection still works");
+    drop(connections);
     let fresh = podling.client().for_workspace(&ada.id);
-    assert_eq!(fresh.sh("echo again").await, "again\n", "and the door opens again");
+    assert_eq!(fresh.sh("echo again").await, "again\n", "new connections are accepted again");
 }

@@ -1,4 +1,5 @@
-//! Whatever stands still or cannot be heard witnesses nothing: nobody sleeps for it, and afterwards idle time counts on.
+//! Suspended or partitioned processes: the silence counts as no idle time, and afterwards idle time
+//! continues from its previous value.
 
 use std::time::{Duration, Instant};
 
@@ -15,14 +16,15 @@ use podling_tests::{
 };
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long everything stands still.
-const STILL: Duration = Duration::from_secs(9);
-/// Between two heartbeats, at most: a quarter of the idle timeout and a tenth of that; and one that is late on a busy machine.
-const BEATS: Duration = Duration::from_millis(1500);
+/// Duration of the silence.
+const SILENCE: Duration = Duration::from_secs(9);
+/// Maximum time between two heartbeats: a quarter of the idle timeout plus 10 % jitter, and some delay
+/// on a busy machine.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(1500);
 
-/// Waits until some idle time was counted, but far from all.
-async fn has_begun_to_idle(podling: &Podling, ada: &Workspace) -> Duration {
-    wait_for("idle time counts", async || {
+/// Waits until some idle time is counted, and returns it.
+async fn wait_for_idle_time(podling: &Podling, ada: &Workspace) -> Duration {
+    wait_for("idle time is counted", async || {
         let activity = podling.get(ada).await.activity?;
         let counted = counted_idle(Some(&activity));
         (activity.level() == ActivityLevel::Idle && counted > Duration::ZERO).then_some(counted)
@@ -35,74 +37,86 @@ async fn idle_time(inside: &Client) -> Duration {
     counted_idle(got.expect("an activity").into_inner().activity.as_ref())
 }
 
-/// Not a wait for anything: it is the silence itself.
+/// Lets the silence pass. This is not a wait for a condition.
 async fn silence() {
-    tokio::time::sleep(STILL).await;
+    tokio::time::sleep(SILENCE).await;
 }
 
-/// From `whole` on it counts on from what was counted before: not sooner than that allows, and sleeps in the end.
-async fn counts_on(podling: &Podling, ada: &Workspace, before: Duration, whole: Instant) {
+/// Waits for sleep. Asserts that idle time continued from `before` when the silence ended at
+/// `silence_end`.
+async fn assert_idle_time_continues(
+    podling: &Podling,
+    ada: &Workspace,
+    before: Duration,
+    silence_end: Instant,
+) {
     podling.wait_for_state(ada, State::Asleep).await;
-    let took = whole.elapsed();
-    eprintln!("{before:?} were counted; asleep {took:?} after the silence");
+    let took = silence_end.elapsed();
+    eprintln!("idle time was {before:?}; asleep {took:?} after the silence");
     let least = IDLE_TIMEOUT.saturating_sub(before);
-    assert!(took >= least, "asleep after {took:?}, though {before:?} only were counted");
+    assert!(took >= least, "asleep after {took:?}, although idle time was only {before:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_sleeps_while_the_control_plane_stands_still() {
+async fn suspended_control_plane_counts_no_idle_time() {
     let podling = Podling::up().await;
     let ada = podling.workspace_with_policy("ada", idle_timeout_policy(IDLE_TIMEOUT)).await;
     let direct = podling.admin_agent_client(&ada).await;
-    let before = has_begun_to_idle(&podling, &ada).await;
+    let before = wait_for_idle_time(&podling, &ada).await;
     let agent = podling.agent_pid(&ada);
-    let still = SuspendedProcess::new(podling.control_pid());
+    let suspended = SuspendedProcess::new(podling.control_pid());
     silence().await;
     let after = idle_time(&direct).await;
-    assert!(after <= before + BEATS * 2, "{before:?} were counted before, {after:?} in the silence");
-    let whole = Instant::now();
-    drop(still);
+    assert!(
+        after <= before + HEARTBEAT_INTERVAL * 2,
+        "idle time was {before:?} before the silence and {after:?} in it"
+    );
+    let silence_end = Instant::now();
+    drop(suspended);
     assert_eq!(podling.wait_until_awake(&ada).await.state(), State::Awake);
     assert_eq!(podling.agent_pid(&ada), agent);
-    counts_on(&podling, &ada, after, whole).await;
+    assert_idle_time_continues(&podling, &ada, after, silence_end).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_sleeps_while_agent_and_control_plane_are_parted() {
+async fn network_partition_counts_no_idle_time() {
     let podling = Podling::up().await;
-    let line = NetworkPartition::new(&podling);
+    let partition = NetworkPartition::new(&podling);
     let ada = podling.workspace_with_policy("ada", idle_timeout_policy(IDLE_TIMEOUT)).await;
     let inside = podling.client().for_workspace(&ada.id);
-    let before = has_begun_to_idle(&podling, &ada).await;
-    line.block();
-    // Before long nobody knows of it any more. That is no sign of idleness, and it is reached all the same.
-    podling.assert_stays_awake(&ada, STILL).await;
-    wait_for("it is known that nothing is known", async || {
+    let before = wait_for_idle_time(&podling, &ada).await;
+    partition.block();
+    // The connection becomes unknown. That is not idleness, and the gateway still reaches the agent.
+    podling.assert_stays_awake(&ada, SILENCE).await;
+    wait_for("the connection is unknown", async || {
         let now = podling.get(&ada).await;
         assert_eq!(now.state(), State::Awake, "{:?}", now.reason);
         (now.connection() == AgentConnection::Unknown).then_some(())
     })
     .await;
     let after = idle_time(&inside).await;
-    assert!(after <= before + BEATS * 2, "{before:?} were counted before, {after:?} in the silence");
-    let whole = Instant::now();
-    line.heal();
+    assert!(
+        after <= before + HEARTBEAT_INTERVAL * 2,
+        "idle time was {before:?} before the silence and {after:?} in it"
+    );
+    let silence_end = Instant::now();
+    partition.heal();
     podling.wait_until_awake(&ada).await;
-    counts_on(&podling, &ada, after, whole).await;
+    assert_idle_time_continues(&podling, &ada, after, silence_end).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_sleeps_while_its_agent_stands_still() {
+async fn suspended_agent_counts_no_idle_time() {
     let podling = Podling::up().await;
     let ada = podling.workspace_with_policy("ada", idle_timeout_policy(IDLE_TIMEOUT)).await;
     let inside = podling.client().for_workspace(&ada.id);
-    let before = has_begun_to_idle(&podling, &ada).await;
-    let still = SuspendedProcess::new(podling.agent_pid(&ada));
-    podling.assert_stays_awake(&ada, STILL).await;
-    let whole = Instant::now();
-    drop(still);
+    let before = wait_for_idle_time(&podling, &ada).await;
+    let suspended = SuspendedProcess::new(podling.agent_pid(&ada));
+    podling.assert_stays_awake(&ada, SILENCE).await;
+    let silence_end = Instant::now();
+    drop(suspended);
     let after = idle_time(&inside).await;
-    let allowed = before + BEATS * 2 + whole.elapsed();
-    assert!(after <= allowed, "{before:?} were counted before, {after:?} after it");
-    counts_on(&podling, &ada, after, whole).await;
+    let allowed = before + HEARTBEAT_INTERVAL * 2 + silence_end.elapsed();
+    assert!(after <= allowed, "idle time was {before:?} before the silence and {after:?} after it");
+    assert_idle_time_continues(&podling, &ada, after, silence_end).await;
 }

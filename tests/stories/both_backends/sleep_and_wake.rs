@@ -1,4 +1,4 @@
-//! A night: unused it is warned of its sleep, sleeps, and comes back as it was for whoever wants it.
+//! An idle workspace warns, falls asleep, and wakes with its terminals on the next request.
 
 use std::time::Duration;
 
@@ -27,15 +27,15 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Response, Status};
 
-/// People who come back at the same moment.
-const EARLY_BIRDS: usize = 10;
-/// Calls that the gateway holds for one workspace.
+/// Clients that attach at the same moment.
+const CLIENTS: usize = 10;
+/// Number of requests that the gateway holds for one workspace.
 const HELD: usize = 64;
-/// Calls beyond that.
+/// Number of requests beyond that limit.
 const TOO_MANY: usize = 16;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unused_it_is_warned_sleeps_and_comes_back_as_it_was() {
+async fn idle_workspace_warns_sleeps_and_wakes_with_terminals() {
     let podling = Podling::up().await;
     let ada = podling.workspace_with_policy("ada", idle_timeout_policy(Duration::from_secs(4))).await;
     let inside = podling.client().for_workspace(&ada.id);
@@ -45,48 +45,52 @@ async fn unused_it_is_warned_sleeps_and_comes_back_as_it_was() {
     let terminal = inside.open(argv(&[])).await;
     let mut viewer = ResumingClient::new("ada", &terminal.id);
     viewer.typed = b"mkdir -p deep/er; cd deep/er; echo kept > file; echo here''now\r".to_vec();
-    viewer.run_until("somebody works", || inside.clone(), |p| p.text().contains("herenow")).await;
+    viewer.run_until("the commands have run", || inside.clone(), |p| p.text().contains("herenow")).await;
     let before = podling.wait_until_awake(&ada).await.agent.expect("an agent");
 
-    // Whoever watches its activity is warned, and so is who is attached.
+    // Watchers of the activity and attached clients receive the warning.
     let watch = within("Activity.Watch", inside.activity().watch(WatchActivityRequest {})).await;
     let mut watch = watch.expect("it is watched").into_inner();
     let warning = async {
         loop {
-            let told = watch.message().await.expect("an activity").expect("more").activity;
-            if let Some(warning) = told.and_then(|activity| activity.sleep_warning) {
+            let activity = watch.message().await.expect("an activity").expect("more").activity;
+            if let Some(warning) = activity.and_then(|activity| activity.sleep_warning) {
                 return warning;
             }
         }
     };
-    let warning = within("the warning", warning).await;
+    let warning = within("the sleep warning", warning).await;
     assert!(warning.at.is_some() && warning.cause() == SleepCause::Idle, "{warning:?}");
     window.wait_for_text("press any key to keep it awake").await;
     podling.wait_for_state(&ada, State::Asleep).await;
     window.wait_for_text("Press a key to wake it").await;
-    assert_eq!(podling.running_agents(), [], "nothing runs while it sleeps");
+    assert_eq!(podling.running_agents(), [], "an agent runs in a sleeping workspace");
 
-    // Whoever only looks does not wake it.
+    // Read-only requests do not wake the workspace.
     let asleep = podling.get(&ada).await;
-    for answer in looks(&inside, &terminal.id).await {
-        let status = answer.expect_err("it sleeps");
+    for answer in non_waking_calls(&inside, &terminal.id).await {
+        let status = answer.expect_err("the workspace sleeps");
         assert_eq!((reason(&status), status.code()), (Reason::NotAwake, Code::FailedPrecondition));
     }
     let still = podling.get(&ada).await;
-    assert_eq!((still.state(), still.version), (State::Asleep, asleep.version), "nothing has happened");
+    assert_eq!((still.state(), still.version), (State::Asleep, asleep.version), "the workspace has changed");
 
-    // Many come at once: one start is enough for all.
-    let mut people: Vec<ResumingClient> =
-        (0..EARLY_BIRDS).map(|n| ResumingClient::new(&format!("bird-{n}"), &terminal.id)).collect();
-    let come = |viewer| come_back(viewer, inside.clone());
-    join_all(people.iter_mut().map(come)).await;
+    // Several clients attach at once and share one start.
+    let mut clients: Vec<ResumingClient> =
+        (0..CLIENTS).map(|n| ResumingClient::new(&format!("client-{n}"), &terminal.id)).collect();
+    let attach = |viewer| wait_for_history(viewer, inside.clone());
+    join_all(clients.iter_mut().map(attach)).await;
     let after = podling.wait_until_awake(&ada).await;
     let agent = after.agent.clone().expect("an agent");
-    assert_eq!((agent.epoch, after.restarts), (before.epoch + 1, 0), "it was started once");
-    assert!(people.iter().all(|viewer| viewer.epoch == Some(agent.epoch)));
+    assert_eq!(
+        (agent.epoch, after.restarts),
+        (before.epoch + 1, 0),
+        "the workspace was started more than once"
+    );
+    assert!(clients.iter().all(|viewer| viewer.epoch == Some(agent.epoch)));
 
-    // The same terminal in the same directory, with its history above.
-    let viewer = &mut people[0];
+    // The terminal has the same working directory, with its history above the new output.
+    let viewer = &mut clients[0];
     viewer.typed = b"pwd; cat file; echo th''ere\r".to_vec();
     viewer.run_until("the shell is back", || inside.clone(), |p| p.text().contains("there\r\n")).await;
     let text = viewer.text();
@@ -99,8 +103,8 @@ async fn unused_it_is_warned_sleeps_and_comes_back_as_it_was() {
     window.type_text("\x03");
 }
 
-/// Everything that must not wake: calls that only look or type, and any call that says so.
-async fn looks(inside: &Client, terminal: &str) -> Vec<Result<Response<()>, Status>> {
+/// Makes calls that must not wake: reads, input, and calls with the metadata that forbids waking.
+async fn non_waking_calls(inside: &Client, terminal: &str) -> Vec<Result<Response<()>, Status>> {
     let quiet = inside.clone().without_waking();
     let open = AttachOpen { terminal_id: terminal.into(), client_id: "quiet".into(), ..Default::default() };
     let (ask, asked) = mpsc::channel(1);
@@ -119,12 +123,12 @@ async fn looks(inside: &Client, terminal: &str) -> Vec<Result<Response<()>, Stat
     ]
 }
 
-async fn come_back(viewer: &mut ResumingClient, inside: Client) {
+async fn wait_for_history(viewer: &mut ResumingClient, inside: Client) {
     viewer.run_until("history is there", || inside.clone(), |p| p.text().contains("herenow")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_is_held_until_there_is_room_but_not_too_many() {
+async fn requests_are_held_for_quota_up_to_a_limit() {
     let options =
         PodlingOptions { args: vec!["--quota-awake".into(), "1".into()], ..PodlingOptions::default() };
     let podling = Podling::up_with(options).await;
@@ -132,7 +136,7 @@ async fn who_comes_is_held_until_there_is_room_but_not_too_many() {
     let ada = podling.create_without_waiting("ada", Policy::default()).await;
     podling.wait_for_state(&ada, State::Queued).await;
 
-    // Nobody can be served: all are held, up to a bound. Beyond it each is told so at once.
+    // The quota is used up, so requests are held up to a limit. More requests are rejected at once.
     let (refusals, mut refused_first) = mpsc::channel(HELD + TOO_MANY);
     let mut calls = JoinSet::new();
     for _ in 0..HELD + TOO_MANY {
@@ -147,7 +151,7 @@ async fn who_comes_is_held_until_there_is_room_but_not_too_many() {
         });
     }
     for _ in 0..TOO_MANY {
-        within("one too many is refused", refused_first.recv()).await;
+        within("a request beyond the limit is rejected", refused_first.recv()).await;
     }
     podling.sleep_and_wait(&bob).await;
     let answers = within("all are answered", calls.join_all()).await;
@@ -157,11 +161,15 @@ async fn who_comes_is_held_until_there_is_room_but_not_too_many() {
         let status = answer.expect_err("refused");
         assert_eq!((reason(&status), status.code()), (Reason::TooManyWaiting, Code::ResourceExhausted));
     }
-    assert_eq!(podling.wait_until_awake(&ada).await.agent.expect("an agent").epoch, 1, "it was started once");
+    assert_eq!(
+        podling.wait_until_awake(&ada).await.agent.expect("an agent").epoch,
+        1,
+        "the workspace was started more than once"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_stops_waiting_leaves_room_and_the_wake_they_asked_for_goes_on() {
+async fn cancelled_request_frees_its_slot_and_wake_continues() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     podling.sleep_and_wait(&ada).await;
@@ -174,7 +182,7 @@ async fn who_stops_waiting_leaves_room_and_the_wake_they_asked_for_goes_on() {
         drop(inside.files().stat(stat).await);
     });
     heard.await.expect("the call begins");
-    // It is on its way, or is not: either way a later one finds the workspace.
+    // The request may or may not have been sent; in either case a later request succeeds.
     calls.abort_all();
     while calls.join_next().await.is_some() {}
     podling.client().for_workspace(&ada.id).sh("true").await;

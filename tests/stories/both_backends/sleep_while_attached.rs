@@ -1,9 +1,9 @@
-//! A workspace falls asleep under somebody who is attached to it, and sleeps on until they want it.
+//! A workspace falls asleep while a user is attached, and stays asleep until the user presses a key.
 
 use podling_tests::{Podling, pty::TerminalWindow, wait_for};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_attached_when_it_falls_asleep_is_told_and_only_their_key_wakes_it() {
+async fn attached_user_sees_sleep_and_only_a_key_wakes_workspace() {
     let podling = Podling::up().await;
     let cli = podling.cli();
     cli.run(&["create", "ada"]).await.ok();
@@ -11,29 +11,29 @@ async fn who_is_attached_when_it_falls_asleep_is_told_and_only_their_key_wakes_i
     window.wait_for_prompt().await;
     window.type_text("echo he''llo\r");
     window.wait_for_text("hello").await;
-    wait_for("the control plane has heard of it", async || {
+    wait_for("the control plane reports the activity", async || {
         let listed = cli.run(&["ls", "--json"]).await.ok().json();
         (listed[0]["activity"] == "active").then_some(())
     })
     .await;
 
-    // In use it is put to sleep only when that is meant; the refusal says what it is in use for.
+    // A workspace in use sleeps only with --force. The refusal names the activity.
     let refused = cli.run(&["sleep", "ada"]).await.exits(4).err();
     assert!(refused.contains("in use: ") && refused.contains("podling sleep ada --force"), "{refused}");
     cli.run(&["sleep", "ada", "--force"]).await.ok();
     window.wait_for_text("Press a key to wake it").await;
-    assert!(!window.output().contains("was ended by"), "the shell's end is not taken for a viewer's");
+    assert!(!window.output().contains("was ended by"), "sleep is reported as a user ending the shell");
 
-    // Looking at it from all sides wakes nothing.
+    // Read-only commands do not wake the workspace.
     let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
     assert_eq!(explained["state"], "asleep");
     assert!(cli.run(&["explain", "ada"]).await.ok().out().contains("its storage is archived and let go"));
     assert!(cli.run(&["ls"]).await.ok().out().contains("archived in "));
     let again = cli.run(&["explain", "ada", "--json"]).await.ok().json();
-    assert_eq!(again["log"], explained["log"], "nothing was decided since");
+    assert_eq!(again["log"], explained["log"], "no transition since the first explain");
 
     window.type_text("x");
-    wait_for("the key wakes it", async || {
+    wait_for("the key wakes the workspace", async || {
         let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
         (explained["state"] == "awake").then_some(())
     })
@@ -41,18 +41,18 @@ async fn who_is_attached_when_it_falls_asleep_is_told_and_only_their_key_wakes_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_leaves_a_sleeping_one_lets_it_sleep_and_wake_brings_it_back() {
+async fn detaching_leaves_workspace_asleep_until_wake() {
     let podling = Podling::up().await;
     let cli = podling.cli();
     cli.run(&["create", "ada", "--keep-archives", "2d"]).await.ok();
     cli.run(&["policy", "set", "ada", "--max-awake", "3h"]).await.ok();
     let policy = cli.run(&["policy", "show", "ada", "--json"]).await.ok().json();
     assert_eq!(policy["policy"]["max_awake_seconds"], 10_800.0);
-    assert_eq!(policy["policy"]["keep_archives_seconds"], 172_800.0, "what was not given stays");
+    assert_eq!(policy["policy"]["keep_archives_seconds"], 172_800.0, "fields that are not given stay");
 
     cli.run(&["policy", "set", "ada", "--max-awake", "none"]).await.ok();
     let policy = cli.run(&["policy", "show", "ada", "--json"]).await.ok().json();
-    assert!(policy["policy"]["max_awake_seconds"].is_null(), "it was taken away again: {policy}");
+    assert!(policy["policy"]["max_awake_seconds"].is_null(), "max_awake is unset again: {policy}");
     assert_eq!(policy["policy"]["keep_archives_seconds"], 172_800.0);
 
     let mut window = TerminalWindow::open(&cli.command(&["attach", "ada"]));
@@ -66,8 +66,8 @@ async fn who_leaves_a_sleeping_one_lets_it_sleep_and_wake_brings_it_back() {
     let listed = cli.run(&["ls", "--json"]).await.ok().json();
     assert_eq!(listed[0]["state"], "asleep");
 
-    // One of two does not exist: the other is woken all the same.
-    cli.run(&["wake", "nobody", "ada"]).await.exits(3);
+    // If one of two workspaces does not exist, the other is woken nevertheless.
+    cli.run(&["wake", "missing", "ada"]).await.exits(3);
     let listed = cli.run(&["ls", "--json"]).await.ok().json();
     assert_eq!(listed[0]["state"], "awake");
 }

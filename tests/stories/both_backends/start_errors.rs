@@ -1,4 +1,4 @@
-//! A program that cannot start is an error with its reason, never a terminal or process that is dead from the beginning.
+//! A program that cannot start is an error with a reason, and leaves no terminal or process.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -14,19 +14,19 @@ use podling_tests::{
     client_helpers::{argv, command, refused},
 };
 
-/// What is wrong, the command, and the reasons that say so.
-fn broken() -> Vec<(&'static str, Command, &'static [Reason])> {
+/// Description, command and allowed reasons of each program that cannot start.
+fn invalid_commands() -> Vec<(&'static str, Command, &'static [Reason])> {
     let of = |words: &[&str]| command(argv(words));
     let at = |cwd: &str| Command { cwd: cwd.to_owned(), ..of(&["true"]) };
     let env = |key: &str| Command { env: [(key.to_owned(), "x".to_owned())].into(), ..of(&["true"]) };
     vec![
-        ("a name that is nowhere in PATH", of(&["no-such-program"]), &[Reason::ProgramNotFound]),
-        ("a path that is not there", of(&["/no/such/program"]), &[Reason::ProgramNotFound]),
-        ("an interpreter that is not there", of(&["./bad-interpreter"]), &[Reason::ProgramBadInterpreter]),
-        ("a file without x", of(&["./not-executable"]), &[Reason::ProgramNotExecutable]),
+        ("a name that is not in PATH", of(&["no-such-program"]), &[Reason::ProgramNotFound]),
+        ("a path that does not exist", of(&["/no/such/program"]), &[Reason::ProgramNotFound]),
+        ("an interpreter that does not exist", of(&["./bad-interpreter"]), &[Reason::ProgramBadInterpreter]),
+        ("a file without execute permission", of(&["./not-executable"]), &[Reason::ProgramNotExecutable]),
         ("a directory", of(&["./directory"]), &[Reason::ProgramNotExecutable]),
-        ("bytes that are no program", of(&["./garbage"]), &[Reason::ProgramNotExecutable]),
-        ("a working directory that is not there", at("nowhere"), &[Reason::BadCwd]),
+        ("bytes that are not a program", of(&["./garbage"]), &[Reason::ProgramNotExecutable]),
+        ("a working directory that does not exist", at("nowhere"), &[Reason::BadCwd]),
         ("a working directory that is a file", at("garbage"), &[Reason::BadCwd]),
         ("a NUL in an argument", of(&["echo", "a\0b"]), &[Reason::BadField]),
         ("a variable without a name", env("=x"), &[Reason::BadField]),
@@ -40,7 +40,7 @@ fn broken() -> Vec<(&'static str, Command, &'static [Reason])> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_broken_programs_give_their_reasons() {
+async fn invalid_programs_fail_with_their_reasons() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let home = podling.home_dir(&ada);
@@ -55,7 +55,7 @@ async fn ten_broken_programs_give_their_reasons() {
     }
 
     let inside = podling.client().for_workspace(&ada.id);
-    for (what, command, reasons) in broken() {
+    for (what, command, reasons) in invalid_commands() {
         let Command { argv, env, cwd, .. } = command.clone();
         let create = CreateTerminalRequest { argv, env, cwd, ..Default::default() };
         let terminal = refused(inside.terminals().create(create).await);
@@ -64,14 +64,14 @@ async fn ten_broken_programs_give_their_reasons() {
         let run = refused(inside.processes().run(run).await);
         assert!(reasons.contains(&run), "Run with {what}: {run:?}");
         let start = StartProcessRequest { command: Some(command), ..Default::default() };
-        // A stream may open before its first answer is an error.
+        // The stream may open successfully and fail with its first message.
         let start = match inside.processes().start(start).await {
             Err(status) => Err(status),
             Ok(stream) => stream.into_inner().message().await.map(tonic::Response::new),
         };
         let start = refused(start);
         assert!(reasons.contains(&start), "Start with {what}: {start:?}");
-        assert_eq!((terminal, run), (start, start), "the same mistake has one reason: {what}");
+        assert_eq!((terminal, run), (start, start), "all methods give the same reason: {what}");
     }
 
     let terminals =
@@ -80,5 +80,5 @@ async fn ten_broken_programs_give_their_reasons() {
     let processes =
         inside.processes().list(ListProcessesRequest {}).await.expect("a list").into_inner().processes;
     assert_eq!(processes.len(), 0, "{processes:?}");
-    assert_eq!(inside.sh("echo fine").await, "fine\n", "and it goes on");
+    assert_eq!(inside.sh("echo fine").await, "fine\n", "the workspace still works");
 }

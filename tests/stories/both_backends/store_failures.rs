@@ -1,4 +1,5 @@
-//! The backup store fails, or the files do not hold still: then nothing is deleted, it is said, and tried again until it works.
+//! Failing backup stores and changing files: nothing is deleted, the reason is reported, and the
+//! archive is retried until it succeeds.
 
 use std::{
     fs::{self, File, Permissions},
@@ -19,25 +20,25 @@ use podling_tests::{
     podling::names, report_skipped, tree::tree, wait_for, zips,
 };
 
-/// Asleep for a second, it is archived.
-const SOON: [&str; 2] = ["--archive-after", "1s"];
-/// Between two looks of a saboteur.
-const A_MOMENT: Duration = Duration::from_millis(1);
+/// Flags that archive a workspace one second after it falls asleep.
+const ARCHIVE_SOON: [&str; 2] = ["--archive-after", "1s"];
+/// Pause of a background saboteur.
+const SABOTAGE_PAUSE: Duration = Duration::from_millis(1);
 
-/// Somebody who does harm in the background until they are dropped.
+/// A thread that repeats a harmful action until this is dropped.
 struct Saboteur {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Saboteur {
-    fn doing(mut harm: impl FnMut() + Send + 'static) -> Self {
+    fn repeating(mut action: impl FnMut() + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                harm();
-                thread::park_timeout(A_MOMENT);
+                action();
+                thread::park_timeout(SABOTAGE_PAUSE);
             }
         });
         Self { stop, thread: Some(thread) }
@@ -48,7 +49,7 @@ impl Drop for Saboteur {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         let done = self.thread.take().map(JoinHandle::join);
-        assert!(thread::panicking() || done.is_none_or(|done| done.is_ok()), "the saboteur failed");
+        assert!(thread::panicking() || done.is_none_or(|done| done.is_ok()), "the saboteur panicked");
     }
 }
 
@@ -57,7 +58,7 @@ async fn up_with_store(store: &Path) -> Podling {
     Podling::up_with(PodlingOptions { args, ..PodlingOptions::default() }).await
 }
 
-fn code(entry: &LogEntry) -> Option<StateReasonCode> {
+fn reason_code(entry: &LogEntry) -> Option<StateReasonCode> {
     entry.reason.as_ref().map(|reason| reason.code())
 }
 
@@ -65,18 +66,19 @@ fn reason_text(entry: &LogEntry) -> String {
     entry.reason.as_ref().map(podling_proto::text::state_reason).unwrap_or_default()
 }
 
-/// The decisions after which archiving had failed.
-async fn failures(podling: &Podling, workspace: &Workspace) -> Vec<LogEntry> {
-    let log = podling.decided(workspace).await;
-    log.into_iter().filter(|entry| code(entry) == Some(StateReasonCode::ArchiveFailed)).collect()
+/// Returns the transitions whose reason is a failed archive.
+async fn archive_failures(podling: &Podling, workspace: &Workspace) -> Vec<LogEntry> {
+    let log = podling.transition_log(workspace).await;
+    log.into_iter().filter(|entry| reason_code(entry) == Some(StateReasonCode::ArchiveFailed)).collect()
 }
 
-/// Waits until it was tried so often in vain; the pauses grow, the storage is untouched, and `explain` says why.
-async fn is_kept(podling: &Podling, workspace: &Workspace, tries: usize, why: &str) {
+/// Waits for this many failed attempts. Asserts that pauses grow, the storage is unchanged, and
+/// `explain` reports the reason.
+async fn assert_retained(podling: &Podling, workspace: &Workspace, tries: usize, why: &str) {
     let home = podling.home_dir(workspace);
     let before: Vec<_> = tree(&home).into_keys().collect();
-    let failures = wait_for(&format!("{tries} tries were in vain"), async || {
-        let failures = failures(podling, workspace).await;
+    let failures = wait_for(&format!("{tries} attempts have failed"), async || {
+        let failures = archive_failures(podling, workspace).await;
         (failures.len() >= tries).then_some(failures)
     })
     .await;
@@ -95,21 +97,21 @@ async fn is_kept(podling: &Podling, workspace: &Workspace, tries: usize, why: &s
         "{explained}"
     );
     let listed = podling.cli().run(&["archives", &workspace.name, "--json"]).await.ok().json();
-    assert_eq!(listed, serde_json::json!([]), "nothing that is not proven is called a backup");
+    assert_eq!(listed, serde_json::json!([]), "an unproven archive is listed");
     let after: Vec<_> = tree(&home).into_keys().collect();
-    assert_eq!(after, before, "the storage is as it was");
+    assert_eq!(after, before, "the storage has changed");
 }
 
-/// Waits until only its archive is left, which others read.
-async fn is_archived(podling: &Podling, workspace: &Workspace, store: &Path) -> Option<zips::ZipListing> {
-    wait_for("only its archive is left", async || {
+/// Waits until the storage is removed, and lists the archive with third-party programs.
+async fn wait_archived(podling: &Podling, workspace: &Workspace, store: &Path) -> Option<zips::ZipListing> {
+    wait_for("only the archive is left", async || {
         let now = podling.get(workspace).await;
         (now.state() == State::Archived && !podling.home_dir(workspace).exists()).then_some(())
     })
     .await;
     let listed = podling.cli().run(&["archives", &workspace.name, "--json"]).await.ok().json();
     let key = listed[0]["key"].as_str().expect("a backup").to_owned();
-    assert_eq!(names(store), [format!("{key}.jsonl"), format!("{key}.zip")], "and nothing else lies there");
+    assert_eq!(names(store), [format!("{key}.jsonl"), format!("{key}.zip")], "the store has other files");
     zips::list_zip(&store.join(format!("{key}.zip")))
 }
 
@@ -117,69 +119,71 @@ async fn sleep(podling: &Podling, workspace: &Workspace) {
     podling.cli().run(&["sleep", &workspace.name, "--force"]).await.ok();
 }
 
-/// Bytes nothing can compress.
-fn noise(path: &Path, megabytes: u64) {
+/// Writes a file of incompressible bytes.
+fn write_noise(path: &Path, megabytes: u64) {
     let random = File::open("/dev/urandom").expect("randomness");
     let mut file = File::create(path).expect("a file");
     std::io::copy(&mut random.take(megabytes << 20), &mut file).expect("it is written");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_that_do_not_hold_still_are_not_taken_for_archived() {
+async fn changing_files_are_not_archived_until_they_stop() {
     let podling = Podling::up().await;
-    let ada = podling.create("ada", &SOON).await;
+    let ada = podling.create("ada", &ARCHIVE_SOON).await;
     let home = podling.home_dir(&ada);
     for number in 0..1000 {
         fs::write(home.join(format!("{number}")), "0").expect("a file");
     }
-    noise(&home.join("a log"), 32);
+    write_noise(&home.join("a log"), 32);
     let mut log = File::options().append(true).open(home.join("a log")).expect("it opens");
     let files = home.clone();
     let mut count = 0_usize;
-    let writer = Saboteur::doing(move || {
+    let writer = Saboteur::repeating(move || {
         log.write_all(b"more").expect("the log grows");
         count += 1;
         fs::write(files.join(format!("{}", count % 1000)), format!("{count}")).expect("a file");
     });
     sleep(&podling, &ada).await;
-    is_kept(&podling, &ada, 3, "it changed while it was read").await;
-    assert_eq!(podling.stored_names(), Vec::<String>::new(), "nothing of it stays in the store");
+    assert_retained(&podling, &ada, 3, "it changed while it was read").await;
+    assert_eq!(podling.stored_names(), Vec::<String>::new(), "a failed archive left files in the store");
 
     drop(writer);
     let last = tree(&home);
-    if let Some(listed) = is_archived(&podling, &ada, &podling.data().join("backups")).await {
+    if let Some(listed) = wait_archived(&podling, &ada, &podling.data().join("backups")).await {
         assert_eq!(listed, zips::expected_listing(&last));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_read_is_named_and_kept() {
+async fn unreadable_file_is_named_and_storage_retained() {
     let launcher = match launcher_without_dac_override() {
         Ok(launcher) => launcher,
         Err(why) => return report_skipped("a file that may not be read", &why),
     };
     let podling = Podling::up_with(PodlingOptions { launcher, ..PodlingOptions::default() }).await;
-    let ada = podling.create("ada", &SOON).await;
+    let ada = podling.create("ada", &ARCHIVE_SOON).await;
     let file = podling.home_dir(&ada).join("locked.db");
     podling.client().for_workspace(&ada.id).sh("printf precious > locked.db && chmod 000 locked.db").await;
     sleep(&podling, &ada).await;
-    is_kept_beside(&podling, &ada, "locked.db: permission denied").await;
-    // Somebody who deletes it does not get rid of it either, and is told.
+    assert_unreadable_retained(&podling, &ada, "locked.db: permission denied").await;
+    // Deleting the workspace does not remove the storage either, and reports the failure.
     podling.cli().run(&["rm", "ada", "--no-wait"]).await.ok();
-    let tried = failures(&podling, &ada).await.len();
-    wait_for("it is tried again", async || (failures(&podling, &ada).await.len() > tried).then_some(()))
-        .await;
+    let tried = archive_failures(&podling, &ada).await.len();
+    wait_for("archiving is retried", async || {
+        (archive_failures(&podling, &ada).await.len() > tried).then_some(())
+    })
+    .await;
     assert_eq!(fs::metadata(&file).expect("it is there").len(), 8);
 
     fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("its mode");
-    let listed = is_archived(&podling, &ada, &podling.data().join("backups")).await;
+    let listed = wait_archived(&podling, &ada, &podling.data().join("backups")).await;
     assert!(listed.is_none_or(|listed| listed.contains_key(&b"locked.db"[..])));
 }
 
-/// As [`is_kept`], where the story itself may not look at all of the storage either.
-async fn is_kept_beside(podling: &Podling, workspace: &Workspace, why: &str) {
-    wait_for("three tries were in vain", async || {
-        let failures = failures(podling, workspace).await;
+/// Like [`assert_retained`], for storage that the story itself cannot read completely.
+async fn assert_unreadable_retained(podling: &Podling, workspace: &Workspace, why: &str) {
+    wait_for("three attempts have failed", async || {
+        let failures = archive_failures(podling, workspace).await;
         assert!(failures.iter().all(|entry| reason_text(entry).contains(why)), "{failures:?}");
         (failures.len() >= 3).then_some(())
     })
@@ -192,92 +196,92 @@ async fn is_kept_beside(podling: &Podling, workspace: &Workspace, why: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_full_costs_nothing_but_time() {
+async fn full_store_delays_archive_and_retains_storage() {
     let disk = match SmallDisk::new("24m") {
         Ok(disk) => disk,
         Err(why) => return report_skipped("a full backup store", &why),
     };
     let filler = disk.path().join("filler");
-    noise(&filler, 20);
+    write_noise(&filler, 20);
     let podling = up_with_store(disk.path()).await;
-    let ada = podling.create("ada", &SOON).await;
-    noise(&podling.home_dir(&ada).join("data"), 8);
+    let ada = podling.create("ada", &ARCHIVE_SOON).await;
+    write_noise(&podling.home_dir(&ada).join("data"), 8);
     sleep(&podling, &ada).await;
-    is_kept(&podling, &ada, 3, "is full").await;
-    assert_eq!(names(disk.path()), ["filler"], "nothing half is left to keep it full");
+    assert_retained(&podling, &ada, 3, "is full").await;
+    assert_eq!(names(disk.path()), ["filler"], "an incomplete archive is left in the store");
 
-    fs::remove_file(&filler).expect("room is made");
-    is_archived(&podling, &ada, disk.path()).await;
+    fs::remove_file(&filler).expect("filler is removed");
+    wait_archived(&podling, &ada, disk.path()).await;
     drop(podling);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_cannot_be_written_to_costs_nothing_but_time() {
+async fn read_only_store_delays_archive_and_retains_storage() {
     let disk = match SmallDisk::new("24m") {
         Ok(disk) => disk,
         Err(why) => return report_skipped("a backup store that is read-only", &why),
     };
     let podling = up_with_store(disk.path()).await;
-    let ada = podling.create("ada", &SOON).await;
+    let ada = podling.create("ada", &ARCHIVE_SOON).await;
     fs::write(podling.home_dir(&ada).join("data"), "mine").expect("a file");
     disk.set_read_only(true);
     sleep(&podling, &ada).await;
-    is_kept(&podling, &ada, 3, "denies access").await;
+    assert_retained(&podling, &ada, 3, "denies access").await;
 
     disk.set_read_only(false);
-    is_archived(&podling, &ada, disk.path()).await;
+    wait_archived(&podling, &ada, disk.path()).await;
     drop(podling);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_not_there_is_not_made_anew() {
+async fn missing_store_directory_is_not_recreated() {
     let podling = Podling::up().await;
     let store = podling.data().join("backups");
     let away = podling.data().join("elsewhere");
-    let ada = podling.create("ada", &SOON).await;
+    let ada = podling.create("ada", &ARCHIVE_SOON).await;
     fs::write(podling.home_dir(&ada).join("data"), "mine").expect("a file");
-    // As a disk that is not mounted leaves it.
-    fs::rename(&store, &away).expect("it goes");
+    // The same situation as with an unmounted disk.
+    fs::rename(&store, &away).expect("store is moved away");
     sleep(&podling, &ada).await;
-    is_kept(&podling, &ada, 2, "backups").await;
-    assert!(!store.exists(), "what would be written there would be covered when the disk comes");
+    assert_retained(&podling, &ada, 2, "backups").await;
+    assert!(!store.exists(), "the store was recreated; a later mount would hide its files");
 
-    fs::rename(&away, &store).expect("it comes back");
-    is_archived(&podling, &ada, &store).await;
+    fs::rename(&away, &store).expect("store is moved back");
+    wait_archived(&podling, &ada, &store).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_byte_that_changes_in_the_store_is_found_before_anything_is_deleted() {
+async fn corrupted_archive_is_detected_before_storage_is_removed() {
     let podling = Podling::up().await;
     let store = podling.data().join("backups");
-    let ada = podling.create("ada", &SOON).await;
-    noise(&podling.home_dir(&ada).join("data"), 32);
+    let ada = podling.create("ada", &ARCHIVE_SOON).await;
+    write_noise(&podling.home_dir(&ada).join("data"), 32);
     let flipped = Arc::new(AtomicUsize::new(0));
     let (place, count) = (store.clone(), flipped.clone());
     let mut last = PathBuf::new();
-    let saboteur = Saboteur::doing(move || {
-        // Once it is written, and before anybody can have read it again.
+    let saboteur = Saboteur::repeating(move || {
+        // Corrupt the archive after it is written and before it is read back.
         let arriving = names(&place).into_iter().map(|name| place.join(name)).find(|path| {
             let large = || fs::metadata(path).is_ok_and(|meta| meta.len() > 1 << 20);
             *path != last && path.extension().is_some_and(|kind| kind == "part") && large()
         });
         if let Some(path) = arriving
-            && flip(&path, 1 << 19).is_ok()
+            && flip_bit(&path, 1 << 19).is_ok()
         {
             last = path;
             count.fetch_add(1, Ordering::Relaxed);
         }
     });
     sleep(&podling, &ada).await;
-    is_kept(&podling, &ada, 2, "damaged").await;
+    assert_retained(&podling, &ada, 2, "damaged").await;
     assert!(flipped.load(Ordering::Relaxed) >= 2);
 
     drop(saboteur);
-    is_archived(&podling, &ada, &store).await;
+    wait_archived(&podling, &ada, &store).await;
 }
 
-/// Turns one bit of a file round.
-fn flip(path: &Path, at: u64) -> std::io::Result<()> {
+/// Inverts the lowest bit of the byte at this offset.
+fn flip_bit(path: &Path, at: u64) -> std::io::Result<()> {
     let mut file = File::options().read(true).write(true).open(path)?;
     let mut byte = [0];
     file.seek(SeekFrom::Start(at))?;

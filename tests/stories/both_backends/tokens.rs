@@ -1,4 +1,5 @@
-//! Who may do what: tokens that are missing, wrong, expired, foreign and narrowed, and every verb of the method table.
+//! Authorization: missing, invalid, expired, foreign and narrowed tokens, and each verb of the method
+//! table.
 
 use std::{pin::pin, time::Duration};
 
@@ -15,8 +16,8 @@ use podling_tests::{Client, Podling, Workspace, client_helpers::refused, wait_fo
 use tonic::{Code, Request, Status, client::Grpc};
 use tonic_prost::ProstCodec;
 
-/// A token of the root's making.
-async fn mint(podling: &Podling, request: CreateTokenRequest) -> String {
+/// Creates a token with the root token.
+async fn create_token(podling: &Podling, request: CreateTokenRequest) -> String {
     let made = within("Tokens.Create", podling.client().tokens().create(request)).await;
     made.expect("a token is made").into_inner().token
 }
@@ -25,8 +26,8 @@ fn verbs(names: &[&str]) -> CreateTokenRequest {
     CreateTokenRequest { verbs: names.iter().map(|&name| name.to_owned()).collect(), ..Default::default() }
 }
 
-async fn for_agent(podling: &Podling, workspace: &Workspace, names: &[&str]) -> String {
-    mint(
+async fn create_agent_token(podling: &Podling, workspace: &Workspace, names: &[&str]) -> String {
+    create_token(
         podling,
         CreateTokenRequest { workspaces: vec![workspace.id.clone()], for_agent: true, ..verbs(names) },
     )
@@ -38,13 +39,13 @@ async fn terminals(client: &Client) -> Result<tonic::Response<ListTerminalsRespo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_answers_without_a_good_token() {
+async fn missing_and_invalid_tokens_are_rejected() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let nobody = Client::new(podling.url()).for_workspace(&ada.id);
-    assert_eq!(refused(terminals(&nobody).await), Reason::TokenMissing);
+    let anonymous = Client::new(podling.url()).for_workspace(&ada.id);
+    assert_eq!(refused(terminals(&anonymous).await), Reason::TokenMissing);
     assert_eq!(
-        refused(nobody.workspaces().list(ListWorkspacesRequest::default()).await),
+        refused(anonymous.workspaces().list(ListWorkspacesRequest::default()).await),
         Reason::TokenMissing
     );
     let root = podling.token();
@@ -57,19 +58,19 @@ async fn nothing_answers_without_a_good_token() {
             Reason::TokenInvalid
         );
     }
-    // The agent itself asks for one, too.
+    // The agent itself requires a token too.
     let direct = podling.agent_client(&ada).await;
     assert_eq!(refused(terminals(&direct).await), Reason::TokenMissing);
     assert_eq!(refused(terminals(&direct.token(root)).await), Reason::TokenInvalid);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_ends() {
+async fn expired_token_is_rejected() {
     let podling = Podling::up().await;
     let second = prost_types::Duration { seconds: 1, nanos: 0 };
-    let token = mint(&podling, CreateTokenRequest { ttl: Some(second), ..verbs(&["read"]) }).await;
+    let token = create_token(&podling, CreateTokenRequest { ttl: Some(second), ..verbs(&["read"]) }).await;
     let client = Client::new(podling.url()).token(&token);
-    let reason = wait_for("the token is over", async || {
+    let reason = wait_for("the token expires", async || {
         let answer = client.workspaces().list(ListWorkspacesRequest::default()).await;
         answer.err().map(|status| podling_tests::client_helpers::reason(&status))
     })
@@ -78,10 +79,10 @@ async fn a_token_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_is_good_only_where_it_was_made_for() {
+async fn token_is_valid_only_for_its_audience() {
     let podling = Podling::up().await;
     let (ada, bob) = (podling.workspace("ada").await, podling.workspace("bob").await);
-    let token = for_agent(&podling, &ada, &["admin"]).await;
+    let token = create_agent_token(&podling, &ada, &["admin"]).await;
     let (at_ada, at_bob) =
         (podling.agent_client(&ada).await.token(&token), podling.agent_client(&bob).await.token(&token));
     assert!(terminals(&at_ada).await.is_ok());
@@ -93,13 +94,13 @@ async fn a_token_is_good_only_where_it_was_made_for() {
         Reason::TokenForeign
     );
     assert_eq!(refused(gateway.tokens().describe(DescribeTokenRequest {}).await), Reason::TokenForeign);
-    // And a user's token is nothing to an agent.
-    let user = mint(&podling, verbs(&["read"])).await;
+    // An agent rejects a user's token.
+    let user = create_token(&podling, verbs(&["read"])).await;
     assert_eq!(
         refused(terminals(&podling.agent_client(&ada).await.token(&user)).await),
         Reason::TokenForeign
     );
-    // What the agent itself holds opens nothing either.
+    // The agent's credential is not valid for the API.
     let credential = Client::new(podling.url()).token(podling.agent_credential(&ada).await.trim());
     assert_eq!(
         refused(credential.workspaces().list(ListWorkspacesRequest::default()).await),
@@ -108,12 +109,12 @@ async fn a_token_is_good_only_where_it_was_made_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_narrowed_to_one_workspace_sees_no_other() {
+async fn narrowed_token_sees_only_its_workspace() {
     let podling = Podling::up().await;
     let (ada, bob) = (podling.workspace("ada").await, podling.workspace("bob").await);
     let narrow =
         CreateTokenRequest { workspaces: vec!["ada".into()], ..verbs(&["read", "terminal", "token"]) };
-    let client = Client::new(podling.url()).token(&mint(&podling, narrow).await);
+    let client = Client::new(podling.url()).token(&create_token(&podling, narrow).await);
     assert!(terminals(&client.clone().for_workspace(&ada.id)).await.is_ok());
     assert_eq!(refused(terminals(&client.clone().for_workspace(&bob.id)).await), Reason::WorkspaceDenied);
     let get = GetWorkspaceRequest { workspace: bob.id.clone() };
@@ -121,7 +122,7 @@ async fn a_token_narrowed_to_one_workspace_sees_no_other() {
     let list = client.workspaces().list(ListWorkspacesRequest::default()).await.expect("a list").into_inner();
     assert_eq!(list.workspaces.iter().map(|w| w.name.as_str()).collect::<Vec<_>>(), ["ada"]);
 
-    // It makes no token that allows more than itself: not another verb, not another workspace, not all of them.
+    // It cannot create a token that allows more: no other verb, no other workspace, not all workspaces.
     let more = client
         .tokens()
         .create(CreateTokenRequest { workspaces: vec!["ada".into()], ..verbs(&["process"]) })
@@ -132,75 +133,81 @@ async fn a_token_narrowed_to_one_workspace_sees_no_other() {
         .create(CreateTokenRequest { workspaces: vec!["bob".into()], ..verbs(&["read"]) })
         .await;
     assert!(matches!(refused(other), Reason::WorkspaceDenied | Reason::WorkspaceNotFound));
-    let child = client.tokens().create(verbs(&["read"])).await.expect("a narrower one").into_inner();
-    assert_eq!(child.info.expect("described").workspaces, [ada.id.as_str()], "it inherits the narrowing");
+    let child = client.tokens().create(verbs(&["read"])).await.expect("a narrower token").into_inner();
+    assert_eq!(
+        child.info.expect("described").workspaces,
+        [ada.id.as_str()],
+        "the token does not inherit the restriction"
+    );
 }
 
-/// Calls a method with an empty request; an error if one comes before the first answer.
+/// Calls a method with an empty request. Returns an error only if it precedes the first response.
 async fn call(client: &Client, path: &'static str) -> Result<(), Status> {
     let mut grpc = Grpc::new(client.channel());
     within("the channel", grpc.ready()).await.map_err(|e| Status::unknown(format!("{e:?}")))?;
     let path = PathAndQuery::from_static(path);
-    // One empty message and then nothing: as every kind of method may be called.
+    // One empty message and then the end of the stream is valid for each kind of method.
     let request = Request::new(tokio_stream::once(()));
     let answer = within("an answer", grpc.streaming(request, path, ProstCodec::<(), ()>::default())).await?;
     let mut stream = answer.into_inner();
-    // What is allowed may be a stream without an end or even a beginning: its silence is consent.
+    // An allowed stream may send nothing, so silence means that the call is allowed.
     match tokio::time::timeout(Duration::from_millis(500), pin!(stream.message())).await {
         Ok(Err(status)) => Err(status),
         Ok(Ok(_)) | Err(_) => Ok(()),
     }
 }
 
-/// Ends the control plane when it is allowed: only its refusals are tried.
+/// Stops the control plane if it is allowed, so only its rejection is tested.
 const DOWN: &str = "/podling.control.v1.Workspaces/Down";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_method_asks_for_its_verb() {
+async fn each_method_requires_its_verb() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let mut tried = 0;
     for (held, name) in verb::ALL {
-        let user = mint(&podling, verbs(&[name])).await;
+        let user = create_token(&podling, verbs(&[name])).await;
         let gateway = Client::new(podling.url()).token(&user).for_workspace(&ada.id);
-        let agent = podling.agent_client(&ada).await.token(&for_agent(&podling, &ada, &[name]).await);
+        let agent =
+            podling.agent_client(&ada).await.token(&create_agent_token(&podling, &ada, &[name]).await);
         for method in METHODS {
             let allowed = method.verb() == *held || (*held == Verb::Admin && method.verb() != Verb::Agent);
             if allowed && method.path == DOWN {
                 continue;
             }
-            let mut doors = vec![("the gateway", &gateway)];
+            let mut servers = vec![("the gateway", &gateway)];
             if method.is_agents() {
-                doors.push(("the agent", &agent));
+                servers.push(("the agent", &agent));
             }
-            for (door, client) in doors {
+            for (server, client) in servers {
                 let answer = call(client, method.path).await;
                 let reason = answer.as_ref().err().and_then(error::reason);
-                let what = format!("{} with {name:?} at {door}: {answer:?}", method.path);
+                let what = format!("{} with {name:?} at {server}: {answer:?}", method.path);
                 if allowed {
                     assert_ne!(reason, Some(Reason::VerbMissing), "{what}");
                     let code = answer.as_ref().err().map(Status::code);
                     assert!(!matches!(code, Some(Code::PermissionDenied | Code::Unauthenticated)), "{what}");
                 } else if method.verb() == Verb::Agent {
-                    assert!(answer.is_err(), "only an agent's own credential may: {what}");
+                    assert!(answer.is_err(), "allowed without an agent's credential: {what}");
                 } else {
                     assert_eq!(reason, Some(Reason::VerbMissing), "{what}");
-                    let wanted = answer.err().and_then(|status| error::detail(&status, "verb"));
-                    assert_eq!(wanted.as_deref(), Some(verb::name(method.verb())), "{what}");
+                    let missing_verb = answer.err().and_then(|status| error::detail(&status, "verb"));
+                    assert_eq!(missing_verb.as_deref(), Some(verb::name(method.verb())), "{what}");
                 }
                 tried += 1;
             }
         }
     }
-    eprintln!("{tried} combinations of verb, method and door");
+    eprintln!("{tried} combinations of verb, method and server");
 
-    // What no table names needs `admin`, and then is unknown.
+    // A method outside the table requires `admin`, and is then unknown.
     let path = "/podling.agent.v1.Terminals/Imaginary";
-    let reader =
-        Client::new(podling.url()).token(&mint(&podling, verbs(&["read"])).await).for_workspace(&ada.id);
+    let reader = Client::new(podling.url())
+        .token(&create_token(&podling, verbs(&["read"])).await)
+        .for_workspace(&ada.id);
     assert_eq!(call(&reader, path).await.err().as_ref().and_then(error::reason), Some(Reason::VerbMissing));
     let admin = podling.client().for_workspace(&ada.id);
     assert_eq!(call(&admin, path).await.expect_err("unknown").code(), Code::Unimplemented);
-    // All of that has harmed nothing.
+    // The workspace still works after all these calls.
     assert_eq!(admin.sh("echo fine").await, "fine\n");
 }

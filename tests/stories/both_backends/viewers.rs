@@ -1,11 +1,11 @@
-//! Many look at once: one that stops reading harms nobody, and one that floods leaves room for the others.
+//! Several viewers at once: a stalled viewer and a flooding terminal do not affect the others.
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use podling_proto::agent::v1::{
     AttachOpen, AttachRequest, Frame, From, FromNow, FromOldest, Input, InputKind,
-    attach_request::Request as Ask, attach_response::Response as Answer, frame::Frame as What,
+    attach_request::Request as Ask, attach_response::Response as Answer, frame::Frame as FrameContent,
     from::From as Begin,
 };
 use podling_tests::{Client, Podling, client_helpers::script, resuming_client::ResumingClient, within};
@@ -13,17 +13,17 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-/// How many keys are typed beside a flood.
+/// Number of keys typed during a flood.
 const KEYS: usize = 200;
 
-type Asking = mpsc::Sender<AttachRequest>;
+type AttachRequests = mpsc::Sender<AttachRequest>;
 
 async fn attach(
     client: &Client,
     terminal: &str,
     name: &str,
     begin: Begin,
-) -> (Asking, Streaming<podling_proto::agent::v1::AttachResponse>) {
+) -> (AttachRequests, Streaming<podling_proto::agent::v1::AttachResponse>) {
     let (ask, asked) = mpsc::channel(4);
     let open = AttachOpen {
         terminal_id: terminal.to_owned(),
@@ -37,44 +37,50 @@ async fn attach(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_viewer_that_stops_reading_harms_nobody() {
+async fn stalled_viewer_does_not_affect_others() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let inside = podling.client().for_workspace(&ada.id);
     let program = "stty raw -echo; echo ready; head -c 1 >/dev/null; seq 1 1000000; echo fin; cat";
     let terminal = inside.open(script(program)).await;
-    // It reads its first frame, and then nothing more.
+    // This viewer reads its first frame and then stops.
     let stalled = podling.client().for_workspace(&ada.id);
     let (_ask, mut answers) = attach(&stalled, &terminal.id, "stalled", Begin::Oldest(FromOldest {})).await;
     within("the first frame", answers.message()).await.expect("a frame");
 
-    // Beside it somebody works: 6.9 MB are printed, far more than the log or any window holds.
+    // Another viewer works in the meantime. 6.9 MB are printed, more than the log or a window holds.
     let mut viewer = ResumingClient::new("worker", &terminal.id);
     viewer.lossless = true;
-    viewer.run_until("it is ready", || inside.clone(), |p| p.text().contains("ready")).await;
+    viewer.run_until("the program is ready", || inside.clone(), |p| p.text().contains("ready")).await;
     viewer.typed = b"x".to_vec();
-    viewer.run_until("all is printed", || inside.clone(), |p| p.log().bytes.ends_with(b"fin\n")).await;
+    viewer
+        .run_until("all output is received", || inside.clone(), |p| p.log().bytes.ends_with(b"fin\n"))
+        .await;
     viewer.typed.extend_from_slice(b"still here");
     viewer.run_until("keys echo", || inside.clone(), |p| p.log().bytes.ends_with(b"still here")).await;
-    assert!(viewer.log().gaps.is_empty(), "whoever reads misses nothing");
+    assert!(viewer.log().gaps.is_empty(), "the reading viewer missed output");
 
-    // When it reads again, it is told what it missed, is shown the screen as it is, and goes on from there.
+    // When the stalled viewer reads again, it receives the gap, the current screen, and then output.
     let (all, mut next, mut missed, mut screens) = (viewer.log().next, None, 0, 0);
     let catching_up = async {
         while next != Some(all) {
             let answer = answers.message().await.expect("a frame").expect("more");
             let Some(Answer::Frame(frame)) = answer.response else { continue };
             match frame.frame {
-                Some(What::Data(data)) => {
-                    assert_eq!(*next.get_or_insert(frame.offset), frame.offset, "no silent hole");
+                Some(FrameContent::Data(data)) => {
+                    assert_eq!(
+                        *next.get_or_insert(frame.offset),
+                        frame.offset,
+                        "output is missing without a gap"
+                    );
                     next = Some(frame.offset + data.len() as u64);
                 }
-                Some(What::Gap(gap)) => {
-                    assert_eq!(*next.get_or_insert(gap.from), gap.from, "no silent hole");
+                Some(FrameContent::Gap(gap)) => {
+                    assert_eq!(*next.get_or_insert(gap.from), gap.from, "output is missing without a gap");
                     missed += gap.to - gap.from;
                     next = Some(gap.to);
                 }
-                Some(What::Screen(_)) => screens += 1,
+                Some(FrameContent::Screen(_)) => screens += 1,
                 _ => {}
             }
         }
@@ -87,21 +93,21 @@ async fn a_viewer_that_stops_reading_harms_nobody() {
         while tail != b"and again" {
             let answer = answers.message().await.expect("a frame").expect("more");
             match answer.response {
-                Some(Answer::Frame(Frame { frame: Some(What::Data(data)), .. })) => {
+                Some(Answer::Frame(Frame { frame: Some(FrameContent::Data(data)), .. })) => {
                     tail.extend_from_slice(&data)
                 }
-                Some(Answer::Frame(Frame { frame: Some(What::Screen(_)), .. })) => screens += 1,
+                Some(Answer::Frame(Frame { frame: Some(FrameContent::Screen(_)), .. })) => screens += 1,
                 _ => {}
             }
         }
     };
     within("the stalled viewer goes on", going_on).await;
-    eprintln!("the stalled viewer missed {missed} bytes, said as gaps");
+    eprintln!("the stalled viewer missed {missed} bytes, reported as gaps");
     assert!(missed > 0 && screens > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_terminal_that_floods_leaves_room_for_one_that_echoes() {
+async fn flooding_terminal_does_not_delay_another() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let inside = podling.client().for_workspace(&ada.id);
@@ -111,9 +117,9 @@ async fn a_terminal_that_floods_leaves_room_for_one_that_echoes() {
     tasks.spawn(async move { while let Ok(Some(_)) = flooded.message().await {} });
 
     let echo = inside.open(script("stty raw -echo; echo ready; exec cat")).await;
-    let mut viewer = ResumingClient::new("typist", &echo.id);
-    viewer.run_until("it is ready", || inside.clone(), |p| p.text().contains("ready")).await;
-    let (ask, mut answers) = attach(&inside, &echo.id, "typist", Begin::Now(FromNow {})).await;
+    let mut viewer = ResumingClient::new("writer", &echo.id);
+    viewer.run_until("the program is ready", || inside.clone(), |p| p.text().contains("ready")).await;
+    let (ask, mut answers) = attach(&inside, &echo.id, "writer", Begin::Now(FromNow {})).await;
     let mut times = Vec::new();
     for offset in 0..KEYS {
         let begun = Instant::now();
@@ -128,7 +134,8 @@ async fn a_terminal_that_floods_leaves_room_for_one_that_echoes() {
         within("a key echoes beside a flood", async {
             loop {
                 let answer = answers.message().await.expect("a frame").expect("more");
-                if matches!(answer.response, Some(Answer::Frame(f)) if matches!(f.frame, Some(What::Data(_))))
+                if let Some(Answer::Frame(frame)) = answer.response
+                    && matches!(frame.frame, Some(FrameContent::Data(_)))
                 {
                     return;
                 }
@@ -138,7 +145,7 @@ async fn a_terminal_that_floods_leaves_room_for_one_that_echoes() {
         times.push(begun.elapsed());
     }
     times.sort_unstable();
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
-    eprintln!("echo beside a flood: p50 {:?}, p99 {:?}", at(0.5), at(0.99));
-    assert!(at(1.0) < Duration::from_secs(60));
+    let quantile = |q: f64| times[((times.len() - 1) as f64 * q) as usize];
+    eprintln!("echo beside a flood: p50 {:?}, p99 {:?}", quantile(0.5), quantile(0.99));
+    assert!(quantile(1.0) < Duration::from_secs(60));
 }

@@ -1,4 +1,4 @@
-//! The real side of a replay: lets the events of a trace happen to a `podling up`, and says what its workspaces have come to.
+//! The target of a replay: injects a trace's events into a `podling up` and observes its workspaces.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,8 +27,8 @@ use podling_tests::{
 use rustix::process::Signal;
 use tonic::Status;
 
-/// Longer than any replay.
-const LONG: Duration = Duration::from_secs(3600);
+/// An idle timeout longer than any replay.
+const LONG_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 pub(super) struct ReplayTarget {
     podling: Podling,
@@ -44,10 +44,10 @@ impl ReplayTarget {
         Self { podling, workspaces: BTreeMap::new(), begun: Instant::now() }
     }
 
-    /// Something happens. An answer may be lost only with the control plane that dies of it (`next`).
-    pub(super) async fn happens(&mut self, event: &TraceEvent, next: Option<&TraceStep>) {
+    /// Injects an event. Its response may be lost only if the control plane dies next (`next`).
+    pub(super) async fn inject(&mut self, event: &TraceEvent, next: Option<&TraceStep>) {
         eprintln!("{:>6.1?} > {event:?}", self.begun.elapsed());
-        let answer = self.asks(event).await;
+        let answer = self.send(event).await;
         let dies = matches!(next, Some(TraceStep::Inject(TraceEvent::Dies(_))));
         if let Err(status) = answer
             && !dies
@@ -56,7 +56,7 @@ impl ReplayTarget {
         }
     }
 
-    async fn asks(&mut self, event: &TraceEvent) -> Result<(), Status> {
+    async fn send(&mut self, event: &TraceEvent) -> Result<(), Status> {
         let client = self.podling.client();
         let (mut workspaces, mut backups) = (client.workspaces(), client.workspace_archives());
         match event {
@@ -87,22 +87,22 @@ impl ReplayTarget {
                 let killed = status.signal() == Some(Signal::KILL.as_raw());
                 assert!(killed, "it should have died at {at}: {status}\n{}", self.podling.log());
             }
-            TraceEvent::StoreAway => fs::rename(self.store(), self.elsewhere()).expect("it goes away"),
-            TraceEvent::StoreBack => fs::rename(self.elsewhere(), self.store()).expect("it comes back"),
-            TraceEvent::Fails(name) => self.fails(name).await,
+            TraceEvent::StoreAway => fs::rename(self.store(), self.elsewhere()).expect("store is moved away"),
+            TraceEvent::StoreBack => fs::rename(self.elsewhere(), self.store()).expect("store is moved back"),
+            TraceEvent::Fails(name) => self.wait_for_failure(name).await,
             TraceEvent::Up(_) => panic!("a trace begins once"),
         }
         Ok(())
     }
 
-    /// Waits until each workspace has come to this, and says how it comes.
-    pub(super) async fn comes_to(&self, expected: &BTreeMap<String, ObservedWorkspace>) {
+    /// Waits until each workspace is in its expected state, and prints each change.
+    pub(super) async fn wait_for_rest(&self, expected: &BTreeMap<String, ObservedWorkspace>) {
         let mut last = BTreeMap::new();
         let begun = self.begun;
-        wait_for(&format!("all have come to {expected:#?}\nof {:#?}", self.workspaces), async || {
+        wait_for(&format!("all are in state {expected:#?}\nof {:#?}", self.workspaces), async || {
             let mut now = BTreeMap::new();
             for (name, expected) in expected {
-                now.insert(name.clone(), self.see(name).await.without_epoch_unless_in(expected));
+                now.insert(name.clone(), self.observe(name).await.without_epoch_unless_in(expected));
             }
             for (name, seen) in &now {
                 if last.get(name) != Some(seen) {
@@ -116,7 +116,7 @@ impl ReplayTarget {
     }
 
     fn workspace(&self, name: &str) -> &Workspace {
-        self.workspaces.get(name).unwrap_or_else(|| panic!("{name} was not made"))
+        self.workspaces.get(name).unwrap_or_else(|| panic!("{name} was not created"))
     }
 
     fn id(&self, name: &str) -> String {
@@ -135,7 +135,7 @@ impl ReplayTarget {
         let request = CreateWorkspaceRequest {
             name: name.to_owned(),
             owner: owner.to_owned(),
-            policy: Some(idle_timeout_policy(LONG)),
+            policy: Some(idle_timeout_policy(LONG_IDLE_TIMEOUT)),
             env: [("SHELL".to_owned(), "/bin/sh".to_owned())].into(),
             ..Default::default()
         };
@@ -145,21 +145,21 @@ impl ReplayTarget {
         Ok(())
     }
 
-    /// Somebody writes, and the control plane has heard of that use.
+    /// Writes a file and waits until the control plane reports the activity.
     async fn write(&self, name: &str, file: &str) {
         let workspace = self.workspace(name);
         self.podling.client().for_workspace(&workspace.id).sh(&format!("echo {file} > file")).await;
-        wait_for("the control plane knows that it is used", async || {
+        wait_for("the control plane reports activity", async || {
             let activity = self.podling.get(workspace).await.activity?;
             (activity.level() != ActivityLevel::Idle).then_some(())
         })
         .await;
     }
 
-    async fn fails(&self, name: &str) {
+    async fn wait_for_failure(&self, name: &str) {
         let workspace = self.workspace(name);
         wait_for("it fails", async || {
-            let log = self.podling.decided(workspace).await;
+            let log = self.podling.transition_log(workspace).await;
             use StateReasonCode::{ArchiveFailed, Archived, RestoreFailed};
             let codes = log.iter().rev().filter_map(|entry| Some(entry.reason.as_ref()?.code()));
             // The latest about the storage: an earlier failure was followed by a success.
@@ -169,13 +169,13 @@ impl ReplayTarget {
         .await;
     }
 
-    /// What can be seen of it, in the words of a trace.
-    async fn see(&self, name: &str) -> ObservedWorkspace {
+    /// Returns the observable state of a workspace in the words of a trace.
+    async fn observe(&self, name: &str) -> ObservedWorkspace {
         let workspace = self.workspace(name);
         let dir = self.podling.data().join("workspaces").join(&workspace.id);
         let stored = self.stored(&workspace.id);
         let Some(now) = self.get(workspace).await else {
-            // Gone means that nothing of it is left.
+            // A deleted workspace must leave no directory and no archive.
             let left = dir.exists() || !stored.is_empty();
             return if left {
                 ObservedWorkspace(vec!["forgotten".into()])
@@ -225,13 +225,13 @@ impl ReplayTarget {
 
     fn state(&self, now: &WireWorkspace) -> String {
         let word = now.state().as_str_name().trim_start_matches("STATE_").to_lowercase().replace('_', "-");
-        // One whose agent is not heard is not at rest.
+        // A workspace without a connected agent is not at rest.
         let unheard = now.state() == State::Awake && now.connection() != AgentConnection::Connected;
         if unheard { format!("{word}-unheard") } else { word }
     }
 
-    /// Generations of its storage that lie in the backup store. (One that was archived twice, because its control plane died before that
-    /// was noted, is one.)
+    /// Returns the storage generations in the backup store. A generation that was archived twice, because
+    /// the control plane died before it recorded the archive, counts once.
     fn stored(&self, id: &str) -> BTreeSet<u64> {
         let names = podling_tests::podling::names(&self.store());
         let sidecars = names.iter().filter(|name| name.contains(id) && name.ends_with(".jsonl"));
@@ -246,18 +246,18 @@ impl ReplayTarget {
 
 fn policy(which: &str, time: &str) -> Policy {
     let (number, unit) = time.split_at(time.len() - 1);
-    let number: u64 = number.parse().unwrap_or_else(|_| panic!("no time: {time}"));
+    let number: u64 = number.parse().unwrap_or_else(|_| panic!("invalid duration: {time}"));
     let seconds = match unit {
         "s" => 1,
         "h" => 3600,
         "d" => 24 * 3600,
-        _ => panic!("no time: {time}"),
+        _ => panic!("invalid duration: {time}"),
     };
     let time = wire_duration(Duration::from_secs(number * seconds));
     match which {
         "idle-timeout" => Policy { idle_timeout: time, ..Policy::default() },
         "archive-after" => Policy { archive_after: time, ..Policy::default() },
         "keep-archives" => Policy { keep_archives: time, ..Policy::default() },
-        _ => panic!("no policy: {which}"),
+        _ => panic!("unknown policy field: {which}"),
     }
 }
