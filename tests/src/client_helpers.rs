@@ -118,20 +118,20 @@ pub fn path(text: &str) -> podling_proto::agent::v1::Path {
 
 /// Asserts that two byte sequences are equal; the message shows where they differ.
 #[track_caller]
-pub fn assert_same_bytes(what: &str, seen: &[u8], expected: &[u8]) {
-    if seen == expected {
+pub fn assert_same_bytes(what: &str, actual: &[u8], expected: &[u8]) {
+    if actual == expected {
         return;
     }
-    let at = seen.iter().zip(expected).take_while(|(a, b)| a == b).count();
+    let at = actual.iter().zip(expected).take_while(|(a, b)| a == b).count();
     let show = |log: &[u8]| {
         String::from_utf8_lossy(&log[at.saturating_sub(40).min(log.len())..(at + 80).min(log.len())])
             .into_owned()
     };
     panic!(
         "{what}: {} bytes instead of {}, which differ at {at}: {:?} instead of {:?}",
-        seen.len(),
+        actual.len(),
         expected.len(),
-        show(seen),
+        show(actual),
         show(expected)
     );
 }

@@ -27,7 +27,7 @@ const CONSECUTIVE_CONNECTIONS: usize = 20;
 /// The deployment that all tests of a run share. It stays in the cluster until the sandbox is deleted.
 #[derive(Debug)]
 pub struct Deployed {
-    space: Namespace,
+    namespace: Namespace,
     address: String,
     token: String,
     home: TempDir,
@@ -48,13 +48,13 @@ impl Deployed {
                 _ => with_images_elsewhere(&shipped, home.path()),
             };
             kubectl(&["apply", "--kustomize", overlay.to_str().expect("a path")]).good();
-            let space = Namespace::existing("podling");
-            rolled_out(&space);
-            let address = format!("{}:7411", space.field("service/podling", ".spec.clusterIP"));
+            let namespace = Namespace::existing("podling");
+            rolled_out(&namespace);
+            let address = format!("{}:7411", namespace.field("service/podling", ".spec.clusterIP"));
             // The command that the installation guide gives for reading the Secret.
             let token = "go-template={{index .data \"root-token\" | base64decode}}";
-            let token = space.kubectl(&["get", "secret", "podling-control", "--output", token]).good();
-            let this = Self { space, address, token, home };
+            let token = namespace.kubectl(&["get", "secret", "podling-control", "--output", token]).good();
+            let this = Self { namespace, address, token, home };
             this.wait_reachable();
             this
         })
@@ -62,7 +62,7 @@ impl Deployed {
 
     /// Waits until the rollout is complete and the service is reachable.
     pub fn is_up(&self) {
-        rolled_out(&self.space);
+        rolled_out(&self.namespace);
         self.wait_reachable();
     }
 
@@ -77,7 +77,7 @@ impl Deployed {
     }
 
     pub fn space(&self) -> &Namespace {
-        &self.space
+        &self.namespace
     }
 
     /// Returns the control plane's metrics in Prometheus text format.
@@ -135,6 +135,6 @@ fn with_images_elsewhere(overlay: &Path, dir: &Path) -> PathBuf {
     dir
 }
 
-fn rolled_out(space: &Namespace) {
-    space.kubectl(&["rollout", "status", "deployment/podling-control", "--timeout=120s"]).good();
+fn rolled_out(namespace: &Namespace) {
+    namespace.kubectl(&["rollout", "status", "deployment/podling-control", "--timeout=120s"]).good();
 }

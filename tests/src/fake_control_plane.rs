@@ -137,8 +137,8 @@ impl Agents for FakeControlState {
             while let Ok(Some(AgentMessage { message: Some(message) })) = messages.message().await {
                 let response = match message {
                     FromAgent::Hello(_) => ToAgent::Claim(claim.clone()),
-                    FromAgent::Heartbeat(beat) => {
-                        ToAgent::HeartbeatAck(HeartbeatAck { sequence: beat.sequence })
+                    FromAgent::Heartbeat(heartbeat) => {
+                        ToAgent::HeartbeatAck(HeartbeatAck { sequence: heartbeat.sequence })
                     }
                     FromAgent::DirectiveResult(_) => continue,
                 };

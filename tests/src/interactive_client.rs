@@ -7,8 +7,8 @@
 use podling_proto::{
     agent::v1::{
         AttachOpen, AttachRequest, AttachResponse, From, FromNow, Input, InputKind, WriteTerminalRequest,
-        attach_request::Request as Ask, attach_response::Response as Answer, frame::Frame as FrameContent,
-        from::From as Begin,
+        attach_request::Request as AttachMessage, attach_response::Response as AttachReply,
+        frame::Frame as FrameContent, from::From as StartAt,
     },
     error,
 };
@@ -50,7 +50,7 @@ pub struct LineCounts {
 
 #[derive(Debug)]
 struct AttachedStream {
-    ask: mpsc::Sender<AttachRequest>,
+    request_tx: mpsc::Sender<AttachRequest>,
     answers: Streaming<AttachResponse>,
     epoch: u64,
     next: u64,
@@ -149,20 +149,25 @@ impl InteractiveClient {
     }
 
     async fn open(&self) -> Result<AttachedStream, Status> {
-        let (ask, asked) = mpsc::channel(QUEUED_REQUESTS);
+        let (request_tx, request_rx) = mpsc::channel(QUEUED_REQUESTS);
         let open = AttachOpen {
             terminal_id: self.terminal.clone(),
-            from: Some(From { from: Some(Begin::Now(FromNow {})) }),
+            from: Some(From { from: Some(StartAt::Now(FromNow {})) }),
             client_id: self.name.clone(),
             ..Default::default()
         };
-        let _ = ask.send(AttachRequest { request: Some(Ask::Open(open)) }).await;
-        let mut answers = self.client.terminals().attach(ReceiverStream::new(asked)).await?.into_inner();
+        let _ = request_tx.send(AttachRequest { request: Some(AttachMessage::Open(open)) }).await;
+        let mut answers = self.client.terminals().attach(ReceiverStream::new(request_rx)).await?.into_inner();
         while let Some(answer) = answers.message().await? {
-            if let Some(Answer::Frame(frame)) = answer.response
+            if let Some(AttachReply::Frame(frame)) = answer.response
                 && let Some(FrameContent::Started(started)) = frame.frame
             {
-                return Ok(AttachedStream { ask, answers, epoch: frame.epoch, next: started.input_offset });
+                return Ok(AttachedStream {
+                    request_tx,
+                    answers,
+                    epoch: frame.epoch,
+                    next: started.input_offset,
+                });
             }
         }
         Err(Status::unavailable("the stream ended before its first frame"))
@@ -172,23 +177,23 @@ impl InteractiveClient {
     async fn send(&mut self, line: &str, epoch: u64, offset: u64) -> Option<bool> {
         let stream = self.stream.as_mut()?;
         stream
-            .ask
-            .send(AttachRequest { request: Some(Ask::Input(input(line, epoch, offset))) })
+            .request_tx
+            .send(AttachRequest { request: Some(AttachMessage::Input(input(line, epoch, offset))) })
             .await
             .ok()?;
         let end = offset + line.len() as u64;
         loop {
             match stream.answers.message().await.ok()??.response? {
-                Answer::InputAck(ack) if ack.next_offset >= end => {
+                AttachReply::InputAck(ack) if ack.next_offset >= end => {
                     assert_eq!((ack.epoch, ack.next_offset), (epoch, end), "acknowledged more than was sent");
                     stream.next = end;
                     return Some(true);
                 }
-                Answer::InputRefused(refused) => {
+                AttachReply::InputRefused(refused) => {
                     assert!(!refused.reason.is_empty(), "rejected without a reason");
                     return Some(false);
                 }
-                Answer::InputAck(_) | Answer::Frame(_) => {}
+                AttachReply::InputAck(_) | AttachReply::Frame(_) => {}
             }
         }
     }

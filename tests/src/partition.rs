@@ -109,7 +109,7 @@ async fn forward_bytes(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut bloc
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let read = from.read(&mut buffer).await.unwrap_or_default();
-        // The end of a connection is not forwarded during the partition either.
+        // Holds back the end of a connection as well as its bytes.
         let passing = blocked.wait_for(|blocked| !blocked).await.is_ok();
         if read == 0 || !passing || to.write_all(&buffer[..read]).await.is_err() {
             return;

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use podling_proto::{
     agent::v1::{
         AttachOpen, AttachRequest, AttachResponse, Exit, Frame, From, FromOldest, Gap, Input, InputKind,
-        Position, Size, attach_request::Request as Ask, attach_response::Response as Answer,
-        frame::Frame as FrameContent, from::From as Begin,
+        Position, Size, attach_request::Request as AttachMessage, attach_response::Response as AttachReply,
+        frame::Frame as FrameContent, from::From as StartAt,
     },
     error,
 };
@@ -129,9 +129,9 @@ impl ResumingClient {
     }
 
     async fn session(&mut self, client: &Client, done: &mut impl FnMut(&Self) -> bool) -> Result<(), Status> {
-        let (ask, asked) = mpsc::channel(QUEUED_REQUESTS);
-        let _ = ask.send(request(Ask::Open(self.open()))).await;
-        let mut answers = client.terminals().attach(ReceiverStream::new(asked)).await?.into_inner();
+        let (request_tx, request_rx) = mpsc::channel(QUEUED_REQUESTS);
+        let _ = request_tx.send(request(AttachMessage::Open(self.open()))).await;
+        let mut answers = client.terminals().attach(ReceiverStream::new(request_rx)).await?.into_inner();
         let mut sent = None;
         while !done(self) {
             let more = sent.filter(|sent| *sent < self.typed.len());
@@ -146,10 +146,10 @@ impl ResumingClient {
                     }
                     Some(AttachResponse { response: None }) => panic!("empty response"),
                 },
-                Ok(permit) = ask.reserve(), if more.is_some() => {
+                Ok(permit) = request_tx.reserve(), if more.is_some() => {
                     let from = more.unwrap_or_default();
                     let to = self.typed.len().min(from + INPUT_BYTES);
-                    permit.send(request(Ask::Input(Input {
+                    permit.send(request(AttachMessage::Input(Input {
                         epoch: self.epoch.unwrap_or_default(),
                         offset: from as u64,
                         data: Bytes::copy_from_slice(&self.typed[from..to]),
@@ -165,8 +165,8 @@ impl ResumingClient {
 
     fn open(&self) -> AttachOpen {
         let begin = match self.epoch {
-            Some(epoch) => Begin::Position(Position { epoch, offset: self.log().next }),
-            None => Begin::Oldest(FromOldest {}),
+            Some(epoch) => StartAt::Position(Position { epoch, offset: self.log().next }),
+            None => StartAt::Oldest(FromOldest {}),
         };
         AttachOpen {
             terminal_id: self.terminal.clone(),
@@ -180,9 +180,9 @@ impl ResumingClient {
 
     /// Handles a response. Returns true if the stream has (re)started, so that input may be sent from
     /// `acknowledged` on.
-    fn handle_response(&mut self, answer: Answer) -> bool {
+    fn handle_response(&mut self, answer: AttachReply) -> bool {
         match answer {
-            Answer::InputAck(ack) => {
+            AttachReply::InputAck(ack) => {
                 assert_eq!(Some(ack.epoch), self.epoch, "acknowledged input of another epoch");
                 assert!(
                     ack.next_offset as usize <= self.typed.len(),
@@ -191,8 +191,8 @@ impl ResumingClient {
                 self.acknowledged = self.acknowledged.max(ack.next_offset);
                 false
             }
-            Answer::InputRefused(refused) => panic!("input was rejected: {refused:?}"),
-            Answer::Frame(frame) => self.handle_frame(frame),
+            AttachReply::InputRefused(refused) => panic!("input was rejected: {refused:?}"),
+            AttachReply::Frame(frame) => self.handle_frame(frame),
         }
     }
 
@@ -201,7 +201,7 @@ impl ResumingClient {
         let what = frame.frame.expect("frame has content");
         if let FrameContent::Started(started) = what {
             if self.epoch != Some(frame.epoch) {
-                // A new epoch: input of the previous one is not sent again.
+                // In a new epoch the agent has acknowledged none of `typed`.
                 (self.epoch, self.typed, self.acknowledged) =
                     (Some(frame.epoch), std::mem::take(&mut self.typed), 0);
                 self.logs.entry(frame.epoch).or_default().next = frame.offset;
@@ -237,6 +237,6 @@ impl ResumingClient {
     }
 }
 
-fn request(ask: Ask) -> AttachRequest {
-    AttachRequest { request: Some(ask) }
+fn request(message: AttachMessage) -> AttachRequest {
+    AttachRequest { request: Some(message) }
 }

@@ -69,14 +69,14 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Asserts that two trees are equal; the message lists the differences.
 #[track_caller]
-pub fn assert_same_tree(what: &str, seen: &Tree, expected: &Tree) {
-    let paths: std::collections::BTreeSet<_> = seen.keys().chain(expected.keys()).collect();
+pub fn assert_same_tree(what: &str, actual: &Tree, expected: &Tree) {
+    let paths: std::collections::BTreeSet<_> = actual.keys().chain(expected.keys()).collect();
     let differing: Vec<_> = paths
         .into_iter()
-        .filter(|path| seen.get(*path) != expected.get(*path))
+        .filter(|path| actual.get(*path) != expected.get(*path))
         .map(|path| {
             let name = String::from_utf8_lossy(path);
-            format!("{name}: {:?} instead of {:?}", seen.get(path), expected.get(path))
+            format!("{name}: {:?} instead of {:?}", actual.get(path), expected.get(path))
         })
         .collect();
     assert!(differing.is_empty(), "{what}: {differing:#?}");

@@ -22,13 +22,13 @@ pub async fn wait_for<T>(what: &str, poll: impl AsyncFnMut() -> Option<T>) -> T 
 
 /// Like [`wait_for`] with another timeout, for example for gigabytes of data.
 pub async fn wait_long<T>(timeout: Duration, what: &str, mut poll: impl AsyncFnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         let poll_start = Instant::now();
         if let Some(found) = poll().await {
             return found;
         }
-        assert!(begun.elapsed() < timeout, "timed out after {timeout:?}: {what}");
+        assert!(started.elapsed() < timeout, "timed out after {timeout:?}: {what}");
         tokio::time::sleep(
             (poll_start.elapsed() * PAUSE_PER_POLL_TIME).clamp(MIN_POLL_PAUSE, MAX_POLL_PAUSE),
         )
@@ -57,12 +57,12 @@ pub fn wait_blocking_every_ms(poll: impl FnMut() -> bool) -> bool {
 }
 
 fn poll_until(timeout: Duration, pause: Duration, mut poll: impl FnMut() -> bool) -> bool {
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         if poll() {
             return true;
         }
-        if begun.elapsed() > timeout {
+        if started.elapsed() > timeout {
             return false;
         }
         // No thread unparks this one: the call is only a pause between two polls.

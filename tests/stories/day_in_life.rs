@@ -158,8 +158,8 @@ async fn lease_keeps_workspace_awake_and_explain_shows_it() {
     let leases = explained["activity"]["leases"].as_array().expect("leases").clone();
     assert_eq!(leases.len(), 1);
     assert_eq!((&leases[0]["name"], &leases[0]["reason"]), (&"backup".into(), &"nightly".into()));
-    let said = cli.run(&["explain", "ada"]).await.ok().out();
-    assert!(said.contains("backup") && said.contains("nightly"), "{said}");
+    let printed = cli.run(&["explain", "ada"]).await.ok().out();
+    assert!(printed.contains("backup") && printed.contains("nightly"), "{printed}");
     cli.run(&["keep-awake", "ada", "--lease", "backup", "--release"]).await.ok();
 
     // With a command, the lease exists while the command runs and is released when it ends.

@@ -44,8 +44,8 @@ impl Podling {
     /// Returns the log of the workspace's transitions, newest last.
     pub async fn transition_log(&self, workspace: &Workspace) -> Vec<LogEntry> {
         let request = ExplainWorkspaceRequest { workspace: workspace.id.clone() };
-        let said = within("Workspaces.Explain", self.client().workspaces().explain(request)).await;
-        said.expect("it is explained").into_inner().log
+        let explanation = within("Workspaces.Explain", self.client().workspaces().explain(request)).await;
+        explanation.expect("it is explained").into_inner().log
     }
 
     /// Returns the value of a metric without labels.

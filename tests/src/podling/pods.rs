@@ -31,7 +31,7 @@ const RESOURCES: &str = r#"{"cpu": "350m", "memory": "256Mi"}"#;
 /// The namespace, volumes and agents' address of a story's pods.
 #[derive(Debug)]
 pub(crate) struct PodCluster {
-    space: Namespace,
+    namespace: Namespace,
     volumes: PathBuf,
     agents: SocketAddr,
 }
@@ -46,28 +46,28 @@ impl PodCluster {
     pub(super) fn new(dir: &Path, options: &PodlingOptions) -> Self {
         static DEFINED: Once = Once::new();
         DEFINED.call_once(install_crds);
-        let (space, volumes) = (Namespace::new(), dir.join("volumes"));
-        space.kubectl(&["create", "serviceaccount", "podling-workspace"]).good();
+        let (namespace, volumes) = (Namespace::new(), dir.join("volumes"));
+        namespace.kubectl(&["create", "serviceaccount", "podling-workspace"]).good();
         let agents = free_node_address().expect("the sandbox sets the node's address");
-        let this = Self { space, volumes, agents };
+        let this = Self { namespace, volumes, agents };
         // The scheduler binds claims to volumes itself. If another controller bound them, the scheduler
         // could miss it and never retry the pod.
         let class = json!({
             "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
-            "metadata": this.cluster_wide(this.space.name()),
+            "metadata": this.cluster_wide(this.namespace.name()),
             "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer",
         });
         let made: Vec<Value> = (0..VOLUMES).map(|n| this.volume(n)).collect();
         let templates = options.templates.iter().map(|(name, text)| this.template(name, text));
         let shell = this.template("shell", "");
         let all: Vec<Value> = made.into_iter().chain([class, shell]).chain(templates).collect();
-        this.space.apply(&json!({"apiVersion": "v1", "kind": "List", "items": all}).to_string()).good();
+        this.namespace.apply(&json!({"apiVersion": "v1", "kind": "List", "items": all}).to_string()).good();
         this
     }
 
     /// Metadata of a cluster-wide object that is deleted with the story.
     fn cluster_wide(&self, name: &str) -> Value {
-        json!({"name": name, "labels": {"story": self.space.name()}})
+        json!({"name": name, "labels": {"story": self.namespace.name()}})
     }
 
     /// A volume that is a directory and belongs to this namespace. No provisioner is involved.
@@ -80,10 +80,10 @@ impl PodCluster {
         }
         json!({
             "apiVersion": "v1", "kind": "PersistentVolume",
-            "metadata": self.cluster_wide(&format!("{}-{n}", self.space.name())),
+            "metadata": self.cluster_wide(&format!("{}-{n}", self.namespace.name())),
             "spec": {
                 "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOncePod"],
-                "storageClassName": self.space.name(),
+                "storageClassName": self.namespace.name(),
                 "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": path},
             },
         })
@@ -95,7 +95,7 @@ impl PodCluster {
         let mut spec = json!({
             "image": image("debian:bookworm-slim"), "inject": true, "command": ["sleep", "infinity"],
             "resources": serde_json::from_str::<Value>(RESOURCES).expect("JSON"),
-            "storage": {"size": "1Gi", "className": self.space.name()},
+            "storage": {"size": "1Gi", "className": self.namespace.name()},
         });
         for (key, value) in table {
             let toml::Value::Table(table) = value else {
@@ -122,7 +122,7 @@ impl PodCluster {
         let (listen, url) = (self.agents.to_string(), format!("https://{}", self.agents));
         let all = [
             ["--backend", "kubernetes"],
-            ["--namespace", self.space.name()],
+            ["--namespace", self.namespace.name()],
             ["--agents-listen", &listen],
             ["--agents-url", &url],
         ];
@@ -130,7 +130,7 @@ impl PodCluster {
     }
 
     pub(super) fn namespace(&self) -> &Namespace {
-        &self.space
+        &self.namespace
     }
 
     /// The address that agents connect to.
@@ -141,7 +141,7 @@ impl PodCluster {
     /// Returns the workspace's home directory as this machine sees it.
     pub(super) fn home_dir(&self, id: &str) -> PathBuf {
         let volume = ["get", "pvc", "--output", "jsonpath={.spec.volumeName}", &format!("workspace-{id}")];
-        let volume = self.space.kubectl(&volume).out;
+        let volume = self.namespace.kubectl(&volume).out;
         // Without a volume the path does not exist either.
         self.volumes.join(volume.rsplit('-').next().unwrap_or_default()).join("home")
     }
@@ -184,7 +184,8 @@ impl PodCluster {
     }
 
     fn pods(&self, selector: &str) -> Vec<Value> {
-        let listed = self.space.kubectl(&["get", "pods", "--output", "json", "--selector", selector]).good();
+        let listed =
+            self.namespace.kubectl(&["get", "pods", "--output", "json", "--selector", selector]).good();
         let listed: Value = serde_json::from_str(&listed).expect("kubectl prints JSON");
         listed["items"].as_array().expect("a list").clone()
     }
@@ -225,17 +226,17 @@ impl Drop for PodCluster {
         // released the directories before they are removed.
         let no_finalizers = r#"{"metadata": {"finalizers": null}}"#;
         for kind in ["ws", "pvc"] {
-            let names = self.space.kubectl(&["get", kind, "--output", "name"]);
+            let names = self.namespace.kubectl(&["get", kind, "--output", "name"]);
             for name in names.out.lines() {
-                let _ = self.space.kubectl(&["patch", name, "--type=merge", "--patch", no_finalizers]);
+                let _ = self.namespace.kubectl(&["patch", name, "--type=merge", "--patch", no_finalizers]);
             }
         }
-        let _ = self.space.kubectl(&["delete", "pods", "--all", "--grace-period=1", "--timeout=60s"]);
+        let _ = self.namespace.kubectl(&["delete", "pods", "--all", "--grace-period=1", "--timeout=60s"]);
         let _ = kubectl(&[
             "delete",
             "pv,storageclass",
             "--selector",
-            &format!("story={}", self.space.name()),
+            &format!("story={}", self.namespace.name()),
             "--wait=false",
         ]);
     }

@@ -75,12 +75,15 @@ async fn deleted_workspace_is_restored_identically() {
     create_every_kind_of_file(&podling.home_dir(&ada));
     let before = tree(&podling.home_dir(&ada));
 
-    let said = cli.run(&["rm", "ada"]).await.ok().out();
+    let printed = cli.run(&["rm", "ada"]).await.ok().out();
     let backups = cli.run(&["archives", "--json"]).await.ok().json();
     assert_eq!(backups.as_array().map(Vec::len), Some(1), "{backups}");
     let backup = &backups[0];
     let key = backup["key"].as_str().expect("a key").to_owned();
-    assert!(said.contains("ada was deleted") && said.contains(&format!("podling restore {key}")), "{said}");
+    assert!(
+        printed.contains("ada was deleted") && printed.contains(&format!("podling restore {key}")),
+        "{printed}"
+    );
     assert_eq!(
         (&backup["workspace_id"], &backup["deleted"], &backup["only_copy"], &backup["entries"]),
         (&ada.id.clone().into(), &true.into(), &true.into(), &before.len().into())
@@ -167,25 +170,25 @@ async fn archive_and_restore_sparse_file(size: u64, timeout: Duration) {
     drop(image);
     let before = tree(&podling.home_dir(&ada));
 
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     cli.run(&["rm", "ada", "--no-wait"]).await.ok();
     let zip = wait_long(timeout, "it is archived", async || {
         let left = cli.run(&["archives", "--json"]).await.ok().json();
         (left[0]["deleted"] == true).then(|| format!("{}.zip", left[0]["key"].as_str().expect("a key")))
     })
     .await;
-    eprintln!("archived after {:?}", begun.elapsed());
+    eprintln!("archived after {:?}", started.elapsed());
     if let Some(listed) = zips::list_zip(&podling.data().join("backups").join(zip)) {
         assert_eq!(listed, zips::expected_listing(&before));
     }
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     cli.run(&["restore", "ada", "--no-wait"]).await.ok();
     wait_long(timeout, "it is restored", async || {
         let listed = cli.run(&["ls", "--json"]).await.ok().json();
         (listed[0]["state"] == "awake").then_some(())
     })
     .await;
-    eprintln!("restored after {:?}", begun.elapsed());
+    eprintln!("restored after {:?}", started.elapsed());
     assert_same_tree("restored", &tree(&podling.home_dir(&ada)), &before);
     let allocated = fs::metadata(&file).expect("it is there").blocks() * 512;
     assert!(allocated < 16 << 20, "the restored file is not sparse: {allocated} bytes");

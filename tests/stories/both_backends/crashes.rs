@@ -46,10 +46,10 @@ async fn job_continues_after_control_plane_is_killed() {
     })
     .await;
 
-    let begun = Instant::now();
+    let started = Instant::now();
     podling.restart().await;
     let after = podling.wait_until_awake(&ada).await.agent.expect("an agent");
-    eprintln!("adopted after {:?}", begun.elapsed());
+    eprintln!("adopted after {:?}", started.elapsed());
     assert_eq!(podling.agent_pid(&ada), agent, "the agent was adopted, not replaced");
     assert_eq!((&after.boot_id, after.epoch), (&before.boot_id, before.epoch));
     assert_eq!(podling.get(&ada).await.restarts, 0);

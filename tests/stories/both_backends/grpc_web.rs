@@ -7,7 +7,7 @@ use podling_proto::{
         AckRequest, AckResponse, CreateTerminalRequest, CreateTerminalResponse, From, FromOldest,
         GetTerminalRequest, GetTerminalResponse, Input, InputKind, WatchTerminal, WatchTerminalsRequest,
         WatchTerminalsResponse, WriteTerminalRequest, WriteTerminalResponse, frame::Frame as FrameContent,
-        from::From as Begin, watch_terminals_response::Response as WatchResponse,
+        from::From as StartAt, watch_terminals_response::Response as WatchResponse,
     },
     control::v1::{ListWorkspacesRequest, ListWorkspacesResponse},
     error::Reason,
@@ -48,7 +48,7 @@ async fn one_watch_carries_many_terminals() {
     // Output of the last terminal is never acknowledged.
     let stalled = terminals.iter().find(|(_, number)| **number == TERMINALS).expect("the last").0.clone();
 
-    let from = || Some(From { from: Some(Begin::Oldest(FromOldest {})) });
+    let from = || Some(From { from: Some(StartAt::Oldest(FromOldest {})) });
     let watch = WatchTerminalsRequest {
         terminals: terminals
             .keys()

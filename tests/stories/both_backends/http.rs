@@ -37,7 +37,7 @@ async fn health_metrics_and_files_work_over_plain_http() {
 async fn cors_allows_only_configured_origins() {
     let args = ["--cors-origins".to_owned(), "https://console.example.org".to_owned()];
     let podling = Podling::up_with(PodlingOptions { args: args.into(), ..Default::default() }).await;
-    let ask = async |origin: &str| {
+    let preflight = async |origin: &str| {
         let request = Request::options("/podling.agent.v1.Terminals/Write")
             .header("origin", origin)
             .header("access-control-request-method", "POST")
@@ -47,14 +47,14 @@ async fn cors_allows_only_configured_origins() {
             );
         send(podling.address(), request.body(Bytes::new()).expect("a request")).await
     };
-    let listed = ask("https://console.example.org").await;
+    let listed = preflight("https://console.example.org").await;
     assert!(listed.status().is_success());
     assert_eq!(listed.headers()["access-control-allow-origin"], "https://console.example.org");
     let allowed = listed.headers()["access-control-allow-headers"].to_str().expect("text").to_lowercase();
     for header in ["authorization", "content-type", "podling-workspace", "x-grpc-web"] {
         assert!(allowed.contains(header), "{header} is not in {allowed}");
     }
-    let other = ask("https://evil.example.org").await;
+    let other = preflight("https://evil.example.org").await;
     assert!(!other.headers().contains_key("access-control-allow-origin"), "{:?}", other.headers());
 }
 

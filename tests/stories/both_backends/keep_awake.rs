@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use podling_proto::{
     agent::v1::{
         AttachOpen, AttachRequest, From, FromNow, Input, InputKind, KeepAwakeRequest, Signal, Size,
-        attach_request::Request as Ask, attach_response::Response as Answer, frame::Frame as FrameContent,
-        from::From as Begin,
+        attach_request::Request as AttachMessage, attach_response::Response as AttachReply,
+        frame::Frame as FrameContent, from::From as StartAt,
     },
     control::v1::{Policy, State},
 };
@@ -114,22 +114,27 @@ async fn emulator_replies_do_not_keep_workspace_awake() {
     let program =
         "stty raw -echo; while printf '\\033[6n'; do read -rsn6 -t 1 && echo answer >> answers; done";
     let terminal = inside.open(argv(&["bash", "-c", program])).await;
-    let (ask, asked) = mpsc::channel(4);
+    let (request_tx, request_rx) = mpsc::channel(4);
     let open = AttachOpen {
         terminal_id: terminal.id.clone(),
-        from: Some(From { from: Some(Begin::Now(FromNow {})) }),
+        from: Some(From { from: Some(StartAt::Now(FromNow {})) }),
         client_id: "emulator".into(),
         size: Some(Size { rows: 24, cols: 80 }),
         ..Default::default()
     };
-    ask.send(AttachRequest { request: Some(Ask::Open(open)) }).await.expect("the channel is open");
-    let mut answers =
-        within("Attach", inside.terminals().attach(ReceiverStream::new(asked))).await.unwrap().into_inner();
+    request_tx
+        .send(AttachRequest { request: Some(AttachMessage::Open(open)) })
+        .await
+        .expect("the channel is open");
+    let mut answers = within("Attach", inside.terminals().attach(ReceiverStream::new(request_rx)))
+        .await
+        .unwrap()
+        .into_inner();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let mut offset = 0;
         while let Ok(Some(answer)) = answers.message().await {
-            let Some(Answer::Frame(frame)) = answer.response else { continue };
+            let Some(AttachReply::Frame(frame)) = answer.response else { continue };
             let Some(FrameContent::Data(data)) = &frame.frame else { continue };
             if data.ends_with(b"\x1b[6n") {
                 // This delay is the pace of the replies, not a wait for a condition.
@@ -142,15 +147,15 @@ async fn emulator_replies_do_not_keep_workspace_awake() {
                     reply_at: frame.offset + data.len() as u64,
                 };
                 offset += input.data.len() as u64;
-                let _ = ask.send(AttachRequest { request: Some(Ask::Input(input)) }).await;
+                let _ = request_tx.send(AttachRequest { request: Some(AttachMessage::Input(input)) }).await;
             }
         }
     });
-    let begun = Instant::now();
+    let started = Instant::now();
     podling.wait_for_state(&ada, State::Asleep).await;
     let replies = std::fs::read_to_string(podling.home_dir(&ada).join("answers")).unwrap_or_default();
     let replies = replies.lines().count();
-    eprintln!("asleep after {:?} and {replies} replies", begun.elapsed());
+    eprintln!("asleep after {:?} and {replies} replies", started.elapsed());
     assert!(replies > 5, "the program received too few replies: {replies}");
     while tasks.join_next().await.is_some() {}
     assert_eq!(

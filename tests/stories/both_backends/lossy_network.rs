@@ -4,7 +4,7 @@
 use podling_proto::agent::v1::{
     From, Input, InputKind, Position, ReadFileRequest, Terminal, WatchTerminal, WatchTerminalsRequest,
     WatchTerminalsResponse, WriteTerminalRequest, WriteTerminalResponse, frame::Frame as FrameContent,
-    from::From as Begin, watch_terminals_response::Response as WatchResponse,
+    from::From as StartAt, watch_terminals_response::Response as WatchResponse,
 };
 use podling_tests::{
     Podling,
@@ -167,7 +167,7 @@ async fn browser_tab_watches_and_types_despite_cuts() {
         loop {
             watches += 1;
             let position = Position { epoch: terminal.epoch, offset: log.len() as u64 };
-            let from = Some(From { from: Some(Begin::Position(position)) });
+            let from = Some(From { from: Some(StartAt::Position(position)) });
             let watch = WatchTerminalsRequest {
                 terminals: vec![WatchTerminal { terminal_id: terminal.id.clone(), from }],
                 client_id: "tab".into(),

@@ -50,8 +50,8 @@ async fn archive_and_restore_show_progress_on_terminals() {
     let (piped, ()) = tokio::join!(cli.run(&["rm", "ada"]), async {
         drop(suspend_during_progress(&podling, &ada).await);
     });
-    let said = piped.ok().err();
-    assert!(said.lines().count() == 1 && !said.contains(['\r', '\u{1b}']), "{said:?}");
+    let printed = piped.ok().err();
+    assert!(printed.lines().count() == 1 && !printed.contains(['\r', '\u{1b}']), "{printed:?}");
 }
 
 /// Waits until progress is reported, and suspends the agent.

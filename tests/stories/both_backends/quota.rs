@@ -139,8 +139,8 @@ async fn resize_beyond_quota_waits_and_keeps_workspace_running() {
     window.type_text("job() { until test -e over; do sleep 0.1; done; echo all do''ne; }; job\r");
     let never = cli.run(&["resize", "one", "--cpu", "500m"]).await;
     assert!(never.err().contains("more CPU or memory than the quota allows"), "{}", never.err());
-    let said = cli.run(&["resize", "one", "--cpu", "300m"]).await.ok().out();
-    assert!(said.contains("one has 0.2 cores") && said.contains("waits for 0.3 cores"), "{said}");
+    let printed = cli.run(&["resize", "one", "--cpu", "300m"]).await.ok().out();
+    assert!(printed.contains("one has 0.2 cores") && printed.contains("waits for 0.3 cores"), "{printed}");
     wait_for("the resize is queued", async || (podling.get(&one).await.queue_position == 1).then_some(()))
         .await;
     let explained = cli.run(&["explain", "one"]).await.ok().out();

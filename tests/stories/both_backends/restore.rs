@@ -218,7 +218,7 @@ async fn expired_archive_is_deleted_with_its_record() {
     .await;
     assert_store_matches_list(&podling).await;
     cli.run(&["explain", &ada.id]).await.exits(3);
-    let said = cli.run(&["restore", "ada"]).await.exits(3).err();
-    assert!(said.contains("ada"), "{said}");
+    let printed = cli.run(&["restore", "ada"]).await.exits(3).err();
+    assert!(printed.contains("ada"), "{printed}");
     cli.run(&["restore", "bob"]).await.ok();
 }

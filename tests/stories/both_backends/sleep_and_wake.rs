@@ -7,7 +7,7 @@ use podling_proto::{
     agent::v1::{
         AttachOpen, AttachRequest, CreateTerminalRequest, GetActivityRequest, GetTerminalRequest, Input,
         ListTerminalsRequest, SleepCause, StatRequest, WatchActivityRequest, WriteTerminalRequest,
-        attach_request::Request as Ask,
+        attach_request::Request as AttachMessage,
     },
     control::v1::{Policy, State},
     error::Reason,
@@ -72,8 +72,12 @@ async fn idle_workspace_warns_sleeps_and_wakes_with_terminals() {
         let status = answer.expect_err("the workspace sleeps");
         assert_eq!((reason(&status), status.code()), (Reason::NotAwake, Code::FailedPrecondition));
     }
-    let still = podling.get(&ada).await;
-    assert_eq!((still.state(), still.version), (State::Asleep, asleep.version), "the workspace has changed");
+    let unchanged = podling.get(&ada).await;
+    assert_eq!(
+        (unchanged.state(), unchanged.version),
+        (State::Asleep, asleep.version),
+        "the workspace has changed"
+    );
 
     // Several clients attach at once and share one start.
     let mut clients: Vec<ResumingClient> =
@@ -107,8 +111,11 @@ async fn idle_workspace_warns_sleeps_and_wakes_with_terminals() {
 async fn non_waking_calls(inside: &Client, terminal: &str) -> Vec<Result<Response<()>, Status>> {
     let quiet = inside.clone().without_waking();
     let open = AttachOpen { terminal_id: terminal.into(), client_id: "quiet".into(), ..Default::default() };
-    let (ask, asked) = mpsc::channel(1);
-    ask.send(AttachRequest { request: Some(Ask::Open(open)) }).await.expect("the channel is open");
+    let (request_tx, request_rx) = mpsc::channel(1);
+    request_tx
+        .send(AttachRequest { request: Some(AttachMessage::Open(open)) })
+        .await
+        .expect("the channel is open");
     let input = Some(Input { data: "x".into(), epoch: 1, ..Default::default() });
     let write = WriteTerminalRequest { terminal_id: terminal.into(), client_id: "quiet".into(), input };
     let stat = StatRequest { path: Some(path(".")), no_follow: false };
@@ -117,7 +124,7 @@ async fn non_waking_calls(inside: &Client, terminal: &str) -> Vec<Result<Respons
         inside.terminals().write(write).await.map(|r| r.map(drop)),
         inside.activity().get(GetActivityRequest {}).await.map(|r| r.map(drop)),
         inside.activity().watch(WatchActivityRequest {}).await.map(|r| r.map(drop)),
-        quiet.terminals().attach(ReceiverStream::new(asked)).await.map(|r| r.map(drop)),
+        quiet.terminals().attach(ReceiverStream::new(request_rx)).await.map(|r| r.map(drop)),
         quiet.terminals().create(CreateTerminalRequest::default()).await.map(|r| r.map(drop)),
         quiet.files().stat(stat).await.map(|r| r.map(drop)),
     ]
@@ -173,15 +180,15 @@ async fn cancelled_request_frees_its_slot_and_wake_continues() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     podling.sleep_and_wait(&ada).await;
-    let (begun, heard) = oneshot::channel();
+    let (begun_tx, begun_rx) = oneshot::channel();
     let inside = podling.client().for_workspace(&ada.id);
     let mut calls = JoinSet::new();
     calls.spawn(async move {
-        let _ = begun.send(());
+        let _ = begun_tx.send(());
         let stat = StatRequest { path: Some(path(".")), no_follow: false };
         drop(inside.files().stat(stat).await);
     });
-    heard.await.expect("the call begins");
+    begun_rx.await.expect("the call begins");
     // The request may or may not have been sent; in either case a later request succeeds.
     calls.abort_all();
     while calls.join_next().await.is_some() {}

@@ -54,12 +54,12 @@ async fn stalled_archive_blocks_only_its_own_workspace() {
     podling.client().for_workspace(&ada.id).sh("head -c 64M /dev/urandom > noise").await;
     let stall = StalledArchive::new(podling.dir());
     cli.run(&["sleep", "ada", "--force"]).await.ok();
-    let place = tokio::task::spawn_blocking(move || {
+    let replace = tokio::task::spawn_blocking(move || {
         let placed = podling_tests::wait::wait_blocking_every_ms(|| stall.replace_zip(&store));
         assert!(placed, "no archive appears in the store");
         stall
     });
-    let stall = within("the store is stalled", place).await.expect("the pipe is in place");
+    let stall = within("the store is stalled", replace).await.expect("the pipe is in place");
 
     // A call that waits for the store would never finish.
     let mut client = podling.client().workspaces();

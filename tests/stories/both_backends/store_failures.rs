@@ -22,34 +22,37 @@ use podling_tests::{
 
 /// Flags that archive a workspace one second after it falls asleep.
 const ARCHIVE_SOON: [&str; 2] = ["--archive-after", "1s"];
-/// Pause of a background saboteur.
-const SABOTAGE_PAUSE: Duration = Duration::from_millis(1);
+/// Pause between two repetitions of a background fault.
+const FAULT_PAUSE: Duration = Duration::from_millis(1);
 
-/// A thread that repeats a harmful action until this is dropped.
-struct Saboteur {
+/// A thread that repeats a fault until this is dropped.
+struct BackgroundFault {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Saboteur {
+impl BackgroundFault {
     fn repeating(mut action: impl FnMut() + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 action();
-                thread::park_timeout(SABOTAGE_PAUSE);
+                thread::park_timeout(FAULT_PAUSE);
             }
         });
         Self { stop, thread: Some(thread) }
     }
 }
 
-impl Drop for Saboteur {
+impl Drop for BackgroundFault {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         let done = self.thread.take().map(JoinHandle::join);
-        assert!(thread::panicking() || done.is_none_or(|done| done.is_ok()), "the saboteur panicked");
+        assert!(
+            thread::panicking() || done.is_none_or(|done| done.is_ok()),
+            "the thread of a background fault panicked"
+        );
     }
 }
 
@@ -138,7 +141,7 @@ async fn changing_files_are_not_archived_until_they_stop() {
     let mut log = File::options().append(true).open(home.join("a log")).expect("it opens");
     let files = home.clone();
     let mut count = 0_usize;
-    let writer = Saboteur::repeating(move || {
+    let writer = BackgroundFault::repeating(move || {
         log.write_all(b"more").expect("the log grows");
         count += 1;
         fs::write(files.join(format!("{}", count % 1000)), format!("{count}")).expect("a file");
@@ -257,11 +260,11 @@ async fn corrupted_archive_is_detected_before_storage_is_removed() {
     let ada = podling.create("ada", &ARCHIVE_SOON).await;
     write_noise(&podling.home_dir(&ada).join("data"), 32);
     let flipped = Arc::new(AtomicUsize::new(0));
-    let (place, count) = (store.clone(), flipped.clone());
+    let (store_path, count) = (store.clone(), flipped.clone());
     let mut last = PathBuf::new();
-    let saboteur = Saboteur::repeating(move || {
+    let fault = BackgroundFault::repeating(move || {
         // Corrupt the archive after it is written and before it is read back.
-        let arriving = names(&place).into_iter().map(|name| place.join(name)).find(|path| {
+        let arriving = names(&store_path).into_iter().map(|name| store_path.join(name)).find(|path| {
             let large = || fs::metadata(path).is_ok_and(|meta| meta.len() > 1 << 20);
             *path != last && path.extension().is_some_and(|kind| kind == "part") && large()
         });
@@ -276,7 +279,7 @@ async fn corrupted_archive_is_detected_before_storage_is_removed() {
     assert_retained(&podling, &ada, 2, "damaged").await;
     assert!(flipped.load(Ordering::Relaxed) >= 2);
 
-    drop(saboteur);
+    drop(fault);
     wait_archived(&podling, &ada, &store).await;
 }
 

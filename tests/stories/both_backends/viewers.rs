@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use podling_proto::agent::v1::{
     AttachOpen, AttachRequest, Frame, From, FromNow, FromOldest, Input, InputKind,
-    attach_request::Request as Ask, attach_response::Response as Answer, frame::Frame as FrameContent,
-    from::From as Begin,
+    attach_request::Request as AttachMessage, attach_response::Response as AttachReply,
+    frame::Frame as FrameContent, from::From as StartAt,
 };
 use podling_tests::{Client, Podling, client_helpers::script, resuming_client::ResumingClient, within};
 use tokio::{sync::mpsc, task::JoinSet};
@@ -22,18 +22,21 @@ async fn attach(
     client: &Client,
     terminal: &str,
     name: &str,
-    begin: Begin,
+    begin: StartAt,
 ) -> (AttachRequests, Streaming<podling_proto::agent::v1::AttachResponse>) {
-    let (ask, asked) = mpsc::channel(4);
+    let (request_tx, request_rx) = mpsc::channel(4);
     let open = AttachOpen {
         terminal_id: terminal.to_owned(),
         client_id: name.to_owned(),
         from: Some(From { from: Some(begin) }),
         ..Default::default()
     };
-    ask.send(AttachRequest { request: Some(Ask::Open(open)) }).await.expect("the channel is open");
-    let answers = within("Attach", client.terminals().attach(ReceiverStream::new(asked))).await;
-    (ask, answers.expect("attached").into_inner())
+    request_tx
+        .send(AttachRequest { request: Some(AttachMessage::Open(open)) })
+        .await
+        .expect("the channel is open");
+    let answers = within("Attach", client.terminals().attach(ReceiverStream::new(request_rx))).await;
+    (request_tx, answers.expect("attached").into_inner())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,7 +48,8 @@ async fn stalled_viewer_does_not_affect_others() {
     let terminal = inside.open(script(program)).await;
     // This viewer reads its first frame and then stops.
     let stalled = podling.client().for_workspace(&ada.id);
-    let (_ask, mut answers) = attach(&stalled, &terminal.id, "stalled", Begin::Oldest(FromOldest {})).await;
+    let (_request_tx, mut answers) =
+        attach(&stalled, &terminal.id, "stalled", StartAt::Oldest(FromOldest {})).await;
     within("the first frame", answers.message()).await.expect("a frame");
 
     // Another viewer works in the meantime. 6.9 MB are printed, more than the log or a window holds.
@@ -65,7 +69,7 @@ async fn stalled_viewer_does_not_affect_others() {
     let catching_up = async {
         while next != Some(all) {
             let answer = answers.message().await.expect("a frame").expect("more");
-            let Some(Answer::Frame(frame)) = answer.response else { continue };
+            let Some(AttachReply::Frame(frame)) = answer.response else { continue };
             match frame.frame {
                 Some(FrameContent::Data(data)) => {
                     assert_eq!(
@@ -93,10 +97,10 @@ async fn stalled_viewer_does_not_affect_others() {
         while tail != b"and again" {
             let answer = answers.message().await.expect("a frame").expect("more");
             match answer.response {
-                Some(Answer::Frame(Frame { frame: Some(FrameContent::Data(data)), .. })) => {
+                Some(AttachReply::Frame(Frame { frame: Some(FrameContent::Data(data)), .. })) => {
                     tail.extend_from_slice(&data)
                 }
-                Some(Answer::Frame(Frame { frame: Some(FrameContent::Screen(_)), .. })) => screens += 1,
+                Some(AttachReply::Frame(Frame { frame: Some(FrameContent::Screen(_)), .. })) => screens += 1,
                 _ => {}
             }
         }
@@ -112,17 +116,17 @@ async fn flooding_terminal_does_not_delay_another() {
     let ada = podling.workspace("ada").await;
     let inside = podling.client().for_workspace(&ada.id);
     let flood = inside.open(script("exec yes")).await;
-    let (_ask, mut flooded) = attach(&inside, &flood.id, "flood", Begin::Now(FromNow {})).await;
+    let (_request_tx, mut flooded) = attach(&inside, &flood.id, "flood", StartAt::Now(FromNow {})).await;
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { while let Ok(Some(_)) = flooded.message().await {} });
 
     let echo = inside.open(script("stty raw -echo; echo ready; exec cat")).await;
     let mut viewer = ResumingClient::new("writer", &echo.id);
     viewer.run_until("the program is ready", || inside.clone(), |p| p.text().contains("ready")).await;
-    let (ask, mut answers) = attach(&inside, &echo.id, "writer", Begin::Now(FromNow {})).await;
+    let (request_tx, mut answers) = attach(&inside, &echo.id, "writer", StartAt::Now(FromNow {})).await;
     let mut times = Vec::new();
     for offset in 0..KEYS {
-        let begun = Instant::now();
+        let started = Instant::now();
         let input = Input {
             epoch: echo.epoch,
             offset: offset as u64,
@@ -130,11 +134,14 @@ async fn flooding_terminal_does_not_delay_another() {
             kind: InputKind::User.into(),
             reply_at: 0,
         };
-        ask.send(AttachRequest { request: Some(Ask::Input(input)) }).await.expect("the stream is open");
+        request_tx
+            .send(AttachRequest { request: Some(AttachMessage::Input(input)) })
+            .await
+            .expect("the stream is open");
         within("a key echoes beside a flood", async {
             loop {
                 let answer = answers.message().await.expect("a frame").expect("more");
-                if let Some(Answer::Frame(frame)) = answer.response
+                if let Some(AttachReply::Frame(frame)) = answer.response
                     && matches!(frame.frame, Some(FrameContent::Data(_)))
                 {
                     return;
@@ -142,7 +149,7 @@ async fn flooding_terminal_does_not_delay_another() {
             }
         })
         .await;
-        times.push(begun.elapsed());
+        times.push(started.elapsed());
     }
     times.sort_unstable();
     let quantile = |q: f64| times[((times.len() - 1) as f64 * q) as usize];

@@ -33,7 +33,7 @@ const LONG_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 pub(super) struct ReplayTarget {
     podling: Podling,
     workspaces: BTreeMap<String, Workspace>,
-    begun: Instant,
+    started: Instant,
 }
 
 impl ReplayTarget {
@@ -41,12 +41,12 @@ impl ReplayTarget {
         let TraceEvent::Up(args) = first else { panic!("a trace begins with `up`: {first:?}") };
         let podling =
             Podling::up_with(PodlingOptions { args: args.clone(), ..PodlingOptions::default() }).await;
-        Self { podling, workspaces: BTreeMap::new(), begun: Instant::now() }
+        Self { podling, workspaces: BTreeMap::new(), started: Instant::now() }
     }
 
     /// Injects an event. Its response may be lost only if the control plane dies next (`next`).
     pub(super) async fn inject(&mut self, event: &TraceEvent, next: Option<&TraceStep>) {
-        eprintln!("{:>6.1?} > {event:?}", self.begun.elapsed());
+        eprintln!("{:>6.1?} > {event:?}", self.started.elapsed());
         let answer = self.send(event).await;
         let dies = matches!(next, Some(TraceStep::Inject(TraceEvent::Dies(_))));
         if let Err(status) = answer
@@ -98,15 +98,15 @@ impl ReplayTarget {
     /// Waits until each workspace is in its expected state, and prints each change.
     pub(super) async fn wait_for_rest(&self, expected: &BTreeMap<String, ObservedWorkspace>) {
         let mut last = BTreeMap::new();
-        let begun = self.begun;
+        let started = self.started;
         wait_for(&format!("all are in state {expected:#?}\nof {:#?}", self.workspaces), async || {
             let mut now = BTreeMap::new();
             for (name, expected) in expected {
                 now.insert(name.clone(), self.observe(name).await.without_epoch_unless_in(expected));
             }
-            for (name, seen) in &now {
-                if last.get(name) != Some(seen) {
-                    eprintln!("{:>6.1?} = {name} {}", begun.elapsed(), seen.0.join(" "));
+            for (name, observed) in &now {
+                if last.get(name) != Some(observed) {
+                    eprintln!("{:>6.1?} = {name} {}", started.elapsed(), observed.0.join(" "));
                 }
             }
             last.clone_from(&now);
