@@ -10,7 +10,10 @@ pub mod timeline;
 use std::time::SystemTime;
 
 use podling_proto::{
-    control::v1::{AgentConnection, ExplainWorkspaceResponse, State, Workspace, WorkspaceArchive},
+    control::v1::{
+        AgentConnection, ExplainWorkspaceResponse, State, StateReason, StateReasonCode, Workspace,
+        WorkspaceArchive,
+    },
     text,
 };
 
@@ -57,9 +60,12 @@ fn headline(workspace: &Workspace, now: SystemTime) -> String {
     let name = paint(&workspace.name, Tone::Strong);
     let word = coloured(workspace.state(), state(workspace.state()));
     let since = since(workspace.since, now);
-    let mut text = match workspace.deleted {
-        true => format!("{name} ({}) was deleted {since} ago", workspace.id),
-        false => format!("{name} ({}) has been {word} for {since}", workspace.id),
+    let id = &workspace.id;
+    let mut text = match workspace.state() {
+        _ if workspace.deleted => format!("{name} ({id}) was deleted {since} ago"),
+        State::Failed => format!("{name} ({id}) has {word} to start for {since}"),
+        State::Archiving | State::Deleting => format!("{name} ({id}) is {word}, for {since} so far"),
+        _ => format!("{name} ({id}) has been {word} for {since}"),
     };
     if let Some(position) = queue_position(workspace).filter(|_| workspace.state() == State::Queued) {
         text.push_str(&format!(", {position}"));
@@ -67,14 +73,17 @@ fn headline(workspace: &Workspace, now: SystemTime) -> String {
     if let Some(progress) = &workspace.progress {
         text.push_str(&format!(" ({})", progress::describe(progress)));
     }
-    if let Some(reason) = &workspace.reason {
+    let is_silent = workspace.state() == State::Awake && workspace.connection() != AgentConnection::Connected;
+    // A silent agent was connected when the workspace entered its state; saying so now would mislead.
+    let outdated = |reason: &&StateReason| is_silent && reason.code() == StateReasonCode::AgentConnected;
+    if let Some(reason) = workspace.reason.as_ref().filter(|reason| !outdated(reason)) {
         text.push_str(&format!(": {}", plain(&text::state_reason(reason))));
     }
     text.push('\n');
     if workspace.allocated.is_some() && workspace.allocated != workspace.requested {
         text.push_str(&format!("It {}.\n", resources::describe(workspace)));
     }
-    if workspace.connection() != AgentConnection::Connected && workspace.state() == State::Awake {
+    if is_silent {
         text.push_str(
             "Its agent is not connected, so its present activity is unknown. It stays awake, and no idle time counts.\n",
         );
@@ -95,10 +104,7 @@ mod tests {
 
     use podling_proto::{
         agent::v1::{ActivityLevel, ActivityState, Evidence, Lease, Signal, SleepCause, SleepWarning, Usage},
-        control::v1::{
-            DeclineReason, LogEntry, NextStep, Operation, Remedy, Resources, StateReason, StateReasonCode,
-            next_step::Step,
-        },
+        control::v1::{DeclineReason, LogEntry, NextStep, Operation, Remedy, Resources, next_step::Step},
     };
 
     use super::*;

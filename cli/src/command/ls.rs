@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(
             text,
             "NAME  ID            STATE  SINCE  ACTIVITY  IDLE  NEXT           TEMPLATE\n\
-             demo  abcdefghijkl  awake  1m 5s  idle     45s   sleeps in 14m  shell\n"
+             demo  abcdefghijkl  awake  1m 5s  idle      45s   sleeps in 14m  shell\n"
         );
         workspace.set_connection(AgentConnection::Unknown);
         let text = render(&[workspace], now, false);

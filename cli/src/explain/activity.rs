@@ -18,10 +18,10 @@ pub fn render(activity: &ActivityState, fresh: bool, now: SystemTime) -> String 
         Some(word) => (word, Tone::Good),
         None => ("unknown", Tone::Notice),
     };
-    let mut text = format!("\nActivity: {}", paint(word, tone));
-    if !fresh {
-        text.push_str(&format!(" (from the heartbeat {} ago)", since(activity.at, now)));
-    }
+    let mut text = match fresh {
+        true => format!("\nActivity: {}", paint(word, tone)),
+        false => format!("\nActivity {} ago: {}", since(activity.at, now), paint(word, tone)),
+    };
     let rows: Vec<_> = activity.evidence.iter().map(row).collect();
     if rows.is_empty() {
         text.push_str(". No input arrives and no program works.\n");
@@ -82,14 +82,14 @@ fn render_lease(lease: &Lease) -> String {
 }
 
 fn render_warning(warning: &SleepWarning, now: SystemTime) -> String {
-    let what = match warning.cause() {
-        SleepCause::Unspecified | SleepCause::Idle => "falls asleep unless it is used,",
-        SleepCause::MaxAwake => "falls asleep at its longest time awake,",
-        SleepCause::Requested => "falls asleep as requested,",
-    };
     let left = left(warning.at, now).unwrap_or_default();
     let when = brief(left).map_or_else(|| "now".to_owned(), |left| format!("in {left}"));
-    let line = format!("Its users have been warned: it {what} {when}.");
+    let why = match warning.cause() {
+        SleepCause::Unspecified | SleepCause::Idle => "unless it is used",
+        SleepCause::MaxAwake => "because its longest time awake is over",
+        SleepCause::Requested => "as requested",
+    };
+    let line = format!("Its users have been warned that it falls asleep {when} {why}.");
     format!("{}\n", paint(&line, Tone::Notice))
 }
 
@@ -146,7 +146,7 @@ mod tests {
             ..Default::default()
         };
         let text = render(&idle, false, SystemTime::UNIX_EPOCH + Duration::from_secs(12));
-        assert!(text.contains("idle (from the heartbeat 12s ago). No input arrives"), "{text}");
+        assert!(text.contains("Activity 12s ago: idle. No input"), "{text}");
         assert!(text.contains("Idle time so far: 1m."), "{text}");
     }
 }
