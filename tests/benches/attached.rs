@@ -1,4 +1,5 @@
-//! Podling's side of a measurement: one terminal, attached over gRPC, at the agent itself or through the gateway.
+//! Podling's side of a measurement: one client that is attached to a terminal over gRPC, directly at
+//! the agent or through the gateway.
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -11,17 +12,17 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-/// Requests under way; a keystroke waits for its echo, so one is enough and a few do no harm.
-const REQUESTS: usize = 8;
+/// Capacity of the channel of requests. A keystroke waits for its echo, so one would suffice.
+const REQUEST_CAPACITY: usize = 8;
 
-/// What comes out of a terminal.
-pub(crate) enum Out {
+/// Output of a terminal, or its exit.
+pub(crate) enum TerminalOutput {
     Data(Bytes),
     Exit(Exit),
 }
 
-/// One client of one terminal.
-pub(crate) struct Attached {
+/// Attachment of one client to one terminal.
+pub(crate) struct Attachment {
     requests: mpsc::Sender<AttachRequest>,
     responses: Streaming<AttachResponse>,
     epoch: u64,
@@ -29,17 +30,17 @@ pub(crate) struct Attached {
 }
 
 /// Starts `script` in a new terminal; returns its id.
-pub(crate) async fn create(client: &Client, script: &str) -> Result<String> {
+pub(crate) async fn create_terminal(client: &Client, script: &str) -> Result<String> {
     let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
     let request = CreateTerminalRequest { argv, ..Default::default() };
     let created = client.terminals().create(request).await?.into_inner();
     Ok(created.terminal.context("Create answered without a terminal")?.id)
 }
 
-impl Attached {
-    /// Attaches from the oldest byte. `lossless`: the terminal waits for this reader.
+impl Attachment {
+    /// Attaches from the oldest byte. If `lossless`, the terminal waits for this reader.
     pub(crate) async fn open(client: &Client, terminal_id: &str, lossless: bool) -> Result<Self> {
-        let (requests, rx) = mpsc::channel(REQUESTS);
+        let (requests, rx) = mpsc::channel(REQUEST_CAPACITY);
         let open = AttachOpen {
             terminal_id: terminal_id.to_owned(),
             from: Some(From { from: Some(from::From::Oldest(FromOldest {})) }),
@@ -51,7 +52,9 @@ impl Attached {
         requests.send(AttachRequest { request: Some(Request::Open(open)) }).await?;
         let responses = client.terminals().attach(ReceiverStream::new(rx)).await?.into_inner();
         let mut attached = Self { requests, responses, epoch: 0, typed: 0 };
-        let Some(Response::Frame(first)) = attached.response().await? else { bail!("no frame came first") };
+        let Some(Response::Frame(first)) = attached.response().await? else {
+            bail!("the first response is not a frame")
+        };
         attached.epoch = first.epoch;
         Ok(attached)
     }
@@ -68,13 +71,13 @@ impl Attached {
         Ok(self.requests.send(AttachRequest { request: Some(Request::Input(input)) }).await?)
     }
 
-    /// The next output, or the exit. A gap is an error: what is measured must be whole.
-    pub(crate) async fn out(&mut self) -> Result<Out> {
+    /// Receives the next output or the exit. A gap is an error, because measured output must be complete.
+    pub(crate) async fn next_output(&mut self) -> Result<TerminalOutput> {
         loop {
             match self.response().await? {
                 Some(Response::Frame(frame)) => match frame.frame {
-                    Some(frame::Frame::Data(data)) => return Ok(Out::Data(data)),
-                    Some(frame::Frame::Exit(exit)) => return Ok(Out::Exit(exit)),
+                    Some(frame::Frame::Data(data)) => return Ok(TerminalOutput::Data(data)),
+                    Some(frame::Frame::Exit(exit)) => return Ok(TerminalOutput::Exit(exit)),
                     Some(frame::Frame::Gap(gap)) => bail!("bytes {} to {} are lost", gap.from, gap.to),
                     _ => {}
                 },
@@ -86,12 +89,12 @@ impl Attached {
     }
 
     /// Reads until the terminal has printed `text`.
-    pub(crate) async fn until(&mut self, text: &str) -> Result<()> {
-        let mut seen = Vec::new();
-        while !contains(&seen, text.as_bytes()) {
-            match self.out().await? {
-                Out::Data(data) => seen.extend_from_slice(&data),
-                Out::Exit(exit) => bail!("ended before {text:?}: {exit:?}"),
+    pub(crate) async fn read_until(&mut self, text: &str) -> Result<()> {
+        let mut output = Vec::new();
+        while !contains(&output, text.as_bytes()) {
+            match self.next_output().await? {
+                TerminalOutput::Data(data) => output.extend_from_slice(&data),
+                TerminalOutput::Exit(exit) => bail!("ended before {text:?}: {exit:?}"),
             }
         }
         Ok(())
@@ -102,7 +105,7 @@ impl Attached {
     }
 }
 
-/// Whether `text` occurs in `seen`.
-pub(crate) fn contains(seen: &[u8], text: &[u8]) -> bool {
-    seen.windows(text.len()).any(|window| window == text)
+/// Whether `text` occurs in `output`.
+pub(crate) fn contains(output: &[u8], text: &[u8]) -> bool {
+    output.windows(text.len()).any(|window| window == text)
 }

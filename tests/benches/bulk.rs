@@ -1,4 +1,4 @@
-//! Bulk download: a large file through the gateway against the same from the agent itself.
+//! Download of a large file through the gateway, compared with a download from the agent directly.
 
 use std::{fs, io::Write, time::Instant};
 
@@ -22,17 +22,18 @@ pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut R
     let token = crate::agent_token(podling, workspace).await?;
     let direct = podling.agent_client(workspace).await.token(&token);
     let gateway = podling.client().for_workspace(&workspace.id);
-    let (mut own, mut through) = (Samples::new(), Samples::new());
+    let (mut direct_speeds, mut gateway_speeds) = (Samples::new(), Samples::new());
     for _ in 0..ROUNDS {
-        own.push(download(&direct).await?);
-        through.push(download(&gateway).await?);
+        direct_speeds.push(download(&direct).await?);
+        gateway_speeds.push(download(&gateway).await?);
     }
-    let row = Row::new("download of 500 MB through the gateway (gRPC Read)".into(), "MB/s", &through);
-    report.row(row.peer("directly from the agent, TLS", &own).goal(Goal::AtLeast(0.6)));
+    let row = Row::new("download of 500 MB through the gateway (gRPC Read)".into(), "MB/s", &gateway_speeds);
+    report.row(row.peer("directly from the agent, TLS", &direct_speeds).goal(Goal::AtLeast(0.6)));
     fs::remove_file(file)?;
     Ok(())
 }
 
+/// Downloads the file and returns the speed in MB/s.
 async fn download(client: &Client) -> Result<f64> {
     let start = Instant::now();
     let path = Some(Path { path: Some(path::Path::Text("bulk.bin".into())) });
@@ -42,6 +43,6 @@ async fn download(client: &Client) -> Result<f64> {
     while let Some(message) = stream.message().await? {
         bytes += message.data.len();
     }
-    ensure!(bytes == MEGABYTES * 1_000_000, "{bytes} bytes came");
+    ensure!(bytes == MEGABYTES * 1_000_000, "received {bytes} bytes");
     Ok(bytes as f64 / 1e6 / start.elapsed().as_secs_f64())
 }

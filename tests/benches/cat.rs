@@ -1,4 +1,5 @@
-//! `cat` of a large text file: bytes that reach a client, against reading the PTY here. Every byte is checked.
+//! `cat` of a large text file: throughput at an attached client, compared with a read of a raw PTY.
+//! Each byte is checked.
 
 use std::{fs, io::Write, path::Path, time::Instant};
 
@@ -7,19 +8,20 @@ use podling_tests::{Client, Podling, Workspace};
 use ring::digest::{Context as Digest, SHA256};
 
 use crate::{
-    attached::{self, Attached, Out},
+    attached::{self, Attachment, TerminalOutput},
     raw_pty::RawPty,
     report::{Goal, Report, Row},
     stats::Samples,
 };
 
 const ROUNDS: usize = 5;
-/// Lines of 69 letters and a line end: 200 MB.
+/// Number of lines. With [`LINE_LENGTH`] and line ends they add up to about 200 MB.
 const LINES: usize = 2_900_000;
-const LINE: usize = 69;
+/// Digits in a line, without the line end.
+const LINE_LENGTH: usize = 69;
 
-/// What a terminal makes of the file: a CR before each LF.
-struct Expected {
+/// Size and digest of the file as a terminal prints it, with a CR before each LF.
+struct ExpectedOutput {
     bytes: u64,
     sha256: Vec<u8>,
 }
@@ -43,26 +45,29 @@ pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut R
     Ok(())
 }
 
-fn write_file(path: &Path) -> Result<Expected> {
+fn write_file(path: &Path) -> Result<ExpectedOutput> {
     let mut file = std::io::BufWriter::new(fs::File::create(path)?);
     let mut digest = Digest::new(&SHA256);
     for number in 0..LINES {
-        let line = format!("{number:0LINE$}");
+        let line = format!("{number:0LINE_LENGTH$}");
         file.write_all(line.as_bytes())?;
         file.write_all(b"\n")?;
         digest.update(line.as_bytes());
         digest.update(b"\r\n");
     }
     file.flush()?;
-    Ok(Expected { bytes: (LINES * (LINE + 2)) as u64, sha256: digest.finish().as_ref().to_vec() })
+    Ok(ExpectedOutput {
+        bytes: (LINES * (LINE_LENGTH + 2)) as u64,
+        sha256: digest.finish().as_ref().to_vec(),
+    })
 }
 
-/// Starts reading before the file is printed: `cat` waits for a line.
+/// Prints the file after a line of input, so that the reader is ready before the output starts.
 fn script(file: &Path) -> String {
     format!("stty -echo; echo ready; read go; exec cat {}", file.display())
 }
 
-fn read_raw(file: &Path, expected: &Expected) -> Result<f64> {
+fn read_raw(file: &Path, expected: &ExpectedOutput) -> Result<f64> {
     let mut pty = RawPty::spawn(&script(file))?;
     crate::raw_pty::until_ready(&mut pty)?;
     let start = Instant::now();
@@ -73,22 +78,27 @@ fn read_raw(file: &Path, expected: &Expected) -> Result<f64> {
     Ok(bytes as f64 / 1e6 / start.elapsed().as_secs_f64())
 }
 
-async fn read_attached(client: &Client, file: &Path, expected: &Expected, stalled: bool) -> Result<f64> {
-    let terminal = attached::create(client, &script(file)).await?;
-    let mut attached = Attached::open(client, &terminal, true).await?;
-    attached.until("ready\r\n").await?;
-    // Attached and then never read: its windows fill up and stay full.
-    let _stalled = if stalled { Some(Attached::open(client, &terminal, false).await?) } else { None };
+async fn read_attached(
+    client: &Client,
+    file: &Path,
+    expected: &ExpectedOutput,
+    stalled: bool,
+) -> Result<f64> {
+    let terminal = attached::create_terminal(client, &script(file)).await?;
+    let mut attached = Attachment::open(client, &terminal, true).await?;
+    attached.read_until("ready\r\n").await?;
+    // This client never reads, so its flow-control windows fill up and stay full.
+    let _stalled = if stalled { Some(Attachment::open(client, &terminal, false).await?) } else { None };
     let start = Instant::now();
     attached.send(b"\n").await?;
     let mut digest = Digest::new(&SHA256);
     let mut bytes = 0;
-    while let Out::Data(data) = attached.out().await? {
+    while let TerminalOutput::Data(data) = attached.next_output().await? {
         bytes += data.len() as u64;
         digest.update(&data);
     }
     let speed = bytes as f64 / 1e6 / start.elapsed().as_secs_f64();
-    ensure!(bytes == expected.bytes, "{bytes} bytes came instead of {}", expected.bytes);
-    ensure!(digest.finish().as_ref() == expected.sha256, "other bytes came than were printed");
+    ensure!(bytes == expected.bytes, "received {bytes} bytes instead of {}", expected.bytes);
+    ensure!(digest.finish().as_ref() == expected.sha256, "the received bytes differ from the printed ones");
     Ok(speed)
 }

@@ -1,5 +1,5 @@
-//! How long decisions take, and a sweep over as many workspaces as a control plane may have: measured by the simulation's own program,
-//! which xtask has built.
+//! Time of one decision, and of a sweep over as many workspaces as a control plane may have. The
+//! simulation's program measures them.
 
 use std::{path::Path, process::Command};
 
@@ -14,17 +14,18 @@ const ROUNDS: usize = 5;
 
 pub(crate) fn run(simulate: Option<&Path>, report: &mut Report) -> Result<()> {
     let Some(simulate) = simulate else {
-        report.left_out("decisions", "no simulation was given");
+        report.skip("decisions", "no simulation was given");
         return Ok(());
     };
     let (mut each, mut sweeps) = (Samples::new(), Samples::new());
     for _ in 0..ROUNDS {
         let output = Command::new(simulate).arg("--bench").output()?;
         ensure!(output.status.success(), "{} --bench: {}", simulate.display(), output.status);
-        let said = String::from_utf8(output.stdout)?;
-        let (decision, sweep) = said.split_once(';').with_context(|| format!("it says {said:?}"))?;
-        each.push(number(decision)? / 1e3);
-        sweeps.push(number(sweep)? / 1e3);
+        let stdout = String::from_utf8(output.stdout)?;
+        let (decision, sweep) =
+            stdout.split_once(';').with_context(|| format!("unexpected output of --bench: {stdout:?}"))?;
+        each.push(first_number(decision)? / 1e3);
+        sweeps.push(first_number(sweep)? / 1e3);
     }
     report.row(Row::new("one decision".into(), "µs", &each).absolute(Goal::AtMost(10.0)));
     let name = "decisions for 10,000 workspaces, slowest of 50 rounds";
@@ -32,8 +33,8 @@ pub(crate) fn run(simulate: Option<&Path>, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// The first word, which is a number.
-fn number(text: &str) -> Result<f64> {
-    let word = text.split_whitespace().next().context("nothing is said")?;
-    word.parse().with_context(|| format!("{word:?} is no number"))
+/// Parses the first word as a number.
+fn first_number(text: &str) -> Result<f64> {
+    let word = text.split_whitespace().next().context("an empty text instead of a number")?;
+    word.parse().with_context(|| format!("{word:?} is not a number"))
 }

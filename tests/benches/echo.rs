@@ -1,4 +1,4 @@
-//! Keystroke to echo: one byte to `cat` on a raw terminal and back, one after the other.
+//! Round-trip time of a keystroke: one byte to `cat` on a raw terminal and back, one at a time.
 
 use std::{
     io::{Read, Write},
@@ -9,7 +9,7 @@ use anyhow::Result;
 use podling_tests::{Podling, Workspace};
 
 use crate::{
-    attached::{self, Attached, Out},
+    attached::{self, Attachment, TerminalOutput},
     raw_pty::{RawPty, until_ready},
     report::{Goal, Report, Row},
     ssh::Sshd,
@@ -17,11 +17,11 @@ use crate::{
 };
 
 const SCRIPT: &str = "stty raw -echo; echo ready; exec cat";
-/// Rounds, and keystrokes of each candidate in each round.
 const ROUNDS: usize = 12;
+/// Keystrokes of each candidate in each round.
 const KEYS: usize = 400;
-/// Keystrokes before the first that counts, so that everybody's caches are warm.
-const WARM: usize = 50;
+/// Keystrokes of the first round, which warms up caches and does not count.
+const WARM_UP_KEYS: usize = 50;
 
 pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut Report) -> Result<()> {
     let mut raw = RawPty::spawn(SCRIPT)?;
@@ -32,14 +32,14 @@ pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut R
         attach(&podling.agent_client(workspace).await.token(&crate::agent_token(podling, workspace).await?))
             .await?;
     let mut gateway = attach(&podling.client().for_workspace(&workspace.id)).await?;
-    let mut series = [const { Series::new() }; 4];
+    let mut series = [const { EchoTimes::new() }; 4];
     for round in 0..=ROUNDS {
-        let keys = if round == 0 { WARM } else { KEYS };
+        let keys = if round == 0 { WARM_UP_KEYS } else { KEYS };
         let samples = [
-            blocking(&mut raw, keys)?,
-            blocking(&mut ssh, keys)?,
-            typed(&mut agent, keys).await?,
-            typed(&mut gateway, keys).await?,
+            measure_blocking(&mut raw, keys)?,
+            measure_blocking(&mut ssh, keys)?,
+            measure_attached(&mut agent, keys).await?,
+            measure_attached(&mut gateway, keys).await?,
         ];
         if round > 0 {
             series.iter_mut().zip(samples).for_each(|(series, samples)| series.push(&samples));
@@ -64,13 +64,13 @@ pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut R
     Ok(())
 }
 
-/// One candidate: its median and its slow end, a value for each round.
-struct Series {
+/// Median and 99th percentile of one candidate in microseconds, a value for each round.
+struct EchoTimes {
     p50: Samples,
     p99: Samples,
 }
 
-impl Series {
+impl EchoTimes {
     const fn new() -> Self {
         Self { p50: Samples::new(), p99: Samples::new() }
     }
@@ -81,14 +81,14 @@ impl Series {
     }
 }
 
-async fn attach(client: &podling_tests::Client) -> Result<Attached> {
-    let terminal = attached::create(client, SCRIPT).await?;
-    let mut attached = Attached::open(client, &terminal, false).await?;
-    attached.until("ready").await?;
+async fn attach(client: &podling_tests::Client) -> Result<Attachment> {
+    let terminal = attached::create_terminal(client, SCRIPT).await?;
+    let mut attached = Attachment::open(client, &terminal, false).await?;
+    attached.read_until("ready").await?;
     Ok(attached)
 }
 
-fn blocking(io: &mut (impl Read + Write), keys: usize) -> Result<Samples> {
+fn measure_blocking(io: &mut (impl Read + Write), keys: usize) -> Result<Samples> {
     let mut samples = Samples::new();
     let mut byte = [0; 16];
     for _ in 0..keys {
@@ -101,14 +101,14 @@ fn blocking(io: &mut (impl Read + Write), keys: usize) -> Result<Samples> {
     Ok(samples)
 }
 
-async fn typed(attached: &mut Attached, keys: usize) -> Result<Samples> {
+async fn measure_attached(attached: &mut Attachment, keys: usize) -> Result<Samples> {
     let mut samples = Samples::new();
     for _ in 0..keys {
         let start = Instant::now();
         attached.send(b"x").await?;
-        match attached.out().await? {
-            Out::Data(_) => samples.push(start.elapsed().as_secs_f64() * 1e6),
-            Out::Exit(exit) => anyhow::bail!("cat ended: {exit:?}"),
+        match attached.next_output().await? {
+            TerminalOutput::Data(_) => samples.push(start.elapsed().as_secs_f64() * 1e6),
+            TerminalOutput::Exit(exit) => anyhow::bail!("cat ended: {exit:?}"),
         }
     }
     Ok(samples)

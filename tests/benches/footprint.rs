@@ -1,4 +1,4 @@
-//! What an agent costs when nobody does anything: size on disk, memory, CPU, threads, and what one more terminal adds.
+//! Cost of an idle agent: size on disk, memory, CPU and threads, and the cost of one more terminal.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -12,8 +12,8 @@ use crate::{
 };
 
 const TERMINALS: usize = 40;
-/// How long the agent is watched doing nothing.
-const IDLE: Duration = Duration::from_secs(30);
+/// Time over which the idle agent's CPU time is measured.
+const IDLE_TIME: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(
     podling: &Podling,
@@ -24,30 +24,30 @@ pub(crate) async fn run(
     match agent {
         Some(path) => {
             let megabytes = fs::metadata(path)?.len() as f64 / 1e6;
-            report.row(single("agent: static binary", "MB", megabytes, Goal::AtMost(6.0)));
+            report.row(single_sample("agent: static binary", "MB", megabytes, Goal::AtMost(6.0)));
         }
-        None => report.left_out("agent: static binary", "no static build was given"),
+        None => report.skip("agent: static binary", "no static build was given"),
     }
     let pid = podling.agent_pid(workspace);
     let ticks = cpu_ticks(pid)?;
-    tokio::time::sleep(IDLE).await;
-    let used = (cpu_ticks(pid)? - ticks) as f64 / IDLE.as_secs_f64();
-    report.row(single("agent: CPU while idle", "% of a core", used, Goal::AtMost(0.2)));
-    report.row(single(
+    tokio::time::sleep(IDLE_TIME).await;
+    let used = (cpu_ticks(pid)? - ticks) as f64 / IDLE_TIME.as_secs_f64();
+    report.row(single_sample("agent: CPU while idle", "% of a core", used, Goal::AtMost(0.2)));
+    report.row(single_sample(
         "agent: memory while idle (RSS)",
         "MiB",
-        status(pid, "VmRSS")? / 1024.0,
+        process_status(pid, "VmRSS")? / 1024.0,
         Goal::AtMost(8.0),
     ));
-    let (memory, threads) = (private_kib(pid)?, status(pid, "Threads")?);
+    let (memory, threads) = (private_kib(pid)?, process_status(pid, "Threads")?);
     let client = podling.client().for_workspace(&workspace.id);
     for _ in 0..TERMINALS {
-        attached::create(&client, "stty -echo; exec cat").await?;
+        attached::create_terminal(&client, "stty -echo; exec cat").await?;
     }
     let each = (private_kib(pid)? - memory) / TERMINALS as f64;
-    report.row(single("agent: memory of one idle terminal", "KiB", each, Goal::AtMost(16.0)));
-    let more = status(pid, "Threads")? - threads;
-    report.row(single(
+    report.row(single_sample("agent: memory of one idle terminal", "KiB", each, Goal::AtMost(16.0)));
+    let more = process_status(pid, "Threads")? - threads;
+    report.row(single_sample(
         &format!("agent: additional threads with {TERMINALS} terminals"),
         "",
         more,
@@ -56,17 +56,17 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// A row of one sample that is held against a goal of its own.
-pub(crate) fn single(name: &str, unit: &'static str, value: f64, goal: Goal) -> Row {
+/// A row of one sample with an absolute goal.
+pub(crate) fn single_sample(name: &str, unit: &'static str, value: f64, goal: Goal) -> Row {
     Row::new(name.to_owned(), unit, &Samples::from_iter([value])).absolute(goal)
 }
 
-/// A field of what the kernel says of a process; memory in KiB.
-pub(crate) fn status(pid: u32, key: &str) -> Result<f64> {
+/// A numeric field of `/proc/PID/status`. Memory is in KiB.
+pub(crate) fn process_status(pid: u32, key: &str) -> Result<f64> {
     field(&fs::read_to_string(format!("/proc/{pid}/status"))?, key)
 }
 
-/// Memory that is this process's alone, as the kernel counts pages.
+/// Private memory of the process in KiB (clean and dirty pages).
 fn private_kib(pid: u32) -> Result<f64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     Ok(field(&rollup, "Private_Dirty")? + field(&rollup, "Private_Clean")?)
@@ -78,7 +78,7 @@ fn field(text: &str, key: &str) -> Result<f64> {
     Ok(line.split_whitespace().nth(1).context("a value")?.parse()?)
 }
 
-/// User and system time in clock ticks, of which Linux counts a hundred a second.
+/// User and system time in clock ticks of 10 ms.
 fn cpu_ticks(pid: u32) -> Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<_> = stat.rsplit(')').next().context("stat")?.split_whitespace().collect();

@@ -1,4 +1,4 @@
-//! Which groups are measured, and in which order: each can be run alone.
+//! The groups of measurements, in order. Each can be run alone.
 
 use std::{
     env,
@@ -12,60 +12,64 @@ use crate::{
     archive, bulk, cat, decide, echo, footprint, packages, prompt, proof, report::Report, restore, wake,
 };
 
-/// Set by xtask: where the simulation is.
+/// Environment variable that xtask sets: the path of the simulation's program.
 const SIMULATE: &str = "PODLING_BENCH_SIMULATE";
 
-/// All of them, or `only` one.
+/// Runs all groups except pods, or only the group `only`.
 pub(crate) async fn run(
     podling: &Podling,
     only: Option<&str>,
     agent: Option<&Path>,
     report: &mut Report,
 ) -> Result<()> {
-    let wanted = |name: &str| only.is_none_or(|only| only == name);
-    if wanted("footprint") {
+    let is_selected = |name: &str| only.is_none_or(|only| only == name);
+    if is_selected("footprint") {
         let quiet = podling.workspace("quiet").await;
         footprint::run(podling, &quiet, agent, report).await?;
     }
-    if wanted("prompt") {
+    if is_selected("prompt") {
         prompt::run(podling, report).await?;
     }
     let workspace = podling.workspace("bench").await;
-    if wanted("echo") {
+    if is_selected("echo") {
         echo::run(podling, &workspace, report).await?;
     }
-    if wanted("cat") {
+    if is_selected("cat") {
         cat::run(podling, &workspace, report).await?;
     }
-    if wanted("bulk") {
+    if is_selected("bulk") {
         bulk::run(podling, &workspace, report).await?;
     }
-    if wanted("decide") {
+    if is_selected("decide") {
         decide::run(env::var_os(SIMULATE).map(PathBuf::from).as_deref(), report)?;
     }
-    if wanted("wake") {
+    if is_selected("wake") {
         wake::run(podling, report).await?;
     }
-    archives(podling, wanted, report).await?;
+    archive_groups(podling, is_selected, report).await?;
     Ok(())
 }
 
-/// Those that want a tree of files. They come last: what they write keeps the disk busy for long.
-async fn archives(podling: &Podling, wanted: impl Fn(&str) -> bool, report: &mut Report) -> Result<()> {
-    if ["archive", "proof", "restore"].into_iter().any(&wanted)
+/// The groups that need many files. They run last, because the disk stays busy for long after them.
+async fn archive_groups(
+    podling: &Podling,
+    is_selected: impl Fn(&str) -> bool,
+    report: &mut Report,
+) -> Result<()> {
+    if ["archive", "proof", "restore"].into_iter().any(&is_selected)
         && let Some(tree) = packages::tree(report)?
     {
-        if wanted("archive") {
+        if is_selected("archive") {
             archive::tree(podling, &tree, report).await?;
         }
-        if wanted("proof") {
+        if is_selected("proof") {
             proof::run(podling, &tree, report).await?;
         }
-        if wanted("restore") {
+        if is_selected("restore") {
             restore::run(podling, &tree, report).await?;
         }
     }
-    if wanted("large") {
+    if is_selected("large") {
         archive::large(podling, report).await?;
     }
     Ok(())

@@ -1,6 +1,7 @@
-//! `cargo xtask bench`: Podling and its peers, interleaved in one run; ratios, never absolute times as a gate.
+//! `cargo xtask bench` measures Podling and its peers, interleaved in one run. Goals are ratios to a
+//! peer where there is one, because absolute times depend on the machine.
 //!
-//! Must run with nothing else on the machine; writes BENCHMARKS.md.
+//! Run it on an otherwise idle machine. It writes the measured part of BENCHMARKS.md.
 
 mod archive;
 mod attached;
@@ -28,11 +29,11 @@ use podling_proto::control::v1::CreateTokenRequest;
 use podling_tests::{Podling, PodlingOptions, Workspace};
 use report::Report;
 
-/// Set by xtask: where the static agent is, and the page to write.
+/// Environment variables that xtask sets: the path of the static agent, and the page to write.
 const AGENT: &str = "PODLING_BENCH_AGENT";
 const PAGE: &str = "PODLING_BENCH_PAGE";
-/// What wants a cluster, and is measured alone (`cargo xtask cluster bench`).
-const PODS: &str = "pods";
+/// The group that needs a cluster. It is measured alone (`cargo xtask cluster bench`).
+const PODS_GROUP: &str = "pods";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
@@ -44,7 +45,7 @@ async fn main() -> Result<()> {
     report.fact(report::shell("rustc --version")?);
     let only = env::args().skip(1).find(|arg| !arg.starts_with('-'));
     let page = env::var_os(PAGE).map(PathBuf::from);
-    if only.as_deref() == Some(PODS) {
+    if only.as_deref() == Some(PODS_GROUP) {
         pods::run(&mut report).await?;
         return page.map_or(Ok(()), |page| report.write(&page, "measured on pods"));
     }
@@ -56,7 +57,7 @@ async fn main() -> Result<()> {
     page.filter(|_| only.is_none()).map_or(Ok(()), |page| report.write(&page, "measured"))
 }
 
-/// A token for the workspace's agent, called directly.
+/// Creates a token for direct requests to the workspace's agent. It expires after an hour.
 async fn agent_token(podling: &Podling, workspace: &Workspace) -> Result<String> {
     let request = CreateTokenRequest {
         verbs: vec!["admin".into()],

@@ -1,4 +1,5 @@
-//! The tree that archives are measured with: what pip installs for a person who works with notebooks, fetched once into the cache.
+//! The tree of files that archives are measured with: Python packages for notebooks, fetched by pip
+//! once into the cache.
 
 use std::{
     fs,
@@ -11,9 +12,9 @@ use podling_tests::tools;
 
 use crate::report::{Report, shell};
 
-/// Named in full, so that two runs measure the same; what they need themselves moves.
+/// Pinned, so that two runs measure the same. Their dependencies are not pinned.
 const PACKAGES: [&str; 3] = ["numpy==2.4.6", "pandas==3.1.1", "jupyterlab==4.6.6"];
-/// Besides `--target`: nothing but the packages.
+/// Arguments of `python3` before `--target`.
 const PIP: [&str; 7] = [
     "-m",
     "pip",
@@ -24,11 +25,12 @@ const PIP: [&str; 7] = [
     "--no-warn-script-location",
 ];
 
-/// Where the tree is; fetches it if it is missing. `None`: left out, and the report says why.
+/// Returns the path of the tree, and fetches it if it is missing. Returns `None` if that fails; the
+/// report then has the reason.
 pub(crate) fn tree(report: &mut Report) -> Result<Option<PathBuf>> {
     for (program, package) in [("zip", "zip"), ("unzip", "unzip"), ("python3", "python3-pip")] {
         if Command::new(program).arg("--help").output().is_err() {
-            report.left_out("archives", &format!("{program} is missing: apt-get install {package}"));
+            report.skip("archives", &format!("{program} is missing; run apt-get install {package}"));
             return Ok(None);
         }
     }
@@ -37,7 +39,7 @@ pub(crate) fn tree(report: &mut Report) -> Result<Option<PathBuf>> {
     if !tree.exists()
         && let Err(error) = fetch(&tree)
     {
-        report.left_out("archives", &format!("{error:#}"));
+        report.skip("archives", &format!("{error:#}"));
         return Ok(None);
     }
     let count = shell(&format!("find '{}' -type f | wc -l", tree.display()))?;
@@ -50,7 +52,7 @@ pub(crate) fn tree(report: &mut Report) -> Result<Option<PathBuf>> {
     Ok(Some(tree))
 }
 
-/// Beside its place first: half a tree is never taken for one.
+/// Fetches into a directory beside `tree` and renames it, so that an incomplete tree is never used.
 fn fetch(tree: &Path) -> Result<()> {
     let part = tree.with_extension("part");
     println!("fetching {} into {}", PACKAGES.join(", "), tree.display());
@@ -63,7 +65,7 @@ fn fetch(tree: &Path) -> Result<()> {
     Ok(fs::rename(&part, tree)?)
 }
 
-/// Copies the tree, with its times, to where a workspace has it.
+/// Copies the tree with its timestamps.
 pub(crate) fn copy(tree: &Path, to: &Path) -> Result<()> {
     let copied = Command::new("cp").args(["-a", "--reflink=auto"]).arg(tree).arg(to).status()?;
     ensure!(copied.success(), "cp {}: {copied}", tree.display());

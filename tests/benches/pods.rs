@@ -1,5 +1,5 @@
-//! Workspaces as pods, as they are deployed, beside a bare pod of the same image: from nothing and from sleep to a prompt, to no pod any more,
-//! and to another limit. (`cargo xtask cluster bench`)
+//! Workspaces as pods, compared with a bare pod of the same image: times of creation, wake, sleep and
+//! resize. Run by `cargo xtask cluster bench`.
 
 use std::time::Instant;
 
@@ -32,15 +32,17 @@ use crate::{
 const ROUNDS: usize = 12;
 /// An image that has the agent in it, and a shell.
 const IMAGE: &str = "podling/python:0.1.0";
-/// Of which the workspaces are made. (Its IDE would start beside what is measured.)
+/// Template of the workspaces. Its command replaces the image's IDE, which would run beside the
+/// measurement.
 const TEMPLATE: &str = "bench";
-/// What runs in the bare pod, and ends when it is told to.
-const BARE: &str = "trap 'exit 0' TERM; sleep infinity & wait";
-const MORE: Resources = Resources { cpu_millis: 0, memory_bytes: 512 << 20 };
+/// Command of the bare pod. Exits on TERM.
+const BARE_COMMAND: &str = "trap 'exit 0' TERM; sleep infinity & wait";
+/// Resources after the resize.
+const RESIZED: Resources = Resources { cpu_millis: 0, memory_bytes: 512 << 20 };
 
-/// What was measured, in milliseconds.
+/// Measured times in milliseconds.
 #[derive(Default)]
-struct Measured {
+struct PodTimes {
     bare: Samples,
     bare_gone: Samples,
     created: Samples,
@@ -49,27 +51,25 @@ struct Measured {
     resized: Samples,
 }
 
-/// The cluster's side.
-struct Cluster {
+/// The deployed control plane, and a namespace for bare pods.
+struct BenchCluster {
     client: Client,
-    /// Where workspaces are.
-    pods: Api<Pod>,
-    /// Where pods are nobody's.
-    bare: Api<Pod>,
-    _bare: Namespace,
+    workspace_pods: Api<Pod>,
+    bare_pods: Api<Pod>,
+    _bare_namespace: Namespace,
 }
 
 pub(crate) async fn run(report: &mut Report) -> Result<()> {
-    let cluster = Cluster::new().await?;
+    let cluster = BenchCluster::new().await?;
     report.fact(kubectl(&["version"]).good().lines().last().unwrap_or_default().to_owned());
-    // The first of each reads all from the disk.
-    cluster.round("first", &mut Measured::default()).await?;
-    let mut measured = Measured::default();
+    // The first round reads all files from the disk and does not count.
+    cluster.round("first", &mut PodTimes::default()).await?;
+    let mut measured = PodTimes::default();
     for round in 0..ROUNDS {
         cluster.round(&format!("round-{round}"), &mut measured).await?;
     }
     let peer = "a bare pod of that image → Ready";
-    let Measured { bare, bare_gone, created, woken, asleep, resized } = measured;
+    let PodTimes { bare, bare_gone, created, woken, asleep, resized } = measured;
     let row = |name: &str, ours: &Samples| Row::new(name.to_owned(), "ms", ours);
     report.row(row("create a workspace and its volume → its shell's prompt", &created).peer(peer, &bare));
     report.row(row("asleep → its shell's prompt, through a request that wakes it", &woken).peer(peer, &bare));
@@ -81,7 +81,7 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-impl Cluster {
+impl BenchCluster {
     async fn new() -> Result<Self> {
         import_ide_image("python")?;
         let deployed = Deployed::get();
@@ -97,13 +97,13 @@ impl Cluster {
         let bare = Namespace::new();
         Ok(Self {
             client: deployed.client(),
-            pods: Api::namespaced(kube.clone(), deployed.space().name()),
-            bare: Api::namespaced(kube, bare.name()),
-            _bare: bare,
+            workspace_pods: Api::namespaced(kube.clone(), deployed.space().name()),
+            bare_pods: Api::namespaced(kube, bare.name()),
+            _bare_namespace: bare,
         })
     }
 
-    async fn round(&self, name: &str, measured: &mut Measured) -> Result<()> {
+    async fn round(&self, name: &str, measured: &mut PodTimes) -> Result<()> {
         self.bare_pod(name, measured).await?;
         let mut workspaces = self.client.workspaces();
         let create = CreateWorkspaceRequest {
@@ -114,14 +114,14 @@ impl Cluster {
         let begun = Instant::now();
         let made = workspaces.create(create).await?.into_inner().workspace.context("no workspace")?;
         let inside = self.client.clone().for_workspace(&made.id);
-        prompt::opened(&inside).await?;
+        prompt::open_shell(&inside).await?;
         measured.created.push(milliseconds(begun));
 
         let begun = Instant::now();
-        let more = ResizeWorkspaceRequest { workspace: made.id.clone(), resources: Some(MORE) };
+        let more = ResizeWorkspaceRequest { workspace: made.id.clone(), resources: Some(RESIZED) };
         workspaces.resize(more).await?;
-        let limit = MORE.memory_bytes.to_string();
-        wait_for("it has the limit", async || {
+        let limit = RESIZED.memory_bytes.to_string();
+        wait_for("the new memory limit", async || {
             let has = inside.run(script(MEMORY_LIMIT)).await.stdout;
             (String::from_utf8_lossy(&has).trim() == limit).then_some(())
         })
@@ -129,60 +129,66 @@ impl Cluster {
         measured.resized.push(milliseconds(begun));
 
         let label = format!("podling.dev/workspace={}", made.id);
-        let pods = self.pods.list(&ListParams::default().labels(&label)).await?;
+        let pods = self.workspace_pods.list(&ListParams::default().labels(&label)).await?;
         let pod = pods.items.first().and_then(|pod| pod.metadata.name.clone()).context("no pod")?;
         let begun = Instant::now();
         workspaces.sleep(SleepWorkspaceRequest { workspace: made.id.clone(), force: true }).await?;
-        until(&self.pods, &pod, |event| matches!(event, WatchEvent::Deleted(_))).await?;
+        wait_until(&self.workspace_pods, &pod, |event| matches!(event, WatchEvent::Deleted(_))).await?;
         measured.asleep.push(milliseconds(begun));
 
-        wait_for("it sleeps", async || {
+        wait_for("the workspace to be asleep", async || {
             let get = GetWorkspaceRequest { workspace: made.id.clone() };
             let now = self.client.workspaces().get(get).await.ok()?.into_inner().workspace?;
             (now.state() == State::Asleep).then_some(())
         })
         .await;
         let begun = Instant::now();
-        prompt::opened(&inside).await?;
+        prompt::open_shell(&inside).await?;
         measured.woken.push(milliseconds(begun));
 
         let delete = DeleteWorkspaceRequest { workspace: made.id.clone(), discard: true };
         workspaces.delete(delete).await?;
-        wait_for("nothing is left of it", async || {
-            let left = self.pods.list(&ListParams::default().labels(&label)).await;
+        wait_for("the removal of all its pods", async || {
+            let left = self.workspace_pods.list(&ListParams::default().labels(&label)).await;
             left.is_ok_and(|left| left.items.is_empty()).then_some(())
         })
         .await;
         Ok(())
     }
 
-    /// As `kubectl run` makes it, without the time that kubectl itself takes.
-    async fn bare_pod(&self, name: &str, measured: &mut Measured) -> Result<()> {
+    /// Creates and deletes a pod as `kubectl run` does, without the time of kubectl itself.
+    async fn bare_pod(&self, name: &str, measured: &mut PodTimes) -> Result<()> {
         let security = json!({
             "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": true,
             "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"},
         });
         let container = json!({
-            "name": name, "image": image(IMAGE), "command": ["sh", "-c", BARE], "securityContext": security,
+            "name": name, "image": image(IMAGE), "command": ["sh", "-c", BARE_COMMAND],
+            "securityContext": security,
         });
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": name},
             "spec": {"containers": [container], "restartPolicy": "Never"},
         }))?;
         let begun = Instant::now();
-        self.bare.create(&PostParams::default(), &pod).await?;
-        until(&self.bare, name, |event| matches!(event, WatchEvent::Modified(pod) if is_ready(pod))).await?;
+        self.bare_pods.create(&PostParams::default(), &pod).await?;
+        wait_until(
+            &self.bare_pods,
+            name,
+            |event| matches!(event, WatchEvent::Modified(pod) if is_ready(pod)),
+        )
+        .await?;
         measured.bare.push(milliseconds(begun));
         let begun = Instant::now();
-        self.bare.delete(name, &DeleteParams::default()).await?;
-        until(&self.bare, name, |event| matches!(event, WatchEvent::Deleted(_))).await?;
+        self.bare_pods.delete(name, &DeleteParams::default()).await?;
+        wait_until(&self.bare_pods, name, |event| matches!(event, WatchEvent::Deleted(_))).await?;
         measured.bare_gone.push(milliseconds(begun));
         Ok(())
     }
 }
 
-/// Watches a pod from what is known of it now until `reached`, which one that is not there any more has.
-async fn until(pods: &Api<Pod>, name: &str, reached: impl Fn(&WatchEvent<Pod>) -> bool) -> Result<()> {
+/// Watches a pod until `reached`. Returns at once if the pod does not exist.
+async fn wait_until(pods: &Api<Pod>, name: &str, reached: impl Fn(&WatchEvent<Pod>) -> bool) -> Result<()> {
     let only = format!("metadata.name={name}");
     let now = pods.list(&ListParams::default().fields(&only)).await?;
     let version = now.metadata.resource_version.context("a list without a version")?;

@@ -1,6 +1,7 @@
-//! What the proof of an archive costs: a workspace is archived into the store, and what was stored is read again, decoded and compared,
-//! before its storage goes. Told apart from outside: the zip is made when the agent begins to stream, gets its name when it is whole, and
-//! the decision that it is proven has its time in the log.
+//! Time of the proof of an archive, which reads the stored object back, decodes and compares it.
+//!
+//! The phases are measured from outside. The zip file is created when the agent begins to stream and
+//! renamed when it is complete. The log has the time of the decision that follows the proof.
 
 use std::{
     fs,
@@ -25,7 +26,7 @@ const ROUNDS: usize = 3;
 pub(crate) async fn run(podling: &Podling, tree: &Path, report: &mut Report) -> Result<()> {
     let (mut archives, mut proofs) = (Samples::new(), Samples::new());
     for round in 0..ROUNDS {
-        let (archive, proof) = archived(podling, tree, &format!("proof-{round}")).await?;
+        let (archive, proof) = archive_workspace(podling, tree, &format!("proof-{round}")).await?;
         archives.push(archive.as_secs_f64());
         proofs.push(proof.as_secs_f64());
     }
@@ -34,13 +35,14 @@ pub(crate) async fn run(podling: &Podling, tree: &Path, report: &mut Report) -> 
     Ok(())
 }
 
+/// Whether the decision was made after the proof of the archive.
 fn is_proven(entry: &LogEntry) -> bool {
     let code = entry.reason.as_ref().map(|reason| reason.code());
     matches!(code, Some(StateReasonCode::Archived | StateReasonCode::ReleasingStorage))
 }
 
-/// How long it took to archive it, and to prove that.
-async fn archived(podling: &Podling, tree: &Path, name: &str) -> Result<(Duration, Duration)> {
+/// Archives a workspace. Returns the times of archiving and of the proof.
+async fn archive_workspace(podling: &Podling, tree: &Path, name: &str) -> Result<(Duration, Duration)> {
     let workspace = podling.create(name, &["--archive-after", "1s"]).await;
     let home = podling.home_dir(&workspace);
     packages::copy(tree, &home.join("it"))?;
@@ -48,13 +50,17 @@ async fn archived(podling: &Podling, tree: &Path, name: &str) -> Result<(Duratio
     podling.cli().run(&["sleep", name, "--force"]).await.ok();
     podling.wait_for_state(&workspace, State::Archived).await;
     let log = podling.transition_log(&workspace).await;
-    let proven = log.iter().find(|entry| is_proven(entry)).context("no proof is told")?;
+    let proven = log.iter().find(|entry| is_proven(entry)).context("no decision after a proof")?;
     let proven = SystemTime::try_from(proven.at.context("a decision without a time")?)?;
-    let of_it = |stored: &String| stored.contains(&workspace.id) && stored.ends_with(".zip");
-    let zip = podling.stored_names().into_iter().find(of_it).context("nothing is stored")?;
+    let is_its_zip = |stored: &String| stored.contains(&workspace.id) && stored.ends_with(".zip");
+    let zip = podling
+        .stored_names()
+        .into_iter()
+        .find(is_its_zip)
+        .context("no archive of the workspace is stored")?;
     let zip = fs::metadata(podling.data().join("backups").join(zip))?;
     let named = SystemTime::UNIX_EPOCH + Duration::new(zip.ctime().try_into()?, zip.ctime_nsec().try_into()?);
-    // The next round is not to meet what is left to be removed of this one.
+    // The removal of the storage must not overlap with the next round.
     wait_for("its storage is gone", async || (!home.exists()).then_some(())).await;
     Ok((named.duration_since(zip.created()?)?, proven.duration_since(named)?))
 }

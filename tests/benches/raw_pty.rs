@@ -1,4 +1,4 @@
-//! The floor: a PTY opened and read here, with nothing in between.
+//! The peer for terminals: a PTY that the benchmark opens and reads itself.
 
 use std::{
     fs::File,
@@ -13,7 +13,7 @@ use rustix::{
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
 };
 
-/// A program on a PTY of its own.
+/// A shell script on a PTY. Dropping it kills the shell.
 pub(crate) struct RawPty {
     pub(crate) master: File,
     child: Child,
@@ -36,15 +36,15 @@ impl RawPty {
         Ok(Self { master: master.into(), child })
     }
 
-    /// Reads until the program is gone; hands out each piece.
-    pub(crate) fn drain(&mut self, mut piece: impl FnMut(&[u8])) {
+    /// Reads until all programs on the PTY have ended, and passes each read to `consume`.
+    pub(crate) fn drain(&mut self, mut consume: impl FnMut(&[u8])) {
         let mut buffer = vec![0; 64 * 1024];
-        // EIO: the last process that held the slave is gone.
+        // EIO means that the last process with the slave open has ended.
         while let Ok(n) = self.master.read(&mut buffer) {
             if n == 0 {
                 return;
             }
-            piece(&buffer[..n]);
+            consume(&buffer[..n]);
         }
     }
 }
@@ -72,15 +72,15 @@ impl Drop for RawPty {
     }
 }
 
-/// Reads until the program on the far side has said `ready`.
+/// Reads until the program has printed `ready`.
 pub(crate) fn until_ready(from: &mut impl Read) -> Result<()> {
-    let (mut seen, mut buffer) = (Vec::new(), [0; 256]);
-    while !crate::attached::contains(&seen, b"ready\r\n") && !seen.ends_with(b"ready\n") {
+    let (mut output, mut buffer) = (Vec::new(), [0; 256]);
+    while !crate::attached::contains(&output, b"ready\r\n") && !output.ends_with(b"ready\n") {
         let n = from.read(&mut buffer)?;
         if n == 0 {
-            bail!("it ended before it was ready: {}", String::from_utf8_lossy(&seen));
+            bail!("the program ended before it printed ready: {}", String::from_utf8_lossy(&output));
         }
-        seen.extend_from_slice(&buffer[..n]);
+        output.extend_from_slice(&buffer[..n]);
     }
     Ok(())
 }

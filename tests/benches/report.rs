@@ -1,42 +1,43 @@
-//! BENCHMARKS.md: rows with median, spread and ratio to the peer of the same run, and whether the goal is met.
+//! The measured part of BENCHMARKS.md: rows with median, spread, ratio to the peer of the same run, and
+//! whether the goal is met.
 
 use std::{fmt::Write as _, fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 
-use crate::stats::{Quoted, Samples};
+use crate::stats::{Samples, Summary};
 
-/// What a row aims at: of its ratio to the peer, or of its own value where there is no peer.
+/// Goal of a row, for its ratio to the peer or for its own value.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Goal {
     AtMost(f64),
     AtLeast(f64),
 }
 
-/// One figure.
+/// Samples of one quantity, with a peer's samples and goals.
 #[derive(Debug)]
 pub(crate) struct Row {
     name: String,
     unit: &'static str,
-    ours: Samples,
+    samples: Samples,
     peer: Option<(String, Samples)>,
     ratio_goal: Option<Goal>,
     own_goal: Option<Goal>,
 }
 
-/// The whole page.
+/// All rows, skipped measurements, and facts about the machine.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     rows: Vec<Row>,
-    left_out: Vec<String>,
+    skipped: Vec<String>,
     facts: Vec<String>,
 }
 
 // === impl Row ===
 
 impl Row {
-    pub(crate) fn new(name: String, unit: &'static str, ours: &Samples) -> Self {
-        Self { name, unit, ours: ours.clone(), peer: None, ratio_goal: None, own_goal: None }
+    pub(crate) fn new(name: String, unit: &'static str, samples: &Samples) -> Self {
+        Self { name, unit, samples: samples.clone(), peer: None, ratio_goal: None, own_goal: None }
     }
 
     #[must_use]
@@ -45,12 +46,14 @@ impl Row {
         self
     }
 
+    /// Sets the goal of the ratio to the peer.
     #[must_use]
     pub(crate) fn goal(mut self, goal: Goal) -> Self {
         self.ratio_goal = Some(goal);
         self
     }
 
+    /// Sets a goal of the value itself.
     #[must_use]
     pub(crate) fn absolute(mut self, goal: Goal) -> Self {
         self.own_goal = Some(goal);
@@ -58,23 +61,23 @@ impl Row {
     }
 
     fn markdown(&self) -> String {
-        let ours = self.ours.quoted();
-        let ratio = self.peer.as_ref().map(|(_, samples)| self.ours.ratio(samples));
+        let summary = self.samples.summary();
+        let ratio = self.peer.as_ref().map(|(_, samples)| self.samples.ratio(samples));
         let (goal, met) = match (self.ratio_goal, ratio, self.own_goal) {
             (Some(goal), Some(ratio), _) => (format!("{goal}×"), goal.met(ratio)),
-            (_, _, Some(goal)) => (format!("{goal} {}", self.unit), goal.met(ours)),
+            (_, _, Some(goal)) => (format!("{goal} {}", self.unit), goal.met(summary)),
             _ => (String::new(), ""),
         };
-        let peer = self.peer.as_ref().map_or(String::new(), |(name, s)| format!("{name}: {}", s.quoted()));
+        let peer = self.peer.as_ref().map_or(String::new(), |(name, s)| format!("{name}: {}", s.summary()));
         let ratio = ratio.map_or(String::new(), |r| format!("{r}×"));
-        format!("| {} | {} {} | {peer} | {ratio} | {goal} | {met} |", self.name, ours, self.unit)
+        format!("| {} | {} {} | {peer} | {ratio} | {goal} | {met} |", self.name, summary, self.unit)
     }
 }
 
 // === impl Goal ===
 
 impl Goal {
-    fn met(self, value: Quoted) -> &'static str {
+    fn met(self, value: Summary) -> &'static str {
         let met = match self {
             Self::AtMost(most) => value.median <= most,
             Self::AtLeast(least) => value.median >= least,
@@ -100,21 +103,21 @@ impl Report {
         self.rows.push(row);
     }
 
-    pub(crate) fn left_out(&mut self, name: &str, why: &str) {
-        println!("left out: {name}: {why}");
-        self.left_out.push(format!("{name}: {why}"));
+    pub(crate) fn skip(&mut self, name: &str, why: &str) {
+        println!("skipped: {name}: {why}");
+        self.skipped.push(format!("{name}: {why}"));
     }
 
     pub(crate) fn fact(&mut self, fact: String) {
         self.facts.push(fact);
     }
 
-    /// Replaces the measured part of the page between the two marks of this name. Text around it stays.
+    /// Replaces the text between the two marks of `part` in the page.
     pub(crate) fn write(&self, page: &Path, part: &str) -> Result<()> {
         let (begin, end) = (format!("<!-- {part}: begin -->\n"), format!("<!-- {part}: end -->\n"));
         let old = fs::read_to_string(page)?;
         let parts = old.split_once(&begin).and_then(|(head, rest)| Some((head, rest.split_once(&end)?.1)));
-        let (head, tail) = parts.with_context(|| format!("{} has no marks {begin}", page.display()))?;
+        let (head, tail) = parts.with_context(|| format!("{} has no mark {begin}", page.display()))?;
         Ok(fs::write(page, format!("{head}{begin}{}{end}{tail}", self.markdown()?))?)
     }
 
@@ -129,14 +132,14 @@ impl Report {
         for row in &self.rows {
             writeln!(page, "{}", row.markdown())?;
         }
-        for left in &self.left_out {
-            writeln!(page, "\nLeft out: {left}.")?;
+        for skipped in &self.skipped {
+            writeln!(page, "\nSkipped: {skipped}.")?;
         }
         Ok(page)
     }
 }
 
-/// The first line a shell command prints.
+/// First line of a shell command's output.
 pub(crate) fn shell(command: &str) -> Result<String> {
     let output = Command::new("sh").args(["-c", command]).output()?;
     Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().trim().to_owned())

@@ -1,4 +1,4 @@
-//! The way back: the agent unpacks an archive that is streamed to it, against `unzip` of the same file.
+//! Restore: the agent extracts an archive that is streamed to it, compared with `unzip` of the file.
 
 use std::{fs::File, io::Read, path::Path, process::Command, time::Instant};
 
@@ -15,24 +15,25 @@ use crate::{
 };
 
 const ROUNDS: usize = 5;
-/// Of the zip, in one message.
-const PIECE: usize = 256 * 1024;
+/// Bytes of the zip in one message.
+const CHUNK_BYTES: usize = 256 * 1024;
 
 pub(crate) async fn run(podling: &Podling, tree: &Path, report: &mut Report) -> Result<()> {
     let workspace = podling.workspace("restore").await;
     packages::copy(tree, &podling.home_dir(&workspace).join("it"))?;
-    let agent = archive::inside(podling, &workspace).await?;
-    let folder = tempfile::tempdir_in(podling.dir())?;
-    let zip = folder.path().join("it.zip");
+    let agent = archive::agent_client(podling, &workspace).await?;
+    let directory = tempfile::tempdir_in(podling.dir())?;
+    let zip = directory.path().join("it.zip");
     archive::create(&agent, &zip).await?;
     let (mut ours, mut unzip, mut synced) = (Samples::new(), Samples::new(), Samples::new());
-    // Each into a folder of its own, and nothing is removed before the end: some file systems go on with that for long.
+    // Each extracts into its own directory. Nothing is removed before the end, because some file systems
+    // remove in the background for long.
     for round in 0..ROUNDS {
         sync();
         ours.push(extract(&agent, &zip, &format!("restored-{round}")).await?);
         sync();
         let begun = Instant::now();
-        let into = folder.path().join(format!("{round}"));
+        let into = directory.path().join(format!("{round}"));
         let status = Command::new("unzip").arg("-q").arg(&zip).arg("-d").arg(&into).status()?;
         ensure!(status.success(), "unzip: {status}");
         unzip.push(begun.elapsed().as_secs_f64());
@@ -50,21 +51,21 @@ async fn extract(agent: &Client, zip: &Path, to: &str) -> Result<f64> {
     let mut file = File::open(zip)?;
     let open = ExtractOpen { path: Some(client_helpers::path(to)), ..Default::default() };
     let first = ExtractArchiveRequest { open: Some(open), ..Default::default() };
-    // What cannot be read ends the stream, and then the agent says that the zip is cut short.
+    // A read error ends the stream, and the agent reports that the zip is truncated.
     let rest = std::iter::from_fn(move || {
-        let mut piece = Vec::new();
-        let read = file.by_ref().take(PIECE as u64).read_to_end(&mut piece);
-        (read.is_ok() && !piece.is_empty()).then(|| ExtractArchiveRequest { open: None, data: piece.into() })
+        let mut chunk = Vec::new();
+        let read = file.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut chunk);
+        (read.is_ok() && !chunk.is_empty()).then(|| ExtractArchiveRequest { open: None, data: chunk.into() })
     });
     let requests = stream::iter(std::iter::once(first).chain(rest));
-    let mut answers = agent.archives().extract(requests).await?.into_inner();
+    let mut responses = agent.archives().extract(requests).await?.into_inner();
     let mut done = None;
-    while let Some(answer) = answers.message().await? {
-        if let Some(Message::Done(said)) = answer.message {
-            done = Some(said);
+    while let Some(response) = responses.message().await? {
+        if let Some(Message::Done(summary)) = response.message {
+            done = Some(summary);
         }
     }
     let took = begun.elapsed().as_secs_f64();
-    done.context("it ended before it was done")?;
+    done.context("the stream ended before the restore was done")?;
     Ok(took)
 }

@@ -1,4 +1,4 @@
-//! The peer for keystrokes: OpenSSH over loopback, with a server, keys and port of its own.
+//! The peer for keystrokes: OpenSSH over loopback, with its own server, keys and port.
 
 use std::{
     fs,
@@ -12,18 +12,18 @@ use std::{
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-/// Debian's place for it; it insists on being started by its full path.
+/// Path on Debian. sshd must be started by its full path.
 const SSHD: &str = "/usr/sbin/sshd";
 
-/// A server on a free port that lets in exactly one key.
+/// A server on a free port that accepts exactly one key.
 pub(crate) struct Sshd {
     child: Child,
-    folder: TempDir,
+    directory: TempDir,
     port: u16,
 }
 
-/// A session with a terminal at the far end.
-pub(crate) struct Session {
+/// An SSH session with a terminal.
+pub(crate) struct SshSession {
     child: Child,
     pub(crate) stdin: ChildStdin,
     pub(crate) stdout: ChildStdout,
@@ -34,18 +34,18 @@ impl Sshd {
         if !Path::new(SSHD).exists() {
             bail!("{SSHD} is missing: apt-get install openssh-server");
         }
-        // sshd refuses keys below a folder that others may write to, so this is not made below /tmp's mode.
-        let folder = TempDir::new()?;
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700))?;
+        // sshd rejects keys in a directory that other users may write to.
+        let directory = TempDir::new()?;
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700))?;
         for key in ["host", "user"] {
             run(Command::new("ssh-keygen")
                 .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-                .arg(folder.path().join(key)))?;
+                .arg(directory.path().join(key)))?;
         }
-        fs::copy(folder.path().join("user.pub"), folder.path().join("authorized"))?;
+        fs::copy(directory.path().join("user.pub"), directory.path().join("authorized"))?;
         fs::create_dir_all("/run/sshd").context("/run/sshd")?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let option = |name: &str, file: &str| format!("{name}={}", folder.path().join(file).display());
+        let option = |name: &str, file: &str| format!("{name}={}", directory.path().join(file).display());
         let child = Command::new(SSHD)
             .args(["-D", "-e", "-f", "/dev/null", "-o", &format!("Port={port}")])
             .args(["-o", "ListenAddress=127.0.0.1", "-o", "StrictModes=no", "-o", "PidFile=none"])
@@ -53,23 +53,23 @@ impl Sshd {
             .args(["-o", &option("HostKey", "host"), "-o", &option("AuthorizedKeysFile", "authorized")])
             .stderr(Stdio::null())
             .spawn()?;
-        let server = Self { child, folder, port };
+        let server = Self { child, directory, port };
         while server.command("true").stderr(Stdio::null()).status().is_ok_and(|s| !s.success()) {
             std::thread::yield_now();
         }
         Ok(server)
     }
 
-    /// Runs a script with a terminal; returns when it has printed `ready`.
-    pub(crate) fn session(&self, script: &str) -> Result<Session> {
+    /// Runs a script in a session with a terminal. Returns after the script has printed `ready`.
+    pub(crate) fn session(&self, script: &str) -> Result<SshSession> {
         let mut child = self.command(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let stdin = child.stdin.take().context("stdin")?;
         let mut stdout = child.stdout.take().context("stdout")?;
         crate::raw_pty::until_ready(&mut stdout)?;
-        Ok(Session { child, stdin, stdout })
+        Ok(SshSession { child, stdin, stdout })
     }
 
-    /// `OpenSSH_9.2p1 Debian…`
+    /// Version of the client, such as `OpenSSH_9.2p1 Debian-2`.
     pub(crate) fn version() -> Result<String> {
         let output = Command::new("ssh").arg("-V").output()?;
         let line = BufReader::new(output.stderr.as_slice()).lines().next().context("ssh -V")??;
@@ -79,19 +79,19 @@ impl Sshd {
     fn command(&self, script: &str) -> Command {
         let mut command = Command::new("ssh");
         command.args(["-tt", "-F", "/dev/null", "-p", &self.port.to_string(), "-i"]);
-        command.arg(self.folder.path().join("user")).args(["-o", "StrictHostKeyChecking=no"]);
+        command.arg(self.directory.path().join("user")).args(["-o", "StrictHostKeyChecking=no"]);
         command.args(["-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "127.0.0.1", script]);
         command
     }
 }
 
-impl Read for Session {
+impl Read for SshSession {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         self.stdout.read(buffer)
     }
 }
 
-impl Write for Session {
+impl Write for SshSession {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.stdin.write(bytes)
     }
@@ -101,7 +101,7 @@ impl Write for Session {
     }
 }
 
-impl Drop for Session {
+impl Drop for SshSession {
     fn drop(&mut self) {
         let _gone = self.child.kill();
         let _reaped = self.child.wait();

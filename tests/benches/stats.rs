@@ -1,14 +1,14 @@
-//! Samples of one row, gathered over interleaved rounds, and what is quoted of them. Knows nothing of what was measured.
+//! Samples of one row, gathered over interleaved rounds, and their summary.
 
 use std::fmt;
 
-/// One figure, measured again and again.
+/// Samples of one quantity, in the order of the rounds.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Samples(Vec<f64>);
 
-/// A median with the spread it came from.
+/// Median, minimum and maximum of samples.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Quoted {
+pub(crate) struct Summary {
     pub(crate) median: f64,
     pub(crate) low: f64,
     pub(crate) high: f64,
@@ -23,24 +23,24 @@ impl Samples {
         self.0.push(value);
     }
 
-    /// The value below which this share of the samples lies.
-    pub(crate) fn quantile(&self, share: f64) -> f64 {
+    /// The sample at this quantile (0 to 1). NaN if there is no sample.
+    pub(crate) fn quantile(&self, quantile: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let last = sorted.len().saturating_sub(1);
-        sorted.get((share * last as f64).round() as usize).copied().unwrap_or(f64::NAN)
+        sorted.get((quantile * last as f64).round() as usize).copied().unwrap_or(f64::NAN)
     }
 
-    pub(crate) fn quoted(&self) -> Quoted {
-        Quoted { median: self.quantile(0.5), low: self.quantile(0.0), high: self.quantile(1.0) }
+    pub(crate) fn summary(&self) -> Summary {
+        Summary { median: self.quantile(0.5), low: self.quantile(0.0), high: self.quantile(1.0) }
     }
 
-    /// Round by round, so that a machine whose speed drifts does not distort the ratio.
-    pub(crate) fn ratio(&self, peer: &Self) -> Quoted {
-        Self(self.0.iter().zip(&peer.0).map(|(ours, theirs)| ours / theirs).collect()).quoted()
+    /// Ratio to the peer round by round, so that a drift of the machine's speed does not distort it.
+    pub(crate) fn ratio(&self, peer: &Self) -> Summary {
+        Self(self.0.iter().zip(&peer.0).map(|(ours, theirs)| ours / theirs).collect()).summary()
     }
 
-    /// What it is more than the peer, round by round.
+    /// Difference to the peer round by round.
     pub(crate) fn less(&self, peer: &Self) -> Self {
         self.0.iter().zip(&peer.0).map(|(ours, theirs)| ours - theirs).collect()
     }
@@ -52,7 +52,7 @@ impl FromIterator<f64> for Samples {
     }
 }
 
-impl fmt::Display for Quoted {
+impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = if self.median >= 100.0 {
             0

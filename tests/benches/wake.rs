@@ -1,4 +1,5 @@
-//! From asleep to usable: a command, and a prompt, by way of the gateway, which wakes the workspace.
+//! Time from a request to a sleeping workspace until a command has ended, and until a prompt is
+//! printed. The gateway wakes the workspace.
 
 use std::time::Instant;
 
@@ -20,13 +21,13 @@ pub(crate) async fn run(podling: &Podling, report: &mut Report) -> Result<()> {
     let (mut commands, mut prompts, mut bare) = (Samples::new(), Samples::new(), Samples::new());
     for _ in 0..ROUNDS {
         bare.push(prompt::bare_shell()?);
-        asleep(podling, &workspace).await;
+        put_to_sleep(podling, &workspace).await;
         let begun = Instant::now();
         cli.run(&["run", &workspace.name, "--", "true"]).await.ok();
         commands.push(begun.elapsed().as_secs_f64() * 1e3);
-        asleep(podling, &workspace).await;
+        put_to_sleep(podling, &workspace).await;
         let begun = Instant::now();
-        prompt::opened(&inside).await?;
+        prompt::open_shell(&inside).await?;
         prompts.push(begun.elapsed().as_secs_f64() * 1e3);
     }
     let goal = Goal::AtMost(100.0);
@@ -37,7 +38,7 @@ pub(crate) async fn run(podling: &Podling, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-async fn asleep(podling: &Podling, workspace: &Workspace) {
+async fn put_to_sleep(podling: &Podling, workspace: &Workspace) {
     podling.cli().run(&["sleep", &workspace.name, "--force"]).await.ok();
     podling.wait_for_state(workspace, State::Asleep).await;
 }
