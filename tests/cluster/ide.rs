@@ -1,16 +1,16 @@
-//! The workspaces that people open in a browser, from the images that are shipped.
+//! Workspaces with a browser IDE, from the shipped images.
 
 use std::time::Duration;
 
 use podling_tests::{cluster::import_ide_image, deployed::Deployed, report_skipped, wait_for, wait_long};
 
-use crate::lives::{id_of, is, of, podling, shared, uid};
+use crate::lifecycle::{objects_of, run_cli, share_control_plane, uid_of_only_pod, wait_state, workspace_id};
 
-/// For an IDE to answer on a machine where everything begins at once.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Deadline for an IDE's first answer on a machine that starts many programs at once.
+const IDE_DEADLINE: Duration = Duration::from_secs(120);
 
-/// Whether the cluster has the image.
-fn is_there(name: &str) -> bool {
+/// Imports the image into the cluster. Returns `false`, and records the skip, if it cannot.
+fn import_image(name: &str) -> bool {
     let imported = import_ide_image(name);
     if let Err(why) = &imported {
         report_skipped(&format!("workspaces of the image {name}"), &why.to_string());
@@ -18,17 +18,18 @@ fn is_there(name: &str) -> bool {
     imported.is_ok()
 }
 
-/// Its IDE answers inside the pod, before and after sleep, and its files are there.
-async fn lives(deployed: &Deployed, template: &str, name: &str, page: &str) {
-    // Less than the template says, for the machine has little.
+/// Checks that the IDE answers inside the pod before and after sleep, and that files survive.
+async fn check_ide(deployed: &Deployed, template: &str, name: &str, page: &str) {
+    // Less than the template requests, because the test machine is small.
     let workspace = format!(
         r#"{{"apiVersion": "podling.dev/v1alpha1", "kind": "Workspace", "metadata": {{"name": "{name}"}},
-            "spec": {{"owner": "{name}", "template": "{template}", "resources": {{"cpu": "500m", "memory": "1Gi"}}}}}}"#
+            "spec": {{"owner": "{name}", "template": "{template}",
+                "resources": {{"cpu": "500m", "memory": "1Gi"}}}}}}"#
     );
     deployed.space().apply(&workspace).good();
-    is(deployed, name, "awake").await;
-    let id = id_of(deployed, name);
-    let answers = async |what: &str| {
+    wait_state(deployed, name, "awake").await;
+    let id = workspace_id(deployed, name);
+    let wait_ide = async |what: &str| {
         let get = [
             "run",
             &id,
@@ -42,33 +43,36 @@ async fn lives(deployed: &Deployed, template: &str, name: &str, page: &str) {
             "/dev/null",
             page,
         ];
-        wait_long(PATIENCE, what, async || (deployed.cli().run(&get).await.code == Some(0)).then_some(()))
-            .await;
+        wait_long(IDE_DEADLINE, what, async || {
+            (deployed.cli().run(&get).await.code == Some(0)).then_some(())
+        })
+        .await;
     };
-    let first = uid(&of(deployed, "pods", &id));
-    answers("its IDE answers").await;
-    podling(deployed, &["run", &id, "--", "sh", "-c", "echo kept >file; id -u"]).await;
-    podling(deployed, &["sleep", "--force", &id]).await;
-    is(deployed, name, "asleep").await;
-    assert_eq!(podling(deployed, &["run", &id, "--", "cat", "file"]).await.out(), "kept\n");
-    assert_ne!(uid(&of(deployed, "pods", &id)), first);
-    answers("its IDE answers again").await;
-    podling(deployed, &["rm", "--discard", &id]).await;
-    wait_for("its pod is gone", async || of(deployed, "pods", &id).is_empty().then_some(())).await;
+    let first = uid_of_only_pod(&objects_of(deployed, "pods", &id));
+    wait_ide("an answer of the IDE").await;
+    run_cli(deployed, &["run", &id, "--", "sh", "-c", "echo kept >file; id -u"]).await;
+    run_cli(deployed, &["sleep", "--force", &id]).await;
+    wait_state(deployed, name, "asleep").await;
+    assert_eq!(run_cli(deployed, &["run", &id, "--", "cat", "file"]).await.out(), "kept\n");
+    assert_ne!(uid_of_only_pod(&objects_of(deployed, "pods", &id)), first);
+    wait_ide("an answer of the IDE after sleep").await;
+    run_cli(deployed, &["rm", "--discard", &id]).await;
+    wait_for("the deletion of its pod", async || objects_of(deployed, "pods", &id).is_empty().then_some(()))
+        .await;
 }
 
 #[tokio::test]
-async fn python_with_jupyterlab() {
-    let (_control, deployed) = shared().await;
-    if is_there("python") {
-        lives(deployed, "python", "guido", "http://127.0.0.1:8888/ports/8888/api").await;
+async fn python_image_serves_jupyterlab() {
+    let (_control, deployed) = share_control_plane().await;
+    if import_image("python") {
+        check_ide(deployed, "python", "guido", "http://127.0.0.1:8888/ports/8888/api").await;
     }
 }
 
 #[tokio::test]
-async fn vscode_in_the_browser() {
-    let (_control, deployed) = shared().await;
-    if is_there("vscode") {
-        lives(deployed, "vscode", "erich", "http://127.0.0.1:8080/healthz").await;
+async fn vscode_image_serves_the_editor() {
+    let (_control, deployed) = share_control_plane().await;
+    if import_image("vscode") {
+        check_ide(deployed, "vscode", "erich", "http://127.0.0.1:8080/healthz").await;
     }
 }

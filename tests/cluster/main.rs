@@ -1,14 +1,14 @@
-//! What wants a Kubernetes cluster, met in a real one.
+//! Tests that need a real Kubernetes cluster.
 
 mod backend;
-mod buckets;
+mod custom_resources;
 mod faults;
-mod ground;
 mod ide;
-mod leaders;
-mod lives;
-mod namespaces;
+mod leader_election;
+mod lifecycle;
+mod namespace_deletion;
+mod object_storage;
+mod prerequisites;
 mod resize;
-mod resources;
-mod shown;
+mod status_display;
 mod templates;

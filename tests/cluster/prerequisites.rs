@@ -1,10 +1,11 @@
-//! What Podling rests on in a cluster: pods under Pod Security "restricted", volumes that outlive them, resizing in place, tokens
-//! for one audience.
+//! Features of Kubernetes that Podling needs: Pod Security "restricted", volumes that outlive pods,
+//! in-place resize, and tokens for one audience.
 
 use podling_tests::cluster::{Namespace, image, kubectl};
 use serde_json::Value;
 
-/// A pod as restricted as a workspace's, which waits, with this beside its security context.
+/// Manifest of an idle pod that is as restricted as a workspace's. `more` is YAML that follows the
+/// container's security context.
 fn pod(name: &str, more: &str) -> String {
     let image = image("debian:bookworm-slim");
     format!(
@@ -15,7 +16,9 @@ metadata: {{name: {name}}}
 spec:
   automountServiceAccountToken: false
   terminationGracePeriodSeconds: 1
-  securityContext: {{runAsNonRoot: true, runAsUser: 1000, runAsGroup: 1000, fsGroup: 1000, seccompProfile: {{type: RuntimeDefault}}}}
+  securityContext:
+    {{runAsNonRoot: true, runAsUser: 1000, runAsGroup: 1000, fsGroup: 1000,
+      seccompProfile: {{type: RuntimeDefault}}}}
   containers:
     - name: it
       image: {image}
@@ -28,14 +31,14 @@ spec:
 }
 
 #[test]
-fn the_cluster_is_new_enough() {
+fn cluster_version_is_supported() {
     let version: Value = serde_json::from_str(&kubectl(&["version", "--output", "json"]).good()).unwrap();
     let minor = version["serverVersion"]["minor"].as_str().unwrap().trim_end_matches('+');
     assert!(minor.parse::<u32>().unwrap() >= 34, "{version:#}");
 }
 
 #[test]
-fn a_restricted_pod_runs_without_root_and_a_privileged_one_does_not() {
+fn restricted_pod_runs_and_privileged_pod_is_rejected() {
     let space = Namespace::new();
     space.apply(&pod("it", "")).good();
     space.wait("condition=Ready", "pod/it").good();
@@ -48,7 +51,7 @@ fn a_restricted_pod_runs_without_root_and_a_privileged_one_does_not() {
 }
 
 #[test]
-fn a_volume_outlives_its_pod_and_goes_with_its_claim() {
+fn volume_outlives_its_pod_and_is_deleted_with_its_claim() {
     let space = Namespace::new();
     space
         .apply(
@@ -77,13 +80,14 @@ spec: {accessModes: [ReadWriteOncePod], resources: {requests: {storage: 1Gi}}}
 }
 
 #[test]
-fn a_pod_gets_more_while_it_runs() {
+fn running_pod_is_resized_in_place() {
     let space = Namespace::new();
     let resources =
         "      resources: {requests: {cpu: 100m, memory: 64Mi}, limits: {cpu: 200m, memory: 128Mi}}";
     space.apply(&pod("it", resources)).good();
     space.wait("condition=Ready", "pod/it").good();
-    let patch = r#"{"spec": {"containers": [{"name": "it", "resources": {"limits": {"cpu": "400m", "memory": "256Mi"}}}]}}"#;
+    let patch = r#"{"spec": {"containers":
+        [{"name": "it", "resources": {"limits": {"cpu": "400m", "memory": "256Mi"}}}]}}"#;
     space.kubectl(&["patch", "pod/it", "--subresource=resize", "--patch", patch]).good();
     space.wait("jsonpath={.status.containerStatuses[0].resources.limits.memory}=256Mi", "pod/it").good();
     let limit =
@@ -93,12 +97,14 @@ fn a_pod_gets_more_while_it_runs() {
 }
 
 #[test]
-fn a_token_is_good_for_its_audience_alone_and_names_its_pod() {
+fn token_is_valid_for_its_audience_and_names_its_pod() {
     let space = Namespace::new();
     let token = r#"      volumeMounts: [{name: token, mountPath: /run/podling}]
   volumes:
     - name: token
-      projected: {sources: [{serviceAccountToken: {audience: podling, expirationSeconds: 600, path: token}}]}"#;
+      projected:
+        sources:
+        - serviceAccountToken: {audience: podling, expirationSeconds: 600, path: token}"#;
     space.apply(&pod("it", token)).good();
     space.wait("condition=Ready", "pod/it").good();
     let token = space.kubectl(&["exec", "it", "--", "cat", "/run/podling/token"]).good();
@@ -113,5 +119,5 @@ fn a_token_is_good_for_its_audience_alone_and_names_its_pod() {
     assert_eq!(good["status"]["authenticated"], true, "{good:#}");
     let uid = &good["status"]["user"]["extra"]["authentication.kubernetes.io/pod-uid"][0];
     assert_eq!(uid.as_str().unwrap(), space.field("pod/it", ".metadata.uid"));
-    assert_ne!(review("somebody-else")["status"]["authenticated"], true);
+    assert_ne!(review("another-audience")["status"]["authenticated"], true);
 }

@@ -1,24 +1,24 @@
-//! Podling's resources as people write them: what they may leave out, and what they are told when it is nonsense.
+//! Validation of Podling's custom resources by the API server: defaults, and messages for invalid specs.
 
 use podling_tests::cluster::{Namespace, install_crds, kubectl};
 
-/// A namespace in a cluster that knows them.
-fn space() -> Namespace {
+/// Installs the CRDs and creates a namespace.
+fn namespace_with_crds() -> Namespace {
     install_crds();
     Namespace::new()
 }
 
-/// A workspace with these lines in its spec.
+/// Manifest of a workspace with these lines in its spec.
 fn workspace(name: &str, spec: &str) -> String {
     let spec: String = spec.lines().map(|line| format!("  {line}\n")).collect();
     format!("apiVersion: podling.dev/v1alpha1\nkind: Workspace\nmetadata: {{name: {name}}}\nspec:\n{spec}")
 }
 
 #[test]
-fn a_workspace_takes_two_lines_and_shows_its_story() {
-    let space = space();
+fn minimal_workspace_is_accepted_and_displayed() {
+    let space = namespace_with_crds();
     space.apply(&workspace("demo", "owner: ada\ntemplate: python")).good();
-    assert_eq!(space.field("ws/demo", ".spec.desired_state"), "Awake");
+    assert_eq!(space.field("ws/demo", ".spec.desiredState"), "Awake");
     let table = space.kubectl(&["get", "ws"]).good();
     let head: Vec<_> = table.lines().next().unwrap().split_whitespace().collect();
     assert_eq!(head, ["NAME", "STATE", "OWNER", "TEMPLATE", "ACTIVITY", "IDLE", "NEXT", "AGE"]);
@@ -27,13 +27,13 @@ fn a_workspace_takes_two_lines_and_shows_its_story() {
         .kubectl(&["patch", "ws/demo", "--type=merge", "--patch", r#"{"spec": {"desiredState": "Asleep"}}"#])
         .good();
     let explained =
-        kubectl(&["explain", "workspace.spec.desired_state", "--api-version=podling.dev/v1alpha1"]).good();
+        kubectl(&["explain", "workspace.spec.desiredState", "--api-version=podling.dev/v1alpha1"]).good();
     assert!(explained.contains("sleeps by its policy"), "{explained}");
 }
 
 #[test]
-fn all_that_may_be_said_is_accepted() {
-    let space = space();
+fn all_fields_are_accepted() {
+    let space = namespace_with_crds();
     let spec = r#"owner: ada.lovelace@example.org
 template: vscode
 wanted: Asleep
@@ -61,9 +61,9 @@ spec:
 }
 
 #[test]
-fn nonsense_is_refused_in_words() {
-    let space = space();
-    for (spec, told) in [
+fn invalid_specs_are_rejected_with_a_message() {
+    let space = namespace_with_crds();
+    for (spec, expected) in [
         ("template: python", "spec.owner: Required value"),
         ("owner: a b\ntemplate: python", "spec.owner"),
         ("owner: ada\ntemplate: Python", "spec.template"),
@@ -94,23 +94,24 @@ fn nonsense_is_refused_in_words() {
         ("owner: ada\ntemplate: python\nenvironment: [{name: X}]", "either a value or a secret"),
         ("owner: ada\ntemplate: python\nenvironment: [{name: PODLING_X, value: vi}]", "reserved for Podling"),
         (
-            "owner: ada\ntemplate: python\nenvironment: [{name: X, secret: {name: podling-control, key: root-token}}]",
+            "owner: ada\ntemplate: python\n\
+             environment: [{name: X, secret: {name: podling-control, key: root-token}}]",
             "secrets whose names begin with podling- are reserved for Podling",
         ),
     ] {
         let refused = space.apply(&workspace("bad", spec)).bad();
-        assert!(refused.contains(told), "{spec}\n{refused}");
+        assert!(refused.contains(expected), "{spec}\n{refused}");
     }
     let refused = space.apply(&workspace("bad.name", "owner: ada\ntemplate: python")).bad();
     assert!(refused.contains("a workspace's name is 1 to 63"), "{refused}");
 }
 
 #[test]
-fn what_never_changes_does_not() {
-    let space = space();
+fn immutable_fields_cannot_change() {
+    let space = namespace_with_crds();
     let spec = "owner: ada\ntemplate: python\nstorage: {size: 10Gi}";
     space.apply(&workspace("demo", spec)).good();
-    for (from, to, told) in [
+    for (from, to, expected) in [
         ("ada", "bob", "the owner of a workspace never changes"),
         ("python", "vscode", "the template of a workspace never changes"),
         ("10Gi", "9Gi", "a volume cannot shrink"),
@@ -118,7 +119,7 @@ fn what_never_changes_does_not() {
         ("\nstorage: {size: 10Gi}", "", "storage cannot be removed"),
     ] {
         let refused = space.apply(&workspace("demo", &spec.replace(from, to))).bad();
-        assert!(refused.contains(told), "{refused}");
+        assert!(refused.contains(expected), "{refused}");
     }
     space.apply(&workspace("demo", &spec.replace("10Gi", "20Gi"))).good();
     assert_eq!(space.field("ws/demo", ".spec.storage.size"), "20Gi");

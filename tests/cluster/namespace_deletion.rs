@@ -1,5 +1,5 @@
-//! A namespace that is deleted with all that is in it: what is in no archive stays, and says what holds it. (Its control plane is elsewhere, or it
-//! would go as well.)
+//! Deletion of a namespace with its workspaces: data without an archive is retained, and the status says
+//! why. The control plane runs elsewhere, because it would be deleted too.
 
 use std::{fs, time::Duration};
 
@@ -9,13 +9,13 @@ use podling_tests::{
     report_skipped, wait_long,
 };
 
-/// For attempts to archive, each of which has its own.
-const PATIENCE: Duration = Duration::from_secs(240);
+/// Deadline for several attempts to archive.
+const ARCHIVE_DEADLINE: Duration = Duration::from_secs(240);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_namespace_that_is_deleted_takes_nothing_that_is_in_no_archive() {
+async fn deleted_namespace_retains_data_without_an_archive() {
     if free_node_address().is_none() {
-        return report_skipped("a namespace that is deleted", "the cluster's node is not this machine");
+        return report_skipped("deletion of a namespace", "the cluster's node is not this machine");
     }
     let podling = Podling::up_with(PodlingOptions { force_pods: true, ..Default::default() }).await;
     let names = ["awake", "asleep"];
@@ -30,26 +30,26 @@ async fn a_namespace_that_is_deleted_takes_nothing_that_is_in_no_archive() {
     kubectl(&["delete", "namespace", space.name(), "--wait=false"]).good();
     for name in names {
         let workspace = format!("ws/{name}");
-        wait_long(PATIENCE, "it says that its data is kept", async || {
+        wait_long(ARCHIVE_DEADLINE, "a status that says its data is retained", async || {
             (space.field(&workspace, ".status.reason") == "ArchiveFailed").then_some(())
         })
         .await;
-        let said = space.field(&workspace, ".status.conditions[?(@.type=='ArchiveProven')].message");
-        assert!(said.contains("podling.dev/discard=true"), "{said}");
+        let message = space.field(&workspace, ".status.conditions[?(@.type=='ArchiveProven')].message");
+        assert!(message.contains("podling.dev/discard=true"), "{message}");
     }
     for home in &homes {
         assert_eq!(fs::read_to_string(home.join("file")).unwrap(), "kept\n");
     }
 
-    // Its lease is among what went first, and none can be made any more.
-    wait_long(PATIENCE, "it decides on", async || {
-        podling.log().contains("nobody else can decide there any more").then_some(())
+    // The lease was deleted first, and none can be created in a terminating namespace.
+    wait_long(ARCHIVE_DEADLINE, "a log message that it keeps the leadership", async || {
+        podling.log().contains("the namespace is being deleted with the lease").then_some(())
     })
     .await;
-    // What somebody gives up goes, and nothing holds the namespace any more.
+    // Discarded workspaces are deleted, and then nothing holds the namespace.
     for name in names {
         space.kubectl(&["annotate", "ws", name, "podling.dev/discard=true"]).good();
     }
-    let gone = format!("namespace/{}", space.name());
-    kubectl(&["wait", "--for=delete", "--timeout=240s", &gone]).good();
+    let namespace = format!("namespace/{}", space.name());
+    kubectl(&["wait", "--for=delete", "--timeout=240s", &namespace]).good();
 }

@@ -1,0 +1,259 @@
+//! Two replicas of the control plane: one decides, and the other forwards to it and takes over when it
+//! is killed or stopped.
+
+use std::fs;
+
+use podling_tests::{
+    cluster::free_node_address, deployed::Deployed, interactive_client::InteractiveClient, report_skipped,
+    wait::wait_blocking_every_ms, wait_for,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::lifecycle::{
+    control_pods, lock_control_plane, objects_of, patch_spec, run_cli, uid_of_only_pod, wait_state,
+    workspace_id,
+};
+
+/// The address of the leader.
+fn leader_address(deployed: &Deployed) -> String {
+    deployed.space().field("lease/podling-control", r".metadata.annotations.podling\.dev/address")
+}
+
+/// The holder of the lease, or an empty string.
+fn lease_holder(deployed: &Deployed) -> String {
+    deployed.space().field("lease/podling-control", ".spec.holderIdentity")
+}
+
+/// The name of the leader's pod.
+fn leader_pod(deployed: &Deployed) -> String {
+    let address = leader_address(deployed);
+    let pods = control_pods(deployed);
+    let pod = pods.iter().find(|pod| pod["status"]["podIP"] == address.as_str());
+    pod.unwrap_or_else(|| panic!("no pod has {address}: {pods:#?}"))["metadata"]["name"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+/// The sum of the restarts of the control plane's containers.
+fn container_restarts(deployed: &Deployed) -> u64 {
+    let count = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64();
+    control_pods(deployed).iter().filter_map(count).sum()
+}
+
+async fn wait_another_leader(deployed: &Deployed, old: &str) {
+    wait_for("another leader", async || (leader_address(deployed) != old).then_some(())).await;
+}
+
+/// Kills the leader as soon as the workspace has left `state`, and waits for another leader.
+async fn kill_leader_after(deployed: &Deployed, name: &str, state: &str) {
+    let (old, pod) = (leader_address(deployed), leader_pod(deployed));
+    // kubectl prints nothing if the workspace is deleted already.
+    let object = format!("ws/{name}");
+    let now = || deployed.space().kubectl(&["get", &object, "--output", "jsonpath={.status.state}"]).out;
+    assert!(wait_blocking_every_ms(|| now() != state), "{name} stays {state:?}");
+    deployed.space().kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force"]).good();
+    wait_another_leader(deployed, &old).await;
+}
+
+fn workspace(name: &str, more: &str) -> String {
+    format!(
+        r#"{{"apiVersion": "podling.dev/v1alpha1", "kind": "Workspace", "metadata": {{"name": "{name}"}},
+            "spec": {{"owner": "barbara", "template": "shell"{more}}}}}"#
+    )
+}
+
+#[tokio::test]
+async fn killed_leader_is_replaced_in_each_transition() {
+    let (_control, deployed) = lock_control_plane().await;
+    let space = deployed.space();
+    space.apply(&workspace("barbara", "")).good();
+    kill_leader_after(deployed, "barbara", "").await;
+    wait_state(deployed, "barbara", "awake").await;
+    deployed.is_up();
+    let id = workspace_id(deployed, "barbara");
+    let pods = objects_of(deployed, "pods", &id);
+    assert_eq!(pods.len(), 1, "the workspace has more than one pod: {pods:#?}");
+    run_cli(deployed, &["run", &id, "--", "sh", "-c", "echo here >file"]).await;
+
+    patch_spec(deployed, "barbara", r#"{"desiredState": "Asleep"}"#);
+    kill_leader_after(deployed, "barbara", "awake").await;
+    wait_state(deployed, "barbara", "asleep").await;
+    assert!(objects_of(deployed, "pods", &id).is_empty());
+
+    patch_spec(deployed, "barbara", r#"{"desiredState": "Awake"}"#);
+    kill_leader_after(deployed, "barbara", "asleep").await;
+    wait_state(deployed, "barbara", "awake").await;
+    deployed.is_up();
+    assert_eq!(run_cli(deployed, &["run", &id, "--", "cat", "file"]).await.out(), "here\n");
+
+    space.kubectl(&["delete", "ws", "barbara", "--wait=false"]).good();
+    kill_leader_after(deployed, "barbara", "awake").await;
+    space.wait("delete", "ws/barbara").good();
+    let archive = space.field(&format!("wsa/{id}"), ".spec.newest");
+    assert!(objects_of(deployed, "pvc", &id).is_empty());
+
+    space.apply(&workspace("again", &format!(r#", "source": "{archive}""#))).good();
+    kill_leader_after(deployed, "again", "").await;
+    wait_state(deployed, "again", "awake").await;
+    deployed.is_up();
+    let id = workspace_id(deployed, "again");
+    assert_eq!(run_cli(deployed, &["run", &id, "--", "cat", "file"]).await.out(), "here\n");
+    run_cli(deployed, &["rm", "--discard", &id]).await;
+}
+
+#[tokio::test]
+async fn terminated_leader_releases_its_lease() {
+    let (_control, deployed) = lock_control_plane().await;
+    // The other replica may not have observed the release when the pod is gone.
+    let (old, pod) = (lease_holder(deployed), leader_pod(deployed));
+    deployed.space().kubectl(&["delete", "pod", &pod]).good();
+    assert_ne!(lease_holder(deployed), old, "the lease was not released before the pod was gone");
+    deployed.is_up();
+}
+
+#[tokio::test]
+async fn copied_manifest_does_not_take_over_the_original() {
+    let (_control, deployed) = lock_control_plane().await;
+    let space = deployed.space();
+    run_cli(deployed, &["create", "grace"]).await;
+    run_cli(deployed, &["run", "grace", "--", "sh", "-c", "echo kept >file"]).await;
+    let mut copy: Value =
+        serde_json::from_str(&space.kubectl(&["get", "ws", "grace", "--output", "json"]).good()).unwrap();
+    let metadata = &copy["metadata"];
+    copy["metadata"] = serde_json::json!({"name": "admiral", "finalizers": metadata["finalizers"]});
+    space.apply(&copy.to_string()).good();
+    wait_for("a reason why it is not served", async || {
+        space.field("ws/admiral", ".status.message").contains("belongs to the workspace grace").then_some(())
+    })
+    .await;
+    // The next leader decides the same.
+    space.kubectl(&["delete", "pod", "--selector", "app.kubernetes.io/name=podling-control"]).good();
+    deployed.is_up();
+    assert_eq!(run_cli(deployed, &["run", "grace", "--", "cat", "file"]).await.out(), "kept\n");
+    space.kubectl(&["delete", "ws", "admiral"]).good();
+    run_cli(deployed, &["sleep", "--force", "grace"]).await;
+    assert_eq!(run_cli(deployed, &["run", "grace", "--", "cat", "file"]).await.out(), "kept\n");
+
+    // The copy does not restore the deleted workspace either.
+    run_cli(deployed, &["rm", "grace"]).await;
+    space.wait("delete", "ws/grace").good();
+    copy["metadata"]["name"] = "grace".into();
+    space.apply(&copy.to_string()).good();
+    wait_for("a reason that names the way to restore it", async || {
+        space.field("ws/grace", ".status.message").contains("with the archive as spec.source").then_some(())
+    })
+    .await;
+    space.kubectl(&["delete", "ws", "grace"]).good();
+    let archive = space.field(&format!("wsa/{}", copy["spec"]["id"].as_str().unwrap()), ".spec.newest");
+    run_cli(deployed, &["restore", &archive]).await;
+    assert_eq!(run_cli(deployed, &["run", "grace", "--", "cat", "file"]).await.out(), "kept\n");
+    run_cli(deployed, &["rm", "--discard", "grace"]).await;
+}
+
+#[tokio::test]
+async fn deleted_lease_is_recreated_by_its_holder() {
+    let (_control, deployed) = lock_control_plane().await;
+    let before = lease_holder(deployed);
+    deployed.space().kubectl(&["delete", "lease", "podling-control"]).good();
+    let lease = ["get", "lease", "podling-control", "--output", "jsonpath={.spec.holderIdentity}"];
+    let after = wait_for("a new lease", async || {
+        let result = deployed.space().kubectl(&lease);
+        result.ok.then_some(result.out)
+    });
+    assert_eq!(after.await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rolling_update_costs_a_terminal_only_a_reconnect() {
+    let (_control, deployed) = lock_control_plane().await;
+    run_cli(deployed, &["create", "frances"]).await;
+    let id = workspace_id(deployed, "frances");
+    let pod = uid_of_only_pod(&objects_of(deployed, "pods", &id));
+    let inside = deployed.client().for_workspace(&id);
+    let terminal = inside.open(vec![]).await;
+    let mut writer = InteractiveClient::new(inside.clone(), "frances", &terminal.id);
+    writer.type_text("set -u; n=0\r").await;
+
+    let space = deployed.space();
+    let old: Vec<_> = control_pods(deployed).iter().map(|pod| pod["metadata"]["uid"].clone()).collect();
+    space.kubectl(&["rollout", "restart", "deployment/podling-control"]).good();
+    let mut lines = 0;
+    wait_for("new replicas", async || {
+        // The shell counts the lines, so a new shell would be noticed.
+        writer.type_text("n=$((n+1)); echo $n >>log\r").await;
+        lines += 1;
+        let now = control_pods(deployed);
+        let is_new = |pod: &Value| !old.contains(&pod["metadata"]["uid"]) && is_ready(pod);
+        (now.len() == old.len() && now.iter().all(is_new)).then_some(())
+    })
+    .await;
+    deployed.is_up();
+    writer.type_text("n=$((n+1)); echo $n >>log\r").await;
+    let expected: String = (1..=lines + 1).map(|line| format!("{line}\n")).collect();
+    let inside = deployed.client().for_workspace(&id);
+    wait_for("the execution of all typed lines", async || {
+        (inside.sh("cat log").await == expected).then_some(())
+    })
+    .await;
+    assert_eq!(writer.counts.epoch_changes, 0, "the terminal was restarted: {:?}", writer.counts);
+    assert_eq!(uid_of_only_pod(&objects_of(deployed, "pods", &id)), pod);
+    run_cli(deployed, &["rm", "--discard", "frances"]).await;
+}
+
+fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
+#[tokio::test]
+async fn resumed_stale_leader_changes_nothing() {
+    if free_node_address().is_none() {
+        return report_skipped("a stopped leader", "the cluster's node is not this machine");
+    }
+    let (_control, deployed) = lock_control_plane().await;
+    run_cli(deployed, &["create", "donald"]).await;
+    let id = workspace_id(deployed, "donald");
+    let (old, restarted) = (leader_address(deployed), container_restarts(deployed));
+    let process = process_of(&old);
+    kill_process(process, Signal::STOP).unwrap();
+    wait_another_leader(deployed, &old).await;
+    patch_spec(deployed, "donald", r#"{"desiredState": "Asleep"}"#);
+    wait_state(deployed, "donald", "asleep").await;
+    patch_spec(deployed, "donald", r#"{"desiredState": "Awake"}"#);
+    wait_state(deployed, "donald", "awake").await;
+    // Only the record is compared, because the new leader goes on to update the displayed fields.
+    let (pod, record) = (
+        uid_of_only_pod(&objects_of(deployed, "pods", &id)),
+        deployed.space().field("ws/donald", ".status.record"),
+    );
+
+    kill_process(process, Signal::CONT).unwrap();
+    wait_for("the stale leader's exit", async || (container_restarts(deployed) > restarted).then_some(()))
+        .await;
+    assert_eq!(uid_of_only_pod(&objects_of(deployed, "pods", &id)), pod, "the pod is unchanged");
+    assert_eq!(deployed.space().field("ws/donald", ".status.record"), record, "the record is unchanged");
+    assert_ne!(leader_address(deployed), old);
+    deployed.is_up();
+    run_cli(deployed, &["rm", "--discard", "donald"]).await;
+}
+
+/// The process of the replica with this address, found on the node.
+fn process_of(address: &str) -> Pid {
+    let variable_of_replica = format!("PODLING_ADVERTISE={address}");
+    let processes = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let environment = fs::read(entry.path().join("environ")).ok()?;
+        environment
+            .split(|byte| *byte == 0)
+            .any(|variable| variable == variable_of_replica.as_bytes())
+            .then_some(pid)
+    });
+    let found: Vec<_> = processes.collect();
+    assert_eq!(found.len(), 1, "the node's processes are visible only if the node is this machine");
+    Pid::from_raw(found[0]).unwrap()
+}

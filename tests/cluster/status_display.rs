@@ -1,0 +1,233 @@
+//! The status of a workspace in kubectl: activity, pod, next transition, and Events. An unchanged
+//! workspace causes no writes.
+
+use std::{collections::BTreeMap, env, fs, time::Duration};
+
+use podling_tests::{deployed::Deployed, report_skipped, wait_for, wait_long};
+use serde_json::Value;
+
+use crate::lifecycle::{objects_of, patch_spec, run_cli, share_control_plane, uid_of_only_pod, workspace_id};
+
+/// Environment variable with the path of the API server's audit log, which the sandbox's node writes.
+const AUDIT_LOG: &str = "PODLING_AUDIT_LOG";
+/// Deadline that is long enough for large values of the two variables below.
+const LONG_DEADLINE: Duration = Duration::from_secs(20 * 60);
+/// Upper bound of the writes for each workspace before its status is complete.
+const SETTLING_WRITES: usize = 3;
+/// Environment variables with the number of idle workspaces, and the number of heartbeats of each.
+const IDLE_WORKSPACES: &str = "PODLING_IDLE_WORKSPACES";
+const IDLE_HEARTBEATS: &str = "PODLING_IDLE_BEATS";
+
+fn status(deployed: &Deployed, name: &str) -> Value {
+    let status = deployed.space().field(&format!("ws/{name}"), ".status");
+    serde_json::from_str(&status).unwrap()
+}
+
+fn condition(status: &Value, kind: &str) -> String {
+    let mut conditions = status["conditions"].as_array().unwrap().iter();
+    let found = conditions.find(|condition| condition["type"] == kind);
+    found.map(|found| found["status"].as_str().unwrap().to_owned()).unwrap_or_default()
+}
+
+/// Reasons of the Events of a workspace, in order of time.
+fn events(deployed: &Deployed, name: &str) -> Vec<String> {
+    let about = format!("involvedObject.kind=Workspace,involvedObject.name={name}");
+    let list = ["get", "events", "--field-selector", &about, "--output", "json"];
+    let list: Value = serde_json::from_str(&deployed.space().kubectl(&list).good()).unwrap();
+    let mut events = list["items"].as_array().unwrap().clone();
+    events.sort_by_key(|event| event["eventTime"].as_str().unwrap().to_owned());
+    events.iter().map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn status_and_events_show_activity_and_transitions() {
+    let (_control, deployed) = share_control_plane().await;
+    run_cli(deployed, &["create", "mary"]).await;
+    let id = workspace_id(deployed, "mary");
+    let shown = wait_for("a status with activity and next transition", async || {
+        let status = status(deployed, "mary");
+        (status["activity"] == "idle" && status["next"].is_object()).then_some(status)
+    })
+    .await;
+    let pod = &objects_of(deployed, "pods", &id)[0];
+    assert_eq!(shown["podUid"], pod["metadata"]["uid"]);
+    assert_eq!(shown["imageDigest"], pod["status"]["containerStatuses"][0]["imageID"]);
+    assert_eq!(shown["keyFingerprint"].as_str().unwrap().len(), 64);
+    assert!(shown["bootId"].is_string() && shown["idleSince"].is_string(), "{shown:#}");
+    for kind in ["Ready", "AgentConnected", "StorageReady", "Resized"] {
+        assert_eq!(condition(&shown, kind), "True", "{kind}");
+    }
+    let line = deployed.space().kubectl(&["get", "ws", "mary"]).good();
+    assert!(line.contains("idle") && line.contains("WarnOfSleep"), "{line}");
+
+    run_cli(deployed, &["sleep", "--force", "mary"]).await;
+    let asleep = wait_for("a status without a pod", async || {
+        let status = status(deployed, "mary");
+        (status["podUid"].is_null() && status["state"] == "asleep").then_some(status)
+    })
+    .await;
+    assert!(asleep["activity"].is_null() && condition(&asleep, "AgentConnected") == "False", "{asleep:#}");
+    assert_eq!(asleep["imageDigest"], shown["imageDigest"], "the status keeps the digest of the last image");
+    let mut reasons = wait_for("an Event of each transition", async || {
+        let reasons = events(deployed, "mary");
+        reasons.contains(&"Asleep".to_owned()).then_some(reasons)
+    })
+    .await;
+    reasons.dedup();
+    assert_eq!(reasons, ["Queued", "Starting", "Awake", "FallingAsleep", "Asleep"]);
+    run_cli(deployed, &["rm", "--discard", "mary"]).await;
+}
+
+#[tokio::test]
+async fn autoscalers_spare_a_pod_while_it_is_used() {
+    let (_control, deployed) = share_control_plane().await;
+    run_cli(deployed, &["create", "hedy"]).await;
+    let id = workspace_id(deployed, "hedy");
+    let eviction_guards = || {
+        let annotations = objects_of(deployed, "pods", &id)[0]["metadata"]["annotations"].clone();
+        let both = ["cluster-autoscaler.kubernetes.io/safe-to-evict", "karpenter.sh/do-not-disrupt"];
+        both.iter().filter(|name| annotations[**name].is_string()).count()
+    };
+    run_cli(deployed, &["run", "hedy", "--", "true"]).await;
+    wait_for("both annotations", async || (eviction_guards() == 2).then_some(())).await;
+    wait_long(LONG_DEADLINE, "the removal of both annotations", async || {
+        (eviction_guards() == 0).then_some(())
+    })
+    .await;
+    run_cli(deployed, &["rm", "--discard", "hedy"]).await;
+}
+
+#[tokio::test]
+async fn externally_modified_status_is_rewritten() {
+    let (_control, deployed) = share_control_plane().await;
+    let space = deployed.space();
+    run_cli(deployed, &["create", "eve"]).await;
+    let before = wait_for("a complete status", async || {
+        let status = status(deployed, "eve");
+        (status["activity"] == "idle").then_some(status)
+    })
+    .await;
+    let pod = uid_of_only_pod(&objects_of(deployed, "pods", &workspace_id(deployed, "eve")));
+    let false_status = r#"{"status": {"state": "asleep", "storageGeneration": 99, "record": {"schema": 7}}}"#;
+    space
+        .kubectl(&["patch", "ws", "eve", "--subresource=status", "--type=merge", "--patch", false_status])
+        .good();
+    let after = wait_for("the original record", async || {
+        let status = status(deployed, "eve");
+        (status["record"] == before["record"]).then_some(status)
+    })
+    .await;
+    assert_eq!(after["state"], "awake");
+    assert_eq!(after["storageGeneration"], before["storageGeneration"]);
+    assert_eq!(
+        uid_of_only_pod(&objects_of(deployed, "pods", &workspace_id(deployed, "eve"))),
+        pod,
+        "the pod was replaced"
+    );
+    run_cli(deployed, &["rm", "--discard", "eve"]).await;
+}
+
+/// [`wait_state`] with a longer deadline, for many workspaces that start at once.
+fn wait_state_long(deployed: &Deployed, name: &str, state: &str) {
+    let (state, timeout) = (
+        format!("--for=jsonpath={{.status.state}}={state}"),
+        format!("--timeout={}s", LONG_DEADLINE.as_secs()),
+    );
+    deployed.space().kubectl(&["wait", &state, &timeout, &format!("ws/{name}")]).good();
+}
+
+/// Writes to workspaces, pods and claims of `ids` (by name) since this offset in the audit log.
+fn writes_since(log: &str, since: usize, ids: &BTreeMap<String, String>) -> Vec<String> {
+    let log = fs::read(log).unwrap();
+    let lines = String::from_utf8_lossy(&log[since..]).into_owned();
+    let requests = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let concerns_ids = |request: &Value| {
+        let name = request["objectRef"]["name"].as_str().unwrap_or_default();
+        ids.iter().any(|(workspace, id)| name == workspace || name.starts_with(&format!("workspace-{id}")))
+    };
+    let describe = |request: Value| {
+        format!("{} {} by {}", request["verb"], request["requestURI"], request["user"]["username"])
+    };
+    requests.filter(concerns_ids).map(describe).collect()
+}
+
+/// Path of the API server's audit log. Without one, records that the test of `what` is skipped.
+fn audit_log(what: &str) -> Option<String> {
+    let log = env::var(AUDIT_LOG).ok();
+    if log.is_none() {
+        report_skipped(what, &format!("{AUDIT_LOG} does not name the API server's audit log"));
+    }
+    log
+}
+
+#[tokio::test]
+async fn discarding_the_last_archive_creates_no_workspace() {
+    let Some(log) = audit_log("writes while archives go") else { return };
+    let (_control, deployed) = share_control_plane().await;
+    run_cli(deployed, &["create", "kathleen"]).await;
+    let ids = BTreeMap::from([("kathleen".to_owned(), workspace_id(deployed, "kathleen"))]);
+    run_cli(deployed, &["rm", "kathleen"]).await;
+    let (archives, since) = (format!("wsa/{}", ids["kathleen"]), fs::metadata(&log).unwrap().len() as usize);
+    run_cli(deployed, &["rm", "--discard", &ids["kathleen"]]).await;
+    assert!(!deployed.space().kubectl(&["get", &archives]).ok, "the archives resource still exists");
+    let created: Vec<_> =
+        writes_since(&log, since, &ids).into_iter().filter(|what| what.starts_with("\"create\"")).collect();
+    assert_eq!(created, [] as [String; 0]);
+}
+
+#[tokio::test]
+async fn unchanged_workspaces_cause_no_writes() {
+    let Some(log) = audit_log("writes while nothing changes") else { return };
+    let number = |name, usual: usize| env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(usual);
+    let (workspaces, heartbeats) = (number(IDLE_WORKSPACES, 4), number(IDLE_HEARTBEATS, 5));
+    let (_control, deployed) = share_control_plane().await;
+    let small = r#"{"cpu": "30m", "memory": "64Mi"}"#;
+    let names: Vec<_> = (0..workspaces).map(|n| format!("idle-{n}")).collect();
+    for name in &names {
+        let workspace = format!(
+            r#"{{"apiVersion": "podling.dev/v1alpha1", "kind": "Workspace", "metadata": {{"name": "{name}"}},
+                "spec": {{"owner": "ida", "template": "shell", "resources": {small},
+                    "policy": {{"idleTimeout": "8h"}}}}}}"#
+        );
+        deployed.space().apply(&workspace).good();
+    }
+    let mut ids = BTreeMap::new();
+    for (n, name) in names.iter().enumerate() {
+        wait_state_long(deployed, name, "awake");
+        // Half of them sleep.
+        if n % 2 == 1 {
+            patch_spec(deployed, name, r#"{"desiredState": "Asleep"}"#);
+            wait_state_long(deployed, name, "asleep");
+        }
+        ids.insert(name.clone(), workspace_id(deployed, name));
+    }
+    // The status is written at once and again after half a minute. Then it must not change.
+    let (mut since, mut writes) = (fs::metadata(&log).unwrap().len() as usize, 0);
+    let received = async || {
+        let metrics = deployed.metrics().await;
+        let total = metrics.lines().find_map(|line| line.strip_prefix("podling_heartbeats_total "));
+        total.map(|total| total.trim().parse::<f64>().unwrap() as usize)
+    };
+    let mut from = received().await.expect("a count of heartbeats");
+    wait_long(LONG_DEADLINE, "enough heartbeats without a write", async || {
+        let now = received().await?;
+        let (length, new_writes) =
+            (fs::metadata(&log).unwrap().len() as usize, writes_since(&log, since, &ids));
+        if !new_writes.is_empty() {
+            writes += new_writes.len();
+            assert!(writes <= workspaces * SETTLING_WRITES, "the status does not settle: {new_writes:#?}");
+            (since, from) = (length, now);
+        }
+        (now - from >= heartbeats * workspaces.div_ceil(2)).then_some(())
+    })
+    .await;
+    for name in &names {
+        let workspace = format!("ws/{name}");
+        deployed.space().kubectl(&["annotate", &workspace, "podling.dev/discard=true"]).good();
+        deployed.space().kubectl(&["delete", &workspace, "--timeout=120s"]).good();
+        assert!(
+            !deployed.space().kubectl(&["get", &format!("wsa/{}", ids[name])]).ok,
+            "the archives resource still exists"
+        );
+    }
+}
