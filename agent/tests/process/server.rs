@@ -1,4 +1,4 @@
-//! The server: who gets in, and what it says to those who do not.
+//! The server: authorisation of clients, and refusals in the client's protocol.
 
 use std::time::Duration;
 
@@ -22,10 +22,10 @@ use tonic_health::pb::{
 use tonic_reflection::pb::{v1, v1alpha};
 
 use crate::{
-    agent::Agent,
+    agent::AgentProcess,
     claimed::claimed,
-    client::{Client, connect, connector, get, http1, token, with_token},
-    plane::{Authority, DEADLINE, claims, now},
+    client::{AgentClient, connect, connector, get, http1, token, with_token},
+    control_plane::{Authority, DEADLINE, claims, now},
 };
 
 fn reason(status: &Status) -> Reason {
@@ -33,34 +33,34 @@ fn reason(status: &Status) -> Reason {
 }
 
 #[tokio::test]
-async fn health_and_readiness_are_for_everybody_and_nothing_else_is() {
-    let agent = Agent::start(&Authority::new().pem);
-    let client = Client::of(&agent).await;
-    let mut health = HealthClient::with_origin(client.service(), Client::origin());
+async fn only_health_and_readiness_need_no_token() {
+    let agent = AgentProcess::start(&Authority::new().pem);
+    let client = AgentClient::connect(&agent).await;
+    let mut health = HealthClient::with_origin(client.service(), AgentClient::origin());
     let answer = health.check(HealthCheckRequest::default()).await.expect("healthy without a token");
     assert_eq!(answer.into_inner().status(), ServingStatus::Serving);
-    let one = HealthCheckRequest { service: "podling.agent.v1.Terminals".into() };
-    let answer = health.check(one).await.expect("known by name");
+    let request = HealthCheckRequest { service: "podling.agent.v1.Terminals".into() };
+    let answer = health.check(request).await.expect("known service");
     assert_eq!(answer.into_inner().status(), ServingStatus::Serving);
     let flood = HealthCheckRequest { service: "x".repeat(1 << 20) };
-    let refused = health.check(flood).await.expect_err("a stranger's megabyte is not taken in");
+    let refused = health.check(flood).await.expect_err("a large request without a token is refused");
     assert_eq!(refused.code(), tonic::Code::OutOfRange, "{refused}");
     assert_eq!(http1(&agent, get("/healthz", None)).await.0, 200);
     assert_eq!(http1(&agent, get("/readyz", None)).await.0, 503, "no workspace yet");
 
-    let mut activity = ActivityClient::with_origin(client.service(), Client::origin());
+    let mut activity = ActivityClient::with_origin(client.service(), AgentClient::origin());
     let refused = activity.get(GetActivityRequest {}).await.expect_err("refused");
     assert_eq!(reason(&refused), Reason::Unclaimed);
-    let (_, kind, body) = http1(&agent, get("/metrics", None)).await;
-    assert!(kind.starts_with("application/problem+json"), "{kind}");
+    let (_, content_type, body) = http1(&agent, get("/metrics", None)).await;
+    assert!(content_type.starts_with("application/problem+json"), "{content_type}");
     assert!(String::from_utf8_lossy(&body).contains("UNCLAIMED"), "{body:?}");
 }
 
 #[tokio::test]
-async fn a_token_opens_what_it_allows_here_and_now_and_nothing_more() {
-    let (agent, key, _plane, _session) = claimed(|claim| claim.policy = None).await;
-    let service = Client::of(&agent).await.service();
-    let mut client = ActivityClient::with_origin(service, Client::origin());
+async fn token_allows_only_its_verbs_audience_and_lifetime() {
+    let (agent, key, _control_plane, _session) = claimed(|claim| claim.policy = None).await;
+    let service = AgentClient::connect(&agent).await.service();
+    let mut client = ActivityClient::with_origin(service, AgentClient::origin());
     let good = claims(Verbs::only([Verb::Read]));
     client.get(with_token(GetActivityRequest {}, &key.sign(&good))).await.expect("allowed");
     let missing = client.get(GetActivityRequest {}).await.expect_err("refused");
@@ -71,7 +71,7 @@ async fn a_token_opens_what_it_allows_here_and_now_and_nothing_more() {
     let expired = TokenClaims { iat: now() - 100, exp: now() - 1, ..good.clone() };
     for (token, expected) in [
         ("nonsense".to_owned(), Reason::TokenInvalid),
-        (crate::plane::key().sign(&good), Reason::TokenInvalid),
+        (crate::control_plane::key().sign(&good), Reason::TokenInvalid),
         (key.sign(&expired), Reason::TokenExpired),
         (key.sign(&elsewhere(Audience::Control)), Reason::TokenForeign),
         (key.sign(&elsewhere(Audience::Agent("another".into()))), Reason::TokenForeign),
@@ -82,7 +82,7 @@ async fn a_token_opens_what_it_allows_here_and_now_and_nothing_more() {
         assert_eq!(reason(&refused), expected);
     }
     let keep = client.keep_awake(with_token(KeepAwakeRequest::default(), &key.sign(&good))).await;
-    let keep = keep.expect_err("reading is not keeping awake");
+    let keep = keep.expect_err("the read verb does not allow keep-awake");
     assert_eq!(error::detail(&keep, "verb").as_deref(), Some("keep-awake"));
 }
 
@@ -91,10 +91,10 @@ fn token_of(key: &SigningKey, verb: Verb) -> String {
 }
 
 #[tokio::test]
-async fn refusals_come_in_the_callers_protocol() {
-    let (agent, key, _plane, _session) = claimed(|claim| claim.policy = None).await;
-    let (status, kind, body) = http1(&agent, get("/metrics", None)).await;
-    assert_eq!((status, kind.as_str()), (401, "application/problem+json"));
+async fn refusals_use_the_callers_protocol() {
+    let (agent, key, _control_plane, _session) = claimed(|claim| claim.policy = None).await;
+    let (status, content_type, body) = http1(&agent, get("/metrics", None)).await;
+    assert_eq!((status, content_type.as_str()), (401, "application/problem+json"));
     assert!(String::from_utf8_lossy(&body).contains("TOKEN_MISSING"), "{body:?}");
     let (status, _, body) = http1(&agent, get("/metrics", Some(&token(&key, "read")))).await;
     assert_eq!(status, 200);
@@ -107,15 +107,15 @@ async fn refusals_come_in_the_callers_protocol() {
         request.headers_mut().insert("content-type", "application/grpc-web+proto".parse().expect("header"));
         request
     };
-    let (status, kind, _) = http1(&agent, web(None)).await;
-    assert_eq!((status, kind.as_str()), (200, "application/grpc-web+proto 16"));
-    let (status, kind, body) = http1(&agent, web(Some(&token(&key, "read")))).await;
-    assert_eq!((status, kind.as_str()), (200, "application/grpc-web+proto"));
+    let (status, content_type, _) = http1(&agent, web(None)).await;
+    assert_eq!((status, content_type.as_str()), (200, "application/grpc-web+proto 16"));
+    let (status, content_type, body) = http1(&agent, web(Some(&token(&key, "read")))).await;
+    assert_eq!((status, content_type.as_str()), (200, "application/grpc-web+proto"));
     assert!(String::from_utf8_lossy(&body).contains("grpc-status:0"), "trailers in the body: {body:?}");
 
     let json: Request<_> = get("/podling.agent.v1.Activity/Get", Some(&token(&key, "read")));
-    let (status, kind, body) = http1(&agent, json).await;
-    assert_eq!((status, kind.as_str()), (400, "application/problem+json"));
+    let (status, content_type, body) = http1(&agent, json).await;
+    assert_eq!((status, content_type.as_str()), (400, "application/problem+json"));
     assert!(String::from_utf8_lossy(&body).contains("gRPC"), "{body:?}");
     let (status, _, body) = http1(&agent, get("/nowhere", Some(&token(&key, "admin")))).await;
     assert_eq!(status, 501);
@@ -125,19 +125,21 @@ async fn refusals_come_in_the_callers_protocol() {
 }
 
 #[tokio::test]
-async fn reflection_lists_what_is_served() {
-    let (agent, key, _plane, _session) = claimed(|claim| claim.policy = None).await;
-    let (service, token) = (Client::of(&agent).await.service(), token(&key, "read"));
+async fn reflection_lists_agent_services_only() {
+    let (agent, key, _control_plane, _session) = claimed(|claim| claim.policy = None).await;
+    let (service, token) = (AgentClient::connect(&agent).await.service(), token(&key, "read"));
     let expected = ["grpc.health.v1.Health", "podling.agent.v1.Activity", "podling.agent.v1.Files"];
 
-    let ask = v1::ServerReflectionRequest {
+    let request = v1::ServerReflectionRequest {
         message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(String::new())),
         ..Default::default()
     };
-    let mut client =
-        v1::server_reflection_client::ServerReflectionClient::with_origin(service.clone(), Client::origin());
+    let mut client = v1::server_reflection_client::ServerReflectionClient::with_origin(
+        service.clone(),
+        AgentClient::origin(),
+    );
     let mut answers = client
-        .server_reflection_info(with_token(stream::iter([ask]), &token))
+        .server_reflection_info(with_token(stream::iter([request]), &token))
         .await
         .expect("v1")
         .into_inner();
@@ -149,15 +151,17 @@ async fn reflection_lists_what_is_served() {
     assert!(expected.iter().all(|name| names.iter().any(|n| n == name)), "{names:?}");
     assert!(!names.iter().any(|name| name.starts_with("podling.control")), "{names:?}");
 
-    let ask = v1alpha::ServerReflectionRequest {
+    let request = v1alpha::ServerReflectionRequest {
         message_request: Some(v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(
             "podling.agent.v1.Activity".into(),
         )),
         ..Default::default()
     };
-    let mut client =
-        v1alpha::server_reflection_client::ServerReflectionClient::with_origin(service, Client::origin());
-    let answers = client.server_reflection_info(with_token(stream::iter([ask]), &token)).await;
+    let mut client = v1alpha::server_reflection_client::ServerReflectionClient::with_origin(
+        service,
+        AgentClient::origin(),
+    );
+    let answers = client.server_reflection_info(with_token(stream::iter([request]), &token)).await;
     let answer = answers.expect("v1alpha").into_inner().message().await.expect("answer");
     assert!(matches!(
         answer.and_then(|a| a.message_response),
@@ -166,32 +170,35 @@ async fn reflection_lists_what_is_served() {
 }
 
 #[tokio::test]
-async fn a_thousand_connections_without_a_token_leave_memory_flat() {
-    let (agent, key, _plane, _session) = claimed(|claim| claim.policy = None).await;
-    let mut known = ActivityClient::with_origin(Client::of(&agent).await.service(), Client::origin());
+async fn thousand_unauthenticated_connections_keep_memory_flat() {
+    let (agent, key, _control_plane, _session) = claimed(|claim| claim.policy = None).await;
+    let mut authenticated =
+        ActivityClient::with_origin(AgentClient::connect(&agent).await.service(), AgentClient::origin());
     let get = || with_token(GetActivityRequest {}, &token(&key, "read"));
-    known.get(get()).await.expect("served");
+    authenticated.get(get()).await.expect("served");
     let AgentInfo { fingerprint, .. } = agent.info().await;
     let (tls, socket) = (connector(&fingerprint, "h2"), agent.path("agent.sock"));
-    let mut strangers = Vec::new();
+    let mut unauthenticated = Vec::new();
     for _ in 0..50 {
-        strangers.push(connect(&socket, &tls).await.expect("TLS"));
+        unauthenticated.push(connect(&socket, &tls).await.expect("TLS"));
     }
-    let before = agent.resident();
+    let before = agent.resident_kib();
     for _ in 0..1000 {
-        strangers.push(connect(&socket, &tls).await.expect("TLS"));
+        unauthenticated.push(connect(&socket, &tls).await.expect("TLS"));
     }
-    let grown = agent.resident().saturating_sub(before);
-    assert!(grown < 2048, "grew by {grown} KiB");
-    // The oldest were cut; who had shown a token was not, and who comes now gets in.
+    let growth = agent.resident_kib().saturating_sub(before);
+    assert!(growth < 2048, "grew by {growth} KiB");
+    // The agent has closed the oldest unauthenticated connections. It still serves the authenticated
+    // one and accepts new ones.
     let mut rest = Vec::new();
-    let end = timeout(DEADLINE, strangers[0].read_to_end(&mut rest)).await;
-    end.expect("cut in time").ok();
-    known.get(get()).await.expect("still served");
-    let mut late = HealthClient::with_origin(Client::of(&agent).await.service(), Client::origin());
+    let end = timeout(DEADLINE, unauthenticated[0].read_to_end(&mut rest)).await;
+    end.expect("closed in time").ok();
+    authenticated.get(get()).await.expect("still served");
+    let mut late =
+        HealthClient::with_origin(AgentClient::connect(&agent).await.service(), AgentClient::origin());
     timeout(Duration::from_secs(10), late.check(HealthCheckRequest::default()))
         .await
         .expect("in time")
         .expect("healthy");
-    println!("1,000 idle connections without a token: {before} KiB before, {grown} KiB more");
+    println!("1,000 idle connections without a token: {before} KiB before, {growth} KiB more");
 }

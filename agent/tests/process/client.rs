@@ -1,4 +1,4 @@
-//! A caller of the agent: TLS pinned to the fingerprint, gRPC or plain HTTP over it.
+//! A client of the agent: gRPC or plain HTTP over TLS that is pinned to the agent's fingerprint.
 
 use std::{convert::Infallible, path::Path, sync::Arc};
 
@@ -25,22 +25,22 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::codegen::http::Uri;
 
-use crate::{agent::Agent, plane};
+use crate::{agent::AgentProcess, control_plane};
 
-/// One connection.
-pub(crate) struct Client {
+/// An HTTP/2 connection to the agent.
+pub(crate) struct AgentClient {
     sender: http2::SendRequest<tonic::body::Body>,
-    /// The connection lives as long as a client made of it.
-    life: Arc<DropGuard>,
+    /// Held also by all services of this client: the last one that is dropped ends the connection.
+    connection_guard: Arc<DropGuard>,
 }
 
 #[derive(Debug)]
-struct Pinned {
+struct PinnedCertificateVerifier {
     fingerprint: String,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for Pinned {
+impl ServerCertVerifier for PinnedCertificateVerifier {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -50,11 +50,11 @@ impl ServerCertVerifier for Pinned {
         _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let digest = ring::digest::digest(&ring::digest::SHA256, certificate);
-        let shown: String = digest.as_ref().iter().map(|b| format!("{b:02x}")).collect();
-        if shown == self.fingerprint {
+        let fingerprint: String = digest.as_ref().iter().map(|b| format!("{b:02x}")).collect();
+        if fingerprint == self.fingerprint {
             return Ok(ServerCertVerified::assertion());
         }
-        Err(rustls::Error::General("another fingerprint".into()))
+        Err(rustls::Error::General("the certificate has another fingerprint".into()))
     }
 
     fn verify_tls12_signature(
@@ -63,7 +63,7 @@ impl ServerCertVerifier for Pinned {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2".into()))
+        Err(rustls::Error::General("TLS 1.2 is not supported".into()))
     }
 
     fn verify_tls13_signature(
@@ -80,10 +80,10 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
-/// How to connect with this application protocol.
+/// TLS configuration with one application protocol (ALPN).
 pub(crate) fn connector(fingerprint: &str, protocol: &str) -> TlsConnector {
     let provider = Arc::new(default_provider());
-    let verifier = Pinned { fingerprint: fingerprint.into(), provider: provider.clone() };
+    let verifier = PinnedCertificateVerifier { fingerprint: fingerprint.into(), provider: provider.clone() };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")
@@ -99,18 +99,18 @@ pub(crate) async fn connect(socket: &Path, tls: &TlsConnector) -> std::io::Resul
     tls.connect(name, UnixStream::connect(socket).await?).await
 }
 
-impl Client {
-    pub(crate) async fn of(agent: &Agent) -> Self {
+impl AgentClient {
+    pub(crate) async fn connect(agent: &AgentProcess) -> Self {
         let info = agent.info().await;
         let io = connect(&agent.path("agent.sock"), &connector(&info.fingerprint, "h2")).await.expect("TLS");
-        let life = CancellationToken::new();
-        let spawner = ConnectionExecutor::new(life.clone());
+        let cancellation = CancellationToken::new();
+        let spawner = ConnectionExecutor::new(cancellation.clone());
         let (sender, connection) = http2::handshake(spawner.clone(), TokioIo::new(io)).await.expect("HTTP/2");
         hyper::rt::Executor::execute(&spawner, async move { drop(connection.await) });
-        Self { sender, life: Arc::new(life.drop_guard()) }
+        Self { sender, connection_guard: Arc::new(cancellation.drop_guard()) }
     }
 
-    /// What tonic's clients are made of.
+    /// A service for tonic's generated clients.
     pub(crate) fn service(
         &self,
     ) -> impl tower::Service<
@@ -121,13 +121,13 @@ impl Client {
     > + Clone
     + Send
     + use<> {
-        let (sender, life) = (self.sender.clone(), self.life.clone());
+        let (sender, guard) = (self.sender.clone(), self.connection_guard.clone());
         tower::service_fn(move |request| {
-            let (mut sender, life) = (sender.clone(), life.clone());
+            let (mut sender, guard) = (sender.clone(), guard.clone());
             async move {
-                let answer = sender.send_request(request).await;
-                drop(life);
-                answer
+                let response = sender.send_request(request).await;
+                drop(guard);
+                response
             }
         })
     }
@@ -137,28 +137,33 @@ impl Client {
     }
 }
 
-/// One exchange over HTTP/1.1: status, content type, body.
-pub(crate) async fn http1(agent: &Agent, request: Request<Full<Bytes>>) -> (u16, String, Bytes) {
+/// Sends a request over HTTP/1.1. Returns the status, the content type with the gRPC status behind
+/// it, and the body.
+pub(crate) async fn http1(agent: &AgentProcess, request: Request<Full<Bytes>>) -> (u16, String, Bytes) {
     let info = agent.info().await;
     let io =
         connect(&agent.path("agent.sock"), &connector(&info.fingerprint, "http/1.1")).await.expect("TLS");
     let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await.expect("HTTP/1.1");
     let exchange = async {
-        let response = sender.send_request(request).await.expect("an answer");
+        let response = sender.send_request(request).await.expect("a response");
         let status = response.status().as_u16();
         let header =
             |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
-        // A gRPC status without a message stands in the headers.
-        let kind = format!("{} {}", header("content-type"), header("grpc-status"));
-        (status, kind.trim().to_owned(), response.into_body().collect().await.expect("body").to_bytes())
+        // A gRPC error without a message carries its status in the headers.
+        let content_type = format!("{} {}", header("content-type"), header("grpc-status"));
+        (
+            status,
+            content_type.trim().to_owned(),
+            response.into_body().collect().await.expect("body").to_bytes(),
+        )
     };
     tokio::select! {
-        answer = exchange => answer,
+        response = exchange => response,
         _ = async { drop(connection.await); std::future::pending::<Infallible>().await } => unreachable!(),
     }
 }
 
-/// A GET, with a token or without.
+/// A GET request, with a bearer token if one is given.
 pub(crate) fn get(path: &str, token: Option<&str>) -> Request<Full<Bytes>> {
     let mut built = Request::new(Full::new(Bytes::new()));
     *built.uri_mut() = path.parse().expect("path");
@@ -169,15 +174,15 @@ pub(crate) fn get(path: &str, token: Option<&str>) -> Request<Full<Bytes>> {
     built
 }
 
-/// A request to a gRPC method with this token.
+/// A gRPC request with a bearer token.
 pub(crate) fn with_token<T>(message: T, token: &str) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("header"));
     request
 }
 
-/// A token that allows this, signed by this key.
+/// A valid token with these verbs, signed by `key`.
 pub(crate) fn token(key: &SigningKey, verbs: &str) -> String {
-    let claims: TokenClaims = plane::claims(verbs.parse::<Verbs>().expect("verbs"));
+    let claims: TokenClaims = control_plane::claims(verbs.parse::<Verbs>().expect("verbs"));
     key.sign(&claims)
 }

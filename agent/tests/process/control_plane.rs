@@ -1,4 +1,4 @@
-//! A control plane that does what the test says.
+//! A fake control plane: it accepts agents over the real service, and the test sends the messages.
 
 use std::{
     path::{Path, PathBuf},
@@ -33,27 +33,27 @@ use tonic::{Request, Response, Status, Streaming, service::Routes};
 pub(crate) const WORKSPACE: &str = "abcdefghijkl";
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Signs certificates.
+/// A certificate authority that the agent may trust.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pub(crate) pem: String,
 }
 
-/// The control plane.
-pub(crate) struct Plane {
-    sessions: mpsc::Receiver<Session>,
+/// The listener for agents. Dropping it closes all connections without a message.
+pub(crate) struct FakeControlPlane {
+    sessions: mpsc::Receiver<AgentSession>,
     _serving: JoinSet<()>,
 }
 
-/// One agent's stream.
-pub(crate) struct Session {
+/// The stream of one agent after its hello.
+pub(crate) struct AgentSession {
     pub(crate) credential: String,
     pub(crate) hello: wire::Hello,
     to: mpsc::Sender<Result<ControlMessage, Status>>,
     from: Streaming<AgentMessage>,
 }
 
-struct Service(mpsc::Sender<Session>);
+struct AgentsService(mpsc::Sender<AgentSession>);
 
 impl Authority {
     pub(crate) fn new() -> Self {
@@ -81,16 +81,16 @@ impl Authority {
     }
 }
 
-impl Plane {
-    /// Listens in `dir`; dropped, it is as if it had been killed.
+impl FakeControlPlane {
+    /// Listens on [`socket`] in `dir`.
     pub(crate) async fn start(dir: &Path, tls: TlsAcceptor) -> Self {
         Self::start_at(&ListenAddress::Unix(socket(dir)), tls).await.0
     }
 
-    /// Listens there; returns also where that is.
+    /// Listens at `at`. Returns also the bound address.
     pub(crate) async fn start_at(at: &ListenAddress, tls: TlsAcceptor) -> (Self, String) {
         let (sender, sessions) = mpsc::channel(8);
-        let router = Routes::new(AgentsServer::new(Service(sender))).into_axum_router();
+        let router = Routes::new(AgentsServer::new(AgentsService(sender))).into_axum_router();
         let listener = AgentListener::bind(at).await.expect("listens");
         let address = listener.address().expect("address");
         let connections = ClientConnections::new(AgentMetrics::new());
@@ -99,92 +99,93 @@ impl Plane {
             let mut open = JoinSet::new();
             loop {
                 let io = listener.accept().await.expect("connection");
-                let place = connections.try_acquire().expect("room");
-                open.spawn(place.serve(io, tls.clone(), router.clone(), CancellationToken::new()));
+                let permit = connections.try_acquire().expect("a connection permit");
+                open.spawn(permit.serve(io, tls.clone(), router.clone(), CancellationToken::new()));
             }
         });
         (Self { sessions, _serving: serving }, address)
     }
 
-    /// The next agent that says hello.
-    pub(crate) async fn session(&mut self) -> Session {
-        timeout(DEADLINE, self.sessions.recv()).await.expect("an agent comes in time").expect("serving")
+    /// Waits for the next agent's hello.
+    pub(crate) async fn session(&mut self) -> AgentSession {
+        timeout(DEADLINE, self.sessions.recv()).await.expect("an agent connects in time").expect("serving")
     }
 
-    /// Whether nobody has said hello.
-    pub(crate) fn heard_nothing(&mut self) -> bool {
+    /// Whether no agent has said hello since the last session.
+    pub(crate) fn has_no_session(&mut self) -> bool {
         self.sessions.try_recv().is_err()
     }
 }
 
-impl Session {
+impl AgentSession {
     pub(crate) async fn send(&self, message: Message) {
         self.to.send(Ok(ControlMessage { message: Some(message) })).await.expect("connected");
     }
 
-    pub(crate) async fn direct(&self, id: u64, directive: wire::directive::Directive) {
+    pub(crate) async fn send_directive(&self, id: u64, directive: wire::directive::Directive) {
         self.send(Message::Directive(wire::Directive { id, directive: Some(directive) })).await;
     }
 
-    /// The next message, if the stream goes on.
-    pub(crate) async fn hear(&mut self) -> Option<agent_message::Message> {
-        let said = timeout(DEADLINE, self.from.next()).await.expect("says something in time");
-        said.and_then(Result::ok).and_then(|said| said.message)
+    /// The next message, or `None` at the end of the stream.
+    pub(crate) async fn receive(&mut self) -> Option<agent_message::Message> {
+        let received = timeout(DEADLINE, self.from.next()).await.expect("a message in time");
+        received.and_then(Result::ok).and_then(|received| received.message)
     }
 
-    /// The next heartbeat; acknowledges it.
-    pub(crate) async fn beat(&mut self) -> wire::Heartbeat {
-        let beat = self.unacknowledged_beat().await;
-        self.send(Message::HeartbeatAck(wire::HeartbeatAck { sequence: beat.sequence })).await;
-        beat
+    /// Waits for the next heartbeat and acknowledges it.
+    pub(crate) async fn heartbeat(&mut self) -> wire::Heartbeat {
+        let heartbeat = self.unacknowledged_heartbeat().await;
+        self.send(Message::HeartbeatAck(wire::HeartbeatAck { sequence: heartbeat.sequence })).await;
+        heartbeat
     }
 
-    pub(crate) async fn unacknowledged_beat(&mut self) -> wire::Heartbeat {
+    pub(crate) async fn unacknowledged_heartbeat(&mut self) -> wire::Heartbeat {
         loop {
-            match self.hear().await.expect("the stream goes on") {
-                agent_message::Message::Heartbeat(beat) => return beat,
+            match self.receive().await.expect("the stream goes on") {
+                agent_message::Message::Heartbeat(heartbeat) => return heartbeat,
                 agent_message::Message::Hello(_) => panic!("a second hello"),
                 agent_message::Message::DirectiveResult(_) => {}
             }
         }
     }
 
-    /// Beats until one satisfies the condition.
-    pub(crate) async fn beat_until(
+    /// Acknowledges heartbeats until one satisfies the condition, and returns that one.
+    pub(crate) async fn heartbeat_until(
         &mut self,
-        mut is_it: impl FnMut(&wire::Heartbeat) -> bool,
+        mut condition: impl FnMut(&wire::Heartbeat) -> bool,
     ) -> wire::Heartbeat {
         let found = async {
             loop {
-                let beat = self.beat().await;
-                if is_it(&beat) {
-                    return beat;
+                let heartbeat = self.heartbeat().await;
+                if condition(&heartbeat) {
+                    return heartbeat;
                 }
             }
         };
-        timeout(DEADLINE, found).await.expect("such a beat in time")
+        timeout(DEADLINE, found).await.expect("such a heartbeat in time")
     }
 
-    /// Keeps the link alive while something else is done.
-    pub(crate) async fn beating<T>(&mut self, done: impl Future<Output = T>) -> T {
+    /// Acknowledges heartbeats until `done` completes.
+    pub(crate) async fn with_heartbeats<T>(&mut self, done: impl Future<Output = T>) -> T {
         tokio::pin!(done);
         loop {
             tokio::select! {
                 done = &mut done => return done,
-                _ = self.beat() => {}
+                _ = self.heartbeat() => {}
             }
         }
     }
 
-    /// The answer to a directive; beats meanwhile.
-    pub(crate) async fn result(&mut self, id: u64) -> wire::directive_result::Result {
+    /// Waits for the result of a directive and acknowledges heartbeats meanwhile.
+    pub(crate) async fn wait_result(&mut self, id: u64) -> wire::directive_result::Result {
         loop {
-            match self.hear().await.expect("the stream goes on") {
+            match self.receive().await.expect("the stream goes on") {
                 agent_message::Message::DirectiveResult(result) if result.id == id => {
                     return result.result.expect("a result");
                 }
-                agent_message::Message::Heartbeat(beat) => {
-                    self.send(Message::HeartbeatAck(wire::HeartbeatAck { sequence: beat.sequence })).await;
+                agent_message::Message::Heartbeat(heartbeat) => {
+                    self.send(Message::HeartbeatAck(wire::HeartbeatAck { sequence: heartbeat.sequence }))
+                        .await;
                 }
                 _ => {}
             }
@@ -193,7 +194,7 @@ impl Session {
 }
 
 #[tonic::async_trait]
-impl Agents for Service {
+impl Agents for AgentsService {
     type ConnectStream = Pin<Box<dyn Stream<Item = Result<ControlMessage, Status>> + Send>>;
 
     async fn connect(
@@ -207,8 +208,8 @@ impl Agents for Service {
             return Err(Status::invalid_argument("no hello"));
         };
         let (to, stream) = mpsc::channel(16);
-        let session = Session { credential, hello, to, from };
-        self.0.send(session).await.map_err(|_| Status::unavailable("over"))?;
+        let session = AgentSession { credential, hello, to, from };
+        self.0.send(session).await.map_err(|_| Status::unavailable("the test has ended"))?;
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 }
@@ -217,7 +218,7 @@ pub(crate) fn socket(dir: &Path) -> PathBuf {
     dir.join("control.sock")
 }
 
-/// A policy at a fiftieth of the pace.
+/// A policy whose times are about a fiftieth of the usual ones.
 pub(crate) fn policy() -> wire::AgentPolicy {
     let span = |millis: i32| Some(prost_types::Duration { seconds: 0, nanos: millis * 1_000_000 });
     wire::AgentPolicy {
@@ -225,13 +226,13 @@ pub(crate) fn policy() -> wire::AgentPolicy {
         active_for: span(600),
         work_window: span(600),
         heartbeat_interval: span(300),
-        // Low, for the machine may have many other things to do.
+        // Low, because the machine may be busy with other tests.
         cpu_cores: 0.01,
         ..Default::default()
     }
 }
 
-/// A claim whose tokens this key signs.
+/// A claim for [`WORKSPACE`] that accepts tokens signed by `key`.
 pub(crate) fn claim(key: &SigningKey) -> wire::Claim {
     wire::Claim {
         id: Some(wire::ClaimId { workspace_id: WORKSPACE.into(), epoch: 1 }),
@@ -245,7 +246,7 @@ pub(crate) fn claim(key: &SigningKey) -> wire::Claim {
     }
 }
 
-pub(crate) fn words(words: &[&str]) -> Vec<String> {
+pub(crate) fn to_argv(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
@@ -257,7 +258,7 @@ pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
 }
 
-/// What a good token says; tests spoil it.
+/// Claims of a valid token for the agent of [`WORKSPACE`]. Tests change single fields.
 pub(crate) fn claims(verbs: Verbs) -> TokenClaims {
     TokenClaims {
         sub: "ada".into(),

@@ -1,0 +1,121 @@
+//! Activity reports in heartbeats: counted idle time, intents, and the warning before sleep.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use podling_proto::{
+    agent::v1::{
+        self as agent_wire, ActivityLevel, ActivityState, RunRequest, Signal, WatchActivityRequest,
+        activity_client::ActivityClient, processes_client::ProcessesClient,
+    },
+    control::v1::{self as wire, control_message::Message, directive::Directive},
+    token::SigningKey,
+};
+use tokio::time::timeout;
+
+use crate::{
+    agent::{AgentProcess, wait_for},
+    claimed::claimed,
+    client::{AgentClient, token, with_token},
+    control_plane::{DEADLINE, to_argv},
+};
+
+fn millis(millis: i64) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds: millis / 1000, nanos: (millis % 1000) as i32 * 1_000_000 })
+}
+
+fn counted_idle(heartbeat: &wire::Heartbeat) -> Duration {
+    let activity = heartbeat.activity.as_ref().expect("activity");
+    activity.counted_idle.and_then(|d| d.try_into().ok()).expect("counted idle")
+}
+
+/// Runs a command for a client, which counts as an intent.
+async fn run_command(agent: &AgentProcess, key: &SigningKey) {
+    let service = AgentClient::connect(agent).await.service();
+    let mut processes = ProcessesClient::with_origin(service, AgentClient::origin());
+    let command = agent_wire::Command { argv: to_argv(&["true"]), ..Default::default() };
+    let run = RunRequest { command: Some(command), ..Default::default() };
+    processes.run(with_token(run, &token(key, "process"))).await.expect("ran");
+}
+
+#[tokio::test]
+async fn stopped_agent_counts_no_idle_time() {
+    // The stop is longer than the idle timeout and shorter than the heartbeat interval, so the next
+    // heartbeat is not even late.
+    let (agent, _key, _control_plane, mut session) = claimed(|claim| {
+        let policy = claim.policy.as_mut().expect("a policy");
+        policy.idle_timeout = millis(800);
+        policy.heartbeat_interval = millis(1500);
+    })
+    .await;
+    agent.signal(rustix::process::Signal::STOP);
+    let stopped_at = Instant::now();
+    wait_for("longer than the idle timeout", || {
+        (stopped_at.elapsed() > Duration::from_millis(1000)).then_some(())
+    })
+    .await;
+    agent.signal(rustix::process::Signal::CONT);
+    session.heartbeat().await;
+    let heartbeat = session.unacknowledged_heartbeat().await;
+    assert_eq!(
+        counted_idle(&heartbeat),
+        Duration::ZERO,
+        "idle time counts only between acknowledged heartbeats"
+    );
+    session.send(Message::HeartbeatAck(wire::HeartbeatAck { sequence: heartbeat.sequence })).await;
+    session.heartbeat_until(|heartbeat| counted_idle(heartbeat) > Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn intent_while_active_is_in_the_next_heartbeat() {
+    let (agent, key, _control_plane, mut session) = claimed(|claim| {
+        let policy = claim.policy.as_mut().expect("a policy");
+        policy.active_for = millis(60_000);
+        policy.heartbeat_interval = millis(1000);
+    })
+    .await;
+    run_command(&agent, &key).await;
+    session
+        .heartbeat_until(|heartbeat| {
+            heartbeat.activity.as_ref().is_some_and(|a| a.level() == ActivityLevel::Active)
+        })
+        .await;
+    let second_command = Instant::now();
+    run_command(&agent, &key).await;
+    // One heartbeat may have been in flight; the next was sent after the command.
+    session.heartbeat().await;
+    let activity = session.heartbeat().await.activity.expect("activity");
+    let intent = activity.evidence.iter().find(|e| e.signal() == Signal::ClientStart).expect("the intent");
+    let age: Duration = intent.age.and_then(|age| age.try_into().ok()).expect("an age");
+    assert!(age <= second_command.elapsed(), "the evidence is of the first command, {age:?} ago");
+}
+
+#[tokio::test]
+async fn sleep_warning_is_shown_until_the_workspace_is_used() {
+    let (agent, key, _control_plane, mut session) = claimed(|_| ()).await;
+    let service = AgentClient::connect(&agent).await.service();
+    let mut client = ActivityClient::with_origin(service, AgentClient::origin());
+    let watch = client.watch(with_token(WatchActivityRequest {}, &token(&key, "read"))).await;
+    let mut watch = watch.expect("watch").into_inner();
+    let mut wait_state = async |warned: bool| -> ActivityState {
+        let found = async {
+            loop {
+                let activity =
+                    watch.message().await.expect("watch stream").and_then(|response| response.activity);
+                let activity = activity.expect("activity");
+                if activity.sleep_warning.is_some() == warned {
+                    return activity;
+                }
+            }
+        };
+        timeout(DEADLINE, found).await.expect("such an activity state in time")
+    };
+    assert_eq!(wait_state(false).await.level(), ActivityLevel::Idle);
+    let at = Some(prost_types::Timestamp::from(SystemTime::now() + Duration::from_secs(60)));
+    let cause = agent_wire::SleepCause::Idle.into();
+    session.send_directive(3, Directive::Warn(wire::Warn { at, cause })).await;
+    assert_eq!(session.wait_result(3).await, wire::directive_result::Result::Done(wire::Done {}));
+    let warning = wait_state(true).await.sleep_warning;
+    assert_eq!(warning, Some(agent_wire::SleepWarning { at, cause }));
+    run_command(&agent, &key).await;
+    wait_state(false).await;
+}

@@ -1,0 +1,85 @@
+//! Keystrokes that race with the sleep protocol at random times. The shell executes each acknowledged
+//! keystroke once, and no other.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use podling_proto::control::v1::directive_result::Result as DirectiveOutcome;
+use rustix::process::Signal;
+use tokio::time::sleep;
+
+use crate::{
+    agent::{AgentProcess, wait_for},
+    sleep_harness::{SleepHarness, set_plain_shell},
+};
+
+/// Enough rounds for both outcomes to occur several times.
+const ROUNDS: u32 = 30;
+/// Upper bound of the random delay of keystroke and commit after prepare.
+const MAX_DELAY_MILLIS: u64 = 25;
+
+/// The round numbers that the shell has written to its log.
+fn executed(agent: &AgentProcess) -> Vec<u32> {
+    let log = std::fs::read_to_string(agent.path("home/log")).unwrap_or_default();
+    log.lines().map(|line| line.parse().expect("a complete number")).collect()
+}
+
+#[tokio::test]
+async fn acknowledged_keystrokes_are_executed_exactly_once() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut harness = SleepHarness::new(set_plain_shell).await;
+    let shell = harness.create(&[]).await.expect("a shell").id;
+    let mut attachment = harness.attach(&shell).await;
+    let (mut acknowledged, mut slept, mut stayed) = (BTreeSet::new(), 0, 0);
+    for round in 0..ROUNDS {
+        harness.prepare_when_idle().await;
+        let mut delay = || Duration::from_millis(random.u64(0..MAX_DELAY_MILLIS));
+        let (commit_at, type_at) = (delay(), delay());
+        let typed = format!("echo {round} >> ~/log\n");
+        let (outcome, ()) = tokio::join!(
+            async {
+                sleep(commit_at).await;
+                harness.commit().await
+            },
+            async {
+                sleep(type_at).await;
+                attachment.type_text(&typed).await;
+            }
+        );
+        match outcome {
+            DirectiveOutcome::Declined(_) => {
+                stayed += 1;
+                let end = attachment.typed;
+                harness
+                    .session
+                    .with_heartbeats(
+                        attachment.receive_until("its acknowledgement", |attachment| attachment.acked == end),
+                    )
+                    .await;
+                let done =
+                    wait_for("what was typed", || executed(&harness.agent).contains(&round).then_some(()));
+                harness.session.with_heartbeats(done).await;
+                acknowledged.insert(round);
+                assert!(attachment.refused.is_empty(), "{:?}", attachment.refused);
+            }
+            DirectiveOutcome::Done(_) => {
+                slept += 1;
+                while attachment.receive().await {}
+                assert!(attachment.exit.is_some(), "the terminal's exit was reported");
+                if attachment.acked == attachment.typed {
+                    acknowledged.insert(round);
+                }
+                // After Done the control plane may kill the agent without a loss.
+                harness.agent.signal(Signal::KILL);
+                harness.agent.wait_exit().await;
+                harness.restart_agent(set_plain_shell).await;
+                attachment = harness.attach(&shell).await;
+            }
+        }
+        let executed = executed(&harness.agent);
+        assert_eq!(executed, acknowledged.iter().copied().collect::<Vec<_>>(), "round {round}, seed {seed}");
+    }
+    println!("{slept} sleeps, {stayed} stopped by a keystroke");
+    assert!(slept > 0 && stayed > 0, "both outcomes must occur: {slept} sleeps, {stayed} stopped");
+}

@@ -1,0 +1,125 @@
+//! The workspace's command, and work that counts as activity without a client.
+
+use podling_proto::{
+    agent::v1::{
+        ActivityLevel, ActivityState, CreateTerminalRequest, Signal, terminals_client::TerminalsClient,
+    },
+    control::v1::{self as wire, control_message::Message},
+};
+
+use rustix::process::{Resource, getrlimit};
+
+use crate::{
+    agent::{AgentProcess, wait_for},
+    claimed::claimed,
+    client::{AgentClient, token, with_token},
+    control_plane::{AgentSession, Authority, FakeControlPlane, claim, key, to_argv},
+};
+
+async fn claimed_with(command: &[&str]) -> (AgentProcess, FakeControlPlane, AgentSession) {
+    let authority = Authority::new();
+    let dir = tempfile::tempdir().expect("dir");
+    let mut control_plane = FakeControlPlane::start(dir.path(), authority.server("podling-control")).await;
+    let agent =
+        AgentProcess::start_in(dir, &authority.pem, &["sh", "-c", "echo from the command line > which"]);
+    let session = control_plane.session().await;
+    let command = command.iter().map(|word| (*word).to_owned()).collect();
+    session.send(Message::Claim(wire::Claim { command, ..claim(&key()) })).await;
+    (agent, control_plane, session)
+}
+
+#[tokio::test]
+async fn claim_command_overrides_argv_and_is_restarted() {
+    let script = "echo $GREETING from $PODLING_WORKSPACE >> which; ulimit -n >> files; exit 3";
+    let (agent, _control_plane, mut session) = claimed_with(&["sh", "-c", script]).await;
+    let twice = "hello from mine\nhello from mine\n";
+    let which = || std::fs::read_to_string(agent.path("home/which")).unwrap_or_default();
+    session.heartbeat_until(|_| which().starts_with(twice)).await;
+    assert!(agent.log().contains("Code(3)"), "the log has the command's exit");
+    let files = std::fs::read_to_string(agent.path("home/files")).expect("ulimit");
+    let initial_limit = getrlimit(Resource::Nofile).current.map_or("unlimited".to_owned(), |n| n.to_string());
+    assert_eq!(
+        files.lines().next(),
+        Some(initial_limit.as_str()),
+        "the workspace's limit is that from before the agent raised its own"
+    );
+    assert_eq!(
+        session.heartbeat().await.activity.expect("activity").level(),
+        ActivityLevel::Idle,
+        "the agent serves on"
+    );
+}
+
+#[tokio::test]
+async fn claim_without_command_runs_the_agents_argv() {
+    let (agent, _control_plane, mut session) = claimed_with(&[]).await;
+    session.heartbeat().await;
+    wait_for("a start", || std::fs::read_to_string(agent.path("home/which")).ok().filter(|s| !s.is_empty()))
+        .await;
+}
+
+#[tokio::test]
+async fn grandchild_computation_is_busy_and_named() {
+    let (_agent, _control_plane, mut session) =
+        claimed_with(&["sh", "-c", "sh -c 'while :; do :; done' & wait"]).await;
+    let busy = session
+        .heartbeat_until(|heartbeat| {
+            heartbeat.activity.as_ref().is_some_and(|a| a.level() == ActivityLevel::Busy)
+        })
+        .await;
+    let activity = busy.activity.expect("activity");
+    assert_eq!(activity.evidence[0].signal(), Signal::Cpu);
+    assert!(activity.evidence[0].detail.starts_with("sh (pid "), "{}", activity.evidence[0].detail);
+    assert!(activity.usage.expect("usage").processes >= 2);
+}
+
+#[tokio::test]
+async fn short_lived_children_count_as_cpu_use() {
+    let short_lived = "while :; do sh -c 'i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done'; done";
+    let (_agent, _control_plane, mut session) = claimed_with(&["sh", "-c", short_lived]).await;
+    let computes = |a: &ActivityState| a.evidence.iter().any(|e| e.signal() == Signal::Cpu && !e.capped);
+    session.heartbeat_until(|heartbeat| heartbeat.activity.as_ref().is_some_and(computes)).await;
+}
+
+#[tokio::test]
+async fn slow_copy_counts_as_io() {
+    let slow_copy = "while :; do head -c 1000000 /dev/zero > copy; sleep 0.2; done";
+    let (_agent, _control_plane, mut session) = claimed_with(&["sh", "-c", slow_copy]).await;
+    session
+        .heartbeat_until(|heartbeat| {
+            heartbeat.activity.as_ref().is_some_and(|a| a.evidence.iter().any(|e| e.signal() == Signal::Io))
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn printing_terminal_does_not_count_as_io() {
+    let (agent, key, _control_plane, mut session) = claimed(|claim| {
+        let policy = claim.policy.as_mut().expect("a policy");
+        // Printed bytes that the agent has not read yet count as IO. In the tests' short window that
+        // is a large share.
+        policy.io_bytes_per_second = 300.0 * 1024.0;
+    })
+    .await;
+    let mut terminals =
+        TerminalsClient::with_origin(AgentClient::connect(&agent).await.service(), AgentClient::origin());
+    // The shell itself prints 500 kB/s beside a job in the foreground.
+    let script = "x=$(printf %050000d 0); (while :; do printf %s $x; sleep 0.1; done) & sleep 1000";
+    let create = CreateTerminalRequest { argv: to_argv(&["bash", "-c", script]), ..Default::default() };
+    terminals.create(with_token(create, &token(&key, "terminal"))).await.expect("opened");
+    let has = |heartbeat: &wire::Heartbeat, signal| {
+        heartbeat.activity.as_ref().is_some_and(|a| a.evidence.iter().any(|e| e.signal() == signal))
+    };
+    session
+        .heartbeat_until(|heartbeat| {
+            heartbeat.activity.as_ref().is_some_and(|a| a.level() == ActivityLevel::Active)
+        })
+        .await;
+    for _ in 0..4 {
+        session.heartbeat().await;
+    }
+    for _ in 0..5 {
+        let heartbeat = session.heartbeat().await;
+        assert!(!has(&heartbeat, Signal::Io), "{:?}", heartbeat.activity.map(|a| a.evidence));
+    }
+}
