@@ -146,7 +146,7 @@ impl MakeWriter<'_> for MemoryLog {
 async fn log_at_trace_level_contains_no_secret() {
     let log = MemoryLog::default();
     // A second dispatcher. With only one, a callsite that another test's thread logs first is cached
-    // as disabled for this thread too.
+    // as disabled.
     let _other = tracing::Dispatch::new(tracing_subscriber::registry());
     let subscriber =
         tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE).with_writer(log.clone()).finish();
