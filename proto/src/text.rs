@@ -1,6 +1,8 @@
-//! Reasons and next steps as text: English for people, and the words of the enums for JSON and Kubernetes.
+//! Reasons and next steps as text: English for people, and the words of the enums for JSON and
+//! Kubernetes.
 //!
-//! The only place with English for these enums, so that CLI, resources and errors say the same. Nothing may parse it.
+//! English for these enums exists only here, so that CLI, resources and errors agree. No program
+//! may parse it.
 
 use std::time::Duration;
 
@@ -11,7 +13,8 @@ use crate::{
     },
 };
 
-/// Renders why a workspace is in its state, as a clause without a full stop: "the agent is connected".
+/// Renders why a workspace is in its state, as a clause without a full stop: "the agent is
+/// connected".
 pub fn state_reason(reason: &StateReason) -> String {
     use StateReasonCode as Code;
     let detail = reason.detail.as_str();
@@ -72,7 +75,8 @@ pub fn state_reason(reason: &StateReason) -> String {
     text.to_owned()
 }
 
-/// Renders what happens next, as a clause whose subject is the workspace: "falls asleep unless it is used".
+/// Renders what happens next, as a clause whose subject is the workspace: "falls asleep unless it
+/// is used".
 pub fn next_step(next: &NextStep) -> String {
     match next.step() {
         Step::Unspecified => "changes".to_owned(),
@@ -116,9 +120,11 @@ pub fn remedy(remedy: Remedy) -> &'static str {
     }
 }
 
-/// The word of an enum value in JSON: `lower-case-with-hyphens`, without the prefix of its type.
+/// Converts the name of a proto enum value to its word in JSON: lower case with hyphens, without
+/// the prefix of its type. `word("STATE_REASON_CODE_IDLE", "STATE_REASON_CODE_")` is `idle`.
 ///
-/// `name` is the value's name in the proto, `prefix` its type's: `word("STATE_REASON_CODE_IDLE", "STATE_REASON_CODE_")`.
+/// `name` is the value's name in the proto, `prefix` its type's: `word("STATE_REASON_CODE_IDLE",
+/// "STATE_REASON_CODE_")`.
 pub fn word(name: &str, prefix: &str) -> String {
     name.strip_prefix(prefix).unwrap_or(name).to_lowercase().replace('_', "-")
 }
@@ -139,7 +145,8 @@ fn wait(wait: WaitReason, failed: Operation, detail: &str) -> String {
         WaitReason::SchedulingGated => "waiting for the scheduling gates of its pod to be removed",
         WaitReason::ImagePull => "waiting for its image, which could not be pulled yet",
         WaitReason::ResizeDeferred => {
-            let text = "waiting for free resources on its node; asleep and awake again, it may get them on another node";
+            let text = "waiting for free resources on its node; after sleep and wake it may get them on \
+                another node";
             return with(text, detail);
         }
         WaitReason::ResizeRetried => "waiting for its node to apply the resize",

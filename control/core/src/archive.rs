@@ -11,12 +11,12 @@ use crate::time::Timestamp;
 #[serde(transparent)]
 pub struct ArchiveKey(pub String);
 
-/// A proven archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Archive {
     pub key: ArchiveKey,
-    /// Storage generation that the archive holds. The storage may be removed only while it has the same one. Each generation
-    /// has at most one archive, so this identifies the archive within its workspace.
+    /// Storage generation that the archive holds. The storage may be removed only while it has the
+    /// same one. Each generation has at most one archive, so this identifies the archive within its
+    /// workspace.
     pub generation: u64,
     /// Wall-clock time of the archive; only displayed.
     pub at: Timestamp,

@@ -1,4 +1,4 @@
-//! Ids and names: parsed once at the edge, trusted afterwards.
+//! Ids and names, validated when they are parsed.
 
 use std::{fmt, str::FromStr};
 
@@ -9,48 +9,46 @@ const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 /// Characters of an id: 60 bits.
 pub const ID_CHARS: usize = 12;
 
-/// Why a text is no id or name.
+/// Why a text is not a valid id, name or owner.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadName {
-    /// Not twelve characters of base32.
     #[error("{0:?} is not an id: twelve characters of a-z and 2-7")]
     Id(String),
-    /// Not a name.
     #[error(
-        "{0:?} is not a name: 1 to 63 of a-z, 0-9 and \"-\", beginning with a letter and not ending with \"-\""
+        "{0:?} is not a name: use 1 to 63 of a-z, 0-9 and \"-\", beginning with a letter and not ending \
+         with \"-\""
     )]
     Name(String),
-    /// Not an owner.
     #[error("{0:?} is not an owner: 1 to 100 of a-z, A-Z, 0-9 and \"-_.@\"")]
     Owner(String),
 }
 
-/// A workspace's id: never used again.
+/// Id of a workspace; never reused.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct WorkspaceId(String);
 
-/// A workspace's name: unique for its owner.
+/// Name of a workspace; unique per owner.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 
-/// Whose a workspace is.
+/// Name of the user or service that owns a workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Owner(String);
 
 impl WorkspaceId {
-    /// The id these random bits spell; the caller brings the randomness.
+    /// Encodes the low 60 bits as an id. The caller supplies random bits.
     pub fn from_bits(bits: u64) -> Self {
         let letter = |i: usize| char::from(ALPHABET[(bits >> (5 * i)) as usize & 31]);
         Self((0..ID_CHARS).map(letter).collect())
     }
 
-    /// The bits it spells: 60 of them.
+    /// Returns the 60 bits that the id encodes.
     pub fn bits(&self) -> u64 {
-        let place = |letter: u8| ALPHABET.iter().position(|b| *b == letter).unwrap_or_default() as u64;
-        self.0.bytes().rev().fold(0, |bits, letter| bits << 5 | place(letter))
+        let value = |letter: u8| ALPHABET.iter().position(|b| *b == letter).unwrap_or_default() as u64;
+        self.0.bytes().rev().fold(0, |bits, letter| bits << 5 | value(letter))
     }
 }
 
@@ -72,7 +70,6 @@ fn is_owner(text: &str) -> bool {
 macro_rules! parsed {
     ($type:ident, $check:ident, $error:ident) => {
         impl $type {
-            /// As text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -111,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_what_a_dns_label_may_be() {
+    fn name_must_be_a_dns_label() {
         for good in ["a", "demo", "a-1", "x23456789"] {
             assert!(good.parse::<Name>().is_ok(), "{good}");
         }
@@ -121,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn bits_spell_an_id() {
+    fn id_survives_round_trip_through_bits() {
         for bits in [0, u64::MAX, 0x1234_5678_9abc_def0] {
             let id = WorkspaceId::from_bits(bits);
             assert_eq!(id.bits(), bits & ((1 << 60) - 1));

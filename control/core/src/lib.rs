@@ -1,7 +1,7 @@
-//! The decisions of Podling, as pure functions of values.
+//! The decisions of the control plane, as pure functions of values.
 //!
-//! Nothing here does IO, reads a clock or knows a transport: no tokio, kube, tonic or axum in the manifest (a test of the
-//! workspace holds that). `now` is always an argument.
+//! Code here does no IO, reads no clock and knows no transport: a workspace test checks that the
+//! manifest has no tokio, kube, tonic or axum. `now` is always an argument.
 
 pub mod archive;
 pub mod decide;

@@ -1,4 +1,5 @@
-//! Switches that each break one law, and the transitions that were taken. With them the simulation proves that it notices.
+//! Deliberate mistakes, each of which breaks one law, and a record of the transitions taken. With
+//! them the simulation proves that it would notice such a mistake.
 //!
 //! Without the feature `mutants`, `is` is a constant `false` and `took` does nothing.
 

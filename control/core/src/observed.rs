@@ -1,4 +1,5 @@
-//! What the driver observes of a workspace's surroundings. Never stored: a restarted driver observes anew.
+//! Observations of a workspace's processes and agent. They are never stored: a restarted driver
+//! observes again.
 
 mod fold;
 
@@ -24,14 +25,15 @@ pub struct Observed {
     pub ended: Option<AgentEnd>,
     /// Epoch of the agent that is claimed and sends heartbeats.
     pub connected: Option<Epoch>,
-    /// Time without a heartbeat from the running agent of the current epoch, counted in driver ticks. A driver or a
-    /// machine that sleeps adds nothing.
+    /// Time without a heartbeat from the running agent of the current epoch, counted in driver
+    /// ticks. A driver or a machine that sleeps adds nothing.
     pub silence: Duration,
-    /// What the connected agent last reported.
+    /// Use that the connected agent last reported.
     pub used: Used,
     /// Epoch of the agent that last reported use.
     pub used_by: Option<Epoch>,
-    /// A pending request to sleep unless in use. It is cleared once it was acted on, or when the workspace is used.
+    /// A pending request to sleep unless in use. It is cleared once it was acted on, or when the
+    /// workspace is used.
     pub sleep_request: Option<SleepRequest>,
     pub prepare_state: PrepareState,
     /// Epoch of the agent that has ended its programs and saved.
@@ -52,15 +54,15 @@ pub struct Observed {
     pub archive_slots_full: bool,
     /// Whether the control plane is shutting down, so that nothing may run.
     pub shutting_down: bool,
-    /// Time that control planes have been running, over all their lives. Only ticks add to it, so neither a changed clock
-    /// nor a night without power makes anything old.
+    /// Total time that the control plane has been running, over all its restarts. Only driver ticks
+    /// add to it, so a changed clock or a power cut makes no archive older.
     pub observed_time: Duration,
 }
 
 /// Whether a workspace is in use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Used {
-    /// No agent has reported it.
+    /// No connected agent has reported it.
     #[default]
     Unknown,
     Yes,
@@ -68,10 +70,11 @@ pub enum Used {
     No(Duration),
 }
 
-/// Whether the agent of the current epoch is prepared to sleep. A prepared agent holds new requests.
+/// Whether the agent of the current epoch is prepared to sleep. A prepared agent holds new
+/// requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PrepareState {
-    /// As far as is known. A hold that was forgotten ends by itself at the agent.
+    /// Not prepared, as far as is known. A hold that the driver forgot expires at the agent.
     #[default]
     NotPrepared,
     /// Prepare or cancel was sent, and the agent has not answered.
@@ -80,7 +83,7 @@ pub enum PrepareState {
     Prepared(Epoch),
 }
 
-/// The processes of a workspace. Two agents may run at once, where a node was lost and came back.
+/// The processes of a workspace. Two agents may run at once after a lost node comes back.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Processes {
     /// The backend has not reported yet.
@@ -88,11 +91,12 @@ pub enum Processes {
     Unseen,
     /// Confirmed: no process is left.
     None,
-    /// Agents of these epochs run. Empty: no agent, but leftovers may run, or an agent is being started.
+    /// Agents of these epochs run. If the set is empty, no agent runs, but leftover processes may
+    /// run or an agent is being started.
     Some(BTreeSet<Epoch>),
 }
 
-/// The end of an agent.
+/// An agent that ended or failed to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentEnd {
     pub epoch: Epoch,
@@ -100,7 +104,7 @@ pub struct AgentEnd {
     pub detail: String,
 }
 
-/// An action that failed and is still to be done.
+/// An action that failed and has not succeeded since.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ActionFailure {
     pub action: Action,
@@ -111,12 +115,12 @@ pub struct ActionFailure {
     pub failure: Failure,
 }
 
-/// How an action came back without success.
+/// How an action failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// The agent declined, and nothing has happened.
+    /// The agent declined, and nothing was changed.
     Declined { reason: DeclineReason, detail: String },
-    /// The action may have happened in part.
+    /// The action failed, possibly halfway.
     Failed(String),
 }
 
@@ -146,14 +150,14 @@ impl PrepareState {
 }
 
 impl Failure {
-    /// The free text of the failure.
+    /// Returns the failure's free text.
     pub fn detail(&self) -> &str {
         match self {
             Self::Declined { detail, .. } | Self::Failed(detail) => detail,
         }
     }
 
-    /// This failure of `action` as the reason of a state.
+    /// Converts this failure of `action` to the reason of a state.
     pub fn as_reason(&self, action: Action) -> StateReason {
         match self {
             Self::Declined { reason, detail } => {

@@ -1,4 +1,5 @@
-//! Policy: the time limits of a workspace. A template has a policy; a workspace may override parts of it.
+//! Policy: the time limits of a workspace. A template has a policy; a workspace may override parts
+//! of it.
 
 use std::time::Duration;
 

@@ -1,7 +1,9 @@
-//! Quotas: how many workspaces may be awake at once, per owner and in total, and the admission queue for those that wait.
+//! Quotas bound the workspaces that are awake at once, per owner and in total. Workspaces beyond a
+//! quota wait in the admission queue.
 //!
-//! First come, first served. A workspace that waits for its owner's quota blocks later workspaces of that owner only. A
-//! workspace that waits for the total blocks all later ones; otherwise small workspaces would overtake a large one for ever.
+//! The queue is first come, first served. A workspace that waits for its owner's quota blocks later
+//! workspaces of that owner only. A workspace that waits for the total quota blocks all later ones;
+//! otherwise small workspaces would overtake a large one for ever.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +19,7 @@ use crate::{
     workspace::{Resources, Spec},
 };
 
-/// Upper bounds. `None` is unbounded.
+/// Upper bounds on resources in use. `None` is unbounded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Quota {
@@ -32,9 +34,9 @@ pub struct Quota {
 /// The quotas that one control plane enforces.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Quotas {
-    /// For each owner.
+    /// Applies to each owner separately.
     pub owner: Quota,
-    /// For all workspaces together.
+    /// Applies to all workspaces together.
     pub total: Quota,
 }
 
@@ -45,14 +47,15 @@ pub struct QuotaRequest<'a> {
     pub owner: &'a Owner,
     /// Resources that it holds.
     pub has: Option<Resources>,
-    /// Resources that it waits for instead, and since when ([`Status::queued_at`]). Observed time orders the queue, so a
-    /// clock that is set back changes no position.
+    /// Resources that it waits for instead, and since when ([`Status::queued_at`]). The queue is
+    /// ordered by observed time, so a clock that is set back changes no position.
     pub waits: Option<(Duration, Resources)>,
 }
 
 impl<'a> QuotaRequest<'a> {
-    /// The quota request of a workspace. Its status may still be rolled back to the `durable` one, so the larger of both counts.
-    /// `ends` tells that it is being deleted and some of its processes still run. `None`: it neither holds nor wants quota.
+    /// Returns the quota request of a workspace, or `None` if it neither holds nor wants quota. The
+    /// status may still be rolled back to `durable`, so the larger of both counts. `ends` is set
+    /// while a workspace that is being deleted still has processes.
     pub fn of(spec: &'a Spec, status: &Status, durable: Option<&Status>, ends: bool) -> Option<Self> {
         let allocated =
             |status: &Status| status.phase.holds_quota().then(|| status.allocated.unwrap_or(spec.resources));
@@ -77,7 +80,7 @@ impl<'a> QuotaRequest<'a> {
     }
 }
 
-/// Position of each waiting workspace; 1 is next. A workspace that is not in it is admitted.
+/// Position of each waiting workspace; 1 is next. A workspace that is missing here is admitted.
 pub type AdmissionQueue = BTreeMap<WorkspaceId, usize>;
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -87,7 +90,7 @@ struct QuotaUsage {
     memory_bytes: u64,
 }
 
-/// Computes the admission queue. All waiting workspaces that it leaves out fit at the same time.
+/// Computes the admission queue. The waiting workspaces that it omits all fit at the same time.
 pub fn admission_queue<'a>(
     requests: impl IntoIterator<Item = QuotaRequest<'a>>,
     quotas: &Quotas,

@@ -1,6 +1,7 @@
 //! Reasons as data: why a workspace is in its state, what happens next, and what it waits for.
 //!
-//! Every value here is machine-readable. English is rendered at the edges, and no program compares it.
+//! Every value here is machine-readable. English is rendered at the edges, and no program compares
+//! it.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +9,8 @@ use crate::{archive::ArchiveKey, decide::Action};
 
 /// Why a workspace is in its state.
 ///
-/// `detail` is free text from an agent, a backend or the operating system. It is shown, never interpreted.
+/// `detail` is free text from an agent, a backend or the operating system. It is shown, never
+/// interpreted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StateReason {
@@ -206,7 +208,6 @@ pub enum SleepCause {
     Idle,
     /// The longest time awake is over.
     MaxAwake,
-    /// A request.
     Requested,
 }
 
@@ -220,7 +221,8 @@ pub enum SleepRequest {
 }
 
 impl StateReason {
-    /// This reason as the cause of another. Its own cause is dropped, so that nesting is bounded.
+    /// Converts this reason to the cause of another. Its own cause replaces it, so that causes
+    /// never nest.
     #[must_use]
     pub fn as_cause(&self) -> Box<Self> {
         match self {
@@ -234,12 +236,12 @@ impl StateReason {
 }
 
 impl Wait {
-    /// Whether quota that other workspaces hold is what is missing.
+    /// Whether this waits for quota that other workspaces hold.
     pub fn is_for_quota(&self) -> bool {
         self.reason == WaitReason::QuotaExceeded
     }
 
-    /// This wait as the reason of a state.
+    /// Converts this wait to the reason of a state.
     pub fn as_reason(&self) -> StateReason {
         match self.reason {
             WaitReason::ActionFailed(operation) => {

@@ -1,4 +1,4 @@
-//! The status of a workspace: what is durably known of its progress. `decide` computes it; the driver alone stores it.
+//! The durable progress of a workspace. `decide` computes it, and only the driver stores it.
 
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use crate::{
     workspace::{Epoch, Resources, State},
 };
 
-/// Failures in a row after which a workspace counts as failed. It is still retried, at long intervals and on request.
+/// Failures in a row after which a workspace counts as failed. It is still retried, at long
+/// intervals and on request.
 pub const FAILED_AFTER: u32 = 5;
 
 /// The durable status of a workspace.
@@ -34,7 +35,8 @@ pub struct Status {
     /// Observed time when the workspace last fell asleep.
     #[serde(default)]
     pub slept_at: Duration,
-    /// Observed time when the workspace joined the admission queue, which orders it there. `None`: not queued.
+    /// Observed time when the workspace joined the admission queue, which orders it there. `None`:
+    /// not queued.
     #[serde(default)]
     pub queued_at: Option<Duration>,
     /// Quota reserved for the workspace, from admission until its processes have ended.
@@ -42,7 +44,8 @@ pub struct Status {
     pub allocated: Option<Resources>,
     /// Epoch of the last start that was ordered; 0 before the first.
     pub epoch: Epoch,
-    /// Number of agents that have had write access to the storage. An archive is proven for one value.
+    /// Number of agents that have had write access to the storage. An archive is proven for one
+    /// value of it.
     pub storage_generation: u64,
     /// Whether storage may exist.
     #[serde(default = "yes")]
@@ -95,25 +98,26 @@ pub enum Phase {
     Committing,
     /// The processes are being ended; the storage stays.
     FallingAsleep,
-    /// No process runs.
+    /// No process runs; the storage stays.
     Asleep,
-    /// An agent in maintenance mode sees to the storage.
+    /// An agent in maintenance mode archives or restores the storage.
     Maintenance { task: MaintenanceTask, stage: MaintenanceStage },
-    /// The storage is removed first; then only the archive is left.
+    /// Only the archive is left, once the storage has been removed.
     Archived,
     /// Processes, storage, archives and the record are removed, in this order.
     Deleting,
 }
 
-/// How strongly a workspace is to sleep, which decides what its agent may object to.
+/// How strongly a workspace is asked to sleep, which decides when its agent may decline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Urgency {
-    /// The idle timeout passed: the agent declines when in use, or idle for less than that.
+    /// The idle timeout passed: the agent declines if the workspace is in use or was idle for less
+    /// than that.
     Idle,
-    /// A request: the agent declines when in use.
+    /// A user requested sleep: the agent declines if the workspace is in use.
     Requested,
-    /// A forced request, or the longest time awake is over: the agent never declines.
+    /// Sleep was forced, or the longest time awake is over: the agent never declines.
     Forced,
 }
 
@@ -182,7 +186,7 @@ impl Status {
         Self { phase: Phase::Archived, ..Self::new(now) }
     }
 
-    /// The archive of what the storage holds now, if there is one.
+    /// The archive of the storage's present content, if there is one.
     pub fn archive(&self) -> Option<&Archive> {
         let trusted = |archive: &&Archive| {
             archive.generation == self.storage_generation || mutant::is(Mutant::TrustsOldArchive)
@@ -190,7 +194,7 @@ impl Status {
         self.archives.iter().rev().find(trusted)
     }
 
-    /// The public state.
+    /// The state that API, CRD and CLI show.
     pub fn state(&self) -> State {
         match self.phase {
             Phase::Queued => State::Queued,

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Milliseconds since 1970 on the driver's clock. Only ever an argument in this crate.
+/// Milliseconds since 1970 on the driver's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
-    /// Returns the time `by` later, rounded up to a millisecond, so that a step that is still to come is never due now.
+    /// Returns the time `by` later, rounded up to a millisecond, so that a future step is never due
+    /// now.
     #[must_use]
     pub fn plus(self, by: Duration) -> Self {
         let millis = by.as_nanos().div_ceil(1_000_000);

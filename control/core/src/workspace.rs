@@ -11,7 +11,8 @@ use crate::{
     time::Timestamp,
 };
 
-/// One life of a workspace's byte logs. Each start of an agent takes the next one; 0 is before the first.
+/// One life of a workspace's byte logs. Each start of an agent takes the next one; 0 is before the
+/// first.
 pub type Epoch = u64;
 
 /// The public state of a workspace, with the same words in API, CRD and CLI.
@@ -42,7 +43,6 @@ pub enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AgentConnection {
-    /// Heartbeats arrive.
     Connected,
     /// No heartbeat arrives. Nothing is concluded from that.
     #[default]
@@ -55,7 +55,7 @@ pub enum AgentConnection {
 pub enum DesiredState {
     /// Running while in use; the policy puts it to sleep.
     Awake,
-    /// No process runs.
+    /// Not running; the storage stays.
     Asleep,
     /// Removed, except for an archive that is made first.
     Deleted,
@@ -68,22 +68,19 @@ pub enum DesiredState {
 pub struct Resources {
     /// Thousandths of a core.
     pub cpu_millis: u64,
-    /// Bytes.
     pub memory_bytes: u64,
 }
 
 /// The desired configuration of a workspace. Changed by requests only, through the driver.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
-    /// Never reused.
     pub id: WorkspaceId,
-    /// Unique per owner.
     pub name: Name,
-    /// Never changes.
+    /// The owner of a workspace never changes.
     pub owner: Owner,
     /// Name of the template when the workspace was created.
     pub template: String,
-    /// The command (an IDE) that the template had then. Empty: none.
+    /// The template's command (an IDE) at creation. Empty: none.
     pub command: Vec<String>,
     /// The template's environment, overridden by the workspace's own.
     pub env: BTreeMap<String, String>,
@@ -93,8 +90,8 @@ pub struct Spec {
     #[serde(default)]
     pub resources: Resources,
     pub desired_state: DesiredState,
-    /// Number of requests to wake or to sleep so far. A workspace that fell asleep wakes only for a request later than
-    /// [`crate::status::Status::observed_request`].
+    /// Number of requests to wake or to sleep so far. A workspace that fell asleep wakes only for a
+    /// request later than [`crate::status::Status::observed_request`].
     #[serde(default)]
     pub request_seq: u64,
     /// Archive whose files the workspace starts with.
@@ -106,7 +103,7 @@ pub struct Spec {
 }
 
 impl DesiredState {
-    /// Whether the workspace is to be removed.
+    /// Whether the workspace is being deleted, with or without an archive.
     pub fn is_gone(self) -> bool {
         matches!(self, Self::Deleted | Self::Discarded)
     }

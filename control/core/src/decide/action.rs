@@ -1,4 +1,4 @@
-//! The action that a phase asks for.
+//! Chooses the action that a phase asks for.
 
 use super::{Action, MAX_ARCHIVES};
 use crate::{
@@ -62,7 +62,7 @@ fn resize(status: &Status, observed: &Observed) -> Option<Action> {
 
 /// Due when the retention of the oldest archive is over. Only observed time counts.
 fn expire(spec: &Spec, status: &Status, observed: &Observed) -> Option<Action> {
-    // A request waits for the workspace, which is restored from the archive.
+    // A pending request restores the workspace from this archive.
     let is_requested =
         spec.desired_state == DesiredState::Awake && spec.request_seq > status.observed_request;
     if status.phase == Phase::Archived && is_requested {
@@ -74,8 +74,8 @@ fn expire(spec: &Spec, status: &Status, observed: &Observed) -> Option<Action> {
     over.then_some(Action::Expire(expires.generation))
 }
 
-/// The archive that expires first. The archive of what the storage holds now is exempt, because the storage may be about to
-/// be removed for its sake.
+/// The archive that expires first. The archive of the storage's present content is exempt, because
+/// the storage may be about to be removed on the strength of it.
 pub(super) fn oldest(status: &Status) -> Option<&Archive> {
     let needed = |archive: &&Archive| status.storage && archive.generation == status.storage_generation;
     status.archives.first().filter(|archive| !needed(archive))

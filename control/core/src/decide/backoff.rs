@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Action, FIRST_PAUSE, LONGEST_PAUSE};
 use crate::{observed::Observed, time::Timestamp};
 
-/// Until when `action` is not retried, if it has just failed.
+/// Time until which `action` is not retried; `None` if it has not just failed.
 pub(super) fn of(action: Action, observed: &Observed, now: Timestamp) -> Option<Timestamp> {
     let last = observed.last_failure.as_ref().filter(|last| last.action == action)?;
     let until = last.at.plus(after(last.failures));
@@ -20,7 +20,8 @@ pub(super) fn after(failures: u32) -> Duration {
     }
 }
 
-/// Whether `until` is still to come. A pause longer than [`LONGEST_PAUSE`] means that the clock was set back: it is over.
+/// Whether `until` is still to come. A pause longer than [`LONGEST_PAUSE`] means that the clock was
+/// set back; it counts as over.
 pub(super) fn is_pending(until: Timestamp, now: Timestamp) -> bool {
     let left = until.since(now);
     !left.is_zero() && left <= LONGEST_PAUSE

@@ -1,4 +1,4 @@
-//! What happens next by itself, and when.
+//! Computes which step happens next by itself, and when.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
 
 type Next = (Timestamp, NextStep);
 
-/// When to decide again if nothing happens before, and which step is due then.
+/// Time to decide again if no event comes before, and the step that is due then.
 pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
     let by_itself =
         of_phase(spec, status, observed, now).into_iter().chain(expiry(spec, status, observed, now));
@@ -71,7 +71,7 @@ fn of_phase(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -
     }
 }
 
-/// The end of the pause after failed maintenance.
+/// End of the pause after failed maintenance; `now` if there is none.
 fn retry(status: &Status, now: Timestamp) -> Timestamp {
     let until = status.maintenance_retry.not_before;
     if backoff::is_pending(until, now) { until } else { now }
@@ -102,7 +102,7 @@ fn sleeps(
     [idle, max_awake, is_requested.then_some((soonest, SleepCause::Requested))]
 }
 
-/// Until when an agent that has just declined to sleep is not asked again.
+/// Time until which an agent that has just declined to sleep is not asked again.
 fn declined_until(observed: &Observed, now: Timestamp) -> Option<Timestamp> {
     let action = observed.last_failure.as_ref()?.action;
     matches!(action, Action::Prepare { .. } | Action::Commit(_))

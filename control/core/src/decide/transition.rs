@@ -1,4 +1,5 @@
-//! The transitions of the state machine: each is one function that returns the new status if the transition applies.
+//! The transitions of the state machine: each is one function that returns the new status if the
+//! transition applies.
 
 mod serving;
 mod sleeping;
@@ -13,7 +14,7 @@ use crate::{
     workspace::{DesiredState, Spec},
 };
 
-/// What transitions depend on.
+/// Arguments of every transition.
 #[derive(Clone, Copy)]
 struct Input<'a> {
     spec: &'a Spec,
@@ -109,12 +110,12 @@ impl Input<'_> {
         Status { phase, reason, since: self.now, waits: None, ..self.status.clone() }
     }
 
-    /// Enters `phase` for the reason of the present one.
+    /// Enters `phase` and keeps the present reason.
     fn on_to(self, phase: Phase) -> Status {
         self.to(phase, self.status.reason.clone())
     }
 
-    /// Enters the pause that `counted` failures ask for, with one more failure.
+    /// Enters the pause after `counted` failures in a row, and counts one more failure.
     fn fail(self, reason: StateReason, counted: u32) -> Status {
         let not_before = self.now.plus(backoff::after(counted));
         let mut next = self.to(Phase::Pending { not_before }, reason);

@@ -6,14 +6,15 @@ use super::{Achieved, ActionFailure, AgentEnd, Failure, Observed, PrepareState, 
 use crate::{decide::Action, time::Timestamp, workspace::Epoch};
 
 impl Observed {
-    /// Observations of a workspace that was just created: nothing can run under an id that was never used.
+    /// Observations of a workspace that was just created: nothing can run under an id that was
+    /// never used.
     pub fn of_new() -> Self {
         Self { processes: Processes::None, ..Self::default() }
     }
 
-    /// Takes the backend's first list of running agents. If the agent that was ordered (`epoch`) is missing, it has ended or
-    /// was never started: either way its epoch is used up. An agent whose end was reported does not run, whatever the list
-    /// says.
+    /// Applies the backend's first list of running agents. If the ordered agent (`epoch`) is
+    /// missing, it has ended or was never started; either way its epoch is used up. An agent whose
+    /// end was reported does not run, whatever the list says.
     pub fn listed(&mut self, mut living: BTreeSet<Epoch>, epoch: Epoch) {
         if self.processes != Processes::Unseen {
             return;
@@ -29,7 +30,7 @@ impl Observed {
         self.processes = Processes::Some(living);
     }
 
-    /// An action was ordered: from here on it may have happened.
+    /// Records that an action was ordered: from here on it may have happened.
     pub fn ordered(&mut self, action: Action) {
         match action {
             Action::Start(_) => {
@@ -55,7 +56,7 @@ impl Observed {
         }
     }
 
-    /// An action came back with its result.
+    /// Records the result of an action.
     pub fn done(&mut self, action: Action, result: Result<Achieved, Failure>, now: Timestamp) {
         if let Action::Start(_) | Action::Resize { .. } = action {
             self.waits = None;
@@ -123,27 +124,29 @@ impl Observed {
             Some(ActionFailure { action, failures: before.saturating_add(1), at: now, failure });
     }
 
-    /// The agent of this epoch was claimed, or sent a heartbeat.
+    /// Records that the agent of this epoch was claimed or sent a heartbeat.
     pub fn heartbeat(&mut self, epoch: Epoch) {
         self.connected = Some(epoch);
         self.silence = Duration::ZERO;
     }
 
-    /// The connection to the agent is lost, so what it last reported is no longer known (law 4).
+    /// Records that the connection to the agent is lost, so its last report no longer holds (law
+    /// 4).
     pub fn disconnected(&mut self) {
         self.connected = None;
         self.sleep_request = None;
         self.used = Used::Unknown;
     }
 
-    /// The connected agent reported whether the workspace is in use.
+    /// Records whether the connected agent reports the workspace in use.
     pub fn use_reported(&mut self, used: Used) {
         self.used = used;
         if used == Used::Yes {
             self.used_by = self.connected;
             self.sleep_request = None;
         }
-        // The agent declined for a use that it now reports. Once that use is over, it may be asked again.
+        // The agent declined because of a use that it now reports. Once that use is over, it may be
+        // asked again.
         if used == Used::Yes
             && matches!(self.last_failure, Some(ActionFailure { action: Action::Prepare { .. }, .. }))
         {
@@ -151,7 +154,7 @@ impl Observed {
         }
     }
 
-    /// The agent of this epoch ended.
+    /// Records that the agent of this epoch ended.
     pub fn agent_ended(&mut self, epoch: Epoch, detail: String) {
         if let Processes::Some(agents) = &mut self.processes {
             agents.remove(&epoch);

@@ -1,4 +1,4 @@
-//! Transitions from the request to be awake to being awake.
+//! Transitions from a wake request to serving.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use crate::{
     workspace::DesiredState,
 };
 
-/// The workspace is no longer to be awake, or the control plane is shutting down.
+/// The workspace is no longer wanted awake, or the control plane is shutting down.
 pub(super) fn end_now(input: Input<'_>) -> Option<Status> {
     let reason = match input.spec.desired_state {
         _ if input.observed.shutting_down => StateReason::ShuttingDown,
@@ -41,8 +41,9 @@ pub(super) fn admit(input: Input<'_>) -> Option<Status> {
     })
 }
 
-/// The requested resources differ from the allocated ones. A decrease is allocated at once. An increase waits in the
-/// admission queue, and the workspace keeps what it has meanwhile.
+/// The requested resources differ from the allocated ones. A decrease is allocated at once. An
+/// increase waits in the admission queue, and the workspace keeps its allocated resources
+/// meanwhile.
 pub(super) fn resized(input: Input<'_>) -> Option<Status> {
     let requested = input.spec.resources;
     let unchanged = input.status.allocated == Some(requested);
@@ -84,13 +85,13 @@ pub(super) fn start(input: Input<'_>, not_before: Timestamp) -> Option<Status> {
     Some(next)
 }
 
-/// The agent ended or never ran, is not alone, or does not say hello.
+/// The start failed: the agent ended, another agent runs, or no hello arrived.
 pub(super) fn start_failed(input: Input<'_>) -> Option<Status> {
     let reason = start_failure(input)?;
     Some(input.fail(reason, input.status.failures.saturating_add(1)))
 }
 
-/// Why the agent that was ordered will not serve.
+/// Why the agent that was ordered cannot serve; `None` if it still may.
 pub(super) fn start_failure(input: Input<'_>) -> Option<StateReason> {
     let (status, observed) = (input.status, input.observed);
     let alone = BTreeSet::from([status.epoch]);
@@ -138,9 +139,9 @@ pub(super) fn silent(input: Input<'_>) -> Option<Status> {
     })
 }
 
-/// The agent is lost again, and the workspace was not used since it was restarted. Each new agent counts idle time from zero,
-/// so restarting once more would let repeated kills keep a workspace awake for ever (law 4). No process is left that sleep
-/// could end.
+/// The agent is lost again, and the workspace was not used since the agent was restarted. Each new
+/// agent counts idle time from zero. One more restart would let repeated kills keep a workspace
+/// awake for ever (law 4). No process is left for sleep to end.
 pub(super) fn stop_restarting(input: Input<'_>) -> Option<Status> {
     let lost = died(input).or_else(|| silent(input))?;
     (input.status.failures > 0 && !input.was_used()).then(|| {

@@ -1,4 +1,4 @@
-//! Transitions to sleep, in two phases, and back.
+//! Transitions to sleep, in two phases, and back to being awake.
 
 use super::{Input, serving};
 use crate::{
@@ -10,8 +10,9 @@ use crate::{
     workspace::DesiredState,
 };
 
-/// The workspace is to end, and its agent cannot be asked first: it is not connected, or the control plane is shutting down
-/// and has no time for two phases. (An agent that is ended this way still saves what it has.)
+/// The processes are ended without asking the agent: it is not connected, or the control plane is
+/// shutting down and has no time for two phases. An agent that is ended this way still saves its
+/// terminals.
 pub(super) fn end_now(input: Input<'_>) -> Option<Status> {
     let one_phase = input.observed.shutting_down || mutant::is(Mutant::SleepsInOnePhase);
     if one_phase || (!input.connected() && input.observed.processes != Processes::Unseen) {
@@ -20,14 +21,16 @@ pub(super) fn end_now(input: Input<'_>) -> Option<Status> {
     None
 }
 
-/// The workspace was idle for its whole timeout, reached its longest time awake, or was asked to sleep.
+/// Sleep begins: the workspace was idle for its whole timeout, reached its longest time awake, or
+/// was asked to sleep.
 pub(super) fn fall_asleep(input: Input<'_>) -> Option<Status> {
     if !input.connected() {
         return None;
     }
     let policy = &input.spec.policy;
     let observed_since = |then| input.observed.observed_time.saturating_sub(then);
-    // A client that has just arrived has had no time to do anything. An agent that is still being told to go on is not asked.
+    // A client that has just arrived has had no time to act. An agent whose cancelled sleep is
+    // unconfirmed is not asked again yet.
     let is_open = input.observed.prepare_state == PrepareState::NotPrepared;
     let may_be_asked = observed_since(input.status.requested_at) >= policy.idle_timeout && is_open;
     let request = input.observed.sleep_request.filter(|_| is_open);
@@ -35,7 +38,7 @@ pub(super) fn fall_asleep(input: Input<'_>) -> Option<Status> {
         (DesiredState::Asleep, ..) => (Urgency::Forced, StateReason::SleepRequested),
         (DesiredState::Deleted, ..) => (Urgency::Forced, StateReason::DeleteRequested),
         _ if is_overdue(input) => (Urgency::Forced, StateReason::MaxAwakeReached),
-        // The agent itself knows best whether the workspace is in use.
+        // Only the agent knows for certain whether the workspace is in use, so it is asked.
         (_, Used::No(_) | Used::Unknown, Some(request)) => (Urgency::Requested, request.into()),
         (_, Used::No(counted), None) if counted >= policy.idle_timeout && may_be_asked => {
             (Urgency::Idle, StateReason::Idle)
@@ -59,7 +62,7 @@ fn is_overdue(input: Input<'_>) -> bool {
     input.spec.policy.max_awake.is_some_and(|longest| awake >= longest)
 }
 
-/// How often in a row prepare failed or was declined.
+/// Number of times in a row that prepare failed or was declined.
 fn refusals(input: Input<'_>, urgency: Urgency) -> u32 {
     prepare_failure(input, urgency).map_or(0, |last| last.failures)
 }
@@ -74,10 +77,10 @@ fn is_paused(input: Input<'_>, urgency: Urgency) -> bool {
     last.is_some_and(|last| backoff::of(last.action, input.observed, input.now).is_some())
 }
 
-/// The workspace is used, a request arrives, or the agent is not connected: the workspace stays awake. Where use does not
-/// count, what the agent cannot do in two phases is done in one.
+/// The workspace stays awake: it is used, a request arrives, or the agent is not connected. A
+/// forced sleep that the agent cannot do in two phases is done in one.
 pub(super) fn cancel_sleep(input: Input<'_>, urgency: Urgency, declined: u32) -> Option<Status> {
-    // Where the workspace would be put to sleep again at once, the request waits until it has slept.
+    // If the workspace would be put to sleep again at once, the request waits until it has slept.
     if input.is_requested() && !is_overdue(input) {
         let mut next = input.to(Phase::Awake, StateReason::RequestedDuringSleep);
         next.requested_at = input.observed.observed_time;
@@ -101,19 +104,20 @@ pub(super) fn cancel_sleep(input: Input<'_>, urgency: Urgency, declined: u32) ->
     }
 }
 
-/// The agent holds new requests.
+/// The agent confirmed that it holds new requests.
 pub(super) fn prepared(input: Input<'_>) -> Option<Status> {
     let prepared = input.observed.prepare_state == PrepareState::Prepared(input.status.epoch);
     (prepared || mutant::is(Mutant::IgnoresPrepare)).then(|| input.on_to(Phase::Committing))
 }
 
-/// Every program has ended, and everything is saved.
+/// Every program has ended, and the agent has saved everything.
 pub(super) fn ready(input: Input<'_>) -> Option<Status> {
     let ready = input.observed.ready == Some(input.status.epoch) || mutant::is(Mutant::EndsBeforeReady);
     ready.then(|| input.on_to(Phase::FallingAsleep))
 }
 
-/// The commit cannot be undone, and the agent does not finish it by itself.
+/// The commit cannot be undone and the agent does not complete it, so the remaining processes are
+/// ended.
 pub(super) fn give_up(input: Input<'_>) -> Option<Status> {
     let reason = if input.observed.processes == Processes::Unseen {
         return None;
@@ -132,8 +136,8 @@ pub(super) fn give_up(input: Input<'_>) -> Option<Status> {
     Some(input.to(Phase::FallingAsleep, reason))
 }
 
-/// The agent declined the commit, because a request arrived in between: it goes on. (Prepared again since then, it has not
-/// declined.)
+/// The agent declined the commit because a request arrived after prepare, so the workspace stays
+/// awake. A prepare that succeeded since then supersedes the refusal.
 pub(super) fn declined(input: Input<'_>) -> Option<Status> {
     if input.observed.prepare_state == PrepareState::Prepared(input.status.epoch) {
         return None;
@@ -143,7 +147,7 @@ pub(super) fn declined(input: Input<'_>) -> Option<Status> {
         Failure::Declined { .. } if mutant::is(Mutant::IgnoresRefusal) => {
             Some(input.to(Phase::FallingAsleep, last.failure.as_reason(last.action)))
         }
-        // Where use does not count, an agent that declines even so is not asked again and again: it is ended.
+        // A forced sleep does not ask the agent again and again: an agent that declines is ended.
         Failure::Declined { .. } if input.spec.desired_state != DesiredState::Awake || is_overdue(input) => {
             Some(input.on_to(Phase::FallingAsleep))
         }
@@ -170,7 +174,7 @@ pub(super) fn stopped(input: Input<'_>) -> Option<Status> {
     })
 }
 
-/// A request asks for the workspace. Its position in the admission queue counts from this request.
+/// A request wakes the workspace. Its position in the admission queue counts from this request.
 pub(super) fn wake(input: Input<'_>) -> Option<Status> {
     input.is_requested().then(|| {
         let mut next = input.to(Phase::Queued, StateReason::WakeRequested);

@@ -1,4 +1,4 @@
-//! Transitions of the storage of a sleeping workspace: archived, proven, removed, and filled again.
+//! Transitions of a sleeping workspace's storage: archive, remove, restore.
 
 use super::{Input, serving};
 use crate::{
@@ -10,7 +10,8 @@ use crate::{
     workspace::DesiredState,
 };
 
-/// Records what holds in every phase: an archive was proven or removed, or the storage was removed.
+/// Records changes that apply in every phase: an archive was proven or removed, or the storage was
+/// removed.
 pub(super) fn sync_archives(input: Input<'_>) -> Option<Status> {
     let (status, observed) = (input.status, input.observed);
     if let Some(archive) = &observed.archived
@@ -35,8 +36,8 @@ pub(super) fn sync_archives(input: Input<'_>) -> Option<Status> {
     })
 }
 
-/// A proven archive holds what the storage holds, so the storage may go. A workspace that is deleted and never had storage
-/// takes this way too.
+/// A proven archive holds the storage's present content, so the storage may be removed. A deleted
+/// workspace that never had storage takes this path too.
 pub(super) fn release_storage(input: Input<'_>) -> Option<Status> {
     if input.observed.shutting_down {
         return None;
@@ -66,7 +67,7 @@ pub(super) fn archive_due(input: Input<'_>) -> Option<Status> {
     })
 }
 
-/// A request asks for a workspace of which only the archive is left.
+/// A request wakes a workspace of which only the archive is left.
 pub(super) fn restore(input: Input<'_>) -> Option<Status> {
     let source = input.status.archive().map(|archive| &archive.key).or(input.spec.source.as_ref())?;
     (input.is_requested() && !input.status.storage && may_open(input)).then(|| {
@@ -84,7 +85,7 @@ fn may_open(input: Input<'_>) -> bool {
         && !backoff::is_pending(input.status.maintenance_retry.not_before, input.now)
 }
 
-/// The agent writes nothing in the user's name, so the storage generation stays.
+/// An agent in maintenance mode writes nothing for the user, so the storage generation stays.
 fn opening(input: Input<'_>, task: MaintenanceTask, reason: StateReason) -> Status {
     let mut next = input.to(Phase::Maintenance { task, stage: MaintenanceStage::Starting }, reason);
     next.epoch += 1;
@@ -105,7 +106,7 @@ pub(super) fn archived(input: Input<'_>) -> Option<Status> {
     Some(next)
 }
 
-/// The storage holds what the archive holds.
+/// The storage has been filled from the archive.
 pub(super) fn restored(input: Input<'_>) -> Option<Status> {
     let done = input.observed.restored == Some(input.status.epoch) || mutant::is(Mutant::RestoresInNoTime);
     done.then(|| {
@@ -118,8 +119,8 @@ pub(super) fn restored(input: Input<'_>) -> Option<Status> {
     })
 }
 
-/// Maintenance failed or is no longer wanted. The storage stays as it is until the next attempt; half restored, it is
-/// removed.
+/// Maintenance failed or is no longer wanted. The storage stays until the next attempt. Storage
+/// that is only partly restored is removed.
 pub(super) fn retry_later(input: Input<'_>, task: MaintenanceTask) -> Option<Status> {
     let back = match task {
         MaintenanceTask::Archive => Phase::Asleep,
@@ -158,7 +159,7 @@ fn failure(input: Input<'_>, task: MaintenanceTask) -> Option<StateReason> {
     }
 }
 
-/// Neither storage nor archives are left, nor an archive to begin with.
+/// No storage and no archives are left, and there is no source archive to restore from.
 pub(super) fn nothing_left(input: Input<'_>) -> Option<Status> {
     let fresh = input.spec.source.is_some() && input.status.storage_generation == 0;
     let wanted = fresh && !input.spec.desired_state.is_gone();
