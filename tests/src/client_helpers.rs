@@ -42,7 +42,7 @@ impl Client {
                 opened => Some(opened),
             }
         });
-        opened.await.expect("the terminal opens").into_inner().terminal.expect("it is described")
+        opened.await.expect("the terminal opens").into_inner().terminal.expect("response has the terminal")
     }
 
     /// Runs a command and waits until it has ended.

@@ -42,7 +42,7 @@ impl Deployed {
             // Install the CRDs first: the API server rejects custom resources until they are established.
             install_crds();
             let home = tempfile::tempdir().expect("a directory");
-            let shipped = repository().join("deploy/overlays/local").canonicalize().expect("it is there");
+            let shipped = repository().join("deploy/overlays/local").canonicalize().expect("path exists");
             let overlay = match image_prefix().as_str() {
                 "" => shipped,
                 _ => with_images_elsewhere(&shipped, home.path()),
@@ -106,7 +106,7 @@ impl Deployed {
 
 /// Writes a kustomize overlay over `overlay` that changes the images, as a platform team would.
 fn with_images_elsewhere(overlay: &Path, dir: &Path) -> PathBuf {
-    let dir = dir.canonicalize().expect("it is there");
+    let dir = dir.canonicalize().expect("path exists");
     // kustomize accepts only relative paths to bases.
     let up = "../".repeat(dir.components().count() - 1);
     let below = overlay.strip_prefix("/").expect("a whole path").display();
@@ -131,7 +131,7 @@ fn with_images_elsewhere(overlay: &Path, dir: &Path) -> PathBuf {
             image(own)
         );
     }
-    fs::write(dir.join("kustomization.yaml"), text).expect("it can be written");
+    fs::write(dir.join("kustomization.yaml"), text).expect("write file");
     dir
 }
 

@@ -36,8 +36,7 @@ impl SmallDisk {
 
     /// Remounts the disk read-only or writable.
     pub fn set_read_only(&self, yes: bool) {
-        mount(&["-o", if yes { "remount,ro" } else { "remount,rw" }], &self.path)
-            .expect("it can be remounted");
+        mount(&["-o", if yes { "remount,ro" } else { "remount,rw" }], &self.path).expect("remount");
     }
 }
 

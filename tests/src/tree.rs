@@ -37,7 +37,7 @@ pub fn tree(dir: &Path) -> Tree {
 fn add(tree: &mut Tree, root: &Path, dir: &Path) {
     for entry in fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display())) {
         let path = entry.expect("an entry").path();
-        let meta = fs::symlink_metadata(&path).expect("it is there");
+        let meta = fs::symlink_metadata(&path).expect("path exists");
         let mut sum = Context::new(&SHA256);
         let sha256 = if meta.is_dir() {
             add(tree, root, &path);
@@ -50,7 +50,7 @@ fn add(tree: &mut Tree, root: &Path, dir: &Path) {
             hex(sum.finish().as_ref())
         };
         let modified = (meta.mtime(), meta.mtime_nsec());
-        let below = path.strip_prefix(root).expect("it is below").as_os_str().as_bytes().to_vec();
+        let below = path.strip_prefix(root).expect("path is below the root").as_os_str().as_bytes().to_vec();
         tree.insert(below, TreeEntry { mode: meta.mode(), modified, sha256 });
     }
 }
@@ -58,7 +58,7 @@ fn add(tree: &mut Tree, root: &Path, dir: &Path) {
 fn read(path: &Path, sum: &mut Context) {
     let mut file = File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let mut buffer = vec![0; 1024 * 1024];
-    while let read @ 1.. = file.read(&mut buffer).expect("it can be read") {
+    while let read @ 1.. = file.read(&mut buffer).expect("read file") {
         sum.update(&buffer[..read]);
     }
 }
@@ -90,7 +90,7 @@ pub fn chown_to_dir_owner(dir: &Path) {
     while let Some(next) = dirs.pop() {
         for entry in fs::read_dir(next).expect("a directory") {
             let path = entry.expect("an entry").path();
-            lchown(&path, Some(owner.uid()), Some(owner.gid())).expect("its owner");
+            lchown(&path, Some(owner.uid()), Some(owner.gid())).expect("chown");
             if path.is_dir() && !path.is_symlink() {
                 dirs.push(path);
             }

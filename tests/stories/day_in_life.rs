@@ -82,7 +82,7 @@ async fn hangup_stops_podling_up() {
     wait_for("podling up is ready", async || is_up.exists().then_some(())).await;
     kill_process(Pid::from_raw(up.id().expect("podling up runs") as i32).expect("a pid"), Signal::HUP)
         .expect("a signal");
-    let status = wait_for("podling up has ended", async || up.try_wait().expect("its status")).await;
+    let status = wait_for("podling up has ended", async || up.try_wait().expect("wait for podling up")).await;
     assert!(status.success(), "{status}");
 }
 
@@ -164,7 +164,8 @@ async fn lease_keeps_workspace_awake_and_explain_shows_it() {
 
     // With a command, the lease exists while the command runs and is released when it ends.
     let watch = format!("until [ -e {}/seen ]; do sleep 0.05; done; exit 6", podling.dir().display());
-    let child = cli.command(&["keep-awake", "ada", "--", "sh", "-c", &watch]).spawn().expect("it starts");
+    let child =
+        cli.command(&["keep-awake", "ada", "--", "sh", "-c", &watch]).spawn().expect("program starts");
     let count = async || {
         let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
         explained["activity"]["leases"].as_array().map_or(0, Vec::len)

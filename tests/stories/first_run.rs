@@ -18,7 +18,7 @@ async fn new_user_creates_workspace_and_runs_command() {
     assert_eq!((hello.out().as_str(), hello.err().as_str()), ("hello\n", ""));
 
     let list = cli.run(&["ls", "--json"]).await.ok().json();
-    let ada = find(&list, "ada").expect("it is listed");
+    let ada = find(&list, "ada").expect("workspace is listed");
     assert_eq!(ada["state"], "awake");
     assert_eq!(ada["id"].as_str().map(str::len), Some(12));
     assert!(cli.run(&["ls"]).await.ok().out().contains("ada"));

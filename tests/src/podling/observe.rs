@@ -19,7 +19,7 @@ impl Podling {
     pub async fn get(&self, workspace: &Workspace) -> WireWorkspace {
         let request = GetWorkspaceRequest { workspace: workspace.id.clone() };
         let got = within("Workspaces.Get", self.client().workspaces().get(request)).await;
-        got.expect("the workspace is there").into_inner().workspace.expect("it is described")
+        got.expect("workspace exists").into_inner().workspace.expect("response has the workspace")
     }
 
     /// Waits until the workspace is awake and its agent is connected.
@@ -45,7 +45,7 @@ impl Podling {
     pub async fn transition_log(&self, workspace: &Workspace) -> Vec<LogEntry> {
         let request = ExplainWorkspaceRequest { workspace: workspace.id.clone() };
         let explanation = within("Workspaces.Explain", self.client().workspaces().explain(request)).await;
-        explanation.expect("it is explained").into_inner().log
+        explanation.expect("workspace is explained").into_inner().log
     }
 
     /// Returns the value of a metric without labels.

@@ -76,7 +76,7 @@ impl PodCluster {
         // A volume driver gives the directory to the pod's user too.
         for dir in [path.clone(), path.join("home"), path.join("state")] {
             fs::create_dir_all(&dir).expect("a directory");
-            chown(dir, Some(POD_USER), Some(POD_USER)).expect("its owner");
+            chown(dir, Some(POD_USER), Some(POD_USER)).expect("chown");
         }
         json!({
             "apiVersion": "v1", "kind": "PersistentVolume",

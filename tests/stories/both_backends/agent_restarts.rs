@@ -29,7 +29,7 @@ async fn repeatedly_killed_idle_agent_falls_asleep() {
 
     // The next request wakes the workspace, and it stays awake if its agent is not killed.
     assert_eq!(inside.sh("echo back").await, "back\n");
-    inside.without_waking().activity().get(GetActivityRequest {}).await.expect("it is awake");
+    inside.without_waking().activity().get(GetActivityRequest {}).await.expect("the workspace is awake");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -35,7 +35,7 @@ fn create_every_kind_of_file(home: &Path) {
         let path = home.join(OsStr::from_bytes(name));
         fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
         fs::write(&path, content).expect("a file");
-        fs::set_permissions(&path, Permissions::from_mode(mode)).expect("its mode");
+        fs::set_permissions(&path, Permissions::from_mode(mode)).expect("chmod");
     };
     put(b"notes.txt", "words ".repeat(100_000).as_bytes(), 0o640);
     put(b"bin/run", b"#!/bin/sh\n", 0o751);
@@ -53,10 +53,10 @@ fn create_every_kind_of_file(home: &Path) {
     symlink(OsStr::from_bytes(b"\xff"), home.join("to no UTF-8")).expect("a link");
     let old = SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
     for name in ["notes.txt", "h\u{e4}user", "locked/inner"] {
-        File::open(home.join(name)).expect("it opens").set_modified(old).expect("its time");
+        File::open(home.join(name)).expect("open file").set_modified(old).expect("set modification time");
     }
     for name in ["locked/inner", "locked"] {
-        fs::set_permissions(home.join(name), Permissions::from_mode(0o555)).expect("its mode");
+        fs::set_permissions(home.join(name), Permissions::from_mode(0o555)).expect("chmod");
     }
     chown_to_dir_owner(home);
 }
@@ -165,14 +165,14 @@ async fn archive_and_restore_sparse_file(size: u64, timeout: Duration) {
     image.set_len(size).expect("a hole");
     for at in [0, size / 2, size - 4] {
         image.seek(SeekFrom::Start(at)).expect("seek");
-        image.write_all(b"data").expect("it is written");
+        image.write_all(b"data").expect("write file");
     }
     drop(image);
     let before = tree(&podling.home_dir(&ada));
 
     let started = std::time::Instant::now();
     cli.run(&["rm", "ada", "--no-wait"]).await.ok();
-    let zip = wait_long(timeout, "it is archived", async || {
+    let zip = wait_long(timeout, "the workspace is archived", async || {
         let left = cli.run(&["archives", "--json"]).await.ok().json();
         (left[0]["deleted"] == true).then(|| format!("{}.zip", left[0]["key"].as_str().expect("a key")))
     })
@@ -183,13 +183,13 @@ async fn archive_and_restore_sparse_file(size: u64, timeout: Duration) {
     }
     let started = std::time::Instant::now();
     cli.run(&["restore", "ada", "--no-wait"]).await.ok();
-    wait_long(timeout, "it is restored", async || {
+    wait_long(timeout, "the workspace is restored", async || {
         let listed = cli.run(&["ls", "--json"]).await.ok().json();
         (listed[0]["state"] == "awake").then_some(())
     })
     .await;
     eprintln!("restored after {:?}", started.elapsed());
     assert_same_tree("restored", &tree(&podling.home_dir(&ada)), &before);
-    let allocated = fs::metadata(&file).expect("it is there").blocks() * 512;
+    let allocated = fs::metadata(&file).expect("path exists").blocks() * 512;
     assert!(allocated < 16 << 20, "the restored file is not sparse: {allocated} bytes");
 }

@@ -56,7 +56,7 @@ async fn interrupt_reaches_the_command() {
     let ready = podling.home_dir(&ada).join("ready");
     wait_for("the command runs", async || ready.exists().then_some(())).await;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw).expect("a pid");
-    kill_process(pid, Signal::INT).expect("it can be interrupted");
+    kill_process(pid, Signal::INT).expect("send SIGINT");
     let output = podling_tests::within("podling run ends", child.wait_with_output()).await.expect("output");
     assert_eq!(output.status.code(), Some(9));
     assert_eq!(output.stdout, b"interrupted\n");
@@ -73,15 +73,20 @@ async fn cp_copies_files_and_directories_unchanged() {
     fs::write(here("sent"), &data).expect("a file");
 
     cli.run(&["cp", &here("sent"), "ada:received"]).await.ok();
-    assert!(fs::read(podling.home_dir(&ada).join("received")).expect("it arrived") == data);
+    assert!(
+        fs::read(podling.home_dir(&ada).join("received")).expect("file was copied to the workspace") == data
+    );
     cli.run(&["cp", "ada:received", &here("back")]).await.ok();
-    assert!(fs::read(here("back")).expect("it came back") == data);
+    assert!(fs::read(here("back")).expect("file was copied back") == data);
 
     // A directory with its content.
     fs::create_dir_all(here("tree/inner")).expect("a directory");
     fs::write(here("tree/inner/leaf"), "leaf").expect("a file");
     cli.run(&["cp", &here("tree"), "ada:tree"]).await.ok();
-    assert_eq!(fs::read(podling.home_dir(&ada).join("tree/inner/leaf")).expect("it arrived"), b"leaf");
+    assert_eq!(
+        fs::read(podling.home_dir(&ada).join("tree/inner/leaf")).expect("file was copied to the workspace"),
+        b"leaf"
+    );
 
     cli.run(&["cp", "ada:nowhere", &here("x")]).await.exits(3);
     // Links that lead out of the workspace are rejected.

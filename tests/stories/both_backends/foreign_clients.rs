@@ -9,7 +9,7 @@ use tokio::process::Command;
 
 /// Runs a program and returns its stdout; panics if it fails.
 async fn run_successfully(what: &str, command: &mut Command) -> String {
-    let output = within(what, command.kill_on_drop(true).output()).await.expect("it starts");
+    let output = within(what, command.kill_on_drop(true).output()).await.expect("program starts");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{what}: {}\nstdout: {out}\nstderr: {err}", output.status);
     out.into_owned()
@@ -88,7 +88,7 @@ fn protos() -> Vec<String> {
             if path.is_dir() {
                 dirs.push(path);
             } else if path.extension().is_some_and(|e| e == "proto") {
-                found.push(path.strip_prefix(&root).expect("below it").display().to_string());
+                found.push(path.strip_prefix(&root).expect("path is below the root").display().to_string());
             }
         }
     }

@@ -43,10 +43,11 @@ async fn one_watch_carries_many_terminals() {
             within("Create", web.unary("/podling.agent.v1.Terminals/Create", &create))
                 .await
                 .expect("a terminal");
-        terminals.insert(made.terminal.expect("described").id, number);
+        terminals.insert(made.terminal.expect("response has the terminal").id, number);
     }
     // Output of the last terminal is never acknowledged.
-    let stalled = terminals.iter().find(|(_, number)| **number == TERMINALS).expect("the last").0.clone();
+    let stalled =
+        terminals.iter().find(|(_, number)| **number == TERMINALS).expect("last terminal").0.clone();
 
     let from = || Some(From { from: Some(StartAt::Oldest(FromOldest {})) });
     let watch = WatchTerminalsRequest {
@@ -68,8 +69,10 @@ async fn one_watch_carries_many_terminals() {
     let mut logs: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     let mut exits = BTreeMap::new();
     while exits.len() < terminals.len() - 1 {
-        let answer =
-            within("more frames", frames.next()).await.expect("the stream is good").expect("it goes on");
+        let answer = within("more frames", frames.next())
+            .await
+            .expect("the stream is good")
+            .expect("stream continues");
         let frame = match answer.response.expect("an answer says something") {
             WatchResponse::Frame(frame) => frame,
             other => panic!("{other:?}"),

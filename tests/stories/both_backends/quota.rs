@@ -53,7 +53,7 @@ async fn each_owner_has_a_quota_and_first_in_queue_is_admitted() {
     create_queued(&podling, "two", &["--owner", "bob"], 3).await;
     let listed = cli.run(&["ls"]).await.ok().out();
     for (name, position) in [("two", "position 1"), ("three", "position 2")] {
-        let line = listed.lines().find(|line| line.starts_with(name)).expect("it is listed");
+        let line = listed.lines().find(|line| line.starts_with(name)).expect("workspace is listed");
         assert!(line.contains("queued") && line.contains(position), "{listed}");
     }
     assert!(cli.run(&["explain", "two"]).await.ok().out().contains("1st in the admission queue"));

@@ -71,7 +71,9 @@ async fn exhausted_ptys_are_reported_and_survived() {
     };
     let mut terminals = Vec::new();
     for _ in 0..3 {
-        terminals.push(open().await.expect("a PTY is free").into_inner().terminal.expect("described"));
+        terminals.push(
+            open().await.expect("a PTY is free").into_inner().terminal.expect("response has the terminal"),
+        );
     }
     assert_eq!(refused(open().await), Reason::NoPty);
     assert_eq!(inside.sh("echo alive").await, "alive\n", "commands need no PTY");
@@ -94,7 +96,7 @@ fn can_run(argv: &[&str]) -> Result<(), String> {
 
 async fn close(client: &Client, terminal: &str) {
     let request = CloseTerminalRequest { terminal_id: terminal.to_owned(), grace_seconds: 0 };
-    within("Terminals.Close", client.terminals().close(request)).await.expect("it closes");
+    within("Terminals.Close", client.terminals().close(request)).await.expect("terminal is closed");
 }
 
 /// Sets the file descriptor limit of a running process.
@@ -125,7 +127,7 @@ async fn agent_out_of_descriptors_reports_and_recovers() {
     let mut terminals = Vec::new();
     let why = loop {
         match within("Terminals.Create", open()).await {
-            Ok(answer) => terminals.push(answer.into_inner().terminal.expect("described").id),
+            Ok(answer) => terminals.push(answer.into_inner().terminal.expect("response has the terminal").id),
             Err(status) => break reason(&status),
         }
     };

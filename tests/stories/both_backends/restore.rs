@@ -192,7 +192,7 @@ async fn sleeping_workspace_is_deleted_and_restored_by_name() {
     assert!(refused.contains("--as"), "the error does not suggest --as: {refused}");
     let refused = cli.run(&["restore", "ada"]).await.exits(3).err();
     assert!(
-        refused.contains("there is no backup of \"ada\""),
+        refused.contains("there is no archive of \"ada\""),
         "the name belongs to the new workspace: {refused}"
     );
     cli.run(&["restore", &old, "--as", "old-ada"]).await.ok();

@@ -50,10 +50,10 @@ async fn idle_workspace_warns_sleeps_and_wakes_with_terminals() {
 
     // Watchers of the activity and attached clients receive the warning.
     let watch = within("Activity.Watch", inside.activity().watch(WatchActivityRequest {})).await;
-    let mut watch = watch.expect("it is watched").into_inner();
+    let mut watch = watch.expect("watch is opened").into_inner();
     let warning = async {
         loop {
-            let activity = watch.message().await.expect("an activity").expect("more").activity;
+            let activity = watch.message().await.expect("an activity").expect("stream continues").activity;
             if let Some(warning) = activity.and_then(|activity| activity.sleep_warning) {
                 return warning;
             }
@@ -102,7 +102,7 @@ async fn idle_workspace_warns_sleeps_and_wakes_with_terminals() {
     assert!(at("herenow") < at("[podling: slept from"), "{text:?}");
     assert!(at("[podling: slept from") < at("/deep/er\r\nkept\r\nthere"), "{text:?}");
     let got = inside.terminals().get(GetTerminalRequest { terminal_id: terminal.id.clone() }).await;
-    let again = got.expect("it is there").into_inner().terminal.expect("it is described");
+    let again = got.expect("terminal exists").into_inner().terminal.expect("response has the terminal");
     assert!(again.exit.is_none() && again.epoch == agent.epoch, "{again:?}");
     window.type_text("\x03");
 }
@@ -195,5 +195,8 @@ async fn cancelled_request_frees_its_slot_and_wake_continues() {
     podling.client().for_workspace(&ada.id).sh("true").await;
     let quiet = podling.client().for_workspace("aaaaaaaaaaaa").without_waking();
     assert_eq!(refused(quiet.activity().get(GetActivityRequest {}).await), Reason::WorkspaceNotFound);
-    wait_for("it is awake", async || (podling.get(&ada).await.state() == State::Awake).then_some(())).await;
+    wait_for("the workspace is awake", async || {
+        (podling.get(&ada).await.state() == State::Awake).then_some(())
+    })
+    .await;
 }

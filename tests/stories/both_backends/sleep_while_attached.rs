@@ -27,8 +27,10 @@ async fn attached_user_sees_sleep_and_only_a_key_wakes_workspace() {
     // Read-only commands do not wake the workspace.
     let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
     assert_eq!(explained["state"], "asleep");
-    assert!(cli.run(&["explain", "ada"]).await.ok().out().contains("its storage is archived and let go"));
-    assert!(cli.run(&["ls"]).await.ok().out().contains("archived in "));
+    assert!(
+        cli.run(&["explain", "ada"]).await.ok().out().contains("is archived, and its storage is removed")
+    );
+    assert!(cli.run(&["ls"]).await.ok().out().contains("archives in "));
     let again = cli.run(&["explain", "ada", "--json"]).await.ok().json();
     assert_eq!(again["log"], explained["log"], "no transition since the first explain");
 

@@ -126,7 +126,7 @@ async fn sleep(podling: &Podling, workspace: &Workspace) {
 fn write_noise(path: &Path, megabytes: u64) {
     let random = File::open("/dev/urandom").expect("randomness");
     let mut file = File::create(path).expect("a file");
-    std::io::copy(&mut random.take(megabytes << 20), &mut file).expect("it is written");
+    std::io::copy(&mut random.take(megabytes << 20), &mut file).expect("write file");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +138,7 @@ async fn changing_files_are_not_archived_until_they_stop() {
         fs::write(home.join(format!("{number}")), "0").expect("a file");
     }
     write_noise(&home.join("a log"), 32);
-    let mut log = File::options().append(true).open(home.join("a log")).expect("it opens");
+    let mut log = File::options().append(true).open(home.join("a log")).expect("open file");
     let files = home.clone();
     let mut count = 0_usize;
     let writer = BackgroundFault::repeating(move || {
@@ -176,9 +176,9 @@ async fn unreadable_file_is_named_and_storage_retained() {
         (archive_failures(&podling, &ada).await.len() > tried).then_some(())
     })
     .await;
-    assert_eq!(fs::metadata(&file).expect("it is there").len(), 8);
+    assert_eq!(fs::metadata(&file).expect("path exists").len(), 8);
 
-    fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("its mode");
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("chmod");
     let listed = wait_archived(&podling, &ada, &podling.data().join("backups")).await;
     assert!(listed.is_none_or(|listed| listed.contains_key(&b"locked.db"[..])));
 }

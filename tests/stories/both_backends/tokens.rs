@@ -135,7 +135,7 @@ async fn narrowed_token_sees_only_its_workspace() {
     assert!(matches!(refused(other), Reason::WorkspaceDenied | Reason::WorkspaceNotFound));
     let child = client.tokens().create(verbs(&["read"])).await.expect("a narrower token").into_inner();
     assert_eq!(
-        child.info.expect("described").workspaces,
+        child.info.expect("response describes the token").workspaces,
         [ada.id.as_str()],
         "the token does not inherit the restriction"
     );

@@ -14,7 +14,7 @@ const ALLOWED_GROWTH_KIB: u64 = 4 * 1024;
 /// Returns the resident memory of a process in KiB.
 fn resident_kib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has a size");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("status has VmRSS");
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 

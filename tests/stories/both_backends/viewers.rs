@@ -68,7 +68,7 @@ async fn stalled_viewer_does_not_affect_others() {
     let (all, mut next, mut missed, mut screens) = (viewer.log().next, None, 0, 0);
     let catching_up = async {
         while next != Some(all) {
-            let answer = answers.message().await.expect("a frame").expect("more");
+            let answer = answers.message().await.expect("a frame").expect("stream continues");
             let Some(AttachReply::Frame(frame)) = answer.response else { continue };
             match frame.frame {
                 Some(FrameContent::Data(data)) => {
@@ -95,7 +95,7 @@ async fn stalled_viewer_does_not_affect_others() {
     let mut tail = Vec::new();
     let going_on = async {
         while tail != b"and again" {
-            let answer = answers.message().await.expect("a frame").expect("more");
+            let answer = answers.message().await.expect("a frame").expect("stream continues");
             match answer.response {
                 Some(AttachReply::Frame(Frame { frame: Some(FrameContent::Data(data)), .. })) => {
                     tail.extend_from_slice(&data)
@@ -140,7 +140,7 @@ async fn flooding_terminal_does_not_delay_another() {
             .expect("the stream is open");
         within("a key echoes beside a flood", async {
             loop {
-                let answer = answers.message().await.expect("a frame").expect("more");
+                let answer = answers.message().await.expect("a frame").expect("stream continues");
                 if let Some(AttachReply::Frame(frame)) = answer.response
                     && matches!(frame.frame, Some(FrameContent::Data(_)))
                 {

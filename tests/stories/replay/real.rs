@@ -85,7 +85,7 @@ impl ReplayTarget {
             TraceEvent::Dies(at) => {
                 let status = self.podling.wait_exit().await;
                 let killed = status.signal() == Some(Signal::KILL.as_raw());
-                assert!(killed, "it should have died at {at}: {status}\n{}", self.podling.log());
+                assert!(killed, "the control plane did not die at {at}: {status}\n{}", self.podling.log());
             }
             TraceEvent::StoreAway => fs::rename(self.store(), self.elsewhere()).expect("store is moved away"),
             TraceEvent::StoreBack => fs::rename(self.elsewhere(), self.store()).expect("store is moved back"),
@@ -140,7 +140,7 @@ impl ReplayTarget {
             ..Default::default()
         };
         let made = within("Workspaces.Create", self.podling.client().workspaces().create(request)).await?;
-        let id = made.into_inner().workspace.expect("it is described").id;
+        let id = made.into_inner().workspace.expect("response has the workspace").id;
         self.workspaces.insert(name.to_owned(), Workspace { id, name: name.to_owned() });
         Ok(())
     }
@@ -158,7 +158,7 @@ impl ReplayTarget {
 
     async fn wait_for_failure(&self, name: &str) {
         let workspace = self.workspace(name);
-        wait_for("it fails", async || {
+        wait_for("archiving or restoring has failed", async || {
             let log = self.podling.transition_log(workspace).await;
             use StateReasonCode::{ArchiveFailed, Archived, RestoreFailed};
             let codes = log.iter().rev().filter_map(|entry| Some(entry.reason.as_ref()?.code()));
