@@ -61,7 +61,7 @@ struct BenchCluster {
 
 pub(crate) async fn run(report: &mut Report) -> Result<()> {
     let cluster = BenchCluster::new().await?;
-    report.fact(kubectl(&["version"]).good().lines().last().unwrap_or_default().to_owned());
+    report.fact(kubectl(&["version"]).expect_success().lines().last().unwrap_or_default().to_owned());
     // The first round reads all files from the disk and does not count.
     cluster.round("first", &mut PodTimes::default()).await?;
     let mut measured = PodTimes::default();
@@ -92,12 +92,12 @@ impl BenchCluster {
                 "resources": {"cpu": "500m", "memory": "256Mi"}, "storage": {"size": "1Gi"},
             },
         });
-        deployed.space().apply(&template.to_string()).good();
+        deployed.namespace().apply(&template.to_string()).expect_success();
         let kube = kube::Client::try_default().await?;
         let bare = Namespace::new();
         Ok(Self {
             client: deployed.client(),
-            workspace_pods: Api::namespaced(kube.clone(), deployed.space().name()),
+            workspace_pods: Api::namespaced(kube.clone(), deployed.namespace().name()),
             bare_pods: Api::namespaced(kube, bare.name()),
             _bare_namespace: bare,
         })

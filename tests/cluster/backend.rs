@@ -55,9 +55,9 @@ impl BackendFixture {
     async fn new() -> Self {
         install_crds();
         let space = Namespace::new();
-        space.kubectl(&["create", "serviceaccount", ACCOUNT]).good();
-        space.kubectl(&["create", "configmap", "podling-ca", "--from-literal=ca.pem=none"]).good();
-        space.apply(&template("debian", &image("debian:bookworm-slim"))).good();
+        space.kubectl(&["create", "serviceaccount", ACCOUNT]).expect_success();
+        space.kubectl(&["create", "configmap", "podling-ca", "--from-literal=ca.pem=none"]).expect_success();
+        space.apply(&template("debian", &image("debian:bookworm-slim"))).expect_success();
         let defaults = PodDefaults {
             agent_image: image("podling/agent:0.1.0"),
             control: "https://control.invalid:1".into(),
@@ -107,12 +107,12 @@ impl BackendFixture {
     }
 
     fn pods(&self) -> String {
-        self.space.kubectl(&["get", "pods", "--output", "name"]).good()
+        self.space.kubectl(&["get", "pods", "--output", "name"]).expect_success()
     }
 
     fn in_pod(&self, plan: &StartPlan, script: &str) -> String {
         let pod = format!("workspace-{}-{}", plan.workspace, plan.epoch);
-        self.space.kubectl(&["exec", &pod, "--", "sh", "-c", script]).good()
+        self.space.kubectl(&["exec", &pod, "--", "sh", "-c", script]).expect_success()
     }
 }
 
@@ -195,33 +195,34 @@ async fn start_creates_one_pod_and_storage_outlives_it() {
     // The deletion of the claim does not delete the data.
     let claim = format!("pvc/workspace-{}", first.workspace);
     let mut new_claim: Value =
-        serde_json::from_str(&fixture.space.kubectl(&["get", &claim, "--output=json"]).good()).unwrap();
+        serde_json::from_str(&fixture.space.kubectl(&["get", &claim, "--output=json"]).expect_success())
+            .unwrap();
     let volume = format!("persistentvolume/{}", fixture.space.field(&claim, ".spec.volumeName"));
-    fixture.space.kubectl(&["delete", &claim, "--wait=false"]).good();
+    fixture.space.kubectl(&["delete", &claim, "--wait=false"]).expect_success();
     assert_eq!(fixture.space.field(&claim, ".metadata.finalizers[0]"), "podling.dev/keep-data");
     let refused = fixture.start(&StartPlan { epoch: 3, ..first.clone() }).await.unwrap_err();
     assert!(refused.to_string().contains("was deleted, so no pod can use it"), "{refused}");
     // The steps in that message recover the data.
     let patch = |object: &str, patch: &str| {
-        fixture.space.kubectl(&["patch", object, "--type=merge", "--patch", patch]).good();
+        fixture.space.kubectl(&["patch", object, "--type=merge", "--patch", patch]).expect_success();
     };
     patch(&volume, r#"{"spec": {"persistentVolumeReclaimPolicy": "Retain"}}"#);
     patch(&claim, r#"{"metadata": {"finalizers": null}}"#);
-    fixture.space.wait("delete", &claim).good();
+    fixture.space.wait("delete", &claim).expect_success();
     patch(&volume, r#"{"spec": {"claimRef": null}}"#);
     let metadata = &new_claim["metadata"];
     new_claim["metadata"] = json!({
         "name": metadata["name"], "labels": metadata["labels"], "finalizers": ["podling.dev/keep-data"],
     });
-    fixture.space.apply(&new_claim.to_string()).good();
-    fixture.space.wait("jsonpath={.status.phase}=Bound", &claim).good();
+    fixture.space.apply(&new_claim.to_string()).expect_success();
+    fixture.space.wait("jsonpath={.status.phase}=Bound", &claim).expect_success();
     let third = StartPlan { epoch: 3, ..first.clone() };
     fixture.start(&third).await.unwrap();
     assert_eq!(fixture.in_pod(&third, "cat ~/file"), "kept");
     fixture.backend.stop(first.workspace.clone(), 9).await.unwrap();
     patch(&volume, r#"{"spec": {"persistentVolumeReclaimPolicy": "Delete"}}"#);
     fixture.backend.remove(first.workspace.clone()).await.unwrap();
-    fixture.space.wait("delete", &volume).good();
+    fixture.space.wait("delete", &volume).expect_success();
     fixture.backend.remove(first.workspace.clone()).await.unwrap();
 }
 
@@ -231,13 +232,13 @@ async fn deleted_pod_is_observed_with_its_cause() {
     let first = plan("debian");
     let pod = format!("workspace-{}-1", first.workspace);
     let instance = fixture.start(&first).await.unwrap();
-    fixture.space.kubectl(&["delete", "pod", &pod]).good();
+    fixture.space.kubectl(&["delete", "pod", &pod]).expect_success();
     assert_eq!(fixture.wait_end(&instance).await, "its pod was deleted");
     let again = fixture.start(&StartPlan { epoch: 2, ..first.clone() }).await.unwrap();
     fixture.in_pod(&StartPlan { epoch: 2, ..first.clone() }, "kill -9 -1; true");
     // No process in the pod can kill its PID 1, but the node can.
     let pod = format!("workspace-{}-2", first.workspace);
-    fixture.space.kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force"]).good();
+    fixture.space.kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force"]).expect_success();
     assert_eq!(fixture.wait_end(&again).await, "its pod was deleted");
     fixture.backend.stop(first.workspace.clone(), 9).await.unwrap();
 }
@@ -264,7 +265,7 @@ async fn waiting_start_reports_its_cause_until_cancelled() {
 #[tokio::test]
 async fn start_beyond_the_namespace_quota_waits() {
     let mut fixture = BackendFixture::new().await;
-    fixture.space.kubectl(&["create", "quota", "team", "--hard=pods=0"]).good();
+    fixture.space.kubectl(&["create", "quota", "team", "--hard=pods=0"]).expect_success();
     let plan = plan("debian");
     let (backend, waiting_plan) = (fixture.backend.clone(), plan.clone());
     let mut starting = JoinSet::new();
@@ -273,7 +274,7 @@ async fn start_beyond_the_namespace_quota_waits() {
     assert_eq!(waits.reason, WaitReason::QuotaExceeded);
     assert!(waits.detail.contains("team, requested: pods=1, used: pods=0"), "{waits:?}");
     let more = r#"{"spec": {"hard": {"pods": "1"}}}"#;
-    fixture.space.kubectl(&["patch", "quota", "team", "--patch", more]).good();
+    fixture.space.kubectl(&["patch", "quota", "team", "--patch", more]).expect_success();
     timeout(DEADLINE, starting.join_all()).await.expect("a start within the raised quota").remove(0).unwrap();
     fixture.backend.stop(plan.workspace, 9).await.unwrap();
 }
@@ -283,7 +284,7 @@ async fn impossible_start_fails_with_its_cause() {
     let fixture = BackendFixture::new().await;
     let unknown = fixture.start(&plan("pyton")).await.unwrap_err().to_string();
     assert!(unknown.contains("there is no WorkspaceTemplate \"pyton\""), "{unknown}");
-    fixture.space.apply(&template("missing", "registry.invalid/no/such:1")).good();
+    fixture.space.apply(&template("missing", "registry.invalid/no/such:1")).expect_success();
     let missing = plan("missing");
     let refused = fixture.start(&missing).await.unwrap_err().to_string();
     assert!(refused.contains("the image registry.invalid/no/such:1 cannot be pulled"), "{refused}");
@@ -301,7 +302,8 @@ async fn agent_identity_follows_from_the_pod_of_its_token() {
     let reviewed = reviewer.review(&token).await.unwrap().expect("a token of a workspace's pod");
     assert_eq!((reviewed.workspace, reviewed.proof), (plan.workspace.clone(), instance.id));
 
-    let create_token = |args: &[&str]| fixture.space.kubectl(&[&["create", "token"], args].concat()).good();
+    let create_token =
+        |args: &[&str]| fixture.space.kubectl(&[&["create", "token"], args].concat()).expect_success();
     let bound = ["--bound-object-kind=Pod", "--bound-object-name", &pod];
     let same = create_token(&[&[ACCOUNT, "--audience=podling"][..], &bound].concat());
     assert!(reviewer.review(&same).await.unwrap().is_some(), "another token for the same pod is accepted");

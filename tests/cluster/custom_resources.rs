@@ -17,17 +17,18 @@ fn workspace(name: &str, spec: &str) -> String {
 #[test]
 fn minimal_workspace_is_accepted_and_displayed() {
     let space = namespace_with_crds();
-    space.apply(&workspace("demo", "owner: ada\ntemplate: python")).good();
+    space.apply(&workspace("demo", "owner: ada\ntemplate: python")).expect_success();
     assert_eq!(space.field("ws/demo", ".spec.desiredState"), "Awake");
-    let table = space.kubectl(&["get", "ws"]).good();
+    let table = space.kubectl(&["get", "ws"]).expect_success();
     let head: Vec<_> = table.lines().next().unwrap().split_whitespace().collect();
     assert_eq!(head, ["NAME", "STATE", "OWNER", "TEMPLATE", "ACTIVITY", "IDLE", "NEXT", "AGE"]);
     assert!(table.contains("ada") && table.contains("python"), "{table}");
     space
         .kubectl(&["patch", "ws/demo", "--type=merge", "--patch", r#"{"spec": {"desiredState": "Asleep"}}"#])
-        .good();
+        .expect_success();
     let explained =
-        kubectl(&["explain", "workspace.spec.desiredState", "--api-version=podling.dev/v1alpha1"]).good();
+        kubectl(&["explain", "workspace.spec.desiredState", "--api-version=podling.dev/v1alpha1"])
+            .expect_success();
     assert!(explained.contains("sleeps by its policy"), "{explained}");
 }
 
@@ -44,7 +45,7 @@ ports: [{name: ide, port: 8080}, {name: app, port: 3000}]
 environment:
 - {name: EDITOR, value: vi}
 - {name: TOKEN, secret: {name: tokens, key: github}}"#;
-    space.apply(&workspace("full", spec)).good();
+    space.apply(&workspace("full", spec)).expect_success();
     let template = r#"apiVersion: podling.dev/v1alpha1
 kind: WorkspaceTemplate
 metadata: {name: vscode}
@@ -54,10 +55,10 @@ spec:
   tolerations: [{key: workspaces, operator: Exists}]
   nodeSelector: {pool: workspaces}
   policy: {idleTimeout: 90s, maxAwake: none}"#;
-    space.apply(template).good();
+    space.apply(template).expect_success();
     assert_eq!(space.field("wst/vscode", ".spec.storage.size"), "10Gi");
     let inject = template.replace("command: [code-server, --auth, none]", "inject: true");
-    assert!(space.apply(&inject).bad().contains("injected needs a command"));
+    assert!(space.apply(&inject).expect_failure().contains("injected needs a command"));
 }
 
 #[test]
@@ -99,10 +100,10 @@ fn invalid_specs_are_rejected_with_a_message() {
             "secrets whose names begin with podling- are reserved for Podling",
         ),
     ] {
-        let refused = space.apply(&workspace("bad", spec)).bad();
+        let refused = space.apply(&workspace("bad", spec)).expect_failure();
         assert!(refused.contains(expected), "{spec}\n{refused}");
     }
-    let refused = space.apply(&workspace("bad.name", "owner: ada\ntemplate: python")).bad();
+    let refused = space.apply(&workspace("bad.name", "owner: ada\ntemplate: python")).expect_failure();
     assert!(refused.contains("a workspace's name is 1 to 63"), "{refused}");
 }
 
@@ -110,7 +111,7 @@ fn invalid_specs_are_rejected_with_a_message() {
 fn immutable_fields_cannot_change() {
     let space = namespace_with_crds();
     let spec = "owner: ada\ntemplate: python\nstorage: {size: 10Gi}";
-    space.apply(&workspace("demo", spec)).good();
+    space.apply(&workspace("demo", spec)).expect_success();
     for (from, to, expected) in [
         ("ada", "bob", "the owner of a workspace never changes"),
         ("python", "vscode", "the template of a workspace never changes"),
@@ -118,9 +119,9 @@ fn immutable_fields_cannot_change() {
         ("{size: 10Gi}", "{size: 10Gi, className: fast}", "the storage class of a volume cannot change"),
         ("\nstorage: {size: 10Gi}", "", "storage cannot be removed"),
     ] {
-        let refused = space.apply(&workspace("demo", &spec.replace(from, to))).bad();
+        let refused = space.apply(&workspace("demo", &spec.replace(from, to))).expect_failure();
         assert!(refused.contains(expected), "{refused}");
     }
-    space.apply(&workspace("demo", &spec.replace("10Gi", "20Gi"))).good();
+    space.apply(&workspace("demo", &spec.replace("10Gi", "20Gi"))).expect_success();
     assert_eq!(space.field("ws/demo", ".spec.storage.size"), "20Gi");
 }

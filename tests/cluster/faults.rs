@@ -106,7 +106,7 @@ async fn heartbeats(deployed: &Deployed) -> usize {
 }
 
 fn api_answers(deployed: &Deployed) -> Option<()> {
-    deployed.space().kubectl(&["get", "--raw", "/readyz"]).ok.then_some(())
+    deployed.namespace().kubectl(&["get", "--raw", "/readyz"]).ok.then_some(())
 }
 
 #[tokio::test]
@@ -151,7 +151,7 @@ async fn restart_of_etcd_and_kubelet_keeps_workspaces() {
     }
     wait_long(RECOVERY_DEADLINE, "a ready node", async || {
         let ready = ["wait", "--for=condition=Ready", "node/node0", "--timeout=1s"];
-        deployed.space().kubectl(&ready).ok.then_some(())
+        deployed.namespace().kubectl(&ready).ok.then_some(())
     })
     .await;
     run_cli(deployed, &["sleep", "--force", "tony"]).await;
@@ -163,7 +163,7 @@ async fn restart_of_etcd_and_kubelet_keeps_workspaces() {
 #[ignore = "ends programs of the node"]
 async fn silent_node_keeps_its_pod_and_no_second_pod_starts() {
     let (_control, deployed) = lock_control_plane().await;
-    let space = deployed.space();
+    let space = deployed.namespace();
     let (id, pod) = create_busy_workspace(deployed, "dennis").await;
     let kubelet = NodeProgram::named("kubelet");
     kubelet.kill().await;
@@ -201,17 +201,17 @@ async fn silent_node_keeps_its_pod_and_no_second_pod_starts() {
 #[ignore = "empties the node"]
 async fn drained_node_returns_workspaces_with_their_files() {
     let (_control, deployed) = lock_control_plane().await;
-    let space = deployed.space();
+    let space = deployed.namespace();
     let (id, pod) = create_busy_workspace(deployed, "margaret").await;
     let of_workspaces = "--pod-selector=podling.dev/workspace";
     space
         .kubectl(&["drain", "node0", of_workspaces, "--force", "--delete-emptydir-data", "--timeout=120s"])
-        .good();
+        .expect_success();
     wait_for("a reason that names the cause", async || {
         (space.field("ws/margaret", ".status.reason") == "Unschedulable").then_some(())
     })
     .await;
-    space.kubectl(&["uncordon", "node0"]).good();
+    space.kubectl(&["uncordon", "node0"]).expect_success();
     wait_state(deployed, "margaret", "awake").await;
     assert_ne!(uid_of_only_pod(&objects_of(deployed, "pods", &id)), pod);
     assert_eq!(run_cli(deployed, &["run", "margaret", "--", "cat", "file"]).await.out(), "kept\n");
@@ -243,12 +243,13 @@ async fn memory_hog_is_killed_and_the_workspace_survives() {
 #[ignore = "takes the namespace's quota"]
 async fn exhausted_namespace_quota_queues_the_workspace() {
     let (_control, deployed) = lock_control_plane().await;
-    let space = deployed.space();
+    let space = deployed.namespace();
     let workspaces = ["get", "pods", "--selector", "podling.dev/workspace", "--output", "name"];
-    let pods = space.kubectl(&workspaces).good().lines().count();
+    let pods = space.kubectl(&workspaces).expect_success().lines().count();
     let hard = format!(r#"{{"spec": {{"hard": {{"pods": "{pods}"}}}}}}"#);
-    let quota =
-        |hard: &str| space.kubectl(&["patch", "quota", "podling", "--type=merge", "--patch", hard]).good();
+    let quota = |hard: &str| {
+        space.kubectl(&["patch", "quota", "podling", "--type=merge", "--patch", hard]).expect_success()
+    };
     quota(&hard);
     run_cli(deployed, &["create", "radia", "--no-wait"]).await;
     wait_state(deployed, "radia", "queued").await;
@@ -264,13 +265,13 @@ async fn invalid_spec_affects_only_its_workspace_until_repaired() {
     const CRD: &str = "crd/workspaces.podling.dev";
     const SPEC: &str = "/spec/versions/0/schema/openAPIV3Schema/properties/spec";
     let (_control, deployed) = lock_control_plane().await;
-    let space = deployed.space();
+    let space = deployed.namespace();
     let (id, pod) = create_busy_workspace(deployed, "niklaus").await;
     run_cli(deployed, &["create", "ole"]).await;
     let rules = space.field(CRD, ".spec.versions[0].schema.openAPIV3Schema.properties.spec");
     let replace = |rules: &str| {
         let patch = format!(r#"[{{"op": "replace", "path": "{SPEC}", "value": {rules}}}]"#);
-        space.kubectl(&["patch", CRD, "--type=json", "--patch", &patch]).good();
+        space.kubectl(&["patch", CRD, "--type=json", "--patch", &patch]).expect_success();
     };
     let edited = async |spec: &str| {
         let patch = ["patch", "ws", "niklaus", "--type=merge", "--patch", spec];
@@ -283,8 +284,10 @@ async fn invalid_spec_affects_only_its_workspace_until_repaired() {
     // Neither other workspaces nor the start of a control plane are affected.
     run_cli(deployed, &["sleep", "--force", "ole"]).await;
     assert_eq!(run_cli(deployed, &["run", "ole", "--", "echo", "here"]).await.out(), "here\n");
-    space.kubectl(&["delete", "pod", "--selector", "app.kubernetes.io/name=podling-control"]).good();
-    deployed.is_up();
+    space
+        .kubectl(&["delete", "pod", "--selector", "app.kubernetes.io/name=podling-control"])
+        .expect_success();
+    deployed.wait_ready();
     assert_eq!(run_cli(deployed, &["run", "ole", "--", "echo", "here"]).await.out(), "here\n");
     run_cli(deployed, &["rm", "--discard", "ole"]).await;
     assert_eq!(

@@ -26,7 +26,7 @@ async fn check_ide(deployed: &Deployed, template: &str, name: &str, page: &str) 
             "spec": {{"owner": "{name}", "template": "{template}",
                 "resources": {{"cpu": "500m", "memory": "1Gi"}}}}}}"#
     );
-    deployed.space().apply(&workspace).good();
+    deployed.namespace().apply(&workspace).expect_success();
     wait_state(deployed, name, "awake").await;
     let id = workspace_id(deployed, name);
     let wait_ide = async |what: &str| {

@@ -17,12 +17,12 @@ use crate::lifecycle::{
 
 /// The address of the leader.
 fn leader_address(deployed: &Deployed) -> String {
-    deployed.space().field("lease/podling-control", r".metadata.annotations.podling\.dev/address")
+    deployed.namespace().field("lease/podling-control", r".metadata.annotations.podling\.dev/address")
 }
 
 /// The holder of the lease, or an empty string.
 fn lease_holder(deployed: &Deployed) -> String {
-    deployed.space().field("lease/podling-control", ".spec.holderIdentity")
+    deployed.namespace().field("lease/podling-control", ".spec.holderIdentity")
 }
 
 /// The name of the leader's pod.
@@ -51,9 +51,9 @@ async fn kill_leader_after(deployed: &Deployed, name: &str, state: &str) {
     let (old, pod) = (leader_address(deployed), leader_pod(deployed));
     // kubectl prints nothing if the workspace is deleted already.
     let object = format!("ws/{name}");
-    let now = || deployed.space().kubectl(&["get", &object, "--output", "jsonpath={.status.state}"]).out;
+    let now = || deployed.namespace().kubectl(&["get", &object, "--output", "jsonpath={.status.state}"]).out;
     assert!(wait_blocking_every_ms(|| now() != state), "{name} stays {state:?}");
-    deployed.space().kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force"]).good();
+    deployed.namespace().kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force"]).expect_success();
     wait_another_leader(deployed, &old).await;
 }
 
@@ -67,11 +67,11 @@ fn workspace(name: &str, more: &str) -> String {
 #[tokio::test]
 async fn killed_leader_is_replaced_in_each_transition() {
     let (_control, deployed) = lock_control_plane().await;
-    let space = deployed.space();
-    space.apply(&workspace("barbara", "")).good();
+    let space = deployed.namespace();
+    space.apply(&workspace("barbara", "")).expect_success();
     kill_leader_after(deployed, "barbara", "").await;
     wait_state(deployed, "barbara", "awake").await;
-    deployed.is_up();
+    deployed.wait_ready();
     let id = workspace_id(deployed, "barbara");
     let pods = objects_of(deployed, "pods", &id);
     assert_eq!(pods.len(), 1, "the workspace has more than one pod: {pods:#?}");
@@ -85,19 +85,19 @@ async fn killed_leader_is_replaced_in_each_transition() {
     patch_spec(deployed, "barbara", r#"{"desiredState": "Awake"}"#);
     kill_leader_after(deployed, "barbara", "asleep").await;
     wait_state(deployed, "barbara", "awake").await;
-    deployed.is_up();
+    deployed.wait_ready();
     assert_eq!(run_cli(deployed, &["run", &id, "--", "cat", "file"]).await.out(), "here\n");
 
-    space.kubectl(&["delete", "ws", "barbara", "--wait=false"]).good();
+    space.kubectl(&["delete", "ws", "barbara", "--wait=false"]).expect_success();
     kill_leader_after(deployed, "barbara", "awake").await;
-    space.wait("delete", "ws/barbara").good();
+    space.wait("delete", "ws/barbara").expect_success();
     let archive = space.field(&format!("wsa/{id}"), ".spec.newest");
     assert!(objects_of(deployed, "pvc", &id).is_empty());
 
-    space.apply(&workspace("again", &format!(r#", "source": "{archive}""#))).good();
+    space.apply(&workspace("again", &format!(r#", "source": "{archive}""#))).expect_success();
     kill_leader_after(deployed, "again", "").await;
     wait_state(deployed, "again", "awake").await;
-    deployed.is_up();
+    deployed.wait_ready();
     let id = workspace_id(deployed, "again");
     assert_eq!(run_cli(deployed, &["run", &id, "--", "cat", "file"]).await.out(), "here\n");
     run_cli(deployed, &["rm", "--discard", &id]).await;
@@ -108,44 +108,47 @@ async fn terminated_leader_releases_its_lease() {
     let (_control, deployed) = lock_control_plane().await;
     // The other replica may not have observed the release when the pod is gone.
     let (old, pod) = (lease_holder(deployed), leader_pod(deployed));
-    deployed.space().kubectl(&["delete", "pod", &pod]).good();
+    deployed.namespace().kubectl(&["delete", "pod", &pod]).expect_success();
     assert_ne!(lease_holder(deployed), old, "the lease was not released before the pod was gone");
-    deployed.is_up();
+    deployed.wait_ready();
 }
 
 #[tokio::test]
 async fn copied_manifest_does_not_take_over_the_original() {
     let (_control, deployed) = lock_control_plane().await;
-    let space = deployed.space();
+    let space = deployed.namespace();
     run_cli(deployed, &["create", "grace"]).await;
     run_cli(deployed, &["run", "grace", "--", "sh", "-c", "echo kept >file"]).await;
     let mut copy: Value =
-        serde_json::from_str(&space.kubectl(&["get", "ws", "grace", "--output", "json"]).good()).unwrap();
+        serde_json::from_str(&space.kubectl(&["get", "ws", "grace", "--output", "json"]).expect_success())
+            .unwrap();
     let metadata = &copy["metadata"];
     copy["metadata"] = serde_json::json!({"name": "admiral", "finalizers": metadata["finalizers"]});
-    space.apply(&copy.to_string()).good();
+    space.apply(&copy.to_string()).expect_success();
     wait_for("a reason why it is not served", async || {
         space.field("ws/admiral", ".status.message").contains("belongs to the workspace grace").then_some(())
     })
     .await;
     // The next leader decides the same.
-    space.kubectl(&["delete", "pod", "--selector", "app.kubernetes.io/name=podling-control"]).good();
-    deployed.is_up();
+    space
+        .kubectl(&["delete", "pod", "--selector", "app.kubernetes.io/name=podling-control"])
+        .expect_success();
+    deployed.wait_ready();
     assert_eq!(run_cli(deployed, &["run", "grace", "--", "cat", "file"]).await.out(), "kept\n");
-    space.kubectl(&["delete", "ws", "admiral"]).good();
+    space.kubectl(&["delete", "ws", "admiral"]).expect_success();
     run_cli(deployed, &["sleep", "--force", "grace"]).await;
     assert_eq!(run_cli(deployed, &["run", "grace", "--", "cat", "file"]).await.out(), "kept\n");
 
     // The copy does not restore the deleted workspace either.
     run_cli(deployed, &["rm", "grace"]).await;
-    space.wait("delete", "ws/grace").good();
+    space.wait("delete", "ws/grace").expect_success();
     copy["metadata"]["name"] = "grace".into();
-    space.apply(&copy.to_string()).good();
+    space.apply(&copy.to_string()).expect_success();
     wait_for("a reason that names the way to restore it", async || {
         space.field("ws/grace", ".status.message").contains("with the archive as spec.source").then_some(())
     })
     .await;
-    space.kubectl(&["delete", "ws", "grace"]).good();
+    space.kubectl(&["delete", "ws", "grace"]).expect_success();
     let archive = space.field(&format!("wsa/{}", copy["spec"]["id"].as_str().unwrap()), ".spec.newest");
     run_cli(deployed, &["restore", &archive]).await;
     assert_eq!(run_cli(deployed, &["run", "grace", "--", "cat", "file"]).await.out(), "kept\n");
@@ -156,10 +159,10 @@ async fn copied_manifest_does_not_take_over_the_original() {
 async fn deleted_lease_is_recreated_by_its_holder() {
     let (_control, deployed) = lock_control_plane().await;
     let before = lease_holder(deployed);
-    deployed.space().kubectl(&["delete", "lease", "podling-control"]).good();
+    deployed.namespace().kubectl(&["delete", "lease", "podling-control"]).expect_success();
     let lease = ["get", "lease", "podling-control", "--output", "jsonpath={.spec.holderIdentity}"];
     let after = wait_for("a new lease", async || {
-        let result = deployed.space().kubectl(&lease);
+        let result = deployed.namespace().kubectl(&lease);
         result.ok.then_some(result.out)
     });
     assert_eq!(after.await, before);
@@ -176,9 +179,9 @@ async fn rolling_update_costs_a_terminal_only_a_reconnect() {
     let mut writer = InteractiveClient::new(inside.clone(), "frances", &terminal.id);
     writer.type_text("set -u; n=0\r").await;
 
-    let space = deployed.space();
+    let space = deployed.namespace();
     let old: Vec<_> = control_pods(deployed).iter().map(|pod| pod["metadata"]["uid"].clone()).collect();
-    space.kubectl(&["rollout", "restart", "deployment/podling-control"]).good();
+    space.kubectl(&["rollout", "restart", "deployment/podling-control"]).expect_success();
     let mut lines = 0;
     wait_for("new replicas", async || {
         // The shell counts the lines, so a new shell would be noticed.
@@ -189,7 +192,7 @@ async fn rolling_update_costs_a_terminal_only_a_reconnect() {
         (now.len() == old.len() && now.iter().all(is_new)).then_some(())
     })
     .await;
-    deployed.is_up();
+    deployed.wait_ready();
     writer.type_text("n=$((n+1)); echo $n >>log\r").await;
     let expected: String = (1..=lines + 1).map(|line| format!("{line}\n")).collect();
     let inside = deployed.client().for_workspace(&id);
@@ -229,16 +232,16 @@ async fn resumed_stale_leader_changes_nothing() {
     // Only the record is compared, because the new leader goes on to update the displayed fields.
     let (pod, record) = (
         uid_of_only_pod(&objects_of(deployed, "pods", &id)),
-        deployed.space().field("ws/donald", ".status.record"),
+        deployed.namespace().field("ws/donald", ".status.record"),
     );
 
     kill_process(process, Signal::CONT).unwrap();
     wait_for("the stale leader's exit", async || (container_restarts(deployed) > restarted).then_some(()))
         .await;
     assert_eq!(uid_of_only_pod(&objects_of(deployed, "pods", &id)), pod, "the pod is unchanged");
-    assert_eq!(deployed.space().field("ws/donald", ".status.record"), record, "the record is unchanged");
+    assert_eq!(deployed.namespace().field("ws/donald", ".status.record"), record, "the record is unchanged");
     assert_ne!(leader_address(deployed), old);
-    deployed.is_up();
+    deployed.wait_ready();
     run_cli(deployed, &["rm", "--discard", "donald"]).await;
 }
 

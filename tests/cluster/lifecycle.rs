@@ -25,7 +25,7 @@ pub(crate) async fn run_cli(deployed: &Deployed, args: &[&str]) -> CommandOutput
 /// Waits until the `Workspace` resource has this state.
 pub(crate) async fn wait_state(deployed: &Deployed, name: &str, state: &str) {
     let (object, condition) = (format!("ws/{name}"), format!("jsonpath={{.status.state}}={state}"));
-    deployed.space().wait(&condition, &object).good();
+    deployed.namespace().wait(&condition, &object).expect_success();
 }
 
 /// Pods or claims (`kind`) of a workspace.
@@ -41,17 +41,20 @@ pub(crate) fn control_pods(deployed: &Deployed) -> Vec<Value> {
 /// Merges `spec` into the workspace's spec by kubectl.
 pub(crate) fn patch_spec(deployed: &Deployed, name: &str, spec: &str) {
     let patch = format!("{{\"spec\": {spec}}}");
-    deployed.space().kubectl(&["patch", "ws", name, "--type=merge", "--patch", &patch]).good();
+    deployed.namespace().kubectl(&["patch", "ws", name, "--type=merge", "--patch", &patch]).expect_success();
 }
 
 fn list(deployed: &Deployed, kind: &str, label: &str) -> Vec<Value> {
-    let list = deployed.space().kubectl(&["get", kind, "--selector", label, "--output", "json"]).good();
+    let list = deployed
+        .namespace()
+        .kubectl(&["get", kind, "--selector", label, "--output", "json"])
+        .expect_success();
     let list: Value = serde_json::from_str(&list).unwrap();
     list["items"].as_array().unwrap().clone()
 }
 
 pub(crate) fn workspace_id(deployed: &Deployed, name: &str) -> String {
-    deployed.space().field(&format!("ws/{name}"), ".status.record.spec.id")
+    deployed.namespace().field(&format!("ws/{name}"), ".status.record.spec.id")
 }
 
 pub(crate) fn uid_of_only_pod(pods: &[Value]) -> String {
@@ -71,33 +74,33 @@ async fn workspace_runs_sleeps_and_is_restored_from_its_archive() {
     run_cli(deployed, &["sleep", "--force", "ada"]).await;
     assert!(objects_of(deployed, "pods", &id).is_empty(), "a sleeping workspace has no pod");
     assert_eq!(
-        deployed.space().field("ws/ada", ".spec.desiredState"),
+        deployed.namespace().field("ws/ada", ".spec.desiredState"),
         "Asleep",
         "a later edit to Awake must be a change"
     );
     assert_eq!(run_cli(deployed, &["run", "ada", "--", "cat", "file"]).await.out(), "kept\n");
     assert_ne!(uid_of_only_pod(&objects_of(deployed, "pods", &id)), first);
-    assert_eq!(deployed.space().field("ws/ada", ".spec.desiredState"), "Awake");
+    assert_eq!(deployed.namespace().field("ws/ada", ".spec.desiredState"), "Awake");
 
     run_cli(deployed, &["rm", "ada"]).await;
     wait_for("the deletion of its volume", async || {
         objects_of(deployed, "pvc", &id).is_empty().then_some(())
     })
     .await;
-    deployed.space().wait("delete", "ws/ada").good();
+    deployed.namespace().wait("delete", "ws/ada").expect_success();
     let archives = format!("wsa/{id}");
     wait_for("a WorkspaceArchives resource", async || {
-        deployed.space().kubectl(&["get", &archives]).ok.then_some(())
+        deployed.namespace().kubectl(&["get", &archives]).ok.then_some(())
     })
     .await;
-    let archive = deployed.space().field(&archives, ".spec.newest");
+    let archive = deployed.namespace().field(&archives, ".spec.newest");
     run_cli(deployed, &["restore", &archive]).await;
     assert_eq!(
         run_cli(deployed, &["run", "ada", "--", "sh", "-c", "cat file; ls"]).await.out(),
         "kept\nempty\nfile\n"
     );
     assert!(
-        !deployed.space().kubectl(&["get", &archives]).ok,
+        !deployed.namespace().kubectl(&["get", &archives]).ok,
         "the WorkspaceArchives resource still exists after the restore"
     );
     run_cli(deployed, &["rm", "--discard", "ada"]).await;
@@ -106,16 +109,18 @@ async fn workspace_runs_sleeps_and_is_restored_from_its_archive() {
 #[tokio::test]
 async fn restored_workspace_keeps_volume_ports_and_environment() {
     let (_control, deployed) = share_control_plane().await;
-    let space = deployed.space();
-    space.kubectl(&["create", "secret", "generic", "tokens", "--from-literal=github=hidden"]).good();
+    let space = deployed.namespace();
+    space
+        .kubectl(&["create", "secret", "generic", "tokens", "--from-literal=github=hidden"])
+        .expect_success();
     let workspace = r#"{"apiVersion": "podling.dev/v1alpha1", "kind": "Workspace",
         "metadata": {"name": "jean"}, "spec": {"owner": "root", "template": "shell",
         "storage": {"size": "2Gi"}, "ports": [{"name": "app", "port": 3000}],
         "environment": [{"name": "EDITOR", "value": "vi"},
         {"name": "TOKEN", "secret": {"name": "tokens", "key": "github"}}]}}"#;
-    space.apply(workspace).good();
-    space.wait("condition=Ready", "ws/jean").good();
-    space.kubectl(&["delete", "ws", "jean"]).good();
+    space.apply(workspace).expect_success();
+    space.wait("condition=Ready", "ws/jean").expect_success();
+    space.kubectl(&["delete", "ws", "jean"]).expect_success();
     run_cli(deployed, &["restore", "jean"]).await;
     let output = run_cli(deployed, &["run", "jean", "--", "sh", "-c", "echo $EDITOR $TOKEN"]).await.out();
     assert_eq!(output, "vi hidden\n");
@@ -128,14 +133,14 @@ async fn restored_workspace_keeps_volume_ports_and_environment() {
 #[tokio::test]
 async fn kubectl_alone_controls_the_whole_lifecycle() {
     let (_control, deployed) = share_control_plane().await;
-    let space = deployed.space();
+    let space = deployed.namespace();
     let workspace = r#"{"apiVersion": "podling.dev/v1alpha1", "kind": "Workspace",
         "metadata": {"name": "grace"}, "spec": {"owner": "grace", "template": "shell",
         "policy": {"idleTimeout": "2h"}}}"#;
-    space.apply(workspace).good();
-    space.wait("condition=Ready", "ws/grace").good();
+    space.apply(workspace).expect_success();
+    space.wait("condition=Ready", "ws/grace").expect_success();
     let id = workspace_id(deployed, "grace");
-    let table = space.kubectl(&["get", "ws", "grace"]).good();
+    let table = space.kubectl(&["get", "ws", "grace"]).expect_success();
     assert!(table.contains("awake") && table.contains("grace") && table.contains("shell"), "{table}");
     let explained = run_cli(deployed, &["explain", &id]).await.out();
     assert!(explained.contains("2h"), "{explained}");
@@ -158,7 +163,7 @@ async fn kubectl_alone_controls_the_whole_lifecycle() {
     assert_eq!(observed, written);
 
     // The archive outlives the resource, also with a cascading deletion.
-    space.kubectl(&["delete", "ws", "grace", "--cascade=foreground", "--timeout=60s"]).good();
+    space.kubectl(&["delete", "ws", "grace", "--cascade=foreground", "--timeout=60s"]).expect_success();
     let archive = space.field(&format!("wsa/{id}"), ".spec.newest");
     assert!(archive.starts_with(&format!("workspace-{id}-")), "{archive}");
     assert!(objects_of(deployed, "pvc", &id).is_empty() && objects_of(deployed, "pods", &id).is_empty());
@@ -167,7 +172,7 @@ async fn kubectl_alone_controls_the_whole_lifecycle() {
 #[tokio::test]
 async fn deleted_or_evicted_pod_is_replaced_with_its_files() {
     let (_control, deployed) = share_control_plane().await;
-    let space = deployed.space();
+    let space = deployed.namespace();
     run_cli(deployed, &["create", "alan"]).await;
     let id = workspace_id(deployed, "alan");
     run_cli(deployed, &["run", "alan", "--", "sh", "-c", "echo here >file"]).await;
@@ -175,14 +180,16 @@ async fn deleted_or_evicted_pod_is_replaced_with_its_files() {
     for (how, words) in [("delete", "its pod was deleted"), ("evict", "its pod was evicted")] {
         let name = objects_of(deployed, "pods", &id)[0]["metadata"]["name"].as_str().unwrap().to_owned();
         if how == "delete" {
-            space.kubectl(&["delete", "pod", &name, "--wait=false"]).good();
+            space.kubectl(&["delete", "pod", &name, "--wait=false"]).expect_success();
         } else {
             // As a drain of the node evicts.
             let eviction = format!(
                 r#"{{"apiVersion": "policy/v1", "kind": "Eviction",
                     "metadata": {{"name": "{name}", "namespace": "podling"}}}}"#
             );
-            space.post(&format!("/api/v1/namespaces/podling/pods/{name}/eviction"), &eviction).good();
+            space
+                .post(&format!("/api/v1/namespaces/podling/pods/{name}/eviction"), &eviction)
+                .expect_success();
         }
         wait_for("another pod to serve it", async || {
             let state = space.field("ws/alan", ".status.state");
@@ -201,7 +208,7 @@ async fn deleted_or_evicted_pod_is_replaced_with_its_files() {
 #[tokio::test]
 async fn killed_control_plane_finds_running_workspaces() {
     let (_control, deployed) = lock_control_plane().await;
-    let space = deployed.space();
+    let space = deployed.namespace();
     run_cli(deployed, &["create", "edsger"]).await;
     let id = workspace_id(deployed, "edsger");
     let served_by = uid_of_only_pod(&objects_of(deployed, "pods", &id));
@@ -214,7 +221,7 @@ async fn killed_control_plane_finds_running_workspaces() {
     deployed
         .space()
         .kubectl(&["delete", "pod", "--selector", CONTROL_PODS, "--grace-period=0", "--force"])
-        .good();
+        .expect_success();
     // An edit while no control plane runs.
     patch_spec(deployed, "edsger", r#"{"policy": {"idleTimeout": "3h"}}"#);
     wait_for("new pods of the control plane", async || {
@@ -222,7 +229,7 @@ async fn killed_control_plane_finds_running_workspaces() {
         (new.len() == old.len() && new.iter().all(|pod| !old.contains(pod))).then_some(())
     })
     .await;
-    deployed.is_up();
+    deployed.wait_ready();
     run_cli(deployed, &["run", "edsger", "--", "sh", "-c", "kill -0 $(cat job)"]).await;
     assert_eq!(
         uid_of_only_pod(&objects_of(deployed, "pods", &id)),
@@ -234,5 +241,5 @@ async fn killed_control_plane_finds_running_workspaces() {
     })
     .await;
     run_cli(deployed, &["rm", "--discard", "edsger"]).await;
-    space.wait("delete", "ws/edsger").good();
+    space.wait("delete", "ws/edsger").expect_success();
 }

@@ -27,7 +27,7 @@ async fn deleted_namespace_retains_data_without_an_archive() {
     }
     podling.cli().run(&["sleep", "--force", "asleep"]).await.ok();
     let space = podling.namespace();
-    kubectl(&["delete", "namespace", space.name(), "--wait=false"]).good();
+    kubectl(&["delete", "namespace", space.name(), "--wait=false"]).expect_success();
     for name in names {
         let workspace = format!("ws/{name}");
         wait_long(ARCHIVE_DEADLINE, "a status that says its data is retained", async || {
@@ -48,8 +48,8 @@ async fn deleted_namespace_retains_data_without_an_archive() {
     .await;
     // Discarded workspaces are deleted, and then nothing holds the namespace.
     for name in names {
-        space.kubectl(&["annotate", "ws", name, "podling.dev/discard=true"]).good();
+        space.kubectl(&["annotate", "ws", name, "podling.dev/discard=true"]).expect_success();
     }
     let namespace = format!("namespace/{}", space.name());
-    kubectl(&["wait", "--for=delete", "--timeout=240s", &namespace]).good();
+    kubectl(&["wait", "--for=delete", "--timeout=240s", &namespace]).expect_success();
 }

@@ -88,10 +88,10 @@ struct ControlPlaneWithBucket<'a>(&'a Deployed);
 impl<'a> ControlPlaneWithBucket<'a> {
     fn objects_of(deployed: &'a Deployed, server: &S3Server) -> Self {
         let authority = format!("--from-literal=ca.pem={}", server.authority.pem);
-        deployed.space().kubectl(&["create", "configmap", "trusted", &authority]).good();
+        deployed.namespace().kubectl(&["create", "configmap", "trusted", &authority]).expect_success();
         let mounted = r#"{"name": "trusted", "configMap": {"name": "trusted"}}"#;
         patch_mount(
-            deployed.space(),
+            deployed.namespace(),
             mounted,
             &format!(r#"{{"name": "trusted", "mountPath": "{TRUSTED_CA_DIR}"}}"#),
         );
@@ -103,15 +103,15 @@ impl<'a> ControlPlaneWithBucket<'a> {
             format!("AWS_ACCESS_KEY_ID={USER}"),
             format!("AWS_SECRET_ACCESS_KEY={PASSWORD}"),
         ];
-        set_environment(deployed.space(), &variables);
-        deployed.is_up();
+        set_environment(deployed.namespace(), &variables);
+        deployed.wait_ready();
         Self(deployed)
     }
 }
 
 impl Drop for ControlPlaneWithBucket<'_> {
     fn drop(&mut self) {
-        let space = self.0.space();
+        let space = self.0.namespace();
         // Without the variable the image's own trust store applies.
         set_environment(
             space,
@@ -123,9 +123,9 @@ impl Drop for ControlPlaneWithBucket<'_> {
             &nothing(r#""name": "trusted""#),
             &nothing(&format!(r#""mountPath": "{TRUSTED_CA_DIR}""#)),
         );
-        space.kubectl(&["delete", "configmap", "trusted"]).good();
+        space.kubectl(&["delete", "configmap", "trusted"]).expect_success();
         if !std::thread::panicking() {
-            self.0.is_up();
+            self.0.wait_ready();
         }
     }
 }
@@ -134,7 +134,7 @@ impl Drop for ControlPlaneWithBucket<'_> {
 fn set_environment(space: &Namespace, variables: &[String]) {
     let mut args = vec!["set", "env", "deployment/podling-control"];
     args.extend(variables.iter().map(String::as_str));
-    space.kubectl(&args).good();
+    space.kubectl(&args).expect_success();
 }
 
 /// Patches a volume of the control plane and its mount.
@@ -143,7 +143,7 @@ fn patch_mount(space: &Namespace, volume: &str, mount: &str) {
         r#"{{"volumes": [{volume}], "containers": [{{"name": "control", "volumeMounts": [{mount}]}}]}}"#
     );
     let patch = format!(r#"{{"spec": {{"template": {{"spec": {spec}}}}}}}"#);
-    space.kubectl(&["patch", "deployment", "podling-control", "--patch", &patch]).good();
+    space.kubectl(&["patch", "deployment", "podling-control", "--patch", &patch]).expect_success();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,7 +154,7 @@ async fn deletion_waits_for_the_bucket_or_is_discarded() {
     };
     server.start().await;
     let _in_bucket = ControlPlaneWithBucket::objects_of(deployed, &server);
-    let space = deployed.space();
+    let space = deployed.namespace();
     run_cli(deployed, &["create", "gertrude", "--archive-after", "1s"]).await;
     let id = workspace_id(deployed, "gertrude");
     // More than one part of a multipart upload.
@@ -173,7 +173,7 @@ async fn deletion_waits_for_the_bucket_or_is_discarded() {
     server.kill();
     let names = ["gertrude", "hedy"];
     for name in names {
-        space.kubectl(&["delete", "ws", name, "--wait=false"]).good();
+        space.kubectl(&["delete", "ws", name, "--wait=false"]).expect_success();
     }
     for name in names {
         let workspace = format!("ws/{name}");
@@ -185,12 +185,12 @@ async fn deletion_waits_for_the_bucket_or_is_discarded() {
         assert!(message.contains("podling.dev/discard=true"), "{message}");
     }
     assert_eq!((objects_of(deployed, "pvc", &id).len(), objects_of(deployed, "pvc", &other).len()), (1, 1));
-    space.kubectl(&["annotate", "ws", "hedy", "podling.dev/discard=true"]).good();
-    space.wait("delete", "ws/hedy").good();
+    space.kubectl(&["annotate", "ws", "hedy", "podling.dev/discard=true"]).expect_success();
+    space.wait("delete", "ws/hedy").expect_success();
     assert!(objects_of(deployed, "pvc", &other).is_empty(), "a discarded workspace has no volume");
 
     server.start().await;
-    space.wait("delete", "ws/gertrude").good();
+    space.wait("delete", "ws/gertrude").expect_success();
     let newest = space.field(&format!("wsa/{id}"), ".spec.newest");
     assert!(server.objects().contains(&format!("{newest}.zip")), "{:?}", server.objects());
     run_cli(deployed, &["rm", "--discard", &id]).await;

@@ -32,7 +32,8 @@ spec:
 
 #[test]
 fn cluster_version_is_supported() {
-    let version: Value = serde_json::from_str(&kubectl(&["version", "--output", "json"]).good()).unwrap();
+    let version: Value =
+        serde_json::from_str(&kubectl(&["version", "--output", "json"]).expect_success()).unwrap();
     let minor = version["serverVersion"]["minor"].as_str().unwrap().trim_end_matches('+');
     assert!(minor.parse::<u32>().unwrap() >= 34, "{version:#}");
 }
@@ -40,13 +41,14 @@ fn cluster_version_is_supported() {
 #[test]
 fn restricted_pod_runs_and_privileged_pod_is_rejected() {
     let space = Namespace::new();
-    space.apply(&pod("it", "")).good();
-    space.wait("condition=Ready", "pod/it").good();
-    assert_eq!(space.kubectl(&["exec", "it", "--", "id", "-u"]).good(), "1000");
-    let status = space.kubectl(&["exec", "it", "--", "grep", "CapEff", "/proc/self/status"]).good();
+    space.apply(&pod("it", "")).expect_success();
+    space.wait("condition=Ready", "pod/it").expect_success();
+    assert_eq!(space.kubectl(&["exec", "it", "--", "id", "-u"]).expect_success(), "1000");
+    let status = space.kubectl(&["exec", "it", "--", "grep", "CapEff", "/proc/self/status"]).expect_success();
     assert!(status.ends_with(" 0000000000000000") || status.ends_with("\t0000000000000000"), "{status}");
-    let refused =
-        space.apply(&pod("root", "").replace("runAsNonRoot: true, runAsUser: 1000", "runAsUser: 0")).bad();
+    let refused = space
+        .apply(&pod("root", "").replace("runAsNonRoot: true, runAsUser: 1000", "runAsUser: 0"))
+        .expect_failure();
     assert!(refused.contains("violates PodSecurity"), "{refused}");
 }
 
@@ -62,21 +64,21 @@ metadata: {name: home}
 spec: {accessModes: [ReadWriteOncePod], resources: {requests: {storage: 1Gi}}}
 "#,
         )
-        .good();
+        .expect_success();
     let mounted = r#"      volumeMounts: [{name: home, mountPath: /workspace}]
   volumes: [{name: home, persistentVolumeClaim: {claimName: home}}]"#;
-    space.apply(&pod("first", mounted)).good();
-    space.wait("condition=Ready", "pod/first").good();
-    space.kubectl(&["exec", "first", "--", "sh", "-c", "echo kept >/workspace/file"]).good();
+    space.apply(&pod("first", mounted)).expect_success();
+    space.wait("condition=Ready", "pod/first").expect_success();
+    space.kubectl(&["exec", "first", "--", "sh", "-c", "echo kept >/workspace/file"]).expect_success();
     let volume = format!("persistentvolume/{}", space.field("pvc/home", ".spec.volumeName"));
-    space.kubectl(&["delete", "pod/first"]).good();
+    space.kubectl(&["delete", "pod/first"]).expect_success();
 
-    space.apply(&pod("second", mounted)).good();
-    space.wait("condition=Ready", "pod/second").good();
-    assert_eq!(space.kubectl(&["exec", "second", "--", "cat", "/workspace/file"]).good(), "kept");
-    space.kubectl(&["delete", "pod/second"]).good();
-    space.kubectl(&["delete", "pvc/home"]).good();
-    space.wait("delete", &volume).good();
+    space.apply(&pod("second", mounted)).expect_success();
+    space.wait("condition=Ready", "pod/second").expect_success();
+    assert_eq!(space.kubectl(&["exec", "second", "--", "cat", "/workspace/file"]).expect_success(), "kept");
+    space.kubectl(&["delete", "pod/second"]).expect_success();
+    space.kubectl(&["delete", "pvc/home"]).expect_success();
+    space.wait("delete", &volume).expect_success();
 }
 
 #[test]
@@ -84,15 +86,20 @@ fn running_pod_is_resized_in_place() {
     let space = Namespace::new();
     let resources =
         "      resources: {requests: {cpu: 100m, memory: 64Mi}, limits: {cpu: 200m, memory: 128Mi}}";
-    space.apply(&pod("it", resources)).good();
-    space.wait("condition=Ready", "pod/it").good();
+    space.apply(&pod("it", resources)).expect_success();
+    space.wait("condition=Ready", "pod/it").expect_success();
     let patch = r#"{"spec": {"containers":
         [{"name": "it", "resources": {"limits": {"cpu": "400m", "memory": "256Mi"}}}]}}"#;
-    space.kubectl(&["patch", "pod/it", "--subresource=resize", "--patch", patch]).good();
-    space.wait("jsonpath={.status.containerStatuses[0].resources.limits.memory}=256Mi", "pod/it").good();
+    space.kubectl(&["patch", "pod/it", "--subresource=resize", "--patch", patch]).expect_success();
+    space
+        .wait("jsonpath={.status.containerStatuses[0].resources.limits.memory}=256Mi", "pod/it")
+        .expect_success();
     let limit =
         "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || true";
-    assert_eq!(space.kubectl(&["exec", "it", "--", "sh", "-c", limit]).good(), (256u64 << 20).to_string());
+    assert_eq!(
+        space.kubectl(&["exec", "it", "--", "sh", "-c", limit]).expect_success(),
+        (256u64 << 20).to_string()
+    );
     assert_eq!(space.field("pod/it", ".status.containerStatuses[0].restartCount"), "0");
 }
 
@@ -105,15 +112,15 @@ fn token_is_valid_for_its_audience_and_names_its_pod() {
       projected:
         sources:
         - serviceAccountToken: {audience: podling, expirationSeconds: 600, path: token}"#;
-    space.apply(&pod("it", token)).good();
-    space.wait("condition=Ready", "pod/it").good();
-    let token = space.kubectl(&["exec", "it", "--", "cat", "/run/podling/token"]).good();
+    space.apply(&pod("it", token)).expect_success();
+    space.wait("condition=Ready", "pod/it").expect_success();
+    let token = space.kubectl(&["exec", "it", "--", "cat", "/run/podling/token"]).expect_success();
     let review = |audience: &str| -> Value {
         let review = serde_json::json!({
             "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {},
             "spec": {"token": token, "audiences": [audience]},
         });
-        serde_json::from_str(&space.create(&review.to_string()).good()).unwrap()
+        serde_json::from_str(&space.create(&review.to_string()).expect_success()).unwrap()
     };
     let good = review("podling");
     assert_eq!(good["status"]["authenticated"], true, "{good:#}");

@@ -24,7 +24,7 @@ async fn running_job_survives_resize_up_and_down() {
         .await;
         let resized = ".status.conditions[?(@.type=='Resized')].status";
         wait_for("a condition that says Resized", async || {
-            (deployed.space().field("ws/ken", resized) == "True").then_some(())
+            (deployed.namespace().field("ws/ken", resized) == "True").then_some(())
         })
         .await;
     }
@@ -38,11 +38,11 @@ async fn running_job_survives_resize_up_and_down() {
 #[tokio::test]
 async fn impossible_resize_is_reported_and_the_workspace_runs_on() {
     let (_control, deployed) = share_control_plane().await;
-    let space = deployed.space();
+    let space = deployed.namespace();
     run_cli(deployed, &["create", "dennis"]).await;
     let id = workspace_id(deployed, "dennis");
     let node: Value =
-        serde_json::from_str(&space.kubectl(&["get", "nodes", "--output", "json"]).good()).unwrap();
+        serde_json::from_str(&space.kubectl(&["get", "nodes", "--output", "json"]).expect_success()).unwrap();
     let cores: u64 = node["items"][0]["status"]["capacity"]["cpu"].as_str().unwrap().parse().unwrap();
     let resize = async |cpu: String, reason: &'static str, message: &'static str| {
         patch_spec(

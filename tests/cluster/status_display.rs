@@ -19,7 +19,7 @@ const IDLE_WORKSPACES: &str = "PODLING_IDLE_WORKSPACES";
 const IDLE_HEARTBEATS: &str = "PODLING_IDLE_BEATS";
 
 fn status(deployed: &Deployed, name: &str) -> Value {
-    let status = deployed.space().field(&format!("ws/{name}"), ".status");
+    let status = deployed.namespace().field(&format!("ws/{name}"), ".status");
     serde_json::from_str(&status).unwrap()
 }
 
@@ -33,7 +33,7 @@ fn condition(status: &Value, kind: &str) -> String {
 fn events(deployed: &Deployed, name: &str) -> Vec<String> {
     let about = format!("involvedObject.kind=Workspace,involvedObject.name={name}");
     let list = ["get", "events", "--field-selector", &about, "--output", "json"];
-    let list: Value = serde_json::from_str(&deployed.space().kubectl(&list).good()).unwrap();
+    let list: Value = serde_json::from_str(&deployed.namespace().kubectl(&list).expect_success()).unwrap();
     let mut events = list["items"].as_array().unwrap().clone();
     events.sort_by_key(|event| event["eventTime"].as_str().unwrap().to_owned());
     events.iter().map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
@@ -57,7 +57,7 @@ async fn status_and_events_show_activity_and_transitions() {
     for kind in ["Ready", "AgentConnected", "StorageReady", "Resized"] {
         assert_eq!(condition(&shown, kind), "True", "{kind}");
     }
-    let line = deployed.space().kubectl(&["get", "ws", "mary"]).good();
+    let line = deployed.namespace().kubectl(&["get", "ws", "mary"]).expect_success();
     assert!(line.contains("idle") && line.contains("WarnOfSleep"), "{line}");
 
     run_cli(deployed, &["sleep", "--force", "mary"]).await;
@@ -100,7 +100,7 @@ async fn autoscalers_spare_a_pod_while_it_is_used() {
 #[tokio::test]
 async fn externally_modified_status_is_rewritten() {
     let (_control, deployed) = share_control_plane().await;
-    let space = deployed.space();
+    let space = deployed.namespace();
     run_cli(deployed, &["create", "eve"]).await;
     let before = wait_for("a complete status", async || {
         let status = status(deployed, "eve");
@@ -111,7 +111,7 @@ async fn externally_modified_status_is_rewritten() {
     let false_status = r#"{"status": {"state": "asleep", "storageGeneration": 99, "record": {"schema": 7}}}"#;
     space
         .kubectl(&["patch", "ws", "eve", "--subresource=status", "--type=merge", "--patch", false_status])
-        .good();
+        .expect_success();
     let after = wait_for("the original record", async || {
         let status = status(deployed, "eve");
         (status["record"] == before["record"]).then_some(status)
@@ -133,7 +133,7 @@ fn wait_state_long(deployed: &Deployed, name: &str, state: &str) {
         format!("--for=jsonpath={{.status.state}}={state}"),
         format!("--timeout={}s", LONG_DEADLINE.as_secs()),
     );
-    deployed.space().kubectl(&["wait", &state, &timeout, &format!("ws/{name}")]).good();
+    deployed.namespace().kubectl(&["wait", &state, &timeout, &format!("ws/{name}")]).expect_success();
 }
 
 /// Writes to workspaces, pods and claims of `ids` (by name) since this offset in the audit log.
@@ -169,7 +169,7 @@ async fn discarding_the_last_archive_creates_no_workspace() {
     run_cli(deployed, &["rm", "kathleen"]).await;
     let (archives, since) = (format!("wsa/{}", ids["kathleen"]), fs::metadata(&log).unwrap().len() as usize);
     run_cli(deployed, &["rm", "--discard", &ids["kathleen"]]).await;
-    assert!(!deployed.space().kubectl(&["get", &archives]).ok, "the archives resource still exists");
+    assert!(!deployed.namespace().kubectl(&["get", &archives]).ok, "the archives resource still exists");
     let created: Vec<_> =
         writes_since(&log, since, &ids).into_iter().filter(|what| what.starts_with("\"create\"")).collect();
     assert_eq!(created, [] as [String; 0]);
@@ -189,7 +189,7 @@ async fn unchanged_workspaces_cause_no_writes() {
                 "spec": {{"owner": "ida", "template": "shell", "resources": {small},
                     "policy": {{"idleTimeout": "8h"}}}}}}"#
         );
-        deployed.space().apply(&workspace).good();
+        deployed.namespace().apply(&workspace).expect_success();
     }
     let mut ids = BTreeMap::new();
     for (n, name) in names.iter().enumerate() {
@@ -223,10 +223,10 @@ async fn unchanged_workspaces_cause_no_writes() {
     .await;
     for name in &names {
         let workspace = format!("ws/{name}");
-        deployed.space().kubectl(&["annotate", &workspace, "podling.dev/discard=true"]).good();
-        deployed.space().kubectl(&["delete", &workspace, "--timeout=120s"]).good();
+        deployed.namespace().kubectl(&["annotate", &workspace, "podling.dev/discard=true"]).expect_success();
+        deployed.namespace().kubectl(&["delete", &workspace, "--timeout=120s"]).expect_success();
         assert!(
-            !deployed.space().kubectl(&["get", &format!("wsa/{}", ids[name])]).ok,
+            !deployed.namespace().kubectl(&["get", &format!("wsa/{}", ids[name])]).ok,
             "the archives resource still exists"
         );
     }

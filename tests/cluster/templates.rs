@@ -19,7 +19,7 @@ fn apply_template(deployed: &Deployed, name: &str, idle: &str, greeting: &str, p
             "environment": [{{"name": "GREETING", "value": "{greeting}"}}],
             "ports": [{{"name": "web", "port": {port}}}]}}}}"#
     );
-    deployed.space().apply(&template).good();
+    deployed.namespace().apply(&template).expect_success();
 }
 
 async fn wait_policy(deployed: &Deployed, name: &str, expected: &str) {
@@ -37,14 +37,14 @@ async fn variable_in_pod(deployed: &Deployed, workspace: &str, variable: &str) -
 #[tokio::test]
 async fn template_change_reaches_inherited_fields_only() {
     let (_control, deployed) = share_control_plane().await;
-    let space = deployed.space();
+    let space = deployed.namespace();
     apply_template(deployed, "changing", "5h", "hello", 3000);
     for (name, policy) in [("anita", "{}"), ("frances", r#"{"idleTimeout": "7h"}"#)] {
         let workspace = format!(
             r#"{{"apiVersion": "podling.dev/v1alpha1", "kind": "Workspace", "metadata": {{"name": "{name}"}},
                 "spec": {{"owner": "{name}", "template": "changing", "policy": {policy}}}}}"#
         );
-        space.apply(&workspace).good();
+        space.apply(&workspace).expect_success();
     }
     wait_state(deployed, "anita", "awake").await;
     wait_state(deployed, "frances", "awake").await;
@@ -84,12 +84,12 @@ async fn template_change_reaches_inherited_fields_only() {
 #[tokio::test]
 async fn secret_of_an_owner_is_not_in_a_namesake_workspace() {
     let (_control, deployed) = share_control_plane().await;
-    let space = deployed.space();
-    space.kubectl(&["create", "secret", "generic", "hers", "--from-literal=key=swordfish"]).good();
+    let space = deployed.namespace();
+    space.kubectl(&["create", "secret", "generic", "hers", "--from-literal=key=swordfish"]).expect_success();
     let hers = r#"{"apiVersion": "podling.dev/v1alpha1", "kind": "Workspace", "metadata": {"name": "twin"},
         "spec": {"owner": "hertha", "template": "shell",
         "environment": [{"name": "KEY", "secret": {"name": "hers", "key": "key"}}]}}"#;
-    space.apply(hers).good();
+    space.apply(hers).expect_success();
     wait_state(deployed, "twin", "awake").await;
     let hers = workspace_id(deployed, "twin");
     let made = run_cli(deployed, &["create", "twin", "--template", "shell", "--json"]).await.json();

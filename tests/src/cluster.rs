@@ -52,11 +52,11 @@ pub fn install_crds() {
     let dir = repository().join("deploy/crds");
     let dir = dir.to_str().expect("a path");
     // Server-side apply, because several processes may install them at once.
-    kubectl(&["apply", "--server-side", "--kustomize", dir]).good();
+    kubectl(&["apply", "--server-side", "--kustomize", dir]).expect_success();
     let all = ["workspacearchives", "workspaces", "workspacetemplates"]
         .map(|name| format!("crd/{name}.podling.dev"));
     let wait = ["wait", "--for=condition=Established", "--timeout=60s"];
-    kubectl(&wait.into_iter().chain(all.iter().map(String::as_str)).collect::<Vec<_>>()).good();
+    kubectl(&wait.into_iter().chain(all.iter().map(String::as_str)).collect::<Vec<_>>()).expect_success();
 }
 
 /// Returns a free address of the node that pods can reach; `None` if the node is another machine.
@@ -94,10 +94,11 @@ impl Namespace {
     /// Creates a namespace with a random name.
     pub fn new() -> Self {
         let name = format!("story-{:08x}", fastrand::u32(..));
-        kubectl(&["create", "namespace", &name]).good();
+        kubectl(&["create", "namespace", &name]).expect_success();
         let label = "pod-security.kubernetes.io/enforce=restricted";
-        kubectl(&["label", "namespace", &name, label]).good();
-        kubectl(&["wait", "--namespace", &name, "--for=create", DEADLINE, "serviceaccount/default"]).good();
+        kubectl(&["label", "namespace", &name, label]).expect_success();
+        kubectl(&["wait", "--namespace", &name, "--for=create", DEADLINE, "serviceaccount/default"])
+            .expect_success();
         Self { name, owned: true }
     }
 
@@ -137,7 +138,7 @@ impl Namespace {
 
     /// Returns a field of an object, selected by kubectl's JSONPath.
     pub fn field(&self, what: &str, path: &str) -> String {
-        self.kubectl(&["get", what, "--output", &format!("jsonpath={{{path}}}")]).good()
+        self.kubectl(&["get", what, "--output", &format!("jsonpath={{{path}}}")]).expect_success()
     }
 }
 
@@ -157,13 +158,13 @@ impl Drop for Namespace {
 
 impl KubectlOutput {
     /// Returns stdout; panics if the command failed.
-    pub fn good(self) -> String {
+    pub fn expect_success(self) -> String {
         assert!(self.ok, "{self:#?}");
         self.out
     }
 
     /// Returns stderr; panics if the command succeeded.
-    pub fn bad(self) -> String {
+    pub fn expect_failure(self) -> String {
         assert!(!self.ok, "{self:#?}");
         self.err
     }

@@ -47,13 +47,14 @@ impl Deployed {
                 "" => shipped,
                 _ => with_images_elsewhere(&shipped, home.path()),
             };
-            kubectl(&["apply", "--kustomize", overlay.to_str().expect("a path")]).good();
+            kubectl(&["apply", "--kustomize", overlay.to_str().expect("a path")]).expect_success();
             let namespace = Namespace::existing("podling");
             rolled_out(&namespace);
             let address = format!("{}:7411", namespace.field("service/podling", ".spec.clusterIP"));
             // The command that the installation guide gives for reading the Secret.
             let token = "go-template={{index .data \"root-token\" | base64decode}}";
-            let token = namespace.kubectl(&["get", "secret", "podling-control", "--output", token]).good();
+            let token =
+                namespace.kubectl(&["get", "secret", "podling-control", "--output", token]).expect_success();
             let this = Self { namespace, address, token, home };
             this.wait_reachable();
             this
@@ -61,7 +62,7 @@ impl Deployed {
     }
 
     /// Waits until the rollout is complete and the service is reachable.
-    pub fn is_up(&self) {
+    pub fn wait_ready(&self) {
         rolled_out(&self.namespace);
         self.wait_reachable();
     }
@@ -76,7 +77,7 @@ impl Deployed {
         assert!(wait_blocking(WAIT_TIMEOUT, is_reachable), "{} accepts no connections", self.address);
     }
 
-    pub fn space(&self) -> &Namespace {
+    pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
 
@@ -136,5 +137,7 @@ fn with_images_elsewhere(overlay: &Path, dir: &Path) -> PathBuf {
 }
 
 fn rolled_out(namespace: &Namespace) {
-    namespace.kubectl(&["rollout", "status", "deployment/podling-control", "--timeout=120s"]).good();
+    namespace
+        .kubectl(&["rollout", "status", "deployment/podling-control", "--timeout=120s"])
+        .expect_success();
 }

@@ -47,7 +47,7 @@ impl PodCluster {
         static DEFINED: Once = Once::new();
         DEFINED.call_once(install_crds);
         let (namespace, volumes) = (Namespace::new(), dir.join("volumes"));
-        namespace.kubectl(&["create", "serviceaccount", "podling-workspace"]).good();
+        namespace.kubectl(&["create", "serviceaccount", "podling-workspace"]).expect_success();
         let agents = free_node_address().expect("the sandbox sets the node's address");
         let this = Self { namespace, volumes, agents };
         // The scheduler binds claims to volumes itself. If another controller bound them, the scheduler
@@ -61,7 +61,9 @@ impl PodCluster {
         let templates = options.templates.iter().map(|(name, text)| this.template(name, text));
         let shell = this.template("shell", "");
         let all: Vec<Value> = made.into_iter().chain([class, shell]).chain(templates).collect();
-        this.namespace.apply(&json!({"apiVersion": "v1", "kind": "List", "items": all}).to_string()).good();
+        this.namespace
+            .apply(&json!({"apiVersion": "v1", "kind": "List", "items": all}).to_string())
+            .expect_success();
         this
     }
 
@@ -184,8 +186,10 @@ impl PodCluster {
     }
 
     fn pods(&self, selector: &str) -> Vec<Value> {
-        let listed =
-            self.namespace.kubectl(&["get", "pods", "--output", "json", "--selector", selector]).good();
+        let listed = self
+            .namespace
+            .kubectl(&["get", "pods", "--output", "json", "--selector", selector])
+            .expect_success();
         let listed: Value = serde_json::from_str(&listed).expect("kubectl prints JSON");
         listed["items"].as_array().expect("a list").clone()
     }
