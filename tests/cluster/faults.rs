@@ -96,13 +96,14 @@ async fn assert_job_runs_on(deployed: &Deployed, name: &str, pod: &str) {
     let id = workspace_id(deployed, name);
     assert_eq!(uid_of_only_pod(&objects_of(deployed, "pods", &id)), pod);
     let explained = run_cli(deployed, &["explain", name]).await.out();
-    assert!(!explained.contains("asleep"), "the workspace slept: {explained}");
+    let (_, decisions) = explained.split_once("Latest decisions").expect("a log of decisions");
+    assert!(!decisions.contains("asleep"), "the workspace slept: {explained}");
 }
 
 async fn heartbeats(deployed: &Deployed) -> usize {
     let metrics = deployed.metrics().await;
-    let beats = metrics.lines().find_map(|line| line.strip_prefix("podling_heartbeats_total "));
-    beats.map_or(0, |beats| beats.trim().parse::<f64>().unwrap() as usize)
+    let total = metrics.lines().find_map(|line| line.strip_prefix("podling_heartbeats_total "));
+    total.map_or(0, |total| total.trim().parse::<f64>().unwrap() as usize)
 }
 
 fn api_answers(deployed: &Deployed) -> Option<()> {
