@@ -177,7 +177,7 @@ async fn deleted_or_evicted_pod_is_replaced_with_its_files() {
     let id = workspace_id(deployed, "alan");
     run_cli(deployed, &["run", "alan", "--", "sh", "-c", "echo here >file"]).await;
     let mut before = uid_of_only_pod(&objects_of(deployed, "pods", &id));
-    for (how, words) in [("delete", "its pod was deleted"), ("evict", "its pod was evicted")] {
+    for (how, cause) in [("delete", "its pod was deleted"), ("evict", "its pod was evicted")] {
         let name = objects_of(deployed, "pods", &id)[0]["metadata"]["name"].as_str().unwrap().to_owned();
         if how == "delete" {
             space.kubectl(&["delete", "pod", &name, "--wait=false"]).expect_success();
@@ -200,7 +200,7 @@ async fn deleted_or_evicted_pod_is_replaced_with_its_files() {
         before = uid_of_only_pod(&objects_of(deployed, "pods", &id));
         assert_eq!(run_cli(deployed, &["run", "alan", "--", "cat", "file"]).await.out(), "here\n");
         let explained = run_cli(deployed, &["explain", "alan"]).await.out();
-        assert!(explained.contains(words), "{explained}");
+        assert!(explained.contains(cause), "{explained}");
     }
     run_cli(deployed, &["rm", "--discard", "alan"]).await;
 }

@@ -44,18 +44,18 @@ async fn status_and_events_show_activity_and_transitions() {
     let (_control, deployed) = share_control_plane().await;
     run_cli(deployed, &["create", "mary"]).await;
     let id = workspace_id(deployed, "mary");
-    let shown = wait_for("a status with activity and next transition", async || {
+    let idle_status = wait_for("a status with activity and next transition", async || {
         let status = status(deployed, "mary");
         (status["activity"] == "idle" && status["next"].is_object()).then_some(status)
     })
     .await;
     let pod = &objects_of(deployed, "pods", &id)[0];
-    assert_eq!(shown["podUid"], pod["metadata"]["uid"]);
-    assert_eq!(shown["imageDigest"], pod["status"]["containerStatuses"][0]["imageID"]);
-    assert_eq!(shown["keyFingerprint"].as_str().unwrap().len(), 64);
-    assert!(shown["bootId"].is_string() && shown["idleSince"].is_string(), "{shown:#}");
+    assert_eq!(idle_status["podUid"], pod["metadata"]["uid"]);
+    assert_eq!(idle_status["imageDigest"], pod["status"]["containerStatuses"][0]["imageID"]);
+    assert_eq!(idle_status["keyFingerprint"].as_str().unwrap().len(), 64);
+    assert!(idle_status["bootId"].is_string() && idle_status["idleSince"].is_string(), "{idle_status:#}");
     for kind in ["Ready", "AgentConnected", "StorageReady", "Resized"] {
-        assert_eq!(condition(&shown, kind), "True", "{kind}");
+        assert_eq!(condition(&idle_status, kind), "True", "{kind}");
     }
     let line = deployed.namespace().kubectl(&["get", "ws", "mary"]).expect_success();
     assert!(line.contains("idle") && line.contains("WarnOfSleep"), "{line}");
@@ -67,7 +67,10 @@ async fn status_and_events_show_activity_and_transitions() {
     })
     .await;
     assert!(asleep["activity"].is_null() && condition(&asleep, "AgentConnected") == "False", "{asleep:#}");
-    assert_eq!(asleep["imageDigest"], shown["imageDigest"], "the status keeps the digest of the last image");
+    assert_eq!(
+        asleep["imageDigest"], idle_status["imageDigest"],
+        "the status keeps the digest of the last image"
+    );
     let mut reasons = wait_for("an Event of each transition", async || {
         let reasons = events(deployed, "mary");
         reasons.contains(&"Asleep".to_owned()).then_some(reasons)
