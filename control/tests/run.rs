@@ -120,7 +120,7 @@ async fn json_api_needs_a_token_and_counts_requests() {
     // The control plane answers its own methods also if the request names a workspace.
     let named = format!("GET /v1/archives HTTP/1.1\r\npodling-workspace: aaaaaaaaaaaa\r\n{token}");
     let named = send(address, &named).await;
-    assert!(named.starts_with("HTTP/1.1 200") && named.contains("{\"backups\":[]}"), "{named}");
+    assert!(named.starts_with("HTTP/1.1 200") && named.contains("{\"archives\":[]}"), "{named}");
     let missing = send(address, &format!("GET /v1/nothing HTTP/1.1\r\n{token}")).await;
     assert!(missing.starts_with("HTTP/1.1 404") && missing.contains("problem+json"), "{missing}");
     let metrics = send(address, &format!("GET /metrics HTTP/1.1\r\n{token}")).await;

@@ -80,7 +80,7 @@ fn invalid_value_error_names_origin_and_allowed() {
         wrong(
             "",
             &[("PODLING_CORS_ORIGINS", never)],
-            &[never, "PODLING_CORS_ORIGINS", "as a browser writes"],
+            &[never, "PODLING_CORS_ORIGINS", "as a browser sends them"],
         );
     }
     wrong("", &[("PODLING_TLS_CERT", "/nowhere")], &["/nowhere", "--tls-key"]);

@@ -86,7 +86,7 @@ async fn starts_that_fail_are_tried_again_until_it_is_called_failed_and_somebody
     backend.state().fail_starts = true;
     let id = plane.create("demo").await.spec.id.clone();
     let view = plane.wait(&id, |view| view.restarts == 1 && view.next.is_some()).await;
-    let no_program = StateReason::AgentStartFailed { detail: "no such program".into() };
+    let no_program = StateReason::AgentStartFailed { detail: "starting: no such program".into() };
     assert_eq!(view.reason, no_program);
     for failures in 2..=5 {
         plane.handle.wake(id.clone()).await.unwrap();

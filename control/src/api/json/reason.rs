@@ -14,14 +14,14 @@ pub(super) struct StateReason {
     /// The reason in English. May change between versions.
     message: String,
     /// Free text from the agent, the backend or the operating system.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
     /// Key of the archive concerned.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    archive: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    archive: Option<String>,
     /// Failures in a row.
-    #[serde(skip_serializing_if = "is_zero")]
-    failures: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failures: Option<u32>,
     /// What a start or a resize waits for: "quota-exceeded", "unschedulable", …
     #[serde(skip_serializing_if = "Option::is_none")]
     wait: Option<String>,
@@ -73,9 +73,9 @@ impl From<proto::StateReason> for StateReason {
             decline: is_declined.then(|| enum_label(reason.decline().as_str_name())),
             operation: operation(reason.operation()),
             cause: reason.cause.as_ref().map(|cause| enum_label(cause.code().as_str_name())),
-            detail: reason.detail,
-            archive: reason.archive,
-            failures: reason.failures,
+            detail: Some(reason.detail).filter(|detail| !detail.is_empty()),
+            archive: Some(reason.archive).filter(|archive| !archive.is_empty()),
+            failures: Some(reason.failures).filter(|failures| *failures > 0),
         }
     }
 }
@@ -101,8 +101,4 @@ impl From<proto::Remedy> for Remedy {
 
 fn operation(operation: proto::Operation) -> Option<String> {
     (operation != proto::Operation::Unspecified).then(|| enum_label(operation.as_str_name()))
-}
-
-fn is_zero(count: &u32) -> bool {
-    *count == 0
 }

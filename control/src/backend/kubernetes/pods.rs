@@ -203,7 +203,7 @@ mod tests {
             }
             Observation::Ended { instance, how } => format!("{} ended: {how}", instance.id),
             Observation::Waits { epoch, waits: Some(waits), .. } => {
-                format!("{epoch} waits: {}", waits.detail)
+                format!("{epoch} waits: {:?}: {}", waits.reason, waits.detail)
             }
             Observation::Waits { epoch, waits: None, .. } => format!("{epoch} stopped waiting"),
         };
@@ -253,7 +253,7 @@ mod tests {
         let mut pods = PodTracker::default();
         let observations = describe(&pods.apply_event(Event::Apply(pending())));
         assert!(
-            observations[0].contains("1 waits: no machine has room")
+            observations[0].contains("1 waits: Unschedulable: 0/1 nodes")
                 && observations[0].contains("Insufficient cpu"),
             "{observations:?}"
         );
