@@ -219,7 +219,7 @@ async fn killed_control_plane_finds_running_workspaces() {
         || control_pods(deployed).iter().map(|pod| pod["metadata"]["uid"].clone()).collect::<Vec<_>>();
     let old = pod_uids();
     deployed
-        .space()
+        .namespace()
         .kubectl(&["delete", "pod", "--selector", CONTROL_PODS, "--grace-period=0", "--force"])
         .expect_success();
     // An edit while no control plane runs.
