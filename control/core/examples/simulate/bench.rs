@@ -1,4 +1,5 @@
-//! How long decisions take: all workspaces of a full control plane, again and again. Nothing changes between two looks, as mostly.
+//! Measures how long decisions take, in sweeps over all workspaces of a full control plane. Nothing
+//! changes between two sweeps, which is the usual case.
 
 use std::{
     hint::black_box,
@@ -15,14 +16,14 @@ use podling_core::{
     workspace::{DesiredState, Spec},
 };
 
-/// What one control plane may have.
+/// Most workspaces of one control plane.
 const WORKSPACES: u64 = 10_000;
 const SWEEPS: u32 = 50;
 const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
-/// Measures and prints.
+/// Prints the mean time of a decision and the slowest sweep.
 pub(crate) fn run() {
-    let all: Vec<_> = (0..WORKSPACES).map(one).collect();
+    let all: Vec<_> = (0..WORKSPACES).map(workspace).collect();
     let mut slowest = Duration::ZERO;
     let begun = Instant::now();
     for _ in 0..SWEEPS {
@@ -33,19 +34,19 @@ pub(crate) fn run() {
         slowest = slowest.max(sweep.elapsed());
     }
     let each = begun.elapsed().as_nanos() / u128::from(SWEEPS) / u128::from(WORKSPACES);
-    // `cargo xtask bench` reads the first word and the first behind the semicolon.
+    // `cargo xtask bench` parses the first word and the first word after the semicolon.
     let slowest = slowest.as_micros();
     println!(
         "{each} ns a decision; {slowest} µs the slowest of {SWEEPS} sweeps over {WORKSPACES} workspaces"
     );
 }
 
-/// Half are awake and idle, the others asleep, in the line, or archived.
-fn one(n: u64) -> (Spec, Status, Observed) {
+/// Half of the workspaces are awake and idle. The others are asleep, queued or archived.
+fn workspace(n: u64) -> (Spec, Status, Observed) {
     let spec = Spec {
         id: WorkspaceId::from_bits(n),
-        name: "demo".parse().expect("a name"),
-        owner: "me".parse().expect("an owner"),
+        name: "demo".parse().expect("valid name"),
+        owner: "me".parse().expect("valid owner"),
         template: "shell".into(),
         command: vec!["code-server".into()],
         env: [("LANG".into(), "C.UTF-8".into())].into(),

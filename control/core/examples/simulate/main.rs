@@ -1,5 +1,6 @@
-//! `cargo xtask simulate`: one run of the simulation, again and with all that it says. With `--record`: a trace of it, for the replay
-//! against the real thing. With `--bench`: how fast decisions are.
+//! `cargo xtask simulate`: repeats one run of the simulation and prints its coverage, or the log up to
+//! the broken law. `--record` writes a trace for the replay against a real control plane. `--bench`
+//! measures how long decisions take.
 
 mod bench;
 #[path = "../../tests/simulation/sim.rs"]
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Writes the trace to where the replay looks for it.
+/// Writes the trace of `seed` to the directory from which the replay reads it.
 fn record(seed: u64) -> ExitCode {
     let recorded = sim::record(seed).and_then(|trace| {
         let path = sim::traces().join(format!("{seed}.trace"));
@@ -55,8 +56,8 @@ fn record(seed: u64) -> ExitCode {
     });
     match recorded {
         Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            eprintln!("seed {seed} gives no trace: {why}");
+        Err(error) => {
+            eprintln!("cannot record a trace of seed {seed}: {error}");
             ExitCode::FAILURE
         }
     }

@@ -1,161 +1,167 @@
-//! An agent, as `proto/podling/control/v1/agents.proto` describes it: what it counts, and how its door works.
+//! Model of an agent as `proto/podling/control/v1/agents.proto` describes it: how it counts idle
+//! time, and how it holds input while it is prepared to sleep.
 
 use std::{collections::VecDeque, time::Duration};
 
 use podling_core::{observed::Used, status::Urgency};
 
-use super::real::{Agent, Down, Link, Up};
+use super::workspace::{Agent, AgentMessage, AgentStream, ControlMessage};
 
-/// Of so many beats one cannot say whether the workspace is used.
-const DOUBTS: u64 = 8;
-/// Between two beats, milliseconds.
-const BEAT: u64 = 15_000;
-/// Idle time between two beats counts only up to this: more means that it, or the line, stood still.
-const LONGEST_BEAT: u64 = 25_000;
-/// How long a door is shut at most.
-const HOLD: u64 = 10_000;
-/// A keystroke is use for so long.
-const ACTIVE: u64 = 3_000;
+/// One heartbeat of this many reports unknown use.
+const UNKNOWN_EVERY: u64 = 8;
+/// Milliseconds between two heartbeats.
+const HEARTBEAT_INTERVAL: u64 = 15_000;
+/// Longest interval in milliseconds that counts as idle time. After a longer one the agent or the
+/// connection was suspended.
+const LONGEST_COUNTED_INTERVAL: u64 = 25_000;
+/// Longest time in milliseconds that input is held.
+const HOLD_LIMIT: u64 = 10_000;
+/// Milliseconds for which a keystroke counts as use.
+const ACTIVE_FOR: u64 = 3_000;
 
 impl Agent {
     pub(crate) fn new(maintenance: bool, now: u64) -> Self {
         Self {
             maintenance,
             claimed: false,
-            stuck: 0,
-            link: None,
+            suspended_until: 0,
+            stream: None,
             idle_timeout: Duration::MAX,
             idle: Duration::ZERO,
-            // Nobody has used it yet.
-            used: now.saturating_sub(ACTIVE),
-            busy: 0,
-            beats: VecDeque::new(),
-            acknowledged: None,
+            // Not used yet.
+            used_at: now.saturating_sub(ACTIVE_FOR),
+            busy_until: 0,
+            unacknowledged: VecDeque::new(),
+            acknowledged_at: None,
             sequence: 0,
-            next_beat: now,
-            shut: None,
-            force: false,
+            next_heartbeat: now,
+            holding_until: None,
+            forced: false,
             held: 0,
             committed: false,
             unsaved: 0,
-            has: None,
+            resources: None,
         }
     }
 
-    /// Whether it serves its user.
+    /// Whether the agent serves a user.
     pub(crate) fn serves(&self) -> bool {
         self.claimed && !self.maintenance
     }
 
     fn is_used(&self, now: u64) -> bool {
-        now < self.busy || now < self.used + ACTIVE
+        now < self.busy_until || now < self.used_at + ACTIVE_FOR
     }
 
-    fn intent(&mut self, now: u64) {
-        self.used = now;
+    fn record_use(&mut self, now: u64) {
+        self.used_at = now;
         self.idle = Duration::ZERO;
-        self.acknowledged = None;
-        self.beats.clear();
-        self.next_beat = now;
+        self.acknowledged_at = None;
+        self.unacknowledged.clear();
+        self.next_heartbeat = now;
     }
 
-    /// A keystroke; whether it reached a program.
-    pub(crate) fn typed(&mut self, now: u64) -> bool {
-        if self.stuck > now || self.committed || !self.serves() {
+    /// Receives a keystroke. Returns whether it reached a program.
+    pub(crate) fn accept_keystroke(&mut self, now: u64) -> bool {
+        if self.suspended_until > now || self.committed || !self.serves() {
             return false;
         }
-        if self.shut.is_some() {
+        if self.holding_until.is_some() {
             self.held += 1;
             return false;
         }
-        self.intent(now);
+        self.record_use(now);
         self.unsaved += 1;
         true
     }
 
-    fn open(&mut self, now: u64) {
-        self.shut = None;
+    fn resume(&mut self, now: u64) {
+        self.holding_until = None;
         if self.held > 0 {
             self.unsaved += std::mem::take(&mut self.held);
-            self.intent(now);
+            self.record_use(now);
         }
     }
 
-    /// Time has come to `now`.
-    pub(crate) fn lives_on(&mut self, now: u64) {
-        if self.stuck > now {
+    /// Sends the heartbeats and ends the hold that are due by `now`.
+    pub(crate) fn advance_to(&mut self, now: u64) {
+        if self.suspended_until > now {
             return;
         }
-        if self.shut.is_some_and(|until| until <= now) && !self.committed {
-            self.open(now);
+        if self.holding_until.is_some_and(|until| until <= now) && !self.committed {
+            self.resume(now);
         }
         if self.is_used(now) {
             self.idle = Duration::ZERO;
-            self.acknowledged = None;
-            self.beats.clear();
+            self.acknowledged_at = None;
+            self.unacknowledged.clear();
         }
-        if self.claimed && self.next_beat <= now {
-            self.next_beat = now + BEAT;
+        if self.claimed && self.next_heartbeat <= now {
+            self.next_heartbeat = now + HEARTBEAT_INTERVAL;
             self.sequence += 1;
             let sequence = self.sequence;
             let used = match self.is_used(now) {
-                _ if sequence.is_multiple_of(DOUBTS) => Used::Unknown,
+                _ if sequence.is_multiple_of(UNKNOWN_EVERY) => Used::Unknown,
                 true => Used::Yes,
                 false => Used::No(self.idle),
             };
-            if let Some(link) = &mut self.link {
-                link.up.push_back(Up::Beat { sequence, used });
+            if let Some(stream) = &mut self.stream {
+                stream.up.push_back(AgentMessage::Heartbeat { sequence, used });
                 if matches!(used, Used::No(_)) {
-                    self.beats.push_back((sequence, now));
+                    self.unacknowledged.push_back((sequence, now));
                 }
             }
         }
     }
 
-    /// It has no stream any more.
-    pub(crate) fn unlinked(&mut self) {
-        self.link = None;
-        self.acknowledged = None;
-        self.beats.clear();
+    pub(crate) fn drop_stream(&mut self) {
+        self.stream = None;
+        self.acknowledged_at = None;
+        self.unacknowledged.clear();
     }
 
-    pub(crate) fn dial(&mut self, connection: u64) {
-        self.unlinked();
-        self.link =
-            Some(Link { connection, parted: 0, up: VecDeque::from([Up::Hello]), down: VecDeque::new() });
+    pub(crate) fn connect(&mut self, connection: u64) {
+        self.drop_stream();
+        self.stream = Some(AgentStream {
+            connection,
+            blocked_until: 0,
+            up: VecDeque::from([AgentMessage::Hello]),
+            down: VecDeque::new(),
+        });
     }
 
-    /// It is told something. `false`: it ends.
-    pub(crate) fn told(&mut self, what: Down, now: u64) -> bool {
-        let (order, result) = match what {
-            Down::Claim { idle_timeout } => {
+    /// Handles a message of the control plane. Returns `false` if the agent ends.
+    pub(crate) fn receive(&mut self, message: ControlMessage, now: u64) -> bool {
+        let (order, result) = match message {
+            ControlMessage::Claim { idle_timeout } => {
                 self.claimed = true;
                 self.idle_timeout = idle_timeout;
-                self.next_beat = now;
+                self.next_heartbeat = now;
                 return true;
             }
-            Down::Ack { sequence } => {
+            ControlMessage::Ack { sequence } => {
                 self.acknowledge(sequence);
                 return true;
             }
-            Down::Dismiss => return false,
-            Down::Prepare { order, urgency } => (order, self.prepare(urgency, now)),
-            Down::Commit { order } => (order, self.commit(now)),
-            Down::Cancel { order } => (order, self.cancel(now)),
+            ControlMessage::Dismiss => return false,
+            ControlMessage::Prepare { order, urgency } => (order, self.prepare(urgency, now)),
+            ControlMessage::Commit { order } => (order, self.commit(now)),
+            ControlMessage::Cancel { order } => (order, self.cancel(now)),
         };
-        if let Some(link) = &mut self.link {
-            link.up.push_back(Up::Result { order, result });
+        if let Some(stream) = &mut self.stream {
+            stream.up.push_back(AgentMessage::Result { order, result });
         }
         true
     }
 
     fn acknowledge(&mut self, sequence: u64) {
-        while let Some((number, at)) = self.beats.pop_front() {
+        while let Some((number, at)) = self.unacknowledged.pop_front() {
             if number == sequence {
-                if let Some(last) = self.acknowledged.filter(|last| at - last <= LONGEST_BEAT) {
+                if let Some(last) = self.acknowledged_at.filter(|last| at - last <= LONGEST_COUNTED_INTERVAL)
+                {
                     self.idle += Duration::from_millis(at - last);
                 }
-                self.acknowledged = Some(at);
+                self.acknowledged_at = Some(at);
                 return;
             }
         }
@@ -171,10 +177,10 @@ impl Agent {
             Urgency::Forced => false,
         };
         if declines {
-            return Err("it is used");
+            return Err("in use");
         }
-        self.shut = Some(now + HOLD);
-        self.force = urgency == Urgency::Forced;
+        self.holding_until = Some(now + HOLD_LIMIT);
+        self.forced = urgency == Urgency::Forced;
         Ok(())
     }
 
@@ -182,12 +188,12 @@ impl Agent {
         if self.committed {
             return Ok(());
         }
-        if self.shut.is_none() {
-            return Err("it is not prepared");
+        if self.holding_until.is_none() {
+            return Err("not prepared");
         }
-        if self.held > 0 && !self.force {
-            self.open(now);
-            return Err("somebody types");
+        if self.held > 0 && !self.forced {
+            self.resume(now);
+            return Err("input was held");
         }
         self.held = 0;
         self.unsaved = 0;
@@ -197,9 +203,9 @@ impl Agent {
 
     fn cancel(&mut self, now: u64) -> Result<(), &'static str> {
         if self.committed {
-            return Err("it has ended everything");
+            return Err("already committed");
         }
-        self.open(now);
+        self.resume(now);
         Ok(())
     }
 }

@@ -1,10 +1,11 @@
-//! The traces that are replayed against the real thing (`tests/stories/traces`) are still what the simulation gives.
+//! Checks that the simulation still gives the traces in `tests/stories/traces`, which are replayed
+//! against a real control plane.
 
 use std::{collections::BTreeMap, fs};
 
 use super::sim::{record, traces};
 
-/// What the committed traces have between them: what the replay is for.
+/// Lines that the committed traces contain between them, so that the replay covers each.
 const REPLAYED: [&str; 33] = [
     "> up --quota-awake",
     "> up --capacity-awake",
@@ -42,24 +43,27 @@ const REPLAYED: [&str; 33] = [
 ];
 
 #[test]
-fn the_traces_that_are_replayed_are_what_it_gives_and_have_everything() {
+fn committed_traces_are_current_and_complete() {
     let traces: BTreeMap<u64, String> = fs::read_dir(traces())
-        .expect("the traces are there")
+        .expect("the traces exist")
         .flatten()
         .map(|entry| {
             let path = entry.path();
             let seed = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
-            (seed.expect("a trace is named for its seed"), fs::read_to_string(&path).expect("it can be read"))
+            (
+                seed.expect("a trace has its seed as file name"),
+                fs::read_to_string(&path).expect("the trace is readable"),
+            )
         })
         .collect();
     for (seed, trace) in &traces {
-        let now = record(*seed).unwrap_or_else(|why| panic!("{why}"));
+        let now = record(*seed).unwrap_or_else(|error| panic!("{error}"));
         assert!(
             now == *trace,
-            "seed {seed} gives another trace now: cargo xtask simulate --record {seed}\n{now}"
+            "the trace of seed {seed} is outdated; run cargo xtask simulate --record {seed}\n{now}"
         );
     }
     let missing: Vec<_> =
-        REPLAYED.into_iter().filter(|what| traces.values().all(|trace| !trace.contains(what))).collect();
-    assert!(missing.is_empty(), "no trace has {missing:?}");
+        REPLAYED.into_iter().filter(|line| traces.values().all(|trace| !trace.contains(line))).collect();
+    assert!(missing.is_empty(), "no trace contains {missing:?}");
 }

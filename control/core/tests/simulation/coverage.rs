@@ -1,4 +1,5 @@
-//! What a run has covered: crash points × actions × states, and the transitions of the drawing.
+//! Coverage of a run: crash points × actions × phases, and the transitions of the drawing in
+//! `decide.rs`.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -9,12 +10,12 @@ use podling_core::{
     status::{MaintenanceStage, Phase, Urgency},
 };
 
-/// Every action there is.
+/// Names of all actions.
 const ACTIONS: [&str; 11] = [
     "Start", "Prepare", "Commit", "Cancel", "Resize", "Stop", "Archive", "Restore", "Remove", "Expire",
     "Forget",
 ];
-/// Every transition of the drawing in `decide.rs`.
+/// Names of all transitions of the drawing in `decide.rs`.
 const TRANSITIONS: [&str; 39] = [
     "admit",
     "start",
@@ -58,18 +59,19 @@ const TRANSITIONS: [&str; 39] = [
 ];
 
 #[derive(Debug, Default, Clone)]
-struct Point {
+struct ActionCounts {
     ordered: u64,
     done: u64,
     failed: u64,
-    /// The control plane died: before it happened, before that was told, before what followed was durable.
+    /// Crashes of the control plane before the action happened, before its result was received, and
+    /// before the status after it was durable.
     died: [u64; 3],
 }
 
-/// Counts.
+/// Counts of actions, crashes and transitions.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Coverage {
-    points: BTreeMap<(&'static str, &'static str), Point>,
+    points: BTreeMap<(&'static str, &'static str), ActionCounts>,
     transitions: BTreeMap<&'static str, u64>,
 }
 
@@ -78,17 +80,17 @@ impl Coverage {
         self.at(action, phase).ordered += 1;
     }
 
-    pub(crate) fn came_back(&mut self, action: Action, phase: Phase, ok: bool) {
+    pub(crate) fn completed(&mut self, action: Action, phase: Phase, ok: bool) {
         let point = self.at(action, phase);
         *(if ok { &mut point.done } else { &mut point.failed }) += 1;
     }
 
-    pub(crate) fn crashed(&mut self, action: Action, phase: Phase, happened: bool, told: bool) {
-        self.at(action, phase).died[usize::from(happened) + usize::from(told)] += 1;
+    pub(crate) fn crashed(&mut self, action: Action, phase: Phase, happened: bool, reported: bool) {
+        self.at(action, phase).died[usize::from(happened) + usize::from(reported)] += 1;
     }
 
     pub(crate) fn transition(&mut self, followed: &FollowedTransition) {
-        *self.transitions.entry(transition(followed)).or_default() += 1;
+        *self.transitions.entry(transition_name(followed)).or_default() += 1;
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
@@ -106,12 +108,12 @@ impl Coverage {
         }
     }
 
-    /// Whether this transition was taken.
+    /// Whether this transition was followed.
     pub(crate) fn took(&self, transition: &str) -> bool {
         self.transitions.contains_key(transition)
     }
 
-    /// What was never seen: actions, deaths around an action, transitions.
+    /// Lists the actions, crashes around an action and transitions that never occurred.
     pub(crate) fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
         for action in ACTIONS {
@@ -120,23 +122,24 @@ impl Coverage {
             if points().all(|point| point.done == 0) {
                 missing.push(format!("{action} was never done"));
             }
-            // A record is forgotten by one write: there is no moment between.
+            // One write removes a record, so that no crash is possible between the action and the
+            // status after it.
             let crashes = if action == "Forget" { 1 } else { 2 };
             for (i, when) in ["before", "after"].iter().enumerate().take(crashes) {
                 let after =
-                    |point: &Point| if i == 0 { point.died[0] } else { point.died[1] + point.died[2] };
+                    |point: &ActionCounts| if i == 0 { point.died[0] } else { point.died[1] + point.died[2] };
                 if points().all(|point| after(point) == 0) {
-                    missing.push(format!("no death {when} {action}"));
+                    missing.push(format!("no crash {when} {action}"));
                 }
             }
         }
         let never = TRANSITIONS.iter().filter(|transition| !self.transitions.contains_key(**transition));
-        missing.extend(never.map(|transition| format!("transition {transition} was never taken")));
+        missing.extend(never.map(|transition| format!("transition {transition} was never followed")));
         missing
     }
 
-    fn at(&mut self, action: Action, phase: Phase) -> &mut Point {
-        self.points.entry((name(action), state(phase))).or_default()
+    fn at(&mut self, action: Action, phase: Phase) -> &mut ActionCounts {
+        self.points.entry((action_name(action), phase_name(phase))).or_default()
     }
 }
 
@@ -144,14 +147,15 @@ impl fmt::Display for Coverage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<9} {:<30} {:>9} {:>9} {:>8}   died before  after  unsaved",
-            "action", "in state", "ordered", "done", "failed"
+            "{:<9} {:<30} {:>9} {:>9} {:>8}  crashed before  after  unsaved",
+            "action", "in phase", "ordered", "done", "failed"
         )?;
-        for ((action, state), point) in &self.points {
-            let Point { ordered, done, failed, died: [before, after, unsaved] } = point;
+        for ((action, phase), point) in &self.points {
+            let ActionCounts { ordered, done, failed, died: [before, after, unsaved] } = point;
             writeln!(
                 f,
-                "{action:<9} {state:<30} {ordered:>9} {done:>9} {failed:>8}   {before:>11} {after:>6} {unsaved:>8}"
+                "{action:<9} {phase:<30} {ordered:>9} {done:>9} {failed:>8}  \
+                 {before:>14} {after:>6} {unsaved:>8}"
             )?;
         }
         let transitions: Vec<String> =
@@ -160,7 +164,7 @@ impl fmt::Display for Coverage {
     }
 }
 
-pub(crate) fn name(action: Action) -> &'static str {
+pub(crate) fn action_name(action: Action) -> &'static str {
     match action {
         Action::Start(_) => "Start",
         Action::Prepare { .. } => "Prepare",
@@ -176,7 +180,7 @@ pub(crate) fn name(action: Action) -> &'static str {
     }
 }
 
-fn state(phase: Phase) -> &'static str {
+fn phase_name(phase: Phase) -> &'static str {
     use podling_core::status::MaintenanceTask::{Archive, Restore};
     match phase {
         Phase::Queued => "Queued",
@@ -204,8 +208,9 @@ fn state(phase: Phase) -> &'static str {
     }
 }
 
-/// Name of a transition as in the drawing. Where two lead to the same phase, the reason tells them apart.
-fn transition(followed: &FollowedTransition) -> &'static str {
+/// Returns the name of a transition as in the drawing. The reason distinguishes transitions between
+/// the same phases.
+fn transition_name(followed: &FollowedTransition) -> &'static str {
     use podling_core::status::MaintenanceTask::{Archive, Restore};
     let running = MaintenanceStage::Running;
     match (followed.from, followed.to, &followed.reason) {

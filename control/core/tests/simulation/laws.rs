@@ -1,4 +1,4 @@
-//! The laws, checked against what is real: none of them asks the core what it thinks.
+//! The laws, checked against the simulated workspaces and not against decisions of the core.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -13,61 +13,69 @@ use podling_core::{
 };
 
 use super::{
-    control::{Entry, Record},
-    real::Storage,
-    world::World,
+    control_plane::{StoredRecord, WorkspaceEntry},
+    simulation::Simulation,
+    workspace::Storage,
 };
 
-/// Who comes so much later in witnessed time is not served first. (One control plane's last moments may be lost.)
-const MUCH_LATER: Duration = Duration::from_secs(60);
+/// Difference in observed time from which the order of the admission queue is checked. A crash of
+/// the control plane may lose its last seconds of observed time.
+const ORDER_TOLERANCE: Duration = Duration::from_secs(60);
 
-impl World {
-    /// What holds of every arrow.
-    pub(crate) fn arrows(&mut self, w: usize, before: &Record, arrows: &[FollowedTransition]) {
-        for taken in arrows {
-            self.coverage.transition(taken);
-            self.note(|| format!("w{w} {:?} -> {:?}: {:?}", taken.from, taken.to, taken.reason));
-            let (watched, clock_ok) = (self.watched, self.broken.is_none());
+impl Simulation {
+    /// Checks what must hold for every followed transition.
+    pub(crate) fn check_transitions(
+        &mut self,
+        w: usize,
+        before: &StoredRecord,
+        followed: &[FollowedTransition],
+    ) {
+        for step in followed {
+            self.coverage.transition(step);
+            self.log(|| format!("w{w} {:?} -> {:?}: {:?}", step.from, step.to, step.reason));
+            let (true_observed_time, clock_ok) = (self.true_observed_time, self.broken_law.is_none());
             let Some(entry) = self.control.as_ref().and_then(|control| control.entries.get(&w)) else {
                 return;
             };
-            let Some(real) = self.real.get_mut(&w) else { return };
+            let Some(workspace) = self.workspaces.get_mut(&w) else { return };
             if !clock_ok {
                 return;
             }
             let (spec, observed) = (&entry.record.spec, &entry.observed);
             let epoch = before.status.epoch;
             let connected = observed.connected == Some(epoch);
-            let unheard = watched.saturating_sub(entry.heard) >= SILENCE_LIMIT;
+            let unheard = true_observed_time.saturating_sub(entry.heard_at) >= SILENCE_LIMIT;
             let wanted = spec.desired_state == DesiredState::Awake;
-            let agent = real.agents.get(&epoch);
+            let agent = workspace.agents.get(&epoch);
             let gone = observed.processes != Processes::Unseen && !observed.processes.lives(epoch);
             let unused = entry.used_by != Some(epoch);
-            let awake = watched.saturating_sub(real.ghost.woke_at);
+            let awake = true_observed_time.saturating_sub(workspace.evidence.woke_at);
             let overdue = spec.policy.max_awake.is_some_and(|longest| awake >= longest);
             let stop_restarting = (gone || (!connected && unheard)) && before.status.failures > 0 && unused;
-            let holds = match (taken.from, taken.to) {
+            let holds = match (step.from, step.to) {
                 (from, to) if from == to => true,
                 (Phase::Awake | Phase::Preparing { .. }, Phase::FallingAsleep) if stop_restarting => true,
                 (Phase::Committing, Phase::FallingAsleep) => {
                     agent.is_none_or(|agent| agent.committed && agent.unsaved == 0)
                         || (!connected && (unheard || observed.shutting_down))
-                        || entry.commits_failed >= COMMIT_TRIES
-                        // It declined, and use is no reason.
+                        || entry.failed_commits >= COMMIT_TRIES
+                        // The agent declined a sleep that use does not prevent.
                         || !wanted
                         || overdue
                 }
                 (Phase::Preparing { urgency, .. }, Phase::FallingAsleep) => {
                     observed.shutting_down
                         || (!connected && !wanted)
-                        || (urgency == Urgency::Forced && entry.refused)
+                        || (urgency == Urgency::Forced && entry.prepare_failed)
                 }
                 (Phase::Awake, Phase::FallingAsleep) => observed.shutting_down || (!connected && !wanted),
                 (_, Phase::FallingAsleep) => observed.shutting_down || !wanted,
                 (_, Phase::Preparing { urgency: Urgency::Idle, .. }) => {
-                    entry.told.is_some_and(|idle| idle >= spec.policy.idle_timeout)
+                    entry.reported_idle.is_some_and(|idle| idle >= spec.policy.idle_timeout)
                 }
-                (_, Phase::Preparing { urgency: Urgency::Requested, .. }) => real.ghost.put_away,
+                (_, Phase::Preparing { urgency: Urgency::Requested, .. }) => {
+                    workspace.evidence.sleep_requested
+                }
                 (_, Phase::Preparing { urgency: Urgency::Forced, .. }) => !wanted || overdue,
                 (_, Phase::Committing) => entry.prepared == Some(epoch),
                 (Phase::Awake, Phase::Pending { .. }) => unheard || !observed.processes.lives(epoch),
@@ -75,63 +83,68 @@ impl World {
                     Phase::Asleep,
                     Phase::Maintenance { task: MaintenanceTask::Archive, stage: MaintenanceStage::Starting },
                 ) => {
-                    let rested = real.ghost.rests.get(&before.status.slept_at).copied();
-                    let slept = watched.saturating_sub(rested.unwrap_or_default());
+                    let slept_at = workspace.evidence.slept_at_times.get(&before.status.slept_at).copied();
+                    let slept = true_observed_time.saturating_sub(slept_at.unwrap_or_default());
                     spec.desired_state == DesiredState::Deleted || slept >= spec.policy.archive_after
                 }
                 (_, Phase::Deleting) => {
-                    let left = !before.status.archives.is_empty() || real.storage != Storage::None;
-                    real.ghost.discarded || !left || !observed.expired.is_empty()
+                    let left = !before.status.archives.is_empty() || workspace.storage != Storage::None;
+                    workspace.evidence.discarded || !left || !observed.expired.is_empty()
                 }
                 _ => true,
             };
-            match (taken.from, taken.to) {
-                (Phase::Starting, Phase::Awake) => real.ghost.woke_at = watched,
+            match (step.from, step.to) {
+                (Phase::Starting, Phase::Awake) => workspace.evidence.woke_at = true_observed_time,
                 (Phase::FallingAsleep, Phase::Asleep) => {
-                    real.ghost.rests.entry(entry.record.status.slept_at).or_insert(watched);
+                    workspace
+                        .evidence
+                        .slept_at_times
+                        .entry(entry.record.status.slept_at)
+                        .or_insert(true_observed_time);
                 }
                 (_, Phase::Queued) => {
                     if let Some(queued) = entry.record.status.queued_at {
-                        real.ghost.joins.entry(queued).or_insert(watched);
+                        workspace.evidence.queued_at_times.entry(queued).or_insert(true_observed_time);
                     }
                 }
                 _ => {}
             }
-            self.law(holds, || {
-                format!("w{w} must not go from {:?} to {:?}: {:?}", taken.from, taken.to, taken.reason)
+            self.check(holds, || {
+                format!("w{w} must not change from {:?} to {:?}: {:?}", step.from, step.to, step.reason)
             });
-            if taken.from == Phase::Queued && matches!(taken.to, Phase::Pending { .. }) {
-                self.law_of_the_line(w, before);
+            if step.from == Phase::Queued && matches!(step.to, Phase::Pending { .. }) {
+                self.check_queue_order(w, before);
             }
         }
         let entry = self.control.as_ref().and_then(|control| control.entries.get(&w));
         if entry.is_some_and(|entry| entry.phase() == Phase::Awake)
-            && let Some(real) = self.real.get_mut(&w)
+            && let Some(workspace) = self.workspaces.get_mut(&w)
         {
-            real.ghost.requested_at = false;
+            workspace.evidence.wake_promised = false;
         }
     }
 
-    /// Nobody is overtaken but by who has an owner with room.
-    fn law_of_the_line(&mut self, w: usize, before: &Record) {
+    /// A workspace is admitted before an earlier one only if the quota of that one's owner is used up.
+    fn check_queue_order(&mut self, w: usize, before: &StoredRecord) {
         let Some(control) = &self.control else { return };
         let me = WorkspaceId::from_bits(w as u64);
-        let joined =
-            |w: &usize, status: &Status| self.real.get(w)?.ghost.joins.get(&status.queued_at?).copied();
-        // Or it joins in this moment.
-        let mine = joined(&w, &before.status).unwrap_or(self.watched);
+        let joined = |w: &usize, status: &Status| {
+            self.workspaces.get(w)?.evidence.queued_at_times.get(&status.queued_at?).copied()
+        };
+        // A workspace without an entry joins the queue now.
+        let mine = joined(&w, &before.status).unwrap_or(self.true_observed_time);
         let earlier: Vec<_> = control
             .entries
             .iter()
             .filter(|(other, entry)| {
                 entry.phase() == Phase::Queued
-                    && joined(other, &entry.record.status).is_some_and(|then| then + MUCH_LATER < mine)
+                    && joined(other, &entry.record.status).is_some_and(|then| then + ORDER_TOLERANCE < mine)
             })
             .collect();
-        // It could have had room but for this one.
+        // An earlier workspace is overtaken if it would fit without this one, but not beside it.
         let held = |by: &dyn Fn(&Spec) -> bool, one: &Spec| {
             let holders = control.holders().filter(|holder| by(&holder.record.spec));
-            holders.filter_map(Entry::has).chain([one.resources]).collect::<Vec<_>>()
+            holders.filter_map(WorkspaceEntry::has).chain([one.resources]).collect::<Vec<_>>()
         };
         let overtaken = earlier.iter().find(|(_, entry)| {
             let spec = &entry.record.spec;
@@ -144,64 +157,67 @@ impl World {
         });
         let overtaken = overtaken.map(|(other, _)| **other);
         let Some(overtaken) = overtaken else { return };
-        let who = control.entries.iter().map(|(w, entry)| {
-            let Record { spec, status } = &*entry.record;
+        let details = control.entries.iter().map(|(w, entry)| {
+            let StoredRecord { spec, status } = &*entry.record;
             let was = entry.durable.as_ref().map(|record| record.status.phase);
             let (owner, cpu) = (&spec.owner, spec.resources.cpu_millis);
             let (phase, joined, has) =
                 (status.phase, status.queued_at, entry.has().map(|has| has.cpu_millis));
-            format!("w{w} of {owner}, cpu {cpu}, has {has:?}: {phase:?} was {was:?}, joined {joined:?}")
+            format!(
+                "w{w} of {owner}, cpu {cpu}, holds {has:?}: {phase:?}, stored {was:?}, queued at {joined:?}"
+            )
         });
-        let who = who.collect::<Vec<_>>().join("\n");
+        let details = details.collect::<Vec<_>>().join("\n");
         let quotas = self.quotas;
-        self.law(false, || {
-            format!("w{w} overtakes w{overtaken}, which has waited for longer\n{who}\n{quotas:?}")
+        self.check(false, || {
+            format!("w{w} overtakes w{overtaken}, which joined the queue earlier\n{details}\n{quotas:?}")
         });
     }
 
-    pub(crate) fn law_of_start(&mut self, w: usize, epoch: u64, task: Option<MaintenanceTask>) {
+    pub(crate) fn check_start(&mut self, w: usize, epoch: u64, task: Option<MaintenanceTask>) {
         let Some(record) = self.store.records.get(&w).cloned() else { return };
-        let Some(real) = self.real.get(&w) else { return };
-        let runs = real.runs();
-        let fresh = real.started.last().is_none_or(|last| *last < epoch);
-        let (storage, latest) = (real.storage, real.latest);
+        let Some(workspace) = self.workspaces.get(&w) else { return };
+        let runs = workspace.runs();
+        let fresh = workspace.started.last().is_none_or(|last| *last < epoch);
+        let (storage, latest_content) = (workspace.storage, workspace.latest_content);
         let whole = match storage {
-            Storage::Whole(content) => content == latest,
-            Storage::None => latest == 0 && record.spec.source.is_none(),
+            Storage::Whole(content) => content == latest_content,
+            Storage::None => latest_content == 0 && record.spec.source.is_none(),
             Storage::Half => false,
         };
-        self.law(!runs, || format!("w{w} agent {epoch} is started while something runs"));
-        self.law(fresh, || format!("w{w} agent {epoch}: an epoch is used again"));
-        self.law(task == Some(MaintenanceTask::Restore) || whole, || {
-            format!("w{w} is started on {storage:?}, which is not {latest}")
+        self.check(!runs, || format!("w{w} agent {epoch} is started while a process runs"));
+        self.check(fresh, || format!("w{w} agent {epoch}: the epoch is reused"));
+        self.check(task == Some(MaintenanceTask::Restore) || whole, || {
+            format!("w{w} is started on {storage:?}; expected content {latest_content}")
         });
         if task.is_none() {
-            self.law_of_room(w);
+            self.check_running_quota(w);
         }
     }
 
-    /// With this one, not more is awake than may be.
-    fn law_of_room(&mut self, w: usize) {
+    /// Workspaces that run, with this one, fit the quotas.
+    fn check_running_quota(&mut self, w: usize) {
         let mut all: Vec<(&str, Resources)> = Vec::new();
-        for (other, real) in &self.real {
-            if let Some(record) = self.store.records.get(other).filter(|_| *other == w || real.serves()) {
-                let given = record.status.allocated.unwrap_or(record.spec.resources);
-                all.push((record.spec.owner.as_str(), given));
+        for (other, workspace) in &self.workspaces {
+            if let Some(record) = self.store.records.get(other).filter(|_| *other == w || workspace.serves())
+            {
+                let allocated = record.status.allocated.unwrap_or(record.spec.resources);
+                all.push((record.spec.owner.as_str(), allocated));
             }
         }
         let Some(record) = self.store.records.get(&w) else { return };
         let owner = record.spec.owner.as_str();
-        let of = |who: Option<&str>| {
-            let some = all.iter().filter(|(whose, _)| who.is_none_or(|who| who == *whose));
+        let of = |owner: Option<&str>| {
+            let some = all.iter().filter(|(other, _)| owner.is_none_or(|owner| owner == *other));
             some.map(|(_, resources)| *resources).collect::<Vec<_>>()
         };
         let fits = within(&of(Some(owner)), &self.quotas.owner) && within(&of(None), &self.quotas.total);
         let all = format!("{all:?}");
-        self.law(fits, || format!("w{w} is started over the quota: {all}"));
+        self.check(fits, || format!("w{w} is started over the quota: {all}"));
     }
 
-    /// Nor is more promised: what is durable never adds up to more than there is.
-    pub(crate) fn law_of_shares(&mut self) {
+    /// Durable quota reservations fit the quotas.
+    pub(crate) fn check_reserved_quota(&mut self) {
         let mut owners: BTreeMap<&str, Vec<Resources>> = BTreeMap::new();
         for record in self.store.records.values().filter(|record| record.status.phase.holds_quota()) {
             owners.entry(record.spec.owner.as_str()).or_default().extend(record.status.allocated);
@@ -209,55 +225,63 @@ impl World {
         let fits = owners.values().all(|all| within(all, &self.quotas.owner))
             && within(&owners.values().flatten().copied().collect::<Vec<_>>(), &self.quotas.total);
         let all = format!("{owners:?}");
-        self.law(fits, || format!("more is given than there is: {all}"));
+        self.check(fits, || format!("reserved resources exceed the quota: {all}"));
     }
 
-    pub(crate) fn law_of_removal(&mut self, w: usize) {
-        let Some(real) = self.real.get(&w) else { return };
+    pub(crate) fn check_storage_removal(&mut self, w: usize) {
+        let Some(workspace) = self.workspaces.get(&w) else { return };
         let discarded = self
             .store
             .records
             .get(&w)
             .is_some_and(|record| record.spec.desired_state == DesiredState::Discarded);
-        let safe = match real.storage {
+        let safe = match workspace.storage {
             Storage::Whole(content) => {
-                real.only_restored || real.objects.values().any(|kept| *kept == content)
+                workspace.only_restored
+                    || workspace.stored_archives.values().any(|archived| *archived == content)
             }
             Storage::None | Storage::Half => true,
         };
-        let what = real.storage;
-        let runs = real.runs();
-        self.law(!runs, || format!("w{w}: storage is removed while something runs"));
-        self.law(safe || discarded, || format!("w{w}: {what:?} is removed, and no archive holds it"));
+        let storage = workspace.storage;
+        let runs = workspace.runs();
+        self.check(!runs, || format!("w{w}: storage is removed while a process runs"));
+        self.check(safe || discarded, || format!("w{w}: {storage:?} is removed without an archive of it"));
     }
 
-    pub(crate) fn law_of_expiry(&mut self, w: usize, generation: u64) {
-        let Some(real) = self.real.get(&w) else { return };
+    pub(crate) fn check_archive_expiry(&mut self, w: usize, generation: u64) {
+        let Some(workspace) = self.workspaces.get(&w) else { return };
         let Some(record) = self.store.records.get(&w) else { return };
-        let age = real.ghost.made.get(&generation).map(|made| self.watched.saturating_sub(*made));
+        let age = workspace
+            .evidence
+            .archived_at
+            .get(&generation)
+            .map(|at| self.true_observed_time.saturating_sub(*at));
         let old = age.is_none_or(|age| age >= record.spec.policy.keep_archives);
         let discarded = record.spec.desired_state == DesiredState::Discarded;
-        self.law(old || discarded, || format!("w{w}: archive {generation} goes after {age:?}"));
+        self.check(old || discarded, || {
+            format!("w{w}: archive {generation} is removed at the age of {age:?}")
+        });
     }
 
-    /// The record goes last.
-    pub(crate) fn law_of_forgetting(&mut self, w: usize) {
-        let Some(real) = self.real.get(&w) else { return };
-        let (runs, storage) = (real.runs(), real.storage);
+    /// The record is removed last.
+    pub(crate) fn check_record_removal(&mut self, w: usize) {
+        let Some(workspace) = self.workspaces.get(&w) else { return };
+        let (runs, storage) = (workspace.runs(), workspace.storage);
         let Some(record) = self.store.records.get(&w) else { return };
-        let known =
-            record.status.archives.iter().filter(|archive| real.objects.contains_key(&archive.generation));
+        let known = record
+            .status
+            .archives
+            .iter()
+            .filter(|archive| workspace.stored_archives.contains_key(&archive.generation));
         let left = known.count();
-        self.law(!runs && storage == Storage::None && left == 0, || {
-            format!(
-                "w{w} is forgotten while there is something of it: runs {runs}, {storage:?}, {left} archives"
-            )
+        self.check(!runs && storage == Storage::None && left == 0, || {
+            format!("w{w}: record removed too early: processes run: {runs}, {storage:?}, {left} archives")
         });
     }
 }
 
-fn within(taken: &[Resources], quota: &Quota) -> bool {
-    let cpu = taken.iter().map(|resources| resources.cpu_millis).sum::<u64>();
-    quota.awake.is_none_or(|most| taken.len() as u64 <= most)
+fn within(reserved: &[Resources], quota: &Quota) -> bool {
+    let cpu = reserved.iter().map(|resources| resources.cpu_millis).sum::<u64>();
+    quota.awake.is_none_or(|most| reserved.len() as u64 <= most)
         && quota.cpu_millis.is_none_or(|most| cpu <= most)
 }

@@ -1,4 +1,5 @@
-//! The simulation as a test: three million steps keep every law and take every arrow; and it notices every mutant.
+//! Runs the simulation as a test: three million steps keep every law and follow every transition, and
+//! the laws detect every mutant.
 
 mod committed;
 #[path = "sim.rs"]
@@ -7,19 +8,19 @@ mod sim;
 use podling_core::mutant::{ALL, Mutant};
 use sim::{Coverage, run};
 
-/// Each is a world of its own.
+/// Number of seeds; each is an independent simulation.
 const SEEDS: u64 = 60;
-/// Of each seed: together three millions.
+/// Steps per seed: three million in total.
 const STEPS: u64 = 50_000;
-/// A mutant is noticed within so many steps of all seeds together.
-const BUDGET: u64 = 6_000_000;
+/// Steps, over all seeds, within which each mutant has to break a law.
+const MUTANT_STEPS: u64 = 6_000_000;
 
 #[test]
-fn three_million_steps_keep_every_law_and_take_every_arrow() {
+fn simulation_keeps_every_law_and_follows_every_transition() {
     let mut coverage = Coverage::default();
     for seed in 0..SEEDS {
-        if let Err(broken) = run(seed, STEPS, None, &mut coverage) {
-            panic!("{broken}\nreplay: cargo xtask simulate --seed {seed} --steps {STEPS}");
+        if let Err(broken_law) = run(seed, STEPS, None, &mut coverage) {
+            panic!("{broken_law}\nreplay: cargo xtask simulate --seed {seed} --steps {STEPS}");
         }
     }
     println!("{coverage}");
@@ -27,29 +28,29 @@ fn three_million_steps_keep_every_law_and_take_every_arrow() {
 }
 
 #[test]
-fn the_same_seed_is_the_same_run() {
-    let said = || {
+fn same_seed_gives_the_same_run() {
+    let run_once = || {
         let mut coverage = Coverage::default();
         let ended = run(7, 20_000, Some(Mutant::SleepsOnUnknown), &mut coverage);
-        (coverage.to_string(), ended.map_err(|broken| broken.to_string()))
+        (coverage.to_string(), ended.map_err(|broken_law| broken_law.to_string()))
     };
-    assert_eq!(said(), said());
+    assert_eq!(run_once(), run_once());
 }
 
 #[test]
-fn every_mutant_is_noticed() {
-    let missed: Vec<Mutant> = ALL.into_iter().filter(|mutant| !is_noticed(*mutant)).collect();
-    assert!(missed.is_empty(), "the simulation does not notice {missed:?} within {BUDGET} steps");
+fn every_mutant_breaks_a_law() {
+    let missed: Vec<Mutant> = ALL.into_iter().filter(|mutant| !is_detected(*mutant)).collect();
+    assert!(missed.is_empty(), "no law detects {missed:?} within {MUTANT_STEPS} steps");
 }
 
-fn is_noticed(mutant: Mutant) -> bool {
+fn is_detected(mutant: Mutant) -> bool {
     let mut steps = 0;
-    for seed in 0..BUDGET / STEPS {
+    for seed in 0..MUTANT_STEPS / STEPS {
         match run(seed, STEPS, Some(mutant), &mut Coverage::default()) {
             Ok(()) => steps += STEPS,
-            Err(broken) => {
-                let law = broken.law.lines().next().unwrap_or_default();
-                println!("{mutant:?}: noticed after {} steps: {law:.120}", steps + broken.step);
+            Err(broken_law) => {
+                let law = broken_law.law.lines().next().unwrap_or_default();
+                println!("{mutant:?}: detected after {} steps: {law:.120}", steps + broken_law.step);
                 return true;
             }
         }

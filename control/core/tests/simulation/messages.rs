@@ -1,83 +1,86 @@
-//! What agents and control plane tell each other, and how their streams come and go.
+//! Messages between agents and the control plane, and the streams that carry them.
 
 use podling_core::observed::{Achieved, Failure, Processes, Used};
 
 use super::{
-    real::{Agent, Down, Up},
-    world::World,
+    simulation::Simulation,
+    workspace::{Agent, AgentMessage, ControlMessage},
 };
 
-impl World {
-    /// Brings streams and living agents together. Whether an agent was claimed by that.
-    pub(crate) fn pair(&mut self, w: usize) -> bool {
-        let watched = self.watched;
+impl Simulation {
+    /// Matches sessions with running agents: claims the present agent and dismisses ended ones. Returns
+    /// whether an agent was claimed.
+    pub(crate) fn match_sessions(&mut self, w: usize) -> bool {
+        let true_observed_time = self.true_observed_time;
         let Some(entry) = self.control.as_mut().and_then(|control| control.entries.get_mut(&w)) else {
             return false;
         };
         let epoch = entry.epoch();
-        let Some(real) = self.real.get_mut(&w) else { return false };
+        let Some(workspace) = self.workspaces.get_mut(&w) else { return false };
         let serves = entry.wants_agent() && entry.observed.processes.lives(epoch);
-        let known = entry.observed.processes != Processes::Unseen;
+        let listed = entry.observed.processes != Processes::Unseen;
         let mut claimed = false;
         for (other, connection) in entry.hellos.clone() {
-            let link = real.agents.get_mut(&other).and_then(|agent| agent.link.as_mut());
-            let Some(link) = link.filter(|link| link.connection == connection) else {
+            let stream = workspace.agents.get_mut(&other).and_then(|agent| agent.stream.as_mut());
+            let Some(stream) = stream.filter(|stream| stream.connection == connection) else {
                 entry.hellos.remove(&other);
                 continue;
             };
             if serves && other == epoch {
                 if entry.claimed != Some((epoch, connection)) {
                     let idle_timeout = entry.record.spec.policy.idle_timeout;
-                    link.down.push_back(Down::Claim { idle_timeout });
+                    stream.down.push_back(ControlMessage::Claim { idle_timeout });
                     entry.claimed = Some((epoch, connection));
-                    entry.quiet = Default::default();
-                    entry.heard = watched;
+                    entry.since_heartbeat = Default::default();
+                    entry.heard_at = true_observed_time;
                     claimed = true;
                 }
-            } else if known && !entry.observed.processes.lives(other) && entry.flight.is_none() {
-                link.down.push_back(Down::Dismiss);
+            } else if listed && !entry.observed.processes.lives(other) && entry.in_flight.is_none() {
+                stream.down.push_back(ControlMessage::Dismiss);
                 entry.hellos.remove(&other);
             }
         }
         claimed
     }
 
-    /// An agent is told another policy.
-    pub(crate) fn claim_again(&mut self, w: usize) {
-        let entry = self.acting().and_then(|control| control.entries.get(&w));
+    /// Sends the agent a claim with its changed policy.
+    pub(crate) fn resend_claim(&mut self, w: usize) {
+        let entry = self.running_control().and_then(|control| control.entries.get(&w));
         let claim = entry.and_then(|entry| Some((entry.claimed?, entry.record.spec.policy.idle_timeout)));
         let Some(((epoch, connection), idle_timeout)) = claim else { return };
-        let link = self.agent(w, epoch).and_then(|agent| agent.link.as_mut());
-        if let Some(link) = link.filter(|link| link.connection == connection) {
-            link.down.push_back(Down::Claim { idle_timeout });
+        let stream = self.agent(w, epoch).and_then(|agent| agent.stream.as_mut());
+        if let Some(stream) = stream.filter(|stream| stream.connection == connection) {
+            stream.down.push_back(ControlMessage::Claim { idle_timeout });
         }
     }
 
-    /// The control plane reads what an agent said.
-    pub(crate) fn hear(&mut self, w: usize, epoch: u64) {
+    /// The control plane receives the next message of an agent.
+    pub(crate) fn receive_from_agent(&mut self, w: usize, epoch: u64) {
         let clock = self.clock;
-        let watched = self.watched;
-        if self.acting().is_none() {
+        let true_observed_time = self.true_observed_time;
+        if self.running_control().is_none() {
             return;
         }
         let Some((up, connection)) = self.agent(w, epoch).and_then(|agent| {
-            let link = agent.link.as_mut().filter(|link| link.parted <= clock)?;
-            Some((link.up.pop_front()?, link.connection))
+            let stream = agent.stream.as_mut().filter(|stream| stream.blocked_until <= clock)?;
+            Some((stream.up.pop_front()?, stream.connection))
         }) else {
             return;
         };
-        let Some(entry) = self.acting().and_then(|control| control.entries.get_mut(&w)) else { return };
+        let Some(entry) = self.running_control().and_then(|control| control.entries.get_mut(&w)) else {
+            return;
+        };
         match up {
-            Up::Hello => {
+            AgentMessage::Hello => {
                 entry.hellos.insert(epoch, connection);
             }
-            Up::Beat { sequence, used } => {
+            AgentMessage::Heartbeat { sequence, used } => {
                 if entry.claimed != Some((epoch, connection)) {
                     return;
                 }
-                entry.quiet = Default::default();
-                entry.heard = watched;
-                entry.told = match used {
+                entry.since_heartbeat = Default::default();
+                entry.heard_at = true_observed_time;
+                entry.reported_idle = match used {
                     Used::No(idle) => Some(idle),
                     Used::Yes | Used::Unknown => None,
                 };
@@ -86,19 +89,21 @@ impl World {
                 }
                 entry.observed.heartbeat(epoch);
                 entry.observed.use_reported(used);
-                if let Some(link) = self.agent(w, epoch).and_then(|agent| agent.link.as_mut()) {
-                    link.down.push_back(Down::Ack { sequence });
+                if let Some(stream) = self.agent(w, epoch).and_then(|agent| agent.stream.as_mut()) {
+                    stream.down.push_back(ControlMessage::Ack { sequence });
                 }
             }
-            Up::Result { order, result } => {
-                if let Some(flight) =
-                    entry.flight.as_mut().filter(|flight| flight.number == order && flight.result.is_none())
+            AgentMessage::Result { order, result } => {
+                if let Some(in_flight) = entry
+                    .in_flight
+                    .as_mut()
+                    .filter(|in_flight| in_flight.number == order && in_flight.result.is_none())
                 {
-                    let declined = |why: &str| Failure::Declined {
+                    let declined = |detail: &str| Failure::Declined {
                         reason: podling_core::reason::DeclineReason::InUse,
-                        detail: why.to_owned(),
+                        detail: detail.to_owned(),
                     };
-                    flight.result = Some(result.map(|()| Achieved::Done).map_err(declined));
+                    in_flight.result = Some(result.map(|()| Achieved::Done).map_err(declined));
                 }
                 return;
             }
@@ -106,49 +111,57 @@ impl World {
         self.advance(w);
     }
 
-    /// An agent reads what the control plane said.
-    pub(crate) fn tell(&mut self, w: usize, epoch: u64) {
+    /// The agent receives the next message of the control plane.
+    pub(crate) fn deliver_to_agent(&mut self, w: usize, epoch: u64) {
         let clock = self.clock;
-        let Some(agent) = self.agent(w, epoch).filter(|agent| agent.stuck <= clock) else { return };
-        let Some(link) = agent.link.as_mut().filter(|link| link.parted <= clock) else { return };
-        let Some(down) = link.down.pop_front() else { return };
-        if !agent.told(down, clock)
-            && let Some(real) = self.real.get_mut(&w)
+        let Some(agent) = self.agent(w, epoch).filter(|agent| agent.suspended_until <= clock) else { return };
+        let Some(stream) = agent.stream.as_mut().filter(|stream| stream.blocked_until <= clock) else {
+            return;
+        };
+        let Some(down) = stream.down.pop_front() else { return };
+        if !agent.receive(down, clock)
+            && let Some(workspace) = self.workspaces.get_mut(&w)
         {
-            real.end(epoch);
-            self.note(|| format!("w{w} agent {epoch} was dismissed"));
+            workspace.end(epoch);
+            self.log(|| format!("w{w} agent {epoch} was dismissed"));
         }
     }
 
     pub(crate) fn agent(&mut self, w: usize, epoch: u64) -> Option<&mut Agent> {
-        self.real.get_mut(&w)?.agents.get_mut(&epoch)
+        self.workspaces.get_mut(&w)?.agents.get_mut(&epoch)
     }
 
-    /// A stream breaks: what was on its way is lost, and either side notices.
-    pub(crate) fn breaks(&mut self, w: usize, epoch: u64) {
+    /// Breaks a stream, which loses its undelivered messages. The control plane may notice only later,
+    /// by missing heartbeats.
+    pub(crate) fn break_stream(&mut self, w: usize, epoch: u64) {
         let Some(agent) = self.agent(w, epoch) else { return };
-        let Some(connection) = agent.link.as_ref().map(|link| link.connection) else { return };
-        agent.unlinked();
-        self.note(|| format!("w{w} agent {epoch}: its stream broke"));
+        let Some(connection) = agent.stream.as_ref().map(|stream| stream.connection) else { return };
+        agent.drop_stream();
+        self.log(|| format!("w{w} agent {epoch}: stream broken"));
         let noticed = self.rng.per_mille(700);
-        let Some(entry) = self.acting().and_then(|control| control.entries.get_mut(&w)) else { return };
+        let Some(entry) = self.running_control().and_then(|control| control.entries.get_mut(&w)) else {
+            return;
+        };
         if noticed && entry.claimed == Some((epoch, connection)) {
-            entry.link_lost();
+            entry.connection_lost();
             self.advance(w);
         }
     }
 
-    /// Agents without a stream dial.
-    pub(crate) fn dial(&mut self) {
-        if self.acting().is_none() {
+    /// Agents without a stream connect.
+    pub(crate) fn dial_agents(&mut self) {
+        if self.running_control().is_none() {
             return;
         }
         let clock = self.clock;
-        for real in self.real.values_mut() {
-            for agent in real.agents.values_mut().filter(|agent| agent.stuck <= clock && agent.link.is_none())
+        for workspace in self.workspaces.values_mut() {
+            for agent in workspace
+                .agents
+                .values_mut()
+                .filter(|agent| agent.suspended_until <= clock && agent.stream.is_none())
             {
-                self.connections += 1;
-                agent.dial(self.connections);
+                self.last_connection += 1;
+                agent.connect(self.last_connection);
             }
         }
     }

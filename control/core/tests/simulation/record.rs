@@ -1,14 +1,16 @@
-//! Records a trace: what comes from outside, one thing after the other, and what each workspace has come to at every point of rest.
-//! `tests/stories/replay.rs` lets the same happen to a real `podling up` and compares; `tests/src/trace.rs` reads the words.
+//! Records a trace: a sequence of outside events, and the state of each workspace at every quiescent
+//! point. `tests/stories/replay.rs` repeats the events with a real `podling up` and compares the
+//! states. `tests/src/trace.rs` parses traces.
 //!
 //! ```text
-//! # for people
-//! > what happens
-//! = what a workspace has come to, if it is another thing than before; alone: all rest
+//! # comment
+//! > event
+//! = workspace and its state, if that changed; alone: quiescent without a change
 //! ```
 //!
-//! Between two points of rest one workspace alone has something to do (and one that gets its room): what many do at once comes in no
-//! certain order on a real machine. Times of policies are short or long: short ones are over at once on either side.
+//! Between two quiescent points only one workspace changes, and perhaps one that is admitted to its
+//! quota: concurrent changes have no fixed order on a real machine. Policy times are short or long;
+//! short ones expire at once in both runs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,105 +20,112 @@ use std::{
 
 use podling_core::quota::{Quota, Quotas};
 
-use super::{durable::Death, rng::Rng, world::World};
+use super::{persistence::Failpoint, rng::Rng, simulation::Simulation};
 
-/// Turns of one trace.
-const TURNS: usize = 12;
-/// Looks at the simulated world while it comes to rest, and the time between two of them: half an hour.
-const LOOKS: u32 = 3600;
-const LOOK_EVERY_MILLIS: u64 = 500;
+/// Random operations in one trace.
+const OPERATIONS: usize = 12;
+/// Longest time until the simulation is quiescent: half an hour, in rounds of this many
+/// milliseconds.
+const QUIET_ROUNDS: u32 = 3600;
+const QUIET_ROUND_MILLIS: u64 = 500;
 
-/// A trace while it is recorded.
+/// State of a recording.
 #[derive(Debug)]
 pub(crate) struct Recording {
-    pub(crate) world: World,
-    /// Its own, so that the world's is used by nothing that is recorded.
-    pub(crate) dice: Rng,
-    /// What was written: numbers of files by what the world calls their content.
+    pub(crate) sim: Simulation,
+    /// Generator of the operations. The simulation has its own, so that its draws do not change them.
+    pub(crate) rng: Rng,
+    /// Number of each written file, by the content of the storage after the write.
     pub(crate) files: BTreeMap<u64, u64>,
-    /// The backup store was away from them: how often that was tried, and with that their epochs, is a matter of time.
-    pub(crate) blurred: BTreeSet<usize>,
-    said: BTreeMap<usize, String>,
+    /// Workspaces that the backup store failed for. The number of retries, and so the epoch, depends on
+    /// timing.
+    pub(crate) epoch_uncertain: BTreeSet<usize>,
+    last_recorded: BTreeMap<usize, String>,
     lines: Vec<String>,
 }
 
-/// Where traces are kept for the replay.
+/// Directory of the traces for the replay.
 pub(crate) fn traces() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/stories/traces")
 }
 
-/// The trace of this seed, or why there is none.
+/// Returns the trace of this seed, or why it cannot be replayed.
 pub(crate) fn record(seed: u64) -> Result<String, String> {
-    let mut dice = Rng::new(seed);
-    let share = dice.per_mille(500);
-    let mut world = World::new(seed);
-    let quota = |is: bool, awake| Quota { awake: is.then_some(awake), cpu_millis: None, memory_bytes: None };
-    world.quotas = Quotas { owner: quota(share, 1), total: quota(!share, 2) };
-    let (files, said, blurred) = Default::default();
-    let mut recording = Recording { world, dice, files, blurred, said, lines: Vec::new() };
+    let mut rng = Rng::new(seed);
+    let with_owner_quota = rng.per_mille(500);
+    let mut sim = Simulation::new(seed);
+    let quota = |limited: bool, awake| Quota {
+        awake: limited.then_some(awake),
+        cpu_millis: None,
+        memory_bytes: None,
+    };
+    sim.quotas = Quotas { owner: quota(with_owner_quota, 1), total: quota(!with_owner_quota, 2) };
+    let (files, last_recorded, epoch_uncertain) = Default::default();
+    let mut recording = Recording { sim, rng, files, epoch_uncertain, last_recorded, lines: Vec::new() };
     recording.lines.push(format!("# Recorded by `cargo xtask simulate --record {seed}`."));
-    recording.happens(if share { "up --quota-awake 1" } else { "up --capacity-awake 2" });
-    recording.begins();
-    for _ in 0..TURNS {
-        recording.turn();
-        recording.law()?;
+    recording.record_event(if with_owner_quota { "up --quota-awake 1" } else { "up --capacity-awake 2" });
+    recording.create_first();
+    for _ in 0..OPERATIONS {
+        recording.run_operation();
+        recording.check()?;
     }
-    recording.finale();
-    recording.law()?;
+    recording.archive_all();
+    recording.check()?;
     recording.lines.push(String::new());
     Ok(recording.lines.join("\n"))
 }
 
 impl Recording {
-    pub(crate) fn happens(&mut self, what: impl AsRef<str>) {
-        self.lines.push(format!("> {}", what.as_ref()));
+    pub(crate) fn record_event(&mut self, event: impl AsRef<str>) {
+        self.lines.push(format!("> {}", event.as_ref()));
     }
 
-    /// What would make the trace worth nothing.
-    fn law(&mut self) -> Result<(), String> {
-        // What was well for two minutes here has not been for so long there.
-        let healthy = self.world.coverage.took("healthy");
-        self.world.law(!healthy, || "it takes longer than a replay may: choose another seed".into());
-        match self.world.broken.take() {
+    /// Fails if a law is broken or the trace cannot be replayed.
+    fn check(&mut self) -> Result<(), String> {
+        // A workspace that is healthy for two minutes here is so for less time in the replay.
+        let healthy = self.sim.coverage.took("healthy");
+        self.sim.check(!healthy, || "the trace takes too long for a replay: choose another seed".into());
+        match self.sim.broken_law.take() {
             Some(law) => Err(format!(
                 "{}\n{}\n{law}",
-                Vec::from(self.world.trace.clone()).join("\n"),
+                Vec::from(self.sim.log_lines.clone()).join("\n"),
                 self.lines.join("\n")
             )),
             None => Ok(()),
         }
     }
 
-    /// Lets it come to rest. A control plane that dies as it was told comes back, and may be told to die again at one of these points.
-    pub(crate) fn settles(&mut self, then: &[&'static str]) {
-        for _ in 0..LOOKS {
-            let dies_at = self.world.dies_at;
-            self.world.round(LOOK_EVERY_MILLIS);
-            if self.world.broken.is_some() {
+    /// Runs until quiescent. A control plane that crashes at its failpoint is started again, perhaps
+    /// with another failpoint at one of these actions.
+    pub(crate) fn run_until_quiescent(&mut self, next_actions: &[&'static str]) {
+        for _ in 0..QUIET_ROUNDS {
+            let failpoint = self.sim.failpoint;
+            self.sim.quiet_round(QUIET_ROUND_MILLIS);
+            if self.sim.broken_law.is_some() {
                 return;
             }
-            if self.world.control.is_none() {
-                let Some(death) = dies_at else { return };
-                self.happens(format!("dies {}", words(death)));
-                let again = self.dice.per_mille(300);
-                let next = self.death(then).filter(|next| again && *next != death);
-                self.comes_up(next);
-            } else if self.world.rests() {
+            if self.sim.control.is_none() {
+                let Some(hit) = failpoint else { return };
+                self.record_event(format!("dies {}", trace_word(hit)));
+                let again = self.rng.per_mille(300);
+                let next = self.pick_failpoint(next_actions).filter(|next| again && *next != hit);
+                self.restart_control(next);
+            } else if self.sim.is_quiescent() {
                 return;
             }
         }
-        self.world.law(false, || "it does not come to rest".into());
+        self.sim.check(false, || "the simulation does not become quiescent".into());
     }
 
-    /// A point of rest: what is another thing now is written down.
-    pub(crate) fn rests(&mut self, then: &[&'static str]) {
-        self.settles(then);
+    /// Runs until quiescent, then records the states that changed.
+    pub(crate) fn record_quiescent(&mut self, next_actions: &[&'static str]) {
+        self.run_until_quiescent(next_actions);
         let before = self.lines.len();
-        for w in 0..self.world.made {
-            let now = self.seen_from_outside(w);
-            if self.said.get(&w) != Some(&now) {
+        for w in 0..self.sim.created {
+            let now = self.describe(w);
+            if self.last_recorded.get(&w) != Some(&now) {
                 self.lines.push(format!("= w{w} {now}"));
-                self.said.insert(w, now);
+                self.last_recorded.insert(w, now);
             }
         }
         if self.lines.len() == before {
@@ -125,33 +134,33 @@ impl Recording {
     }
 
     pub(crate) fn kill_control(&mut self) {
-        self.world.kill_control();
-        self.world.dies_at = None;
-        self.happens("kill-control");
+        self.sim.kill_control();
+        self.sim.failpoint = None;
+        self.record_event("kill-control");
     }
 
-    pub(crate) fn comes_up(&mut self, dies_at: Option<Death>) {
-        self.world.dies_at = dies_at;
-        self.world.start_control();
-        match dies_at {
-            Some(death) => self.happens(format!("up-again {}", words(death))),
-            None => self.happens("up-again"),
+    pub(crate) fn restart_control(&mut self, failpoint: Option<Failpoint>) {
+        self.sim.failpoint = failpoint;
+        self.sim.start_control();
+        match failpoint {
+            Some(failpoint) => self.record_event(format!("up-again {}", trace_word(failpoint))),
+            None => self.record_event("up-again"),
         }
     }
 
-    /// One of these, before or after.
-    pub(crate) fn death(&mut self, actions: &[&'static str]) -> Option<Death> {
-        let action = self.dice.pick(actions)?;
-        Some(Death { action, after: self.dice.per_mille(500) })
+    /// Draws a failpoint before or after one of these actions.
+    pub(crate) fn pick_failpoint(&mut self, actions: &[&'static str]) -> Option<Failpoint> {
+        let action = self.rng.pick(actions)?;
+        Some(Failpoint { action, after: self.rng.per_mille(500) })
     }
 
-    /// A time of a policy is long, or about to be over.
-    pub(crate) fn policy(&mut self, w: usize, which: &str, short: bool) {
-        let Some(entry) = self.world.control.as_ref().and_then(|control| control.entries.get(&w)) else {
+    /// Sets a policy time to a long value, or to one that expires at once.
+    pub(crate) fn set_policy(&mut self, w: usize, which: &str, short: bool) {
+        let Some(entry) = self.sim.control.as_ref().and_then(|control| control.entries.get(&w)) else {
             return;
         };
         let mut spec = entry.record.spec.clone();
-        let (long, words) = match which {
+        let (long, long_text) = match which {
             "idle-timeout" => (3600, "1h"),
             "archive-after" => (24 * 3600, "1d"),
             _ => (30 * 24 * 3600, "30d"),
@@ -163,11 +172,11 @@ impl Recording {
             _ => &mut policy.keep_archives,
         };
         *time = Duration::from_secs(if short { 1 } else { long });
-        self.happens(format!("policy w{w} {which} {}", if short { "1s" } else { words }));
-        self.world.wants(w, spec, false, false);
+        self.record_event(format!("policy w{w} {which} {}", if short { "1s" } else { long_text }));
+        self.sim.change_spec(w, spec, false, false);
     }
 }
 
-fn words(death: Death) -> String {
-    format!("{}:{}", death.action.to_lowercase(), if death.after { "after" } else { "before" })
+fn trace_word(failpoint: Failpoint) -> String {
+    format!("{}:{}", failpoint.action.to_lowercase(), if failpoint.after { "after" } else { "before" })
 }

@@ -1,4 +1,4 @@
-//! Randomness that is the same every time: splitmix64.
+//! Deterministic pseudo-random numbers: splitmix64.
 
 #[derive(Debug)]
 pub(crate) struct Rng(u64);
@@ -20,7 +20,7 @@ impl Rng {
         self.next() % n.max(1)
     }
 
-    /// In so many of a thousand cases.
+    /// Returns `true` with a probability of `chance` in a thousand.
     pub(crate) fn per_mille(&mut self, chance: u64) -> bool {
         self.below(1000) < chance
     }

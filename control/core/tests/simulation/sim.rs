@@ -1,79 +1,82 @@
-//! The lifecycle in a simulated world: many workspaces of several owners, the real `decide`, the real folding of what is seen, the
-//! real line for room; and around them models of driver, store, agents, backend, backup store, links, clocks and people. Whatever
-//! happens in whatever order, the laws hold; and whenever faults stop, everything arrives where it is wanted.
+//! Deterministic simulation of the lifecycle, with many workspaces of several owners.
 //!
-//! A run is its seed: the same seed and steps give the same run, on every machine.
+//! The real parts are `decide`, the folding of events into observations, and the admission queue.
+//! Driver, store, agents, backend, backup store, connections, clocks and users are models. The laws
+//! hold whatever happens in whatever order. Once faults stop, every workspace reaches its desired
+//! state.
+//!
+//! The same seed and number of steps give the same run on every machine.
 
 mod agent;
-mod control;
+mod control_plane;
 mod coverage;
-mod drive;
-mod durable;
+mod driver;
+mod executor;
 mod laws;
 mod messages;
-mod people;
-mod perform;
-mod real;
+mod persistence;
+mod quiescence;
 mod record;
-mod rest;
 mod rng;
+mod simulation;
 mod step;
-mod turn;
-mod world;
+mod trace_operation;
+mod users;
+mod workspace;
 
 use podling_core::mutant::{self, Mutant};
 
 pub(crate) use coverage::Coverage;
 pub(crate) use record::{record, traces};
 
-/// Steps between two times of quiet.
+/// Steps between two phases without faults, in which the simulation has to converge.
 const EPISODE: u64 = 6000;
-/// How many of a thousand things go wrong, one episode after the other.
-const TROUBLE: [u64; 5] = [30, 150, 0, 80, 400];
+/// Faults in a thousand draws, one rate per episode.
+const FAULT_RATES: [u64; 5] = [30, 150, 0, 80, 400];
 
 /// A law that was broken.
 #[derive(Debug)]
-pub(crate) struct Broken {
+pub(crate) struct BrokenLaw {
     pub(crate) seed: u64,
     pub(crate) step: u64,
     pub(crate) law: String,
-    pub(crate) trace: Vec<String>,
+    pub(crate) log_lines: Vec<String>,
 }
 
-impl std::fmt::Display for Broken {
+impl std::fmt::Display for BrokenLaw {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for line in &self.trace {
+        for line in &self.log_lines {
             writeln!(f, "{line}")?;
         }
         write!(f, "seed {}, step {}: {}", self.seed, self.step, self.law)
     }
 }
 
-/// Runs so many steps, and adds what they covered.
+/// Runs this many steps and adds their coverage.
 pub(crate) fn run(
     seed: u64,
     steps: u64,
     mutant: Option<Mutant>,
     coverage: &mut Coverage,
-) -> Result<(), Box<Broken>> {
+) -> Result<(), Box<BrokenLaw>> {
     mutant::choose(mutant);
-    let mut world = world::World::new(seed);
+    let mut sim = simulation::Simulation::new(seed);
     let mut episode = seed;
-    while world.steps < steps && world.broken.is_none() {
-        world.fault_rate = TROUBLE[(episode % TROUBLE.len() as u64) as usize];
-        let until = (world.steps + EPISODE).min(steps);
-        while world.steps < until && world.broken.is_none() {
-            world.step();
+    while sim.steps < steps && sim.broken_law.is_none() {
+        sim.fault_rate = FAULT_RATES[(episode % FAULT_RATES.len() as u64) as usize];
+        let until = (sim.steps + EPISODE).min(steps);
+        while sim.steps < until && sim.broken_law.is_none() {
+            sim.step();
         }
-        if world.broken.is_none() {
-            world.settle();
+        if sim.broken_law.is_none() {
+            sim.converge();
         }
         episode += 1;
     }
     mutant::choose(None);
-    coverage.add(&world.coverage);
-    match world.broken {
+    coverage.add(&sim.coverage);
+    match sim.broken_law {
         None => Ok(()),
-        Some(law) => Err(Box::new(Broken { seed, step: world.steps, law, trace: world.trace.into() })),
+        Some(law) => Err(Box::new(BrokenLaw { seed, step: sim.steps, law, log_lines: sim.log_lines.into() })),
     }
 }

@@ -1,11 +1,12 @@
-//! Each arrow of the drawing, as a table: when it is followed, when it is not, and what is ordered at its end.
+//! Tables for each transition of the drawing in `decide.rs`: when it is followed, when it is not,
+//! and which action is due after it.
 
-mod ending;
-mod given;
-mod next;
-mod seen;
+mod deletion;
+mod fixture;
+mod idempotence;
+mod next_step;
+mod observed;
 mod serving;
 mod sleeping;
 mod starting;
 mod storage;
-mod twice;

@@ -1,4 +1,4 @@
-//! While it is awake: death, silence, health.
+//! Transitions while a workspace is awake.
 
 use std::time::Duration;
 
@@ -11,22 +11,27 @@ use podling_core::{
     workspace::{DesiredState, Resources, Spec},
 };
 
-use crate::given::*;
+use crate::fixture::*;
 
 #[test]
-fn died() {
+fn ended_agent_is_restarted() {
     let at_once = pending(Duration::ZERO);
-    table(
+    assert_table(
         DesiredState::Awake,
         &[
-            ("killed", Phase::Awake, ended(seen(agents(&[])), 3), (at_once, 3, Some(Action::Stop))),
-            ("gone, nobody saw how", Phase::Awake, seen(agents(&[])), (at_once, 3, Some(Action::Stop))),
-            ("nobody knows", Phase::Awake, seen(Processes::Unseen), (Phase::Awake, 3, None)),
-            ("it lives", Phase::Awake, connected(seen(agents(&[3]))), (Phase::Awake, 3, None)),
+            ("killed", Phase::Awake, ended(with_processes(agents(&[])), 3), (at_once, 3, Some(Action::Stop))),
             (
-                "a second one lives too",
+                "gone without a reported end",
                 Phase::Awake,
-                connected(seen(agents(&[2, 3]))),
+                with_processes(agents(&[])),
+                (at_once, 3, Some(Action::Stop)),
+            ),
+            ("processes unknown", Phase::Awake, with_processes(Processes::Unseen), (Phase::Awake, 3, None)),
+            ("running", Phase::Awake, connected(with_processes(agents(&[3]))), (Phase::Awake, 3, None)),
+            (
+                "an older agent runs too",
+                Phase::Awake,
+                connected(with_processes(agents(&[2, 3]))),
                 (Phase::Awake, 3, None),
             ),
         ],
@@ -34,20 +39,30 @@ fn died() {
 }
 
 #[test]
-fn silence() {
+fn silent_agent_is_restarted_after_the_limit() {
     let at_once = pending(Duration::ZERO);
     let stop = (at_once, 3, Some(Action::Stop));
     let awake = (Phase::Awake, 3, None);
-    table(
+    assert_table(
         DesiredState::Awake,
         &[
-            ("ten minutes", Phase::Awake, silent(seen(agents(&[3])), SILENCE_LIMIT), stop),
-            ("a second less", Phase::Awake, silent(seen(agents(&[3])), SILENCE_LIMIT - SECOND), awake),
-            ("it is back", Phase::Awake, connected(silent(seen(agents(&[3])), SILENCE_LIMIT)), awake),
+            ("ten minutes", Phase::Awake, silent(with_processes(agents(&[3])), SILENCE_LIMIT), stop),
             (
-                "nobody knows whether it lives",
+                "a second less",
                 Phase::Awake,
-                silent(seen(Processes::Unseen), SILENCE_LIMIT),
+                silent(with_processes(agents(&[3])), SILENCE_LIMIT - SECOND),
+                awake,
+            ),
+            (
+                "connected again",
+                Phase::Awake,
+                connected(silent(with_processes(agents(&[3])), SILENCE_LIMIT)),
+                awake,
+            ),
+            (
+                "processes unknown",
+                Phase::Awake,
+                silent(with_processes(Processes::Unseen), SILENCE_LIMIT),
                 awake,
             ),
         ],
@@ -55,31 +70,45 @@ fn silence() {
 }
 
 #[test]
-fn stop_restarting() {
+fn unused_agent_that_ends_again_is_not_restarted() {
     let (stop, at_once) = (Some(Action::Stop), pending(Duration::ZERO));
-    let asleep_soon = (Phase::FallingAsleep, 3, stop);
-    let times = |failures, phase| Status { failures, ..status(phase) };
-    let dead = ended(seen(agents(&[])), 3);
-    let mute = silent(seen(agents(&[3])), SILENCE_LIMIT);
-    let by_another = Observed { used_by: Some(2), ..dead.clone() };
+    let falling_asleep = (Phase::FallingAsleep, 3, stop);
+    let with_failures = |failures, phase| Status { failures, ..status(phase) };
+    let dead = ended(with_processes(agents(&[])), 3);
+    let mute = silent(with_processes(agents(&[3])), SILENCE_LIMIT);
+    let used_by_earlier = Observed { used_by: Some(2), ..dead.clone() };
     let wanted = || spec(DesiredState::Awake);
-    cases(&[
-        ("the first time", wanted(), times(0, Phase::Awake), dead.clone(), (at_once, 3, stop)),
-        ("again, and not used", wanted(), times(1, Phase::Awake), dead.clone(), asleep_soon),
-        ("used before that only", wanted(), times(1, Phase::Awake), by_another, asleep_soon),
-        ("while it was asked", wanted(), times(1, IDLY), dead.clone(), asleep_soon),
-        ("silent", wanted(), times(1, Phase::Awake), mute, asleep_soon),
-        ("used", wanted(), times(1, Phase::Awake), used(dead.clone()), (pending(FIRST_PAUSE), 3, stop)),
+    assert_cases(&[
+        ("first failure", wanted(), with_failures(0, Phase::Awake), dead.clone(), (at_once, 3, stop)),
+        ("second failure, unused", wanted(), with_failures(1, Phase::Awake), dead.clone(), falling_asleep),
+        (
+            "used by an earlier agent only",
+            wanted(),
+            with_failures(1, Phase::Awake),
+            used_by_earlier,
+            falling_asleep,
+        ),
+        ("while preparing", wanted(), with_failures(1, PREPARING_IDLE), dead.clone(), falling_asleep),
+        ("silent", wanted(), with_failures(1, Phase::Awake), mute, falling_asleep),
+        (
+            "used",
+            wanted(),
+            with_failures(1, Phase::Awake),
+            used(dead.clone()),
+            (pending(FIRST_PAUSE), 3, stop),
+        ),
     ]);
-    // It sleeps on: what was asked for was had. Who asks from then on wakes it.
-    let worn = decide(&called(DesiredState::Awake), &times(1, Phase::Awake), &dead, NOW).status;
-    let rests = decide(&called(DesiredState::Awake), &worn, &seen(Processes::None), NOW).status;
-    assert_eq!((rests.phase, rests.failures), (Phase::Asleep, 0));
+    // The pending request counts as acted on, so that the workspace stays asleep until the next one.
+    let stopping =
+        decide(&requested(DesiredState::Awake), &with_failures(1, Phase::Awake), &dead, NOW).status;
+    let asleep =
+        decide(&requested(DesiredState::Awake), &stopping, &with_processes(Processes::None), NOW).status;
+    assert_eq!((asleep.phase, asleep.failures), (Phase::Asleep, 0));
 }
 
 #[test]
-fn healthy() {
-    let shaky = |ago: Duration| Status {
+fn failures_are_forgotten_when_used_and_connected() {
+    let failed_before = |ago: Duration| Status {
         failures: 4,
         since: Timestamp(NOW.0 - ago.as_millis() as u64),
         ..status(Phase::Awake)
@@ -87,98 +116,119 @@ fn healthy() {
     let failures = |status: &Status, observed: &Observed| {
         decide(&spec(DesiredState::Awake), status, observed, NOW).status.failures
     };
-    let well = used(served());
-    assert_eq!(failures(&shaky(HEALTHY_AFTER), &well), 0);
-    assert_eq!(failures(&shaky(HEALTHY_AFTER - SECOND), &well), 4, "not yet");
-    assert_eq!(failures(&shaky(HEALTHY_AFTER), &served()), 4, "nobody uses it");
-    assert_eq!(failures(&shaky(HEALTHY_AFTER), &seen(agents(&[3]))), 4, "nobody hears it");
-    let again =
-        decide(&spec(DesiredState::Awake), &shaky(SECOND), &used(ended(seen(agents(&[])), 3)), NOW).status;
+    let in_use = used(served());
+    assert_eq!(failures(&failed_before(HEALTHY_AFTER), &in_use), 0);
+    assert_eq!(failures(&failed_before(HEALTHY_AFTER - SECOND), &in_use), 4, "forgotten too early");
+    assert_eq!(failures(&failed_before(HEALTHY_AFTER), &served()), 4, "forgotten without use");
+    assert_eq!(failures(&failed_before(HEALTHY_AFTER), &with_processes(agents(&[3]))), 4, "not connected");
+    let again = decide(
+        &spec(DesiredState::Awake),
+        &failed_before(SECOND),
+        &used(ended(with_processes(agents(&[])), 3)),
+        NOW,
+    )
+    .status;
     assert_eq!(
         again.phase,
         pending(FIRST_PAUSE * 8),
-        "one that dies again and again does not restart at once"
+        "an agent that ends repeatedly restarts without back-off"
     );
 }
 
 #[test]
-fn resized() {
+fn quota_reservation_follows_requested_resources() {
     let cpu = |cpu_millis| Resources { cpu_millis, memory_bytes: 1 };
-    let given = |phase, has, queued_at| Status { allocated: Some(cpu(has)), queued_at, ..status(phase) };
-    let since = Some(WITNESSED - SECOND);
+    let allocated = |phase, has, queued_at| Status { allocated: Some(cpu(has)), queued_at, ..status(phase) };
+    let since = Some(OBSERVED_TIME - SECOND);
     let after = |wants, status: Status, admitted| {
         let spec = Spec { resources: cpu(wants), ..spec(DesiredState::Awake) };
         let observed = Observed { admitted, ..served() };
         let decided = decide(&spec, &status, &observed, NOW).status;
-        assert_eq!(decided.phase, status.phase, "it goes on");
-        (decided.allocated.expect("it has room").cpu_millis, decided.queued_at)
+        assert_eq!(decided.phase, status.phase, "the phase changes");
+        (decided.allocated.expect("quota is reserved").cpu_millis, decided.queued_at)
     };
     for phase in [Phase::Awake, Phase::Pending { not_before: NOW.plus(SECOND) }] {
-        assert_eq!(after(2, given(phase, 2, None), false), (2, None), "as it was");
-        assert_eq!(after(1, given(phase, 2, None), false), (1, None), "less is given back at once");
+        assert_eq!(after(2, allocated(phase, 2, None), false), (2, None), "unchanged request");
         assert_eq!(
-            after(3, given(phase, 2, None), false),
-            (2, Some(WITNESSED)),
-            "more is waited for in line"
+            after(1, allocated(phase, 2, None), false),
+            (1, None),
+            "a smaller request is not released at once"
         );
-        assert_eq!(after(3, given(phase, 2, since), false), (2, since), "it keeps its place there");
-        assert_eq!(after(3, given(phase, 2, since), true), (3, None), "there is room");
-        assert_eq!(after(2, given(phase, 2, since), false), (2, None), "it does not want more after all");
-        assert_eq!(after(1, given(phase, 2, since), false), (1, None), "it wants less");
+        assert_eq!(
+            after(3, allocated(phase, 2, None), false),
+            (2, Some(OBSERVED_TIME)),
+            "a larger request does not join the admission queue"
+        );
+        assert_eq!(after(3, allocated(phase, 2, since), false), (2, since), "the queue position is lost");
+        assert_eq!(
+            after(3, allocated(phase, 2, since), true),
+            (3, None),
+            "an admitted resize is not allocated"
+        );
+        assert_eq!(after(2, allocated(phase, 2, since), false), (2, None), "a withdrawn resize stays queued");
+        assert_eq!(after(1, allocated(phase, 2, since), false), (1, None), "a smaller request stays queued");
     }
-    let older = Status { allocated: None, ..status(Phase::Awake) };
-    assert_eq!(after(2, older, false), (2, None), "a record from before has what it wants");
-    // Two kinds at once are given at once, or not at all.
+    let old_record = Status { allocated: None, ..status(Phase::Awake) };
+    assert_eq!(after(2, old_record, false), (2, None), "a record without a reservation is not migrated");
+    // CPU and memory are allocated together or not at all.
     let spec = Spec { resources: Resources { cpu_millis: 1, memory_bytes: 9 }, ..spec(DesiredState::Awake) };
-    let both = decide(&spec, &given(Phase::Awake, 2, None), &served(), NOW).status;
-    assert_eq!((both.allocated, both.queued_at), (Some(cpu(2)), Some(WITNESSED)));
-    // Who rests has nothing.
-    let rested = decide(&spec, &given(Phase::FallingAsleep, 2, since), &seen(Processes::None), NOW).status;
-    assert_eq!((rested.phase, rested.allocated, rested.queued_at), (Phase::Asleep, None, None));
+    let both = decide(&spec, &allocated(Phase::Awake, 2, None), &served(), NOW).status;
+    assert_eq!((both.allocated, both.queued_at), (Some(cpu(2)), Some(OBSERVED_TIME)));
+    // A sleeping workspace holds no quota.
+    let asleep =
+        decide(&spec, &allocated(Phase::FallingAsleep, 2, since), &with_processes(Processes::None), NOW)
+            .status;
+    assert_eq!((asleep.phase, asleep.allocated, asleep.queued_at), (Phase::Asleep, None, None));
 }
 
 #[test]
-fn what_runs_is_given_what_it_was_given_of_its_share() {
+fn running_agent_is_resized_to_allocated_resources() {
     let (small, large) = (Resources::default(), Resources { cpu_millis: 2000, memory_bytes: 2 << 30 });
     let resize = |resources| Some(Action::Resize { epoch: 3, resources });
-    let has = |epoch, resources| Observed { actual: Some((epoch, resources)), ..served() };
-    let wants = |resources| Spec { resources, ..spec(DesiredState::Awake) };
-    let awake = |given| Status { allocated: Some(given), ..status(Phase::Awake) };
+    let actual = |epoch, resources| Observed { actual: Some((epoch, resources)), ..served() };
+    let requests = |resources| Spec { resources, ..spec(DesiredState::Awake) };
+    let awake = |allocated| Status { allocated: Some(allocated), ..status(Phase::Awake) };
     let unknown = Observed { actual: None, ..served() };
     let stays = |action| (Phase::Awake, 3, action);
-    let not_now = failed(has(3, small), Action::Resize { epoch: 3, resources: large }, 1);
-    cases(&[
-        ("it has it", wants(small), awake(small), has(3, small), stays(None)),
-        ("nobody knows what it has", wants(small), awake(small), unknown, stays(resize(small))),
-        ("that was another agent's", wants(small), awake(small), has(2, small), stays(resize(small))),
-        ("it was given more", wants(large), awake(large), has(3, small), stays(resize(large))),
-        ("there is room now", wants(large), awake(small), room(has(3, small)), stays(resize(large))),
-        ("less is given back", wants(small), awake(large), has(3, large), stays(resize(small))),
-        ("there is no room", wants(large), awake(small), has(3, small), stays(None)),
-        ("it has just failed", wants(large), awake(large), not_now, stays(None)),
+    let just_failed = failed(actual(3, small), Action::Resize { epoch: 3, resources: large }, 1);
+    assert_cases(&[
+        ("resources match", requests(small), awake(small), actual(3, small), stays(None)),
+        ("actual resources unknown", requests(small), awake(small), unknown, stays(resize(small))),
         (
-            "nobody knows what runs",
-            wants(large),
+            "reported for an earlier agent",
+            requests(small),
+            awake(small),
+            actual(2, small),
+            stays(resize(small)),
+        ),
+        ("more is allocated", requests(large), awake(large), actual(3, small), stays(resize(large))),
+        ("admitted", requests(large), awake(small), admitted(actual(3, small)), stays(resize(large))),
+        ("less is requested", requests(small), awake(large), actual(3, large), stays(resize(small))),
+        ("not admitted", requests(large), awake(small), actual(3, small), stays(None)),
+        ("the resize has just failed", requests(large), awake(large), just_failed, stays(None)),
+        (
+            "processes unknown",
+            requests(large),
             awake(large),
-            Observed { actual: None, ..connected(seen(Processes::Unseen)) },
+            Observed { actual: None, ..connected(with_processes(Processes::Unseen)) },
             stays(None),
         ),
     ]);
 }
 
 #[test]
-fn what_a_resize_waits_for_is_why_as_long_as_it_does() {
+fn resize_wait_is_the_reason_until_the_wait_ends() {
     let waits = Wait { reason: WaitReason::QuotaExceeded, detail: "the namespace is full".into() };
     let waiting = Observed { waits: Some(waits.clone()), ..served() };
     let (spec, allocated) = (spec(DesiredState::Awake), Some(Resources::default()));
     let held = decide(&spec, &Status { allocated, ..status(Phase::Awake) }, &waiting, NOW).status;
     assert_eq!((held.reason.clone(), held.phase), (StateReason::Waiting(waits), Phase::Awake));
     let resize = Action::Resize { epoch: 3, resources: Resources::default() };
-    let never = failed(Observed { actual: None, ..served() }, resize, 1);
-    let failed = decide(&spec, &held, &never, NOW).status;
+    let resize_failed = failed(Observed { actual: None, ..served() }, resize, 1);
+    let failed = decide(&spec, &held, &resize_failed, NOW).status;
     assert_eq!(
         failed.reason,
-        StateReason::ActionFailed { operation: Operation::Resize, detail: "it went wrong".into() }
+        StateReason::ActionFailed { operation: Operation::Resize, detail: "disk error".into() }
     );
     let done = decide(&spec, &failed, &served(), NOW).status;
     assert_eq!((done.reason, done.waits), (StateReason::AgentConnected, None));

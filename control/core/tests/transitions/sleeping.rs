@@ -1,4 +1,4 @@
-//! To sleep, in two phases, and back.
+//! Transitions from awake to asleep in two phases, and back.
 
 use std::time::Duration;
 
@@ -11,49 +11,50 @@ use podling_core::{
     workspace::{DesiredState, Spec},
 };
 
-use crate::given::*;
+use crate::fixture::*;
 
 const AWAKE: Outcome = (Phase::Awake, 3, None);
 const COMMITTING: Outcome = (Phase::Committing, 3, Some(Action::Commit(3)));
 const ENDED: Outcome = (Phase::FallingAsleep, 3, Some(Action::Stop));
 
 #[test]
-fn fall_asleep() {
-    let asked = (IDLY, 3, Some(prepare(Urgency::Idle)));
-    let just_come = Status { requested_at: WITNESSED - IDLE_TIMEOUT + SECOND, ..status(Phase::Awake) };
+fn awake_workspace_prepares_to_sleep_when_due() {
+    let preparing = (PREPARING_IDLE, 3, Some(prepare(Urgency::Idle)));
+    let just_requested =
+        Status { requested_at: OBSERVED_TIME - IDLE_TIMEOUT + SECOND, ..status(Phase::Awake) };
     let awake = || status(Phase::Awake);
     let mut bounded = spec(DesiredState::Awake);
     bounded.policy.max_awake = Some(20 * HOUR);
     let mut longer = bounded.clone();
     longer.policy.max_awake = Some(20 * HOUR + SECOND);
     let used = || Observed { used: Used::Yes, ..served() };
-    let by_force = (BY_FORCE, 3, Some(prepare(Urgency::Forced)));
-    cases(&[
-        ("idle for its timeout", spec(DesiredState::Awake), awake(), idle(IDLE_TIMEOUT), asked),
+    let forced = (PREPARING_FORCED, 3, Some(prepare(Urgency::Forced)));
+    assert_cases(&[
+        ("idle for its timeout", spec(DesiredState::Awake), awake(), idle(IDLE_TIMEOUT), preparing),
         ("a second less", spec(DesiredState::Awake), awake(), idle(IDLE_TIMEOUT - SECOND), AWAKE),
         ("used", spec(DesiredState::Awake), awake(), used(), AWAKE),
-        ("nobody has said", spec(DesiredState::Awake), awake(), served(), AWAKE),
-        ("somebody has just come", spec(DesiredState::Awake), just_come, idle(IDLE_TIMEOUT), AWAKE),
+        ("activity unknown", spec(DesiredState::Awake), awake(), served(), AWAKE),
+        ("just requested", spec(DesiredState::Awake), just_requested, idle(IDLE_TIMEOUT), AWAKE),
         (
-            "nobody hears it",
+            "not connected",
             spec(DesiredState::Awake),
             awake(),
             Observed { connected: None, ..idle(IDLE_TIMEOUT) },
             AWAKE,
         ),
         (
-            "its door may still be shut",
+            "prepare state unconfirmed",
             spec(DesiredState::Awake),
             awake(),
-            door(idle(IDLE_TIMEOUT), PrepareState::Unconfirmed(3)),
+            with_prepare_state(idle(IDLE_TIMEOUT), PrepareState::Unconfirmed(3)),
             (Phase::Awake, 3, Some(Action::Cancel(3))),
         ),
-        ("awake for as long as it may", bounded, awake(), used(), by_force),
+        ("longest time awake reached", bounded, awake(), used(), forced),
         ("a second less", longer, awake(), used(), AWAKE),
-        ("somebody puts it to sleep", called(DesiredState::Asleep), awake(), used(), by_force),
-        ("somebody deletes it", called(DesiredState::Deleted), awake(), used(), by_force),
+        ("sleep requested", requested(DesiredState::Asleep), awake(), used(), forced),
+        ("delete requested", requested(DesiredState::Deleted), awake(), used(), forced),
         (
-            "it has just declined",
+            "agent has just declined",
             spec(DesiredState::Awake),
             awake(),
             declined(idle(IDLE_TIMEOUT), prepare(Urgency::Idle), 1),
@@ -63,57 +64,77 @@ fn fall_asleep() {
 }
 
 #[test]
-fn asked_to_sleep() {
-    let asked = |observed| Observed { sleep_request: Some(SleepRequest::User), ..observed };
-    let yes = Observed { used: Used::Yes, ..served() };
-    let ask = prepare(Urgency::Requested);
+fn sleep_request_is_granted_unless_in_use() {
+    let asked_to_sleep = |observed| Observed { sleep_request: Some(SleepRequest::User), ..observed };
+    let in_use = Observed { used: Used::Yes, ..served() };
+    let requested_prepare = prepare(Urgency::Requested);
     let idle = || idle(SECOND);
-    table(
+    assert_table(
         DesiredState::Awake,
         &[
-            ("idle, for however short", Phase::Awake, asked(idle()), (ASKED, 3, Some(ask))),
-            ("nobody has said", Phase::Awake, asked(served()), (ASKED, 3, Some(ask))),
-            ("used", Phase::Awake, asked(yes.clone()), AWAKE),
-            ("its agent looks", ASKED, idle(), (ASKED, 3, Some(ask))),
-            ("it is used after all", ASKED, yes, AWAKE),
-            ("it declines", ASKED, declined(idle(), ask, 1), AWAKE),
-            ("its door is shut", ASKED, door(idle(), PrepareState::Prepared(3)), COMMITTING),
             (
-                "it has just declined, and is asked again",
+                "just idle",
                 Phase::Awake,
-                declined(asked(idle()), ask, 1),
+                asked_to_sleep(idle()),
+                (PREPARING_REQUESTED, 3, Some(requested_prepare)),
+            ),
+            (
+                "activity unknown",
+                Phase::Awake,
+                asked_to_sleep(served()),
+                (PREPARING_REQUESTED, 3, Some(requested_prepare)),
+            ),
+            ("used", Phase::Awake, asked_to_sleep(in_use.clone()), AWAKE),
+            (
+                "agent is asked",
+                PREPARING_REQUESTED,
+                idle(),
+                (PREPARING_REQUESTED, 3, Some(requested_prepare)),
+            ),
+            ("used again", PREPARING_REQUESTED, in_use, AWAKE),
+            ("agent declines", PREPARING_REQUESTED, declined(idle(), requested_prepare, 1), AWAKE),
+            (
+                "prepared",
+                PREPARING_REQUESTED,
+                with_prepare_state(idle(), PrepareState::Prepared(3)),
+                COMMITTING,
+            ),
+            (
+                "agent has just declined a request",
+                Phase::Awake,
+                declined(asked_to_sleep(idle()), requested_prepare, 1),
                 AWAKE,
             ),
             (
-                "it has just declined to sleep by itself",
+                "agent has just declined an idle sleep",
                 Phase::Awake,
-                declined(asked(idle()), prepare(Urgency::Idle), 1),
-                (ASKED, 3, Some(ask)),
+                declined(asked_to_sleep(idle()), prepare(Urgency::Idle), 1),
+                (PREPARING_REQUESTED, 3, Some(requested_prepare)),
             ),
         ],
     );
-    let unheard = Observed { connected: None, ..asked(idle()) };
+    let disconnected = Observed { connected: None, ..asked_to_sleep(idle()) };
     assert_eq!(
-        follows(&spec(DesiredState::Awake), &status(ASKED), &unheard),
+        outcome(&spec(DesiredState::Awake), &status(PREPARING_REQUESTED), &disconnected),
         AWAKE,
-        "nobody knows whether it is used"
+        "sleeps on unknown activity"
     );
 }
 
 #[test]
-fn who_asks_for_its_sleep_asks_once() {
-    let asked = || Observed { sleep_request: Some(SleepRequest::User), ..served() };
-    let mut ordered = asked();
+fn sleep_request_is_cleared_once_acted_on() {
+    let asked_to_sleep = || Observed { sleep_request: Some(SleepRequest::User), ..served() };
+    let mut ordered = asked_to_sleep();
     ordered.ordered(prepare(Urgency::Requested));
-    let mut lost = asked();
+    let mut lost = asked_to_sleep();
     lost.disconnected();
-    let mut used = asked();
+    let mut used = asked_to_sleep();
     used.use_reported(Used::Yes);
     assert!(ordered.sleep_request.or(lost.sleep_request).or(used.sleep_request).is_none());
 }
 
 #[test]
-fn one_that_declined_is_asked_again_after_a_pause() {
+fn declined_prepare_is_retried_after_back_off() {
     let observed = declined(idle(IDLE_TIMEOUT), prepare(Urgency::Idle), 2);
     let first = decide(&spec(DesiredState::Awake), &status(Phase::Awake), &observed, NOW);
     assert_eq!(first.next.map(|(at, _)| at), Some(NOW.plus(2 * SECOND)));
@@ -121,235 +142,274 @@ fn one_that_declined_is_asked_again_after_a_pause() {
     assert_eq!(
         later.status.phase,
         Phase::Preparing { urgency: Urgency::Idle, declined: 2 },
-        "an old refusal is none"
+        "an old refusal counts again"
     );
     assert_eq!(later.action, Some(prepare(Urgency::Idle)));
 }
 
 #[test]
-fn cancel_sleep() {
-    let mut deaf = idle(IDLE_TIMEOUT);
-    deaf.connected = None;
-    let preparing = |phase| status(phase);
-    cases(&[
+fn sleep_is_cancelled_on_use_request_or_failure() {
+    let mut disconnected = idle(IDLE_TIMEOUT);
+    disconnected.connected = None;
+    assert_cases(&[
         (
-            "it thinks",
+            "no answer yet",
             spec(DesiredState::Awake),
-            preparing(IDLY),
+            status(PREPARING_IDLE),
             idle(IDLE_TIMEOUT),
-            (IDLY, 3, Some(prepare(Urgency::Idle))),
+            (PREPARING_IDLE, 3, Some(prepare(Urgency::Idle))),
         ),
         (
             "used again",
             spec(DesiredState::Awake),
-            preparing(IDLY),
+            status(PREPARING_IDLE),
             Observed { used: Used::Yes, ..served() },
             AWAKE,
         ),
         (
-            "it declines",
+            "agent declines",
             spec(DesiredState::Awake),
-            preparing(IDLY),
+            status(PREPARING_IDLE),
             declined(served(), prepare(Urgency::Idle), 1),
             AWAKE,
         ),
         (
-            "it fails",
+            "prepare fails",
             spec(DesiredState::Awake),
-            preparing(IDLY),
+            status(PREPARING_IDLE),
             failed(served(), prepare(Urgency::Idle), 1),
             AWAKE,
         ),
-        ("nobody hears it", spec(DesiredState::Awake), preparing(IDLY), deaf.clone(), AWAKE),
+        ("not connected", spec(DesiredState::Awake), status(PREPARING_IDLE), disconnected.clone(), AWAKE),
         (
-            "its door may be shut",
-            called(DesiredState::Awake),
-            preparing(IDLY),
-            door(served(), PrepareState::Unconfirmed(3)),
+            "prepare state unconfirmed",
+            requested(DesiredState::Awake),
+            status(PREPARING_IDLE),
+            with_prepare_state(served(), PrepareState::Unconfirmed(3)),
             (Phase::Awake, 3, Some(Action::Cancel(3))),
         ),
         (
-            "use is no reason where it is forced",
+            "use does not cancel a forced sleep",
             spec(DesiredState::Asleep),
-            preparing(BY_FORCE),
+            status(PREPARING_FORCED),
             Observed { used: Used::Yes, ..served() },
-            (BY_FORCE, 3, Some(prepare(Urgency::Forced))),
+            (PREPARING_FORCED, 3, Some(prepare(Urgency::Forced))),
         ),
-        ("somebody came meanwhile", called(DesiredState::Awake), preparing(BY_FORCE), served(), AWAKE),
+        ("requested meanwhile", requested(DesiredState::Awake), status(PREPARING_FORCED), served(), AWAKE),
         (
             "forced and declined",
             spec(DesiredState::Asleep),
-            preparing(BY_FORCE),
+            status(PREPARING_FORCED),
             declined(served(), prepare(Urgency::Forced), 1),
             ENDED,
         ),
         (
-            "its time awake is over, and it fails",
+            "longest time awake reached, prepare fails",
             spec(DesiredState::Awake),
-            preparing(BY_FORCE),
+            status(PREPARING_FORCED),
             failed(served(), prepare(Urgency::Forced), 1),
             ENDED,
         ),
-        ("forced, and nobody hears it", spec(DesiredState::Asleep), preparing(BY_FORCE), deaf, ENDED),
+        ("forced, not connected", spec(DesiredState::Asleep), status(PREPARING_FORCED), disconnected, ENDED),
         (
-            "it died",
+            "agent ended",
             spec(DesiredState::Awake),
-            preparing(IDLY),
-            seen(agents(&[])),
+            status(PREPARING_IDLE),
+            with_processes(agents(&[])),
             (pending(Duration::ZERO), 3, Some(Action::Stop)),
         ),
         (
-            "nobody knows what runs",
+            "processes unknown",
             spec(DesiredState::Awake),
-            preparing(IDLY),
-            seen(Processes::Unseen),
-            (IDLY, 3, None),
+            status(PREPARING_IDLE),
+            with_processes(Processes::Unseen),
+            (PREPARING_IDLE, 3, None),
         ),
     ]);
-    let back = decide(&called(DesiredState::Awake), &status(IDLY), &served(), NOW).status;
+    let awake = decide(&requested(DesiredState::Awake), &status(PREPARING_IDLE), &served(), NOW).status;
     assert_eq!(
-        (back.requested_at, back.observed_request),
-        (WITNESSED, 2),
-        "who came has its time from now on"
+        (awake.requested_at, awake.observed_request),
+        (OBSERVED_TIME, 2),
+        "the request does not restart the idle timeout"
     );
 }
 
 #[test]
-fn who_comes_when_its_time_awake_is_over_wakes_it_again_when_it_has_slept() {
-    let mut bounded = called(DesiredState::Awake);
+fn request_after_max_awake_wakes_once_asleep() {
+    let mut bounded = requested(DesiredState::Awake);
     bounded.policy.max_awake = Some(HOUR);
-    let asked = decide(&bounded, &status(BY_FORCE), &served(), NOW).status;
-    assert_eq!((asked.phase, asked.observed_request), (BY_FORCE, 1), "the call is not forgotten");
-    let slept = Status { phase: Phase::FallingAsleep, ..asked };
-    assert_eq!(follows(&bounded, &slept, &seen(Processes::None)).0, Phase::Queued);
+    let preparing = decide(&bounded, &status(PREPARING_FORCED), &served(), NOW).status;
+    assert_eq!((preparing.phase, preparing.observed_request), (PREPARING_FORCED, 1), "the request is lost");
+    let falling_asleep = Status { phase: Phase::FallingAsleep, ..preparing };
+    assert_eq!(outcome(&bounded, &falling_asleep, &with_processes(Processes::None)).0, Phase::Queued);
 }
 
 #[test]
-fn prepared() {
-    table(
+fn preparing_workspace_commits_when_prepared() {
+    assert_table(
         DesiredState::Awake,
         &[
-            ("its door is shut", IDLY, door(idle(IDLE_TIMEOUT), PrepareState::Prepared(3)), COMMITTING),
             (
-                "its door may be shut",
-                IDLY,
-                door(idle(IDLE_TIMEOUT), PrepareState::Unconfirmed(3)),
-                (IDLY, 3, Some(prepare(Urgency::Idle))),
-            ),
-            (
-                "another's door",
-                IDLY,
-                door(idle(IDLE_TIMEOUT), PrepareState::Prepared(2)),
-                (IDLY, 3, Some(prepare(Urgency::Idle))),
-            ),
-        ],
-    );
-}
-
-#[test]
-fn ready_declined_and_given_up() {
-    let unheard = |silence| silent(seen(agents(&[3])), silence);
-    let commit = Action::Commit(3);
-    table(
-        DesiredState::Awake,
-        &[
-            ("it saves", Phase::Committing, served(), COMMITTING),
-            ("it is ready", Phase::Committing, Observed { ready: Some(3), ..served() }, ENDED),
-            ("another was ready", Phase::Committing, Observed { ready: Some(2), ..served() }, COMMITTING),
-            ("it declines", Phase::Committing, declined(served(), commit, 1), AWAKE),
-            (
-                "it declined, and its door is shut again",
-                Phase::Committing,
-                door(declined(served(), commit, 0), PrepareState::Prepared(3)),
+                "prepared",
+                PREPARING_IDLE,
+                with_prepare_state(idle(IDLE_TIMEOUT), PrepareState::Prepared(3)),
                 COMMITTING,
             ),
-            ("it fails", Phase::Committing, failed(served(), commit, 1), (Phase::Committing, 3, None)),
-            ("it fails too often", Phase::Committing, failed(served(), commit, COMMIT_TRIES), ENDED),
-            ("it died", Phase::Committing, seen(agents(&[])), ENDED),
-            ("all is gone", Phase::Committing, seen(Processes::None), (Phase::Asleep, 3, None)),
-            ("nobody hears it", Phase::Committing, unheard(SECOND), (Phase::Committing, 3, None)),
-            ("for ten minutes", Phase::Committing, unheard(SILENCE_LIMIT), ENDED),
-            ("nobody knows", Phase::Committing, seen(Processes::Unseen), (Phase::Committing, 3, None)),
+            (
+                "prepare state unconfirmed",
+                PREPARING_IDLE,
+                with_prepare_state(idle(IDLE_TIMEOUT), PrepareState::Unconfirmed(3)),
+                (PREPARING_IDLE, 3, Some(prepare(Urgency::Idle))),
+            ),
+            (
+                "an earlier agent is prepared",
+                PREPARING_IDLE,
+                with_prepare_state(idle(IDLE_TIMEOUT), PrepareState::Prepared(2)),
+                (PREPARING_IDLE, 3, Some(prepare(Urgency::Idle))),
+            ),
         ],
     );
-    let unwanted =
-        follows(&spec(DesiredState::Asleep), &status(Phase::Committing), &declined(served(), commit, 1));
-    assert_eq!(unwanted, ENDED, "where use is no reason, an agent that declines is ended");
 }
 
 #[test]
-fn stopped() {
-    table(
+fn commit_ends_ready_declined_or_given_up() {
+    let not_connected = |silence| silent(with_processes(agents(&[3])), silence);
+    let commit = Action::Commit(3);
+    assert_table(
         DesiredState::Awake,
         &[
-            ("nothing runs", Phase::FallingAsleep, seen(Processes::None), (Phase::Asleep, 3, None)),
-            ("something runs", Phase::FallingAsleep, seen(agents(&[])), ENDED),
-            ("nobody knows", Phase::FallingAsleep, seen(Processes::Unseen), (Phase::FallingAsleep, 3, None)),
+            ("agent saves", Phase::Committing, served(), COMMITTING),
+            ("agent is ready", Phase::Committing, Observed { ready: Some(3), ..served() }, ENDED),
+            (
+                "an earlier agent was ready",
+                Phase::Committing,
+                Observed { ready: Some(2), ..served() },
+                COMMITTING,
+            ),
+            ("agent declines", Phase::Committing, declined(served(), commit, 1), AWAKE),
+            (
+                "agent declined and is prepared again",
+                Phase::Committing,
+                with_prepare_state(declined(served(), commit, 0), PrepareState::Prepared(3)),
+                COMMITTING,
+            ),
+            ("prepare fails", Phase::Committing, failed(served(), commit, 1), (Phase::Committing, 3, None)),
+            ("commit fails too often", Phase::Committing, failed(served(), commit, COMMIT_TRIES), ENDED),
+            ("agent ended", Phase::Committing, with_processes(agents(&[])), ENDED),
+            ("no processes", Phase::Committing, with_processes(Processes::None), (Phase::Asleep, 3, None)),
+            ("not connected", Phase::Committing, not_connected(SECOND), (Phase::Committing, 3, None)),
+            ("not connected for ten minutes", Phase::Committing, not_connected(SILENCE_LIMIT), ENDED),
+            (
+                "processes unknown",
+                Phase::Committing,
+                with_processes(Processes::Unseen),
+                (Phase::Committing, 3, None),
+            ),
         ],
     );
-    let rested =
-        decide(&spec(DesiredState::Awake), &status(Phase::FallingAsleep), &seen(Processes::None), NOW).status;
-    assert_eq!((rested.slept_at, rested.failures), (WITNESSED, 0));
+    let declined_unwanted =
+        outcome(&spec(DesiredState::Asleep), &status(Phase::Committing), &declined(served(), commit, 1));
+    assert_eq!(declined_unwanted, ENDED, "a declining agent prevents a forced sleep");
 }
 
 #[test]
-fn wake() {
-    let none = || seen(Processes::None);
+fn workspace_is_asleep_when_nothing_runs() {
+    assert_table(
+        DesiredState::Awake,
+        &[
+            ("no processes", Phase::FallingAsleep, with_processes(Processes::None), (Phase::Asleep, 3, None)),
+            ("leftover processes", Phase::FallingAsleep, with_processes(agents(&[])), ENDED),
+            (
+                "processes unknown",
+                Phase::FallingAsleep,
+                with_processes(Processes::Unseen),
+                (Phase::FallingAsleep, 3, None),
+            ),
+        ],
+    );
+    let asleep = decide(
+        &spec(DesiredState::Awake),
+        &status(Phase::FallingAsleep),
+        &with_processes(Processes::None),
+        NOW,
+    )
+    .status;
+    assert_eq!((asleep.slept_at, asleep.failures), (OBSERVED_TIME, 0));
+}
+
+#[test]
+fn request_wakes_a_sleeping_workspace() {
+    let none = || with_processes(Processes::None);
     let queued = (Phase::Queued, 3, None);
     let stop = (Phase::Queued, 3, Some(Action::Stop));
-    let opening = OPENING;
-    cases(&[
-        ("asked for", called(DesiredState::Awake), status(Phase::Asleep), none(), queued),
+    assert_cases(&[
+        ("requested", requested(DesiredState::Awake), status(Phase::Asleep), none(), queued),
         (
-            "asked for, and there is room",
-            called(DesiredState::Awake),
+            "requested and admitted",
+            requested(DesiredState::Awake),
             status(Phase::Asleep),
-            room(none()),
+            admitted(none()),
             (Phase::Starting, 4, Some(Action::Start(4))),
         ),
         (
-            "asked for long ago",
+            "requested long ago",
             spec(DesiredState::Awake),
             status(Phase::Asleep),
             none(),
             (Phase::Asleep, 3, None),
         ),
         (
-            "asked to sleep",
-            called(DesiredState::Asleep),
+            "sleep requested",
+            requested(DesiredState::Asleep),
             status(Phase::Asleep),
             none(),
             (Phase::Asleep, 3, None),
         ),
-        ("while an agent opens it", called(DesiredState::Awake), status(opening), seen(agents(&[3])), stop),
-        ("while it is archived", called(DesiredState::Awake), status(ARCHIVING), served(), stop),
-        ("while it falls asleep", called(DesiredState::Awake), status(Phase::FallingAsleep), none(), queued),
         (
-            "while it saves",
-            called(DesiredState::Awake),
+            "while the archiving agent starts",
+            requested(DesiredState::Awake),
+            status(ARCHIVE_STARTING),
+            with_processes(agents(&[3])),
+            stop,
+        ),
+        ("while archiving", requested(DesiredState::Awake), status(ARCHIVE_RUNNING), served(), stop),
+        (
+            "while falling asleep",
+            requested(DesiredState::Awake),
+            status(Phase::FallingAsleep),
+            none(),
+            queued,
+        ),
+        (
+            "while committing",
+            requested(DesiredState::Awake),
             status(Phase::Committing),
             Observed { ready: Some(3), ..served() },
             ENDED,
         ),
     ]);
-    let woken = decide(&called(DesiredState::Awake), &status(Phase::Asleep), &none(), NOW).status;
+    let queued_status = decide(&requested(DesiredState::Awake), &status(Phase::Asleep), &none(), NOW).status;
     assert_eq!(
-        (woken.queued_at, woken.observed_request),
-        (Some(WITNESSED), 2),
-        "its place in the line is as old as the request"
+        (queued_status.queued_at, queued_status.observed_request),
+        (Some(OBSERVED_TIME), 2),
+        "the queue position does not date from the request"
     );
 }
 
 #[test]
-fn time_that_nobody_watched_makes_nothing_sleep() {
+fn unobserved_time_puts_nothing_to_sleep() {
     let a_year = Duration::from_secs(365 * 24 * 60 * 60);
     let then = NOW.plus(a_year);
     let mut bounded: Spec = spec(DesiredState::Awake);
     bounded.policy.max_awake = Some(21 * HOUR);
     let awake = decide(&bounded, &status(Phase::Awake), &idle(IDLE_TIMEOUT - SECOND), then).status.phase;
     assert_eq!(awake, Phase::Awake);
-    let asleep = decide(&bounded, &status(Phase::Asleep), &seen(Processes::None), then).status.phase;
+    let asleep =
+        decide(&bounded, &status(Phase::Asleep), &with_processes(Processes::None), then).status.phase;
     assert_eq!(asleep, Phase::Asleep);
     let long_ago = Timestamp(0);
-    assert_eq!(decide(&bounded, &status(Phase::Asleep), &seen(Processes::None), long_ago).action, None);
+    assert_eq!(
+        decide(&bounded, &status(Phase::Asleep), &with_processes(Processes::None), long_ago).action,
+        None
+    );
 }

@@ -1,4 +1,4 @@
-//! From made to awake, and the pauses in between.
+//! Transitions from creation to awake, and the back-off in between.
 
 use std::time::Duration;
 
@@ -11,83 +11,116 @@ use podling_core::{
     workspace::{DesiredState, State},
 };
 
-use crate::given::*;
+use crate::fixture::*;
 
 #[test]
-fn admit() {
+fn queued_workspace_starts_when_admitted() {
     let start = (Phase::Starting, 4, Some(Action::Start(4)));
-    table(
+    assert_table(
         DesiredState::Awake,
         &[
-            ("no room", Phase::Queued, seen(Processes::None), (Phase::Queued, 3, None)),
-            ("room", Phase::Queued, room(seen(Processes::None)), start),
+            ("not admitted", Phase::Queued, with_processes(Processes::None), (Phase::Queued, 3, None)),
+            ("admitted", Phase::Queued, admitted(with_processes(Processes::None)), start),
             (
-                "room, and something of an earlier agent runs",
+                "admitted, an earlier agent runs",
                 Phase::Queued,
-                room(seen(agents(&[2]))),
+                admitted(with_processes(agents(&[2]))),
                 (pending(Duration::ZERO), 3, Some(Action::Stop)),
             ),
             (
-                "what runs is ended before there is room",
+                "not admitted, leftover processes",
                 Phase::Queued,
-                seen(agents(&[])),
+                with_processes(agents(&[])),
                 (Phase::Queued, 3, Some(Action::Stop)),
             ),
-            ("going down", Phase::Queued, standby(room(seen(Processes::None))), (Phase::Asleep, 3, None)),
+            (
+                "control plane shuts down",
+                Phase::Queued,
+                shutting_down(admitted(with_processes(Processes::None))),
+                (Phase::Asleep, 3, None),
+            ),
         ],
     );
-    let unwanted = follows(&spec(DesiredState::Asleep), &status(Phase::Queued), &room(seen(Processes::None)));
-    assert_eq!(unwanted, (Phase::Asleep, 3, None), "it is not wanted any more");
+    let sleep_requested = outcome(
+        &spec(DesiredState::Asleep),
+        &status(Phase::Queued),
+        &admitted(with_processes(Processes::None)),
+    );
+    assert_eq!(sleep_requested, (Phase::Asleep, 3, None), "an unwanted workspace starts");
 }
 
 #[test]
-fn who_is_made_joins_the_line_once() {
-    let made = decide(&spec(DesiredState::Awake), &Status::new(NOW), &seen(Processes::None), NOW).status;
-    assert_eq!(made.queued_at, Some(WITNESSED));
-    let later = Observed { observed_time: WITNESSED + SECOND, ..seen(Processes::None) };
-    assert_eq!(decide(&spec(DesiredState::Awake), &made, &later, NOW).status.queued_at, Some(WITNESSED));
+fn created_workspace_joins_the_queue_once() {
+    let created =
+        decide(&spec(DesiredState::Awake), &Status::new(NOW), &with_processes(Processes::None), NOW).status;
+    assert_eq!(created.queued_at, Some(OBSERVED_TIME));
+    let later = Observed { observed_time: OBSERVED_TIME + SECOND, ..with_processes(Processes::None) };
+    assert_eq!(
+        decide(&spec(DesiredState::Awake), &created, &later, NOW).status.queued_at,
+        Some(OBSERVED_TIME)
+    );
 }
 
 #[test]
-fn start() {
+fn pending_workspace_starts_when_nothing_runs() {
     let (now, later) = (pending(Duration::ZERO), pending(SECOND));
-    table(
+    assert_table(
         DesiredState::Awake,
         &[
-            ("nothing runs", now, seen(Processes::None), (Phase::Starting, 4, Some(Action::Start(4)))),
-            ("nobody knows what runs", now, seen(Processes::Unseen), (now, 3, None)),
-            ("orphans run", now, seen(agents(&[])), (now, 3, Some(Action::Stop))),
-            ("an old agent lives", now, seen(agents(&[2])), (now, 3, Some(Action::Stop))),
-            ("the pause lasts", later, seen(Processes::None), (later, 3, None)),
-            ("orphans are ended in the pause", later, seen(agents(&[])), (later, 3, Some(Action::Stop))),
+            (
+                "no processes",
+                now,
+                with_processes(Processes::None),
+                (Phase::Starting, 4, Some(Action::Start(4))),
+            ),
+            ("processes unknown", now, with_processes(Processes::Unseen), (now, 3, None)),
+            ("orphaned processes", now, with_processes(agents(&[])), (now, 3, Some(Action::Stop))),
+            ("an earlier agent runs", now, with_processes(agents(&[2])), (now, 3, Some(Action::Stop))),
+            ("back-off", later, with_processes(Processes::None), (later, 3, None)),
+            (
+                "orphaned processes in the back-off",
+                later,
+                with_processes(agents(&[])),
+                (later, 3, Some(Action::Stop)),
+            ),
         ],
     );
-    let back = pending(LONGEST_PAUSE + SECOND);
-    let (phase, ..) = follows(&spec(DesiredState::Awake), &status(back), &seen(Processes::None));
-    assert_eq!(phase, Phase::Starting, "a clock that was set back does not hold it up");
+    let clock_set_back = pending(LONGEST_PAUSE + SECOND);
+    let (phase, ..) =
+        outcome(&spec(DesiredState::Awake), &status(clock_set_back), &with_processes(Processes::None));
+    assert_eq!(phase, Phase::Starting, "a clock that was set back delays the start");
 }
 
 #[test]
-fn every_start_has_a_new_epoch_and_a_new_storage_generation() {
-    let decision =
-        decide(&spec(DesiredState::Awake), &status(pending(Duration::ZERO)), &seen(Processes::None), NOW);
+fn start_uses_a_new_epoch_and_storage_generation() {
+    let decision = decide(
+        &spec(DesiredState::Awake),
+        &status(pending(Duration::ZERO)),
+        &with_processes(Processes::None),
+        NOW,
+    );
     assert_eq!((decision.status.epoch, decision.status.storage_generation), (4, 4));
     assert!(decision.status.storage);
 }
 
 #[test]
-fn hello() {
+fn starting_workspace_is_awake_after_hello() {
     let starting = (Phase::Starting, 3, None);
-    table(
+    assert_table(
         DesiredState::Awake,
         &[
-            ("it said hello", Phase::Starting, connected(seen(agents(&[3]))), (Phase::Awake, 3, None)),
-            ("it lives and has not", Phase::Starting, seen(agents(&[3])), starting),
-            ("it is being started", Phase::Starting, seen(agents(&[])), starting),
             (
-                "an older one did",
+                "hello received",
                 Phase::Starting,
-                Observed { connected: Some(2), ..seen(agents(&[3])) },
+                connected(with_processes(agents(&[3]))),
+                (Phase::Awake, 3, None),
+            ),
+            ("running, no hello", Phase::Starting, with_processes(agents(&[3])), starting),
+            ("being started", Phase::Starting, with_processes(agents(&[])), starting),
+            (
+                "hello of an earlier agent",
+                Phase::Starting,
+                Observed { connected: Some(2), ..with_processes(agents(&[3])) },
                 starting,
             ),
         ],
@@ -95,9 +128,9 @@ fn hello() {
 }
 
 #[test]
-fn a_start_says_what_it_waits_for_and_is_queued_where_that_is_room() {
+fn start_that_waits_for_quota_is_queued_with_its_reason() {
     let wait = |reason| Wait { reason, detail: "the namespace is full".into() };
-    let waits = |reason| Observed { waits: Some(wait(reason)), ..seen(agents(&[])) };
+    let waits = |reason| Observed { waits: Some(wait(reason)), ..with_processes(agents(&[])) };
     let because = |reason| StateReason::Waiting(wait(reason));
     let decide = |status: &Status, observed: &Observed| {
         decide(&spec(DesiredState::Awake), status, observed, NOW).status
@@ -107,30 +140,38 @@ fn a_start_says_what_it_waits_for_and_is_queued_where_that_is_room() {
         (queued.state(), &queued.reason, queued.epoch),
         (State::Queued, &because(WaitReason::QuotaExceeded), 3)
     );
-    let goes_on = decide(&queued, &waits(WaitReason::Unschedulable));
-    assert_eq!((goes_on.state(), &goes_on.reason), (State::Starting, &because(WaitReason::Unschedulable)));
-    let starts = decide(&goes_on, &seen(agents(&[])));
-    assert_eq!((starts.state(), starts.waits.is_none()), (State::Starting, true));
-    assert_eq!(starts.reason, StateReason::AgentStarting);
-    let serves = decide(&queued, &connected(seen(agents(&[3]))));
-    assert_eq!((serves.phase, serves.waits), (Phase::Awake, None));
+    let unschedulable = decide(&queued, &waits(WaitReason::Unschedulable));
+    assert_eq!(
+        (unschedulable.state(), &unschedulable.reason),
+        (State::Starting, &because(WaitReason::Unschedulable))
+    );
+    let starting = decide(&unschedulable, &with_processes(agents(&[])));
+    assert_eq!((starting.state(), starting.waits.is_none()), (State::Starting, true));
+    assert_eq!(starting.reason, StateReason::AgentStarting);
+    let awake = decide(&queued, &connected(with_processes(agents(&[3]))));
+    assert_eq!((awake.phase, awake.waits), (Phase::Awake, None));
 }
 
 #[test]
-fn start_failed() {
+fn failed_start_backs_off() {
     let again = pending(FIRST_PAUSE);
     let stop = (again, 3, Some(Action::Stop));
-    table(
+    assert_table(
         DesiredState::Awake,
         &[
-            ("it ended", Phase::Starting, ended(seen(agents(&[])), 3), stop),
-            ("an older one ended", Phase::Starting, ended(seen(agents(&[3])), 2), (Phase::Starting, 3, None)),
-            ("an old agent lives beside it", Phase::Starting, seen(agents(&[2, 3])), stop),
-            ("it says nothing", Phase::Starting, silent(seen(agents(&[3])), HELLO_LIMIT), stop),
+            ("agent ended", Phase::Starting, ended(with_processes(agents(&[])), 3), stop),
             (
-                "it has a little time left",
+                "an earlier agent ended",
                 Phase::Starting,
-                silent(seen(agents(&[3])), HELLO_LIMIT - SECOND),
+                ended(with_processes(agents(&[3])), 2),
+                (Phase::Starting, 3, None),
+            ),
+            ("an earlier agent runs too", Phase::Starting, with_processes(agents(&[2, 3])), stop),
+            ("hello overdue", Phase::Starting, silent(with_processes(agents(&[3])), HELLO_LIMIT), stop),
+            (
+                "hello not overdue yet",
+                Phase::Starting,
+                silent(with_processes(agents(&[3])), HELLO_LIMIT - SECOND),
                 (Phase::Starting, 3, None),
             ),
         ],
@@ -138,16 +179,17 @@ fn start_failed() {
 }
 
 #[test]
-fn starts_that_fail_pause_ever_longer_and_are_called_failed_but_never_given_up() {
+fn repeated_start_failures_back_off_and_count_as_failed() {
     let mut status = status(Phase::Starting);
-    let mut pauses = Vec::new();
+    let mut backoffs = Vec::new();
     for failure in 1..=20_u32 {
         status.phase = Phase::Starting;
-        status = decide(&spec(DesiredState::Awake), &status, &ended(seen(agents(&[])), 3), NOW).status;
+        status =
+            decide(&spec(DesiredState::Awake), &status, &ended(with_processes(agents(&[])), 3), NOW).status;
         let Phase::Pending { not_before } = status.phase else { panic!("{status:?}") };
-        pauses.push(not_before.since(NOW));
-        let word = if failure >= FAILED_AFTER { State::Failed } else { State::Starting };
-        assert_eq!((status.failures, status.state()), (failure, word));
+        backoffs.push(not_before.since(NOW));
+        let state = if failure >= FAILED_AFTER { State::Failed } else { State::Starting };
+        assert_eq!((status.failures, status.state()), (failure, state));
         let (StateReason::AgentStartFailed { detail } | StateReason::AgentEnded { detail: Some(detail) }) =
             &status.reason
         else {
@@ -155,15 +197,15 @@ fn starts_that_fail_pause_ever_longer_and_are_called_failed_but_never_given_up()
         };
         assert_eq!(detail, "killed by SIGKILL");
     }
-    assert_eq!(pauses[..4], [1, 2, 4, 8].map(Duration::from_secs));
-    assert!(pauses.is_sorted() && pauses.last() == Some(&LONGEST_PAUSE));
+    assert_eq!(backoffs[..4], [1, 2, 4, 8].map(Duration::from_secs));
+    assert!(backoffs.is_sorted() && backoffs.last() == Some(&LONGEST_PAUSE));
 }
 
 #[test]
-fn whoever_waits_cuts_the_pause_short_but_not_below_the_first() {
-    let mut paused = Status { since: NOW, ..status(pending(LONGEST_PAUSE)) };
-    assert_eq!(shorten_backoff(&paused, NOW).phase, pending(FIRST_PAUSE));
-    paused.since = Timestamp(NOW.0 - 60_000);
-    assert_eq!(shorten_backoff(&paused, NOW).phase, pending(Duration::ZERO));
+fn request_shortens_back_off_to_the_first_pause() {
+    let mut waiting = Status { since: NOW, ..status(pending(LONGEST_PAUSE)) };
+    assert_eq!(shorten_backoff(&waiting, NOW).phase, pending(FIRST_PAUSE));
+    waiting.since = Timestamp(NOW.0 - 60_000);
+    assert_eq!(shorten_backoff(&waiting, NOW).phase, pending(Duration::ZERO));
     assert_eq!(shorten_backoff(&status(Phase::Awake), NOW), status(Phase::Awake));
 }

@@ -1,4 +1,4 @@
-//! What becomes of the storage of a workspace that sleeps.
+//! Transitions that archive, remove and restore the storage of a sleeping workspace.
 
 use std::time::Duration;
 
@@ -11,21 +11,18 @@ use podling_core::{
     workspace::{DesiredState, Spec},
 };
 
-use crate::given::*;
+use crate::fixture::*;
 
-const TO_ARCHIVE: Phase =
-    Phase::Maintenance { task: MaintenanceTask::Archive, stage: MaintenanceStage::Starting };
-const TO_RESTORE: Phase =
+const RESTORE_STARTING: Phase =
     Phase::Maintenance { task: MaintenanceTask::Restore, stage: MaintenanceStage::Starting };
 const STOP: Option<Action> = Some(Action::Stop);
 
-/// Rested so long ago.
-fn slept(since: Duration) -> Status {
-    Status { slept_at: WITNESSED - since, ..status(Phase::Asleep) }
+/// A workspace that fell asleep `since` ago.
+fn asleep_for(since: Duration) -> Status {
+    Status { slept_at: OBSERVED_TIME - since, ..status(Phase::Asleep) }
 }
 
-/// Only its archive is left.
-fn put_away() -> Status {
+fn only_archive_left() -> Status {
     Status { storage: false, ..archived(status(Phase::Archived), &[3]) }
 }
 
@@ -34,63 +31,69 @@ fn with_archive(observed: Observed, generation: u64) -> Observed {
 }
 
 #[test]
-fn archive_due() {
-    let none = || seen(Processes::None);
+fn sleeping_workspace_is_archived_when_due() {
+    let none = || with_processes(Processes::None);
     let asleep = (Phase::Asleep, 3, None);
-    let opens = (TO_ARCHIVE, 4, Some(Action::Start(4)));
-    let paused = MaintenanceRetry { failures: 1, not_before: NOW.plus(SECOND) };
-    cases(&[
-        ("for a day", spec(DesiredState::Awake), slept(24 * HOUR), none(), opens),
-        ("a second less", spec(DesiredState::Awake), slept(24 * HOUR - SECOND), none(), asleep),
-        ("deleted", spec(DesiredState::Deleted), slept(SECOND), none(), opens),
+    let starts = (ARCHIVE_STARTING, 4, Some(Action::Start(4)));
+    let backing_off = MaintenanceRetry { failures: 1, not_before: NOW.plus(SECOND) };
+    assert_cases(&[
+        ("asleep for a day", spec(DesiredState::Awake), asleep_for(24 * HOUR), none(), starts),
+        ("a second less", spec(DesiredState::Awake), asleep_for(24 * HOUR - SECOND), none(), asleep),
+        ("deleted", spec(DesiredState::Deleted), asleep_for(SECOND), none(), starts),
         (
-            "nobody knows what runs",
+            "processes unknown",
             spec(DesiredState::Awake),
-            slept(24 * HOUR),
-            seen(Processes::Unseen),
+            asleep_for(24 * HOUR),
+            with_processes(Processes::Unseen),
             asleep,
         ),
         (
-            "something runs",
+            "leftover processes",
             spec(DesiredState::Awake),
-            slept(24 * HOUR),
-            seen(agents(&[])),
+            asleep_for(24 * HOUR),
+            with_processes(agents(&[])),
             (Phase::Asleep, 3, STOP),
         ),
-        ("going down", spec(DesiredState::Awake), slept(24 * HOUR), standby(none()), asleep),
         (
-            "enough are being archived",
+            "control plane shuts down",
             spec(DesiredState::Awake),
-            slept(24 * HOUR),
+            asleep_for(24 * HOUR),
+            shutting_down(none()),
+            asleep,
+        ),
+        (
+            "archive slots full",
+            spec(DesiredState::Awake),
+            asleep_for(24 * HOUR),
             Observed { archive_slots_full: true, ..none() },
             asleep,
         ),
         (
-            "it has just failed",
+            "archive has just failed",
             spec(DesiredState::Awake),
-            Status { maintenance_retry: paused, ..slept(24 * HOUR) },
+            Status { maintenance_retry: backing_off, ..asleep_for(24 * HOUR) },
             none(),
             asleep,
         ),
     ]);
-    let opened = decide(&spec(DesiredState::Awake), &slept(24 * HOUR), &none(), NOW).status;
-    assert_eq!(opened.storage_generation, 3, "who only reads changes nothing");
+    let archiving = decide(&spec(DesiredState::Awake), &asleep_for(24 * HOUR), &none(), NOW).status;
+    assert_eq!(archiving.storage_generation, 3, "archiving changes the storage generation");
 }
 
 #[test]
-fn opened() {
-    let failed_start = ended(seen(agents(&[])), 3);
-    table(
+fn maintenance_runs_once_its_agent_connects() {
+    let failed_start = ended(with_processes(agents(&[])), 3);
+    assert_table(
         DesiredState::Awake,
         &[
-            ("it said hello", TO_ARCHIVE, served(), (ARCHIVING, 3, Some(Action::Archive(3)))),
-            ("it has not", TO_ARCHIVE, seen(agents(&[3])), (TO_ARCHIVE, 3, None)),
-            ("to restore", TO_RESTORE, served(), (RESTORING, 3, Some(Action::Restore(3)))),
-            ("it does not start", TO_ARCHIVE, failed_start, (Phase::Asleep, 3, STOP)),
+            ("hello received", ARCHIVE_STARTING, served(), (ARCHIVE_RUNNING, 3, Some(Action::Archive(3)))),
+            ("no hello yet", ARCHIVE_STARTING, with_processes(agents(&[3])), (ARCHIVE_STARTING, 3, None)),
+            ("to restore", RESTORE_STARTING, served(), (RESTORE_RUNNING, 3, Some(Action::Restore(3)))),
+            ("agent does not start", ARCHIVE_STARTING, failed_start, (Phase::Asleep, 3, STOP)),
             (
-                "it says nothing",
-                TO_ARCHIVE,
-                silent(seen(agents(&[3])), HELLO_LIMIT),
+                "hello overdue",
+                ARCHIVE_STARTING,
+                silent(with_processes(agents(&[3])), HELLO_LIMIT),
                 (Phase::Asleep, 3, STOP),
             ),
         ],
@@ -98,174 +101,214 @@ fn opened() {
 }
 
 #[test]
-fn archived_and_let_go() {
-    let none = || seen(Processes::None);
-    table(
+fn storage_is_released_once_archived() {
+    let none = || with_processes(Processes::None);
+    assert_table(
         DesiredState::Awake,
         &[
-            ("proven", ARCHIVING, with_archive(served(), 3), (Phase::Archived, 3, STOP)),
+            ("proven", ARCHIVE_RUNNING, with_archive(served(), 3), (Phase::Archived, 3, STOP)),
             (
                 "of an older generation",
-                ARCHIVING,
+                ARCHIVE_RUNNING,
                 with_archive(served(), 2),
-                (ARCHIVING, 3, Some(Action::Archive(3))),
+                (ARCHIVE_RUNNING, 3, Some(Action::Archive(3))),
             ),
             (
-                "nothing runs any more",
+                "no processes left",
                 Phase::Asleep,
                 with_archive(none(), 3),
                 (Phase::Archived, 3, Some(Action::Remove)),
             ),
             ("an old archive", Phase::Asleep, with_archive(none(), 2), (Phase::Asleep, 3, None)),
-            ("going down", Phase::Asleep, standby(with_archive(none(), 3)), (Phase::Asleep, 3, None)),
+            (
+                "control plane shuts down",
+                Phase::Asleep,
+                shutting_down(with_archive(none(), 3)),
+                (Phase::Asleep, 3, None),
+            ),
         ],
     );
-    let woken = follows(&called(DesiredState::Awake), &archived(status(Phase::Asleep), &[3]), &none());
-    assert_eq!(woken, (Phase::Queued, 3, None), "who is asked for needs no archive");
+    let requested_meanwhile =
+        outcome(&requested(DesiredState::Awake), &archived(status(Phase::Asleep), &[3]), &none());
+    assert_eq!(requested_meanwhile, (Phase::Queued, 3, None), "a request is not preferred to the release");
 }
 
 #[test]
-fn retry_later() {
+fn failed_maintenance_is_retried_after_back_off() {
     let failing = |action| failed(served(), action, 1);
-    table(
+    assert_table(
         DesiredState::Awake,
         &[
-            ("archiving fails", ARCHIVING, failing(Action::Archive(3)), (Phase::Asleep, 3, STOP)),
-            ("restoring fails", RESTORING, failing(Action::Restore(3)), (Phase::Archived, 3, STOP)),
+            ("archiving fails", ARCHIVE_RUNNING, failing(Action::Archive(3)), (Phase::Asleep, 3, STOP)),
+            ("restoring fails", RESTORE_RUNNING, failing(Action::Restore(3)), (Phase::Archived, 3, STOP)),
             (
                 "an older failure",
-                ARCHIVING,
+                ARCHIVE_RUNNING,
                 failing(Action::Archive(2)),
-                (ARCHIVING, 3, Some(Action::Archive(3))),
+                (ARCHIVE_RUNNING, 3, Some(Action::Archive(3))),
             ),
-            ("its agent is lost", ARCHIVING, seen(agents(&[3])), (Phase::Asleep, 3, STOP)),
-            ("its agent died", RESTORING, seen(agents(&[])), (Phase::Archived, 3, STOP)),
-            ("nobody knows what runs", ARCHIVING, seen(Processes::Unseen), (ARCHIVING, 3, None)),
+            ("agent disconnected", ARCHIVE_RUNNING, with_processes(agents(&[3])), (Phase::Asleep, 3, STOP)),
+            ("agent ended", RESTORE_RUNNING, with_processes(agents(&[])), (Phase::Archived, 3, STOP)),
+            (
+                "processes unknown",
+                ARCHIVE_RUNNING,
+                with_processes(Processes::Unseen),
+                (ARCHIVE_RUNNING, 3, None),
+            ),
         ],
     );
-    let unwanted = follows(&spec(DesiredState::Asleep), &status(RESTORING), &served());
-    assert_eq!(unwanted, (Phase::Archived, 3, STOP));
-    let retry_later =
-        decide(&spec(DesiredState::Awake), &slept_and(ARCHIVING), &failing(Action::Archive(3)), NOW);
+    let sleep_requested = outcome(&spec(DesiredState::Asleep), &status(RESTORE_RUNNING), &served());
+    assert_eq!(sleep_requested, (Phase::Archived, 3, STOP));
+    let retried = decide(
+        &spec(DesiredState::Awake),
+        &retried_three_times(ARCHIVE_RUNNING),
+        &failing(Action::Archive(3)),
+        NOW,
+    );
     assert_eq!(
-        retry_later.status.maintenance_retry,
+        retried.status.maintenance_retry,
         MaintenanceRetry { failures: 4, not_before: NOW.plus(8 * SECOND) }
     );
     let cause =
-        Box::new(StateReason::ActionFailed { operation: Operation::Archive, detail: "it went wrong".into() });
+        Box::new(StateReason::ActionFailed { operation: Operation::Archive, detail: "disk error".into() });
     assert_eq!(
-        (retry_later.status.storage, &retry_later.status.reason),
+        (retried.status.storage, &retried.status.reason),
         (true, &StateReason::ArchiveFailed { cause })
     );
 }
 
-fn slept_and(phase: Phase) -> Status {
+fn retried_three_times(phase: Phase) -> Status {
     Status {
         phase,
         maintenance_retry: MaintenanceRetry { failures: 3, ..MaintenanceRetry::default() },
-        ..slept(24 * HOUR)
+        ..asleep_for(24 * HOUR)
     }
 }
 
 #[test]
-fn storage_goes_and_its_archive_stays() {
-    let none = || seen(Processes::None);
-    let gone = || Observed { removed: true, ..none() };
-    let there = || archived(status(Phase::Archived), &[3]);
-    let away = (Phase::Archived, 3, None);
-    cases(&[
+fn released_storage_is_removed_and_its_archive_retained() {
+    let none = || with_processes(Processes::None);
+    let storage_removed = || Observed { removed: true, ..none() };
+    let storage_present = || archived(status(Phase::Archived), &[3]);
+    let archived_without_storage = (Phase::Archived, 3, None);
+    assert_cases(&[
         (
-            "what archived it ends first",
+            "archiving agent still runs",
             spec(DesiredState::Awake),
-            there(),
-            seen(agents(&[3])),
+            storage_present(),
+            with_processes(agents(&[3])),
             (Phase::Archived, 3, STOP),
         ),
         (
-            "then it goes",
+            "no processes left",
             spec(DesiredState::Awake),
-            there(),
+            storage_present(),
             none(),
             (Phase::Archived, 3, Some(Action::Remove)),
         ),
-        ("gone", spec(DesiredState::Awake), there(), gone(), away),
         (
-            "half gone, and asked for: there is no way back",
-            called(DesiredState::Awake),
-            there(),
+            "storage removed",
+            spec(DesiredState::Awake),
+            storage_present(),
+            storage_removed(),
+            archived_without_storage,
+        ),
+        (
+            "requested while storage is removed",
+            requested(DesiredState::Awake),
+            storage_present(),
             none(),
             (Phase::Archived, 3, Some(Action::Remove)),
         ),
     ]);
-    let status = decide(&spec(DesiredState::Awake), &there(), &gone(), NOW).status;
+    let status = decide(&spec(DesiredState::Awake), &storage_present(), &storage_removed(), NOW).status;
     let archive = ArchiveKey("archive-3".into());
     assert_eq!((status.storage, &status.reason), (false, &StateReason::OnlyArchiveLeft { archive }));
 }
 
 #[test]
-fn restore() {
-    let none = || seen(Processes::None);
-    let opens = (TO_RESTORE, 4, Some(Action::Start(4)));
-    let fresh: Spec = Spec { source: Some(ArchiveKey("another's".into())), ..spec(DesiredState::Awake) };
-    let paused = MaintenanceRetry { failures: 1, not_before: NOW.plus(SECOND) };
-    cases(&[
-        ("asked for", called(DesiredState::Awake), put_away(), none(), opens),
-        ("not asked for", spec(DesiredState::Awake), put_away(), none(), (Phase::Archived, 3, None)),
+fn request_restores_from_the_archive() {
+    let none = || with_processes(Processes::None);
+    let starts = (RESTORE_STARTING, 4, Some(Action::Start(4)));
+    let fresh: Spec =
+        Spec { source: Some(ArchiveKey("another-workspace".into())), ..spec(DesiredState::Awake) };
+    let backing_off = MaintenanceRetry { failures: 1, not_before: NOW.plus(SECOND) };
+    assert_cases(&[
+        ("requested", requested(DesiredState::Awake), only_archive_left(), none(), starts),
+        ("not requested", spec(DesiredState::Awake), only_archive_left(), none(), (Phase::Archived, 3, None)),
         (
-            "made from an archive",
+            "created from an archive",
             fresh,
             Status::from_archive(NOW),
             none(),
-            (TO_RESTORE, 1, Some(Action::Start(1))),
+            (RESTORE_STARTING, 1, Some(Action::Start(1))),
         ),
         (
-            "it has just failed",
-            called(DesiredState::Awake),
-            Status { maintenance_retry: paused, ..put_away() },
+            "archive has just failed",
+            requested(DesiredState::Awake),
+            Status { maintenance_retry: backing_off, ..only_archive_left() },
             none(),
             (Phase::Archived, 3, None),
         ),
-        ("going down", called(DesiredState::Awake), put_away(), standby(none()), (Phase::Archived, 3, None)),
+        (
+            "control plane shuts down",
+            requested(DesiredState::Awake),
+            only_archive_left(),
+            shutting_down(none()),
+            (Phase::Archived, 3, None),
+        ),
     ]);
-    let opened = decide(&called(DesiredState::Awake), &put_away(), &none(), NOW).status;
-    assert!(opened.storage, "half a workspace may be there from now on");
+    let restoring = decide(&requested(DesiredState::Awake), &only_archive_left(), &none(), NOW).status;
+    assert!(restoring.storage, "a partial restore is not counted as storage");
 }
 
 #[test]
-fn restored() {
+fn restored_workspace_joins_the_queue() {
     let observed = Observed { restored: Some(3), ..served() };
     assert_eq!(
-        follows(&called(DesiredState::Awake), &status(RESTORING), &observed),
+        outcome(&requested(DesiredState::Awake), &status(RESTORE_RUNNING), &observed),
         (Phase::Queued, 3, STOP)
     );
-    let filled = decide(&called(DesiredState::Awake), &status(RESTORING), &observed, NOW).status;
-    assert_eq!((filled.storage_generation, filled.observed_request), (4, 2), "who filled it wrote to it");
+    let filled = decide(&requested(DesiredState::Awake), &status(RESTORE_RUNNING), &observed, NOW).status;
+    assert_eq!(
+        (filled.storage_generation, filled.observed_request),
+        (4, 2),
+        "a restore keeps the storage generation"
+    );
     let another = Observed { restored: Some(2), ..served() };
-    assert_eq!(follows(&called(DesiredState::Awake), &status(RESTORING), &another).0, RESTORING);
+    assert_eq!(
+        outcome(&requested(DesiredState::Awake), &status(RESTORE_RUNNING), &another).0,
+        RESTORE_RUNNING
+    );
 }
 
 #[test]
-fn archives_expire_oldest_first_and_then_the_record_goes() {
-    let none = || seen(Processes::None);
+fn archives_expire_oldest_first_then_the_record_is_removed() {
+    let none = || with_processes(Processes::None);
     let days = |n: u32| n * 24 * HOUR;
     let with = |ages: &[(u64, u32)], status: Status| Status {
         archives: ages.iter().map(|(g, age)| archive(*g, days(*age))).collect(),
         ..status
     };
-    let away = || put_away();
-    cases(&[
-        ("not yet", spec(DesiredState::Awake), with(&[(3, 29)], away()), none(), (Phase::Archived, 3, None)),
+    assert_cases(&[
         (
-            "over",
+            "not yet",
             spec(DesiredState::Awake),
-            with(&[(3, 30)], away()),
+            with(&[(3, 29)], only_archive_left()),
+            none(),
+            (Phase::Archived, 3, None),
+        ),
+        (
+            "expired",
+            spec(DesiredState::Awake),
+            with(&[(3, 30)], only_archive_left()),
             none(),
             (Phase::Archived, 3, Some(Action::Expire(3))),
         ),
         (
             "the oldest",
             spec(DesiredState::Awake),
-            with(&[(1, 31), (3, 1)], away()),
+            with(&[(1, 31), (3, 1)], only_archive_left()),
             none(),
             (Phase::Archived, 3, Some(Action::Expire(1))),
         ),
@@ -277,32 +320,35 @@ fn archives_expire_oldest_first_and_then_the_record_goes() {
             (Phase::Awake, 3, Some(Action::Expire(1))),
         ),
         (
-            "what the storage holds is kept beside it",
+            "archive of the present storage",
             spec(DesiredState::Awake),
             with(&[(3, 31)], status(Phase::Queued)),
             none(),
             (Phase::Queued, 3, None),
         ),
         (
-            "nothing is left",
+            "last archive removed",
             spec(DesiredState::Awake),
-            with(&[(3, 31)], away()),
+            with(&[(3, 31)], only_archive_left()),
             Observed { expired: [3].into(), ..none() },
             (Phase::Deleting, 3, Some(Action::Remove)),
         ),
     ]);
-    let waits = Status {
+    let restore_backing_off = Status {
         maintenance_retry: MaintenanceRetry { failures: 1, not_before: NOW.plus(SECOND) },
-        ..with(&[(3, 31)], away())
+        ..with(&[(3, 31)], only_archive_left())
     };
-    let kept = follows(&called(DesiredState::Awake), &waits, &none());
-    assert_eq!(kept, (Phase::Archived, 3, None), "somebody waits to be given it back");
+    let retained = outcome(&requested(DesiredState::Awake), &restore_backing_off, &none());
+    assert_eq!(retained, (Phase::Archived, 3, None), "an archive expires while its restore is pending");
     let a_year = NOW.plus(days(365));
-    assert_eq!(decide(&spec(DesiredState::Awake), &with(&[(3, 1)], away()), &none(), a_year).action, None);
+    assert_eq!(
+        decide(&spec(DesiredState::Awake), &with(&[(3, 1)], only_archive_left()), &none(), a_year).action,
+        None
+    );
     let many = archived(status(Phase::Awake), &(1..=101).collect::<Vec<_>>());
     assert_eq!(
-        follows(&spec(DesiredState::Awake), &many, &served()).2,
+        outcome(&spec(DesiredState::Awake), &many, &served()).2,
         Some(Action::Expire(1)),
-        "one too many"
+        "the oldest archive above the limit is retained"
     );
 }

@@ -1,4 +1,4 @@
-//! What the tables are written with.
+//! Builders of specs, statuses and observations for the tables.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -17,16 +17,16 @@ use podling_core::{
 pub(crate) const NOW: Timestamp = Timestamp(1_000_000_000);
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const HOUR: Duration = Duration::from_secs(60 * 60);
-/// What control planes have watched until now: a hundred days.
-pub(crate) const WITNESSED: Duration = Duration::from_secs(100 * 24 * 60 * 60);
-/// Of `Policy::default()`.
+/// Observed time at [`NOW`]: a hundred days.
+pub(crate) const OBSERVED_TIME: Duration = Duration::from_secs(100 * 24 * 60 * 60);
+/// The idle timeout of `Policy::default()`.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 pub(crate) fn spec(desired_state: DesiredState) -> Spec {
     Spec {
         id: WorkspaceId::from_bits(7),
-        name: "demo".parse().expect("a name"),
-        owner: "me".parse().expect("an owner"),
+        name: "demo".parse().expect("valid name"),
+        owner: "me".parse().expect("valid owner"),
         template: "shell".into(),
         command: Vec::new(),
         env: Default::default(),
@@ -40,14 +40,15 @@ pub(crate) fn spec(desired_state: DesiredState) -> Spec {
     }
 }
 
-/// Somebody has asked for it once more.
-pub(crate) fn called(desired_state: DesiredState) -> Spec {
+/// A spec with a request that the status has not acted on yet.
+pub(crate) fn requested(desired_state: DesiredState) -> Spec {
     Spec { request_seq: 2, ..spec(desired_state) }
 }
 
-/// Of a workspace whose third agent is (or was) the present one, which wrote to its storage, and which has answered what was asked.
+/// A status with the third agent as the present or last one. That agent had write access to the
+/// storage, and the only request was acted on.
 pub(crate) fn status(phase: Phase) -> Status {
-    let long_ago = WITNESSED - 20 * HOUR;
+    let long_ago = OBSERVED_TIME - 20 * HOUR;
     Status {
         phase,
         epoch: 3,
@@ -56,7 +57,7 @@ pub(crate) fn status(phase: Phase) -> Status {
         observed_request: 1,
         woke_at: long_ago,
         requested_at: long_ago,
-        slept_at: WITNESSED - HOUR,
+        slept_at: OBSERVED_TIME - HOUR,
         ..Status::new(NOW)
     }
 }
@@ -66,14 +67,14 @@ pub(crate) fn archive(generation: u64, age: Duration) -> Archive {
         key: ArchiveKey(format!("archive-{generation}")),
         generation,
         at: NOW,
-        observed_time: WITNESSED - age,
+        observed_time: OBSERVED_TIME - age,
         entries: 1,
         bytes: 1,
         archive_bytes: 1,
     }
 }
 
-/// With archives of these generations, just made.
+/// Adds archives of these storage generations, made just now.
 pub(crate) fn archived(status: Status, generations: &[u64]) -> Status {
     Status { archives: generations.iter().map(|g| archive(*g, Duration::ZERO)).collect(), ..status }
 }
@@ -82,24 +83,23 @@ pub(crate) fn pending(after: Duration) -> Phase {
     Phase::Pending { not_before: NOW.plus(after) }
 }
 
-pub(crate) const IDLY: Phase = Phase::Preparing { urgency: Urgency::Idle, declined: 0 };
-pub(crate) const ASKED: Phase = Phase::Preparing { urgency: Urgency::Requested, declined: 0 };
-pub(crate) const BY_FORCE: Phase = Phase::Preparing { urgency: Urgency::Forced, declined: 0 };
-/// An agent in maintenance mode that is to archive has not said hello.
-pub(crate) const OPENING: Phase =
+pub(crate) const PREPARING_IDLE: Phase = Phase::Preparing { urgency: Urgency::Idle, declined: 0 };
+pub(crate) const PREPARING_REQUESTED: Phase = Phase::Preparing { urgency: Urgency::Requested, declined: 0 };
+pub(crate) const PREPARING_FORCED: Phase = Phase::Preparing { urgency: Urgency::Forced, declined: 0 };
+pub(crate) const ARCHIVE_STARTING: Phase =
     Phase::Maintenance { task: MaintenanceTask::Archive, stage: MaintenanceStage::Starting };
-pub(crate) const ARCHIVING: Phase =
+pub(crate) const ARCHIVE_RUNNING: Phase =
     Phase::Maintenance { task: MaintenanceTask::Archive, stage: MaintenanceStage::Running };
-pub(crate) const RESTORING: Phase =
+pub(crate) const RESTORE_RUNNING: Phase =
     Phase::Maintenance { task: MaintenanceTask::Restore, stage: MaintenanceStage::Running };
 
 pub(crate) fn agents(epochs: &[u64]) -> Processes {
     Processes::Some(epochs.iter().copied().collect::<BTreeSet<_>>())
 }
 
-pub(crate) fn seen(processes: Processes) -> Observed {
+pub(crate) fn with_processes(processes: Processes) -> Observed {
     let actual = Some((3, Resources::default()));
-    Observed { processes, actual, observed_time: WITNESSED, ..Observed::default() }
+    Observed { processes, actual, observed_time: OBSERVED_TIME, ..Observed::default() }
 }
 
 pub(crate) fn ended(observed: Observed, epoch: u64) -> Observed {
@@ -110,21 +110,21 @@ pub(crate) fn connected(observed: Observed) -> Observed {
     Observed { connected: Some(3), ..observed }
 }
 
-/// The third agent serves it.
+/// The third agent runs and is connected.
 pub(crate) fn served() -> Observed {
-    connected(seen(agents(&[3])))
+    connected(with_processes(agents(&[3])))
 }
 
 pub(crate) fn idle(counted: Duration) -> Observed {
     Observed { used: Used::No(counted), ..served() }
 }
 
-/// The third agent has told of use.
+/// The third agent has reported use.
 pub(crate) fn used(observed: Observed) -> Observed {
     Observed { used_by: Some(3), ..observed }
 }
 
-pub(crate) fn door(observed: Observed, prepare_state: PrepareState) -> Observed {
+pub(crate) fn with_prepare_state(observed: Observed, prepare_state: PrepareState) -> Observed {
     Observed { prepare_state, ..observed }
 }
 
@@ -132,28 +132,28 @@ pub(crate) fn silent(observed: Observed, silence: Duration) -> Observed {
     Observed { silence, ..observed }
 }
 
-pub(crate) fn standby(observed: Observed) -> Observed {
+pub(crate) fn shutting_down(observed: Observed) -> Observed {
     Observed { shutting_down: true, ..observed }
 }
 
-pub(crate) fn room(observed: Observed) -> Observed {
+pub(crate) fn admitted(observed: Observed) -> Observed {
     Observed { admitted: true, ..observed }
 }
 
 pub(crate) fn failed(observed: Observed, action: Action, failures: u32) -> Observed {
-    trouble(observed, action, failures, Failure::Failed("it went wrong".into()))
+    with_failure(observed, action, failures, Failure::Failed("disk error".into()))
 }
 
 pub(crate) fn declined(observed: Observed, action: Action, failures: u32) -> Observed {
-    trouble(
+    with_failure(
         observed,
         action,
         failures,
-        Failure::Declined { reason: DeclineReason::InUse, detail: "somebody types".into() },
+        Failure::Declined { reason: DeclineReason::InUse, detail: "a client types".into() },
     )
 }
 
-fn trouble(observed: Observed, action: Action, failures: u32, failure: Failure) -> Observed {
+fn with_failure(observed: Observed, action: Action, failures: u32, failure: Failure) -> Observed {
     Observed { last_failure: Some(ActionFailure { action, failures, at: NOW, failure }), ..observed }
 }
 
@@ -161,25 +161,25 @@ pub(crate) fn prepare(urgency: Urgency) -> Action {
     Action::Prepare { epoch: 3, urgency }
 }
 
-/// What comes of it: the phase, the epoch, and the order.
+/// Phase, epoch and action after a decision.
 pub(crate) type Outcome = (Phase, u64, Option<Action>);
 
-pub(crate) fn follows(spec: &Spec, status: &Status, observed: &Observed) -> Outcome {
+pub(crate) fn outcome(spec: &Spec, status: &Status, observed: &Observed) -> Outcome {
     let decision = decide(spec, status, observed, NOW);
     (decision.status.phase, decision.status.epoch, decision.action)
 }
 
 #[track_caller]
-pub(crate) fn table(desired_state: DesiredState, rows: &[(&str, Phase, Observed, Outcome)]) {
-    for (what, phase, observed, expected) in rows {
-        assert_eq!(follows(&spec(desired_state), &status(*phase), observed), *expected, "{what}");
+pub(crate) fn assert_table(desired_state: DesiredState, rows: &[(&str, Phase, Observed, Outcome)]) {
+    for (case, phase, observed, expected) in rows {
+        assert_eq!(outcome(&spec(desired_state), &status(*phase), observed), *expected, "{case}");
     }
 }
 
-/// As `table`, with each row's own spec and status.
+/// As [`assert_table`], with a spec and a status per row.
 #[track_caller]
-pub(crate) fn cases(rows: &[(&str, Spec, Status, Observed, Outcome)]) {
-    for (what, spec, status, observed, expected) in rows {
-        assert_eq!(follows(spec, status, observed), *expected, "{what}");
+pub(crate) fn assert_cases(rows: &[(&str, Spec, Status, Observed, Outcome)]) {
+    for (case, spec, status, observed, expected) in rows {
+        assert_eq!(outcome(spec, status, observed), *expected, "{case}");
     }
 }

@@ -1,34 +1,34 @@
-//! What is seen, folded: the order in which it is told does not matter.
+//! Folding of events into observations: the order in which events arrive does not matter.
 
 use podling_core::{
     decide::Action,
     observed::{Achieved, AgentEnd, Observed, Processes, Used},
 };
 
-use crate::given::{NOW, SECOND, agents, archive, served};
+use crate::fixture::{NOW, SECOND, agents, archive, served};
 
 #[test]
-fn an_agent_whose_end_is_told_before_the_list_that_names_it_does_not_live() {
+fn agent_end_reported_before_the_first_list_is_respected() {
     let mut observed = Observed::default();
     observed.agent_ended(3, "killed by SIGKILL".into());
     observed.listed([2, 3].into(), 3);
     assert_eq!(observed.processes, agents(&[2]));
     assert_eq!(observed.ended, Some(AgentEnd { epoch: 3, detail: "killed by SIGKILL".into() }));
-    let mut other_way_round = Observed::default();
-    other_way_round.listed([2, 3].into(), 3);
-    other_way_round.agent_ended(3, "killed by SIGKILL".into());
-    assert_eq!(other_way_round, observed);
+    let mut reversed = Observed::default();
+    reversed.listed([2, 3].into(), 3);
+    reversed.agent_ended(3, "killed by SIGKILL".into());
+    assert_eq!(reversed, observed);
 }
 
 #[test]
-fn what_is_known_already_no_list_changes() {
+fn list_after_known_processes_is_ignored() {
     let mut observed = Observed::of_new();
     observed.listed([1].into(), 0);
     assert_eq!(observed.processes, Processes::None);
 }
 
 #[test]
-fn who_told_of_use_is_known_when_it_is_gone() {
+fn reported_use_outlives_the_agent() {
     let mut observed = served();
     observed.use_reported(Used::No(SECOND));
     assert_eq!(observed.used_by, None);
@@ -39,7 +39,7 @@ fn who_told_of_use_is_known_when_it_is_gone() {
 }
 
 #[test]
-fn an_archive_that_is_made_anew_after_it_was_removed_is_there() {
+fn archive_made_again_after_its_removal_is_known() {
     let mut observed = Observed::of_new();
     observed.done(Action::Expire(3), Ok(Achieved::Done), NOW);
     let again = Achieved::Archived(Box::new(archive(3, SECOND)));

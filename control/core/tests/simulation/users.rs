@@ -1,4 +1,4 @@
-//! People: they make, wake, put away, delete, change and use workspaces.
+//! Users: they create, wake, stop, delete, change and use workspaces.
 
 use std::{rc::Rc, time::Duration};
 
@@ -13,39 +13,41 @@ use podling_core::{
 };
 
 use super::{
-    control::{Entry, Record},
-    real::{Real, Storage},
-    world::World,
+    control_plane::{StoredRecord, WorkspaceEntry},
+    simulation::Simulation,
+    workspace::{SimulatedWorkspace, Storage},
 };
 
-/// Workspaces at once.
-const MOST: usize = 9;
+/// Most workspaces at once.
+const MAX_WORKSPACES: usize = 9;
 
 fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-impl World {
-    /// Somebody asks for something.
+impl Simulation {
+    /// A random request of a user.
     pub(crate) fn request(&mut self) {
-        let all = self.living();
-        if self.acting().is_none_or(|control| control.shutting_down) {
+        let all = self.existing_workspaces();
+        if self.running_control().is_none_or(|control| control.shutting_down) {
             return;
         }
-        if all.len() < MOST && (all.is_empty() || self.rng.per_mille(250)) {
+        if all.len() < MAX_WORKSPACES && (all.is_empty() || self.rng.per_mille(250)) {
             return self.create();
         }
-        let Some(w) = self.somewhere(&all) else { return };
+        let Some(w) = self.pick_workspace(&all) else { return };
         let which = self.rng.below(100);
         let now = self.now();
-        let Some(entry) = self.acting().and_then(|control| control.entries.get_mut(&w)) else { return };
+        let Some(entry) = self.running_control().and_then(|control| control.entries.get_mut(&w)) else {
+            return;
+        };
         let phase = entry.phase();
-        if entry.flight.as_ref().is_some_and(|flight| flight.action == Action::Forget) {
-            // A record that is being removed is not changed any more.
+        if entry.in_flight.as_ref().is_some_and(|in_flight| in_flight.action == Action::Forget) {
+            // The driver rejects requests while the record is being removed.
             return;
         }
         let mut spec = entry.record.spec.clone();
-        let (mut called, mut uncalled) = (false, false);
+        let (mut wakes, mut withdraws) = (false, false);
         match which {
             0..55 if !spec.desired_state.is_gone() || which < 4 => {
                 if spec.desired_state == DesiredState::Discarded || phase == Phase::Deleting {
@@ -53,34 +55,34 @@ impl World {
                 }
                 spec.desired_state = DesiredState::Awake;
                 spec.request_seq += 1;
-                called = true;
+                wakes = true;
                 entry.observed.sleep_request = None;
                 let status = shorten_backoff(&entry.record.status, now);
-                entry.record = Rc::new(Record { spec: entry.record.spec.clone(), status });
+                entry.record = Rc::new(StoredRecord { spec: entry.record.spec.clone(), status });
             }
-            // Unless it is used: its agent has the last word.
+            // A sleep request that the agent may decline.
             55..65 if matches!(phase, Phase::Awake | Phase::Preparing { .. }) => {
                 if spec.desired_state != DesiredState::Awake || entry.observed.used == Used::Yes {
                     return;
                 }
                 entry.observed.sleep_request = Some(podling_core::reason::SleepRequest::User);
-                if let Some(real) = self.real.get_mut(&w) {
-                    real.ghost.put_away = true;
+                if let Some(workspace) = self.workspaces.get_mut(&w) {
+                    workspace.evidence.sleep_requested = true;
                 }
                 return self.advance(w);
             }
             55..75 if !spec.desired_state.is_gone() => {
                 spec.desired_state = DesiredState::Asleep;
                 spec.request_seq += 1;
-                uncalled = true;
+                withdraws = true;
             }
             75..85 if spec.desired_state != DesiredState::Discarded => {
                 spec.desired_state = DesiredState::Deleted;
-                uncalled = true;
+                withdraws = true;
             }
             85..89 => {
                 spec.desired_state = DesiredState::Discarded;
-                uncalled = true;
+                withdraws = true;
             }
             89..94 if phase != Phase::Deleting => {
                 spec.resources.cpu_millis = 1 + self.rng.below(3);
@@ -88,34 +90,37 @@ impl World {
             94..100 => spec.policy = policy(which),
             _ => return,
         }
-        self.wants(w, spec, called, uncalled);
+        self.change_spec(w, spec, wakes, withdraws);
     }
 
-    /// Its spec is another by a request, for which somebody waits (`called`), or after which nobody waits any more (`uncalled`).
-    pub(crate) fn wants(&mut self, w: usize, spec: Spec, called: bool, uncalled: bool) {
-        let Some(entry) = self.acting().and_then(|control| control.entries.get_mut(&w)) else { return };
-        let repolicied = entry.record.spec.policy != spec.policy;
+    /// Replaces the spec. `wakes`: the caller waits for the workspace to wake. `withdraws`: no caller
+    /// waits for that any more.
+    pub(crate) fn change_spec(&mut self, w: usize, spec: Spec, wakes: bool, withdraws: bool) {
+        let Some(entry) = self.running_control().and_then(|control| control.entries.get_mut(&w)) else {
+            return;
+        };
+        let policy_changed = entry.record.spec.policy != spec.policy;
         entry.change(spec);
-        entry.asked |= called;
-        if uncalled {
-            entry.asked = false;
+        entry.wake_pending |= wakes;
+        if withdraws {
+            entry.wake_pending = false;
         }
-        let wanted = entry.record.spec.desired_state;
-        if let Some(real) = self.real.get_mut(&w) {
-            real.ghost.requested_at &= !uncalled;
-            real.ghost.discarded |= wanted == DesiredState::Discarded;
-            real.present |= called;
+        let desired_state = entry.record.spec.desired_state;
+        if let Some(workspace) = self.workspaces.get_mut(&w) {
+            workspace.evidence.wake_promised &= !withdraws;
+            workspace.evidence.discarded |= desired_state == DesiredState::Discarded;
+            workspace.user_present |= wakes;
         }
-        if repolicied {
-            self.claim_again(w);
+        if policy_changed {
+            self.resend_claim(w);
         }
-        self.note(|| format!("w{w} is wanted {wanted:?}"));
+        self.log(|| format!("w{w} desired state {desired_state:?}"));
         self.advance(w);
     }
 
-    /// Anywhere; often where something is under way just now, for there the races are.
-    fn somewhere(&mut self, all: &[usize]) -> Option<usize> {
-        let under_way = |entry: &Entry| {
+    /// Draws a workspace, often one in a transient phase, since most races are there.
+    fn pick_workspace(&mut self, all: &[usize]) -> Option<usize> {
+        let transient = |entry: &WorkspaceEntry| {
             matches!(entry.phase(), Phase::Preparing { .. } | Phase::Committing | Phase::FallingAsleep)
                 || matches!(
                     entry.phase(),
@@ -128,17 +133,17 @@ impl World {
         let racing: Vec<usize> = control
             .iter()
             .flat_map(|control| control.entries.iter())
-            .filter(|(w, entry)| under_way(entry) && all.contains(w))
+            .filter(|(w, entry)| transient(entry) && all.contains(w))
             .map(|(w, _)| *w)
             .collect();
         if racing.is_empty() { self.rng.pick(all) } else { self.rng.pick(&racing) }
     }
 
     fn create(&mut self) {
-        let w = self.made;
+        let w = self.created;
         let owners = ["ann", "bob", "cy"];
         let owner = self.rng.pick(&owners).unwrap_or("ann");
-        // Of what is listed: that is in a record.
+        // Users see the archives that are in a stored record.
         let records = self.store.records.values();
         let keys: Vec<ArchiveKey> = records
             .flat_map(|record| record.status.archives.iter().map(|archive| archive.key.clone()))
@@ -149,24 +154,24 @@ impl World {
         });
         let policy = policy(self.rng.below(6));
         let cpu_millis = 1 + self.rng.below(3);
-        self.make(owner, source, policy, Resources { cpu_millis, memory_bytes: 1 });
+        self.add_workspace(owner, source, policy, Resources { cpu_millis, memory_bytes: 1 });
     }
 
-    /// A workspace is made; which.
-    pub(crate) fn make(
+    /// Creates a workspace and returns its index.
+    pub(crate) fn add_workspace(
         &mut self,
         owner: &str,
         source: Option<ArchiveKey>,
         policy: Policy,
         resources: Resources,
     ) -> usize {
-        let (w, now) = (self.made, self.now());
-        self.made += 1;
+        let (w, now) = (self.created, self.now());
+        self.created += 1;
         let status = if source.is_some() { Status::from_archive(now) } else { Status::new(now) };
         let spec = Spec {
             id: WorkspaceId::from_bits(w as u64),
-            name: format!("w{w}").parse().expect("a name"),
-            owner: owner.parse().expect("an owner"),
+            name: format!("w{w}").parse().expect("valid name"),
+            owner: owner.parse().expect("valid owner"),
             template: "shell".into(),
             command: Vec::new(),
             env: Default::default(),
@@ -178,49 +183,49 @@ impl World {
             created: now,
             request_id: String::new(),
         };
-        let watched = self.watched;
-        let real = Real::new();
-        self.note(|| format!("w{w} is made by {owner}, from {:?}", spec.source));
-        self.real.insert(w, real);
-        let record = Rc::new(Record { spec, status });
+        let true_observed_time = self.true_observed_time;
+        let workspace = SimulatedWorkspace::new();
+        self.log(|| format!("w{w} created by {owner}, from {:?}", spec.source));
+        self.workspaces.insert(w, workspace);
+        let record = Rc::new(StoredRecord { spec, status });
         if let Some(control) = &mut self.control {
-            let mut entry = Entry::new(record, false, Observed::of_new());
-            entry.heard = watched;
-            entry.asked = true;
+            let mut entry = WorkspaceEntry::new(record, false, Observed::of_new());
+            entry.heard_at = true_observed_time;
+            entry.wake_pending = true;
             control.entries.insert(w, entry);
         }
         self.advance(w);
         w
     }
 
-    /// Somebody who is there types, or programs work or write.
-    pub(crate) fn work(&mut self) {
-        let Some(w) = self.somewhere(&self.living()) else { return };
+    /// A present user types, or programs work or write.
+    pub(crate) fn use_workspace(&mut self) {
+        let Some(w) = self.pick_workspace(&self.existing_workspaces()) else { return };
         let (clock, what) = (self.clock, self.rng.below(20));
-        let Some(real) = self.real.get_mut(&w) else { return };
+        let Some(workspace) = self.workspaces.get_mut(&w) else { return };
         if what == 0 {
-            real.present = !real.present;
+            workspace.user_present = !workspace.user_present;
         }
-        let wrote = match real.agents.values_mut().find(|agent| !agent.maintenance) {
-            Some(agent) if real.present => {
-                let typed = agent.typed(clock);
+        let wrote = match workspace.agents.values_mut().find(|agent| !agent.maintenance) {
+            Some(agent) if workspace.user_present => {
+                let typed = agent.accept_keystroke(clock);
                 if typed && what == 1 {
-                    agent.busy = clock + 40_000;
+                    agent.busy_until = clock + 40_000;
                 }
                 typed
             }
-            Some(agent) => agent.busy > clock && agent.stuck <= clock && !agent.committed,
-            None => real.orphans && real.latest != 0,
+            Some(agent) => agent.busy_until > clock && agent.suspended_until <= clock && !agent.committed,
+            None => workspace.orphans && workspace.latest_content != 0,
         };
-        if let (true, Storage::Whole(_)) = (wrote, real.storage) {
-            self.contents += 1;
-            real.storage = Storage::Whole(self.contents);
-            real.latest = self.contents;
+        if let (true, Storage::Whole(_)) = (wrote, workspace.storage) {
+            self.last_content += 1;
+            workspace.storage = Storage::Whole(self.last_content);
+            workspace.latest_content = self.last_content;
         }
     }
 }
 
-/// Short ones: what takes days takes minutes here.
+/// A policy with minutes in place of hours and days.
 fn policy(which: u64) -> Policy {
     Policy {
         idle_timeout: seconds(45 + 15 * (which % 3)),

@@ -1,5 +1,5 @@
-//! Level-triggered: what was decided is decided again, whatever was seen; deciding always ends; and nothing that time alone brings
-//! about is missed between one look and the next.
+//! Properties of `decide` for any status and any observations: it ends, it is idempotent, and no
+//! step that time alone makes due is missed between two decisions.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use podling_core::{
 };
 use proptest::prelude::*;
 
-use crate::given::*;
+use crate::fixture::*;
 
-/// Mostly the present one, or the next.
+/// Mostly the present epoch or the next one.
 fn any_epoch() -> impl Strategy<Value = u64> {
     prop_oneof![6 => Just(3_u64), 2 => Just(4), 1 => 1_u64..6]
 }
@@ -68,24 +68,24 @@ fn any_failure() -> impl Strategy<Value = ActionFailure> {
             failures,
             at: Timestamp(NOW.0 - ago * 1000),
             failure: if declines {
-                Failure::Declined { reason: DeclineReason::InUse, detail: "no".into() }
+                Failure::Declined { reason: DeclineReason::InUse, detail: "refused".into() }
             } else {
-                Failure::Failed("no".into())
+                Failure::Failed("refused".into())
             },
         }
     })
 }
 
-fn waits(for_room: bool) -> Wait {
-    let reason = if for_room { WaitReason::QuotaExceeded } else { WaitReason::Unschedulable };
+fn any_wait(for_quota: bool) -> Wait {
+    let reason = if for_quota { WaitReason::QuotaExceeded } else { WaitReason::Unschedulable };
     Wait { reason, detail: "0/1 nodes are available".into() }
 }
 
-/// Up to some days before or after what was witnessed.
+/// A reading of observed time, up to some weeks before or some hours after the present one.
 fn any_time() -> impl Strategy<Value = Duration> {
     prop_oneof![
-        (0_u64..200).prop_map(|h| WITNESSED + 10 * HOUR - Duration::from_secs(h * 600)),
-        (0_u32..50).prop_map(|days| WITNESSED - days * 24 * HOUR),
+        (0_u64..200).prop_map(|h| OBSERVED_TIME + 10 * HOUR - Duration::from_secs(h * 600)),
+        (0_u32..50).prop_map(|days| OBSERVED_TIME - days * 24 * HOUR),
     ]
 }
 
@@ -103,7 +103,7 @@ fn any_status() -> impl Strategy<Value = Status> {
         storage: counts.2,
         storage_generation: counts.3,
         allocated: (counts.1 > 0).then(Resources::default),
-        waits: (counts.5 > 200).then(|| waits(counts.2)),
+        waits: (counts.5 > 200).then(|| any_wait(counts.2)),
         maintenance_retry: MaintenanceRetry {
             failures: counts.4,
             not_before: NOW.plus(Duration::from_secs(counts.5)),
@@ -123,28 +123,28 @@ fn any_observed() -> impl Strategy<Value = Observed> {
         Just(Used::Yes),
         (0_u64..2000).prop_map(|s| Used::No(Duration::from_secs(s))),
     ];
-    let door = prop_oneof![
+    let prepare_state = prop_oneof![
         Just(PrepareState::NotPrepared),
         any_epoch().prop_map(PrepareState::Unconfirmed),
         any_epoch().prop_map(PrepareState::Prepared),
     ];
     let epoch = || prop::option::of(any_epoch());
-    let facts = (epoch(), epoch(), epoch(), epoch(), epoch(), epoch());
+    let epochs = (epoch(), epoch(), epoch(), epoch(), epoch(), epoch());
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let expired = prop::collection::btree_set(0_u64..5, 0..3);
     let failure = prop::option::of(any_failure());
-    (processes, used, door, facts, flags, expired, failure, 0_u64..1000).prop_map(
-        |(processes, used, door, facts, flags, expired, failure, silence)| Observed {
+    (processes, used, prepare_state, epochs, flags, expired, failure, 0_u64..1000).prop_map(
+        |(processes, used, prepare_state, epochs, flags, expired, failure, silence)| Observed {
             processes,
-            ended: facts.0.map(|epoch| AgentEnd { epoch, detail: "so".into() }),
-            connected: facts.1,
+            ended: epochs.0.map(|epoch| AgentEnd { epoch, detail: "ended".into() }),
+            connected: epochs.1,
             silence: Duration::from_secs(silence),
             used,
-            used_by: facts.5,
-            prepare_state: door,
-            ready: facts.2,
-            archived: facts.4.map(|generation| Box::new(archive(generation, SECOND))),
-            restored: facts.3,
+            used_by: epochs.5,
+            prepare_state,
+            ready: epochs.2,
+            archived: epochs.4.map(|generation| Box::new(archive(generation, SECOND))),
+            restored: epochs.3,
             expired,
             last_failure: failure,
             removed: flags.0,
@@ -152,21 +152,24 @@ fn any_observed() -> impl Strategy<Value = Observed> {
             admitted: flags.1,
             shutting_down: flags.2,
             archive_slots_full: flags.3,
-            observed_time: WITNESSED,
-            waits: (silence > 500).then(|| waits(flags.0)),
+            observed_time: OBSERVED_TIME,
+            waits: (silence > 500).then(|| any_wait(flags.0)),
             actual: (silence > 300).then(|| (3, Resources::default())),
         },
     )
 }
 
 fn any_spec() -> impl Strategy<Value = Spec> {
-    let wanted = prop_oneof![
-        4 => Just(DesiredState::Awake), 1 => Just(DesiredState::Asleep), 1 => Just(DesiredState::Deleted), 1 => Just(DesiredState::Discarded)
+    let desired_state = prop_oneof![
+        4 => Just(DesiredState::Awake),
+        1 => Just(DesiredState::Asleep),
+        1 => Just(DesiredState::Deleted),
+        1 => Just(DesiredState::Discarded),
     ];
-    (wanted, 0_u64..3, any::<bool>(), prop::option::of(0_u64..3000), 0_u64..1000).prop_map(
+    (desired_state, 0_u64..3, any::<bool>(), prop::option::of(0_u64..3000), 0_u64..1000).prop_map(
         |(desired_state, request_seq, source, max_awake, idle_timeout)| {
             let mut spec = Spec { request_seq, ..spec(desired_state) };
-            spec.source = source.then(|| podling_core::archive::ArchiveKey("another's".into()));
+            spec.source = source.then(|| podling_core::archive::ArchiveKey("another-workspace".into()));
             spec.policy.max_awake = max_awake.map(|minutes| Duration::from_secs(minutes * 60));
             spec.policy.idle_timeout = Duration::from_secs(idle_timeout);
             spec
@@ -175,35 +178,42 @@ fn any_spec() -> impl Strategy<Value = Spec> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 2000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
-    /// Also for what should never be seen together. (One that does not end trips over `MOST_ARROWS`.)
+    /// Inputs include combinations that never occur. A decision that does not end fails an assertion
+    /// on `MAX_TRANSITIONS` in `decide`.
     #[test]
-    fn deciding_ends_and_deciding_twice_says_the_same(
+    fn decide_ends_and_is_idempotent_for_any_input(
         spec in any_spec(), status in any_status(), observed in any_observed(),
     ) {
         let once = decide(&spec, &status, &observed, NOW);
         let twice = decide(&spec, &once.status, &observed, NOW);
         prop_assert_eq!(&twice, &once);
         if let Some(Action::Start(epoch)) = once.action {
-            prop_assert!(epoch >= status.epoch, "epochs grow");
+            prop_assert!(epoch >= status.epoch, "the epoch of a start decreases");
         }
         if once.status.phase == Phase::Archived && status.phase != Phase::Archived && once.status.storage {
-            let restores = matches!(status.phase, Phase::Maintenance { task: MaintenanceTask::Restore, stage: MaintenanceStage::Starting } | Phase::Maintenance { task: MaintenanceTask::Restore, stage: MaintenanceStage::Running });
-            prop_assert!(restores || once.status.archive().is_some(), "storage goes with a proven archive only");
+            let restores = matches!(status.phase, Phase::Maintenance { task: MaintenanceTask::Restore, .. });
+            let archived = once.status.archive().is_some();
+            prop_assert!(restores || archived, "storage is released without a proven archive");
         }
     }
 
-    /// Between now and `next` nothing changes by itself; and where it says "now", something is ordered.
+    /// No phase and no action changes between now and `next`, and `next` is always in the future.
     #[test]
-    fn nothing_is_missed_until_the_next_look(
+    fn decision_is_unchanged_until_its_next_time(
         spec in any_spec(), status in any_status(), observed in any_observed(), part in 0.0_f64..1.0,
     ) {
         let first = decide(&spec, &status, &observed, NOW);
         if let Some((at, why)) = first.next {
-            prop_assert!(at > NOW, "it would look again and again, for {:?}", why);
+            prop_assert!(at > NOW, "the next decision is due immediately, for {:?}", why);
         }
-        let until = first.next.map_or(40 * 24 * HOUR, |(at, _)| at.since(NOW).saturating_sub(Duration::from_millis(1)));
+        let last_moment = |at: Timestamp| at.since(NOW).saturating_sub(Duration::from_millis(1));
+        let until = first.next.map_or(40 * 24 * HOUR, |(at, _)| last_moment(at));
         let later = Duration::from_millis((until.as_millis() as f64 * part) as u64);
         let mut then = observed.clone();
         then.observed_time += later;
@@ -211,6 +221,7 @@ proptest! {
             then.silence += later;
         }
         let second = decide(&spec, &first.status, &then, NOW.plus(later));
-        prop_assert_eq!((second.status.phase, second.action), (first.status.phase, first.action), "after {:?}", later);
+        let unchanged = (first.status.phase, first.action);
+        prop_assert_eq!((second.status.phase, second.action), unchanged, "after {:?}", later);
     }
 }

@@ -1,0 +1,201 @@
+//! Memory of the control plane, as `control/src/driver` has it. A crash loses all of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    time::Duration,
+};
+
+use podling_core::{
+    decide::Action,
+    observed::{Achieved, Failure, Observed, Processes},
+    quota::{self, QuotaRequest, Quotas},
+    status::{MaintenanceStage, Phase, Status},
+    workspace::{Epoch, Resources, Spec},
+};
+
+/// Stored record of one workspace.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct StoredRecord {
+    pub(crate) spec: Spec,
+    pub(crate) status: Status,
+}
+
+/// The persistent store: crashes of the control plane and the machine do not change it.
+#[derive(Debug, Default)]
+pub(crate) struct Store {
+    pub(crate) records: BTreeMap<usize, Rc<StoredRecord>>,
+    /// Written with every batch, so that no stored status has a later observed time.
+    pub(crate) observed_time: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum StoreWrite {
+    Put(Rc<StoredRecord>),
+    Forget,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct ControlPlane {
+    pub(crate) entries: BTreeMap<usize, WorkspaceEntry>,
+    pub(crate) queue: BTreeMap<usize, StoreWrite>,
+    pub(crate) writing: Option<BTreeMap<usize, StoreWrite>>,
+    pub(crate) observed_time: Duration,
+    pub(crate) shutting_down: bool,
+    /// Suspended (SIGSTOP) until this time of the simulation's clock, milliseconds.
+    pub(crate) suspended_until: u64,
+    pub(crate) last_order: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct WorkspaceEntry {
+    pub(crate) record: Rc<StoredRecord>,
+    pub(crate) durable: Option<Rc<StoredRecord>>,
+    pub(crate) queued_write: Option<Rc<StoredRecord>>,
+    pub(crate) observed: Observed,
+    pub(crate) in_flight: Option<InFlightAction>,
+    /// Epoch of the start that is about to be ordered and has its secret.
+    pub(crate) start_secret: Option<Epoch>,
+    /// Connections that said hello, by the epoch of their agent.
+    pub(crate) hellos: BTreeMap<Epoch, u64>,
+    pub(crate) claimed: Option<(Epoch, u64)>,
+    /// Time without a heartbeat on the claimed stream.
+    pub(crate) since_heartbeat: Duration,
+    /// When the next decision is due, milliseconds.
+    pub(crate) decide_at: Option<u64>,
+    /// A request to wake has not been confirmed to its caller yet.
+    pub(crate) wake_pending: bool,
+    // The fields below serve only the laws.
+    /// Idle time in the last heartbeat, while the connection has lasted since.
+    pub(crate) reported_idle: Option<Duration>,
+    /// Epoch of the agent that last reported use.
+    pub(crate) used_by: Option<Epoch>,
+    /// Epoch of the agent that confirmed prepare.
+    pub(crate) prepared: Option<Epoch>,
+    pub(crate) failed_commits: u32,
+    pub(crate) prepare_failed: bool,
+    /// `Simulation::true_observed_time` when its agent last sent a heartbeat.
+    pub(crate) heard_at: Duration,
+    /// The action that completed last, until the status after it is durable.
+    pub(crate) last_completed: Option<Action>,
+}
+
+/// An action that was ordered and has not been completed.
+#[derive(Debug)]
+pub(crate) struct InFlightAction {
+    pub(crate) action: Action,
+    pub(crate) number: u64,
+    pub(crate) phase: Phase,
+    pub(crate) deadline: u64,
+    pub(crate) generation: u64,
+    /// The result, until the control plane receives it.
+    pub(crate) result: Option<Result<Achieved, Failure>>,
+}
+
+impl WorkspaceEntry {
+    pub(crate) fn new(record: Rc<StoredRecord>, durable: bool, observed: Observed) -> Self {
+        Self {
+            durable: durable.then(|| record.clone()),
+            record,
+            queued_write: None,
+            observed,
+            in_flight: None,
+            start_secret: None,
+            hellos: BTreeMap::new(),
+            claimed: None,
+            since_heartbeat: Duration::ZERO,
+            decide_at: None,
+            wake_pending: false,
+            reported_idle: None,
+            used_by: None,
+            prepared: None,
+            failed_commits: 0,
+            prepare_failed: false,
+            heard_at: Duration::ZERO,
+            last_completed: None,
+        }
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.durable.as_ref().is_some_and(|durable| Rc::ptr_eq(durable, &self.record))
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.record.status.phase
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.record.status.epoch
+    }
+
+    pub(crate) fn wants_agent(&self) -> bool {
+        matches!(
+            self.phase(),
+            Phase::Starting
+                | Phase::Awake
+                | Phase::Preparing { .. }
+                | Phase::Committing
+                | Phase::Maintenance { task: _, stage: MaintenanceStage::Starting }
+                | Phase::Maintenance { task: _, stage: MaintenanceStage::Running }
+        )
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.observed.connected == Some(self.epoch())
+    }
+
+    pub(crate) fn connection_lost(&mut self) {
+        self.observed.disconnected();
+        self.claimed = None;
+        self.reported_idle = None;
+    }
+
+    /// Replaces the spec, as a request does.
+    pub(crate) fn change(&mut self, spec: Spec) {
+        self.record = Rc::new(StoredRecord { spec, status: self.record.status.clone() });
+    }
+
+    fn quota_request(&self) -> Option<QuotaRequest<'_>> {
+        let StoredRecord { spec, status } = &*self.record;
+        let ending = self.phase() == Phase::Deleting && self.observed.processes != Processes::None;
+        QuotaRequest::of(spec, status, self.durable.as_ref().map(|durable| &durable.status), ending)
+    }
+
+    /// Whether the workspace is queued for quota that it would use at once.
+    fn waits(&self) -> bool {
+        let would_use =
+            matches!(self.phase(), Phase::Queued | Phase::Pending { .. } | Phase::Starting | Phase::Awake);
+        would_use && self.quota_request().is_some_and(|quota_request| quota_request.waits.is_some())
+    }
+
+    /// Resources that it holds of its owner's quota.
+    pub(crate) fn has(&self) -> Option<Resources> {
+        self.quota_request()?.has
+    }
+}
+
+impl ControlPlane {
+    fn quota_requests(&self) -> impl Iterator<Item = QuotaRequest<'_>> {
+        self.entries.values().filter_map(WorkspaceEntry::quota_request)
+    }
+
+    /// Indices of the queued workspaces that the quota admits.
+    pub(crate) fn admitted(&self, quotas: &Quotas) -> BTreeSet<usize> {
+        if !self.entries.values().any(WorkspaceEntry::waits) {
+            return BTreeSet::new();
+        }
+        let queue = quota::admission_queue(self.quota_requests(), quotas);
+        let waits = |entry: &WorkspaceEntry| entry.waits() && !queue.contains_key(&entry.record.spec.id);
+        self.entries.iter().filter(|(_, entry)| waits(entry)).map(|(w, _)| *w).collect()
+    }
+
+    /// Position in the admission queue, from 1.
+    pub(crate) fn queue_position(&self, w: usize, quotas: &Quotas) -> Option<usize> {
+        let id = &self.entries.get(&w)?.record.spec.id;
+        quota::admission_queue(self.quota_requests(), quotas).get(id).copied()
+    }
+
+    pub(crate) fn holders(&self) -> impl Iterator<Item = &WorkspaceEntry> {
+        self.entries.values().filter(|entry| entry.has().is_some())
+    }
+}

@@ -1,0 +1,244 @@
+//! The writer and the store, and crashes and starts of the control plane.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use podling_core::{
+    decide::Action,
+    observed::{Achieved, Failure, Observed},
+};
+
+use super::{
+    control_plane::{ControlPlane, StoreWrite, WorkspaceEntry},
+    coverage::action_name,
+    simulation::Simulation,
+};
+
+/// A point at which the control plane crashes, as in the driver: before it orders the action of this
+/// name, or after the action completed and before the status after it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Failpoint {
+    pub(crate) action: &'static str,
+    pub(crate) after: bool,
+}
+
+impl Simulation {
+    /// The writer starts a batch, or completes the one that it started.
+    pub(crate) fn write(&mut self) {
+        let fails = self.draw_fault();
+        let Some(control) = self.running_control() else { return };
+        match control.writing.take() {
+            None if control.queue.is_empty() => {}
+            None => control.writing = Some(std::mem::take(&mut control.queue)),
+            Some(mut batch) if fails => {
+                // The driver fails the changes that wait behind a failed batch as well.
+                batch.extend(std::mem::take(&mut control.queue));
+                self.log(|| format!("store write failed: {:?}", batch.keys().collect::<Vec<_>>()));
+                for (w, change) in batch {
+                    self.write_failed(w, change);
+                }
+            }
+            Some(batch) => {
+                self.persist(&batch);
+                for (w, change) in batch {
+                    self.write_succeeded(w, change);
+                }
+            }
+        }
+    }
+
+    /// Applies a batch to the store.
+    fn persist(&mut self, batch: &BTreeMap<usize, StoreWrite>) {
+        for (w, change) in batch {
+            match change {
+                StoreWrite::Put(record) => {
+                    self.store.records.insert(*w, record.clone());
+                }
+                StoreWrite::Forget => {
+                    self.check_record_removal(*w);
+                    self.store.records.remove(w);
+                    self.workspaces.remove(w);
+                    self.log(|| format!("w{w} record removed"));
+                }
+            }
+        }
+        self.check_reserved_quota();
+        if let Some(control) = &self.control {
+            self.store.observed_time = self.store.observed_time.max(control.observed_time);
+        }
+    }
+
+    fn write_succeeded(&mut self, w: usize, change: StoreWrite) {
+        let Some(control) = &mut self.control else { return };
+        let shutting_down = control.shutting_down;
+        match change {
+            StoreWrite::Put(record) => {
+                let Some(entry) = control.entries.get_mut(&w) else { return };
+                entry.durable = Some(record);
+                if entry.is_settled() {
+                    entry.last_completed = None;
+                    if std::mem::take(&mut entry.wake_pending)
+                        && !shutting_down
+                        && entry.phase() != podling_core::status::Phase::Awake
+                        && let Some(workspace) = self.workspaces.get_mut(&w)
+                    {
+                        workspace.evidence.wake_promised = true;
+                    }
+                }
+                self.advance(w);
+            }
+            StoreWrite::Forget => {
+                control.entries.remove(&w);
+                self.coverage.completed(Action::Forget, podling_core::status::Phase::Deleting, true);
+                self.hits_failpoint(Action::Forget, true);
+            }
+        }
+    }
+
+    fn write_failed(&mut self, w: usize, change: StoreWrite) {
+        let now = self.now();
+        let Some(control) = &mut self.control else { return };
+        let Some(entry) = control.entries.get_mut(&w) else { return };
+        match change {
+            StoreWrite::Put(_) => {
+                entry.wake_pending = false;
+                entry.queued_write = None;
+                match entry.durable.clone() {
+                    Some(durable) => {
+                        entry.record = durable;
+                        control.queue.remove(&w);
+                        self.advance(w);
+                    }
+                    None => {
+                        control.entries.remove(&w);
+                        control.queue.remove(&w);
+                        self.workspaces.remove(&w);
+                    }
+                }
+            }
+            StoreWrite::Forget => {
+                entry.in_flight = None;
+                let failure: Result<Achieved, _> = Err(Failure::Failed("disk full".into()));
+                entry.observed.done(Action::Forget, failure, now);
+                self.advance(w);
+            }
+        }
+    }
+
+    /// Kills the control plane. An action or a write in flight may or may not happen.
+    pub(crate) fn kill_control(&mut self) {
+        let Some(control) = &mut self.control else { return };
+        let writing = control.writing.take();
+        let in_flight_actions: Vec<usize> =
+            control.entries.iter().filter(|(_, e)| e.in_flight.is_some()).map(|(w, _)| *w).collect();
+        let mut crash_points = Vec::new();
+        for (w, entry) in &control.entries {
+            if let Some(in_flight) = &entry.in_flight {
+                let agent = self.workspaces.get(w).and_then(|workspace| workspace.agents.get(&entry.epoch()));
+                // The agent may have acted on the message although its answer has not arrived.
+                let happened = match in_flight.action {
+                    Action::Prepare { .. } => agent.is_some_and(|agent| agent.holding_until.is_some()),
+                    Action::Commit(_) => agent.is_some_and(|agent| agent.committed),
+                    Action::Cancel(_) => agent.is_some_and(|agent| agent.holding_until.is_none()),
+                    _ => in_flight.result.is_some(),
+                };
+                crash_points.push((in_flight.action, in_flight.phase, happened, false));
+            } else if let Some(action) = entry.last_completed {
+                crash_points.push((action, entry.phase(), true, true));
+            }
+        }
+        for (action, phase, happened, reported) in crash_points {
+            self.coverage.crashed(action, phase, happened, reported);
+        }
+        for w in in_flight_actions {
+            if self.rng.per_mille(500) {
+                self.execute(w);
+            }
+        }
+        if let Some(batch) = writing.filter(|_| self.rng.per_mille(500)) {
+            self.persist(&batch);
+        }
+        self.drop_control();
+    }
+
+    /// Crashes the control plane if this is its failpoint. Nothing in flight happens then.
+    pub(crate) fn hits_failpoint(&mut self, action: Action, after: bool) -> bool {
+        let here = Failpoint { action: action_name(action), after };
+        if self.failpoint != Some(here) {
+            return false;
+        }
+        self.failpoint = None;
+        self.drop_control();
+        true
+    }
+
+    fn drop_control(&mut self) {
+        self.control = None;
+        let persist: Vec<usize> = self.store.records.keys().copied().collect();
+        self.workspaces.retain(|w, _| persist.contains(w));
+        for workspace in self.workspaces.values_mut() {
+            workspace.unreported_ends.clear();
+            for agent in workspace.agents.values_mut() {
+                agent.drop_stream();
+            }
+        }
+        self.log(|| "control plane crashed".into());
+    }
+
+    pub(crate) fn start_control(&mut self) {
+        if self.control.is_some() {
+            return;
+        }
+        let entry = |record: &Rc<_>| {
+            let mut entry = WorkspaceEntry::new(Rc::clone(record), true, Observed::default());
+            entry.heard_at = self.true_observed_time;
+            entry
+        };
+        let entries = self.store.records.iter().map(|(w, record)| (*w, entry(record))).collect();
+        self.control = Some(ControlPlane {
+            entries,
+            observed_time: self.store.observed_time,
+            ..ControlPlane::default()
+        });
+        self.log(|| "control plane started".into());
+        for w in self.existing_workspaces() {
+            self.advance(w);
+        }
+    }
+
+    /// The backend reports which agents run.
+    pub(crate) fn report_running_agents(&mut self, w: usize) {
+        let Some(running) =
+            self.workspaces.get(&w).map(|workspace| workspace.agents.keys().copied().collect())
+        else {
+            return;
+        };
+        let Some(entry) = self.running_control().and_then(|control| control.entries.get_mut(&w)) else {
+            return;
+        };
+        if entry.observed.processes == podling_core::observed::Processes::Unseen {
+            let epoch = entry.epoch();
+            entry.observed.listed(running, epoch);
+            self.advance(w);
+        }
+    }
+
+    /// The backend reports the end of an agent.
+    pub(crate) fn report_agent_end(&mut self, w: usize) {
+        if self.running_control().is_none() {
+            return;
+        }
+        let Some(epoch) =
+            self.workspaces.get_mut(&w).and_then(|workspace| workspace.unreported_ends.pop_front())
+        else {
+            return;
+        };
+        let Some(entry) = self.running_control().and_then(|control| control.entries.get_mut(&w)) else {
+            return;
+        };
+        if entry.observed.connected == Some(epoch) {
+            entry.connection_lost();
+        }
+        entry.observed.agent_ended(epoch, "killed".into());
+        self.advance(w);
+    }
+}

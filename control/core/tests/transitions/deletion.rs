@@ -1,0 +1,180 @@
+//! Deletion of a workspace, and shutdown of the control plane.
+
+use std::time::Duration;
+
+use podling_core::{
+    decide::{Action, decide},
+    observed::{ActionFailure, Failure, Observed, Processes},
+    reason::{Operation, StateReason},
+    status::{Phase, Status, Urgency},
+    time::Timestamp,
+    workspace::DesiredState,
+};
+
+use crate::fixture::*;
+
+#[test]
+fn shutdown_stops_every_workspace() {
+    let stop = (Phase::FallingAsleep, 3, Some(Action::Stop));
+    let later = pending(SECOND);
+    assert_table(
+        DesiredState::Awake,
+        &[
+            ("awake", Phase::Awake, shutting_down(served()), stop),
+            ("starting", Phase::Starting, shutting_down(with_processes(agents(&[]))), stop),
+            ("preparing", PREPARING_IDLE, shutting_down(served()), stop),
+            ("back-off", later, shutting_down(with_processes(agents(&[]))), stop),
+            (
+                "back-off, no processes",
+                later,
+                shutting_down(with_processes(Processes::None)),
+                (Phase::Asleep, 3, None),
+            ),
+            (
+                "all processes ended",
+                Phase::FallingAsleep,
+                shutting_down(with_processes(Processes::None)),
+                (Phase::Asleep, 3, None),
+            ),
+            (
+                "committing",
+                Phase::Committing,
+                shutting_down(served()),
+                (Phase::Committing, 3, Some(Action::Commit(3))),
+            ),
+            (
+                "committing, not connected",
+                Phase::Committing,
+                shutting_down(with_processes(agents(&[3]))),
+                (Phase::FallingAsleep, 3, Some(Action::Stop)),
+            ),
+            (
+                "asleep with leftover processes",
+                Phase::Asleep,
+                shutting_down(with_processes(agents(&[]))),
+                (Phase::Asleep, 3, Some(Action::Stop)),
+            ),
+            ("archiving", ARCHIVE_RUNNING, shutting_down(served()), (Phase::Asleep, 3, Some(Action::Stop))),
+            ("restoring", RESTORE_RUNNING, shutting_down(served()), (Phase::Archived, 3, Some(Action::Stop))),
+        ],
+    );
+    let requested_meanwhile = outcome(
+        &requested(DesiredState::Awake),
+        &status(Phase::Asleep),
+        &shutting_down(with_processes(Processes::None)),
+    );
+    assert_eq!(requested_meanwhile, (Phase::Asleep, 3, None), "a workspace wakes during shutdown");
+}
+
+#[test]
+fn discard_from_any_phase_removes_everything() {
+    let deleting = |action| (Phase::Deleting, 3, Some(action));
+    let removed = |observed| Observed { removed: true, ..observed };
+    assert_table(
+        DesiredState::Discarded,
+        &[
+            ("awake", Phase::Awake, served(), deleting(Action::Stop)),
+            ("starting", Phase::Starting, with_processes(agents(&[])), deleting(Action::Stop)),
+            ("falling asleep", Phase::Committing, served(), deleting(Action::Stop)),
+            ("archiving", ARCHIVE_RUNNING, served(), deleting(Action::Stop)),
+            ("back-off", pending(SECOND), with_processes(Processes::None), deleting(Action::Remove)),
+            (
+                "processes unknown",
+                Phase::Deleting,
+                with_processes(Processes::Unseen),
+                (Phase::Deleting, 3, None),
+            ),
+            ("orphaned processes", Phase::Deleting, with_processes(agents(&[])), deleting(Action::Stop)),
+            ("no processes", Phase::Deleting, with_processes(Processes::None), deleting(Action::Remove)),
+            (
+                "storage removed",
+                Phase::Deleting,
+                removed(with_processes(Processes::None)),
+                deleting(Action::Forget),
+            ),
+            (
+                "control plane shuts down meanwhile",
+                Phase::Deleting,
+                shutting_down(with_processes(agents(&[]))),
+                deleting(Action::Stop),
+            ),
+        ],
+    );
+    let storage_gone = removed(with_processes(Processes::None));
+    let status = archived(status(Phase::Deleting), &[2, 3]);
+    assert_eq!(
+        outcome(&spec(DesiredState::Discarded), &status, &storage_gone),
+        deleting(Action::Expire(2)),
+        "the oldest archive is not removed first"
+    );
+    let storage_gone = Observed { expired: [2, 3].into(), ..storage_gone };
+    assert_eq!(
+        outcome(&spec(DesiredState::Discarded), &status, &storage_gone),
+        deleting(Action::Forget),
+        "the record is not removed last"
+    );
+}
+
+#[test]
+fn delete_archives_before_removal() {
+    assert_table(
+        DesiredState::Deleted,
+        &[
+            ("awake", Phase::Awake, served(), (PREPARING_FORCED, 3, Some(prepare(Urgency::Forced)))),
+            (
+                "awake, not connected",
+                Phase::Awake,
+                with_processes(agents(&[3])),
+                (Phase::FallingAsleep, 3, Some(Action::Stop)),
+            ),
+            (
+                "queued",
+                Phase::Queued,
+                with_processes(Processes::None),
+                (ARCHIVE_STARTING, 4, Some(Action::Start(4))),
+            ),
+        ],
+    );
+    let never_started = Status { storage: false, ..status(Phase::Queued) };
+    let none = with_processes(Processes::None);
+    let deleted = outcome(&spec(DesiredState::Deleted), &never_started, &none);
+    assert_eq!(deleted, (Phase::Deleting, 3, Some(Action::Remove)), "empty storage waits for an archive");
+    let archived = archived(Status { storage: false, ..status(Phase::Archived) }, &[3]);
+    assert_eq!(
+        outcome(&spec(DesiredState::Deleted), &archived, &none),
+        (Phase::Archived, 3, None),
+        "the archive of a deleted workspace is not retained"
+    );
+}
+
+#[test]
+fn failed_action_is_retried_after_back_off_with_its_reason() {
+    let failure = |seconds: u64| ActionFailure {
+        action: Action::Stop,
+        failures: 2,
+        at: Timestamp(NOW.0 - seconds * 1000),
+        failure: Failure::Failed("process does not end".into()),
+    };
+    let observed = |seconds| Observed { last_failure: Some(failure(seconds)), ..with_processes(agents(&[])) };
+    let waiting = decide(&spec(DesiredState::Discarded), &status(Phase::Deleting), &observed(1), NOW);
+    assert_eq!((waiting.action, waiting.next.map(|(at, _)| at)), (None, Some(NOW.plus(SECOND))));
+    assert_eq!(
+        waiting.status.reason,
+        StateReason::ActionFailed {
+            operation: Operation::StopProcesses,
+            detail: "process does not end".into()
+        }
+    );
+    let again = decide(&spec(DesiredState::Discarded), &status(Phase::Deleting), &observed(2), NOW);
+    assert_eq!(again.action, Some(Action::Stop));
+    let long = Observed {
+        last_failure: Some(ActionFailure { failures: 60, ..failure(0) }),
+        ..with_processes(agents(&[]))
+    };
+    let next = decide(&spec(DesiredState::Discarded), &status(Phase::Deleting), &long, NOW).next;
+    assert_eq!(
+        next.map(|(at, _)| at.since(NOW)),
+        Some(Duration::from_secs(300)),
+        "the back-off exceeds five minutes"
+    );
+}
