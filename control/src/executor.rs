@@ -15,44 +15,44 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    archiver::{ArchivedCopy, Archiver},
     backend::{Backend, Instance, ResizePlan, StartPlan},
     backup_store::StoreKey,
-    keeper::{Keeper, Kept},
-    progress::{Progress, Teller},
+    progress::{ProgressReporter, TransferProgress},
     snapshot::AgentView,
 };
 
-/// Archives written at once, and apart from them read at once (somebody waits for those); more wait their turn. Each takes a core's
+/// Archives batch_committed at once, and apart from them read at once (somebody waits for those); more wait their turn. Each takes a core's
 /// time, a disk's, and some 40 MiB here and at its agent.
-const KEPT_AT_ONCE: usize = 2;
-/// For one archive to be written and proven, or read back: one that trickles gives its turn to others and is tried again.
-const KEEP_LIMIT: Duration = Duration::from_secs(6 * 60 * 60);
+const MAX_CONCURRENT_ARCHIVES: usize = 2;
+/// For one archive to be batch_committed and proven, or read back: one that trickles gives its turn to others and is tried again.
+const ARCHIVE_TIME_LIMIT: Duration = Duration::from_secs(6 * 60 * 60);
 /// Archives removed at once, and how long one may take: a store that hangs holds up nothing else.
-const EXPIRED_AT_ONCE: usize = 4;
-const EXPIRE_LIMIT: Duration = Duration::from_secs(60);
+const MAX_CONCURRENT_EXPIRIES: usize = 4;
+const EXPIRE_TIME_LIMIT: Duration = Duration::from_secs(60);
 
 /// Where it is told how far an action is. Must not block.
 #[derive(Clone)]
-pub(crate) struct Told(Arc<dyn Fn(WorkspaceId, Action, Progress) + Send + Sync>);
+pub(crate) struct ProgressSink(Arc<dyn Fn(WorkspaceId, Action, TransferProgress) + Send + Sync>);
 
 /// Performs orders. At most one order per workspace is given at a time, so that there are never more than there may be workspaces.
 #[derive(Debug)]
 pub(crate) struct Executor<B> {
     backend: Arc<B>,
-    keeper: Arc<dyn Keeper>,
-    told: Told,
+    archiver: Arc<dyn Archiver>,
+    told: ProgressSink,
     archiving: Arc<Semaphore>,
     restoring: Arc<Semaphore>,
     expiring: Arc<Semaphore>,
-    running: JoinSet<Result<Done, String>>,
+    running: JoinSet<Result<ActionOutput, String>>,
     orders: HashMap<Id, (WorkspaceId, Action)>,
     /// Of what may be broken off.
-    breakable: HashMap<WorkspaceId, Break>,
+    cancellable: HashMap<WorkspaceId, CancelHandle>,
 }
 
 /// How something is broken off.
 #[derive(Debug)]
-enum Break {
+enum CancelHandle {
     /// Wherever it is.
     Abort(AbortHandle),
     /// Where its doer sees fit.
@@ -61,7 +61,7 @@ enum Break {
 
 /// What to do.
 #[derive(Debug)]
-pub(crate) enum Order {
+pub(crate) enum ActionRequest {
     Start(StartPlan),
     Resize(ResizePlan),
     Stop(WorkspaceId, Epoch),
@@ -93,22 +93,22 @@ pub(crate) enum Order {
 
 /// How an action went.
 #[derive(Debug)]
-pub(crate) struct Outcome {
+pub(crate) struct ActionResult {
     pub(crate) workspace: WorkspaceId,
     pub(crate) action: Action,
-    pub(crate) result: Result<Done, String>,
+    pub(crate) result: Result<ActionOutput, String>,
 }
 
 /// What an action achieved.
 #[derive(Debug)]
-pub(crate) enum Done {
+pub(crate) enum ActionOutput {
     Started(Instance),
     Ended,
     /// It is archived: what it holds, and of which storage generation.
-    Kept(Kept, u64),
+    Kept(ArchivedCopy, u64),
 }
 
-impl Done {
+impl ActionOutput {
     fn key(&self) -> Option<&StoreKey> {
         match self {
             Self::Kept(kept, _) => Some(&kept.key),
@@ -117,45 +117,49 @@ impl Done {
     }
 }
 
-impl Told {
-    pub(crate) fn new(told: impl Fn(WorkspaceId, Action, Progress) + Send + Sync + 'static) -> Self {
+impl ProgressSink {
+    pub(crate) fn new(told: impl Fn(WorkspaceId, Action, TransferProgress) + Send + Sync + 'static) -> Self {
         Self(Arc::new(told))
     }
 }
 
-impl fmt::Debug for Told {
+impl fmt::Debug for ProgressSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Told").finish_non_exhaustive()
+        f.debug_struct("ProgressSink").finish_non_exhaustive()
     }
 }
 
 impl<B: Backend> Executor<B> {
-    pub(crate) fn new(backend: Arc<B>, keeper: Arc<dyn Keeper>, told: Told) -> Self {
+    pub(crate) fn new(backend: Arc<B>, archiver: Arc<dyn Archiver>, told: ProgressSink) -> Self {
         Self {
             backend,
-            keeper,
+            archiver,
             told,
-            archiving: Arc::new(Semaphore::new(KEPT_AT_ONCE)),
-            restoring: Arc::new(Semaphore::new(KEPT_AT_ONCE)),
-            expiring: Arc::new(Semaphore::new(EXPIRED_AT_ONCE)),
+            archiving: Arc::new(Semaphore::new(MAX_CONCURRENT_ARCHIVES)),
+            restoring: Arc::new(Semaphore::new(MAX_CONCURRENT_ARCHIVES)),
+            expiring: Arc::new(Semaphore::new(MAX_CONCURRENT_EXPIRIES)),
             running: JoinSet::new(),
             orders: HashMap::new(),
-            breakable: HashMap::new(),
+            cancellable: HashMap::new(),
         }
     }
 
     /// Performs it in the background.
-    pub(crate) fn perform(&mut self, order: Order) {
-        let (workspace, action) = order.names();
-        let (backend, keeper) = (self.backend.clone(), self.keeper.clone());
+    pub(crate) fn perform(&mut self, order: ActionRequest) {
+        let (workspace, action) = order.subject();
+        let (backend, archiver) = (self.backend.clone(), self.archiver.clone());
         let (told, whose) = (self.told.clone(), workspace.clone());
-        let teller = Arc::new(Teller::new(move |progress| told.0(whose.clone(), action, progress)));
+        let reporter =
+            Arc::new(ProgressReporter::new(move |progress| told.0(whose.clone(), action, progress)));
         let (permits, limit) = match order {
-            Order::Archive { .. } => (Some(self.archiving.clone()), Some(KEEP_LIMIT)),
-            Order::Restore { .. } => (Some(self.restoring.clone()), Some(KEEP_LIMIT)),
-            Order::Expire { .. } => (Some(self.expiring.clone()), Some(EXPIRE_LIMIT)),
+            ActionRequest::Archive { .. } => (Some(self.archiving.clone()), Some(ARCHIVE_TIME_LIMIT)),
+            ActionRequest::Restore { .. } => (Some(self.restoring.clone()), Some(ARCHIVE_TIME_LIMIT)),
+            ActionRequest::Expire { .. } => (Some(self.expiring.clone()), Some(EXPIRE_TIME_LIMIT)),
             // The backend sees to it that each comes to its end, and how many at once.
-            Order::Start(_) | Order::Resize(_) | Order::Stop(..) | Order::Remove { .. } => (None, None),
+            ActionRequest::Start(_)
+            | ActionRequest::Resize(_)
+            | ActionRequest::Stop(..)
+            | ActionRequest::Remove { .. } => (None, None),
         };
         let (expiring, whose) = (self.expiring.clone(), workspace.clone());
         let known = order.known();
@@ -166,7 +170,7 @@ impl<B: Backend> Executor<B> {
                 Some(permits) => permits.acquire().await.ok(),
                 None => None,
             };
-            let performed = order.perform(&*backend, &*keeper, teller);
+            let performed = order.perform(&*backend, &*archiver, reporter);
             let result = match limit {
                 None => performed.await,
                 Some(limit) => {
@@ -178,28 +182,30 @@ impl<B: Backend> Executor<B> {
             if let (Ok(done), Some(mut known)) = (&result, known) {
                 known.extend(done.key().cloned());
                 let _permit = expiring.acquire().await;
-                sweep(&*keeper, &whose, &known).await;
+                sweep(&*archiver, &whose, &known).await;
             }
             result
         });
-        let breaks = cancellation.map(Break::GiveUp).or_else(|| limit.map(|_| Break::Abort(task.clone())));
+        let breaks = cancellation
+            .map(CancelHandle::GiveUp)
+            .or_else(|| limit.map(|_| CancelHandle::Abort(task.clone())));
         if let Some(breaks) = breaks {
-            self.breakable.insert(workspace.clone(), breaks);
+            self.cancellable.insert(workspace.clone(), breaks);
         }
         self.orders.insert(task.id(), (workspace, action));
     }
 
-    /// Breaks off what the keeper does for a workspace, or a start or a resize of it. Its outcome comes as ever.
-    pub(crate) fn break_off(&mut self, workspace: &WorkspaceId) {
-        match self.breakable.remove(workspace) {
-            Some(Break::Abort(task)) => task.abort(),
-            Some(Break::GiveUp(cancellation)) => cancellation.cancel(),
+    /// Breaks off what the archiver does for a workspace, or a start or a resize of it. Its outcome comes as ever.
+    pub(crate) fn cancel(&mut self, workspace: &WorkspaceId) {
+        match self.cancellable.remove(workspace) {
+            Some(CancelHandle::Abort(task)) => task.abort(),
+            Some(CancelHandle::GiveUp(cancellation)) => cancellation.cancel(),
             None => {}
         }
     }
 
     /// The next outcome; waits for ever while nothing is being done. Cancel-safe.
-    pub(crate) async fn next(&mut self) -> Outcome {
+    pub(crate) async fn next(&mut self) -> ActionResult {
         loop {
             let (id, result) = match self.running.join_next_with_id().await {
                 None => pending().await,
@@ -209,8 +215,8 @@ impl<B: Backend> Executor<B> {
                 Some(Err(error)) => (error.id(), Err(error.to_string())),
             };
             if let Some((workspace, action)) = self.orders.remove(&id) {
-                self.breakable.remove(&workspace);
-                return Outcome { workspace, action, result };
+                self.cancellable.remove(&workspace);
+                return ActionResult { workspace, action, result };
             }
         }
     }
@@ -221,9 +227,9 @@ impl<B: Backend> Executor<B> {
     }
 }
 
-impl Order {
+impl ActionRequest {
     /// Whose it is, and which action.
-    fn names(&self) -> (WorkspaceId, Action) {
+    fn subject(&self) -> (WorkspaceId, Action) {
         match self {
             Self::Start(plan) => (plan.workspace.clone(), Action::Start(plan.epoch)),
             Self::Resize(ResizePlan { workspace, epoch, resources, .. }) => {
@@ -262,35 +268,37 @@ impl Order {
     async fn perform(
         self,
         backend: &impl Backend,
-        keeper: &dyn Keeper,
-        teller: Arc<Teller>,
-    ) -> Result<Done, String> {
-        let ended = |()| Done::Ended;
+        archiver: &dyn Archiver,
+        reporter: Arc<ProgressReporter>,
+    ) -> Result<ActionOutput, String> {
+        let ended = |()| ActionOutput::Ended;
         match self {
-            Self::Start(plan) => backend.ensure(plan).await.map(Done::Started).map_err(|e| e.to_string()),
+            Self::Start(plan) => {
+                backend.ensure(plan).await.map(ActionOutput::Started).map_err(|e| e.to_string())
+            }
             Self::Resize(resize) => backend.resize(resize).await.map(ended).map_err(|e| e.to_string()),
             Self::Stop(id, last) => backend.stop(id, last).await.map(ended).map_err(|e| e.to_string()),
             Self::Remove { workspace, .. } => {
                 backend.remove(workspace).await.map(ended).map_err(|e| e.to_string())
             }
             Self::Archive { generation, spec, agent, .. } => {
-                let kept = keeper.archive(&spec, generation, &agent, teller).await;
-                kept.map(|kept| Done::Kept(kept, generation)).map_err(|e| e.to_string())
+                let kept = archiver.archive(&spec, generation, &agent, reporter).await;
+                kept.map(|kept| ActionOutput::Kept(kept, generation)).map_err(|e| e.to_string())
             }
             Self::Restore { key, spec, agent, .. } => {
-                keeper.restore(&spec, &key, &agent, teller).await.map(ended).map_err(|e| e.to_string())
+                archiver.restore(&spec, &key, &agent, reporter).await.map(ended).map_err(|e| e.to_string())
             }
-            Self::Expire { key, .. } => keeper.expire(&key).await.map(ended).map_err(|e| e.to_string()),
+            Self::Expire { key, .. } => archiver.expire(&key).await.map(ended).map_err(|e| e.to_string()),
         }
     }
 }
 
-/// Nobody waits for it, and nothing depends on it: what is left now goes with the next archive.
-async fn sweep(keeper: &dyn Keeper, workspace: &WorkspaceId, known: &[StoreKey]) {
-    let error = match timeout(EXPIRE_LIMIT, keeper.sweep(workspace, known)).await {
+/// Nobody waits for it, and nothing depends on it: what is drain_reply now goes with the next archive.
+async fn sweep(archiver: &dyn Archiver, workspace: &WorkspaceId, known: &[StoreKey]) {
+    let error = match timeout(EXPIRE_TIME_LIMIT, archiver.sweep(workspace, known)).await {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("it was not done within {} s", EXPIRE_LIMIT.as_secs()),
+        Err(_) => format!("it was not done within {} s", EXPIRE_TIME_LIMIT.as_secs()),
     };
-    tracing::warn!(%workspace, error, "archives that nobody knows of may be left");
+    tracing::warn!(%workspace, error, "archives that nobody knows of may be drain_reply");
 }

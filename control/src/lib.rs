@@ -6,6 +6,7 @@
 
 pub mod agents;
 pub mod api;
+pub mod archiver;
 pub mod args;
 pub mod backend;
 pub mod backup_store;
@@ -17,7 +18,6 @@ pub mod error_response;
 mod executor;
 pub mod gateway;
 pub mod identity;
-pub mod keeper;
 pub mod kubernetes;
 pub mod lease;
 pub mod log;

@@ -20,13 +20,13 @@ use crate::{
         json, tokens::TokensService, workspace_archives::WorkspaceArchivesService,
         workspaces::WorkspacesService,
     },
+    archiver::AgentArchiver,
     backend::{AgentReviewer, Backend},
     backup_store::BackupStore,
     config::{self, ControlConfig},
     driver::{Driver, DriverHandle},
     gateway::Gateway,
     identity::{ControlIdentity, secret_file, server_config},
-    keeper::AgentKeeper,
     metrics::ControlMetrics,
     open_files::OpenFiles,
     server::{AgentsRouter, PublicRouter, ServerListener, ShutdownSignals, cors},
@@ -125,11 +125,11 @@ async fn serve<B: Backend, R: AgentReviewer>(
     // Opened now, so that an unusable store fails the start rather than the first archive.
     secret_file::create_private_dir(&config.scratch)?;
     let backups = BackupStore::open(&config.backups, config.scratch.clone())?;
-    let keeper = Arc::new(AgentKeeper::new(backups, identity.clone(), leadership));
+    let archiver = Arc::new(AgentArchiver::new(backups, identity.clone(), leadership));
     // The driver cancels it after `down`.
     let driver_stopping = CancellationToken::new();
     let (driver, handle) =
-        Driver::open(store, backend, keeper, config.quotas, driver_stopping.clone()).await?;
+        Driver::open(store, backend, archiver, config.quotas, driver_stopping.clone()).await?;
 
     let shutdown_signals = ShutdownSignals::default();
     let metrics = Arc::new(ControlMetrics::new(handle.snapshots(), queue(&handle)));
@@ -245,7 +245,7 @@ async fn finish(mut parts: ComponentTasks) -> Result<(), ControlPlaneError> {
 /// Returns a function that counts the events that wait for the driver.
 fn queue(driver: &DriverHandle) -> impl Fn() -> usize + Send + Sync + 'static {
     let driver = driver.clone();
-    move || driver.waiting()
+    move || driver.queue_length()
 }
 
 async fn listen(

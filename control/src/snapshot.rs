@@ -20,7 +20,7 @@ use podling_proto::agent::v1::ActivityState;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{backend::InstanceId, progress::Progress, store::LogEntry};
+use crate::{backend::InstanceId, progress::TransferProgress, store::LogEntry};
 
 /// Follows the snapshot. Subscribe before the first read.
 pub type Snapshots = watch::Receiver<Arc<Snapshot>>;
@@ -84,7 +84,7 @@ pub struct WorkspaceView {
     /// Position in the admission queue; 1 is next.
     pub queue_position: Option<usize>,
     /// Progress of archiving or restoring.
-    pub progress: Option<Progress>,
+    pub progress: Option<TransferProgress>,
     /// Oldest first.
     pub archives: Vec<Archive>,
     /// The last decisions, oldest first.

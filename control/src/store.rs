@@ -92,7 +92,7 @@ pub enum StoreChange {
     /// Gone; the id stays taken for ever.
     Forget(WorkspaceId, Timestamp),
     /// So long has been watched, over all lives of the control plane.
-    Witnessed(Duration),
+    ObservedTime(Duration),
 }
 
 impl StoreChange {
@@ -101,7 +101,7 @@ impl StoreChange {
         match self {
             Self::Put(record) => Some(&record.spec.id),
             Self::Forget(id, _) => Some(id),
-            Self::Witnessed(_) => None,
+            Self::ObservedTime(_) => None,
         }
     }
 }
@@ -121,7 +121,7 @@ pub struct LoadedRecords {
     /// Every id that was ever given, as bits.
     pub used: HashSet<u64>,
     /// Time that control planes have watched, over all their lives.
-    pub witnessed: Duration,
+    pub observed_time: Duration,
 }
 
 /// Why the store cannot be used.

@@ -73,7 +73,7 @@ impl<R: AgentReviewer> AgentSession<R> {
             AgentSessionEnd::Rejected(WireError::new(Reason::Conflict, message))
         });
         // Reported even if the hello did not reach the driver. The driver may have ended already.
-        let _gone = self.driver.gone(self.workspace.clone(), self.connection).await;
+        let _gone = self.driver.disconnected(self.workspace.clone(), self.connection).await;
         if let AgentSessionEnd::Rejected(error) = end {
             tracing::debug!(workspace = %self.workspace, error = error.message(), "rejected agent stream");
             // With a full queue the agent does not receive the error.
@@ -150,11 +150,11 @@ impl<R: AgentReviewer> AgentSession<R> {
 
     /// Acknowledges a heartbeat once the driver has processed it: idle time counts from then on.
     async fn beat(&self, beat: podling_proto::control::v1::Heartbeat) -> Result<(), AgentSessionEnd> {
-        let (taken, was_taken) = oneshot::channel();
+        let (accepted, was_accepted) = oneshot::channel();
         let activity = Arc::new(translate::activity(beat.activity.unwrap_or_default()));
         let (workspace, connection) = (self.workspace.clone(), self.connection);
-        self.driver.beat(Heartbeat { workspace, connection, activity, taken }).await?;
-        match was_taken.await {
+        self.driver.heartbeat(Heartbeat { workspace, connection, activity, accepted }).await?;
+        match was_accepted.await {
             Ok(()) => {
                 self.heartbeats.inc();
                 self.send(translate::ack(beat.sequence)).await
@@ -165,7 +165,7 @@ impl<R: AgentReviewer> AgentSession<R> {
 
     async fn directive_result(&self, result: DirectiveResult) -> Result<(), AgentSessionEnd> {
         match translate::directive_answer(result, self.workspace.clone(), self.connection) {
-            Some(answer) => Ok(self.driver.answered(answer).await?),
+            Some(answer) => Ok(self.driver.directive_answered(answer).await?),
             None => Ok(()),
         }
     }

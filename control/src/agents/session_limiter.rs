@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::token_bucket::TokenBucket;
 use crate::{
-    driver::{ConnectionId, MAX_LINKS},
+    driver::{ConnectionId, MAX_AGENT_SESSIONS},
     snapshot::Fingerprint,
 };
 
@@ -78,7 +78,7 @@ impl SessionLimiter {
             let error = WireError::new(Reason::TooManyStreams, message).retry_after(PAUSE);
             return Err(error.with("limit", BURST).with("what", "sessions begun in a burst"));
         }
-        while one.sessions.len() >= MAX_LINKS {
+        while one.sessions.len() >= MAX_AGENT_SESSIONS {
             if let Some((_, oldest)) = one.sessions.pop_front() {
                 oldest.cancel();
             }
@@ -143,8 +143,8 @@ mod tests {
         let mut mine: Vec<_> =
             (1..=u64::from(BURST)).map(|n| limiter.admit(id(1), START, ConnectionId(n)).unwrap()).collect();
         let revoked = mine.iter().filter(|permit| permit.revoked().is_cancelled()).count();
-        assert_eq!(revoked, mine.len() - MAX_LINKS, "the oldest sessions are revoked");
-        assert!(mine.iter().rev().take(MAX_LINKS).all(|permit| !permit.revoked().is_cancelled()));
+        assert_eq!(revoked, mine.len() - MAX_AGENT_SESSIONS, "the oldest sessions are revoked");
+        assert!(mine.iter().rev().take(MAX_AGENT_SESSIONS).all(|permit| !permit.revoked().is_cancelled()));
         let refused = limiter.admit(id(1), START, ConnectionId(99)).unwrap_err();
         assert_eq!((refused.reason(), refused.retry_delay()), (Reason::TooManyStreams, Some(PAUSE)));
         assert!(!other.revoked().is_cancelled());

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     backend::{InstanceId, ReportedProcess},
-    driver::{AgentHello, Answer, ClaimContent, ConnectionId, DirectiveId, SleepStep, ToAgent},
+    driver::{AgentHello, ClaimContent, ConnectionId, DirectiveAnswer, DirectiveId, SleepStep, ToAgent},
     reasons,
 };
 
@@ -146,7 +146,7 @@ pub(super) fn directive_answer(
     result: DirectiveResult,
     workspace: WorkspaceId,
     connection: ConnectionId,
-) -> Option<Answer> {
+) -> Option<DirectiveAnswer> {
     let directive = DirectiveId(result.id);
     let (result, report) = match result.result? {
         directive_result::Result::Done(Done {}) => (Ok(()), None),
@@ -157,7 +157,7 @@ pub(super) fn directive_answer(
         }
     };
     let activity = report.map(|report| Arc::new(activity(report)));
-    Some(Answer { workspace, connection, directive, result, activity })
+    Some(DirectiveAnswer { workspace, connection, directive, result, activity })
 }
 
 /// Ends the agent's session for `reason`.

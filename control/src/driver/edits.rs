@@ -8,12 +8,12 @@ use podling_core::{
     workspace::{DesiredState, Spec},
 };
 
-use super::{Driver, Edit, MAX_WORKSPACES, entry::Entry};
+use super::{Driver, MAX_WORKSPACES, SpecEdit, entry::WorkspaceEntry};
 use crate::{backend::Backend, store::WorkspaceRecord};
 
 impl<B: Backend> Driver<B> {
     /// Somebody has made a workspace, or one can be read again.
-    pub(super) fn found(&mut self, record: WorkspaceRecord) {
+    pub(super) fn add_stored(&mut self, record: WorkspaceRecord) {
         let id = record.spec.id.clone();
         if self.entries.contains_key(&id) {
             return;
@@ -22,34 +22,35 @@ impl<B: Backend> Driver<B> {
             tracing::error!(workspace = %id, limit = MAX_WORKSPACES, "there are too many workspaces; this one is not served");
             return;
         }
-        tracing::info!(workspace = %id, name = %record.spec.name, owner = %record.spec.owner, "found");
-        let mut entry = Entry::new(record, true, Observed::default());
-        let living: Vec<_> = self.unclaimed.extract_if(.., |instance| instance.workspace == id).collect();
+        tracing::info!(workspace = %id, name = %record.spec.name, owner = %record.spec.owner, "add_stored");
+        let mut entry = WorkspaceEntry::new(record, true, Observed::default());
+        let living: Vec<_> =
+            self.unknown_agents.extract_if(.., |instance| instance.workspace == id).collect();
         if living.is_empty() {
             // Its id may have been somebody's before: what may run of that is ended first.
             entry.observed.processes = Processes::Some(BTreeSet::new());
         } else {
-            entry.listed(living.iter());
+            entry.set_instances(living.iter());
         }
         self.used.insert(id.bits());
-        self.line_changed = true;
+        self.queue_changed = true;
         self.entries.insert(id.clone(), entry);
         self.advance(&id);
     }
 
     /// Somebody has changed one.
-    pub(super) fn edited(&mut self, id: &WorkspaceId, edit: Edit) {
+    pub(super) fn apply_edit(&mut self, id: &WorkspaceId, edit: SpecEdit) {
         tracing::info!(workspace = %id, ?edit, "was changed");
         let Some(entry) = self.entries.get_mut(id) else { return };
-        entry.unsaved = Some(entry.unsaved.take().unwrap_or_default().then(edit));
-        self.follow_edits(id);
+        entry.unsaved_edit = Some(entry.unsaved_edit.take().unwrap_or_default().followed_by(edit));
+        self.reapply_unsaved_edit(id);
         self.advance(id);
     }
 
     /// Lets the record follow what was changed and is not durable yet.
-    pub(super) fn follow_edits(&mut self, id: &WorkspaceId) {
+    pub(super) fn reapply_unsaved_edit(&mut self, id: &WorkspaceId) {
         let Some(entry) = self.entries.get_mut(id) else { return };
-        let Some(edit) = entry.unsaved.clone() else { return };
+        let Some(edit) = entry.unsaved_edit.clone() else { return };
         let before = entry.record.spec.clone();
         let spec = Spec {
             resources: edit.resources.unwrap_or(before.resources),
@@ -60,7 +61,7 @@ impl<B: Backend> Driver<B> {
         if spec.resources != before.resources {
             // There was room for something else.
             entry.observed.admitted = false;
-            self.line_changed = true;
+            self.queue_changed = true;
         }
         let generation = edit.generation.max(entry.record.generation);
         entry.record = Arc::new(WorkspaceRecord {
@@ -70,20 +71,24 @@ impl<B: Backend> Driver<B> {
         });
         let wanted = entry.record.spec.desired_state;
         match (edit.deleted, edit.awake) {
-            (Some(true), _) if wanted != DesiredState::Discarded => entry.want(DesiredState::Discarded),
-            (Some(false), _) if !wanted.is_gone() => entry.want(DesiredState::Deleted),
+            (Some(true), _) if wanted != DesiredState::Discarded => {
+                entry.set_desired_state(DesiredState::Discarded)
+            }
+            (Some(false), _) if !wanted.is_gone() => entry.set_desired_state(DesiredState::Deleted),
             (Some(_), _) => {}
             (None, _) if wanted.is_gone() => {}
-            (None, Some(true)) => self.call(id),
-            (None, Some(false)) if wanted != DesiredState::Asleep => entry.want(DesiredState::Asleep),
+            (None, Some(true)) => self.request_wake(id),
+            (None, Some(false)) if wanted != DesiredState::Asleep => {
+                entry.set_desired_state(DesiredState::Asleep)
+            }
             (None, Some(false) | None) => {}
         }
     }
 }
 
-impl Edit {
+impl SpecEdit {
     /// Both, one after the other.
-    fn then(self, later: Self) -> Self {
+    fn followed_by(self, later: Self) -> Self {
         Self {
             generation: self.generation.max(later.generation),
             awake: later.awake.or(self.awake),

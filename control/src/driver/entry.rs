@@ -13,45 +13,47 @@ use podling_core::{
 use podling_proto::agent::v1::ActivityState;
 use tokio::time::Instant;
 
-use super::{DriverError, Edit, event::Reply, links::AgentLink, steps::Asked};
+use super::{
+    DriverError, SpecEdit, agent_sessions::SessionEntry, event::Reply, sleep_directives::PendingDirective,
+};
 use crate::{
     backend::Instance,
-    progress::Progress,
+    progress::TransferProgress,
     snapshot::{AgentView, WorkspaceView},
     store::WorkspaceRecord,
 };
 
 /// Everything the driver knows of one workspace.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct WorkspaceEntry {
     /// What was decided last.
     pub(super) record: Arc<WorkspaceRecord>,
     /// What the store holds; `None`: nothing yet.
     pub(super) durable: Option<Arc<WorkspaceRecord>>,
     /// What was given to the writer last.
-    pub(super) queued: Option<Arc<WorkspaceRecord>>,
+    pub(super) submitted: Option<Arc<WorkspaceRecord>>,
     /// What was changed where it is stored, and the store does not hold yet: nobody would say it again.
-    pub(super) unsaved: Option<Edit>,
+    pub(super) unsaved_edit: Option<SpecEdit>,
     /// What was seen.
     pub(super) observed: Observed,
     /// What is being done.
     pub(super) in_flight: Option<Action>,
     /// How far that is, if it was told.
-    pub(super) progress: Option<Progress>,
-    /// What its agent has been asked, if that is what is being done.
-    pub(super) asked: Option<Asked>,
+    pub(super) progress: Option<TransferProgress>,
+    /// What its agent has been pending_directive, if that is what is being done.
+    pub(super) pending_directive: Option<PendingDirective>,
     /// For when its agent last told people that it will sleep.
-    pub(super) warned: Option<Timestamp>,
+    pub(super) warned_for: Option<Timestamp>,
     /// What its agent was claimed with.
-    pub(super) told_spec: Option<Arc<Spec>>,
+    pub(super) claimed_spec: Option<Arc<Spec>>,
     /// Its place in the line of those who wait for room.
-    pub(super) place: Option<usize>,
+    pub(super) queue_position: Option<usize>,
     /// Of the start that is about to be ordered: only until then.
     pub(super) secret: Option<(Epoch, String)>,
     /// The agents that live.
     pub(super) instances: Vec<Instance>,
     /// Streams from agents.
-    pub(super) links: Vec<AgentLink>,
+    pub(super) sessions: Vec<SessionEntry>,
     /// Of the agent of the present epoch, once it said hello.
     pub(super) agent: Option<Arc<AgentView>>,
     /// Of its last heartbeat.
@@ -59,45 +61,45 @@ pub(super) struct Entry {
     /// When to look again, for people.
     pub(super) next: Option<(Timestamp, NextStep)>,
     /// When to look again, by the clock that nobody sets.
-    pub(super) wakes: Option<Instant>,
+    pub(super) scheduled_at: Option<Instant>,
     /// Who is told once the record is durable.
-    pub(super) waiting: Vec<Waiting>,
+    pub(super) pending_replies: Vec<PendingReply>,
     /// As published.
     pub(super) view: Option<Arc<WorkspaceView>>,
 }
 
 /// An answer that waits for durability.
 #[derive(Debug)]
-pub(super) enum Waiting {
+pub(super) enum PendingReply {
     Created(Reply<(Arc<WorkspaceView>, bool)>, bool),
     View(Reply<Arc<WorkspaceView>>),
     /// That it is gone has to be durable first.
     Restore(Reply<Arc<WorkspaceView>>),
 }
 
-impl Entry {
+impl WorkspaceEntry {
     pub(super) fn new(record: WorkspaceRecord, durable: bool, observed: Observed) -> Self {
         let record = Arc::new(record);
         Self {
             durable: durable.then(|| record.clone()),
             record,
-            queued: None,
-            unsaved: None,
+            submitted: None,
+            unsaved_edit: None,
             observed,
             in_flight: None,
             progress: None,
-            asked: None,
-            warned: None,
-            told_spec: None,
-            place: None,
+            pending_directive: None,
+            warned_for: None,
+            claimed_spec: None,
+            queue_position: None,
             secret: None,
             instances: Vec::new(),
-            links: Vec::new(),
+            sessions: Vec::new(),
             agent: None,
             activity: None,
             next: None,
-            wakes: None,
-            waiting: Vec::new(),
+            scheduled_at: None,
+            pending_replies: Vec::new(),
             view: None,
         }
     }
@@ -114,11 +116,11 @@ impl Entry {
 
     /// What the writer has not been given yet.
     pub(super) fn take_unwritten(&mut self) -> Option<Arc<WorkspaceRecord>> {
-        if self.queued.as_ref().is_some_and(|queued| Arc::ptr_eq(queued, &self.record)) {
+        if self.submitted.as_ref().is_some_and(|submitted| Arc::ptr_eq(submitted, &self.record)) {
             return None;
         }
-        self.queued = Some(self.record.clone());
-        self.queued.clone()
+        self.submitted = Some(self.record.clone());
+        self.submitted.clone()
     }
 
     /// Whether an agent is wanted and served just now.
@@ -150,7 +152,7 @@ impl Entry {
     }
 
     /// Whether nothing of it keeps the control plane from going down.
-    pub(super) fn rests(&self) -> bool {
+    pub(super) fn allows_shutdown(&self) -> bool {
         self.is_settled()
             && self.observed.processes == Processes::None
             && matches!(self.record.status.phase, Phase::Asleep | Phase::Archived | Phase::Deleting)
@@ -161,7 +163,7 @@ impl Entry {
     }
 
     /// An agent lives.
-    pub(super) fn instance_lives(&mut self, instance: Instance) {
+    pub(super) fn add_instance(&mut self, instance: Instance) {
         // It may have ended before its start was reported.
         let ended = |ended: &AgentEnd| ended.epoch == instance.epoch;
         let known = self.instances.iter().any(|known| known.id == instance.id);
@@ -172,13 +174,13 @@ impl Entry {
     }
 
     /// These of its agents live, and no others.
-    pub(super) fn listed<'a>(&mut self, living: impl Iterator<Item = &'a Instance> + Clone) {
+    pub(super) fn set_instances<'a>(&mut self, living: impl Iterator<Item = &'a Instance> + Clone) {
         let epoch = self.epoch();
         self.observed.listed(living.clone().map(|instance| instance.epoch).collect(), epoch);
         self.instances.clear();
         for instance in living {
             if self.observed.processes.lives(instance.epoch) {
-                self.instance_lives(instance.clone());
+                self.add_instance(instance.clone());
             }
         }
     }
@@ -191,7 +193,7 @@ impl Entry {
     }
 
     /// Nothing runs any more.
-    pub(super) fn nothing_runs(&mut self) {
+    pub(super) fn clear_instances(&mut self) {
         self.instances.clear();
         self.forget_agent();
     }
@@ -201,13 +203,13 @@ impl Entry {
         if self.instance().is_none() {
             self.agent = None;
             self.activity = None;
-            self.warned = None;
-            self.told_spec = None;
+            self.warned_for = None;
+            self.claimed_spec = None;
         }
     }
 
     /// How it looks from outside: what is durable, and what was seen last. `None` before it is durable.
-    pub(super) fn look(&self, version: u64) -> Option<WorkspaceView> {
+    pub(super) fn build_view(&self, version: u64) -> Option<WorkspaceView> {
         let record = self.durable.as_ref()?;
         let connected = self.observed.connected == Some(record.status.epoch);
         Some(WorkspaceView {
@@ -223,7 +225,7 @@ impl Entry {
             allocated: record.status.allocated.filter(|_| record.status.phase.holds_quota()),
             actual: self.observed.actual.filter(|(of, _)| *of == self.epoch()).map(|(_, has)| has),
             waits: record.status.waits.clone(),
-            queue_position: self.place,
+            queue_position: self.queue_position,
             progress: self.progress.filter(|_| {
                 matches!(record.status.phase, Phase::Maintenance { stage: MaintenanceStage::Running, .. })
             }),
@@ -235,26 +237,28 @@ impl Entry {
     }
 
     /// Tells everybody who waits that it is not to be.
-    pub(super) fn refuse(&mut self, refused: &DriverError) {
-        for waiting in self.waiting.drain(..) {
+    pub(super) fn reject_pending(&mut self, refused: &DriverError) {
+        for waiting in self.pending_replies.drain(..) {
             // Who has gone away needs no answer.
             match waiting {
-                Waiting::Created(reply, _) => drop(reply.send(Err(refused.clone()))),
-                Waiting::View(reply) | Waiting::Restore(reply) => drop(reply.send(Err(refused.clone()))),
+                PendingReply::Created(reply, _) => drop(reply.send(Err(refused.clone()))),
+                PendingReply::View(reply) | PendingReply::Restore(reply) => {
+                    drop(reply.send(Err(refused.clone())))
+                }
             }
         }
     }
 
-    /// Answers everybody who waits, but for those who want it back: for them it is time now.
-    pub(super) fn answer(&mut self) -> Vec<Reply<Arc<WorkspaceView>>> {
+    /// Answers everybody who waits, but for those who set_desired_state it back: for them it is time now.
+    pub(super) fn answer_pending(&mut self) -> Vec<Reply<Arc<WorkspaceView>>> {
         let mut restores = Vec::new();
         let Some(view) = &self.view else { return restores };
-        for waiting in self.waiting.drain(..) {
+        for waiting in self.pending_replies.drain(..) {
             // Who has gone away needs no answer.
             match waiting {
-                Waiting::Created(reply, created) => drop(reply.send(Ok((view.clone(), created)))),
-                Waiting::View(reply) => drop(reply.send(Ok(view.clone()))),
-                Waiting::Restore(reply) => restores.push(reply),
+                PendingReply::Created(reply, created) => drop(reply.send(Ok((view.clone(), created)))),
+                PendingReply::View(reply) => drop(reply.send(Ok(view.clone()))),
+                PendingReply::Restore(reply) => restores.push(reply),
             }
         }
         restores

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::DriverError;
 use crate::{
     backend::InstanceId,
-    progress::Progress,
+    progress::TransferProgress,
     snapshot::{Fingerprint, WorkspaceView},
     store::WorkspaceRecord,
 };
@@ -29,7 +29,7 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, DriverError>>;
 
 /// What comes in from the edges.
 #[derive(Debug)]
-pub(crate) enum Event {
+pub(crate) enum DriverEvent {
     /// Make a workspace, or find it again.
     Create(Box<NewWorkspace>, Reply<(Arc<WorkspaceView>, bool)>),
     /// Want it gone.
@@ -38,30 +38,30 @@ pub(crate) enum Event {
     Wake(WorkspaceId, Reply<Arc<WorkspaceView>>),
     /// Want it asleep.
     Sleep { id: WorkspaceId, force: bool, reply: Reply<Arc<WorkspaceView>> },
-    /// Want it back, of which only an archive is left.
+    /// Want it back, of which only an archive is drain_reply.
     Restore(WorkspaceId, Reply<Arc<WorkspaceView>>),
     /// Give it another policy.
     SetPolicy(WorkspaceId, Box<PolicyOverrides>, Reply<Arc<WorkspaceView>>),
-    /// Give it another share of its owner's room.
+    /// Give it another quota_inputs of its owner's room.
     Resize(WorkspaceId, Resources, Reply<Arc<WorkspaceView>>),
     /// Somebody has made one where it is stored.
-    Found(Box<WorkspaceRecord>),
+    StoredWorkspace(Box<WorkspaceRecord>),
     /// Somebody has changed one where it is stored.
-    Edited(WorkspaceId, Box<Edit>),
+    SpecEdited(WorkspaceId, Box<SpecEdit>),
     /// End all processes and then the control plane.
     Down { force: bool, reply: Reply<()> },
     /// Put to sleep what is idle: the control plane is about to stop.
-    Leave(Reply<()>),
+    DrainIdle(Reply<()>),
     /// How far an action is. Changes no status, and is not stored.
-    Progress { workspace: WorkspaceId, action: Action, progress: Progress },
+    Progress { workspace: WorkspaceId, action: Action, progress: TransferProgress },
     /// An agent that has shown a valid credential introduces itself.
     Hello(Box<AgentHello>),
     /// It is there, and this is what goes on.
     Heartbeat(Heartbeat),
     /// What came of a directive.
-    Answered(Answer),
+    DirectiveAnswered(DirectiveAnswer),
     /// Its stream has ended.
-    Gone(WorkspaceId, ConnectionId),
+    Disconnected(WorkspaceId, ConnectionId),
 }
 
 /// What a new workspace shall be: checked, with its template's values in it.
@@ -83,15 +83,15 @@ pub struct NewWorkspace {
     pub resources: Resources,
     /// It begins with what this archive holds.
     pub source: Option<ArchiveKey>,
-    /// Finds the workspace again when the call is repeated; empty: none.
+    /// Finds the workspace again when the request_wake is repeated; empty: none.
     pub request_id: String,
-    /// Answer with the owner's workspace of this name if there is one.
+    /// DirectiveAnswer with the owner's workspace of this name if there is one.
     pub reconnect: bool,
 }
 
 /// What somebody has changed of a workspace where it is stored, and not by asking.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Edit {
+pub struct SpecEdit {
     /// Which edit it is.
     pub generation: i64,
     /// It shall be awake (`true`) or asleep.
@@ -138,7 +138,7 @@ pub enum ToAgent {
     Wait,
     /// Serve this.
     Claim(ClaimContent),
-    /// A step to sleep; it answers ([`Answer`]).
+    /// A step to sleep; it answers ([`DirectiveAnswer`]).
     Sleep(DirectiveId, SleepStep),
     /// Tell people that the workspace sleeps at this time; `None`: that it does not after all.
     Warn(Option<(Timestamp, SleepCause)>),
@@ -179,7 +179,7 @@ pub enum SleepStep {
 
 /// What came of a directive.
 #[derive(Debug)]
-pub struct Answer {
+pub struct DirectiveAnswer {
     /// From the credential.
     pub workspace: WorkspaceId,
     /// The stream it came on.
@@ -201,6 +201,6 @@ pub struct Heartbeat {
     pub connection: ConnectionId,
     /// What goes on.
     pub activity: Arc<ActivityState>,
-    /// Told once the beat has been taken: only then may it be acknowledged. Dropped if the agent is not (or no longer) claimed.
-    pub taken: oneshot::Sender<()>,
+    /// ProgressSink once the beat has been taken: only then may it be acknowledged. Dropped if the agent is not (or no longer) claimed.
+    pub accepted: oneshot::Sender<()>,
 }

@@ -6,8 +6,8 @@ use podling_core::{id::WorkspaceId, policy::PolicyOverrides, workspace::Resource
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    AgentHello, Answer, ConnectionId, DriverError, Edit, Heartbeat, NewWorkspace,
-    event::{Event, Reply},
+    AgentHello, ConnectionId, DirectiveAnswer, DriverError, Heartbeat, NewWorkspace, SpecEdit,
+    event::{DriverEvent, Reply},
 };
 use crate::{
     snapshot::{Snapshots, WorkspaceView},
@@ -20,12 +20,12 @@ pub(super) const EVENT_QUEUE: usize = 1024;
 /// Asks the driver. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct DriverHandle {
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<DriverEvent>,
     snapshots: Snapshots,
 }
 
 impl DriverHandle {
-    pub(super) fn new(events: mpsc::Sender<Event>, snapshots: Snapshots) -> Self {
+    pub(super) fn new(events: mpsc::Sender<DriverEvent>, snapshots: Snapshots) -> Self {
         Self { events, snapshots }
     }
 
@@ -35,37 +35,37 @@ impl DriverHandle {
     }
 
     /// How many events wait for the driver.
-    pub fn waiting(&self) -> usize {
+    pub fn queue_length(&self) -> usize {
         self.events.max_capacity() - self.events.capacity()
     }
 
     /// Makes a workspace; answers once it is durable. `false`: it was there already.
     pub async fn create(&self, new: NewWorkspace) -> Result<(Arc<WorkspaceView>, bool), DriverError> {
-        self.ask(|reply| Event::Create(Box::new(new), reply)).await
+        self.ask(|reply| DriverEvent::Create(Box::new(new), reply)).await
     }
 
     /// Wants a workspace gone: archived first, or (`discard`) with its files and archives. Answers once that is durable.
     pub async fn delete(&self, id: WorkspaceId, discard: bool) -> Result<Arc<WorkspaceView>, DriverError> {
-        self.ask(|reply| Event::Delete { id, discard, reply }).await
+        self.ask(|reply| DriverEvent::Delete { id, discard, reply }).await
     }
 
     /// Wants a workspace asleep, though it be used (`force`). Answers once that is durable; follow the snapshots for the rest.
     pub async fn sleep(&self, id: WorkspaceId, force: bool) -> Result<Arc<WorkspaceView>, DriverError> {
-        self.ask(|reply| Event::Sleep { id, force, reply }).await
+        self.ask(|reply| DriverEvent::Sleep { id, force, reply }).await
     }
 
-    /// Wants a workspace back of which only its archive is left, also one that was deleted. Answers once that is durable.
+    /// Wants a workspace back of which only its archive is drain_reply, also one that was deleted. Answers once that is durable.
     pub async fn restore(&self, id: WorkspaceId) -> Result<Arc<WorkspaceView>, DriverError> {
-        self.ask(|reply| Event::Restore(id, reply)).await
+        self.ask(|reply| DriverEvent::Restore(id, reply)).await
     }
 
-    /// Gives a workspace another share of its owner's room. Answers once that is durable; more may have to be waited for in line.
+    /// Gives a workspace another quota_inputs of its owner's room. Answers once that is durable; more may have to be waited for in line.
     pub async fn resize(
         &self,
         id: WorkspaceId,
         resources: Resources,
     ) -> Result<Arc<WorkspaceView>, DriverError> {
-        self.ask(|reply| Event::Resize(id, resources, reply)).await
+        self.ask(|reply| DriverEvent::Resize(id, resources, reply)).await
     }
 
     /// Gives a workspace another policy, where `policy` says so; its agent is told. Answers once that is durable.
@@ -74,63 +74,63 @@ impl DriverHandle {
         id: WorkspaceId,
         policy: PolicyOverrides,
     ) -> Result<Arc<WorkspaceView>, DriverError> {
-        self.ask(|reply| Event::SetPolicy(id, Box::new(policy), reply)).await
+        self.ask(|reply| DriverEvent::SetPolicy(id, Box::new(policy), reply)).await
     }
 
     /// Somebody waits for a workspace: one that sleeps wakes, one whose start failed is tried again now. Answers with what it is
     /// now; follow the snapshots for the rest.
     pub async fn wake(&self, id: WorkspaceId) -> Result<Arc<WorkspaceView>, DriverError> {
-        self.ask(|reply| Event::Wake(id, reply)).await
+        self.ask(|reply| DriverEvent::Wake(id, reply)).await
     }
 
     /// Ends all workspaces' processes, keeps their storage, then ends the control plane. Answers when it has begun; follow the
     /// snapshots for the rest.
     pub async fn down(&self, force: bool) -> Result<(), DriverError> {
-        self.ask(|reply| Event::Down { force, reply }).await
+        self.ask(|reply| DriverEvent::Down { force, reply }).await
     }
 
     /// Puts to sleep what is idle, and answers when that is done; what is used runs on. Nothing is made or woken from here on.
-    pub async fn leave(&self) -> Result<(), DriverError> {
-        self.ask(Event::Leave).await
+    pub async fn drain_idle(&self) -> Result<(), DriverError> {
+        self.ask(DriverEvent::DrainIdle).await
     }
 
     /// Somebody has made a workspace where it is stored.
-    pub async fn found(&self, record: WorkspaceRecord) -> Result<(), DriverError> {
-        self.send(Event::Found(Box::new(record))).await
+    pub async fn add_stored(&self, record: WorkspaceRecord) -> Result<(), DriverError> {
+        self.send(DriverEvent::StoredWorkspace(Box::new(record))).await
     }
 
     /// Somebody has changed a workspace where it is stored.
-    pub async fn edited(&self, id: WorkspaceId, edit: Edit) -> Result<(), DriverError> {
-        self.send(Event::Edited(id, Box::new(edit))).await
+    pub async fn apply_edit(&self, id: WorkspaceId, edit: SpecEdit) -> Result<(), DriverError> {
+        self.send(DriverEvent::SpecEdited(id, Box::new(edit))).await
     }
 
     /// An agent introduces itself; the answers come over its `to_agent`.
     pub async fn hello(&self, hello: AgentHello) -> Result<(), DriverError> {
-        self.send(Event::Hello(Box::new(hello))).await
+        self.send(DriverEvent::Hello(Box::new(hello))).await
     }
 
     /// An agent's heartbeat.
-    pub async fn beat(&self, beat: Heartbeat) -> Result<(), DriverError> {
-        self.send(Event::Heartbeat(beat)).await
+    pub async fn heartbeat(&self, beat: Heartbeat) -> Result<(), DriverError> {
+        self.send(DriverEvent::Heartbeat(beat)).await
     }
 
     /// An agent's answer to a directive.
-    pub async fn answered(&self, answer: Answer) -> Result<(), DriverError> {
-        self.send(Event::Answered(answer)).await
+    pub async fn directive_answered(&self, answer: DirectiveAnswer) -> Result<(), DriverError> {
+        self.send(DriverEvent::DirectiveAnswered(answer)).await
     }
 
     /// An agent's stream has ended.
-    pub async fn gone(&self, id: WorkspaceId, connection: ConnectionId) -> Result<(), DriverError> {
-        self.send(Event::Gone(id, connection)).await
+    pub async fn disconnected(&self, id: WorkspaceId, connection: ConnectionId) -> Result<(), DriverError> {
+        self.send(DriverEvent::Disconnected(id, connection)).await
     }
 
-    async fn ask<T>(&self, event: impl FnOnce(Reply<T>) -> Event) -> Result<T, DriverError> {
+    async fn ask<T>(&self, event: impl FnOnce(Reply<T>) -> DriverEvent) -> Result<T, DriverError> {
         let (reply, answer) = oneshot::channel();
         self.send(event(reply)).await?;
         answer.await.unwrap_or(Err(DriverError::ShuttingDown))
     }
 
-    async fn send(&self, event: Event) -> Result<(), DriverError> {
+    async fn send(&self, event: DriverEvent) -> Result<(), DriverError> {
         self.events.send(event).await.map_err(|_| DriverError::ShuttingDown)
     }
 }

@@ -17,7 +17,7 @@ const PAUSE_PER_WORKSPACE: Duration = Duration::from_micros(2);
 
 /// Publishes pictures, not more often than is affordable.
 #[derive(Debug)]
-pub(super) struct Publisher {
+pub(super) struct SnapshotPublisher {
     snapshots: watch::Sender<Arc<Snapshot>>,
     /// Of the picture and of what is in it. Begins at the time of day, so that it also grows over restarts.
     generation: u64,
@@ -25,53 +25,53 @@ pub(super) struct Publisher {
     not_before: Instant,
 }
 
-impl Publisher {
+impl SnapshotPublisher {
     pub(super) fn new(now: Timestamp) -> (Self, Snapshots) {
         let (snapshots, receiver) = watch::channel(Arc::default());
         (Self { snapshots, generation: now.0, changed: true, not_before: Instant::now() }, receiver)
     }
 
     /// The next picture will differ.
-    pub(super) fn changed(&mut self) {
+    pub(super) fn mark_changed(&mut self) {
         self.changed = true;
     }
 
     /// When the next picture is due.
-    pub(super) fn wakes(&self) -> Option<Instant> {
+    pub(super) fn due_at(&self) -> Option<Instant> {
         self.changed.then_some(self.not_before)
     }
 }
 
 impl<B: Backend> Driver<B> {
     /// Looks at a workspace anew.
-    pub(super) fn look(&mut self, id: &WorkspaceId) {
+    pub(super) fn refresh_view(&mut self, id: &WorkspaceId) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         let version = entry.view.as_ref().map_or(0, |view| view.version);
-        let Some(mut view) = entry.look(version) else { return };
+        let Some(mut view) = entry.build_view(version) else { return };
         if entry.view.as_deref() != Some(&view) {
             self.publisher.generation += 1;
             self.publisher.changed = true;
             view.version = self.publisher.generation;
             entry.view = Some(Arc::new(view));
         }
-        if entry.is_settled() && !entry.waiting.is_empty() {
-            self.answerable.insert(id.clone());
+        if entry.is_settled() && !entry.pending_replies.is_empty() {
+            self.ready_to_answer.insert(id.clone());
         }
     }
 
     /// Answers those whose workspace is durable. Who has an answer shall find it in the picture too; one picture does for all that
     /// became durable together.
-    pub(super) fn answer(&mut self) {
-        if self.answerable.is_empty() {
+    pub(super) fn answer_ready(&mut self) {
+        if self.ready_to_answer.is_empty() {
             return;
         }
         if self.publisher.changed {
             self.publish();
         }
-        for id in std::mem::take(&mut self.answerable) {
+        for id in std::mem::take(&mut self.ready_to_answer) {
             // What has changed meanwhile is answered when that is durable.
             let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.is_settled()) else { continue };
-            for reply in entry.answer() {
+            for reply in entry.answer_pending() {
                 self.restore(&id, reply);
             }
         }
@@ -88,12 +88,12 @@ impl<B: Backend> Driver<B> {
         self.publisher.generation += 1;
         let there: Vec<_> = self.entries.values().filter(|entry| !entry.record.is_gone()).collect();
         let total = there.len();
-        let remaining = there.into_iter().filter(|entry| !entry.rests()).count();
+        let remaining = there.into_iter().filter(|entry| !entry.allows_shutdown()).count();
         let snapshot = Snapshot {
             generation: self.publisher.generation,
             workspaces: views.collect(),
-            observed_time: self.witnessed,
-            down: self.standby.then_some(Down { remaining, total }),
+            observed_time: self.observed_time,
+            down: self.shutting_down.then_some(Down { remaining, total }),
         };
         self.publisher.snapshots.send_replace(Arc::new(snapshot));
         self.publisher.changed = false;

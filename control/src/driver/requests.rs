@@ -16,7 +16,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::{
     Driver, DriverError, NewWorkspace,
-    entry::{Entry, Waiting},
+    entry::{PendingReply, WorkspaceEntry},
     event::Reply,
 };
 use crate::{backend::Backend, clock, snapshot::WorkspaceView, store::WorkspaceRecord};
@@ -28,28 +28,30 @@ pub const MAX_WORKSPACES: usize = 10_000;
 
 impl<B: Backend> Driver<B> {
     pub(super) fn create(&mut self, new: NewWorkspace, reply: Reply<(Arc<WorkspaceView>, bool)>) {
-        let (id, created) = match self.find_or_make(new) {
-            Ok(found) => found,
+        let (id, created) = match self.find_or_create(new) {
+            Ok(add_stored) => add_stored,
             // Who has gone away needs no answer.
             Err(refused) => return drop(reply.send(Err(refused))),
         };
         if let Some(entry) = self.entries.get_mut(&id) {
-            entry.waiting.push(Waiting::Created(reply, created));
+            entry.pending_replies.push(PendingReply::Created(reply, created));
         }
         self.advance(&id);
     }
 
-    fn find_or_make(&mut self, new: NewWorkspace) -> Result<(WorkspaceId, bool), DriverError> {
-        if self.standby || self.leaving {
+    fn find_or_create(&mut self, new: NewWorkspace) -> Result<(WorkspaceId, bool), DriverError> {
+        if self.shutting_down || self.draining_idle {
             return Err(DriverError::ShuttingDown);
         }
         let mine = || self.entries.values().filter(|entry| entry.record.spec.owner == new.owner);
-        let repeated =
-            |entry: &&Entry| !new.request_id.is_empty() && entry.record.spec.request_id == new.request_id;
+        let repeated = |entry: &&WorkspaceEntry| {
+            !new.request_id.is_empty() && entry.record.spec.request_id == new.request_id
+        };
         if let Some(entry) = mine().find(repeated) {
             return Ok((entry.record.spec.id.clone(), false));
         }
-        let holds_it = |entry: &&Entry| entry.record.spec.name == new.name && !entry.record.is_gone();
+        let holds_it =
+            |entry: &&WorkspaceEntry| entry.record.spec.name == new.name && !entry.record.is_gone();
         if let Some(entry) = mine().find(holds_it) {
             let id = entry.record.spec.id.clone();
             return match (entry.record.spec.desired_state, new.reconnect) {
@@ -58,12 +60,12 @@ impl<B: Backend> Driver<B> {
                     Err(DriverError::NameTaken { name: new.name, id })
                 }
                 (DesiredState::Awake | DesiredState::Asleep, true) => {
-                    self.call(&id);
+                    self.request_wake(&id);
                     Ok((id, false))
                 }
             };
         }
-        if !self.ever_fits(new.resources) {
+        if !self.fits_quota(new.resources) {
             return Err(DriverError::TooLarge);
         }
         if mine().count() >= MAX_WORKSPACES_PER_OWNER {
@@ -73,7 +75,7 @@ impl<B: Backend> Driver<B> {
             });
         }
         // While the store takes nothing, what is to be forgotten again piles up there: it is bounded with the rest.
-        if self.entries.len().max(self.writer.waiting()) >= MAX_WORKSPACES {
+        if self.entries.len().max(self.writer.pending()) >= MAX_WORKSPACES {
             return Err(DriverError::TooManyWorkspaces { limit: MAX_WORKSPACES, what: "here" });
         }
         let (id, now) = (self.unused_id(), clock::now());
@@ -96,8 +98,8 @@ impl<B: Backend> Driver<B> {
         let (spec, log) = (Arc::new(spec), Arc::default());
         let status = if spec.source.is_some() { Status::from_archive(now) } else { Status::new(now) };
         let record = WorkspaceRecord { spec, status, credential: None, log, generation: 0 };
-        self.line_changed = true;
-        self.entries.insert(id.clone(), Entry::new(record, false, Observed::of_new()));
+        self.queue_changed = true;
+        self.entries.insert(id.clone(), WorkspaceEntry::new(record, false, Observed::of_new()));
         Ok((id, true))
     }
 
@@ -110,26 +112,26 @@ impl<B: Backend> Driver<B> {
             && entry.record.spec.desired_state != DesiredState::Discarded
         {
             tracing::info!(workspace = %id, discard, "is to be deleted");
-            entry.want(wanted);
+            entry.set_desired_state(wanted);
         }
-        entry.waiting.push(Waiting::View(reply));
+        entry.pending_replies.push(PendingReply::View(reply));
         self.advance(id);
     }
 
     pub(super) fn wake(&mut self, id: &WorkspaceId, reply: Reply<Arc<WorkspaceView>>) {
-        if let Err(refused) = self.kept(id) {
+        if let Err(refused) = self.modifiable(id) {
             return drop(reply.send(Err(refused)));
         }
-        self.call(id);
+        self.request_wake(id);
         if let Some(entry) = self.entries.get_mut(id) {
-            entry.waiting.push(Waiting::View(reply));
+            entry.pending_replies.push(PendingReply::View(reply));
         }
         self.advance(id);
     }
 
     /// To sleep is denied only for work that somebody may miss.
     pub(super) fn sleep(&mut self, id: &WorkspaceId, force: bool, reply: Reply<Arc<WorkspaceView>>) {
-        let refused = match self.kept(id) {
+        let refused = match self.modifiable(id) {
             Err(refused) => Some(refused),
             Ok(entry) if !force && in_use(entry) => {
                 Some(DriverError::Busy(vec![entry.record.spec.name.clone()]))
@@ -147,10 +149,10 @@ impl<B: Backend> Driver<B> {
                     Phase::Awake | Phase::Preparing { .. } if !force => {
                         entry.observed.sleep_request = Some(SleepRequest::User)
                     }
-                    _ => entry.want(DesiredState::Asleep),
+                    _ => entry.set_desired_state(DesiredState::Asleep),
                 }
             }
-            entry.waiting.push(Waiting::View(reply));
+            entry.pending_replies.push(PendingReply::View(reply));
         }
         self.advance(id);
     }
@@ -162,18 +164,18 @@ impl<B: Backend> Driver<B> {
         };
         // Where it is stored nobody may find it any more, though we were not told yet.
         if entry.record.is_gone() && !entry.is_settled() {
-            return entry.waiting.push(Waiting::Restore(reply));
+            return entry.pending_replies.push(PendingReply::Restore(reply));
         }
         let record = entry.record.clone();
         let spec = &record.spec;
-        let takes = |other: &&Entry| {
+        let takes = |other: &&WorkspaceEntry| {
             let theirs = &other.record.spec;
             theirs.id != *id
                 && theirs.owner == spec.owner
                 && theirs.name == spec.name
                 && !other.record.is_gone()
         };
-        let refused = if self.standby || self.leaving {
+        let refused = if self.shutting_down || self.draining_idle {
             Some(DriverError::ShuttingDown)
         } else if spec.desired_state == DesiredState::Discarded
             || (spec.desired_state == DesiredState::Deleted && !record.is_gone())
@@ -192,8 +194,8 @@ impl<B: Backend> Driver<B> {
         }
         if let Some(entry) = self.entries.get_mut(id) {
             tracing::info!(workspace = %id, "is to be restored");
-            entry.want(DesiredState::Awake);
-            entry.waiting.push(Waiting::View(reply));
+            entry.set_desired_state(DesiredState::Awake);
+            entry.pending_replies.push(PendingReply::View(reply));
         }
         self.advance(id);
     }
@@ -204,16 +206,16 @@ impl<B: Backend> Driver<B> {
         policy: &PolicyOverrides,
         reply: Reply<Arc<WorkspaceView>>,
     ) {
-        if let Err(refused) = self.kept(id) {
+        if let Err(refused) = self.modifiable(id) {
             return drop(reply.send(Err(refused)));
         }
         if let Some(entry) = self.entries.get_mut(id) {
             let policy = entry.record.spec.policy.with(policy);
             if policy != entry.record.spec.policy {
                 tracing::info!(workspace = %id, ?policy, "has another policy");
-                entry.respec(Spec { policy, ..Spec::clone(&entry.record.spec) });
+                entry.replace_spec(Spec { policy, ..Spec::clone(&entry.record.spec) });
             }
-            entry.waiting.push(Waiting::View(reply));
+            entry.pending_replies.push(PendingReply::View(reply));
         }
         self.advance(id);
     }
@@ -225,9 +227,9 @@ impl<B: Backend> Driver<B> {
         resources: Resources,
         reply: Reply<Arc<WorkspaceView>>,
     ) {
-        let refused = match self.kept(id) {
+        let refused = match self.modifiable(id) {
             Err(refused) => Some(refused),
-            Ok(_) if !self.ever_fits(resources) => Some(DriverError::TooLarge),
+            Ok(_) if !self.fits_quota(resources) => Some(DriverError::TooLarge),
             Ok(_) => None,
         };
         if let Some(refused) = refused {
@@ -235,25 +237,25 @@ impl<B: Backend> Driver<B> {
         }
         if let Some(entry) = self.entries.get_mut(id) {
             if resources != entry.record.spec.resources {
-                tracing::info!(workspace = %id, ?resources, "is to have another share");
-                entry.respec(Spec { resources, ..Spec::clone(&entry.record.spec) });
+                tracing::info!(workspace = %id, ?resources, "is to have another quota_inputs");
+                entry.replace_spec(Spec { resources, ..Spec::clone(&entry.record.spec) });
                 // There was room for something else.
                 entry.observed.admitted = false;
-                self.line_changed = true;
+                self.queue_changed = true;
             }
-            entry.waiting.push(Waiting::View(reply));
+            entry.pending_replies.push(PendingReply::View(reply));
         }
         self.advance(id);
     }
 
-    fn ever_fits(&self, resources: Resources) -> bool {
+    fn fits_quota(&self, resources: Resources) -> bool {
         self.quotas.owner.allows(resources) && self.quotas.total.allows(resources)
     }
 
     /// A workspace that is there to stay.
-    fn kept(&self, id: &WorkspaceId) -> Result<&Entry, DriverError> {
+    fn modifiable(&self, id: &WorkspaceId) -> Result<&WorkspaceEntry, DriverError> {
         let entry = self.entries.get(id).ok_or_else(|| DriverError::NoWorkspace(id.clone()))?;
-        if self.standby || self.leaving {
+        if self.shutting_down || self.draining_idle {
             return Err(DriverError::ShuttingDown);
         }
         if entry.record.spec.desired_state.is_gone() || entry.record.status.phase == Phase::Deleting {
@@ -266,12 +268,12 @@ impl<B: Backend> Driver<B> {
     pub(super) fn down(&mut self, force: bool, reply: Reply<()>) {
         let mut busy: Vec<_> =
             self.entries.values().filter(|entry| in_use(entry)).map(|e| e.record.spec.name.clone()).collect();
-        if !force && !self.standby && !busy.is_empty() {
+        if !force && !self.shutting_down && !busy.is_empty() {
             busy.sort();
             return drop(reply.send(Err(DriverError::Busy(busy))));
         }
         tracing::info!(force, "going down: all workspaces' processes are ended");
-        self.standby = true;
+        self.shutting_down = true;
         for id in self.entries.keys().cloned().collect::<Vec<_>>() {
             if let Some(entry) = self.entries.get_mut(&id) {
                 entry.observed.shutting_down = true;
@@ -283,15 +285,15 @@ impl<B: Backend> Driver<B> {
     }
 
     /// Somebody waits for it.
-    pub(super) fn call(&mut self, id: &WorkspaceId) {
+    pub(super) fn request_wake(&mut self, id: &WorkspaceId) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         entry.observed.sleep_request = None;
         let record = &entry.record;
         let answered = record.spec.request_seq <= record.status.observed_request;
         if record.spec.desired_state == DesiredState::Asleep
-            || (answered && rests_or_will(record.status.phase))
+            || (answered && is_asleep_or_going(record.status.phase))
         {
-            entry.want(DesiredState::Awake);
+            entry.set_desired_state(DesiredState::Awake);
         }
         let status = shorten_backoff(&entry.record.status, clock::now());
         if status != entry.record.status {
@@ -313,7 +315,7 @@ impl<B: Backend> Driver<B> {
 }
 
 /// Whether it comes up again only when somebody asks.
-fn rests_or_will(phase: Phase) -> bool {
+fn is_asleep_or_going(phase: Phase) -> bool {
     match phase {
         Phase::Queued | Phase::Pending { .. } | Phase::Starting | Phase::Awake | Phase::Deleting => false,
         Phase::Preparing { .. }
@@ -325,21 +327,21 @@ fn rests_or_will(phase: Phase) -> bool {
     }
 }
 
-impl Entry {
+impl WorkspaceEntry {
     /// Somebody wants it so: a new request.
-    pub(super) fn want(&mut self, desired_state: DesiredState) {
+    pub(super) fn set_desired_state(&mut self, desired_state: DesiredState) {
         let spec = Spec::clone(&self.record.spec);
-        self.respec(Spec { desired_state, request_seq: spec.request_seq + 1, ..spec });
+        self.replace_spec(Spec { desired_state, request_seq: spec.request_seq + 1, ..spec });
     }
 
-    fn respec(&mut self, spec: Spec) {
+    fn replace_spec(&mut self, spec: Spec) {
         self.record =
             Arc::new(WorkspaceRecord { spec: Arc::new(spec), ..WorkspaceRecord::clone(&self.record) });
     }
 }
 
 /// Whether somebody may miss what runs: it is used, or nobody knows.
-fn in_use(entry: &Entry) -> bool {
+fn in_use(entry: &WorkspaceEntry) -> bool {
     let unknown = entry.observed.connected.is_none();
     let used = entry.activity.as_ref().is_some_and(|activity| match activity.level() {
         ActivityLevel::Active | ActivityLevel::Busy => true,

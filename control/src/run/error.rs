@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 use crate::{
     backend::BackendError,
     backup_store::OpenStoreError,
-    driver::BackendGone,
+    driver::BackendStreamEnded,
     identity::{ControlIdentityError, SecretFileError},
     lease::LeadershipLost,
     store::StoreError,
@@ -64,7 +64,7 @@ pub enum ControlPlaneError {
     #[error("describing the services")]
     Reflection(#[source] tonic_reflection::server::Error),
     #[error("the driver ended")]
-    Driver(#[from] BackendGone),
+    Driver(#[from] BackendStreamEnded),
     /// A task that runs as long as the control plane has ended.
     #[error("{0} ended unexpectedly; restart the control plane (workspaces keep running meanwhile)")]
     Ended(&'static str),

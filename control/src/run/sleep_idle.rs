@@ -12,7 +12,7 @@ const SLEEP_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Puts idle workspaces to sleep, as far as the time allows.
 pub(super) async fn sleep_idle(driver: &DriverHandle) {
-    match timeout(SLEEP_IDLE_TIMEOUT, driver.leave()).await {
+    match timeout(SLEEP_IDLE_TIMEOUT, driver.drain_idle()).await {
         Ok(Ok(())) => {}
         // The driver has ended meanwhile: all workspaces are down.
         Ok(Err(error)) => tracing::debug!(%error, "driver ended before idle workspaces were put to sleep"),

@@ -122,7 +122,7 @@ impl KubernetesStore {
 impl Store for KubernetesStore {
     async fn load(&self) -> Result<LoadedRecords, StoreError> {
         let mut loaded =
-            LoadedRecords { witnessed: self.leadership.observed_time(), ..LoadedRecords::default() };
+            LoadedRecords { observed_time: self.leadership.observed_time(), ..LoadedRecords::default() };
         let reading = |source| failed("reading the workspaces".into(), source);
         for gone in self.all_archives.list(&ListParams::default()).await.map_err(reading)? {
             let Some(gone) = readable(gone) else { continue };
@@ -164,7 +164,7 @@ impl Store for KubernetesStore {
                 }
                 StoreChange::Put(record) => self.put(record).await,
                 StoreChange::Forget(id, _) => self.remove(id).await,
-                StoreChange::Witnessed(witnessed) => {
+                StoreChange::ObservedTime(witnessed) => {
                     self.leadership.set_observed_time(*witnessed);
                     Ok(())
                 }

@@ -121,7 +121,7 @@ impl RedbFile {
                         tables.workspaces.remove(id.as_str())?;
                         tables.tombstones.insert(id.as_str(), at)?;
                     }
-                    StoreChange::Witnessed(watched) => {
+                    StoreChange::ObservedTime(watched) => {
                         let millis = u64::try_from(watched.as_millis()).unwrap_or(u64::MAX);
                         tables.watch.insert(WITNESSED, millis)?;
                     }
@@ -150,7 +150,7 @@ impl RedbFile {
             loaded.used.extend(bits(entry?.0.value()));
         }
         let watched = transaction.open_table(WATCH)?.get(WITNESSED)?;
-        loaded.witnessed = Duration::from_millis(watched.map_or(0, |millis| millis.value()));
+        loaded.observed_time = Duration::from_millis(watched.map_or(0, |millis| millis.value()));
         Ok(loaded)
     }
 
@@ -239,14 +239,14 @@ mod tests {
         store
             .commit(&[
                 StoreChange::Forget(gone.spec.id.clone(), Timestamp(9)),
-                StoreChange::Witnessed(watched),
+                StoreChange::ObservedTime(watched),
             ])
             .unwrap();
         drop(store);
         let loaded = RedbFile::open(&path).unwrap().load().unwrap();
         assert_eq!(loaded.records, [kept]);
         assert_eq!(loaded.used, [1, 2].into());
-        assert_eq!(loaded.witnessed, watched);
+        assert_eq!(loaded.observed_time, watched);
         assert_eq!(
             std::fs::metadata(&path).unwrap().mode() & 0o777,
             0o600,

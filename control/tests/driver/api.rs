@@ -25,16 +25,16 @@ use tokio::{sync::watch, time::timeout};
 use tonic::{Request, Status};
 
 use crate::{
-    fake::Fake,
-    fake_keeper::FakeKeeper,
+    control_plane::{DEADLINE, TestControlPlane},
+    fake_archiver::FakeArchiver,
+    fake_backend::FakeBackend,
     fake_store::FakeStore,
-    plane::{DEADLINE, Plane},
     storage::serve,
 };
 
-fn api(plane: &Plane) -> WorkspacesService {
+fn api(control: &TestControlPlane) -> WorkspacesService {
     let templates = watch::channel(Arc::new(Templates::load(&[], "shell").unwrap())).1;
-    WorkspacesService::new(plane.handle.clone(), templates, plane.shutdown.clone())
+    WorkspacesService::new(control.handle.clone(), templates, control.shutdown.clone())
 }
 
 fn user(owner: &str) -> Principal {
@@ -74,9 +74,9 @@ pub(crate) fn refused<T>(answer: Result<T, Status>) -> Reason {
 
 #[tokio::test]
 async fn others_workspaces_are_as_if_they_did_not_exist() {
-    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
-    let plane = Plane::up(folder.path(), &backend).await;
-    let api = api(&plane);
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let api = api(&control);
     let (me, you) = (user("me"), user("you"));
     let mine = api.create(by(&me, named("demo"))).await.unwrap().into_inner().workspace.unwrap();
     let watch =
@@ -109,9 +109,9 @@ async fn others_workspaces_are_as_if_they_did_not_exist() {
 
 #[tokio::test]
 async fn a_narrowed_token_makes_nothing_and_ends_nothing_but_what_it_is_for() {
-    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
-    let plane = Plane::up(folder.path(), &backend).await;
-    let (api, me) = (api(&plane), user("me"));
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (api, me) = (api(&control), user("me"));
     let made = |answer: Result<tonic::Response<CreateWorkspaceResponse>, Status>| {
         let answer = answer.unwrap().into_inner();
         (answer.workspace.unwrap().id, answer.created)
@@ -134,17 +134,17 @@ async fn a_narrowed_token_makes_nothing_and_ends_nothing_but_what_it_is_for() {
         let request = CreateWorkspaceRequest { owner: "you".into(), ..again(name) };
         assert_eq!(refused(api.create(by(&boss, request)).await), Reason::WorkspaceDenied);
     }
-    assert_eq!(plane.handle.snapshots().borrow().workspaces.len(), 3);
+    assert_eq!(control.handle.snapshots().borrow().workspaces.len(), 3);
     let down = api.down(by(&boss, DownRequest { force: true })).await;
     assert_eq!(refused(down), Reason::WorkspaceDenied);
-    assert!(plane.handle.snapshots().borrow().down.is_none());
+    assert!(control.handle.snapshots().borrow().down.is_none());
 }
 
 #[tokio::test]
 async fn files_are_lost_only_when_somebody_says_so() {
-    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
-    let plane = Plane::up(folder.path(), &backend).await;
-    let (api, me) = (api(&plane), user("me"));
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (api, me) = (api(&control), user("me"));
     api.create(by(&me, named("demo"))).await.unwrap();
     let delete = |discard| DeleteWorkspaceRequest { workspace: "demo".into(), discard };
     let kept = api.delete(by(&me, delete(false))).await.unwrap().into_inner().workspace.unwrap();
@@ -155,19 +155,20 @@ async fn files_are_lost_only_when_somebody_says_so() {
 
 #[tokio::test]
 async fn who_sees_that_it_is_gone_before_we_were_told_has_it_restored() {
-    let (store, backend, keeper) = (FakeStore::default(), Fake::default(), FakeKeeper::default());
-    let plane = Plane::on(Arc::new(store.clone()), &backend, &keeper, Quotas::default()).await;
-    let (api, me) = (WorkspaceArchivesService::new(plane.handle.clone()), user("me"));
+    let (store, backend, archiver) = (FakeStore::default(), FakeBackend::default(), FakeArchiver::default());
+    let control =
+        TestControlPlane::with_store(Arc::new(store.clone()), &backend, &archiver, Quotas::default()).await;
+    let (api, me) = (WorkspaceArchivesService::new(control.handle.clone()), user("me"));
     let restore =
         || api.restore(by(&me, RestoreArchiveRequest { archive: "demo".into(), ..Default::default() }));
-    let (id, mut agent) = plane.awake("demo").await;
-    plane.put_to_sleep(&id, &mut agent).await;
-    plane.handle.delete(id.clone(), false).await.unwrap();
+    let (id, mut agent) = control.create_awake("demo").await;
+    control.put_to_sleep(&id, &mut agent).await;
+    control.handle.delete(id.clone(), false).await.unwrap();
 
     // Its archive is seen before it is gone.
-    let silence = store.tells_nobody().await;
-    let _maintenance = serve(&plane, &backend, &id, 2).await;
-    plane.wait(&id, |view| !view.archives.is_empty()).await;
+    let silence = store.delay_reports().await;
+    let _maintenance = serve(&control, &backend, &id, 2).await;
+    control.wait(&id, |view| !view.archives.is_empty()).await;
     let gone = async {
         while !store.is_gone(&id) {
             tokio::task::yield_now().await;
@@ -178,38 +179,40 @@ async fn who_sees_that_it_is_gone_before_we_were_told_has_it_restored() {
     assert!(poll!(restored.as_mut()).is_pending());
     drop(silence);
     timeout(DEADLINE, restored).await.expect("an answer").unwrap();
-    let _maintenance = serve(&plane, &backend, &id, 3).await;
-    let _agent = serve(&plane, &backend, &id, 4).await;
-    plane.wait(&id, |view| view.state == State::Awake).await;
+    let _maintenance = serve(&control, &backend, &id, 3).await;
+    let _agent = serve(&control, &backend, &id, 4).await;
+    control.wait(&id, |view| view.state == State::Awake).await;
     assert_eq!(refused(restore().await), Reason::NotArchived);
-    plane.handle.delete(id.clone(), false).await.unwrap();
+    control.handle.delete(id.clone(), false).await.unwrap();
     assert_eq!(refused(restore().await), Reason::Deleting);
 }
 
 #[tokio::test]
 async fn a_slow_watcher_sees_the_newest_only_and_what_is_gone() {
-    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
-    let plane = Plane::up(folder.path(), &backend).await;
-    let (api, me) = (api(&plane), user("me"));
-    let (id, _agent) = plane.awake("demo").await;
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (api, me) = (api(&control), user("me"));
+    let (id, _agent) = control.create_awake("demo").await;
     let mut watch = api.watch(by(&me, WatchWorkspacesRequest::default())).await.unwrap().into_inner();
     let first = [watch.next().await.unwrap().unwrap().event, watch.next().await.unwrap().unwrap().event];
     assert!(matches!(&first[0], Some(Event::Workspace(w)) if w.name == "demo"), "{first:?}");
     assert!(matches!(first[1], Some(Event::Synced(_))), "{first:?}");
 
     for _ in 0..100 {
-        assert!(plane.beat(&id, 1, ActivityLevel::Busy).await);
+        assert!(control.heartbeat(&id, 1, ActivityLevel::Busy).await);
     }
-    assert!(plane.beat(&id, 1, ActivityLevel::Active).await);
-    plane.wait(&id, |view| view.activity.as_ref().is_some_and(|a| a.level() == ActivityLevel::Active)).await;
+    assert!(control.heartbeat(&id, 1, ActivityLevel::Active).await);
+    control
+        .wait(&id, |view| view.activity.as_ref().is_some_and(|a| a.level() == ActivityLevel::Active))
+        .await;
     let next = watch.next().await.unwrap().unwrap().event;
     let newest = |w: &podling_proto::control::v1::Workspace| {
         w.activity.as_ref().unwrap().level() == ActivityLevel::Active
     };
     assert!(matches!(&next, Some(Event::Workspace(w)) if newest(w)), "{next:?}");
 
-    plane.handle.delete(id.clone(), true).await.unwrap();
-    plane.gone(&id).await;
+    control.handle.delete(id.clone(), true).await.unwrap();
+    control.wait_until_gone(&id).await;
     let gone = timeout(DEADLINE, async {
         loop {
             match watch.next().await.unwrap().unwrap().event.unwrap() {
@@ -223,11 +226,11 @@ async fn a_slow_watcher_sees_the_newest_only_and_what_is_gone() {
 
 #[tokio::test]
 async fn going_down_names_who_is_busy_and_tells_how_far_it_has_come() {
-    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
-    let plane = Plane::up(folder.path(), &backend).await;
-    let api = api(&plane);
-    let (id, _agent) = plane.awake("demo").await;
-    plane.beat(&id, 1, ActivityLevel::Active).await;
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let api = api(&control);
+    let (id, _agent) = control.create_awake("demo").await;
+    control.heartbeat(&id, 1, ActivityLevel::Active).await;
     assert_eq!(refused(api.down(by(&user("me"), DownRequest { force: true })).await), Reason::VerbMissing);
     let Err(busy) = api.down(by(&admin(), DownRequest { force: false })).await else { panic!("not refused") };
     assert_eq!(error::reason(&busy), Some(Reason::Busy));
@@ -236,16 +239,16 @@ async fn going_down_names_who_is_busy_and_tells_how_far_it_has_come() {
     let told: Vec<_> = timeout(DEADLINE, progress.map(|p| p.unwrap()).collect()).await.expect("an end");
     let last = told.last().unwrap();
     assert_eq!((last.remaining, last.total), (0, 1));
-    timeout(DEADLINE, plane.shutdown.cancelled()).await.expect("the control plane ends by itself");
-    assert_eq!(plane.handle.snapshots().borrow().get(&id).unwrap().state, State::Asleep);
+    timeout(DEADLINE, control.shutdown.cancelled()).await.expect("the control control ends by itself");
+    assert_eq!(control.handle.snapshots().borrow().get(&id).unwrap().state, State::Asleep);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_watcher_of_nothing_hears_a_keepalive() {
-    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
-    let plane = Plane::up(folder.path(), &backend).await;
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
     let mut watch =
-        api(&plane).watch(by(&user("me"), WatchWorkspacesRequest::default())).await.unwrap().into_inner();
+        api(&control).watch(by(&user("me"), WatchWorkspacesRequest::default())).await.unwrap().into_inner();
     assert!(matches!(watch.next().await.unwrap().unwrap().event, Some(Event::Synced(_))));
     let began = tokio::time::Instant::now();
     assert!(matches!(watch.next().await.unwrap().unwrap().event, Some(Event::Keepalive(_))));

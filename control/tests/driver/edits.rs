@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use podling_control::{driver::Edit, store::Store};
+use podling_control::{driver::SpecEdit, store::Store};
 use podling_core::{
     policy::Policy,
     quota::Quotas,
@@ -10,42 +10,57 @@ use podling_core::{
 };
 
 use crate::{
-    fake::Fake,
-    fake_keeper::FakeKeeper,
+    control_plane::{TestControlPlane, wait_until_running},
+    fake_archiver::FakeArchiver,
+    fake_backend::FakeBackend,
     fake_store::FakeStore,
-    plane::{Plane, runs},
 };
 
 #[tokio::test]
 async fn what_is_changed_where_it_is_stored_holds_though_the_store_refuses_to_write_at_first() {
-    let (store, backend) = (FakeStore::default(), Fake::default());
-    let plane = Plane::on(Arc::new(store.clone()), &backend, &FakeKeeper::default(), Quotas::default()).await;
-    let (id, _agent) = plane.awake("demo").await;
+    let (store, backend) = (FakeStore::default(), FakeBackend::default());
+    let control = TestControlPlane::with_store(
+        Arc::new(store.clone()),
+        &backend,
+        &FakeArchiver::default(),
+        Quotas::default(),
+    )
+    .await;
+    let (id, _agent) = control.create_awake("demo").await;
     let policy = Policy { idle_timeout: Duration::from_secs(3 * 3600), ..Policy::default() };
     store.refuse(2);
-    plane
+    control
         .handle
-        .edited(id.clone(), Edit { generation: 2, policy: Some(policy.clone()), ..Edit::default() })
+        .apply_edit(
+            id.clone(),
+            SpecEdit { generation: 2, policy: Some(policy.clone()), ..SpecEdit::default() },
+        )
         .await
         .unwrap();
-    plane.wait(&id, |view| view.spec.policy == policy).await;
+    control.wait(&id, |view| view.spec.policy == policy).await;
     assert_eq!(store.refusals(), 0);
 
     store.refuse(1);
-    plane
+    control
         .handle
-        .edited(id.clone(), Edit { generation: 3, deleted: Some(true), ..Edit::default() })
+        .apply_edit(id.clone(), SpecEdit { generation: 3, deleted: Some(true), ..SpecEdit::default() })
         .await
         .unwrap();
-    plane.gone(&id).await;
+    control.wait_until_gone(&id).await;
     assert!(store.load().await.unwrap().records.is_empty());
 }
 
 #[tokio::test]
 async fn what_is_made_where_it_is_stored_is_served_and_follows_what_is_wanted_of_it() {
-    let (store, backend) = (FakeStore::default(), Fake::default());
-    let plane = Plane::on(Arc::new(store.clone()), &backend, &FakeKeeper::default(), Quotas::default()).await;
-    let made = plane.create("template").await;
+    let (store, backend) = (FakeStore::default(), FakeBackend::default());
+    let control = TestControlPlane::with_store(
+        Arc::new(store.clone()),
+        &backend,
+        &FakeArchiver::default(),
+        Quotas::default(),
+    )
+    .await;
+    let made = control.create("template").await;
     let mut record = store.load().await.unwrap().records.remove(0);
     assert_eq!(record.spec.id, made.spec.id);
     let spec = Arc::make_mut(&mut record.spec);
@@ -53,40 +68,45 @@ async fn what_is_made_where_it_is_stored_is_served_and_follows_what_is_wanted_of
     spec.name = "found".parse().unwrap();
     let id = record.spec.id.clone();
     record.status = podling_core::status::Status::new(record.spec.created);
-    plane.handle.found(record).await.unwrap();
-    runs(&backend, &id, 1).await;
+    control.handle.add_stored(record).await.unwrap();
+    wait_until_running(&backend, &id, 1).await;
     assert!(backend.state().calls.contains(&"stop".to_owned()), "whatever its id was before is ended first");
-    plane
+    control
         .handle
-        .edited(id.clone(), Edit { generation: 2, awake: Some(false), ..Edit::default() })
+        .apply_edit(id.clone(), SpecEdit { generation: 2, awake: Some(false), ..SpecEdit::default() })
         .await
         .unwrap();
-    plane.wait(&id, |view| view.state == State::Asleep).await;
-    plane
+    control.wait(&id, |view| view.state == State::Asleep).await;
+    control
         .handle
-        .edited(id.clone(), Edit { generation: 3, awake: Some(true), ..Edit::default() })
+        .apply_edit(id.clone(), SpecEdit { generation: 3, awake: Some(true), ..SpecEdit::default() })
         .await
         .unwrap();
-    runs(&backend, &id, 2).await;
+    wait_until_running(&backend, &id, 2).await;
 }
 
 #[tokio::test]
 async fn one_that_can_be_read_again_is_served_by_the_agent_that_it_had() {
-    let (store, backend) = (FakeStore::default(), Fake::default());
-    let keeper = FakeKeeper::default();
-    let plane = Plane::on(Arc::new(store.clone()), &backend, &keeper, Quotas::default()).await;
-    let (id, _agent) = plane.awake("demo").await;
+    let (store, backend) = (FakeStore::default(), FakeBackend::default());
+    let archiver = FakeArchiver::default();
+    let control =
+        TestControlPlane::with_store(Arc::new(store.clone()), &backend, &archiver, Quotas::default()).await;
+    let (id, _agent) = control.create_awake("demo").await;
     let record = store.load().await.unwrap().records.remove(0);
-    drop(plane);
+    drop(control);
 
     // The next one does not find it, and leaves what runs of it alone.
-    let plane = Plane::on(Arc::new(FakeStore::default()), &backend, &keeper, Quotas::default()).await;
-    plane.create("other").await;
+    let control =
+        TestControlPlane::with_store(Arc::new(FakeStore::default()), &backend, &archiver, Quotas::default())
+            .await;
+    control.create("other").await;
     backend.state().calls.clear();
-    plane.handle.found(record).await.unwrap();
-    let _agent = plane.serve(&id, 1, 2).await;
-    plane.wait(&id, |view| view.state == State::Awake && view.connection == AgentConnection::Connected).await;
+    control.handle.add_stored(record).await.unwrap();
+    let _agent = control.serve(&id, 1, 2).await;
+    control
+        .wait(&id, |view| view.state == State::Awake && view.connection == AgentConnection::Connected)
+        .await;
     let calls = backend.state().calls.clone();
     assert!(!calls.contains(&"stop".to_owned()), "{calls:?}");
-    runs(&backend, &id, 1).await;
+    wait_until_running(&backend, &id, 1).await;
 }

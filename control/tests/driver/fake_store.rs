@@ -1,4 +1,4 @@
-//! A store in memory that refuses when it is told to, or is long in telling what it has done.
+//! A store in memory that refuses when it is reports to, or is long in telling what it has done.
 
 use std::{
     collections::BTreeMap,
@@ -13,13 +13,13 @@ use podling_core::id::WorkspaceId;
 use tokio::sync::{RwLock, RwLockWriteGuard};
 
 #[derive(Debug, Clone, Default)]
-pub(crate) struct FakeStore(Arc<Shared>);
+pub(crate) struct FakeStore(Arc<SharedStore>);
 
 #[derive(Debug, Default)]
-struct Shared {
+struct SharedStore {
     records: Mutex<BTreeMap<WorkspaceId, Arc<WorkspaceRecord>>>,
     refusals: AtomicUsize,
-    told: RwLock<()>,
+    reports: RwLock<()>,
 }
 
 impl FakeStore {
@@ -34,8 +34,8 @@ impl FakeStore {
     }
 
     /// Until this is dropped it tells nobody that something is gone, though it is.
-    pub(crate) async fn tells_nobody(&self) -> RwLockWriteGuard<'_, ()> {
-        self.0.told.write().await
+    pub(crate) async fn delay_reports(&self) -> RwLockWriteGuard<'_, ()> {
+        self.0.reports.write().await
     }
 
     /// Whether only its archives are left of it here.
@@ -54,7 +54,7 @@ impl FakeStore {
         match change {
             StoreChange::Put(record) => drop(records.insert(record.spec.id.clone(), record.clone())),
             StoreChange::Forget(id, _) => drop(records.remove(id)),
-            StoreChange::Witnessed(_) => {}
+            StoreChange::ObservedTime(_) => {}
         }
         Ok(())
     }
@@ -76,7 +76,7 @@ impl Store for FakeStore {
             committed.push((change, done));
         }
         if gone {
-            drop(self.0.told.read().await);
+            drop(self.0.reports.read().await);
         }
         committed
     }

@@ -4,18 +4,18 @@ use podling_core::workspace::State;
 use podling_proto::{agent::v1::ActivityLevel, v1::Verb};
 use serde_json::json;
 
-use crate::{fake::Fake, json_client::Client, plane::Plane};
+use crate::{control_plane::TestControlPlane, fake_backend::FakeBackend, json_client::Client};
 
-async fn house() -> (tempfile::TempDir, Plane, Client) {
-    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
-    let plane = Plane::up(folder.path(), &backend).await;
-    let client = Client::user(&plane);
-    (folder, plane, client)
+async fn fixture() -> (tempfile::TempDir, TestControlPlane, Client) {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let client = Client::user(&control);
+    (dir, control, client)
 }
 
 #[tokio::test]
 async fn a_workspace_is_made_once_and_found_at_its_location() {
-    let (_folder, _plane, client) = house().await;
+    let (_dir, _control, client) = fixture().await;
     let body = json!({ "name": "demo", "request_id": "r1", "policy": { "idle_timeout": 1.5 } });
     let made = client.send("POST", "/v1/workspaces", Some(&body)).await;
     let location = made.headers["location"].to_str().unwrap().to_owned();
@@ -39,7 +39,7 @@ async fn a_workspace_is_made_once_and_found_at_its_location() {
 
 #[tokio::test]
 async fn a_body_that_is_not_understood_is_refused_and_says_where() {
-    let (_folder, plane, client) = house().await;
+    let (_dir, control, client) = fixture().await;
     let create = async |body: &str| {
         client.raw("POST", "/v1/workspaces", "application/json; charset=utf-8", body.into()).await
     };
@@ -63,13 +63,13 @@ async fn a_body_that_is_not_understood_is_refused_and_says_where() {
         assert_eq!(create(body).await.refuses(400, "BAD_FIELD")["field"], field, "{body}");
     }
     create(&"[".repeat(100_000)).await.refuses(400, "BAD_FIELD");
-    assert!(plane.handle.snapshots().borrow().workspaces.is_empty());
+    assert!(control.handle.snapshots().borrow().workspaces.is_empty());
 }
 
 #[tokio::test]
 async fn a_flag_in_the_query_is_true_or_false_and_nothing_in_between() {
-    let (_folder, plane, client) = house().await;
-    plane.create("demo").await;
+    let (_dir, control, client) = fixture().await;
+    control.create("demo").await;
     for query in ["discard", "discard=", "discard=1", "discard=yes", "discard=true&discard=false"] {
         client.send("DELETE", &format!("/v1/workspaces/demo?{query}"), None).await.refuses(400, "BAD_FIELD");
     }
@@ -81,25 +81,25 @@ async fn a_flag_in_the_query_is_true_or_false_and_nothing_in_between() {
 
 #[tokio::test]
 async fn one_in_use_sleeps_only_when_somebody_insists() {
-    let (_folder, plane, client) = house().await;
-    let (id, _agent) = plane.awake("demo").await;
-    assert!(plane.beat(&id, 1, ActivityLevel::Active).await);
-    plane.wait(&id, |view| view.activity.is_some()).await;
+    let (_dir, control, client) = fixture().await;
+    let (id, _agent) = control.create_awake("demo").await;
+    assert!(control.heartbeat(&id, 1, ActivityLevel::Active).await);
+    control.wait(&id, |view| view.activity.is_some()).await;
     let shown = client.get(&format!("/v1/workspaces/{id}")).await.is(200);
     assert_eq!((&shown["activity"]["level"], &shown["connection"]), (&json!("active"), &json!("connected")));
     let busy = client.send("POST", "/v1/workspaces/demo/sleep", None).await;
     assert_eq!(busy.refuses(409, "BUSY")["workspaces"], "demo");
     let forced = client.send("POST", "/v1/workspaces/demo/sleep", Some(&json!({ "force": true }))).await;
     assert_eq!(forced.is(202)["state"], "falling-asleep");
-    plane.wait(&id, |view| view.state == State::FallingAsleep).await;
+    control.wait(&id, |view| view.state == State::FallingAsleep).await;
     let explained = client.get("/v1/workspaces/demo/explanation").await.is(200);
     assert_eq!(explained["log"].as_array().unwrap().last().unwrap()["state"], "falling-asleep");
 }
 
 #[tokio::test]
 async fn a_policy_changes_where_the_body_says_so() {
-    let (_folder, plane, client) = house().await;
-    let before = plane.create("demo").await;
+    let (_dir, control, client) = fixture().await;
+    let before = control.create("demo").await;
     let policy = json!({ "idle_timeout": 60, "max_awake": 7200 });
     let changed = client.send("PATCH", "/v1/workspaces/demo/policy", Some(&policy)).await.is(200);
     assert_eq!(changed["policy"]["idle_timeout"], 60);
@@ -113,8 +113,8 @@ async fn a_policy_changes_where_the_body_says_so() {
 
 #[tokio::test]
 async fn others_workspaces_are_not_there_and_all_owners_is_for_admins() {
-    let (_folder, plane, client) = house().await;
-    let mine = plane.create("demo").await.spec.id.clone();
+    let (_dir, control, client) = fixture().await;
+    let mine = control.create("demo").await.spec.id.clone();
     let mut you = client.clone();
     you.caller.owner = "you".parse().unwrap();
     you.get(&format!("/v1/workspaces/{mine}")).await.refuses(404, "WORKSPACE_NOT_FOUND");
@@ -129,15 +129,15 @@ async fn others_workspaces_are_not_there_and_all_owners_is_for_admins() {
 
 #[tokio::test]
 async fn a_watcher_is_told_what_is_there_what_goes_and_why_it_ends() {
-    let (_folder, plane, client) = house().await;
-    let id = plane.create("demo").await.spec.id.clone();
+    let (_dir, control, client) = fixture().await;
+    let id = control.create("demo").await.spec.id.clone();
     let mut watch = client.follow("/v1/watch?workspace=demo").await;
     let there = watch.until("synced").await;
     assert_eq!((there[0].0.as_str(), &there[0].1["name"]), ("workspace", &json!("demo")));
-    plane.handle.delete(id.clone(), true).await.unwrap();
+    control.handle.delete(id.clone(), true).await.unwrap();
     let (_, gone) = watch.until("gone").await.pop().unwrap();
     assert_eq!(gone, json!({ "id": id.to_string() }));
-    plane.shutdown.cancel();
+    control.shutdown.cancel();
     let (_, problem) = watch.until("problem").await.pop().unwrap();
     assert_eq!((&problem["reason"], &problem["status"]), (&json!("SHUTTING_DOWN"), &json!(503)));
     assert!(watch.is_over().await);

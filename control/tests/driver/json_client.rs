@@ -1,4 +1,4 @@
-//! The JSON API over a plane, as a client meets it behind the front.
+//! The JSON API over a control, as a client meets it behind the front.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::{sync::watch, time::timeout};
 use tower::ServiceExt;
 
-use crate::plane::{DEADLINE, Plane};
+use crate::control_plane::{DEADLINE, TestControlPlane};
 
 /// Calls the API on somebody's behalf.
 #[derive(Clone)]
@@ -41,18 +41,18 @@ pub(crate) struct Events(BodyDataStream);
 
 impl Client {
     /// The owner "me", with tokens that allow this.
-    pub(crate) fn of(plane: &Plane, verbs: impl IntoIterator<Item = Verb>) -> Self {
+    pub(crate) fn of(control: &TestControlPlane, verbs: impl IntoIterator<Item = Verb>) -> Self {
         let templates = watch::channel(Arc::new(Templates::load(&[], "shell").unwrap())).1;
-        let workspaces = WorkspacesService::new(plane.handle.clone(), templates, plane.shutdown.clone());
-        let router = json::router(workspaces, WorkspaceArchivesService::new(plane.handle.clone()));
+        let workspaces = WorkspacesService::new(control.handle.clone(), templates, control.shutdown.clone());
+        let router = json::router(workspaces, WorkspaceArchivesService::new(control.handle.clone()));
         let verbs = Verbs::only(verbs);
         let caller = Principal { owner: "me".parse().unwrap(), verbs, workspaces: None, expires: None };
         Self { router, caller }
     }
 
     /// The same for one who may do what people may.
-    pub(crate) fn user(plane: &Plane) -> Self {
-        Self::of(plane, [Verb::Read, Verb::Lifecycle])
+    pub(crate) fn user(control: &TestControlPlane) -> Self {
+        Self::of(control, [Verb::Read, Verb::Lifecycle])
     }
 
     /// The same client with other verbs.

@@ -1,21 +1,21 @@
 //! The driver with a real store and a backend that runs nothing, alone and with its edges.
 
+mod admission;
+mod agent_sessions;
+mod agents_endpoint;
 mod api;
-mod door;
+mod control_plane;
+mod drain_idle;
 mod edits;
-mod fake;
-mod fake_keeper;
+mod failed_writes;
+mod fake_archiver;
+mod fake_backend;
 mod fake_store;
 mod json;
 mod json_client;
-mod leave;
-mod life;
-mod line;
-mod links;
+mod lifecycle;
 mod openapi;
-mod plane;
 mod progress;
-mod saving;
 mod sleep;
 mod storage;
-mod waiting;
+mod waiting_starts;

@@ -3,7 +3,10 @@
 use podling_proto::{agent::v1::ActivityLevel, v1::Verb, verb};
 use serde_json::{Map, Value, json};
 
-use crate::{fake::Fake, fake_keeper::FakeKeeper, json_client::Client, plane::Plane, storage::serve};
+use crate::{
+    control_plane::TestControlPlane, fake_archiver::FakeArchiver, fake_backend::FakeBackend,
+    json_client::Client, storage::serve,
+};
 
 /// What a client may send.
 const METHODS: &[&str] = &["GET", "POST", "PUT", "PATCH", "DELETE"];
@@ -35,14 +38,14 @@ fn example(operation: &str, backup: &str) -> (String, Option<Value>, u16) {
     (path.to_owned(), body, status)
 }
 
-/// A plane with a workspace in use, one to be deleted, and one of which only a backup is left; the backup's key.
-async fn world(plane: &Plane, backend: &Fake) -> String {
-    let (old, mut agent) = plane.awake("old").await;
-    plane.put_to_sleep(&old, &mut agent).await;
-    plane.handle.delete(old.clone(), false).await.unwrap();
-    let _maintenance = serve(plane, backend, &old, 2).await;
-    let old = plane.wait(&old, |view| view.is_gone()).await;
-    plane.create("doomed").await;
+/// A control with a workspace in use, one to be deleted, and one of which only a backup is left; the backup's key.
+async fn create_workspaces(control: &TestControlPlane, backend: &FakeBackend) -> String {
+    let (old, mut agent) = control.create_awake("old").await;
+    control.put_to_sleep(&old, &mut agent).await;
+    control.handle.delete(old.clone(), false).await.unwrap();
+    let _maintenance = serve(control, backend, &old, 2).await;
+    let old = control.wait(&old, |view| view.is_gone()).await;
+    control.create("doomed").await;
     old.archives[0].key.0.clone()
 }
 
@@ -59,25 +62,25 @@ fn operations(document: &Value) -> Vec<(String, String, Value)> {
 /// Holds a value against a schema of the document. Answers may grow, so their schemas are open; here nothing may be in an
 /// answer that the document does not tell.
 #[track_caller]
-fn hold(document: &Value, schema: &Value, value: &Value) {
+fn assert_matches_schema(document: &Value, schema: &Value, value: &Value) {
     let mut whole = schema.clone();
     whole["components"] = document["components"].clone();
-    close(&mut whole);
+    forbid_unknown_fields(&mut whole);
     let validator = jsonschema::options().should_validate_formats(true).build(&whole).expect("a schema");
     let errors: Vec<_> =
         validator.iter_errors(value).map(|error| format!("{}: {error}", error.instance_path())).collect();
     assert!(errors.is_empty(), "{errors:#?}\n{value:#}");
 }
 
-fn close(schema: &mut Value) {
+fn forbid_unknown_fields(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
             if fields.get("properties").is_some_and(Value::is_object) && fields.contains_key("type") {
                 fields.entry("additionalProperties").or_insert(false.into());
             }
-            fields.values_mut().for_each(close);
+            fields.values_mut().for_each(forbid_unknown_fields);
         }
-        Value::Array(items) => items.iter_mut().for_each(close),
+        Value::Array(items) => items.iter_mut().for_each(forbid_unknown_fields),
         _ => {}
     }
 }
@@ -89,13 +92,14 @@ fn problem(document: &Value) -> Value {
 
 #[tokio::test]
 async fn every_operation_answers_as_the_document_says() {
-    let (folder, backend, keeper) = (tempfile::tempdir().unwrap(), Fake::default(), FakeKeeper::default());
-    let plane = Plane::with(folder.path(), &backend, &keeper, Default::default()).await;
-    let backup = world(&plane, &backend).await;
-    let (id, _agent) = plane.awake("demo").await;
-    assert!(plane.beat(&id, 1, ActivityLevel::Active).await);
-    plane.wait(&id, |view| view.activity.is_some()).await;
-    let client = Client::user(&plane);
+    let (dir, backend, archiver) =
+        (tempfile::tempdir().unwrap(), FakeBackend::default(), FakeArchiver::default());
+    let control = TestControlPlane::with_archiver(dir.path(), &backend, &archiver, Default::default()).await;
+    let backup = create_workspaces(&control, &backend).await;
+    let (id, _agent) = control.create_awake("demo").await;
+    assert!(control.heartbeat(&id, 1, ActivityLevel::Active).await);
+    control.wait(&id, |view| view.activity.is_some()).await;
+    let client = Client::user(&control);
     let document = client.get("/v1/openapi.json").await.is(200);
     assert_eq!(document["openapi"], "3.1.0");
     let text = document.to_string();
@@ -110,18 +114,26 @@ async fn every_operation_answers_as_the_document_says() {
             let events = client.follow("/v1/watch").await.until("synced").await;
             assert!(events.iter().any(|(event, _)| event == "workspace"));
             for (_, workspace) in events.iter().filter(|(event, _)| event == "workspace") {
-                hold(&document, &json!({ "$ref": "#/components/schemas/Workspace" }), workspace);
+                assert_matches_schema(
+                    &document,
+                    &json!({ "$ref": "#/components/schemas/Workspace" }),
+                    workspace,
+                );
             }
             assert!(answers["200"]["content"]["text/event-stream"].is_object());
         } else {
             let (path, body, status) = example(name, &backup);
             if let Some(body) = &body {
-                hold(&document, &operation["requestBody"]["content"]["application/json"]["schema"], body);
+                assert_matches_schema(
+                    &document,
+                    &operation["requestBody"]["content"]["application/json"]["schema"],
+                    body,
+                );
             }
             let answer = client.send(method, &path, body.as_ref()).await;
             assert_eq!(answer.headers["content-type"], "application/json", "{name}");
             let schema = &answers[status.to_string()]["content"]["application/json"]["schema"];
-            hold(&document, schema, &answer.is(status));
+            assert_matches_schema(&document, schema, &answer.is(status));
         }
         // The least that is needed is named, and is needed.
         let needed = operation["security"][0]["token"][0].as_str().expect("a verb");
@@ -133,23 +145,23 @@ async fn every_operation_answers_as_the_document_says() {
         let path = template.replace("{workspace}", "demo").replace("{archive}", &backup);
         let denied = client.with(others).send(method, &path, None).await;
         assert_eq!(denied.refuses(403, "VERB_MISSING")["verb"], needed, "{name}");
-        hold(&document, &problem(&document), &denied.json);
+        assert_matches_schema(&document, &problem(&document), &denied.json);
     }
 }
 
 #[tokio::test]
 async fn every_operation_refuses_what_is_not_there_or_not_known() {
-    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
-    let plane = Plane::up(folder.path(), &backend).await;
-    plane.create("demo").await;
-    let client = Client::user(&plane);
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    control.create("demo").await;
+    let client = Client::user(&control);
     let document = client.get("/v1/openapi.json").await.is(200);
     for (template, method, operation) in operations(&document) {
         let path = |place: &str| template.replace("{workspace}", place).replace("{archive}", place);
         let body = operation.get("requestBody").is_some();
         let unknown_parameter = client.send(&method, &(path("demo") + "?forse=true"), None).await;
         assert_eq!(unknown_parameter.refuses(400, "BAD_FIELD")["field"], "query");
-        hold(&document, &problem(&document), &unknown_parameter.json);
+        assert_matches_schema(&document, &problem(&document), &unknown_parameter.json);
         if template.contains('{') {
             let missing = client.send(&method, &path("nobody"), None).await;
             assert_eq!(missing.refuses(404, "WORKSPACE_NOT_FOUND")["id"], "nobody", "{method} {template}");
@@ -165,15 +177,15 @@ async fn every_operation_refuses_what_is_not_there_or_not_known() {
         let long = format!("{{}}{}", " ".repeat(128 * 1024));
         let long = client.raw(&method, &path("demo"), "application/json", long).await;
         assert_eq!(long.refuses(413, "TOO_LARGE")["what"], "the body");
-        hold(&document, &problem(&document), &long.json);
+        assert_matches_schema(&document, &problem(&document), &long.json);
     }
 }
 
 #[tokio::test]
 async fn there_is_nothing_but_what_the_document_tells() {
-    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
-    let plane = Plane::up(folder.path(), &backend).await;
-    let client = Client::of(&plane, [Verb::Admin]);
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let client = Client::of(&control, [Verb::Admin]);
     let document = client.get("/v1/openapi.json").await.is(200);
     for (path, methods) in document["paths"].as_object().expect("paths") {
         let told = |method: &str| methods.get(method.to_lowercase()).is_some();

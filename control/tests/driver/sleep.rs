@@ -15,24 +15,28 @@ use podling_proto::agent::v1::ActivityLevel;
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
-    fake::Fake,
-    plane::{DEADLINE, Plane, asked, new, runs},
+    control_plane::{DEADLINE, TestControlPlane, new_workspace, next_sleep_step, wait_until_running},
+    fake_backend::FakeBackend,
 };
 
 /// Counted by the driver in ticks of a second: so it is warned at the first and asked at the second.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Awake, and idle for its whole timeout, again and again, until its agent is asked whether it may sleep.
-async fn idle(plane: &Plane, id: &WorkspaceId, agent: &mut mpsc::Receiver<ToAgent>) -> (bool, SleepStep) {
+async fn idle(
+    control: &TestControlPlane,
+    id: &WorkspaceId,
+    agent: &mut mpsc::Receiver<ToAgent>,
+) -> (bool, SleepStep) {
     let mut warned = false;
     let step = async {
         loop {
-            assert!(plane.idle_beat(id, 1, ActivityLevel::Idle, TIMEOUT).await);
+            assert!(control.heartbeat_with_idle(id, 1, ActivityLevel::Idle, TIMEOUT).await);
             match timeout(Duration::from_millis(50), agent.recv()).await {
                 Err(_) => {}
                 Ok(Some(ToAgent::Warn(warning))) => warned |= warning.is_some(),
                 Ok(Some(ToAgent::Sleep(directive, step))) => {
-                    plane.answer(id, 1, directive, Ok(())).await;
+                    control.answer_directive(id, 1, directive, Ok(())).await;
                     return step;
                 }
                 Ok(other) => panic!("neither warned nor asked: {other:?}"),
@@ -43,11 +47,19 @@ async fn idle(plane: &Plane, id: &WorkspaceId, agent: &mut mpsc::Receiver<ToAgen
     (warned, step)
 }
 
-async fn short(plane: &Plane) -> (WorkspaceId, mpsc::Receiver<ToAgent>) {
+async fn short(control: &TestControlPlane) -> (WorkspaceId, mpsc::Receiver<ToAgent>) {
     let policy = Policy { idle_timeout: TIMEOUT, ..Policy::default() };
-    let id = plane.handle.create(NewWorkspace { policy, ..new("demo") }).await.unwrap().0.spec.id.clone();
-    let agent = plane.serve(&id, 1, 1).await;
-    plane.wait(&id, |view| view.state == State::Awake).await;
+    let id = control
+        .handle
+        .create(NewWorkspace { policy, ..new_workspace("demo") })
+        .await
+        .unwrap()
+        .0
+        .spec
+        .id
+        .clone();
+    let agent = control.serve(&id, 1, 1).await;
+    control.wait(&id, |view| view.state == State::Awake).await;
     (id, agent)
 }
 
@@ -57,23 +69,23 @@ fn declined(reason: DeclineReason) -> Failure {
 
 #[tokio::test]
 async fn one_that_is_not_used_is_warned_falls_asleep_in_two_phases_and_wakes_for_whoever_comes() {
-    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
-    let plane = Plane::up(folder.path(), &backend).await;
-    let (id, mut agent) = short(&plane).await;
-    assert_eq!(idle(&plane, &id, &mut agent).await, (true, SleepStep::Prepare(Urgency::Idle)));
-    let (directive, step) = asked(&mut agent).await;
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (id, mut agent) = short(&control).await;
+    assert_eq!(idle(&control, &id, &mut agent).await, (true, SleepStep::Prepare(Urgency::Idle)));
+    let (directive, step) = next_sleep_step(&mut agent).await;
     assert_eq!(step, SleepStep::Commit);
     assert_eq!(backend.state().calls, ["start 1"], "nothing ends before the agent is ready");
-    plane.answer(&id, 1, directive, Ok(())).await;
-    let asleep = plane.wait(&id, |view| view.state == State::Asleep).await;
+    control.answer_directive(&id, 1, directive, Ok(())).await;
+    let asleep = control.wait(&id, |view| view.state == State::Asleep).await;
     assert_eq!(asleep.reason, StateReason::Idle);
 
     let policy = PolicyOverrides { idle_timeout: Some(DEADLINE), ..Default::default() };
-    plane.handle.set_policy(id.clone(), policy).await.unwrap();
-    plane.handle.wake(id.clone()).await.unwrap();
-    runs(&backend, &id, 2).await;
-    let _agent = plane.serve(&id, 2, 2).await;
-    let awake = plane.wait(&id, |view| view.state == State::Awake).await;
+    control.handle.set_policy(id.clone(), policy).await.unwrap();
+    control.handle.wake(id.clone()).await.unwrap();
+    wait_until_running(&backend, &id, 2).await;
+    let _agent = control.serve(&id, 2, 2).await;
+    let awake = control.wait(&id, |view| view.state == State::Awake).await;
     assert_eq!(backend.state().calls, ["start 1", "stop", "start 2"]);
     let words: Vec<_> = awake.log.iter().map(|entry| entry.state).collect();
     assert!(
@@ -85,85 +97,85 @@ async fn one_that_is_not_used_is_warned_falls_asleep_in_two_phases_and_wakes_for
 
 #[tokio::test]
 async fn a_keystroke_in_between_keeps_it_awake() {
-    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
-    let plane = Plane::up(folder.path(), &backend).await;
-    let (id, mut agent) = short(&plane).await;
-    idle(&plane, &id, &mut agent).await;
-    let (directive, step) = asked(&mut agent).await;
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (id, mut agent) = short(&control).await;
+    idle(&control, &id, &mut agent).await;
+    let (directive, step) = next_sleep_step(&mut agent).await;
     assert_eq!(step, SleepStep::Commit);
     let detail = "a keystroke waits".to_owned();
     let declined = Failure::Declined { reason: DeclineReason::RequestHeld, detail: detail.clone() };
-    assert!(plane.beat(&id, 1, ActivityLevel::Active).await);
-    plane.answer(&id, 1, directive, Err(declined)).await;
-    let awake = plane.wait(&id, |view| view.state == State::Awake).await;
+    assert!(control.heartbeat(&id, 1, ActivityLevel::Active).await);
+    control.answer_directive(&id, 1, directive, Err(declined)).await;
+    let awake = control.wait(&id, |view| view.state == State::Awake).await;
     assert_eq!(awake.reason, StateReason::SleepDeclined { reason: DeclineReason::RequestHeld, detail });
     assert_eq!(backend.state().calls, ["start 1"]);
 }
 
 #[tokio::test]
 async fn who_comes_while_it_prepares_finds_it_awake_and_its_agent_is_told_to_go_on() {
-    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
-    let plane = Plane::up(folder.path(), &backend).await;
-    let (id, mut agent) = plane.awake("demo").await;
-    plane.handle.sleep(id.clone(), true).await.unwrap();
-    let (prepare, step) = asked(&mut agent).await;
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (id, mut agent) = control.create_awake("demo").await;
+    control.handle.sleep(id.clone(), true).await.unwrap();
+    let (prepare, step) = next_sleep_step(&mut agent).await;
     assert_eq!(step, SleepStep::Prepare(Urgency::Forced));
-    let awake = plane.handle.wake(id.clone()).await.unwrap();
+    let awake = control.handle.wake(id.clone()).await.unwrap();
     assert_eq!(awake.state, State::Awake);
-    let (cancel, step) = asked(&mut agent).await;
+    let (cancel, step) = next_sleep_step(&mut agent).await;
     assert_eq!(step, SleepStep::Cancel);
     // Late, and to a question that is not asked any more.
-    plane.answer(&id, 1, prepare, Ok(())).await;
-    plane.answer(&id, 1, cancel, Ok(())).await;
-    assert!(plane.beat(&id, 1, ActivityLevel::Active).await);
-    assert_eq!(plane.handle.snapshots().borrow().get(&id).unwrap().state, State::Awake);
+    control.answer_directive(&id, 1, prepare, Ok(())).await;
+    control.answer_directive(&id, 1, cancel, Ok(())).await;
+    assert!(control.heartbeat(&id, 1, ActivityLevel::Active).await);
+    assert_eq!(control.handle.snapshots().borrow().get(&id).unwrap().state, State::Awake);
     assert_eq!(backend.state().calls, ["start 1"]);
 }
 
 #[tokio::test]
 async fn nobody_sleeps_for_a_link_that_is_lost() {
-    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
-    let plane = Plane::up(folder.path(), &backend).await;
-    let (id, mut agent) = short(&plane).await;
-    idle(&plane, &id, &mut agent).await;
-    let (_, step) = asked(&mut agent).await;
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (id, mut agent) = short(&control).await;
+    idle(&control, &id, &mut agent).await;
+    let (_, step) = next_sleep_step(&mut agent).await;
     assert_eq!(step, SleepStep::Commit, "there is no way back from here: it is asked again");
-    plane.handle.gone(id.clone(), podling_control::driver::ConnectionId(1)).await.unwrap();
-    let mut agent = plane.serve(&id, 1, 2).await;
-    let (directive, step) = asked(&mut agent).await;
+    control.handle.disconnected(id.clone(), podling_control::driver::ConnectionId(1)).await.unwrap();
+    let mut agent = control.serve(&id, 1, 2).await;
+    let (directive, step) = next_sleep_step(&mut agent).await;
     assert_eq!(step, SleepStep::Commit);
     assert_eq!(backend.state().calls, ["start 1"], "its agent was not ended unasked");
-    plane.answer(&id, 2, directive, Err(declined(DeclineReason::NotPrepared))).await;
-    plane.wait(&id, |view| view.state == State::Awake).await;
+    control.answer_directive(&id, 2, directive, Err(declined(DeclineReason::NotPrepared))).await;
+    control.wait(&id, |view| view.state == State::Awake).await;
 }
 
 #[tokio::test]
 async fn a_used_workspace_sleeps_only_when_it_is_forced_to() {
-    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
-    let plane = Plane::up(folder.path(), &backend).await;
-    let (id, mut agent) = plane.awake("demo").await;
-    assert!(plane.beat(&id, 1, ActivityLevel::Busy).await);
-    let refused = plane.handle.sleep(id.clone(), false).await.unwrap_err();
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (id, mut agent) = control.create_awake("demo").await;
+    assert!(control.heartbeat(&id, 1, ActivityLevel::Busy).await);
+    let refused = control.handle.sleep(id.clone(), false).await.unwrap_err();
     assert!(matches!(refused, DriverError::Busy(_)), "{refused}");
-    plane.put_to_sleep(&id, &mut agent).await;
-    drop(plane);
-    let plane = Plane::up(folder.path(), &backend).await;
-    let asleep = plane.wait(&id, |view| view.state == State::Asleep).await;
+    control.put_to_sleep(&id, &mut agent).await;
+    drop(control);
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let asleep = control.wait(&id, |view| view.state == State::Asleep).await;
     assert_eq!(asleep.reason, StateReason::SleepRequested, "also after a crash");
     assert_eq!(backend.state().calls.iter().filter(|call| call.starts_with("start")).count(), 1);
 }
 
 #[tokio::test]
 async fn a_workspace_that_is_used_since_it_was_last_heard_is_not_put_to_sleep() {
-    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
-    let plane = Plane::up(folder.path(), &backend).await;
-    let (id, mut agent) = plane.awake("demo").await;
-    assert!(plane.beat(&id, 1, ActivityLevel::Idle).await);
-    plane.handle.sleep(id.clone(), false).await.expect("nobody knows of any use");
-    let (directive, step) = asked(&mut agent).await;
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (id, mut agent) = control.create_awake("demo").await;
+    assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await);
+    control.handle.sleep(id.clone(), false).await.expect("nobody knows of any use");
+    let (directive, step) = next_sleep_step(&mut agent).await;
     assert_eq!(step, SleepStep::Prepare(Urgency::Requested), "its agent has the last word");
-    plane.answer(&id, 1, directive, Err(declined(DeclineReason::InUse))).await;
-    let stays = plane.wait(&id, |view| view.state == State::Awake).await;
+    control.answer_directive(&id, 1, directive, Err(declined(DeclineReason::InUse))).await;
+    let stays = control.wait(&id, |view| view.state == State::Awake).await;
     let detail = String::new();
     assert_eq!(stays.reason, StateReason::SleepDeclined { reason: DeclineReason::InUse, detail });
     let asked_again = stays.next.is_some_and(|(_, step)| step == NextStep::Sleep(SleepCause::Requested));
@@ -172,11 +184,11 @@ async fn a_workspace_that_is_used_since_it_was_last_heard_is_not_put_to_sleep() 
 
 #[tokio::test]
 async fn a_policy_that_changes_reaches_the_agent() {
-    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
-    let plane = Plane::up(folder.path(), &backend).await;
-    let (id, mut agent) = plane.awake("demo").await;
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (id, mut agent) = control.create_awake("demo").await;
     let policy = PolicyOverrides { idle_timeout: Some(Duration::from_secs(77)), ..Default::default() };
-    plane.handle.set_policy(id.clone(), policy).await.unwrap();
+    control.handle.set_policy(id.clone(), policy).await.unwrap();
     match timeout(DEADLINE, agent.recv()).await.unwrap() {
         Some(ToAgent::Claim(claim)) => assert_eq!(claim.spec.policy.idle_timeout.as_secs(), 77),
         other => panic!("no claim: {other:?}"),

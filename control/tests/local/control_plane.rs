@@ -18,11 +18,11 @@ use hyper_util::{
 };
 use podling_control::{
     agents::AgentsService,
+    archiver::AgentArchiver,
     backend::local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
     backup_store::BackupStore,
     driver::{Driver, DriverHandle, NewWorkspace},
     identity::ControlIdentity,
-    keeper::AgentKeeper,
     lease::Leadership,
     open_files::OpenFiles,
     snapshot::WorkspaceView,
@@ -124,9 +124,9 @@ impl TestControlPlane {
         let shutdown = CancellationToken::new();
         let url = format!("file://{}/backups", data.path().display());
         let backups = BackupStore::open(&url, data.path().to_owned()).unwrap();
-        let keeper = Arc::new(AgentKeeper::new(backups, identity.clone(), Leadership::permanent()));
+        let archiver = Arc::new(AgentArchiver::new(backups, identity.clone(), Leadership::permanent()));
         let store = Arc::new(store.await.unwrap());
-        let driver = Driver::open(store, backend, keeper, Quotas::default(), shutdown.clone());
+        let driver = Driver::open(store, backend, archiver, Quotas::default(), shutdown.clone());
         let (driver, handle) = driver.await.unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { driver.run().await.unwrap() });

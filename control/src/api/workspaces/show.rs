@@ -43,12 +43,12 @@ fn resources(resources: workspace::Resources) -> Resources {
     Resources { cpu_millis: resources.cpu_millis, memory_bytes: resources.memory_bytes }
 }
 
-fn progress(progress: progress::Progress) -> Progress {
+fn progress(progress: progress::TransferProgress) -> Progress {
     let stage = match progress.stage {
-        progress::Stage::Saving => Stage::Saving,
-        progress::Stage::Proving => Stage::Proving,
-        progress::Stage::Fetching => Stage::Fetching,
-        progress::Stage::Unpacking => Stage::Unpacking,
+        progress::TransferStage::Saving => Stage::Saving,
+        progress::TransferStage::Proving => Stage::Proving,
+        progress::TransferStage::Fetching => Stage::Fetching,
+        progress::TransferStage::Unpacking => Stage::Unpacking,
     };
     Progress {
         stage: stage.into(),

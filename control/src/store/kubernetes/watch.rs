@@ -20,7 +20,7 @@ use super::{
     KubernetesStore, duplicates::has_record, log_unreadable, readable, record, resource_cache::ReportedSpec,
 };
 use crate::{
-    driver::{DriverError, DriverHandle, Edit},
+    driver::{DriverError, DriverHandle, SpecEdit},
     kubernetes::{
         DesiredResourceState, DesiredSpec, Workspace, WorkspaceTemplate, WorkspaceTemplateSpec, id_of,
         objects::DISCARD,
@@ -140,13 +140,13 @@ impl KubernetesStore {
             record.generation = resource.metadata.generation.unwrap_or_default();
             drop(written);
             cache.set_loaded(resource, &record).await;
-            return Ok(driver.found(record).await?);
+            return Ok(driver.add_stored(record).await?);
         }
         cache.observe(resource);
         let Some(latest) = cache.latest() else { return Ok(()) };
         let reported = written.reported.get_or_insert_with(|| ReportedSpec::of(&latest, template.as_ref()));
         match reported.take_edit(&latest, template.as_ref()) {
-            Some(edit) => Ok(driver.edited(id, edit).await?),
+            Some(edit) => Ok(driver.apply_edit(id, edit).await?),
             None => Ok(()),
         }
     }
@@ -192,10 +192,14 @@ impl ReportedSpec {
     }
 
     /// The difference to what the driver knows, which counts as reported from then on.
-    fn take_edit(&mut self, resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Option<Edit> {
+    fn take_edit(
+        &mut self,
+        resource: &Workspace,
+        template: Option<&WorkspaceTemplateSpec>,
+    ) -> Option<SpecEdit> {
         let now = Self { deleted: deletion(resource), ..Self::of(resource, template) };
         let (a, b) = (&self.desired_spec, &now.desired_spec);
-        let edit = Edit {
+        let edit = SpecEdit {
             generation: now.generation,
             awake: (a.desired_state != b.desired_state)
                 .then_some(b.desired_state == DesiredResourceState::Awake),
@@ -204,7 +208,7 @@ impl ReportedSpec {
             env: (a.env != b.env).then(|| b.env.clone()),
             deleted: now.deleted.filter(|_| now.deleted != self.deleted),
         };
-        let changed = edit != Edit { generation: self.generation, ..Edit::default() };
+        let changed = edit != SpecEdit { generation: self.generation, ..SpecEdit::default() };
         *self = now;
         changed.then_some(edit)
     }

@@ -6,55 +6,55 @@ use podling_core::observed::{Failure, Processes, Used};
 use podling_proto::agent::v1::{ActivityLevel, ActivityState};
 use tokio::sync::mpsc;
 
-use super::{AgentHello, ConnectionId, Heartbeat, ToAgent, entry::Entry};
+use super::{AgentHello, ConnectionId, Heartbeat, ToAgent, entry::WorkspaceEntry};
 use crate::snapshot::AgentView;
 
 /// Streams of one workspace's agents at once: the present one, its next before the old one is known to be dead, and as much
 /// again for a second agent. When it is full the oldest is given up.
-pub const MAX_LINKS: usize = 4;
-/// Three beats and a half: then the link counts as lost.
-const LINK_LOST_AFTER: Duration = Duration::from_secs(53);
+pub const MAX_AGENT_SESSIONS: usize = 4;
+/// Three beats and a half: then the session counts as lost.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(53);
 
 /// One stream of one agent.
 #[derive(Debug)]
-pub(super) struct AgentLink {
+pub(super) struct SessionEntry {
     hello: AgentHello,
-    state: LinkState,
+    claim: ClaimState,
     /// How long no beat came, as far as the driver witnessed it.
-    quiet: Duration,
+    silence: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LinkState {
+enum ClaimState {
     /// Nothing has been said to it.
     New,
-    /// Told to wait.
-    Waits,
+    /// ProgressSink to wait.
+    Waiting,
     /// It serves the workspace.
     Claimed,
 }
 
-impl Entry {
+impl WorkspaceEntry {
     /// An agent introduces itself.
     pub(super) fn hello(&mut self, hello: AgentHello) {
-        if self.links.len() >= MAX_LINKS {
-            self.gone(self.links[0].hello.connection);
+        if self.sessions.len() >= MAX_AGENT_SESSIONS {
+            self.session_ended(self.sessions[0].hello.connection);
         }
-        self.links.push(AgentLink { hello, state: LinkState::New, quiet: Duration::ZERO });
+        self.sessions.push(SessionEntry { hello, claim: ClaimState::New, silence: Duration::ZERO });
     }
 
     /// A beat: taken only from the stream that is claimed.
-    pub(super) fn beat(&mut self, beat: Heartbeat) {
+    pub(super) fn heartbeat(&mut self, beat: Heartbeat) {
         let epoch = self.epoch();
-        let link = self.links.iter_mut().find(|link| link.hello.connection == beat.connection);
-        let Some(link) = link.filter(|link| link.state == LinkState::Claimed) else { return };
-        link.quiet = Duration::ZERO;
+        let session = self.sessions.iter_mut().find(|session| session.hello.connection == beat.connection);
+        let Some(session) = session.filter(|session| session.claim == ClaimState::Claimed) else { return };
+        session.silence = Duration::ZERO;
         if self.agent.as_ref().is_some_and(|agent| agent.epoch == epoch) {
             self.observed.heartbeat(epoch);
         }
         self.take_activity(beat.activity);
         // The stream may have ended meanwhile; then nobody needs the acknowledgement.
-        let _gone = beat.taken.send(());
+        let _gone = beat.accepted.send(());
     }
 
     /// What the agent says of the workspace's use.
@@ -71,81 +71,87 @@ impl Entry {
     }
 
     /// Says something to the agent that is claimed. `false`: nobody hears it.
-    pub(super) fn say(&self, what: ToAgent) -> bool {
-        self.links.iter().find(|link| link.state == LinkState::Claimed).is_some_and(|link| link.say(what))
+    pub(super) fn send(&self, what: ToAgent) -> bool {
+        self.sessions
+            .iter()
+            .find(|session| session.claim == ClaimState::Claimed)
+            .is_some_and(|session| session.send(what))
     }
 
     /// The stream that is claimed.
-    pub(super) fn claimed(&self) -> Option<ConnectionId> {
-        let claimed = self.links.iter().find(|link| link.state == LinkState::Claimed);
-        claimed.map(|link| link.hello.connection)
+    pub(super) fn claimed_connection(&self) -> Option<ConnectionId> {
+        let claimed = self.sessions.iter().find(|session| session.claim == ClaimState::Claimed);
+        claimed.map(|session| session.hello.connection)
     }
 
     /// The agent is not heard any more: nor will the answer be that it owes.
-    fn disconnected(&mut self) {
+    fn connection_lost(&mut self) {
         self.observed.disconnected();
-        self.step_ends(Err(Failure::Failed("the connection to the agent was lost".into())));
-        self.warned = None;
+        self.finish_directive(Err(Failure::Failed("the connection to the agent was lost".into())));
+        self.warned_for = None;
     }
 
     /// A stream has ended.
-    pub(super) fn gone(&mut self, connection: ConnectionId) {
-        let Some(at) = self.links.iter().position(|link| link.hello.connection == connection) else { return };
-        if self.links.remove(at).state == LinkState::Claimed {
-            self.disconnected();
+    pub(super) fn session_ended(&mut self, connection: ConnectionId) {
+        let Some(at) = self.sessions.iter().position(|session| session.hello.connection == connection) else {
+            return;
+        };
+        if self.sessions.remove(at).claim == ClaimState::Claimed {
+            self.connection_lost();
         }
     }
 
     /// Brings streams and living agents together: the newest stream of the agent of the present epoch is claimed, streams of others
     /// are sent away, and where it is not known yet what lives, or what lives is about to be ended, they stay as they are. Whether
     /// an agent was claimed by that.
-    pub(super) fn pair(&mut self) -> bool {
+    pub(super) fn match_sessions(&mut self) -> bool {
         let stays =
             self.wants_agent() || self.instance().is_some() || self.observed.processes == Processes::Unseen;
         let Some(instance) = self.instance().filter(|_| self.wants_agent()).cloned() else {
-            self.links.retain_mut(|link| match stays {
-                true => link.wait(),
-                false => link.dismiss("no agent is wanted for this workspace now"),
+            self.sessions.retain_mut(|session| match stays {
+                true => session.wait(),
+                false => session.dismiss("no agent is wanted for this workspace now"),
             });
             return false;
         };
         let named =
             self.agent.as_ref().map(|agent| agent.boot_id.clone()).or_else(|| instance.boot_id.clone());
-        self.links.retain_mut(|link| {
-            if link.hello.instance != instance.id {
-                link.dismiss("another agent serves this workspace")
-            } else if named.as_ref().is_some_and(|boot_id| *boot_id != link.hello.boot_id) {
-                link.dismiss("this agent said hello with another boot id before")
+        self.sessions.retain_mut(|session| {
+            if session.hello.instance != instance.id {
+                session.dismiss("another agent serves this workspace")
+            } else if named.as_ref().is_some_and(|boot_id| *boot_id != session.hello.boot_id) {
+                session.dismiss("this agent said hello with another boot id before")
             } else {
                 true
             }
         });
-        let claim = self.claim();
+        let claim = self.claim_content();
         // Of several streams of one agent the newest counts: it dials again only after it has given up the one before.
-        if self.links.len() > 1 {
-            self.links.drain(..self.links.len() - 1);
-            if self.claimed().is_none() {
-                // What the one before was asked it will not answer.
-                self.disconnected();
+        if self.sessions.len() > 1 {
+            self.sessions.drain(..self.sessions.len() - 1);
+            if self.claimed_connection().is_none() {
+                // What the one before was pending_directive it will not answer.
+                self.connection_lost();
             }
         }
-        let Some(link) = self.links.last_mut().filter(|link| link.state != LinkState::Claimed) else {
+        let Some(session) = self.sessions.last_mut().filter(|session| session.claim != ClaimState::Claimed)
+        else {
             return false;
         };
-        if !link.say(ToAgent::Claim(claim)) {
-            self.links.clear();
+        if !session.send(ToAgent::Claim(claim)) {
+            self.sessions.clear();
             return false;
         }
-        // It counts as connected from its first beat on: that is its answer to the claim. Before that it would refuse every call.
-        link.state = LinkState::Claimed;
-        self.told_spec = Some(self.record.spec.clone());
+        // It counts as connected from its first beat on: that is its answer to the claim. Before that it would refuse every request_wake.
+        session.claim = ClaimState::Claimed;
+        self.claimed_spec = Some(self.record.spec.clone());
         self.agent = Some(Arc::new(AgentView {
-            boot_id: link.hello.boot_id.clone(),
+            boot_id: session.hello.boot_id.clone(),
             epoch: instance.epoch,
-            version: link.hello.version.clone(),
-            capabilities: link.hello.capabilities.clone(),
+            version: session.hello.version.clone(),
+            capabilities: session.hello.capabilities.clone(),
             address: instance.address,
-            fingerprint: link.hello.fingerprint,
+            fingerprint: session.hello.fingerprint,
             instance: instance.id,
             image: instance.image,
         }));
@@ -154,21 +160,23 @@ impl Entry {
 
     /// Tells the agent that its end has come: it knows best how to end its processes in good order.
     pub(super) fn drain(&mut self, grace: Duration) {
-        self.links.retain_mut(|link| link.state != LinkState::Claimed || link.say(ToAgent::Drain { grace }));
+        self.sessions.retain_mut(|session| {
+            session.claim != ClaimState::Claimed || session.send(ToAgent::Drain { grace })
+        });
     }
 
     /// So much time was witnessed. Whether anything follows from it.
-    pub(super) fn time_passes(&mut self, gap: Duration) -> bool {
+    pub(super) fn advance_time(&mut self, gap: Duration) -> bool {
         let was = self.observed.connected;
         let mut lost = false;
-        for link in self.links.iter_mut().filter(|link| link.state == LinkState::Claimed) {
-            link.quiet = link.quiet.saturating_add(gap);
-            lost |= link.quiet >= LINK_LOST_AFTER;
+        for session in self.sessions.iter_mut().filter(|session| session.claim == ClaimState::Claimed) {
+            session.silence = session.silence.saturating_add(gap);
+            lost |= session.silence >= HEARTBEAT_TIMEOUT;
         }
         if lost && was.is_some() {
-            self.disconnected();
+            self.connection_lost();
         }
-        let step_over = self.step_waits(gap);
+        let step_over = self.age_directive(gap);
         let epoch = self.epoch();
         if self.observed.connected != Some(epoch) && self.observed.processes.lives(epoch) {
             self.observed.silence = self.observed.silence.saturating_add(gap);
@@ -177,9 +185,9 @@ impl Entry {
     }
 }
 
-impl AgentLink {
+impl SessionEntry {
     /// Whether the stream still takes what is said. One that is full is not read by its agent: it is given up.
-    fn say(&self, what: ToAgent) -> bool {
+    fn send(&self, what: ToAgent) -> bool {
         match self.hello.to_agent.try_send(what) {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Full(_) | mpsc::error::TrySendError::Closed(_)) => false,
@@ -187,17 +195,17 @@ impl AgentLink {
     }
 
     fn wait(&mut self) -> bool {
-        if self.state != LinkState::New {
+        if self.claim != ClaimState::New {
             return true;
         }
-        self.state = LinkState::Waits;
-        self.say(ToAgent::Wait)
+        self.claim = ClaimState::Waiting;
+        self.send(ToAgent::Wait)
     }
 
     /// Sends it away: its stream goes.
     fn dismiss(&self, why: &str) -> bool {
         tracing::info!(workspace = %self.hello.workspace, instance = %self.hello.instance, why, "an agent is dismissed");
-        let _gone = self.say(ToAgent::Dismiss(why.to_owned()));
+        let _gone = self.send(ToAgent::Dismiss(why.to_owned()));
         false
     }
 }

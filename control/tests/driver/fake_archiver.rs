@@ -1,26 +1,26 @@
-//! A keeper that keeps nothing: it remembers what it was asked, and fails or waits when it is told to.
+//! A archiver that keeps nothing: it remembers what it was asked, and fails or waits when it is told to.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use podling_control::{
+    archiver::{ArchivedCopy, Archiver, ArchiverError},
     backup_store::{ArchiveLabel, ArchiveProof, BackupStoreError, IncompleteReasons, Sha256Digest, StoreKey},
-    keeper::{KeepError, Keeper, Kept},
-    progress::{Progress, Stage, Teller},
+    progress::{ProgressReporter, TransferProgress, TransferStage},
     snapshot::AgentView,
 };
 use podling_core::{id::WorkspaceId, workspace::Spec};
 use tokio::{sync::watch, time::timeout};
 
-use crate::plane::DEADLINE;
+use crate::control_plane::DEADLINE;
 
 #[derive(Debug, Clone)]
-pub(crate) struct FakeKeeper {
-    state: Arc<Mutex<State>>,
+pub(crate) struct FakeArchiver {
+    state: Arc<Mutex<ArchiverState>>,
     held: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct State {
+pub(crate) struct ArchiverState {
     pub(crate) calls: Vec<String>,
     /// What was known each time that strays were swept, by the generation that the key says.
     pub(crate) sweeps: Vec<Vec<u64>>,
@@ -28,14 +28,14 @@ pub(crate) struct State {
     pub(crate) failures: u32,
 }
 
-impl Default for FakeKeeper {
+impl Default for FakeArchiver {
     fn default() -> Self {
         Self { state: Arc::default(), held: watch::Sender::new(false) }
     }
 }
 
-impl FakeKeeper {
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+impl FakeArchiver {
+    pub(crate) fn state(&self) -> MutexGuard<'_, ArchiverState> {
         self.state.lock().unwrap()
     }
 
@@ -44,7 +44,7 @@ impl FakeKeeper {
     }
 
     /// Waits until this was asked so often.
-    pub(crate) async fn asked(&self, what: &str, times: usize) {
+    pub(crate) async fn wait_for_calls(&self, what: &str, times: usize) {
         let count = || self.state().calls.iter().filter(|call| *call == what).count();
         let wait = async {
             while count() < times {
@@ -54,7 +54,7 @@ impl FakeKeeper {
         timeout(DEADLINE, wait).await.unwrap_or_else(|_| panic!("no {what:?}: {:?}", self.state().calls));
     }
 
-    async fn call(&self, what: String) -> Result<(), KeepError> {
+    async fn call(&self, what: String) -> Result<(), ArchiverError> {
         self.state().calls.push(what);
         let mut held = self.held.subscribe();
         let _open = held.wait_for(|held| !held).await;
@@ -69,16 +69,16 @@ impl FakeKeeper {
 }
 
 #[tonic::async_trait]
-impl Keeper for FakeKeeper {
+impl Archiver for FakeArchiver {
     async fn archive(
         &self,
         spec: &Spec,
         generation: u64,
         _agent: &AgentView,
-        teller: Arc<Teller>,
-    ) -> Result<Kept, KeepError> {
-        teller.tell(Progress::counted(Stage::Saving, 1, 10, 40));
-        teller.tell(Progress::bytes(Stage::Proving, 5, 20));
+        reporter: Arc<ProgressReporter>,
+    ) -> Result<ArchivedCopy, ArchiverError> {
+        reporter.report(TransferProgress::counted(TransferStage::Saving, 1, 10, 40));
+        reporter.report(TransferProgress::bytes(TransferStage::Proving, 5, 20));
         self.call(format!("archive {generation}")).await?;
         let label = ArchiveLabel {
             id: spec.id.clone(),
@@ -91,7 +91,7 @@ impl Keeper for FakeKeeper {
         };
         let proof =
             ArchiveProof { label, entries: 3, bytes: 40, archive_bytes: 20, sha256: Sha256Digest([0; 32]) };
-        Ok(Kept { key: StoreKey::new(spec.id.clone(), generation), proof })
+        Ok(ArchivedCopy { key: StoreKey::new(spec.id.clone(), generation), proof })
     }
 
     async fn restore(
@@ -99,17 +99,17 @@ impl Keeper for FakeKeeper {
         _spec: &Spec,
         key: &StoreKey,
         _agent: &AgentView,
-        teller: Arc<Teller>,
-    ) -> Result<(), KeepError> {
-        teller.tell(Progress::counted(Stage::Unpacking, 2, 30, 40));
+        reporter: Arc<ProgressReporter>,
+    ) -> Result<(), ArchiverError> {
+        reporter.report(TransferProgress::counted(TransferStage::Unpacking, 2, 30, 40));
         self.call(format!("restore {}", key.second())).await
     }
 
-    async fn expire(&self, key: &StoreKey) -> Result<(), KeepError> {
+    async fn expire(&self, key: &StoreKey) -> Result<(), ArchiverError> {
         self.call(format!("expire {}", key.second())).await
     }
 
-    async fn sweep(&self, _workspace: &WorkspaceId, known: &[StoreKey]) -> Result<(), KeepError> {
+    async fn sweep(&self, _workspace: &WorkspaceId, known: &[StoreKey]) -> Result<(), ArchiverError> {
         let known = known.iter().map(StoreKey::second).collect();
         self.state().sweeps.push(known);
         Ok(())

@@ -10,7 +10,7 @@ use podling_core::{
     time::Timestamp,
 };
 
-use super::{Answer, ClaimContent, DirectiveId, SleepStep, ToAgent, entry::Entry};
+use super::{ClaimContent, DirectiveAnswer, DirectiveId, SleepStep, ToAgent, entry::WorkspaceEntry};
 use crate::clock;
 
 /// For an agent to look at its activity. It needs milliseconds.
@@ -22,16 +22,16 @@ const WARNING_SLACK: Duration = Duration::from_secs(5);
 
 /// A step that waits for its answer.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct PendingDirective {
     directive: DirectiveId,
     action: Action,
     /// How long, as far as the driver witnessed it.
     waited: Duration,
 }
 
-impl Entry {
+impl WorkspaceEntry {
     /// Asks the agent. Nobody hears: that is known at once.
-    pub(super) fn ask(&mut self, directive: DirectiveId, action: Action) {
+    pub(super) fn send_directive(&mut self, directive: DirectiveId, action: Action) {
         let step = match action {
             Action::Prepare { urgency, .. } => SleepStep::Prepare(urgency),
             Action::Commit(_) => SleepStep::Commit,
@@ -47,89 +47,92 @@ impl Entry {
         };
         self.in_flight = Some(action);
         self.observed.ordered(action);
-        self.asked = Some(Asked { directive, action, waited: Duration::ZERO });
+        self.pending_directive = Some(PendingDirective { directive, action, waited: Duration::ZERO });
         if !self.agent.as_ref().is_some_and(|agent| agent.can("sleep")) {
             let detail = "the agent lacks the capability \"sleep\"".into();
-            self.step_ends(Err(Failure::Declined { reason: DeclineReason::Unspecified, detail }));
-        } else if !self.say(ToAgent::Sleep(directive, step)) {
-            self.step_ends(Err(Failure::Failed("the agent is not connected".into())));
+            self.finish_directive(Err(Failure::Declined { reason: DeclineReason::Unspecified, detail }));
+        } else if !self.send(ToAgent::Sleep(directive, step)) {
+            self.finish_directive(Err(Failure::Failed("the agent is not connected".into())));
         }
     }
 
-    /// An answer: it counts if it is to what was asked last, and from the stream that was asked.
-    pub(super) fn answered(&mut self, answer: Answer) {
-        let expected = self.asked.as_ref().is_some_and(|asked| asked.directive == answer.directive);
-        if !expected || self.claimed() != Some(answer.connection) {
+    /// An answer: it counts if it is to what was pending_directive last, and from the stream that was pending_directive.
+    pub(super) fn directive_answered(&mut self, answer: DirectiveAnswer) {
+        let expected = self
+            .pending_directive
+            .as_ref()
+            .is_some_and(|pending_directive| pending_directive.directive == answer.directive);
+        if !expected || self.claimed_connection() != Some(answer.connection) {
             return;
         }
         if let Some(activity) = answer.activity {
             self.take_activity(activity);
         }
-        self.step_ends(answer.result);
+        self.finish_directive(answer.result);
     }
 
     /// The step is over, one way or the other.
-    pub(super) fn step_ends(&mut self, result: Result<(), Failure>) {
-        let Some(asked) = self.asked.take() else { return };
+    pub(super) fn finish_directive(&mut self, result: Result<(), Failure>) {
+        let Some(pending_directive) = self.pending_directive.take() else { return };
         #[cfg(debug_assertions)]
-        super::mortal::may_die(asked.action, "after");
+        super::failpoint::hit(pending_directive.action, "after");
         self.in_flight = None;
         if let Err(failure) = &result {
-            tracing::info!(workspace = %self.record.spec.id, action = ?asked.action, ?failure, "sleep step failed");
+            tracing::info!(workspace = %self.record.spec.id, action = ?pending_directive.action, ?failure, "sleep step failed");
         }
-        self.observed.done(asked.action, result.map(|()| Achieved::Done), clock::now());
+        self.observed.done(pending_directive.action, result.map(|()| Achieved::Done), clock::now());
     }
 
     /// Something else is wanted now: what comes of the step is of no interest any more.
-    pub(super) fn drop_step(&mut self) {
-        if self.asked.take().is_some() {
+    pub(super) fn abandon_directive(&mut self) {
+        if self.pending_directive.take().is_some() {
             self.in_flight = None;
         }
     }
 
     /// So much time was witnessed. Whether a step is given up by it.
-    pub(super) fn step_waits(&mut self, gap: Duration) -> bool {
-        let Some(asked) = &mut self.asked else { return false };
-        asked.waited = asked.waited.saturating_add(gap);
-        let limit = match asked.action {
+    pub(super) fn age_directive(&mut self, gap: Duration) -> bool {
+        let Some(pending_directive) = &mut self.pending_directive else { return false };
+        pending_directive.waited = pending_directive.waited.saturating_add(gap);
+        let limit = match pending_directive.action {
             Action::Commit(_) => COMMIT_LIMIT,
             _ => PREPARE_LIMIT,
         };
-        let over = asked.waited >= limit;
+        let over = pending_directive.waited >= limit;
         if over {
-            self.step_ends(Err(Failure::Failed(format!("the agent did not answer within {limit:?}"))));
+            self.finish_directive(Err(Failure::Failed(format!("the agent did not answer within {limit:?}"))));
         }
         over
     }
 
     /// Tells people when their workspace sleeps, if they have not been told so.
-    pub(super) fn warn(&mut self, warning: Option<(Timestamp, SleepCause)>) {
+    pub(super) fn send_warning(&mut self, warning: Option<(Timestamp, SleepCause)>) {
         let moved = |told: Timestamp, at: Timestamp| told.since(at).max(at.since(told)) > WARNING_SLACK;
-        let news = match (self.warned, warning) {
+        let news = match (self.warned_for, warning) {
             (None, None) => false,
             (Some(told), Some((at, _))) => moved(told, at),
             (None, Some(_)) | (Some(_), None) => true,
         };
-        if news && self.say(ToAgent::Warn(warning)) {
-            self.warned = warning.map(|(at, _)| at);
+        if news && self.send(ToAgent::Warn(warning)) {
+            self.warned_for = warning.map(|(at, _)| at);
         }
     }
 
     /// Tells the agent what it is to serve if that has changed since it was claimed.
-    pub(super) fn reclaim(&mut self) {
+    pub(super) fn resend_claim(&mut self) {
         // Not before it is durable.
         let spec = self.record.spec.clone();
-        if !self.is_settled() || self.told_spec.as_ref().is_none_or(|told| told.policy == spec.policy) {
+        if !self.is_settled() || self.claimed_spec.as_ref().is_none_or(|told| told.policy == spec.policy) {
             return;
         }
-        let claim = self.claim();
-        if self.say(ToAgent::Claim(claim)) {
-            self.told_spec = Some(spec);
+        let claim = self.claim_content();
+        if self.send(ToAgent::Claim(claim)) {
+            self.claimed_spec = Some(spec);
         }
     }
 
     /// What the agent of the present epoch is to serve.
-    pub(super) fn claim(&self) -> ClaimContent {
+    pub(super) fn claim_content(&self) -> ClaimContent {
         let maintenance = self.wants_maintenance();
         ClaimContent { spec: Arc::clone(&self.record.spec), epoch: self.epoch(), maintenance }
     }

@@ -7,7 +7,7 @@ use podling_core::decide::Action;
 const VARIABLE: &str = "PODLING_TEST_DIE_AT";
 
 /// Dies here if it is told to.
-pub(super) fn may_die(action: Action, moment: &str) {
+pub(super) fn hit(action: Action, moment: &str) {
     if std::env::var(VARIABLE).is_ok_and(|at| at == format!("{}:{moment}", name(action))) {
         tracing::error!(?action, moment, "dies, as a test told it to");
         // No unwinding, no farewell. (SIGKILL, so that it is what a machine would do.)

@@ -1,6 +1,6 @@
-//! The keeper: takes the storage of a sleeping workspace into the backup store, by an agent in maintenance, and back.
+//! The archiver: takes the storage of a sleeping workspace into the backup store, by an agent in maintenance, and back.
 //!
-//! It decides nothing, and knows a workspace only as what is written on the label. What it calls kept has been proven (law 6).
+//! It decides nothing, and knows a workspace only as what is batch_committed on the label. What it calls kept has been proven (law 6).
 
 use std::{error::Error, fmt, sync::Arc};
 
@@ -29,7 +29,7 @@ use crate::{
     dial::{AGENT_NAME, AgentDialError, DIAL_TIMEOUT, dial},
     identity::ControlIdentity,
     lease::Leadership,
-    progress::{Progress, Stage, Teller},
+    progress::{ProgressReporter, TransferProgress, TransferStage},
     server::ConnectionTasks,
     snapshot::AgentView,
 };
@@ -40,15 +40,15 @@ const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 /// Keeps storage in archives, and brings it back. Calls for one workspace come one after the other; each may be dropped half way and
 /// repeated.
 #[tonic::async_trait]
-pub trait Keeper: fmt::Debug + Send + Sync + 'static {
+pub trait Archiver: fmt::Debug + Send + Sync + 'static {
     /// Archives what the agent serves, and proves it. What is not whole or not proven is removed again.
     async fn archive(
         &self,
         spec: &Spec,
         generation: u64,
         agent: &AgentView,
-        teller: Arc<Teller>,
-    ) -> Result<Kept, KeepError>;
+        reporter: Arc<ProgressReporter>,
+    ) -> Result<ArchivedCopy, ArchiverError>;
 
     /// Fills the storage that the agent serves with what the archive holds.
     async fn restore(
@@ -56,37 +56,37 @@ pub trait Keeper: fmt::Debug + Send + Sync + 'static {
         spec: &Spec,
         key: &StoreKey,
         agent: &AgentView,
-        teller: Arc<Teller>,
-    ) -> Result<(), KeepError>;
+        reporter: Arc<ProgressReporter>,
+    ) -> Result<(), ArchiverError>;
 
     /// Removes an archive; it is gone afterwards, also when it was before.
-    async fn expire(&self, key: &StoreKey) -> Result<(), KeepError>;
+    async fn expire(&self, key: &StoreKey) -> Result<(), ArchiverError>;
 
     /// Removes what is kept of a workspace beside what is `known`: archives that a control plane made and died before it had noted them.
-    async fn sweep(&self, workspace: &WorkspaceId, known: &[StoreKey]) -> Result<(), KeepError>;
+    async fn sweep(&self, workspace: &WorkspaceId, known: &[StoreKey]) -> Result<(), ArchiverError>;
 }
 
 /// Keeps archives in a backup store, through the workspaces' agents.
 #[derive(Debug)]
-pub struct AgentKeeper {
+pub struct AgentArchiver {
     backups: BackupStore,
     identity: Arc<ControlIdentity>,
     leadership: Arc<Leadership>,
     tasks: ConnectionTasks,
 }
 
-/// An archive that was written and proven.
+/// An archive that was batch_committed and proven.
 #[derive(Debug)]
-pub struct Kept {
+pub struct ArchivedCopy {
     /// Where it is.
     pub key: StoreKey,
-    /// What the proof found.
+    /// What the proof add_stored.
     pub proof: ArchiveProof,
 }
 
 /// Why something is not kept, or not brought back.
 #[derive(Debug, thiserror::Error)]
-pub enum KeepError {
+pub enum ArchiverError {
     /// The agent that was to do it cannot be reached.
     #[error("its agent cannot be reached: {0}")]
     Unreachable(String),
@@ -105,45 +105,45 @@ type Agent = ArchivesClient<
     BoxCloneSyncService<http::Request<Body>, http::Response<hyper::body::Incoming>, hyper::Error>,
 >;
 
-impl AgentKeeper {
+impl AgentArchiver {
     /// Keeps archives in `backups`; agents know the control plane by `identity`. What others may know of is removed only in our `leadership`.
     pub fn new(backups: BackupStore, identity: Arc<ControlIdentity>, leadership: Arc<Leadership>) -> Self {
         Self { backups, identity, leadership, tasks: ConnectionTasks::default() }
     }
 
     /// Removes an archive that another control plane may go by, if there is one that decides.
-    async fn lets_go(&self, key: &StoreKey) -> Result<(), KeepError> {
+    async fn remove_if_leader(&self, key: &StoreKey) -> Result<(), ArchiverError> {
         if !self.leadership.is_leader() {
-            return Err(KeepError::Superseded);
+            return Err(ArchiverError::Superseded);
         }
         Ok(self.backups.remove(key).await?)
     }
 
-    /// The archive as the agent takes it, `size` bytes long. It ends at the first error, which is left in `trouble`: without the whole
-    /// zip nothing is unpacked.
-    fn zip(
+    /// The archive as the agent takes it, `size` bytes long. It ends at the first error, which is drain_reply in `store_error`: without the whole
+    /// extract_stream nothing is unpacked.
+    fn extract_stream(
         &self,
         key: &StoreKey,
         size: u64,
-        teller: Arc<Teller>,
-        trouble: Arc<Mutex<Option<BackupStoreError>>>,
+        reporter: Arc<ProgressReporter>,
+        store_error: Arc<Mutex<Option<BackupStoreError>>>,
     ) -> impl Stream<Item = ExtractArchiveRequest> + Send + use<> {
         let open = ExtractOpen { replace: true, ..ExtractOpen::default() };
         let first = ExtractArchiveRequest { open: Some(open), ..ExtractArchiveRequest::default() };
         let blocks = Box::pin(self.backups.read(key));
         let rest = stream::unfold(Some((blocks, 0)), move |state| {
-            let (trouble, teller) = (trouble.clone(), teller.clone());
+            let (store_error, reporter) = (store_error.clone(), reporter.clone());
             async move {
                 let (mut blocks, at) = state?;
-                teller.tell(Progress::bytes(Stage::Fetching, at, size));
+                reporter.report(TransferProgress::bytes(TransferStage::Fetching, at, size));
                 match blocks.next().await? {
                     Ok(data) => {
                         let at = at + data.len() as u64;
                         Some((ExtractArchiveRequest { open: None, data }, Some((blocks, at))))
                     }
                     Err(error) => {
-                        *trouble.lock().await = Some(error);
-                        // Nothing that could be taken for an end: no zip begins or ends so.
+                        *store_error.lock().await = Some(error);
+                        // Nothing that could be taken for an end: no extract_stream begins or ends so.
                         None
                     }
                 }
@@ -162,11 +162,11 @@ impl AgentKeeper {
         request
     }
 
-    async fn reach(&self, agent: &AgentView) -> Result<Agent, KeepError> {
+    async fn reach(&self, agent: &AgentView) -> Result<Agent, ArchiverError> {
         let dialed = timeout(DIAL_TIMEOUT, dial::<Body>(agent, &self.tasks))
             .await
             .unwrap_or(Err(AgentDialError::Timeout));
-        let dialed = dialed.map_err(|error| KeepError::Unreachable(error.to_string()))?;
+        let dialed = dialed.map_err(|error| ArchiverError::Unreachable(error.to_string()))?;
         let sender: SendRequest<Body> = dialed.sender;
         let service = tower::service_fn(move |request| {
             let mut sender = sender.clone();
@@ -180,24 +180,24 @@ impl AgentKeeper {
 }
 
 #[tonic::async_trait]
-impl Keeper for AgentKeeper {
+impl Archiver for AgentArchiver {
     async fn archive(
         &self,
         spec: &Spec,
         generation: u64,
         agent: &AgentView,
-        teller: Arc<Teller>,
-    ) -> Result<Kept, KeepError> {
+        reporter: Arc<ProgressReporter>,
+    ) -> Result<ArchivedCopy, ArchiverError> {
         let mut client = self.reach(agent).await?;
         let request = CreateArchiveRequest { preservation: true, ..CreateArchiveRequest::default() };
         let request = self.request(spec, request, Verb::FilesRead);
         let stream = client.create(request).await?.into_inner();
-        // A task of its own: dropped half way, this may leave something in the store that nobody knows of.
-        let given_up = CancellationToken::new();
-        let _when_dropped = given_up.clone().drop_guard();
+        // A task of its own: dropped half way, this may drain_idle something in the store that nobody knows of.
+        let abandoned = CancellationToken::new();
+        let _when_dropped = abandoned.clone().drop_guard();
         let (reply, answer) = oneshot::channel();
         let label = label(spec, generation);
-        self.tasks.0.spawn(keep(self.backups.clone(), label, stream, teller, given_up, reply));
+        self.tasks.0.spawn(keep(self.backups.clone(), label, stream, reporter, abandoned, reply));
         answer.await.unwrap_or_else(|_| Err(Status::internal("archiving it has panicked").into()))
     }
 
@@ -206,22 +206,29 @@ impl Keeper for AgentKeeper {
         spec: &Spec,
         key: &StoreKey,
         agent: &AgentView,
-        teller: Arc<Teller>,
-    ) -> Result<(), KeepError> {
+        reporter: Arc<ProgressReporter>,
+    ) -> Result<(), ArchiverError> {
         let size = self.backups.size(key).await?;
         let mut client = self.reach(agent).await?;
         // What goes wrong at the store is kept aside: the agent only sees its stream end.
-        let trouble = Arc::new(Mutex::new(None));
-        let request =
-            self.request(spec, self.zip(key, size, teller.clone(), trouble.clone()), Verb::FilesWrite);
+        let store_error = Arc::new(Mutex::new(None));
+        let request = self.request(
+            spec,
+            self.extract_stream(key, size, reporter.clone(), store_error.clone()),
+            Verb::FilesWrite,
+        );
         let done = async {
             let mut answers = client.extract(request).await?.into_inner();
             while let Some(answer) = answers.message().await? {
                 match answer.message {
                     Some(extract_archive_response::Message::Progress(of)) => {
-                        let progress =
-                            Progress::counted(Stage::Unpacking, of.entries, of.bytes, of.total_bytes);
-                        teller.tell(progress);
+                        let progress = TransferProgress::counted(
+                            TransferStage::Unpacking,
+                            of.entries,
+                            of.bytes,
+                            of.total_bytes,
+                        );
+                        reporter.report(progress);
                     }
                     Some(extract_archive_response::Message::Done(_)) => return Ok(()),
                     None => {}
@@ -230,20 +237,20 @@ impl Keeper for AgentKeeper {
             Err(Status::data_loss("it ended before it was done"))
         };
         let result = done.await;
-        match trouble.lock().await.take() {
-            Some(error) => Err(KeepError::Store(error)),
+        match store_error.lock().await.take() {
+            Some(error) => Err(ArchiverError::Store(error)),
             None => Ok(result?),
         }
     }
 
-    async fn expire(&self, key: &StoreKey) -> Result<(), KeepError> {
-        self.lets_go(key).await
+    async fn expire(&self, key: &StoreKey) -> Result<(), ArchiverError> {
+        self.remove_if_leader(key).await
     }
 
-    async fn sweep(&self, workspace: &WorkspaceId, known: &[StoreKey]) -> Result<(), KeepError> {
+    async fn sweep(&self, workspace: &WorkspaceId, known: &[StoreKey]) -> Result<(), ArchiverError> {
         for stray in self.backups.unrecorded(workspace, known).await? {
             tracing::info!(backup = %stray, "an archive that nobody knows of is removed");
-            self.lets_go(&stray).await?;
+            self.remove_if_leader(&stray).await?;
         }
         Ok(())
     }
@@ -254,31 +261,36 @@ async fn keep(
     backups: BackupStore,
     label: ArchiveLabel,
     stream: Streaming<CreateArchiveResponse>,
-    teller: Arc<Teller>,
-    given_up: CancellationToken,
-    reply: oneshot::Sender<Result<Kept, KeepError>>,
+    reporter: Arc<ProgressReporter>,
+    abandoned: CancellationToken,
+    reply: oneshot::Sender<Result<ArchivedCopy, ArchiverError>>,
 ) {
-    // Cut, it is not whole: then nothing of it is left.
-    let stream = stream.take_until(given_up.clone().cancelled_owned());
+    // Cut, it is not whole: then nothing of it is drain_reply.
+    let stream = stream.take_until(abandoned.clone().cancelled_owned());
     let saved = |of: backup_store::ReceiveProgress| {
-        teller.tell(Progress::counted(Stage::Saving, of.entries, of.bytes, of.total_bytes));
+        reporter.report(TransferProgress::counted(
+            TransferStage::Saving,
+            of.entries,
+            of.bytes,
+            of.total_bytes,
+        ));
     };
     let (key, size) = match backups.write(&label, stream, saved).await {
-        Ok(written) => (written.key, written.archive_bytes),
+        Ok(batch_committed) => (batch_committed.key, batch_committed.archive_bytes),
         // Who has given up needs no answer, here and below.
         Err(error) => return drop(reply.send(Err(error.into()))),
     };
     // Before the store says anything: it may stand still.
-    teller.tell(Progress::bytes(Stage::Proving, 0, size));
+    reporter.report(TransferProgress::bytes(TransferStage::Proving, 0, size));
     let proof = tokio::select! {
-        proof = backups.prove_with_progress(&key, |at, size| teller.tell(Progress::bytes(Stage::Proving, at, size))) => {
+        proof = backups.prove_with_progress(&key, |at, size| reporter.report(TransferProgress::bytes(TransferStage::Proving, at, size))) => {
             Some(proof)
         }
-        () = given_up.cancelled() => None,
+        () = abandoned.cancelled() => None,
     };
     match proof {
         Some(Ok(proof)) => {
-            if reply.send(Ok(Kept { key: key.clone(), proof })).is_err() {
+            if reply.send(Ok(ArchivedCopy { key: key.clone(), proof })).is_err() {
                 remove(&backups, &key).await;
             }
         }
@@ -296,7 +308,7 @@ async fn remove(backups: &BackupStore, key: &StoreKey) {
     }
 }
 
-/// What is written beside an archive. The environment may hold secrets: it stays out.
+/// What is batch_committed beside an archive. The environment may hold secrets: it stays out.
 fn label(spec: &Spec, storage_generation: u64) -> ArchiveLabel {
     let bare = Spec { env: Default::default(), ..spec.clone() };
     ArchiveLabel {

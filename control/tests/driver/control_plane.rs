@@ -1,11 +1,11 @@
-//! A control plane without edges: driver and store, and agents that are not there.
+//! A control control without edges: driver and store, and agents that are not there.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 use podling_control::{
     driver::{
-        AgentHello, Answer, ConnectionId, DirectiveId, Driver, DriverHandle, Heartbeat, NewWorkspace,
-        SleepStep, ToAgent,
+        AgentHello, ConnectionId, DirectiveAnswer, DirectiveId, Driver, DriverHandle, Heartbeat,
+        NewWorkspace, SleepStep, ToAgent,
     },
     snapshot::{Fingerprint, WorkspaceView},
     store::{RedbStore, Store},
@@ -27,47 +27,52 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    fake::{self, Fake},
-    fake_keeper::FakeKeeper,
+    fake_archiver::FakeArchiver,
+    fake_backend::{self, FakeBackend},
 };
 
 /// For what takes milliseconds.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(15);
 
-/// A control plane. Dropping it is kill -9: nothing is said, nothing is finished.
-pub(crate) struct Plane {
+/// A control control. Dropping it is kill -9: nothing is said, nothing is finished.
+pub(crate) struct TestControlPlane {
     pub(crate) handle: DriverHandle,
     pub(crate) shutdown: CancellationToken,
     pub(crate) tasks: JoinSet<()>,
 }
 
-impl Plane {
-    pub(crate) async fn up(folder: &Path, backend: &Fake) -> Self {
-        Self::with(folder, backend, &FakeKeeper::default(), Quotas::default()).await
+impl TestControlPlane {
+    pub(crate) async fn start(dir: &Path, backend: &FakeBackend) -> Self {
+        Self::with_archiver(dir, backend, &FakeArchiver::default(), Quotas::default()).await
     }
 
-    pub(crate) async fn with(folder: &Path, backend: &Fake, keeper: &FakeKeeper, quotas: Quotas) -> Self {
+    pub(crate) async fn with_archiver(
+        dir: &Path,
+        backend: &FakeBackend,
+        archiver: &FakeArchiver,
+        quotas: Quotas,
+    ) -> Self {
         // The one before may not have let go of the file yet.
         let store = timeout(DEADLINE, async {
             loop {
-                match RedbStore::open(&folder.join("store.redb")) {
+                match RedbStore::open(&dir.join("store.redb")) {
                     Ok(store) => return store,
                     Err(_) => tokio::task::yield_now().await,
                 }
             }
         });
-        Self::on(Arc::new(store.await.expect("the store")), backend, keeper, quotas).await
+        Self::with_store(Arc::new(store.await.expect("the store")), backend, archiver, quotas).await
     }
 
-    pub(crate) async fn on(
+    pub(crate) async fn with_store(
         store: Arc<dyn Store>,
-        backend: &Fake,
-        keeper: &FakeKeeper,
+        backend: &FakeBackend,
+        archiver: &FakeArchiver,
         quotas: Quotas,
     ) -> Self {
         let shutdown = CancellationToken::new();
         let (driver, handle) =
-            Driver::open(store, backend.clone(), Arc::new(keeper.clone()), quotas, shutdown.clone())
+            Driver::open(store, backend.clone(), Arc::new(archiver.clone()), quotas, shutdown.clone())
                 .await
                 .expect("a driver");
         let mut tasks = JoinSet::new();
@@ -76,7 +81,7 @@ impl Plane {
     }
 
     pub(crate) async fn create(&self, name: &str) -> Arc<WorkspaceView> {
-        self.handle.create(new(name)).await.expect("created").0
+        self.handle.create(new_workspace(name)).await.expect("created").0
     }
 
     pub(crate) async fn wait(
@@ -94,7 +99,7 @@ impl Plane {
         }
     }
 
-    pub(crate) async fn gone(&self, id: &WorkspaceId) {
+    pub(crate) async fn wait_until_gone(&self, id: &WorkspaceId) {
         let mut snapshots = self.handle.snapshots();
         timeout(DEADLINE, snapshots.wait_for(|s| s.get(id).is_none())).await.expect("gone").expect("driver");
     }
@@ -111,7 +116,7 @@ impl Plane {
         let hello = AgentHello {
             workspace: id.clone(),
             connection: ConnectionId(connection),
-            instance: fake::instance(epoch),
+            instance: fake_backend::instance(epoch),
             boot_id: boot_id.into(),
             version: "0.1.0".into(),
             capabilities: vec!["terminals".into(), "sleep".into()],
@@ -122,7 +127,7 @@ impl Plane {
         messages
     }
 
-    /// An agent of this epoch dials, is claimed, and says so by its first beat, which tells of no use.
+    /// An agent of this epoch dials, is expect_claim, and says so by its first beat, which tells of no use.
     pub(crate) async fn serve(
         &self,
         id: &WorkspaceId,
@@ -130,38 +135,38 @@ impl Plane {
         connection: u64,
     ) -> mpsc::Receiver<ToAgent> {
         let mut agent = self.dial(id, epoch, &format!("boot-{epoch}"), connection).await;
-        claimed(&mut agent, epoch).await;
-        assert!(self.beat(id, connection, ActivityLevel::Unspecified).await);
+        expect_claim(&mut agent, epoch).await;
+        assert!(self.heartbeat(id, connection, ActivityLevel::Unspecified).await);
         agent
     }
 
-    pub(crate) async fn beat(&self, id: &WorkspaceId, connection: u64, level: ActivityLevel) -> bool {
-        self.idle_beat(id, connection, level, Duration::ZERO).await
+    pub(crate) async fn heartbeat(&self, id: &WorkspaceId, connection: u64, level: ActivityLevel) -> bool {
+        self.heartbeat_with_idle(id, connection, level, Duration::ZERO).await
     }
 
     /// A beat that says how much idle time was counted.
-    pub(crate) async fn idle_beat(
+    pub(crate) async fn heartbeat_with_idle(
         &self,
         id: &WorkspaceId,
         connection: u64,
         level: ActivityLevel,
         counted: Duration,
     ) -> bool {
-        let (taken, was_taken) = oneshot::channel();
+        let (accepted, was_accepted) = oneshot::channel();
         let counted_idle = prost_types::Duration::try_from(counted).ok();
         let activity = ActivityState { level: level.into(), counted_idle, ..Default::default() };
         let beat = Heartbeat {
             workspace: id.clone(),
             connection: ConnectionId(connection),
             activity: Arc::new(activity),
-            taken,
+            accepted,
         };
-        self.handle.beat(beat).await.expect("the driver");
-        was_taken.await.is_ok()
+        self.handle.heartbeat(beat).await.expect("the driver");
+        was_accepted.await.is_ok()
     }
 
     /// The agent's answer to a step to sleep.
-    pub(crate) async fn answer(
+    pub(crate) async fn answer_directive(
         &self,
         id: &WorkspaceId,
         connection: u64,
@@ -169,36 +174,32 @@ impl Plane {
         result: Result<(), Failure>,
     ) {
         let (workspace, connection) = (id.clone(), ConnectionId(connection));
-        let answer = Answer { workspace, connection, directive, result, activity: None };
-        self.handle.answered(answer).await.expect("the driver");
+        let answer = DirectiveAnswer { workspace, connection, directive, result, activity: None };
+        self.handle.directive_answered(answer).await.expect("the driver");
     }
 
     /// Lets it fall asleep though it be used: its agent on connection 1 does all that it is asked.
     pub(crate) async fn put_to_sleep(&self, id: &WorkspaceId, agent: &mut mpsc::Receiver<ToAgent>) {
         self.handle.sleep(id.clone(), true).await.expect("it may sleep");
         for expected in [SleepStep::Prepare(Urgency::Forced), SleepStep::Commit] {
-            let (directive, step) = asked(agent).await;
+            let (directive, step) = next_sleep_step(agent).await;
             assert_eq!(step, expected);
-            self.answer(id, 1, directive, Ok(())).await;
+            self.answer_directive(id, 1, directive, Ok(())).await;
         }
         self.wait(id, |view| view.state == State::Asleep).await;
     }
 
     /// The same, for one that does not stay asleep.
-    pub(crate) async fn put_to_sleep_then_anything(
-        &self,
-        id: &WorkspaceId,
-        agent: &mut mpsc::Receiver<ToAgent>,
-    ) {
+    pub(crate) async fn complete_sleep(&self, id: &WorkspaceId, agent: &mut mpsc::Receiver<ToAgent>) {
         self.handle.sleep(id.clone(), true).await.expect("it may sleep");
         for _ in 0..2 {
-            let (directive, _) = asked(agent).await;
-            self.answer(id, 1, directive, Ok(())).await;
+            let (directive, _) = next_sleep_step(agent).await;
+            self.answer_directive(id, 1, directive, Ok(())).await;
         }
     }
 
     /// Created and served by an agent on connection 1.
-    pub(crate) async fn awake(&self, name: &str) -> (WorkspaceId, mpsc::Receiver<ToAgent>) {
+    pub(crate) async fn create_awake(&self, name: &str) -> (WorkspaceId, mpsc::Receiver<ToAgent>) {
         let id = self.create(name).await.spec.id.clone();
         let agent = self.serve(&id, 1, 1).await;
         self.wait(&id, |view| view.state == State::Awake).await;
@@ -206,7 +207,7 @@ impl Plane {
     }
 }
 
-pub(crate) fn new(name: &str) -> NewWorkspace {
+pub(crate) fn new_workspace(name: &str) -> NewWorkspace {
     NewWorkspace {
         owner: "me".parse().unwrap(),
         name: name.parse().unwrap(),
@@ -221,7 +222,7 @@ pub(crate) fn new(name: &str) -> NewWorkspace {
     }
 }
 
-pub(crate) async fn claimed(agent: &mut mpsc::Receiver<ToAgent>, epoch: u64) {
+pub(crate) async fn expect_claim(agent: &mut mpsc::Receiver<ToAgent>, epoch: u64) {
     loop {
         match timeout(DEADLINE, agent.recv()).await.expect("an answer") {
             Some(ToAgent::Claim(claim)) => return assert_eq!(claim.epoch, epoch),
@@ -232,7 +233,7 @@ pub(crate) async fn claimed(agent: &mut mpsc::Receiver<ToAgent>, epoch: u64) {
 }
 
 /// The next step to sleep that an agent is asked for.
-pub(crate) async fn asked(agent: &mut mpsc::Receiver<ToAgent>) -> (DirectiveId, SleepStep) {
+pub(crate) async fn next_sleep_step(agent: &mut mpsc::Receiver<ToAgent>) -> (DirectiveId, SleepStep) {
     loop {
         match timeout(DEADLINE, agent.recv()).await.expect("a step") {
             Some(ToAgent::Sleep(directive, step)) => return (directive, step),
@@ -242,19 +243,19 @@ pub(crate) async fn asked(agent: &mut mpsc::Receiver<ToAgent>) -> (DirectiveId, 
     }
 }
 
-pub(crate) async fn dismissed(agent: &mut mpsc::Receiver<ToAgent>) {
+pub(crate) async fn expect_dismissal(agent: &mut mpsc::Receiver<ToAgent>) {
     loop {
         match timeout(DEADLINE, agent.recv()).await.expect("an answer") {
             Some(ToAgent::Dismiss(_)) => break,
             Some(ToAgent::Wait | ToAgent::Drain { .. }) => {}
-            other => panic!("not dismissed: {other:?}"),
+            other => panic!("not expect_dismissal: {other:?}"),
         }
     }
     assert!(agent.recv().await.is_none(), "its stream ends");
 }
 
 /// Waits until the backend runs the agent of this epoch: only then can it dial.
-pub(crate) async fn runs(backend: &Fake, id: &WorkspaceId, epoch: u64) {
+pub(crate) async fn wait_until_running(backend: &FakeBackend, id: &WorkspaceId, epoch: u64) {
     let running = || backend.state().running.get(id).is_some_and(|instance| instance.epoch == epoch);
     let wait = async {
         while !running() {

@@ -19,16 +19,16 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 #[derive(Clone, Default)]
-pub(crate) struct Fake(Arc<Shared>);
+pub(crate) struct FakeBackend(Arc<SharedBackend>);
 
-struct Shared {
-    state: Mutex<State>,
+struct SharedBackend {
+    state: Mutex<BackendState>,
     /// Calls wait while this is true.
     held: watch::Sender<bool>,
 }
 
 #[derive(Default)]
-pub(crate) struct State {
+pub(crate) struct BackendState {
     pub(crate) running: BTreeMap<WorkspaceId, Instance>,
     pub(crate) secrets: BTreeMap<WorkspaceId, String>,
     pub(crate) calls: Vec<String>,
@@ -38,7 +38,7 @@ pub(crate) struct State {
     observers: Vec<mpsc::UnboundedSender<Observation>>,
 }
 
-impl Default for Shared {
+impl Default for SharedBackend {
     fn default() -> Self {
         Self { state: Mutex::default(), held: watch::Sender::new(false) }
     }
@@ -54,8 +54,8 @@ pub(crate) fn credential(id: &WorkspaceId, epoch: u64, secret: &str) -> String {
     format!("{id}/{epoch}/{secret}")
 }
 
-impl Fake {
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+impl FakeBackend {
+    pub(crate) fn state(&self) -> MutexGuard<'_, BackendState> {
         self.0.state.lock().unwrap()
     }
 
@@ -71,7 +71,7 @@ impl Fake {
     }
 
     /// Tells that a start waits, or does not wait any more.
-    pub(crate) fn tell_waits(&self, workspace: &WorkspaceId, epoch: u64, waits: Option<Wait>) {
+    pub(crate) fn report_wait(&self, workspace: &WorkspaceId, epoch: u64, waits: Option<Wait>) {
         let waits = Observation::Waits { workspace: workspace.clone(), epoch, waits };
         self.state().observers.retain(|observer| observer.send(waits.clone()).is_ok());
     }
@@ -83,7 +83,7 @@ impl Fake {
     }
 }
 
-impl Backend for Fake {
+impl Backend for FakeBackend {
     async fn ensure(&self, plan: StartPlan) -> Result<Instance, BackendError> {
         let called = self.call(format!("start {}", plan.epoch));
         if plan.cancellation.run_until_cancelled(called).await.is_none() {
@@ -142,7 +142,7 @@ impl Backend for Fake {
     }
 }
 
-impl AgentReviewer for Fake {
+impl AgentReviewer for FakeBackend {
     type CredentialProof = InstanceId;
 
     async fn review(&self, shown: &str) -> Result<Option<ReviewedCredential<InstanceId>>, BackendError> {

@@ -10,14 +10,14 @@ use crate::{
 };
 
 impl<B: Backend> Driver<B> {
-    /// A batch was written; some of it perhaps was not.
-    pub(super) fn written(&mut self, committed: Vec<CommitResult>) {
+    /// A batch was batch_committed; some of it perhaps was not.
+    pub(super) fn batch_committed(&mut self, committed: Vec<CommitResult>) {
         let mut failures = committed.iter().filter_map(|(_, result)| result.as_ref().err());
         if let Some(error) = failures.next() {
             tracing::error!(
                 error = error as &dyn std::error::Error,
                 changes = 1 + failures.count(),
-                "the store cannot be written; what was decided is taken back"
+                "the store cannot be batch_committed; what was decided is taken back"
             );
         }
         for (change, result) in committed {
@@ -25,31 +25,31 @@ impl<B: Backend> Driver<B> {
                 (StoreChange::Put(record), Ok(())) => {
                     let id = record.spec.id.clone();
                     // Room that was given back is free now.
-                    self.line_changed = true;
+                    self.queue_changed = true;
                     self.with_entry(&id, |entry| {
                         entry.durable = Some(record);
                         if entry.is_settled() {
-                            entry.unsaved = None;
+                            entry.unsaved_edit = None;
                         }
                     });
                 }
-                // After a failure it is written with the next batch.
-                (StoreChange::Witnessed(_), _) => {}
-                (StoreChange::Put(record), Err(error)) => self.take_back(&record.spec.id, error),
+                // After a failure it is batch_committed with the next batch.
+                (StoreChange::ObservedTime(_), _) => {}
+                (StoreChange::Put(record), Err(error)) => self.roll_back(&record.spec.id, error),
                 (StoreChange::Forget(id, _), Ok(())) => {
                     // One that never became durable has gone already.
                     let Some(mut entry) = self.entries.remove(&id) else { continue };
-                    entry.refuse(&DriverError::NoWorkspace(id.clone()));
+                    entry.reject_pending(&DriverError::NoWorkspace(id.clone()));
                     #[cfg(debug_assertions)]
-                    super::mortal::may_die(Action::Forget, "after");
+                    super::failpoint::hit(Action::Forget, "after");
                     tracing::info!(workspace = %id, "gone");
-                    if let Some(at) = entry.wakes {
+                    if let Some(at) = entry.scheduled_at {
                         self.schedule.remove(&(at, id));
                     }
-                    self.publisher.changed();
+                    self.publisher.mark_changed();
                 }
                 (StoreChange::Forget(id, at), Err(_)) if !self.entries.contains_key(&id) => {
-                    self.writer.put(id.clone(), StoreChange::Forget(id, at));
+                    self.writer.enqueue(id.clone(), StoreChange::Forget(id, at));
                 }
                 (StoreChange::Forget(id, _), Err(error)) => {
                     let (error, now) = (with_causes(error), clock::now());
@@ -63,27 +63,27 @@ impl<B: Backend> Driver<B> {
     }
 
     /// What was decided could not be made durable: back to what is.
-    fn take_back(&mut self, id: &WorkspaceId, error: &StoreError) {
+    fn roll_back(&mut self, id: &WorkspaceId, error: &StoreError) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         let refused = DriverError::NotSaved { problem: with_causes(error), disk_full: error.is_disk_full() };
-        entry.refuse(&refused);
+        entry.reject_pending(&refused);
         match entry.durable.clone() {
             Some(durable) => {
                 entry.record = durable;
-                entry.queued = None;
-                self.line_changed = true;
+                entry.submitted = None;
+                self.queue_changed = true;
                 // What was counted when it was decided.
-                self.count_archiving();
-                self.follow_edits(id);
+                self.recount_archiving();
+                self.reapply_unsaved_edit(id);
                 self.advance(id);
             }
             None => {
-                if let Some(at) = self.entries.remove(id).and_then(|entry| entry.wakes) {
+                if let Some(at) = self.entries.remove(id).and_then(|entry| entry.scheduled_at) {
                     self.schedule.remove(&(at, id.clone()));
                 }
                 // A write that failed may have reached the disk all the same: then the next start would find a workspace that
-                // nobody was told of, beside the one that was made when the call was repeated. Tried until it is written.
-                self.writer.put(id.clone(), StoreChange::Forget(id.clone(), clock::now()));
+                // nobody was told of, beside the one that was made when the request_wake was repeated. Tried until it is batch_committed.
+                self.writer.enqueue(id.clone(), StoreChange::Forget(id.clone(), clock::now()));
             }
         }
     }

@@ -1,0 +1,104 @@
+//! Stories of agents and their streams: who is expect_claim, and what their silence means.
+
+use std::time::Duration;
+
+use podling_control::driver::ConnectionId;
+use podling_core::reason::NextStep;
+use podling_core::workspace::{AgentConnection, State};
+use podling_proto::agent::v1::ActivityLevel;
+use tokio::time::Instant;
+
+use crate::{
+    control_plane::{TestControlPlane, expect_claim, expect_dismissal, wait_until_running},
+    fake_backend::FakeBackend,
+};
+
+#[tokio::test]
+async fn an_agent_serves_only_when_it_has_said_so() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let id = control.create("demo").await.spec.id.clone();
+    let mut agent = control.dial(&id, 1, "boot-1", 1).await;
+    expect_claim(&mut agent, 1).await;
+    // The driver takes events one after the other: what the claim changed has been published when this is answered.
+    control.handle.wake(id.clone()).await.unwrap();
+    let view = control.handle.snapshots().borrow().get(&id).unwrap().clone();
+    assert_eq!(
+        (view.state, view.connection),
+        (State::Starting, AgentConnection::Unknown),
+        "it may not have read its claim yet"
+    );
+    assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await);
+    control
+        .wait(&id, |view| view.state == State::Awake && view.connection == AgentConnection::Connected)
+        .await;
+}
+
+#[tokio::test]
+async fn only_the_agent_that_was_started_is_claimed() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (id, mut agent) = control.create_awake("demo").await;
+    let mut stranger = control.dial(&id, 17, "boot-17", 2).await;
+    expect_dismissal(&mut stranger).await;
+    let mut pretender = control.dial(&id, 1, "another-boot", 3).await;
+    expect_dismissal(&mut pretender).await;
+    assert!(
+        !control.heartbeat(&id, 2, ActivityLevel::Active).await,
+        "a beat of one that is not claimed is not taken"
+    );
+    assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await, "the one that serves goes on");
+
+    let mut again = control.dial(&id, 1, "boot-1", 4).await;
+    expect_claim(&mut again, 1).await;
+    assert!(agent.recv().await.is_none(), "the stream it gave up is let go");
+    control.handle.disconnected(id.clone(), ConnectionId(1)).await.unwrap();
+    assert!(control.heartbeat(&id, 4, ActivityLevel::Idle).await);
+    control.handle.disconnected(id.clone(), ConnectionId(4)).await.unwrap();
+    let view = control.wait(&id, |view| view.connection == AgentConnection::Unknown).await;
+    assert_eq!(view.state, State::Awake, "a silent agent is unknown, not idle and not asleep");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_falls_silent_is_unknown_and_after_ten_minutes_started_anew() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (id, _agent) = control.create_awake("demo").await;
+    assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await);
+    let began = Instant::now();
+    let mut snapshots = control.handle.snapshots();
+    // No deadline: a paused clock would run to it at once if nothing else were to come.
+    let unknown = snapshots
+        .wait_for(|s| s.get(&id).unwrap().connection == AgentConnection::Unknown)
+        .await
+        .unwrap()
+        .clone();
+    assert!((50..60).contains(&began.elapsed().as_secs()), "three beats and a half: {:?}", began.elapsed());
+    assert_eq!(unknown.get(&id).unwrap().state, State::Awake, "never idle, never asleep");
+    let (_, next) = unknown.get(&id).unwrap().next.unwrap();
+    assert_eq!(next, NextStep::RestartSilentAgent);
+    snapshots.wait_for(|s| s.get(&id).unwrap().restarts == 1).await.unwrap();
+    assert!((650..670).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    wait_until_running(&backend, &id, 2).await;
+    assert_eq!(backend.state().calls, ["start 1", "stop", "start 2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_was_suspended_holds_nothing_against_its_agents() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (id, _agent) = control.create_awake("demo").await;
+    for _ in 0..5 {
+        // One leap: the driver was not there to see it.
+        tokio::time::advance(Duration::from_secs(20 * 60)).await;
+        assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await);
+    }
+    control.handle.disconnected(id.clone(), ConnectionId(1)).await.unwrap();
+    for _ in 0..5 {
+        tokio::time::advance(Duration::from_secs(20 * 60)).await;
+        control.handle.wake(id.clone()).await.unwrap();
+    }
+    let view = control.handle.snapshots().borrow().get(&id).unwrap().clone();
+    assert_eq!((view.state, view.connection, view.restarts), (State::Awake, AgentConnection::Unknown, 0));
+    assert_eq!(backend.state().calls, ["start 1"]);
+}

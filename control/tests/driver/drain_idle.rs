@@ -1,0 +1,87 @@
+//! The control control takes its leave: what is idle is put to sleep, what is used runs on.
+
+use std::time::Duration;
+
+use podling_control::driver::{DriverError, SleepStep};
+use podling_core::reason::DeclineReason;
+use podling_core::{
+    observed::Failure,
+    quota::{Quota, Quotas},
+    status::Urgency,
+    workspace::State,
+};
+use podling_proto::agent::v1::ActivityLevel;
+use tokio::time::timeout;
+
+use crate::{
+    control_plane::{DEADLINE, TestControlPlane, next_sleep_step, wait_until_running},
+    fake_archiver::FakeArchiver,
+    fake_backend::FakeBackend,
+};
+
+const IF_IDLE: SleepStep = SleepStep::Prepare(Urgency::Requested);
+
+#[tokio::test]
+async fn what_is_idle_falls_asleep_and_stays_so_until_somebody_comes() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let owner = Quota { awake: Some(1), ..Quota::default() };
+    let quotas = Quotas { owner, ..Quotas::default() };
+    let control =
+        TestControlPlane::with_archiver(dir.path(), &backend, &FakeArchiver::default(), quotas).await;
+    let (id, mut agent) = control.create_awake("demo").await;
+    let queued = control.create("queued").await.spec.id.clone();
+    assert!(control.heartbeat_with_idle(&id, 1, ActivityLevel::Idle, Duration::ZERO).await);
+    let leave = control.handle.drain_idle();
+    let work = async {
+        for expected in [IF_IDLE, SleepStep::Commit] {
+            let (directive, step) = next_sleep_step(&mut agent).await;
+            assert_eq!(step, expected);
+            let refused = control.handle.wake(id.clone()).await.unwrap_err();
+            assert_eq!(refused, DriverError::ShuttingDown);
+            control.answer_directive(&id, 1, directive, Ok(())).await;
+        }
+    };
+    let (left, ()) = timeout(DEADLINE, async { tokio::join!(leave, work) }).await.expect("in time");
+    left.expect("it sleeps");
+    assert_eq!(control.handle.snapshots().borrow().get(&id).unwrap().state, State::Asleep);
+    assert_eq!(backend.state().calls, ["start 1", "stop"], "nobody takes its room now");
+    drop(control);
+
+    let control =
+        TestControlPlane::with_archiver(dir.path(), &backend, &FakeArchiver::default(), quotas).await;
+    wait_until_running(&backend, &queued, 1).await;
+    control.wait(&id, |view| view.state == State::Asleep).await;
+    let woken = control.handle.wake(id.clone()).await.unwrap();
+    assert_ne!(woken.state, State::Asleep);
+}
+
+#[tokio::test]
+async fn what_is_used_or_not_heard_of_or_declines_runs_on() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (id, mut agent) = control.create_awake("demo").await;
+    let leave =
+        async || timeout(DEADLINE, control.handle.drain_idle()).await.expect("in time").expect("it may go");
+    leave().await;
+    for level in [ActivityLevel::Active, ActivityLevel::Busy] {
+        assert!(control.heartbeat(&id, 1, level).await);
+        leave().await;
+    }
+    assert!(agent.try_recv().is_err(), "it is not even asked");
+    assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await);
+    let declines = async {
+        let (directive, step) = next_sleep_step(&mut agent).await;
+        assert_eq!(step, IF_IDLE);
+        control
+            .answer_directive(
+                &id,
+                1,
+                directive,
+                Err(Failure::Declined { reason: DeclineReason::InUse, detail: String::new() }),
+            )
+            .await;
+    };
+    tokio::join!(leave(), declines);
+    assert_eq!(control.handle.snapshots().borrow().get(&id).unwrap().state, State::Awake);
+    assert_eq!(backend.state().calls, ["start 1"]);
+}
