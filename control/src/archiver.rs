@@ -1,6 +1,8 @@
-//! The archiver: takes the storage of a sleeping workspace into the backup store, by an agent in maintenance, and back.
+//! The archiver: saves the storage of a sleeping workspace in the backup store, through an agent in
+//! maintenance mode, and restores it.
 //!
-//! It decides nothing, and knows a workspace only as what is batch_committed on the label. What it calls kept has been proven (law 6).
+//! It decides nothing, and knows of a workspace only what the archive's label says. Every archive
+//! it reports has been proven (law 6).
 
 use std::{error::Error, fmt, sync::Arc};
 
@@ -34,14 +36,15 @@ use crate::{
     snapshot::AgentView,
 };
 
-/// Largest message of an agent, in bytes: a block of an archive has 256 KiB.
+/// Largest message from an agent, in bytes. A block of an archive has 256 KiB.
 const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 
-/// Keeps storage in archives, and brings it back. Calls for one workspace come one after the other; each may be dropped half way and
-/// repeated.
+/// Archives and restores storage. Calls for one workspace come one at a time. Each may be dropped
+/// at any point and repeated.
 #[tonic::async_trait]
 pub trait Archiver: fmt::Debug + Send + Sync + 'static {
-    /// Archives what the agent serves, and proves it. What is not whole or not proven is removed again.
+    /// Archives the agent's storage and proves the archive. An incomplete or unproven archive is
+    /// removed.
     async fn archive(
         &self,
         spec: &Spec,
@@ -50,7 +53,7 @@ pub trait Archiver: fmt::Debug + Send + Sync + 'static {
         reporter: Arc<ProgressReporter>,
     ) -> Result<ArchivedCopy, ArchiverError>;
 
-    /// Fills the storage that the agent serves with what the archive holds.
+    /// Replaces the agent's storage by the archive's content.
     async fn restore(
         &self,
         spec: &Spec,
@@ -59,14 +62,15 @@ pub trait Archiver: fmt::Debug + Send + Sync + 'static {
         reporter: Arc<ProgressReporter>,
     ) -> Result<(), ArchiverError>;
 
-    /// Removes an archive; it is gone afterwards, also when it was before.
+    /// Removes an archive. Succeeds if it is already gone.
     async fn expire(&self, key: &StoreKey) -> Result<(), ArchiverError>;
 
-    /// Removes what is kept of a workspace beside what is `known`: archives that a control plane made and died before it had noted them.
+    /// Removes the workspace's archives that are not in `known`: a control plane that died before
+    /// it recorded them left them behind.
     async fn sweep(&self, workspace: &WorkspaceId, known: &[StoreKey]) -> Result<(), ArchiverError>;
 }
 
-/// Keeps archives in a backup store, through the workspaces' agents.
+/// The archiver that works through the workspaces' agents and a backup store.
 #[derive(Debug)]
 pub struct AgentArchiver {
     backups: BackupStore,
@@ -75,43 +79,41 @@ pub struct AgentArchiver {
     tasks: ConnectionTasks,
 }
 
-/// An archive that was batch_committed and proven.
+/// An archive that has been proven.
 #[derive(Debug)]
 pub struct ArchivedCopy {
-    /// Where it is.
     pub key: StoreKey,
-    /// What the proof add_stored.
     pub proof: ArchiveProof,
 }
 
-/// Why something is not kept, or not brought back.
+/// Why an archive or a restore failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiverError {
-    /// The agent that was to do it cannot be reached.
-    #[error("its agent cannot be reached: {0}")]
+    /// The agent cannot be reached.
+    #[error("failed to connect to the workspace's agent: {0}")]
     Unreachable(String),
-    /// The agent refused, or broke off.
-    #[error("its agent: {}", .0.message())]
+    /// The agent rejected or ended the call.
+    #[error("the workspace's agent failed: {}", .0.message())]
     Agent(#[from] Status),
-    /// The backup store.
     #[error("{}", with_cause(.0))]
     Store(#[from] BackupStoreError),
     /// Another control plane may have taken over.
-    #[error("this control plane does not decide any more")]
+    #[error("this control plane no longer holds the lease")]
     Superseded,
 }
 
-type Agent = ArchivesClient<
+type ArchivesAgentClient = ArchivesClient<
     BoxCloneSyncService<http::Request<Body>, http::Response<hyper::body::Incoming>, hyper::Error>,
 >;
 
 impl AgentArchiver {
-    /// Keeps archives in `backups`; agents know the control plane by `identity`. What others may know of is removed only in our `leadership`.
+    /// Archives into `backups`. `identity` authenticates the control plane to agents. Archives are
+    /// removed only while `leadership` is held.
     pub fn new(backups: BackupStore, identity: Arc<ControlIdentity>, leadership: Arc<Leadership>) -> Self {
         Self { backups, identity, leadership, tasks: ConnectionTasks::default() }
     }
 
-    /// Removes an archive that another control plane may go by, if there is one that decides.
+    /// Removes an archive unless another control plane may have taken over and still need it.
     async fn remove_if_leader(&self, key: &StoreKey) -> Result<(), ArchiverError> {
         if !self.leadership.is_leader() {
             return Err(ArchiverError::Superseded);
@@ -119,8 +121,8 @@ impl AgentArchiver {
         Ok(self.backups.remove(key).await?)
     }
 
-    /// The archive as the agent takes it, `size` bytes long. It ends at the first error, which is drain_reply in `store_error`: without the whole
-    /// extract_stream nothing is unpacked.
+    /// The archive as a request stream of `size` bytes for the agent. It ends at the first read
+    /// error, which is left in `store_error`. An agent unpacks nothing without the whole zip.
     fn extract_stream(
         &self,
         key: &StoreKey,
@@ -143,7 +145,7 @@ impl AgentArchiver {
                     }
                     Err(error) => {
                         *store_error.lock().await = Some(error);
-                        // Nothing that could be taken for an end: no extract_stream begins or ends so.
+                        // The stream just ends, and a truncated zip has no valid end.
                         None
                     }
                 }
@@ -162,7 +164,7 @@ impl AgentArchiver {
         request
     }
 
-    async fn reach(&self, agent: &AgentView) -> Result<Agent, ArchiverError> {
+    async fn connect(&self, agent: &AgentView) -> Result<ArchivesAgentClient, ArchiverError> {
         let dialed = timeout(DIAL_TIMEOUT, dial::<Body>(agent, &self.tasks))
             .await
             .unwrap_or(Err(AgentDialError::Timeout));
@@ -188,17 +190,18 @@ impl Archiver for AgentArchiver {
         agent: &AgentView,
         reporter: Arc<ProgressReporter>,
     ) -> Result<ArchivedCopy, ArchiverError> {
-        let mut client = self.reach(agent).await?;
+        let mut client = self.connect(agent).await?;
         let request = CreateArchiveRequest { preservation: true, ..CreateArchiveRequest::default() };
         let request = self.request(spec, request, Verb::FilesRead);
         let stream = client.create(request).await?.into_inner();
-        // A task of its own: dropped half way, this may drain_idle something in the store that nobody knows of.
+        // A separate task: if this future is dropped half way, the task still removes what it
+        // wrote.
         let abandoned = CancellationToken::new();
         let _when_dropped = abandoned.clone().drop_guard();
-        let (reply, answer) = oneshot::channel();
+        let (reply, receiver) = oneshot::channel();
         let label = label(spec, generation);
-        self.tasks.0.spawn(keep(self.backups.clone(), label, stream, reporter, abandoned, reply));
-        answer.await.unwrap_or_else(|_| Err(Status::internal("archiving it has panicked").into()))
+        self.tasks.0.spawn(write_and_prove(self.backups.clone(), label, stream, reporter, abandoned, reply));
+        receiver.await.unwrap_or_else(|_| Err(Status::internal("the archiving task panicked").into()))
     }
 
     async fn restore(
@@ -209,8 +212,8 @@ impl Archiver for AgentArchiver {
         reporter: Arc<ProgressReporter>,
     ) -> Result<(), ArchiverError> {
         let size = self.backups.size(key).await?;
-        let mut client = self.reach(agent).await?;
-        // What goes wrong at the store is kept aside: the agent only sees its stream end.
+        let mut client = self.connect(agent).await?;
+        // Read errors of the backup store are kept here. The agent only sees its stream end.
         let store_error = Arc::new(Mutex::new(None));
         let request = self.request(
             spec,
@@ -234,7 +237,7 @@ impl Archiver for AgentArchiver {
                     None => {}
                 }
             }
-            Err(Status::data_loss("it ended before it was done"))
+            Err(Status::data_loss("the agent ended the restore before it was complete"))
         };
         let result = done.await;
         match store_error.lock().await.take() {
@@ -248,16 +251,17 @@ impl Archiver for AgentArchiver {
     }
 
     async fn sweep(&self, workspace: &WorkspaceId, known: &[StoreKey]) -> Result<(), ArchiverError> {
-        for stray in self.backups.unrecorded(workspace, known).await? {
-            tracing::info!(backup = %stray, "an archive that nobody knows of is removed");
-            self.remove_if_leader(&stray).await?;
+        for unrecorded in self.backups.unrecorded(workspace, known).await? {
+            tracing::info!(backup = %unrecorded, "removing unrecorded archive");
+            self.remove_if_leader(&unrecorded).await?;
         }
         Ok(())
     }
 }
 
-/// Writes an archive and proves it. When it is given up it ends where nothing is half done, and nothing stays of what nobody takes.
-async fn keep(
+/// Writes an archive and proves it. If abandoned, it stops at a safe point and removes what it
+/// wrote. An archive that no caller receives is removed too.
+async fn write_and_prove(
     backups: BackupStore,
     label: ArchiveLabel,
     stream: Streaming<CreateArchiveResponse>,
@@ -265,7 +269,7 @@ async fn keep(
     abandoned: CancellationToken,
     reply: oneshot::Sender<Result<ArchivedCopy, ArchiverError>>,
 ) {
-    // Cut, it is not whole: then nothing of it is drain_reply.
+    // A cut stream is incomplete, so the store removes what it received.
     let stream = stream.take_until(abandoned.clone().cancelled_owned());
     let saved = |of: backup_store::ReceiveProgress| {
         reporter.report(TransferProgress::counted(
@@ -276,39 +280,39 @@ async fn keep(
         ));
     };
     let (key, size) = match backups.write(&label, stream, saved).await {
-        Ok(batch_committed) => (batch_committed.key, batch_committed.archive_bytes),
-        // Who has given up needs no answer, here and below.
+        Ok(archive) => (archive.key, archive.archive_bytes),
+        // A caller that has given up needs no answer, here and below.
         Err(error) => return drop(reply.send(Err(error.into()))),
     };
-    // Before the store says anything: it may stand still.
+    // Reported before the store's first report, which may take long.
     reporter.report(TransferProgress::bytes(TransferStage::Proving, 0, size));
     let proof = tokio::select! {
-        proof = backups.prove_with_progress(&key, |at, size| reporter.report(TransferProgress::bytes(TransferStage::Proving, at, size))) => {
-            Some(proof)
-        }
+        proof = backups.prove_with_progress(&key, |at, size| {
+            reporter.report(TransferProgress::bytes(TransferStage::Proving, at, size));
+        }) => Some(proof),
         () = abandoned.cancelled() => None,
     };
     match proof {
         Some(Ok(proof)) => {
             if reply.send(Ok(ArchivedCopy { key: key.clone(), proof })).is_err() {
-                remove(&backups, &key).await;
+                remove_or_log(&backups, &key).await;
             }
         }
         Some(Err(error)) => {
-            remove(&backups, &key).await;
+            remove_or_log(&backups, &key).await;
             drop(reply.send(Err(error.into())));
         }
-        None => remove(&backups, &key).await,
+        None => remove_or_log(&backups, &key).await,
     }
 }
 
-async fn remove(backups: &BackupStore, key: &StoreKey) {
+async fn remove_or_log(backups: &BackupStore, key: &StoreKey) {
     if let Err(error) = backups.remove(key).await {
-        tracing::warn!(backup = %key, %error, "an archive that does not count could not be removed");
+        tracing::warn!(backup = %key, %error, "failed to remove an unproven archive");
     }
 }
 
-/// What is batch_committed beside an archive. The environment may hold secrets: it stays out.
+/// The label beside an archive. It omits the environment, which may hold secrets.
 fn label(spec: &Spec, storage_generation: u64) -> ArchiveLabel {
     let bare = Spec { env: Default::default(), ..spec.clone() };
     ArchiveLabel {
@@ -322,7 +326,7 @@ fn label(spec: &Spec, storage_generation: u64) -> ArchiveLabel {
     }
 }
 
-/// An error and what lies behind it, in one line.
+/// The error and its causes in one line.
 fn with_cause(error: &BackupStoreError) -> String {
     let causes = std::iter::successors(error.source(), |&cause| cause.source());
     std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")

@@ -1,26 +1,30 @@
-//! The driver: the only writer of what workspaces are.
+//! The driver: the only writer of workspaces' status.
 //!
-//! One task takes one event after the other (`event::DriverEvent` from the edges, outcomes of actions, observations of the backend,
-//! ends of writes, ticks), folds it into what it knows of a workspace, asks `podling_core::decide::decide`, and lets this follow:
+//! One task handles one event at a time: requests from the edges, results of actions, observations
+//! of the backend, finished store writes, and ticks. It folds each event into the workspace's
+//! entry, calls `podling_core::decide::decide`, and proceeds as follows:
 //!
 //! ```text
 //!   event ─▶ fold ─▶ decide ─▶ record changed? ── yes ─▶ writer ─▶ (durable) ─▶ again from decide
 //!                                    │ no: it is durable
-//!                                    ├─▶ answer who waits
-//!                                    ├─▶ give the order to the executor, one at a time per workspace
+//!                                    ├─▶ answer pending callers
+//!                                    ├─▶ hand the action to the executor, one at a time per workspace
 //!                                    └─▶ publish
 //! ```
 //!
-//! What makes it safe to kill at any point:
-//! - An order is given only when the status that stands behind it is durable, so that what happened can be told afterwards from
-//!   the store and the backend. A start whose outcome is not known uses its epoch up.
-//! - An answer is given only when what it says is durable, and the published picture shows durable states only (beside what was
-//!   merely seen: sessions, activity).
-//! - A write that fails undoes the decision: the record goes back to what the store holds, those who wait are told, and the next
-//!   decision is made from there. Nothing was ordered in its name.
+//! The control plane may be killed at any point, because:
 //!
-//! It never awaits IO: actions run in the executor, writes in the writer. Heartbeats change memory only. When it ends, its actions
-//! are given a moment, and whatever is drain_reply is as after a crash.
+//! - An action starts only after the status that requires it is durable. The next control plane can
+//!   therefore find out from the store and the backend what happened. A start whose result is unknown
+//!   uses up its epoch.
+//! - A reply is sent only after the state it reports is durable. The published snapshot shows durable
+//!   state only, apart from mere observations (connections, activity).
+//! - A failed write rolls the decision back. The record returns to what the store holds, pending
+//!   callers get an error, and the next decision starts from there. No action ran because of it.
+//!
+//! The driver never awaits IO: actions run in the executor, writes in the writer. Heartbeats change
+//! memory only. On shutdown the actions in flight get a grace period; what is unfinished after it
+//! is handled as after a crash.
 
 mod admission;
 mod advance;
@@ -76,42 +80,42 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// How often time is counted: silence and silence sessions are known to a second.
+/// Interval at which observed time is counted. Silence of agents is known to this resolution.
 const TICK: Duration = Duration::from_secs(1);
-/// A longer pause between two ticks means that the driver (or the machine) stood still: then nothing was witnessed, and the pause
-/// counts for nothing.
+/// A longer gap between two ticks means that the driver or the machine was suspended. The gap then
+/// does not count as observed time.
 const MAX_TICK_GAP: Duration = Duration::from_secs(5);
-/// For actions and writes that are under way when the driver ends.
+/// Time for actions and writes in flight when the driver ends.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
-/// The driver. Made by [`Driver::open`]; [`Driver::run`] is to be run by one owned task.
+/// The driver. [`Driver::open`] creates it; one owned task runs [`Driver::run`].
 pub struct Driver<B> {
     entries: BTreeMap<WorkspaceId, WorkspaceEntry>,
-    /// Agents that live and that no record has: it may only be unreadable now.
+    /// Running agents without a record. The record may only be unreadable for now.
     unknown_agents: Vec<Instance>,
-    /// Every id that was ever given, as bits.
+    /// Every workspace id ever issued, as bits.
     used: HashSet<u64>,
-    /// The control plane is going down.
+    /// Set by [`DriverHandle::down`]: all processes end.
     shutting_down: bool,
-    /// The control plane takes its drain_idle, and who is told when it may.
+    /// Set by [`DriverHandle::drain_idle`]: idle workspaces fall asleep, the others run on.
     draining_idle: bool,
+    /// Receives the answer once the idle workspaces are asleep.
     drain_reply: Option<event::Reply<()>>,
-    /// How many may be awake at once.
     quotas: Quotas,
-    /// Somebody has taken room, given it back, or waits for it.
+    /// The admission queue must be recomputed.
     queue_changed: bool,
-    /// Workspaces that are being archived, and whether one of them has just been done.
+    /// Workspaces in the archive task; at most `MAX_ARCHIVING` start.
     archiving_count: usize,
+    /// A workspace left the archive task, so another may start it.
     archive_slot_freed: bool,
-    /// How long control planes have watched, over all their lives, until the last tick.
+    /// Observed time over all control planes' lives, as of the last tick.
     observed_time: Duration,
-    /// The last tick.
     last_tick: Instant,
-    /// Directives given to agents.
+    /// Id of the last directive sent to an agent.
     last_directive: u64,
-    /// When to look at a workspace again.
+    /// When to decide again for a workspace, on the monotonic clock.
     schedule: BTreeSet<(Instant, WorkspaceId)>,
-    /// Somebody waits for them, and they are durable.
+    /// Workspaces with pending replies whose record is durable.
     ready_to_answer: BTreeSet<WorkspaceId>,
     writer: StoreWriter,
     executor: Executor<B>,
@@ -121,13 +125,16 @@ pub struct Driver<B> {
     shutdown: CancellationToken,
 }
 
-/// The backend tells nothing any more: nobody would learn of an agent's end.
+/// The backend's stream of observations ended, so the driver would miss the end of agents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the backend has stopped telling what runs")]
+#[error("the backend no longer reports which agents run")]
 pub struct BackendStreamEnded;
 
 impl<B: Backend> Driver<B> {
-    /// Reads the store. `shutdown` ends the driver, and is set by it when everything is down after [`DriverHandle::down`].
+    /// Loads the store and decides once for every workspace.
+    ///
+    /// `shutdown` ends the driver. The driver cancels it itself when every process has ended after
+    /// [`DriverHandle::down`].
     pub async fn open(
         store: Arc<dyn Store>,
         backend: B,
@@ -145,10 +152,11 @@ impl<B: Backend> Driver<B> {
             .collect();
         let backend = Arc::new(backend);
         let (sender, events) = mpsc::channel(EVENT_QUEUE);
-        // Weak: when nobody else can ask anything any more the driver ends. When the queue is full this is drain_reply out; more comes soon.
-        let listening = sender.downgrade();
-        let told = move |workspace, action, progress| {
-            if let Some(events) = listening.upgrade() {
+        // A weak sender: the driver ends when the last handle is dropped. A full queue drops the
+        // report; the next one follows soon.
+        let weak_sender = sender.downgrade();
+        let report = move |workspace, action, progress| {
+            if let Some(events) = weak_sender.upgrade() {
                 let _full = events.try_send(DriverEvent::Progress { workspace, action, progress });
             }
         };
@@ -171,19 +179,19 @@ impl<B: Backend> Driver<B> {
             ready_to_answer: BTreeSet::new(),
             writer: StoreWriter::new(store, loaded.observed_time),
             observations: Box::pin(backend.observe()),
-            executor: Executor::new(backend, archiver, ProgressSink::new(told)),
+            executor: Executor::new(backend, archiver, ProgressSink::new(report)),
             publisher,
             events,
             shutdown,
         };
-        // So that what was there is seen by the first who looks.
+        // The first reader of the snapshot sees the stored workspaces.
         driver.advance_all();
         driver.admit_queued();
         driver.publish();
         Ok((driver, DriverHandle::new(sender, snapshots)))
     }
 
-    /// Drives until `shutdown`.
+    /// Runs until `shutdown` is cancelled or every handle is dropped.
     pub async fn run(mut self) -> Result<(), BackendStreamEnded> {
         let shutdown = self.shutdown.clone();
         self.last_tick = Instant::now();
@@ -193,12 +201,14 @@ impl<B: Backend> Driver<B> {
                 () = shutdown.cancelled() => break,
                 event = self.events.recv() => match event {
                     Some(event) => self.handle_event(event),
-                    // Every handle is gone: nobody will ever ask again.
+                    // Every handle was dropped: no request can arrive any more.
                     None => break,
                 },
-                observation = self.observations.next() => self.handle_observation(observation.ok_or(BackendStreamEnded)?),
-                outcome = self.executor.next() => self.handle_result(outcome),
-                batch_committed = self.writer.next_batch() => self.batch_committed(batch_committed),
+                observation = self.observations.next() => {
+                    self.handle_observation(observation.ok_or(BackendStreamEnded)?);
+                }
+                result = self.executor.next() => self.handle_result(result),
+                committed = self.writer.next_batch() => self.batch_committed(committed),
                 () = sleep_until(wakeup) => {
                     let now = Instant::now();
                     if now.duration_since(self.last_tick) >= TICK {
@@ -241,9 +251,9 @@ impl<B: Backend> Driver<B> {
                 let id = hello.workspace.clone();
                 self.with_entry(&id, |entry| entry.hello(*hello));
             }
-            DriverEvent::Heartbeat(beat) => {
-                let id = beat.workspace.clone();
-                self.with_entry(&id, |entry| entry.heartbeat(beat));
+            DriverEvent::Heartbeat(heartbeat) => {
+                let id = heartbeat.workspace.clone();
+                self.with_entry(&id, |entry| entry.heartbeat(heartbeat));
             }
             DriverEvent::DirectiveAnswered(answer) => {
                 let id = answer.workspace.clone();
@@ -255,7 +265,7 @@ impl<B: Backend> Driver<B> {
         }
     }
 
-    /// What was witnessed since the last tick.
+    /// Returns the time since the last tick, or zero if the driver was suspended meanwhile.
     fn observed_gap(&self, now: Instant) -> Duration {
         let gap = now.duration_since(self.last_tick);
         if gap > MAX_TICK_GAP { Duration::ZERO } else { gap }
@@ -269,7 +279,8 @@ impl<B: Backend> Driver<B> {
             .fold(tick, Instant::min)
     }
 
-    /// Lets what is under way come to its end, for a moment.
+    /// Waits up to [`SHUTDOWN_GRACE`] for actions and writes in flight, then publishes the last
+    /// snapshot.
     async fn finish_pending(&mut self) {
         self.events.close();
         let rest = async {
@@ -277,14 +288,14 @@ impl<B: Backend> Driver<B> {
                 self.writer.start_batch();
                 let wakeup = self.writer.retry_at().unwrap_or_else(|| Instant::now() + TICK);
                 tokio::select! {
-                    outcome = self.executor.next() => self.fold_result(&outcome),
-                    batch_committed = self.writer.next_batch() => self.batch_committed(batch_committed),
+                    result = self.executor.next() => self.fold_result(&result),
+                    committed = self.writer.next_batch() => self.batch_committed(committed),
                     () = sleep_until(wakeup) => {}
                 }
             }
         };
         if timeout(SHUTDOWN_GRACE, rest).await.is_err() {
-            tracing::warn!("ended with actions under way; the next start finds out how far they got");
+            tracing::warn!("shut down with actions in flight; the next start recovers them");
         }
         self.answer_ready();
         self.publish();

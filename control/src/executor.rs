@@ -1,4 +1,5 @@
-//! The executor: performs what was decided, many workspaces at once, and says how it went. It decides nothing.
+//! The executor: performs actions for many workspaces at once and returns their results. It decides
+//! nothing.
 
 use std::{collections::HashMap, fmt, future::pending, sync::Arc, time::Duration};
 
@@ -22,55 +23,59 @@ use crate::{
     snapshot::AgentView,
 };
 
-/// Archives batch_committed at once, and apart from them read at once (somebody waits for those); more wait their turn. Each takes a core's
-/// time, a disk's, and some 40 MiB here and at its agent.
+/// Archives written at the same time. Restores have as many slots of their own, because callers
+/// wait for them. Each takes a core, a disk, and some 40 MiB here and at the agent. Further
+/// requests wait.
 const MAX_CONCURRENT_ARCHIVES: usize = 2;
-/// For one archive to be batch_committed and proven, or read back: one that trickles gives its turn to others and is tried again.
+/// Limit for writing and proving an archive, or for a restore. A slow one is aborted and retried,
+/// so that it does not hold its slot for ever.
 const ARCHIVE_TIME_LIMIT: Duration = Duration::from_secs(6 * 60 * 60);
-/// Archives removed at once, and how long one may take: a store that hangs holds up nothing else.
+/// Archives removed at the same time. Further removals wait.
 const MAX_CONCURRENT_EXPIRIES: usize = 4;
+/// Limit for one removal, so that a hanging store does not hold a slot for ever.
 const EXPIRE_TIME_LIMIT: Duration = Duration::from_secs(60);
 
-/// Where it is told how far an action is. Must not block.
+/// Receives the progress of actions. Must not block.
 #[derive(Clone)]
 pub(crate) struct ProgressSink(Arc<dyn Fn(WorkspaceId, Action, TransferProgress) + Send + Sync>);
 
-/// Performs orders. At most one order per workspace is given at a time, so that there are never more than there may be workspaces.
+/// Performs requests: at most one per workspace at a time, which bounds their number.
 #[derive(Debug)]
 pub(crate) struct Executor<B> {
     backend: Arc<B>,
     archiver: Arc<dyn Archiver>,
-    told: ProgressSink,
+    sink: ProgressSink,
     archiving: Arc<Semaphore>,
     restoring: Arc<Semaphore>,
     expiring: Arc<Semaphore>,
     running: JoinSet<Result<ActionOutput, String>>,
-    orders: HashMap<Id, (WorkspaceId, Action)>,
-    /// Of what may be broken off.
+    actions: HashMap<Id, (WorkspaceId, Action)>,
+    /// Cancel handles of the actions that may be cancelled.
     cancellable: HashMap<WorkspaceId, CancelHandle>,
 }
 
-/// How something is broken off.
+/// How an action is cancelled.
 #[derive(Debug)]
 enum CancelHandle {
-    /// Wherever it is.
+    /// Aborts the task at any point.
     Abort(AbortHandle),
-    /// Where its doer sees fit.
+    /// Asks the backend to stop at a safe point.
     GiveUp(CancellationToken),
 }
 
-/// What to do.
+/// An action and its inputs.
 #[derive(Debug)]
 pub(crate) enum ActionRequest {
     Start(StartPlan),
     Resize(ResizePlan),
     Stop(WorkspaceId, Epoch),
-    /// Of one that goes for good, also archives that nobody knows of (all but these).
+    /// Removes the storage. For a deleted workspace `known` holds its recorded archives, and all its
+    /// other archives are removed too.
     Remove {
         workspace: WorkspaceId,
         known: Option<Vec<StoreKey>>,
     },
-    /// With the archives of it that are known.
+    /// `known` holds the recorded archives of the workspace.
     Archive {
         epoch: Epoch,
         generation: u64,
@@ -91,7 +96,6 @@ pub(crate) enum ActionRequest {
     },
 }
 
-/// How an action went.
 #[derive(Debug)]
 pub(crate) struct ActionResult {
     pub(crate) workspace: WorkspaceId,
@@ -99,27 +103,27 @@ pub(crate) struct ActionResult {
     pub(crate) result: Result<ActionOutput, String>,
 }
 
-/// What an action achieved.
+/// The output of a successful action.
 #[derive(Debug)]
 pub(crate) enum ActionOutput {
     Started(Instance),
     Ended,
-    /// It is archived: what it holds, and of which storage generation.
-    Kept(ArchivedCopy, u64),
+    /// An archive of this storage generation.
+    Archived(ArchivedCopy, u64),
 }
 
 impl ActionOutput {
     fn key(&self) -> Option<&StoreKey> {
         match self {
-            Self::Kept(kept, _) => Some(&kept.key),
+            Self::Archived(copy, _) => Some(&copy.key),
             Self::Started(_) | Self::Ended => None,
         }
     }
 }
 
 impl ProgressSink {
-    pub(crate) fn new(told: impl Fn(WorkspaceId, Action, TransferProgress) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(told))
+    pub(crate) fn new(sink: impl Fn(WorkspaceId, Action, TransferProgress) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(sink))
     }
 }
 
@@ -130,72 +134,73 @@ impl fmt::Debug for ProgressSink {
 }
 
 impl<B: Backend> Executor<B> {
-    pub(crate) fn new(backend: Arc<B>, archiver: Arc<dyn Archiver>, told: ProgressSink) -> Self {
+    pub(crate) fn new(backend: Arc<B>, archiver: Arc<dyn Archiver>, sink: ProgressSink) -> Self {
         Self {
             backend,
             archiver,
-            told,
+            sink,
             archiving: Arc::new(Semaphore::new(MAX_CONCURRENT_ARCHIVES)),
             restoring: Arc::new(Semaphore::new(MAX_CONCURRENT_ARCHIVES)),
             expiring: Arc::new(Semaphore::new(MAX_CONCURRENT_EXPIRIES)),
             running: JoinSet::new(),
-            orders: HashMap::new(),
+            actions: HashMap::new(),
             cancellable: HashMap::new(),
         }
     }
 
-    /// Performs it in the background.
-    pub(crate) fn perform(&mut self, order: ActionRequest) {
-        let (workspace, action) = order.subject();
+    /// Starts the action in the background.
+    pub(crate) fn perform(&mut self, request: ActionRequest) {
+        let (workspace, action) = request.subject();
         let (backend, archiver) = (self.backend.clone(), self.archiver.clone());
-        let (told, whose) = (self.told.clone(), workspace.clone());
+        let (sink, workspace_id) = (self.sink.clone(), workspace.clone());
         let reporter =
-            Arc::new(ProgressReporter::new(move |progress| told.0(whose.clone(), action, progress)));
-        let (permits, limit) = match order {
+            Arc::new(ProgressReporter::new(move |progress| sink.0(workspace_id.clone(), action, progress)));
+        let (permits, limit) = match request {
             ActionRequest::Archive { .. } => (Some(self.archiving.clone()), Some(ARCHIVE_TIME_LIMIT)),
             ActionRequest::Restore { .. } => (Some(self.restoring.clone()), Some(ARCHIVE_TIME_LIMIT)),
             ActionRequest::Expire { .. } => (Some(self.expiring.clone()), Some(EXPIRE_TIME_LIMIT)),
-            // The backend sees to it that each comes to its end, and how many at once.
+            // The backend bounds the time and the concurrency of these.
             ActionRequest::Start(_)
             | ActionRequest::Resize(_)
             | ActionRequest::Stop(..)
             | ActionRequest::Remove { .. } => (None, None),
         };
-        let (expiring, whose) = (self.expiring.clone(), workspace.clone());
-        let known = order.known();
-        let cancellation = order.cancellation();
+        let (expiring, workspace_id) = (self.expiring.clone(), workspace.clone());
+        let known = request.known();
+        let cancellation = request.cancellation();
         let task = self.running.spawn(async move {
-            // Never closed; and if it were, unbounded is better than never.
+            // The semaphore is never closed. If it were, running without a permit is better than never.
             let permit = match &permits {
                 Some(permits) => permits.acquire().await.ok(),
                 None => None,
             };
-            let performed = order.perform(&*backend, &*archiver, reporter);
+            let action_future = request.perform(&*backend, &*archiver, reporter);
             let result = match limit {
-                None => performed.await,
+                None => action_future.await,
                 Some(limit) => {
-                    let late = |_| Err(format!("it was not done within {} s", limit.as_secs()));
-                    timeout(limit, performed).await.unwrap_or_else(late)
+                    let late = |_| Err(format!("timed out after {} s", limit.as_secs()));
+                    timeout(limit, action_future).await.unwrap_or_else(late)
                 }
             };
             drop(permit);
-            if let (Ok(done), Some(mut known)) = (&result, known) {
-                known.extend(done.key().cloned());
+            if let (Ok(output), Some(mut known)) = (&result, known) {
+                known.extend(output.key().cloned());
                 let _permit = expiring.acquire().await;
-                sweep(&*archiver, &whose, &known).await;
+                sweep(&*archiver, &workspace_id, &known).await;
             }
             result
         });
-        let breaks = cancellation
+        let handle = cancellation
             .map(CancelHandle::GiveUp)
             .or_else(|| limit.map(|_| CancelHandle::Abort(task.clone())));
-        if let Some(breaks) = breaks {
-            self.cancellable.insert(workspace.clone(), breaks);
+        if let Some(handle) = handle {
+            self.cancellable.insert(workspace.clone(), handle);
         }
-        self.orders.insert(task.id(), (workspace, action));
+        self.actions.insert(task.id(), (workspace, action));
     }
 
-    /// Breaks off what the archiver does for a workspace, or a start or a resize of it. Its outcome comes as ever.
+    /// Cancels the workspace's archive, restore, expiry, start or resize. Its result is still
+    /// returned by [`Executor::next`].
     pub(crate) fn cancel(&mut self, workspace: &WorkspaceId) {
         match self.cancellable.remove(workspace) {
             Some(CancelHandle::Abort(task)) => task.abort(),
@@ -204,31 +209,31 @@ impl<B: Backend> Executor<B> {
         }
     }
 
-    /// The next outcome; waits for ever while nothing is being done. Cancel-safe.
+    /// Waits for the next result. Never returns while no action runs. Cancel-safe.
     pub(crate) async fn next(&mut self) -> ActionResult {
         loop {
             let (id, result) = match self.running.join_next_with_id().await {
                 None => pending().await,
                 Some(Ok((id, result))) => (id, result),
-                Some(Err(error)) if error.is_cancelled() => (error.id(), Err("it was broken off".to_owned())),
-                // A panic is a failure like another: the driver tries again.
+                Some(Err(error)) if error.is_cancelled() => (error.id(), Err("cancelled".to_owned())),
+                // A panic counts as a failure: the driver retries.
                 Some(Err(error)) => (error.id(), Err(error.to_string())),
             };
-            if let Some((workspace, action)) = self.orders.remove(&id) {
+            if let Some((workspace, action)) = self.actions.remove(&id) {
                 self.cancellable.remove(&workspace);
                 return ActionResult { workspace, action, result };
             }
         }
     }
 
-    /// Whether nothing is being done.
+    /// Whether no action is running.
     pub(crate) fn is_idle(&self) -> bool {
         self.running.is_empty()
     }
 }
 
 impl ActionRequest {
-    /// Whose it is, and which action.
+    /// The workspace and its action.
     fn subject(&self) -> (WorkspaceId, Action) {
         match self {
             Self::Start(plan) => (plan.workspace.clone(), Action::Start(plan.epoch)),
@@ -243,7 +248,7 @@ impl ActionRequest {
         }
     }
 
-    /// What ends it where it waits.
+    /// The token that cancels the action, if the backend supports that.
     fn cancellation(&self) -> Option<CancellationToken> {
         match self {
             Self::Start(plan) => Some(plan.cancellation.clone()),
@@ -252,7 +257,7 @@ impl ActionRequest {
         }
     }
 
-    /// The archives of its workspace that are known, if what else there is goes with it.
+    /// The recorded archives of the workspace, if all others are removed afterwards.
     fn known(&self) -> Option<Vec<StoreKey>> {
         match self {
             Self::Remove { known, .. } => known.clone(),
@@ -282,8 +287,8 @@ impl ActionRequest {
                 backend.remove(workspace).await.map(ended).map_err(|e| e.to_string())
             }
             Self::Archive { generation, spec, agent, .. } => {
-                let kept = archiver.archive(&spec, generation, &agent, reporter).await;
-                kept.map(|kept| ActionOutput::Kept(kept, generation)).map_err(|e| e.to_string())
+                let copy = archiver.archive(&spec, generation, &agent, reporter).await;
+                copy.map(|copy| ActionOutput::Archived(copy, generation)).map_err(|e| e.to_string())
             }
             Self::Restore { key, spec, agent, .. } => {
                 archiver.restore(&spec, &key, &agent, reporter).await.map(ended).map_err(|e| e.to_string())
@@ -293,12 +298,13 @@ impl ActionRequest {
     }
 }
 
-/// Nobody waits for it, and nothing depends on it: what is drain_reply now goes with the next archive.
+/// Removes unrecorded archives. No caller waits for it: what remains is removed after the next
+/// archive.
 async fn sweep(archiver: &dyn Archiver, workspace: &WorkspaceId, known: &[StoreKey]) {
     let error = match timeout(EXPIRE_TIME_LIMIT, archiver.sweep(workspace, known)).await {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("it was not done within {} s", EXPIRE_TIME_LIMIT.as_secs()),
+        Err(_) => format!("timed out after {} s", EXPIRE_TIME_LIMIT.as_secs()),
     };
-    tracing::warn!(%workspace, error, "archives that nobody knows of may be drain_reply");
+    tracing::warn!(%workspace, error, "failed to remove unrecorded archives");
 }

@@ -1,5 +1,5 @@
-//! How far an archive or its way back is: told now and then by whoever does it. Nothing follows from it, and nobody keeps it. Must not
-//! know who listens.
+//! Progress of archiving and restoring, reported a few times a second by the code that does it. No
+//! decision depends on it, and it is not stored. Must not know the receiver.
 
 use std::{
     fmt,
@@ -7,82 +7,78 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Between two tellings of one stage; what comes sooner is drain_reply out. Below the quarter of a second in which agents report, so that
-/// theirs are passed on.
+/// Minimum interval between two reports of one stage; earlier ones are dropped. Shorter than the
+/// 250 ms at which agents report, so that their reports are passed on.
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How far something is.
+/// Progress of an archive or a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransferProgress {
-    /// What is being done.
     pub stage: TransferStage,
-    /// Entries that are done; 0 where only bytes are counted.
+    /// Completed entries; 0 if only bytes are counted.
     pub entries: u64,
-    /// Of how many, if that is known.
     pub total_entries: Option<u64>,
-    /// Bytes that are done.
     pub bytes: u64,
-    /// Of how many, if that is known.
     pub total_bytes: Option<u64>,
 }
 
-/// The stages of an archive and of its way back, in their order.
+/// The stages of an archive, then those of a restore, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TransferStage {
-    /// Files go into the archive; bytes are of content.
+    /// Files are written to the archive. Bytes are of content.
     Saving,
-    /// The archive is read back and compared; bytes are of the extract_stream.
+    /// The archive is read back and compared. Bytes are of the zip.
     Proving,
-    /// The archive goes to the agent; bytes are of the extract_stream.
+    /// The archive is sent to the agent. Bytes are of the zip.
     Fetching,
-    /// Files come out of the archive; bytes are of content.
+    /// Files are extracted from the archive. Bytes are of content.
     Unpacking,
 }
 
-/// Passes on how far one thing is, a few times a second at most and a new stage at once.
+/// Passes on progress, at most once per [`REPORT_INTERVAL`] and at once for a new stage.
 pub struct ProgressReporter {
-    report: Box<dyn Fn(TransferProgress) + Send + Sync>,
-    told: Mutex<Option<(TransferStage, Instant)>>,
+    sink: Box<dyn Fn(TransferProgress) + Send + Sync>,
+    last_report: Mutex<Option<(TransferStage, Instant)>>,
 }
 
 impl ProgressReporter {
-    /// Passes it on to `report`.
-    pub fn new(report: impl Fn(TransferProgress) + Send + Sync + 'static) -> Self {
-        Self { report: Box::new(report), told: Mutex::new(None) }
+    pub fn new(sink: impl Fn(TransferProgress) + Send + Sync + 'static) -> Self {
+        Self { sink: Box::new(sink), last_report: Mutex::new(None) }
     }
 
-    /// Tells, if it is time to. A stage that is over does not come back, whatever an agent says: so stages are no way to report more often.
+    /// Passes the progress on if a report is due. Reports of an earlier stage are dropped, so an
+    /// agent cannot raise the rate by switching between stages.
     pub fn report(&self, progress: TransferProgress) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = told.is_none_or(|(stage, at)| {
+        let mut last_report = self.last_report.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last_report.is_none_or(|(stage, at)| {
             progress.stage > stage || (progress.stage == stage && at.elapsed() >= REPORT_INTERVAL)
         });
         if due {
-            *told = Some((progress.stage, Instant::now()));
-            (self.report)(progress);
+            *last_report = Some((progress.stage, Instant::now()));
+            (self.sink)(progress);
         }
     }
 }
 
 impl TransferProgress {
-    /// So many bytes of so many; entries are not counted.
+    /// Progress of `bytes` out of `total`, where entries are not counted.
     pub fn bytes(stage: TransferStage, bytes: u64, total: u64) -> Self {
-        Self { stage, entries: 0, total_entries: None, bytes, total_bytes: known(total) }
+        Self { stage, entries: 0, total_entries: None, bytes, total_bytes: nonzero(total) }
     }
 
-    /// As an agent counts it; a total of 0 is not known.
+    /// Progress as an agent counts it. A total of 0 means that it is unknown.
     pub fn counted(stage: TransferStage, entries: u64, bytes: u64, total: u64) -> Self {
         Self { entries, ..Self::bytes(stage, bytes, total) }
     }
 }
 
-fn known(total: u64) -> Option<u64> {
+fn nonzero(total: u64) -> Option<u64> {
     (total > 0).then_some(total)
 }
 
 impl fmt::Debug for ProgressReporter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProgressReporter").field("told", &self.told).finish_non_exhaustive()
+        f.debug_struct("ProgressReporter").field("last_report", &self.last_report).finish_non_exhaustive()
     }
 }
 
@@ -93,20 +89,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_told_once_and_stages_only_go_forward() {
-        let told = Arc::new(Mutex::new(Vec::new()));
-        let heard = told.clone();
+    fn reports_are_rate_limited_and_stages_only_advance() {
+        let reports = Arc::new(Mutex::new(Vec::new()));
+        let received = reports.clone();
         let reporter =
-            ProgressReporter::new(move |progress: TransferProgress| heard.lock().unwrap().push(progress));
+            ProgressReporter::new(move |progress: TransferProgress| received.lock().unwrap().push(progress));
         for bytes in 0..1000 {
             reporter.report(TransferProgress::bytes(TransferStage::Fetching, bytes, 0));
             reporter.report(TransferProgress::counted(TransferStage::Unpacking, bytes, bytes, 1000));
         }
-        let told = told.lock().unwrap();
-        let unpacking: Vec<_> = told.iter().filter(|told| told.stage == TransferStage::Unpacking).collect();
-        assert_eq!(told.len() - unpacking.len(), 1, "what is over does not come back");
-        assert_eq!(told[0], TransferProgress::bytes(TransferStage::Fetching, 0, 0));
+        let reports = reports.lock().unwrap();
+        let unpacking: Vec<_> =
+            reports.iter().filter(|report| report.stage == TransferStage::Unpacking).collect();
+        assert_eq!(reports.len() - unpacking.len(), 1, "a report of an earlier stage is dropped");
+        assert_eq!(reports[0], TransferProgress::bytes(TransferStage::Fetching, 0, 0));
         assert_eq!(unpacking[0].total_bytes, Some(1000));
-        assert!(unpacking.len() < 1000, "most are drain_reply out");
+        assert!(unpacking.len() < 1000, "most reports are dropped");
     }
 }

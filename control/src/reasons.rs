@@ -1,4 +1,4 @@
-//! Reasons of the core as the wire has them. Total: every reason has a code.
+//! Translates reasons of the core to the wire. Every reason has a code.
 
 use podling_core::{
     reason::{DeclineReason, NextStep, Operation, SleepCause, StateReason, Wait, WaitReason},
@@ -6,7 +6,6 @@ use podling_core::{
 };
 use podling_proto::{agent::v1 as agent, control::v1 as wire, text};
 
-/// The reason as the wire has it.
 pub(crate) fn state_reason(reason: &StateReason) -> wire::StateReason {
     use wire::StateReasonCode as Code;
     let code = match reason {
@@ -90,12 +89,11 @@ pub(crate) fn state_reason(reason: &StateReason) -> wire::StateReason {
     wire
 }
 
-/// What a start or a resize waits for, as the wire has it.
+/// Translates the cause that a start or a resize waits for.
 pub(crate) fn waiting(wait: &Wait) -> wire::StateReason {
     state_reason(&StateReason::Waiting(wait.clone()))
 }
 
-/// The next step as the wire has it.
 pub(crate) fn next_step(at: Timestamp, step: NextStep) -> wire::NextStep {
     use wire::next_step::Step;
     let (wire_step, cause, failed) = match step {
@@ -126,7 +124,7 @@ pub(crate) fn sleep_cause(cause: SleepCause) -> agent::SleepCause {
     }
 }
 
-/// The reason that an agent gave for declining. Reasons of later agents become `Unspecified`.
+/// The agent's reason for declining. Reasons of newer agents become `Unspecified`.
 pub(crate) fn declined(reason: wire::DeclineReason) -> DeclineReason {
     match reason {
         wire::DeclineReason::Unspecified => DeclineReason::Unspecified,
@@ -143,7 +141,8 @@ pub(crate) fn message(reason: &StateReason) -> String {
     text::state_reason(&state_reason(reason))
 }
 
-/// The reason's code as Kubernetes has reasons: `AgentConnected`. A wait has the code of what it waits for: `QuotaExceeded`.
+/// The reason's code in the form of Kubernetes reasons: `AgentConnected`. A wait has the code of its
+/// cause: `QuotaExceeded`.
 pub(crate) fn camel_case(reason: &StateReason) -> String {
     let wire = state_reason(reason);
     match reason {
@@ -152,15 +151,14 @@ pub(crate) fn camel_case(reason: &StateReason) -> String {
     }
 }
 
-/// The next step's name as Kubernetes has reasons: `Sleep`.
+/// The next step's name in the form of Kubernetes reasons: `Sleep`.
 pub(crate) fn camel_case_step(step: NextStep) -> String {
     text::camel_case(next_step(Timestamp(0), step).step().as_str_name(), "STEP_")
 }
 
-/// A time as the wire has it.
 pub(crate) fn timestamp(at: Timestamp) -> prost_types::Timestamp {
     let seconds = i64::try_from(at.0 / 1000).unwrap_or(i64::MAX);
-    // Below 1000 before it is multiplied.
+    // At most 999 before the multiplication, so the cast cannot overflow.
     prost_types::Timestamp { seconds, nanos: (at.0 % 1000) as i32 * 1_000_000 }
 }
 

@@ -1,4 +1,4 @@
-//! From what is known to what follows: decide, make durable, order.
+//! Advances one workspace: decides, writes the record, and starts the action.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,16 +28,17 @@ use crate::{
     store::{CredentialDigest, LOG_ENTRIES, LogEntry, StoreChange, WorkspaceRecord},
 };
 
-/// Bytes of an agent's secret.
+/// Random bytes in an agent's secret.
 const SECRET_BYTES: usize = 32;
-/// Soonest look at a workspace after the one just made. The wall clock says when, in whole milliseconds: without this, less than one
-/// drain_reply would be none, and the driver would look again and again until it has passed.
+/// Minimum delay before the next decision for a workspace. Deadlines are wall-clock milliseconds: a
+/// remainder below one millisecond rounds to zero, and the driver would spin until it has passed.
 const MIN_DELAY: Duration = Duration::from_millis(10);
-/// What an agent is given to end its processes in good order; the backend allows it a little more.
+/// Time for an agent to end its processes in order. The backend waits slightly longer before it
+/// kills.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
 impl<B: Backend> Driver<B> {
-    /// Changes one entry by what has happened, and lets follow what follows.
+    /// Folds an event into the workspace's entry and advances the workspace.
     pub(super) fn with_entry(&mut self, id: &WorkspaceId, fold: impl FnOnce(&mut WorkspaceEntry)) {
         if let Some(entry) = self.entries.get_mut(id) {
             fold(entry);
@@ -45,7 +46,7 @@ impl<B: Backend> Driver<B> {
         }
     }
 
-    /// Decides for one workspace, and lets follow what follows.
+    /// Decides for a workspace, then writes its record or starts its action.
     pub(super) fn advance(&mut self, id: &WorkspaceId) {
         let observed_time = self.observed_time + self.observed_gap(Instant::now());
         let Some(entry) = self.entries.get_mut(id) else { return };
@@ -53,12 +54,12 @@ impl<B: Backend> Driver<B> {
         let before = entry.record.status.phase;
         let quota_before = quota_inputs(&entry.record);
         entry.observed.observed_time = observed_time;
-        // Who leaves begins no more archives, for they would not be done.
+        // A control plane that drains idle workspaces starts no archive: it would not finish.
         entry.observed.archive_slots_full = self.archiving_count >= MAX_ARCHIVING || self.draining_idle;
         let (action, next, warning) = loop {
             let Decision { status, action, next, warning } = entry.decide(now);
             entry.apply_decision(status, now);
-            // An agent that has waited for its claim may be the one that is wanted now.
+            // An agent that waited for its claim may now be the desired one.
             if !entry.match_sessions() {
                 break (action, next, warning);
             }
@@ -67,12 +68,12 @@ impl<B: Backend> Driver<B> {
         self.queue_changed |= before != after || quota_before != quota_inputs(&entry.record);
         self.archiving_count =
             self.archiving_count + usize::from(is_archiving(after)) - usize::from(is_archiving(before));
-        // Who waits for a place is looked at again.
+        // Workspaces that wait for an archive slot are advanced again.
         self.archive_slot_freed |= is_archiving(before) && !is_archiving(after);
         entry.send_warning(warning);
         entry.resend_claim();
         if action != entry.in_flight {
-            // Something else is wanted now.
+            // The decision changed.
             entry.abandon_directive();
             match (entry.in_flight, action) {
                 (
@@ -81,7 +82,7 @@ impl<B: Backend> Driver<B> {
                     ),
                     _,
                 )
-                // (While it is under way nothing else is ordered for it.)
+                // A start in flight blocks every other action of the workspace.
                 | (Some(Action::Start(_)), Some(_)) => self.executor.cancel(id),
                 _ => {}
             }
@@ -102,7 +103,7 @@ impl<B: Backend> Driver<B> {
         } else if entry.in_flight != Some(Action::Forget)
             && let Some(record) = entry.take_unwritten()
         {
-            // (It would take the place of the order to forget, and that would never come back.)
+            // While a removal is pending in the writer, this write would replace it.
             self.writer.enqueue(id.clone(), StoreChange::Put(record));
         }
         self.refresh_view(id);
@@ -114,14 +115,14 @@ impl<B: Backend> Driver<B> {
         }
     }
 
-    /// Gives an order away.
+    /// Starts an action: by the executor, by a directive to the agent, or by the store writer.
     fn dispatch(&mut self, id: &WorkspaceId, action: Action, now: Timestamp) {
         let is_restore_source =
             matches!(action, Action::Expire(generation) if self.is_restore_source(id, generation));
         let Some(entry) = self.entries.get_mut(id) else { return };
         #[cfg(debug_assertions)]
         super::failpoint::hit(action, "before");
-        let order = match action {
+        let request = match action {
             Action::Start(epoch) => match entry.secret.take() {
                 Some((of, secret)) if of == epoch => {
                     let (spec, status) = (entry.record.spec.clone(), &entry.record.status);
@@ -136,12 +137,12 @@ impl<B: Backend> Driver<B> {
                         cancellation,
                     })
                 }
-                // Decided by a control plane that died before it gave the order: its secret died with it. As for every start
-                // whose outcome is not known, the epoch is used up.
+                // A control plane that died before it requested the start took the secret with it.
+                // As with every start whose result is unknown, the epoch is used up.
                 _ => {
                     entry.observed.ended = Some(AgentEnd {
                         epoch,
-                        detail: "the control plane ended before the start was ordered".into(),
+                        detail: "the control plane ended before it requested the start".into(),
                     });
                     return self.advance(id);
                 }
@@ -149,7 +150,7 @@ impl<B: Backend> Driver<B> {
             Action::Prepare { .. } | Action::Commit(_) | Action::Cancel(_) => {
                 self.last_directive += 1;
                 entry.send_directive(DirectiveId(self.last_directive), action);
-                // It may have failed at once.
+                // The directive may have failed at once.
                 return if entry.in_flight.is_none() {
                     self.advance(id)
                 };
@@ -163,10 +164,10 @@ impl<B: Backend> Driver<B> {
                 ActionRequest::Stop(id.clone(), entry.epoch())
             }
             Action::Remove => {
-                let goes = entry.record.status.phase == Phase::Deleting;
+                let deleting = entry.record.status.phase == Phase::Deleting;
                 ActionRequest::Remove {
                     workspace: id.clone(),
-                    known: entry.recorded_archives().filter(|_| goes),
+                    known: entry.recorded_archives().filter(|_| deleting),
                 }
             }
             Action::Expire(_) if is_restore_source => {
@@ -175,7 +176,7 @@ impl<B: Backend> Driver<B> {
             }
             Action::Archive(_) | Action::Restore(_) | Action::Expire(_) => {
                 match entry.archiver_request(action) {
-                    Ok(order) => order,
+                    Ok(request) => request,
                     Err(problem) => {
                         entry.observed.done(action, Err(Failure::Failed(problem)), now);
                         return self.advance(id);
@@ -187,40 +188,41 @@ impl<B: Backend> Driver<B> {
                 return self.writer.enqueue(id.clone(), StoreChange::Forget(id.clone(), now));
             }
         };
-        tracing::debug!(workspace = %id, ?action, "ordered");
+        tracing::debug!(workspace = %id, ?action, "action started");
         entry.in_flight = Some(action);
         entry.progress = None;
         entry.observed.ordered(action);
-        self.executor.perform(order);
+        self.executor.perform(request);
     }
 
-    /// An action came back.
-    pub(super) fn handle_result(&mut self, outcome: ActionResult) {
-        self.fold_result(&outcome);
-        // The last process of one that is deleted gives its room back.
-        self.queue_changed |= outcome.action == Action::Stop;
-        self.advance(&outcome.workspace);
+    pub(super) fn handle_result(&mut self, finished: ActionResult) {
+        self.fold_result(&finished);
+        // When the last process of a deleted workspace ends, its quota is free.
+        self.queue_changed |= finished.action == Action::Stop;
+        self.advance(&finished.workspace);
     }
 
-    pub(super) fn fold_result(&mut self, outcome: &ActionResult) {
-        let Some(entry) = self.entries.get_mut(&outcome.workspace) else { return };
+    pub(super) fn fold_result(&mut self, finished: &ActionResult) {
+        let Some(entry) = self.entries.get_mut(&finished.workspace) else { return };
         #[cfg(debug_assertions)]
-        super::failpoint::hit(outcome.action, "after");
+        super::failpoint::hit(finished.action, "after");
         entry.in_flight = None;
         entry.progress = None;
-        if let Err(error) = &outcome.result {
-            tracing::warn!(workspace = %outcome.workspace, action = ?outcome.action, error, "action failed");
+        if let Err(error) = &finished.result {
+            tracing::warn!(
+                workspace = %finished.workspace, action = ?finished.action, error, "action failed"
+            );
         }
         let now = clock::now();
-        let result = match &outcome.result {
-            Ok(ActionOutput::Kept(kept, generation)) => {
-                Ok(Achieved::Archived(Box::new(archive(kept, *generation, now, self.observed_time))))
+        let result = match &finished.result {
+            Ok(ActionOutput::Archived(copy, generation)) => {
+                Ok(Achieved::Archived(Box::new(archive(copy, *generation, now, self.observed_time))))
             }
             Ok(ActionOutput::Started(_) | ActionOutput::Ended) => Ok(Achieved::Done),
             Err(error) => Err(Failure::Failed(error.clone())),
         };
-        entry.observed.done(outcome.action, result, now);
-        if let Ok(ActionOutput::Started(instance)) = &outcome.result {
+        entry.observed.done(finished.action, result, now);
+        if let Ok(ActionOutput::Started(instance)) = &finished.result {
             entry.add_instance(instance.clone());
         }
         if entry.observed.processes == Processes::None {
@@ -228,19 +230,21 @@ impl<B: Backend> Driver<B> {
         }
     }
 
-    /// The backend saw something.
     pub(super) fn handle_observation(&mut self, observation: Observation) {
         match observation {
             Observation::Listed { running, unknown } => {
                 for instance in &running {
                     if !self.entries.contains_key(&instance.workspace) {
-                        // Ending it could be a loss, draining_idle it costs little.
-                        tracing::warn!(workspace = %instance.workspace, "running agent belongs to no known workspace; draining_idle it alone");
+                        // Ending the agent could lose work; leaving it running costs little.
+                        tracing::warn!(
+                            workspace = %instance.workspace,
+                            "running agent belongs to no known workspace; leaving it alone"
+                        );
                         self.unknown_agents.push(instance.clone());
                     }
                 }
                 for (id, entry) in &mut self.entries {
-                    // What was made since the start is known better already.
+                    // Processes of workspaces created since the start are already known.
                     if entry.observed.processes == Processes::Unseen && !unknown.contains(id) {
                         entry.set_instances(running.iter().filter(|i| i.workspace == *id));
                     }
@@ -264,21 +268,21 @@ impl<B: Backend> Driver<B> {
         }
     }
 
-    /// So much time was witnessed.
+    /// Adds `gap` to the observed time and to the silence of every agent.
     pub(super) fn tick(&mut self, gap: Duration) {
         self.observed_time = self.observed_time.saturating_add(gap);
         self.writer.set_observed_time(self.observed_time);
-        let followed: Vec<_> = self
+        let affected: Vec<_> = self
             .entries
             .iter_mut()
             .filter_map(|(id, entry)| entry.advance_time(gap).then(|| id.clone()))
             .collect();
-        for id in followed {
+        for id in affected {
             self.advance(&id);
         }
     }
 
-    /// Looks at those whose time has come.
+    /// Advances every workspace whose scheduled time has come.
     pub(super) fn run_scheduled(&mut self, now: Instant) {
         while let Some((at, id)) = self.schedule.first().filter(|(at, _)| *at <= now).cloned() {
             self.schedule.remove(&(at, id.clone()));
@@ -286,7 +290,7 @@ impl<B: Backend> Driver<B> {
         }
     }
 
-    /// Everything is down: the control plane may end.
+    /// Cancels `shutdown` once every process has ended after [`super::DriverHandle::down`].
     pub(super) fn finish_if_down(&mut self) {
         if self.shutting_down
             && self.writer.is_idle()
@@ -300,14 +304,15 @@ impl<B: Backend> Driver<B> {
 }
 
 impl WorkspaceEntry {
-    /// Takes over what was decided. A start gets a secret of its own.
+    /// Applies the decided status. A new start gets a new secret.
     fn apply_decision(&mut self, status: Status, now: Timestamp) {
         if status == self.record.status {
             return;
         }
         if status.phase != self.record.status.phase || status.reason != self.record.status.reason {
             tracing::info!(
-                workspace = %self.record.spec.id, state = ?status.state(), epoch = status.epoch, reason = %reasons::camel_case(&status.reason),
+                workspace = %self.record.spec.id, state = ?status.state(), epoch = status.epoch,
+                reason = %reasons::camel_case(&status.reason),
                 detail = %reasons::message(&status.reason), "workspace changed state"
             );
         }
@@ -326,16 +331,16 @@ impl WorkspaceEntry {
     }
 }
 
-/// What the line for room looks at.
+/// The fields of a record that the admission queue depends on.
 fn quota_inputs(record: &WorkspaceRecord) -> (Option<Resources>, Option<Duration>) {
     (record.status.allocated, record.status.queued_at)
 }
 
-/// Writes into the log what is new in the record.
+/// Appends the record's state to its log if the state or the reason is new.
 fn append_log(record: &mut WorkspaceRecord, now: Timestamp) {
     let entry = LogEntry { at: now, state: record.status.state(), reason: record.status.reason.clone() };
-    let said = |last: &LogEntry| last.state == entry.state && last.reason == entry.reason;
-    if record.log.back().is_some_and(said) {
+    let is_repeated = |last: &LogEntry| last.state == entry.state && last.reason == entry.reason;
+    if record.log.back().is_some_and(is_repeated) {
         return;
     }
     let log = Arc::make_mut(&mut record.log);

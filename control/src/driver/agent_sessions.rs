@@ -1,4 +1,4 @@
-//! The agents' streams as the driver sees them: who is claimed, who waits, who is sent away, and who has fallen silent.
+//! Agents' sessions in the driver: claiming, dismissing, and detecting silence.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,33 +9,32 @@ use tokio::sync::mpsc;
 use super::{AgentHello, ConnectionId, Heartbeat, ToAgent, entry::WorkspaceEntry};
 use crate::snapshot::AgentView;
 
-/// Streams of one workspace's agents at once: the present one, its next before the old one is known to be dead, and as much
-/// again for a second agent. When it is full the oldest is given up.
+/// Sessions per workspace: one for the current agent, one for its successor before the old agent is
+/// known to be dead, and the same again for a second agent. When it is full the oldest session is
+/// dropped.
 pub const MAX_AGENT_SESSIONS: usize = 4;
-/// Three beats and a half: then the session counts as lost.
+/// Three and a half heartbeat intervals. A longer silence makes the connection unknown.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(53);
 
-/// One stream of one agent.
+/// A stream of an agent.
 #[derive(Debug)]
 pub(super) struct SessionEntry {
     hello: AgentHello,
     claim: ClaimState,
-    /// How long no beat came, as far as the driver witnessed it.
+    /// Observed time since the last heartbeat.
     silence: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ClaimState {
-    /// Nothing has been said to it.
+    /// The agent has not been answered.
     New,
-    /// ProgressSink to wait.
+    /// The agent was told to wait.
     Waiting,
-    /// It serves the workspace.
     Claimed,
 }
 
 impl WorkspaceEntry {
-    /// An agent introduces itself.
     pub(super) fn hello(&mut self, hello: AgentHello) {
         if self.sessions.len() >= MAX_AGENT_SESSIONS {
             self.session_ended(self.sessions[0].hello.connection);
@@ -43,21 +42,22 @@ impl WorkspaceEntry {
         self.sessions.push(SessionEntry { hello, claim: ClaimState::New, silence: Duration::ZERO });
     }
 
-    /// A beat: taken only from the stream that is claimed.
-    pub(super) fn heartbeat(&mut self, beat: Heartbeat) {
+    /// Counts a heartbeat. Only the claimed session's heartbeats count.
+    pub(super) fn heartbeat(&mut self, heartbeat: Heartbeat) {
         let epoch = self.epoch();
-        let session = self.sessions.iter_mut().find(|session| session.hello.connection == beat.connection);
+        let session =
+            self.sessions.iter_mut().find(|session| session.hello.connection == heartbeat.connection);
         let Some(session) = session.filter(|session| session.claim == ClaimState::Claimed) else { return };
         session.silence = Duration::ZERO;
         if self.agent.as_ref().is_some_and(|agent| agent.epoch == epoch) {
             self.observed.heartbeat(epoch);
         }
-        self.take_activity(beat.activity);
-        // The stream may have ended meanwhile; then nobody needs the acknowledgement.
-        let _gone = beat.accepted.send(());
+        self.take_activity(heartbeat.activity);
+        // The stream may have ended meanwhile; then the acknowledgement is not needed.
+        let _gone = heartbeat.accepted.send(());
     }
 
-    /// What the agent says of the workspace's use.
+    /// Records the activity that the agent reports.
     pub(super) fn take_activity(&mut self, activity: Arc<ActivityState>) {
         self.observed.use_reported(match activity.level() {
             ActivityLevel::Active | ActivityLevel::Busy => Used::Yes,
@@ -70,7 +70,7 @@ impl WorkspaceEntry {
         self.activity = Some(activity);
     }
 
-    /// Says something to the agent that is claimed. `false`: nobody hears it.
+    /// Sends to the claimed agent. Returns `false` if that fails or no agent is claimed.
     pub(super) fn send(&self, what: ToAgent) -> bool {
         self.sessions
             .iter()
@@ -78,20 +78,18 @@ impl WorkspaceEntry {
             .is_some_and(|session| session.send(what))
     }
 
-    /// The stream that is claimed.
     pub(super) fn claimed_connection(&self) -> Option<ConnectionId> {
         let claimed = self.sessions.iter().find(|session| session.claim == ClaimState::Claimed);
         claimed.map(|session| session.hello.connection)
     }
 
-    /// The agent is not heard any more: nor will the answer be that it owes.
+    /// Handles the loss of the claimed agent's connection. Its pending answer will not come.
     fn connection_lost(&mut self) {
         self.observed.disconnected();
         self.finish_directive(Err(Failure::Failed("the connection to the agent was lost".into())));
         self.warned_for = None;
     }
 
-    /// A stream has ended.
     pub(super) fn session_ended(&mut self, connection: ConnectionId) {
         let Some(at) = self.sessions.iter().position(|session| session.hello.connection == connection) else {
             return;
@@ -101,16 +99,18 @@ impl WorkspaceEntry {
         }
     }
 
-    /// Brings streams and living agents together: the newest stream of the agent of the present epoch is claimed, streams of others
-    /// are sent away, and where it is not known yet what lives, or what lives is about to be ended, they stay as they are. Whether
-    /// an agent was claimed by that.
+    /// Matches sessions with running agents. The newest session of the current epoch's agent is
+    /// claimed, and sessions of other agents are dismissed. Sessions wait while the backend has not
+    /// listed the running agents, or while an agent is about to be stopped.
+    ///
+    /// Returns whether an agent was claimed.
     pub(super) fn match_sessions(&mut self) -> bool {
         let stays =
             self.wants_agent() || self.instance().is_some() || self.observed.processes == Processes::Unseen;
         let Some(instance) = self.instance().filter(|_| self.wants_agent()).cloned() else {
             self.sessions.retain_mut(|session| match stays {
                 true => session.wait(),
-                false => session.dismiss("no agent is wanted for this workspace now"),
+                false => session.dismiss("this workspace needs no agent now"),
             });
             return false;
         };
@@ -120,17 +120,17 @@ impl WorkspaceEntry {
             if session.hello.instance != instance.id {
                 session.dismiss("another agent serves this workspace")
             } else if named.as_ref().is_some_and(|boot_id| *boot_id != session.hello.boot_id) {
-                session.dismiss("this agent said hello with another boot id before")
+                session.dismiss("another boot id is already claimed for this agent")
             } else {
                 true
             }
         });
         let claim = self.claim_content();
-        // Of several streams of one agent the newest counts: it dials again only after it has given up the one before.
+        // An agent dials again only after it has given up its earlier stream: the newest counts.
         if self.sessions.len() > 1 {
             self.sessions.drain(..self.sessions.len() - 1);
             if self.claimed_connection().is_none() {
-                // What the one before was pending_directive it will not answer.
+                // The earlier session will not answer its directive.
                 self.connection_lost();
             }
         }
@@ -142,7 +142,8 @@ impl WorkspaceEntry {
             self.sessions.clear();
             return false;
         }
-        // It counts as connected from its first beat on: that is its answer to the claim. Before that it would refuse every request_wake.
+        // The agent counts as connected from its first heartbeat, which confirms the claim. Until
+        // then it would reject every call.
         session.claim = ClaimState::Claimed;
         self.claimed_spec = Some(self.record.spec.clone());
         self.agent = Some(Arc::new(AgentView {
@@ -158,14 +159,15 @@ impl WorkspaceEntry {
         true
     }
 
-    /// Tells the agent that its end has come: it knows best how to end its processes in good order.
+    /// Asks the agent to end its processes in order, before the backend stops the agent.
     pub(super) fn drain(&mut self, grace: Duration) {
         self.sessions.retain_mut(|session| {
             session.claim != ClaimState::Claimed || session.send(ToAgent::Drain { grace })
         });
     }
 
-    /// So much time was witnessed. Whether anything follows from it.
+    /// Adds observed time to the silence of the agents. Returns whether the workspace must be
+    /// advanced.
     pub(super) fn advance_time(&mut self, gap: Duration) -> bool {
         let was = self.observed.connected;
         let mut lost = false;
@@ -176,19 +178,20 @@ impl WorkspaceEntry {
         if lost && was.is_some() {
             self.connection_lost();
         }
-        let step_over = self.age_directive(gap);
+        let timed_out = self.age_directive(gap);
         let epoch = self.epoch();
         if self.observed.connected != Some(epoch) && self.observed.processes.lives(epoch) {
             self.observed.silence = self.observed.silence.saturating_add(gap);
         }
-        was != self.observed.connected || step_over
+        was != self.observed.connected || timed_out
     }
 }
 
 impl SessionEntry {
-    /// Whether the stream still takes what is said. One that is full is not read by its agent: it is given up.
-    fn send(&self, what: ToAgent) -> bool {
-        match self.hello.to_agent.try_send(what) {
+    /// Returns whether the stream accepted the message. A full stream is not read by its agent and
+    /// is dropped.
+    fn send(&self, message: ToAgent) -> bool {
+        match self.hello.to_agent.try_send(message) {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Full(_) | mpsc::error::TrySendError::Closed(_)) => false,
         }
@@ -202,9 +205,11 @@ impl SessionEntry {
         self.send(ToAgent::Wait)
     }
 
-    /// Sends it away: its stream goes.
+    /// Sends the reason and drops the session by returning `false`.
     fn dismiss(&self, why: &str) -> bool {
-        tracing::info!(workspace = %self.hello.workspace, instance = %self.hello.instance, why, "an agent is dismissed");
+        tracing::info!(
+            workspace = %self.hello.workspace, instance = %self.hello.instance, why, "agent dismissed"
+        );
         let _gone = self.send(ToAgent::Dismiss(why.to_owned()));
         false
     }

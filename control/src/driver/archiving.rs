@@ -1,4 +1,4 @@
-//! What the archiver is pending_directive to do: orders for archives, and how many workspaces may be archived at once.
+//! Requests to the archiver, and the limit on concurrent archives.
 
 use std::time::Duration;
 
@@ -19,34 +19,35 @@ use crate::{
     progress::{TransferProgress, TransferStage},
 };
 
-/// Workspaces that are archived at once, or about to be: each has an agent of its own. More wait until one is done.
+/// Workspaces that archive at the same time; each runs an agent in maintenance mode. The others
+/// wait for a slot.
 pub(super) const MAX_ARCHIVING: usize = 4;
 
-/// Whether it has, or is about to have, an agent that archives it.
+/// Whether the workspace holds an archive slot.
 pub(super) fn is_archiving(phase: Phase) -> bool {
     matches!(phase, Phase::Maintenance { task: MaintenanceTask::Archive, .. })
 }
 
-/// An archive as the machine knows it.
+/// The archive's entry in the workspace's status.
 pub(super) fn archive(
-    kept: &ArchivedCopy,
+    copy: &ArchivedCopy,
     generation: u64,
     at: Timestamp,
     observed_time: Duration,
 ) -> Archive {
     Archive {
-        key: ArchiveKey(kept.key.to_string()),
+        key: ArchiveKey(copy.key.to_string()),
         generation,
         at,
         observed_time,
-        entries: kept.proof.entries,
-        bytes: kept.proof.bytes,
-        archive_bytes: kept.proof.archive_bytes,
+        entries: copy.proof.entries,
+        bytes: copy.proof.bytes,
+        archive_bytes: copy.proof.archive_bytes,
     }
 }
 
 impl<B: Backend> Driver<B> {
-    /// Whether another workspace still has to be made of this archive.
+    /// Whether another workspace still has to be restored from this archive.
     pub(super) fn is_restore_source(&self, id: &WorkspaceId, generation: u64) -> bool {
         let archives = self.entries.get(id).map(|entry| &entry.record.status.archives);
         let archive = archives.and_then(|all| all.iter().find(|archive| archive.generation == generation));
@@ -59,13 +60,13 @@ impl<B: Backend> Driver<B> {
         archive.is_some_and(|archive| self.entries.values().any(|entry| needs(entry, &archive.key)))
     }
 
-    /// Counts anew how many workspaces are being archived.
+    /// Recounts the workspaces in the archive task after a rollback.
     pub(super) fn recount_archiving(&mut self) {
         let phases = self.entries.values().map(|entry| entry.record.status.phase);
         self.archiving_count = phases.filter(|phase| is_archiving(*phase)).count();
     }
 
-    /// What the archiver does is so far. Only shown: nothing follows from it.
+    /// Records the progress of the action in flight. Shown only: no decision depends on it.
     pub(super) fn record_progress(
         &mut self,
         id: &WorkspaceId,
@@ -76,14 +77,14 @@ impl<B: Backend> Driver<B> {
             return;
         };
         if progress.stage == TransferStage::Unpacking {
-            // Of one that is made of another's archive it is not known.
+            // Unknown for a workspace that is restored from another workspace's archive.
             progress.total_entries = entry.record.status.archive().map(|archive| archive.entries);
         }
         entry.progress = Some(progress);
         self.refresh_view(id);
     }
 
-    /// Looks again at those that sleep, if one may be archived now.
+    /// Advances sleeping workspaces if an archive slot was freed.
     pub(super) fn fill_archive_slots(&mut self) {
         if std::mem::take(&mut self.archive_slot_freed) {
             let sleeps = |entry: &&WorkspaceEntry| entry.record.status.phase == Phase::Asleep;
@@ -96,31 +97,33 @@ impl<B: Backend> Driver<B> {
 }
 
 impl WorkspaceEntry {
-    /// Its archives. `None`: a name cannot be understood, so that no other may be called a stray.
+    /// Keys of the recorded archives. `None` if a key cannot be parsed: then no stored archive may
+    /// be treated as unrecorded.
     pub(super) fn recorded_archives(&self) -> Option<Vec<StoreKey>> {
         self.record.status.archives.iter().map(|archive| archive.key.0.parse().ok()).collect()
     }
 
-    /// The order for what the archiver does.
+    /// Builds the request for an archive, restore or expiry.
     pub(super) fn archiver_request(&self, action: Action) -> Result<ActionRequest, String> {
         let (spec, status) = (self.record.spec.clone(), &self.record.status);
-        let agent = || self.agent.clone().ok_or_else(|| "its agent is not known".to_owned());
+        let agent = || self.agent.clone().ok_or_else(|| "the workspace's agent has not connected".to_owned());
         let parse = |key: &ArchiveKey| key.0.parse::<StoreKey>().map_err(|error| error.to_string());
         match action {
             Action::Restore(epoch) => {
                 let key = status.archive().map(|archive| &archive.key).or(spec.source.as_ref());
-                let key = parse(key.ok_or("there is no archive of it")?)?;
+                let key = parse(key.ok_or("the workspace has no archive")?)?;
                 Ok(ActionRequest::Restore { epoch, key, spec, agent: agent()? })
             }
             Action::Expire(generation) => {
                 let archive = status.archives.iter().find(|archive| archive.generation == generation);
-                let key = parse(&archive.ok_or("there is no such archive of it")?.key)?;
+                let key = parse(&archive.ok_or("the archive is not in the workspace's record")?.key)?;
                 Ok(ActionRequest::Expire { workspace: spec.id.clone(), generation, key })
             }
             _ => {
                 let (epoch, generation) = (status.epoch, status.storage_generation);
-                let known =
-                    self.recorded_archives().ok_or("the name of an archive of it cannot be understood")?;
+                let known = self
+                    .recorded_archives()
+                    .ok_or("the record holds an archive key that cannot be parsed")?;
                 Ok(ActionRequest::Archive { epoch, generation, spec, agent: agent()?, known })
             }
         }

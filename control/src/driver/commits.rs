@@ -1,4 +1,4 @@
-//! What became durable, and what did not and is taken back.
+//! Finished store writes: what became durable, and what failed and is rolled back.
 
 use podling_core::{decide::Action, id::WorkspaceId, observed::Failure};
 
@@ -10,21 +10,21 @@ use crate::{
 };
 
 impl<B: Backend> Driver<B> {
-    /// A batch was batch_committed; some of it perhaps was not.
+    /// Handles a written batch, in which single changes may have failed.
     pub(super) fn batch_committed(&mut self, committed: Vec<CommitResult>) {
         let mut failures = committed.iter().filter_map(|(_, result)| result.as_ref().err());
         if let Some(error) = failures.next() {
             tracing::error!(
                 error = error as &dyn std::error::Error,
                 changes = 1 + failures.count(),
-                "the store cannot be batch_committed; what was decided is taken back"
+                "failed to write the store; rolling decisions back"
             );
         }
         for (change, result) in committed {
             match (change, &result) {
                 (StoreChange::Put(record), Ok(())) => {
                     let id = record.spec.id.clone();
-                    // Room that was given back is free now.
+                    // Released quota is free once the release is durable.
                     self.queue_changed = true;
                     self.with_entry(&id, |entry| {
                         entry.durable = Some(record);
@@ -33,16 +33,16 @@ impl<B: Backend> Driver<B> {
                         }
                     });
                 }
-                // After a failure it is batch_committed with the next batch.
+                // The next batch contains it again.
                 (StoreChange::ObservedTime(_), _) => {}
                 (StoreChange::Put(record), Err(error)) => self.roll_back(&record.spec.id, error),
                 (StoreChange::Forget(id, _), Ok(())) => {
-                    // One that never became durable has gone already.
+                    // A workspace that never became durable is already removed.
                     let Some(mut entry) = self.entries.remove(&id) else { continue };
                     entry.reject_pending(&DriverError::NoWorkspace(id.clone()));
                     #[cfg(debug_assertions)]
                     super::failpoint::hit(Action::Forget, "after");
-                    tracing::info!(workspace = %id, "gone");
+                    tracing::info!(workspace = %id, "workspace removed");
                     if let Some(at) = entry.scheduled_at {
                         self.schedule.remove(&(at, id));
                     }
@@ -62,17 +62,18 @@ impl<B: Backend> Driver<B> {
         }
     }
 
-    /// What was decided could not be made durable: back to what is.
+    /// Rolls the workspace's record back to the stored one.
     fn roll_back(&mut self, id: &WorkspaceId, error: &StoreError) {
         let Some(entry) = self.entries.get_mut(id) else { return };
-        let refused = DriverError::NotSaved { problem: with_causes(error), disk_full: error.is_disk_full() };
-        entry.reject_pending(&refused);
+        let rejection =
+            DriverError::NotSaved { problem: with_causes(error), disk_full: error.is_disk_full() };
+        entry.reject_pending(&rejection);
         match entry.durable.clone() {
             Some(durable) => {
                 entry.record = durable;
                 entry.submitted = None;
                 self.queue_changed = true;
-                // What was counted when it was decided.
+                // The rolled-back decision may have been counted.
                 self.recount_archiving();
                 self.reapply_unsaved_edit(id);
                 self.advance(id);
@@ -81,15 +82,16 @@ impl<B: Backend> Driver<B> {
                 if let Some(at) = self.entries.remove(id).and_then(|entry| entry.scheduled_at) {
                     self.schedule.remove(&(at, id.clone()));
                 }
-                // A write that failed may have reached the disk all the same: then the next start would find a workspace that
-                // nobody was told of, beside the one that was made when the request_wake was repeated. Tried until it is batch_committed.
+                // The failed write may have reached the disk. The next start would then find a
+                // workspace that its caller was never told of, next to the one that the repeated
+                // call creates. The removal is retried until it is written.
                 self.writer.enqueue(id.clone(), StoreChange::Forget(id.clone(), clock::now()));
             }
         }
     }
 }
 
-/// What went wrong and why, in one line.
+/// The error and its causes in one line.
 fn with_causes(error: &StoreError) -> String {
     let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
     std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")

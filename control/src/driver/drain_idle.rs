@@ -1,6 +1,8 @@
-//! Taking drain_idle: before the control plane stops, what is idle is put to sleep in two phases, and what is used runs on without it.
+//! Before the control plane stops, idle workspaces are put to sleep in two phases, and the others
+//! run on without it.
 //!
-//! Unlike going down it ends nothing that anybody uses: an agent that declines is drain_reply alone and adopted by the next control plane.
+//! Unlike [`super::DriverHandle::down`] this ends nothing that is in use: an agent that declines
+//! runs on, and the next control plane adopts it.
 
 use podling_core::{decide::Action, observed::Used, reason::SleepRequest, status::Phase};
 
@@ -8,9 +10,10 @@ use super::{Driver, entry::WorkspaceEntry, event::Reply};
 use crate::backend::Backend;
 
 impl<B: Backend> Driver<B> {
-    /// Begins; answers when all that is idle sleeps. Nothing is made or woken from here on.
+    /// Begins the drain. `reply` is answered once all idle workspaces sleep. New workspaces and
+    /// wakes are rejected from now on.
     pub(super) fn drain_idle(&mut self, reply: Reply<()>) {
-        tracing::info!("stopping: what is idle is put to sleep, the rest runs on");
+        tracing::info!("stopping: putting idle workspaces to sleep, leaving the others running");
         self.draining_idle = true;
         self.drain_reply = Some(reply);
         for entry in self.entries.values_mut() {
@@ -20,14 +23,16 @@ impl<B: Backend> Driver<B> {
         self.advance_all();
     }
 
-    /// Answers who takes drain_idle, when nothing is on its way to sleep any more, or they wait no longer.
+    /// Answers the drain once no workspace is falling asleep, or ends it once its caller has given
+    /// up.
     pub(super) fn finish_idle_drain(&mut self) {
         let Some(reply) = &self.drain_reply else { return };
         if reply.is_closed() || !self.entries.values().any(WorkspaceEntry::is_falling_asleep) {
-            // What could not be pending_directive runs on: its agent may not be heard for much longer.
+            // An agent that could not be asked runs on: the control plane may not hear from it for
+            // much longer.
             self.entries.values_mut().for_each(|entry| entry.observed.sleep_request = None);
             if let Some(reply) = self.drain_reply.take() {
-                // Who has stopped waiting needs no answer.
+                // A caller that has gone away needs no answer.
                 drop(reply.send(Ok(())));
             }
         }
@@ -35,16 +40,16 @@ impl<B: Backend> Driver<B> {
 }
 
 impl WorkspaceEntry {
-    /// Something of it that leads to sleep, or back, is under way.
+    /// Whether a step to sleep, its cancellation or its write is in flight.
     fn is_falling_asleep(&self) -> bool {
-        let on_its_way = matches!(
+        let in_sleep_phase = matches!(
             self.record.status.phase,
             Phase::Preparing { .. } | Phase::Committing | Phase::FallingAsleep
         );
-        let pending_directive = matches!(
+        let sleep_action = matches!(
             self.in_flight,
             Some(Action::Prepare { .. } | Action::Commit(_) | Action::Cancel(_) | Action::Stop)
         );
-        on_its_way || pending_directive || !self.is_settled()
+        in_sleep_phase || sleep_action || !self.is_settled()
     }
 }

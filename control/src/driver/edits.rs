@@ -1,4 +1,4 @@
-//! What people change where workspaces are stored, beside us: it is so already, and nobody waits for an answer.
+//! Edits made to stored workspaces outside the API. No caller waits for a reply.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -12,25 +12,31 @@ use super::{Driver, MAX_WORKSPACES, SpecEdit, entry::WorkspaceEntry};
 use crate::{backend::Backend, store::WorkspaceRecord};
 
 impl<B: Backend> Driver<B> {
-    /// Somebody has made a workspace, or one can be read again.
+    /// Adds a workspace that was created in the store, or that has become readable again.
     pub(super) fn add_stored(&mut self, record: WorkspaceRecord) {
         let id = record.spec.id.clone();
         if self.entries.contains_key(&id) {
             return;
         }
         if self.entries.len() >= MAX_WORKSPACES {
-            tracing::error!(workspace = %id, limit = MAX_WORKSPACES, "there are too many workspaces; this one is not served");
+            tracing::error!(
+                workspace = %id, limit = MAX_WORKSPACES, "workspace limit reached; ignoring workspace"
+            );
             return;
         }
-        tracing::info!(workspace = %id, name = %record.spec.name, owner = %record.spec.owner, "add_stored");
+        tracing::info!(
+            workspace = %id, name = %record.spec.name, owner = %record.spec.owner,
+            "workspace found in the store"
+        );
         let mut entry = WorkspaceEntry::new(record, true, Observed::default());
-        let living: Vec<_> =
+        let running: Vec<_> =
             self.unknown_agents.extract_if(.., |instance| instance.workspace == id).collect();
-        if living.is_empty() {
-            // Its id may have been somebody's before: what may run of that is ended first.
+        if running.is_empty() {
+            // Processes of an earlier workspace with this id may be running; they are stopped
+            // first.
             entry.observed.processes = Processes::Some(BTreeSet::new());
         } else {
-            entry.set_instances(living.iter());
+            entry.set_instances(running.iter());
         }
         self.used.insert(id.bits());
         self.queue_changed = true;
@@ -38,16 +44,16 @@ impl<B: Backend> Driver<B> {
         self.advance(&id);
     }
 
-    /// Somebody has changed one.
+    /// Applies an edit of the stored spec.
     pub(super) fn apply_edit(&mut self, id: &WorkspaceId, edit: SpecEdit) {
-        tracing::info!(workspace = %id, ?edit, "was changed");
+        tracing::info!(workspace = %id, ?edit, "workspace spec edited in the store");
         let Some(entry) = self.entries.get_mut(id) else { return };
         entry.unsaved_edit = Some(entry.unsaved_edit.take().unwrap_or_default().followed_by(edit));
         self.reapply_unsaved_edit(id);
         self.advance(id);
     }
 
-    /// Lets the record follow what was changed and is not durable yet.
+    /// Applies the unsaved edit to the record. Called again after each rollback.
     pub(super) fn reapply_unsaved_edit(&mut self, id: &WorkspaceId) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         let Some(edit) = entry.unsaved_edit.clone() else { return };
@@ -59,7 +65,7 @@ impl<B: Backend> Driver<B> {
             ..Spec::clone(&before)
         };
         if spec.resources != before.resources {
-            // There was room for something else.
+            // The admission was for other resources.
             entry.observed.admitted = false;
             self.queue_changed = true;
         }
@@ -87,7 +93,7 @@ impl<B: Backend> Driver<B> {
 }
 
 impl SpecEdit {
-    /// Both, one after the other.
+    /// Merges with a later edit; the later values win.
     fn followed_by(self, later: Self) -> Self {
         Self {
             generation: self.generation.max(later.generation),

@@ -23,57 +23,56 @@ use crate::{
     store::WorkspaceRecord,
 };
 
-/// Everything the driver knows of one workspace.
+/// All that the driver knows about a workspace.
 #[derive(Debug)]
 pub(super) struct WorkspaceEntry {
-    /// What was decided last.
+    /// The latest decision; durable once `durable` is the same `Arc`.
     pub(super) record: Arc<WorkspaceRecord>,
-    /// What the store holds; `None`: nothing yet.
+    /// The record in the store. `None` before the first successful write.
     pub(super) durable: Option<Arc<WorkspaceRecord>>,
-    /// What was given to the writer last.
+    /// The record given to the writer last.
     pub(super) submitted: Option<Arc<WorkspaceRecord>>,
-    /// What was changed where it is stored, and the store does not hold yet: nobody would say it again.
+    /// Edits of the stored spec that are not in a durable record yet. The store reports each edit
+    /// only once.
     pub(super) unsaved_edit: Option<SpecEdit>,
-    /// What was seen.
     pub(super) observed: Observed,
-    /// What is being done.
     pub(super) in_flight: Option<Action>,
-    /// How far that is, if it was told.
+    /// Progress of the action in flight, if it was reported.
     pub(super) progress: Option<TransferProgress>,
-    /// What its agent has been pending_directive, if that is what is being done.
+    /// The sleep directive in flight.
     pub(super) pending_directive: Option<PendingDirective>,
-    /// For when its agent last told people that it will sleep.
+    /// The sleep time in the last warning that the agent was sent.
     pub(super) warned_for: Option<Timestamp>,
-    /// What its agent was claimed with.
+    /// The spec in the last claim that the agent was sent.
     pub(super) claimed_spec: Option<Arc<Spec>>,
-    /// Its place in the line of those who wait for room.
+    /// Position in the admission queue; 1 is next.
     pub(super) queue_position: Option<usize>,
-    /// Of the start that is about to be ordered: only until then.
+    /// Secret for the next start. Moved into the request when the start begins.
     pub(super) secret: Option<(Epoch, String)>,
-    /// The agents that live.
+    /// Running agents of all epochs.
     pub(super) instances: Vec<Instance>,
-    /// Streams from agents.
+    /// Oldest first; at most `MAX_AGENT_SESSIONS`.
     pub(super) sessions: Vec<SessionEntry>,
-    /// Of the agent of the present epoch, once it said hello.
+    /// The claimed agent of the current epoch.
     pub(super) agent: Option<Arc<AgentView>>,
-    /// Of its last heartbeat.
+    /// From the agent's last heartbeat.
     pub(super) activity: Option<Arc<ActivityState>>,
-    /// When to look again, for people.
+    /// The next step and its wall-clock time, for display.
     pub(super) next: Option<(Timestamp, NextStep)>,
-    /// When to look again, by the clock that nobody sets.
+    /// When to decide again, on the monotonic clock.
     pub(super) scheduled_at: Option<Instant>,
-    /// Who is told once the record is durable.
+    /// Answered once the record is durable.
     pub(super) pending_replies: Vec<PendingReply>,
-    /// As published.
+    /// The view in the published snapshot.
     pub(super) view: Option<Arc<WorkspaceView>>,
 }
 
-/// An answer that waits for durability.
+/// A reply that is sent once the workspace's record is durable.
 #[derive(Debug)]
 pub(super) enum PendingReply {
     Created(Reply<(Arc<WorkspaceView>, bool)>, bool),
     View(Reply<Arc<WorkspaceView>>),
-    /// That it is gone has to be durable first.
+    /// A restore request that waits until the deletion is durable.
     Restore(Reply<Arc<WorkspaceView>>),
 }
 
@@ -104,17 +103,17 @@ impl WorkspaceEntry {
         }
     }
 
-    /// Of the last start that was ordered.
+    /// Epoch of the last requested start.
     pub(super) fn epoch(&self) -> Epoch {
         self.record.status.epoch
     }
 
-    /// Whether the store holds what was decided.
+    /// Whether the latest decision is durable.
     pub(super) fn is_settled(&self) -> bool {
         self.durable.as_ref().is_some_and(|durable| Arc::ptr_eq(durable, &self.record))
     }
 
-    /// What the writer has not been given yet.
+    /// Returns the record if the writer has not been given it, and marks it as given.
     pub(super) fn take_unwritten(&mut self) -> Option<Arc<WorkspaceRecord>> {
         if self.submitted.as_ref().is_some_and(|submitted| Arc::ptr_eq(submitted, &self.record)) {
             return None;
@@ -123,7 +122,7 @@ impl WorkspaceEntry {
         self.submitted.clone()
     }
 
-    /// Whether an agent is wanted and served just now.
+    /// Whether an agent should be running and claimed in the current phase.
     pub(super) fn wants_agent(&self) -> bool {
         match self.record.status.phase {
             Phase::Starting
@@ -140,18 +139,18 @@ impl WorkspaceEntry {
         }
     }
 
-    /// Whether the agent is only to see to the storage.
+    /// Whether the agent should run in maintenance mode.
     pub(super) fn wants_maintenance(&self) -> bool {
         matches!(self.record.status.phase, Phase::Maintenance { .. })
     }
 
-    /// The living agent of the present epoch.
+    /// Returns the running agent of the current epoch.
     pub(super) fn instance(&self) -> Option<&Instance> {
         let epoch = self.epoch();
         self.instances.iter().find(|instance| instance.epoch == epoch)
     }
 
-    /// Whether nothing of it keeps the control plane from going down.
+    /// Whether the control plane may exit: the record is durable and no process runs.
     pub(super) fn allows_shutdown(&self) -> bool {
         self.is_settled()
             && self.observed.processes == Processes::None
@@ -162,9 +161,9 @@ impl WorkspaceEntry {
         decide(&self.record.spec, &self.record.status, &self.observed, now)
     }
 
-    /// An agent lives.
+    /// Records a running agent.
     pub(super) fn add_instance(&mut self, instance: Instance) {
-        // It may have ended before its start was reported.
+        // Its end may have been reported before its start.
         let ended = |ended: &AgentEnd| ended.epoch == instance.epoch;
         let known = self.instances.iter().any(|known| known.id == instance.id);
         if !self.observed.ended.as_ref().is_some_and(ended) && !known {
@@ -173,32 +172,31 @@ impl WorkspaceEntry {
         }
     }
 
-    /// These of its agents live, and no others.
-    pub(super) fn set_instances<'a>(&mut self, living: impl Iterator<Item = &'a Instance> + Clone) {
+    /// Replaces the running agents by this complete list.
+    pub(super) fn set_instances<'a>(&mut self, running: impl Iterator<Item = &'a Instance> + Clone) {
         let epoch = self.epoch();
-        self.observed.listed(living.clone().map(|instance| instance.epoch).collect(), epoch);
+        self.observed.listed(running.clone().map(|instance| instance.epoch).collect(), epoch);
         self.instances.clear();
-        for instance in living {
+        for instance in running {
             if self.observed.processes.lives(instance.epoch) {
                 self.add_instance(instance.clone());
             }
         }
     }
 
-    /// An agent has ended.
     pub(super) fn instance_ended(&mut self, instance: &Instance, how: String) {
         self.instances.retain(|other| other.id != instance.id);
         self.observed.agent_ended(instance.epoch, how);
         self.forget_agent();
     }
 
-    /// Nothing runs any more.
+    /// Records that no agent runs.
     pub(super) fn clear_instances(&mut self) {
         self.instances.clear();
         self.forget_agent();
     }
 
-    /// Drops what was known of an agent that is not the present one any more.
+    /// Forgets the claimed agent if it is not the running agent of the current epoch.
     fn forget_agent(&mut self) {
         if self.instance().is_none() {
             self.agent = None;
@@ -208,7 +206,8 @@ impl WorkspaceEntry {
         }
     }
 
-    /// How it looks from outside: what is durable, and what was seen last. `None` before it is durable.
+    /// Builds the view of the durable record and the last observations. `None` before the record is
+    /// durable.
     pub(super) fn build_view(&self, version: u64) -> Option<WorkspaceView> {
         let record = self.durable.as_ref()?;
         let connected = self.observed.connected == Some(record.status.epoch);
@@ -236,26 +235,27 @@ impl WorkspaceEntry {
         })
     }
 
-    /// Tells everybody who waits that it is not to be.
-    pub(super) fn reject_pending(&mut self, refused: &DriverError) {
-        for waiting in self.pending_replies.drain(..) {
-            // Who has gone away needs no answer.
-            match waiting {
-                PendingReply::Created(reply, _) => drop(reply.send(Err(refused.clone()))),
+    /// Answers all pending replies with this error.
+    pub(super) fn reject_pending(&mut self, error: &DriverError) {
+        for pending in self.pending_replies.drain(..) {
+            // A caller that has gone away needs no answer.
+            match pending {
+                PendingReply::Created(reply, _) => drop(reply.send(Err(error.clone()))),
                 PendingReply::View(reply) | PendingReply::Restore(reply) => {
-                    drop(reply.send(Err(refused.clone())))
+                    drop(reply.send(Err(error.clone())))
                 }
             }
         }
     }
 
-    /// Answers everybody who waits, but for those who set_desired_state it back: for them it is time now.
+    /// Answers all pending replies with the current view, except restore requests. Returns those:
+    /// the restore may begin now.
     pub(super) fn answer_pending(&mut self) -> Vec<Reply<Arc<WorkspaceView>>> {
         let mut restores = Vec::new();
         let Some(view) = &self.view else { return restores };
-        for waiting in self.pending_replies.drain(..) {
-            // Who has gone away needs no answer.
-            match waiting {
+        for pending in self.pending_replies.drain(..) {
+            // A caller that has gone away needs no answer.
+            match pending {
                 PendingReply::Created(reply, created) => drop(reply.send(Ok((view.clone(), created)))),
                 PendingReply::View(reply) => drop(reply.send(Ok(view.clone()))),
                 PendingReply::Restore(reply) => restores.push(reply),

@@ -1,55 +1,50 @@
-//! Why the driver does not do what it was asked, and how that is said on the wire.
+//! Errors of the driver's requests and their form on the wire.
 
 use podling_core::id::{Name, WorkspaceId};
 use podling_proto::error::{Reason, WireError};
 
-/// The driver's refusals.
+/// Why the driver rejects a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DriverError {
-    /// There is none.
     #[error("there is no workspace {0}")]
     NoWorkspace(WorkspaceId),
-    /// The owner has one of that name.
-    #[error(
-        "you have a workspace {name} already; take another name, or say reconnect to be given the one you have"
-    )]
+    #[error("you already have a workspace named {name}; choose another name, or set reconnect to use it")]
     NameTaken {
-        /// The name.
         name: Name,
-        /// Who has it.
+        /// The workspace that has the name.
         id: WorkspaceId,
     },
-    /// It is on its way out.
     #[error("the workspace {0} is being deleted")]
     Deleting(WorkspaceId),
-    /// One of the limits on the number of workspaces is reached.
-    #[error("there are {limit} workspaces {what} already; delete one first")]
+    /// A limit on the number of workspaces is reached.
+    #[error("the limit of {limit} workspaces {what} is reached; delete one first")]
     TooManyWorkspaces {
-        /// How many there may be.
         limit: usize,
-        /// Counted over what: "of this owner", "here".
+        /// The scope of the limit: "of this owner" or "here".
         what: &'static str,
     },
-    /// It has its storage still.
+    /// The workspace still has its storage, so there is nothing to restore.
     #[error(
-        "the workspace {0} has its storage still: wake it, or give a name to restore into a new workspace"
+        "the workspace {0} still has its storage; wake it, or give a name to restore into a new workspace"
     )]
     NotArchived(WorkspaceId),
-    /// Larger than any room there may be.
-    #[error("it asks for more CPU or memory than the quota allows one workspace; take a smaller template")]
+    /// The resources exceed the quota of the owner or of the control plane.
+    #[error("the requested CPU or memory exceeds the quota; request less or choose a smaller template")]
     TooLarge,
-    /// These are in use, or nobody knows whether they are.
-    #[error("in use, or silent so that nobody knows: {}; end their work first, or force it", names(.0))]
+    /// These workspaces are in use, or their agents are not connected and their activity is
+    /// unknown.
+    #[error(
+        "in use, or not connected so that their activity is unknown: {}; end their work first, or use force",
+        names(.0)
+    )]
     Busy(Vec<Name>),
-    /// The control plane goes down.
     #[error("the control plane is shutting down")]
     ShuttingDown,
-    /// What was asked could not be made durable, so it is not done.
-    #[error("it could not be saved and was not done: {problem}")]
+    /// The store write failed, and the decision was rolled back.
+    #[error("failed to save the change, so it was not made: {problem}")]
     NotSaved {
-        /// Why.
+        /// The store's error with its causes.
         problem: String,
-        /// There is no room on the disk.
         disk_full: bool,
     },
 }

@@ -1,4 +1,4 @@
-//! Everything that can happen to the driver: one closed enum, and what its members carry.
+//! The driver's input: one closed enum of events, and their contents.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -24,183 +24,174 @@ use crate::{
     store::WorkspaceRecord,
 };
 
-/// Where an answer goes.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, DriverError>>;
 
-/// What comes in from the edges.
+/// An event from the edges.
 #[derive(Debug)]
 pub(crate) enum DriverEvent {
-    /// Make a workspace, or find it again.
+    /// Creates a workspace, or finds the one that an earlier call created.
     Create(Box<NewWorkspace>, Reply<(Arc<WorkspaceView>, bool)>),
-    /// Want it gone.
-    Delete { id: WorkspaceId, discard: bool, reply: Reply<Arc<WorkspaceView>> },
-    /// Want it awake; and somebody waits: do not pause before the next try.
+    Delete {
+        id: WorkspaceId,
+        discard: bool,
+        reply: Reply<Arc<WorkspaceView>>,
+    },
+    /// Wakes the workspace and skips its back-off: a caller waits.
     Wake(WorkspaceId, Reply<Arc<WorkspaceView>>),
-    /// Want it asleep.
-    Sleep { id: WorkspaceId, force: bool, reply: Reply<Arc<WorkspaceView>> },
-    /// Want it back, of which only an archive is drain_reply.
+    Sleep {
+        id: WorkspaceId,
+        force: bool,
+        reply: Reply<Arc<WorkspaceView>>,
+    },
+    /// Restores a workspace of which only archives are left.
     Restore(WorkspaceId, Reply<Arc<WorkspaceView>>),
-    /// Give it another policy.
     SetPolicy(WorkspaceId, Box<PolicyOverrides>, Reply<Arc<WorkspaceView>>),
-    /// Give it another quota_inputs of its owner's room.
     Resize(WorkspaceId, Resources, Reply<Arc<WorkspaceView>>),
-    /// Somebody has made one where it is stored.
+    /// A workspace was created in the store, or became readable again.
     StoredWorkspace(Box<WorkspaceRecord>),
-    /// Somebody has changed one where it is stored.
+    /// The spec was edited in the store.
     SpecEdited(WorkspaceId, Box<SpecEdit>),
-    /// End all processes and then the control plane.
-    Down { force: bool, reply: Reply<()> },
-    /// Put to sleep what is idle: the control plane is about to stop.
+    /// Ends all processes, then the control plane.
+    Down {
+        force: bool,
+        reply: Reply<()>,
+    },
+    /// Puts idle workspaces to sleep before the control plane stops.
     DrainIdle(Reply<()>),
-    /// How far an action is. Changes no status, and is not stored.
-    Progress { workspace: WorkspaceId, action: Action, progress: TransferProgress },
-    /// An agent that has shown a valid credential introduces itself.
+    /// Progress of an action. Shown only; changes no status and is not stored.
+    Progress {
+        workspace: WorkspaceId,
+        action: Action,
+        progress: TransferProgress,
+    },
+    /// An authenticated agent said hello.
     Hello(Box<AgentHello>),
-    /// It is there, and this is what goes on.
     Heartbeat(Heartbeat),
-    /// What came of a directive.
     DirectiveAnswered(DirectiveAnswer),
-    /// Its stream has ended.
+    /// An agent's stream ended.
     Disconnected(WorkspaceId, ConnectionId),
 }
 
-/// What a new workspace shall be: checked, with its template's values in it.
+/// A validated request for a new workspace, with the template's values filled in.
 #[derive(Debug, Clone)]
 pub struct NewWorkspace {
-    /// Whose.
     pub owner: Owner,
-    /// How the owner calls it.
     pub name: Name,
-    /// The template's name.
     pub template: String,
-    /// The template's command.
     pub command: Vec<String>,
-    /// The template's environment with the workspace's own in it.
+    /// The template's environment, overridden by the workspace's own.
     pub env: BTreeMap<String, String>,
-    /// The template's policy with the workspace's own values in it.
+    /// The template's policy, overridden by the workspace's own.
     pub policy: Policy,
-    /// What it takes while it is awake.
+    /// Resources requested while awake.
     pub resources: Resources,
-    /// It begins with what this archive holds.
+    /// Archive to restore the storage from.
     pub source: Option<ArchiveKey>,
-    /// Finds the workspace again when the request_wake is repeated; empty: none.
+    /// Idempotency key: a repeated call finds the workspace again. Empty if there is none.
     pub request_id: String,
-    /// DirectiveAnswer with the owner's workspace of this name if there is one.
+    /// Return the owner's workspace of this name if there is one.
     pub reconnect: bool,
 }
 
-/// What somebody has changed of a workspace where it is stored, and not by asking.
+/// A change of a workspace's spec made in the store, outside the API. Absent fields are unchanged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SpecEdit {
-    /// Which edit it is.
+    /// The `metadata.generation` of the resource.
     pub generation: i64,
-    /// It shall be awake (`true`) or asleep.
+    /// `true` wakes the workspace, `false` puts it to sleep.
     pub awake: Option<bool>,
-    /// It shall have so much.
     pub resources: Option<Resources>,
-    /// How long what may last.
     pub policy: Option<Policy>,
-    /// Its environment.
     pub env: Option<BTreeMap<String, String>>,
-    /// It shall be gone: archived first, or (`true`) with all that it holds.
+    /// Delete the workspace: `false` archives it first, `true` discards its files and archives.
     pub deleted: Option<bool>,
 }
 
-/// One stream of one agent.
+/// Identifies one stream of one agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
 
-/// How an agent introduces itself. The workspace follows from its credential, the rest is what it says.
+/// An agent's introduction. The workspace follows from its credential; the other fields are the
+/// agent's claims.
 #[derive(Debug)]
 pub struct AgentHello {
-    /// From the credential.
+    /// Follows from the credential.
     pub workspace: WorkspaceId,
-    /// The stream it came on.
     pub connection: ConnectionId,
-    /// Which started agent it is.
     pub instance: InstanceId,
-    /// One run of it.
+    /// Identifies one run of the agent.
     pub boot_id: String,
-    /// Its version.
     pub version: String,
-    /// What it can do.
     pub capabilities: Vec<String>,
-    /// The certificate it will show.
+    /// Fingerprint of the certificate that the agent presents to the gateway.
     pub fingerprint: Fingerprint,
-    /// The way back. When it is full the agent does not read: its stream is given up.
+    /// Channel to the agent. When it is full the agent does not read, and the driver drops the
+    /// stream.
     pub to_agent: mpsc::Sender<ToAgent>,
 }
 
-/// What the driver says to an agent.
+/// A message from the driver to an agent.
 #[derive(Debug, Clone)]
 pub enum ToAgent {
-    /// Nothing is known yet of the instance it says it is: stay.
+    /// Stay connected: the backend has not reported the agent's instance yet.
     Wait,
-    /// Serve this.
     Claim(ClaimContent),
-    /// A step to sleep; it answers ([`DirectiveAnswer`]).
+    /// A step of the two-phase sleep. The agent replies with a [`DirectiveAnswer`].
     Sleep(DirectiveId, SleepStep),
-    /// Tell people that the workspace sleeps at this time; `None`: that it does not after all.
+    /// Warns viewers of sleep at this time; `None` withdraws the warning.
     Warn(Option<(Timestamp, SleepCause)>),
-    /// End everything in good order.
+    /// End all processes in order.
     Drain {
-        /// Time for it.
         grace: Duration,
     },
-    /// It is not the one that is wanted.
+    /// The agent is not the desired one; the text says why.
     Dismiss(String),
 }
 
 /// What an agent is to serve.
 #[derive(Debug, Clone)]
 pub struct ClaimContent {
-    /// The workspace.
     pub spec: Arc<Spec>,
-    /// Which start this is.
     pub epoch: Epoch,
-    /// It sees to the storage only.
+    /// Serve storage only: no terminals, no input.
     pub maintenance: bool,
 }
 
-/// Names one directive of one control plane.
+/// Identifies a directive within one run of the control plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DirectiveId(pub u64);
 
-/// The steps of the two-phase sleep.
+/// A step of the two-phase sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SleepStep {
-    /// May the workspace sleep? Then let nothing new begin.
+    /// Check activity again; if idle, hold new input.
     Prepare(Urgency),
-    /// End everything and save it.
+    /// End and save everything.
     Commit,
-    /// Go on.
+    /// Release held input and continue.
     Cancel,
 }
 
-/// What came of a directive.
+/// An agent's answer to a directive.
 #[derive(Debug)]
 pub struct DirectiveAnswer {
-    /// From the credential.
+    /// Follows from the credential.
     pub workspace: WorkspaceId,
-    /// The stream it came on.
     pub connection: ConnectionId,
-    /// To which directive.
     pub directive: DirectiveId,
-    /// What came of it.
     pub result: Result<(), Failure>,
-    /// What goes on, if it said.
+    /// The agent's activity, if the answer includes it.
     pub activity: Option<Arc<ActivityState>>,
 }
 
-/// A heartbeat, cut to size by the edge.
+/// A heartbeat whose size the edge has bounded.
 #[derive(Debug)]
 pub struct Heartbeat {
-    /// From the credential.
+    /// Follows from the credential.
     pub workspace: WorkspaceId,
-    /// The stream it came on.
     pub connection: ConnectionId,
-    /// What goes on.
     pub activity: Arc<ActivityState>,
-    /// ProgressSink once the beat has been taken: only then may it be acknowledged. Dropped if the agent is not (or no longer) claimed.
+    /// Receives `()` once the heartbeat is counted; only then may it be acknowledged. Dropped if
+    /// the agent is not claimed.
     pub accepted: oneshot::Sender<()>,
 }

@@ -1,4 +1,4 @@
-//! The picture that everybody else looks at.
+//! The published snapshot, and the replies that it must precede.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,15 +11,17 @@ use crate::{
     snapshot::{Down, Snapshot, Snapshots},
 };
 
-/// Pause after a picture for each workspace in it. To copy the map costs about 0.1 µs for each, so that pictures take a twentieth
-/// of the driver's time at most; with 100 workspaces the pause is 0.2 ms.
+/// Minimum pause after a snapshot, per workspace in it. Copying the map costs about 0.1 µs per
+/// workspace, so snapshots take at most a twentieth of the driver's time. With 100 workspaces the
+/// pause is 0.2 ms.
 const PAUSE_PER_WORKSPACE: Duration = Duration::from_micros(2);
 
-/// Publishes pictures, not more often than is affordable.
+/// Publishes snapshots at a bounded rate.
 #[derive(Debug)]
 pub(super) struct SnapshotPublisher {
     snapshots: watch::Sender<Arc<Snapshot>>,
-    /// Of the picture and of what is in it. Begins at the time of day, so that it also grows over restarts.
+    /// Last generation of a snapshot or a view. Starts at the wall-clock time in milliseconds, so
+    /// that it also grows over restarts.
     generation: u64,
     changed: bool,
     not_before: Instant,
@@ -31,19 +33,18 @@ impl SnapshotPublisher {
         (Self { snapshots, generation: now.0, changed: true, not_before: Instant::now() }, receiver)
     }
 
-    /// The next picture will differ.
     pub(super) fn mark_changed(&mut self) {
         self.changed = true;
     }
 
-    /// When the next picture is due.
+    /// When the next snapshot may be published, if there is something new.
     pub(super) fn due_at(&self) -> Option<Instant> {
         self.changed.then_some(self.not_before)
     }
 }
 
 impl<B: Backend> Driver<B> {
-    /// Looks at a workspace anew.
+    /// Rebuilds the workspace's view and marks pending replies as ready if its record is durable.
     pub(super) fn refresh_view(&mut self, id: &WorkspaceId) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         let version = entry.view.as_ref().map_or(0, |view| view.version);
@@ -59,8 +60,8 @@ impl<B: Backend> Driver<B> {
         }
     }
 
-    /// Answers those whose workspace is durable. Who has an answer shall find it in the picture too; one picture does for all that
-    /// became durable together.
+    /// Answers callers whose workspace's record is durable. The snapshot is published first, so
+    /// that a caller finds in it what the reply says; one snapshot serves all records of a batch.
     pub(super) fn answer_ready(&mut self) {
         if self.ready_to_answer.is_empty() {
             return;
@@ -69,7 +70,7 @@ impl<B: Backend> Driver<B> {
             self.publish();
         }
         for id in std::mem::take(&mut self.ready_to_answer) {
-            // What has changed meanwhile is answered when that is durable.
+            // A record that has changed since is answered once that change is durable.
             let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.is_settled()) else { continue };
             for reply in entry.answer_pending() {
                 self.restore(&id, reply);

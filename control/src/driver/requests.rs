@@ -1,4 +1,4 @@
-//! What people ask of the driver: do, it is so already, or a refusal with its reason.
+//! Requests of callers: each is accepted, already fulfilled, or rejected with a reason.
 
 use std::sync::Arc;
 
@@ -21,16 +21,16 @@ use super::{
 };
 use crate::{backend::Backend, clock, snapshot::WorkspaceView, store::WorkspaceRecord};
 
-/// Workspaces of one owner: a script that creates in a loop is stopped before it takes the machine.
+/// Workspaces per owner. Stops a script that creates workspaces in a loop.
 pub const MAX_WORKSPACES_PER_OWNER: usize = 100;
-/// Workspaces of one control plane: what its memory (some 10 KiB each) and its snapshots are made for.
+/// Workspaces per control plane. Bounds its memory (some 10 KiB per workspace) and the snapshots.
 pub const MAX_WORKSPACES: usize = 10_000;
 
 impl<B: Backend> Driver<B> {
     pub(super) fn create(&mut self, new: NewWorkspace, reply: Reply<(Arc<WorkspaceView>, bool)>) {
         let (id, created) = match self.find_or_create(new) {
-            Ok(add_stored) => add_stored,
-            // Who has gone away needs no answer.
+            Ok(found) => found,
+            // A caller that has gone away needs no answer.
             Err(refused) => return drop(reply.send(Err(refused))),
         };
         if let Some(entry) = self.entries.get_mut(&id) {
@@ -50,9 +50,9 @@ impl<B: Backend> Driver<B> {
         if let Some(entry) = mine().find(repeated) {
             return Ok((entry.record.spec.id.clone(), false));
         }
-        let holds_it =
+        let has_name =
             |entry: &&WorkspaceEntry| entry.record.spec.name == new.name && !entry.record.is_gone();
-        if let Some(entry) = mine().find(holds_it) {
+        if let Some(entry) = mine().find(has_name) {
             let id = entry.record.spec.id.clone();
             return match (entry.record.spec.desired_state, new.reconnect) {
                 (DesiredState::Deleted | DesiredState::Discarded, _) => Err(DriverError::Deleting(id)),
@@ -74,7 +74,8 @@ impl<B: Backend> Driver<B> {
                 what: "of this owner",
             });
         }
-        // While the store takes nothing, what is to be forgotten again piles up there: it is bounded with the rest.
+        // While no store write succeeds, removals pile up in the writer. They count towards the
+        // limit.
         if self.entries.len().max(self.writer.pending()) >= MAX_WORKSPACES {
             return Err(DriverError::TooManyWorkspaces { limit: MAX_WORKSPACES, what: "here" });
         }
@@ -94,7 +95,10 @@ impl<B: Backend> Driver<B> {
             created: now,
             request_id: new.request_id,
         };
-        tracing::info!(workspace = %id, name = %spec.name, owner = %spec.owner, template = spec.template, "created");
+        tracing::info!(
+            workspace = %id, name = %spec.name, owner = %spec.owner, template = spec.template,
+            "workspace created"
+        );
         let (spec, log) = (Arc::new(spec), Arc::default());
         let status = if spec.source.is_some() { Status::from_archive(now) } else { Status::new(now) };
         let record = WorkspaceRecord { spec, status, credential: None, log, generation: 0 };
@@ -111,7 +115,7 @@ impl<B: Backend> Driver<B> {
         if entry.record.spec.desired_state != wanted
             && entry.record.spec.desired_state != DesiredState::Discarded
         {
-            tracing::info!(workspace = %id, discard, "is to be deleted");
+            tracing::info!(workspace = %id, discard, "deletion requested");
             entry.set_desired_state(wanted);
         }
         entry.pending_replies.push(PendingReply::View(reply));
@@ -129,7 +133,7 @@ impl<B: Backend> Driver<B> {
         self.advance(id);
     }
 
-    /// To sleep is denied only for work that somebody may miss.
+    /// Rejected only while the workspace is in use or its activity is unknown.
     pub(super) fn sleep(&mut self, id: &WorkspaceId, force: bool, reply: Reply<Arc<WorkspaceView>>) {
         let refused = match self.modifiable(id) {
             Err(refused) => Some(refused),
@@ -145,7 +149,7 @@ impl<B: Backend> Driver<B> {
             if entry.record.spec.desired_state != DesiredState::Asleep {
                 tracing::info!(workspace = %id, force, "sleep requested");
                 match entry.record.status.phase {
-                    // What it is used for by now only its agent knows.
+                    // Only the agent knows the current activity.
                     Phase::Awake | Phase::Preparing { .. } if !force => {
                         entry.observed.sleep_request = Some(SleepRequest::User)
                     }
@@ -157,18 +161,19 @@ impl<B: Backend> Driver<B> {
         self.advance(id);
     }
 
-    /// One that was deleted gets its name again, if nobody else of its owner has it now.
+    /// A deleted workspace gets its name back unless another workspace of the owner has it.
     pub(super) fn restore(&mut self, id: &WorkspaceId, reply: Reply<Arc<WorkspaceView>>) {
         let Some(entry) = self.entries.get_mut(id) else {
             return drop(reply.send(Err(DriverError::NoWorkspace(id.clone()))));
         };
-        // Where it is stored nobody may find it any more, though we were not told yet.
+        // The deletion may be visible in the store before the driver learns that its write
+        // succeeded.
         if entry.record.is_gone() && !entry.is_settled() {
             return entry.pending_replies.push(PendingReply::Restore(reply));
         }
         let record = entry.record.clone();
         let spec = &record.spec;
-        let takes = |other: &&WorkspaceEntry| {
+        let has_name = |other: &&WorkspaceEntry| {
             let theirs = &other.record.spec;
             theirs.id != *id
                 && theirs.owner == spec.owner
@@ -184,7 +189,7 @@ impl<B: Backend> Driver<B> {
         } else if record.status.phase != Phase::Archived {
             Some(DriverError::NotArchived(id.clone()))
         } else {
-            self.entries.values().find(takes).map(|other| DriverError::NameTaken {
+            self.entries.values().find(has_name).map(|other| DriverError::NameTaken {
                 name: spec.name.clone(),
                 id: other.record.spec.id.clone(),
             })
@@ -193,7 +198,7 @@ impl<B: Backend> Driver<B> {
             return drop(reply.send(Err(refused)));
         }
         if let Some(entry) = self.entries.get_mut(id) {
-            tracing::info!(workspace = %id, "is to be restored");
+            tracing::info!(workspace = %id, "restore requested");
             entry.set_desired_state(DesiredState::Awake);
             entry.pending_replies.push(PendingReply::View(reply));
         }
@@ -212,7 +217,7 @@ impl<B: Backend> Driver<B> {
         if let Some(entry) = self.entries.get_mut(id) {
             let policy = entry.record.spec.policy.with(policy);
             if policy != entry.record.spec.policy {
-                tracing::info!(workspace = %id, ?policy, "has another policy");
+                tracing::info!(workspace = %id, ?policy, "policy changed");
                 entry.replace_spec(Spec { policy, ..Spec::clone(&entry.record.spec) });
             }
             entry.pending_replies.push(PendingReply::View(reply));
@@ -220,7 +225,8 @@ impl<B: Backend> Driver<B> {
         self.advance(id);
     }
 
-    /// Less is given back at once; for more it may have to wait in line, and goes on with what it has.
+    /// A decrease takes effect at once. An increase may wait in the admission queue, and the
+    /// workspace keeps its allocated resources meanwhile.
     pub(super) fn resize(
         &mut self,
         id: &WorkspaceId,
@@ -237,9 +243,9 @@ impl<B: Backend> Driver<B> {
         }
         if let Some(entry) = self.entries.get_mut(id) {
             if resources != entry.record.spec.resources {
-                tracing::info!(workspace = %id, ?resources, "is to have another quota_inputs");
+                tracing::info!(workspace = %id, ?resources, "resize requested");
                 entry.replace_spec(Spec { resources, ..Spec::clone(&entry.record.spec) });
-                // There was room for something else.
+                // The admission was for other resources.
                 entry.observed.admitted = false;
                 self.queue_changed = true;
             }
@@ -252,7 +258,7 @@ impl<B: Backend> Driver<B> {
         self.quotas.owner.allows(resources) && self.quotas.total.allows(resources)
     }
 
-    /// A workspace that is there to stay.
+    /// Returns the workspace if it is not being deleted and the control plane is not stopping.
     fn modifiable(&self, id: &WorkspaceId) -> Result<&WorkspaceEntry, DriverError> {
         let entry = self.entries.get(id).ok_or_else(|| DriverError::NoWorkspace(id.clone()))?;
         if self.shutting_down || self.draining_idle {
@@ -264,7 +270,7 @@ impl<B: Backend> Driver<B> {
         Ok(entry)
     }
 
-    /// Going down is denied only for work that somebody may miss.
+    /// Rejected only while a workspace is in use or its activity is unknown.
     pub(super) fn down(&mut self, force: bool, reply: Reply<()>) {
         let mut busy: Vec<_> =
             self.entries.values().filter(|entry| in_use(entry)).map(|e| e.record.spec.name.clone()).collect();
@@ -272,7 +278,7 @@ impl<B: Backend> Driver<B> {
             busy.sort();
             return drop(reply.send(Err(DriverError::Busy(busy))));
         }
-        tracing::info!(force, "going down: all workspaces' processes are ended");
+        tracing::info!(force, "shutting down: ending the processes of all workspaces");
         self.shutting_down = true;
         for id in self.entries.keys().cloned().collect::<Vec<_>>() {
             if let Some(entry) = self.entries.get_mut(&id) {
@@ -284,7 +290,7 @@ impl<B: Backend> Driver<B> {
         drop(reply.send(Ok(())));
     }
 
-    /// Somebody waits for it.
+    /// Requests a wake unless one is under way, and skips the back-off: a caller waits.
     pub(super) fn request_wake(&mut self, id: &WorkspaceId) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         entry.observed.sleep_request = None;
@@ -304,8 +310,8 @@ impl<B: Backend> Driver<B> {
     fn unused_id(&mut self) -> WorkspaceId {
         loop {
             let mut bits = [0; 8];
-            // Without randomness nothing here is safe; the kernel's source does not fail once it is seeded.
-            SystemRandom::new().fill(&mut bits).expect("the system has no randomness");
+            // Ids and secrets need randomness. The kernel's source does not fail once it is seeded.
+            SystemRandom::new().fill(&mut bits).expect("the kernel's random source failed");
             let id = WorkspaceId::from_bits(u64::from_ne_bytes(bits));
             if self.used.insert(id.bits()) {
                 return id;
@@ -314,7 +320,7 @@ impl<B: Backend> Driver<B> {
     }
 }
 
-/// Whether it comes up again only when somebody asks.
+/// Whether the workspace becomes awake only on request.
 fn is_asleep_or_going(phase: Phase) -> bool {
     match phase {
         Phase::Queued | Phase::Pending { .. } | Phase::Starting | Phase::Awake | Phase::Deleting => false,
@@ -328,7 +334,7 @@ fn is_asleep_or_going(phase: Phase) -> bool {
 }
 
 impl WorkspaceEntry {
-    /// Somebody wants it so: a new request.
+    /// Sets the desired state as a new request.
     pub(super) fn set_desired_state(&mut self, desired_state: DesiredState) {
         let spec = Spec::clone(&self.record.spec);
         self.replace_spec(Spec { desired_state, request_seq: spec.request_seq + 1, ..spec });
@@ -340,7 +346,8 @@ impl WorkspaceEntry {
     }
 }
 
-/// Whether somebody may miss what runs: it is used, or nobody knows.
+/// Whether stopping the workspace could end work: it is active or busy, or its agent is not
+/// connected.
 fn in_use(entry: &WorkspaceEntry) -> bool {
     let unknown = entry.observed.connected.is_none();
     let used = entry.activity.as_ref().is_some_and(|activity| match activity.level() {

@@ -1,5 +1,5 @@
-//! The steps of the two-phase sleep: said to the agent over its stream, and answered there. And what is said without an answer:
-//! warnings, and a claim whose content has changed.
+//! Directives of the two-phase sleep: sent over the agent's stream and answered there. Also
+//! messages without an answer: warnings, and claims whose content has changed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,24 +13,25 @@ use podling_core::{
 use super::{ClaimContent, DirectiveAnswer, DirectiveId, SleepStep, ToAgent, entry::WorkspaceEntry};
 use crate::clock;
 
-/// For an agent to look at its activity. It needs milliseconds.
+/// Time for an agent to check its activity. It needs milliseconds.
 const PREPARE_LIMIT: Duration = Duration::from_secs(15);
-/// For an agent to end everything (HUP, TERM, KILL within some seconds) and to save it.
+/// Time for an agent to end everything (HUP, TERM, KILL within some seconds) and to save it.
 const COMMIT_LIMIT: Duration = Duration::from_secs(45);
-/// How much the time of a warning may move before people are told again: idle time is counted at each beat.
+/// How far a warning's time may move before viewers are warned again. Each heartbeat updates the
+/// idle time.
 const WARNING_SLACK: Duration = Duration::from_secs(5);
 
-/// A step that waits for its answer.
+/// A sleep directive that awaits its answer.
 #[derive(Debug)]
 pub(super) struct PendingDirective {
     directive: DirectiveId,
     action: Action,
-    /// How long, as far as the driver witnessed it.
+    /// Observed time since it was sent.
     waited: Duration,
 }
 
 impl WorkspaceEntry {
-    /// Asks the agent. Nobody hears: that is known at once.
+    /// Sends a sleep directive to the agent. Fails at once if no agent is connected.
     pub(super) fn send_directive(&mut self, directive: DirectiveId, action: Action) {
         let step = match action {
             Action::Prepare { urgency, .. } => SleepStep::Prepare(urgency),
@@ -56,13 +57,12 @@ impl WorkspaceEntry {
         }
     }
 
-    /// An answer: it counts if it is to what was pending_directive last, and from the stream that was pending_directive.
+    /// Handles an answer. It counts only for the pending directive, and only from the claimed
+    /// session.
     pub(super) fn directive_answered(&mut self, answer: DirectiveAnswer) {
-        let expected = self
-            .pending_directive
-            .as_ref()
-            .is_some_and(|pending_directive| pending_directive.directive == answer.directive);
-        if !expected || self.claimed_connection() != Some(answer.connection) {
+        let is_pending =
+            self.pending_directive.as_ref().is_some_and(|pending| pending.directive == answer.directive);
+        if !is_pending || self.claimed_connection() != Some(answer.connection) {
             return;
         }
         if let Some(activity) = answer.activity {
@@ -71,58 +71,62 @@ impl WorkspaceEntry {
         self.finish_directive(answer.result);
     }
 
-    /// The step is over, one way or the other.
+    /// Records the result of the pending directive.
     pub(super) fn finish_directive(&mut self, result: Result<(), Failure>) {
-        let Some(pending_directive) = self.pending_directive.take() else { return };
+        let Some(pending) = self.pending_directive.take() else { return };
         #[cfg(debug_assertions)]
-        super::failpoint::hit(pending_directive.action, "after");
+        super::failpoint::hit(pending.action, "after");
         self.in_flight = None;
         if let Err(failure) = &result {
-            tracing::info!(workspace = %self.record.spec.id, action = ?pending_directive.action, ?failure, "sleep step failed");
+            tracing::info!(
+                workspace = %self.record.spec.id, action = ?pending.action, ?failure, "sleep step failed"
+            );
         }
-        self.observed.done(pending_directive.action, result.map(|()| Achieved::Done), clock::now());
+        self.observed.done(pending.action, result.map(|()| Achieved::Done), clock::now());
     }
 
-    /// Something else is wanted now: what comes of the step is of no interest any more.
+    /// Drops the pending directive: the decision changed, so its answer no longer matters.
     pub(super) fn abandon_directive(&mut self) {
         if self.pending_directive.take().is_some() {
             self.in_flight = None;
         }
     }
 
-    /// So much time was witnessed. Whether a step is given up by it.
+    /// Adds observed time to the pending directive. Returns whether it timed out.
     pub(super) fn age_directive(&mut self, gap: Duration) -> bool {
-        let Some(pending_directive) = &mut self.pending_directive else { return false };
-        pending_directive.waited = pending_directive.waited.saturating_add(gap);
-        let limit = match pending_directive.action {
+        let Some(pending) = &mut self.pending_directive else { return false };
+        pending.waited = pending.waited.saturating_add(gap);
+        let limit = match pending.action {
             Action::Commit(_) => COMMIT_LIMIT,
             _ => PREPARE_LIMIT,
         };
-        let over = pending_directive.waited >= limit;
-        if over {
+        let timed_out = pending.waited >= limit;
+        if timed_out {
             self.finish_directive(Err(Failure::Failed(format!("the agent did not answer within {limit:?}"))));
         }
-        over
+        timed_out
     }
 
-    /// Tells people when their workspace sleeps, if they have not been told so.
+    /// Sends the agent its next sleep time if it moved by more than [`WARNING_SLACK`].
     pub(super) fn send_warning(&mut self, warning: Option<(Timestamp, SleepCause)>) {
-        let moved = |told: Timestamp, at: Timestamp| told.since(at).max(at.since(told)) > WARNING_SLACK;
-        let news = match (self.warned_for, warning) {
+        let moved = |sent: Timestamp, at: Timestamp| sent.since(at).max(at.since(sent)) > WARNING_SLACK;
+        let changed = match (self.warned_for, warning) {
             (None, None) => false,
-            (Some(told), Some((at, _))) => moved(told, at),
+            (Some(sent), Some((at, _))) => moved(sent, at),
             (None, Some(_)) | (Some(_), None) => true,
         };
-        if news && self.send(ToAgent::Warn(warning)) {
+        if changed && self.send(ToAgent::Warn(warning)) {
             self.warned_for = warning.map(|(at, _)| at);
         }
     }
 
-    /// Tells the agent what it is to serve if that has changed since it was claimed.
+    /// Sends the claim again if the policy has changed since the agent was claimed.
     pub(super) fn resend_claim(&mut self) {
-        // Not before it is durable.
+        // A policy is sent only once it is durable.
         let spec = self.record.spec.clone();
-        if !self.is_settled() || self.claimed_spec.as_ref().is_none_or(|told| told.policy == spec.policy) {
+        if !self.is_settled()
+            || self.claimed_spec.as_ref().is_none_or(|claimed| claimed.policy == spec.policy)
+        {
             return;
         }
         let claim = self.claim_content();
@@ -131,7 +135,7 @@ impl WorkspaceEntry {
         }
     }
 
-    /// What the agent of the present epoch is to serve.
+    /// The claim for the agent of the current epoch.
     pub(super) fn claim_content(&self) -> ClaimContent {
         let maintenance = self.wants_maintenance();
         ClaimContent { spec: Arc::clone(&self.record.spec), epoch: self.epoch(), maintenance }

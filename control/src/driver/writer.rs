@@ -1,4 +1,4 @@
-//! The writer: makes batches of changes durable, one batch at a time, away from the driver's task.
+//! The store writer: writes batches of changes, one batch at a time, outside the driver's task.
 
 use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
 
@@ -7,27 +7,27 @@ use tokio::{task::JoinSet, time::Instant};
 
 use crate::store::{CommitResult, Store, StoreChange};
 
-/// Pause when nothing could be batch_committed: a full disk is tried once a second.
+/// Pause after a batch in which every write failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// How often it is batch_committed how long has been watched: so much of it a crash makes unseen.
+/// Interval at which the observed time is written. A crash loses at most that much of it.
 const OBSERVED_TIME_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What waits to become durable, and what is on its way.
+/// Queues changes and writes them in batches.
 #[derive(Debug)]
 pub(super) struct StoreWriter {
     store: Arc<dyn Store>,
-    /// At most one change per workspace: the newest stands for those before it.
+    /// At most one change per workspace: a newer one replaces an older one.
     pending: BTreeMap<WorkspaceId, StoreChange>,
     writing: JoinSet<Vec<CommitResult>>,
     not_before: Option<Instant>,
-    /// How long has been watched, and how much of it was given to the store.
     observed_time: Duration,
+    /// Observed time in the last batch that was started.
     persisted_time: Duration,
 }
 
 impl StoreWriter {
-    /// Of a store in which so much has been watched.
+    /// Creates a writer for a store that holds this observed time.
     pub(super) fn new(store: Arc<dyn Store>, observed_time: Duration) -> Self {
         Self {
             store,
@@ -39,17 +39,18 @@ impl StoreWriter {
         }
     }
 
-    /// So much has been watched by now. It is batch_committed with what is batch_committed next, or after a minute.
+    /// Sets the observed time. It is written with the next batch, or after
+    /// [`OBSERVED_TIME_INTERVAL`].
     pub(super) fn set_observed_time(&mut self, observed_time: Duration) {
         self.observed_time = observed_time;
     }
 
-    /// Adds to the next batch.
+    /// Adds a change to the next batch. Replaces the workspace's queued change.
     pub(super) fn enqueue(&mut self, id: WorkspaceId, change: StoreChange) {
         self.pending.insert(id, change);
     }
 
-    /// Begins a batch if there is something to write and nothing is being batch_committed.
+    /// Starts a batch if there is something to write and no batch is being written.
     pub(super) fn start_batch(&mut self) {
         let due = self.observed_time.saturating_sub(self.persisted_time) >= OBSERVED_TIME_INTERVAL;
         if (self.pending.is_empty() && !due)
@@ -66,12 +67,15 @@ impl StoreWriter {
         self.writing.spawn(async move { store.commit(changes).await });
     }
 
-    /// The end of the batch: what became of each change, those included that waited behind one that failed, for they will not be batch_committed.
-    /// Waits for ever while nothing is batch_committed. Cancel-safe.
+    /// Waits for the running batch and returns the result of each change. Never returns while
+    /// nothing is being written.
+    ///
+    /// A queued change of a workspace whose write failed is dropped and returned with the same
+    /// error. Cancel-safe.
     pub(super) async fn next_batch(&mut self) -> Vec<CommitResult> {
         let mut committed = match self.writing.join_next().await {
             None => pending().await,
-            Some(Ok(done)) => done,
+            Some(Ok(results)) => results,
             Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
         };
         if committed.iter().all(|(_, result)| result.is_err()) {
@@ -79,22 +83,22 @@ impl StoreWriter {
         }
         let failed = |(change, result): &CommitResult| Some((change.id()?.clone(), result.clone().err()?));
         for (id, error) in committed.iter().filter_map(failed).collect::<Vec<_>>() {
-            committed.extend(self.pending.remove(&id).map(|behind| (behind, Err(error))));
+            committed.extend(self.pending.remove(&id).map(|queued| (queued, Err(error))));
         }
         committed
     }
 
-    /// When to request_wake [`StoreWriter::begin`] again after a failure.
+    /// When to call [`StoreWriter::start_batch`] again after a failure.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.not_before.filter(|_| !self.pending.is_empty())
     }
 
-    /// How many changes wait, those on their way not counted.
+    /// Returns the number of queued changes, without those being written.
     pub(super) fn pending(&self) -> usize {
         self.pending.len()
     }
 
-    /// Whether all is batch_committed.
+    /// Whether nothing is queued or being written.
     pub(super) fn is_idle(&self) -> bool {
         self.pending.is_empty() && self.writing.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Room: who may be awake, and who waits.
+//! Quotas and the admission queue.
 
 use podling_control::driver::DriverError;
 use podling_core::{
@@ -13,7 +13,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn one_too_many_waits_in_line_and_a_place_that_is_given_back_goes_to_the_first() {
+async fn freed_quota_goes_to_the_first_in_the_queue() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let owner = Quota { awake: Some(1), ..Quota::default() };
     let quotas = Quotas { owner, ..Quotas::default() };
@@ -32,7 +32,7 @@ async fn one_too_many_waits_in_line_and_a_place_that_is_given_back_goes_to_the_f
     control.wait(&first, |view| view.queue_position == Some(2)).await;
     assert!(!backend.state().running.contains_key(&third));
 
-    // Also after a crash nobody jumps the line.
+    // The order of the queue survives a crash.
     drop(control);
     let control =
         TestControlPlane::with_archiver(dir.path(), &backend, &FakeArchiver::default(), quotas).await;
@@ -44,7 +44,7 @@ async fn one_too_many_waits_in_line_and_a_place_that_is_given_back_goes_to_the_f
 }
 
 #[tokio::test]
-async fn who_wants_more_waits_for_it_in_line_and_goes_on_with_what_it_has() {
+async fn increase_waits_in_the_queue_and_keeps_what_is_allocated() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let owner = Quota { cpu_millis: Some(3000), ..Quota::default() };
     let quotas = Quotas { owner, ..Quotas::default() };
@@ -59,28 +59,28 @@ async fn who_wants_more_waits_for_it_in_line_and_goes_on_with_what_it_has() {
     assert_eq!(
         (grown.state, grown.allocated, grown.queue_position),
         (State::Awake, Some(cpu(2000)), None),
-        "there was room"
+        "the increase fits the quota"
     );
     control.wait(&first, |view| view.actual == Some(cpu(2000))).await;
     assert_eq!(
         backend.state().calls.last().map(String::as_str),
         Some("resize"),
-        "and what runs was given it"
+        "the running agent was resized"
     );
     control.handle.resize(second.clone(), cpu(3000)).await.unwrap();
     control.wait(&second, |view| view.queue_position == Some(1) && view.allocated == Some(cpu(1000))).await;
     let third = control.create("third").await.spec.id.clone();
     control.wait(&third, |view| view.queue_position == Some(2)).await;
-    // What is given back goes to the first in line, and not to a smaller one behind it.
+    // Freed quota waits for the first in the queue, and is not used by a smaller request behind it.
     control.handle.resize(first.clone(), cpu(1000)).await.unwrap();
     control.wait(&first, |view| view.allocated == Some(cpu(1000))).await;
     control.wait(&second, |view| view.queue_position == Some(1)).await;
     control.wait(&third, |view| view.queue_position == Some(2)).await;
-    // It is content with what it has: the one behind it is next.
+    // The first withdraws its request, so the next in the queue is admitted.
     control.handle.resize(second.clone(), cpu(1000)).await.unwrap();
     wait_until_running(&backend, &third, 1).await;
 
-    // Asleep it has nothing; what it wants then it is given when it wakes.
+    // A sleeping workspace has nothing allocated. It gets the new size when it wakes.
     control.put_to_sleep(&second, &mut agent).await;
     control.wait(&second, |view| view.allocated.is_none()).await;
     let asleep = control.handle.resize(second.clone(), cpu(2000)).await.unwrap();

@@ -1,4 +1,4 @@
-//! Stories of agents and their streams: who is expect_claim, and what their silence means.
+//! Sessions of agents: claims, dismissals and silence.
 
 use std::time::Duration;
 
@@ -14,19 +14,20 @@ use crate::{
 };
 
 #[tokio::test]
-async fn an_agent_serves_only_when_it_has_said_so() {
+async fn agent_is_connected_only_after_its_first_heartbeat() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let id = control.create("demo").await.spec.id.clone();
     let mut agent = control.dial(&id, 1, "boot-1", 1).await;
     expect_claim(&mut agent, 1).await;
-    // The driver takes events one after the other: what the claim changed has been published when this is answered.
+    // The driver handles one event at a time: the effect of the claim is published before the
+    // answer to this call.
     control.handle.wake(id.clone()).await.unwrap();
     let view = control.handle.snapshots().borrow().get(&id).unwrap().clone();
     assert_eq!(
         (view.state, view.connection),
         (State::Starting, AgentConnection::Unknown),
-        "it may not have read its claim yet"
+        "the agent may not have read its claim yet"
     );
     assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await);
     control
@@ -35,23 +36,23 @@ async fn an_agent_serves_only_when_it_has_said_so() {
 }
 
 #[tokio::test]
-async fn only_the_agent_that_was_started_is_claimed() {
+async fn only_the_started_agent_is_claimed() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, mut agent) = control.create_awake("demo").await;
-    let mut stranger = control.dial(&id, 17, "boot-17", 2).await;
-    expect_dismissal(&mut stranger).await;
-    let mut pretender = control.dial(&id, 1, "another-boot", 3).await;
-    expect_dismissal(&mut pretender).await;
+    let mut other_instance = control.dial(&id, 17, "boot-17", 2).await;
+    expect_dismissal(&mut other_instance).await;
+    let mut other_boot = control.dial(&id, 1, "another-boot", 3).await;
+    expect_dismissal(&mut other_boot).await;
     assert!(
         !control.heartbeat(&id, 2, ActivityLevel::Active).await,
-        "a beat of one that is not claimed is not taken"
+        "a heartbeat of an unclaimed session is not accepted"
     );
-    assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await, "the one that serves goes on");
+    assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await, "the claimed session continues");
 
     let mut again = control.dial(&id, 1, "boot-1", 4).await;
     expect_claim(&mut again, 1).await;
-    assert!(agent.recv().await.is_none(), "the stream it gave up is let go");
+    assert!(agent.recv().await.is_none(), "the earlier stream is dropped");
     control.handle.disconnected(id.clone(), ConnectionId(1)).await.unwrap();
     assert!(control.heartbeat(&id, 4, ActivityLevel::Idle).await);
     control.handle.disconnected(id.clone(), ConnectionId(4)).await.unwrap();
@@ -60,20 +61,24 @@ async fn only_the_agent_that_was_started_is_claimed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_falls_silent_is_unknown_and_after_ten_minutes_started_anew() {
+async fn silent_agent_is_unknown_and_restarted_after_ten_minutes() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, _agent) = control.create_awake("demo").await;
     assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await);
     let began = Instant::now();
     let mut snapshots = control.handle.snapshots();
-    // No deadline: a paused clock would run to it at once if nothing else were to come.
+    // No deadline: a paused clock would jump to it as soon as every task waits.
     let unknown = snapshots
         .wait_for(|s| s.get(&id).unwrap().connection == AgentConnection::Unknown)
         .await
         .unwrap()
         .clone();
-    assert!((50..60).contains(&began.elapsed().as_secs()), "three beats and a half: {:?}", began.elapsed());
+    assert!(
+        (50..60).contains(&began.elapsed().as_secs()),
+        "three and a half heartbeat intervals: {:?}",
+        began.elapsed()
+    );
     assert_eq!(unknown.get(&id).unwrap().state, State::Awake, "never idle, never asleep");
     let (_, next) = unknown.get(&id).unwrap().next.unwrap();
     assert_eq!(next, NextStep::RestartSilentAgent);
@@ -84,12 +89,12 @@ async fn an_agent_that_falls_silent_is_unknown_and_after_ten_minutes_started_ane
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_machine_that_was_suspended_holds_nothing_against_its_agents() {
+async fn suspended_machine_counts_no_silence() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, _agent) = control.create_awake("demo").await;
     for _ in 0..5 {
-        // One leap: the driver was not there to see it.
+        // One jump: the driver observed none of it.
         tokio::time::advance(Duration::from_secs(20 * 60)).await;
         assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await);
     }

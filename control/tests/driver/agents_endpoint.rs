@@ -1,4 +1,4 @@
-//! The client for agents with the driver behind it: what an agent must show, and what it gets.
+//! The endpoint for agents in front of the driver: authentication, claims and limits.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -41,16 +41,15 @@ use crate::{
     fake_backend::{FakeBackend, credential},
 };
 
-/// How many connections may be open that have shown no good credential.
+/// Limit on open connections without a valid credential.
 const MAX_UNAUTHENTICATED: i64 = 128;
-/// An agent gives up a control control that has not answered its hello by then.
+/// After this time without an answer to its hello an agent gives up a control plane.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
 
-/// The client for agents.
 struct AgentsEndpoint {
     socket: PathBuf,
     tls: TlsConnector,
-    /// Connections that are open.
+    /// Number of open connections.
     open: Gauge,
     stopping: ShutdownSignals,
     _dir: tempfile::TempDir,
@@ -96,7 +95,7 @@ impl AgentsEndpoint {
         Self { socket, tls: Arc::new(tls).into(), open, stopping, _dir: dir, _serving: serving }
     }
 
-    /// Waits until no more connections are open than these.
+    /// Waits until at most this many connections are open.
     async fn at_most(&self, connections: i64) {
         let fewer = async {
             while self.open.get() > connections {
@@ -106,7 +105,7 @@ impl AgentsEndpoint {
         timeout(DEADLINE, fewer).await.unwrap_or_else(|_| panic!("{} are open", self.open.get()));
     }
 
-    /// A connection of its own.
+    /// Opens a new connection.
     async fn connect(&self) -> AgentsClient<Channel> {
         let (socket, tls) = (self.socket.clone(), self.tls.clone());
         let connect = tower::service_fn(move |_| {
@@ -116,7 +115,7 @@ impl AgentsEndpoint {
                 tls.connect(name, UnixStream::connect(socket).await?).await.map(TokioIo::new)
             }
         });
-        let channel = Endpoint::from_static("http://client").connect_with_connector(connect).await.unwrap();
+        let channel = Endpoint::from_static("http://agents").connect_with_connector(connect).await.unwrap();
         AgentsClient::new(channel)
     }
 }
@@ -150,14 +149,14 @@ impl Agent {
         self.send(agent_message::Message::Hello(hello)).await;
     }
 
-    /// Beats, and is messages_in.
+    /// Sends a heartbeat and awaits its acknowledgement.
     async fn heartbeat(&mut self, sequence: u64, activity: Option<ActivityState>) {
         self.send(agent_message::Message::Heartbeat(Heartbeat { sequence, activity })).await;
         let Some(Message::HeartbeatAck(ack)) = self.receive().await else { panic!("no ack") };
         assert_eq!(ack.sequence, sequence);
     }
 
-    /// The next message that is more than "wait".
+    /// Receives the next message other than `Wait`.
     async fn receive(&mut self) -> Option<Message> {
         loop {
             let message = timeout(DEADLINE, self.messages_in.message()).await.expect("an answer");
@@ -170,7 +169,7 @@ impl Agent {
 }
 
 #[tokio::test]
-async fn an_agent_shows_its_credential_is_claimed_and_its_beats_are_acknowledged() {
+async fn authenticated_agent_is_claimed_and_heartbeats_are_acked() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let id = control.create("demo").await.spec.id.clone();
@@ -190,7 +189,7 @@ async fn an_agent_shows_its_credential_is_claimed_and_its_beats_are_acknowledged
     assert_eq!(
         refused(Agent::dial(&mut client, &shown).await),
         Reason::Internal,
-        "nobody can send whose it is"
+        "the credential cannot be reviewed"
     );
     backend.state().fail_reviews = false;
 
@@ -207,10 +206,10 @@ async fn an_agent_shows_its_credential_is_claimed_and_its_beats_are_acknowledged
     }
     control.wait(&id, |view| view.state == State::Awake && view.activity.is_some()).await;
 
-    // Also one's own credential, of an earlier start.
+    // A credential of another start of the same workspace.
     let mut second = Agent::dial(&mut client, &credential(&id, 7, &secret(&id))).await.unwrap();
     second.hello().await;
-    assert!(matches!(second.receive().await, Some(Message::Dismiss(_))), "it is another agent");
+    assert!(matches!(second.receive().await, Some(Message::Dismiss(_))), "another instance is dismissed");
     assert!(second.receive().await.is_none());
 
     drop(agent);
@@ -219,7 +218,7 @@ async fn an_agent_shows_its_credential_is_claimed_and_its_beats_are_acknowledged
 }
 
 #[tokio::test]
-async fn an_agent_that_does_not_keep_to_the_protocol_is_let_go() {
+async fn agent_that_violates_the_protocol_is_disconnected() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let id = control.create("demo").await.spec.id.clone();
@@ -238,20 +237,20 @@ async fn an_agent_that_does_not_keep_to_the_protocol_is_let_go() {
     let lease = podling_proto::agent::v1::Lease { name: "n".repeat(1024 * 1024), ..Default::default() };
     let activity = Some(ActivityState { leases: vec![lease], ..Default::default() });
     huge.send(agent_message::Message::Heartbeat(Heartbeat { sequence: 1, activity })).await;
-    assert!(huge.receive().await.is_none(), "a message of a megabyte is not taken");
+    assert!(huge.receive().await.is_none(), "a message of 1 MiB is rejected");
     let mut again = Agent::dial(&mut client, &shown).await.unwrap();
     again.hello().await;
-    assert!(matches!(again.receive().await, Some(Message::Claim(_))), "it may come back");
+    assert!(matches!(again.receive().await, Some(Message::Claim(_))), "the agent may reconnect");
 }
 
-/// For the client and a crowd before it, in one process.
+/// Raises the limit of open files: this process has both ends of all connections.
 fn raise_open_files_limit() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let most = rustix::process::Rlimit { current: limit.maximum, ..limit };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, most).unwrap();
 }
 
-/// Awake and served by an agent of its own connection.
+/// Creates a workspace and serves it with an agent on a new connection.
 async fn served(
     control: &TestControlPlane,
     backend: &FakeBackend,
@@ -268,7 +267,7 @@ async fn served(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_workspace_that_takes_all_it_can_takes_only_its_own_places() {
+async fn greedy_workspace_exhausts_only_its_own_sessions() {
     raise_open_files_limit();
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
@@ -287,7 +286,7 @@ async fn a_workspace_that_takes_all_it_can_takes_only_its_own_places() {
         connections.push(connection);
     }
     assert!(refusals > 0 && !sessions.is_empty(), "{refusals} of {}", connections.len());
-    // The session that says hello last is the one that counts.
+    // The newest session is the one that is claimed.
     let last = sessions.last_mut().unwrap();
     last.hello().await;
     assert!(matches!(last.receive().await, Some(Message::Claim(_))));
@@ -296,7 +295,7 @@ async fn a_workspace_that_takes_all_it_can_takes_only_its_own_places() {
     endpoint.at_most(MAX_UNAUTHENTICATED + MAX_AGENT_SESSIONS as i64).await;
     let ended = sessions.iter_mut().rev().skip(MAX_AGENT_SESSIONS);
     for session in ended {
-        assert!(session.receive().await.is_none(), "an older session makes room for a newer");
+        assert!(session.receive().await.is_none(), "an older session ends in favour of a newer one");
     }
 
     let (id, _, mut agent) = served(&control, &backend, &endpoint, "modest").await;
@@ -305,7 +304,7 @@ async fn a_workspace_that_takes_all_it_can_takes_only_its_own_places() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_who_say_nothing_keep_no_agent_out() {
+async fn thousand_silent_connections_keep_no_agent_out() {
     raise_open_files_limit();
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;

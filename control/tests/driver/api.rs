@@ -1,4 +1,4 @@
-//! What people see of the Workspaces service with the driver behind it.
+//! The Workspaces service in front of the driver.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -67,13 +67,13 @@ fn get(workspace: &str) -> GetWorkspaceRequest {
 #[track_caller]
 pub(crate) fn refused<T>(answer: Result<T, Status>) -> Reason {
     match answer {
-        Ok(_) => panic!("it was not refused"),
+        Ok(_) => panic!("the call was not rejected"),
         Err(status) => error::reason(&status).expect("a reason"),
     }
 }
 
 #[tokio::test]
-async fn others_workspaces_are_as_if_they_did_not_exist() {
+async fn workspaces_of_other_owners_appear_not_to_exist() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let api = api(&control);
@@ -88,7 +88,7 @@ async fn others_workspaces_are_as_if_they_did_not_exist() {
         assert_eq!(refused(api.delete(by(&you, delete)).await), Reason::WorkspaceNotFound);
         assert_eq!(refused(api.watch(by(&you, watch(name))).await), Reason::WorkspaceNotFound);
     }
-    assert!(api.get(by(&admin(), get(&mine.id))).await.is_ok(), "an admin sees all, by id");
+    assert!(api.get(by(&admin(), get(&mine.id))).await.is_ok(), "an admin reads every workspace by id");
 
     api.create(by(&you, named("theirs"))).await.unwrap();
     let list = |all_owners| ListWorkspacesRequest { all_owners };
@@ -108,7 +108,7 @@ async fn others_workspaces_are_as_if_they_did_not_exist() {
 }
 
 #[tokio::test]
-async fn a_narrowed_token_makes_nothing_and_ends_nothing_but_what_it_is_for() {
+async fn narrowed_token_only_reaches_its_own_workspaces() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (api, me) = (api(&control), user("me"));
@@ -124,7 +124,11 @@ async fn a_narrowed_token_makes_nothing_and_ends_nothing_but_what_it_is_for() {
     let narrowed = Principal { workspaces: Some([mine.parse().unwrap()].into()), ..me };
     assert_eq!(made(api.create(by(&narrowed, again("mine"))).await), (mine.clone(), false));
     let repeated = CreateWorkspaceRequest { request_id: "r1".into(), ..again("mine") };
-    assert_eq!(made(api.create(by(&narrowed, repeated)).await), (mine.clone(), false), "not the other one");
+    assert_eq!(
+        made(api.create(by(&narrowed, repeated)).await),
+        (mine.clone(), false),
+        "the request id of another workspace is ignored"
+    );
     let denied = [again("other"), named("mine"), named("new")];
     for request in denied {
         assert_eq!(refused(api.create(by(&narrowed, request)).await), Reason::WorkspaceDenied);
@@ -141,20 +145,24 @@ async fn a_narrowed_token_makes_nothing_and_ends_nothing_but_what_it_is_for() {
 }
 
 #[tokio::test]
-async fn files_are_lost_only_when_somebody_says_so() {
+async fn delete_archives_first_unless_discard_is_set() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (api, me) = (api(&control), user("me"));
     api.create(by(&me, named("demo"))).await.unwrap();
     let delete = |discard| DeleteWorkspaceRequest { workspace: "demo".into(), discard };
     let kept = api.delete(by(&me, delete(false))).await.unwrap().into_inner().workspace.unwrap();
-    assert_eq!(kept.state(), podling_proto::control::v1::State::FallingAsleep, "it is archived first");
+    assert_eq!(
+        kept.state(),
+        podling_proto::control::v1::State::FallingAsleep,
+        "the workspace is archived first"
+    );
     let going = api.delete(by(&me, delete(true))).await.unwrap().into_inner().workspace.unwrap();
     assert_eq!(going.state(), podling_proto::control::v1::State::Deleting);
 }
 
 #[tokio::test]
-async fn who_sees_that_it_is_gone_before_we_were_told_has_it_restored() {
+async fn restore_works_before_the_driver_learns_of_the_deletion() {
     let (store, backend, archiver) = (FakeStore::default(), FakeBackend::default(), FakeArchiver::default());
     let control =
         TestControlPlane::with_store(Arc::new(store.clone()), &backend, &archiver, Quotas::default()).await;
@@ -165,8 +173,8 @@ async fn who_sees_that_it_is_gone_before_we_were_told_has_it_restored() {
     control.put_to_sleep(&id, &mut agent).await;
     control.handle.delete(id.clone(), false).await.unwrap();
 
-    // Its archive is seen before it is gone.
-    let silence = store.delay_reports().await;
+    // The archive is visible before the deletion is.
+    let delayed = store.delay_reports().await;
     let _maintenance = serve(&control, &backend, &id, 2).await;
     control.wait(&id, |view| !view.archives.is_empty()).await;
     let gone = async {
@@ -174,10 +182,10 @@ async fn who_sees_that_it_is_gone_before_we_were_told_has_it_restored() {
             tokio::task::yield_now().await;
         }
     };
-    timeout(DEADLINE, gone).await.expect("it is gone");
+    timeout(DEADLINE, gone).await.expect("the workspace is deleted");
     let mut restored = pin!(restore());
     assert!(poll!(restored.as_mut()).is_pending());
-    drop(silence);
+    drop(delayed);
     timeout(DEADLINE, restored).await.expect("an answer").unwrap();
     let _maintenance = serve(&control, &backend, &id, 3).await;
     let _agent = serve(&control, &backend, &id, 4).await;
@@ -188,7 +196,7 @@ async fn who_sees_that_it_is_gone_before_we_were_told_has_it_restored() {
 }
 
 #[tokio::test]
-async fn a_slow_watcher_sees_the_newest_only_and_what_is_gone() {
+async fn slow_watcher_receives_only_the_newest_view_and_deletions() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (api, me) = (api(&control), user("me"));
@@ -225,7 +233,7 @@ async fn a_slow_watcher_sees_the_newest_only_and_what_is_gone() {
 }
 
 #[tokio::test]
-async fn going_down_names_who_is_busy_and_tells_how_far_it_has_come() {
+async fn down_names_busy_workspaces_and_reports_progress() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let api = api(&control);
@@ -236,15 +244,15 @@ async fn going_down_names_who_is_busy_and_tells_how_far_it_has_come() {
     assert_eq!(error::reason(&busy), Some(Reason::Busy));
     assert_eq!(error::detail(&busy, "workspaces").as_deref(), Some("demo"));
     let progress = api.down(by(&admin(), DownRequest { force: true })).await.unwrap().into_inner();
-    let told: Vec<_> = timeout(DEADLINE, progress.map(|p| p.unwrap()).collect()).await.expect("an end");
-    let last = told.last().unwrap();
+    let reports: Vec<_> = timeout(DEADLINE, progress.map(|p| p.unwrap()).collect()).await.expect("an end");
+    let last = reports.last().unwrap();
     assert_eq!((last.remaining, last.total), (0, 1));
     timeout(DEADLINE, control.shutdown.cancelled()).await.expect("the control control ends by itself");
     assert_eq!(control.handle.snapshots().borrow().get(&id).unwrap().state, State::Asleep);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watcher_of_nothing_hears_a_keepalive() {
+async fn idle_watch_receives_keepalives() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let mut watch =

@@ -1,4 +1,4 @@
-//! A control control without edges: driver and store, and agents that are not there.
+//! A test fixture: a control plane without edges, and the agents of its workspaces.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -31,10 +31,10 @@ use crate::{
     fake_backend::{self, FakeBackend},
 };
 
-/// For what takes milliseconds.
+/// Limit for what takes milliseconds.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(15);
 
-/// A control control. Dropping it is kill -9: nothing is said, nothing is finished.
+/// A control plane. Dropping it acts as kill -9: nothing is announced or finished.
 pub(crate) struct TestControlPlane {
     pub(crate) handle: DriverHandle,
     pub(crate) shutdown: CancellationToken,
@@ -52,7 +52,7 @@ impl TestControlPlane {
         archiver: &FakeArchiver,
         quotas: Quotas,
     ) -> Self {
-        // The one before may not have let go of the file yet.
+        // The previous control plane may still hold the file.
         let store = timeout(DEADLINE, async {
             loop {
                 match RedbStore::open(&dir.join("store.redb")) {
@@ -95,7 +95,10 @@ impl TestControlPlane {
                 .await;
         match seen {
             Ok(Ok(snapshot)) => snapshot.get(id).expect("just seen").clone(),
-            _ => panic!("it did not come to that: {:#?}", self.handle.snapshots().borrow().get(id)),
+            _ => panic!(
+                "the workspace did not reach the expected view: {:#?}",
+                self.handle.snapshots().borrow().get(id)
+            ),
         }
     }
 
@@ -104,7 +107,7 @@ impl TestControlPlane {
         timeout(DEADLINE, snapshots.wait_for(|s| s.get(id).is_none())).await.expect("gone").expect("driver");
     }
 
-    /// An agent of this epoch dials.
+    /// An agent of this epoch dials and says hello.
     pub(crate) async fn dial(
         &self,
         id: &WorkspaceId,
@@ -127,7 +130,8 @@ impl TestControlPlane {
         messages
     }
 
-    /// An agent of this epoch dials, is expect_claim, and says so by its first beat, which tells of no use.
+    /// An agent of this epoch dials, is claimed, and confirms the claim by a first heartbeat without
+    /// an activity level.
     pub(crate) async fn serve(
         &self,
         id: &WorkspaceId,
@@ -144,7 +148,7 @@ impl TestControlPlane {
         self.heartbeat_with_idle(id, connection, level, Duration::ZERO).await
     }
 
-    /// A beat that says how much idle time was counted.
+    /// Sends a heartbeat with this counted idle time. Returns whether it was accepted.
     pub(crate) async fn heartbeat_with_idle(
         &self,
         id: &WorkspaceId,
@@ -165,7 +169,7 @@ impl TestControlPlane {
         was_accepted.await.is_ok()
     }
 
-    /// The agent's answer to a step to sleep.
+    /// Sends the answer of the agent to a sleep directive.
     pub(crate) async fn answer_directive(
         &self,
         id: &WorkspaceId,
@@ -178,9 +182,9 @@ impl TestControlPlane {
         self.handle.directive_answered(answer).await.expect("the driver");
     }
 
-    /// Lets it fall asleep though it be used: its agent on connection 1 does all that it is asked.
+    /// Forces the workspace to sleep. Its agent on connection 1 agrees to every step.
     pub(crate) async fn put_to_sleep(&self, id: &WorkspaceId, agent: &mut mpsc::Receiver<ToAgent>) {
-        self.handle.sleep(id.clone(), true).await.expect("it may sleep");
+        self.handle.sleep(id.clone(), true).await.expect("sleep accepted");
         for expected in [SleepStep::Prepare(Urgency::Forced), SleepStep::Commit] {
             let (directive, step) = next_sleep_step(agent).await;
             assert_eq!(step, expected);
@@ -189,16 +193,16 @@ impl TestControlPlane {
         self.wait(id, |view| view.state == State::Asleep).await;
     }
 
-    /// The same, for one that does not stay asleep.
+    /// Forces the workspace to sleep, without waiting for `Asleep`: it may be left at once.
     pub(crate) async fn complete_sleep(&self, id: &WorkspaceId, agent: &mut mpsc::Receiver<ToAgent>) {
-        self.handle.sleep(id.clone(), true).await.expect("it may sleep");
+        self.handle.sleep(id.clone(), true).await.expect("sleep accepted");
         for _ in 0..2 {
             let (directive, _) = next_sleep_step(agent).await;
             self.answer_directive(id, 1, directive, Ok(())).await;
         }
     }
 
-    /// Created and served by an agent on connection 1.
+    /// Creates a workspace and serves it with an agent on connection 1.
     pub(crate) async fn create_awake(&self, name: &str) -> (WorkspaceId, mpsc::Receiver<ToAgent>) {
         let id = self.create(name).await.spec.id.clone();
         let agent = self.serve(&id, 1, 1).await;
@@ -232,7 +236,7 @@ pub(crate) async fn expect_claim(agent: &mut mpsc::Receiver<ToAgent>, epoch: u64
     }
 }
 
-/// The next step to sleep that an agent is asked for.
+/// Receives the next sleep directive. Skips warnings.
 pub(crate) async fn next_sleep_step(agent: &mut mpsc::Receiver<ToAgent>) -> (DirectiveId, SleepStep) {
     loop {
         match timeout(DEADLINE, agent.recv()).await.expect("a step") {
@@ -251,10 +255,10 @@ pub(crate) async fn expect_dismissal(agent: &mut mpsc::Receiver<ToAgent>) {
             other => panic!("not expect_dismissal: {other:?}"),
         }
     }
-    assert!(agent.recv().await.is_none(), "its stream ends");
+    assert!(agent.recv().await.is_none(), "the stream ends after the dismissal");
 }
 
-/// Waits until the backend runs the agent of this epoch: only then can it dial.
+/// Waits until the backend runs the agent of this epoch. Only then can the agent dial.
 pub(crate) async fn wait_until_running(backend: &FakeBackend, id: &WorkspaceId, epoch: u64) {
     let running = || backend.state().running.get(id).is_some_and(|instance| instance.epoch == epoch);
     let wait = async {
@@ -262,5 +266,5 @@ pub(crate) async fn wait_until_running(backend: &FakeBackend, id: &WorkspaceId, 
             tokio::task::yield_now().await;
         }
     };
-    timeout(DEADLINE, wait).await.expect("it was not started");
+    timeout(DEADLINE, wait).await.expect("the agent was not started");
 }

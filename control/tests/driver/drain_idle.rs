@@ -1,4 +1,4 @@
-//! The control control takes its leave: what is idle is put to sleep, what is used runs on.
+//! Before the control plane stops, idle workspaces fall asleep and the others run on.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::{
 const IF_IDLE: SleepStep = SleepStep::Prepare(Urgency::Requested);
 
 #[tokio::test]
-async fn what_is_idle_falls_asleep_and_stays_so_until_somebody_comes() {
+async fn idle_workspaces_fall_asleep_and_stay_asleep_until_woken() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let owner = Quota { awake: Some(1), ..Quota::default() };
     let quotas = Quotas { owner, ..Quotas::default() };
@@ -31,7 +31,7 @@ async fn what_is_idle_falls_asleep_and_stays_so_until_somebody_comes() {
     let (id, mut agent) = control.create_awake("demo").await;
     let queued = control.create("queued").await.spec.id.clone();
     assert!(control.heartbeat_with_idle(&id, 1, ActivityLevel::Idle, Duration::ZERO).await);
-    let leave = control.handle.drain_idle();
+    let drain = control.handle.drain_idle();
     let work = async {
         for expected in [IF_IDLE, SleepStep::Commit] {
             let (directive, step) = next_sleep_step(&mut agent).await;
@@ -41,10 +41,10 @@ async fn what_is_idle_falls_asleep_and_stays_so_until_somebody_comes() {
             control.answer_directive(&id, 1, directive, Ok(())).await;
         }
     };
-    let (left, ()) = timeout(DEADLINE, async { tokio::join!(leave, work) }).await.expect("in time");
-    left.expect("it sleeps");
+    let (drained, ()) = timeout(DEADLINE, async { tokio::join!(drain, work) }).await.expect("in time");
+    drained.expect("the workspace sleeps");
     assert_eq!(control.handle.snapshots().borrow().get(&id).unwrap().state, State::Asleep);
-    assert_eq!(backend.state().calls, ["start 1", "stop"], "nobody takes its room now");
+    assert_eq!(backend.state().calls, ["start 1", "stop"], "its quota is not used by another workspace now");
     drop(control);
 
     let control =
@@ -56,18 +56,18 @@ async fn what_is_idle_falls_asleep_and_stays_so_until_somebody_comes() {
 }
 
 #[tokio::test]
-async fn what_is_used_or_not_heard_of_or_declines_runs_on() {
+async fn used_unknown_or_declining_workspaces_run_on() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, mut agent) = control.create_awake("demo").await;
-    let leave =
-        async || timeout(DEADLINE, control.handle.drain_idle()).await.expect("in time").expect("it may go");
-    leave().await;
+    let drain =
+        async || timeout(DEADLINE, control.handle.drain_idle()).await.expect("in time").expect("drained");
+    drain().await;
     for level in [ActivityLevel::Active, ActivityLevel::Busy] {
         assert!(control.heartbeat(&id, 1, level).await);
-        leave().await;
+        drain().await;
     }
-    assert!(agent.try_recv().is_err(), "it is not even asked");
+    assert!(agent.try_recv().is_err(), "the agent is not asked");
     assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await);
     let declines = async {
         let (directive, step) = next_sleep_step(&mut agent).await;
@@ -81,7 +81,7 @@ async fn what_is_used_or_not_heard_of_or_declines_runs_on() {
             )
             .await;
     };
-    tokio::join!(leave(), declines);
+    tokio::join!(drain(), declines);
     assert_eq!(control.handle.snapshots().borrow().get(&id).unwrap().state, State::Awake);
     assert_eq!(backend.state().calls, ["start 1"]);
 }

@@ -1,4 +1,4 @@
-//! What people change where workspaces are stored.
+//! Edits of workspaces in the store, outside the API.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn what_is_changed_where_it_is_stored_holds_though_the_store_refuses_to_write_at_first() {
+async fn edit_survives_failed_store_write() {
     let (store, backend) = (FakeStore::default(), FakeBackend::default());
     let control = TestControlPlane::with_store(
         Arc::new(store.clone()),
@@ -51,7 +51,7 @@ async fn what_is_changed_where_it_is_stored_holds_though_the_store_refuses_to_wr
 }
 
 #[tokio::test]
-async fn what_is_made_where_it_is_stored_is_served_and_follows_what_is_wanted_of_it() {
+async fn workspace_created_in_the_store_follows_its_desired_state() {
     let (store, backend) = (FakeStore::default(), FakeBackend::default());
     let control = TestControlPlane::with_store(
         Arc::new(store.clone()),
@@ -70,7 +70,10 @@ async fn what_is_made_where_it_is_stored_is_served_and_follows_what_is_wanted_of
     record.status = podling_core::status::Status::new(record.spec.created);
     control.handle.add_stored(record).await.unwrap();
     wait_until_running(&backend, &id, 1).await;
-    assert!(backend.state().calls.contains(&"stop".to_owned()), "whatever its id was before is ended first");
+    assert!(
+        backend.state().calls.contains(&"stop".to_owned()),
+        "processes of an earlier workspace with this id are stopped first"
+    );
     control
         .handle
         .apply_edit(id.clone(), SpecEdit { generation: 2, awake: Some(false), ..SpecEdit::default() })
@@ -86,7 +89,7 @@ async fn what_is_made_where_it_is_stored_is_served_and_follows_what_is_wanted_of
 }
 
 #[tokio::test]
-async fn one_that_can_be_read_again_is_served_by_the_agent_that_it_had() {
+async fn record_readable_again_is_served_by_its_running_agent() {
     let (store, backend) = (FakeStore::default(), FakeBackend::default());
     let archiver = FakeArchiver::default();
     let control =
@@ -95,7 +98,7 @@ async fn one_that_can_be_read_again_is_served_by_the_agent_that_it_had() {
     let record = store.load().await.unwrap().records.remove(0);
     drop(control);
 
-    // The next one does not find it, and leaves what runs of it alone.
+    // The next control plane cannot read the record, and leaves its agent running.
     let control =
         TestControlPlane::with_store(Arc::new(FakeStore::default()), &backend, &archiver, Quotas::default())
             .await;

@@ -1,4 +1,4 @@
-//! What cannot be made durable is not done.
+//! A change whose store write fails is rolled back.
 
 use std::{
     os::fd::{AsRawFd, OwnedFd},
@@ -19,7 +19,7 @@ use crate::{
     fake_backend::FakeBackend,
 };
 
-/// The store's file on a memory_file that can be filled.
+/// Puts the store's file into memory, where writes can be made to fail.
 fn memory_file(dir: &Path) -> OwnedFd {
     let file = rustix::fs::memfd_create("store", MemfdFlags::ALLOW_SEALING).unwrap();
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -27,12 +27,12 @@ fn memory_file(dir: &Path) -> OwnedFd {
     file
 }
 
-/// From here on it takes no more writes.
+/// Makes every further write fail.
 fn make_read_only(memory_file: &OwnedFd) {
     rustix::fs::fcntl_add_seals(memory_file, SealFlags::WRITE | SealFlags::GROW).unwrap();
 }
 
-/// It takes writes again; answers with where the file is now.
+/// Replaces the file by a writable copy. Returns the path of the copy.
 fn make_writable(dir: &Path) -> PathBuf {
     let (copy, link) = (dir.join("copy.redb"), dir.join("link"));
     std::fs::copy(dir.join("store.redb"), &copy).unwrap();
@@ -42,26 +42,26 @@ fn make_writable(dir: &Path) -> PathBuf {
 }
 
 #[tokio::test]
-async fn archiving_that_could_not_be_saved_takes_nobodys_place() {
+async fn unsaved_archiving_takes_no_archive_slot() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let memory_file = memory_file(dir.path());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, mut agent) = control.create_awake("demo").await;
     control.put_to_sleep(&id, &mut agent).await;
     make_read_only(&memory_file);
-    // More than may be archived at once.
+    // More than the limit on concurrent archives.
     for _ in 0..6 {
         let refused = control.handle.delete(id.clone(), false).await.unwrap_err();
         assert!(matches!(refused, DriverError::NotSaved { .. }), "{refused}");
     }
     make_writable(dir.path());
     let again = async { while control.handle.delete(id.clone(), false).await.is_err() {} };
-    timeout(DEADLINE, again).await.expect("it is saved at last");
+    timeout(DEADLINE, again).await.expect("the write succeeds in the end");
     wait_until_running(&backend, &id, 2).await;
 }
 
 #[tokio::test]
-async fn what_cannot_be_saved_is_not_done_and_what_was_saved_goes_on() {
+async fn unsaved_changes_are_rolled_back_and_saved_state_stays() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let memory_file = memory_file(dir.path());
     let control = TestControlPlane::start(dir.path(), &backend).await;
@@ -73,12 +73,13 @@ async fn what_cannot_be_saved_is_not_done_and_what_was_saved_goes_on() {
     let refused = control.handle.delete(id.clone(), true).await.unwrap_err();
     assert!(matches!(refused, DriverError::NotSaved { .. }), "{refused}");
     let snapshot = control.handle.snapshots().borrow().clone();
-    assert_eq!(snapshot.workspaces.len(), 1, "the other was never there");
+    assert_eq!(snapshot.workspaces.len(), 1, "the unsaved workspace is not visible");
     assert_eq!(snapshot.get(&id).unwrap().state, State::Awake);
-    assert!(control.heartbeat(&id, 1, ActivityLevel::Active).await, "heartbeats need no store");
-    assert_eq!(backend.state().calls, ["start 1"], "nothing was done in the name of what was not saved");
+    assert!(control.heartbeat(&id, 1, ActivityLevel::Active).await, "heartbeats do not need the store");
+    assert_eq!(backend.state().calls, ["start 1"], "no action follows from an unsaved change");
 
-    // The memory_file takes writes again. Whether one that failed had reached it nobody can know: what it would have made is made undone.
+    // The store is writable again. A failed write may have reached the disk, so the driver writes a
+    // tombstone for each rejected workspace.
     let copy = make_writable(dir.path());
     let mut tries = 1;
     let again = async {
@@ -86,7 +87,7 @@ async fn what_cannot_be_saved_is_not_done_and_what_was_saved_goes_on() {
             tries += 1;
         }
     };
-    timeout(DEADLINE, again).await.expect("it is saved at last");
+    timeout(DEADLINE, again).await.expect("the write succeeds in the end");
     drop(control);
     let store = timeout(DEADLINE, async {
         loop {
@@ -98,5 +99,5 @@ async fn what_cannot_be_saved_is_not_done_and_what_was_saved_goes_on() {
     });
     let loaded = store.await.expect("the store").load().await.unwrap();
     assert_eq!(loaded.records.len(), 2);
-    assert_eq!(loaded.used.len(), 2 + tries, "the one that was refused has its tombstone");
+    assert_eq!(loaded.used.len(), 2 + tries, "each rejected workspace has a tombstone");
 }

@@ -1,4 +1,4 @@
-//! A archiver that keeps nothing: it remembers what it was asked, and fails or waits when it is told to.
+//! An archiver that stores nothing. It records calls, and fails or blocks on demand.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -22,9 +22,9 @@ pub(crate) struct FakeArchiver {
 #[derive(Debug, Default)]
 pub(crate) struct ArchiverState {
     pub(crate) calls: Vec<String>,
-    /// What was known each time that strays were swept, by the generation that the key says.
+    /// The generations in `known` of each sweep.
     pub(crate) sweeps: Vec<Vec<u64>>,
-    /// So many calls fail.
+    /// Number of the next calls that fail.
     pub(crate) failures: u32,
 }
 
@@ -43,7 +43,7 @@ impl FakeArchiver {
         self.held.send_replace(held);
     }
 
-    /// Waits until this was asked so often.
+    /// Waits until this call was made `times` times.
     pub(crate) async fn wait_for_calls(&self, what: &str, times: usize) {
         let count = || self.state().calls.iter().filter(|call| *call == what).count();
         let wait = async {

@@ -1,5 +1,5 @@
-//! A backend that runs nothing: it remembers what it was told, fails when it is told to, and can be asked what "runs". It lives on
-//! when a driver is dropped, as processes do. Its agents' credentials name the very instance, as those of pods do.
+//! A backend that runs nothing. It records calls, fails on demand, and lists what "runs". It outlives
+//! the driver, as processes do. Its credentials name the exact instance, as those of pods do.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ pub(crate) struct FakeBackend(Arc<SharedBackend>);
 
 struct SharedBackend {
     state: Mutex<BackendState>,
-    /// Calls wait while this is true.
+    /// Calls block while this is true.
     held: watch::Sender<bool>,
 }
 
@@ -44,12 +44,12 @@ impl Default for SharedBackend {
     }
 }
 
-/// How the agent of this epoch is known.
+/// The instance id of the agent of this epoch.
 pub(crate) fn instance(epoch: u64) -> InstanceId {
     InstanceId(format!("the agent of epoch {epoch}"))
 }
 
-/// What the agent of this epoch shows.
+/// The credential that the agent of this epoch presents.
 pub(crate) fn credential(id: &WorkspaceId, epoch: u64, secret: &str) -> String {
     format!("{id}/{epoch}/{secret}")
 }
@@ -70,7 +70,7 @@ impl FakeBackend {
         state.observers.retain(|observer| observer.send(ended.clone()).is_ok());
     }
 
-    /// Tells that a start waits, or does not wait any more.
+    /// Reports what a start waits for. `None` ends the wait.
     pub(crate) fn report_wait(&self, workspace: &WorkspaceId, epoch: u64, waits: Option<Wait>) {
         let waits = Observation::Waits { workspace: workspace.clone(), epoch, waits };
         self.state().observers.retain(|observer| observer.send(waits.clone()).is_ok());
@@ -87,13 +87,16 @@ impl Backend for FakeBackend {
     async fn ensure(&self, plan: StartPlan) -> Result<Instance, BackendError> {
         let called = self.call(format!("start {}", plan.epoch));
         if plan.cancellation.run_until_cancelled(called).await.is_none() {
-            return Err(BackendError::new("starting", "it is not wanted any more"));
+            return Err(BackendError::new("starting", "the start was cancelled"));
         }
         let mut state = self.state();
         if state.fail_starts {
             return Err(BackendError::new("starting", "no such program"));
         }
-        assert!(!state.running.contains_key(&plan.workspace), "two would live at once");
+        assert!(
+            !state.running.contains_key(&plan.workspace),
+            "two agents of one workspace would run at once"
+        );
         let instance = Instance {
             workspace: plan.workspace.clone(),
             epoch: plan.epoch,
@@ -110,7 +113,7 @@ impl Backend for FakeBackend {
 
     async fn resize(&self, resize: ResizePlan) -> Result<(), BackendError> {
         self.call("resize".into()).await;
-        assert!(self.state().running.contains_key(&resize.workspace), "nothing runs that could have more");
+        assert!(self.state().running.contains_key(&resize.workspace), "no agent runs that could be resized");
         Ok(())
     }
 
@@ -118,7 +121,7 @@ impl Backend for FakeBackend {
         self.call("stop".into()).await;
         let mut state = self.state();
         if state.fail_stops {
-            return Err(BackendError::new("stopping", "it does not die"));
+            return Err(BackendError::new("stopping", "the process does not end"));
         }
         state.running.remove(&workspace);
         Ok(())
@@ -126,7 +129,7 @@ impl Backend for FakeBackend {
 
     async fn remove(&self, workspace: WorkspaceId) -> Result<(), BackendError> {
         self.call("remove".into()).await;
-        assert!(!self.state().running.contains_key(&workspace), "storage goes under a living agent");
+        assert!(!self.state().running.contains_key(&workspace), "storage is removed under a running agent");
         Ok(())
     }
 
@@ -148,7 +151,7 @@ impl AgentReviewer for FakeBackend {
     async fn review(&self, shown: &str) -> Result<Option<ReviewedCredential<InstanceId>>, BackendError> {
         let state = self.state();
         if state.fail_reviews {
-            return Err(BackendError::new("reviewing a credential", "nobody answers"));
+            return Err(BackendError::new("reviewing a credential", "no answer"));
         }
         let epoch = shown.split('/').nth(1).and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
         let holder = state.secrets.iter().find(|(id, secret)| credential(id, epoch, secret) == shown);

@@ -1,4 +1,4 @@
-//! A store in memory that refuses when it is reports to, or is long in telling what it has done.
+//! A store in memory that rejects changes or delays its results on demand.
 
 use std::{
     collections::BTreeMap,
@@ -23,22 +23,23 @@ struct SharedStore {
 }
 
 impl FakeStore {
-    /// Refuses so many changes of workspaces from now on, as if somebody else had just written them.
+    /// Rejects the next `changes` changes of workspaces, as if another client had just written them.
     pub(crate) fn refuse(&self, changes: usize) {
         self.0.refusals.store(changes, Ordering::SeqCst);
     }
 
-    /// How many it still has to refuse.
+    /// Number of changes that are still to be rejected.
     pub(crate) fn refusals(&self) -> usize {
         self.0.refusals.load(Ordering::SeqCst)
     }
 
-    /// Until this is dropped it tells nobody that something is gone, though it is.
+    /// While this guard lives, `commit` does not return after a deletion, although the deletion is
+    /// stored.
     pub(crate) async fn delay_reports(&self) -> RwLockWriteGuard<'_, ()> {
         self.0.reports.write().await
     }
 
-    /// Whether only its archives are left of it here.
+    /// Whether the stored workspace is deleted and only its archives are left.
     pub(crate) fn is_gone(&self, id: &WorkspaceId) -> bool {
         self.0.records.lock().unwrap().get(id).is_some_and(|record| record.is_gone())
     }

@@ -1,4 +1,4 @@
-//! The JSON API: the same as over gRPC, in the words of plain HTTP.
+//! The JSON API: the same behaviour as over gRPC.
 
 use podling_core::workspace::State;
 use podling_proto::{agent::v1::ActivityLevel, v1::Verb};
@@ -14,7 +14,7 @@ async fn fixture() -> (tempfile::TempDir, TestControlPlane, Client) {
 }
 
 #[tokio::test]
-async fn a_workspace_is_made_once_and_found_at_its_location() {
+async fn workspace_is_created_once_and_found_at_its_location() {
     let (_dir, _control, client) = fixture().await;
     let body = json!({ "name": "demo", "request_id": "r1", "policy": { "idle_timeout": 1.5 } });
     let made = client.send("POST", "/v1/workspaces", Some(&body)).await;
@@ -25,7 +25,7 @@ async fn a_workspace_is_made_once_and_found_at_its_location() {
         (&json!("demo"), &json!("me"), &json!("starting"))
     );
     assert_eq!(made["policy"]["idle_timeout"], 1.5);
-    assert_eq!(made["policy"]["presence_cap"], 3600, "a whole number where it is one");
+    assert_eq!(made["policy"]["presence_cap"], 3600, "whole seconds are an integer");
     assert!(made.get("activity").is_none() && made["policy"].get("max_awake").is_none(), "absent, not null");
     assert!(made["created"].as_str().unwrap().ends_with('Z'), "{}", made["created"]);
     assert_eq!(client.get(&location).await.is(200)["id"], made["id"]);
@@ -38,7 +38,7 @@ async fn a_workspace_is_made_once_and_found_at_its_location() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_understood_is_refused_and_says_where() {
+async fn invalid_body_is_rejected_with_the_field() {
     let (_dir, control, client) = fixture().await;
     let create = async |body: &str| {
         client.raw("POST", "/v1/workspaces", "application/json; charset=utf-8", body.into()).await
@@ -67,20 +67,24 @@ async fn a_body_that_is_not_understood_is_refused_and_says_where() {
 }
 
 #[tokio::test]
-async fn a_flag_in_the_query_is_true_or_false_and_nothing_in_between() {
+async fn query_flag_accepts_only_true_or_false() {
     let (_dir, control, client) = fixture().await;
     control.create("demo").await;
     for query in ["discard", "discard=", "discard=1", "discard=yes", "discard=true&discard=false"] {
         client.send("DELETE", &format!("/v1/workspaces/demo?{query}"), None).await.refuses(400, "BAD_FIELD");
     }
-    assert_eq!(client.get("/v1/workspaces/demo").await.is(200)["state"], "starting", "it is still there");
+    assert_eq!(
+        client.get("/v1/workspaces/demo").await.is(200)["state"],
+        "starting",
+        "the workspace still exists"
+    );
     let deleted = client.send("DELETE", "/v1/workspaces/demo", None).await.is(202);
-    assert_ne!(deleted["state"], "deleting", "without the flag it is archived first");
+    assert_ne!(deleted["state"], "deleting", "without the flag the workspace is archived first");
     client.get("/v1/workspaces/%ff").await.refuses(400, "BAD_FIELD");
 }
 
 #[tokio::test]
-async fn one_in_use_sleeps_only_when_somebody_insists() {
+async fn workspace_in_use_sleeps_only_when_forced() {
     let (_dir, control, client) = fixture().await;
     let (id, _agent) = control.create_awake("demo").await;
     assert!(control.heartbeat(&id, 1, ActivityLevel::Active).await);
@@ -97,7 +101,7 @@ async fn one_in_use_sleeps_only_when_somebody_insists() {
 }
 
 #[tokio::test]
-async fn a_policy_changes_where_the_body_says_so() {
+async fn policy_patch_changes_only_the_given_fields() {
     let (_dir, control, client) = fixture().await;
     let before = control.create("demo").await;
     let policy = json!({ "idle_timeout": 60, "max_awake": 7200 });
@@ -106,13 +110,13 @@ async fn a_policy_changes_where_the_body_says_so() {
     assert_eq!(changed["policy"]["max_awake"], 7200);
     let endless = json!({ "max_awake": 0 });
     let endless = client.send("PATCH", "/v1/workspaces/demo/policy", Some(&endless)).await.is(200);
-    assert!(endless["policy"].get("max_awake").is_none(), "no end again");
-    assert_eq!(endless["policy"]["idle_timeout"], 60, "only that");
+    assert!(endless["policy"].get("max_awake").is_none(), "0 removes the limit");
+    assert_eq!(endless["policy"]["idle_timeout"], 60, "other fields are unchanged");
     assert_eq!(changed["policy"]["archive_after"], before.spec.policy.archive_after.as_secs());
 }
 
 #[tokio::test]
-async fn others_workspaces_are_not_there_and_all_owners_is_for_admins() {
+async fn other_owners_are_hidden_and_all_owners_needs_admin() {
     let (_dir, control, client) = fixture().await;
     let mine = control.create("demo").await.spec.id.clone();
     let mut you = client.clone();
@@ -128,7 +132,7 @@ async fn others_workspaces_are_not_there_and_all_owners_is_for_admins() {
 }
 
 #[tokio::test]
-async fn a_watcher_is_told_what_is_there_what_goes_and_why_it_ends() {
+async fn watch_reports_workspaces_deletions_and_its_end() {
     let (_dir, control, client) = fixture().await;
     let id = control.create("demo").await.spec.id.clone();
     let mut watch = client.follow("/v1/watch?workspace=demo").await;

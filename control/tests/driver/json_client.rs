@@ -1,4 +1,4 @@
-//! The JSON API over a control, as a client meets it behind the front.
+//! A client of the JSON API that calls its router directly.
 
 use std::sync::Arc;
 
@@ -21,14 +21,13 @@ use tower::ServiceExt;
 
 use crate::control_plane::{DEADLINE, TestControlPlane};
 
-/// Calls the API on somebody's behalf.
+/// A client of the JSON API with the identity of one caller.
 #[derive(Clone)]
 pub(crate) struct Client {
     router: Router,
     pub(crate) caller: Principal,
 }
 
-/// A whole answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -36,11 +35,10 @@ pub(crate) struct Answer {
     pub(crate) json: Value,
 }
 
-/// A stream of events.
 pub(crate) struct Events(BodyDataStream);
 
 impl Client {
-    /// The owner "me", with tokens that allow this.
+    /// The owner "me" with these verbs.
     pub(crate) fn of(control: &TestControlPlane, verbs: impl IntoIterator<Item = Verb>) -> Self {
         let templates = watch::channel(Arc::new(Templates::load(&[], "shell").unwrap())).1;
         let workspaces = WorkspacesService::new(control.handle.clone(), templates, control.shutdown.clone());
@@ -50,7 +48,7 @@ impl Client {
         Self { router, caller }
     }
 
-    /// The same for one who may do what people may.
+    /// The owner "me" with the verbs of an ordinary user.
     pub(crate) fn user(control: &TestControlPlane) -> Self {
         Self::of(control, [Verb::Read, Verb::Lifecycle])
     }
@@ -60,7 +58,7 @@ impl Client {
         Self { caller: Principal { verbs: Verbs::only(verbs), ..self.caller.clone() }, ..self.clone() }
     }
 
-    /// Sends JSON, or nothing.
+    /// Sends a JSON body, or none.
     pub(crate) async fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
         match body {
             Some(body) => self.raw(method, path, "application/json", body.to_string()).await,
@@ -95,12 +93,12 @@ impl Client {
 }
 
 impl Events {
-    /// All events up to and with the first of this name, each with its name and data.
+    /// Reads events up to and including the first of this name. Returns their names and data.
     pub(crate) async fn until(&mut self, last: &str) -> Vec<(String, Value)> {
         let (mut text, end) = (String::new(), format!("event: {last}\n"));
         let read = async {
             while !(text.contains(&end) && text.ends_with("\n\n")) {
-                let frame = self.0.next().await.expect("it goes on").unwrap();
+                let frame = self.0.next().await.expect("the stream continues").unwrap();
                 text.push_str(std::str::from_utf8(&frame).unwrap());
             }
         };
@@ -108,7 +106,7 @@ impl Events {
         text.split_terminator("\n\n").map(parse).collect()
     }
 
-    /// Whether nothing more comes.
+    /// Whether the stream has ended.
     pub(crate) async fn is_over(&mut self) -> bool {
         timeout(DEADLINE, self.0.next()).await.expect("in time").is_none()
     }
@@ -126,11 +124,11 @@ impl Answer {
         self.json
     }
 
-    /// A problem with this status and reason; its metadata.
+    /// Asserts a problem with this status and reason. Returns its metadata.
     #[track_caller]
     pub(crate) fn refuses(&self, status: u16, reason: &str) -> Value {
         assert_eq!((self.status.as_u16(), &self.json["reason"]), (status, &reason.into()), "{}", self.json);
-        assert_eq!(self.json["status"], status, "the body says the same");
+        assert_eq!(self.json["status"], status, "the body has the same status");
         assert_eq!(self.headers["content-type"], "application/problem+json");
         self.json["metadata"].clone()
     }

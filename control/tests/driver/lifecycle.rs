@@ -1,4 +1,4 @@
-//! Stories of people and of crashes: what is made, ended and started again.
+//! Creating, waking, restarting and deleting workspaces, also across crashes of the control plane.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn a_workspace_is_made_awake_and_gone_again() {
+async fn workspace_is_created_served_and_deleted() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, mut agent) = control.create_awake("demo").await;
@@ -30,12 +30,12 @@ async fn a_workspace_is_made_awake_and_gone_again() {
     assert_eq!(view.state, State::Deleting);
     control.wait_until_gone(&id).await;
     assert_eq!(backend.state().calls, ["start 1", "stop", "remove"]);
-    assert!(matches!(agent.recv().await, Some(ToAgent::Drain { .. })), "the agent was told first");
+    assert!(matches!(agent.recv().await, Some(ToAgent::Drain { .. })), "the agent was asked to drain first");
     expect_dismissal(&mut agent).await;
 }
 
 #[tokio::test]
-async fn a_call_that_is_repeated_finds_what_the_first_one_made() {
+async fn repeated_create_finds_the_first_workspace() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let first = NewWorkspace { request_id: "r1".into(), ..new_workspace("demo") };
@@ -44,7 +44,11 @@ async fn a_call_that_is_repeated_finds_what_the_first_one_made() {
     drop(control);
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (found, created) = control.handle.create(first).await.unwrap();
-    assert_eq!((found.spec.id.clone(), created), (made.spec.id.clone(), false), "also after a crash");
+    assert_eq!(
+        (found.spec.id.clone(), created),
+        (made.spec.id.clone(), false),
+        "the request id survives a crash"
+    );
 
     let taken = control.handle.create(new_workspace("demo")).await.unwrap_err();
     assert!(matches!(taken, DriverError::NameTaken { .. }), "{taken}");
@@ -52,11 +56,11 @@ async fn a_call_that_is_repeated_finds_what_the_first_one_made() {
         control.handle.create(NewWorkspace { reconnect: true, ..new_workspace("demo") }).await.unwrap();
     assert_eq!((found.spec.id.clone(), created), (made.spec.id.clone(), false));
     let other = NewWorkspace { owner: "you".parse().unwrap(), ..new_workspace("demo") };
-    assert!(control.handle.create(other).await.unwrap().1, "names are an owner's own");
+    assert!(control.handle.create(other).await.unwrap().1, "names are unique per owner");
 }
 
 #[tokio::test]
-async fn an_owner_has_so_many_workspaces_and_no_more() {
+async fn workspaces_per_owner_are_limited() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     for i in 0..MAX_WORKSPACES_PER_OWNER {
@@ -67,7 +71,7 @@ async fn an_owner_has_so_many_workspaces_and_no_more() {
 }
 
 #[tokio::test]
-async fn an_agent_that_is_killed_is_replaced_after_everything_of_it_has_ended() {
+async fn killed_agent_is_replaced_after_its_processes_ended() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, _agent) = control.create_awake("demo").await;
@@ -80,7 +84,7 @@ async fn an_agent_that_is_killed_is_replaced_after_everything_of_it_has_ended() 
 }
 
 #[tokio::test]
-async fn starts_that_fail_are_tried_again_until_it_is_called_failed_and_somebody_who_waits_speeds_it_up() {
+async fn failing_starts_are_retried_until_failed_and_wake_retries_now() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     backend.state().fail_starts = true;
@@ -104,7 +108,7 @@ async fn starts_that_fail_are_tried_again_until_it_is_called_failed_and_somebody
 }
 
 #[tokio::test]
-async fn who_calls_again_and_again_wakes_it_once() {
+async fn repeated_wake_requests_wake_once() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, mut agent) = control.create_awake("demo").await;
@@ -112,16 +116,16 @@ async fn who_calls_again_and_again_wakes_it_once() {
     let first = control.handle.wake(id.clone()).await.unwrap();
     for _ in 0..3 {
         let again = control.handle.wake(id.clone()).await.unwrap();
-        assert!(Arc::ptr_eq(&again.spec, &first.spec), "nothing is wanted that was not wanted before");
+        assert!(Arc::ptr_eq(&again.spec, &first.spec), "a repeated wake is no new request");
     }
     let _agent = control.serve(&id, 2, 2).await;
     let awake = control.wait(&id, |view| view.state == State::Awake).await;
     let again = control.handle.wake(id.clone()).await.unwrap();
-    assert!(Arc::ptr_eq(&again.spec, &awake.spec), "it is awake");
+    assert!(Arc::ptr_eq(&again.spec, &awake.spec), "waking an awake workspace changes nothing");
 }
 
 #[tokio::test]
-async fn a_control_plane_that_is_killed_adopts_what_runs() {
+async fn restarted_control_plane_adopts_running_agents() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, _agent) = control.create_awake("demo").await;
@@ -131,15 +135,15 @@ async fn a_control_plane_that_is_killed_adopts_what_runs() {
     assert_eq!(
         (view.state, view.connection),
         (State::Awake, AgentConnection::Unknown),
-        "nothing is known, nothing concluded"
+        "an unknown connection changes no state"
     );
     let _agent = control.serve(&id, 1, 9).await;
     control.wait(&id, |view| view.connection == AgentConnection::Connected).await;
-    assert_eq!(backend.state().calls, ["start 1"], "nothing was started or ended");
+    assert_eq!(backend.state().calls, ["start 1"], "no agent was started or stopped");
 }
 
 #[tokio::test]
-async fn a_control_plane_that_is_killed_while_it_starts_an_agent_uses_the_epoch_up() {
+async fn crash_during_a_start_uses_up_the_epoch() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     backend.hold(true);
     let control = TestControlPlane::start(dir.path(), &backend).await;
@@ -155,7 +159,7 @@ async fn a_control_plane_that_is_killed_while_it_starts_an_agent_uses_the_epoch_
 }
 
 #[tokio::test]
-async fn down_asks_before_it_ends_work_and_what_it_ended_wakes_for_whoever_comes() {
+async fn down_refuses_to_end_work_and_stopped_workspaces_wake_later() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, _agent) = control.create_awake("demo").await;
@@ -178,7 +182,7 @@ async fn down_asks_before_it_ends_work_and_what_it_ended_wakes_for_whoever_comes
 }
 
 #[tokio::test]
-async fn processes_that_cannot_be_ended_keep_the_storage() {
+async fn processes_that_do_not_end_keep_the_storage() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, _agent) = control.create_awake("demo").await;
@@ -190,18 +194,18 @@ async fn processes_that_cannot_be_ended_keep_the_storage() {
         })
         .await;
     assert_eq!(view.state, State::Deleting);
-    assert!(view.next.is_some(), "it is tried again");
+    assert!(view.next.is_some(), "the stop is retried");
     backend.state().fail_stops = false;
     control.wait_until_gone(&id).await;
     let calls = backend.state().calls.clone();
     assert!(calls.iter().filter(|call| *call == "stop").count() >= 2 && calls.ends_with(&["remove".into()]));
     drop(control);
     let control = TestControlPlane::start(dir.path(), &backend).await;
-    assert!(control.handle.snapshots().borrow().get(&id).is_none(), "gone for good");
+    assert!(control.handle.snapshots().borrow().get(&id).is_none(), "the workspace stays deleted");
 }
 
 #[tokio::test]
-async fn a_watcher_sees_unchanged_workspaces_as_the_same() {
+async fn unchanged_workspace_keeps_its_view() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, _agent) = control.create_awake("still").await;
@@ -212,12 +216,16 @@ async fn a_watcher_sees_unchanged_workspaces_as_the_same() {
 }
 
 #[tokio::test]
-async fn a_driver_that_is_asked_to_end_ends_and_says_so() {
+async fn cancelled_driver_ends_and_rejects_requests() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let mut control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, _agent) = control.create_awake("demo").await;
     control.shutdown.cancel();
-    timeout(DEADLINE, control.tasks.join_next()).await.expect("it ends").expect("a task").expect("no panic");
+    timeout(DEADLINE, control.tasks.join_next())
+        .await
+        .expect("the driver ends")
+        .expect("a task")
+        .expect("no panic");
     assert_eq!(control.handle.delete(id, true).await.unwrap_err(), DriverError::ShuttingDown);
     assert_eq!(backend.state().calls, ["start 1"], "agents run on");
 }

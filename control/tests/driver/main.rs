@@ -1,4 +1,4 @@
-//! The driver with a real store and a backend that runs nothing, alone and with its edges.
+//! Tests of the driver, alone and with its edges, on a real store and a backend that runs nothing.
 
 mod admission;
 mod agent_sessions;

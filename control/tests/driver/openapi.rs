@@ -1,4 +1,5 @@
-//! The document at /v1/openapi.json against the routes it describes: each is called, and each answer is held against its schema.
+//! The document at /v1/openapi.json against the routes that it describes. Each operation is called,
+//! and each answer is validated against its schema.
 
 use podling_proto::{agent::v1::ActivityLevel, v1::Verb, verb};
 use serde_json::{Map, Value, json};
@@ -8,10 +9,9 @@ use crate::{
     json_client::Client, storage::serve,
 };
 
-/// What a client may send.
 const METHODS: &[&str] = &["GET", "POST", "PUT", "PATCH", "DELETE"];
 
-/// A call that goes well: path, body, status. The story fails for an operation that has none here.
+/// A successful call of the operation: path, body, status. Panics for an operation without one.
 fn example(operation: &str, backup: &str) -> (String, Option<Value>, u16) {
     let (path, body, status) = match operation {
         "get_document" => ("/v1/openapi.json", None, 200),
@@ -38,7 +38,8 @@ fn example(operation: &str, backup: &str) -> (String, Option<Value>, u16) {
     (path.to_owned(), body, status)
 }
 
-/// A control with a workspace in use, one to be deleted, and one of which only a backup is left; the backup's key.
+/// Creates a workspace in use, one to be deleted, and one of which only an archive is left. Returns
+/// the key of that archive.
 async fn create_workspaces(control: &TestControlPlane, backend: &FakeBackend) -> String {
     let (old, mut agent) = control.create_awake("old").await;
     control.put_to_sleep(&old, &mut agent).await;
@@ -49,7 +50,7 @@ async fn create_workspaces(control: &TestControlPlane, backend: &FakeBackend) ->
     old.archives[0].key.0.clone()
 }
 
-/// All operations: path, method, description.
+/// Lists all operations: path, method, description.
 fn operations(document: &Value) -> Vec<(String, String, Value)> {
     let paths = document["paths"].as_object().expect("paths");
     let of = |(path, methods): (&String, &Value)| {
@@ -59,8 +60,8 @@ fn operations(document: &Value) -> Vec<(String, String, Value)> {
     paths.iter().flat_map(of).collect()
 }
 
-/// Holds a value against a schema of the document. Answers may grow, so their schemas are open; here nothing may be in an
-/// answer that the document does not tell.
+/// Validates a value against a schema of the document. The schemas of answers are open, because
+/// answers may grow. Here every field of an answer must be in the document.
 #[track_caller]
 fn assert_matches_schema(document: &Value, schema: &Value, value: &Value) {
     let mut whole = schema.clone();
@@ -91,7 +92,7 @@ fn problem(document: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn every_operation_answers_as_the_document_says() {
+async fn answers_match_the_document() {
     let (dir, backend, archiver) =
         (tempfile::tempdir().unwrap(), FakeBackend::default(), FakeArchiver::default());
     let control = TestControlPlane::with_archiver(dir.path(), &backend, &archiver, Default::default()).await;
@@ -103,7 +104,7 @@ async fn every_operation_answers_as_the_document_says() {
     let document = client.get("/v1/openapi.json").await.is(200);
     assert_eq!(document["openapi"], "3.1.0");
     let text = document.to_string();
-    assert!(!text.contains(":null") && !text.contains("\"null\""), "what is absent is left out, never null");
+    assert!(!text.contains(":null") && !text.contains("\"null\""), "absent fields are left out, never null");
 
     let operations = operations(&document);
     assert_eq!(operations.len(), 13);
@@ -135,7 +136,7 @@ async fn every_operation_answers_as_the_document_says() {
             let schema = &answers[status.to_string()]["content"]["application/json"]["schema"];
             assert_matches_schema(&document, schema, &answer.is(status));
         }
-        // The least that is needed is named, and is needed.
+        // The document names the required verb, and every other verb is rejected.
         let needed = operation["security"][0]["token"][0].as_str().expect("a verb");
         let others = verb::ALL.iter().map(|(verb, name)| (*verb, *name));
         let others: Vec<Verb> = others
@@ -150,7 +151,7 @@ async fn every_operation_answers_as_the_document_says() {
 }
 
 #[tokio::test]
-async fn every_operation_refuses_what_is_not_there_or_not_known() {
+async fn unknown_workspaces_and_fields_are_rejected() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     control.create("demo").await;
@@ -163,8 +164,8 @@ async fn every_operation_refuses_what_is_not_there_or_not_known() {
         assert_eq!(unknown_parameter.refuses(400, "BAD_FIELD")["field"], "query");
         assert_matches_schema(&document, &problem(&document), &unknown_parameter.json);
         if template.contains('{') {
-            let missing = client.send(&method, &path("nobody"), None).await;
-            assert_eq!(missing.refuses(404, "WORKSPACE_NOT_FOUND")["id"], "nobody", "{method} {template}");
+            let missing = client.send(&method, &path("missing"), None).await;
+            assert_eq!(missing.refuses(404, "WORKSPACE_NOT_FOUND")["id"], "missing", "{method} {template}");
         }
         if !body {
             continue;
@@ -182,21 +183,21 @@ async fn every_operation_refuses_what_is_not_there_or_not_known() {
 }
 
 #[tokio::test]
-async fn there_is_nothing_but_what_the_document_tells() {
+async fn routes_outside_the_document_do_not_exist() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let client = Client::of(&control, [Verb::Admin]);
     let document = client.get("/v1/openapi.json").await.is(200);
     for (path, methods) in document["paths"].as_object().expect("paths") {
-        let told = |method: &str| methods.get(method.to_lowercase()).is_some();
+        let documented = |method: &str| methods.get(method.to_lowercase()).is_some();
         let path = path.replace('{', "x").replace('}', "");
-        for method in METHODS.iter().filter(|method| !told(method)) {
+        for method in METHODS.iter().filter(|method| !documented(method)) {
             let refused = client.send(method, &path, None).await;
             refused.refuses(405, "UNKNOWN_METHOD");
             let allowed = refused.headers["allow"].to_str().expect("ascii").to_owned();
             let allowed: Vec<_> = allowed.split(',').filter(|method| *method != "HEAD").collect();
             assert_eq!(allowed.len(), methods.as_object().map_or(0, Map::len), "{path}: {allowed:?}");
-            assert!(allowed.iter().all(|method| told(method)), "{path}: {allowed:?}");
+            assert!(allowed.iter().all(|method| documented(method)), "{path}: {allowed:?}");
         }
     }
     for path in

@@ -1,4 +1,4 @@
-//! How far an archive and its way back are: seen by whoever looks, through every edge, and gone with them.
+//! Progress of archiving and restoring, as seen through the snapshot and the JSON API.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn who_waits_for_an_archive_or_its_way_back_sees_how_far_it_is() {
+async fn progress_of_archive_and_restore_is_shown() {
     let (dir, backend, archiver) =
         (tempfile::tempdir().unwrap(), FakeBackend::default(), FakeArchiver::default());
     let control = TestControlPlane::with_archiver(dir.path(), &backend, &archiver, Quotas::default()).await;
@@ -44,7 +44,7 @@ async fn who_waits_for_an_archive_or_its_way_back_sees_how_far_it_is() {
     assert_eq!(archiving.state, State::Archiving);
     let shown = client.get("/v1/workspaces/demo").await.is(200);
     let expected = json!({ "stage": "proving", "entries": 0, "bytes": 5, "total_bytes": 20 });
-    assert_eq!(shown["progress"], expected, "what is not known is absent");
+    assert_eq!(shown["progress"], expected, "unknown totals are absent");
     archiver.hold(false);
     let archived = control.wait(&id, |view| view.state == State::Archived).await;
     assert_eq!(archived.progress, None);
@@ -57,7 +57,10 @@ async fn who_waits_for_an_archive_or_its_way_back_sees_how_far_it_is() {
     let explained = client.get("/v1/workspaces/demo/explanation").await.is(200);
     let expected =
         json!({ "stage": "unpacking", "entries": 2, "total_entries": 3, "bytes": 30, "total_bytes": 40 });
-    assert_eq!(explained["workspace"]["progress"], expected, "its archive tells of how many");
+    assert_eq!(
+        explained["workspace"]["progress"], expected,
+        "the number of entries is known from the archive"
+    );
     archiver.hold(false);
     let _agent = serve(&control, &backend, &id, 4).await;
     assert_eq!(control.wait(&id, |view| view.state == State::Awake).await.progress, None);

@@ -1,4 +1,4 @@
-//! To sleep in two phases, and back.
+//! The two-phase sleep and its cancellation.
 
 use std::time::Duration;
 
@@ -19,10 +19,11 @@ use crate::{
     fake_backend::FakeBackend,
 };
 
-/// Counted by the driver in ticks of a second: so it is warned at the first and asked at the second.
+/// Counted in driver ticks of one second: the warning comes at the first, the request at the second.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Awake, and idle for its whole timeout, again and again, until its agent is asked whether it may sleep.
+/// Sends idle heartbeats until the agent is asked to prepare sleep, and agrees. Returns whether a
+/// warning came first, and the step.
 async fn idle(
     control: &TestControlPlane,
     id: &WorkspaceId,
@@ -39,7 +40,7 @@ async fn idle(
                     control.answer_directive(id, 1, directive, Ok(())).await;
                     return step;
                 }
-                Ok(other) => panic!("neither warned nor asked: {other:?}"),
+                Ok(other) => panic!("neither a warning nor a sleep directive: {other:?}"),
             }
         }
     };
@@ -68,14 +69,14 @@ fn declined(reason: DeclineReason) -> Failure {
 }
 
 #[tokio::test]
-async fn one_that_is_not_used_is_warned_falls_asleep_in_two_phases_and_wakes_for_whoever_comes() {
+async fn idle_workspace_is_warned_sleeps_in_two_phases_and_wakes() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, mut agent) = short(&control).await;
     assert_eq!(idle(&control, &id, &mut agent).await, (true, SleepStep::Prepare(Urgency::Idle)));
     let (directive, step) = next_sleep_step(&mut agent).await;
     assert_eq!(step, SleepStep::Commit);
-    assert_eq!(backend.state().calls, ["start 1"], "nothing ends before the agent is ready");
+    assert_eq!(backend.state().calls, ["start 1"], "no process ends before the commit");
     control.answer_directive(&id, 1, directive, Ok(())).await;
     let asleep = control.wait(&id, |view| view.state == State::Asleep).await;
     assert_eq!(asleep.reason, StateReason::Idle);
@@ -96,14 +97,14 @@ async fn one_that_is_not_used_is_warned_falls_asleep_in_two_phases_and_wakes_for
 }
 
 #[tokio::test]
-async fn a_keystroke_in_between_keeps_it_awake() {
+async fn keystroke_between_the_phases_keeps_the_workspace_awake() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, mut agent) = short(&control).await;
     idle(&control, &id, &mut agent).await;
     let (directive, step) = next_sleep_step(&mut agent).await;
     assert_eq!(step, SleepStep::Commit);
-    let detail = "a keystroke waits".to_owned();
+    let detail = "a keystroke is held".to_owned();
     let declined = Failure::Declined { reason: DeclineReason::RequestHeld, detail: detail.clone() };
     assert!(control.heartbeat(&id, 1, ActivityLevel::Active).await);
     control.answer_directive(&id, 1, directive, Err(declined)).await;
@@ -113,7 +114,7 @@ async fn a_keystroke_in_between_keeps_it_awake() {
 }
 
 #[tokio::test]
-async fn who_comes_while_it_prepares_finds_it_awake_and_its_agent_is_told_to_go_on() {
+async fn wake_during_prepare_cancels_the_sleep() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, mut agent) = control.create_awake("demo").await;
@@ -124,7 +125,7 @@ async fn who_comes_while_it_prepares_finds_it_awake_and_its_agent_is_told_to_go_
     assert_eq!(awake.state, State::Awake);
     let (cancel, step) = next_sleep_step(&mut agent).await;
     assert_eq!(step, SleepStep::Cancel);
-    // Late, and to a question that is not asked any more.
+    // A late answer to an abandoned directive.
     control.answer_directive(&id, 1, prepare, Ok(())).await;
     control.answer_directive(&id, 1, cancel, Ok(())).await;
     assert!(control.heartbeat(&id, 1, ActivityLevel::Active).await);
@@ -139,18 +140,18 @@ async fn nobody_sleeps_for_a_link_that_is_lost() {
     let (id, mut agent) = short(&control).await;
     idle(&control, &id, &mut agent).await;
     let (_, step) = next_sleep_step(&mut agent).await;
-    assert_eq!(step, SleepStep::Commit, "there is no way back from here: it is asked again");
+    assert_eq!(step, SleepStep::Commit, "a commit cannot be cancelled and is repeated");
     control.handle.disconnected(id.clone(), podling_control::driver::ConnectionId(1)).await.unwrap();
     let mut agent = control.serve(&id, 1, 2).await;
     let (directive, step) = next_sleep_step(&mut agent).await;
     assert_eq!(step, SleepStep::Commit);
-    assert_eq!(backend.state().calls, ["start 1"], "its agent was not ended unasked");
+    assert_eq!(backend.state().calls, ["start 1"], "the agent was not stopped without a commit");
     control.answer_directive(&id, 2, directive, Err(declined(DeclineReason::NotPrepared))).await;
     control.wait(&id, |view| view.state == State::Awake).await;
 }
 
 #[tokio::test]
-async fn a_used_workspace_sleeps_only_when_it_is_forced_to() {
+async fn used_workspace_sleeps_only_when_forced() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, mut agent) = control.create_awake("demo").await;
@@ -161,29 +162,29 @@ async fn a_used_workspace_sleeps_only_when_it_is_forced_to() {
     drop(control);
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let asleep = control.wait(&id, |view| view.state == State::Asleep).await;
-    assert_eq!(asleep.reason, StateReason::SleepRequested, "also after a crash");
+    assert_eq!(asleep.reason, StateReason::SleepRequested, "the reason survives a crash");
     assert_eq!(backend.state().calls.iter().filter(|call| call.starts_with("start")).count(), 1);
 }
 
 #[tokio::test]
-async fn a_workspace_that_is_used_since_it_was_last_heard_is_not_put_to_sleep() {
+async fn activity_since_the_last_heartbeat_prevents_sleep() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, mut agent) = control.create_awake("demo").await;
     assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await);
-    control.handle.sleep(id.clone(), false).await.expect("nobody knows of any use");
+    control.handle.sleep(id.clone(), false).await.expect("no activity is known");
     let (directive, step) = next_sleep_step(&mut agent).await;
-    assert_eq!(step, SleepStep::Prepare(Urgency::Requested), "its agent has the last word");
+    assert_eq!(step, SleepStep::Prepare(Urgency::Requested), "the agent decides");
     control.answer_directive(&id, 1, directive, Err(declined(DeclineReason::InUse))).await;
     let stays = control.wait(&id, |view| view.state == State::Awake).await;
     let detail = String::new();
     assert_eq!(stays.reason, StateReason::SleepDeclined { reason: DeclineReason::InUse, detail });
     let asked_again = stays.next.is_some_and(|(_, step)| step == NextStep::Sleep(SleepCause::Requested));
-    assert!(!asked_again, "it was asked for once: who uses it now keeps it awake as ever");
+    assert!(!asked_again, "a declined sleep request is not repeated");
 }
 
 #[tokio::test]
-async fn a_policy_that_changes_reaches_the_agent() {
+async fn changed_policy_reaches_the_agent() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, mut agent) = control.create_awake("demo").await;

@@ -1,4 +1,4 @@
-//! Archived, let go, restored, kept and discarded.
+//! Archiving, releasing, restoring and discarding storage.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::{
     fake_backend::FakeBackend,
 };
 
-/// An agent of this epoch comes, on the connection of the same number, and is claimed.
+/// Serves with an agent of this epoch, on the connection of the same number.
 pub(crate) async fn serve(
     control: &TestControlPlane,
     backend: &FakeBackend,
@@ -37,7 +37,7 @@ async fn fixture() -> (tempfile::TempDir, FakeBackend, FakeArchiver, TestControl
 }
 
 #[tokio::test]
-async fn what_sleeps_for_long_is_archived_let_go_and_restored_for_whoever_comes() {
+async fn sleeping_workspace_is_archived_released_and_restored_on_wake() {
     let (dir, backend, archiver, control) = fixture().await;
     let policy = Policy { archive_after: Duration::ZERO, ..Policy::default() };
     let id = control
@@ -62,12 +62,12 @@ async fn what_sleeps_for_long_is_archived_let_go_and_restored_for_whoever_comes(
     let _maintenance = serve(&control, &backend, &id, 3).await;
     let _agent = serve(&control, &backend, &id, 4).await;
     let awake = control.wait(&id, |view| view.state == State::Awake).await;
-    assert_eq!(awake.archives.len(), 1, "it is kept as long as the policy says");
+    assert_eq!(awake.archives.len(), 1, "the archive is retained as long as the policy says");
     assert_eq!(archiver.state().calls, ["archive 1", "restore 1"]);
 }
 
 #[tokio::test]
-async fn what_cannot_be_archived_is_kept_and_tried_again() {
+async fn failed_archive_keeps_the_storage_and_is_retried() {
     let (_dir, backend, archiver, control) = fixture().await;
     let (id, mut agent) = control.create_awake("demo").await;
     archiver.state().failures = 1;
@@ -77,7 +77,10 @@ async fn what_cannot_be_archived_is_kept_and_tried_again() {
     let kept = control.wait(&id, |view| matches!(view.reason, StateReason::ArchiveFailed { .. })).await;
     let StateReason::ArchiveFailed { cause } = &kept.reason else { unreachable!() };
     assert!(
-        matches!(&**cause, StateReason::ActionFailed { detail, .. } if detail.contains("a file could not be read")),
+        matches!(
+            &**cause,
+            StateReason::ActionFailed { detail, .. } if detail.contains("a file could not be read")
+        ),
         "{cause:?}"
     );
     assert!(!backend.state().calls.contains(&"remove".to_owned()));
@@ -86,7 +89,7 @@ async fn what_cannot_be_archived_is_kept_and_tried_again() {
     assert_eq!(gone.archives.len(), 1);
     assert_eq!(archiver.state().calls, ["archive 1", "archive 1"]);
 
-    // Its name is free, and it comes back under it only while nobody else has it.
+    // The name is free. The workspace is restored only while no other workspace has the name.
     let other = control.create("demo").await.spec.id.clone();
     let taken = control.handle.restore(id.clone()).await.unwrap_err();
     assert!(matches!(taken, DriverError::NameTaken { .. }), "{taken}");
@@ -99,7 +102,7 @@ async fn what_cannot_be_archived_is_kept_and_tried_again() {
 }
 
 #[tokio::test]
-async fn who_comes_while_it_is_archived_does_not_wait_for_that() {
+async fn wake_during_archiving_cancels_the_archive() {
     let (_dir, backend, archiver, control) = fixture().await;
     let policy = Policy { archive_after: Duration::ZERO, ..Policy::default() };
     let id = control
@@ -124,7 +127,7 @@ async fn who_comes_while_it_is_archived_does_not_wait_for_that() {
 }
 
 #[tokio::test]
-async fn an_archive_goes_when_its_time_is_over_and_with_the_last_the_record() {
+async fn archive_expires_and_with_the_last_one_the_record() {
     let (_dir, backend, archiver, control) = fixture().await;
     let (id, mut agent) = control.create_awake("demo").await;
     control.put_to_sleep(&id, &mut agent).await;
@@ -132,7 +135,7 @@ async fn an_archive_goes_when_its_time_is_over_and_with_the_last_the_record() {
     let _maintenance = serve(&control, &backend, &id, 2).await;
     control.wait(&id, |view| view.is_gone()).await;
     let kept = timeout(Duration::from_millis(100), control.wait_until_gone(&id)).await;
-    assert!(kept.is_err(), "it is kept for thirty days");
+    assert!(kept.is_err(), "the archive is retained for thirty days");
     let policy = PolicyOverrides { keep_archives: Some(Duration::ZERO), ..Default::default() };
     control.handle.restore(id.clone()).await.unwrap();
     control.handle.set_policy(id.clone(), policy).await.unwrap();
@@ -142,7 +145,7 @@ async fn an_archive_goes_when_its_time_is_over_and_with_the_last_the_record() {
 }
 
 #[tokio::test]
-async fn a_new_workspace_begins_with_what_an_archive_holds() {
+async fn new_workspace_is_restored_from_an_archive() {
     let (_dir, backend, archiver, control) = fixture().await;
     let (id, mut agent) = control.create_awake("old").await;
     control.put_to_sleep(&id, &mut agent).await;
@@ -166,10 +169,12 @@ async fn a_new_workspace_begins_with_what_an_archive_holds() {
         (awake.archives.len(), archiver.state().calls.last().map(String::as_str)),
         (0, Some("restore 1"))
     );
-    timeout(DEADLINE, control.wait(&id, |view| view.is_gone())).await.expect("the old one stays as it is");
+    timeout(DEADLINE, control.wait(&id, |view| view.is_gone()))
+        .await
+        .expect("the old workspace is unchanged");
 }
 
-/// Restored and discarded at once, with archives that are kept for no time: they go.
+/// Restores and discards the workspace with a retention of zero, so that its archives expire.
 async fn discard_with_archives(control: &TestControlPlane, id: &WorkspaceId) {
     let policy = PolicyOverrides { keep_archives: Some(Duration::ZERO), ..Default::default() };
     control.handle.restore(id.clone()).await.unwrap();
@@ -178,7 +183,7 @@ async fn discard_with_archives(control: &TestControlPlane, id: &WorkspaceId) {
 }
 
 #[tokio::test]
-async fn an_archive_goes_although_others_are_being_written_for_hours() {
+async fn archive_expires_while_others_are_being_written() {
     let (_dir, backend, archiver, control) = fixture().await;
     let (old, mut agent) = control.create_awake("old").await;
     control.put_to_sleep(&old, &mut agent).await;
@@ -204,7 +209,7 @@ async fn an_archive_goes_although_others_are_being_written_for_hours() {
 }
 
 #[tokio::test]
-async fn an_archive_that_another_workspace_is_being_made_of_stays_until_that_is_done() {
+async fn archive_in_use_as_a_source_expires_after_the_restore() {
     let (_dir, backend, archiver, control) = fixture().await;
     let (old, mut agent) = control.create_awake("old").await;
     control.put_to_sleep(&old, &mut agent).await;

@@ -1,4 +1,4 @@
-//! Starts that wait for something: what is said of them, and how they are given up.
+//! Starts that wait for capacity: what they report, and how they are cancelled.
 
 use podling_core::{
     reason::{StateReason, Wait, WaitReason},
@@ -10,13 +10,13 @@ use crate::{
     fake_backend::FakeBackend,
 };
 
-/// What a backend reports while the namespace is full.
+/// The wait that a backend reports while the namespace is full.
 fn full(reason: WaitReason) -> Wait {
     Wait { reason, detail: "exceeded quota: team".into() }
 }
 
 #[tokio::test]
-async fn a_start_that_waits_says_for_what_and_whoever_wants_something_else_does_not_wait_for_it() {
+async fn waiting_start_reports_its_reason_and_can_be_cancelled() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     backend.hold(true);
@@ -35,7 +35,7 @@ async fn a_start_that_waits_says_for_what_and_whoever_wants_something_else_does_
         .wait(&id, |view| view.state == State::Starting && view.reason == StateReason::AgentStarting)
         .await;
 
-    // Somebody lets it be: the start that waits is given up, and what it may have left is ended.
+    // A sleep request cancels the waiting start, and stops what it may have started.
     backend.report_wait(&id, 1, waits(node));
     control.handle.sleep(id.clone(), false).await.unwrap();
     control.wait(&id, |view| view.state == State::FallingAsleep).await;
