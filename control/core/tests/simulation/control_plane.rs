@@ -10,7 +10,7 @@ use podling_core::{
     decide::Action,
     observed::{Achieved, Failure, Observed, Processes},
     quota::{self, QuotaRequest, Quotas},
-    status::{MaintenanceStage, Phase, Status},
+    status::{Phase, Status},
     workspace::{Epoch, Resources, Spec},
 };
 
@@ -74,7 +74,7 @@ pub(crate) struct WorkspaceEntry {
     pub(crate) prepared: Option<Epoch>,
     pub(crate) failed_commits: u32,
     pub(crate) prepare_failed: bool,
-    /// `Simulation::true_observed_time` when its agent last sent a heartbeat.
+    /// `Simulation::true_observed_time` at the last heartbeat of the agent.
     pub(crate) heard_at: Duration,
     /// The action that completed last, until the status after it is durable.
     pub(crate) last_completed: Option<Action>,
@@ -116,6 +116,7 @@ impl WorkspaceEntry {
         }
     }
 
+    /// Whether the present record is durable.
     pub(crate) fn is_settled(&self) -> bool {
         self.durable.as_ref().is_some_and(|durable| Rc::ptr_eq(durable, &self.record))
     }
@@ -135,8 +136,7 @@ impl WorkspaceEntry {
                 | Phase::Awake
                 | Phase::Preparing { .. }
                 | Phase::Committing
-                | Phase::Maintenance { task: _, stage: MaintenanceStage::Starting }
-                | Phase::Maintenance { task: _, stage: MaintenanceStage::Running }
+                | Phase::Maintenance { .. }
         )
     }
 
@@ -168,7 +168,7 @@ impl WorkspaceEntry {
         would_use && self.quota_request().is_some_and(|quota_request| quota_request.waits.is_some())
     }
 
-    /// Resources that it holds of its owner's quota.
+    /// Resources that the workspace holds of its owner's quota.
     pub(crate) fn has(&self) -> Option<Resources> {
         self.quota_request()?.has
     }

@@ -65,7 +65,7 @@ struct ActionCounts {
     failed: u64,
     /// Crashes of the control plane before the action happened, before its result was received, and
     /// before the status after it was durable.
-    died: [u64; 3],
+    crashed: [u64; 3],
 }
 
 /// Counts of actions, crashes and transitions.
@@ -86,7 +86,7 @@ impl Coverage {
     }
 
     pub(crate) fn crashed(&mut self, action: Action, phase: Phase, happened: bool, reported: bool) {
-        self.at(action, phase).died[usize::from(happened) + usize::from(reported)] += 1;
+        self.at(action, phase).crashed[usize::from(happened) + usize::from(reported)] += 1;
     }
 
     pub(crate) fn transition(&mut self, followed: &FollowedTransition) {
@@ -99,7 +99,7 @@ impl Coverage {
             sum.ordered += point.ordered;
             sum.done += point.done;
             sum.failed += point.failed;
-            for (sum, n) in sum.died.iter_mut().zip(point.died) {
+            for (sum, n) in sum.crashed.iter_mut().zip(point.crashed) {
                 *sum += n;
             }
         }
@@ -126,8 +126,9 @@ impl Coverage {
             // status after it.
             let crashes = if action == "Forget" { 1 } else { 2 };
             for (i, when) in ["before", "after"].iter().enumerate().take(crashes) {
-                let after =
-                    |point: &ActionCounts| if i == 0 { point.died[0] } else { point.died[1] + point.died[2] };
+                let after = |point: &ActionCounts| {
+                    if i == 0 { point.crashed[0] } else { point.crashed[1] + point.crashed[2] }
+                };
                 if points().all(|point| after(point) == 0) {
                     missing.push(format!("no crash {when} {action}"));
                 }
@@ -151,7 +152,7 @@ impl fmt::Display for Coverage {
             "action", "in phase", "ordered", "done", "failed"
         )?;
         for ((action, phase), point) in &self.points {
-            let ActionCounts { ordered, done, failed, died: [before, after, unsaved] } = point;
+            let ActionCounts { ordered, done, failed, crashed: [before, after, unsaved] } = point;
             writeln!(
                 f,
                 "{action:<9} {phase:<30} {ordered:>9} {done:>9} {failed:>8}  \

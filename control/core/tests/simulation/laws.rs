@@ -23,7 +23,7 @@ use super::{
 const ORDER_TOLERANCE: Duration = Duration::from_secs(60);
 
 impl Simulation {
-    /// Checks what must hold for every followed transition.
+    /// Checks the laws of each followed transition, and records evidence for later checks.
     pub(crate) fn check_transitions(
         &mut self,
         w: usize,
@@ -124,7 +124,8 @@ impl Simulation {
         }
     }
 
-    /// A workspace is admitted before an earlier one only if the quota of that one's owner is used up.
+    /// Checks that a workspace overtakes an earlier one only if the quota of the earlier one's owner is
+    /// used up.
     fn check_queue_order(&mut self, w: usize, before: &StoredRecord) {
         let Some(control) = &self.control else { return };
         let me = WorkspaceId::from_bits(w as u64);
@@ -195,7 +196,7 @@ impl Simulation {
         }
     }
 
-    /// Workspaces that run, with this one, fit the quotas.
+    /// Checks that the running workspaces, with this one, fit the quotas.
     fn check_running_quota(&mut self, w: usize) {
         let mut all: Vec<(&str, Resources)> = Vec::new();
         for (other, workspace) in &self.workspaces {
@@ -216,7 +217,7 @@ impl Simulation {
         self.check(fits, || format!("w{w} is started over the quota: {all}"));
     }
 
-    /// Durable quota reservations fit the quotas.
+    /// Checks that the durable reservations fit the quotas.
     pub(crate) fn check_reserved_quota(&mut self) {
         let mut owners: BTreeMap<&str, Vec<Resources>> = BTreeMap::new();
         for record in self.store.records.values().filter(|record| record.status.phase.holds_quota()) {
@@ -263,7 +264,7 @@ impl Simulation {
         });
     }
 
-    /// The record is removed last.
+    /// Checks that the record is removed last.
     pub(crate) fn check_record_removal(&mut self, w: usize) {
         let Some(workspace) = self.workspaces.get(&w) else { return };
         let (runs, storage) = (workspace.runs(), workspace.storage);

@@ -22,7 +22,7 @@ pub(crate) struct Failpoint {
 }
 
 impl Simulation {
-    /// The writer starts a batch, or completes the one that it started.
+    /// The writer starts a batch, or completes or fails the batch that it started.
     pub(crate) fn write(&mut self) {
         let fails = self.draw_fault();
         let Some(control) = self.running_control() else { return };

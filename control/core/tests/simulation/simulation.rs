@@ -33,6 +33,7 @@ pub(crate) struct Simulation {
     pub(crate) clock_offset: i64,
     /// Time in which a control plane was running, without the losses of crashes.
     pub(crate) true_observed_time: Duration,
+    /// Workspaces by index, which is `w` in the log and in traces.
     pub(crate) workspaces: BTreeMap<usize, SimulatedWorkspace>,
     pub(crate) store: Store,
     pub(crate) control: Option<ControlPlane>,
@@ -40,7 +41,7 @@ pub(crate) struct Simulation {
     pub(crate) created: usize,
     pub(crate) last_content: u64,
     pub(crate) last_connection: u64,
-    /// Faults in a thousand draws.
+    /// Number of faults in a thousand draws.
     pub(crate) fault_rate: u64,
     /// Where the control plane crashes next.
     pub(crate) failpoint: Option<Failpoint>,

@@ -13,7 +13,7 @@ use super::{control_plane::StoredRecord, record::Recording, workspace::Storage};
 /// be queued, and two that join the queue in the same second have no order that a replay could check.
 const MAX_WORKSPACES: usize = 3;
 const MAX_WORKSPACES_PER_OWNER: usize = 2;
-/// Operations in a thousand that get a failpoint.
+/// Operations in a thousand for which a failpoint is drawn.
 const FAILPOINT_RATE: u64 = 600;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,8 +24,8 @@ enum TraceOperation {
     Idle(usize),
     Wake(usize),
     Archive(usize),
-    /// Archive or restore while the backup store is down.
-    Away(usize),
+    /// Archives or restores while the backup store is down.
+    BackupStoreOutage(usize),
     Expire(usize),
     Delete(usize),
     Restore(usize),
@@ -55,7 +55,7 @@ impl TraceOperation {
             (
                 Self::Create
                 | Self::Write(_)
-                | Self::Away(_)
+                | Self::BackupStoreOutage(_)
                 | Self::KillControl
                 | Self::KillBoth(_)
                 | Self::Delete(_),
@@ -66,7 +66,7 @@ impl TraceOperation {
 
     /// Whether the control plane must not crash during the operation.
     fn needs_control(self) -> bool {
-        matches!(self, Self::Create | Self::Write(_) | Self::Away(_) | Self::KillBoth(_))
+        matches!(self, Self::Create | Self::Write(_) | Self::BackupStoreOutage(_) | Self::KillBoth(_))
     }
 }
 
@@ -106,7 +106,7 @@ impl Recording {
             TraceOperation::Idle(w) => return self.expire_policy_time(w, "idle-timeout", actions),
             TraceOperation::Archive(w) => return self.expire_policy_time(w, "archive-after", actions),
             TraceOperation::Expire(w) => return self.expire_policy_time(w, "keep-archives", actions),
-            TraceOperation::Away(w) => return self.backup_store_outage(w),
+            TraceOperation::BackupStoreOutage(w) => return self.backup_store_outage(w),
             TraceOperation::KillAgent(w) => self.kill_agent(w),
             TraceOperation::KillControl => {
                 self.kill_control();
@@ -194,7 +194,7 @@ impl Recording {
                 Phase::Asleep if status.storage => {
                     add(TraceOperation::Wake(w), 2);
                     add(TraceOperation::Archive(w), 5);
-                    add(TraceOperation::Away(w), 1);
+                    add(TraceOperation::BackupStoreOutage(w), 1);
                     add(TraceOperation::Delete(w), 2);
                     add(TraceOperation::Discard(w), 1);
                 }
@@ -209,7 +209,7 @@ impl Recording {
                 }
                 Phase::Archived => {
                     add(TraceOperation::Wake(w), 5);
-                    add(TraceOperation::Away(w), 1);
+                    add(TraceOperation::BackupStoreOutage(w), 1);
                     add(TraceOperation::Expire(w), 1);
                     add(TraceOperation::Delete(w), 1);
                     add(TraceOperation::Discard(w), 1);
