@@ -17,7 +17,7 @@ pub struct WorkspaceView {
     /// `queued`, `starting`, `awake`, …
     pub state: &'static str,
     /// `active`, `busy` or `idle`; null if unknown.
-    pub activity: Option<&'static str>,
+    pub activity_level: Option<&'static str>,
     /// Why the workspace is in its state, as a code: `agent-connected`, `idle`, …
     pub reason: String,
     /// The reason in English, with its details.
@@ -235,7 +235,9 @@ impl From<&Workspace> for WorkspaceView {
             id: workspace.id.clone(),
             state: state(workspace.state()),
             // The last report of an agent that is no longer connected says nothing about now.
-            activity: activity.filter(|_| is_connected).and_then(|activity| activity_word(activity.level())),
+            activity_level: activity
+                .filter(|_| is_connected)
+                .and_then(|activity| activity_word(activity.level())),
             reason: workspace.reason.as_ref().map(reason_word).unwrap_or_default(),
             message: workspace.reason.as_ref().map(text::state_reason).unwrap_or_default(),
             since: time(&workspace.since),

@@ -89,7 +89,7 @@ impl ExplanationView {
         let activity = workspace.activity.as_ref().map(ActivityView::from);
         let mut view = WorkspaceView::from(&workspace);
         if known.fresh {
-            view.activity = activity.as_ref().map(|activity| activity.level);
+            view.activity_level = activity.as_ref().map(|activity| activity.level);
         }
         Self {
             workspace: view,

@@ -13,7 +13,7 @@ async fn attached_user_sees_sleep_and_only_a_key_wakes_workspace() {
     window.wait_for_text("hello").await;
     wait_for("the control plane reports the activity", async || {
         let listed = cli.run(&["ls", "--json"]).await.ok().json();
-        (listed[0]["activity"] == "active").then_some(())
+        (listed[0]["activity_level"] == "active").then_some(())
     })
     .await;
 
