@@ -19,7 +19,7 @@ use crate::{
 
 /// JSON form of one archive in the backup store.
 #[derive(Debug, Serialize)]
-pub struct ArchiveView {
+pub struct ArchiveJson {
     /// Unique key in the backup store, for example `workspace-abcdefghijkl-20260102-030405`.
     pub key: String,
     pub workspace_id: String,
@@ -43,7 +43,7 @@ pub struct ArchiveView {
     pub deleted: bool,
 }
 
-impl From<&WorkspaceArchive> for ArchiveView {
+impl From<&WorkspaceArchive> for ArchiveJson {
     fn from(archive: &WorkspaceArchive) -> Self {
         Self {
             key: archive.key.clone(),

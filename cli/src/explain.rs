@@ -1,7 +1,8 @@
-//! Renders the explanation of a workspace: its state, its activity, what happens next, and the last decisions. Pure.
+//! Renders the explanation of a workspace: its state, its activity, what happens next, and the last
+//! decisions. Pure.
 //!
-//! [`activity`] renders the activity with its evidence, [`outlook`] what happens next and what a user can do, [`timeline`] the
-//! last decisions.
+//! [`activity`] renders the activity with its evidence, [`outlook`] what happens next and what a
+//! user can do, [`timeline`] the last decisions.
 
 pub mod activity;
 pub mod outlook;
@@ -74,7 +75,8 @@ fn headline(workspace: &Workspace, now: SystemTime) -> String {
         text.push_str(&format!(" ({})", progress::describe(progress)));
     }
     let is_silent = workspace.state() == State::Awake && workspace.connection() != AgentConnection::Connected;
-    // A silent agent was connected when the workspace entered its state; saying so now would mislead.
+    // A silent agent was connected when the workspace entered its state; saying so now would
+    // mislead.
     let outdated = |reason: &&StateReason| is_silent && reason.code() == StateReasonCode::AgentConnected;
     if let Some(reason) = workspace.reason.as_ref().filter(|reason| !outdated(reason)) {
         text.push_str(&format!(": {}", plain(&text::state_reason(reason))));
@@ -85,7 +87,8 @@ fn headline(workspace: &Workspace, now: SystemTime) -> String {
     }
     if is_silent {
         text.push_str(
-            "Its agent is not connected, so its present activity is unknown. It stays awake, and no idle time counts.\n",
+            "Its agent is not connected, so its present activity is unknown. It stays awake, and no idle \
+             time counts.\n",
         );
     }
     match workspace.restarts {
@@ -202,7 +205,8 @@ mod tests {
 
     const IN_USE: [Remedy; 3] = [Remedy::Use, Remedy::KeepAwake, Remedy::Sleep];
 
-    /// Compares with tests/golden/explain/NAME.txt. PODLING_UPDATE_GOLDEN=1 rewrites the file instead.
+    /// Compares with tests/golden/explain/NAME.txt. PODLING_UPDATE_GOLDEN=1 rewrites the file
+    /// instead.
     fn golden(name: &str, known: &ExplainData) {
         let text = render(known, time(NOW));
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/explain/{name}.txt"));

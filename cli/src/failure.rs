@@ -110,7 +110,7 @@ pub enum CommandFailure {
 
 /// JSON form of a failure, printed to stderr with `--json`.
 #[derive(Debug, Serialize)]
-struct CommandFailureView {
+struct CommandFailureJson {
     message: String,
     /// Name of the reason in errors.proto.
     reason: Option<&'static str>,
@@ -188,8 +188,8 @@ impl CommandFailure {
         }
     }
 
-    fn view(&self) -> CommandFailureView {
-        CommandFailureView {
+    fn view(&self) -> CommandFailureJson {
+        CommandFailureJson {
             message: self.describe(),
             reason: self.reason().map(error::name),
             advice: self.advice(),

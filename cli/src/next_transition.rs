@@ -1,4 +1,4 @@
-//! What happens to a workspace next by itself, and when. Pure.
+//! Computes what happens to a workspace next by itself, and when. Pure.
 
 use std::time::{Duration, SystemTime};
 
@@ -25,8 +25,8 @@ pub fn since(at: Option<Timestamp>, now: SystemTime) -> String {
     }
 }
 
-/// Returns the time until an idle workspace falls asleep: as its users were warned, else from its last heartbeat. `None` while
-/// the workspace is in use or its agent is not connected.
+/// Returns the time until an idle workspace falls asleep, from the warning if there is one, else
+/// from the last heartbeat. `None` while the workspace is in use or its agent is not connected.
 pub fn sleeps_in(workspace: &Workspace, now: SystemTime) -> Option<Duration> {
     let activity = workspace.activity.as_ref().filter(|_| workspace.state() == State::Awake)?;
     if workspace.connection() != AgentConnection::Connected {
@@ -38,13 +38,14 @@ pub fn sleeps_in(workspace: &Workspace, now: SystemTime) -> Option<Duration> {
     if activity.level() != ActivityLevel::Idle {
         return None;
     }
-    let heard = SystemTime::try_from(activity.at?).ok()?;
-    let since = now.duration_since(heard).unwrap_or_default();
+    let reported_at = SystemTime::try_from(activity.at?).ok()?;
+    let since = now.duration_since(reported_at).unwrap_or_default();
     let missing = from_wire(activity.idle_timeout)?.saturating_sub(from_wire(activity.counted_idle)?);
     Some(missing.saturating_sub(since))
 }
 
-/// Returns the idle time that counts. `None` while the workspace is in use or its agent is not connected.
+/// Returns the idle time that counts. `None` while the workspace is in use or its agent is not
+/// connected.
 pub fn idle(workspace: &Workspace) -> Option<Duration> {
     let activity = workspace.activity.as_ref().filter(|_| workspace.state() == State::Awake)?;
     let is_idle =
@@ -52,7 +53,8 @@ pub fn idle(workspace: &Workspace) -> Option<Duration> {
     from_wire(activity.counted_idle.filter(|_| is_idle))
 }
 
-/// Renders the position in the admission queue: "2nd in the admission queue". `None` if the workspace is not queued.
+/// Renders the position in the admission queue: "2nd in the admission queue". `None` if the
+/// workspace is not queued.
 pub fn queue_position(workspace: &Workspace) -> Option<String> {
     let position = workspace.queue_position;
     let ending = match (position % 10, position % 100) {
@@ -79,7 +81,7 @@ pub fn short(workspace: &Workspace, now: SystemTime) -> Option<String> {
 
 fn column(step: Step) -> &'static str {
     match step {
-        // A later version's.
+        // A step of a later version.
         Step::Unspecified => "",
         Step::RestartAgent | Step::RetryAction => "retries",
         Step::GiveUpStart => "gives up",

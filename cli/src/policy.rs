@@ -41,7 +41,7 @@ pub struct PolicyFlags {
 
 /// JSON form of a policy. Null means no limit.
 #[derive(Debug, Serialize)]
-pub struct PolicyView {
+pub struct PolicyJson {
     pub idle_timeout_seconds: Option<f64>,
     pub warning_seconds: Option<f64>,
     /// Time after the last user input during which running work keeps the workspace awake.
@@ -73,7 +73,7 @@ impl PolicyFlags {
     }
 }
 
-impl From<&Policy> for PolicyView {
+impl From<&Policy> for PolicyJson {
     fn from(policy: &Policy) -> Self {
         Self {
             idle_timeout_seconds: seconds(policy.idle_timeout),

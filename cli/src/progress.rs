@@ -6,7 +6,7 @@ use serde::Serialize;
 
 /// JSON form of a progress. Null means unknown.
 #[derive(Debug, Serialize)]
-pub struct ProgressView {
+pub struct ProgressJson {
     /// `saving`, `proving`, `fetching` or `unpacking`.
     pub stage: &'static str,
     /// Number of files, directories and links done.
@@ -53,7 +53,7 @@ pub fn stage_text(progress: &Progress) -> String {
     }
 }
 
-impl From<&Progress> for ProgressView {
+impl From<&Progress> for ProgressJson {
     fn from(progress: &Progress) -> Self {
         let if_known = |total: u64| Some(total).filter(|total| *total > 0);
         Self {

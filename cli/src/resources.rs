@@ -8,7 +8,7 @@ use crate::next_transition::queue_position;
 
 /// JSON form of CPU and memory.
 #[derive(Debug, Serialize)]
-pub struct ResourcesView {
+pub struct ResourcesJson {
     /// Thousandths of a core.
     pub cpu_millis: u64,
     pub memory_bytes: u64,
@@ -35,7 +35,7 @@ fn amount(resources: &Resources) -> String {
     format!("{cores} {word} and {}", HumanBytes(resources.memory_bytes))
 }
 
-impl From<&Resources> for ResourcesView {
+impl From<&Resources> for ResourcesJson {
     fn from(resources: &Resources) -> Self {
         Self { cpu_millis: resources.cpu_millis, memory_bytes: resources.memory_bytes }
     }

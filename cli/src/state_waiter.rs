@@ -28,13 +28,15 @@ pub enum TargetState {
     Deleted,
 }
 
-/// Judges each state on the way to the target. Pure.
+/// Decides after each state whether the wait for the target goes on. Pure.
 #[derive(Debug)]
 pub struct StateWaiter {
     target: TargetState,
-    /// Time of a failure that is older than the wait. It does not end the wait, because the request retries the start.
+    /// Time of a failure that is older than the wait. It does not end the wait, because the request
+    /// retries the start.
     failed_before: Option<Timestamp>,
-    /// Whether the workspace was seen in transition. From then on, the opposite state means that another request reversed it.
+    /// Whether the workspace was observed in transition. From then on, the opposite state means
+    /// that another request reversed it.
     in_transition: bool,
     archiving: bool,
 }
@@ -42,7 +44,6 @@ pub struct StateWaiter {
 /// What a state means for the wait.
 #[derive(Debug, PartialEq, Eq)]
 pub enum WaitProgress {
-    /// The wait continues.
     Pending,
     /// The wait continues after a failure, which is shown.
     Retrying(String),
@@ -53,7 +54,7 @@ pub enum WaitProgress {
 }
 
 impl StateWaiter {
-    /// Starts waiting with the workspace as of now.
+    /// Starts the wait with the present workspace.
     pub fn new(target: TargetState, start: &Workspace) -> Self {
         let failed_before = start.since.filter(|_| start.state() == State::Failed);
         // This may be the last response that shows the workspace in transition.
@@ -65,7 +66,7 @@ impl StateWaiter {
         Self { target, failed_before, in_transition, archiving: false }
     }
 
-    /// Judges the present state.
+    /// Returns what the present state means for the wait.
     pub fn observe(&mut self, workspace: &Workspace, now: SystemTime) -> WaitProgress {
         match self.target {
             _ if workspace.deleted && self.target != TargetState::Deleted => {
@@ -138,7 +139,7 @@ pub async fn wait_for(
     let mut spinner = WorkspaceSpinner::new(&workspace);
     let mut changes = WorkspaceWatcher::new(client.clone(), workspace.id.clone());
     let mut last = workspace;
-    let mut told = String::new();
+    let mut last_failure = String::new();
     loop {
         match changes.next().await? {
             WorkspaceChange::Deleted if target == TargetState::Deleted => return Ok(last),
@@ -152,11 +153,11 @@ pub async fn wait_for(
             WaitProgress::Unreachable(why) => {
                 return Err(CommandFailure::Other(format!("{} {why}", last.name)));
             }
-            WaitProgress::Retrying(why) if why != told => {
+            WaitProgress::Retrying(why) if why != last_failure => {
                 let line =
                     format!("{}: {why}; retrying. Ctrl-C stops waiting, the retries continue", last.name);
                 spinner.say(&line);
-                told = why;
+                last_failure = why;
             }
             WaitProgress::Retrying(_) | WaitProgress::Pending => {}
         }
@@ -256,16 +257,15 @@ mod tests {
         let mut waiter = StateWaiter::new(TargetState::Awake, &old);
         assert_eq!(waiter.observe(&old, NOW), WaitProgress::Pending, "the request retries the start");
         let new = Workspace { since: Some(Timestamp { seconds: 200, nanos: 0 }), ..old };
-        assert!(
-            matches!(waiter.observe(&new, NOW), WaitProgress::Unreachable(why) if why.contains("no such program"))
-        );
+        let progress = waiter.observe(&new, NOW);
+        assert!(matches!(progress, WaitProgress::Unreachable(why) if why.contains("no such program")));
     }
 
     #[test]
     fn failed_archive_is_shown_and_waited_for() {
-        let why = "it could not be archived, and its storage is kept: the store is full";
-        let told = last_progress(TargetState::Deleted, &[(State::Archiving, ""), (State::Asleep, why)]);
-        assert_eq!(told, WaitProgress::Retrying(why.to_owned()));
+        let why = "archiving failed and the storage stays: the store is full";
+        let progress = last_progress(TargetState::Deleted, &[(State::Archiving, ""), (State::Asleep, why)]);
+        assert_eq!(progress, WaitProgress::Retrying(why.to_owned()));
         // After an earlier failure, the next attempt is due later.
         let mut waits = at(State::Asleep, why);
         let mut waiter = StateWaiter::new(TargetState::Deleted, &waits);

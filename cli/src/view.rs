@@ -1,4 +1,4 @@
-//! Workspaces and activity as JSON documents, and the words of their enums. Total and pure.
+//! JSON forms of workspaces and their activity, and the public names of their enum values.
 
 use podling_proto::{
     agent::v1::{ActivityLevel, ActivityState, Evidence, Signal},
@@ -7,11 +7,11 @@ use podling_proto::{
 };
 use serde::Serialize;
 
-use crate::{duration, output::Tone, policy::PolicyView, progress::ProgressView, resources::ResourcesView};
+use crate::{duration, output::Tone, policy::PolicyJson, progress::ProgressJson, resources::ResourcesJson};
 
 /// JSON form of a workspace.
 #[derive(Debug, Serialize)]
-pub struct WorkspaceView {
+pub struct WorkspaceJson {
     pub name: String,
     pub id: String,
     /// `queued`, `starting`, `awake`, …
@@ -24,7 +24,7 @@ pub struct WorkspaceView {
     pub message: String,
     /// When the workspace entered its state.
     pub since: Option<String>,
-    /// `connected` or `unknown`.
+    /// Connection to the agent: `connected` or `unknown`.
     pub connection: &'static str,
     pub template: String,
     pub owner: String,
@@ -34,7 +34,7 @@ pub struct WorkspaceView {
     /// Idle time after which the workspace falls asleep.
     pub idle_timeout_seconds: Option<f64>,
     /// What happens next if nothing else does.
-    pub next: Option<NextStepView>,
+    pub next: Option<NextStepJson>,
     /// What the start or the resize under way waits for, as a code.
     pub waiting: Option<String>,
     /// Restarts of the agent since the workspace was last healthy.
@@ -42,37 +42,36 @@ pub struct WorkspaceView {
     /// Position in the admission queue, 1 is next; null if not queued.
     pub queue_position: Option<u32>,
     /// Resources that the workspace takes from its owner's quota while it is awake.
-    pub requested: Option<ResourcesView>,
+    pub requested: Option<ResourcesJson>,
     /// Resources that are reserved in the quota now.
-    pub allocated: Option<ResourcesView>,
+    pub allocated: Option<ResourcesJson>,
     /// When the workspace falls asleep unless it is used, if its users were warned of that.
     pub sleeps_at: Option<String>,
     /// The workspace was deleted and only its archives are left.
     pub deleted: bool,
     /// Progress of archiving or restoring.
-    pub progress: Option<ProgressView>,
-    pub policy: Option<PolicyView>,
-    pub agent: Option<AgentView>,
+    pub progress: Option<ProgressJson>,
+    pub policy: Option<PolicyJson>,
+    pub agent: Option<AgentJson>,
 }
 
-/// An agent, for scripts.
+/// JSON form of an agent.
 #[derive(Debug, Serialize)]
-pub struct AgentView {
-    /// One run of it.
+pub struct AgentJson {
+    /// Identifies one run of the agent.
     pub boot_id: String,
-    /// The life of its byte logs.
+    /// Epoch of the byte logs of that run.
     pub epoch: u64,
-    /// Its version.
     pub version: String,
-    /// SHA-256 of its certificate.
+    /// SHA-256 of the agent's certificate (DER), lower-case hex.
     pub key_fingerprint: String,
-    /// Where it listens.
+    /// Address of the agent, `unix:/…` or `https://host:port`.
     pub address: String,
 }
 
 /// JSON form of the next step.
 #[derive(Debug, Serialize)]
-pub struct NextStepView {
+pub struct NextStepJson {
     /// `sleep`, `archive`, `restart-agent`, …
     pub step: String,
     pub at: Option<String>,
@@ -82,62 +81,61 @@ pub struct NextStepView {
 
 /// JSON form of the activity.
 #[derive(Debug, Serialize)]
-pub struct ActivityView {
+pub struct ActivityJson {
     /// `active`, `busy` or `idle`.
     pub level: &'static str,
-    /// Strongest first.
-    pub evidence: Vec<EvidenceView>,
+    /// Evidence for the level, strongest first.
+    pub evidence: Vec<EvidenceJson>,
     /// Idle time that counts.
     pub counted_idle_seconds: f64,
     /// Idle time after which the workspace falls asleep.
     pub idle_timeout_seconds: f64,
-    pub leases: Vec<LeaseView>,
+    pub leases: Vec<LeaseJson>,
     /// Cores used over the last minute.
     pub cpu_cores: f64,
     pub memory_bytes: u64,
     pub processes: u32,
     pub terminals: u32,
     /// Set while users are warned that the workspace falls asleep.
-    pub sleep_warning: Option<SleepWarningView>,
+    pub sleep_warning: Option<SleepWarningJson>,
     /// Time of the report.
     pub at: Option<String>,
 }
 
-/// A warning before sleep, for scripts.
+/// JSON form of the warning before sleep.
 #[derive(Debug, Serialize)]
-pub struct SleepWarningView {
-    /// When it sleeps unless it is used.
+pub struct SleepWarningJson {
+    /// When the workspace falls asleep unless it is used.
     pub at: Option<String>,
     /// `idle`, `max-awake` or `requested`.
     pub cause: String,
 }
 
-/// One reason, for scripts.
+/// JSON form of the evidence for an activity level.
 #[derive(Debug, Serialize)]
-pub struct EvidenceView {
-    /// What kind.
+pub struct EvidenceJson {
+    /// Name of the signal: `keystroke`, `cpu`, `lease`, …
     pub signal: &'static str,
-    /// In words.
+    /// Text for people: `vim in terminal 'main'`.
     pub detail: String,
-    /// How long ago it was seen.
+    /// Time since the signal was last observed.
     pub age_seconds: f64,
-    /// How long it holds if nothing new comes.
+    /// Time for which it still counts if it is not observed again.
     pub holds_for_seconds: f64,
-    /// It no longer counts.
+    /// The cap of the signal has passed, so it no longer counts.
     pub capped: bool,
 }
 
-/// A lease, for scripts.
+/// JSON form of a keep-awake lease.
 #[derive(Debug, Serialize)]
-pub struct LeaseView {
+pub struct LeaseJson {
     pub name: String,
-    /// What for.
     pub reason: String,
-    /// How long it still holds.
+    /// Time until the lease ends.
     pub remaining_seconds: f64,
 }
 
-/// The word for a state.
+/// Returns the public name of a state.
 pub fn state(state: State) -> &'static str {
     match state {
         State::Unspecified => "unknown",
@@ -153,7 +151,7 @@ pub fn state(state: State) -> &'static str {
     }
 }
 
-/// How a state is shown.
+/// Returns the colour tone of a state; `None` if it has none.
 pub fn state_tone(state: State) -> Option<Tone> {
     match state {
         State::Awake => Some(Tone::Good),
@@ -165,7 +163,7 @@ pub fn state_tone(state: State) -> Option<Tone> {
     }
 }
 
-/// The word for an activity level, if there is one.
+/// Returns the name of an activity level; `None` if it is unspecified.
 pub fn activity_word(level: ActivityLevel) -> Option<&'static str> {
     match level {
         ActivityLevel::Unspecified => None,
@@ -175,7 +173,7 @@ pub fn activity_word(level: ActivityLevel) -> Option<&'static str> {
     }
 }
 
-/// The word for the state of the connection to the agent.
+/// Returns the name of a connection state; an unspecified one is `unknown`.
 pub fn connection_word(connection: AgentConnection) -> &'static str {
     match connection {
         AgentConnection::Connected => "connected",
@@ -183,7 +181,7 @@ pub fn connection_word(connection: AgentConnection) -> &'static str {
     }
 }
 
-/// The word for a signal.
+/// Returns the name of a signal.
 pub fn signal(signal: Signal) -> &'static str {
     match signal {
         Signal::Unspecified => "unknown",
@@ -201,7 +199,7 @@ pub fn signal(signal: Signal) -> &'static str {
     }
 }
 
-/// Seconds, for scripts.
+/// Converts a duration to seconds.
 pub fn seconds(duration: Option<prost_types::Duration>) -> Option<f64> {
     duration::from_wire(duration).map(|d| d.as_secs_f64())
 }
@@ -215,7 +213,7 @@ fn wait_word(wait: WaitReason) -> String {
     text::word(wait.as_str_name(), "WAIT_REASON_")
 }
 
-impl From<&NextStep> for NextStepView {
+impl From<&NextStep> for NextStepJson {
     fn from(next: &NextStep) -> Self {
         Self {
             step: text::word(next.step().as_str_name(), "STEP_"),
@@ -225,7 +223,7 @@ impl From<&NextStep> for NextStepView {
     }
 }
 
-impl From<&Workspace> for WorkspaceView {
+impl From<&Workspace> for WorkspaceJson {
     fn from(workspace: &Workspace) -> Self {
         let activity = workspace.activity.as_ref();
         let is_connected = workspace.connection() == AgentConnection::Connected;
@@ -234,7 +232,8 @@ impl From<&Workspace> for WorkspaceView {
             name: workspace.name.clone(),
             id: workspace.id.clone(),
             state: state(workspace.state()),
-            // The last report of an agent that is no longer connected says nothing about now.
+            // The last report of an agent that is no longer connected does not tell the present
+            // activity.
             activity_level: activity
                 .filter(|_| is_connected)
                 .and_then(|activity| activity_word(activity.level())),
@@ -247,24 +246,24 @@ impl From<&Workspace> for WorkspaceView {
             created: time(&workspace.created),
             counted_idle_seconds: activity.and_then(|activity| seconds(activity.counted_idle)),
             idle_timeout_seconds: workspace.policy.and_then(|policy| seconds(policy.idle_timeout)),
-            next: workspace.next.as_ref().map(NextStepView::from),
+            next: workspace.next.as_ref().map(NextStepJson::from),
             waiting: workspace.waiting.as_ref().map(|waiting| wait_word(waiting.wait())),
             restarts: workspace.restarts,
             queue_position: Some(workspace.queue_position).filter(|position| *position > 0),
-            requested: workspace.requested.as_ref().map(ResourcesView::from),
-            allocated: workspace.allocated.as_ref().map(ResourcesView::from),
+            requested: workspace.requested.as_ref().map(ResourcesJson::from),
+            allocated: workspace.allocated.as_ref().map(ResourcesJson::from),
             sleeps_at: activity
                 .filter(|_| is_connected)
                 .and_then(|activity| time(&activity.sleep_warning.as_ref()?.at)),
             deleted: workspace.deleted,
-            progress: workspace.progress.as_ref().map(ProgressView::from),
-            policy: workspace.policy.as_ref().map(PolicyView::from),
-            agent: workspace.agent.as_ref().map(AgentView::from),
+            progress: workspace.progress.as_ref().map(ProgressJson::from),
+            policy: workspace.policy.as_ref().map(PolicyJson::from),
+            agent: workspace.agent.as_ref().map(AgentJson::from),
         }
     }
 }
 
-impl From<&AgentInfo> for AgentView {
+impl From<&AgentInfo> for AgentJson {
     fn from(agent: &AgentInfo) -> Self {
         Self {
             boot_id: agent.boot_id.clone(),
@@ -276,17 +275,17 @@ impl From<&AgentInfo> for AgentView {
     }
 }
 
-impl From<&ActivityState> for ActivityView {
+impl From<&ActivityState> for ActivityJson {
     fn from(activity: &ActivityState) -> Self {
         let usage = activity.usage.unwrap_or_default();
-        let lease = |lease: &podling_proto::agent::v1::Lease| LeaseView {
+        let lease = |lease: &podling_proto::agent::v1::Lease| LeaseJson {
             name: lease.name.clone(),
             reason: lease.reason.clone(),
             remaining_seconds: seconds(lease.remaining).unwrap_or_default(),
         };
         Self {
             level: activity_word(activity.level()).unwrap_or("unknown"),
-            evidence: activity.evidence.iter().map(EvidenceView::from).collect(),
+            evidence: activity.evidence.iter().map(EvidenceJson::from).collect(),
             counted_idle_seconds: seconds(activity.counted_idle).unwrap_or_default(),
             idle_timeout_seconds: seconds(activity.idle_timeout).unwrap_or_default(),
             leases: activity.leases.iter().map(lease).collect(),
@@ -294,7 +293,7 @@ impl From<&ActivityState> for ActivityView {
             memory_bytes: usage.memory_bytes,
             processes: usage.processes,
             terminals: usage.terminals,
-            sleep_warning: activity.sleep_warning.as_ref().map(|warning| SleepWarningView {
+            sleep_warning: activity.sleep_warning.as_ref().map(|warning| SleepWarningJson {
                 at: warning.at.as_ref().map(ToString::to_string),
                 cause: text::word(warning.cause().as_str_name(), "SLEEP_CAUSE_"),
             }),
@@ -303,7 +302,7 @@ impl From<&ActivityState> for ActivityView {
     }
 }
 
-impl From<&Evidence> for EvidenceView {
+impl From<&Evidence> for EvidenceJson {
     fn from(evidence: &Evidence) -> Self {
         Self {
             signal: signal(evidence.signal()),

@@ -6,7 +6,7 @@ use clap::Args;
 use podling_proto::control::v1::{ListWorkspaceArchivesRequest, WorkspaceArchive};
 
 use crate::{
-    archive::{self, ArchiveView},
+    archive::{self, ArchiveJson},
     backoff::retry_call,
     client::Client,
     context::Context,
@@ -36,7 +36,7 @@ impl ArchivesArgs {
             None => all(&client, self.all_owners).await?,
         };
         if context.json() {
-            output::json(&archives.iter().map(ArchiveView::from).collect::<Vec<_>>())?;
+            output::json(&archives.iter().map(ArchiveJson::from).collect::<Vec<_>>())?;
         } else if archives.is_empty() {
             let message =
                 "No archives exist. A workspace is archived after a long sleep, and before it is deleted";

@@ -17,7 +17,7 @@ use crate::{
     output,
     policy::PolicyFlags,
     state_waiter::{self, TargetState},
-    view::{WorkspaceView, state},
+    view::{WorkspaceJson, state},
 };
 
 const REQUEST_ID_BYTES: usize = 12;
@@ -72,7 +72,7 @@ impl CreateArgs {
             workspace
         };
         if context.json() {
-            output::json(&WorkspaceView::from(&workspace))?;
+            output::json(&WorkspaceJson::from(&workspace))?;
         } else {
             let made = if created { "" } else { " (existed already)" };
             let took = duration::show(started_at.elapsed());

@@ -12,14 +12,14 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::{
-    archive::{self, ArchiveView},
+    archive::{self, ArchiveJson},
     backoff::retry_call,
     client::Client,
     context::Context,
-    explain::{self, ExplainData, timeline::LogEntryView},
+    explain::{self, ExplainData, timeline::LogEntryJson},
     failure::{self, CommandFailure},
     output,
-    view::{ActivityView, WorkspaceView},
+    view::{ActivityJson, WorkspaceJson},
 };
 
 /// Time for the agent to answer. After that, the activity of its last heartbeat is shown.
@@ -36,17 +36,17 @@ pub struct ExplainArgs {
 }
 
 #[derive(Debug, Serialize)]
-struct ExplanationView {
+struct ExplanationJson {
     #[serde(flatten)]
-    workspace: WorkspaceView,
+    workspace: WorkspaceJson,
     /// True if the activity is the agent's own answer, false if it is from its last heartbeat.
     fresh: bool,
-    activity: Option<ActivityView>,
+    activity: Option<ActivityJson>,
     /// What a user can do to change the next step, as codes: `use`, `keep-awake`, `wake`, …
     remedies: Vec<String>,
-    archives: Vec<ArchiveView>,
+    archives: Vec<ArchiveJson>,
     /// Latest decisions, oldest first.
-    log: Vec<LogEntryView>,
+    log: Vec<LogEntryJson>,
 }
 
 impl ExplainArgs {
@@ -60,7 +60,7 @@ impl ExplainArgs {
             known.fresh = true;
         }
         if context.json() {
-            output::json(&ExplanationView::new(&known))?;
+            output::json(&ExplanationJson::new(&known))?;
         } else {
             output::print(&explain::render(&known, SystemTime::now()))?;
         }
@@ -83,11 +83,11 @@ impl ExplainArgs {
     }
 }
 
-impl ExplanationView {
+impl ExplanationJson {
     fn new(known: &ExplainData) -> Self {
         let workspace = known.answer.workspace.clone().unwrap_or_default();
-        let activity = workspace.activity.as_ref().map(ActivityView::from);
-        let mut view = WorkspaceView::from(&workspace);
+        let activity = workspace.activity.as_ref().map(ActivityJson::from);
+        let mut view = WorkspaceJson::from(&workspace);
         if known.fresh {
             view.activity_level = activity.as_ref().map(|activity| activity.level);
         }
@@ -100,8 +100,8 @@ impl ExplanationView {
                 .remedies()
                 .map(|remedy| text::word(remedy.as_str_name(), "REMEDY_"))
                 .collect(),
-            archives: known.archives.iter().map(ArchiveView::from).collect(),
-            log: known.answer.log.iter().map(LogEntryView::from).collect(),
+            archives: known.archives.iter().map(ArchiveJson::from).collect(),
+            log: known.answer.log.iter().map(LogEntryJson::from).collect(),
         }
     }
 }

@@ -78,7 +78,7 @@ pub struct KeepAwakeArgs {
 }
 
 #[derive(Debug, Serialize)]
-struct LeaseStatusView {
+struct LeaseStatusJson {
     lease: String,
     reason: String,
     remaining_seconds: f64,
@@ -105,7 +105,7 @@ impl KeepAwakeArgs {
         let remaining = lease.and_then(|lease| duration::from_wire(lease.remaining)).unwrap_or_default();
         if context.json() {
             let remaining_seconds = remaining.as_secs_f64();
-            output::json(&LeaseStatusView {
+            output::json(&LeaseStatusJson {
                 lease: lease_holder.name,
                 reason: lease_holder.reason,
                 remaining_seconds,

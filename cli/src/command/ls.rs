@@ -14,7 +14,7 @@ use crate::{
     failure::CommandFailure,
     next_transition,
     output::{self, Tone},
-    view::{WorkspaceView, activity_word, state, state_tone},
+    view::{WorkspaceJson, activity_word, state, state_tone},
 };
 
 /// List workspaces with their state, idle time and next transition
@@ -36,7 +36,7 @@ impl LsArgs {
         });
         let workspaces = answer.await?.workspaces;
         if context.json() {
-            output::json(&workspaces.iter().map(WorkspaceView::from).collect::<Vec<_>>())?;
+            output::json(&workspaces.iter().map(WorkspaceJson::from).collect::<Vec<_>>())?;
         } else if workspaces.is_empty() {
             eprintln!("There are no workspaces. Make one with: podling create NAME");
         } else {

@@ -9,7 +9,7 @@ use crate::{
     context::Context,
     failure::CommandFailure,
     output,
-    policy::{PolicyFlags, PolicyView, render},
+    policy::{PolicyFlags, PolicyJson, render},
 };
 
 const EXAMPLES: &str = "\
@@ -42,10 +42,10 @@ enum PolicyCommand {
 }
 
 #[derive(Debug, Serialize)]
-struct WorkspacePolicyView<'a> {
+struct WorkspacePolicyJson<'a> {
     name: &'a str,
     id: &'a str,
-    policy: PolicyView,
+    policy: PolicyJson,
 }
 
 impl PolicyArgs {
@@ -61,7 +61,7 @@ impl PolicyArgs {
         let policy = workspace.policy.unwrap_or_default();
         if context.json() {
             let Workspace { name, id, .. } = &workspace;
-            output::json(&WorkspacePolicyView { name, id, policy: PolicyView::from(&policy) })?;
+            output::json(&WorkspacePolicyJson { name, id, policy: PolicyJson::from(&policy) })?;
         } else {
             output::print(&render(&policy))?;
         }

@@ -5,7 +5,7 @@ use podling_control::quantity;
 use podling_proto::control::v1::{ResizeWorkspaceRequest, Resources};
 
 use crate::{
-    backoff::retry_call, context::Context, failure::CommandFailure, output, resources, view::WorkspaceView,
+    backoff::retry_call, context::Context, failure::CommandFailure, output, resources, view::WorkspaceJson,
 };
 
 const EXAMPLES: &str = "\
@@ -43,7 +43,7 @@ impl ResizeArgs {
         });
         let workspace = answer.await?.workspace.ok_or_else(CommandFailure::no_workspace)?;
         if context.json() {
-            output::json(&WorkspaceView::from(&workspace))?;
+            output::json(&WorkspaceJson::from(&workspace))?;
         } else {
             output::line(&format!("{} {}", workspace.name, resources::describe(&workspace)))?;
         }

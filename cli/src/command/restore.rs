@@ -18,7 +18,7 @@ use crate::{
     failure::CommandFailure,
     output,
     state_waiter::{self, TargetState, describe},
-    view::WorkspaceView,
+    view::WorkspaceJson,
 };
 
 const REQUEST_ID_BYTES: usize = 12;
@@ -54,7 +54,7 @@ impl RestoreArgs {
             workspace = state_waiter::wait_for(&client, workspace, TargetState::Awake).await?;
         }
         if context.json() {
-            output::json(&WorkspaceView::from(&workspace))?;
+            output::json(&WorkspaceJson::from(&workspace))?;
         } else if workspace.state() == State::Awake {
             output::line(&format!(
                 "{} is restored and awake, after {}",

@@ -14,7 +14,7 @@ use podling_proto::{
 use serde::Serialize;
 
 use crate::{
-    archive::{self, ArchiveView, expires},
+    archive::{self, ArchiveJson, expires},
     backoff::retry_call,
     client::Client,
     context::Context,
@@ -53,12 +53,11 @@ pub struct RmArgs {
 }
 
 #[derive(Debug, Serialize)]
-struct RemovedView {
+struct RemovedJson {
     name: String,
     id: String,
     /// Newest archive of the deleted workspace. Null if it has none, or with `--no-wait`.
-    #[serde(rename = "backup")]
-    archive: Option<ArchiveView>,
+    archive: Option<ArchiveJson>,
 }
 
 impl RmArgs {
@@ -89,7 +88,7 @@ impl RmArgs {
             if !context.json() {
                 output::line(&self.result_line(&name, newest.as_ref()))?;
             }
-            removed.push(RemovedView { name, id, archive: newest.as_ref().map(ArchiveView::from) });
+            removed.push(RemovedJson { name, id, archive: newest.as_ref().map(ArchiveJson::from) });
         }
         if context.json() {
             output::json(&removed)?;

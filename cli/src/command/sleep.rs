@@ -15,7 +15,7 @@ use crate::{
     for_each_target::FailureCollector,
     output::{self, plain},
     state_waiter::{self, TargetState},
-    view::{WorkspaceView, state},
+    view::{WorkspaceJson, state},
 };
 
 /// Number of reasons that a refusal lists. Further ones are counted.
@@ -59,7 +59,7 @@ impl SleepArgs {
             asleep.push(workspace);
         }
         if context.json() {
-            output::json(&asleep.iter().map(WorkspaceView::from).collect::<Vec<_>>())?;
+            output::json(&asleep.iter().map(WorkspaceJson::from).collect::<Vec<_>>())?;
         }
         failures.finish()
     }

@@ -59,7 +59,7 @@ struct TokenCreateArgs {
 }
 
 #[derive(Debug, Serialize)]
-struct TokenView {
+struct TokenJson {
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<String>,
     owner: String,
@@ -87,7 +87,7 @@ impl TokenArgs {
         };
         let info = info.unwrap_or_default();
         if context.json() {
-            output::json(&TokenView::new(token, &info))?;
+            output::json(&TokenJson::new(token, &info))?;
         } else if let Some(token) = token {
             output::line(&token)?;
             eprint!("{}", render(&info, SystemTime::now()));
@@ -110,7 +110,7 @@ impl TokenCreateArgs {
     }
 }
 
-impl TokenView {
+impl TokenJson {
     fn new(token: Option<String>, info: &TokenInfo) -> Self {
         Self {
             token,

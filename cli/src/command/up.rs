@@ -42,7 +42,7 @@ pub struct UpArgs {
 }
 
 #[derive(Debug, Serialize)]
-struct UpReadyView<'a> {
+struct UpReadyJson<'a> {
     url: &'a str,
     pid: u32,
     data: &'a Path,
@@ -111,7 +111,7 @@ fn announce(
     context: &Context,
 ) -> Result<(), CommandFailure> {
     if context.json() {
-        return output::json(&UpReadyView { url, pid: std::process::id(), data });
+        return output::json(&UpReadyJson { url, pid: std::process::id(), data });
     }
     // Other commands read the same environment.
     let needs_data_flag = std::env::var_os("PODLING_DATA").is_none() && context.global.data.is_some();

@@ -14,7 +14,7 @@ use crate::{
     for_each_target::FailureCollector,
     output,
     state_waiter::{self, TargetState, describe},
-    view::WorkspaceView,
+    view::WorkspaceJson,
 };
 
 /// Wake workspaces and wait until they are awake
@@ -58,7 +58,7 @@ impl WakeArgs {
             woken.push(workspace);
         }
         if context.json() {
-            output::json(&woken.iter().map(WorkspaceView::from).collect::<Vec<_>>())?;
+            output::json(&woken.iter().map(WorkspaceJson::from).collect::<Vec<_>>())?;
         }
         failures.finish()
     }

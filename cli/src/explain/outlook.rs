@@ -44,7 +44,8 @@ fn next(workspace: &Workspace, now: SystemTime) -> Vec<(String, String)> {
     if let Some((next, left)) = next.and_then(|next| Some((next, left(next.at, now)?))) {
         steps.push((when(left), text::next_step(next)));
     }
-    // The control plane names the warning as the next step until it is due. The sleep itself comes after it.
+    // The control plane names the warning as the next step until it is due. The sleep itself comes
+    // after it.
     let names_sleep = next.is_some_and(|next| next.step() == Step::Sleep);
     if let Some(left) = sleeps_in(workspace, now).filter(|_| !names_sleep) {
         steps.push((when(left), text::sleep(SleepCause::Idle).to_owned()));

@@ -14,7 +14,7 @@ use crate::{
 
 /// JSON form of a decision.
 #[derive(Debug, Serialize)]
-pub struct LogEntryView {
+pub struct LogEntryJson {
     pub at: Option<String>,
     /// The state from then on.
     pub state: &'static str,
@@ -24,7 +24,7 @@ pub struct LogEntryView {
     pub message: String,
 }
 
-impl From<&LogEntry> for LogEntryView {
+impl From<&LogEntry> for LogEntryJson {
     fn from(entry: &LogEntry) -> Self {
         Self {
             at: entry.at.as_ref().map(ToString::to_string),

@@ -1,5 +1,6 @@
-//! The workspace falls asleep under a session: that is said, input meant for what ended goes nowhere, and only somebody's key wakes
-//! it. Nothing that is repeated by itself does.
+//! Handles a workspace that falls asleep during a session. The session reports the sleep, discards
+//! input meant for the ended terminal, and wakes the workspace only on a key press. Automatic
+//! retries never wake it.
 
 use std::time::Duration;
 
@@ -22,30 +23,29 @@ use crate::{
     output::plain,
 };
 
-/// How long the control plane may take to say how the workspace is; after that the terminal's end is taken for what it seems.
+/// Longest wait for the control plane to report the workspace's state. After that the end of the
+/// terminal counts as an ordinary exit.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Leaves a terminal that sleeps, beside the detach key: nothing is there that it could interrupt.
+/// Leaves a sleeping session, besides the detach key. No program runs that Ctrl-C could interrupt.
 const CTRL_C: u8 = 3;
 
-/// What the control plane says of the workspace; `None`: nothing, in time.
+/// A lookup of the workspace; `None`: the control plane did not answer in time.
 pub(super) type WorkspaceLookup = LocalBoxFuture<'static, Option<Result<Workspace, CommandFailure>>>;
 
-/// Whether the workspace sleeps under us.
+/// Whether the workspace of this session sleeps.
 #[derive(Debug)]
 pub(super) enum SleepOverlay {
-    /// It does not.
     Awake,
-    /// Its terminal ended like this, or its stream did; why is being asked.
+    /// The terminal ended with this exit, or the stream broke; the workspace is being looked up.
     Checking(Option<Exit>),
-    /// It does.
     Asleep,
-    /// Somebody pressed a key. So many bytes that were typed since were dropped.
+    /// A key press requested a wake. Holds the number of bytes typed and discarded since.
     Waking(usize),
 }
 
 impl SleepOverlay {
-    /// Whether somebody asks for the workspace just now, so that a stream may wake it: who attaches (nothing has started), and who
-    /// presses a key. A link that broke asks for nothing.
+    /// Whether a new stream may wake the workspace. The first attach may, and so may a key press; a
+    /// reconnect may not.
     pub(super) fn may_wake(&self, has_started: bool) -> bool {
         match self {
             Self::Waking(_) => true,
@@ -54,7 +54,7 @@ impl SleepOverlay {
     }
 }
 
-/// What a key means to a workspace that sleeps.
+/// Effect of input on a sleeping session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum KeyAction {
     Wake,
@@ -62,14 +62,14 @@ enum KeyAction {
     Nothing,
 }
 
-/// Asks how the workspace is.
+/// Starts a lookup of the workspace.
 pub(super) fn look_up(client: &Client, id: &str) -> WorkspaceLookup {
     let (client, id) = (client.clone(), id.to_owned());
     Box::pin(async move { timeout(LOOK_TIMEOUT, client.find(&id)).await.ok() })
 }
 
 impl AttachSession {
-    /// The stream or the terminal ended: the workspace may be asleep, and then it is only put by.
+    /// Looks the workspace up after the stream or the terminal ended: the workspace may be asleep.
     pub(super) fn start_lookup(&mut self, exit: Option<Exit>) {
         self.outbox.pause();
         self.connection.park();
@@ -77,7 +77,7 @@ impl AttachSession {
         self.lookup = look_up(&self.client, &self.workspace.id);
     }
 
-    /// The control plane has said how the workspace is, or has not.
+    /// Handles the result of the lookup.
     pub(super) fn finish_lookup(
         &mut self,
         seen: Option<Result<Workspace, CommandFailure>>,
@@ -91,7 +91,7 @@ impl AttachSession {
             (Some(Ok(workspace)), _) if sleeps(&workspace) => self.fall_asleep(&workspace),
             (_, Some(exit)) => self.leave(AttachEnd::Exited(exit)),
             (Some(Err(failure)), None) => return Err(failure),
-            // It is on its way up again, or nobody knows.
+            // The workspace is starting, or its state is unknown.
             (Some(Ok(_)) | None, None) => self.connection.retry(),
         }
         Ok(())
@@ -106,7 +106,7 @@ impl AttachSession {
         self.screen.message(&asleep_message(workspace, dropped, &self.key));
     }
 
-    /// Takes what was typed at a workspace that sleeps or wakes: nothing of it is meant for the shell that is to come.
+    /// Handles input while the workspace sleeps or wakes. None of it reaches the next shell.
     pub(super) fn handle_input_asleep(&mut self, piece: &ClassifiedInput) {
         match (key_action(piece), &mut self.sleep_overlay) {
             (KeyAction::Leave, _) => self.leave(AttachEnd::LeftAsleep),
@@ -114,7 +114,7 @@ impl AttachSession {
             (KeyAction::Wake, SleepOverlay::Asleep) => {
                 self.sleep_overlay = SleepOverlay::Waking(0);
                 self.notifications = notifications::wake_progress(&self.client, &self.workspace.id);
-                // The shell before it is gone for good: what is left of it comes as a picture.
+                // The old shell has ended for good; its output is shown as a screen snapshot.
                 self.screen.reset_position();
                 self.from_oldest = false;
                 self.open(true);
@@ -123,19 +123,19 @@ impl AttachSession {
         }
     }
 
-    /// The terminal is there again after somebody woke it.
+    /// Reports that the terminal is back after a wake.
     pub(super) fn report_awake(&mut self, dropped: usize) {
         let name = &self.workspace.name;
         let typed = match dropped {
             0 => String::new(),
-            n => format!("; the {n} bytes typed meanwhile went nowhere"),
+            n => format!("; the {n} bytes typed meanwhile were discarded"),
         };
         self.screen.message(&format!("{name} is awake again{typed}"));
         self.resize = raw::size();
     }
 }
 
-/// Whether it rests, or is about to, so that only somebody's wish brings it back.
+/// Whether the workspace sleeps or is about to, so that only a request wakes it.
 fn sleeps(workspace: &Workspace) -> bool {
     match workspace.state() {
         State::FallingAsleep | State::Asleep | State::Archiving | State::Archived => !workspace.deleted,
@@ -150,7 +150,7 @@ fn sleeps(workspace: &Workspace) -> bool {
 
 fn key_action((kind, data): &ClassifiedInput) -> KeyAction {
     match kind {
-        // An emulator's own words, also that its window has the focus, are nobody's wish.
+        // An emulator's automatic reply, such as a focus report, is not a user's request.
         InputClass::Reply => KeyAction::Nothing,
         InputClass::Detach => KeyAction::Leave,
         InputClass::User if data.contains(&CTRL_C) => KeyAction::Leave,
@@ -166,7 +166,7 @@ fn asleep_message(workspace: &Workspace, dropped: usize, key: &DetachKey) -> Str
     };
     let typed = match dropped {
         0 => String::new(),
-        n => format!(" The last {n} bytes typed were not taken and go nowhere."),
+        n => format!(" The last {n} bytes typed were discarded."),
     };
     let leave = match key.0 {
         Some(_) => format!("{key} or Ctrl-C"),
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn one_clear_line_says_that_it_sleeps_what_was_lost_and_what_to_do() {
+    fn asleep_message_names_reason_lost_input_and_keys() {
         let key: DetachKey = "ctrl-]".parse().expect("a key");
         assert_eq!(
             asleep_message(&at(State::Asleep), 0, &key),
@@ -202,44 +202,47 @@ mod tests {
         let said = asleep_message(&at(State::FallingAsleep), 12, &DetachKey(None));
         assert_eq!(
             said,
-            "demo falls asleep: idle for its whole timeout. The last 12 bytes typed were not taken and go nowhere. Press a key \
-             to wake it, Ctrl-C to leave"
+            "demo falls asleep: idle for its whole timeout. The last 12 bytes typed were discarded. \
+             Press a key to wake it, Ctrl-C to leave"
         );
     }
 
     #[test]
-    fn what_is_tried_again_by_itself_wakes_nothing() {
-        assert!(SleepOverlay::Awake.may_wake(false), "who attaches wakes it");
+    fn automatic_retry_never_wakes() {
+        assert!(SleepOverlay::Awake.may_wake(false), "the first attach wakes the workspace");
         assert!(
             !SleepOverlay::Awake.may_wake(true)
                 && !SleepOverlay::Asleep.may_wake(true)
                 && !SleepOverlay::Checking(None).may_wake(true)
         );
-        assert!(SleepOverlay::Waking(0).may_wake(true), "and who presses a key");
+        assert!(SleepOverlay::Waking(0).may_wake(true), "a key press wakes the workspace");
     }
 
     #[test]
-    fn only_a_key_wakes() {
+    fn only_a_key_press_wakes() {
         let piece = |kind, data: &[u8]| (kind, data.to_vec());
         assert_eq!(key_action(&piece(InputClass::User, b"l")), KeyAction::Wake);
         assert_eq!(key_action(&piece(InputClass::User, b"\x1b[A")), KeyAction::Wake);
         assert_eq!(
             key_action(&piece(InputClass::Reply, b"\x1b[I")),
             KeyAction::Nothing,
-            "a window that gets the focus"
+            "a focus report of the window"
         );
         assert_eq!(key_action(&piece(InputClass::User, b"\x03")), KeyAction::Leave);
         assert_eq!(key_action(&piece(InputClass::Detach, b"\x1d")), KeyAction::Leave);
     }
 
     #[test]
-    fn a_terminal_that_ends_in_a_workspace_that_serves_has_ended() {
+    fn terminal_end_counts_as_sleep_only_in_sleeping_workspace() {
         for state in [State::FallingAsleep, State::Asleep, State::Archiving, State::Archived] {
             assert!(sleeps(&at(state)), "{state:?}");
         }
         for state in [State::Awake, State::Queued, State::Starting, State::Failed, State::Deleting] {
             assert!(!sleeps(&at(state)), "{state:?}");
         }
-        assert!(!sleeps(&Workspace { deleted: true, ..at(State::Archived) }), "there is nothing to wake");
+        assert!(
+            !sleeps(&Workspace { deleted: true, ..at(State::Archived) }),
+            "a deleted workspace cannot wake"
+        );
     }
 }
