@@ -1,4 +1,5 @@
-//! The snapshot: an immutable view of all workspaces. The driver replaces it on each change; everything else reads it.
+//! The snapshot: an immutable view of all workspaces. The driver replaces it on each change; all
+//! other code reads it.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -22,10 +23,10 @@ use tokio::sync::watch;
 
 use crate::{backend::InstanceId, progress::TransferProgress, store::LogEntry};
 
-/// Follows the snapshot. Subscribe before the first read.
+/// Receives new snapshots. Subscribe before the first read, or a change may be missed.
 pub type Snapshots = watch::Receiver<Arc<Snapshot>>;
 
-/// Each state with its word, in the order of a workspace's life.
+/// Every state with its public name, in the order of a workspace's life.
 pub const STATES: &[(State, &str)] = &[
     (State::Queued, "queued"),
     (State::Starting, "starting"),
@@ -44,7 +45,7 @@ pub struct Snapshot {
     /// Grows with every snapshot.
     pub generation: u64,
     pub workspaces: BTreeMap<WorkspaceId, Arc<WorkspaceView>>,
-    /// Time that control planes have been running, over all their lives.
+    /// Total time that the control plane has been running, over all its restarts.
     pub observed_time: Duration,
     /// Progress of the shutdown, if the control plane is shutting down.
     pub down: Option<Down>,
@@ -67,7 +68,7 @@ pub struct WorkspaceView {
     /// When the workspace entered its phase.
     pub since: Timestamp,
     pub connection: AgentConnection,
-    /// From the last heartbeat.
+    /// Activity from the last heartbeat.
     pub activity: Option<Arc<ActivityState>>,
     /// The connected agent: present while awake, and while starting once the agent has said hello.
     pub agent: Option<Arc<AgentView>>,
@@ -85,11 +86,11 @@ pub struct WorkspaceView {
     pub queue_position: Option<usize>,
     /// Progress of archiving or restoring.
     pub progress: Option<TransferProgress>,
-    /// Oldest first.
+    /// The archives, oldest first.
     pub archives: Vec<Archive>,
     /// The last decisions, oldest first.
     pub log: Arc<VecDeque<LogEntry>>,
-    /// SHA-256 of the credential of its agent.
+    /// SHA-256 of the agent's credential.
     pub credential: Option<Fingerprint>,
     /// Grows with every change of this workspace.
     pub version: u64,
@@ -116,9 +117,10 @@ pub struct AgentView {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AgentAddress {
-    /// A unix socket. The path may be longer than `sun_path` allows: connect through a descriptor of its directory.
+    /// A unix socket. The path may be longer than `sun_path` allows: connect through a descriptor
+    /// of its directory.
     Unix(PathBuf),
-    /// Host and port.
+    /// A TCP address, as `HOST:PORT`.
     Tcp(String),
 }
 
@@ -127,7 +129,7 @@ pub enum AgentAddress {
 #[serde(try_from = "String", into = "String")]
 pub struct Fingerprint(pub [u8; 32]);
 
-/// The text is not 64 hexadecimal digits.
+/// Parse error of a [`Fingerprint`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a fingerprint is 64 hexadecimal digits")]
 pub struct BadFingerprint;
@@ -138,8 +140,8 @@ impl Snapshot {
         self.workspaces.get(id)
     }
 
-    /// Returns the owner's workspace of this name. A workspace that is being deleted holds its name until only its archives
-    /// are left.
+    /// Returns the owner's workspace of this name. A workspace that is being deleted holds its name
+    /// until only its archives are left.
     pub fn by_name(&self, owner: &Owner, name: &Name) -> Option<&Arc<WorkspaceView>> {
         let mut named = self.workspaces.values().filter(|w| w.spec.owner == *owner && w.spec.name == *name);
         named.find(|workspace| !workspace.is_gone())

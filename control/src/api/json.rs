@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use self::{
-    operation::{HttpMethod, Operation},
+    operation::{HttpMethod, OpenApiOperation},
     routes::Routes,
 };
 use super::{workspace_archives::WorkspaceArchivesService, workspaces::WorkspacesService};
@@ -66,76 +66,82 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
 
     Routes::default()
         .add(
-            Operation::new(HttpMethod::Get, "/v1/workspaces", workspaces_rpc("List"))
+            OpenApiOperation::new(HttpMethod::Get, "/v1/workspaces", workspaces_rpc("List"))
                 .named("list_workspaces", "Workspaces that the token may see, by name")
-                .query::<workspaces::ListQuery>()
-                .answers::<workspaces::List>(200, "The workspaces"),
+                .query::<workspaces::ListWorkspacesQuery>()
+                .answers::<workspaces::WorkspaceList>(200, "The workspaces"),
             workspaces::list,
         )
         .add(
-            Operation::new(HttpMethod::Post, "/v1/workspaces", workspaces_rpc("Create"))
+            OpenApiOperation::new(HttpMethod::Post, "/v1/workspaces", workspaces_rpc("Create"))
                 .named(
                     "create_workspace",
                     "Create a workspace and wake it; returns at once, follow it with watch",
                 )
-                .takes::<workspaces::Create>()
-                .answers::<workspace::Workspace>(201, "The workspace was created; Location is its address")
-                .answers::<workspace::Workspace>(200, "The workspace that `request_id` or `reconnect` found"),
+                .takes::<workspaces::CreateBody>()
+                .answers::<workspace::JsonWorkspace>(
+                    201,
+                    "The workspace was created; Location is its address",
+                )
+                .answers::<workspace::JsonWorkspace>(
+                    200,
+                    "The workspace that `request_id` or `reconnect` found",
+                ),
             workspaces::create,
         )
         .add(
-            Operation::new(HttpMethod::Get, WORKSPACE, workspaces_rpc("Get"))
+            OpenApiOperation::new(HttpMethod::Get, WORKSPACE, workspaces_rpc("Get"))
                 .named("get_workspace", "Get one workspace")
-                .answers::<workspace::Workspace>(200, "The workspace"),
+                .answers::<workspace::JsonWorkspace>(200, "The workspace"),
             workspaces::get,
         )
         .add(
-            Operation::new(HttpMethod::Delete, WORKSPACE, workspaces_rpc("Delete"))
+            OpenApiOperation::new(HttpMethod::Delete, WORKSPACE, workspaces_rpc("Delete"))
                 .named("delete_workspace", "Delete a workspace; it is archived first unless `discard` is set")
                 .query::<workspaces::DeleteQuery>()
-                .answers::<workspace::Workspace>(202, "The request was accepted"),
+                .answers::<workspace::JsonWorkspace>(202, "The request was accepted"),
             workspaces::delete,
         )
         .add(
-            Operation::new(HttpMethod::Post, of("/sleep"), workspaces_rpc("Sleep"))
+            OpenApiOperation::new(HttpMethod::Post, of("/sleep"), workspaces_rpc("Sleep"))
                 .named("sleep_workspace", "Put a workspace to sleep: its processes end, its storage stays")
-                .takes::<workspaces::Sleep>()
-                .answers::<workspace::Workspace>(202, "The request was accepted"),
+                .takes::<workspaces::SleepBody>()
+                .answers::<workspace::JsonWorkspace>(202, "The request was accepted"),
             workspaces::sleep,
         )
         .add(
-            Operation::new(HttpMethod::Post, of("/wake"), workspaces_rpc("Wake"))
+            OpenApiOperation::new(HttpMethod::Post, of("/wake"), workspaces_rpc("Wake"))
                 .named("wake_workspace", "Wake a workspace; returns at once, follow it with watch")
                 .takes::<EmptyBody>()
-                .answers::<workspace::Workspace>(202, "The request was accepted"),
+                .answers::<workspace::JsonWorkspace>(202, "The request was accepted"),
             workspaces::wake,
         )
         .add(
-            Operation::new(HttpMethod::Patch, of("/resources"), workspaces_rpc("Resize"))
+            OpenApiOperation::new(HttpMethod::Patch, of("/resources"), workspaces_rpc("Resize"))
                 .named(
                     "resize_workspace",
                     "Change the resources it requests of its owner's quota; an increase may have to \
                      wait in the admission queue",
                 )
-                .takes::<workspaces::Resize>()
-                .answers::<workspace::Workspace>(
+                .takes::<workspaces::ResizeBody>()
+                .answers::<workspace::JsonWorkspace>(
                     200,
                     "The workspace, with its requested and its allocated resources",
                 ),
             workspaces::resize,
         )
         .add(
-            Operation::new(HttpMethod::Patch, of("/policy"), workspaces_rpc("SetPolicy"))
+            OpenApiOperation::new(HttpMethod::Patch, of("/policy"), workspaces_rpc("SetPolicy"))
                 .named(
                     "set_policy",
                     "Change the fields of its policy that the body contains; takes effect at once",
                 )
                 .takes::<policy::JsonPolicy>()
-                .answers::<workspace::Workspace>(200, "The workspace with its new policy"),
+                .answers::<workspace::JsonWorkspace>(200, "The workspace with its new policy"),
             workspaces::set_policy,
         )
         .add(
-            Operation::new(HttpMethod::Get, of("/explanation"), workspaces_rpc("Explain"))
+            OpenApiOperation::new(HttpMethod::Get, of("/explanation"), workspaces_rpc("Explain"))
                 .named(
                     "explain_workspace",
                     "Explain its state: the reason, the next transition and its time, what would change \
@@ -145,7 +151,7 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
             workspaces::explain,
         )
         .add(
-            Operation::new(HttpMethod::Get, "/v1/watch", workspaces_rpc("Watch"))
+            OpenApiOperation::new(HttpMethod::Get, "/v1/watch", workspaces_rpc("Watch"))
                 .named(
                     "watch_workspaces",
                     "Stream the workspaces that exist, then every change. Events: `workspace`; `gone` \
@@ -158,23 +164,27 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
             watch::watch,
         )
         .add(
-            Operation::new(HttpMethod::Get, "/v1/archives", archives_rpc("List"))
+            OpenApiOperation::new(HttpMethod::Get, "/v1/archives", archives_rpc("List"))
                 .named(
                     "list_archives",
                     "Archives that the token may see, newest first, including those of deleted workspaces",
                 )
-                .query::<archives::ListQuery>()
-                .answers::<archives::List>(200, "The archives"),
+                .query::<archives::ListArchivesQuery>()
+                .answers::<archives::ArchiveList>(200, "The archives"),
             archives::list,
         )
         .add(
-            Operation::new(HttpMethod::Post, "/v1/archives/{archive}/restore", archives_rpc("Restore"))
-                .named(
-                    "restore_archive",
-                    "Restore a workspace, also if it was deleted; with `name`, restore into a new one",
-                )
-                .takes::<archives::Restore>()
-                .answers::<workspace::Workspace>(202, "The workspace; follow it until it is awake"),
+            OpenApiOperation::new(
+                HttpMethod::Post,
+                "/v1/archives/{archive}/restore",
+                archives_rpc("Restore"),
+            )
+            .named(
+                "restore_archive",
+                "Restore a workspace, also if it was deleted; with `name`, restore into a new one",
+            )
+            .takes::<archives::RestoreBody>()
+            .answers::<workspace::JsonWorkspace>(202, "The workspace; follow it until it is awake"),
             archives::restore,
         )
         .router(JsonServices { workspaces, archives })

@@ -1,4 +1,5 @@
-//! The WorkspaceArchives service: translates, asks the driver, and shows what the snapshots say. It never waits for the store.
+//! The WorkspaceArchives service. It translates requests for the driver and renders snapshots. It
+//! never waits for the backup store.
 
 use std::sync::Arc;
 
@@ -23,22 +24,20 @@ use crate::{
     snapshot::WorkspaceView,
 };
 
-/// Of a request id, in characters.
-const MAX_REQUEST_ID: usize = 64;
+const MAX_REQUEST_ID_CHARS: usize = 64;
 
-/// Shows archives, and brings workspaces back.
 #[derive(Debug, Clone)]
 pub struct WorkspaceArchivesService {
     driver: DriverHandle,
 }
 
 impl WorkspaceArchivesService {
-    /// Asks `driver`.
     pub fn new(driver: DriverHandle) -> Self {
         Self { driver }
     }
 
-    /// The workspace that a archive's key, an id or a name stands for, and the archive: named, or its newest.
+    /// Finds an archive by its key, or the newest archive of a workspace by the workspace's id or
+    /// name.
     fn find(&self, caller: &Principal, text: &str) -> Result<(Arc<WorkspaceView>, Archive), WireError> {
         let snapshots = self.driver.snapshots();
         let snapshot = snapshots.borrow();
@@ -52,7 +51,8 @@ impl WorkspaceArchivesService {
         }
         let view = match caller.find_named(&snapshot, &caller.owner, text) {
             Ok(view) => view.clone(),
-            // One that was deleted has no name any more, but is known by it: the one deleted last.
+            // A deleted workspace no longer owns its name, but can be found by it. The name may
+            // have been reused, so the workspace deleted last is chosen.
             Err(error) => {
                 let mut gone: Vec<_> = snapshot
                     .workspaces
@@ -116,34 +116,35 @@ impl WorkspaceArchives for WorkspaceArchivesService {
         let (view, archive) = self.find(&caller, &request.archive)?;
         let restored = if request.name.is_empty() {
             if view.archives.last().is_none_or(|newest| newest.key != archive.key) {
-                let words = "this is an older archive of it; to restore it beside the newest, give a name for a new workspace";
-                return Err(WireError::new(Reason::NotArchived, words).with("id", &view.spec.id).into());
+                let message = "this is not the newest archive of the workspace; give a name to restore it \
+                    into a new workspace";
+                return Err(WireError::new(Reason::NotArchived, message).with("id", &view.spec.id).into());
             }
             self.driver.restore(view.spec.id.clone()).await.map_err(WireError::from)?
         } else {
-            let new = fresh(&caller, &view, archive, request)?;
+            let new = new_workspace(&caller, &view, archive, request)?;
             self.driver.create(new).await.map_err(WireError::from)?.0
         };
         Ok(Response::new(RestoreArchiveResponse { workspace: Some(workspace(&restored)) }))
     }
 }
 
-/// A new workspace as the old one was, that begins with what the archive holds.
-fn fresh(
+/// Describes a new workspace that has the old one's settings and starts with the archive's files.
+fn new_workspace(
     caller: &Principal,
     view: &WorkspaceView,
     archive: Archive,
     request: RestoreArchiveRequest,
 ) -> Result<NewWorkspace, WireError> {
     if caller.workspaces.is_some() {
-        let message = "this token is narrowed to certain workspaces and makes no others";
+        let message = "this token is restricted to certain workspaces and cannot create others";
         return Err(WireError::new(Reason::WorkspaceDenied, message));
     }
     let bad = |field: &str, problem: String| {
         WireError::new(Reason::BadField, format!("{field}: {problem}")).with("field", field)
     };
-    if request.request_id.chars().count() > MAX_REQUEST_ID {
-        return Err(bad("request_id", format!("at most {MAX_REQUEST_ID} characters")));
+    if request.request_id.chars().count() > MAX_REQUEST_ID_CHARS {
+        return Err(bad("request_id", format!("at most {MAX_REQUEST_ID_CHARS} characters")));
     }
     let old = &view.spec;
     Ok(NewWorkspace {
@@ -163,10 +164,10 @@ fn fresh(
 fn workspace_archive(
     view: &WorkspaceView,
     archive: &Archive,
-    witnessed: std::time::Duration,
+    observed_time: std::time::Duration,
 ) -> WorkspaceArchive {
-    let kept = witnessed.saturating_sub(archive.observed_time);
-    let left = view.spec.policy.keep_archives.saturating_sub(kept);
+    let age = observed_time.saturating_sub(archive.observed_time);
+    let left = view.spec.policy.keep_archives.saturating_sub(age);
     let newest = view.archives.last().is_some_and(|last| last.generation == archive.generation);
     WorkspaceArchive {
         key: archive.key.0.clone(),

@@ -1,4 +1,5 @@
-//! Finds the agent of a workspace, and holds calls that wake until there is one. Must not know what a call is.
+//! Finds the agent of a workspace, and holds waking requests until it is connected. Must not know
+//! what a request contains.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,13 +21,13 @@ use crate::{
     snapshot::{AgentView, Snapshots, WorkspaceView},
 };
 
-/// How long a call is held for a workspace that starts: a cold start with room to spare, and well below the minute after
-/// which proxies give up. Then WAKE_TIMEOUT.
+/// Longest time for which a request is held while its workspace starts. That is more than a cold
+/// start takes, and well below the minute after which proxies give up. Then the request fails with
+/// WAKE_TIMEOUT.
 const HOLD_TIMEOUT: Duration = Duration::from_secs(30);
-/// What a client waits before it asks for a workspace again that is not awake.
+/// Delay after which a client may ask again for a workspace that is not awake.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Who waits for what.
 #[derive(Debug)]
 pub(super) struct AgentWaiter {
     snapshots: Snapshots,
@@ -34,11 +35,11 @@ pub(super) struct AgentWaiter {
     queue: WakeQueue,
 }
 
-/// What is to be done with a call, as things are.
+/// Whether a request can be forwarded now.
 enum ForwardDecision {
     Forward(Arc<AgentView>),
     Hold,
-    Refuse(WireError),
+    Reject(WireError),
 }
 
 impl AgentWaiter {
@@ -46,8 +47,9 @@ impl AgentWaiter {
         Self { snapshots, wakes, queue: WakeQueue::new(gauge) }
     }
 
-    /// The agent of a workspace the caller may see. If there is none just now, a call that `wakes` waits for it, and is let go on in its
-    /// ticket: the one behind it waits until that is dropped.
+    /// Returns the agent of a workspace that the caller may see. While no agent is connected, a
+    /// request that `wakes` waits in the workspace's queue. It then returns with its ticket, and
+    /// the next request in the queue waits until that is dropped.
     pub(super) async fn agent(
         &self,
         caller: &Principal,
@@ -57,12 +59,12 @@ impl AgentWaiter {
         let mut snapshots = self.snapshots.clone();
         let view = find(&mut snapshots, caller, id)?;
         let now = match decide_forward(&view, wakes) {
-            // Nobody overtakes those who are held.
+            // A request never overtakes the ones that are held already.
             ForwardDecision::Forward(agent) if wakes && self.queue.has_waiting(id) => Some(agent),
             ForwardDecision::Forward(agent) => return Ok((agent, None)),
-            ForwardDecision::Refuse(error) if view.state != State::Failed || !wakes => return Err(error),
-            // A start that failed is tried again for whoever comes; only a failure from here on counts.
-            ForwardDecision::Refuse(_) | ForwardDecision::Hold => None,
+            ForwardDecision::Reject(error) if view.state != State::Failed || !wakes => return Err(error),
+            // The request retries a failed start, so only a failure from here on counts.
+            ForwardDecision::Reject(_) | ForwardDecision::Hold => None,
         };
         let is_first = !self.queue.has_waiting(id);
         let mut ticket = match (self.queue.enqueue(id), now) {
@@ -71,23 +73,25 @@ impl AgentWaiter {
             (Err(full), None) => return Err(full),
         };
         if is_first {
-            // One waker for each workspace.
+            // Only the first request in the queue wakes the workspace.
             self.wake(id);
         }
-        // Not its version: that also grows when only the next try is moved, and the failure is still the old one.
+        // The version is not compared: it also grows when only the next retry moves, although the
+        // failure is still the old one.
         let first = (view.state, view.since);
         let waited = timeout(HOLD_TIMEOUT, async {
             loop {
                 let view = find(&mut snapshots, caller, id)?;
                 match decide_forward(&view, true) {
                     ForwardDecision::Forward(agent) if ticket.is_first() => return Ok(agent),
-                    ForwardDecision::Refuse(error) if (view.state, view.since) != first => return Err(error),
-                    ForwardDecision::Forward(_) | ForwardDecision::Refuse(_) | ForwardDecision::Hold => {}
+                    ForwardDecision::Reject(error) if (view.state, view.since) != first => return Err(error),
+                    ForwardDecision::Forward(_) | ForwardDecision::Reject(_) | ForwardDecision::Hold => {}
                 }
                 tokio::select! {
                     changed = snapshots.changed() => changed.map_err(|_| shutting_down())?,
                     () = ticket.moved() => {}
-                    // A wish may have got lost, or somebody put it to sleep meanwhile: a wish more does no harm.
+                    // The wake request may be lost, or a user may have put the workspace to sleep
+                    // since. Repeating it does no harm.
                     () = sleep(RETRY_INTERVAL) => self.wake(id),
                 }
             }
@@ -98,7 +102,8 @@ impl AgentWaiter {
         }
     }
 
-    /// A full queue means that others are being woken: the next wish comes in a moment.
+    /// Requests a wake. If the channel is full, other workspaces are being woken, and the retry
+    /// follows soon.
     fn wake(&self, id: &WorkspaceId) {
         let _queued = self.wakes.try_send(id.clone());
     }
@@ -112,30 +117,31 @@ fn find(
     caller.find(&snapshots.borrow_and_update(), id).cloned()
 }
 
-/// It was held for as long as a call is held: what it would have to wait for.
+/// The error of a request that was held for the longest time; it names what the workspace waits
+/// for.
 fn wake_timeout(view: &WorkspaceView) -> WireError {
     let why = match view.queue_position {
         Some(position) => format!("it waits for quota at position {position} of the admission queue"),
         None => reasons::message(&view.reason),
     };
-    let message =
-        format!("the workspace was not ready within {} s: {why}; try again", HOLD_TIMEOUT.as_secs());
+    let message = format!("the workspace was not awake within {} s: {why}; retry", HOLD_TIMEOUT.as_secs());
     WireError::new(Reason::WakeTimeout, message).with("id", &view.spec.id)
 }
 
 fn decide_forward(view: &WorkspaceView, wakes: bool) -> ForwardDecision {
-    let not_awake = |words: &str, state: &str| {
-        let message = format!("the workspace is {words}, and this call does not wake it");
+    let not_awake = |condition: &str, state: &str| {
+        let message = format!("the workspace is {condition}, and this request does not wake it");
         let error = WireError::new(Reason::NotAwake, message).with("state", state);
-        ForwardDecision::Refuse(error.with("id", &view.spec.id).retry_after(RETRY_INTERVAL))
+        ForwardDecision::Reject(error.with("id", &view.spec.id).retry_after(RETRY_INTERVAL))
     };
     match view.state {
-        // Who comes while it falls asleep is served by it if it is held back in time, else once it is awake again.
+        // The agent admits a held request if the sleep is cancelled in time. Otherwise the request
+        // waits until the workspace is awake again.
         State::FallingAsleep if wakes => ForwardDecision::Hold,
         State::Awake | State::FallingAsleep => match &view.agent {
             Some(agent) => ForwardDecision::Forward(agent.clone()),
             None if wakes => ForwardDecision::Hold,
-            None => ForwardDecision::Refuse(unreachable_agent(&view.spec.id)),
+            None => ForwardDecision::Reject(unreachable_agent(&view.spec.id)),
         },
         State::Queued | State::Starting | State::Asleep | State::Archiving | State::Archived if wakes => {
             ForwardDecision::Hold
@@ -145,14 +151,14 @@ fn decide_forward(view: &WorkspaceView, wakes: bool) -> ForwardDecision {
         State::Asleep => not_awake("asleep", "asleep"),
         State::Archiving => not_awake("being archived", "archiving"),
         State::Archived => not_awake("archived", "archived"),
-        State::Deleting => ForwardDecision::Refuse(
+        State::Deleting => ForwardDecision::Reject(
             WireError::new(Reason::Deleting, "the workspace is being deleted").with("id", &view.spec.id),
         ),
         State::Failed => {
             let cause = reasons::message(&view.reason);
             let error =
-                WireError::new(Reason::WorkspaceFailed, format!("the workspace does not start: {cause}"));
-            ForwardDecision::Refuse(error.with("cause", cause).with("id", &view.spec.id))
+                WireError::new(Reason::WorkspaceFailed, format!("the workspace failed to start: {cause}"));
+            ForwardDecision::Reject(error.with("cause", cause).with("id", &view.spec.id))
         }
     }
 }

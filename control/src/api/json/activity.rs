@@ -1,4 +1,4 @@
-//! What an agent says of its workspace's use.
+//! The activity of a workspace in JSON.
 
 use podling_proto::agent::v1 as proto;
 use schemars::JsonSchema;
@@ -6,73 +6,79 @@ use serde::Serialize;
 
 use super::scalar::{Seconds, Time, enum_label};
 
-/// Whether somebody or something uses the workspace, and how we know.
+/// Whether the workspace is in use, and the evidence for it.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct Activity {
+#[schemars(rename = "Activity")]
+pub(super) struct JsonActivity {
     #[schemars(extend("enum" = ["active", "busy", "idle", "unspecified"]))]
     level: String,
-    /// Strongest first; also capped ones.
-    evidence: Vec<Evidence>,
-    /// Idle time that counts: witnessed by acknowledged heartbeats.
+    /// Strongest first. Capped evidence is included, so that a user sees why it does not count.
+    evidence: Vec<JsonEvidence>,
+    /// Idle time that counts: covered by acknowledged heartbeats.
     counted_idle: Seconds,
-    /// How much of it the policy asks for before the workspace may sleep.
+    /// Counted idle time that the policy requires before the workspace may sleep.
     idle_timeout: Seconds,
-    leases: Vec<Lease>,
+    leases: Vec<JsonLease>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Usage>,
+    usage: Option<JsonUsage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     at: Option<Time>,
-    /// There while the workspace is about to sleep for want of use.
+    /// Set while the workspace is about to sleep because it is idle.
     #[serde(skip_serializing_if = "Option::is_none")]
-    sleep_warning: Option<SleepWarning>,
+    sleep_warning: Option<JsonSleepWarning>,
 }
 
 /// One signal that supports the activity level.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Evidence {
-    /// "keystroke", "client-write", "cpu", "foreground-job", "lease", …: a value of podling.agent.v1.Signal; more may come.
+#[schemars(rename = "Evidence")]
+struct JsonEvidence {
+    /// A value of podling.agent.v1.Signal: "keystroke", "client-write", "cpu", "foreground-job",
+    /// "lease", … A later version may add values.
     signal: String,
-    /// For people.
+    /// Text for people: "vim in terminal 'main'".
     detail: String,
-    /// How long ago it was last seen.
+    /// Time since the signal was last observed.
     age: Seconds,
-    /// How long it still counts if nothing new comes.
+    /// Time for which it still counts if it is not observed again.
     holds_for: Seconds,
-    /// It is there, but its cap is over: it no longer counts.
+    /// The signal is present, but its cap has passed, so it no longer counts.
     capped: bool,
 }
 
-/// A promise that the workspace must stay awake.
+/// A named, expiring request to keep the workspace awake.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Lease {
+#[schemars(rename = "Lease")]
+struct JsonLease {
     name: String,
     reason: String,
     remaining: Seconds,
 }
 
-/// What the workspace's processes take.
+/// Resources used by the workspace's processes.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Usage {
-    /// Over the last minute; 1.0 is one core.
+#[schemars(rename = "Usage")]
+struct JsonUsage {
+    /// Mean of the last minute; 1.0 is one core.
     cpu_cores: f64,
     memory_bytes: u64,
-    /// Over the last minute.
+    /// Bytes read and written per second; mean of the last minute.
     io_bytes_per_second: f64,
     processes: u32,
     terminals: u32,
 }
 
-/// What people are told.
+/// The warning that the workspace falls asleep.
 #[derive(Debug, Serialize, JsonSchema)]
-struct SleepWarning {
-    /// When the workspace will sleep unless it is used; may have passed already.
+#[schemars(rename = "SleepWarning")]
+struct JsonSleepWarning {
+    /// When the workspace falls asleep unless it is used. May be in the past.
     #[serde(skip_serializing_if = "Option::is_none")]
     at: Option<Time>,
     #[schemars(extend("enum" = ["idle", "max-awake", "requested", "unspecified"]))]
     cause: String,
 }
 
-impl From<proto::ActivityState> for Activity {
+impl From<proto::ActivityState> for JsonActivity {
     fn from(activity: proto::ActivityState) -> Self {
         Self {
             level: enum_label(activity.level().as_str_name()),
@@ -82,7 +88,7 @@ impl From<proto::ActivityState> for Activity {
             leases: activity.leases.into_iter().map(Into::into).collect(),
             usage: activity.usage.map(Into::into),
             at: activity.at.map(Into::into),
-            sleep_warning: activity.sleep_warning.map(|warning| SleepWarning {
+            sleep_warning: activity.sleep_warning.map(|warning| JsonSleepWarning {
                 cause: enum_label(warning.cause().as_str_name()),
                 at: warning.at.map(Into::into),
             }),
@@ -90,7 +96,7 @@ impl From<proto::ActivityState> for Activity {
     }
 }
 
-impl From<proto::Evidence> for Evidence {
+impl From<proto::Evidence> for JsonEvidence {
     fn from(evidence: proto::Evidence) -> Self {
         Self {
             signal: enum_label(evidence.signal().as_str_name()),
@@ -102,16 +108,16 @@ impl From<proto::Evidence> for Evidence {
     }
 }
 
-impl From<proto::Lease> for Lease {
+impl From<proto::Lease> for JsonLease {
     fn from(lease: proto::Lease) -> Self {
         let remaining = lease.remaining.unwrap_or_default().into();
         Self { name: lease.name, reason: lease.reason, remaining }
     }
 }
 
-impl From<proto::Usage> for Usage {
+impl From<proto::Usage> for JsonUsage {
     fn from(usage: proto::Usage) -> Self {
-        // JSON has no number for what is none; nobody uses an infinite lot.
+        // JSON has no infinity and no NaN. An agent that reports one gets 0.
         let number = |number: f64| if number.is_finite() { number } else { 0.0 };
         Self {
             cpu_cores: number(usage.cpu_cores),

@@ -1,4 +1,4 @@
-//! The routes of archives: JSON to the message of an RPC, and its answer to JSON.
+//! Handlers of the archive routes. Each calls one RPC of the WorkspaceArchives service.
 
 use axum::{Extension, Json, extract::State};
 use http::StatusCode;
@@ -14,62 +14,66 @@ use super::{
     problem_response::ProblemResponse,
     request::{JsonBody, PathParam, QueryParams},
     scalar::Time,
-    workspace::Workspace,
+    workspace::JsonWorkspace,
 };
 use crate::{api::request_as, principal::Principal};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ListQuery {
-    /// Id, or name of one of the caller's own; empty: all.
+pub(super) struct ListArchivesQuery {
+    /// Id, or name of one of the caller's workspaces. Empty: all.
     #[serde(default)]
     workspace: String,
-    /// Only with `admin`: of all owners.
+    /// Archives of all owners; needs `admin`.
     #[serde(default)]
     all_owners: bool,
 }
 
-/// Newest first.
+/// The archives, newest first.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "WorkspaceArchives")]
-pub(super) struct List {
-    archives: Vec<WorkspaceArchive>,
+pub(super) struct ArchiveList {
+    archives: Vec<JsonArchive>,
 }
 
 /// An archive of a workspace, proven when it was made.
 #[derive(Debug, Serialize, JsonSchema)]
-struct WorkspaceArchive {
-    /// Names it in the archive store.
+#[schemars(rename = "WorkspaceArchive")]
+struct JsonArchive {
+    /// Its name in the backup store: "workspace-{id}-{YYYYMMDD-HHMMSS}".
     key: String,
     workspace_id: String,
     workspace_name: String,
     owner: String,
     template: String,
     created: Time,
-    /// When it is removed if the control plane runs all the time; only time that it runs counts.
+    /// Estimated time of removal. Only time that the control plane runs counts, so downtime delays
+    /// it.
     expires: Time,
-    /// Files, folders and links in it.
+    /// Number of files, directories and links.
     entries: u64,
-    /// Of the files in it.
+    /// Content size of the files.
     bytes: u64,
-    /// Of the zip.
+    /// Size of the zip.
     archive_bytes: u64,
-    /// The workspace has no storage: this is all that is left of it (if it is its newest).
+    /// The workspace has no storage left and this is its newest archive, so the files exist only
+    /// here.
     only_copy: bool,
     /// The workspace was deleted.
     deleted: bool,
 }
 
-/// What becomes of a archive.
+/// How to restore an archive.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "RestoreArchive")]
-pub(super) struct Restore {
-    /// Empty: the workspace it was made of comes back itself, which needs that only the archive is left of it. Else: the name of a
-    /// new workspace of the same owner and template.
+pub(super) struct RestoreBody {
+    /// Name of a new workspace with the same owner and template. Empty: restore the archived
+    /// workspace itself, which must have no storage.
     #[serde(default)]
     name: String,
-    /// For the new workspace; at most 64 characters; a repeat answers with the workspace made by the first call.
+    /// For a new workspace; at most 64 characters. A repeated call returns the workspace that the
+    /// first call created.
     #[serde(default)]
     request_id: String,
 }
@@ -77,25 +81,25 @@ pub(super) struct Restore {
 pub(super) async fn list(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
-    QueryParams(query): QueryParams<ListQuery>,
-) -> Result<Json<List>, ProblemResponse> {
+    QueryParams(query): QueryParams<ListArchivesQuery>,
+) -> Result<Json<ArchiveList>, ProblemResponse> {
     let request = ListWorkspaceArchivesRequest { workspace: query.workspace, all_owners: query.all_owners };
     let answer = api.archives.list(request_as(caller, request)).await?.into_inner();
-    Ok(Json(List { archives: answer.archives.into_iter().map(Into::into).collect() }))
+    Ok(Json(ArchiveList { archives: answer.archives.into_iter().map(Into::into).collect() }))
 }
 
 pub(super) async fn restore(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
     PathParam(archive): PathParam,
-    JsonBody(body): JsonBody<Restore>,
-) -> Result<(StatusCode, Json<Workspace>), ProblemResponse> {
+    JsonBody(body): JsonBody<RestoreBody>,
+) -> Result<(StatusCode, Json<JsonWorkspace>), ProblemResponse> {
     let request = RestoreArchiveRequest { archive, name: body.name, request_id: body.request_id };
     let answer = api.archives.restore(request_as(caller, request)).await?.into_inner();
     Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
 }
 
-impl From<proto::WorkspaceArchive> for WorkspaceArchive {
+impl From<proto::WorkspaceArchive> for JsonArchive {
     fn from(archive: proto::WorkspaceArchive) -> Self {
         Self {
             key: archive.key,

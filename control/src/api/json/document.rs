@@ -8,7 +8,7 @@ use schemars::{
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::operation::Operation;
+use super::operation::OpenApiOperation;
 
 const DESCRIPTION: &str = "Workspaces and their archives, for clients without gRPC. Each route calls \
     one RPC of podling.control.v1, needs that RPC's verb, and returns its result. Times are RFC 3339, \
@@ -50,7 +50,7 @@ impl Default for OpenApiDocument {
 }
 
 impl OpenApiDocument {
-    pub(super) fn add(&mut self, operation: &Operation) {
+    pub(super) fn add(&mut self, operation: &OpenApiOperation) {
         let described = operation.describe(&mut self.schemas);
         let path = self.paths.entry(operation.path.as_ref()).or_insert_with(|| json!({}));
         path[operation.method.name()] = described;

@@ -46,7 +46,7 @@ impl HttpMethod {
 }
 
 #[derive(Debug)]
-pub(super) struct Operation {
+pub(super) struct OpenApiOperation {
     pub(super) method: HttpMethod,
     pub(super) path: Cow<'static, str>,
     /// The verb that the caller's token has to carry.
@@ -66,7 +66,7 @@ struct ResponseDescription {
     schema: SchemaOf,
 }
 
-impl Operation {
+impl OpenApiOperation {
     /// Describes a route that calls `rpc` and needs its verb. An undeclared RPC needs `admin`.
     pub(super) fn new(method: HttpMethod, path: impl Into<Cow<'static, str>>, rpc: impl AsRef<str>) -> Self {
         let verb = method::find(rpc.as_ref()).map_or(Verb::Admin, |rpc| rpc.verb());

@@ -8,7 +8,8 @@ use super::scalar::{Time, enum_label};
 
 /// Why a workspace is in its state. Branch on `code`.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct StateReason {
+#[schemars(rename = "StateReason")]
+pub(super) struct JsonStateReason {
     /// "agent-connected", "idle", … as in podling/control/v1/reasons.proto.
     code: String,
     /// The reason in English. May change between versions.
@@ -16,10 +17,10 @@ pub(super) struct StateReason {
     /// Free text from the agent, the backend or the operating system.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
-    /// Key of the archive concerned.
+    /// Key of the archive that the reason concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
     archive: Option<String>,
-    /// Failures in a row.
+    /// Failed starts and lost agents in a row.
     #[serde(skip_serializing_if = "Option::is_none")]
     failures: Option<u32>,
     /// What a start or a resize waits for: "quota-exceeded", "unschedulable", …
@@ -38,7 +39,8 @@ pub(super) struct StateReason {
 
 /// What happens next if nothing else does. Branch on `step`.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct NextStep {
+#[schemars(rename = "NextStep")]
+pub(super) struct JsonNextStep {
     /// "sleep", "archive", "restart-agent", …
     step: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,14 +57,15 @@ pub(super) struct NextStep {
 
 /// What a user can do to change what happens next.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct Remedy {
+#[schemars(rename = "Remedy")]
+pub(super) struct JsonRemedy {
     /// "use", "keep-awake", "wake", …
     remedy: String,
     /// The remedy in English. May change between versions.
     message: String,
 }
 
-impl From<proto::StateReason> for StateReason {
+impl From<proto::StateReason> for JsonStateReason {
     fn from(reason: proto::StateReason) -> Self {
         let is_waiting = reason.code() == proto::StateReasonCode::Waiting;
         let is_declined = reason.code() == proto::StateReasonCode::SleepDeclined;
@@ -80,7 +83,7 @@ impl From<proto::StateReason> for StateReason {
     }
 }
 
-impl From<proto::NextStep> for NextStep {
+impl From<proto::NextStep> for JsonNextStep {
     fn from(next: proto::NextStep) -> Self {
         let sleeps = next.step() == proto::next_step::Step::Sleep;
         Self {
@@ -93,7 +96,7 @@ impl From<proto::NextStep> for NextStep {
     }
 }
 
-impl From<proto::Remedy> for Remedy {
+impl From<proto::Remedy> for JsonRemedy {
     fn from(remedy: proto::Remedy) -> Self {
         Self { remedy: enum_label(remedy.as_str_name()), message: text::remedy(remedy).to_owned() }
     }

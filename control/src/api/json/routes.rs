@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 use super::{
     DOCUMENT, JsonServices,
     document::OpenApiDocument,
-    operation::{HttpMethod, Operation},
+    operation::{HttpMethod, OpenApiOperation},
     problem_response::ProblemResponse,
 };
 use crate::api::principal_of;
@@ -41,7 +41,7 @@ impl Routes {
     /// Adds a route that `handler` serves as `operation` describes it.
     pub(super) fn add<H: Handler<T, JsonServices>, T: 'static>(
         mut self,
-        operation: Operation,
+        operation: OpenApiOperation,
         handler: H,
     ) -> Self {
         self.document.add(&operation);
@@ -55,7 +55,7 @@ impl Routes {
     /// Returns the router of all routes, including the document's own.
     pub(super) fn router(mut self, api: JsonServices) -> Router {
         // As with reflection, every token with `read` may see the whole document.
-        let own = Operation::needing(Verb::Read, HttpMethod::Get, DOCUMENT)
+        let own = OpenApiOperation::needing(Verb::Read, HttpMethod::Get, DOCUMENT)
             .named("get_document", "Get this document")
             .answers::<Map<String, Value>>(200, "OpenAPI 3.1");
         self.document.add(&own);

@@ -22,7 +22,9 @@ use serde::Deserialize;
 use serde_json::json;
 use tonic::Status;
 
-use super::{JsonServices, problem_response::ProblemResponse, request::QueryParams, workspace::Workspace};
+use super::{
+    JsonServices, problem_response::ProblemResponse, request::QueryParams, workspace::JsonWorkspace,
+};
 use crate::{api::request_as, principal::Principal};
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -48,7 +50,7 @@ pub(super) async fn watch(
 
 fn event(change: Result<WatchWorkspacesResponse, Status>) -> Event {
     let (name, data) = match change.map(|change| change.event) {
-        Ok(Some(Change::Workspace(workspace))) => ("workspace", json!(Workspace::from(workspace))),
+        Ok(Some(Change::Workspace(workspace))) => ("workspace", json!(JsonWorkspace::from(workspace))),
         Ok(Some(Change::Gone(id))) => ("gone", json!({ "id": id })),
         Ok(Some(Change::Synced(_))) => ("synced", json!({})),
         // A response of the service always holds an event.

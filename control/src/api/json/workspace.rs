@@ -5,25 +5,26 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
-    activity::Activity,
+    activity::JsonActivity,
     policy::JsonPolicy,
-    reason::{NextStep, StateReason},
+    reason::{JsonNextStep, JsonStateReason},
     scalar::{Time, enum_label},
 };
 
-/// One user's environment.
+/// The environment of one user.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct Workspace {
+#[schemars(rename = "Workspace")]
+pub(super) struct JsonWorkspace {
     /// Twelve characters of lower-case base32; never reused.
     pub(super) id: String,
-    /// Unique per owner.
+    /// Unique among the owner's workspaces.
     name: String,
     owner: String,
     template: String,
     policy: JsonPolicy,
     #[schemars(extend("enum" = states()))]
     state: String,
-    reason: StateReason,
+    reason: JsonStateReason,
     since: Time,
     created: Time,
     /// Whether heartbeats of the agent arrive. If not, nothing is concluded from that.
@@ -31,15 +32,15 @@ pub(super) struct Workspace {
     connection: String,
     /// From the last heartbeat.
     #[serde(skip_serializing_if = "Option::is_none")]
-    activity: Option<Activity>,
+    activity: Option<JsonActivity>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    agent: Option<Agent>,
+    agent: Option<JsonAgent>,
     /// What happens next if nothing else does.
     #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<NextStep>,
+    next: Option<JsonNextStep>,
     /// What the start or the resize under way waits for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    waiting: Option<StateReason>,
+    waiting: Option<JsonStateReason>,
     /// Grows with every change.
     version: u64,
     /// Restarts of the agent since the workspace was last healthy.
@@ -48,39 +49,41 @@ pub(super) struct Workspace {
     #[serde(skip_serializing_if = "Option::is_none")]
     queue_position: Option<u32>,
     /// Resources that the workspace takes from its owner's quota while it is awake.
-    requested: Resources,
+    requested: JsonResources,
     /// Resources that are reserved in the quota now.
     #[serde(skip_serializing_if = "Option::is_none")]
-    allocated: Option<Resources>,
+    allocated: Option<JsonResources>,
     /// The workspace was deleted and only its archives are left.
     deleted: bool,
     /// Progress of archiving or restoring.
     #[serde(skip_serializing_if = "Option::is_none")]
-    progress: Option<Progress>,
+    progress: Option<JsonProgress>,
 }
 
 /// Progress of archiving or restoring.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Progress {
-    /// "saving": files are read into the archive; "proving": the archive is read back and compared; "fetching": the archive is
-    /// sent to the agent; "unpacking": files are written from it.
+#[schemars(rename = "Progress")]
+struct JsonProgress {
+    /// "saving": files are read into the archive. "proving": the archive is read back and compared.
+    /// "fetching": the archive is sent to the agent. "unpacking": files are written from it.
     #[schemars(extend("enum" = ["saving", "proving", "fetching", "unpacking", "unspecified"]))]
     stage: String,
     /// Files, directories and links, while saving or unpacking.
     entries: u64,
-    /// Absent: unknown.
+    /// Absent if the total is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     total_entries: Option<u64>,
     /// Bytes of content while saving or unpacking, else of the zip.
     bytes: u64,
-    /// Absent: unknown.
+    /// Absent if the total is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     total_bytes: Option<u64>,
 }
 
-/// CPU and memory.
+/// CPU and memory of a workspace.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Resources {
+#[schemars(rename = "Resources")]
+struct JsonResources {
     /// Thousandths of a core.
     cpu_millis: u64,
     memory_bytes: u64,
@@ -88,7 +91,8 @@ struct Resources {
 
 /// One run of the agent.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Agent {
+#[schemars(rename = "Agent")]
+struct JsonAgent {
     boot_id: String,
     /// Epoch of the byte logs of that run.
     epoch: u64,
@@ -96,7 +100,7 @@ struct Agent {
     /// SHA-256 of the certificate (DER), lower-case hex.
     key_fingerprint: String,
     capabilities: Vec<String>,
-    /// "unix:/…" or "https://host:port".
+    /// Address of the agent: "unix:/…" or "https://host:port".
     address: String,
 }
 
@@ -105,7 +109,7 @@ fn states() -> Vec<&'static str> {
     crate::snapshot::STATES.iter().map(|(_, name)| *name).collect()
 }
 
-impl From<proto::Workspace> for Workspace {
+impl From<proto::Workspace> for JsonWorkspace {
     fn from(workspace: proto::Workspace) -> Self {
         Self {
             state: enum_label(workspace.state().as_str_name()),
@@ -124,7 +128,7 @@ impl From<proto::Workspace> for Workspace {
             waiting: workspace.waiting.map(Into::into),
             version: workspace.version,
             restarts: workspace.restarts,
-            queue_position: Some(workspace.queue_position).filter(|place| *place > 0),
+            queue_position: Some(workspace.queue_position).filter(|position| *position > 0),
             requested: workspace.requested.unwrap_or_default().into(),
             allocated: workspace.allocated.map(Into::into),
             deleted: workspace.deleted,
@@ -133,20 +137,20 @@ impl From<proto::Workspace> for Workspace {
     }
 }
 
-impl From<Option<proto::Workspace>> for Workspace {
+impl From<Option<proto::Workspace>> for JsonWorkspace {
     /// Responses of the services always contain a workspace.
     fn from(workspace: Option<proto::Workspace>) -> Self {
         workspace.unwrap_or_default().into()
     }
 }
 
-impl From<proto::Resources> for Resources {
+impl From<proto::Resources> for JsonResources {
     fn from(resources: proto::Resources) -> Self {
         Self { cpu_millis: resources.cpu_millis, memory_bytes: resources.memory_bytes }
     }
 }
 
-impl From<proto::Progress> for Progress {
+impl From<proto::Progress> for JsonProgress {
     fn from(progress: proto::Progress) -> Self {
         let known = |total: u64| Some(total).filter(|total| *total > 0);
         Self {
@@ -159,7 +163,7 @@ impl From<proto::Progress> for Progress {
     }
 }
 
-impl From<proto::AgentInfo> for Agent {
+impl From<proto::AgentInfo> for JsonAgent {
     fn from(agent: proto::AgentInfo) -> Self {
         Self {
             boot_id: agent.boot_id,

@@ -1,4 +1,4 @@
-//! The routes of workspaces: JSON to the message of an RPC, and its answer to JSON.
+//! Handlers of the workspace routes. Each calls one RPC of the Workspaces service.
 
 use std::collections::HashMap;
 
@@ -20,50 +20,49 @@ use super::{
     EmptyBody, JsonServices,
     policy::JsonPolicy,
     problem_response::ProblemResponse,
-    reason::{Remedy, StateReason},
+    reason::{JsonRemedy, JsonStateReason},
     request::{JsonBody, PathParam, QueryParams},
     scalar::{Time, enum_label, not_null},
-    workspace::Workspace,
+    workspace::JsonWorkspace,
 };
 use crate::{api::request_as, principal::Principal};
 
-/// What a handler answers with.
-type Answer<T> = Result<T, ProblemResponse>;
+type HandlerResult<T> = Result<T, ProblemResponse>;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ListQuery {
-    /// Only with `admin`: of all owners.
+pub(super) struct ListWorkspacesQuery {
+    /// Workspaces of all owners; needs `admin`.
     #[serde(default)]
     all_owners: bool,
 }
 
-/// Those the token may see, by name.
+/// Workspaces that the token may see, by name.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Workspaces")]
-pub(super) struct List {
-    workspaces: Vec<Workspace>,
+pub(super) struct WorkspaceList {
+    workspaces: Vec<JsonWorkspace>,
 }
 
-/// A workspace to be made.
+/// The workspace to create.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "CreateWorkspace")]
-pub(super) struct Create {
-    /// 1 to 63 of a-z, 0-9 and "-", beginning with a letter.
+pub(super) struct CreateBody {
+    /// 1 to 63 of a-z, 0-9 and "-", beginning with a letter and not ending with "-".
     name: String,
     /// Default: the control plane's default template.
     #[serde(default)]
     template: String,
     #[serde(default, deserialize_with = "not_null")]
     policy: Option<JsonPolicy>,
-    /// At most 64 characters; a repeat answers with the workspace made by the first call.
+    /// At most 64 characters. A repeated call returns the workspace that the first call created.
     #[serde(default)]
     request_id: String,
-    /// If the owner has a workspace of this name, answer with it instead of NAME_TAKEN.
+    /// If the owner has a workspace of this name, return it instead of NAME_TAKEN.
     #[serde(default)]
     reconnect: bool,
-    /// Only with `admin`; default: the token's owner.
+    /// Needs `admin`; default: the token's owner.
     #[serde(default)]
     owner: String,
     /// Added to the template's environment.
@@ -74,26 +73,27 @@ pub(super) struct Create {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DeleteQuery {
-    /// Its files and its archives are lost for good.
+    /// Skips the archive and removes existing ones: files and archives are lost.
     #[serde(default)]
     discard: bool,
 }
 
-/// How it is put to sleep.
+/// How to put the workspace to sleep.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "SleepWorkspace")]
-pub(super) struct Sleep {
-    /// Though it be in use.
+pub(super) struct SleepBody {
+    /// Also if the workspace is in use.
     #[serde(default)]
     force: bool,
 }
 
-/// What it shall have of its owner's share while it is awake. What is absent stays as it is.
+/// Resources that the workspace requests of its owner's quota while it is awake. An absent field
+/// stays as it is.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "ResizeWorkspace")]
-pub(super) struct Resize {
+pub(super) struct ResizeBody {
     /// Thousandths of a core.
     #[serde(default)]
     #[schemars(range(min = 1))]
@@ -106,37 +106,38 @@ pub(super) struct Resize {
 /// The state of a workspace, its reason, and what would change it.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Explanation {
-    workspace: Workspace,
+    workspace: JsonWorkspace,
     /// What a user can do to change what happens next.
-    remedies: Vec<Remedy>,
+    remedies: Vec<JsonRemedy>,
     /// The last decisions, oldest first.
-    log: Vec<Decision>,
+    log: Vec<JsonDecision>,
 }
 
-/// One decision.
+/// A decision of the control plane about the workspace.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Decision {
+#[schemars(rename = "Decision")]
+struct JsonDecision {
     at: Time,
     /// The state from then on.
     state: String,
-    reason: StateReason,
+    reason: JsonStateReason,
 }
 
 pub(super) async fn list(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
-    QueryParams(query): QueryParams<ListQuery>,
-) -> Answer<Json<List>> {
+    QueryParams(query): QueryParams<ListWorkspacesQuery>,
+) -> HandlerResult<Json<WorkspaceList>> {
     let request = ListWorkspacesRequest { all_owners: query.all_owners };
     let answer = api.workspaces.list(request_as(caller, request)).await?.into_inner();
-    Ok(Json(List { workspaces: answer.workspaces.into_iter().map(Into::into).collect() }))
+    Ok(Json(WorkspaceList { workspaces: answer.workspaces.into_iter().map(Into::into).collect() }))
 }
 
 pub(super) async fn create(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
-    JsonBody(body): JsonBody<Create>,
-) -> Answer<Response> {
+    JsonBody(body): JsonBody<CreateBody>,
+) -> HandlerResult<Response> {
     let request = CreateWorkspaceRequest {
         name: body.name,
         template: body.template,
@@ -147,19 +148,19 @@ pub(super) async fn create(
         env: body.env,
     };
     let answer = api.workspaces.create(request_as(caller, request)).await?.into_inner();
-    let workspace = Workspace::from(answer.workspace);
+    let workspace = JsonWorkspace::from(answer.workspace);
     if !answer.created {
         return Ok(Json(workspace).into_response());
     }
-    let place = [(LOCATION, format!("/v1/workspaces/{}", workspace.id))];
-    Ok((StatusCode::CREATED, place, Json(workspace)).into_response())
+    let location = [(LOCATION, format!("/v1/workspaces/{}", workspace.id))];
+    Ok((StatusCode::CREATED, location, Json(workspace)).into_response())
 }
 
 pub(super) async fn get(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
     PathParam(workspace): PathParam,
-) -> Answer<Json<Workspace>> {
+) -> HandlerResult<Json<JsonWorkspace>> {
     let answer =
         api.workspaces.get(request_as(caller, GetWorkspaceRequest { workspace })).await?.into_inner();
     Ok(Json(answer.workspace.into()))
@@ -170,7 +171,7 @@ pub(super) async fn delete(
     Extension(caller): Extension<Principal>,
     PathParam(workspace): PathParam,
     QueryParams(query): QueryParams<DeleteQuery>,
-) -> Answer<(StatusCode, Json<Workspace>)> {
+) -> HandlerResult<(StatusCode, Json<JsonWorkspace>)> {
     let request = DeleteWorkspaceRequest { workspace, discard: query.discard };
     let answer = api.workspaces.delete(request_as(caller, request)).await?.into_inner();
     Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
@@ -180,8 +181,8 @@ pub(super) async fn sleep(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
     PathParam(workspace): PathParam,
-    JsonBody(body): JsonBody<Sleep>,
-) -> Answer<(StatusCode, Json<Workspace>)> {
+    JsonBody(body): JsonBody<SleepBody>,
+) -> HandlerResult<(StatusCode, Json<JsonWorkspace>)> {
     let request = SleepWorkspaceRequest { workspace, force: body.force };
     let answer = api.workspaces.sleep(request_as(caller, request)).await?.into_inner();
     Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
@@ -192,7 +193,7 @@ pub(super) async fn wake(
     Extension(caller): Extension<Principal>,
     PathParam(workspace): PathParam,
     JsonBody(EmptyBody {}): JsonBody<EmptyBody>,
-) -> Answer<(StatusCode, Json<Workspace>)> {
+) -> HandlerResult<(StatusCode, Json<JsonWorkspace>)> {
     let answer =
         api.workspaces.wake(request_as(caller, WakeWorkspaceRequest { workspace })).await?.into_inner();
     Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
@@ -202,8 +203,8 @@ pub(super) async fn resize(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
     PathParam(workspace): PathParam,
-    JsonBody(body): JsonBody<Resize>,
-) -> Answer<Json<Workspace>> {
+    JsonBody(body): JsonBody<ResizeBody>,
+) -> HandlerResult<Json<JsonWorkspace>> {
     let resources = Resources { cpu_millis: body.cpu_millis, memory_bytes: body.memory_bytes };
     let request = ResizeWorkspaceRequest { workspace, resources: Some(resources) };
     let answer = api.workspaces.resize(request_as(caller, request)).await?.into_inner();
@@ -215,7 +216,7 @@ pub(super) async fn set_policy(
     Extension(caller): Extension<Principal>,
     PathParam(workspace): PathParam,
     JsonBody(policy): JsonBody<JsonPolicy>,
-) -> Answer<Json<Workspace>> {
+) -> HandlerResult<Json<JsonWorkspace>> {
     let request = SetPolicyRequest { workspace, policy: Some(policy.into()) };
     let answer = api.workspaces.set_policy(request_as(caller, request)).await?.into_inner();
     Ok(Json(answer.workspace.into()))
@@ -225,10 +226,10 @@ pub(super) async fn explain(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
     PathParam(workspace): PathParam,
-) -> Answer<Json<Explanation>> {
+) -> HandlerResult<Json<Explanation>> {
     let answer =
         api.workspaces.explain(request_as(caller, ExplainWorkspaceRequest { workspace })).await?.into_inner();
-    let remedies = answer.remedies().map(Remedy::from).collect();
+    let remedies = answer.remedies().map(JsonRemedy::from).collect();
     Ok(Json(Explanation {
         workspace: answer.workspace.into(),
         remedies,
@@ -236,7 +237,7 @@ pub(super) async fn explain(
     }))
 }
 
-impl From<LogEntry> for Decision {
+impl From<LogEntry> for JsonDecision {
     fn from(entry: LogEntry) -> Self {
         let state = enum_label(entry.state().as_str_name());
         Self {

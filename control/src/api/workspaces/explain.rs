@@ -19,7 +19,7 @@ pub(super) fn explain(view: &WorkspaceView) -> ExplainWorkspaceResponse {
     }
 }
 
-/// What a user can do to change what happens next.
+/// Returns what a user can do to change what happens next.
 fn remedies(view: &WorkspaceView) -> &'static [Remedy] {
     match (view.state, view.spec.desired_state) {
         (_, DesiredState::Discarded) | (State::Deleting, _) => &[],

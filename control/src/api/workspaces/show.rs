@@ -1,4 +1,4 @@
-//! Workspaces as the wire has them. Total.
+//! Converts a workspace's snapshot to its protobuf message. Every value has a representation.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub(in crate::api) fn workspace(view: &WorkspaceView) -> Workspace {
         next: view.next.map(|(at, step)| reasons::next_step(at, step)),
         version: view.version,
         restarts: view.restarts,
-        queue_position: view.queue_position.map_or(0, |place| u32::try_from(place).unwrap_or(u32::MAX)),
+        queue_position: view.queue_position.map_or(0, |position| u32::try_from(position).unwrap_or(u32::MAX)),
         requested: Some(resources(view.spec.resources)),
         allocated: view.allocated.map(resources),
         waiting: view.waits.as_ref().map(reasons::waiting),
@@ -107,6 +107,6 @@ fn policy(policy: &policy::Policy) -> Policy {
 }
 
 fn span(duration: Duration) -> Option<prost_types::Duration> {
-    // At most a year: it fits.
+    // A policy's durations are at most a year, so they fit.
     prost_types::Duration::try_from(duration).ok()
 }
