@@ -19,7 +19,7 @@ use super::{Port, ResourcesSpec, SecretKey, StorageSpec, WorkspaceTemplateSpec};
 pub const WORKSPACE_LABEL: &str = "podling.dev/workspace";
 /// Label of a pod: its template. NetworkPolicies select pods by it.
 pub const TEMPLATE_LABEL: &str = "podling.dev/template";
-/// Annotation of a pod: the epoch of the start that made it.
+/// Annotation of a pod: the epoch of its start.
 pub const EPOCH_ANNOTATION: &str = "podling.dev/epoch";
 /// Finalizer of a Workspace resource: holds it until its data is archived or discarded.
 pub const ARCHIVE_FIRST: &str = "podling.dev/archive-first";

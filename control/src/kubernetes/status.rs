@@ -1,4 +1,5 @@
-//! Status of the resource `Workspace`. Only the control plane writes it, and only when something changes.
+//! Status of the resource `Workspace`. Only the control plane writes it, and only when something
+//! changes.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
@@ -53,7 +54,8 @@ pub struct WorkspaceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub key_fingerprint: Option<String>,
-    /// Number of agents that have had write access to the storage. An archive is proven for one value.
+    /// Number of agents that have had write access to the storage. An archive is proven for one
+    /// value.
     #[serde(default)]
     pub storage_generation: i64,
     /// Name of the PersistentVolumeClaim.
@@ -64,7 +66,7 @@ pub struct WorkspaceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub image_digest: Option<String>,
-    /// The newest archive.
+    /// The newest proven archive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_archive: Option<LastArchive>,
     /// The control plane's own record. Opaque, and not a stable interface.
@@ -92,11 +94,11 @@ pub struct NextTransition {
     pub at: Time,
 }
 
-/// A proven archive.
+/// An archive of the workspace, read back and compared.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LastArchive {
-    /// Name in the backup store.
+    /// Name of the archive in the backup store.
     #[schemars(length(max = 200))]
     pub name: String,
     /// Storage generation that the archive holds.

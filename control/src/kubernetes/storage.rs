@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 /// Access mode of the volume.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum AccessMode {
-    /// At most one pod, enforced by the cluster.
+    /// The cluster allows at most one pod to use the volume.
     #[default]
     ReadWriteOncePod,
-    /// Pods of one node. Podling never starts a second pod.
+    /// Several pods of one node may use the volume, but Podling never starts a second pod.
     ReadWriteOnce,
 }
 

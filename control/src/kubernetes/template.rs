@@ -47,7 +47,7 @@ pub struct WorkspaceTemplateSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 4096)))]
     pub command: Vec<String>,
-    /// Whether the image contains no agent. An init container then copies the agent into the pod.
+    /// Set if the image contains no agent. An init container then copies the agent into the pod.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub inject: bool,
     /// CPU and memory of a workspace while it is awake.

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable, WorkspaceStatus};
 
-/// The environment of one user. It outlives its pods, sleeps while idle, and is archived before its storage is removed.
+/// The environment of one user. It outlives its pods, sleeps while idle, and is archived before its
+/// storage is removed.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "podling.dev",
@@ -16,7 +17,8 @@ use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable, WorkspaceSta
     category = "podling",
     status = "WorkspaceStatus",
     derive = "PartialEq",
-    doc = "The environment of one user. It outlives its pods, sleeps while idle, and is archived before its storage is removed.",
+    doc = "The environment of one user. It outlives its pods, sleeps while idle, and is archived before \
+           its storage is removed.",
     printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
     printcolumn(name = "Owner", type_ = "string", json_path = ".spec.owner"),
     printcolumn(name = "Template", type_ = "string", json_path = ".spec.template"),
@@ -25,8 +27,14 @@ use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable, WorkspaceSta
     printcolumn(name = "Next", type_ = "string", json_path = ".status.next.step"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.reason", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
-        .message("a workspace's name is 1 to 63 of a-z, 0-9 and '-', starting with a letter and not ending with '-'")
+    validation = Rule::new(
+        "self.metadata.name.size() <= 63 && \
+         self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')"
+    )
+        .message(
+            "a workspace's name is 1 to 63 of a-z, 0-9 and '-', starting with a letter \
+             and not ending with '-'"
+        )
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -43,21 +51,33 @@ pub struct WorkspaceSpec {
     #[schemars(length(max = 12), regex(pattern = "^[a-z2-7]{12}$"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("the id of a workspace never changes"))]
     pub id: Option<String>,
-    /// Name of the archive in the backup store whose files the workspace starts with. Never changes.
+    /// Name of an archive in the backup store. The workspace starts with its files. Never changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 200))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("the source of a workspace never changes"))]
     pub source: Option<String>,
     /// Owner of the workspace. Never changes.
     #[schemars(length(min = 1, max = 100), regex(pattern = "^[-a-zA-Z0-9_.@]+$"))]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("the owner of a workspace never changes; create another workspace and restore into it"))]
+    #[x_kube(
+        validation = Rule::new("self == oldSelf")
+            .message(
+                "the owner of a workspace never changes; \
+                 create another workspace and restore into it"
+            )
+    )]
     pub owner: String,
     /// Name of a WorkspaceTemplate in the same namespace. Never changes.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("the template of a workspace never changes; create another workspace and restore into it"))]
+    #[x_kube(
+        validation = Rule::new("self == oldSelf")
+            .message(
+                "the template of a workspace never changes; \
+                 create another workspace and restore into it"
+            )
+    )]
     pub template: String,
-    /// Desired state. The controller sets it to Asleep when the workspace goes idle. Leave it out of GitOps manifests: every
-    /// sync would wake the workspace.
+    /// Desired state. The controller sets it to Asleep when the workspace goes idle. Leave it out
+    /// of GitOps manifests: every sync would wake the workspace.
     #[serde(default)]
     pub desired_state: DesiredResourceState,
     /// Resources while awake. If absent, the template decides. May change while the workspace runs.
@@ -74,7 +94,8 @@ pub struct WorkspaceSpec {
     #[schemars(length(max = 16))]
     #[x_kube(
         merge_strategy = ListMerge::Map(vec!["name".into()]),
-        validation = Rule::new("self.all(a, self.exists_one(b, b.port == a.port))").message("a port has only one name")
+        validation = Rule::new("self.all(a, self.exists_one(b, b.port == a.port))")
+            .message("a port has only one name")
     )]
     pub ports: Vec<Port>,
     /// Environment of terminals and processes, in addition to the template's.
