@@ -98,7 +98,7 @@ pub enum ArchiverError {
     #[error("{}", with_cause(.0))]
     Store(#[from] BackupStoreError),
     /// Another control plane may have taken over.
-    #[error("this control plane no longer holds the lease")]
+    #[error("this control plane is not the leader any more")]
     Superseded,
 }
 

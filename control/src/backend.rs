@@ -1,6 +1,6 @@
-//! What runs workspaces: the seam between deciding and doing.
+//! Backends run the agents of workspaces and keep their storage.
 //!
-//! Must not know why something is started or ended; that is `podling_core::decide`.
+//! Must not know why an agent is started or stopped; `podling_core::decide` decides that.
 
 pub mod kubernetes;
 pub mod local;
@@ -22,132 +22,121 @@ use crate::snapshot::AgentAddress;
 /// Runs agents and keeps storage.
 ///
 /// The contract:
-/// - Every call is idempotent: repeated after any failure, also by another control plane, it carries on.
-/// - Calls for one workspace come one after the other; calls for different ones come at once.
-/// - An error says nothing about how far a call got. The driver sweeps with [`Backend::stop`] before it starts anything else.
-/// - Two agents of one workspace may live at once (a machine is lost, and comes back): neither call may assume otherwise. What
-///   keeps them apart is the epoch, and that the driver claims only one.
-/// - What a call has returned may be outdated at once; [`Backend::observe`] tells.
+/// - Every call is idempotent. A call that is repeated after a failure, also by another control
+///   plane, continues the work.
+/// - Calls for one workspace are sequential; calls for different workspaces are concurrent.
+/// - An error does not tell how far a call got. The driver calls [`Backend::stop`] before it starts
+///   anything else.
+/// - Two agents of one workspace may run at once, when a lost machine comes back. No call may
+///   assume otherwise. The epoch tells them apart, and the driver claims only one.
+/// - The result of a call may be outdated at once; [`Backend::observe`] reports changes.
 pub trait Backend: Send + Sync + 'static {
-    /// Sees to it that the agent of this epoch runs, with storage; makes both as needed. Does not wait for its hello. One that
-    /// runs already is returned; one that ran and has ended is an error, for its epoch is used up. What it waits for (room, a
-    /// machine) it tells by [`Observation::Waits`], and goes on waiting until the plan is given up.
+    /// Ensures that the agent of this epoch runs, with storage; creates both as needed. Does not
+    /// wait for the agent's hello. An agent that already runs is returned. An agent that ran and
+    /// has ended is an error, because its epoch is used up. What the start waits for (quota, a
+    /// node) is reported as [`Observation::Waits`]; the wait lasts until the plan is cancelled.
     fn ensure(&self, plan: StartPlan) -> impl Future<Output = Result<Instance, BackendError>> + Send;
 
-    /// Gives the agent of this epoch what it shall have, and ends nothing for it. Returns when that is in force; what it waits for meanwhile it
-    /// tells as a start does, and an error says why it never will be.
+    /// Sets the resources of the running agent of this epoch, without ending any process. Returns
+    /// once they are in force. What the resize waits for is reported as for a start. An error means
+    /// that the resize can never take effect.
     fn resize(&self, resize: ResizePlan) -> impl Future<Output = Result<(), BackendError>> + Send;
 
-    /// Ends every process of the workspace, agents or not, in good order and then by force. Returns when none is left. None is touched that
-    /// a later start than `last` has made: that is another control plane's, which has taken over.
+    /// Ends every process of the workspace, agents or not: first gracefully, then by force. Returns
+    /// when none is left. Processes of a start after `last` are left alone: they belong to another
+    /// control plane that has taken over.
     fn stop(
         &self,
         workspace: WorkspaceId,
         last: Epoch,
     ) -> impl Future<Output = Result<(), BackendError>> + Send;
 
-    /// Removes the storage. Only called after [`Backend::stop`] has succeeded with nothing started since.
+    /// Removes the storage. Called only after [`Backend::stop`] has succeeded and nothing was
+    /// started since.
     fn remove(&self, workspace: WorkspaceId) -> impl Future<Output = Result<(), BackendError>> + Send;
 
-    /// What runs now ([`Observation::Listed`], again for those that could not be seen the first time), and every end. An end may be
-    /// told before the list that still names it. Called once, before anything else.
+    /// Reports the running agents ([`Observation::Listed`]) and the end of every agent. Agents that
+    /// could not be seen at first are listed later. An end may be reported before the list that
+    /// still names the agent. Called once, before any other method.
     fn observe(&self) -> impl Stream<Item = Observation> + Send + 'static;
 }
 
-/// What shall run.
+/// One start of an agent.
 #[derive(Clone)]
 pub struct StartPlan {
-    /// Whose.
     pub workspace: WorkspaceId,
-    /// Which start.
     pub epoch: Epoch,
-    /// What the agent will prove itself with. Never logged.
+    /// Credential with which the agent authenticates. Never logged.
     pub secret: String,
-    /// What the workspace shall be.
     pub spec: Arc<Spec>,
-    /// What it may take.
+    /// CPU and memory of the agent and its programs.
     pub resources: Resources,
-    /// Set when this start is not wanted any more.
+    /// Cancelled when the start is no longer wanted.
     pub cancellation: CancellationToken,
 }
 
-/// What a running agent shall have.
+/// A change of a running agent's resources.
 #[derive(Debug, Clone)]
 pub struct ResizePlan {
-    /// Whose.
     pub workspace: WorkspaceId,
-    /// Which start.
     pub epoch: Epoch,
-    /// So much.
     pub resources: Resources,
-    /// Set when this is not wanted any more.
+    /// Cancelled when the resize is no longer wanted.
     pub cancellation: CancellationToken,
 }
 
-/// What a backend saw.
+/// A report of a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Observation {
-    /// All agents that live, as far as could be seen.
+    /// All running agents, as far as they can be seen.
     Listed {
-        /// They live.
         running: Vec<Instance>,
-        /// Nothing is known of these yet, and nothing follows for them.
+        /// Workspaces whose agents cannot be seen; they may or may not run, and no end is reported
+        /// for them.
         unknown: BTreeSet<WorkspaceId>,
     },
-    /// One has ended.
     Ended {
-        /// Which.
         instance: Instance,
-        /// For people: "killed by SIGKILL".
-        how: String,
+        /// Text for people: "killed by SIGKILL".
+        detail: String,
     },
-    /// A start or a resize under way waits for something, or (`None`) does not wait any more.
-    Waits {
-        /// Whose.
-        workspace: WorkspaceId,
-        /// Which start.
-        epoch: Epoch,
-        /// For what.
-        waits: Option<Wait>,
-    },
+    /// A start or a resize in progress waits for something. `None`: it no longer waits.
+    Waits { workspace: WorkspaceId, epoch: Epoch, waits: Option<Wait> },
 }
 
-/// Names one started agent among all that ever were: locally its process id, start time and the machine's boot, in a cluster
-/// the pod's uid. What an [`AgentReviewer`] makes of an agent is compared with it.
+/// Identifies one start of an agent, globally. Locally it is the process id, its start time and the
+/// machine's boot id; in a cluster it is the pod's uid. An [`AgentReviewer`] reports the same id
+/// for the agent's credential.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct InstanceId(pub String);
 
 /// An agent that a backend runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
-    /// Whose.
     pub workspace: WorkspaceId,
-    /// The start that made it.
+    /// Epoch of the start.
     pub epoch: Epoch,
-    /// Which one it is.
     pub id: InstanceId,
-    /// What it called itself, if the backend knows: only an adopted agent's is known before its hello.
+    /// Boot id of the agent, if known. Before its hello it is known only of an adopted agent.
     pub boot_id: Option<String>,
-    /// Where it listens.
     pub address: AgentAddress,
-    /// What it has, where the backend knows.
+    /// Actual CPU and memory, where the backend knows them.
     pub resources: Option<Resources>,
-    /// The image it runs from, by its digest, where it has one.
+    /// Digest of the image that it runs from, where the backend has images.
     pub image: Option<String>,
 }
 
-/// Why a backend could not do it.
+/// Why a backend operation failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation}: {problem}")]
 pub struct BackendError {
-    /// What was tried, with its subject: "starting /usr/bin/podling".
+    /// The operation with its subject: "starting /usr/bin/podling".
     pub operation: String,
-    /// Why it failed.
     pub problem: String,
 }
 
 impl BackendError {
-    /// Trying `operation` failed with this.
+    /// Creates an error from the operation and its cause.
     pub fn new(operation: impl Into<String>, problem: impl fmt::Display) -> Self {
         Self { operation: operation.into(), problem: problem.to_string() }
     }

@@ -1,4 +1,5 @@
-//! The store: what must survive the control plane. Only the driver uses it, and only to write what it decided.
+//! The store persists the records of workspaces. Only the driver uses it, and only to write what it
+//! decided.
 //!
 //! Must not know what a workspace's status means.
 
@@ -28,75 +29,71 @@ use serde::{Deserialize, Serialize};
 pub use self::{kubernetes::KubernetesStore, redb::RedbStore};
 use crate::snapshot::Fingerprint;
 
-/// Keeps records. One driver uses it at a time; its calls come one after the other.
+/// Persists records. One driver uses it at a time, and its calls are sequential.
 #[tonic::async_trait]
 pub trait Store: fmt::Debug + Send + Sync + 'static {
-    /// Everything that can be read. Called once, before anything else.
+    /// Reads all records. Called once, before any other method.
     async fn load(&self) -> Result<LoadedRecords, StoreError>;
 
-    /// Makes changes durable, at most one for each workspace, and says of each whether it is. One that failed may have become durable all the
-    /// same; the next one for its workspace stands in its place.
+    /// Makes changes durable, at most one for each workspace, and returns the result of each. A
+    /// failed change may be durable all the same; the next change of its workspace replaces it.
     async fn commit(&self, changes: Vec<StoreChange>) -> Vec<CommitResult>;
 }
 
-/// What became of a change.
+/// A change, with its result.
 pub type CommitResult = (StoreChange, Result<(), Arc<StoreError>>);
 
-/// The shape of [`WorkspaceRecord`]. A record of a later one is left alone.
+/// Schema version of [`WorkspaceRecord`]. Records of a later version are left alone.
 pub const RECORD_SCHEMA: u32 = 2;
 
-/// One workspace as it is stored.
+/// The persisted form of a workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkspaceRecord {
-    /// What is wanted.
     pub spec: Arc<Spec>,
-    /// How far it has come.
     pub status: Status,
-    /// What the agent of the present epoch proves itself with.
+    /// Digest of the credential of the present epoch's agent.
     pub credential: Option<CredentialDigest>,
-    /// What was decided of it lately, oldest first: at most [`LOG_ENTRIES`].
+    /// The last decisions, oldest first; at most [`LOG_ENTRIES`].
     #[serde(default)]
     pub log: Arc<VecDeque<LogEntry>>,
-    /// Which edit of its resource this follows from, where it has one.
+    /// Generation of the Workspace resource that this record follows from; 0 without a resource.
     #[serde(default)]
     pub generation: i64,
 }
 
-/// Decisions kept of each workspace: some days of an ordinary one, and some 4 KiB.
+/// Decisions retained per workspace: some days of ordinary use, in about 4 KiB.
 pub const LOG_ENTRIES: usize = 40;
 
-/// One decision.
+/// A decision of the driver about a workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogEntry {
-    /// When.
     pub at: Timestamp,
-    /// What the workspace was from then on.
+    /// State of the workspace from then on.
     pub state: State,
     pub reason: StateReason,
 }
 
-/// SHA-256 of an agent's secret; the secret itself is only in its file.
+/// SHA-256 of an agent's secret. The secret itself is only in the agent's own file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CredentialDigest {
-    /// Of which start.
+    /// Epoch of the start that the secret was created for.
     pub epoch: Epoch,
-    /// Of the secret.
     pub digest: Fingerprint,
 }
 
-/// One write.
+/// A change to be written.
 #[derive(Debug, Clone)]
 pub enum StoreChange {
-    /// New, or new content.
+    /// Creates or replaces the record.
     Put(Arc<WorkspaceRecord>),
-    /// Gone; the id stays taken for ever.
+    /// Removes the record; its id is never reused.
     Forget(WorkspaceId, Timestamp),
-    /// So long has been watched, over all lives of the control plane.
+    /// Stores the observed time, the total over all runs of the control plane.
     ObservedTime(Duration),
 }
 
 impl StoreChange {
-    /// The workspace it is about.
+    /// The workspace that the change concerns, if any.
     pub fn id(&self) -> Option<&WorkspaceId> {
         match self {
             Self::Put(record) => Some(&record.spec.id),
@@ -107,99 +104,80 @@ impl StoreChange {
 }
 
 impl WorkspaceRecord {
-    /// It was deleted, and is only kept for its archives.
+    /// Whether the workspace was deleted and is retained only for its archives.
     pub fn is_gone(&self) -> bool {
         self.spec.desired_state.is_gone() && self.status.phase == Phase::Archived && !self.status.storage
     }
 }
 
-/// What was there at the start.
+/// Content of the store at the start.
 #[derive(Debug, Default)]
 pub struct LoadedRecords {
-    /// All that could be read.
     pub records: Vec<WorkspaceRecord>,
-    /// Every id that was ever given, as bits.
+    /// Bits of every id that was ever assigned.
     pub used: HashSet<u64>,
-    /// Time that control planes have watched, over all their lives.
+    /// Observed time so far, over all runs of the control plane.
     pub observed_time: Duration,
 }
 
-/// Why the store cannot be used.
+/// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Another process has it.
-    #[error("{path} is in use by another podling{}; end that first (podling down), or take another data folder", by(.pid))]
+    /// Another process holds the lock of the file.
+    #[error("{path} is in use by another podling{}; \
+         stop that one first (podling down), or use another data directory", by(.pid))]
     InUse {
-        /// The file.
         path: PathBuf,
-        /// The other process, if the kernel says.
+        /// Id of the other process, if the kernel reports it.
         pid: Option<u32>,
     },
-    /// A file of another version.
+    /// The file was written by another version of Podling.
     #[error("{path} has the format of another version ({version}); run the podling that wrote it")]
-    OtherFormat {
-        /// The file.
-        path: PathBuf,
-        /// Of the format.
-        version: u8,
-    },
-    /// The file cannot be opened or made.
-    #[error("opening {path}")]
+    OtherFormat { path: PathBuf, version: u8 },
+    /// The file could not be opened or created.
+    #[error("cannot open or create {path}")]
     Open {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
-    /// The file is no database, or damaged.
+    /// The file is damaged, or not a database.
     #[error(
-        "{path} cannot be read as a database; move it away to start anew (what it held is then not known any more)"
+        "{path} cannot be read as a database; move it away to start with an empty one, which forgets \
+         all workspaces"
     )]
     Damaged {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: Box<::redb::Error>,
     },
-    /// Somebody else has changed it, and that has to be seen first.
-    #[error("the workspace {name} was changed by somebody else just now")]
-    Changed {
-        /// The resource.
-        name: String,
-    },
-    /// Another control plane may have taken over.
-    #[error("this control plane does not decide any more")]
-    Superseded,
-    /// Another workspace is called so.
-    #[error("there is a workspace {name} in this namespace already; take another name")]
-    Taken {
-        /// The name.
-        name: String,
-    },
-    /// The API server did not do it.
+    /// Another writer changed the resource. The change must be observed before the next write.
+    #[error("the workspace {name} was changed by another writer at the same time; retry")]
+    Conflict { name: String },
+    /// This control plane lost its leadership; another may have taken over.
+    #[error("this control plane is not the leader any more")]
+    NotLeader,
+    /// Another Workspace resource in the namespace has this name.
+    #[error("a workspace named {name} exists in this namespace; choose another name")]
+    NameTaken { name: String },
+    /// The API server rejected a request or did not answer.
     #[error("{operation}")]
     Cluster {
-        /// What was tried.
         operation: String,
-        /// Why not.
         #[source]
         source: Box<kube::Error>,
     },
     /// Reading or writing the file failed.
     #[error("{operation} in the store")]
     Access {
-        /// What was tried.
         operation: &'static str,
-        /// Why.
         #[source]
         source: Box<::redb::Error>,
     },
 }
 
 impl StoreError {
-    /// Whether there is no room on the disk.
+    /// Whether the disk is full.
     pub fn is_disk_full(&self) -> bool {
         let io = match self {
             Self::Open { source, .. } => Some(source),

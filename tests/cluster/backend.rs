@@ -100,7 +100,7 @@ impl BackendFixture {
 
     async fn wait_end(&mut self, ended: &Instance) -> String {
         self.wait_observation("the end of an instance", |observation| match observation {
-            Observation::Ended { instance, how } if instance.id == ended.id => Some(how),
+            Observation::Ended { instance, detail } if instance.id == ended.id => Some(detail),
             _ => None,
         })
         .await

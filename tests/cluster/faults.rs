@@ -216,7 +216,12 @@ async fn drained_node_returns_workspaces_with_their_files() {
     wait_state(deployed, "margaret", "awake").await;
     assert_ne!(uid_of_only_pod(&objects_of(deployed, "pods", &id)), pod);
     assert_eq!(run_cli(deployed, &["run", "margaret", "--", "cat", "file"]).await.out(), "kept\n");
-    assert!(run_cli(deployed, &["explain", "margaret"]).await.out().contains("as a drain of its node does"));
+    assert!(
+        run_cli(deployed, &["explain", "margaret"])
+            .await
+            .out()
+            .contains("for example by a drain of its node")
+    );
     run_cli(deployed, &["rm", "--discard", "margaret"]).await;
 }
 

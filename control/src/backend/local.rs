@@ -203,9 +203,10 @@ impl LocalRuntime {
                 }
                 Err(record) => {
                     let paths = self.layout.workspace(&id);
-                    let how = format!("{} while no control plane was running", watch::words(None, &paths));
+                    let detail =
+                        format!("{} while no control plane was running", watch::describe_end(None, &paths));
                     let instance = self.instance(id, &record.instance_of(&self.host), &paths);
-                    observations.push(Observation::Ended { instance, how });
+                    observations.push(Observation::Ended { instance, detail });
                 }
             }
         }
@@ -223,9 +224,9 @@ impl LocalRuntime {
         let (ended, observation_tx, shutdown) =
             (instance.clone(), self.observation_tx.clone(), self.shutdown.clone());
         self.tasks.spawn(shutdown.run_until_cancelled_owned(async move {
-            let how = watch::end_of(agent.process, &paths).await;
+            let detail = watch::wait_end(agent.process, &paths).await;
             // Without a driver there is no reader.
-            let _gone = observation_tx.send(Observation::Ended { instance: ended, how }).await;
+            let _gone = observation_tx.send(Observation::Ended { instance: ended, detail }).await;
         }));
         instance
     }

@@ -251,7 +251,7 @@ impl<B: Backend> Driver<B> {
                 }
                 self.advance_all();
             }
-            Observation::Ended { instance, how } => {
+            Observation::Ended { instance, detail: how } => {
                 tracing::info!(workspace = %instance.workspace, epoch = instance.epoch, how, "agent ended");
                 self.unknown_agents.retain(|other| other.id != instance.id);
                 self.with_entry(&instance.workspace.clone(), |entry| entry.instance_ended(&instance, how));

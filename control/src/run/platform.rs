@@ -159,7 +159,7 @@ async fn as_leader(
                 tokio::select! {
                     // The driver has ended, which is reported separately.
                     _ = watched.watch_resources(&driver) => Ok("the watch over workspaces"),
-                    () = shown.show(driver.snapshots()) => Ok("the status display of resources"),
+                    () = shown.publish_status(driver.snapshots()) => Ok("the status display of resources"),
                     () = eviction_guard.run(driver.snapshots()) => Ok("the eviction guard"),
                     () = follower.run() => Ok("the watch over templates"),
                     lost = renewing.renew_until_lost() => Err(lost.into()),

@@ -9,9 +9,9 @@ mod display_status;
 mod duplicates;
 mod events;
 mod preserved_spec;
+mod publish;
 mod resource;
 mod resource_cache;
-mod show;
 mod status;
 mod watch;
 mod write;
@@ -160,7 +160,7 @@ impl Store for KubernetesStore {
         let committed = stream::iter(changes).map(|change| async {
             let result = match &change {
                 StoreChange::Put(_) | StoreChange::Forget(..) if !self.leadership.is_leader() => {
-                    Err(StoreError::Superseded)
+                    Err(StoreError::NotLeader)
                 }
                 StoreChange::Put(record) => self.put(record).await,
                 StoreChange::Forget(id, _) => self.remove(id).await,

@@ -66,7 +66,7 @@ impl FakeBackend {
     pub(crate) fn kill(&self, id: &WorkspaceId) {
         let mut state = self.state();
         let instance = state.running.remove(id).expect("it runs");
-        let ended = Observation::Ended { instance, how: "killed by SIGKILL".into() };
+        let ended = Observation::Ended { instance, detail: "killed by SIGKILL".into() };
         state.observers.retain(|observer| observer.send(ended.clone()).is_ok());
     }
 

@@ -49,7 +49,7 @@ impl FakeStore {
         if change.id().is_some()
             && self.0.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok()
         {
-            return Err(Arc::new(StoreError::Changed { name: "it".into() }));
+            return Err(Arc::new(StoreError::Conflict { name: "it".into() }));
         }
         let mut records = self.0.records.lock().unwrap();
         match change {

@@ -105,8 +105,8 @@ impl PodTracker {
 
 impl TrackedPod {
     /// `None` if the end has been reported already.
-    fn exit(&self, how: String) -> Option<Observation> {
-        (!self.ended).then(|| Observation::Ended { instance: self.instance.clone(), how })
+    fn exit(&self, detail: String) -> Option<Observation> {
+        (!self.ended).then(|| Observation::Ended { instance: self.instance.clone(), detail })
     }
 }
 
@@ -201,7 +201,7 @@ mod tests {
                 let ids: Vec<_> = running.iter().map(|running| running.id.0.as_str()).collect();
                 format!("running: {}", ids.join(" "))
             }
-            Observation::Ended { instance, how } => format!("{} ended: {how}", instance.id),
+            Observation::Ended { instance, detail } => format!("{} ended: {detail}", instance.id),
             Observation::Waits { epoch, waits: Some(waits), .. } => {
                 format!("{epoch} waits: {:?}: {}", waits.reason, waits.detail)
             }

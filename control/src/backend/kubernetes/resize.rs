@@ -27,7 +27,7 @@ use crate::{
 };
 
 impl ClusterClient {
-    /// Sets the resources of the pod of this epoch and wait_reason until its node has applied them.
+    /// Sets the resources of the pod of this epoch and waits until its node has applied them.
     pub(super) async fn resize(
         &self,
         resize: ResizePlan,
@@ -94,7 +94,7 @@ impl ClusterClient {
                     "another client has changed its resources in the meantime",
                 ));
             }
-            if let Some(never) = pod_status::never_resized(&now) {
+            if let Some(never) = pod_status::infeasible_resize(&now) {
                 return Err(BackendError::new(operation, never));
             }
             let wait_reason = pod_status::resize_waits(&now);

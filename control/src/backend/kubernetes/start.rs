@@ -118,7 +118,7 @@ impl ClusterClient {
                 }
             };
             let pod = pod.ok_or_else(|| BackendError::new(operation, "its pod was deleted"))?;
-            if let Some(how) = pod_status::ended(&pod).or_else(|| pod_status::hopeless(&pod)) {
+            if let Some(how) = pod_status::ended(&pod).or_else(|| pod_status::start_failure(&pod)) {
                 return Err(BackendError::new(operation, how));
             }
             if pod.metadata.deletion_timestamp.is_some() {

@@ -1,4 +1,4 @@
-//! Waiting for the end of an agent, and putting it into words.
+//! Waits for the end of an agent process and describes it.
 
 use std::{os::fd::AsFd, time::Duration};
 
@@ -11,21 +11,22 @@ use tokio::{
 
 use super::{layout::WorkspacePaths, process::ProcessHandle, record::read};
 
-/// Pause after an agent could not be watched (no memory left, too many watches).
-const WATCH_AGAIN: Duration = Duration::from_secs(1);
+/// Pause after an agent could not be watched, because of too little memory or too many watches.
+const WATCH_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// What an agent leaves when it ends by itself.
+/// Record that an agent writes when it exits by itself.
 #[derive(Deserialize)]
 struct AgentExitRecord {
     reason: String,
     code: u8,
 }
 
-/// Waits for the end of a process, reaps it if it is our child, and says how it ended.
-pub(super) async fn end_of(process: ProcessHandle, paths: &WorkspacePaths) -> String {
+/// Waits for the end of a process, reaps it if it is a child, and returns how it ended.
+pub(super) async fn wait_end(process: ProcessHandle, paths: &WorkspacePaths) -> String {
     let mut pidfd = process.into_pidfd();
     let pidfd = loop {
-        // Deprecated because a descriptor may be closed behind its back: this one is owned and closed by nobody else.
+        // Deprecated because a descriptor may be closed while it is registered. This one is owned
+        // here and not closed elsewhere.
         #[allow(deprecated)]
         let watched = AsyncFd::try_with_interest(pidfd, Interest::READABLE);
         let (kept, error) = match watched {
@@ -35,19 +36,19 @@ pub(super) async fn end_of(process: ProcessHandle, paths: &WorkspacePaths) -> St
             },
             Err(error) => error.into_parts(),
         };
-        // That it cannot be watched is no sign of its end.
-        tracing::warn!(%error, "an agent cannot be watched");
+        // The failure to watch an agent says nothing about its end.
+        tracing::warn!(%error, "failed to watch agent, retrying");
         pidfd = kept;
-        sleep(WATCH_AGAIN).await;
+        sleep(WATCH_RETRY_DELAY).await;
     };
-    // An adopted agent is not our child: then only its own record tells.
+    // An adopted agent is not a child, so only its exit record tells how it ended.
     let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
-    words(status.ok().flatten().as_ref(), paths)
+    describe_end(status.ok().flatten().as_ref(), paths)
 }
 
-/// How an agent ended, for people.
-pub(super) fn words(status: Option<&WaitIdStatus>, paths: &WorkspacePaths) -> String {
-    // If it cannot be read, the rest must do.
+/// Describes how an agent ended.
+pub(super) fn describe_end(status: Option<&WaitIdStatus>, paths: &WorkspacePaths) -> String {
+    // Without a readable record the wait status has to do.
     let record: Option<AgentExitRecord> = read(&paths.exit_record).ok().flatten();
     let signal = status.and_then(|status| status.terminating_signal());
     let code = status.and_then(WaitIdStatus::exit_status);
@@ -55,7 +56,7 @@ pub(super) fn words(status: Option<&WaitIdStatus>, paths: &WorkspacePaths) -> St
         (Some(signal), ..) => format!("killed by {}", signal_name(signal)),
         (None, Some(code), Some(record)) => format!("{} (exit code {code})", record.reason),
         (None, None, Some(record)) => format!("{} (exit code {})", record.reason, record.code),
-        (None, Some(code), None) => format!("exit code {code}; its log may say more"),
+        (None, Some(code), None) => format!("exit code {code}; see its log"),
         (None, None, None) => "killed".into(),
     }
 }

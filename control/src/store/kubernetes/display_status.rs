@@ -1,4 +1,5 @@
-//! The part of a resource's status that follows from observations. It is displayed, and never read back.
+//! The part of a resource's status that follows from observations. It is displayed and never read
+//! back.
 
 use std::time::Duration;
 
@@ -20,7 +21,8 @@ use crate::{
     snapshot::WorkspaceView,
 };
 
-/// Difference below which a displayed time stays. A heartbeat reports idle time up to the one before it, at most 15 s ago.
+/// A displayed time stays if it differs by no more than this. A heartbeat reports idle time up to
+/// the one before it, at most 15 s earlier.
 const SLACK: Duration = Duration::from_secs(20);
 
 /// Observations to display. No decision depends on them.
@@ -43,9 +45,9 @@ enum Resized {
     /// The actual resources are the requested ones, or will be with the next start.
     #[default]
     AsRequested,
-    /// The owner's quota has no room for the requested resources.
+    /// The owner's quota does not allow the requested resources.
     QuotaExceeded,
-    /// The agent has other resources: the reason as a code, and in English.
+    /// The agent does not have the requested resources yet, for this reason.
     Pending { reason: String, message: String },
 }
 
@@ -89,7 +91,7 @@ impl DisplayStatus {
     }
 
     /// Writes the observations into `status`.
-    pub(super) fn show(&self, status: &mut WorkspaceStatus, now: Timestamp) {
+    pub(super) fn apply_to(&self, status: &mut WorkspaceStatus, now: Timestamp) {
         status.activity = self.level.map(str::to_owned);
         status.idle_since = self.idle_since.and_then(time);
         status.next = self.next.as_ref().and_then(|(at, step)| next(*at, *step));
@@ -99,7 +101,7 @@ impl DisplayStatus {
         // The digest of the last image stays while nothing runs.
         status.image_digest = self.image.clone().or(status.image_digest.take());
         let connected = if self.connected { "Connected" } else { "Unknown" };
-        let (resized, said) = match &self.resized {
+        let (resized, resized_message) = match &self.resized {
             Resized::AsRequested => ("AsRequested", ""),
             Resized::QuotaExceeded => {
                 ("QuotaExceeded", "the owner's quota does not allow the requested resources")
@@ -107,14 +109,16 @@ impl DisplayStatus {
             Resized::Pending { reason, message } => (reason.as_str(), message.as_str()),
         };
         let is_resized = self.resized == Resized::AsRequested;
-        let facts =
-            [("AgentConnected", self.connected, connected, ""), ("Resized", is_resized, resized, said)];
-        for (kind, holds, why, said) in facts {
+        let conditions = [
+            ("AgentConnected", self.connected, connected, ""),
+            ("Resized", is_resized, resized, resized_message),
+        ];
+        for (kind, holds, reason, message) in conditions {
             let at = status.conditions.iter().position(|condition| condition.type_ == kind);
             let old = at.map(|at| status.conditions.remove(at));
             let generation = status.observed_generation;
-            let mut condition = condition(kind, holds, why, now, generation, old.as_ref());
-            said.clone_into(&mut condition.message);
+            let mut condition = condition(kind, holds, reason, now, generation, old.as_ref());
+            message.clone_into(&mut condition.message);
             status.conditions.insert(at.unwrap_or(status.conditions.len()), condition);
         }
     }
@@ -137,12 +141,13 @@ impl Resized {
     }
 }
 
-/// Start of the idle time, computed from the time of the last heartbeat, so that it does not depend on when it is read.
+/// Start of the idle time, computed from the time of the last heartbeat, so that it does not depend
+/// on when it is read.
 fn idle_since(activity: &ActivityState, now: Timestamp) -> Option<Timestamp> {
     let counted = Duration::try_from(activity.counted_idle?).ok()?;
     // The clock of an agent may be wrong.
-    let beat = activity.at.as_ref().and_then(millis).filter(|at| *at <= now).unwrap_or(now);
-    Some(before(beat, counted))
+    let heartbeat_at = activity.at.as_ref().and_then(millis).filter(|at| *at <= now).unwrap_or(now);
+    Some(before(heartbeat_at, counted))
 }
 
 fn millis(at: &prost_types::Timestamp) -> Option<Timestamp> {
@@ -166,9 +171,112 @@ fn next(at: Timestamp, step: NextStep) -> Option<NextTransition> {
 
 #[cfg(test)]
 mod tests {
-    use podling_core::reason::SleepCause;
+    use std::{env, fs, path::Path, sync::Arc};
+
+    use podling_core::{
+        reason::{SleepCause, StateReason, Wait, WaitReason},
+        status::{Phase, Status},
+    };
+    use serde_json::json;
 
     use super::*;
+    use crate::{
+        kubernetes::{Workspace, resolve},
+        store::{WorkspaceRecord, kubernetes::status},
+    };
+
+    /// Time of creation, 2026-11-27T00:00:00Z.
+    const SINCE: Timestamp = Timestamp(1_795_737_600_000);
+
+    fn after(seconds: u64) -> Timestamp {
+        SINCE.plus(Duration::from_secs(seconds))
+    }
+
+    fn workspace_status(status: Status, display: &DisplayStatus) -> WorkspaceStatus {
+        let resource: Workspace = serde_json::from_value(json!({
+            "apiVersion": "podling.dev/v1alpha1",
+            "kind": "Workspace",
+            "metadata": {"name": "demo", "uid": "0b3a", "creationTimestamp": "2026-11-27T00:00:00Z"},
+            "spec": {"owner": "ada", "template": "python", "id": "abcdefgh2345"},
+        }))
+        .unwrap();
+        let spec = Arc::new(resolve(&resource, None).unwrap());
+        let log = Arc::default();
+        let record = WorkspaceRecord { spec, status, credential: None, log, generation: 1 };
+        let mut status = status::of(&record, &resource, 1);
+        display.apply_to(&mut status, after(60));
+        status
+    }
+
+    /// Compares the status without its record with a golden file. PODLING_UPDATE_GOLDEN rewrites the file.
+    #[track_caller]
+    fn assert_golden(name: &str, status: &WorkspaceStatus) {
+        let status = WorkspaceStatus { record: None, ..status.clone() };
+        let text = serde_json::to_string_pretty(&status).unwrap() + "\n";
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let path = dir.join(format!("workspace-status-{name}.json"));
+        if env::var_os("PODLING_UPDATE_GOLDEN").is_some() {
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(&path, &text).unwrap();
+        }
+        let golden = fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(text, golden, "{name}: set PODLING_UPDATE_GOLDEN=1 if the change is intended");
+    }
+
+    #[test]
+    fn status_of_idle_workspace_matches_golden() {
+        let status = Status {
+            phase: Phase::Awake,
+            reason: StateReason::AgentConnected,
+            epoch: 1,
+            storage_generation: 1,
+            storage: true,
+            ..Status::new(SINCE)
+        };
+        let display = DisplayStatus {
+            connected: true,
+            level: Some("idle"),
+            idle_since: Some(after(60)),
+            next: Some((after(960), NextStep::Sleep(SleepCause::Idle))),
+            pod_uid: Some("6f1c".into()),
+            boot_id: Some("one".into()),
+            key_fingerprint: Some("00ff".into()),
+            image: Some("localhost/python@sha256:1".into()),
+            ..DisplayStatus::default()
+        };
+        assert_golden("awake", &workspace_status(status, &display));
+    }
+
+    #[test]
+    fn status_of_workspace_queued_by_quota_matches_golden() {
+        let wait = Wait { reason: WaitReason::QuotaExceeded, detail: "exceeded quota: team".into() };
+        let status = Status {
+            phase: Phase::Starting,
+            reason: wait.as_reason(),
+            waits: Some(wait),
+            epoch: 1,
+            storage_generation: 1,
+            storage: true,
+            ..Status::new(SINCE)
+        };
+        assert_golden("queued", &workspace_status(status, &DisplayStatus::default()));
+    }
+
+    #[test]
+    fn status_of_failing_workspace_matches_golden() {
+        let detail = "exit code 2; last output: no such option: --fast".into();
+        let status = Status {
+            phase: Phase::Pending { not_before: after(120) },
+            reason: StateReason::AgentStartFailed { detail },
+            failures: 5,
+            epoch: 5,
+            storage_generation: 5,
+            storage: true,
+            ..Status::new(SINCE)
+        };
+        let next = Some((after(120), NextStep::RestartAgent));
+        assert_golden("failing", &workspace_status(status, &DisplayStatus { next, ..Default::default() }));
+    }
 
     #[test]
     fn displayed_time_ignores_small_changes() {
@@ -179,7 +287,7 @@ mod tests {
         };
         let shown = idle(1000, 2000);
         assert_eq!(idle(1019, 1985).steady(&shown), shown);
-        assert_eq!(idle(1021, 2000).steady(&shown), idle(1021, 2000), "it was used meanwhile");
+        assert_eq!(idle(1021, 2000).steady(&shown), idle(1021, 2000), "the workspace was used meanwhile");
         let other =
             DisplayStatus { next: Some((Timestamp(2_000_001), NextStep::WarnOfSleep)), ..shown.clone() };
         assert_eq!(other.clone().steady(&shown), other);
@@ -189,11 +297,11 @@ mod tests {
     fn idle_since_depends_on_the_heartbeat_alone() {
         let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
         let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 500_000_000 });
-        let beat = ActivityState { counted_idle: seconds(60), at: at(1000), ..Default::default() };
-        for looked_at in [1_000_500, 1_014_000, 1_300_000] {
-            assert_eq!(idle_since(&beat, Timestamp(looked_at)), Some(Timestamp(940_500)));
+        let heartbeat = ActivityState { counted_idle: seconds(60), at: at(1000), ..Default::default() };
+        for read_at in [1_000_500, 1_014_000, 1_300_000] {
+            assert_eq!(idle_since(&heartbeat, Timestamp(read_at)), Some(Timestamp(940_500)));
         }
-        let ahead = ActivityState { at: at(9000), ..beat };
+        let ahead = ActivityState { at: at(9000), ..heartbeat };
         assert_eq!(
             idle_since(&ahead, Timestamp(1_000_000)),
             Some(Timestamp(940_000)),
@@ -210,8 +318,8 @@ mod tests {
             ..DisplayStatus::default()
         };
         let mut status = WorkspaceStatus::default();
-        awake.show(&mut status, Timestamp(5_000));
-        DisplayStatus::default().show(&mut status, Timestamp(9_000));
+        awake.apply_to(&mut status, Timestamp(5_000));
+        DisplayStatus::default().apply_to(&mut status, Timestamp(9_000));
         assert_eq!(status.image_digest.as_deref(), Some("localhost/python@sha256:1"));
         assert_eq!(status.boot_id, None);
         let [connected, _resized] = &status.conditions[..] else { panic!("{:?}", status.conditions) };

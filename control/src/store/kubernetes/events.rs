@@ -1,4 +1,4 @@
-//! Events: the transitions of a workspace, with their reasons.
+//! Creates an Event for each transition of a workspace, with its reason.
 
 use std::time::Duration;
 
@@ -22,12 +22,12 @@ use crate::{clock, kubernetes::Workspace, reasons, store::LogEntry};
 const EVENT_MAX_AGE: Duration = Duration::from_secs(3600);
 /// Maximum length of a note, in characters. The API server accepts 1024 bytes.
 const MAX_NOTE: usize = 256;
-/// The reporting controller of our Events.
+/// Reporting controller of the Events.
 const CONTROLLER: &str = "podling.dev/control";
 
 impl KubernetesStore {
-    /// Creates an Event for each entry. The name follows from the entry, so an Event that another control plane created is
-    /// not created again.
+    /// Creates an Event for each entry. Its name follows from the entry, so a second control plane
+    /// does not create it again.
     pub(super) async fn record_events(
         &self,
         cache: &ResourceCache,

@@ -28,21 +28,21 @@ pub(super) fn of(record: &WorkspaceRecord, resource: &Workspace, generation: i64
     let is_awake = state == State::Awake;
     let proven = status.archive().is_some();
     let state_reason = camel_case(word);
-    let facts = [
+    let conditions = [
         ("Ready", is_awake, state_reason.as_str()),
         ("StorageReady", status.storage, if status.storage { "StorageExists" } else { "NoStorage" }),
         ("ArchiveProven", proven, if proven { "Proven" } else { "NotArchived" }),
     ];
     // A user who deletes the workspace may not want to wait for the archive.
-    let waits = resource.metadata.deletion_timestamp.is_some() && status.storage && !proven;
-    let conditions = facts.into_iter().map(|(what, holds, why)| {
+    let delays_deletion = resource.metadata.deletion_timestamp.is_some() && status.storage && !proven;
+    let conditions = conditions.into_iter().map(|(kind, holds, reason)| {
         let old =
-            before.and_then(|before| before.conditions.iter().find(|condition| condition.type_ == what));
-        let mut condition = condition(what, holds, why, status.since, generation, old);
-        if what == "ArchiveProven" && waits {
+            before.and_then(|before| before.conditions.iter().find(|condition| condition.type_ == kind));
+        let mut condition = condition(kind, holds, reason, status.since, generation, old);
+        if kind == "ArchiveProven" && delays_deletion {
             condition.message = format!(
-                "deletion waits until the data is archived; annotate the workspace with {DISCARD}=true to delete it \
-                 with its data"
+                "deletion waits until the data is archived; annotate the workspace with {DISCARD}=true \
+                 to delete it with its data"
             );
         }
         condition
@@ -68,16 +68,16 @@ pub(super) fn of(record: &WorkspaceRecord, resource: &Workspace, generation: i64
     }
 }
 
-/// The word of a state.
+/// Returns the public name of a state: "falling-asleep".
 pub(super) fn word(state: State) -> &'static str {
     STATES.iter().find(|(known, _)| *known == state).map_or("", |(_, word)| word)
 }
 
 /// Builds a condition. Its transition time stays while its status does.
 pub(super) fn condition(
-    what: &str,
+    kind: &str,
     holds: bool,
-    why: &str,
+    reason: &str,
     since: Timestamp,
     generation: i64,
     old: Option<&Condition>,
@@ -85,9 +85,9 @@ pub(super) fn condition(
     let status = if holds { "True" } else { "False" };
     let same = old.filter(|old| old.status == status);
     Condition {
-        type_: what.to_owned(),
+        type_: kind.to_owned(),
         status: status.to_owned(),
-        reason: why.to_owned(),
+        reason: reason.to_owned(),
         message: String::new(),
         observed_generation: Some(generation),
         last_transition_time: same
@@ -97,7 +97,7 @@ pub(super) fn condition(
     }
 }
 
-/// The CamelCase form of a state's word: "falling-asleep" is "FallingAsleep".
+/// Converts a state's public name to CamelCase: "falling-asleep" becomes "FallingAsleep".
 pub(super) fn camel_case(words: &str) -> String {
     let word = |word: &str| {
         let mut letters = word.chars();
@@ -106,7 +106,8 @@ pub(super) fn camel_case(words: &str) -> String {
     words.split('-').filter_map(word).collect()
 }
 
-/// The time in whole seconds, as Kubernetes stores it. A finer time would differ from the stored one for ever.
+/// Rounds down to whole seconds, as Kubernetes stores times. A finer time would always differ from
+/// the stored one.
 pub(super) fn time(at: Timestamp) -> Option<Time> {
     let seconds = i64::try_from(at.0 / 1000).ok()?;
     jiff::Timestamp::from_second(seconds).ok().map(Time)

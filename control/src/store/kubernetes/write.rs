@@ -36,7 +36,7 @@ impl KubernetesStore {
     /// has archives left.
     pub(super) async fn put(&self, record: &Arc<WorkspaceRecord>) -> Result<(), StoreError> {
         let cache = self.cache(&record.spec.id);
-        let changed = || StoreError::Changed { name: record.spec.name.to_string() };
+        let changed = || StoreError::Conflict { name: record.spec.name.to_string() };
         let generation = |of: Option<Arc<Workspace>>| of.and_then(|latest| latest.metadata.generation);
         let mut known = generation(cache.latest());
         for _ in 0..MAX_WRITE_ATTEMPTS {
@@ -136,7 +136,7 @@ impl KubernetesStore {
             cache.observe(now.clone());
         }
         let mut status = status::of(record, &now, written.generation.max(record.generation));
-        cache.display().show(&mut status, clock::now());
+        cache.display().apply_to(&mut status, clock::now());
         if now.status.as_ref() == Some(&status) {
             return Ok(now);
         }
@@ -195,7 +195,7 @@ impl KubernetesStore {
             cache.observe(created.clone());
             return Ok(Arc::new(created));
         }
-        Err(StoreError::Taken { name: spec.name.to_string() })
+        Err(StoreError::NameTaken { name: spec.name.to_string() })
     }
 
     /// Deletes a resource that stands for nothing any more, and removes our finalizer.
