@@ -1,4 +1,4 @@
-//! Writes the definitions of Podling's resources into `deploy/crds`, from the types in `control/src/kubernetes`.
+//! Writes the definitions of Podling's resources into `deploy/crds`, from `control/src/kubernetes`.
 
 use std::{fs, path::Path};
 

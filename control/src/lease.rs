@@ -185,7 +185,7 @@ impl Leader {
         self.leadership.clone()
     }
 
-    /// Renews the lease until another replica holds it or [`RENEWAL_FAILURE_LIMIT`] has passed.
+    /// Renews the lease until another replica holds it or `RENEWAL_FAILURE_LIMIT` has passed.
     /// While the API server is unreachable no replica can take the lease. Writes wait then;
     /// connections are still served.
     pub async fn renew_until_lost(&self) -> LeadershipLost {

@@ -35,7 +35,7 @@ pub enum TransferStage {
     Unpacking,
 }
 
-/// Passes on progress, at most once per [`REPORT_INTERVAL`] and at once for a new stage.
+/// Passes on progress, at most once per `REPORT_INTERVAL` and at once for a new stage.
 pub struct ProgressReporter {
     sink: Box<dyn Fn(TransferProgress) + Send + Sync>,
     last_report: Mutex<Option<(TransferStage, Instant)>>,

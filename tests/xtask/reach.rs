@@ -115,7 +115,7 @@ fn git(args: &[&str]) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Returns the prefix of the stories in a file: `both_backends::sleep_and_wake::` for `both_backends/sleep_and_wake.rs`.
+/// Returns the prefix of the stories in a file: `both_backends::quota::` for `both_backends/quota.rs`.
 /// Returns `None` for files that are not a module.
 fn module(story: &Path) -> Option<String> {
     let path = story.with_extension("");

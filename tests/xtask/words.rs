@@ -7,9 +7,6 @@ use anyhow::Result;
 
 use crate::{gate::Gate, program};
 
-/// Whether findings fail the gate. Until the whole tree is rewritten they are only printed.
-const FINDINGS_FAIL: bool = false;
-
 /// rustfmt has the same bound for code (`rustfmt.toml`).
 const LONGEST_RUST_LINE: usize = 110;
 const LONGEST_MARKDOWN_LINE: usize = 100;
@@ -19,7 +16,7 @@ const LONGEST_COMMIT_SUBJECT: usize = 72;
 const FEWEST_DOC_WORDS: usize = 4;
 /// Thin doc comments that the tree may have, such as units and help texts. This number may only
 /// shrink.
-const MOST_THIN_DOCS: usize = 20;
+const MOST_THIN_DOCS: usize = 2;
 /// The last commit before subjects had a bound.
 const UNBOUNDED_SUBJECTS: &str = "13261f6";
 
@@ -54,12 +51,10 @@ pub(crate) fn check(gate: &mut Gate) -> Result<()> {
     for Finding { file, line, advice } in &findings {
         println!("{file}:{line}: {advice}");
     }
-    let passed = findings.is_empty() || !FINDINGS_FAIL;
     if !findings.is_empty() {
-        let consequence = if FINDINGS_FAIL { "" } else { ", which do not fail the gate yet" };
-        println!("{} findings{consequence} (docs/STYLE.md)", findings.len());
+        println!("{} findings (docs/STYLE.md)", findings.len());
     }
-    gate.record("words", passed, began.elapsed());
+    gate.record("words", findings.is_empty(), began.elapsed());
     Ok(())
 }
 

@@ -161,9 +161,9 @@ impl ReplayTarget {
         wait_for("archiving or restoring has failed", async || {
             let log = self.podling.transition_log(workspace).await;
             use StateReasonCode::{ArchiveFailed, Archived, RestoreFailed};
-            let codes = log.iter().rev().filter_map(|entry| Some(entry.reason.as_ref()?.code()));
+            let mut codes = log.iter().rev().filter_map(|entry| Some(entry.reason.as_ref()?.code()));
             // The latest about the storage: an earlier failure was followed by a success.
-            let last = codes.filter(|code| matches!(code, ArchiveFailed | RestoreFailed | Archived)).next();
+            let last = codes.find(|code| matches!(code, ArchiveFailed | RestoreFailed | Archived));
             matches!(last, Some(ArchiveFailed | RestoreFailed)).then_some(())
         })
         .await;
