@@ -39,7 +39,7 @@ impl RetryBackoff {
     }
 }
 
-/// Makes an idempotent call and retries it for up to [`RETRY_WINDOW`] while it fails with a
+/// Makes an idempotent call and retries it for up to `RETRY_WINDOW` while it fails with a
 /// retryable status.
 pub async fn retry_call<T, F, Fut>(mut call: F) -> Result<T, Status>
 where

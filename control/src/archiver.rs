@@ -99,7 +99,7 @@ pub enum ArchiverError {
     Store(#[from] BackupStoreError),
     /// Another control plane may have taken over.
     #[error("this control plane is not the leader any more")]
-    Superseded,
+    NotLeader,
 }
 
 type ArchivesAgentClient = ArchivesClient<
@@ -116,7 +116,7 @@ impl AgentArchiver {
     /// Removes an archive unless another control plane may have taken over and still need it.
     async fn remove_if_leader(&self, key: &StoreKey) -> Result<(), ArchiverError> {
         if !self.leadership.is_leader() {
-            return Err(ArchiverError::Superseded);
+            return Err(ArchiverError::NotLeader);
         }
         Ok(self.backups.remove(key).await?)
     }

@@ -22,7 +22,7 @@ pub const TEMPLATE_LABEL: &str = "podling.dev/template";
 /// Annotation of a pod: the epoch of its start.
 pub const EPOCH_ANNOTATION: &str = "podling.dev/epoch";
 /// Finalizer of a Workspace resource: holds it until its data is archived or discarded.
-pub const ARCHIVE_FIRST: &str = "podling.dev/archive-first";
+pub const ARCHIVE_BEFORE_DELETE: &str = "podling.dev/archive-before-delete";
 /// Annotation of a Workspace resource: "true" deletes its data with it, archived or not.
 pub const DISCARD: &str = "podling.dev/discard";
 /// Name of the container that runs the agent and the user's programs.

@@ -8,7 +8,7 @@ use podling_core::{id::WorkspaceId, workspace::State};
 use tokio::time::sleep;
 
 use super::{KubernetesStore, RETRY_PAUSE, status::word};
-use crate::kubernetes::{Workspace, WorkspaceStatus, id_of, objects::ARCHIVE_FIRST};
+use crate::kubernetes::{Workspace, WorkspaceStatus, id_of, objects::ARCHIVE_BEFORE_DELETE};
 
 /// Attempts to write the status of one duplicate. The watch over all workspaces waits meanwhile.
 const MAX_STATUS_ATTEMPTS: usize = 60;
@@ -59,7 +59,7 @@ impl KubernetesStore {
 
     async fn mark_duplicate_once(&self, copy: &Workspace, why: &str) -> Result<(), Error> {
         if copy.metadata.deletion_timestamp.is_some() {
-            let has_finalizer = copy.finalizers().iter().any(|finalizer| finalizer == ARCHIVE_FIRST);
+            let has_finalizer = copy.finalizers().iter().any(|finalizer| finalizer == ARCHIVE_BEFORE_DELETE);
             return if has_finalizer { self.release(copy).await } else { Ok(()) };
         }
         let status = WorkspaceStatus {

@@ -7,7 +7,7 @@ use super::resource_cache::desired_spec;
 use crate::{
     kubernetes::{
         DesiredResourceState, DesiredSpec, PolicySpec, ResourcesSpec, Variable, Workspace, WorkspaceSpec,
-        objects::ARCHIVE_FIRST,
+        objects::ARCHIVE_BEFORE_DELETE,
     },
     store::WorkspaceRecord,
 };
@@ -21,7 +21,10 @@ pub(super) fn of(record: &WorkspaceRecord) -> Workspace {
         secret: None,
     };
     Workspace {
-        metadata: ObjectMeta { finalizers: Some(vec![ARCHIVE_FIRST.to_owned()]), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            finalizers: Some(vec![ARCHIVE_BEFORE_DELETE.to_owned()]),
+            ..ObjectMeta::default()
+        },
         spec: WorkspaceSpec {
             id: Some(spec.id.to_string()),
             source: spec.source.as_ref().map(|source| source.0.clone()),
@@ -67,7 +70,7 @@ pub(super) fn spec_changes(
     if is_new(|a, b| a.policy != b.policy) {
         spec.insert("policy".into(), json!(PolicySpec::of(&now.policy)));
     }
-    let has_finalizer = latest.finalizers().iter().any(|finalizer| finalizer == ARCHIVE_FIRST);
+    let has_finalizer = latest.finalizers().iter().any(|finalizer| finalizer == ARCHIVE_BEFORE_DELETE);
     let add_finalizer = !has_finalizer && latest.metadata.deletion_timestamp.is_none();
     (add_finalizer || !spec.is_empty()).then_some(Value::Object(spec))
 }
@@ -77,9 +80,9 @@ pub(super) fn spec_changes(
 pub(super) fn finalizers(latest: &Workspace) -> Vec<String> {
     let mut finalizers = latest.finalizers().to_vec();
     if latest.metadata.deletion_timestamp.is_none()
-        && !finalizers.iter().any(|finalizer| finalizer == ARCHIVE_FIRST)
+        && !finalizers.iter().any(|finalizer| finalizer == ARCHIVE_BEFORE_DELETE)
     {
-        finalizers.push(ARCHIVE_FIRST.to_owned());
+        finalizers.push(ARCHIVE_BEFORE_DELETE.to_owned());
     }
     finalizers
 }

@@ -21,7 +21,7 @@ use crate::{
     clock,
     kubernetes::{
         GROUP, VERSION, Workspace, WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceStatus,
-        objects::ARCHIVE_FIRST, resource_names,
+        objects::ARCHIVE_BEFORE_DELETE, resource_names,
     },
     store::{StoreError, WorkspaceRecord, stored::StoredRecord},
 };
@@ -236,7 +236,7 @@ impl KubernetesStore {
     /// Removes our finalizer from a deleted resource.
     pub(super) async fn release(&self, deleted: &Workspace) -> Result<(), Error> {
         let remaining: Vec<_> =
-            deleted.finalizers().iter().filter(|finalizer| *finalizer != ARCHIVE_FIRST).collect();
+            deleted.finalizers().iter().filter(|finalizer| *finalizer != ARCHIVE_BEFORE_DELETE).collect();
         let metadata = json!({"finalizers": remaining, "resourceVersion": deleted.resource_version()});
         let patch = Patch::Merge(json!({"metadata": metadata}));
         self.workspaces.patch(&deleted.name_any(), &PatchParams::default(), &patch).await.map(drop)
