@@ -39,7 +39,7 @@ fn all_fields_are_accepted() {
     let space = namespace_with_crds();
     let spec = r#"owner: ada.lovelace@example.org
 template: vscode
-wanted: Asleep
+desiredState: Asleep
 resources: {cpu: 500m, memory: 2Gi}
 storage: {size: 20Gi, className: fast}
 policy: {idleTimeout: 1h30m, warning: 5m, maxAwake: 36h}

@@ -6,7 +6,7 @@ use crate::{
     check,
     cluster::{self, ClusterPlan},
     dependency_cache::DependencyCache,
-    gate::{Gate, GateStep, Lanes},
+    gate::{Gate, GateStep},
     reach::Reach,
     simulate,
     stories::{self, STORIES},
@@ -30,8 +30,8 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
 }
 
 /// Compiles first, which needs both processors. Then unit tests, which mostly wait, run beside the
-/// builds for nodes; at last two nodes run beside the stories of this machine. Lints, docs and the
-/// simulation use the processor time that those leave.
+/// builds for nodes. At last two lanes run beside each other, each of which needs about one
+/// processor: more lanes would make stories miss their deadlines.
 fn full() -> Result<bool> {
     let mut gate = Gate::new()?;
     let cache = DependencyCache::open()?;
@@ -52,12 +52,13 @@ fn full() -> Result<bool> {
     let passed = gate.run_lanes(vec![unit_tests, preparation])?;
 
     let lints = check::lints().into_iter().chain([check::docs(), simulate::step(), doc_examples()]);
-    let mut lanes: Lanes = vec![stories, lints.map(GateStep::in_background).collect()];
+    let mut lanes: [Vec<GateStep>; 2] = [Vec::new(), stories];
     match passed[..] {
-        [_, true] => lanes.extend(tests.into_iter().map(|step| vec![step])),
+        [_, true] => lanes.iter_mut().zip(tests).for_each(|(lane, step)| lane.push(step)),
         _ => gate.not_run(cluster::EVERYTHING),
     }
-    gate.run_lanes(lanes)?;
+    lanes[0].extend(lints.map(GateStep::in_background));
+    gate.run_lanes(lanes.into())?;
     cache.iter().filter(|_| gate.has_built()).for_each(DependencyCache::save);
     gate.finish()
 }

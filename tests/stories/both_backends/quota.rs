@@ -108,7 +108,7 @@ async fn cpu_and_memory_quotas_queue_or_reject_workspaces() {
     for template in ["large", "hungry"] {
         let refused = cli.run(&["create", "never", "--template", template]).await;
         assert!(refused.code.is_some_and(|code| code != 0), "{refused:?}");
-        assert!(refused.err().contains("more CPU or memory than the quota allows"), "{}", refused.err());
+        assert!(refused.err().contains("requested CPU or memory exceeds the quota"), "{}", refused.err());
     }
     assert_eq!(
         cli.run(&["ls", "--json"]).await.ok().json(),
@@ -138,7 +138,7 @@ async fn resize_beyond_quota_waits_and_keeps_workspace_running() {
     window.wait_for_prompt().await;
     window.type_text("job() { until test -e over; do sleep 0.1; done; echo all do''ne; }; job\r");
     let never = cli.run(&["resize", "one", "--cpu", "500m"]).await;
-    assert!(never.err().contains("more CPU or memory than the quota allows"), "{}", never.err());
+    assert!(never.err().contains("requested CPU or memory exceeds the quota"), "{}", never.err());
     let printed = cli.run(&["resize", "one", "--cpu", "300m"]).await.ok().out();
     assert!(printed.contains("one has 0.2 cores") && printed.contains("waits for 0.3 cores"), "{printed}");
     wait_for("the resize is queued", async || (podling.get(&one).await.queue_position == 1).then_some(()))
