@@ -171,8 +171,10 @@ async fn silent_node_keeps_its_pod_and_no_second_pod_starts() {
     // Without the kubelet nothing ends its pod.
     patch_spec(deployed, "dennis", r#"{"desiredState": "Asleep"}"#);
     wait_long(RECOVERY_DEADLINE, "a reason that names the cause", async || {
-        let message = space.field("ws/dennis", ".status.message");
-        message.contains("the node node0 does not answer, and may still run the pod").then_some(())
+        let [reason, message] = [".status.reason", ".status.message"].map(|of| space.field("ws/dennis", of));
+        (reason == "ActionFailed"
+            && message.contains("the node node0 does not answer and may still run the pod"))
+        .then_some(())
     })
     .await;
     // The same holds if the workspace is to be awake again.
@@ -302,7 +304,7 @@ async fn invalid_spec_affects_only_its_workspace_until_repaired() {
         "an unreadable workspace is left alone"
     );
     let refused = deployed.cli().run(&["create", "niklaus"]).await;
-    assert!(refused.err().contains("there is a workspace niklaus in this namespace already"), "{refused:?}");
+    assert!(refused.err().contains("a workspace named niklaus exists in this namespace"), "{refused:?}");
 
     edited(r#"{"spec": {"desiredState": "Awake", "policy": null}}"#).await;
     replace(&rules);
