@@ -103,7 +103,7 @@ fn headline(workspace: &Workspace, now: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path, time::Duration};
+    use std::time::Duration;
 
     use podling_proto::{
         agent::v1::{ActivityLevel, ActivityState, Evidence, Lease, Signal, SleepCause, SleepWarning, Usage},
@@ -111,7 +111,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::duration::to_wire;
+    use crate::{duration::to_wire, golden::assert_golden};
 
     /// The time at which everything is explained.
     const NOW: u64 = 1_000_000;
@@ -205,17 +205,8 @@ mod tests {
 
     const IN_USE: [Remedy; 3] = [Remedy::Use, Remedy::KeepAwake, Remedy::Sleep];
 
-    /// Compares with tests/golden/explain/NAME.txt. PODLING_UPDATE_GOLDEN=1 rewrites the file
-    /// instead.
     fn golden(name: &str, known: &ExplainData) {
-        let text = render(known, time(NOW));
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/explain/{name}.txt"));
-        if std::env::var_os("PODLING_UPDATE_GOLDEN").is_some() {
-            fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
-            fs::write(&path, &text).expect("written");
-        }
-        let expected = fs::read_to_string(&path).unwrap_or_default();
-        assert_eq!(text, expected, "{} differs; run again with PODLING_UPDATE_GOLDEN=1", path.display());
+        assert_golden(&format!("explain/{name}"), &render(known, time(NOW)));
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub mod duration;
 pub mod explain;
 pub mod failure;
 pub mod for_each_target;
+#[cfg(test)]
+mod golden;
 pub mod next_transition;
 pub mod output;
 pub mod partial_file;

@@ -94,68 +94,82 @@ mod tests {
 
     use podling_proto::{
         agent::v1::{ActivityLevel, ActivityState},
-        control::v1::{NextStep, next_step::Step},
+        control::v1::{NextStep, StateReason, StateReasonCode, next_step::Step},
     };
 
     use super::*;
+    use crate::golden::assert_golden;
 
-    #[test]
-    fn row_shows_only_what_is_known() {
-        let wire = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
-        let idle = ActivityState {
-            level: ActivityLevel::Idle.into(),
-            counted_idle: wire(45),
-            idle_timeout: wire(900),
-            at: Some(prost_types::Timestamp { seconds: 160, nanos: 0 }),
+    /// The time at which everything is listed.
+    const NOW: i64 = 1_000_000;
+
+    fn time(seconds: i64) -> Option<prost_types::Timestamp> {
+        Some(prost_types::Timestamp { seconds, nanos: 0 })
+    }
+
+    fn span(seconds: i64) -> Option<prost_types::Duration> {
+        Some(prost_types::Duration { seconds, nanos: 0 })
+    }
+
+    fn workspace(name: &str, state: State, since: i64) -> Workspace {
+        Workspace {
+            name: name.to_owned(),
+            id: "abcdefghijkl".to_owned(),
+            template: "python".to_owned(),
+            owner: "ada".to_owned(),
+            state: state.into(),
+            since: time(NOW - since),
+            ..Workspace::default()
+        }
+    }
+
+    fn awake(name: &str, since: i64, level: ActivityLevel, counted_idle: i64) -> Workspace {
+        let activity = ActivityState {
+            level: level.into(),
+            counted_idle: span(counted_idle),
+            idle_timeout: span(900),
+            at: time(NOW - 5),
             ..ActivityState::default()
         };
-        let mut workspace = Workspace {
-            name: "demo".to_owned(),
-            id: "abcdefghijkl".to_owned(),
-            template: "shell".to_owned(),
-            state: State::Awake.into(),
+        Workspace {
             connection: AgentConnection::Connected.into(),
-            since: Some(prost_types::Timestamp { seconds: 100, nanos: 0 }),
-            activity: Some(idle),
-            ..Workspace::default()
-        };
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(165);
-        let text = render(std::slice::from_ref(&workspace), now, false);
-        assert_eq!(
-            text,
-            "NAME  ID            STATE  SINCE  ACTIVITY  IDLE  NEXT           TEMPLATE\n\
-             demo  abcdefghijkl  awake  1m 5s  idle      45s   sleeps in 14m  shell\n"
-        );
-        workspace.set_connection(AgentConnection::Unknown);
-        let text = render(&[workspace], now, false);
-        assert!(!text.contains("idle") && text.contains("agent not connected"), "a silent agent is not idle");
+            activity: Some(activity),
+            ..workspace(name, State::Awake, since)
+        }
+    }
+
+    fn then(workspace: Workspace, step: Step, after: i64) -> Workspace {
+        let next = NextStep { step: step.into(), at: time(NOW + after), ..NextStep::default() };
+        Workspace { next: Some(next), ..workspace }
     }
 
     #[test]
-    fn full_list_fits_into_100_columns() {
-        let next = |state: State, step: Step, seconds| Workspace {
-            name: "analysis".to_owned(),
-            id: "abcdefghijkl".to_owned(),
-            template: "python".to_owned(),
-            state: state.into(),
-            since: Some(prost_types::Timestamp { seconds: 0, nanos: 0 }),
-            next: Some(NextStep {
-                step: step.into(),
-                at: Some(prost_types::Timestamp { seconds, nanos: 0 }),
-                ..NextStep::default()
-            }),
-            ..Workspace::default()
+    fn workspaces_in_each_state_are_listed() {
+        let reason = StateReason {
+            code: StateReasonCode::AgentStartFailed.into(),
+            detail: "the image python:3.13 cannot be pulled".to_owned(),
+            ..StateReason::default()
+        };
+        let silent = Workspace {
+            connection: AgentConnection::Unknown.into(),
+            ..awake("silent", 65, ActivityLevel::Idle, 45)
         };
         let workspaces = [
-            next(State::FallingAsleep, Step::Unspecified, 0),
-            next(State::Asleep, Step::Archive, 3_600 + 82_800 + 120),
-            next(State::Archived, Step::ExpireArchive, 30 * 86_400),
-            Workspace { queue_position: 2, ..next(State::Queued, Step::Unspecified, 0) },
+            awake("typing", 7_320, ActivityLevel::Active, 0),
+            awake("training", 7_320, ActivityLevel::Busy, 0),
+            awake("idle", 65, ActivityLevel::Idle, 45),
+            Workspace { queue_position: 2, ..workspace("queued", State::Queued, 30) },
+            workspace("sleepy", State::FallingAsleep, 1),
+            then(workspace("analysis", State::Asleep, 3_600), Step::Archive, 82_800 + 120),
+            then(workspace("old", State::Archived, 86_400), Step::ExpireArchive, 30 * 86_400 - 60),
+            silent,
+            Workspace { reason: Some(reason), ..workspace("broken", State::Failed, 12) },
         ];
-        let text = render(&workspaces, SystemTime::UNIX_EPOCH + Duration::from_secs(3_600), false);
-        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
-        for words in ["archives in 23h 2m", "archive expires in 29d 23h", "position 2"] {
-            assert!(text.contains(words), "{words} is missing in:\n{text}");
-        }
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW.unsigned_abs());
+        assert_golden("ls", &render(&workspaces, now, false));
+        assert_golden("ls-all-owners", &render(&workspaces[..2], now, true));
+        let without_problem = render(&workspaces[..7], now, false);
+        let is_wide = |line: &&str| line.chars().count() > 100;
+        assert_eq!(without_problem.lines().find(is_wide), None, "wider than a terminal of 100 columns");
     }
 }
