@@ -4,6 +4,7 @@ mod backend;
 mod custom_resources;
 mod faults;
 mod ide;
+mod kubectl_golden;
 mod leader_election;
 mod lifecycle;
 mod namespace_deletion;

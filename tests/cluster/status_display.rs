@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, env, fs, time::Duration};
 use podling_tests::{deployed::Deployed, report_skipped, wait_for, wait_long};
 use serde_json::Value;
 
-use crate::lifecycle::{objects_of, patch_spec, run_cli, share_control_plane, uid_of_only_pod, workspace_id};
+use crate::{
+    kubectl_golden::assert_golden,
+    lifecycle::{objects_of, patch_spec, run_cli, share_control_plane, uid_of_only_pod, workspace_id},
+};
 
 /// Environment variable with the path of the API server's audit log, which the sandbox's node writes.
 const AUDIT_LOG: &str = "PODLING_AUDIT_LOG";
@@ -57,8 +60,9 @@ async fn status_and_events_show_activity_and_transitions() {
     for kind in ["Ready", "AgentConnected", "StorageReady", "Resized"] {
         assert_eq!(condition(&idle_status, kind), "True", "{kind}");
     }
-    let line = deployed.namespace().kubectl(&["get", "ws", "mary"]).expect_success();
-    assert!(line.contains("idle") && line.contains("WarnOfSleep"), "{line}");
+    let kubectl = |args: &[&str]| deployed.namespace().kubectl(args).expect_success();
+    let replaced = [(id.as_str(), "ID"), (idle_status["imageDigest"].as_str().unwrap(), "DIGEST")];
+    assert_golden("get-ws-awake", &kubectl(&["get", "ws", "mary"]), &replaced);
 
     run_cli(deployed, &["sleep", "--force", "mary"]).await;
     let asleep = wait_for("a status without a pod", async || {
@@ -78,6 +82,13 @@ async fn status_and_events_show_activity_and_transitions() {
     .await;
     reasons.dedup();
     assert_eq!(reasons, ["Queued", "Starting", "Awake", "FallingAsleep", "Asleep"]);
+    assert_golden("get-ws-asleep", &kubectl(&["get", "ws", "mary"]), &replaced);
+    // The record is the control plane's own, and Events may be repeated.
+    let described = kubectl(&["describe", "ws", "mary", "--show-events=false"]);
+    let (_, status) = described.split_once("\nStatus:\n").expect("a status");
+    let is_record = |line: &&str| line.trim_start().starts_with("Record:");
+    let status: Vec<_> = status.lines().filter(|line| !is_record(line)).collect();
+    assert_golden("describe-ws-asleep", &status.join("\n"), &replaced);
     run_cli(deployed, &["rm", "--discard", "mary"]).await;
 }
 

@@ -1,0 +1,46 @@
+//! Golden files of what kubectl prints. They hold the words; what differs between runs is replaced by
+//! a word in capitals.
+
+use std::{env, fs, path::Path};
+
+/// Compares the text with `tests/cluster/golden/NAME.txt`. `PODLING_UPDATE_GOLDEN=1` rewrites the file
+/// instead. `replaced` has values of this run and the words that stand for them.
+pub fn assert_golden(name: &str, text: &str, replaced: &[(&str, &str)]) {
+    let text: String = text.lines().map(|line| comparable(line, replaced) + "\n").collect();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("cluster/golden/{name}.txt"));
+    if env::var_os("PODLING_UPDATE_GOLDEN").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, &text).unwrap();
+    }
+    let expected = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, expected, "{} differs; run again with PODLING_UPDATE_GOLDEN=1", path.display());
+}
+
+/// Keeps the indentation and puts one blank between words: a column is as wide as its longest value,
+/// which differs between runs.
+fn comparable(line: &str, replaced: &[(&str, &str)]) -> String {
+    let indentation = &line[..line.len() - line.trim_start().len()];
+    let mut line = line.to_owned();
+    for (value, word) in replaced {
+        line = line.replace(value, word);
+    }
+    let words: Vec<_> = line.split_whitespace().map(placeholder).collect();
+    indentation.to_owned() + &words.join(" ")
+}
+
+fn placeholder(word: &str) -> &str {
+    let is_hex = |word: &str| word.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+    let is_age = |word: &str| {
+        word.starts_with(|c: char| c.is_ascii_digit())
+            && word.ends_with(['s', 'm', 'h'])
+            && word.chars().all(|c| c.is_ascii_digit() || "smh".contains(c))
+    };
+    match word {
+        word if word.len() == 20 && word.ends_with('Z') && word.as_bytes()[10] == b'T' => "TIME",
+        word if word.len() == 27 && word.ends_with('Z') && word.as_bytes()[10] == b'T' => "TIME",
+        word if word.len() == 36 && is_hex(word) => "UUID",
+        word if word.len() == 64 && is_hex(word) => "SHA256",
+        word if is_age(word) => "AGE",
+        word => word,
+    }
+}
