@@ -29,10 +29,9 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     if args.quick { quick() } else { full() }
 }
 
-/// Compiles first, which needs both processors. Unit tests then run alone, because some of them
-/// measure that a flood is read on. Builds for nodes run beside lints, docs and the simulation. At
-/// last two lanes run beside each other, each of which needs about one processor: more lanes would
-/// make stories miss their deadlines.
+/// Compiles first, which needs both processors. Compilers that nothing waits for then run in the
+/// background: those of the static binaries beside the unit tests, those of lints, docs and the
+/// simulation beside two lanes of tests. More lanes would make tests miss their deadlines.
 fn full() -> Result<bool> {
     let mut gate = Gate::new()?;
     let cache = DependencyCache::open()?;
@@ -49,16 +48,17 @@ fn full() -> Result<bool> {
     } else {
         ["unit and property tests", STORIES].iter().for_each(|name| gate.not_run(name));
     }
-    gate.run_lanes(vec![unit_tests])?;
-    let lints = check::lints().into_iter().chain([check::docs(), simulate::step(), doc_examples()]);
-    let passed = gate.run_lanes(vec![lints.collect(), preparation])?;
+    let preparation = preparation.into_iter().map(GateStep::in_background).collect();
+    let passed = gate.run_lanes(vec![unit_tests, preparation])?;
 
     let mut lanes: [Vec<GateStep>; 2] = [Vec::new(), stories];
     match passed[..] {
         [_, true] => lanes.iter_mut().zip(tests).for_each(|(lane, step)| lane.push(step)),
         _ => gate.not_run(cluster::EVERYTHING),
     }
-    gate.run_lanes(lanes.into())?;
+    let checks = check::lints().into_iter().chain([check::docs(), simulate::step(), doc_examples()]);
+    let checks = checks.map(GateStep::in_background).collect();
+    gate.run_lanes(lanes.into_iter().chain([checks]).collect())?;
     cache.iter().filter(|_| gate.has_built()).for_each(DependencyCache::save);
     gate.finish()
 }
