@@ -5,7 +5,7 @@ use std::{env, fs, path::Path};
 
 /// Compares the text with `tests/cluster/golden/NAME.txt`. `PODLING_UPDATE_GOLDEN=1` rewrites the file
 /// instead. `replaced` has values of this run and the words that stand for them.
-pub fn assert_golden(name: &str, text: &str, replaced: &[(&str, &str)]) {
+pub(crate) fn assert_golden(name: &str, text: &str, replaced: &[(&str, &str)]) {
     let text: String = text.lines().map(|line| comparable(line, replaced) + "\n").collect();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("cluster/golden/{name}.txt"));
     if env::var_os("PODLING_UPDATE_GOLDEN").is_some() {

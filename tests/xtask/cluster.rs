@@ -30,7 +30,7 @@ const PODS: (&str, &str) = ("PODLING_STORY_BACKEND", "kubernetes");
 /// Prefix of the stories that run on processes and on pods.
 const ON_BOTH_BACKENDS: &str = "both_backends::";
 
-const SUITE: [&str; 1] = ["--test-threads=3"];
+const SUITE: [&str; 1] = ["--test-threads=4"];
 /// Faults kill programs of the node, so each runs alone.
 const FAULTS: [&str; 2] = ["--ignored", "--test-threads=1"];
 /// Stories on pods mostly wait for pods, so several run at once.
@@ -73,7 +73,7 @@ pub(crate) struct ClusterPlan {
     /// Builds binaries, node programs and images, one after the other. This happens outside of the
     /// sandbox, which has no network.
     pub(crate) preparation: Vec<GateStep>,
-    /// One step for each node. They need all of the preparation.
+    /// One step for each node, in the order of [`IN_GATE`]. They need all of the preparation.
     pub(crate) tests: Vec<GateStep>,
 }
 
@@ -81,11 +81,13 @@ pub(crate) struct ClusterPlan {
 #[derive(Debug, Clone, Copy)]
 enum NodeTests {
     Suite,
+    /// They kill programs of their node.
     Faults,
-    /// Faults kill programs of the node, so they run after the suite.
-    SuiteAndFaults,
     StoriesOnPods,
 }
+
+/// A node boots in 20 s, so each of them gets its own and all run beside each other.
+const IN_GATE: [NodeTests; 3] = [NodeTests::Suite, NodeTests::Faults, NodeTests::StoriesOnPods];
 
 pub(crate) fn run(command: &ClusterCommand) -> Result<bool> {
     let (tests, filter) = match command {
@@ -137,7 +139,7 @@ fn in_sandbox(command: &[&str], envs: &[(&str, &str)]) -> Result<bool> {
 
 /// Plans the gate's tests that need a node.
 pub(crate) fn plan(gate: &mut Gate, programs: Option<&TestPrograms>) -> Result<ClusterPlan> {
-    plan_tests(gate, programs, &[NodeTests::SuiteAndFaults, NodeTests::StoriesOnPods], None)
+    plan_tests(gate, programs, &IN_GATE, None)
 }
 
 fn plan_tests(
@@ -169,7 +171,7 @@ fn plan_tests(
     if !matches!(wanted, [NodeTests::Suite]) {
         gate.skip("stories on pods and faults", "they need a node of their own")?;
     }
-    let has_suite = |tests: &NodeTests| matches!(tests, NodeTests::Suite | NodeTests::SuiteAndFaults);
+    let has_suite = |tests: &NodeTests| matches!(tests, NodeTests::Suite);
     let suite: Vec<&str> = SUITE.into_iter().chain(filter).collect();
     let suite = GateStep::tests(NodeTests::Suite.name(), programs.cluster(&suite)?);
     let tests = if wanted.iter().any(has_suite) { vec![suite] } else { Vec::new() };
@@ -181,7 +183,6 @@ impl NodeTests {
         match self {
             Self::Suite => "cluster's suite",
             Self::Faults => "cluster's faults",
-            Self::SuiteAndFaults => "cluster's suite and faults",
             Self::StoriesOnPods => "stories on pods",
         }
     }
@@ -197,7 +198,6 @@ impl NodeTests {
         let tests: TestProgram = match self {
             Self::Suite => programs.cluster(&suite)?.env(IDES.0, IDES.1),
             Self::Faults => programs.cluster(&faults)?,
-            Self::SuiteAndFaults => programs.cluster(&suite)?.then(&faults).env(IDES.0, IDES.1),
             Self::StoriesOnPods => programs.stories(&stories)?.env(PODS.0, PODS.1),
         };
         let tests = tests.env(BINARIES, binaries_dir()).in_sandbox(script("sandbox"));

@@ -119,7 +119,7 @@ impl Gate {
         println!("{:>10} {:>12}", "seconds", "processors");
         for report in &self.reports {
             let (wall, cpu) = (report.wall.as_secs_f64(), report.cpu.as_secs_f64());
-            println!("{wall:>10.1} {cpu:>12.1}  {:<8}  {}", report.outcome.word(), report.described());
+            println!("{wall:>10.1} {cpu:>12.1}  {:<8}  {}", report.outcome.word(), report.name);
         }
         let cpu: Duration = self.reports.iter().map(|report| report.cpu).sum();
         println!("{:>10.1} {:>12.1}  in all", self.began.elapsed().as_secs_f64(), cpu.as_secs_f64());

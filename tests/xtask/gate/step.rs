@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
-use super::{libtest, test_program::TestProgram};
+use super::test_program::TestProgram;
 use crate::program;
 
 /// Niceness of background steps. Compilers have no deadlines; the tests that run beside them do.
@@ -125,20 +125,7 @@ impl GateStep {
             return Ok(self.report(status, began, cpu, String::new()));
         }
         let mut output = String::new();
-        let (mut status, mut cpu) =
-            run_through_pipe(&mut self.command, &print, &mut output).with_context(running)?;
-        // If a run in the sandbox failed, the runs behind it did not start: they get a new sandbox.
-        while let Some(rest) = self.tests.as_ref().and_then(|tests| runs_left(tests, &output)) {
-            println!("== {}, the rest: {}", self.name, program::shown(&rest.command()));
-            let ended = runs_ended(&output);
-            let (rest_status, rest_cpu) =
-                run_through_pipe(&mut rest.command(), &print, &mut output).with_context(running)?;
-            cpu += rest_cpu;
-            status = if status.success() { rest_status } else { status };
-            if runs_ended(&output) == ended {
-                break;
-            }
-        }
+        let (status, cpu) = run_through_pipe(&mut self.command, &print, &mut output).with_context(running)?;
         Ok(self.report(status, began, cpu, output))
     }
 
@@ -157,13 +144,6 @@ impl StepReport {
         let name = name.to_owned();
         Self { name, outcome, wall, cpu: Duration::ZERO, output: String::new(), tests: None }
     }
-
-    /// The step's name, with the duration of each run if there are several.
-    pub(crate) fn described(&self) -> String {
-        let runs = self.tests.as_ref().and_then(|_| libtest::runs(&self.output)).unwrap_or_default();
-        let took: Vec<_> = runs.into_iter().map(|run| run.took).collect();
-        if took.len() > 1 { format!("{} ({})", self.name, took.join(", ")) } else { self.name.clone() }
-    }
 }
 
 impl StepOutcome {
@@ -175,17 +155,6 @@ impl StepOutcome {
             Self::NotRun => "not run",
         }
     }
-}
-
-/// Returns the number of runs that ended with a result.
-fn runs_ended(output: &str) -> usize {
-    libtest::runs(output).map_or(0, |runs| runs.len())
-}
-
-/// Returns the runs that did not start because a run before them failed.
-fn runs_left(tests: &TestProgram, output: &str) -> Option<TestProgram> {
-    let ended = runs_ended(output);
-    if ended > 0 { tests.after(ended) } else { None }
 }
 
 /// Runs the command; each line of its output goes to `print` and to `output`.

@@ -58,15 +58,10 @@ pub(crate) fn run_again(reports: &mut [StepReport], logs: &Path) -> Result<Vec<F
 /// Returns the failed tests of a step. Returns none if the step failed for another reason, such as
 /// a node that did not boot.
 fn failed_tests(report: &StepReport) -> Vec<String> {
-    let Some(tests) = report.tests.as_ref().filter(|_| report.outcome == StepOutcome::Failed) else {
+    if report.tests.is_none() || report.outcome != StepOutcome::Failed {
         return Vec::new();
-    };
-    match libtest::runs(&report.output) {
-        Some(runs) if tests.after(runs.len()).is_none() => {
-            runs.into_iter().flat_map(|run| run.failed).collect()
-        }
-        _ => Vec::new(),
     }
+    libtest::failed_tests(&report.output).unwrap_or_default()
 }
 
 impl FailedTest {
