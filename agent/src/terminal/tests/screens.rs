@@ -1,5 +1,7 @@
 //! Tests of snapshots of terminals that are in use.
 
+use tokio_util::sync::CancellationToken;
+
 use super::*;
 use crate::byte_log::CHUNK_BYTES;
 
@@ -121,7 +123,7 @@ async fn flooding_terminal_can_be_joined() {
                     at = Some(frame.offset);
                 }
                 FrameKind::Data(bytes) => {
-                    assert_eq!(Some(frame.offset), at, "output after the snapshot has no hole");
+                    assert_eq!(Some(frame.offset), at, "output after the snapshot has no gap");
                     at = Some(frame.offset + bytes.len() as u64);
                     followed += bytes.len();
                     for part in bytes.chunks(100) {
@@ -130,7 +132,7 @@ async fn flooding_terminal_can_be_joined() {
                     }
                 }
                 FrameKind::Gap { .. } => panic!("a viewer that reads all the time got a gap"),
-                FrameKind::KeepAlive => panic!("nothing came"),
+                FrameKind::KeepAlive => panic!("no frame for 15 s"),
                 _ => {}
             }
         }
@@ -140,7 +142,7 @@ async fn flooding_terminal_can_be_joined() {
 }
 
 #[tokio::test]
-async fn viewer_that_falls_off_a_flood_gets_gap_and_snapshot() {
+async fn viewer_too_slow_for_a_flood_gets_gap_and_snapshot() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.open(FLOOD);
     let ring = terminal.ring_bytes as u64;
@@ -163,7 +165,7 @@ async fn viewer_that_falls_off_a_flood_gets_gap_and_snapshot() {
                     eventually(|| (printed() > now + 2 * ring).then_some(())).await;
                 }
                 FrameKind::Screen(_) => panic!("a snapshot without a gap"),
-                FrameKind::KeepAlive => panic!("nothing came"),
+                FrameKind::KeepAlive => panic!("no frame for 15 s"),
                 _ => {}
             }
         };
@@ -192,32 +194,34 @@ async fn viewer_that_falls_off_a_flood_gets_gap_and_snapshot() {
     }
 }
 
-/// Snapshots are requested all the time, and yet the flood is read.
+/// Many viewers request snapshots, but the flood is still read.
 #[tokio::test]
 async fn crowd_of_snapshot_requests_does_not_stop_a_flood() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.open(FLOOD);
     let printed = || fixture.terminals.get(&terminal.id).expect("there").next;
     eventually(|| (printed() > 1 << 20).then_some(())).await;
-    let before = printed();
+    let enough = printed() + (1 << 20);
+    let stop = CancellationToken::new();
     let mut crowd = JoinSet::new();
     for n in 0..20 {
-        let terminals = fixture.terminals.clone();
+        let (terminals, stop) = (fixture.terminals.clone(), stop.clone());
         let id = terminal.id.clone();
         crowd.spawn(async move {
-            for _ in 0..3 {
+            let mut snapshots = 0;
+            while !stop.is_cancelled() || snapshots == 0 {
                 let mut viewer =
                     terminals.attach(&attach(&id, &format!("c{n}"), ViewerStart::Screen)).expect("attached");
                 let started = next_frame(&mut viewer).await.expect("goes on");
                 assert!(matches!(started.kind, FrameKind::Started { .. }));
                 let snapshot = next_frame(&mut viewer).await.expect("goes on");
                 assert!(matches!(snapshot.kind, FrameKind::Screen(_)), "{snapshot:?}");
+                snapshots += 1;
             }
         });
     }
+    eventually(|| (printed() > enough).then_some(())).await;
+    stop.cancel();
     while crowd.join_next().await.is_some_and(|done| done.is_ok()) {}
     assert!(crowd.is_empty(), "every viewer received its snapshots");
-    // There are three rounds of snapshots, and at least a quarter of a second of flood between two
-    // of them.
-    assert!(printed() - before > 1 << 20, "{}", printed() - before);
 }
