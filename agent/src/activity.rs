@@ -1,8 +1,7 @@
 //! Collects activity inputs, assesses them, and notifies watchers of changes.
 //!
-//! [`ActivityMonitor`] is the shared handle. One owned task runs [`ActivityMonitor::run`], which
-//! samples the processes and wakes watchers when the level or its evidence changes. This module
-//! knows no protocol.
+//! [`ActivityMonitor`] is the shared handle. Exactly one task runs [`ActivityMonitor::run`], which
+//! samples the processes and notifies watchers. Independent of gRPC.
 
 pub mod assessment;
 pub mod cpu_io;
@@ -39,34 +38,36 @@ use crate::{
     claim::{AgentPolicy, ClaimReceiver},
 };
 
-/// Minimum pause between two passes of the task. Bounds its CPU use under any policy.
+/// Shortest timer of the monitor's task. Bounds the CPU use of the task under any policy.
 const MIN_PAUSE: Duration = Duration::from_millis(20);
 /// Minimum number of process samples in one averaging window.
 const SAMPLES_PER_WINDOW: u32 = 4;
-/// Two heartbeats further apart than this many intervals enclose a gap, such as a stopped agent.
-/// Jitter adds at most a tenth of an interval.
+/// Maximum distance of two heartbeats, in intervals, at which the time between them counts as idle
+/// time. At a larger distance the agent may have been stopped. Jitter adds a tenth of an interval
+/// at most.
 const GAP_INTERVALS: u32 = 2;
-/// Maximum time between two running marks. Without these marks, an agent that was stopped between
-/// two heartbeats would count that time as observed idle time.
+/// Maximum time between two running marks. A gap in the marks shows that the agent was stopped
+/// between two heartbeats, for example by SIGSTOP.
 const MAX_RUNNING_MARK_INTERVAL: Duration = Duration::from_secs(1);
-/// Running marks within one idle timeout, for idle timeouts that are shorter than a few seconds.
+/// Minimum number of running marks within one idle timeout. Shortens the interval of the marks if
+/// the idle timeout is below 5 s.
 const MARKS_PER_IDLE_TIMEOUT: u32 = 5;
-/// Consecutive missing marks that count as a gap. This detects every stop as long as the idle
-/// timeout and does not suspect a machine that is merely busy.
+/// Intervals without a running mark that count as a gap. Each stop that lasts an idle timeout is
+/// detected, but delays of a busy machine are tolerated.
 const MISSED_MARKS_PER_GAP: u32 = 3;
 
 /// Reads the current state of the terminals.
 pub type PresenceProbe = Box<dyn Fn() -> TerminalPresence + Send + Sync>;
 
-/// Published to watchers whenever the activity changes.
+/// Published to watchers after each change of the activity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ActivityRevision {
-    /// Increases with each change of level, evidence or leases.
+    /// Increases with each change of the level, the evidence, the leases or the sleep warning.
     pub revision: u64,
     pub level: ActivityLevel,
 }
 
-/// Shared handle to the workspace's activity. All clones refer to the same state.
+/// Collects and assesses the activity of the workspace. Clones share one state.
 #[derive(Clone)]
 pub struct ActivityMonitor(Arc<ActivityShared>);
 
@@ -74,7 +75,8 @@ struct ActivityShared {
     gate: Arc<AdmissionGate>,
     claims: ClaimReceiver,
     probe: PresenceProbe,
-    /// Start of the work and presence caps while there is no intent: agent start, then the claim.
+    /// Start of the work and presence caps until the first intent: the agent's start, or the first
+    /// claim once it has arrived.
     cap_anchor: Mutex<CapAnchor>,
     leases: Mutex<LeaseTable>,
     pending_warning: Mutex<PendingWarning>,
@@ -107,7 +109,8 @@ impl ActivityMonitor {
         }))
     }
 
-    /// Samples and publishes forever. One owned task runs it.
+    /// Samples the processes and publishes changes forever. Fails if /proc cannot be read. Exactly
+    /// one task runs this.
     pub async fn run(&self) -> io::Result<()> {
         let mut intents = self.0.gate.subscribe();
         let mut claims = self.0.claims.clone();
@@ -139,7 +142,7 @@ impl ActivityMonitor {
         }
     }
 
-    /// Sleeps, and marks the agent as running all the while.
+    /// Sleeps for `pause`, and sets running marks meanwhile.
     async fn sleep_marking_running(&self, pause: Duration) {
         let until = Instant::now() + pause;
         loop {
@@ -152,7 +155,8 @@ impl ActivityMonitor {
         }
     }
 
-    /// Assesses the activity now. Cheap: it reuses the process counters of the last sample.
+    /// Assesses the activity now. Does not read /proc, but reuses the process counters of the last
+    /// sample.
     pub fn snapshot(&self) -> ActivitySnapshot {
         let now = Instant::now();
         let policy = self.policy();
@@ -201,8 +205,8 @@ impl ActivityMonitor {
         Attempt::retry_while_held(|| {
             let longest = self.policy().lease_cap;
             let mut leases = lock(&self.0.leases);
-            // Admit under the lock of the leases: after the gate closes, an assessment either sees
-            // this lease or the gate has kept it out.
+            // Admit under the lock of the leases. Once the gate holds requests, an assessment
+            // therefore sees each lease that was admitted before.
             self.0.gate.try_admit(Intent::Lease, 0)?;
             let lease = leases.take(name, reason, duration, longest, Instant::now())?;
             drop(leases);
@@ -224,7 +228,8 @@ impl ActivityMonitor {
         self.0.wake.notify_one();
     }
 
-    /// Assesses the activity for the heartbeat `sequence` and records that it is being sent.
+    /// Assesses the activity for the heartbeat `sequence`, and records that this heartbeat is being
+    /// sent.
     pub fn heartbeat(&self, sequence: u64) -> ActivitySnapshot {
         self.mark_running();
         let snapshot = self.snapshot();
@@ -232,20 +237,20 @@ impl ActivityMonitor {
         snapshot
     }
 
-    /// Adds idle time for the heartbeat `sequence`, which the control plane has acknowledged.
+    /// Counts idle time up to the heartbeat `sequence`, which the control plane has acknowledged.
     pub fn heartbeat_acknowledged(&self, sequence: u64) {
         let longest = self.policy().heartbeat_interval * GAP_INTERVALS;
-        // Assess first: an intent since the heartbeat resets the counted time.
+        // Assess first, because an intent since the heartbeat resets the counted time.
         self.snapshot();
         lock(&self.0.idle).acknowledged(sequence, longest);
     }
 
-    /// Discards unacknowledged heartbeats: the connection to the control plane is lost.
+    /// Discards unacknowledged heartbeats after the connection to the control plane was lost.
     pub fn disconnected(&self) {
         lock(&self.0.idle).disconnected();
     }
 
-    /// Records that the agent is running, so that a later gap in these marks reveals a stop.
+    /// Sets a running mark. A gap between two marks shows that the agent was stopped meanwhile.
     fn mark_running(&self) {
         lock(&self.0.idle).mark_running(clocks(), self.running_mark_interval() * MISSED_MARKS_PER_GAP);
     }
@@ -277,7 +282,9 @@ impl ActivityMonitor {
 
 impl fmt::Debug for ActivityMonitor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ActivityMonitor").field("pulse", &*self.0.revision.borrow()).finish_non_exhaustive()
+        f.debug_struct("ActivityMonitor")
+            .field("revision", &*self.0.revision.borrow())
+            .finish_non_exhaustive()
     }
 }
 
@@ -289,7 +296,8 @@ fn clocks() -> ClockReading {
     ClockReading { monotonic: read(ClockId::Monotonic), boottime: read(ClockId::Boottime) }
 }
 
-/// Ignores poisoning: every guarded value is either replaced whole or only counted up.
+/// Ignores poisoning. A panic in the middle of an update can only make the next assessment less
+/// exact.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }

@@ -1,9 +1,9 @@
-//! The admission gate: admits every intent of a user or client, and records when each kind was last
-//! admitted.
+//! The admission gate, which admits the intents of users and clients, and records when each kind
+//! was last admitted.
 //!
-//! Every keystroke, client write, start and lease asks the gate first. The gate is the lock of the
-//! two-phase sleep: while the agent prepares to sleep it holds all requests. So no intent can slip
-//! in between "it is idle" and "it sleeps".
+//! A keystroke, client write, start or lease takes effect only after the gate has admitted it.
+//! While the agent prepares to sleep, the gate holds all requests. No intent can therefore take
+//! effect between the last assessment and the commit of the sleep.
 //!
 //! ```text
 //!   open ──hold──▶ holding ──close──▶ closed for good: rejects all requests
@@ -38,31 +38,33 @@ pub enum Intent {
     ClientWrite,
     /// A client started a process or opened a terminal.
     ClientStart,
-    /// A client fills the workspace from an archive. Counts as a client write. It is the only
-    /// intent that maintenance mode admits.
+    /// A client fills the workspace from an archive. Recorded as a client write. Maintenance mode
+    /// admits no other intent.
     Restore,
     /// A client takes a lease. The lease itself is evidence of activity, so the time is not
     /// recorded.
     Lease,
 }
 
-/// A request that is not admitted and cannot wait.
+/// Reason why the gate rejects a request instead of holding it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
-    /// The workspace is falling asleep, or too many requests are held already.
+    /// The workspace is falling asleep, or the gate holds too many requests already.
     #[error("the workspace is preparing to sleep; try again in a moment")]
     Preparing,
-    /// Maintenance mode: the control plane reads or fills the workspace's storage.
-    #[error("the workspace is in maintenance mode: only reading and restoring files is possible")]
+    /// In maintenance mode the control plane reads or fills the workspace's storage.
+    #[error(
+        "the workspace is in maintenance mode, which permits only reading and restoring files; retry later"
+    )]
     Maintenance,
 }
 
-/// Why the gate did not close.
+/// Reason why the gate did not close.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommitError {
     /// The gate was not holding requests, or the hold had expired.
     NotHolding,
-    /// Requests were held. All of them have been admitted now.
+    /// Requests were held. The gate has admitted all of them.
     RequestsHeld(Vec<Intent>),
 }
 
@@ -92,13 +94,13 @@ impl AdmissionGate {
         Self { state: Mutex::default(), changed: watch::Sender::new(0) }
     }
 
-    /// Admits only [`Intent::Restore`] from here on.
+    /// Admits only [`Intent::Restore`] from now on.
     pub fn enter_maintenance(&self) {
         self.state().maintenance = true;
     }
 
-    /// Tries to admit a request that holds `bytes` in memory, and records the intent if it is
-    /// admitted. Never waits. A held request gets its position in the queue before this returns.
+    /// Tries to admit a request of `bytes` bytes, and records the intent if it is admitted. Never
+    /// waits. A held request is in the queue when this returns.
     pub fn try_admit(self: &Arc<Self>, intent: Intent, bytes: usize) -> Result<(), AdmitError> {
         let now = Instant::now();
         let mut state = self.state();
@@ -131,9 +133,8 @@ impl AdmissionGate {
         Attempt::retry_while_held(|| Ok(self.try_admit(intent, 0)?)).await
     }
 
-    /// Holds all requests for up to `hold`, or until [`Self::resume`]. Renews a hold that is
-    /// active, but does not extend it while requests are held. Returns `false` if the gate is
-    /// closed.
+    /// Holds all requests for up to `hold`, or until [`Self::resume`]. Renews an active hold, but
+    /// does not extend it while requests are held. Returns `false` if the gate is closed.
     pub fn hold(&self, hold: Duration, force: bool) -> bool {
         let now = Instant::now();
         let mut state = self.state();
@@ -166,8 +167,8 @@ impl AdmissionGate {
         true
     }
 
-    /// Closes the gate for good and rejects all held requests. Without `force`, held requests
-    /// prevent this: they are admitted and the gate opens. Does nothing if the gate is closed
+    /// Closes the gate for good and rejects all held requests. If requests are held and the hold
+    /// was not forced, admits them, opens the gate and fails. Does nothing if the gate is closed
     /// already.
     pub fn close(&self) -> Result<(), CommitError> {
         let now = Instant::now();
@@ -192,28 +193,30 @@ impl AdmissionGate {
         done
     }
 
-    /// Whether a request would be held now.
+    /// Returns whether a request would be held now.
     pub fn is_holding(&self) -> bool {
         matches!(self.state().phase, GatePhase::Holding { until, .. } if until > Instant::now())
     }
 
-    /// Intents of the held requests, in order of arrival.
+    /// Returns the intents of the held requests, in order of arrival.
     pub fn held_intents(&self) -> Vec<Intent> {
         self.state().held.values().map(|held| held.intent).collect()
     }
 
-    /// Time of the last admission of this kind. `None` for kinds that are not recorded.
+    /// Returns the time of the last admission of this kind. `None` if there was none, or if the
+    /// kind is not recorded.
     pub fn last_admitted(&self, intent: Intent) -> Option<Instant> {
         self.state().last[intent.history_slot()?]
     }
 
-    /// Changes when an intent is admitted after a pause of at least a second: an edge worth a
-    /// heartbeat.
+    /// Returns a counter that increases when an intent is admitted at least a second after the
+    /// previous intent of its kind. Such an intent may change the activity level.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// Opens the gate if the hold has expired, else returns when it will.
+    /// Opens the gate if the hold has expired. Otherwise returns the time at which the hold
+    /// expires, or `None` if there is no hold.
     fn expire_hold(&self) -> Option<Instant> {
         let mut state = self.state();
         let edge = state.expire_hold(Instant::now());

@@ -1,5 +1,5 @@
-//! gRPC and HTTP services. They convert proto to domain types (fallible) and back (total), and do
-//! nothing else.
+//! gRPC and HTTP services. They only convert between messages and domain types. Converting a
+//! request can fail, but converting a response cannot.
 
 pub mod activity;
 mod admission;

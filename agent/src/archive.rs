@@ -1,12 +1,12 @@
-//! Archives: packs a workspace directory into a standard zip and extracts one. Knows neither proto
-//! nor HTTP.
+//! Packs a workspace directory into a standard zip, and extracts zips. Independent of gRPC and
+//! HTTP.
 //!
-//! Threads of their own, beside the runtime's, create the zip in bounded memory and stream it in
-//! pieces. Dropping the stream stops them. A zip to extract is first received whole into an unnamed
-//! file and inspected; only then is anything written.
+//! Separate threads create the zip in bounded memory and stream it in pieces. Dropping the stream
+//! stops them. A zip to extract is first received as a whole into an unnamed file and inspected.
+//! Only then does extraction write to the workspace.
 //!
 //! Reading order for creating: `create`, `walk`, `dispatch`, `compress`, `write`. For extracting:
-//! `read`, `inspect`, `extract`. `layout` is the format.
+//! `read`, `inspect`, `extract`. `layout` has the byte format.
 
 mod compress;
 mod create;
@@ -61,19 +61,20 @@ use crate::{
     files::{FileError, RelPath, WorkspaceRoot},
 };
 
-/// Archives created or extracted at once. Each takes 50 MiB of memory and a few threads. The next
-/// request fails with TOO_MANY_STREAMS.
+/// Archives created or extracted at once. The next request fails with TOO_MANY_STREAMS. Creating an
+/// archive takes about 50 MiB of memory and a few threads. Extracting one takes memory for each
+/// entry (see [`MAX_ENTRIES`]).
 pub const MAX_ARCHIVES: usize = 2;
-/// Maximum entries of an archive, created or extracted; a larger one is rejected. Inspecting a zip
-/// holds 64 bytes for each entry.
+/// Maximum entries of an archive that is created or extracted. A larger archive fails with
+/// TOO_LARGE. Inspecting a zip takes about 50 bytes of memory for each entry, so 100 MiB at most.
 pub const MAX_ENTRIES: u64 = 2_000_000;
-/// Messages queued between the threads and the stream, each 256 KiB at most. When the queue is full
-/// the threads wait.
+/// Messages queued between the threads and the stream, each 256 KiB at most. When the queue is
+/// full, the threads wait.
 const EVENT_QUEUE: usize = 8;
 
 #[derive(Debug, Clone, Default)]
 pub struct CreateOptions {
-    /// Whether everything is archived. Ignore rules are then an error.
+    /// Whether the archive must contain everything, so that ignore rules are an error.
     pub preservation: bool,
     /// Patterns in `.gitignore` syntax, relative to the archived directory.
     pub ignore: Vec<Vec<u8>>,
@@ -83,7 +84,7 @@ pub struct CreateOptions {
 
 #[derive(Debug, Clone, Default)]
 pub struct ExtractOptions {
-    /// Whether existing files are replaced.
+    /// Whether existing files are replaced. If not, they make the extraction fail before it writes.
     pub replace: bool,
     /// Expected SHA-256 of the whole zip.
     pub sha256: Option<[u8; 32]>,
@@ -92,7 +93,7 @@ pub struct ExtractOptions {
 /// A message of the extraction stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExtractEvent {
-    /// Sent every 250 ms at most.
+    /// Sent at most once in 250 ms.
     Progress(ArchiveProgress),
     /// Sent once, as the last message.
     Done {
@@ -103,7 +104,8 @@ pub enum ExtractEvent {
     },
 }
 
-/// Creates and extracts archives of the workspace, [`MAX_ARCHIVES`] at once.
+/// Creates and extracts archives of the workspace, at most [`MAX_ARCHIVES`] at once. Clones share
+/// this limit.
 #[derive(Debug, Clone)]
 pub struct Archives {
     root: Arc<WorkspaceRoot>,
@@ -131,9 +133,11 @@ impl Archives {
         options: CreateOptions,
     ) -> Result<impl Stream<Item = Result<CreateEvent, ArchiveError>> + Send + use<>, ArchiveError> {
         if options.preservation && (options.ignore_files || !options.ignore.is_empty()) {
-            return Err(
-                FileError::BadField { field: "preservation", allowed: "used without ignore rules" }.into()
-            );
+            return Err(FileError::BadField {
+                field: "preservation",
+                allowed: "false if ignore rules are given",
+            }
+            .into());
         }
         let rules = IgnoreRules::new(&options.ignore, options.ignore_files)?;
         let permit = self.acquire_permit()?;
@@ -165,13 +169,14 @@ impl Archives {
         Ok(ArchiveReceiver::new(self.clone(), path, options, spool, permit))
     }
 
-    /// Passes the admission gate: extraction counts as client intent while it lasts.
+    /// Waits until the admission gate admits a restore. Extraction counts as client intent while it
+    /// lasts.
     async fn admit(&self) -> Result<(), Rejection> {
         self.gate.admit(Intent::Restore).await
     }
 
     /// Checks the admission gate again without waiting. A held extraction continues, because it
-    /// began before the gate closed; the next progress report checks again.
+    /// began before the hold. The next progress report checks again.
     fn recheck_admission(&self) -> Result<(), Rejection> {
         match self.gate.try_admit(Intent::Restore, 0) {
             Ok(()) | Err(AdmitError::Held(_)) => Ok(()),
@@ -201,7 +206,7 @@ impl Archives {
                 Err(ArchiveStop::ReceiverDropped) => return Ok(()),
                 Err(ArchiveStop::Failed(error)) => return Err(error),
             }
-            // The client may have gone; the extraction is complete either way.
+            // The client may have dropped the stream. The extraction is complete in any case.
             let _gone = events.blocking_send(ExtractEvent::Done { entries: sum.entries, bytes: sum.bytes });
             Ok(())
         });

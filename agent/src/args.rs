@@ -1,5 +1,5 @@
-//! Command line of the agent. Each flag is also an environment variable `PODLING_AGENT_…`; flags
-//! take precedence.
+//! Command line of the agent. Each flag can also be set by an environment variable
+//! `PODLING_AGENT_…`. Flags take precedence.
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -10,11 +10,10 @@ use crate::{
     config::{AgentConfig, ControlEndpoint, InvalidValue},
 };
 
-/// Serves one workspace: terminals, commands, files and activity over gRPC.
+/// Serve one workspace: terminals, commands, files and activity over gRPC
 ///
-/// The agent starts unclaimed, dials the control plane, and learns from its claim which workspace
-/// it serves. `podling-agent install DIR` instead copies the program into a directory, for
-/// containers whose image has no agent.
+/// The agent dials the control plane, which assigns a workspace to it. `podling-agent install DIR`
+/// copies this program into a directory, for containers whose image has no agent.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "podling-agent", version)]
 pub struct AgentArgs {
@@ -45,7 +44,7 @@ pub struct AgentArgs {
     /// Log format on stderr
     #[arg(long, env = "PODLING_AGENT_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     log_format: AgentLogFormat,
-    /// The workspace's own command, unless the control plane names one
+    /// Command to keep running in the workspace, unless the control plane names one
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -73,7 +72,7 @@ impl AgentArgs {
         self.own_session
     }
 
-    /// Validates the values. `matches` tells which of them came from the environment, for error
+    /// Validates the values. `matches` shows which values came from the environment, for error
     /// messages.
     pub fn config(self, matches: &ArgMatches) -> Result<AgentConfig, InvalidValue> {
         let from = |error: InvalidValue, flag: &str| match matches.value_source(flag) {

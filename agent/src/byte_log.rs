@@ -14,11 +14,12 @@ mod tests;
 /// Largest chunk in bytes, and thus the longest slice that [`ByteLog::read`] returns. It bounds the
 /// size of a message.
 pub const CHUNK_BYTES: usize = 64 * 1024;
-/// Size of the first chunk in bytes: enough for a prompt, and all that an idle log costs.
+/// Size of the first chunk in bytes. This is enough for a prompt, so a log with no other output
+/// takes no more memory.
 const FIRST_CHUNK_BYTES: usize = 512;
-/// Reads of the open chunk that are shorter than this are copied; longer ones close the part that
-/// they read. A log that is read keystroke by keystroke is thus not split into thousands of slices,
-/// and a flood is not copied.
+/// Reads of the open chunk that are shorter than this are copied. Longer reads close the chunk and
+/// share its bytes. Frequent short reads therefore do not split the log into thousands of chunks,
+/// and large output is not copied.
 const COPY_BELOW_BYTES: usize = 4 * 1024;
 
 /// The newest bytes of one output stream, up to a fixed capacity.
@@ -58,7 +59,7 @@ pub enum LogRead {
         /// Length at most [`CHUNK_BYTES`].
         bytes: Bytes,
     },
-    /// The reader has everything.
+    /// The offset is the end of the log, and no byte follows yet.
     AtEnd,
     /// The offset is after the end of the log.
     Beyond,
@@ -77,22 +78,23 @@ impl ByteLog {
         }
     }
 
-    /// Epoch of the log. Each start of the agent begins a new epoch, with offsets from 0.
+    /// Returns the epoch of the log. Each start of the agent begins a new epoch, with offsets from
+    /// 0.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// Offset of the oldest byte in the log.
+    /// Returns the offset of the oldest byte in the log.
     pub fn oldest(&self) -> u64 {
         self.oldest
     }
 
-    /// Offset that the next byte will have.
+    /// Returns the offset that the next byte will have.
     pub fn next(&self) -> u64 {
         self.next
     }
 
-    /// Capacity of the log, in bytes.
+    /// Returns the capacity of the log, in bytes.
     pub fn max_bytes(&self) -> usize {
         self.max_bytes
     }
@@ -113,15 +115,15 @@ impl ByteLog {
         }
     }
 
-    /// Evicts everything; offsets continue.
+    /// Evicts all bytes. Offsets continue.
     pub fn clear(&mut self) {
         self.oldest = self.next;
         self.closed.clear();
         self.open = BytesMut::new();
     }
 
-    /// Reads up to `max` bytes (at least one) at `from`. Readers observe no change; internally the
-    /// open chunk may be closed.
+    /// Reads up to `max` bytes (at least one) at offset `from`. May close the open chunk, which
+    /// readers do not notice.
     pub fn read(&mut self, from: u64, max: usize) -> LogRead {
         if from < self.oldest {
             return LogRead::Gap { from, to: self.oldest };
@@ -150,8 +152,8 @@ impl ByteLog {
         LogRead::Data { offset: from, bytes: chunk.bytes.slice(at..at + len) }
     }
 
-    /// Size of the next chunk. Chunks grow with the log, so that bytes are never moved and at most
-    /// half of the allocation is empty.
+    /// Returns the size of the next chunk, in bytes. Chunks grow with the log, so that bytes are
+    /// never moved and at most half of the allocation is empty.
     fn chunk_bytes(&self) -> usize {
         let held = (self.next - self.oldest) as usize;
         held.clamp(FIRST_CHUNK_BYTES, CHUNK_BYTES).min(self.max_bytes)

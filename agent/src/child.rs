@@ -2,8 +2,8 @@
 //!
 //! The agent is PID 1 of its container, or a child subreaper elsewhere, so it also inherits orphans
 //! and must reap them. Waiting for "any child" would steal the exit status of children that other
-//! code waits for. So all children are started here, and `tokio::process` and
-//! `std::process::Child::wait` are not used.
+//! code waits for. All children are therefore started through [`Children`], and `tokio::process`
+//! and `std::process::Child::wait` are not used.
 
 use std::{
     collections::HashMap,
@@ -59,16 +59,17 @@ pub enum SignalScope {
     Group,
 }
 
-/// How to treat children that were not started here.
+/// Treatment of child processes that were not started through [`Children`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OrphanPolicy {
-    /// Reap them. For PID 1 and child subreapers.
+    /// Other children are reaped too. For PID 1 and child subreapers.
     Reap,
-    /// Leave them alone. For processes that have other children, such as tests.
+    /// Other children are left alone. For processes that start children in other ways, such as
+    /// tests.
     Leave,
 }
 
-/// Table of all children that were started here and are not yet reaped.
+/// Starts children, and tracks them until they are reaped. Clones share one table.
 #[derive(Debug, Clone)]
 pub struct Children {
     table: Arc<Mutex<ChildTable>>,
@@ -101,7 +102,7 @@ impl Children {
         Self { table: Arc::default(), orphans, limits: ChildLimits::default() }
     }
 
-    /// Gives children these limits instead of the agent's own.
+    /// Sets the limits that children get instead of the agent's own.
     #[must_use]
     pub fn with_limits(self, limits: ChildLimits) -> Self {
         Self { limits, ..self }
@@ -139,7 +140,7 @@ impl Children {
             .is_ok()
     }
 
-    /// Reaps forever. One owned task runs it.
+    /// Reaps ended children forever. Exactly one task runs this.
     pub async fn reap(&self) -> io::Result<()> {
         let mut signals = signal(SignalKind::child())?;
         loop {

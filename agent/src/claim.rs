@@ -1,4 +1,4 @@
-//! The claim: the control plane's assignment of a workspace to this agent.
+//! The claim, by which the control plane assigns a workspace to this agent.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -18,8 +18,8 @@ pub struct Claim {
     pub env: BTreeMap<String, String>,
     /// The workspace's own command, such as an IDE. Empty if there is none.
     pub command: Vec<String>,
-    /// Maintenance mode: starts nothing and admits no writes except a restore. Keeps the value of
-    /// the first claim.
+    /// Whether the agent runs in maintenance mode. It then starts nothing, and admits no intent
+    /// except a restore. A repeated claim does not change this.
     pub maintenance: bool,
     /// Public keys of the control plane that verify tokens for this agent.
     pub token_keys: VerifyingKeys,
@@ -30,23 +30,23 @@ pub struct Claim {
 pub struct AgentPolicy {
     /// Counted idle time after which the workspace may sleep.
     pub idle_timeout: Duration,
-    /// How long work (CPU, bytes, a busy kernel) counts after the last intent.
+    /// Time after the last intent during which CPU and IO use counts.
     pub work_cap: Duration,
-    /// How long presence (a foreground job, an open IDE page) counts after the last intent.
+    /// Time after the last intent during which a foreground job counts.
     pub presence_cap: Duration,
     /// Longest duration of a keep-awake lease.
     pub lease_cap: Duration,
-    /// How long the level stays `active` after an intent.
+    /// Time for which the level stays `active` after an intent.
     pub active_for: Duration,
     /// Window over which CPU and bytes are averaged.
     pub work_window: Duration,
     /// CPU use at which processes count as work; 1.0 is one full core.
     pub cpu_cores: f64,
-    /// Rate at which bytes count as work.
+    /// Bytes read and written per second at which processes count as work.
     pub io_bytes_per_second: f64,
     /// Time between two heartbeats.
     pub heartbeat_interval: Duration,
-    /// Output retained for each terminal that is opened from now on.
+    /// Bytes of output retained for each terminal that is created from now on.
     pub ring_bytes: usize,
     /// Terminals at once, including ended ones that are retained.
     pub max_terminals: usize,

@@ -17,7 +17,7 @@ pub struct AgentConfig {
     pub root: PathBuf,
     /// The agent's own directory, outside the workspace root.
     pub state: PathBuf,
-    /// File that tells other processes how to reach this run of the agent.
+    /// File with the pid, address and fingerprint of this run of the agent, for other processes.
     pub info_file: PathBuf,
     /// The workspace's own command, unless the claim names one. Empty if there is none.
     pub command: Vec<String>,
@@ -83,7 +83,7 @@ impl InvalidValue {
     }
 }
 
-const LISTEN: &str = "unix:/PATH or IP:PORT (port 0: any free one)";
+const LISTEN: &str = "unix:/PATH or IP:PORT (port 0: any free port)";
 const CONTROL: &str = "unix:/PATH or https://HOST:PORT";
 
 impl FromStr for ListenAddress {

@@ -1,4 +1,4 @@
-//! The control connection: keeps one stream to the control plane open until the agent ends.
+//! Keeps one stream to the control plane open until the agent ends.
 //!
 //! ```text
 //!   dial ──verified──▶ hello ──▶ wait | claim ──▶ heartbeats ⇄ acknowledgements, directives
@@ -29,7 +29,7 @@ use crate::{
     shutdown::ShutdownHandle, sleep::SleepCoordinator,
 };
 
-/// What the agent reports about itself in its hello.
+/// Description of the agent that its hello message carries.
 #[derive(Debug, Clone)]
 pub struct AgentDescription {
     /// Features that the agent supports beyond the base protocol.
@@ -54,7 +54,8 @@ pub struct ControlConnection {
     pub sleep: SleepCoordinator,
     /// Shuts the agent down when it is drained or dismissed.
     pub shutdown: ShutdownHandle,
-    /// Cancelled when everything of the workspace has ended, so that the final reports can be sent.
+    /// Cancelled when all processes of the workspace have ended. The connection then sends its last
+    /// answers and ends.
     pub ended: CancellationToken,
     pub metrics: AgentMetrics,
 }

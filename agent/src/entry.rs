@@ -25,8 +25,8 @@ const EXIT_USAGE: u8 = 2;
 const LOG_FILTER_VARIABLE: &str = "PODLING_AGENT_LOG";
 /// Exit code for an agent that could not start or failed.
 const EXIT_FAILURE: u8 = 1;
-/// How long shutdown waits for blocking threads, such as one that uses a hung disk. The agent then
-/// exits anyway.
+/// Time that shutdown waits for blocking threads, such as a thread that uses a hung disk. The agent
+/// then exits anyway.
 const BLOCKING_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs `podling-agent`: the agent itself, or its `install` subcommand.
@@ -82,7 +82,7 @@ fn run_recorded(
 
 fn run_agent(config: AgentConfig) -> Result<ShutdownRequest, Box<dyn std::error::Error>> {
     let limits = init::become_init();
-    // A single thread: measured faster than two for terminals.
+    // A single thread, which serves terminals faster than two threads by measurement.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let life = async {
         let shutdown = ShutdownHandle::new();

@@ -1,8 +1,8 @@
-//! Client operations on files below the workspace root. Knows neither proto nor HTTP.
+//! Client operations on files below the workspace root. Independent of gRPC and HTTP.
 //!
-//! All work blocks. It runs on the blocking pool in bounded pieces: a block of 1 MiB, a page of
-//! 1,000 entries, 1,000 removals. If the caller of an operation goes away, it stops after the
-//! current piece, and a write leaves nothing behind.
+//! All work blocks. It runs on the blocking pool in pieces, such as a block of 1 MiB, a page of
+//! 1,000 entries, or one step of a removal. If a caller drops an operation, the operation stops
+//! after the current piece, and a write leaves nothing behind.
 
 mod change;
 mod component_walk;
@@ -51,10 +51,10 @@ use crate::admission::{AdmissionGate, Intent};
 /// Files read at once, with 2 MiB of memory each at most. The next request fails with
 /// TOO_MANY_STREAMS.
 pub const MAX_READERS: usize = 128;
-/// Files written by streams at once, with 2 MiB of memory each at most. The next request fails with
+/// Files written by streams at once, with 4 MiB of memory each at most. The next request fails with
 /// TOO_MANY_STREAMS.
 pub const MAX_WRITERS: usize = 128;
-/// Directories listed at once, with 5 MiB of memory each at most. The next request fails with
+/// Directories listed at once, with about 5 MiB of memory each at most. The next request fails with
 /// TOO_MANY_STREAMS.
 pub const MAX_LISTINGS: usize = 64;
 
@@ -199,8 +199,8 @@ impl Files {
         }
     }
 
-    /// Waits for the changes in progress, which are bounded pieces, then syncs the file system of
-    /// the root. Call this when no more changes are admitted.
+    /// Waits for the changes in progress, then syncs the file system of the root. Must be called
+    /// after the admission gate has stopped admitting changes.
     pub async fn drain_and_sync(&self) -> io::Result<()> {
         self.shared.changes.close();
         self.shared.changes.wait().await;

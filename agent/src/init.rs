@@ -24,7 +24,7 @@ const OOM_FILE: &str = "/proc/self/oom_score_adj";
 /// Name of the exit record in the state directory.
 pub const EXIT_RECORD: &str = "exit.json";
 
-/// Why the agent ended. The control plane reads it when it finds the agent dead.
+/// Record of why the agent ended. The control plane reads the record when it finds the agent dead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitRecord {
     pub reason: String,
@@ -34,8 +34,8 @@ pub struct ExitRecord {
     pub code: u8,
 }
 
-/// Sets up this process as an init. Logs and skips what the system does not permit. Returns the
-/// original limits for children.
+/// Sets up this process as an init. Logs and skips steps that the system does not permit. Returns
+/// the original limits for children.
 pub fn become_init() -> ChildLimits {
     // PID 1 inherits orphans anyway; any other process must be a subreaper.
     if getpid().as_raw_nonzero().get() != 1
@@ -45,7 +45,7 @@ pub fn become_init() -> ChildLimits {
     }
     let files = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
-        tracing::warn!(%error, "failed to raise the limit of open files above {:?}", files.current);
+        tracing::warn!(%error, limit = ?files.current, "failed to raise the limit of open files");
     }
     let score = std::fs::read_to_string(OOM_FILE).ok().and_then(|score| score.trim().parse().ok());
     let lowered = std::fs::write(OOM_FILE, OOM_SCORE);
@@ -55,7 +55,8 @@ pub fn become_init() -> ChildLimits {
     ChildLimits { files: Some(files), oom_score_adj: lowered.ok().and(score) }
 }
 
-/// Requests shutdown on SIGTERM and SIGINT. A second signal forces it. One owned task runs it.
+/// Requests shutdown on SIGTERM and SIGINT. A second signal forces the shutdown. Exactly one task
+/// runs this.
 pub async fn handle_termination_signals(shutdown: ShutdownHandle) -> io::Result<Infallible> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

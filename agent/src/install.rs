@@ -1,5 +1,5 @@
-//! `podling-agent install DIR` copies the agent to a directory that containers of other images run
-//! it from. An init container runs it if the workspace's image has no agent.
+//! `podling-agent install DIR` copies the agent into a directory, from where a container of another
+//! image runs it. An init container runs this subcommand if the workspace's image has no agent.
 
 use std::{
     ffi::OsString,
@@ -17,7 +17,7 @@ const NAME: &str = "podling-agent";
 /// Executable by every user, because the user of the other image is not known.
 const MODE: u32 = 0o755;
 
-/// Copies this program into a directory, from where containers of other images run it.
+/// Copy this program into a directory, from where containers of other images run it
 #[derive(Debug, Parser)]
 #[command(name = "podling-agent install", version)]
 struct InstallArgs {
@@ -41,7 +41,7 @@ pub(crate) fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Copies atomically, even over a copy that is running. Repeatable.
+/// Copies the program atomically, even over a copy that is running. Idempotent.
 fn install(directory: &Path) -> io::Result<PathBuf> {
     let path = directory.join(NAME);
     let part = directory.join(format!(".{NAME}.{}", std::process::id()));

@@ -1,7 +1,9 @@
-//! The agent runs in each workspace's container, or beside the workspace with the local backend.
+//! The agent: the daemon inside a workspace that serves its terminals, processes and files, and
+//! reports its activity.
 //!
-//! The modules are in suggested reading order. `run` is the composition root, and `api` translates
-//! between proto and domain types. All other modules are domain code without tonic or axum.
+//! The modules are in suggested reading order. `run` is the composition root. `api` translates
+//! between proto and domain types. `server` and `control_connection` speak gRPC and HTTP. All other
+//! modules are domain code without tonic or axum.
 
 pub mod run;
 

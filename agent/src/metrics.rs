@@ -1,4 +1,4 @@
-//! Metrics of the agent in the OpenMetrics text format.
+//! Metrics of the agent, which it serves at `/metrics` in the OpenMetrics text format.
 
 use std::sync::{Arc, atomic::AtomicU64};
 
@@ -8,7 +8,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-/// Counters that change as events happen, and gauges that are set at each scrape.
+/// Counters that change as events happen, and gauges that are set at each scrape. Clones share one
+/// registry.
 #[derive(Debug, Clone)]
 pub struct AgentMetrics(Arc<MetricsInner>);
 
@@ -18,15 +19,15 @@ struct MetricsInner {
     restarts: Family<TaskLabel, Counter>,
     heartbeats: Counter,
     heartbeats_acknowledged: Counter,
-    /// Control connections that broke or could not be established.
+    /// Connections to the control plane that broke or could not be established.
     control_connection_failures: Counter,
     connections: Gauge,
-    /// Connections closed because there were too many, or because no token was presented.
+    /// Connections closed because too many were open, or too many without a valid token.
     connections_rejected: Counter,
     gauges: Gauges,
 }
 
-/// Set at each scrape.
+/// Gauges that [`AgentMetrics::set_gauges`] sets at each scrape.
 #[derive(Debug, Default)]
 struct Gauges {
     terminals: Gauge,
@@ -46,7 +47,7 @@ struct Gauges {
 /// Values of the gauges at one scrape.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MetricsReading {
-    /// Number of open terminals.
+    /// Terminals whose program runs.
     pub terminals: u32,
     /// Number of processes in the workspace.
     pub processes: u32,
@@ -97,11 +98,11 @@ impl AgentMetrics {
         );
         registry.register(
             "control_connection_failures",
-            "Connections to the control plane that broke or failed",
+            "Connections to the control plane that broke or could not be established",
             control_connection_failures.clone(),
         );
         registry.register("connections", "Open connections", connections.clone());
-        let help = "Connections closed because there were too many or no token was presented";
+        let help = "Connections closed because too many were open, or too many without a valid token";
         registry.register("connections_rejected", help, connections_rejected.clone());
         registry.register("terminals", "Open terminals", gauges.terminals.clone());
         registry.register("processes", "Processes in the workspace", gauges.processes.clone());
@@ -160,12 +161,12 @@ impl AgentMetrics {
         self.0.control_connection_failures.inc();
     }
 
-    /// Gauge of open connections.
+    /// Returns the gauge of open connections.
     pub fn connections(&self) -> &Gauge {
         &self.0.connections
     }
 
-    /// Counts a connection that was rejected or closed.
+    /// Counts a connection that was closed because of a limit.
     pub fn connection_rejected(&self) {
         self.0.connections_rejected.inc();
     }

@@ -1,9 +1,10 @@
-//! Processes: commands without a PTY. Knows neither proto nor files.
+//! Processes: commands without a PTY. Independent of protobuf.
 //!
-//! Each process has one task, which alone reads its pipes and decides when the process has ended.
+//! Each process has one task. It alone uses the pipes and decides when the process has ended.
 //! Watchers read the two byte logs at positions of their own. While a watcher is connected, the
-//! pipes wait for it rather than lose a byte. Client requests (write, signal, end) are recorded in
-//! the shared state, and the task acts on them.
+//! task reads a pipe only as far as this evicts no output that the watcher has not read. A command
+//! that prints more has to wait. Writes and requests to end are recorded in the shared state, and
+//! the task acts on them. Signals are sent at once.
 
 mod error;
 mod output;
@@ -45,7 +46,7 @@ use crate::{
     child::{ProcessGroup, signals},
 };
 
-/// Identifies a process within the workspace. Never reused.
+/// Identifies a process within the workspace. Twelve random characters of lower-case base32.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProcessId(String);
 
@@ -63,9 +64,10 @@ pub struct ProcessExit {
     pub status: crate::child::ExitStatus,
     /// Offset after the last byte of stdout and of stderr.
     pub final_offsets: [u64; 2],
-    /// Whether its `timeout` ended it.
+    /// True if the `timeout` of the command terminated it.
     pub timed_out: bool,
-    /// Whether a process that it left behind still held its output.
+    /// True if a background process of the command still held an output when the process counted as
+    /// ended.
     pub held_by_background: bool,
     pub ended_at: SystemTime,
 }
@@ -74,18 +76,18 @@ pub struct ProcessExit {
 #[derive(Debug, Clone)]
 pub struct ProcessInfo {
     pub id: ProcessId,
-    /// Epoch of its byte logs.
+    /// Epoch of both byte logs.
     pub epoch: u64,
     /// Program and arguments, truncated to 4 KiB.
     pub argv: Vec<String>,
     /// Working directory as requested.
     pub cwd: String,
-    /// Time after its start when it is terminated.
+    /// Time after the start at which the command is terminated. `None` means no limit.
     pub timeout: Option<Duration>,
     /// Process id in the agent's PID namespace.
     pub pid: u32,
     pub started: SystemTime,
-    /// Set once it has ended and its output is complete.
+    /// Set once the process has ended and its output is complete.
     pub exit: Option<ProcessExit>,
 }
 
@@ -94,7 +96,7 @@ pub struct ProcessInfo {
 struct Process {
     id: ProcessId,
     request_id: String,
-    /// Truncated to 4 KiB. The environment is not retained: it may hold secrets.
+    /// Truncated to 4 KiB. The environment is not retained, because it may contain secrets.
     argv: Vec<String>,
     cwd: String,
     timeout: Option<Duration>,
@@ -105,13 +107,14 @@ struct Process {
     group: ProcessGroup,
     gate: Arc<AdmissionGate>,
     state: Mutex<ProcessState>,
-    /// Wakes watchers: there is output, or the end.
+    /// Wakes watchers after new output and after the end.
     output_ready: Notify,
-    /// Wakes the task: a watcher took output, or a client wrote or requested the end.
+    /// Wakes the task after a watcher read output, joined or left, and after a client wrote or
+    /// requested the end.
     task_wakeup: Notify,
-    /// Wakes writers: stdin was consumed or closed.
+    /// Wakes writers after stdin was consumed or closed.
     stdin_progress: Notify,
-    /// Cancelled when the process leaves the table; no request can find it from then on.
+    /// Cancelled when the process is removed from the table. No request can find it from then on.
     removed: CancellationToken,
 }
 
@@ -149,7 +152,7 @@ impl Process {
         }
     }
 
-    /// Signals the process group, as long as it has members.
+    /// Signals the process group. Fails with `Ended` if the group has no members.
     fn signal(&self, name: &str) -> Result<(), ProcessError> {
         let signal = signals::by_name(name)
             .ok_or(ProcessError::BadField { field: "signal", allowed: "a signal name such as TERM" })?;
@@ -160,7 +163,8 @@ impl Process {
         Err(ProcessError::Ended { exit: exit.map(|exit| exit.status) })
     }
 
-    /// Writes to stdin. Returns when the bytes are in the pipe.
+    /// Writes to stdin, and closes it after `data` if `end` is set. Returns once the bytes are in
+    /// the pipe, or once stdin is closed.
     async fn write(
         &self,
         epoch: u64,
@@ -216,7 +220,7 @@ impl Process {
         self.task_wakeup.notify_one();
     }
 
-    /// Whether it has ended and its group is empty.
+    /// Returns whether the process has ended and its group is empty.
     fn is_gone(&self) -> bool {
         self.is_finished() && !self.group.has_members()
     }

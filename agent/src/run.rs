@@ -1,4 +1,4 @@
-//! Composition root: creates the parts, connects them, and shuts them down in order.
+//! Composition root: creates the parts of the agent, connects them, and shuts them down in order.
 
 mod workspace;
 
@@ -42,20 +42,19 @@ use crate::{
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for the control connection to send its final reports.
 const FINAL_REPORTS_TIMEOUT: Duration = Duration::from_secs(2);
-/// Health service name that stands for the whole agent.
+/// Service name under which the health service reports the agent as a whole.
 const OVERALL_HEALTH: &str = "";
-/// Features beyond the base protocol, sent in hello.
+/// Features of this agent, which the hello message lists.
 const CAPABILITIES: &[&str] = &["terminals", "processes", "files", "archives", "activity", "sleep"];
 
 /// Why the agent did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("cannot create the agent's identity")]
+    #[error("cannot set up TLS")]
     Identity(#[from] AgentIdentityError),
-    #[error("cannot listen")]
+    #[error("cannot start the server")]
     ListenAddress(#[from] ListenError),
-    /// The info file cannot be written.
-    #[error("cannot write {path}")]
+    #[error("cannot write the info file {path}")]
     Info {
         path: PathBuf,
         #[source]
@@ -67,11 +66,10 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
-    /// The agent's own start time cannot be read.
-    #[error("cannot read /proc")]
+    #[error("cannot read the agent's start time from /proc/self/stat")]
     Proc(#[source] io::Error),
-    /// The reflection service cannot be built. A fault of the build.
-    #[error("cannot build the reflection service")]
+    /// Indicates a defective build.
+    #[error("cannot create the reflection service")]
     Reflection(#[from] DescriptorError),
 }
 
@@ -84,7 +82,7 @@ struct ShutdownStages {
     streams: CancellationToken,
     /// Connections accept no more calls.
     drain: CancellationToken,
-    /// Everything has ended, and the control connection sends its final reports.
+    /// All processes and calls have ended, and the control connection sends its final reports.
     ended: CancellationToken,
     /// The final reports are sent.
     reported: CancellationToken,
@@ -132,7 +130,7 @@ pub async fn run(
     set_health(&health, &health_of, ServingStatus::Serving).await;
     let router = router(parts, services.grpc, &services.names, services.http)?;
     let mut server = Server::new(listener, identity.server_config()?, metrics.clone());
-    // Written last, so that a process that finds the file finds an agent that answers.
+    // The info file is written last, so that its readers find a listener.
     write_info(&config, &description, &server)?;
     let tasks = start(&workspace, connection, &config, &stages, metrics);
 
@@ -143,10 +141,11 @@ pub async fn run(
         }
     };
     tracing::info!(reason = %request.reason, grace = ?request.grace, "shutting down");
-    // Mark the agent not ready first. It has stopped accepting connections with `server.run`.
+    // First the agent reports that it is not ready. New connections are no longer accepted, because
+    // `server.run` has ended.
     ready.store(false, Ordering::Relaxed);
     set_health(&health, &health_of, ServingStatus::NotServing).await;
-    // End the processes first, so that viewers still receive the exits.
+    // The processes end before the streams, so that viewers still receive the exits.
     stages.ending.cancel();
     tokio::select! {
         () = workspace.end_processes(request.grace) => {}
@@ -166,7 +165,7 @@ pub async fn run(
     Ok(request)
 }
 
-/// Starts the long-lived tasks.
+/// Starts the supervised tasks, which run until the end of the shutdown.
 fn start(
     workspace: &WorkspaceRuntime,
     connection: ControlConnection,

@@ -1,4 +1,4 @@
-//! The server: one TLS port for gRPC, gRPC-web and plain HTTP. Independent of the services.
+//! The server: one TLS listener for gRPC, gRPC-web and plain HTTP. Independent of the services.
 
 pub mod auth;
 pub mod connection;
@@ -33,18 +33,18 @@ impl Server {
         Self { listener, tls, connections: ClientConnections::new(metrics), serving: JoinSet::new() }
     }
 
-    /// Address for clients: `unix:PATH` or `IP:PORT`.
+    /// Returns the address for clients: `unix:PATH` or `IP:PORT`.
     pub fn address(&self) -> io::Result<String> {
         self.listener.address()
     }
 
-    /// Accepts connections while it is polled. An error means that the listener is lost. `drain`
-    /// lets open calls end.
+    /// Accepts connections until the future is dropped. Returns only if the listener has failed.
+    /// After `drain` is cancelled, open connections accept no more calls, and open calls continue.
     pub async fn run(&mut self, router: Router, drain: &CancellationToken) -> io::Result<Infallible> {
         loop {
             let io = tokio::select! {
                 biased;
-                // Removes connections that have ended. A panic in one ends only that one.
+                // Removes connections that have ended. A panic ends only its own connection.
                 Some(_) = self.serving.join_next() => continue,
                 io = self.listener.accept() => io?,
             };
@@ -54,14 +54,14 @@ impl Server {
         }
     }
 
-    /// Waits until all open calls have ended, for `deadline` at most, then closes the remaining
-    /// ones.
+    /// Closes the listener, waits up to `deadline` until all connections have ended, then closes
+    /// the remaining ones.
     pub async fn drained(self, deadline: Duration) {
         let Self { listener, mut serving, .. } = self;
         drop(listener);
         let all_ended = async { while serving.join_next().await.is_some() {} };
         if timeout(deadline, all_ended).await.is_err() {
-            tracing::info!(open = serving.len(), "closing calls that did not end in time");
+            tracing::info!(open = serving.len(), "closing connections whose calls did not end in time");
         }
         serving.shutdown().await;
     }

@@ -1,4 +1,4 @@
-//! Shutdown of the agent: requested once, with a reason, through a shared [`ShutdownHandle`].
+//! Shutdown of the agent, requested once and with a reason through a shared [`ShutdownHandle`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,9 +17,10 @@ pub enum ShutdownReason {
     Signal(&'static str),
     /// The control plane sent a drain directive.
     Drained,
-    /// The control plane dismissed this agent, with its reason and message.
+    /// The control plane dismissed this agent. Contains the reason and the message.
     Dismissed(String),
-    /// A claim named another workspace or epoch. An agent serves one for its whole life.
+    /// A claim named another workspace or epoch. An agent serves one workspace and epoch for its
+    /// whole life.
     OtherClaim,
     /// The listener failed, so clients cannot reach the agent any more.
     ListenerLost(String),
@@ -28,11 +29,11 @@ pub enum ShutdownReason {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShutdownRequest {
     pub reason: ShutdownReason,
-    /// Time that programs get to end by themselves.
+    /// Time between TERM and KILL for the workspace's processes.
     pub grace: Duration,
 }
 
-/// Requests shutdown and waits for it. All clones are equivalent.
+/// Requests shutdown, and waits for the request. Clones share one state.
 #[derive(Debug, Clone)]
 pub struct ShutdownHandle {
     request: Arc<watch::Sender<Option<ShutdownRequest>>>,
@@ -47,7 +48,7 @@ impl ShutdownRequest {
         Self { reason, grace: DEFAULT_GRACE }
     }
 
-    /// The process's exit code: 0 unless the agent failed.
+    /// Returns the exit code of the agent: 0 unless it failed.
     pub fn exit_code(&self) -> u8 {
         match self.reason {
             ShutdownReason::Signal(_)
@@ -80,7 +81,7 @@ impl ShutdownHandle {
         Self { request: Arc::new(watch::Sender::new(None)), force: CancellationToken::new() }
     }
 
-    /// Requests shutdown; the first request wins.
+    /// Requests shutdown. Only the first request has an effect.
     pub fn request(&self, mut request: ShutdownRequest) {
         request.grace = request.grace.min(MAX_GRACE);
         self.request.send_if_modified(|pending| {

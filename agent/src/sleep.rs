@@ -1,8 +1,8 @@
 //! Sleep in two phases. *Prepare* holds requests at the admission gate and assesses the activity
 //! again. *Commit* closes the gate for good.
 //!
-//! The task that waits for [`SleepCoordinator::committed`] ends the processes, and calls
-//! [`SleepCoordinator::complete`] when everything is on disk.
+//! A task waits for [`SleepCoordinator::committed`], ends the processes, and calls
+//! [`SleepCoordinator::complete`] when all data is on disk.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,44 +13,42 @@ use crate::{
     admission::{AdmissionGate, CommitError, Intent},
 };
 
-/// How long requests are held unless the directive says otherwise. A control plane commits within a
-/// second.
+/// Longest time that a prepare holds requests if the directive sets no hold.
 pub const DEFAULT_HOLD: Duration = Duration::from_secs(10);
-/// Longest hold, because clients are waiting at the gate.
+/// Upper bound of the hold that a directive sets. Clients wait while their requests are held.
 pub const MAX_HOLD: Duration = Duration::from_secs(60);
 
-/// Why the workspace is to sleep, which decides what prevents it.
+/// Reason for a sleep. It decides which conditions prevent the sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SleepUrgency {
-    /// The control plane observed the whole idle timeout.
+    /// The control plane observed the whole idle timeout. Use of the workspace, or a counted idle
+    /// time below the timeout, prevents the sleep.
     Idle,
-    /// A client requested sleep. Activity prevents it.
+    /// A client requested sleep. Use of the workspace prevents the sleep.
     Requested,
-    /// A client forced sleep. Nothing prevents it.
+    /// A client forced sleep. Nothing prevents the sleep.
     Forced,
 }
 
-/// Why the workspace does not fall asleep.
+/// Reason why the agent declined to prepare, commit or cancel a sleep.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SleepDeclined {
     /// The workspace is active or busy.
     #[error("the workspace is {}", describe_level(.0))]
     InUse(ActivityLevel),
-    /// The workspace is idle, but has not been for the whole idle timeout.
+    /// The workspace is idle, but its counted idle time is shorter than the idle timeout.
     #[error("the workspace has been idle for only {counted:?} of its idle timeout of {timeout:?}")]
     TooSoon { counted: Duration, timeout: Duration },
-    /// Requests were held at the gate. They have been admitted.
-    #[error("requests arrived while the workspace prepared to sleep: {}", describe(.0))]
+    /// Requests arrived during the prepare. The gate has admitted them.
+    #[error("{}", describe(.0))]
     RequestsHeld(Vec<Intent>),
-    /// There was no prepare, or its hold has expired.
-    #[error("there was no prepare for sleep, or its hold has expired")]
+    #[error("no sleep is prepared, or its hold has expired; prepare again")]
     NotPrepared,
-    /// The commit cannot be cancelled.
-    #[error("the workspace is already asleep")]
+    #[error("the workspace is already falling asleep; the commit cannot be cancelled")]
     Asleep,
 }
 
-/// Shared handle. All clones refer to the same state.
+/// Prepares, cancels and commits the sleep of this workspace. Clones share one state.
 #[derive(Debug, Clone)]
 pub struct SleepCoordinator {
     gate: Arc<AdmissionGate>,
@@ -68,8 +66,9 @@ impl SleepCoordinator {
         &self.gate
     }
 
-    /// Phase one: holds requests for `hold` at most. Declines and resumes if the workspace is in
-    /// use, unless sleep is forced.
+    /// Holds requests (phase one) for `hold`, at most [`MAX_HOLD`]. `None` means [`DEFAULT_HOLD`].
+    /// If `urgency` does not permit the sleep now, admits the held requests and returns the reason.
+    /// Does nothing if the sleep is already committed.
     pub fn prepare(&self, hold: Option<Duration>, urgency: SleepUrgency) -> Result<(), SleepDeclined> {
         let force = urgency == SleepUrgency::Forced;
         let held = self.gate.held_intents();
@@ -77,9 +76,10 @@ impl SleepCoordinator {
             self.gate.resume();
             return Err(SleepDeclined::RequestsHeld(held));
         }
-        // Hold first, then assess: an intent is either assessed or held.
+        // Hold before assessing, so that each intent is either held or part of the assessment.
         if !self.gate.hold(hold.unwrap_or(DEFAULT_HOLD).min(MAX_HOLD), force) {
-            // Already committed. A control plane that lost its state may continue with commit.
+            // The sleep is already committed. A control plane that lost its state continues with
+            // the commit.
             return Ok(());
         }
         self.reason_to_decline(urgency).map_or(Ok(()), |declined| {
@@ -88,7 +88,8 @@ impl SleepCoordinator {
         })
     }
 
-    /// Phase two: closes the gate for good. [`Self::completed`] waits for its end. May be repeated.
+    /// Closes the gate for good (phase two). Idempotent. [`Self::completed`] waits until the
+    /// processes have ended and all data is on disk.
     pub fn commit(&self) -> Result<(), SleepDeclined> {
         self.gate.close().map_err(|error| match error {
             CommitError::NotHolding => SleepDeclined::NotPrepared,
@@ -98,22 +99,22 @@ impl SleepCoordinator {
         Ok(())
     }
 
-    /// Cancels a prepare and admits the held requests.
+    /// Cancels a prepare and admits the held requests. Fails once the sleep is committed.
     pub fn cancel(&self) -> Result<(), SleepDeclined> {
         self.gate.resume().then_some(()).ok_or(SleepDeclined::Asleep)
     }
 
-    /// Waits for the commit.
+    /// Waits until the sleep is committed.
     pub async fn committed(&self) {
         self.committed.cancelled().await;
     }
 
-    /// Records that everything has ended and is on disk.
+    /// Records that all processes have ended and all data is on disk.
     pub fn complete(&self) {
         self.completed.cancel();
     }
 
-    /// Waits until everything has ended and is on disk.
+    /// Waits until [`Self::complete`] has been called.
     pub async fn completed(&self) {
         self.completed.cancelled().await;
     }
@@ -144,11 +145,11 @@ fn describe(intents: &[Intent]) -> String {
     let mut words: Vec<_> = intents
         .iter()
         .map(|intent| match intent {
-            Intent::Keystroke => "a user types",
-            Intent::ClientWrite => "a client changes files",
-            Intent::ClientStart => "a client starts a command or opens a terminal",
-            Intent::Restore => "a client restores files",
-            Intent::Lease => "a client takes a lease",
+            Intent::Keystroke => "a user typed",
+            Intent::ClientWrite => "a client changed files",
+            Intent::ClientStart => "a client started a command or opened a terminal",
+            Intent::Restore => "a client restored files",
+            Intent::Lease => "a client took a lease",
         })
         .collect();
     words.sort_unstable();

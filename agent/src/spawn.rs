@@ -1,8 +1,7 @@
-//! Prepares programs to be spawned: finds them, checks them, and builds their environment.
+//! Prepares programs for spawning: finds them, checks them, and builds their environment.
 //!
-//! Terminals and processes share this code, so that the same mistake gives the same error
-//! everywhere. Everything is checked before the fork; only what `exec` alone can detect comes back
-//! as its errno.
+//! Terminals and processes share this code, so that they report the same errors. All checks happen
+//! before the fork. Errors that only `exec` detects are reported by their errno.
 
 mod bounds;
 mod error;
@@ -25,10 +24,10 @@ pub use self::{
 };
 use crate::claim::ClaimReceiver;
 
-/// Used when the environment has no PATH.
+/// PATH of programs whose environment sets none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Used when the environment has no LANG.
+/// LANG of programs whose environment sets none.
 const DEFAULT_LANG: &str = "C.UTF-8";
 
 /// A program that a client requests to start.
@@ -36,9 +35,9 @@ const DEFAULT_LANG: &str = "C.UTF-8";
 pub struct Program {
     /// Program and arguments; at least one.
     pub argv: Vec<String>,
-    /// Added to the workspace's environment.
+    /// Variables that are added to the workspace's environment.
     pub env: HashMap<String, String>,
-    /// Absolute, or relative to the workspace root. Empty means the root.
+    /// Working directory, absolute or relative to the workspace root. Empty means the root.
     pub cwd: String,
 }
 
@@ -51,13 +50,13 @@ pub struct Launcher {
 }
 
 impl Launcher {
-    /// Programs start in `root` with the claim's environment.
+    /// Creates a launcher for programs in `root` with the claim's environment.
     pub fn new(root: impl Into<Arc<Path>>, claims: ClaimReceiver) -> Self {
         Self { root: root.into(), claims, inherited: Arc::default() }
     }
 
-    /// Adds variables that programs see unless the claim sets them: those that the image's ENV gave
-    /// the agent. Drops `PODLING_…`, which is meant for the agent itself.
+    /// Adds variables of the agent's own environment, such as those of the image's ENV. The claim's
+    /// variables override them. Drops `PODLING_…` variables, which are for the agent itself.
     #[must_use]
     pub fn inheriting(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
         let ours = |(name, _): &(String, String)| name.starts_with("PODLING_");
@@ -65,7 +64,7 @@ impl Launcher {
         self
     }
 
-    /// Workspace root, and HOME of all programs.
+    /// Returns the workspace root, which is also the HOME of all programs.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -74,29 +73,33 @@ impl Launcher {
         &self.claims
     }
 
-    /// Checks a program and returns a command that is ready to be spawned: the program is
-    /// executable, the directory accessible, and the environment complete.
+    /// Checks a program, and returns a command with its complete environment. The program is
+    /// executable and the working directory accessible, as far as can be checked before `exec`.
     pub fn command(&self, program: &Program) -> Result<Command, SpawnError> {
         bounds::check(program)?;
         let env = self.environment(&program.env)?;
         let (name, args) =
             program.argv.split_first().filter(|(name, _)| !name.is_empty()).ok_or_else(|| {
-                SpawnError::BadField { field: "argv", problem: "is empty; give at least the program".into() }
+                SpawnError::BadField { field: "argv", problem: "must contain at least the program".into() }
             })?;
         if program.argv.iter().any(|a| a.contains('\0')) {
-            return Err(SpawnError::BadField { field: "argv", problem: "contains a NUL byte".into() });
+            return Err(SpawnError::BadField {
+                field: "argv",
+                problem: "must not contain a NUL byte".into(),
+            });
         }
         let cwd = self.resolve_cwd(&program.cwd)?;
         let path = find(name, &cwd, env.get("PATH").map_or(DEFAULT_PATH, String::as_str))?;
         runnable(name, &path)?;
         let mut command = Command::new(&path);
-        // The program sees the name it was called by, as when a shell starts it.
+        // The program sees the name that the caller used, as when a shell starts it.
         std::os::unix::process::CommandExt::arg0(&mut command, name);
         command.args(args).current_dir(cwd).env_clear().envs(env);
         Ok(command)
     }
 
-    /// The workspace's shell: `$SHELL` of the claim or the image, else bash, else sh.
+    /// Returns the workspace's shell: `$SHELL` of the claim or the image if it is executable, else
+    /// bash, else sh.
     pub fn shell(&self) -> String {
         let claim = self.claims.borrow().clone();
         let claimed = claim.and_then(|c| c.env.get("SHELL").cloned());
@@ -122,8 +125,8 @@ impl Launcher {
         env.entry("SHELL".into()).or_insert_with(|| self.shell());
         env.insert("HOME".into(), self.root.to_string_lossy().into_owned());
         env.extend(added.iter().map(|(k, v)| (k.clone(), v.clone())));
-        // Inserted last, so that no caller can change it. The control plane finds the leftover
-        // processes of a dead agent by this variable.
+        // Inserted last, so that no caller can override them. The control plane finds the processes
+        // that a dead agent left behind by PODLING_WORKSPACE_ID.
         env.insert("PODLING_WORKSPACE_ID".into(), claim.workspace_id.clone());
         env.insert("PODLING_WORKSPACE".into(), claim.workspace_name.clone());
         Ok(env)
@@ -131,7 +134,7 @@ impl Launcher {
 
     fn resolve_cwd(&self, cwd: &str) -> Result<PathBuf, SpawnError> {
         if cwd.contains('\0') {
-            return Err(SpawnError::BadField { field: "cwd", problem: "contains a NUL byte".into() });
+            return Err(SpawnError::BadField { field: "cwd", problem: "must not contain a NUL byte".into() });
         }
         let path = self.root.join(cwd);
         let bad = |source| SpawnError::BadCwd { cwd: path.display().to_string(), source };

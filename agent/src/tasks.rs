@@ -1,7 +1,7 @@
-//! Supervises long-lived tasks.
+//! Supervises the agent's long-lived tasks.
 //!
-//! The agent hosts the user's shells, so a task of its own that fails or panics is restarted and
-//! counted, and does not end the agent.
+//! The agent hosts the user's shells, so a failed task must not end the agent. A task that fails or
+//! panics is restarted, and the restart is counted in a metric.
 
 use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
 
@@ -43,13 +43,13 @@ impl TaskSupervisor {
         Self { set: JoinSet::new(), token: CancellationToken::new(), metrics }
     }
 
-    /// Cancelled when the tasks are to end.
+    /// Returns the token that is cancelled when the tasks are to end.
     pub fn token(&self) -> &CancellationToken {
         &self.token
     }
 
-    /// Runs a task until the token is cancelled or it returns `Ok`. Restarts it after an error or a
-    /// panic.
+    /// Runs a task until the token is cancelled or the task returns `Ok`. Restarts the task after
+    /// an error or a panic.
     pub fn supervise<F, E>(&mut self, name: &'static str, mut task: impl FnMut() -> F + Send + 'static)
     where
         F: Future<Output = Result<(), E>> + Send + 'static,
@@ -91,7 +91,7 @@ impl TaskSupervisor {
 // === impl ConnectionExecutor ===
 
 impl ConnectionExecutor {
-    /// Its tasks end when `lifetime` is cancelled.
+    /// Creates an executor whose tasks end when `lifetime` is cancelled.
     pub fn new(lifetime: CancellationToken) -> Self {
         Self { tracker: TaskTracker::new(), lifetime }
     }
@@ -107,7 +107,7 @@ where
     }
 }
 
-/// The message of a panic, if it is a string.
+/// Returns the message of a panic, or "no message" if the payload is not a string.
 pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()

@@ -3,13 +3,14 @@
 //! ```text
 //!  writers ──▶ input ──▶ ┌──────┐ ──▶ byte log ──▶ viewers, each with its own cursor
 //!                        │ task │        │
-//!            program ◀──▶│ PTY  │        └─▶ screen model, fed behind the stream
+//!            program ◀──▶│ PTY  │        └─▶ screen model, which may lag
 //!                        └──────┘
 //! ```
 //!
-//! One task per terminal owns its PTY (`task`). Viewers and writers share `state` under a short
-//! lock and wake the task through a `Notify`. The pure modules (`input_sequencer`, `writers`,
-//! `escape`, `screen`) do no IO and read no clock. Nothing here depends on protobuf.
+//! One task per terminal reads its PTY and writes queued input (`task`). Viewers and writers share
+//! `state` with the task under a lock that is held briefly, and wake the task through a `Notify`.
+//! The pure modules (`input_sequencer`, `writers`, `escape`, `screen`) do no IO and read no clock.
+//! No terminal module uses protobuf types.
 
 mod attachment;
 mod builder;
@@ -85,7 +86,8 @@ pub struct WindowSize {
 pub enum ViewerStart {
     /// Resumes after the last byte that the client has.
     Position {
-        /// Epoch of the log that the client read from.
+        /// Epoch of the log that the client read from. If it is not the current epoch, the viewer
+        /// starts with the oldest byte in the log.
         epoch: u64,
         /// Offset of the next byte to send.
         offset: u64,
@@ -113,9 +115,10 @@ pub struct TerminalExit {
 /// One message of input from a client.
 #[derive(Debug, Clone, Copy)]
 pub struct TerminalInput<'a> {
-    /// Epoch of the log that the client types into. Input for an older epoch is rejected.
+    /// Epoch of the log that the client sees. Input for any other than the current epoch is
+    /// rejected.
     pub epoch: u64,
-    /// Offset of the first byte in the client's own input stream.
+    /// Offset of the first byte of `data` in the client's own input stream.
     pub offset: u64,
     /// 1 byte to 1 MiB.
     pub data: &'a [u8],
@@ -129,7 +132,7 @@ pub enum InputKind {
     User,
     /// Automatic reply of a terminal emulator to a query. Does not count as activity.
     Reply {
-        /// Output offset that the emulator had processed when it replied.
+        /// Offset up to which the emulator had processed the output when it replied.
         at: u64,
     },
 }
@@ -152,7 +155,8 @@ pub struct TerminalInfo {
     pub title: String,
     /// Directory that the shell reported by OSC 7, otherwise the leader's working directory.
     pub cwd: String,
-    /// Command in the foreground; empty while the shell waits at its prompt.
+    /// Command in the foreground. Empty while the shell waits at its prompt, and after the terminal
+    /// has ended.
     pub foreground: String,
     pub created: SystemTime,
     /// Session leader; `None` if it ended before this agent started.

@@ -14,7 +14,7 @@ mod make;
 mod round;
 /// Shared with the end-to-end tests, so that skipped tests appear in the same summary.
 #[path = "../../tests/src/skipped.rs"]
-#[allow(unreachable_pub, reason = "there it is a library's")]
+#[allow(unreachable_pub, reason = "public items of the tests' library")]
 mod skipped;
 #[path = "archives/tools.rs"]
 mod tools;
@@ -51,7 +51,7 @@ struct Fixture {
     gate: Arc<AdmissionGate>,
 }
 
-/// A complete archive with its manifest and summary.
+/// A complete archive: its zip, manifest and summary.
 struct Made {
     zip: Vec<u8>,
     lines: Vec<ArchivedEntry>,
@@ -60,7 +60,7 @@ struct Made {
 
 impl Fixture {
     fn new() -> Self {
-        // In memory where possible: a disk would only slow the tests down.
+        // Uses memory where possible, because a disk would only slow the tests down.
         let place = Path::new("/dev/shm");
         let dir = if place.is_dir() { tempfile::tempdir_in(place) } else { tempfile::tempdir() }.unwrap();
         for folder in ["home", "state", "outside"] {
@@ -99,7 +99,8 @@ impl Fixture {
         std::fs::read(self.path(name)).unwrap()
     }
 
-    /// Names in a directory, read directly.
+    /// Returns the sorted names in a directory, read from the file system instead of through the
+    /// agent.
     fn names(&self, folder: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.path(folder)).unwrap();
         let mut names: Vec<_> =
@@ -138,7 +139,7 @@ impl Fixture {
     }
 }
 
-/// Archives of any directory, for tests with directories that cannot be created.
+/// Serves archives of any directory, for tests with directories that cannot be created.
 fn archives(home: &Path, state: &Path) -> (Archives, Arc<AdmissionGate>) {
     let gate = Arc::new(AdmissionGate::new());
     (Archives::new(WorkspaceRoot::open(home).unwrap(), gate.clone(), state), gate)
@@ -149,7 +150,7 @@ async fn make(archives: &Archives, path: &str, options: CreateOptions) -> Result
     collect(events).await
 }
 
-/// Reads an archive to its end.
+/// Collects the events of an archive until the summary, which must be the last one.
 async fn collect(
     events: impl futures_util::Stream<Item = Result<CreateEvent, ArchiveError>>,
 ) -> Result<Made, ArchiveError> {
@@ -178,7 +179,7 @@ impl Made {
         self.lines.iter().find(|line| line.path == path.as_ref()).expect("a line")
     }
 
-    /// Paths and reasons of skipped entries.
+    /// Returns the path and the reason of each skipped entry.
     fn skipped(&self) -> Vec<(String, &str)> {
         let skipped = self.done.skipped.iter();
         skipped.map(|s| (String::from_utf8_lossy(&s.path).into_owned(), s.reason.as_str())).collect()

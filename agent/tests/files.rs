@@ -31,7 +31,7 @@ impl Fixture {
         Self::within(resolver, tempfile::tempdir().unwrap())
     }
 
-    /// Uses memory where possible, for tests that a disk would only slow down.
+    /// Creates the workspace in memory where possible, for tests that a disk would only slow down.
     fn in_memory(resolver: PathResolver) -> Self {
         let place = Path::new("/dev/shm");
         let dir = if place.is_dir() { tempfile::tempdir_in(place) } else { tempfile::tempdir() };
@@ -46,7 +46,7 @@ impl Fixture {
         Self { files: Files::new(root, Arc::new(AdmissionGate::new())), dir }
     }
 
-    /// One fixture for each resolver.
+    /// Returns one fixture for each resolver.
     fn both() -> [Self; 2] {
         [Self::new(PathResolver::Kernel), Self::new(PathResolver::Walk)]
     }
@@ -92,7 +92,8 @@ impl Fixture {
         feed.finish().await
     }
 
-    /// Names in a directory, read directly.
+    /// Returns the sorted names in a directory, read from the file system instead of through
+    /// `Files`.
     fn names(&self, folder: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.home().join(folder)).unwrap();
         let mut names: Vec<_> =
@@ -101,7 +102,7 @@ impl Fixture {
         names
     }
 
-    /// Waits until a directory holds exactly these names.
+    /// Waits until a directory has exactly these names. Panics after 15 s.
     async fn settles(&self, folder: &str, names: &[&str]) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(15);
         while self.names(folder) != names {

@@ -1,4 +1,4 @@
-//! Commands with real programs.
+//! Processes that clients start, with real programs.
 
 #[path = "processes/broken.rs"]
 mod broken;
@@ -28,7 +28,7 @@ use podling_agent::{
 use podling_proto::token::VerifyingKeys;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
-/// Longer than any step takes on a busy machine.
+/// Time limit of any single step, on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
 const EPOCH: u64 = 7;
 
@@ -108,7 +108,7 @@ async fn next(watcher: &mut ProcessWatcher) -> Option<ProcessEvent> {
     timeout(SOON, watcher.next()).await.expect("next event").unwrap()
 }
 
-/// Returns the id of a process just started.
+/// Returns the id from the first event of a watcher.
 async fn id(watcher: &mut ProcessWatcher) -> ProcessId {
     match next(watcher).await {
         Some(ProcessEvent::Started { id, epoch: EPOCH, .. }) => id,
@@ -116,7 +116,8 @@ async fn id(watcher: &mut ProcessWatcher) -> ProcessId {
     }
 }
 
-/// Watches to the end from these offsets, and checks that the events are consistent.
+/// Watches until the exit, from the offsets `at` of stdout and stderr. Checks that the events are
+/// consistent.
 async fn rest(mut watcher: ProcessWatcher, mut at: [u64; 2]) -> Seen {
     let mut seen = Seen::default();
     while let Some(event) = next(&mut watcher).await {
@@ -151,7 +152,7 @@ async fn all(watcher: ProcessWatcher) -> Seen {
     rest(watcher, [0, 0]).await
 }
 
-/// Polls until `condition` holds.
+/// Polls until `condition` holds. Panics with `what` after [`SOON`].
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + SOON;
     while !condition() {

@@ -1,7 +1,6 @@
 //! Assesses whether the workspace is active, busy or idle, and with which evidence.
 //!
-//! One pure function of inputs, policy and time. It reads no clock and does not know where the
-//! inputs come from.
+//! The assessment is a pure function of inputs, policy and time.
 
 use std::{
     cmp::Reverse,
@@ -21,7 +20,7 @@ pub enum ActivityLevel {
     Active,
 }
 
-/// A source of evidence.
+/// Kind of a signal that the workspace is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ActivitySignal {
     /// A user or client acted on the workspace.
@@ -39,7 +38,7 @@ pub enum ActivitySignal {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ObservedSignal {
     pub signal: ActivitySignal,
-    /// Text for display: "vim in terminal 'main'".
+    /// English text for display, such as `vim in terminal 'main'`.
     pub detail: String,
     pub last_seen: Instant,
     /// Fixed end of the signal, such as a lease's expiry.
@@ -49,7 +48,8 @@ pub struct ObservedSignal {
 /// Everything that the assessment depends on besides policy and time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ActivityInputs {
-    /// Time of the claim. Caps start here until there is an intent.
+    /// Time of the claim, or of the agent's start before the claim. Caps start at this time until
+    /// the first intent.
     pub claimed: Instant,
     /// Time of the last intent of each kind.
     pub intents: Vec<(Intent, Instant)>,
@@ -66,7 +66,8 @@ pub struct ActivityEvidence {
     pub age: Duration,
     /// Time for which the signal still counts if it is not observed again.
     pub holds_for: Duration,
-    /// The signal is still present, but its cap is reached, so it does not count.
+    /// Whether the signal no longer counts, because its cap is reached or its time is over. Such a
+    /// signal is still shown.
     pub capped: bool,
 }
 
@@ -80,7 +81,7 @@ pub struct ActivityAssessment {
 // === impl ActivityInputs ===
 
 impl ActivityInputs {
-    /// Start of the caps: the last intent, or the claim.
+    /// Returns the start of the caps, which is the time of the last intent or of the claim.
     pub fn anchor(&self) -> Instant {
         self.intents.iter().map(|(_, at)| *at).fold(self.claimed, Instant::max)
     }
@@ -105,7 +106,7 @@ impl ActivityAssessment {
                 ActivitySignal::Cpu | ActivitySignal::Io => anchor + policy.work_cap,
                 ActivitySignal::ForegroundJob => anchor + policy.presence_cap,
                 ActivitySignal::Lease => observed.until.unwrap_or(now),
-                // Intents are not in `observed`. If one were, it would count like an intent.
+                // Intents are not in `observed`. If one were, it would count like any intent.
                 ActivitySignal::Intent(_) => observed.last_seen + policy.active_for,
             };
             let until = observed.until.map_or(cap, |until| until.min(cap));
@@ -120,12 +121,14 @@ impl ActivityAssessment {
         Self { level, evidence }
     }
 
-    /// Time until the first evidence that counts now stops counting, if nothing new is observed.
+    /// Returns the time until one of the signals that count now stops to count, unless it is
+    /// observed again. `None` if no signal counts.
     pub fn next_change_in(&self) -> Option<Duration> {
         self.evidence.iter().filter(|e| !e.capped).map(|e| e.holds_for).min()
     }
 
-    /// Whether both assessments look the same to a watcher. Ignores ages.
+    /// Returns whether a watcher sees no difference between the assessments. Ignores the ages and
+    /// the remaining times.
     pub fn is_equivalent(&self, other: &Self) -> bool {
         let essence =
             |a: &Self| a.evidence.iter().map(|e| (e.signal, e.detail.clone(), e.capped)).collect::<Vec<_>>();
@@ -145,7 +148,7 @@ fn evidence(
     ActivityEvidence { signal, detail, age, holds_for, capped: holds_for.is_zero() }
 }
 
-/// The level that this signal alone gives.
+/// Returns the level if this signal is the only one that counts.
 fn level_of(signal: ActivitySignal) -> ActivityLevel {
     match signal {
         ActivitySignal::Intent(_) => ActivityLevel::Active,
@@ -184,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn keystroke_is_active_for_a_minute_then_shown_only() {
+    fn keystroke_counts_as_active_for_one_minute() {
         let start = Instant::now();
         let signals = ActivityInputs { intents: vec![(Intent::Keystroke, start)], ..no_inputs(start) };
         let at =

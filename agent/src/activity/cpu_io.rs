@@ -2,11 +2,11 @@
 //!
 //! Pure: process snapshots, time and the terminals' bytes are arguments.
 //!
-//! - Time before the first sample counts as rest. Three seconds of CPU in a fresh workspace are 5 %
-//!   of a minute.
+//! - Time before the first sample counts as time without use. Three seconds of CPU time in a new
+//!   workspace are therefore 5 % of a window of one minute.
 //! - Bytes printed to terminals are subtracted, so that a job that only prints counts as presence
-//!   and not as work. Through a pipe (`make | tee log`) bytes count once per hop, and only the last
-//!   hop is subtracted.
+//!   and not as work. Bytes that pass through a pipe (`make | tee log`) count at every read and
+//!   write, and only the write to the terminal is subtracted.
 //! - A child of the agent that starts and ends between two samples contributes its CPU time but not
 //!   its bytes.
 
@@ -17,8 +17,8 @@ use std::{
 
 use super::proc::{ProcSnapshot, ProcessStat};
 
-/// Samples retained. At four or more samples per window this reaches far beyond one window. When
-/// full, the oldest is dropped and the average covers a shorter time.
+/// Samples retained, which span 64 windows at four samples per window. When full, the oldest is
+/// dropped. If the rest does not span a window, the average is too low.
 const MAX_SAMPLES: usize = 256;
 
 /// Resource use of all processes of the workspace.
@@ -51,7 +51,8 @@ pub struct CpuIoSampler {
     cpu: MonotonicTotal,
     io: MonotonicTotal,
     previous: HashMap<(i32, u64), ProcessCounters>,
-    /// Bytes of processes that ended without a live parent that would account for them.
+    /// Bytes of ended processes whose parent is the agent or has ended too. The counters of no live
+    /// process include them.
     retired_bytes: u64,
     samples: VecDeque<UsageSample>,
     usage: ProcessUsage,
@@ -71,9 +72,9 @@ struct UsageSample {
     bytes: u64,
 }
 
-/// Sum of cumulative counters, made monotonic. A process snapshot is not atomic: a child that is
-/// reaped meanwhile is missing from one and back in the next. So the first drop is ignored. If the
-/// sum stays low, those counters are lost, and it continues from the lower value.
+/// Sum of cumulative counters, made monotonic. A process snapshot is not atomic, so a child that is
+/// reaped meanwhile can be missing from one snapshot and included in the next. A single lower sum
+/// is therefore ignored. After a second one, the total continues from there.
 #[derive(Debug, Default)]
 struct MonotonicTotal {
     grown: u64,
@@ -98,12 +99,12 @@ impl CpuIoSampler {
         }
     }
 
-    /// Usage as of the last sample.
+    /// Returns the usage as of the last sample.
     pub fn usage(&self) -> &ProcessUsage {
         &self.usage
     }
 
-    /// Time of the last sample.
+    /// Returns the time of the last sample.
     pub fn sampled_at(&self) -> Option<Instant> {
         self.samples.back().map(|p| p.at)
     }
@@ -141,7 +142,8 @@ impl CpuIoSampler {
 
     fn counters(&self, process: &ProcessStat) -> ProcessCounters {
         let before = self.previous.get(&(process.pid, process.start)).map_or(0, |counters| counters.bytes);
-        // A process that changed its user hides its bytes, so the last known value is used.
+        // The agent may not read the bytes of a process that changed its user, so the last value is
+        // used.
         let bytes = process.bytes.unwrap_or(before);
         ProcessCounters { parent: process.parent, own_ticks: process.own_ticks, bytes }
     }
@@ -157,7 +159,8 @@ impl CpuIoSampler {
         Some(BusiestProcess { name: process.name.clone(), pid: process.pid, cores })
     }
 
-    /// Growth per second of the counter `of` over the window that ends with the last sample.
+    /// Returns the growth per second of the counter `of` over the window that ends with the last
+    /// sample.
     fn rate(&self, window: Duration, of: impl Fn(&UsageSample) -> u64) -> f64 {
         let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else {
             return 0.0;

@@ -1,13 +1,14 @@
-//! Counted idle time: only time that acknowledged heartbeats enclose.
+//! Counts idle time, which is the time between two acknowledged heartbeats without use.
 //!
 //! ```text
 //!   heartbeat n (idle) ──ack──▶ heartbeat n+1 (idle), no activity, no gap ──ack──▶ adds t(n+1) − t(n)
 //! ```
 //!
-//! While the agent or the network is down, suspended, stopped or unreachable, there are no two such
-//! heartbeats, so that time adds nothing. A stop shorter than the heartbeat interval shows as a gap
-//! in the agent's own running marks. A control plane that stops and acknowledges late changes
-//! nothing, because the agent observed the time itself. Pure: the clocks are arguments.
+//! Time during which the agent or the network is down does not lie between two such heartbeats, so
+//! it does not count. A suspend of the machine shows as a difference between the clocks. A stop of
+//! the agent that is shorter than the heartbeat interval shows as a gap between running marks. Late
+//! acknowledgements lose no time, because the agent observed the time itself. Pure; clock readings
+//! are arguments.
 
 use std::{
     collections::VecDeque,
@@ -16,11 +17,12 @@ use std::{
 
 use super::assessment::ActivityLevel;
 
-/// Unacknowledged heartbeats that are remembered. The connection is closed after three intervals
-/// without an acknowledgement, so more are never useful. The oldest is dropped and adds nothing.
+/// Unacknowledged heartbeats that are retained. When full, the oldest is dropped and adds no idle
+/// time. The connection is closed after three intervals without an acknowledgement, so more are
+/// seldom needed.
 const MAX_UNACKNOWLEDGED: usize = 16;
-/// Difference between the two clocks that does not yet count as a suspend. They are read one after
-/// the other, so they never agree exactly.
+/// Difference between the two clocks up to which no suspend is assumed. The clocks are read one
+/// after the other, so they never agree exactly.
 const SUSPEND_TOLERANCE: Duration = Duration::from_millis(500);
 
 /// One reading of the machine's two clocks.
@@ -56,13 +58,14 @@ struct SentHeartbeat {
 }
 
 impl IdleCounter {
-    /// Idle time counted since the last intent or the end of the last busy period.
+    /// Returns the idle time counted since the last intent or the end of the last busy period.
     pub fn counted(&self) -> Duration {
         self.counted
     }
 
-    /// Records an assessed level. A new `last_intent` resets the count even if the `active` level
-    /// it caused was never assessed.
+    /// Records an assessed level. Resets the counted idle time if the level is not idle, or if
+    /// `last_intent` is new. A new intent resets it even if the `active` level it caused was never
+    /// assessed.
     pub fn observe(&mut self, level: ActivityLevel, last_intent: Option<Instant>) {
         if level != ActivityLevel::Idle || last_intent != self.last_intent {
             self.activity_changes += 1;
@@ -71,8 +74,8 @@ impl IdleCounter {
         }
     }
 
-    /// Records that the agent is running at `at`. More than `longest` since the previous mark is a
-    /// gap: nothing observed the time in between.
+    /// Records that the agent is running at `at`. If more than `longest` has passed since the
+    /// previous mark, the time between the heartbeats around this gap does not count.
     pub fn mark_running(&mut self, at: ClockReading, longest: Duration) {
         let before = self.last_running_mark.replace(at);
         if before.is_some_and(|before| at.monotonic.saturating_sub(before.monotonic) > longest) {
@@ -96,8 +99,9 @@ impl IdleCounter {
         self.pending.push_back(heartbeat);
     }
 
-    /// Adds the time between this and the previous acknowledged heartbeat, if both were idle and
-    /// nothing happened in between. Heartbeats more than `longest` apart enclose a gap.
+    /// Records an acknowledgement. Adds the time since the previous acknowledged heartbeat if both
+    /// were idle and consecutive, and if there was no use, gap or suspend between them. Heartbeats
+    /// more than `longest` apart enclose a gap. Ignores unknown sequence numbers.
     pub fn acknowledged(&mut self, sequence: u64, longest: Duration) {
         let Some(at) = self.pending.iter().position(|heartbeat| heartbeat.sequence == sequence) else {
             return;
@@ -120,7 +124,7 @@ impl IdleCounter {
         }
     }
 
-    /// Forgets all heartbeats. The time until the first heartbeat of the next stream does not
+    /// Discards all heartbeats. The time until the first heartbeat of the next stream does not
     /// count.
     pub fn disconnected(&mut self) {
         self.pending.clear();

@@ -9,10 +9,10 @@ use super::{
 };
 use crate::claim::AgentPolicy;
 
-/// What the terminals report about themselves.
+/// Foreground commands and totals of all terminals.
 #[derive(Debug, Clone, Default)]
 pub struct TerminalPresence {
-    /// Foreground commands in a form for display: "vim in terminal 'main'".
+    /// Foreground commands as English text for display, such as `vim in terminal 'main'`.
     pub foreground: Vec<String>,
     /// Number of open terminals.
     pub terminals: u32,
@@ -20,7 +20,7 @@ pub struct TerminalPresence {
     pub terminal_bytes: u64,
 }
 
-/// A foreground command counts for as long as it is observed.
+/// Converts the foreground commands to signals, which count while they are observed.
 pub(super) fn from_presence(
     presence: TerminalPresence,
     now: Instant,
@@ -33,7 +33,7 @@ pub(super) fn from_presence(
     })
 }
 
-/// A lease counts until it expires.
+/// Converts a lease to a signal, which counts until the lease expires.
 pub(super) fn from_lease(lease: &KeepAwakeLease) -> ObservedSignal {
     let reason = if lease.reason.is_empty() { String::new() } else { format!(": {}", lease.reason) };
     ObservedSignal {
@@ -44,7 +44,8 @@ pub(super) fn from_lease(lease: &KeepAwakeLease) -> ObservedSignal {
     }
 }
 
-/// Work that reaches the policy's thresholds. It counts for one window after the last sample.
+/// Converts CPU and IO use that reaches the policy's thresholds to signals. They count for one
+/// window after the last sample, which was taken at `at`.
 pub(super) fn from_work(usage: &ProcessUsage, at: Instant, policy: &AgentPolicy) -> Vec<ObservedSignal> {
     let observed = |signal, detail| ObservedSignal {
         signal,
@@ -59,7 +60,7 @@ pub(super) fn from_work(usage: &ProcessUsage, at: Instant, policy: &AgentPolicy)
             |b| format!("{} (pid {}) and others use", b.name, b.pid),
         );
         let subject = match &usage.busiest {
-            // A process that makes up at least 80 % of the work is named alone.
+            // A process that causes at least 80 % of the CPU use is named alone.
             Some(b) if b.cores >= usage.cpu_cores * 0.8 => format!("{} (pid {}) uses", b.name, b.pid),
             _ => subject,
         };

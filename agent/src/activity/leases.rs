@@ -1,4 +1,5 @@
-//! Keep-awake leases: named requests to stay awake that expire. Pure; knows no caller.
+//! Keep-awake leases, which are named requests to keep the workspace awake for a limited time.
+//! Pure.
 
 use std::{
     collections::BTreeMap,
@@ -7,14 +8,14 @@ use std::{
 
 use crate::admission::Rejection;
 
-/// Leases at once; more are rejected. Each heartbeat carries them all.
+/// Leases that may exist at once; more are rejected. Each heartbeat carries all of them.
 pub const MAX_LEASES: usize = 32;
 pub const MAX_NAME_CHARS: usize = 100;
 pub const MAX_REASON_CHARS: usize = 200;
 /// Shortest lease. A shorter one could expire before a heartbeat reports it.
 pub const MIN_DURATION: Duration = Duration::from_secs(1);
 
-/// Why a lease could not be created, renewed or released.
+/// Reason why a lease could not be created, renewed or released.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LeaseError {
     #[error("a lease name must have 1 to {MAX_NAME_CHARS} characters and no control characters")]
@@ -87,7 +88,7 @@ impl LeaseTable {
         self.0.remove(name).map(|_| ()).ok_or_else(|| LeaseError::NotHeld(name.to_owned()))
     }
 
-    /// Leases that have not expired at `now`, ordered by name.
+    /// Returns the leases that have not expired at `now`, ordered by name.
     pub fn held(&self, now: Instant) -> Vec<KeepAwakeLease> {
         self.0.values().filter(|lease| lease.expires_at > now).cloned().collect()
     }

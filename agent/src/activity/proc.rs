@@ -1,15 +1,15 @@
-//! Reads the workspace's processes from /proc: all descendants of the agent. The agent is PID 1 or
-//! a child subreaper, so whatever the workspace starts remains its descendant. This module does not
-//! interpret the counters.
+//! Reads the workspace's processes, which are all descendants of the agent, from /proc. The agent
+//! is PID 1 or a child subreaper, so every process of the workspace remains its descendant. This
+//! module does not interpret the counters.
 //!
-//! Cumulative counters make short-lived processes count. The kernel adds a reaped child's CPU time
-//! to its parent's `cutime` and `cstime`, and its bytes to its parent's `io`. So the sum over live
-//! processes and what they have reaped loses nothing.
+//! Cumulative counters include short-lived processes. The kernel adds a reaped child's CPU time to
+//! its parent's `cutime` and `cstime`, and its bytes to its parent's `io`. The sum over all live
+//! processes and their reaped children is therefore complete.
 //!
-//! Bytes are `rchar + wchar`: everything that went through read and write, whatever the file was.
-//! `read_bytes` and `write_bytes` miss sockets, pipes, tmpfs and page-cache hits, so a workspace
-//! would fall asleep during an upload. Output that a job prints to its terminal is in `wchar` too.
-//! The agent knows that amount and subtracts it (see [`super::cpu_io`]).
+//! Bytes are `rchar + wchar`, which include reads and writes of every kind of file. `read_bytes`
+//! and `write_bytes` miss sockets, pipes, tmpfs and page-cache hits, so a workspace would fall
+//! asleep during an upload. Output that a job prints to its terminal is in `wchar` too. The agent
+//! knows that amount and subtracts it (see [`super::cpu_io`]).
 
 use std::{collections::HashMap, fs, io};
 
@@ -38,7 +38,7 @@ pub struct ProcessStat {
 /// All descendants of the agent at one time, and the CPU time of those it has reaped.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProcSnapshot {
-    /// Descendants of the agent, in no order.
+    /// Descendants of the agent, in no particular order.
     pub processes: Vec<ProcessStat>,
     /// CPU time of the children that the agent has reaped, in clock ticks.
     pub reaped_ticks: u64,
@@ -47,8 +47,8 @@ pub struct ProcSnapshot {
 }
 
 impl ProcessStat {
-    /// Whether this process still exists. Compares the start time, so a reused process id does not
-    /// match.
+    /// Returns whether this process still exists. Compares the start time, so a reused process id
+    /// does not match.
     pub fn is_alive(&self) -> bool {
         stat(&self.pid.to_string()).is_ok_and(|now| now.start == self.start)
     }
@@ -58,9 +58,9 @@ impl ProcSnapshot {
     /// Reads /proc. Blocks for about 10 µs per process of the machine, or of the container if there
     /// is one.
     pub fn take() -> io::Result<Self> {
-        // Read the agent first, then by rising pid, which usually means parents first. A child that
-        // is reaped meanwhile is then missed rather than counted twice, and the next snapshot has
-        // it again.
+        // Read the agent first, then the others by ascending pid, which usually means parents
+        // first. A child that is reaped meanwhile is then missed rather than counted twice. The
+        // next snapshot includes it in the counters of its parent.
         let agent = stat("self")?;
         let mut pids: Vec<i32> = fs::read_dir("/proc")?
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
@@ -76,7 +76,7 @@ impl ProcSnapshot {
     }
 }
 
-/// Start time of this process in clock ticks since boot, from /proc/self/stat.
+/// Returns the start time of this process, in clock ticks since boot.
 pub fn own_start() -> io::Result<u64> {
     Ok(stat("self")?.start)
 }

@@ -26,7 +26,8 @@ pub struct ActivitySnapshot {
 }
 
 impl ActivitySnapshot {
-    /// Whether both snapshots look the same to a watcher. Ignores times.
+    /// Returns whether a watcher sees no difference between the snapshots. Compares the
+    /// assessments, the leases and the warning.
     pub fn is_equivalent(&self, other: &Self) -> bool {
         self.leases == other.leases
             && self.warning == other.warning

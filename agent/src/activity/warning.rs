@@ -12,16 +12,16 @@ pub struct SleepNotice {
     pub cause: SleepCause,
 }
 
-/// What puts the workspace to sleep.
+/// Cause of an announced sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SleepCause {
-    /// A later control plane gave a cause that this agent does not know.
+    /// A newer control plane sent a cause that this agent does not know.
     Unspecified,
     /// The idle timeout passes without use.
     Idle,
-    /// The longest time awake that the policy allows is over.
+    /// The workspace has been awake for the longest time that its policy allows.
     MaxAwake,
-    /// A request.
+    /// A client requested sleep.
     Requested,
 }
 
@@ -35,9 +35,9 @@ impl PendingWarning {
         self.0 = warning.map(|warning| (warning, now));
     }
 
-    /// The warning that is still valid. Use of the workspace discards it for good; only a new
-    /// warning replaces it. An intent after the warning counts as use even if the level it caused
-    /// was never assessed.
+    /// Returns the warning if it is still valid. Discards it for good if `level` is not idle, or if
+    /// an intent came after the warning. Such an intent is decisive even if its level was never
+    /// assessed.
     pub fn current(&mut self, level: ActivityLevel, last_intent: Option<Instant>) -> Option<SleepNotice> {
         self.0.take_if(|(_, received)| {
             level != ActivityLevel::Idle || last_intent.is_some_and(|at| at > *received)

@@ -1,4 +1,4 @@
-//! Requests that the gate holds, and how callers wait for them.
+//! Requests that the gate holds until it decides, and operations that wait for the decision.
 
 use std::{sync::Arc, time::Instant};
 
@@ -6,10 +6,10 @@ use tokio::{sync::oneshot, time::sleep_until};
 
 use super::{AdmissionGate, Rejection};
 
-/// A request that was not admitted immediately.
+/// Reason why a request was not admitted immediately.
 #[derive(Debug)]
 pub enum AdmitError {
-    /// The gate holds the request. Wait for the decision, then try again.
+    /// The gate holds the request. The caller waits for the decision, then tries again.
     Held(HeldRequest),
     /// The gate will not admit the request.
     Rejected(Rejection),
@@ -43,12 +43,12 @@ impl HeldRequest {
     }
 
     /// Waits for the gate's decision. Cancel-safe. After `Ok` the caller must try its operation
-    /// again, because a held operation does nothing.
+    /// again, because the held attempt did nothing.
     pub async fn decision(&mut self) -> Result<(), Rejection> {
         loop {
             tokio::select! {
                 biased;
-                // The sender is gone only if the gate itself is.
+                // The gate drops a sender only after it has sent the answer.
                 answer = &mut self.answer => return answer.unwrap_or(Err(Rejection::Preparing)),
                 () = sleep_until(self.until.into()) => {
                     if let Some(until) = self.gate.expire_hold() {

@@ -11,10 +11,11 @@ use super::{Intent, Rejection};
 
 /// Held requests at once; more are rejected, and their clients may retry.
 pub const MAX_HELD_REQUESTS: usize = 1024;
-/// Bytes of all held requests together; more are rejected. One message of 1 MiB may exceed it.
+/// Bytes of all held requests together, from which further requests are rejected. The last held
+/// request may exceed the bound by its own size.
 pub const MAX_HELD_BYTES: usize = 8 * 1024 * 1024;
-/// Minimum time between two notifications while intents keep arriving. The assessment needs no
-/// finer resolution.
+/// Minimum time between two notifications while intents of one kind keep arriving. The assessment
+/// needs no finer resolution.
 const EDGE_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
@@ -23,7 +24,7 @@ pub(super) struct GateState {
     pub(super) maintenance: bool,
     /// Last admission of keystrokes, client writes and client starts, in this order.
     pub(super) last: [Option<Instant>; 3],
-    /// By ticket, and so in order of arrival.
+    /// Held requests by ticket, which is the order of arrival.
     pub(super) held: BTreeMap<u64, HeldIntent>,
     last_ticket: u64,
     pub(super) held_bytes: usize,
@@ -48,7 +49,8 @@ pub(super) struct HeldIntent {
 }
 
 impl GateState {
-    /// Returns `true` if the intent came after a pause.
+    /// Records an intent. Returns `true` if the previous intent of its kind is at least
+    /// [`EDGE_INTERVAL`] old, or if there was none.
     pub(super) fn record(&mut self, intent: Intent, now: Instant) -> bool {
         let Some(index) = intent.history_slot() else { return false };
         let before = self.last[index].replace(now);
@@ -74,8 +76,8 @@ impl GateState {
         matches!(self.phase, GatePhase::Holding { until, .. } if until <= now) && self.admit_held(now)
     }
 
-    /// Opens the gate, and records the held requests as admitted, so that the next prepare sees
-    /// them. Returns `true` if one came after a pause.
+    /// Opens the gate and admits the held requests. Records their intents, so that the next prepare
+    /// sees them. Returns `true` if [`Self::record`] returned `true` for one of them.
     pub(super) fn admit_held(&mut self, now: Instant) -> bool {
         self.phase = GatePhase::Open;
         let intents: Vec<_> = self.held.values().map(|held| held.intent).collect();

@@ -1,4 +1,4 @@
-//! The gate under arbitrary orders of events and under concurrent threads.
+//! Tests of the gate with arbitrary orders of events and with concurrent threads.
 
 use std::{
     pin::Pin,

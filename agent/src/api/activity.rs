@@ -28,10 +28,10 @@ use crate::{
     admission::Intent,
 };
 
-/// Activity watches at once; more are rejected.
+/// Activity watches at once. The next one fails with TOO_MANY_STREAMS.
 const MAX_WATCHES: usize = 64;
-/// A watch repeats the current state this often even without changes, because proxies close streams
-/// that are silent for 60 s.
+/// Interval at which a watch repeats the state if nothing changes. Some proxies close streams that
+/// are silent for 60 s.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Clone)]
@@ -104,7 +104,8 @@ impl activity_server::Activity for ActivityService {
 
 type WatchItem = Result<wire::WatchActivityResponse, Status>;
 
-/// Waits for the next change or repetition and returns the state then.
+/// Returns the current state on the first call. Later calls wait for the next change, or for
+/// [`REPEAT_INTERVAL`].
 async fn next(mut watcher: ActivityWatcher) -> Option<(WatchItem, ActivityWatcher)> {
     if !std::mem::replace(&mut watcher.first, false) {
         tokio::select! {

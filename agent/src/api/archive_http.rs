@@ -1,9 +1,8 @@
-//! Archive downloads over plain HTTP, for browsers and curl. The router authorizes calls before
-//! they get here.
+//! Archive downloads over plain HTTP, for browsers and curl. The router has authorized the calls.
 //!
 //! `GET /archive.zip?path=<directory>` returns the directory (default: the root) as a zip, without
-//! ignore rules. If an entry is incomplete, the response breaks off before its end, so that no
-//! client takes an incomplete archive for a complete one.
+//! ignore rules. If an entry could not be read, the response is aborted before its end. Otherwise a
+//! client would take an incomplete archive for a complete one.
 
 use std::io;
 
@@ -43,7 +42,7 @@ async fn send(archives: Archives, uri: &Uri) -> Result<Response, ArchiveError> {
     Ok(response)
 }
 
-/// The query's `path` as bytes, because a file name need not be UTF-8.
+/// Returns the query's `path` as bytes, because a file name need not be UTF-8.
 fn directory(uri: &Uri) -> Vec<u8> {
     let pairs = uri.query().unwrap_or_default().split('&');
     let path = pairs.filter_map(|pair| pair.strip_prefix("path=")).next().unwrap_or_default();
@@ -55,7 +54,7 @@ fn bytes(event: CreateEvent) -> io::Result<Option<Bytes>> {
         CreateEvent::Data(data) => Ok(Some(data)),
         CreateEvent::Summary(done) if done.skipped_count > 0 => {
             let skipped = done.skipped.first().map(|first| first.reason.as_str()).unwrap_or_default();
-            Err(io::Error::other(format!("{} entries are incomplete: {skipped}", done.skipped_count)))
+            Err(io::Error::other(format!("cannot archive {} entries: {skipped}", done.skipped_count)))
         }
         CreateEvent::Entry(_) | CreateEvent::Progress(_) | CreateEvent::Summary(_) => Ok(None),
     }

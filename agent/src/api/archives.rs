@@ -55,14 +55,14 @@ impl archives_server::Archives for ArchivesService {
     ) -> ArchiveReply<Self::ExtractStream> {
         let mut messages = request.into_inner();
         let first = messages.message().await?.unwrap_or_default();
-        let open = first.open.ok_or_else(|| bad_field("open", "in the first message"))?;
+        let open = first.open.ok_or_else(|| bad_field("open", "set in the first message"))?;
         let options = ExtractOptions { replace: open.replace, sha256: sha256(&open.sha256)? };
         let data = sized(first.data)?;
         let mut receiving = self.archives.receive(path(open.path)?, options).await.map_err(status)?;
         receiving.push(data).await.map_err(status)?;
         while let Some(next) = messages.message().await? {
             if next.open.is_some() {
-                return Err(bad_field("open", "in the first message only"));
+                return Err(bad_field("open", "set in the first message only"));
             }
             receiving.push(sized(next.data)?).await.map_err(status)?;
         }

@@ -75,7 +75,7 @@ impl files_server::Files for FilesService {
         feed.push(data).await.map_err(status)?;
         while let Some(next) = messages.message().await? {
             if next.open.is_some() {
-                return Err(bad_field("open", "in the first message only"));
+                return Err(bad_field("open", "set in the first message only"));
             }
             feed.push(sized(next.data)?).await.map_err(status)?;
         }
@@ -97,7 +97,7 @@ impl files_server::Files for FilesService {
                 }
                 self.files.begin_upload(path, options).await.map_err(status)?
             }
-            _ => return Err(bad_field("open", "in the first chunk, without upload_id, and only there")),
+            _ => return Err(bad_field("open", "set if and only if upload_id is empty")),
         };
         let progress =
             self.files.chunk(upload, request.offset, data, request.finish).await.map_err(status)?;
@@ -127,7 +127,7 @@ impl files_server::Files for FilesService {
 
 // === in ===
 
-/// Converts a path; an absent one means the workspace root.
+/// Converts a path. An absent path means the workspace root.
 pub(super) fn path(path: Option<wire::Path>) -> Result<RelPath, Status> {
     let bytes = match path.and_then(|path| path.path) {
         None => Vec::new(),
@@ -144,14 +144,14 @@ pub(super) fn parse(bytes: &[u8]) -> Result<RelPath, FileError> {
 }
 
 fn open(open: Option<wire::WriteOpen>) -> Result<(RelPath, WriteOptions), Status> {
-    let open = open.ok_or_else(|| bad_field("open", "in the first message"))?;
+    let open = open.ok_or_else(|| bad_field("open", "set in the first message"))?;
     let modified = open.modified.map(SystemTime::try_from).transpose();
     let options = WriteOptions {
         mode: mode(open.mode)?,
         sha256: sha256(&open.sha256)?,
         create_only: open.create_only,
         make_parents: open.make_parents,
-        modified: modified.map_err(|_| bad_field("modified", "a time"))?,
+        modified: modified.map_err(|_| bad_field("modified", "a time that this system supports"))?,
     };
     Ok((path(open.path)?, options))
 }
@@ -160,7 +160,7 @@ fn open(open: Option<wire::WriteOpen>) -> Result<(RelPath, WriteOptions), Status
 pub(super) fn sha256(bytes: &[u8]) -> Result<Option<[u8; 32]>, Status> {
     match bytes {
         [] => Ok(None),
-        bytes => bytes.try_into().map(Some).map_err(|_| bad_field("sha256", "32 bytes or none")),
+        bytes => bytes.try_into().map(Some).map_err(|_| bad_field("sha256", "empty or 32 bytes")),
     }
 }
 
@@ -168,7 +168,7 @@ fn mode(mode: u32) -> Result<Option<u32>, Status> {
     match mode {
         0 => Ok(None),
         1..=0o7777 => Ok(Some(mode)),
-        _ => Err(bad_field("mode", "permission bits, 0o7777 at most")),
+        _ => Err(bad_field("mode", "permission bits of at most 0o7777")),
     }
 }
 

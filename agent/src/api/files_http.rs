@@ -1,13 +1,14 @@
-//! Files over plain HTTP for browsers and curl: downloads with ranges, and uploads. The router
-//! authorizes calls before they get here.
+//! Downloads with ranges, and uploads, over plain HTTP for browsers and curl. The router has
+//! authorized the calls.
 //!
 //! `GET` and `HEAD /files/<path>` support one range, ETag, Last-Modified, If-None-Match and
-//! If-Range. The response is always an attachment, because workspace content must not run in the
-//! gateway's origin.
+//! If-Range. The response is always an attachment, because a browser must not run workspace content
+//! in the gateway's origin.
 //!
 //! `PUT /files/<path>` writes like the gRPC call and creates missing parent directories. It checks
 //! the content against `X-Podling-SHA256` (hexadecimal) or `Digest`, `Content-Digest` or
-//! `Repr-Digest` (sha-256, base64) if one is given. `If-None-Match: *` replaces nothing.
+//! `Repr-Digest` (sha-256, base64) if one is given. With `If-None-Match: *` an existing file is an
+//! error.
 
 mod range;
 
@@ -36,10 +37,10 @@ const SHA256: HeaderName = HeaderName::from_static("x-podling-sha256");
 /// Headers whose value is `sha-256=<base64>`. The newer ones put colons around the base64.
 const DIGESTS: [&str; 3] = ["content-digest", "repr-digest", "digest"];
 
-/// The first second of the year 10000. From then on there is no HTTP date, and httpdate panics.
+/// First second of the year 10000. Later times have no HTTP date, and httpdate panics.
 const LAST_HTTP_DATE: Duration = Duration::from_secs(253_402_300_800);
 
-/// The routes below `/files/`.
+/// Returns the routes below `/files/`.
 pub fn router(files: Files) -> Router {
     Router::new().route("/files/{*path}", get(download).put(upload)).with_state(files)
 }
@@ -68,7 +69,7 @@ async fn serve_file(files: Files, request: &Parts) -> Result<Response, FileError
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return Ok(response);
     }
-    // A range of a different version than the client's other ranges would not form a valid file.
+    // Ranges of two versions do not form a valid file. Another version is therefore sent whole.
     let same_version = text(headers, &header::IF_RANGE).is_none_or(|version| version == tag);
     let requested = text(headers, &header::RANGE)
         .filter(|_| same_version)
@@ -103,7 +104,7 @@ async fn store_upload(files: Files, request: Request) -> Result<Response, FileEr
     if headers.contains_key(header::CONTENT_RANGE) {
         return Err(FileError::BadField {
             field: "Content-Range",
-            allowed: "absent: a file is written whole",
+            allowed: "absent, because a file is written as a whole",
         });
     }
     let options = WriteOptions {
@@ -131,7 +132,7 @@ async fn store_upload(files: Files, request: Request) -> Result<Response, FileEr
     Ok(response)
 }
 
-/// The decoded path, which need not be UTF-8.
+/// Returns the decoded path, which need not be UTF-8.
 fn path(request: &Parts) -> Result<RelPath, FileError> {
     let encoded = request.uri.path().strip_prefix(PREFIX).unwrap_or_default();
     let decoded: Vec<u8> = percent_encoding::percent_decode_str(encoded).collect();
@@ -150,13 +151,15 @@ fn set_entity_headers(entry: &FileEntry, headers: &mut HeaderMap) {
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
 }
 
-/// An entity tag that changes with size, modification time, and the inode that a rename replaces.
+/// Returns an entity tag that changes with the size, the modification time and the inode. A write
+/// by a client replaces the inode.
 fn etag(entry: &FileEntry) -> String {
     let time = entry.modified.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_nanos();
     format!("\"{:x}-{time:x}-{:x}\"", entry.size, entry.ino)
 }
 
-/// Content types that matter to programs. None of them makes a browser run the content.
+/// Returns the content type for a file extension. None of the types makes a browser run the
+/// content.
 fn content_type(name: &[u8]) -> &'static str {
     let extension = name.iter().rposition(|b| *b == b'.').map_or(&[][..], |at| &name[at + 1..]);
     match extension.to_ascii_lowercase().as_slice() {
@@ -204,7 +207,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Makes a header value from text that is printable by construction.
+/// Converts text of printable ASCII characters to a header value.
 fn value(text: String) -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }

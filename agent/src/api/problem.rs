@@ -1,4 +1,5 @@
-//! Errors over plain HTTP: problem details (RFC 9457) with the same reasons as over gRPC.
+//! Converts errors to problem details (RFC 9457) over plain HTTP, with the same reasons as over
+//! gRPC.
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};

@@ -101,7 +101,7 @@ impl processes_server::Processes for ProcessesService {
 
 fn command(command: Option<wire::Command>) -> Result<(Program, Option<Duration>), Status> {
     let bad = |field, allowed| status(ProcessError::BadField { field, allowed });
-    let wire::Command { argv, env, cwd, timeout } = command.ok_or_else(|| bad("command", "a command"))?;
+    let wire::Command { argv, env, cwd, timeout } = command.ok_or_else(|| bad("command", "set"))?;
     let timeout = timeout.map(Duration::try_from).transpose();
     let timeout = timeout.map_err(|_| bad("timeout", "a duration of at least 0"))?;
     Ok((Program { argv, env, cwd }, timeout))
@@ -173,7 +173,7 @@ impl From<ProcessInfo> for wire::Process {
     fn from(info: ProcessInfo) -> Self {
         let command = wire::Command {
             argv: info.argv,
-            // Variables that a client added may be secret, and a caller with the verb to list need
+            // Variables that a client added may be secret. A caller that may list processes must
             // not see them.
             env: Default::default(),
             cwd: info.cwd,

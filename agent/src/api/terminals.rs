@@ -92,7 +92,7 @@ impl terminals_server::Terminals for TerminalsService {
         let attach = request::attach(open)?;
         let attachment = self.terminals.attach(&attach).map_err(status)?;
         // The pump takes requests even while the client reads no responses, so a Ctrl-C gets
-        // through a flood of output. Dropping the response stream ends it.
+        // through a flood of output. Dropping the response stream ends the pump.
         let (ended, failure) = (CancellationToken::new(), tokio::sync::oneshot::channel());
         let (failure_tx, failure_rx) = failure;
         let pump = attach::pump(attachment.writer(), requests);
@@ -144,7 +144,7 @@ impl terminals_server::Terminals for TerminalsService {
     ) -> Result<Response<pb::WriteTerminalResponse>, Status> {
         let request = request.into_inner();
         let client = ClientId::new(&request.client_id).map_err(status)?;
-        let piece = request.input.ok_or_else(|| bad("input", "must be given"))?;
+        let piece = request.input.ok_or_else(|| bad("input", "set"))?;
         let id = TerminalId::new(&request.terminal_id);
         let next_offset = self.terminals.write(&id, &client, input(&piece)).await.map_err(status)?;
         Ok(Response::new(pb::WriteTerminalResponse { next_offset }))
@@ -157,7 +157,7 @@ impl terminals_server::Terminals for TerminalsService {
         let request = request.into_inner();
         let client = ClientId::new(&request.client_id).map_err(status)?;
         let resize = request.resize.unwrap_or_default();
-        let new_size = size(resize.size)?.ok_or_else(|| bad("resize.size", "must be given"))?;
+        let new_size = size(resize.size)?.ok_or_else(|| bad("resize.size", "set"))?;
         let id = TerminalId::new(&request.terminal_id);
         let (now, owner) = self.terminals.resize(&id, &client, new_size, resize.take).map_err(status)?;
         Ok(Response::new(pb::ResizeTerminalResponse { size: Some(cells(now)), owner }))

@@ -1,5 +1,5 @@
-//! Worker threads of an archive: they read and deflate small files, and deflate the blocks of large
-//! ones.
+//! Worker threads of an archive. They read and deflate small files, and deflate the blocks of large
+//! files.
 
 use std::sync::{
     Mutex,
@@ -50,7 +50,7 @@ pub(super) fn run_worker(todo: &Mutex<Receiver<CompressJob>>, budget: &MemoryBud
         let next = todo.lock().unwrap_or_else(|e| e.into_inner()).recv();
         let Ok(job) = next else { return };
         // After a cancellation the queue is drained, so that the dispatcher does not block on a
-        // full queue. A job without a result is noticed by the writer, which waits for it.
+        // full queue. The writer notices a job without a result, because the job's channel closes.
         if budget.check_cancelled().is_err() {
             continue;
         }

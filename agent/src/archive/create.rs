@@ -38,15 +38,16 @@ use crate::files::FileKind;
 
 /// Maximum threads that deflate; fewer on a machine with fewer cores.
 const MAX_WORKERS: usize = 4;
-/// Uncompressed bytes between walk and writer, and as many again compressed. Beyond it the walk
-/// waits.
+/// Limit of uncompressed bytes between walk and writer, at which the walk waits. Their compressed
+/// form may take as many bytes again.
 const IN_FLIGHT_BYTES: usize = 12 * BLOCK_BYTES;
-/// Entries between walk and writer. Beyond it the walk waits.
+/// Limit of entries between walk and writer, at which the walk waits.
 const QUEUE_ENTRIES: usize = 512;
 /// Interval between two progress messages.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Archives a directory. Blocks until the archive is consumed, cancelled or failed.
+/// Archives a directory. Blocks until the archive has been sent, the receiver of `events` is
+/// dropped, or an error occurs.
 pub(super) fn create(
     dir: OwnedFd,
     rules: IgnoreRules,
@@ -71,8 +72,7 @@ pub(super) fn create(
         let counted = rules.clone();
         scope.spawn(move || sum_sizes(count_dir, counted, budget, total));
         scope.spawn(move || {
-            // The writer sees a failure of this thread: its items end early, or the budget is
-            // cancelled.
+            // The writer notices a failure of this thread, because the items end before `Finished`.
             let _ended = JobDispatcher::new(budget, jobs, order).walk(dir, rules);
         });
         let written = write_items(items, budget, total, ZipWriter::new(events, scratch));
@@ -105,7 +105,7 @@ fn sum_sizes(dir: OwnedFd, rules: IgnoreRules, budget: &MemoryBudget, total: &At
     total.store(bytes, Ordering::Relaxed);
 }
 
-/// Runs the writer: takes the items in walk order and assembles the zip.
+/// Runs the writer, which takes the items in walk order and assembles the zip.
 fn write_items(
     items: Receiver<WriteItem>,
     budget: &MemoryBudget,
@@ -180,7 +180,8 @@ fn write_items(
     }
 }
 
-/// A worker or the dispatcher panicked: its channel closed without a result.
+/// Returns the error for a channel that closed without a result, because its thread failed or
+/// panicked.
 fn fault() -> ArchiveStop {
     ArchiveError::fault("creating an archive").into()
 }

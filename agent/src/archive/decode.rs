@@ -99,7 +99,7 @@ impl Decoder {
             have.start += took as usize;
             give(&self.output[..gave as usize])?;
             match status {
-                // An entry must not hold bytes behind the end of its deflate stream.
+                // An entry must not hold bytes after the end of its deflate stream.
                 Status::StreamEnd if have.is_empty() && left == 0 => return Ok(()),
                 Status::StreamEnd => return Err(damaged()),
                 Status::Ok | Status::BufError if took == 0 && gave == 0 => return Err(damaged()),

@@ -12,21 +12,21 @@ pub(super) const BLOCK_BYTES: usize = 1024 * 1024;
 /// An empty deflate block with the final bit set.
 pub(super) const FINAL_BLOCK: [u8; 2] = [3, 0];
 
-/// Bytes of each of [`SAMPLES`] samples that decide whether deflating pays.
+/// Bytes of each of the [`SAMPLES`] samples that decide whether an input is deflated.
 const SAMPLE_BYTES: usize = 2_048;
 const SAMPLES: usize = 8;
 /// Entropy in bits per byte above which data is stored. Images, video and archives have 7.9 and
 /// more, text about 5, programs about 6.
 const DENSE_BITS: f64 = 7.85;
-/// Bytes of a block in which repeats are searched first.
+/// Bytes of a probe, which are searched for repeats.
 const PROBE_BYTES: usize = 128 * 1024;
-/// After a probe without repeats, bytes that are Huffman-coded without a search before the next
-/// probe.
+/// Bytes after a probe without repeats that are Huffman-coded without a search. The next probe
+/// follows them.
 const UNPROBED_BYTES: usize = 3 * PROBE_BYTES;
-/// A search must save one part in this many, compared with Huffman coding alone, to be worth its
-/// time.
+/// Reciprocal of the part that a search must save, compared with Huffman coding alone, to be worth
+/// its time. 50 means 2 %.
 const MIN_GAIN_DIVISOR: usize = 50;
-/// Inputs smaller than this are always deflated: a sample of them tells nothing.
+/// Smaller inputs are always deflated, because they are too short for samples.
 const MIN_SAMPLED_BYTES: usize = 4_096;
 /// Payload limit of a stored deflate block in bytes. [`STORED_OVERHEAD`] is its header.
 const STORED_BYTES: usize = 65_535;
@@ -38,17 +38,18 @@ pub(super) struct Deflater {
     compress: Compress,
 }
 
-/// The compressor reported an error; no cause is known.
+/// An error of the compressor, which reports no cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DeflateFault;
 
 impl Deflater {
-    /// Uses level 6, the default of Info-ZIP.
+    /// Creates a compressor of level 6, the default of Info-ZIP.
     pub(super) fn new() -> Self {
         Self { compress: Compress::new(Compression::new(6), false) }
     }
 
-    /// Compresses `input` into a whole stream. Returns `None` if that is not smaller than `input`.
+    /// Compresses `input` into a whole stream. Returns `None` if the stream would not be smaller
+    /// than `input`.
     pub(super) fn compress_whole(&mut self, input: &[u8]) -> Result<Option<Vec<u8>>, DeflateFault> {
         if is_incompressible(input) {
             return Ok(None);
@@ -57,7 +58,7 @@ impl Deflater {
         let mut out = Vec::with_capacity(input.len());
         let status =
             self.compress.compress_vec(input, &mut out, FlushCompress::Finish).map_err(|_| DeflateFault)?;
-        // Otherwise the output did not fit its buffer.
+        // With another status the output did not fit its buffer.
         Ok((status == Status::StreamEnd && out.len() < input.len()).then_some(out))
     }
 
@@ -77,7 +78,7 @@ impl Deflater {
             }
             let without = ByteCounts::of(probe).cost();
             if out.len() - before < without - without / MIN_GAIN_DIVISOR {
-                // The data repeats itself: continue with the search.
+                // The probe found repeats, so the rest is searched as well.
                 let fits = behind.is_empty() || self.deflate(behind, &mut out)?;
                 return Ok(if fits { out } else { store(input) });
             }
@@ -114,8 +115,8 @@ fn store(input: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Whether bytes are spread so evenly that deflating gains nothing: the data is already compressed
-/// or encrypted.
+/// Returns whether the bytes are spread so evenly that deflating gains nothing, as in compressed or
+/// encrypted data.
 fn is_incompressible(input: &[u8]) -> bool {
     if input.len() < MIN_SAMPLED_BYTES {
         return false;

@@ -1,5 +1,5 @@
-//! The walking thread of an archive: gives jobs to the workers and tells the writer in which order
-//! to take their results.
+//! The thread that walks the tree of an archive. It gives jobs to the workers, and passes the order
+//! of their results to the writer.
 
 use std::{
     os::fd::OwnedFd,
@@ -22,7 +22,8 @@ use super::{
 };
 use crate::files::FileKind;
 
-/// Minimum bytes that a small file reserves in the memory budget: its name and the bookkeeping.
+/// Bytes that a small file reserves in the memory budget on top of its size, for its name and
+/// bookkeeping.
 const MIN_ENTRY_BYTES: usize = 4_096;
 
 /// The next step of the writer.
@@ -45,7 +46,7 @@ pub(super) enum WriteItem {
         result: Receiver<Compressed>,
         reserved: usize,
     },
-    /// A large file ends; an error if it changed while it was read.
+    /// A large file ends. An error if the file could not be read or changed meanwhile.
     End(Result<ArchivedEntry, UnarchivedEntry>),
     Finished,
 }
@@ -162,7 +163,7 @@ impl<'a> JobDispatcher<'a> {
             self.jobs.send(CompressJob::Block(block, answer)).map_err(|_| Cancelled)?;
             self.send(WriteItem::Block { result, reserved: BLOCK_BYTES })?;
         };
-        // Reserved for the block that was not read.
+        // The last reservation was for a block that was not read.
         self.budget.release(BLOCK_BYTES);
         self.send(WriteItem::End(read.map(|()| found.entry(&metadata, Some(sha256(hash)))).map_err(skipped)))
     }

@@ -1,4 +1,5 @@
-//! Errors of archives. Must not know how they reach a client.
+//! Errors of creating and extracting archives. Independent of gRPC and HTTP; `api` maps them to
+//! responses.
 
 use std::io;
 
@@ -6,21 +7,21 @@ use rustix::io::Errno;
 
 use crate::{admission::Rejection, files::FileError};
 
-/// Why an archive could not be created or extracted.
+/// Reason why an archive could not be created or extracted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArchiveError {
     /// An error that other file operations have too.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The file is not a zip, or not one that may be extracted.
+    /// The received file is not a zip, or it must not be extracted.
     #[error("{}: {cause}; nothing was written", entry_or_zip(.entry))]
     Unsafe {
         /// Name of the entry; empty if the zip as a whole is at fault.
         entry: String,
-        /// Describes the defect, for people.
+        /// English text for people.
         cause: &'static str,
     },
-    #[error("the archive has more than {limit} entries")]
+    #[error("the archive has more than {limit} entries; split it into several archives")]
     TooManyEntries { limit: u64 },
     /// [`super::MAX_ARCHIVES`] archives are in progress.
     #[error("{limit} archives are already being created or extracted; retry later")]
@@ -51,7 +52,7 @@ impl From<Rejection> for ArchiveError {
     }
 }
 
-/// Why the threads of an archive stopped before its end.
+/// Reason why the threads of an archive stopped before its end.
 #[derive(Debug)]
 pub(super) enum ArchiveStop {
     /// The client dropped the stream.

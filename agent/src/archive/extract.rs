@@ -1,6 +1,6 @@
-//! Extracts an inspected zip: directories first, then files and links, then the permissions and
-//! times of the directories. The last step is separate so that directories without write permission
-//! can be filled.
+//! Extracts an inspected zip. Creates the directories first, then files and links. Sets the
+//! permissions and times of directories last, so that directories without write permission can be
+//! filled.
 
 use std::{
     ffi::OsStr,
@@ -42,7 +42,7 @@ const FILE_MODE: u32 = 0o644;
 const DIRECTORY_MODE: u32 = 0o755;
 /// Mode of a directory while it is being filled.
 const FILLING_MODE: u32 = 0o700;
-/// Runs of zero bytes at least this long become holes.
+/// Decoded pieces of at least this many bytes become holes if all bytes are zero.
 const MIN_HOLE_BYTES: usize = 4_096;
 
 /// Extraction of one zip into a directory.
@@ -67,8 +67,9 @@ impl Extraction<'_> {
             None => fstatvfs(self.root.open_directory(&RelPath::ROOT)?),
         };
         let disk = disk.map_err(map_errno("read the free space of", self.path))?;
-        if disk.f_bavail.saturating_mul(disk.f_frsize) < sum.bytes {
-            let path = format!("{} bytes to extract", sum.bytes);
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free < sum.bytes {
+            let path = format!("cannot extract {} bytes into {} ({free} bytes free)", sum.bytes, self.path);
             return Err(FileError::DiskFull { path, errno: Errno::NOSPC }.into());
         }
         let Some(base) = base else { return Ok(()) };
@@ -127,7 +128,7 @@ impl Extraction<'_> {
         })?;
         let mut walker = SafeDirWalker::new(&base);
         directories.into_iter().try_for_each(|number| self.apply_metadata(number, &mut walker))?;
-        // One sync for all entries: an extraction that reports success is on disk.
+        // One sync for all entries, so that an extraction that reports success is on disk.
         Ok(syncfs(&base).map_err(map_errno("sync", self.path))?)
     }
 
@@ -263,7 +264,7 @@ impl Extraction<'_> {
         failure.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
     }
 
-    /// Path of an entry relative to the root, for error messages.
+    /// Returns the path of an entry relative to the root, for error messages.
     fn destination(&self, path: &[u8]) -> RelPath {
         let whole = self.path.parts().map(OsStrExt::as_bytes).chain([path]).collect::<Vec<_>>().join(&b'/');
         RelPath::parse(&whole).unwrap_or(RelPath::ROOT)

@@ -1,5 +1,5 @@
-//! Progress of an extraction. All threads add to it; whichever thread finds a report due sends it.
-//! It also tells each thread when to stop.
+//! Progress of an extraction, to which all threads add. The first thread that finds a report due
+//! sends it. A thread that gets an error must stop.
 
 use std::{
     sync::{
@@ -23,7 +23,8 @@ pub(super) struct ExtractProgress<'a> {
     total_bytes: u64,
     last_report: Mutex<Instant>,
     events: &'a Sender<ExtractEvent>,
-    /// Checked with every report: the admission gate may have rejected the extraction since.
+    /// Called with every report, because the admission gate may have rejected the extraction
+    /// meanwhile.
     admission: &'a (dyn Fn() -> Result<(), Rejection> + Sync),
 }
 

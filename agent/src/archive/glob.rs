@@ -1,14 +1,14 @@
-//! Patterns of `.gitignore` files: parsing and matching. Pure. Matching takes at most (pattern ×
-//! path) steps.
+//! Parses and matches patterns of `.gitignore` files. Pure. Matching takes at most as many steps as
+//! the length of the pattern times the length of the path.
 
 /// One parsed line of an ignore file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct IgnorePattern {
-    /// Began with "!": includes what an earlier pattern excludes.
+    /// The line began with "!". Such a pattern includes paths that an earlier pattern excludes.
     pub(super) negated: bool,
-    /// Ended with "/": matches directories only.
+    /// The line ended with "/", so that the pattern matches directories only.
     directories_only: bool,
-    /// Parts between slashes; `**` is a part of its own.
+    /// Parts between slashes. A `**` is one part.
     parts: Vec<Vec<u8>>,
 }
 
@@ -34,7 +34,8 @@ impl IgnorePattern {
         Some(Self { negated, directories_only, parts })
     }
 
-    /// Whether the pattern matches `path`, which is relative to the directory of its ignore file.
+    /// Returns whether the pattern matches `path`, which is relative to the directory of its ignore
+    /// file.
     pub(super) fn matches(&self, path: &[u8], is_directory: bool) -> bool {
         if self.directories_only && !is_directory {
             return false;
@@ -64,8 +65,9 @@ fn trim(mut line: &[u8]) -> &[u8] {
     line
 }
 
-/// Matches with wildcards that stand for any number of elements. After a mismatch only the last
-/// wildcard has to take one more element, so no full backtracking is needed.
+/// Returns whether `pattern` matches `text`. `any` says whether an element of the pattern is a
+/// wildcard for any number of elements, and `one` compares single elements. After a mismatch only
+/// the last wildcard has to take one more element, so no full backtracking is needed.
 fn match_wildcards<P, T>(
     pattern: &[P],
     text: &[T],
@@ -132,8 +134,8 @@ fn tokens(mut pattern: &[u8]) -> Vec<GlobToken<'_>> {
     tokens
 }
 
-/// Parses a character class behind its "[". Returns the class and the rest of the pattern, or
-/// `None` without a closing "]".
+/// Parses a character class after its "[". Returns the class and the rest of the pattern, or `None`
+/// without a closing "]".
 fn class(pattern: &[u8]) -> Option<(GlobToken<'_>, &[u8])> {
     let (negated, body) = match pattern {
         [b'!' | b'^', body @ ..] => (true, body),

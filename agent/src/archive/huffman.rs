@@ -2,7 +2,7 @@
 //! itself (numbers, measurements, weights) the output is nearly as small as with a search, in a
 //! fraction of the time.
 
-/// The 256 bytes and the end-of-block mark.
+/// Number of symbols, which are the 256 bytes and the end-of-block mark.
 const SYMBOLS: usize = 257;
 const END_OF_BLOCK: usize = 256;
 /// Longest code that deflate permits, in bits.
@@ -34,7 +34,7 @@ impl ByteCounts {
         Self(counts)
     }
 
-    /// Estimates the bytes that [`encode`] needs: the entropy of single bytes, with at least one
+    /// Estimates the bytes that [`encode`] needs, as the entropy of single bytes with at least one
     /// bit for each.
     pub(super) fn cost(&self) -> usize {
         let all: f64 = self.0.iter().map(|n| f64::from(*n)).sum();
@@ -142,7 +142,8 @@ impl HuffmanCodes {
     }
 }
 
-/// Codes go out with the highest bit first, everything else with the lowest bit first.
+/// Reverses the bits of a code. Deflate writes codes with the highest bit first, and other values
+/// with the lowest bit first.
 fn reversed(code: u16, length: u8) -> u16 {
     code.reverse_bits() >> (16 - length)
 }

@@ -16,11 +16,11 @@ use crate::files::{FileError, FileKind};
 
 /// Maximum patterns of a request; more are rejected.
 pub const MAX_PATTERNS: usize = 1_000;
-/// Maximum bytes of one of these patterns.
+/// Maximum bytes of one pattern of a request.
 pub const MAX_PATTERN_BYTES: usize = 4_096;
 /// Maximum bytes of an ignore file. A longer file is listed as skipped and its rules do not apply.
 const MAX_FILE_BYTES: usize = 256 * 1024;
-/// The later file has precedence over the earlier one.
+/// Names of ignore files. A later name has precedence over an earlier one.
 const IGNORE_FILES: [&str; 2] = [".gitignore", ".ignore"];
 
 /// All patterns that apply at the current point of the walk.
@@ -75,7 +75,7 @@ impl IgnoreRules {
         self.directories.pop();
     }
 
-    /// Whether the rules exclude `path`, which is below the current directory.
+    /// Returns whether the rules exclude `path`, which is below the current directory.
     pub(super) fn ignores(&self, path: &[u8], is_directory: bool) -> bool {
         let last = |patterns: &[IgnorePattern], path: &[u8]| {
             patterns.iter().rev().find(|pattern| pattern.matches(path, is_directory)).map(|p| !p.negated)
@@ -101,7 +101,7 @@ fn read_ignore_file(dir: &OwnedFd, name: &str) -> Result<Option<Vec<u8>>, String
     let mut content = Vec::new();
     super::source::read_up_to(&File::from(file), &mut content, MAX_FILE_BYTES + 1).map_err(text)?;
     if content.len() > MAX_FILE_BYTES {
-        return Err("its rules do not apply: it is longer than 256 KiB".to_owned());
+        return Err("it is longer than 256 KiB, so its rules do not apply".to_owned());
     }
     Ok(Some(content))
 }

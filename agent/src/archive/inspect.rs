@@ -1,12 +1,12 @@
-//! Inspects a zip before anything of it is written. It rejects:
+//! Inspects a zip before any entry is written. Rejects:
 //!
 //! - names that are not plain paths below the destination,
 //! - duplicate names, and entries below a link or a file of the zip,
 //! - unknown kinds and compression methods,
-//! - overlapping content, and anything beyond its limit.
+//! - overlapping content, and lengths beyond their limits.
 //!
-//! The target of a link is not checked: it is data, and the kernel confines every later access.
-//! Extraction itself never follows a link.
+//! Targets of symbolic links are not checked, because the kernel confines every later access.
+//! Extraction never follows a link.
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
@@ -21,21 +21,21 @@ use super::{
 };
 use crate::files::FileKind;
 
-/// Deflate expands one byte to at most 1,032; an entry that declares more is rejected.
-/// [`RATIO_SLACK`] bytes are allowed on top for tiny entries. Content cannot overlap, so all
-/// content is at most this many times the zip. The other limit is the free disk space (`extract`).
+/// Maximum expansion by deflate. An entry that declares more content is rejected, but
+/// [`RATIO_SLACK`] bytes on top are allowed for tiny entries. Entries cannot overlap, so this also
+/// limits the content of the whole zip. `extract` checks the free disk space too.
 const MAX_RATIO: u64 = 1_032;
 const RATIO_SLACK: u64 = 64;
 /// Maximum bytes of a link target, as in the kernel.
 pub(super) const MAX_TARGET: u64 = 4_095;
 /// Maximum bytes of one part of a path.
 const MAX_PART: usize = 255;
-/// Encryption flags: of the content, strong, of the headers.
+/// Flags for encrypted content, strong encryption and encrypted headers.
 const ENCRYPTED: u16 = 1 | 1 << 6 | 1 << 13;
-/// Flags that do not change how content is read: deflate options, descriptor, UTF-8.
+/// Flags that do not change how content is read (deflate options, data descriptor, UTF-8).
 const HARMLESS: u16 = 0b110 | STREAMED | 1 << 11;
-/// Mode bits that are restored. Setuid and setgid are not: an archive must not grant another user's
-/// rights.
+/// Mode bits that are restored. Setuid and setgid are not restored, because an archive must not
+/// grant another user's rights.
 const PERMISSIONS: u32 = 0o1777;
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -56,10 +56,10 @@ pub(super) struct CheckedEntry {
     pub(super) record: CentralRecord,
 }
 
-/// Truncated SHA-256 of a name. Two million of them fit into 64 MiB.
+/// Truncated SHA-256 of a name. Two million hashes take 31 MiB, no matter how long the names are.
 type NameHash = [u8; 16];
 
-/// Inspects everything but the content.
+/// Checks all entries of a zip, but not their content.
 pub(super) fn inspect(zip: &ZipReader) -> Result<ZipTotals, ArchiveError> {
     let mut sum = ZipTotals::default();
     let mut names: Vec<(NameHash, bool)> = Vec::with_capacity(zip.len());
@@ -78,7 +78,7 @@ pub(super) fn inspect(zip: &ZipReader) -> Result<ZipTotals, ArchiveError> {
     Ok(sum)
 }
 
-/// Rejects entries that share bytes: small zips use them to expand without limit.
+/// Rejects entries that share bytes, with which a small zip could expand without limit.
 fn check_overlaps(zip: &ZipReader, mut extents: Vec<(u64, u64, usize)>) -> Result<(), ArchiveError> {
     extents.sort_unstable();
     match extents.array_windows().find(|[before, after]| before.1 > after.0) {
@@ -89,7 +89,7 @@ fn check_overlaps(zip: &ZipReader, mut extents: Vec<(u64, u64, usize)>) -> Resul
     }
 }
 
-/// Rejects duplicate names of any kind, and entries below one that is not a directory.
+/// Rejects duplicate names, and entries below an entry that is not a directory.
 fn check_names(zip: &ZipReader, mut names: Vec<(NameHash, bool)>) -> Result<(), ArchiveError> {
     let in_order: Vec<NameHash> = names.iter().map(|(key, _)| *key).collect();
     names.sort_unstable();
@@ -149,7 +149,7 @@ pub(super) fn link_target(
 }
 
 impl CheckedEntry {
-    /// Checks everything that the entry alone shows.
+    /// Checks an entry without its content and without other entries.
     pub(super) fn new(record: CentralRecord) -> Result<Self, ArchiveError> {
         let refuse = |cause| Err(ArchiveError::bad_entry(&record.name, cause));
         let (name, slash) =
@@ -161,7 +161,7 @@ impl CheckedEntry {
             return refuse("it is encrypted");
         }
         if !matches!(record.method, STORED | DEFLATED) || record.flags & !(HARMLESS | ENCRYPTED) != 0 {
-            return refuse("its compression method is not supported");
+            return refuse("its compression method or a flag of it is not supported");
         }
         let unix = record.system == UNIX && record.mode != 0;
         let kind = match record.mode & KIND_BITS {
@@ -175,7 +175,7 @@ impl CheckedEntry {
             _ => return refuse("it is a device, a pipe or a socket"),
         };
         if kind == FileKind::Directory && record.size != 0 {
-            return refuse("it is a folder with content");
+            return refuse("it is a directory with content");
         }
         if kind == FileKind::Symlink && record.size > MAX_TARGET {
             return refuse("it is a link whose target is too long");

@@ -1,7 +1,7 @@
-//! The byte layout of a zip: headers of PKWARE's APPNOTE, and Info-ZIP's field for times. Pure.
+//! The byte layout of a zip, as in PKWARE's APPNOTE, with Info-ZIP's field for times. Pure.
 //!
-//! Times finer than a second, or beyond 2038, go into an extra field of our own (0x6470: seconds as
-//! i64, nanoseconds as u32), which other programs ignore.
+//! Times that are finer than a second, or outside 1901 to 2038, go into an extra field that only
+//! Podling reads (0x6470: seconds as i64, nanoseconds as u32).
 
 use super::metadata::UnixTime;
 
@@ -12,18 +12,18 @@ pub(super) const END64_SIGNATURE: u32 = 0x0606_4b50;
 pub(super) const LOCATOR64_SIGNATURE: u32 = 0x0706_4b50;
 const DESCRIPTOR_SIGNATURE: u32 = 0x0807_4b50;
 
-/// Fixed part of each header, in bytes.
+/// Lengths of the fixed parts of the headers, in bytes.
 pub(super) const LOCAL_LEN: usize = 30;
 pub(super) const CENTRAL_LEN: usize = 46;
 pub(super) const END_LEN: usize = 22;
 pub(super) const END64_LEN: usize = 56;
 pub(super) const LOCATOR64_LEN: usize = 20;
 
-/// Marks a value as stored in the zip64 field.
+/// Marks a value that is stored in the zip64 field instead.
 pub(super) const ZIP64_MARKER16: u16 = u16::MAX;
 pub(super) const ZIP64_MARKER32: u32 = u32::MAX;
 
-/// General purpose flags: sizes follow the content ([`STREAMED`]), name is UTF-8.
+/// General purpose flag of an entry whose sizes and checksum follow the content.
 pub(super) const STREAMED: u16 = 1 << 3;
 const UTF8: u16 = 1 << 11;
 
@@ -40,7 +40,7 @@ pub(super) const IS_DIRECTORY: u32 = 0o040_000;
 pub(super) const IS_SYMLINK: u32 = 0o120_000;
 pub(super) const KIND_BITS: u32 = 0o170_000;
 
-/// Host system of the entries that we write.
+/// Number of Unix as the host system of an entry.
 pub(super) const UNIX: u8 = 3;
 
 /// Expected size from which a streamed file gets 64-bit sizes. Deflate adds at most 5 bytes per 64
@@ -96,7 +96,7 @@ impl ZipMember {
         out
     }
 
-    /// Encodes the data descriptor behind streamed content. `expected` is the size that the local
+    /// Encodes the data descriptor after streamed content. `expected` is the size that the local
     /// header was made with.
     pub(super) fn descriptor(&self, expected: u64) -> Vec<u8> {
         let mut out = Vec::with_capacity(24);
@@ -226,8 +226,8 @@ fn put64(out: &mut Vec<u8>, value: u64) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-/// Converts to DOS time and date in UTC; the local time zone is not disclosed. Times before 1980
-/// and after 2107 are clamped.
+/// Converts to DOS time and date in UTC, which does not disclose the local time zone. Times before
+/// 1980 and after 2107 are clamped.
 fn dos_time(seconds: i64) -> (u16, u16) {
     const FIRST: i64 = 315_532_800;
     const LAST: i64 = 4_354_819_198;

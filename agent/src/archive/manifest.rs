@@ -1,4 +1,4 @@
-//! Messages about an archive while it is created and after.
+//! Messages of the stream that creates an archive, and the progress message of both directions.
 
 use std::time::SystemTime;
 
@@ -56,17 +56,17 @@ pub struct ArchiveSummary {
     pub skipped_count: u64,
 }
 
-/// Skipped entries that are listed; the others are only counted.
+/// Maximum skipped entries that a summary lists. Further ones are only counted.
 pub const MAX_SKIPPED: usize = 100;
 
-/// A message of the stream of a created archive, in wire order.
+/// A message of the stream that creates an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CreateEvent {
     /// The next bytes of the zip.
     Data(Bytes),
     /// Sent after the bytes of the entry.
     Entry(ArchivedEntry),
-    /// Sent every 250 ms at most.
+    /// Sent at most once in 250 ms.
     Progress(ArchiveProgress),
     /// Sent once, as the last message.
     Summary(ArchiveSummary),

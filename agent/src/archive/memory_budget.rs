@@ -35,8 +35,8 @@ impl MemoryBudget {
         Self { state: Mutex::new(BudgetState { free: bytes, cancelled: false }), changed: Condvar::new() }
     }
 
-    /// Waits until `bytes` are free and reserves them. More than the whole budget waits until the
-    /// cancellation.
+    /// Waits until `bytes` are free and reserves them. A request for more than the whole budget
+    /// waits until it is cancelled.
     pub(super) fn reserve(&self, bytes: usize) -> Result<(), Cancelled> {
         let full = |state: &mut BudgetState| !state.cancelled && state.free < bytes;
         let mut state = self.changed.wait_while(self.lock(), full).unwrap_or_else(|e| e.into_inner());
@@ -63,8 +63,8 @@ impl MemoryBudget {
         if self.lock().cancelled { Err(Cancelled) } else { Ok(()) }
     }
 
-    /// Waits until a further change of a file that changed `at` this time would show in its
-    /// timestamp. Returns whether it waited.
+    /// Waits until a further change of a file, which was last changed at `at`, would show in its
+    /// timestamp. Returns whether a wait was needed.
     pub(super) fn wait_mtime_granularity(&self, at: metadata::UnixTime) -> Result<bool, Cancelled> {
         let Some(wait) = granularity_left(at, SystemTime::now()) else { return Ok(false) };
         let until = Instant::now() + wait;
@@ -84,8 +84,8 @@ impl MemoryBudget {
     }
 }
 
-/// Time until a further change would show, if that is in the future. A timestamp ahead of `now`
-/// (the clock was set back) needs no wait.
+/// Returns the time until a further change would show. `None` if no wait is needed. A timestamp
+/// ahead of `now`, after the clock was set back, needs no wait.
 fn granularity_left(at: metadata::UnixTime, now: SystemTime) -> Option<Duration> {
     let at = UNIX_EPOCH + Duration::new(u64::try_from(at.0).ok()?, at.1);
     MTIME_GRANULARITY.checked_sub(now.duration_since(at).ok()?).filter(|wait| !wait.is_zero())

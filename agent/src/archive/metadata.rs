@@ -28,7 +28,7 @@ pub(super) struct EntryMetadata {
 }
 
 impl EntryMetadata {
-    /// Of `name` in `dir`; of the link itself if it is a symbolic link.
+    /// Reads the metadata of `name` in `dir`. Does not follow a symbolic link.
     pub(super) fn at(dir: impl AsFd, name: &OsStr) -> Result<Self, Errno> {
         Self::look(dir, name, AtFlags::SYMLINK_NOFOLLOW)
     }
@@ -72,7 +72,8 @@ impl EntryMetadata {
         }
     }
 
-    /// Whether `entry`, which is in this directory, is in another file system or a mount point.
+    /// Returns whether `entry`, which is in this directory, is a mount point or in another file
+    /// system.
     pub(super) fn mounted(&self, entry: &Self) -> bool {
         match (self.mount, entry.mount) {
             (Some(here), Some(there)) => here != there,

@@ -1,5 +1,5 @@
-//! Reads the structure of a zip on disk: end records, directory, entries. Trusts nothing in it.
-//! Checks only what reading on requires; `inspect` checks the rest.
+//! Reads the structure of a zip on disk, which may be malicious. Checks only what is needed to
+//! continue reading; `inspect` checks the rest.
 
 use std::{
     fs::File,
@@ -74,7 +74,7 @@ impl ZipReader {
             return Err(ArchiveError::TooManyEntries { limit: MAX_ENTRIES });
         }
         if start.checked_add(length) != Some(behind) {
-            return Err(ArchiveError::bad_zip("its directory is not where its end record says"));
+            return Err(ArchiveError::bad_zip("its central directory is not where its end record says"));
         }
         let index = index_directory(&file, start, length, entries)?;
         Ok(Self { file, directory: start, index })
@@ -109,12 +109,18 @@ impl ZipReader {
         Ok(record)
     }
 
-    /// Returns the offset of an entry's content. The local header must agree with the directory.
+    /// Returns the offset of an entry's content. Fails if the local header contradicts the central
+    /// directory.
     pub(super) fn content(&self, record: &CentralRecord) -> Result<u64, ArchiveError> {
-        let wrong = || ArchiveError::bad_entry(&record.name, "its header contradicts the directory");
+        let wrong = || {
+            ArchiveError::bad_entry(&record.name, "its local header contradicts the zip's central directory")
+        };
         let mut head = [0; LOCAL_LEN];
         if record.header.checked_add(LOCAL_LEN as u64).is_none_or(|end| end > self.directory) {
-            return Err(ArchiveError::bad_entry(&record.name, "it lies outside the zip"));
+            return Err(ArchiveError::bad_entry(
+                &record.name,
+                "its header or data lies beyond the zip's entries",
+            ));
         }
         read_exact(&self.file, &mut head, record.header)?;
         let (name, extra) = (usize::from(u16_at(&head, 26)), usize::from(u16_at(&head, 28)));
@@ -133,13 +139,15 @@ impl ZipReader {
         }
         match start.checked_add(record.compressed_size) {
             Some(end) if end <= self.directory => Ok(start),
-            _ => Err(ArchiveError::bad_entry(&record.name, "it lies outside the zip")),
+            _ => {
+                Err(ArchiveError::bad_entry(&record.name, "its header or data lies beyond the zip's entries"))
+            }
         }
     }
 }
 
 impl CentralRecord {
-    /// Applies the extra fields: 64-bit sizes and finer times.
+    /// Applies the extra fields, which hold 64-bit sizes and finer times.
     fn apply_extra_fields(&mut self, mut extra: &[u8]) -> Result<(), ArchiveError> {
         let short = ArchiveError::bad_entry(&self.name, "its extra fields are cut short");
         while let [a, b, c, d, rest @ ..] = extra {
@@ -169,9 +177,9 @@ impl CentralRecord {
     }
 }
 
-/// Finds the end record, which must be the last thing in the file.
+/// Finds the end record, which must be at the end of the file.
 fn find_end(file: &File, size: u64) -> Result<(u64, Vec<u8>), ArchiveError> {
-    let none = ArchiveError::bad_zip("it has no end record: it is not a zip, or was cut short");
+    let none = ArchiveError::bad_zip("it has no end record, so it is not a zip or was cut short");
     let length = size.min((END_LEN + MAX_COMMENT) as u64);
     let mut tail = vec![0; length as usize];
     read_exact(file, &mut tail, size - length)?;
@@ -204,8 +212,8 @@ fn find_end64(file: &File, end: u64) -> Result<Option<(u64, [u8; END64_LEN])>, A
 
 /// Returns the offset of each header in the central directory.
 fn index_directory(file: &File, start: u64, length: u64, entries: u64) -> Result<Vec<u64>, ArchiveError> {
-    let wrong = || ArchiveError::bad_zip("its directory is damaged");
-    // The count is untrusted: the directory must be large enough for it.
+    let wrong = || ArchiveError::bad_zip("its central directory is damaged");
+    // The zip may declare any count. The directory must be large enough for it.
     if entries.saturating_mul(CENTRAL_LEN as u64) > length {
         return Err(wrong());
     }
@@ -230,7 +238,8 @@ fn index_directory(file: &File, start: u64, length: u64, entries: u64) -> Result
     if at == end { Ok(index) } else { Err(wrong()) }
 }
 
-/// Fills `bytes` from offset `at`. Reading past the end of the file is the zip's fault.
+/// Fills `bytes` from offset `at`. A read past the end of the file is reported as an error of the
+/// zip.
 fn read_exact(file: &File, bytes: &mut [u8], at: u64) -> Result<(), ArchiveError> {
     file.read_exact_at(bytes, at).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => ArchiveError::bad_zip("it is cut short"),

@@ -17,10 +17,10 @@ use super::{
 };
 use crate::files::{FileError, RelPath};
 
-/// Bytes gathered while the disk is busy. Beyond it the stream waits.
+/// Bytes gathered before they are written. The stream then waits for the previous write.
 const GATHER_BYTES: usize = 1024 * 1024;
 
-/// Receives the bytes of a zip for extraction. Dropping it deletes what was received.
+/// Receives the bytes of a zip for extraction. Dropping it deletes the received bytes.
 #[derive(Debug)]
 pub struct ArchiveReceiver {
     archives: Archives,
@@ -56,7 +56,8 @@ impl ArchiveReceiver {
         Self { archives, path, options, spool_state, gathered: Vec::new(), bytes: 0, permit }
     }
 
-    /// Takes the next piece. Waits while the disk is behind.
+    /// Takes the next piece. Waits while `GATHER_BYTES` are gathered and the previous write is in
+    /// progress.
     pub async fn push(&mut self, data: Bytes) -> Result<(), ArchiveError> {
         if data.is_empty() {
             return Ok(());
@@ -72,7 +73,7 @@ impl ArchiveReceiver {
         Ok(())
     }
 
-    /// Ends the receipt: checks the hash, then extracts the zip.
+    /// Checks the hash of the received zip, then extracts it.
     pub async fn extract(
         mut self,
     ) -> Result<impl Stream<Item = Result<ExtractEvent, ArchiveError>> + Send + use<>, ArchiveError> {

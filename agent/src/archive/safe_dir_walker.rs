@@ -17,7 +17,8 @@ use rustix::{
 /// Mode of directories that the zip does not list.
 const IMPLIED_MODE: u32 = 0o755;
 
-/// Caches the path that was opened last, because the next one is often the same.
+/// Opens directories below `base`. Caches the path that was opened last, because the next one is
+/// often the same.
 #[derive(Debug)]
 pub(super) struct SafeDirWalker<'a> {
     base: &'a OwnedFd,

@@ -24,7 +24,9 @@ pub(super) struct FileSource {
 }
 
 impl FileSource {
-    /// Opens the file. The inner error is the reason for skipping it.
+    /// Opens the file, and waits if it changed a moment ago (see
+    /// [`MemoryBudget::wait_mtime_granularity`]). The inner error is the reason for skipping the
+    /// file.
     pub(super) fn open(found: &WalkEntry, budget: &MemoryBudget) -> Result<Result<Self, String>, Cancelled> {
         match Self::try_open(found) {
             Ok(source) if budget.wait_mtime_granularity(source.metadata.changed)? => {
@@ -35,7 +37,7 @@ impl FileSource {
     }
 
     fn try_open(found: &WalkEntry) -> Result<Self, String> {
-        // A pipe that replaced the file meanwhile must not block us.
+        // A pipe that replaced the file meanwhile must not block the thread.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = File::from(openat(&found.dir, &found.name, flags, Mode::empty()).map_err(skip_reason)?);
         let metadata = EntryMetadata::of(&file).map_err(skip_reason)?;

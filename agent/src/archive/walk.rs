@@ -28,10 +28,11 @@ use crate::files::{FileKind, is_temp_file, smallest_names};
 /// Names held at once for a directory, usually 20 bytes each. A larger directory is read in several
 /// passes.
 const MAX_NAMES: usize = 16_384;
-/// Maximum nesting of directories, each of which holds a descriptor. Deeper ones are reported as
+/// Maximum nesting of directories, each of which holds a descriptor. Deeper entries are reported as
 /// skipped.
 pub(super) const MAX_DEPTH: usize = 256;
-/// Maximum bytes of a path, as in the kernel. Longer ones are reported as skipped.
+/// Maximum bytes of a path with a trailing slash, as in the kernel. Longer paths are reported as
+/// skipped.
 pub(super) const MAX_PATH: usize = 4_095;
 /// Reason for skipping an entry that changed while it was read.
 pub(super) const CHANGED: &str = "it changed while it was read";
@@ -73,7 +74,7 @@ struct WalkLevel {
 }
 
 impl<'a> TreeWalk<'a> {
-    /// Starts at the directory `dir`.
+    /// Starts a walk at the directory `dir`.
     pub(super) fn new(dir: OwnedFd, rules: IgnoreRules, budget: &'a MemoryBudget) -> Result<Self, Errno> {
         let mut walk = Self { levels: Vec::new(), rules, budget, pending: Vec::new() };
         // If the archive is already cancelled, the walk is empty.
@@ -115,7 +116,7 @@ impl<'a> TreeWalk<'a> {
             return Ok(None);
         }
         if level.metadata.mounted(&metadata) {
-            return Err("another file system is mounted there".into());
+            return Err("it is a mount point of another file system".into());
         }
         // A directory needs room for its trailing slash.
         if path.len() >= MAX_PATH {
@@ -166,7 +167,7 @@ impl<'a> TreeWalk<'a> {
         self.rules.leave_directory();
     }
 
-    /// Metadata in which any later change shows.
+    /// Reads the metadata of `dir`. Waits until any later change would show in it.
     fn stable_metadata(&self, dir: &OwnedFd) -> Result<Result<EntryMetadata, Cancelled>, Errno> {
         let metadata = EntryMetadata::of(dir)?;
         Ok(match self.budget.wait_mtime_granularity(metadata.changed) {
@@ -187,7 +188,7 @@ fn join(directory: &[u8], name: &OsStr) -> Vec<u8> {
     [directory, b"/", name.as_bytes()].concat()
 }
 
-/// Why an entry is not walked.
+/// Reason why an entry is not walked.
 enum EntryRejection {
     Cancelled,
     Skipped(String),

@@ -63,7 +63,7 @@ impl<'a> ZipWriter<'a> {
         }
     }
 
-    /// Manifest entries so far.
+    /// Returns the number of manifest entries so far.
     pub(super) fn entries(&self) -> u64 {
         self.summary.entries
     }
@@ -73,7 +73,7 @@ impl<'a> ZipWriter<'a> {
         self.send(CreateEvent::Progress(progress))
     }
 
-    /// Writes a member whose content is at hand.
+    /// Writes a member with its whole content.
     pub(super) fn write_member(&mut self, member: &ZipMember, content: &[u8]) -> Result<(), ArchiveStop> {
         let offset = self.offset;
         self.write_bytes(&member.local_header())?;
@@ -125,7 +125,7 @@ impl<'a> ZipWriter<'a> {
         self.flush()
     }
 
-    /// Counts an entry as skipped.
+    /// Counts a skipped entry, and lists the first [`MAX_SKIPPED`] in the summary.
     pub(super) fn add_skipped(&mut self, skipped: UnarchivedEntry) {
         self.summary.skipped_count += 1;
         if self.summary.skipped.len() < MAX_SKIPPED {

@@ -1,4 +1,4 @@
-//! Checks that every byte keeps its offset, for every reader and however far behind it is.
+//! Checks that every byte keeps its offset, for every reader and at every distance from the end.
 
 use proptest::prelude::*;
 

@@ -4,10 +4,10 @@
 //! A group's id is its leader's process id. The kernel does not reuse that id while the group has
 //! members, but may reuse it once the group is empty. So a group that was found empty is never
 //! signalled again. If the id names a process although the leader was reaped, the group belongs to
-//! another process. All groups without a leader are checked whenever a child ends.
+//! another process. All groups without a leader are checked each time a child ends.
 //!
-//! One race remains. The id is reused by a process that creates a group, adds members and ends, all
-//! before any child of the agent ends.
+//! One race remains: a process can reuse the id, create a group, add members and end, all before
+//! any child of the agent ends.
 
 use rustix::{
     io::Errno,
@@ -37,14 +37,14 @@ impl ProcessGroup {
         table.is_owned_by(self.id, self.child_id) && kill_process_group(self.id, signal).is_ok()
     }
 
-    /// Whether the group has members. A leader that is not yet reaped counts.
+    /// Returns whether the group has members. A leader that is not yet reaped counts.
     pub fn has_members(&self) -> bool {
         self.children.lock().is_owned_by(self.id, self.child_id)
     }
 }
 
 impl ChildTable {
-    /// Whether the group with this id is still the one that this child led.
+    /// Returns whether the group with this id is still the group that this child led.
     fn is_owned_by(&mut self, id: Pid, child_id: ChildId) -> bool {
         if let Some(leader) = self.tracked.get(&id) {
             return leader.child_id == child_id;
@@ -64,12 +64,12 @@ impl ChildTable {
     }
 }
 
-/// Whether the group with this id has members.
+/// Returns whether the group with this id has members.
 pub(super) fn has_members(id: Pid) -> bool {
     exists(test_kill_process_group(id))
 }
 
-/// EPERM also proves that the process exists.
+/// Returns whether the test found a process. EPERM also proves that the process exists.
 fn exists(tested: Result<(), Errno>) -> bool {
     tested.is_ok() || tested == Err(Errno::PERM)
 }

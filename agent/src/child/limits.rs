@@ -12,8 +12,8 @@ pub struct ChildLimits {
 }
 
 impl ChildLimits {
-    /// Applies the limits to a child that was just started. Between fork and exec this would need
-    /// unsafe code. So the child may already have read the old values.
+    /// Applies the limits to a child that was just started, which may already have read the agent's
+    /// values. Applying them between fork and exec would need unsafe code.
     pub(super) fn restore(&self, pid: Pid) {
         let raw = pid.as_raw_nonzero();
         if let Some(files) = &self.files

@@ -1,4 +1,4 @@
-//! Signals by name without "SIG", as in the API: "INT".
+//! Names of signals without "SIG", such as `INT`, as the API uses them.
 
 use rustix::process::Signal;
 
@@ -37,7 +37,8 @@ const SIGNAL_NAMES: &[(Signal, &str)] = &[
     (Signal::SYS, "SYS"),
 ];
 
-/// Name of a signal number. A real-time signal has no name and is formatted as its number.
+/// Returns the name of a signal number. Formats a real-time signal as its number, because it has no
+/// name.
 pub fn name(raw: i32) -> String {
     match SIGNAL_NAMES.iter().find(|(signal, _)| signal.as_raw() == raw) {
         Some((_, name)) => (*name).to_owned(),

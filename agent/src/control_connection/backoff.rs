@@ -1,5 +1,5 @@
-//! Delay before the next connection attempt: doubling, jittered, bounded. Pure; randomness is an
-//! argument.
+//! Delays before connection attempts, which double up to a bound and vary randomly. Pure;
+//! randomness is an argument.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ pub struct ReconnectBackoff {
 }
 
 impl ReconnectBackoff {
-    /// The delay before the next attempt. `chance` is in 0..1 and spreads the agents that lost the
-    /// same control plane.
+    /// Returns the delay before the next attempt. `chance` is a random number from 0 to 1. It
+    /// spreads the attempts of agents that lost the same control plane.
     pub fn next(&mut self, chance: f64) -> Duration {
         let longest = MIN_DELAY.saturating_mul(1 << self.failed.min(16)).min(MAX_DELAY);
         self.failed = self.failed.saturating_add(1);

@@ -1,5 +1,5 @@
-//! Dials the control plane and verifies its certificate before sending anything. Knows nothing of
-//! the protocol above HTTP/2.
+//! Dials the control plane and verifies its certificate before sending anything. Independent of the
+//! protocol above HTTP/2.
 
 use std::{
     fs::File,
@@ -38,7 +38,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// Time without an answer to a ping after which the connection is closed.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Why dialling the control plane failed.
+/// Reason why dialling the control plane failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlDialError {
     /// A CA or credential file cannot be read.
@@ -50,7 +50,6 @@ pub enum ControlDialError {
     },
     #[error("{0} contains no usable CA certificate")]
     Ca(PathBuf),
-    /// The connection could not be established.
     #[error("cannot connect to {to}")]
     Connect {
         to: String,
@@ -66,7 +65,6 @@ pub enum ControlDialError {
     },
     #[error("connecting to {0} took longer than {DIAL_TIMEOUT:?}")]
     Timeout(String),
-    /// The HTTP/2 handshake failed.
     #[error("the HTTP/2 handshake failed")]
     Http(#[source] hyper::Error),
 }
@@ -74,7 +72,8 @@ pub enum ControlDialError {
 /// Sends requests over one connection.
 pub type RequestSender = http2::SendRequest<tonic::body::Body>;
 
-/// Connects and verifies the certificate. The connection's background tasks end with `life`.
+/// Connects and verifies the certificate. The connection's background tasks end when `life` is
+/// cancelled.
 pub async fn dial(
     control: &ControlEndpoint,
     life: CancellationToken,
@@ -109,7 +108,7 @@ pub async fn credential(control: &ControlEndpoint) -> Result<String, ControlDial
     Ok(text.trim().to_owned())
 }
 
-/// TLS 1.3 and HTTP/2 only, and no CA except the configured one.
+/// Configures TLS 1.3 and HTTP/2 only. Trusts no CA except those in the file `ca`.
 fn client_config(ca: &Path) -> Result<ClientConfig, ControlDialError> {
     let pem = std::fs::read(ca).map_err(|source| ControlDialError::File { path: ca.to_owned(), source })?;
     let mut roots = RootCertStore::empty();

@@ -1,4 +1,4 @@
-//! Why a stream to the control plane ended.
+//! Reasons why a stream to the control plane ended.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::{dial::ControlDialError, messages};
 /// Time limit for the control plane's answer to hello.
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a session ended before the agent did.
+/// Reason why a session ended before the agent did.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DisconnectError {
     #[error("cannot dial the control plane")]

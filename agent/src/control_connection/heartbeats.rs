@@ -1,8 +1,8 @@
 //! Schedules the heartbeats of one stream, and detects missing acknowledgements.
 //!
-//! A changed activity level is reported at once. A further intent while the level is `active` waits
-//! for the next heartbeat, so the control plane's time of the last intent is at most one interval
-//! old. Pure: clock and randomness are arguments.
+//! A changed activity level is reported at once, but at most once per second. A further intent
+//! while the level is `active` waits for the next heartbeat, so the control plane's time of the
+//! last intent is at most one interval old. Pure; clock and randomness are arguments.
 
 use std::time::{Duration, Instant};
 
@@ -26,19 +26,19 @@ pub(super) struct HeartbeatSchedule {
     acknowledged: bool,
 }
 
-/// How long a connection without acknowledgements is kept.
+/// Returns the time without an acknowledgement after which the connection is closed.
 pub(super) fn acknowledgement_timeout(interval: Duration) -> Duration {
     interval * MAX_UNACKNOWLEDGED_INTERVALS
 }
 
 impl HeartbeatSchedule {
-    /// Makes the first heartbeat due at once. A repeated claim keeps the schedule, unless its
-    /// interval is shorter.
+    /// Makes the first heartbeat due at once. After a repeated claim the next heartbeat stays due
+    /// as before, or earlier if the new interval is shorter.
     pub(super) fn start(&mut self, now: Instant, interval: Duration) {
         self.next = Some(self.next.map_or(now, |due| due.min(now + interval)));
     }
 
-    /// Time of the next heartbeat.
+    /// Returns the time of the next heartbeat, or `None` before the first claim.
     pub(super) fn next(&self) -> Option<Instant> {
         self.next
     }
@@ -55,7 +55,7 @@ impl HeartbeatSchedule {
         self.next = Some(now + interval.mul_f64(1.0 - JITTER + 2.0 * JITTER * chance));
     }
 
-    /// Returns `false` if a heartbeat with this number was never sent.
+    /// Records an acknowledgement. Returns `false` if a heartbeat with this number was never sent.
     pub(super) fn acknowledged(&mut self, sequence: u64, now: Instant) -> bool {
         if sequence > self.sent {
             return false;
@@ -70,7 +70,8 @@ impl HeartbeatSchedule {
         self.acknowledged
     }
 
-    /// Time since when an acknowledgement is missing. `None` if the newest heartbeat is acknowledged.
+    /// Returns the time since which an acknowledgement is missing. `None` if the newest heartbeat
+    /// is acknowledged.
     pub(super) fn unacknowledged_since(&self) -> Option<Instant> {
         self.waiting
     }

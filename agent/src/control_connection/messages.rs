@@ -1,5 +1,5 @@
-//! Converts messages to and from the control plane. A claim is parsed and never trusted to be
-//! complete.
+//! Converts messages to and from the control plane. Claims are validated, because they may be
+//! incomplete.
 
 use std::time::{Duration, SystemTime};
 
@@ -21,8 +21,8 @@ pub const PROTOCOL: u32 = 1;
 /// Longest duration in a policy. Longer ones are cut, so that adding them to a time never
 /// overflows.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
-/// Bounds of the heartbeat interval. A shorter one would keep the agent busy; with a longer one
-/// nothing would show in time whether the agent is alive.
+/// Bounds of the heartbeat interval. A shorter interval would keep the agent busy. With a longer
+/// one the control plane would notice too late that the agent is dead.
 const HEARTBEAT_INTERVAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(60));
 /// Bounds of the window over which CPU and bytes are averaged.
 const WORK_WINDOW: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3600));
@@ -33,7 +33,7 @@ const RING_BYTES: (u64, u64) = (64 * 1024, 64 * 1024 * 1024);
 /// Upper bound of the policy's limits for terminals and processes.
 const MAX_TERMINALS_OR_PROCESSES: u32 = 4096;
 
-/// Why a claim is rejected.
+/// Reason why a claim is rejected.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidClaim {
     #[error("the claim names no workspace")]
@@ -48,7 +48,7 @@ pub enum InvalidClaim {
     Variable(String),
 }
 
-/// The first message of a stream. `held` is the claim that the agent already serves.
+/// Builds the first message of a stream. `held` is the claim that the agent already serves.
 pub fn hello(description: &AgentDescription, held: Option<&Claim>) -> wire::AgentMessage {
     let hello = wire::Hello {
         protocol_min: PROTOCOL,
@@ -70,7 +70,7 @@ pub fn heartbeat(sequence: u64, snapshot: &ActivitySnapshot) -> wire::AgentMessa
     wire::AgentMessage { message: Some(wire::agent_message::Message::Heartbeat(heartbeat)) }
 }
 
-/// Parses a warning. One without a time withdraws the previous one.
+/// Parses a warning. Returns `None` for a warning without a time, which withdraws the previous one.
 pub fn warning(warn: wire::Warn) -> Option<SleepNotice> {
     let at = warn.at.and_then(|at| SystemTime::try_from(at).ok())?;
     let cause = match warn.cause() {
@@ -82,7 +82,8 @@ pub fn warning(warn: wire::Warn) -> Option<SleepNotice> {
     Some(SleepNotice { at, cause })
 }
 
-/// Parses a prepare directive into the hold and the urgency. `force` takes precedence over `requested`.
+/// Parses a prepare directive into the hold and the urgency. `force` takes precedence over
+/// `requested`.
 pub fn prepare(prepare: &wire::Prepare) -> (Option<Duration>, SleepUrgency) {
     let urgency = match (prepare.force, prepare.requested) {
         (true, _) => SleepUrgency::Forced,
@@ -92,12 +93,12 @@ pub fn prepare(prepare: &wire::Prepare) -> (Option<Duration>, SleepUrgency) {
     (prepare.hold.and_then(|hold| Duration::try_from(hold).ok()), urgency)
 }
 
-/// Reports that a directive was executed.
+/// Builds the message that a directive was executed.
 pub fn done(id: u64) -> wire::AgentMessage {
     result(id, wire::directive_result::Result::Done(wire::Done {}))
 }
 
-/// Reports that a directive was declined.
+/// Builds the message that a directive was declined.
 pub fn declined(
     id: u64,
     reason: wire::DeclineReason,
@@ -109,7 +110,7 @@ pub fn declined(
     result(id, wire::directive_result::Result::Declined(declined))
 }
 
-/// Why a sleep directive was declined, as the wire has it.
+/// Converts the reason why a sleep directive was declined.
 pub fn decline_reason(declined: &SleepDeclined) -> wire::DeclineReason {
     match declined {
         SleepDeclined::InUse(_) => wire::DeclineReason::InUse,

@@ -30,18 +30,18 @@ use crate::{
     sleep::SleepDeclined,
 };
 
-/// Outgoing messages that wait to be sent. If full, the control plane does not read, and the agent
-/// disconnects.
+/// Limit of outgoing messages that wait to be sent. At the limit the agent disconnects, because the
+/// control plane does not read.
 const OUTBOX_MESSAGES: usize = 16;
-/// How long the agent waits for the control plane to close the stream at the end.
+/// Time that the agent waits for the control plane to close the stream at the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The `:authority` of requests; the connection exists already.
+/// Origin of requests. Only their `:authority` has it, because the connection exists already.
 const ORIGIN: &str = "https://podling-control";
 
-/// How a session ended without an error.
+/// Outcome of a session that ended without an error.
 #[derive(Debug)]
 pub(super) enum ControlSessionEnd {
-    /// The agent is request.
+    /// The agent has ended.
     Finished,
 }
 
@@ -64,7 +64,7 @@ impl<'a> ControlSession<'a> {
         }
     }
 
-    /// Whether a heartbeat was ever acknowledged.
+    /// Returns whether a heartbeat was ever acknowledged.
     pub(super) fn was_healthy(&self) -> bool {
         self.heartbeats.was_acknowledged()
     }
@@ -93,7 +93,7 @@ impl<'a> ControlSession<'a> {
         let control = self.connection.control.clone();
         async move {
             let sender = dial(&control, life).await?;
-            // Read only now, after the control plane has proven its identity.
+            // Read only after the control plane has proven its identity.
             let credential = credential(&control).await?;
             let mut bearer: MetadataValue<_> =
                 format!("Bearer {credential}").parse().map_err(|_| DisconnectError::BadCredential)?;
@@ -174,8 +174,8 @@ impl<'a> ControlSession<'a> {
         Ok(())
     }
 
-    /// Publishes the claim. An agent serves one epoch of one workspace for its whole life; any
-    /// other claim shuts it down.
+    /// Publishes the claim. An agent serves one epoch of one workspace for its whole life. Any
+    /// other claim shuts the agent down.
     fn accept_claim(&mut self, mut claim: Claim) {
         let held = self.connection.claim_sender.borrow().clone();
         if let Some(held) = &held
@@ -201,7 +201,8 @@ impl<'a> ControlSession<'a> {
         }
         let interval = claim.policy.heartbeat_interval;
         self.connection.claim_sender.send_replace(Some(Arc::new(claim)));
-        // The claim makes a heartbeat due; a repeated claim keeps the schedule.
+        // The first claim of a stream makes a heartbeat due at once. A repeated claim keeps the
+        // schedule.
         self.heartbeats.start(Instant::now(), interval);
     }
 
@@ -247,7 +248,7 @@ impl<'a> ControlSession<'a> {
                 self.answer(id, self.connection.sleep.cancel(), outbox)
             }
             None => {
-                let detail = "this agent does not know the directive".to_owned();
+                let detail = "this agent does not support the directive".to_owned();
                 let (reason, snapshot) =
                     (wire::DeclineReason::Unspecified, self.connection.activity.snapshot());
                 send(outbox, messages::declined(id, reason, detail, &snapshot))
@@ -313,7 +314,7 @@ impl<'a> ControlSession<'a> {
     }
 }
 
-/// Waits until `time`; forever if there is none.
+/// Waits until `time`, or forever if it is `None`.
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time.into()).await,

@@ -1,4 +1,4 @@
-//! Creates directories and moves entries. Everything here blocks.
+//! Creates directories and moves entries. All functions block.
 
 use std::{ffi::OsStr, os::fd::OwnedFd};
 
@@ -66,7 +66,7 @@ pub(super) fn make_parents(root: &WorkspaceRoot, path: &RelPath) -> Result<(), F
     Ok(())
 }
 
-/// Moves an entry; a symbolic link itself, not its target.
+/// Moves an entry. Does not follow a symbolic link.
 pub(super) fn rename(
     root: &WorkspaceRoot,
     from: &RelPath,
@@ -98,8 +98,9 @@ pub(super) fn rename(
     target.sync_directory().and_then(|()| source.sync_directory()).map_err(map_errno("move to", to))
 }
 
-/// Moves without replacing where the file system lacks RENAME_NOREPLACE. A hard link never replaces
-/// anything, and a directory may only replace the empty one just created for it.
+/// Moves an entry without replacing another one on file systems without RENAME_NOREPLACE. Creating
+/// a hard link never replaces an entry. A directory replaces only the empty directory that was just
+/// created for it.
 fn rename_without_flag(source: &EntryLocation, target: &EntryLocation) -> Result<(), Errno> {
     let is_directory = source
         .stat()

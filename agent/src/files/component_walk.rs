@@ -1,8 +1,8 @@
 //! Resolves a path component by component, for kernels without openat2.
 //!
 //! Every component is opened with O_NOFOLLOW. The components of a symbolic link are walked in turn,
-//! with at most 40 links per path. ".." occurs only in links and is never opened. The path is
-//! walked again from the root without its last component instead, so that a directory moved
+//! with at most 40 links per path. ".." occurs only in links and is never opened. Instead, the path
+//! is walked again from the root without its last component, so that a directory that was moved
 //! meanwhile cannot lead outside.
 
 use std::{
@@ -19,17 +19,19 @@ use super::{path::RelPath, root::SymlinkMode};
 
 /// The kernel's own limit for one path.
 const MAX_SYMLINKS: usize = 40;
-/// Retries when the last component becomes a link between resolving and opening. Beyond it the path
-/// counts as swapped.
+/// Attempts to open a path whose last component becomes a link between resolving and opening. After
+/// the last attempt the error is ELOOP.
 const TRIES: usize = 64;
 
-/// Where a path ends: a name in a directory, or the directory itself if `name` is `None`.
+/// End of a resolved path. It is a name in a directory, or the directory itself if `name` is
+/// `None`.
 pub(super) struct PathEnd {
     pub(super) dir: OwnedFd,
     pub(super) name: Option<OsString>,
 }
 
-/// Opens the entry at `path`. Returns ELOOP whenever a symbolic link forbids that.
+/// Opens the entry at `path`. Returns ELOOP if a symbolic link leads outside, forms a loop or
+/// changes meanwhile.
 pub(super) fn open(root: &OwnedFd, path: &RelPath, flags: OFlags) -> Result<OwnedFd, Errno> {
     let links = if flags.contains(OFlags::NOFOLLOW) { SymlinkMode::NoFollow } else { SymlinkMode::Follow };
     for _ in 0..TRIES {

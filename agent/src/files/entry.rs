@@ -11,7 +11,6 @@ use rustix::{
     io::Errno,
 };
 
-/// Kind of a file system entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     File,
@@ -68,8 +67,8 @@ fn modified_time(stat: &Stat) -> SystemTime {
 
 pub(crate) fn unix_system_time(seconds: i64, nanos: u64) -> SystemTime {
     let nanos = Duration::from_nanos(nanos);
-    // Negating i64::MIN would overflow in the conversion to the wire format, so one second is given
-    // up.
+    // Negating i64::MIN would overflow in the conversion to the wire format, so the time is clamped
+    // to the next second.
     let distance = Duration::from_secs(seconds.max(-i64::MAX).unsigned_abs());
     let whole = if seconds < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
     whole.and_then(|at| at.checked_add(nanos)).unwrap_or(UNIX_EPOCH)

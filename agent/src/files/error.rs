@@ -1,14 +1,14 @@
-//! Errors of file operations. Must not know how they reach a client.
+//! Errors of file operations. Independent of gRPC and HTTP; `api` maps them to responses.
 
 use rustix::io::Errno;
 
 use super::path::{BadPath, RelPath};
 use crate::admission::Rejection;
 
-/// Why a file operation failed. Each `path` is relative to the root.
+/// Reason why a file operation failed. Each `path` is relative to the root.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FileError {
-    /// The path cannot lie below the root.
+    /// The path is malformed, too long, or the root where the operation needs an entry.
     #[error("path {path} {problem}")]
     BadPath {
         /// As the client sent it.
@@ -20,7 +20,7 @@ pub enum FileError {
     BadField {
         /// Name of the field in the proto.
         field: &'static str,
-        /// The values that it may have.
+        /// Allowed values, in words that follow "must be".
         allowed: &'static str,
     },
     #[error("{path}: no such file or directory")]
@@ -34,17 +34,16 @@ pub enum FileError {
         /// The actual kind, or the required kind that it does not have.
         problem: &'static str,
     },
-    /// A directory still has entries.
     #[error("{path}: the directory is not empty")]
     NotEmpty { path: String },
-    /// A symbolic link in the path leaves the workspace, is absolute, forms a loop or changed
-    /// meanwhile.
-    #[error("{path}: a symbolic link in the path leaves the workspace or changed meanwhile")]
+    #[error(
+        "{path}: a symbolic link in the path is absolute, loops, leaves the workspace or changed meanwhile"
+    )]
     Escapes { path: String },
     /// The disk or a quota is full. The old content is untouched.
-    #[error("{path}: the disk is full ({errno})")]
+    #[error("{path}: the disk is full ({errno}); remove files and retry")]
     DiskFull {
-        /// The file that was being written.
+        /// The file that was being written, or the extraction that lacks space.
         path: String,
         /// Either ENOSPC or EDQUOT.
         errno: Errno,
@@ -58,7 +57,7 @@ pub enum FileError {
         errno: Errno,
     },
     /// A message exceeds its limit, or a file exceeds the limit of its file system.
-    #[error("{what} is too large")]
+    #[error("{what} is too large{}", describe_limit(.limit.as_ref()))]
     TooLarge {
         what: String,
         /// In bytes, if it is a fixed limit.
@@ -73,17 +72,14 @@ pub enum FileError {
         /// As 64 hexadecimal digits.
         got: String,
     },
-    /// A range begins behind the end of the file.
-    #[error("{path}: offset {offset} lies behind the end of the file at {size}")]
+    #[error("{path}: offset {offset} lies after the end of the file at {size}")]
     BadOffset { path: String, offset: u64, size: u64 },
-    /// A file became shorter while it was read.
-    #[error("{path}: the file became shorter while it was read (it now ends at {end})")]
+    #[error("{path}: the file shrank to {end} bytes while it was read; read it again")]
     Shrunk {
         path: String,
         /// Length of the file now, in bytes.
         end: u64,
     },
-    /// A chunk leaves a gap behind the bytes received so far.
     #[error("a chunk at offset {offset} leaves a gap; send from offset {expected}")]
     Hole {
         /// Offset of the rejected chunk.
@@ -91,14 +87,13 @@ pub enum FileError {
         /// Offset of the next byte expected.
         expected: u64,
     },
-    /// The upload expired, failed or never existed.
     #[error("no such upload: it expired, failed or never existed; start again")]
     UploadNotFound { id: String },
     /// [`super::MAX_UPLOADS`] uploads are in progress.
     #[error("{limit} uploads are already in progress; finish one or retry later")]
     TooManyUploads { limit: usize },
     /// All stream permits of this kind are in use.
-    #[error("{limit} such streams are already open; close one or retry later")]
+    #[error("{limit} file reads, writes or listings of this kind are already open; close one or retry later")]
     TooManyStreams { limit: usize },
     /// The admission gate rejected the operation.
     #[error(transparent)]
@@ -106,12 +101,19 @@ pub enum FileError {
     /// An internal fault of the agent.
     #[error("internal fault of the agent while {operation}")]
     Fault {
-        /// What the agent was doing.
+        /// Activity of the agent, such as `writing a file`.
         operation: &'static str,
     },
     /// Any other error of the operating system.
     #[error("cannot {operation} {path}: {errno}")]
     Io { operation: &'static str, path: String, errno: Errno },
+}
+
+fn describe_limit(limit: Option<&usize>) -> String {
+    limit.map_or_else(
+        || " for its file system; write less data".to_owned(),
+        |limit| format!("; send at most {limit} bytes at once"),
+    )
 }
 
 /// Maps an errno of an operation on `path` to the error that clients see.

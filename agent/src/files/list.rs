@@ -1,8 +1,8 @@
 //! Lists a directory sorted by name, in pages, with bounded memory for any number of entries.
 //!
 //! The kernel returns names unsorted. Each pass over the directory keeps the [`MAX_NAMES`] smallest
-//! names behind the last one listed. Every entry is therefore listed at most once and in order, and
-//! an entry that exists throughout is always listed.
+//! names after the last name listed. Every entry is therefore listed in order and at most once. An
+//! entry that exists all the time is always listed.
 
 use std::{
     collections::BinaryHeap,
@@ -27,8 +27,8 @@ use super::{
     temp,
 };
 
-/// Names held at once. With names of 255 bytes at most, usually 20, they take 5 MiB in the worst
-/// case. A larger directory is read in several passes.
+/// Names held at once. They take 5 MiB if all have 255 bytes, but a usual name has 20. A larger
+/// directory is read in several passes.
 const MAX_NAMES: usize = 16_384;
 const PAGE_ENTRIES: usize = 1_000;
 /// Bytes of names and link targets in a page. A page must fit a gRPC message of 4 MiB with its

@@ -1,5 +1,5 @@
-//! Paths as clients write them, relative to the workspace root. Parsing rejects malformed paths. It
-//! does not confine them; the kernel does (see `root`).
+//! Paths as clients write them, relative to the workspace root. Parsing rejects malformed paths,
+//! but the kernel confines them (see `root`).
 
 use std::{ffi::OsStr, fmt, os::unix::ffi::OsStrExt};
 
@@ -8,20 +8,19 @@ use std::{ffi::OsStr, fmt, os::unix::ffi::OsStrExt};
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct RelPath(Vec<u8>);
 
-/// Why a path cannot lie below the root.
+/// Reason why a path of a client is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadPath {
     #[error("is absolute; give it relative to the workspace root")]
     Absolute,
-    #[error("holds \"..\"; give it relative to the workspace root")]
+    #[error("contains \"..\"; give it relative to the workspace root")]
     DotDot,
-    #[error("holds a NUL byte")]
+    #[error("contains a NUL byte")]
     Nul,
-    /// Longer than the kernel permits: 4,095 bytes, 255 for one part.
-    #[error("is too long")]
+    #[error("is too long; use at most 4,095 bytes, and 255 bytes for each part")]
     TooLong,
     /// The operation needs an entry below the root.
-    #[error("is the workspace root itself")]
+    #[error("is the workspace root itself; give an entry below it")]
     Root,
 }
 
@@ -63,7 +62,7 @@ impl RelPath {
         self.0.is_empty()
     }
 
-    /// Iterates over its parts, from the root on.
+    /// Iterates over the parts of the path, outermost first.
     pub fn parts(&self) -> impl DoubleEndedIterator<Item = &OsStr> {
         self.0.split(|b| *b == b'/').filter(|part| !part.is_empty()).map(OsStr::from_bytes)
     }
@@ -78,12 +77,12 @@ impl RelPath {
         Some((Self(directory.to_vec()), OsStr::from_bytes(name)))
     }
 
-    /// Iterates over the directories above it, outermost first, without the root.
+    /// Iterates over the directories above the path, outermost first, without the root.
     pub fn ancestors(&self) -> impl Iterator<Item = Self> {
         self.0.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| Self(self.0[..at].to_vec()))
     }
 
-    /// The path for system calls: "." for the root.
+    /// Returns the path for system calls, which is "." for the root.
     pub(super) fn as_os_str(&self) -> &OsStr {
         if self.is_root() { OsStr::new(".") } else { OsStr::from_bytes(&self.0) }
     }

@@ -1,8 +1,8 @@
 //! Reads the content of a file.
 //!
-//! The range is fixed when the file is opened: bytes appended later are not sent, and a file that
-//! becomes shorter ends the stream with [`FileError::Shrunk`]. One block is read ahead while the
-//! previous one is sent, so that disk and network work in parallel. A client that does not read
+//! The range is fixed when the file is opened. Bytes that are appended later are not sent. If the
+//! file becomes shorter, the stream ends with [`FileError::Shrunk`]. One block is read ahead while
+//! the previous one is sent, so that disk and network work in parallel. A client that does not read
 //! holds two blocks and no thread.
 
 use std::{cmp::min, os::fd::OwnedFd, sync::Arc};
@@ -30,7 +30,7 @@ pub struct FileReader {
     pub entry: FileEntry,
     /// Offset of the first byte.
     pub start: u64,
-    /// Offset behind the last byte.
+    /// Offset after the last byte.
     pub end: u64,
     path: RelPath,
     file: Arc<OwnedFd>,

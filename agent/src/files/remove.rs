@@ -1,9 +1,9 @@
 //! Removes an entry, or a directory with everything in it.
 //!
 //! The tree is walked by descriptors and never through a link. Only the current directory is open.
-//! The walk goes back up through ".." and checks that this is the directory it came from. Neither
-//! depth nor a swapped directory can therefore lead astray. Everything here blocks, in bounded
-//! steps.
+//! The walk goes back up through ".." and checks that this is the directory from which it came. The
+//! depth is therefore unlimited, and a swapped directory is detected. All functions block. A step
+//! removes all files of one directory without a pause.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -24,12 +24,13 @@ use super::{
     root::{EntryLocation, WorkspaceRoot},
 };
 
-/// Entries removed in one step; before the next step the admission gate is checked again.
-const STEP_ENTRIES: u64 = 1_000;
-/// Subdirectories remembered for each level of the tree. More are found by reading the directory
+/// Number of removed entries after which a step ends, so that the admission gate can be checked
 /// again.
+const STEP_ENTRIES: u64 = 1_000;
+/// Maximum subdirectories whose names are held for each level of the tree. Further ones are found
+/// by reading the directory again.
 const DIRECTORIES_PER_LEVEL: usize = 256;
-/// How often a directory that other processes keep changing is read again.
+/// Maximum times that a directory is read again because other processes change it.
 const MAX_REREADS: usize = 1_024;
 
 /// A removal in progress.
@@ -41,7 +42,7 @@ pub(super) struct Removal {
     tree: Option<RemovalTree>,
 }
 
-/// The current directory, and the levels above it up to the one to be removed.
+/// The current directory, and the levels above it up to the directory to be removed.
 #[derive(Debug)]
 struct RemovalTree {
     here: OwnedFd,
@@ -57,7 +58,8 @@ struct RemovalLevel {
 }
 
 impl Removal {
-    /// Removes the entry at once if possible; otherwise [`Removal::step`] continues.
+    /// Removes the entry, unless it is a directory and `recursive` is set. [`Removal::step`] then
+    /// removes the directory with its content.
     pub(super) fn begin(root: &WorkspaceRoot, path: RelPath, recursive: bool) -> Result<Self, FileError> {
         let location = root.locate(&path)?;
         let failed = map_errno("remove", &path);
@@ -84,8 +86,8 @@ impl Removal {
         Ok(Self { path, location, removed, tree })
     }
 
-    /// Removes up to [`STEP_ENTRIES`] more. Returns the total number of removed entries when all
-    /// are gone.
+    /// Removes entries until at least [`STEP_ENTRIES`] are gone. The files of one directory are
+    /// removed without a pause, so a step may remove more. Returns the total when nothing is left.
     pub(super) fn step(&mut self) -> Result<Option<u64>, FileError> {
         let until = self.removed + STEP_ENTRIES;
         while self.removed < until {
@@ -118,7 +120,8 @@ impl RemovalTree {
                     self.here = here;
                     self.levels.push(level);
                 }
-                // Gone or replaced meanwhile: the next pass over the directory sees it.
+                // The directory was removed or replaced meanwhile. The next pass finds the new
+                // state.
                 Err(errno @ (Errno::NOENT | Errno::NOTDIR | Errno::LOOP)) => level.count_retry(errno)?,
                 Err(errno) => return Err(errno),
             }
@@ -148,7 +151,7 @@ impl RemovalTree {
         match unlinkat(&self.here, &done.name, AtFlags::REMOVEDIR) {
             Ok(()) => *removed += 1,
             Err(Errno::NOENT) => {}
-            // Filled again or swapped: read the directory once more.
+            // Another process filled or swapped the directory, so it is read again.
             Err(errno @ (Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR)) => level.count_retry(errno)?,
             Err(errno) => return Err(errno),
         }
@@ -178,7 +181,8 @@ fn file_id(dir: &OwnedFd) -> Result<(u64, u64), Errno> {
     fstat(dir).map(|stat| (stat.st_dev, stat.st_ino))
 }
 
-/// Removes all entries but directories. Returns the first directories found.
+/// Removes the entries that are not directories, and returns the directories found. Stops at
+/// [`DIRECTORIES_PER_LEVEL`] directories.
 fn remove_files(here: &OwnedFd, removed: &mut u64) -> Result<Vec<OsString>, Errno> {
     let mut directories = Vec::new();
     for entry in Dir::read_from(here)? {
@@ -194,7 +198,8 @@ fn remove_files(here: &OwnedFd, removed: &mut u64) -> Result<Vec<OsString>, Errn
                     continue;
                 }
                 Err(Errno::NOENT) => continue,
-                // A directory after all: the file system does not report kinds, or it was swapped.
+                // The entry is a directory. The file system does not report kinds, or the entry was
+                // swapped.
                 Err(Errno::ISDIR) => {}
                 Err(errno) => return Err(errno),
             }
@@ -207,7 +212,8 @@ fn remove_files(here: &OwnedFd, removed: &mut u64) -> Result<Vec<OsString>, Errn
     Ok(directories)
 }
 
-/// Removes the temporary files of a killed agent from a directory. Returns whether there were any.
+/// Removes the temporary files of a killed agent from a directory. Returns whether any file was
+/// removed.
 fn remove_stale_temp_files(root: &WorkspaceRoot, location: &EntryLocation) -> bool {
     let Ok((dir, _)) = open_level(location.dir.as_fd(), &location.name) else { return false };
     let Ok(entries) = Dir::read_from(&dir) else { return false };

@@ -1,13 +1,15 @@
-//! The workspace root and the only ways to the entries below it.
+//! Opens the workspace root and the entries below it. All file operations of clients resolve their
+//! paths with this module.
 //!
-//! The kernel confines paths (law 10). Whole paths are opened with openat2(RESOLVE_BENEATH |
-//! RESOLVE_NO_MAGICLINKS). Where the kernel lacks it (gVisor, some seccomp filters),
-//! `component_walk` opens each component and never goes through a link. Changes use an
-//! [`EntryLocation`]: the descriptor of the directory and a plain name in it, which cannot lead
-//! elsewhere even if anything is swapped meanwhile.
+//! The kernel confines paths, so that no path leads outside the workspace root. Whole paths are
+//! opened with openat2(RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS). Where the kernel lacks openat2
+//! (gVisor, some seccomp filters), `component_walk` opens each component with O_NOFOLLOW and
+//! resolves links itself. Changes use an [`EntryLocation`], which is the descriptor of the
+//! directory and a plain name in it. It cannot lead elsewhere, even if an entry of the path is
+//! swapped meanwhile.
 //!
-//! Symbolic links are followed as long as they stay inside. Absolute links count as leaving, even
-//! if they point inside.
+//! Symbolic links are followed if their target lies below the root. Absolute links are rejected,
+//! even if they point below the root.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -30,11 +32,11 @@ use super::{
     temp::TempFiles,
 };
 
-/// Retries of openat2, which returns EAGAIN when a rename raced with it. Beyond it the path counts
-/// as swapped.
+/// Attempts of openat2, which returns EAGAIN when a rename raced with it. After the last attempt
+/// the error is ELOOP.
 const TRIES: usize = 64;
 
-/// How paths are resolved.
+/// Method by which paths are resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathResolver {
     /// One openat2 call for the whole path.
@@ -110,8 +112,8 @@ impl WorkspaceRoot {
         self.resolve(path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(map_errno("open", path))
     }
 
-    /// Opens a regular file for reading. Other kinds are never opened: a pipe would wake its
-    /// writer, and a device may have side effects.
+    /// Opens a regular file for reading. Other kinds are never opened, because opening a pipe wakes
+    /// its writer, and opening a device may have side effects.
     pub(super) fn open_file(&self, path: &RelPath) -> Result<(OwnedFd, Stat), FileError> {
         let regular = |fd: &OwnedFd| {
             let stat = fstat(fd).map_err(map_errno("read the metadata of", path))?;
@@ -161,7 +163,7 @@ impl WorkspaceRoot {
         }
     }
 
-    /// Resolves a path below the root. Every access goes through here.
+    /// Resolves a path below the root. Every access uses this function.
     fn resolve(&self, path: &RelPath, flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::CLOEXEC;
         match self.resolver {
@@ -171,7 +173,8 @@ impl WorkspaceRoot {
     }
 }
 
-/// Opens `path` with openat2. Returns ELOOP whenever a symbolic link forbids that.
+/// Opens `path` with openat2. Returns ELOOP if a symbolic link leads outside, forms a loop or
+/// changes meanwhile.
 fn open_beneath(dir: &OwnedFd, path: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
     let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     for _ in 0..TRIES {
@@ -185,7 +188,7 @@ fn open_beneath(dir: &OwnedFd, path: &OsStr, flags: OFlags) -> Result<OwnedFd, E
 }
 
 impl EntryLocation {
-    /// Metadata of the entry itself; `None` if it does not exist.
+    /// Returns the metadata of the entry itself, or `None` if it does not exist.
     pub(super) fn stat(&self) -> Result<Option<Stat>, FileError> {
         match statat(&self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::admission::{AdmissionGate, Intent};
 
-/// Bytes gathered while the disk is busy. Beyond it the stream waits.
+/// Limit of bytes that are gathered during a write. At the limit the stream waits for that write.
 const GATHER_BYTES: usize = 1024 * 1024;
 const FAULT: FileError = FileError::Fault { operation: "writing a file" };
 
@@ -56,7 +56,8 @@ impl StreamedWrite {
         }
     }
 
-    /// Takes the next piece. Waits while the disk is behind.
+    /// Takes the next piece. Waits while `GATHER_BYTES` are gathered and the previous write is in
+    /// progress.
     pub async fn push(&mut self, data: Bytes) -> Result<(), FileError> {
         if data.is_empty() {
             return Ok(());
@@ -68,7 +69,7 @@ impl StreamedWrite {
         {
             return Ok(());
         }
-        // Each block counts as client intent: an upload keeps the workspace awake as long as it
+        // Each block counts as client intent, so that an upload keeps the workspace awake while it
         // progresses.
         self.gate.admit(Intent::ClientWrite).await?;
         let writer = self.wait_idle().await?;
@@ -103,8 +104,8 @@ impl StreamedWrite {
 
     async fn wait_idle(&mut self) -> Result<Box<FileWriter>, FileError> {
         if let WriterState::Busy(job) = &mut self.writer_state {
-            // Awaited in place: if the caller goes away here, the job handle is dropped, and the
-            // job drops the writer.
+            // Awaited in place, so that the state keeps the job's handle if this future is dropped.
+            // If `self` is dropped too, the job drops the writer.
             let done = job.await.map_err(|_| FAULT);
             self.writer_state = WriterState::Failed;
             return done?;

@@ -1,9 +1,9 @@
 //! Temporary files named `.podling-<run>-<number>.tmp`, in the directory of the file they replace.
 //!
-//! An unfinished one is removed when it is dropped. A killed agent can leave some behind. A file of
-//! another run that is untouched for an hour is stale (an upload expires after ten minutes). A
-//! stale file is removed when its directory is listed, or when it keeps its directory from being
-//! removed. Listings never show temporary files.
+//! A temporary file is removed on drop unless it was renamed. A killed agent can leave temporary
+//! files behind. A file of another run that is untouched for an hour is stale (an upload expires
+//! after ten minutes). A stale file is removed when its directory is listed, or when it prevents
+//! the removal of its directory. Listings never show temporary files.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -83,7 +83,7 @@ impl TempFiles {
     }
 }
 
-/// Whether `name` is a temporary file, which listings do not show.
+/// Returns whether `name` is a temporary file, which listings do not show.
 pub(crate) fn is_temp_file(name: &OsStr) -> bool {
     run_of(name).is_some()
 }
@@ -104,14 +104,14 @@ impl TempFile {
         &self.name
     }
 
-    /// Renames it to its final name. With `replace` it replaces an existing entry.
+    /// Renames the file to its final name. Replaces an existing entry only with `replace`.
     pub(crate) fn rename(mut self, dir: impl AsFd, name: &OsStr, replace: bool) -> Result<(), Errno> {
         if replace {
             renameat(&self.dir, &self.name, dir, name)?;
         } else {
             match renameat_with(&self.dir, &self.name, dir.as_fd(), name, RenameFlags::NOREPLACE) {
-                // The file system lacks the flag. A hard link never replaces either, and the drop
-                // removes the temporary name.
+                // The file system lacks the flag. A hard link does not replace an entry either. The
+                // drop removes the temporary name.
                 Err(Errno::INVAL | Errno::NOSYS) => {
                     return linkat(&self.dir, &self.name, dir, name, AtFlags::empty());
                 }

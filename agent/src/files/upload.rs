@@ -1,5 +1,5 @@
-//! Uploads in chunks, for clients that cannot stream. A repeated chunk is acknowledged and dropped;
-//! a chunk that leaves a gap is rejected.
+//! Uploads in chunks, for clients that cannot stream. A repeated chunk is acknowledged and dropped.
+//! A chunk that leaves a gap is rejected.
 
 use std::{
     collections::HashMap,
@@ -17,8 +17,8 @@ use super::{
     write::{FileWriter, WriteOptions, WrittenFile},
 };
 
-/// Uploads at once, including finished ones that are remembered. The next one fails with
-/// TOO_MANY_UPLOADS.
+/// Maximum uploads in the table, including finished ones. If the table is full, a new upload evicts
+/// the oldest finished one. If none is finished, the new upload fails with TOO_MANY_UPLOADS.
 pub const MAX_UPLOADS: usize = 32;
 /// An upload without a chunk for this long is removed with its temporary file.
 pub const UPLOAD_IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
@@ -49,7 +49,7 @@ struct PendingUpload {
 #[derive(Debug)]
 enum UploadState {
     Open(Box<FileWriter>),
-    /// Length and result, remembered for a client that missed the answer.
+    /// Length and result, retained for a client that missed the answer.
     Finished(u64, Box<WrittenFile>),
     Failed,
 }
@@ -127,7 +127,8 @@ impl Uploads {
         self.idle_timeout
     }
 
-    /// Ensures room for one more upload. Evicts the oldest finished one if the table is full.
+    /// Makes sure that the table can hold one more upload. Evicts the oldest finished one if the
+    /// table is full.
     fn ensure_capacity(&self, table: &mut HashMap<String, PendingUpload>) -> Result<(), FileError> {
         if table.len() < MAX_UPLOADS {
             return Ok(());

@@ -1,8 +1,8 @@
-//! Writes a file as a whole: into a temporary file beside it, hashed meanwhile, synced, then
-//! renamed over the old file.
+//! Writes a file as a whole. The content goes into a temporary file beside it and is hashed
+//! meanwhile. The temporary file is synced, then renamed over the old file.
 //!
-//! Everything here blocks. The mode of the replaced file is preserved, and its owner where
-//! permitted. Its extended attributes and hard links are not.
+//! All functions block. The mode of the replaced file is preserved, and its owner where permitted.
+//! Its extended attributes and hard links are not.
 
 use std::{os::fd::OwnedFd, time::SystemTime};
 
@@ -36,7 +36,7 @@ pub struct WriteOptions {
     pub create_only: bool,
     /// Whether missing parent directories are created.
     pub make_parents: bool,
-    /// Modification time; `None` for now.
+    /// Modification time; `None` for the time of the write.
     pub modified: Option<SystemTime>,
 }
 
@@ -81,7 +81,7 @@ impl FileWriter {
         Ok(Self { path, location, options, temp, file, digest: Context::new(&SHA256), length: 0 })
     }
 
-    /// Bytes written so far.
+    /// Returns the number of bytes written so far.
     pub(super) fn length(&self) -> u64 {
         self.length
     }
@@ -135,8 +135,8 @@ impl FileWriter {
             let ours = fstat(&self.file)?;
             if (old.st_uid, old.st_gid) != (ours.st_uid, ours.st_gid) {
                 let owner = (Uid::from_raw(old.st_uid), Gid::from_raw(old.st_gid));
-                // Only root may change the owner. For others the file becomes theirs, as with any
-                // editor.
+                // Only root may change the owner. Otherwise the agent's user owns the new file, as
+                // with most editors.
                 let _kept = fchown(&self.file, Some(owner.0), Some(owner.1));
             }
         }

@@ -1,5 +1,5 @@
-//! The workspace's own command, such as an IDE: started after the claim, restarted when it ends,
-//! and ended with the agent.
+//! Runs the workspace's own command, such as an IDE. The command is started after the claim,
+//! restarted when it ends, and ended with the agent.
 
 use std::{
     os::unix::process::CommandExt,
@@ -20,7 +20,7 @@ use crate::{
 const MIN_RESTART_DELAY: Duration = Duration::from_secs(1);
 /// Maximum delay before a restart.
 const MAX_RESTART_DELAY: Duration = Duration::from_secs(60);
-/// A command that ran this long resets the delay.
+/// Time that a command must run to reset the delay.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone)]
@@ -36,7 +36,7 @@ pub struct WorkspaceCommand {
 }
 
 impl WorkspaceCommand {
-    /// Starts the command after the claim and restarts it whenever it ends, until `ending` is
+    /// Starts the command after the claim, and restarts it each time it ends, until `ending` is
     /// cancelled. Does nothing in maintenance mode. Failures never end the agent.
     pub async fn keep_running(&self) {
         let mut claims = self.launcher.claims().clone();
@@ -75,8 +75,8 @@ impl WorkspaceCommand {
     async fn run(&self, argv: &[String]) -> Result<Option<ExitStatus>, SpawnError> {
         let program = Program { argv: argv.to_vec(), ..Program::default() };
         let mut command = self.launcher.command(&program)?;
-        // A process group of its own, so that signals for the agent's group miss it. Its output
-        // goes where the agent's log goes.
+        // The command gets its own process group, so that signals to the agent's group do not reach
+        // it. Its output goes to the agent's stdout and stderr.
         command.process_group(0).stdin(Stdio::null());
         let mut child = self.children.spawn(&mut command).map_err(|error| spawn_failed(&argv[0], error))?;
         let _runs = self.running.begin(child.group.clone());

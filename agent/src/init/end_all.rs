@@ -1,4 +1,4 @@
-//! Ends every descendant of the agent: HUP and TERM, a grace period, then KILL.
+//! Ends every descendant of the agent with HUP, TERM and CONT, then with KILL after a grace period.
 
 use std::{
     io,
@@ -12,10 +12,11 @@ use crate::activity::proc::{ProcSnapshot, ProcessStat};
 
 /// Interval between checks for remaining processes.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// How long to wait after KILL. Processes that still exist then hang in the kernel.
+/// Time to wait after KILL. Processes that still exist then hang in the kernel.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Ends all descendants of this process. A concurrent task must reap its children.
+/// Ends all descendants of this process, and kills those that remain after `grace`. A concurrent
+/// task must reap the children of this process.
 pub async fn end_all(grace: Duration) -> io::Result<()> {
     let started = Instant::now();
     for signal in [Signal::HUP, Signal::TERM, Signal::CONT] {
@@ -30,8 +31,8 @@ pub async fn end_all(grace: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// Repeats until no process is left, because a killed process may leave children that it started
-/// meanwhile.
+/// Kills until no process is left, for at most [`KILL_TIMEOUT`]. Repeats, because a killed process
+/// may leave children that it started meanwhile.
 async fn kill_remaining() -> io::Result<()> {
     let began = Instant::now();
     loop {

@@ -10,8 +10,7 @@
 //!   hand may stop it with Ctrl-Z.
 //! - PWR and real-time signals, whose meaning depends on the init or program.
 //!
-//! KILL and STOP cannot be caught. While no command runs, signals are dropped, as an init without
-//! children does.
+//! KILL and STOP cannot be caught. Signals are dropped while no command runs.
 
 use std::{
     convert::Infallible,
@@ -45,7 +44,7 @@ impl RunningCommand {
         RunningCommandGuard(self.clone())
     }
 
-    /// Forwards signals forever. One owned task runs it.
+    /// Forwards signals forever. Exactly one task runs this.
     pub async fn forward(&self) -> io::Result<Infallible> {
         let listen = |forwarded: Signal| Ok((forwarded, signal(SignalKind::from_raw(forwarded.as_raw()))?));
         let mut streams: Vec<(Signal, unix::Signal)> =

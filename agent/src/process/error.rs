@@ -1,37 +1,38 @@
-//! Errors of process operations.
+//! Errors of starting, watching, writing to and signalling processes. `api` maps them to gRPC
+//! reasons.
 
 use super::ProcessId;
 use crate::{admission::Rejection, child::ExitStatus, spawn::SpawnError};
 
-/// Why a request about a process failed.
+/// Reason why a request about a process failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// A field is missing or outside its range.
     #[error("{field}: must be {allowed}")]
     BadField {
-        /// As in the .proto.
+        /// Name of the field in the proto.
         field: &'static str,
+        /// Allowed values, as the end of the sentence "must be …".
         allowed: &'static str,
     },
-    /// No process has this id.
-    #[error("no process {0}; ended processes are retained for 10 minutes")]
+    #[error("process {0} does not exist; ended processes are retained for at most 10 minutes")]
     NotFound(ProcessId),
     /// The program could not be started; nothing runs.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
-    /// A position or input belongs to an earlier epoch.
-    #[error("the request is for an earlier epoch; the current epoch is {epoch}")]
+    /// The position or input is for another epoch than the current one.
+    #[error("the request is for another epoch; the process is in epoch {epoch}")]
     StaleEpoch { epoch: u64 },
-    /// A position behind the end of a byte log.
-    #[error("the position lies behind the end of {stream} at {next}")]
+    /// The position is after the end of a byte log.
+    #[error("the position is after the end of {stream} at offset {next}; start there or earlier")]
     BadOffset {
         /// Either "stdout" or "stderr".
         stream: &'static str,
         /// Offset where the log ends now.
         next: u64,
     },
-    /// Input that leaves a gap behind the bytes received so far.
-    #[error("the input leaves a gap; send from offset {expected}")]
+    /// Bytes before the input are missing.
+    #[error("input before this message is missing; send again from offset {expected}")]
     Hole {
         /// Offset of the next byte expected.
         expected: u64,
@@ -39,10 +40,10 @@ pub enum ProcessError {
     /// The process has ended and cannot be signalled.
     #[error("the process has ended")]
     Ended {
-        /// How it ended; `None` while its output is not yet complete.
+        /// Exit code or signal; `None` while the output is not yet complete.
         exit: Option<ExitStatus>,
     },
-    /// The claim's process limit is reached.
+    /// The policy's limit on processes is reached.
     #[error("{limit} processes are already running or watched; end one or retry later")]
     TooManyProcesses { limit: usize },
     /// All watcher permits are in use.
@@ -59,7 +60,7 @@ pub enum ProcessError {
     /// The admission gate rejected the request.
     #[error(transparent)]
     Rejected(#[from] Rejection),
-    #[error("the workspace is shutting down")]
+    #[error("the agent is shutting down")]
     ShuttingDown,
     /// An internal fault of the agent; the process was killed.
     #[error("an internal fault of the agent ended the process")]

@@ -2,21 +2,21 @@
 
 use crate::byte_log::ByteLog;
 
-/// The output that must not be overwritten.
+/// Output that must not be evicted from the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RequiredOutput {
-    /// From this offset on: the slowest connected watcher has everything before it.
+    /// Output from this offset on, because the slowest connected watcher has everything before it.
     From(u64),
-    /// Everything in the log: no watcher is connected, but one may return.
+    /// All output in the log, because no watcher is connected but one may return.
     All,
-    /// Nothing: no watcher returned in time, so new bytes replace the oldest.
+    /// No output. New bytes replace the oldest, because no watcher read them in time.
     None,
 }
 
 #[derive(Debug)]
 pub(super) struct OutputLog {
     pub(super) log: ByteLog,
-    /// Whether the pipe has ended.
+    /// True once the pipe is no longer read.
     pub(super) closed: bool,
 }
 
@@ -25,7 +25,7 @@ impl OutputLog {
         Self { log: ByteLog::new(epoch, max_bytes), closed: false }
     }
 
-    /// Bytes that can be added without overwriting required output.
+    /// Returns the number of bytes that can be added without evicting required output.
     pub(super) fn capacity(&self, required: RequiredOutput) -> usize {
         let start = match required {
             RequiredOutput::From(taken) => taken.max(self.log.oldest()),

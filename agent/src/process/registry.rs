@@ -24,13 +24,13 @@ use crate::{
     spawn::{Launcher, SpawnError},
 };
 
-/// Watchers of all processes at once. The next one fails with TOO_MANY_STREAMS.
+/// Limit on watchers of all processes. The next one fails with TOO_MANY_STREAMS.
 const MAX_STREAMS: usize = 1024;
 /// Maximum length of a request id in bytes.
 const MAX_REQUEST_ID_BYTES: usize = 64;
-/// Time after the KILL in which processes must be reaped when all are ended.
+/// Time that [`ProcessRegistry::end_all`] waits after the KILL for processes to be reaped.
 const REAP_GRACE: Duration = Duration::from_secs(1);
-/// Interval at which [`ProcessRegistry::end_all`] checks whether all have ended.
+/// Interval at which [`ProcessRegistry::end_all`] checks whether all processes have ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// All processes of the workspace. Clones share one state.
@@ -68,8 +68,9 @@ impl ProcessRegistry {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Starts a command and watches it from its first byte. Needs a tokio runtime. Blocks for the
-    /// time of a fork.
+    /// Starts a command and watches it from its first byte, or watches the process that an earlier
+    /// call with the same request id started. Waits while the admission gate holds the request.
+    /// Requires a Tokio runtime. Blocks for the time of a fork (about 1 ms).
     pub async fn start(&self, start: ProcessSpec) -> Result<ProcessWatcher, ProcessError> {
         Attempt::retry_while_held(|| self.try_start(&start)).await
     }
@@ -77,7 +78,7 @@ impl ProcessRegistry {
     fn try_start(&self, start: &ProcessSpec) -> Result<ProcessWatcher, Attempt<ProcessError>> {
         if start.request_id.len() > MAX_REQUEST_ID_BYTES {
             return Err(
-                ProcessError::BadField { field: "request_id", allowed: "at most 64 characters" }.into()
+                ProcessError::BadField { field: "request_id", allowed: "at most 64 bytes long" }.into()
             );
         }
         let claim = self.claim()?;
@@ -109,7 +110,8 @@ impl ProcessRegistry {
         ProcessWatcher::join(process, at, self.acquire_permit()?)
     }
 
-    /// Writes to stdin. Returns when the bytes are in the pipe.
+    /// Writes to stdin, and closes it after `data` if `end` is set. Returns once the bytes are in
+    /// the pipe, or once stdin is closed.
     pub async fn write(
         &self,
         id: &ProcessId,
@@ -121,7 +123,7 @@ impl ProcessRegistry {
         self.find(id)?.write(epoch, offset, data, end).await
     }
 
-    /// Sends a signal to the group of a process.
+    /// Sends a signal by name, such as `INT`, to the group of a process.
     pub fn signal(&self, id: &ProcessId, signal: &str) -> Result<(), ProcessError> {
         self.find(id)?.signal(signal)
     }
@@ -132,13 +134,14 @@ impl ProcessRegistry {
         processes.iter().map(|process| process.info()).collect()
     }
 
-    /// Number of processes that have not ended.
+    /// Returns the number of processes that have not ended.
     pub fn running(&self) -> usize {
         self.shared.table().running()
     }
 
-    /// Ends all processes when the workspace stops. Starts fail from now on. Every group gets HUP
-    /// and TERM at once and KILL after `grace`; watchers cannot prolong that.
+    /// Ends all processes when the agent shuts down. Later starts fail. Every group gets HUP and
+    /// TERM at once and KILL after `grace`; watchers do not delay that. Returns once all groups are
+    /// empty, or 1 s after the KILL.
     pub async fn end_all(&self, grace: Duration) {
         let mut left = {
             let mut table = self.shared.table();

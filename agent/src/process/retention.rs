@@ -1,5 +1,5 @@
 //! Retains an ended process for clients that still want its result. Terminates the remaining
-//! members of its group if termination was requested. Must not touch output.
+//! members of its group if termination was requested.
 
 use std::{
     sync::{Arc, Weak},
@@ -8,10 +8,10 @@ use std::{
 
 use super::{Process, registry::RegistryShared, termination::Termination, watcher::until};
 
-/// How long an ended process is retained.
+/// Time for which an ended process is retained.
 const RETENTION: Duration = Duration::from_secs(10 * 60);
-/// Interval at which a group under termination is checked for members. Nothing notifies about the
-/// last one.
+/// Interval at which a group under termination is checked for members. No event reports the exit of
+/// the last member.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(super) struct RetainedProcess {
@@ -36,7 +36,7 @@ impl RetainedProcess {
             if forgotten && !ends {
                 return;
             }
-            // A watcher that held output may have left.
+            // A watcher may have left, so that the limits now apply to this process.
             if let Some(shared) = self.shared.upgrade() {
                 shared.table().enforce_bounds();
             }

@@ -1,4 +1,5 @@
-//! Runs a command to its end: start, write stdin, wait, return the beginning of its output.
+//! Runs a command to its end: starts it, writes stdin, waits, and returns the beginning of its
+//! output.
 
 use std::sync::Arc;
 
@@ -18,8 +19,8 @@ const DEFAULT_OUTPUT_BYTES: usize = 1024 * 1024;
 /// Largest limit that a caller may set, in bytes.
 const MAX_OUTPUT_BYTES: usize = 8 * 1024 * 1024;
 
-/// Bytes that all running calls may collect together. When this is used up, further output is
-/// dropped and the results are marked as truncated.
+/// Bytes of output that all running calls may collect together. When they are used up, further
+/// output is dropped and the results are marked as truncated.
 pub(super) const ALL_OUTPUT_BYTES: usize = 128 * 1024 * 1024;
 
 /// A command for [`ProcessRegistry::run`].
@@ -27,11 +28,11 @@ pub(super) const ALL_OUTPUT_BYTES: usize = 128 * 1024 * 1024;
 pub struct RunSpec {
     /// Program, environment and working directory.
     pub program: Program,
-    /// Time after its start when the command is terminated.
+    /// Time after the start at which the command is terminated. `None` means no limit.
     pub timeout: Option<std::time::Duration>,
     /// Content of stdin; if empty, stdin is /dev/null.
     pub stdin: Bytes,
-    /// Bytes to collect of each output; 0 stands for 1 MiB.
+    /// Bytes to collect of each output, at most 8 MiB; 0 stands for 1 MiB.
     pub max_output: usize,
 }
 
@@ -40,9 +41,9 @@ pub struct RunSpec {
 pub struct RunOutcome {
     /// The beginning of stdout and of stderr.
     pub outputs: [Vec<u8>; 2],
-    /// How it ended, with the full length of both outputs.
+    /// Exit of the command, with the full length of both outputs.
     pub exit: ProcessExit,
-    /// Whether either output was longer than what was collected.
+    /// True if either output was longer than the part that was collected.
     pub truncated: bool,
 }
 
@@ -107,7 +108,8 @@ async fn gather(
     mut budget: OutputBudget,
 ) -> Result<RunOutcome, ProcessError> {
     let mut outputs = [Vec::new(), Vec::new()];
-    // Only the beginning is collected: after the first dropped byte all that follows is dropped.
+    // Only the beginning is collected. After the first dropped byte, all later bytes of that output
+    // are dropped.
     let mut truncated = [false; 2];
     while let Some(event) = watcher.next().await? {
         match event {
@@ -122,8 +124,8 @@ async fn gather(
                 return Ok(RunOutcome { outputs, exit, truncated: truncated.contains(&true) });
             }
             ProcessEvent::Started { .. } | ProcessEvent::KeepAlive => {}
-            // The process waits for a connected watcher, so a gap means that the workspace is
-            // stopping.
+            // The process waits for a connected watcher, so a gap means that the process is being
+            // terminated because the agent shuts down.
             ProcessEvent::Gap { .. } => return Err(ProcessError::ShuttingDown),
         }
     }

@@ -31,11 +31,12 @@ use crate::{
 pub struct ProcessSpec {
     /// Program, environment and working directory.
     pub program: Program,
-    /// Time after its start when it is terminated.
+    /// Time after the start at which the command is terminated. `None` means no limit.
     pub timeout: Option<Duration>,
-    /// Whether stdin is a pipe; otherwise it is /dev/null.
+    /// True if stdin is a pipe that clients can write to. Otherwise stdin is /dev/null.
     pub stdin: bool,
-    /// Chosen by the client to make retries idempotent; may be empty.
+    /// Client-chosen id of at most 64 bytes that makes a retry return the same process; may be
+    /// empty.
     pub request_id: String,
 }
 
@@ -94,7 +95,7 @@ async fn run_guarded(process: &Process, task: ProcessTask) -> Termination {
     match AssertUnwindSafe(task.run()).catch_unwind().await {
         Ok(termination) => termination,
         Err(_) => {
-            tracing::error!(process = %process.id, "process task panicked, killing the process");
+            tracing::error!(process = %process.id, "process task panicked; killing the process");
             process.group.signal(Signal::KILL);
             let mut state = process.state();
             state.fault = true;

@@ -1,4 +1,5 @@
-//! State that the task, watchers and writers of a process share under one short-held lock.
+//! State that the task, watchers and writers of a process share. The lock on it is held only
+//! briefly.
 
 use std::{
     collections::HashMap,
@@ -12,11 +13,11 @@ use super::{
 };
 use crate::child::ExitStatus;
 
-/// How long a process with a full log waits without a watcher. After that the oldest output is
-/// discarded.
+/// Time for which a process with a full log waits while no watcher is connected. After that the
+/// oldest output is discarded.
 pub(super) const UNWATCHED_HOLD: Duration = Duration::from_secs(60);
-/// How long a watcher may take nothing once termination was requested. After that the watcher gets
-/// a gap.
+/// Time for which a process with a full log waits for a stalled watcher once termination was
+/// requested. After that the watcher gets a gap.
 const STALLED_HOLD: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
@@ -27,23 +28,25 @@ pub(super) struct ProcessState {
     pub(super) leader: Option<ExitStatus>,
     /// Set when the command and its output have ended.
     pub(super) exit: Option<ProcessExit>,
-    /// When `exit` or `fault` was set.
+    /// Time at which `exit` or `fault` was set.
     pub(super) finished_at: Option<Instant>,
     /// The task panicked, so no more events follow.
     pub(super) fault: bool,
-    /// Termination was requested with this grace period before KILL.
+    /// Grace period before KILL of a requested termination. `None` once the task has taken the
+    /// request.
     pub(super) requested_grace: Option<Duration>,
-    /// Termination was requested at some time; a stalled watcher must not delay it.
+    /// True once termination was requested. A stalled watcher must not delay it.
     terminating: bool,
-    /// Remove the process from the table as soon as it has finished, because no client can ask for
-    /// it.
+    /// The process is removed from the table as soon as it has finished, because no client can ask
+    /// for it.
     pub(super) remove_when_finished: bool,
     /// Offsets that each connected watcher has read up to.
     watchers: HashMap<u64, [u64; 2]>,
     next_watcher: u64,
-    /// Since when the process waits and no watcher takes output.
+    /// Time since which the process waits for a watcher to join or to read.
     held_since: Option<Instant>,
-    /// The wait was too long: output is discarded from now on.
+    /// The wait was too long, so new output replaces the oldest. A watcher that joins ends this,
+    /// unless termination was requested.
     discarding: bool,
 }
 
@@ -97,7 +100,7 @@ impl ProcessState {
         !self.watchers.is_empty()
     }
 
-    /// Bytes in both logs.
+    /// Returns the number of bytes in both logs.
     pub(super) fn held_bytes(&self) -> u64 {
         self.outputs.iter().map(|output| output.log.next() - output.log.oldest()).sum()
     }
@@ -109,7 +112,7 @@ impl ProcessState {
         }
     }
 
-    /// Bytes of `stream` that may be read from the pipe now.
+    /// Returns the number of bytes of `stream` that may be read from the pipe now.
     pub(super) fn read_capacity(&self, stream: OutputStream) -> usize {
         let slowest = self.watchers.values().map(|taken| taken[stream as usize]).min();
         let required = match slowest {
@@ -120,15 +123,15 @@ impl ProcessState {
         self.outputs[stream as usize].capacity(required)
     }
 
-    /// Whether an open output waits for room in its log.
+    /// Returns whether an open output has no space left in its log, so that the command waits.
     pub(super) fn is_held(&self) -> bool {
         [OutputStream::Stdout, OutputStream::Stderr]
             .iter()
             .any(|stream| !self.outputs[*stream as usize].closed && self.read_capacity(*stream) == 0)
     }
 
-    /// Starts to discard output if the process has waited for too long. Otherwise returns when to
-    /// check again.
+    /// Starts to discard output if the process has waited for too long. Otherwise returns the time
+    /// of the next check, or `None` if the process does not wait.
     pub(super) fn check_hold(&mut self, now: Instant) -> Option<Instant> {
         let limit = match (self.is_watched(), self.terminating) {
             (true, false) => None,
@@ -182,7 +185,7 @@ mod tests {
         assert_eq!(
             state.read_capacity(OutputStream::Stdout),
             4,
-            "a watcher that joins later does not stop it"
+            "a watcher that joins later does not stop the discarding"
         );
     }
 
@@ -197,7 +200,7 @@ mod tests {
         assert_eq!(
             state.check_hold(start),
             Some(start + UNWATCHED_HOLD),
-            "earlier time with room does not count"
+            "time before the log was full does not count"
         );
         assert_eq!(state.check_hold(start + UNWATCHED_HOLD / 2), Some(start + UNWATCHED_HOLD));
         assert_eq!(state.check_hold(start + UNWATCHED_HOLD), None);

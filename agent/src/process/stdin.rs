@@ -1,4 +1,4 @@
-//! Queue of stdin: passes client writes to the pipe exactly once and in order. Pure.
+//! Queue that passes clients' writes to stdin exactly once and in order. Pure.
 
 use std::collections::VecDeque;
 
@@ -16,14 +16,14 @@ const QUEUE_BYTES: u64 = 1024 * 1024;
 pub struct StdinProgress {
     /// Offset up to which all bytes are in the pipe.
     pub next: u64,
-    /// Whether the process has closed its stdin; bytes from `next` on are lost.
+    /// True if stdin is closed. Bytes from `next` on do not reach the process.
     pub closed: bool,
 }
 
 /// Result of a call of [`StdinQueue::offer`].
 #[derive(Debug)]
 pub(super) struct StdinOffer {
-    /// Whether there is something new for the pipe.
+    /// True if bytes or the end of stdin were queued.
     pub(super) accepted: bool,
     /// The answer to the client; `None` while the write has to wait.
     pub(super) progress: Option<StdinProgress>,
@@ -50,12 +50,13 @@ enum StdinEnd {
 }
 
 impl StdinQueue {
-    /// Offset of the next byte expected.
+    /// Returns the offset of the next expected byte.
     pub(super) fn next(&self) -> u64 {
         self.accepted
     }
 
-    /// Queues the part of `data` that is new. Calls `admit` before it changes anything.
+    /// Queues the part of `data` that is new, and the end of stdin if `end` is set. Calls `admit`
+    /// before it changes anything. The caller repeats the call until it returns `progress`.
     pub(super) fn offer(
         &mut self,
         offset: u64,
@@ -68,7 +69,8 @@ impl StdinQueue {
             return Err(ProcessError::Hole { expected: self.accepted }.into());
         }
         if self.closed || (self.end != StdinEnd::Open && goal > self.accepted) {
-            // A client closed stdin at an earlier offset, so these bytes cannot reach the process.
+            // Stdin is closed, or a client ended it at an earlier offset. These bytes cannot reach
+            // the process.
             let progress = StdinProgress { next: self.written, closed: true };
             return Ok(StdinOffer { accepted: false, progress: Some(progress) });
         }
@@ -94,7 +96,7 @@ impl StdinQueue {
         Ok(StdinOffer { accepted: false, progress })
     }
 
-    /// The next bytes for the pipe.
+    /// Returns the next bytes for the pipe.
     pub(super) fn front(&self) -> Option<Bytes> {
         self.queue.front().cloned()
     }
@@ -110,7 +112,8 @@ impl StdinQueue {
         }
     }
 
-    /// Whether the pipe has to be closed now.
+    /// Returns whether a client ended stdin and all bytes are in the pipe. The pipe then has to be
+    /// closed.
     pub(super) fn is_at_end(&self) -> bool {
         self.queue.is_empty() && self.end == StdinEnd::Requested && !self.closed
     }
@@ -120,7 +123,7 @@ impl StdinQueue {
         self.end = StdinEnd::Closed;
     }
 
-    /// Records that the process no longer reads its stdin.
+    /// Records that the process no longer reads its stdin, and drops the queue.
     pub(super) fn close(&mut self) {
         self.closed |= self.end != StdinEnd::Closed;
         self.queue.clear();
@@ -185,8 +188,8 @@ mod tests {
         assert!(offer(&mut stdin, 0, b"never read", true).unwrap().progress.is_none());
         stdin.wrote(2);
         stdin.close();
-        assert!(!stdin.is_at_end(), "there is nothing left to close");
-        // The end of the process closes it once more.
+        assert!(!stdin.is_at_end(), "the pipe is closed already");
+        // The end of the process closes stdin once more.
         stdin.close();
         let progress = offer(&mut stdin, 0, b"never read", true).unwrap().progress;
         assert_eq!(progress, Some(StdinProgress { next: 2, closed: true }));

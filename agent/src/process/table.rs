@@ -4,17 +4,17 @@ use std::{sync::Arc, time::Instant};
 
 use super::{Process, ProcessError, ProcessId};
 
-/// Maximum retained ended processes. Beyond it the one that ended first is removed; later requests
-/// for it report not found.
+/// Limit on retained ended processes. Beyond it the process that ended first is removed. Later
+/// requests for it report that it does not exist.
 pub(super) const MAX_ENDED: usize = 128;
-/// Bytes of output that retained ended processes hold together. Beyond it the one that ended first
-/// loses all its output. Its exit remains known, and a watcher gets a gap.
+/// Limit on the output of all retained ended processes together, in bytes. Beyond it the process
+/// that ended first loses all its output. Its exit is retained, and a watcher gets a gap.
 pub(super) const MAX_ENDED_BYTES: u64 = 32 * 1024 * 1024;
 
 #[derive(Debug, Default)]
 pub(super) struct ProcessTable {
     processes: Vec<Arc<Process>>,
-    /// The workspace is stopping; no process may be added.
+    /// The agent is shutting down, so no process may be added.
     pub(super) shutting_down: bool,
 }
 
@@ -78,7 +78,7 @@ impl ProcessTable {
     }
 }
 
-/// When the process ended; `None` if it runs or has watchers.
+/// Returns the time at which the process ended. `None` if it runs or has watchers.
 fn retained_since(process: &Process) -> Option<Instant> {
     let state = process.state();
     state.finished_at.filter(|_| !state.is_watched())

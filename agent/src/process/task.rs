@@ -1,5 +1,5 @@
-//! The task of one process. It reads the pipes as far as the logs have room, writes stdin,
-//! terminates the process when that is due, and reports the end. Nothing else touches the pipes.
+//! The task of one process. It reads the pipes as far as the logs have space, writes stdin,
+//! terminates the process when that is due, and reports the end. No other code uses the pipes.
 
 use std::{
     io,
@@ -15,16 +15,16 @@ use tokio::{
 use super::{OutputStream, Process, ProcessExit, termination::Termination, watcher::until};
 use crate::child::{Child, ExitStatus};
 
-/// Bytes of one read: what a pipe holds by default.
+/// Largest read, in bytes. A pipe holds this much by default.
 const READ_BYTES: usize = 64 * 1024;
-/// Reads in a row before other work gets its turn.
+/// Reads or writes in a row before the task checks for other events.
 const READS_PER_TURN: usize = 16;
-/// Silence after the end of the command, in which output held by another process must stay empty to
-/// count as ended.
+/// Silence after which outputs that another process holds count as ended. The time begins at the
+/// end of the command at the earliest.
 const QUIET: Duration = Duration::from_millis(250);
-/// Bytes that an unprivileged pipe can hold at most. After the KILL this much of each output is
-/// still read, because it may come from the command. Further output comes from a process that left
-/// the group and may print for ever.
+/// Bytes of each output that are still read after the KILL. 1 MiB is the largest pipe that an
+/// unprivileged process can create, so this covers all output of the command. Later output comes
+/// from a process that left the group, and is dropped.
 const FINAL_READ_BYTES: usize = 1024 * 1024;
 
 pub(super) struct ProcessTask {
@@ -34,7 +34,7 @@ pub(super) struct ProcessTask {
     stdout: Option<Receiver>,
     stderr: Option<Receiver>,
     termination: Termination,
-    /// When outputs count as ended although another process holds them.
+    /// Time at which the outputs count as ended although another process holds them.
     quiet_at: Option<Instant>,
     /// Bytes of each output that may still be read after the KILL.
     final_bytes_left: [usize; 2],
@@ -59,7 +59,7 @@ impl ChildPipes {
     }
 }
 
-/// Why the task woke up.
+/// Event that woke the task.
 enum TaskWakeup {
     Readable(OutputStream),
     Writable,
@@ -70,14 +70,14 @@ enum TaskWakeup {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum PipeReadMode {
-    /// When the reactor reports readiness.
+    /// Reads when the reactor reports the pipe as readable.
     WhenReady,
-    /// Before the output counts as ended, regardless of the reactor: it reports nothing while the
-    /// agent itself is stopped.
+    /// Reads once more before the output counts as ended, regardless of the reactor. While the
+    /// agent is suspended, the reactor reports nothing.
     Final,
 }
 
-/// The events that are worth waiting for.
+/// Events that the task waits for.
 struct WaitInterest {
     read: [bool; 2],
     write: bool,
@@ -138,8 +138,8 @@ impl ProcessTask {
         }
     }
 
-    /// Acts on requests in the shared state and sends signals that are due. Returns when held
-    /// output has to be checked again.
+    /// Acts on requests in the shared state, and sends signals that are due. Returns the time at
+    /// which held output has to be checked again.
     fn apply_requests(&mut self, now: Instant) -> Option<Instant> {
         let mut state = self.process.state();
         let mut signals = Vec::new();
@@ -156,7 +156,7 @@ impl ProcessTask {
             self.process.stdin_progress.notify_waiters();
         }
         let discard_at = state.check_hold(now);
-        // Only a pipe that could be read counts as quiet, not one that waits for room in the log.
+        // Only a pipe that could be read counts as quiet, not a pipe whose log is full.
         if state.leader.is_some() {
             self.quiet_at = if state.is_held() { None } else { self.quiet_at.or(Some(now + QUIET)) };
         }
@@ -176,7 +176,7 @@ impl ProcessTask {
         }
     }
 
-    /// Whether the command has ended and no more output is expected.
+    /// Returns whether the command has ended and no more output is expected.
     fn is_finished(&mut self, now: Instant) -> bool {
         if self.process.state().leader.is_none() {
             return false;
@@ -188,8 +188,9 @@ impl ProcessTask {
         self.stdout.is_none() && self.stderr.is_none()
     }
 
-    /// Whether a final read finds the outputs empty. The deadline alone is not enough, because the
-    /// agent itself may have been stopped.
+    /// Returns whether the outputs have been silent until `quiet_at`. Reads once more first,
+    /// because output may have arrived while the agent was suspended. After the KILL, new output no
+    /// longer prolongs the wait.
     fn is_quiet(&mut self, now: Instant) -> bool {
         let is_due = |task: &Self| task.quiet_at.is_some_and(|at| at <= now);
         if !is_due(self) {
@@ -197,7 +198,8 @@ impl ProcessTask {
         }
         self.read(OutputStream::Stdout, PipeReadMode::Final);
         self.read(OutputStream::Stderr, PipeReadMode::Final);
-        // New output moves the deadline; output without room in its log is waited for.
+        // New output has moved the deadline, and output that does not fit into its log must be read
+        // first.
         self.is_closed() || is_due(self) && !self.process.state().is_held()
     }
 
@@ -229,8 +231,7 @@ impl ProcessTask {
                         self.quiet_at = self.quiet_at.map(|_| Instant::now() + QUIET);
                         continue;
                     }
-                    // Output that continues after the KILL does not come from the terminated
-                    // command.
+                    // After the KILL, only bytes that were in the pipe can come from the command.
                     let left = &mut self.final_bytes_left[stream as usize];
                     *left = left.saturating_sub(bytes);
                     if *left == 0 {
@@ -307,13 +308,13 @@ impl ProcessTask {
 }
 
 async fn leader_end(leader: &mut watch::Receiver<Option<ExitStatus>>) {
-    // An error means that the exit status will never be known; the process has ended all the same.
+    // An error means that no exit status will arrive. The process has ended all the same.
     let _known = leader.wait_for(Option::is_some).await;
 }
 
 async fn readable(pipe: Option<&Receiver>) {
     match pipe {
-        // An error shows at the read.
+        // The read that follows reports the error.
         Some(pipe) => drop(pipe.readable().await),
         None => std::future::pending().await,
     }

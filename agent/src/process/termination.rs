@@ -7,13 +7,13 @@ use rustix::process::Signal;
 /// Default time between TERM and KILL.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
 
-/// Progress of terminating a process early.
+/// Progress of the termination of one process, by request or by timeout.
 #[derive(Debug, Default)]
 pub(super) struct Termination {
     deadline: Option<Instant>,
     kill_at: Option<Instant>,
     killed: bool,
-    /// Whether its own timeout caused the termination.
+    /// True if the timeout of the command caused the termination.
     pub(super) timed_out: bool,
 }
 
@@ -26,18 +26,18 @@ impl Termination {
         self.kill_at.is_some()
     }
 
-    /// Whether termination has begun and KILL is still due.
+    /// Returns whether termination has begun and KILL is still due.
     pub(super) fn is_under_way(&self) -> bool {
         self.began() && !self.killed
     }
 
-    /// Whether KILL was sent, which is the last resort.
+    /// Returns whether KILL was sent.
     pub(super) fn killed(&self) -> bool {
         self.killed
     }
 
-    /// Requests termination with KILL after `grace`, unless KILL is due earlier already. Returns
-    /// the signals to send now.
+    /// Requests termination with KILL after `grace`, or earlier if KILL is due earlier already.
+    /// Returns the signals to send now.
     pub(super) fn request(&mut self, now: Instant, grace: Duration) -> &'static [Signal] {
         let began = self.began();
         let at = now + grace;
@@ -46,7 +46,7 @@ impl Termination {
         if began { &[] } else { &[Signal::HUP, Signal::TERM, Signal::CONT] }
     }
 
-    /// Returns the signals that are due.
+    /// Returns the signals that are due, and records them as sent.
     pub(super) fn due(&mut self, now: Instant) -> &'static [Signal] {
         if self.kill_at.is_some_and(|at| at <= now) && !self.killed {
             self.killed = true;
@@ -63,7 +63,7 @@ impl Termination {
         &[]
     }
 
-    /// When [`Self::due`] has to be called again.
+    /// Returns the time at which [`Self::due`] has to be called again.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let kill = self.kill_at.filter(|_| !self.killed);
         [kill, self.deadline].into_iter().flatten().min()

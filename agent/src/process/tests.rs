@@ -1,5 +1,5 @@
-//! Retention of processes and output: how much, for how long, and when nothing may remain. These
-//! tests inspect internal state.
+//! Tests of how much of ended processes and their output is retained, and for how long. They
+//! inspect internal state.
 
 use std::{
     collections::BTreeMap,
@@ -54,7 +54,7 @@ impl Fixture {
         Self { processes, home, _reaper: reaper }
     }
 
-    /// The only process in the table.
+    /// Returns the only process in the table.
     fn only(&self) -> Weak<Process> {
         Arc::downgrade(&self.processes.shared.table().all()[0])
     }

@@ -1,5 +1,5 @@
-//! A watcher reads both outputs of a process from a position on, and its end. Missing bytes are
-//! always reported as a gap.
+//! A watcher receives both outputs of a process from given offsets on, and then the exit. Missing
+//! bytes are always reported as a gap.
 
 use std::{
     sync::Arc,
@@ -15,10 +15,10 @@ use tokio::{
 use super::{OutputStream, Process, ProcessError, ProcessExit, ProcessId};
 use crate::byte_log::{CHUNK_BYTES, LogRead};
 
-/// Silence after which a stream sends a keep-alive: proxies close idle streams after 60 s.
+/// Silence after which a stream sends a keep-alive. Proxies close idle streams after 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// An event in the stream of a watcher.
+/// Event in the stream of a watcher.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProcessEvent {
     /// First event of the stream.
@@ -28,7 +28,7 @@ pub enum ProcessEvent {
         epoch: u64,
         /// Process id in the agent's PID namespace.
         pid: u32,
-        /// Offset of stdin that is expected next.
+        /// Offset of the next expected byte of stdin.
         stdin: u64,
     },
     Output {
@@ -53,8 +53,8 @@ pub enum ProcessEvent {
     KeepAlive,
 }
 
-/// Reads the outputs of a process. A running process waits for a connected watcher rather than lose
-/// output.
+/// Reads the outputs of a process. While a watcher is connected, a running process waits for it, so
+/// that no output is lost.
 #[derive(Debug)]
 pub struct ProcessWatcher {
     process: Arc<Process>,

@@ -1,5 +1,5 @@
-//! The agent's functions for its workspace (terminals, processes, files, archives, activity) and
-//! their services.
+//! The parts of the agent that serve the workspace (terminals, processes, files, archives,
+//! activity), with their gRPC and HTTP services.
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
@@ -44,7 +44,7 @@ pub(super) struct WorkspaceRuntime {
     orphans: OrphanPolicy,
 }
 
-/// gRPC and HTTP services to be served.
+/// Services for the agent's router.
 pub(super) struct AgentServices {
     pub(super) grpc: Routes,
     /// Names of the services in `grpc`.
@@ -54,8 +54,8 @@ pub(super) struct AgentServices {
 }
 
 impl WorkspaceRuntime {
-    /// Creates the parts for the workspace in `root`. `state` is the directory for the agent's own
-    /// files.
+    /// Creates the parts for the workspace in `root`. The agent's own files are in `state`. Fails
+    /// if `root` cannot be opened.
     pub(super) fn new(
         root: &Path,
         state: &Path,
@@ -107,12 +107,12 @@ impl WorkspaceRuntime {
         AgentServices { grpc, names, http }
     }
 
-    /// Ends all terminals and processes: signals at once, KILL after `grace`. Nothing new starts
-    /// from here on.
+    /// Ends all terminals and processes: HUP and TERM at once, KILL after `grace`. From then on no
+    /// terminal or process can be started.
     pub(super) async fn end_processes(&self, grace: Duration) {
         let rest = async {
-            // Only an init may end every descendant. Any other process may have children outside
-            // the workspace.
+            // Only PID 1 or a child subreaper may end every descendant. A test process, for
+            // example, may have children outside the workspace.
             if self.orphans == OrphanPolicy::Reap
                 && let Err(error) = init::end_all::end_all(grace).await
             {
@@ -122,9 +122,9 @@ impl WorkspaceRuntime {
         tokio::join!(self.terminals.end_all(grace), self.processes.end_all(grace), rest);
     }
 
-    /// Waits for the commit of sleep, ends everything and persists it. Afterwards the agent serves
-    /// reads only. Cancels `ending` so that nothing is started again. The supervisor retries after
-    /// an error such as a full disk.
+    /// Waits for the commit of a sleep, ends all processes, saves the terminals and syncs the
+    /// files. From then on the agent serves reads only. Cancels `ending`, so that the workspace's
+    /// command is not restarted. The supervisor retries after an error such as a full disk.
     pub(super) async fn fall_asleep(&self, ending: &CancellationToken) -> io::Result<()> {
         self.sleep.committed().await;
         tracing::info!("falling asleep");
@@ -136,7 +136,7 @@ impl WorkspaceRuntime {
         Ok(())
     }
 
-    /// The text of `/metrics`, with current gauges.
+    /// Sets the gauges, and returns the text of `/metrics`.
     pub(super) fn metrics(&self, metrics: &AgentMetrics) -> String {
         let now = self.activity.snapshot();
         let (task_panics, screen_panics) = self.terminals.panics();

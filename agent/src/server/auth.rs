@@ -1,6 +1,6 @@
-//! Authorizes every call with a token. Only health and readiness need none.
+//! Authorizes every call by its token. Only health and readiness need no token.
 //!
-//! Tokens are verified offline with the keys of the claim.
+//! Tokens are verified with the public keys in the claim, without a call to the control plane.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,7 +21,7 @@ use podling_proto::{
 use super::{connection::ConnectionAuth, error_response::respond};
 use crate::claim::{Claim, ClaimReceiver};
 
-/// Paths that need no token.
+/// HTTP paths that need no token.
 const PUBLIC_PATHS: [&str; 2] = ["/healthz", "/readyz"];
 const HEALTH_SERVICE: &str = "/grpc.health.v1.Health/";
 const REFLECTION: [&str; 2] =
@@ -30,7 +30,7 @@ const REFLECTION: [&str; 2] =
 /// Delay after which a client may retry at an agent that is not claimed yet.
 const UNCLAIMED_RETRY: Duration = Duration::from_secs(1);
 
-/// Middleware that passes authorized calls on and answers others with the error.
+/// Forwards authorized calls, and answers all others with an error. Middleware of the router.
 pub async fn check(State(claims): State<ClaimReceiver>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     if PUBLIC_PATHS.contains(&path) || path.starts_with(HEALTH_SERVICE) {
@@ -50,7 +50,7 @@ pub async fn check(State(claims): State<ClaimReceiver>, request: Request, next: 
     }
 }
 
-/// Checks the token of a call. Pure.
+/// Checks the token of a call. `now` is in seconds since the Unix epoch. Pure.
 fn authorize(
     claim: Option<&Claim>,
     method: &Method,
@@ -59,7 +59,7 @@ fn authorize(
     now: u64,
 ) -> Result<(), WireError> {
     let claim = claim.ok_or_else(|| {
-        WireError::new(Reason::Unclaimed, "this agent is not claimed for a workspace yet")
+        WireError::new(Reason::Unclaimed, "this agent is not claimed for a workspace yet; retry later")
             .retry_after(UNCLAIMED_RETRY)
     })?;
     let token = bearer(headers).ok_or_else(|| {
@@ -78,7 +78,7 @@ fn authorize(
         }
     })?;
     if claims.workspaces.as_ref().is_some_and(|allowed| !allowed.contains(&claim.workspace_id)) {
-        let message = "the token is limited to other workspaces";
+        let message = "the token is limited to other workspaces; use one that covers this workspace";
         return Err(WireError::new(Reason::WorkspaceDenied, message));
     }
     let needed = required_verb(method, path);
@@ -90,7 +90,7 @@ fn authorize(
     Ok(())
 }
 
-/// The verb that a call needs. Unknown methods and paths need `admin`.
+/// Returns the verb that a call requires. Unknown methods and paths require `admin`.
 fn required_verb(http: &Method, path: &str) -> Verb {
     if let Some(method) = method::find(path) {
         return method.verb();

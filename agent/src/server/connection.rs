@@ -1,8 +1,9 @@
 //! Limits the number of connections, and serves each of them.
 //!
 //! A connection is unauthenticated until a call on it has presented a valid token. Unauthenticated
-//! connections share a small number of slots. When all are taken, the oldest connection is closed.
-//! So a thousand of them need no more memory than a few, and a health probe can always connect.
+//! connections share a small number of slots. When all slots are taken, the oldest of these
+//! connections is closed. A flood of them therefore needs little memory, and does not keep health
+//! probes from connecting.
 
 use std::{
     collections::VecDeque,
@@ -29,24 +30,25 @@ use tower::Service;
 use super::listener::ClientStream;
 use crate::{metrics::AgentMetrics, tasks::ConnectionExecutor};
 
-/// Connections at once. The next is closed before its handshake.
+/// Connections at once. A further one is closed before its TLS handshake.
 const MAX_CONNECTIONS: usize = 512;
-/// Unauthenticated connections at once. One more closes the oldest.
+/// Unauthenticated connections at once. A further one replaces the oldest.
 const MAX_UNAUTHENTICATED: usize = 32;
 /// Time limit for a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time limit for the head of an HTTP/1.1 request, including the wait for it.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Data that one stream may send before the server reads it.
+/// Flow-control window of a stream: request bytes that a client may send before the server reads
+/// them.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-/// Flow-control window of a connection: the maximum of HTTP/2, so that a stream that is not read
-/// never blocks the others. Memory is bounded by the stream window times the number of streams.
+/// Flow-control window of a connection. It is the maximum of HTTP/2, so that a stream that is not
+/// read never blocks the others. The stream windows bound the memory of a connection.
 const CONNECTION_WINDOW_BYTES: u32 = i32::MAX as u32;
-/// Streams at once on a connection. The next waits at the client.
+/// Streams at once on a connection. Further ones wait at the client.
 const MAX_STREAMS: u32 = 256;
-/// Data of one stream that the client has not received yet.
+/// Response bytes that the server buffers for one stream of a slow client.
 const SEND_BUFFER_BYTES: usize = 256 * 1024;
-/// Longest HTTP/2 header list.
+/// Longest header list of an HTTP/2 request.
 const MAX_HEADER_BYTES: u32 = 32 * 1024;
 /// Longest head of an HTTP/1.1 request.
 const HTTP1_HEAD_BYTES: usize = 64 * 1024;
@@ -68,7 +70,8 @@ struct OpenConnections {
     unauthenticated: VecDeque<(ConnectionAuth, CancellationToken)>,
 }
 
-/// Whether a valid token was presented on a connection. An extension of each of its requests.
+/// Records whether a call on a connection has presented a valid token. Each request of the
+/// connection carries a clone as an extension.
 #[derive(Debug, Clone, Default)]
 pub struct ConnectionAuth(Arc<AtomicBool>);
 
@@ -101,7 +104,7 @@ impl ClientConnections {
     }
 
     /// Returns a permit for one more connection. Closes the oldest unauthenticated connection if
-    /// their slots are taken. Returns `None` if all connections are taken.
+    /// `MAX_UNAUTHENTICATED` are open. Returns `None` if `MAX_CONNECTIONS` are open.
     pub fn try_acquire(&self) -> Option<ConnectionPermit> {
         let mut open = self.lock();
         open.unauthenticated.retain(|(auth, _)| !auth.is_authenticated());
@@ -139,8 +142,8 @@ impl Drop for ConnectionPermit {
 // === impl ConnectionPermit ===
 
 impl ConnectionPermit {
-    /// Serves one connection. `closing` accepts no more calls and lets open ones end. Dropping the
-    /// future closes the connection.
+    /// Serves a connection until it ends. After `closing` is cancelled, no more calls are accepted,
+    /// and open calls continue. Dropping the future closes the connection.
     pub async fn serve(
         self,
         io: Box<dyn ClientStream>,
@@ -221,7 +224,7 @@ mod tests {
         let unauthenticated: Vec<_> =
             (0..MAX_UNAUTHENTICATED + 3).map(|_| connections.try_acquire().expect("a permit")).collect();
         let evicted: Vec<_> = unauthenticated.iter().map(|permit| permit.evicted.is_cancelled()).collect();
-        assert_eq!(evicted[..4], [true, true, true, false], "the oldest are closed first");
+        assert_eq!(evicted[..4], [true, true, true, false], "the oldest connections are closed first");
         assert!(!authenticated.evicted.is_cancelled());
         drop(unauthenticated);
         assert_eq!(connections.lock().count, 1);

@@ -13,7 +13,7 @@ use crate::api::problem::problem;
 const GRPC: &str = "application/grpc";
 const GRPC_WEB: &str = "application/grpc-web";
 
-/// Whether the caller speaks gRPC or gRPC-web.
+/// Returns whether the caller speaks gRPC or gRPC-web.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     content_type(headers).starts_with(GRPC)
 }
@@ -23,8 +23,7 @@ pub fn respond(headers: &HeaderMap, error: WireError) -> Response {
     if !content_type.starts_with(GRPC) {
         return challenge(&error);
     }
-    // A trailers-only response: without a message before it, gRPC and gRPC-web allow the status in
-    // the headers.
+    // gRPC and gRPC-web allow a response without a message to carry its status in the headers.
     let mut response = Status::from(error).into_http::<Body>();
     if content_type.starts_with(GRPC_WEB) {
         let same = HeaderValue::from_str(content_type).unwrap_or(HeaderValue::from_static(GRPC_WEB));

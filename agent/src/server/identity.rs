@@ -1,5 +1,5 @@
-//! The agent's key and certificate, created at its start and never written to disk. Callers pin the
-//! certificate by its fingerprint.
+//! The agent's key and certificate. They are created at each start and never written to disk.
+//! Clients pin the certificate by its fingerprint.
 
 use std::sync::Arc;
 
@@ -11,7 +11,8 @@ use rustls::{
 
 /// DNS names in the certificate.
 const NAMES: [&str; 2] = ["podling-agent", "localhost"];
-/// TLS session tickets are off, because they would keep state for unauthenticated connections.
+/// Number of TLS session tickets. There are none, because they would need state for unauthenticated
+/// connections.
 const TICKETS: usize = 0;
 
 /// Why the key or certificate could not be created.
@@ -37,13 +38,13 @@ impl AgentIdentity {
         Ok(Self { certificate: certificate.der().clone(), key: key.serialize_der().into() })
     }
 
-    /// SHA-256 of the certificate in DER, lower-case hex.
+    /// Returns the SHA-256 of the certificate in DER, lower-case hex.
     pub fn fingerprint(&self) -> String {
         let digest = ring::digest::digest(&ring::digest::SHA256, &self.certificate);
         digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// TLS configuration with this certificate: TLS 1.3 with HTTP/2 or HTTP/1.1.
+    /// Returns the TLS configuration with this certificate, for TLS 1.3 and HTTP/2 or HTTP/1.1.
     pub fn server_config(&self) -> Result<ServerConfig, AgentIdentityError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let key = PrivateKeyDer::Pkcs8(self.key.clone_key());

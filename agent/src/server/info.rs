@@ -1,5 +1,5 @@
-//! The info file, which tells other processes how to reach this run of the agent. A control plane
-//! that adopts the agent compares pid, start time and boot id.
+//! The info file (`agent.json`), with which other processes find this run of the agent. A control
+//! plane that adopts a running agent checks pid and start time, and takes the boot id.
 
 use std::{
     io::{self, Write},
@@ -24,7 +24,7 @@ pub struct AgentInfo {
 }
 
 impl AgentInfo {
-    /// Writes the file atomically, readable by its owner only.
+    /// Writes the file atomically, with mode 0600.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         write_whole(path, &serde_json::to_vec_pretty(self)?)
     }

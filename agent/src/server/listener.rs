@@ -20,10 +20,10 @@ use tokio::{
 
 use crate::config::ListenAddress;
 
-/// Connections that the kernel queues until they are accepted. Beyond it, clients are rejected or
-/// wait.
+/// Connections that the kernel queues until they are accepted. When the queue is full, clients are
+/// rejected or wait.
 const BACKLOG: i32 = 256;
-/// Delay after a failed accept, such as when descriptors or memory run out.
+/// Delay after a failed accept, for example because descriptors or memory are exhausted.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +40,7 @@ pub enum AgentListener {
     Tcp(TcpListener),
 }
 
-/// A connection of a client.
+/// A byte stream to a client, over TCP or a Unix socket.
 pub trait ClientStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ClientStream for T {}
 
@@ -58,7 +58,7 @@ impl AgentListener {
         }
     }
 
-    /// Address for clients: `unix:PATH` or `IP:PORT`.
+    /// Returns the address for clients: `unix:PATH` or `IP:PORT`.
     pub fn address(&self) -> io::Result<String> {
         match self {
             Self::Unix(_, path) => Ok(format!("unix:{}", path.display())),
@@ -66,8 +66,8 @@ impl AgentListener {
         }
     }
 
-    /// Accepts the next connection. Retries after errors that concern a single connection or pass.
-    /// An error means that the listener is lost.
+    /// Accepts the next connection. Retries after errors that are temporary or concern one
+    /// connection. Returns an error if the listener itself is unusable. Cancel-safe.
     pub async fn accept(&self) -> io::Result<Box<dyn ClientStream>> {
         loop {
             let taken = match self {
@@ -75,8 +75,7 @@ impl AgentListener {
                     listener.accept().await.map(|(io, _)| Box::new(io) as Box<dyn ClientStream>)
                 }
                 Self::Tcp(listener) => listener.accept().await.map(|(io, _)| {
-                    // Keystrokes must not wait in Nagle's algorithm. If this fails, they only
-                    // arrive later.
+                    // Nagle's algorithm would delay keystrokes. A failure here costs only latency.
                     let _set = io.set_nodelay(true);
                     Box::new(io) as Box<dyn ClientStream>
                 }),
@@ -93,7 +92,7 @@ impl AgentListener {
     }
 }
 
-/// Errors of accept(2) that mean the descriptor itself is unusable.
+/// Returns whether an error of accept(2) means that the descriptor itself is unusable.
 fn is_listener_lost(error: &io::Error) -> bool {
     use rustix::io::Errno;
     matches!(
@@ -102,7 +101,7 @@ fn is_listener_lost(error: &io::Error) -> bool {
     )
 }
 
-/// Binds a socket that only its owner may connect to. Uses a descriptor of the parent directory,
+/// Binds a socket with mode 0600. The socket is addressed through a descriptor of its directory,
 /// because a socket address holds only 107 bytes and paths may be longer.
 async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
@@ -113,24 +112,31 @@ async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     remove_stale(&short).await?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // Set before the socket has a name, so that no other user can ever connect.
+    // The mode is set before the socket has a name, so that no other user can ever connect.
     fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     bind(&socket, &SocketAddrUnix::new(&short)?)?;
     listen(&socket, BACKLOG)?;
     UnixListener::from_std(std::os::unix::net::UnixListener::from(socket))
 }
 
-/// Removes a socket without a listener, and nothing else.
+/// Removes the socket of a process that has ended. Fails if another kind of file is at `path`, or
+/// if a process may still listen there.
 async fn remove_stale(path: &Path) -> io::Result<()> {
     let Ok(found) = path.symlink_metadata() else {
         return Ok(());
     };
     if !found.file_type().is_socket() {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
+        return Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "the path exists and is not a socket; choose another path",
+        ));
     }
     match UnixStream::connect(path).await {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-        _ => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process is listening on this socket")),
+        _ => Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another process is listening on this socket; stop it or choose another path",
+        )),
     }
 }
 

@@ -1,4 +1,5 @@
-//! Routes of the server's single port.
+//! Routes of the server: gRPC services, health, reflection, metrics and plain HTTP. All of them
+//! pass through authorization.
 
 use std::sync::Arc;
 
@@ -22,30 +23,31 @@ use tonic_web::GrpcWebLayer;
 use super::{auth, error_response, shutdown_trailers};
 use crate::claim::ClaimReceiver;
 
-/// The reflection service cannot be built from the descriptor set. A fault of the build.
+/// The descriptor set for reflection is unreadable, which indicates a defective build.
 #[derive(Debug, thiserror::Error)]
-#[error("the descriptor set for reflection cannot be read")]
+#[error("cannot read the descriptor set for reflection")]
 pub struct DescriptorError(#[from] tonic_reflection::server::Error);
 
-/// Longest request of a health check; longer ones are rejected. Health needs no token, so its
-/// requests must not allocate tonic's default of 4 MiB each. They carry only a service name.
+/// Longest request of a health check; longer ones are rejected. Health checks need no token, so
+/// they must not allocate tonic's default of 4 MiB each. They contain only a service name.
 const MAX_HEALTH_REQUEST_BYTES: usize = 1024;
 
 /// Dependencies of the routes.
 #[derive(Clone)]
 pub struct RouterParts {
-    /// The claim, whose keys verify tokens.
+    /// Source of the claim, whose keys verify tokens.
     pub claims: ClaimReceiver,
     pub health: HealthReporter,
-    /// Whether the agent is ready for calls.
+    /// Returns whether the agent is claimed and not shutting down.
     pub ready: Arc<dyn Fn() -> bool + Send + Sync>,
-    /// Cancelled when open streams are to end.
+    /// Cancelled when the agent ends open response streams.
     pub closing: CancellationToken,
     /// Formats the text of `/metrics`.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
-/// All routes. `names` are the services in `grpc`, and `http` holds the routes that are not gRPC.
+/// Builds the router. `names` lists the services in `grpc` for reflection, and `http` has the
+/// routes that are not gRPC.
 pub fn router(
     parts: RouterParts,
     grpc: Routes,
@@ -103,7 +105,8 @@ async fn unknown(request: Request) -> Response {
     error_response::respond(request.headers(), error)
 }
 
-/// Rejects calls of a gRPC service in any other protocol, with a message that says which it speaks.
+/// Rejects calls to gRPC services in any other protocol, with an error that names the accepted
+/// protocols. Middleware.
 async fn only_grpc(request: Request, next: Next) -> Response {
     if error_response::is_grpc(request.headers()) {
         let web = request

@@ -1,4 +1,4 @@
-//! Ends open response streams with a gRPC status when the agent shuts down, for every service.
+//! Ends open response streams of all gRPC services with a status when the agent shuts down.
 
 use std::{
     pin::Pin,
@@ -18,7 +18,7 @@ use podling_proto::{error::WireError, v1::Reason};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 
-/// Ends responses that are still open when `closing` is cancelled, with a status as in gRPC.
+/// Ends responses with SHUTTING_DOWN in their trailers when `closing` is cancelled. Middleware.
 pub async fn end_streams(State(closing): State<CancellationToken>, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     if response.body().is_end_stream() {
@@ -27,7 +27,7 @@ pub async fn end_streams(State(closing): State<CancellationToken>, request: Requ
     response.map(|body| Body::new(ShutdownBody { body, closing: Some(Box::pin(closing.cancelled_owned())) }))
 }
 
-/// A body that ends early when the agent shuts down.
+/// A response body that ends early when the agent shuts down.
 struct ShutdownBody {
     body: Body,
     /// `None` once the trailers are sent.
@@ -44,7 +44,7 @@ impl HttpBody for ShutdownBody {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let Some(closing) = &mut self.closing else { return Poll::Ready(None) };
         let closed = closing.as_mut().poll(context).is_ready();
-        // Frames that are ready still go out, such as an exit or the last output.
+        // Frames that are ready are still sent, such as an exit or the last output.
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
             return Poll::Ready(frame);
         }
@@ -66,7 +66,7 @@ fn shutting_down() -> HeaderMap {
     let status = Status::from(WireError::new(Reason::ShuttingDown, "the agent is shutting down"));
     let mut trailers = HeaderMap::new();
     if status.add_header(&mut trailers).is_err() {
-        // The message does not fit into a header. The code alone says enough.
+        // The status cannot be encoded as headers, so only its code is sent.
         trailers.insert(Status::GRPC_STATUS, http::HeaderValue::from(tonic::Code::Unavailable as i32));
     }
     trailers

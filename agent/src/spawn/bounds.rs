@@ -1,21 +1,21 @@
-//! Bounds on arguments and environment. Oversized ones get a clear error before the kernel's E2BIG.
-//! The total is below the kernel's limit, so that a request cannot make the agent hold too much
-//! memory.
+//! Bounds on the arguments, environment and working directory of a program. They yield a clearer
+//! error than the kernel's E2BIG, and bound the memory that a request needs in the agent.
 
 use super::{Program, SpawnError};
 
-/// Longest argument, or variable with its value: the kernel's MAX_ARG_STRLEN without the NUL.
-/// Longer ones are rejected.
+/// Longest argument, and longest variable with its value: the kernel's MAX_ARG_STRLEN without the
+/// NUL. Longer ones are rejected.
 const MAX_WORD_BYTES: usize = 128 * 1024 - 1;
-/// Total size of arguments and variables of a request, each with its NUL and pointer as the kernel
-/// counts. The kernel allows 2 MiB with the usual stack of 8 MiB, and the workspace's own
-/// environment needs space too. More is rejected.
+/// Total size of the arguments and variables of a request, each with its NUL and pointer, as the
+/// kernel counts them. Larger requests are rejected. The kernel allows 2 MiB with the usual stack
+/// of 8 MiB, of which the workspace's own environment needs a part.
 const MAX_PROGRAM_BYTES: usize = 1024 * 1024;
 /// Cost of an argument or variable beyond its own bytes.
 const WORD_OVERHEAD_BYTES: usize = 9;
 /// Longest path of a working directory: PATH_MAX without the NUL. Longer ones are rejected.
 const MAX_CWD_BYTES: usize = 4095;
-/// Arguments retained for display. A list of all processes must fit into one message of 4 MiB.
+/// Bytes of arguments that are retained for display. A list of all processes must fit into one
+/// message of 4 MiB.
 const MAX_DISPLAY_BYTES: usize = 4096;
 
 /// Checks that a program's arguments, environment and directory are within bounds.
@@ -23,9 +23,9 @@ pub(super) fn check(program: &Program) -> Result<(), SpawnError> {
     let bad = |field, problem| Err(SpawnError::BadField { field, problem });
     let argv = || program.argv.iter().map(String::len);
     let env = || program.env.iter().map(|(name, value)| name.len() + 1 + value.len());
-    for (field, what, longest) in [("argv", "word", argv().max()), ("env", "variable", env().max())] {
+    for (field, what, longest) in [("argv", "argument", argv().max()), ("env", "variable", env().max())] {
         if let Some(bytes) = longest.filter(|bytes| *bytes > MAX_WORD_BYTES) {
-            return bad(field, format!("a {what} has {bytes} bytes; at most {MAX_WORD_BYTES} can be passed"));
+            return bad(field, format!("one {what} has {bytes} bytes; at most {MAX_WORD_BYTES} are allowed"));
         }
     }
     let cost = |lengths: &mut dyn Iterator<Item = usize>| -> usize {
@@ -35,19 +35,19 @@ pub(super) fn check(program: &Program) -> Result<(), SpawnError> {
     if argv + env > MAX_PROGRAM_BYTES {
         let problem = format!(
             "arguments and environment have {} bytes (with {WORD_OVERHEAD_BYTES} more for each \
-             word and variable); at most \
-             {MAX_PROGRAM_BYTES} can be passed, so put the rest into a file",
+             argument and variable); at most {MAX_PROGRAM_BYTES} are allowed, so put the rest into a file",
             argv + env
         );
         return bad(if argv >= env { "argv" } else { "env" }, problem);
     }
     if program.cwd.len() > MAX_CWD_BYTES {
-        return bad("cwd", format!("has {} bytes; a path has at most {MAX_CWD_BYTES}", program.cwd.len()));
+        return bad("cwd", format!("has {} bytes; at most {MAX_CWD_BYTES} are allowed", program.cwd.len()));
     }
     Ok(())
 }
 
-/// Truncates arguments for display; a truncated one ends with `…`.
+/// Truncates arguments to 4 KiB for display. The truncated argument ends with `…`, and those after
+/// it are dropped.
 pub fn truncate_argv(argv: &[String]) -> Vec<String> {
     let mut bytes_left = MAX_DISPLAY_BYTES;
     let mut kept = Vec::new();

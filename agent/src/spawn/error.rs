@@ -1,43 +1,43 @@
-//! Why a program cannot start, for the caller.
+//! Errors of preparing and spawning a program. `api` maps them to gRPC reasons.
 
 use std::io;
 
 use rustix::io::Errno;
 
-/// Why a program did not start. Nothing of it is left behind.
+/// Why a program did not start. No process of it runs.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
     /// The agent has no claim, so there is no environment to start a program in.
-    #[error("this agent is not claimed for a workspace yet")]
+    #[error("this agent is not claimed for a workspace yet; retry later")]
     Unclaimed,
     /// `argv`, `env` or `cwd` cannot be passed to a program.
     #[error("{field}: {problem}")]
     BadField { field: &'static str, problem: String },
     #[error("{program}: no such program{}", in_path(.searched))]
     NotFound {
-        /// As the caller wrote it.
+        /// Name or path, as the caller wrote it.
         program: String,
         /// The PATH that was searched, unless `program` is a path.
         searched: Option<String>,
     },
-    /// The file exists but is not executable.
+    /// The file exists but cannot be executed.
     #[error("{program}: {problem}")]
     NotExecutable {
         program: String,
-        /// For example a directory, missing permission, or an unknown format.
+        /// The obstacle, such as a missing permission or an unknown format.
         problem: &'static str,
     },
     /// The interpreter of a `#!` line does not exist or is not executable.
     #[error("{program}: cannot run its interpreter {interpreter}; check the first line of the script")]
     BadInterpreter {
-        /// Path of the script.
+        /// Name or path of the script, as the caller wrote it.
         program: String,
-        /// As in the script's first line.
+        /// Path in the script's first line.
         interpreter: String,
     },
     #[error("cannot enter the working directory {cwd}")]
     BadCwd {
-        /// As the caller wrote it.
+        /// Resolved against the workspace root.
         cwd: String,
         source: io::Error,
     },
@@ -48,7 +48,7 @@ pub enum SpawnError {
         /// ENOMEM, EAGAIN, EMFILE or ENFILE.
         source: io::Error,
     },
-    /// The kernel reported any other error.
+    /// The fork or `exec` failed with any other error.
     #[error("cannot start {program}")]
     Exec { program: String, source: io::Error },
 }
@@ -58,16 +58,18 @@ pub fn spawn_failed(program: &str, source: io::Error) -> SpawnError {
     let program = program.to_owned();
     match Errno::from_io_error(&source) {
         Some(Errno::NOEXEC) => {
-            SpawnError::NotExecutable { program, problem: "is not a program this machine can run" }
+            SpawnError::NotExecutable { program, problem: "this machine cannot run this format" }
         }
         Some(Errno::ACCESS) => SpawnError::NotExecutable { program, problem: "permission denied" },
-        Some(Errno::TXTBSY) => SpawnError::NotExecutable { program, problem: "is being written to" },
+        Some(Errno::TXTBSY) => {
+            SpawnError::NotExecutable { program, problem: "another process has it open for writing" }
+        }
         Some(Errno::NOENT) => {
-            SpawnError::NotExecutable { program, problem: "a file it needs (its loader) is missing" }
+            SpawnError::NotExecutable { program, problem: "its loader or a file that it needs is missing" }
         }
         Some(Errno::TOOBIG) => SpawnError::BadField {
             field: "argv",
-            problem: "arguments and environment are too long for the kernel".into(),
+            problem: "arguments and environment exceed the kernel's limit; put some into a file".into(),
         },
         Some(Errno::NOMEM | Errno::AGAIN | Errno::MFILE | Errno::NFILE) => {
             SpawnError::Exhausted { program, source }

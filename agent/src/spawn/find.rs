@@ -12,7 +12,7 @@ use rustix::fs::{Access, access};
 
 use super::SpawnError;
 
-/// Longest interpreter line that the kernel reads (BINPRM_BUF_SIZE).
+/// Bytes of a file in which the kernel looks for an interpreter line (BINPRM_BUF_SIZE).
 const SHEBANG_BYTES: usize = 256;
 
 /// Resolves a program's name against PATH, or a path against `cwd`, as a shell does.
@@ -30,20 +30,20 @@ pub(super) fn find(name: &str, cwd: &Path, path: &str) -> Result<PathBuf, SpawnE
     let candidates = || path.split(':').map(|dir| cwd.join(dir).join(name));
     candidates()
         .find(|file| is_executable(file))
-        // Like a shell, report a file that exists but is not executable.
+        // Like a shell, returns a file that exists but is not executable, for a better error.
         .or_else(|| candidates().find(|file| file.is_file()))
         .ok_or_else(|| SpawnError::NotFound { program: name.into(), searched: Some(path.to_owned()) })
 }
 
-/// Checks that the file can be executed, as far as that is known before `exec`.
+/// Fails if the file certainly cannot be executed. Only `exec` detects the remaining errors.
 pub(super) fn runnable(name: &str, path: &Path) -> Result<(), SpawnError> {
     let not = |problem| SpawnError::NotExecutable { program: name.to_owned(), problem };
-    let meta = path.metadata().map_err(|_| not("its metadata cannot be read"))?;
+    let meta = path.metadata().map_err(|_| not("cannot read its metadata"))?;
     if meta.is_dir() {
         return Err(not("is a directory"));
     }
     if !is_executable(path) {
-        return Err(not("permission denied: it is not executable (chmod +x)"));
+        return Err(not("permission denied; make it executable with chmod +x"));
     }
     let mut head = Vec::with_capacity(SHEBANG_BYTES);
     // A program may be executable but not readable. Then only the kernel knows its interpreter.
@@ -65,19 +65,19 @@ pub(super) fn runnable(name: &str, path: &Path) -> Result<(), SpawnError> {
     }
 }
 
-/// The interpreter named by a `#!` line.
+/// Returns the interpreter that a `#!` line names.
 fn interpreter(head: &[u8]) -> Option<&[u8]> {
     let line = head.strip_prefix(b"#!")?.split(|b| *b == b'\n').next()?.trim_ascii_start();
     line.split(|b| b.is_ascii_whitespace() && *b != b'\r').next().filter(|word| !word.is_empty())
 }
 
-/// Whether this is the beginning of an ELF file for this machine, or for its 32-bit variant.
+/// Returns whether `head` begins an ELF file for this machine, or for its 32-bit variant.
 fn is_program(head: &[u8]) -> bool {
     const MACHINE: std::ops::Range<usize> = 18..20;
     const ARM: [u8; 2] = [40, 0];
     const I386: [u8; 2] = [3, 0];
     let mut own = [0; 20];
-    // The agent's own executable runs here, so its header shows the machine type.
+    // The agent's own executable runs on this machine, so its header shows the machine type.
     let known = File::open("/proc/self/exe").and_then(|mut file| file.read_exact(&mut own)).is_ok();
     head.starts_with(b"\x7fELF")
         && head
@@ -85,7 +85,8 @@ fn is_program(head: &[u8]) -> bool {
             .is_some_and(|machine| !known || machine == &own[MACHINE] || machine == ARM || machine == I386)
 }
 
-/// Whether binfmt_misc has other formats registered. Then only the kernel knows what it can run.
+/// Returns whether further formats are registered in binfmt_misc. Only the kernel then knows which
+/// files it can run.
 fn has_other_formats() -> bool {
     // `register` and `status` always exist.
     std::fs::read_dir("/proc/sys/fs/binfmt_misc").is_ok_and(|entries| entries.count() > 2)

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::admission::{AdmitError, Attempt, Intent};
 
-/// Rejections that wait to be sent. On overflow the oldest is dropped, because the newest has the
-/// current expected offset.
+/// Limit on rejections that wait to be sent. On overflow the oldest is dropped, because the newest
+/// has the current expected offset.
 const MAX_PENDING_REJECTIONS: usize = 32;
 
 /// Parameters of an attachment.
@@ -33,9 +33,10 @@ pub struct AttachOptions {
     pub size: Option<WindowSize>,
     /// Output bytes that may be unacknowledged; 0 means unlimited.
     pub credit: u64,
-    /// The PTY is not read while this viewer is about to fall off the log (at most 60 s).
+    /// The PTY is not read while this viewer is about to miss output, for at most 60 s without
+    /// progress.
     pub lossless: bool,
-    /// All input, resizes and signals are rejected.
+    /// All input, resizes and signals of this attachment are rejected.
     pub read_only: bool,
 }
 
@@ -204,7 +205,7 @@ impl AttachmentWriter {
         }
     }
 
-    /// Grants credit: the client has processed all output before `offset`.
+    /// Grants credit. The client has processed all output before `offset`.
     pub fn ack(&self, offset: u64) {
         let epoch = self.terminal.state().log.epoch();
         viewer::ack(&self.terminal, self.viewer, epoch, offset);

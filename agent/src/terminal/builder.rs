@@ -1,5 +1,5 @@
-//! Builder for terminals: holds id, log, title and directory until the program has started or is
-//! known to have ended.
+//! Builder for new and restored terminals. It holds the id, log, title and directory until the
+//! program has started, or until a restored terminal is found to have ended.
 
 use std::{
     sync::{Arc, Mutex},
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{admission::AdmissionGate, byte_log::ByteLog, child::ExitStatus, claim::Claim};
 
-/// A new terminal with what its task needs to run it.
+/// A built terminal, with the PTY and the exit status that its task needs.
 pub(super) struct OpenedTerminal {
     pub(super) terminal: Arc<Terminal>,
     /// `None` if the terminal has already ended.
@@ -47,7 +47,7 @@ pub(super) struct TerminalSpec {
 }
 
 impl TerminalBuilder {
-    /// Starts a new terminal with an empty log.
+    /// Creates a builder with a new id and an empty log.
     pub(super) fn new(claim: &Claim) -> Self {
         Self {
             id: TerminalId::random(),
@@ -58,8 +58,8 @@ impl TerminalBuilder {
         }
     }
 
-    /// Starts from a journal. The id is preserved; offsets start at 0 again because the epoch is
-    /// new.
+    /// Creates a builder with the id, title and directory from a journal. The log is empty, and its
+    /// offsets start at 0 because the epoch is new.
     pub(super) fn from_journal(metadata: &JournalMetadata, claim: &Claim) -> Self {
         Self {
             id: TerminalId::new(&metadata.id),
@@ -70,7 +70,7 @@ impl TerminalBuilder {
         }
     }
 
-    /// Appends to the log, ahead of all output of the program.
+    /// Appends bytes to the log. They precede all output of the program.
     pub(super) fn push_output(&mut self, bytes: &[u8]) {
         self.log.push(bytes);
     }
@@ -80,7 +80,7 @@ impl TerminalBuilder {
         self.log.next()
     }
 
-    /// Completes the terminal with its running program.
+    /// Builds the terminal around its running program.
     pub(super) fn build_running(self, started: StartedProgram, gate: &Arc<AdmissionGate>) -> OpenedTerminal {
         let StartedProgram { pty, child, spec } = started;
         let pty = Arc::new(pty);
@@ -92,7 +92,7 @@ impl TerminalBuilder {
         OpenedTerminal { terminal, pty: Some(pty), ended: child.ended }
     }
 
-    /// Completes the terminal without a program, as one that has ended.
+    /// Builds a terminal that has already ended, without a program.
     pub(super) fn build_ended(
         self,
         spec: TerminalSpec,

@@ -46,7 +46,7 @@ impl TerminalCounters {
         self.dirty.notify_one();
     }
 
-    /// Waits for a change. A change before the call is not missed; several count as one.
+    /// Waits for a change. A change before the call is not missed; several changes count as one.
     pub(super) async fn wait_dirty(&self) {
         self.dirty.notified().await;
     }
@@ -59,18 +59,18 @@ impl TerminalCounters {
         self.model_panics.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Total output of all terminals, in bytes.
+    /// Returns the total output of all terminals, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Time of the last output of any terminal.
+    /// Returns the time of the last output of any terminal.
     pub(super) fn last_output(&self) -> Option<Instant> {
         let after = self.last_output.load(Ordering::Relaxed).checked_sub(1)?;
         Some(self.started_at + Duration::from_millis(after))
     }
 
-    /// Number of panics of terminal tasks, and of screen models.
+    /// Returns the number of panics of terminal tasks, and of screen models.
     pub(super) fn panics(&self) -> (u64, u64) {
         (self.task_panics.load(Ordering::Relaxed), self.model_panics.load(Ordering::Relaxed))
     }

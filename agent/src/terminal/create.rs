@@ -26,9 +26,10 @@ pub struct CreateTerminal {
     /// shell.
     pub program: Program,
     pub size: WindowSize,
-    /// Display name; the program's name if empty.
+    /// Display name of at most 100 characters; the program's name if empty.
     pub name: String,
-    /// Client-chosen id that makes a retry return the same terminal; may be empty.
+    /// Client-chosen id of at most 64 bytes that makes a retry return the same terminal; may be
+    /// empty.
     pub request_id: String,
 }
 
@@ -43,10 +44,10 @@ impl CreateTerminal {
     /// Returns an error if the name or the request id is too long.
     pub(super) fn validate(&self) -> Result<(), TerminalError> {
         if self.name.chars().count() > MAX_NAME_CHARS {
-            return Err(TerminalError::BadField { field: "name", allowed: "at most 100 characters" });
+            return Err(TerminalError::BadField { field: "name", allowed: "at most 100 characters long" });
         }
         if self.request_id.len() > MAX_REQUEST_ID_BYTES {
-            return Err(TerminalError::BadField { field: "request_id", allowed: "at most 64 characters" });
+            return Err(TerminalError::BadField { field: "request_id", allowed: "at most 64 bytes long" });
         }
         Ok(())
     }

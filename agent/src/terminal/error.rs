@@ -1,4 +1,5 @@
-//! Errors of requests about terminals.
+//! Errors of creating, attaching to, typing into, signalling and closing terminals. `api` maps them
+//! to gRPC reasons.
 
 use std::io;
 
@@ -9,39 +10,40 @@ use crate::{admission::Rejection, spawn::SpawnError};
 #[derive(Debug, thiserror::Error)]
 pub enum TerminalError {
     /// A field is missing or outside its range.
-    #[error("invalid {field}: {allowed}")]
+    #[error("{field}: must be {allowed}")]
     BadField {
         /// Name of the field in the proto.
         field: &'static str,
-        /// Allowed range, in words.
+        /// Allowed values, as the end of the sentence "must be …".
         allowed: &'static str,
     },
     #[error("terminal {0} does not exist; it may have been closed")]
     NotFound(TerminalId),
     /// No open watch has this id.
-    #[error("watch {0} does not exist; it has ended")]
+    #[error("watch {0} does not exist or has ended; open a new one")]
     WatchNotFound(String),
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     /// The system has no PTY or no file descriptor left.
     #[error(transparent)]
     Pty(#[from] PtyOpenError),
-    /// The input was sent for an earlier epoch of the log.
-    #[error("input is for an earlier run of the terminal, which is now in epoch {epoch}")]
+    /// The input was sent for another epoch than the current one.
+    #[error("the input is for another epoch of the terminal; attach again to type in epoch {epoch}")]
     StaleEpoch {
         /// Current epoch of the log.
         epoch: u64,
     },
     /// Bytes before this input are missing.
-    #[error("earlier input is missing; send from offset {expected}")]
+    #[error("input before this message is missing; send again from offset {expected}")]
     InputHole {
         /// Offset from which the client has to send.
         expected: u64,
     },
-    /// The client was evicted while it was away, so its earlier offsets are unknown.
+    /// The client was evicted because it was inactive, so the agent cannot tell which of its input
+    /// was written.
     #[error(
-        "the client was away for too long, so it is unknown whether this input was already typed; \
-             new input continues at offset {expected}"
+        "the client was inactive for too long, so the agent cannot tell whether this input was typed; \
+             send only new input, from offset {expected}"
     )]
     InputForgotten {
         /// Offset at which new input continues.
@@ -57,7 +59,7 @@ pub enum TerminalError {
         expected: u64,
     },
     /// The attachment is read-only.
-    #[error("this stream is read-only")]
+    #[error("this stream is read-only; attach without read_only to type, resize or signal")]
     ReadOnly,
     #[error("the terminal has ended")]
     Ended(TerminalExit),
@@ -65,23 +67,24 @@ pub enum TerminalError {
     #[error(transparent)]
     Rejected(#[from] Rejection),
     /// The requested position lies after the end of the log.
-    #[error("position is after the end of the log, which is at offset {next}")]
+    #[error("the position is after the end of the log at offset {next}; start there or earlier")]
     BadOffset {
         /// Offset of the end of the log.
         next: u64,
     },
-    /// The policy's limit is reached, and no terminal has ended.
+    /// The policy's limit is reached, and no ended terminal is left to remove.
     #[error("the limit of {limit} terminals is reached; close one")]
     TooManyTerminals { limit: usize },
     /// A limit on viewers, clients or streams is reached.
-    #[error("the limit of {limit} {what} is reached; close one")]
+    #[error("the limit of {limit} {what} is reached; close one or retry later")]
     TooManyStreams {
         /// Kind of stream, in the plural.
         what: &'static str,
         limit: usize,
     },
-    /// Processes of the session survived KILL for 5 s.
-    #[error("the terminal's processes did not exit after KILL")]
+    /// The session leader did not exit within 5 s after KILL, for example because it is in
+    /// uninterruptible sleep.
+    #[error("cannot close the terminal: its program did not exit within 5 s after KILL; retry later")]
     ProcessesSurvivedKill,
     #[error("the agent is shutting down")]
     ShuttingDown,

@@ -11,7 +11,7 @@ mod tests;
 
 /// Longest text of a title or directory that is read, in bytes; a longer one is ignored.
 const MAX_TEXT_BYTES: usize = 4096;
-/// Longest title that is retained, in characters: it is shown on one line.
+/// Longest title that is retained, in characters. Clients show it on one line.
 const MAX_TITLE_CHARS: usize = 256;
 
 /// Metadata that a program set by an OSC sequence.
@@ -50,7 +50,7 @@ enum ScannerState {
     OscEscape,
     /// Within DCS, SOS, PM or APC, until ST.
     String,
-    /// After ESC within such a string.
+    /// After ESC within DCS, SOS, PM or APC.
     StringEscape,
 }
 
@@ -60,8 +60,8 @@ impl EscapeScanner {
         self.state == ScannerState::Ground
     }
 
-    /// Number of bytes of the last scan that end before an unfinished sequence. 0 also if the
-    /// sequence started in an earlier scan.
+    /// Returns the number of bytes of the last scan before an unfinished sequence. Returns 0 also
+    /// if the sequence started in an earlier scan.
     pub(super) fn complete_len(&self, scanned: usize) -> usize {
         if self.is_ground() { scanned } else { self.sequence_start.unwrap_or(0) }
     }
@@ -156,8 +156,8 @@ impl EscapeScanner {
 
 const ESC: u8 = 0x1b;
 
-/// Returns the path of a `file://host/path` URL. The host is ignored: a shell over ssh names a
-/// remote directory, and only the user can tell.
+/// Returns the path of a `file://host/path` URL. Ignores the host. A shell on another host (over
+/// ssh) may thus report a directory that the workspace does not have.
 fn file_url_path(url: &[u8]) -> Option<PathBuf> {
     let rest = url.strip_prefix(b"file://")?;
     let path = &rest[rest.iter().position(|b| *b == b'/')?..];

@@ -1,7 +1,7 @@
 //! Polls the kernel for a terminal's working directory and foreground job, which no event reports.
 //!
-//! A poll follows soon after a change, and only while the terminal has viewers: an idle terminal
-//! costs no wake-up.
+//! A poll follows shortly after a change, and only while the terminal has viewers. An idle terminal
+//! thus costs no wake-up.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,8 @@ pub(super) struct ForegroundPoller {
 }
 
 impl ForegroundPoller {
-    /// Polls if the time has come. Returns the time of the next poll.
+    /// Polls if a poll is due, and schedules the next one after a change. Returns its time, or
+    /// `None` if none is scheduled.
     pub(super) fn poll(
         &mut self,
         terminal: &Terminal,

@@ -1,4 +1,4 @@
-//! Identifiers of terminals and clients.
+//! Ids of terminals, which the agent generates, and of clients, which choose their own.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use super::TerminalError;
 /// Longest client id, in bytes.
 const MAX_CLIENT_ID_BYTES: usize = 64;
 
-/// Twelve characters of lower-case base32, never reused within the workspace.
+/// Identifies a terminal within the workspace. Twelve random characters of lower-case base32.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TerminalId(Arc<str>);
 
@@ -43,7 +43,7 @@ impl ClientId {
     pub fn new(id: impl AsRef<str>) -> Result<Self, TerminalError> {
         let id = id.as_ref();
         if id.is_empty() || id.len() > MAX_CLIENT_ID_BYTES {
-            return Err(TerminalError::BadField { field: "client_id", allowed: "1 to 64 characters" });
+            return Err(TerminalError::BadField { field: "client_id", allowed: "1 to 64 bytes long" });
         }
         Ok(Self(id.into()))
     }

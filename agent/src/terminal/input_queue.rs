@@ -1,8 +1,8 @@
 //! Queue for input that arrives while the workspace prepares to sleep. It keeps the input in order
 //! until the sleep commits or is cancelled.
 //!
-//! Each message has its own hold at the admission gate, which bounds their number and bytes. Acks,
-//! resizes and signals of the client are not queued.
+//! The admission gate holds each message, and bounds the number and bytes of the held messages.
+//! Acks, resizes and signals of the client are not queued.
 
 use std::collections::VecDeque;
 
@@ -11,7 +11,8 @@ use bytes::Bytes;
 use super::{AttachmentWriter, InputKind, TerminalError, TerminalInput};
 use crate::admission::{AdmitError, Attempt, HeldRequest};
 
-/// Input of one attachment. It owns the held messages; dropping it discards them.
+/// Writes the input of one attachment, and queues the messages that the admission gate holds.
+/// Dropping the queue discards them.
 #[derive(Debug)]
 pub struct InputQueue {
     writer: AttachmentWriter,
@@ -32,16 +33,15 @@ impl InputQueue {
         Self { writer, held: VecDeque::new() }
     }
 
-    /// Writes the input, or queues it behind held input. The reading side reports the result to the
-    /// client.
+    /// Writes the input, or queues it behind held input. The reading side of the attachment reports
+    /// the result to the client.
     pub fn input(&mut self, input: TerminalInput<'_>) {
         let held = if self.held.is_empty() {
             self.writer.input(input)
         } else {
             match self.writer.try_admit(input.data.len()) {
                 Ok(()) => {
-                    // The gate has just resumed, and the holds of the queued input have not been
-                    // notified yet.
+                    // The gate has just resumed, and `drain` has not yet written the queued input.
                     self.replay();
                     self.writer.input(input)
                 }
@@ -93,7 +93,8 @@ impl InputQueue {
 }
 
 impl AttachmentWriter {
-    /// Writes the input. Returns the hold if the gate held it; then nothing was written.
+    /// Writes the input, and schedules its acknowledgement or rejection. If the admission gate
+    /// holds the input, writes nothing and returns the hold.
     pub(super) fn input(&self, input: TerminalInput<'_>) -> Option<HeldRequest> {
         match self.try_input(input) {
             Ok(end) => self.accepted(end),

@@ -1,13 +1,14 @@
 //! Sequencer that delivers each client's input to the PTY exactly once and in order.
 //!
-//! Pure. Input is a byte stream per (epoch, client) with its own offsets. A repeat is dropped, an
-//! overlap contributes only its new bytes, and a hole or a stale epoch is rejected. Accepted bytes
-//! wait in one bounded queue; they count as written once the PTY has taken them.
+//! Pure. Input is a byte stream per (epoch, client) with its own offsets. A repeated message is
+//! dropped, and an overlapping message contributes only its new bytes. A message that skips bytes
+//! (a hole) or that is for another epoch is rejected. Accepted bytes wait in one bounded queue, and
+//! count as written once the PTY has taken them.
 //!
 //! The sequencer cannot remember every client, and no offset may be accepted twice. After an
-//! eviction, a new client therefore starts above every offset that the evicted client can have
-//! sent. Input below a client's first offset is rejected (`SequenceError::ClientEvicted`) without
-//! an acknowledgement.
+//! eviction, clients that are new or that return therefore start above every offset that the
+//! evicted client can have sent. Input below a client's first offset is rejected
+//! (`SequenceError::ClientEvicted`) without an acknowledgement.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -19,21 +20,21 @@ use super::ClientId;
 #[cfg(test)]
 mod tests;
 
-/// Limit on input that waits for a program that does not read. At the limit input is rejected
-/// (`SequenceError::Full`); the last accepted message (1 MiB) may exceed it.
+/// Bytes of input that may wait for a program that does not read. When they are reached, input is
+/// rejected (`SequenceError::Full`). The last accepted message (1 MiB) may exceed the limit.
 pub const MAX_QUEUE_BYTES: usize = 1024 * 1024;
-/// Limit on runs in the queue; beyond it input is rejected as full. Bounds the cost of many
+/// Limit on runs in the queue. Beyond it input is rejected as full. It bounds the cost of many
 /// one-byte messages from alternating clients.
 const MAX_QUEUE_RUNS: usize = 4096;
-/// Limit on remembered clients, of about 200 bytes each; larger than the limit on viewers. Beyond
-/// it a client that never typed is evicted, otherwise the one that was away longest. Clients that
-/// are attached, have queued input, or were here within `RECENTLY_SEEN` are not evicted. If none
-/// can be evicted, a new client is rejected.
+/// Limit on remembered clients, of about 200 bytes each. It is larger than the limit on viewers.
+/// Beyond it the client that was unused for longest is evicted, clients that never typed first. A
+/// client is not evicted while it is attached or has queued input, or within `RECENTLY_SEEN` after
+/// its last use if it has typed. If no client can be evicted, a new client is rejected.
 pub(super) const MAX_CLIENTS: usize = 1024;
-/// Time after its last input or detach for which a client is not evicted, because it may be
-/// reconnecting.
+/// Time after its last input or detach for which a client that has typed is not evicted, because it
+/// may be reconnecting.
 const RECENTLY_SEEN: Duration = Duration::from_secs(120);
-/// Distance between the end of an evicted client's stream and the start of the next new client.
+/// Distance between the end of an evicted client's stream and the first offset of later clients.
 /// Larger than any input in flight, because the agent accepts at most 2 MiB that the program does
 /// not read. Small enough that offsets stay below 2^53 for a hundred million evictions.
 const OFFSET_GAP_BYTES: u64 = 64 * 1024 * 1024;
@@ -84,7 +85,7 @@ pub(super) enum CheckedInput {
 /// Reason why input was rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SequenceError {
-    /// The input is for an earlier epoch of the log.
+    /// The input is for another epoch than the current one.
     StaleEpoch,
     /// Bytes before the input are missing.
     Hole {
@@ -106,7 +107,7 @@ pub(super) enum SequenceError {
 }
 
 impl ClientStream {
-    /// A client that never typed loses nothing by eviction.
+    /// Returns whether the client has sent input. A client that has not loses nothing by eviction.
     fn has_typed(&self) -> bool {
         self.accepted > self.first_offset
     }
@@ -164,8 +165,8 @@ impl InputSequencer {
         self.enqueue(client, bytes.len(), bytes, now);
     }
 
-    /// Accepts new bytes without ever writing them, for a reply that is not wanted. They are
-    /// acknowledged in order, after the bytes before them.
+    /// Accepts `len` new bytes without writing them, because they are an emulator's reply that is
+    /// not wanted. They are acknowledged in order, after the bytes before them.
     pub(super) fn discard_in_order(&mut self, client: &ClientId, len: usize, now: Instant) {
         self.enqueue(client, len, &[], now);
         self.pop_finished_runs();
@@ -188,7 +189,7 @@ impl InputSequencer {
         }
     }
 
-    /// Contiguous bytes to write next; empty if none are queued.
+    /// Returns contiguous bytes to write next. Empty if none are queued.
     pub(super) fn front(&self) -> &[u8] {
         self.queue.as_slices().0
     }
@@ -211,17 +212,17 @@ impl InputSequencer {
         }
         self.pop_finished_runs();
         if self.queue.is_empty() {
-            // A paste is over: an idle terminal retains no buffer for it.
+            // An idle terminal must not retain the buffer of an earlier paste.
             self.queue.shrink_to(0);
         }
     }
 
-    /// Offset after the last byte of this client that was written or discarded.
+    /// Returns the offset after the last byte of this client that was written or discarded.
     pub(super) fn written(&self, client: &ClientId) -> u64 {
         self.clients.get(client).map_or(self.first_offset, |c| c.written)
     }
 
-    /// Offset of the next byte that is expected from this client.
+    /// Returns the offset of the next byte that is expected from this client.
     pub(super) fn expected(&self, client: &ClientId) -> u64 {
         self.clients.get(client).map_or(self.first_offset, |c| c.accepted)
     }
@@ -251,7 +252,8 @@ impl InputSequencer {
     }
 
     fn client(&mut self, id: &ClientId, now: Instant) -> &mut ClientStream {
-        // Read before the eviction below raises it: `check` compared the input with this offset.
+        // Read before the eviction below raises it, because `check` has compared the input with
+        // this value.
         let first_offset = self.first_offset;
         if !self.clients.contains_key(id)
             && self.clients.len() >= self.max_clients

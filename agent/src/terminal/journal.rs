@@ -1,9 +1,9 @@
-//! Journal: saves terminals to disk, so that they survive a sleep, and a crash except for the last
-//! seconds.
+//! Saves terminals to disk, each in a journal file, so that they survive a sleep. After a crash the
+//! last seconds of output are missing.
 //!
-//! A terminal's newest output and metadata are saved a few seconds after a change, and once more at
-//! shutdown. Unchanged terminals are not written, and nothing wakes up while nothing changes. The
-//! journal knows terminals but not their registry.
+//! A terminal's newest output and metadata are saved 3 s after a change, and once more at shutdown.
+//! Unchanged terminals are not written, and an idle agent is not woken. The journal does not use
+//! the registry of terminals.
 
 mod dir;
 mod record;
@@ -26,7 +26,8 @@ pub(super) use self::{
 use super::{Terminal, TerminalId, WindowSize};
 use crate::byte_log::{ByteLog, CHUNK_BYTES, LogRead};
 
-/// Delay between a change and the save. A crash loses at most this much output.
+/// Delay between a change and the save. A crash usually loses at most this much output, and more if
+/// a save is slow or fails.
 pub(super) const SAVE_AFTER: Duration = Duration::from_secs(3);
 /// Name of the directory within the agent's state directory.
 const DIRECTORY: &str = "terminals";
@@ -35,7 +36,8 @@ const DIRECTORY: &str = "terminals";
 #[derive(Debug)]
 pub(super) struct TerminalJournal {
     dir: JournalDir,
-    /// Fingerprint of each file's content. Held while files are written, never on a runtime thread.
+    /// Fingerprint of each file's content. The lock is held while files are written, on blocking
+    /// threads. Only [`TerminalJournal::adopt`] takes it on another thread, before the first save.
     saved: Mutex<HashMap<TerminalId, JournalFingerprint>>,
 }
 
@@ -51,7 +53,7 @@ struct JournalFingerprint {
 }
 
 impl TerminalJournal {
-    /// Uses the directory `terminals` in the agent's state directory.
+    /// Creates a journal in the directory `terminals` below `state`, the agent's state directory.
     pub(super) fn new(state: &std::path::Path) -> Self {
         let path: PathBuf = state.join(DIRECTORY);
         Self { dir: JournalDir::new(path), saved: Mutex::default() }
@@ -62,16 +64,16 @@ impl TerminalJournal {
         self.dir.load()
     }
 
-    /// Takes over the loaded journals and quarantines the unreadable ones. Blocks for one rename
-    /// each.
+    /// Registers the loaded journals, so that the next save writes or removes each of them.
+    /// Quarantines the unreadable ones, which blocks for one rename each.
     pub(super) fn adopt(&self, found: &LoadedJournals) {
         for (id, why) in &found.unreadable {
             self.dir.quarantine(id, why);
         }
         let mut saved = self.saved.lock().unwrap_or_else(|e| e.into_inner());
         for record in &found.records {
-            // This fingerprint matches no terminal. A restored terminal is saved again; one that is
-            // not restored is removed.
+            // This fingerprint matches no terminal. The next save writes a restored terminal again,
+            // and removes the journal of a terminal that was not restored.
             let never_equal = JournalFingerprint {
                 next: u64::MAX,
                 title: String::new(),
@@ -104,8 +106,8 @@ impl TerminalJournal {
         }
         for terminal in terminals {
             let fingerprint = fingerprint(terminal);
-            // A terminal that was closed since the list was made is removed, now or by the next
-            // save.
+            // The terminal may have been closed after the list was made. Its journal must not be
+            // written again; `remove` or the next save removes it.
             if saved.get(&terminal.id) == Some(&fingerprint) || terminal.state().removed {
                 continue;
             }
@@ -152,7 +154,8 @@ fn journal_record(terminal: &Terminal) -> JournalRecord {
     JournalRecord { metadata, history: newest_output(&mut state.log) }
 }
 
-/// Returns the newest output, sharing the log's chunks where possible.
+/// Returns the newest output, up to the limit of a journal. Shares the chunks of the log where
+/// possible.
 fn newest_output(log: &mut ByteLog) -> Vec<Bytes> {
     let mut at = log.oldest().max(log.next().saturating_sub(MAX_HISTORY_BYTES as u64));
     let mut pieces = Vec::new();

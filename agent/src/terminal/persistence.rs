@@ -1,4 +1,4 @@
-//! Persistence: decides when terminals are saved, and which saved ones are restored.
+//! Decides when terminals are saved, and which saved terminals are restored.
 
 use std::{io, sync::Arc, time::SystemTime};
 
@@ -12,8 +12,9 @@ use super::{
 };
 
 impl Terminals {
-    /// Restores saved terminals once the agent is claimed, then saves changes until cancelled. Run
-    /// by one owned task. In maintenance mode nothing is restored or saved.
+    /// Restores saved terminals once the agent is claimed, then saves changes until it is cancelled
+    /// or a save fails. One supervised task runs it, and runs it again after an error. In
+    /// maintenance mode nothing is restored or saved.
     pub async fn persist(&self) -> io::Result<()> {
         let mut claims = self.inner.launcher.claims().clone();
         if claims.wait_for(Option::is_some).await.is_err() {
@@ -25,7 +26,7 @@ impl Terminals {
             self.inner.counters.wait_dirty().await;
             sleep(SAVE_AFTER).await;
             if let Err(error) = self.save().await {
-                // The supervisor calls this again.
+                // The supervisor calls this function again, and the save is retried.
                 self.inner.counters.mark_dirty();
                 return Err(error);
             }
@@ -54,13 +55,14 @@ impl Terminals {
 }
 
 impl TerminalsInner {
-    /// Returns true if the next agent may restore this agent's terminals.
+    /// Returns whether terminals are persisted, that is, whether the agent is claimed and not in
+    /// maintenance mode.
     fn persists(&self) -> bool {
         self.launcher.claims().borrow().as_ref().is_some_and(|claim| !claim.maintenance)
     }
 
-    /// Restores saved terminals up to the policy's limit: running shells first, then those that
-    /// ended last.
+    /// Restores saved terminals up to the policy's limit. Shells that can be restarted come first,
+    /// newest first, then the ended terminals that were saved last.
     pub(super) fn restore_saved(&self, table: &mut TerminalTable) {
         let Some(claim) = self.launcher.claims().borrow().clone() else { return };
         let Some(loaded) = table.loaded.take() else { return };
@@ -86,8 +88,8 @@ impl TerminalsInner {
 }
 
 impl Terminal {
-    /// Records that the sleep and not the program ends the terminal. Also records the working
-    /// directory, while the process still exists.
+    /// Records `now` as the time at which the agent, and not the program, ends the terminal. Also
+    /// records the working directory, while the process still exists.
     pub(super) fn mark_slept(self: &Arc<Self>, now: SystemTime) {
         let mut state = self.state();
         if state.exit.is_some() {

@@ -4,8 +4,9 @@ use std::{fs, path::PathBuf};
 
 use rustix::process::Pid;
 
-/// Returns the command name of a process group. It is the leader's, or another member's if the
-/// leader has ended, as the first program of a pipeline may. `None` if the group is empty.
+/// Returns the command name of the leader of a process group. If the leader is gone, as the first
+/// program of a pipeline may be, returns the name of another member. Returns `None` if the group is
+/// empty.
 pub(super) fn command_name(group: Pid) -> Option<String> {
     let name = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).ok();
     let number = group.as_raw_nonzero().get();
@@ -22,8 +23,9 @@ pub(super) fn working_directory(pid: Pid) -> Option<PathBuf> {
 
 /// Returns the living processes of a session. Reads one file for each process of the system.
 ///
-/// The kernel does not reuse a session's number while the session has members. If `leader_gone`,
-/// the leader was reaped, so a process with its number belongs to another session.
+/// If `leader_gone` is true, the leader was reaped. The kernel does not reuse the leader's number
+/// while the session has members. If a process has that number nevertheless, it belongs to another
+/// session, and the result is empty.
 pub(super) fn session_members(leader: Pid, leader_gone: bool) -> Vec<Pid> {
     let sid = leader.as_raw_nonzero().get();
     let members: Vec<ProcessMembership> =
@@ -52,7 +54,7 @@ fn processes() -> Vec<ProcessMembership> {
     entries.flatten().filter_map(read).collect()
 }
 
-/// Parses a `stat` line. The command may contain anything, including parentheses.
+/// Parses a `stat` line. The command name in it may contain any characters, including parentheses.
 fn parse(pid: i32, stat: &str) -> Option<ProcessMembership> {
     const THREADS: usize = 17;
     let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().collect();
@@ -88,8 +90,8 @@ mod tests {
         assert!(!is_alive(stat('Z', 1)) && !is_alive(stat('X', 0)));
     }
 
-    /// Starts its own session: the test's leader may be in another pid namespace and have no number
-    /// here.
+    /// Starts a session of its own. The leader of the test's session may be in another PID
+    /// namespace, where it has no number.
     #[test]
     fn session_members_are_found() {
         let mut command = Command::new("setsid");

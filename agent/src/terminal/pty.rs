@@ -1,8 +1,8 @@
-//! PTY: opens the pair, starts a program on the slave, and reads and writes the master without a
-//! thread.
+//! Opens PTY pairs, starts programs on the slave, and reads and writes the master. The reactor
+//! reports readiness, so no thread blocks.
 //!
-//! The only module of the terminals with `unsafe`: it runs code between fork and exec, and
-//! registers descriptors with the reactor.
+//! This is the only terminal module with `unsafe` code. It borrows raw descriptors, runs code
+//! between fork and exec, and registers descriptors with the reactor.
 #![allow(unsafe_code)]
 
 use std::{
@@ -28,7 +28,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::WindowSize;
 use crate::child::{Child, Children};
 
-/// Largest read that the kernel serves (N_TTY_BUF_SIZE - 1).
+/// Size of the read buffer, in bytes. The kernel returns at most 4095 bytes per read.
 const READ_BYTES: usize = 4096;
 
 /// Master side of a PTY. Dropping it hangs up the terminal.
@@ -40,10 +40,10 @@ pub(super) struct Pty {
 /// Result of one read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PtyRead {
-    /// The number of bytes read; more may be available.
+    /// Number of bytes read; 0 if a signal interrupted the read. More bytes may be available.
     Bytes(usize),
     WouldBlock,
-    /// No process has the slave open.
+    /// No process has the slave open, or the read failed.
     Closed,
 }
 
@@ -51,17 +51,17 @@ pub(super) enum PtyRead {
 #[derive(Debug, thiserror::Error)]
 pub enum PtyOpenError {
     /// All PTYs of the system are in use, or `/dev/ptmx` does not exist.
-    #[error("the system has no PTY left")]
+    #[error("cannot open a PTY: all are in use, or /dev/ptmx is missing; close a terminal and retry")]
     NoPty,
     /// The process or the system has no file descriptor left.
-    #[error("no file descriptor left for a PTY")]
+    #[error("cannot open a PTY: no file descriptor is left; close a terminal and retry")]
     NoFileDescriptors,
     /// Any other error of the system.
     #[error("cannot open a PTY")]
     Io(#[source] io::Error),
 }
 
-/// A pair whose slave has no program yet.
+/// PTY pair whose slave has no program yet.
 #[derive(Debug)]
 pub(super) struct PtyPair {
     master: OwnedFd,
@@ -76,12 +76,12 @@ impl PtyPair {
         let (Some(raw), Some(name)) = (pair.master.as_raw_fd(), pair.master.tty_name()) else {
             return Err(PtyOpenError::NoPty);
         };
-        // SAFETY: `pair.master` owns the descriptor and lives to the end of this function; the copy
-        // is ours.
+        // SAFETY: `pair.master` owns the descriptor and lives until the end of this function. The
+        // borrow ends with this statement, and the duplicate is an owned descriptor.
         let master =
             unsafe { BorrowedFd::borrow_raw(raw) }.try_clone_to_owned().map_err(classify_open_error)?;
-        // Opened by name because portable-pty does not expose its slave; NOCTTY, so that it does
-        // not become our controlling terminal.
+        // The slave is opened by name because portable-pty does not expose it. NOCTTY keeps it from
+        // becoming the controlling terminal of the agent.
         let slave = OpenOptions::new()
             .read(true)
             .write(true)
@@ -92,14 +92,14 @@ impl PtyPair {
         Ok(Self { master, slave })
     }
 
-    /// Starts the program as a session leader with this controlling terminal, and closes our copy
-    /// of the slave.
+    /// Starts the program as a session leader with the slave as its controlling terminal. Closes
+    /// the copies of the slave in the agent.
     pub(super) fn spawn(self, mut command: Command, children: &Children) -> io::Result<(Pty, Child)> {
         command.stdin(Stdio::from(self.slave.try_clone()?));
         command.stdout(Stdio::from(self.slave.try_clone()?));
         command.stderr(Stdio::from(self.slave));
-        // SAFETY: the closure makes two async-signal-safe system calls and does not allocate;
-        // standard input is the slave by then.
+        // SAFETY: the closure makes two async-signal-safe system calls and does not allocate.
+        // Descriptor 0 is the slave by then.
         unsafe {
             command.pre_exec(|| {
                 setsid()?;
@@ -107,8 +107,8 @@ impl PtyPair {
                 Ok(())
             });
         }
-        // SAFETY: the AsyncFd owns the descriptor; nothing else closes it, and it is deregistered
-        // first.
+        // SAFETY: the `AsyncFd` owns the descriptor. Nothing else closes it, and the `AsyncFd`
+        // deregisters it before closing it.
         let master = unsafe { AsyncFd::register(self.master) }.map_err(|e| e.into_parts().1)?;
         let child = children.spawn(&mut command)?;
         Ok((Pty { master }, child))
@@ -155,12 +155,12 @@ impl Pty {
         }
     }
 
-    /// Writes as much as the PTY accepts now.
+    /// Writes as much as the PTY accepts now. Fails with `WouldBlock` if the PTY is full.
     pub(super) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         self.master.try_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?))
     }
 
-    /// Sets the window size, which also signals the program.
+    /// Sets the window size. The kernel sends SIGWINCH to the foreground process group.
     pub(super) fn resize(&self, size: WindowSize) -> io::Result<()> {
         let size = Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
         Ok(tcsetwinsize(self.master.get_ref(), size)?)
@@ -180,7 +180,8 @@ fn configure(master: &OwnedFd, slave: &File) -> rustix::io::Result<()> {
     fcntl_setfl(master.as_fd(), fcntl_getfl(master.as_fd())? | OFlags::NONBLOCK)
 }
 
-/// Determines why no PTY could be opened. portable-pty discards the errno, so this opens one again.
+/// Determines why no PTY could be opened. portable-pty discards the errno, so this function tries
+/// to open a PTY again.
 fn open_failure(message: &str) -> PtyOpenError {
     match rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC) {
         Err(errno) => classify_open_error(errno.into()),

@@ -26,9 +26,10 @@ use crate::{
     spawn::{Launcher, SpawnError},
 };
 
-/// Limit on ended terminals that are retained for their exit and last output; the one that ended
-/// first is removed.
+/// Limit on ended terminals that are retained for their exit and last output. When a terminal is
+/// created, the terminals that ended first are removed beyond it.
 pub(super) const MAX_ENDED: usize = 16;
+
 /// Registry of the workspace's terminals. Clones share the same registry.
 #[derive(Debug, Clone)]
 pub struct Terminals {
@@ -52,9 +53,10 @@ pub(super) struct TerminalsInner {
 pub(super) struct TerminalTable {
     /// In order of creation, oldest first.
     pub(super) terminals: Vec<Arc<Terminal>>,
-    /// The viewers that acks are for, by watch id and terminal.
+    /// Viewers that an ack can name, by watch id and terminal. Empty for an attachment, which
+    /// receives acks on its own stream.
     pub(super) watches: HashMap<String, HashMap<TerminalId, (Arc<Terminal>, u64)>>,
-    /// True once the workspace ends; new terminals are then rejected.
+    /// True once all terminals are being ended. New terminals are then rejected.
     pub(super) shutting_down: bool,
     /// Saved terminals that are restored once the agent is claimed.
     pub(super) loaded: Option<LoadedJournals>,
@@ -75,8 +77,9 @@ impl Terminals {
         Self::with(launcher, children, gate, None)
     }
 
-    /// Creates a registry that persists its terminals in the agent's state directory, and reads the
-    /// saved ones. They are restored with the claim. [`Terminals::persist`] must run beside it.
+    /// Creates a registry that persists its terminals in `state`, the agent's state directory.
+    /// Reads the saved terminals, which blocks on disk, and restores them once the agent is
+    /// claimed. [`Terminals::persist`] must run beside it.
     pub fn with_journal(
         state: &Path,
         launcher: Launcher,
@@ -106,8 +109,9 @@ impl Terminals {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Creates a terminal and starts its program. Requires a Tokio runtime. Blocks for the time of
-    /// a fork (about 1 ms).
+    /// Creates a terminal and starts its program, or returns the terminal that an earlier call with
+    /// the same request id created. Waits while the admission gate holds the request. Requires a
+    /// Tokio runtime. Blocks for the time of a fork (about 1 ms).
     pub async fn create(&self, create: CreateTerminal) -> Result<TerminalInfo, TerminalError> {
         Attempt::retry_while_held(|| self.try_create(&create)).await
     }
@@ -156,7 +160,8 @@ impl Terminals {
         terminal.wait_written(client, end).await
     }
 
-    /// Sets the client's window size. Returns the terminal's size and whether the client owns it.
+    /// Sets the client's window size. `take` makes the client the owner of the terminal's size.
+    /// Returns the terminal's size and whether the client owns it.
     pub fn resize(
         &self,
         id: &TerminalId,
@@ -172,7 +177,8 @@ impl Terminals {
         self.find(id)?.signal(signal, target)
     }
 
-    /// Ends the terminal's session and removes the terminal. Returns its exit.
+    /// Ends the terminal's session and removes the terminal. Returns its exit. Processes that
+    /// remain after `grace` are killed.
     pub async fn close(&self, id: &TerminalId, grace: Duration) -> Result<TerminalExit, TerminalError> {
         let terminal = self.find(id)?;
         let exit = terminal.end_session(grace).await?;
@@ -192,27 +198,27 @@ impl Terminals {
         terminals.iter().filter_map(job).collect()
     }
 
-    /// Number of terminals whose program runs.
+    /// Returns the number of terminals that have not ended.
     pub fn running(&self) -> usize {
         self.inner.table().terminals.iter().filter(|terminal| terminal.state().exit.is_none()).count()
     }
 
-    /// Time of the last output of any terminal.
+    /// Returns the time of the last output of any terminal.
     pub fn last_output(&self) -> Option<Instant> {
         self.inner.counters.last_output()
     }
 
-    /// Total output of all terminals, in bytes.
+    /// Returns the total output of all terminals, in bytes.
     pub fn output_bytes(&self) -> u64 {
         self.inner.counters.bytes()
     }
 
-    /// Number of panics of terminal tasks, and of screen models.
+    /// Returns the number of panics of terminal tasks, and of screen models.
     pub fn panics(&self) -> (u64, u64) {
         self.inner.counters.panics()
     }
 
-    /// Tracker of terminal tasks, on which servers also spawn the tasks of their streams.
+    /// Returns the tracker of terminal tasks. Servers also spawn the tasks of their streams on it.
     pub fn tasks(&self) -> &TaskTracker {
         &self.inner.tasks
     }
@@ -282,7 +288,8 @@ impl Drop for TerminalsInner {
 }
 
 impl TerminalTable {
-    /// Removes ended terminals, starting with the earliest exit, until another terminal fits.
+    /// Removes ended terminals, starting with the earliest exit, until another terminal fits. Fails
+    /// if too many terminals have not ended.
     fn evict_ended(&mut self, limit: usize) -> Result<(), TerminalError> {
         loop {
             let ended = |terminal: &Arc<Terminal>| terminal.state().exit.map(|exit| exit.ended_at);
@@ -299,7 +306,7 @@ impl TerminalTable {
     }
 }
 
-/// Marks a terminal that left the table; its task ends with its last viewer.
+/// Marks a terminal as removed from the table. Its task ends with its last viewer.
 fn mark_removed(terminal: &Terminal) {
     terminal.state().removed = true;
     terminal.wake.notify_one();

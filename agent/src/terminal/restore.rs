@@ -1,4 +1,5 @@
-//! Restores a saved terminal: with its history above a new shell, or as ended.
+//! Restores a saved terminal. An interactive shell is restarted below its history. Any other
+//! program comes back as an ended terminal with its history.
 
 use std::{path::Path, sync::Arc, time::SystemTime};
 
@@ -33,14 +34,14 @@ pub(super) fn restore(
     let mut builder = TerminalBuilder::from_journal(&metadata, claim);
     history.iter().for_each(|piece| builder.push_output(piece));
     if let (Some(exit), None) = (metadata.exit, metadata.slept) {
-        // The program had ended before the sleep.
+        // The program had ended by itself, before a sleep or a crash.
         let exit = exit.exit(builder.end_offset());
         return builder.build_ended(terminal_spec(metadata), exit, gate);
     }
     let Some(restart) = metadata.restart.clone() else {
         push_note(
             &mut builder,
-            &format!("{}; the program ended with the workspace", restore_reason(&metadata)),
+            &format!("{}; the program ended and was not restarted", restore_reason(&metadata)),
         );
         return build_killed(builder, metadata, gate);
     };
@@ -62,7 +63,7 @@ pub(super) fn restore(
     }
 }
 
-/// Describes to the user what happened to the terminal.
+/// Describes to the user how the terminal ended.
 fn restore_reason(metadata: &JournalMetadata) -> String {
     let shown = httpdate::fmt_http_date;
     match metadata.slept {
@@ -76,15 +77,15 @@ fn restore_reason(metadata: &JournalMetadata) -> String {
     }
 }
 
-/// Appends one dim line below all output of the program.
+/// Appends one dim line of text below the history.
 fn push_note(builder: &mut TerminalBuilder, text: &str) {
-    // Our own text has no control characters, but a quoted error may.
+    // A quoted error or path may contain control characters.
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
     builder.push_output(RESET_MODES);
     builder.push_output(format!("\r\n\x1b[2m[podling: {text}]\x1b[0m\r\n").as_bytes());
 }
 
-/// Completes a terminal whose program ended with the workspace and is not restarted.
+/// Builds an ended terminal for a program that a sleep or a crash ended, and that is not restarted.
 fn build_killed(
     builder: TerminalBuilder,
     metadata: JournalMetadata,

@@ -1,9 +1,9 @@
-//! Model of what a terminal emulator shows, fed behind the stream.
+//! Model of the screen that a terminal emulator shows after the output.
 //!
 //! Pure. The model is slower than a PTY, so it reads the log at its own offset. It is allocated
-//! when it is first needed, and skips ahead if unseen bytes were evicted. It stops only between
-//! escape sequences and characters, so that a snapshot and the bytes after it reproduce the exact
-//! state.
+//! when it is first needed, and skips ahead if output was evicted before the model read it. It
+//! stops only between escape sequences and characters. A snapshot and the bytes after it therefore
+//! reproduce the exact state.
 
 use std::{collections::VecDeque, num::NonZeroU16};
 
@@ -16,10 +16,11 @@ mod paint;
 #[cfg(test)]
 mod tests;
 
-/// Bytes of one feed: well below a millisecond of work, so that the caller can check the time
-/// between feeds.
+/// Limit on bytes of one feed. Feeding them takes well below 1 ms, so that the caller can check the
+/// time between feeds.
 pub(super) const FEED_CHUNK_BYTES: usize = 4 * 1024;
-/// Bytes that are read again after skipping ahead: several screens of text.
+/// Distance from the end of the log at which the model continues after it has skipped ahead. Enough
+/// for several screens of text.
 const RESYNC_BYTES: u64 = 128 * 1024;
 /// Longest sequence that is fed as a whole. A longer one (an image, a clipboard) is fed in parts,
 /// and a snapshot within it is not exact.
@@ -27,14 +28,14 @@ const MAX_PENDING_BYTES: usize = 4 * 1024;
 /// Limit on resizes that wait for their offset; the oldest is dropped. A snapshot after more
 /// resizes may wrap lines differently.
 const MAX_PENDING_RESIZES: usize = 64;
-/// Largest model, in cells of 32 bytes (twice that with a full-screen program): a 4K display with a
-/// font of 8 × 16 pixels. Of a larger terminal only the upper left part is modelled.
+/// Largest model, in cells of 32 bytes (twice that with a full-screen program). Enough for a 4K
+/// display with a font of 8 × 16 pixels. Of a larger terminal only the upper rows are modelled.
 const MAX_CELLS: usize = 64 * 1024;
 
 /// Screen model of one terminal.
 #[derive(Default)]
 pub(super) struct ScreenModel {
-    /// `None` until the first feed: an idle terminal allocates no grid.
+    /// `None` until the model is first used, so an idle terminal allocates no grid.
     parser: Option<Box<vt100::Parser>>,
     scanner: EscapeScanner,
     /// Offset after the last byte that the parser has processed.
@@ -87,7 +88,7 @@ impl ScreenModel {
         }
     }
 
-    /// Number of bytes in the log after the model's offset.
+    /// Returns the number of bytes in the log after the model's offset.
     pub(super) fn unseen_bytes(&self, log: &ByteLog) -> u64 {
         log.next().saturating_sub(self.seen_offset())
     }
@@ -136,7 +137,7 @@ impl ScreenModel {
         }
         let began_before = !self.scanner.is_ground();
         if !began_before && !self.pending.is_empty() {
-            // The start of a character is scanned again together with what follows.
+            // The start of a character is scanned again together with the bytes after it.
             self.pending.extend_from_slice(bytes);
             joined = std::mem::take(&mut self.pending);
             bytes = &joined;
@@ -227,7 +228,7 @@ fn cells(size: WindowSize) -> (NonZeroU16, NonZeroU16) {
     )
 }
 
-/// Length of an incomplete UTF-8 character at the end.
+/// Returns the length of an incomplete UTF-8 character at the end of `bytes`.
 fn incomplete_char_len(bytes: &[u8]) -> usize {
     for back in 1..=bytes.len().min(3) {
         let byte = bytes[bytes.len() - back];

@@ -1,10 +1,10 @@
 //! Decides when the screen model is fed, and when reads of a flooding PTY are held so that the
 //! model can catch up.
 //!
-//! The model is slower than a PTY and uses the time that reading leaves. A flood leaves none. Once
-//! a snapshot has been requested for a while, reads are therefore held until the model has
-//! processed everything. The snapshot is then exact for its offset, and the output continues from
-//! there without a hole.
+//! The model is slower than a PTY and uses the time that reading leaves. A flood leaves none. When
+//! a snapshot has been requested for 50 ms, reads are therefore held until the model has processed
+//! everything. The snapshot then shows the screen at exactly its offset, and the output continues
+//! from there without a gap.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -16,17 +16,19 @@ use super::{Terminal, WindowSize, counters::TerminalCounters, screen::ScreenMode
 
 /// Time for which the model is fed before other tasks run.
 const FEED_SLICE: Duration = Duration::from_millis(1);
-/// Rest after each feed, as a multiple of its time. Without a snapshot request the model uses at
-/// most a tenth of the time.
+/// Pause after each feed, as a multiple of the duration of the feed. Without a snapshot request the
+/// model uses at most a tenth of the time.
 const FEED_REST_FACTOR: u32 = 9;
-/// Quiet time after which a model that has skipped output catches up.
+/// Silence after which the model processes output again, if output was evicted before the model
+/// read it.
 const FEED_QUIET: Duration = Duration::from_millis(50);
 /// Age of a snapshot request at which reads are held.
 const HOLD_AFTER: Duration = Duration::from_millis(50);
-/// Reading time between two holds, so that a crowd of slow viewers cannot starve the PTY.
+/// Time after a snapshot in which reads are not held, so that many slow viewers cannot starve the
+/// PTY.
 const HOLD_INTERVAL: Duration = Duration::from_millis(250);
-/// Limit on bytes fed during a hold, which take 15 to 50 ms in a usual window. If more are unseen,
-/// the model skips to the newest.
+/// Limit on bytes fed during a hold, which take 15 to 50 ms in a window of usual size. If the model
+/// lags by more, it skips to the newest output.
 const MAX_HOLD_BYTES: u64 = 512 * 1024;
 
 /// The screen model and its schedule.
@@ -41,16 +43,16 @@ pub(super) struct ScreenFeeder {
     hold_allowed_from: Instant,
 }
 
-/// What the model needs now.
+/// Next step for the screen model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FeedDecision {
-    /// Nothing, until the terminal changes.
+    /// Nothing is due until the terminal changes.
     Idle,
-    /// A new decision at this time.
+    /// Nothing is due until this time.
     WaitUntil(Instant),
-    /// To be fed with the time that reading leaves.
+    /// The model is fed with the time that reading leaves.
     Feed,
-    /// To be fed, with reads held until it has processed everything.
+    /// Reads are held, and the model is fed until it has processed everything.
     HoldReads,
 }
 
@@ -72,8 +74,7 @@ impl ScreenFeeder {
         }
         if state.snapshots_requested > state.snapshots_taken {
             let since = *self.requested_since.get_or_insert(now);
-            // A terminal whose session was killed is about to end, so nothing is read and nothing
-            // held.
+            // A terminal whose session was killed is about to end. Its last read must not be held.
             let reads = state.pty.is_some() && !state.killed;
             let holds = reads && now >= self.hold_allowed_from.max(since + HOLD_AFTER);
             return if holds { FeedDecision::HoldReads } else { FeedDecision::Feed };

@@ -38,8 +38,8 @@ impl SentMetadata {
         }
     }
 
-    /// Offset of the next change after the cursor. Data frames end there, so that frames come in
-    /// order.
+    /// Returns the offset of the next change after the cursor. Data frames end there, so that
+    /// frames are sent in order.
     pub(super) fn next_offset(&self, state: &TerminalState, cursor: u64) -> Option<u64> {
         [
             (state.size.version != self.size, state.size.at),

@@ -1,5 +1,5 @@
-//! Ends a terminal's session: HUP, TERM and KILL to every process of the session, not only to its
-//! process group.
+//! Ends a terminal's session with HUP, TERM and KILL. The signals go to every process of the
+//! session, not only to one process group.
 
 use std::time::Duration;
 
@@ -10,15 +10,18 @@ use super::{Terminal, TerminalError, TerminalExit};
 
 /// Default time between TERM and KILL.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
-/// Time between HUP and TERM. Shells exit on HUP and pass it on.
+/// Longest time between HUP and TERM. Shells exit on HUP and pass it on to their jobs.
 const HANGUP_GRACE: Duration = Duration::from_millis(300);
-/// Interval at which an ending session is checked.
+/// Interval at which the remaining processes of the session are listed.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// Time within which killed processes must be gone.
+/// Time that the session has to become empty after KILL. The terminal then has the same time to
+/// end.
 const KILLED_GRACE: Duration = Duration::from_secs(5);
 
 impl Terminal {
-    /// Ends all processes of the session. Returns once they are gone and the terminal has ended.
+    /// Sends HUP, TERM and KILL in turn until the session has no processes. `grace` is the time
+    /// between TERM and KILL. Returns once the terminal has ended, or fails if it does not end
+    /// after KILL.
     pub(super) async fn end_session(&self, grace: Duration) -> Result<TerminalExit, TerminalError> {
         self.state().closing = true;
         // The task stops waiting for slow lossless viewers.
@@ -28,7 +31,7 @@ impl Terminal {
         {
             self.signal_session(signal);
             if signal != Signal::KILL {
-                // A stopped process would not handle the signal.
+                // A stopped process handles the signal only after it was continued.
                 self.signal_session(Signal::CONT);
             }
             if self.session_is_over(signal, limit).await {

@@ -33,7 +33,7 @@ pub(crate) struct Terminal {
     pub(super) created: SystemTime,
     /// Session leader; `None` if it ended before this agent started.
     pub(super) pid: Option<Pid>,
-    /// What restarts the program; `Some` only for an interactive shell.
+    /// Command and environment that restart the program. `Some` only for an interactive shell.
     pub(super) restart: Option<RestartSpec>,
     pub(super) gate: Arc<AdmissionGate>,
     pub(super) state: Mutex<TerminalState>,
@@ -45,7 +45,7 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
-    /// Locks the state. Never held across an await.
+    /// Locks the state. The guard is never held across an await.
     pub(super) fn state(&self) -> MutexGuard<'_, TerminalState> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -76,9 +76,9 @@ impl Terminal {
         }
     }
 
-    /// Returns the command in the foreground; `None` while a shell waits at its prompt. A program
-    /// that is not a shell counts as the terminal's job: `top` is the same whether it was typed or
-    /// created.
+    /// Returns the command in the foreground. `None` while a shell waits at its prompt, and after
+    /// the end. If the terminal was created for a program that is not a shell, that program is the
+    /// foreground command.
     pub(super) fn foreground_command(&self, state: &TerminalState) -> Option<String> {
         let group = state.pty.as_ref()?.foreground()?;
         let is_waiting_shell = Some(group) == self.pid && self.restart.is_some();
@@ -102,7 +102,9 @@ impl Terminal {
         input: TerminalInput<'_>,
     ) -> Result<u64, Attempt<TerminalError>> {
         if input.data.is_empty() || input.data.len() > MAX_INPUT_BYTES {
-            return Err(TerminalError::BadField { field: "input.data", allowed: "1 byte to 1 MiB" }.into());
+            return Err(
+                TerminalError::BadField { field: "input.data", allowed: "1 byte to 1 MiB long" }.into()
+            );
         }
         let mut state = self.state();
         let state = &mut *state;
@@ -116,7 +118,7 @@ impl Terminal {
         let end = input.offset.saturating_add(input.data.len() as u64);
         let checked = state.inputs.check(client, input.epoch, input.offset, input.data.len(), now);
         if matches!(checked, Err(input_sequencer::SequenceError::Hole { .. })) && self.gate.is_holding() {
-            // The missing bytes may be held at the gate, and must be written first.
+            // The missing bytes may be held at the admission gate, and must be written first.
             self.gate.try_admit(Intent::Keystroke, input.data.len())?;
         }
         let input_sequencer::CheckedInput::New(skip) =
@@ -157,9 +159,10 @@ impl Terminal {
                 TerminalError::InputForgotten { expected }
             }
             input_sequencer::SequenceError::Full { expected } => TerminalError::InputFull { expected },
-            input_sequencer::SequenceError::TooManyClients => {
-                TerminalError::TooManyStreams { what: "clients", limit: input_sequencer::MAX_CLIENTS }
-            }
+            input_sequencer::SequenceError::TooManyClients => TerminalError::TooManyStreams {
+                what: "clients of this terminal",
+                limit: input_sequencer::MAX_CLIENTS,
+            },
         }
     }
 
@@ -183,7 +186,8 @@ impl Terminal {
         }
     }
 
-    /// Sets the client's window size. Returns the terminal's size and whether the client owns it.
+    /// Sets the client's window size. `take` makes the client the owner of the terminal's size.
+    /// Returns the terminal's size and whether the client owns it.
     pub(super) fn resize(
         &self,
         client: &ClientId,
@@ -230,8 +234,8 @@ impl Terminal {
             (SignalTarget::Session, Some(exit)) if self.session_members(leader_gone).is_empty() => {
                 return Err(TerminalError::Ended(exit));
             }
-            // Without its leader a session has no foreground, so all its processes are signalled.
-            // The leader's number may be reused.
+            // Without its leader a session has no foreground job, so all its processes are
+            // signalled. The leader's process id may belong to another process by now.
             (SignalTarget::Foreground, None) if !leader_gone => match group.or(self.pid) {
                 Some(group) => kill_process_group(group, signal),
                 None => Ok(()),

@@ -1,4 +1,5 @@
-//! Recognises interactive shells, which can be restarted without repeating an effect. Pure.
+//! Recognises interactive shells. They can be restarted without repeating the effects of a command.
+//! Pure.
 
 /// Names of shells, without their directory.
 const SHELLS: [&str; 12] =
@@ -6,8 +7,9 @@ const SHELLS: [&str; 12] =
 /// Options whose next argument is a file.
 const OPTIONS_WITH_FILE: [&str; 2] = ["--rcfile", "--init-file"];
 
-/// Returns true for a shell that reads commands from its user, not from a script or an argument.
-/// Returns false if an option is unknown.
+/// Returns whether the command is a shell that reads its commands from the user, not from a script
+/// or an argument. An empty `argv` means the shell of the workspace. A shell with unknown short
+/// options, or with options of the form `--name=value`, is not treated as interactive.
 pub(super) fn is_interactive(argv: &[String]) -> bool {
     let Some((program, mut options)) = argv.split_first() else { return true };
     let name = program.rsplit('/').next().unwrap_or_default();

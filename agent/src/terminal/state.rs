@@ -1,4 +1,5 @@
-//! State of a terminal that its task, viewers and writers share under one short lock.
+//! State of a terminal that its task, viewers and writers share. The lock on it is held only
+//! briefly.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -18,18 +19,19 @@ use crate::byte_log::ByteLog;
 #[cfg(test)]
 mod tests;
 
-/// Time for which a PTY waits for a lossless viewer without progress; then the viewer is no longer
-/// lossless.
+/// Time for which the PTY is not read while a lossless viewer makes no progress. After that the
+/// viewer is no longer lossless.
 pub(super) const LOSSLESS_TIMEOUT: Duration = Duration::from_secs(60);
-/// Distance to the end of the log's capacity at which the PTY waits for a lossless viewer (half of
-/// the capacity for a small log). Larger than one burst.
+/// Distance, in bytes, between a lossless viewer's cursor and its eviction at which reads of the
+/// PTY pause. For a small log it is half of the capacity. Larger than one burst, so that a burst
+/// cannot evict the cursor.
 const LOSSLESS_MARGIN_BYTES: u64 = 128 * 1024;
-/// Bytes read before viewers are woken, so that a flood travels in large frames. A small log is
-/// read in quarters, so that a lossless viewer does not lose bytes.
+/// Limit on bytes that are read before viewers are woken. A flood is thus sent in large frames. For
+/// a small log the limit is a quarter of its capacity, so that a lossless viewer misses no bytes.
 const BURST_BYTES: usize = 64 * 1024;
-/// Limit on resizes that wait for the screen model.
+/// Limit on resizes that wait for the screen model. Beyond it the oldest is dropped.
 const MAX_PENDING_RESIZES: usize = 64;
-/// Bytes written to the PTY at a time. The rest of a paste waits for the next turn, so that it
+/// Bytes after which the task stops writing to the PTY until its next round. A large paste thus
 /// delays nothing else.
 const WRITE_BYTES: usize = 64 * 1024;
 
@@ -37,7 +39,8 @@ const WRITE_BYTES: usize = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct TerminalState {
     pub(super) log: ByteLog,
-    /// `None` once the terminal has ended: dropping the last reference hangs up.
+    /// `None` once the terminal has ended. Dropping the last reference closes the PTY, which hangs
+    /// up the session.
     pub(super) pty: Option<Arc<Pty>>,
     pub(super) inputs: InputSequencer,
     pub(super) writers: AttachedWriters,
@@ -45,34 +48,36 @@ pub(super) struct TerminalState {
     pub(super) next_viewer: u64,
     pub(super) title: Versioned<String>,
     pub(super) cwd: Versioned<String>,
-    /// The shell reports its directory by OSC 7.
+    /// The shell has reported its directory by OSC 7, so the directory is no longer polled.
     pub(super) cwd_reported: bool,
     pub(super) foreground: Versioned<String>,
     pub(super) size: Versioned<WindowSize>,
-    /// Resizes that the screen model has not taken over yet.
+    /// Resizes that the screen model has not received yet, each with the output offset from which
+    /// it applies.
     pub(super) resizes: VecDeque<(u64, WindowSize)>,
-    /// Counters of snapshots; a viewer waits until `snapshots_taken` reaches its number. The last
-    /// snapshot is retained while a viewer waits for it.
+    /// Number of the newest requested snapshot. A viewer waits until `snapshots_taken` reaches the
+    /// number of its own request.
     pub(super) snapshots_requested: u64,
     pub(super) snapshots_taken: u64,
+    /// Last snapshot. Retained while a viewer waits for it.
     pub(super) snapshot: Option<Arc<ScreenSnapshot>>,
-    /// The leader was reaped, so its number may be reused.
+    /// The leader was reaped, so the kernel may reuse its process id.
     pub(super) leader_gone: bool,
-    /// The terminal is being closed, so lossless viewers are not waited for.
+    /// The terminal is being closed, so the task does not wait for lossless viewers.
     pub(super) closing: bool,
-    /// The session was killed; the task reads the remaining output once more, and ends the
-    /// terminal.
+    /// The processes of the session have ended, or were sent KILL. The task reads the remaining
+    /// output once more and then ends the terminal.
     pub(super) killed: bool,
     /// The task has panicked, so no snapshots will be taken.
     pub(super) task_gone: bool,
-    /// The registry removed the terminal; the task ends with its last viewer.
+    /// The registry removed the terminal. The task ends with its last viewer.
     pub(super) removed: bool,
     pub(super) exit: Option<TerminalExit>,
-    /// Time at which the workspace fell asleep or the agent shut down. An exit after it is not the
-    /// program's own.
+    /// Time at which the agent began to end all terminals, for a sleep or a shutdown. A later exit
+    /// was not caused by the program.
     pub(super) slept_at: Option<SystemTime>,
-    /// The last write failed for another reason than a full PTY, so readiness to write means
-    /// nothing.
+    /// The last write failed for another reason than a full PTY. The task then does not wait for
+    /// the PTY to become writable.
     pub(super) write_failed: bool,
     /// Time since which the task waits for a lossless viewer.
     pub(super) paused_since: Option<Instant>,
@@ -80,11 +85,11 @@ pub(super) struct TerminalState {
     pub(super) poll_scheduled: bool,
     /// The terminal changed since the last poll.
     pub(super) changed_since_poll: bool,
-    /// A client that can answer queries has been attached.
+    /// A writer has been attached, that is, a client that can answer queries.
     pub(super) ever_attached: bool,
 }
 
-/// A value with the log offset from which it holds.
+/// A value, the log offset from which it applies, and the number of its changes.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Versioned<T> {
     pub(super) value: T,
@@ -93,7 +98,7 @@ pub(super) struct Versioned<T> {
     pub(super) version: u32,
 }
 
-/// What the terminal knows about a viewer.
+/// Position, credit and mode of one viewer.
 #[derive(Debug)]
 pub(super) struct ViewerSlot {
     /// Shared by all viewers of one stream.
@@ -104,19 +109,19 @@ pub(super) struct ViewerSlot {
     pub(super) acked: u64,
     /// Output bytes that may be unacknowledged; 0 means unlimited.
     pub(super) credit: u64,
-    /// The PTY waits for this viewer.
+    /// Reads of the PTY pause before output that this viewer has not read is evicted.
     pub(super) lossless: bool,
     /// Time at which the cursor last moved.
     pub(super) last_progress: Instant,
 }
 
 impl<T: PartialEq> Versioned<T> {
-    /// Creates a value that viewers already know.
+    /// Creates a value that is not sent to viewers as a change.
     pub(super) fn initial(value: T) -> Self {
         Self { value, at: 0, version: 0 }
     }
 
-    /// Returns true if the value changed.
+    /// Sets the value, which applies from the log offset `at`. Returns true if it changed.
     pub(super) fn set(&mut self, value: T, at: u64) -> bool {
         let changed = self.value != value;
         if changed {
@@ -184,7 +189,7 @@ impl TerminalState {
         }
     }
 
-    /// Limit on bytes read before viewers are woken.
+    /// Returns the limit on bytes that are read before viewers are woken.
     pub(super) fn burst_bytes(&self) -> usize {
         BURST_BYTES.min(self.log.max_bytes() / 4).max(1)
     }
@@ -193,7 +198,8 @@ impl TerminalState {
         self.changed_since_poll = true;
     }
 
-    /// Writes queued input until the PTY is full. Returns true if anything was written.
+    /// Writes queued input until the PTY is full or about 64 KiB were written. Returns true if
+    /// anything was written.
     pub(super) fn flush_input(&mut self) -> bool {
         let Some(pty) = &self.pty else { return false };
         let mut wrote = 0;
@@ -224,8 +230,9 @@ impl TerminalState {
         wrote > 0
     }
 
-    /// Waits for slow lossless viewers, and gives up those that made no progress in time. Returns
-    /// the time at which the wait ends; `None` if there is nothing to wait for.
+    /// Pauses reads of the PTY for slow lossless viewers. Viewers that made no progress in time
+    /// stop being lossless. Returns the time at which the next viewer would stop, or `None` if
+    /// reads need not pause.
     pub(super) fn pause_for_readers(&mut self, now: Instant) -> Option<Instant> {
         let until = self.lossless_deadline()?;
         if self.paused_since.is_none() {
@@ -237,7 +244,8 @@ impl TerminalState {
         self.lossless_deadline()
     }
 
-    /// Time at which the next slow lossless viewer is given up; `None` if the PTY need not wait.
+    /// Returns the time at which the next slow lossless viewer stops being lossless. `None` if
+    /// reads of the PTY need not pause.
     pub(super) fn lossless_deadline(&self) -> Option<Instant> {
         if self.closing {
             return None;
@@ -247,8 +255,8 @@ impl TerminalState {
         slow.map(|slot| slot.gives_up_at(self.paused_since)).min()
     }
 
-    /// Gives up only viewers that hold the PTY back; the others could not make progress because of
-    /// them.
+    /// Ends the lossless mode of stalled viewers, but only of those for which reads pause. The
+    /// other viewers could not make progress because reads paused.
     fn give_up_slow_readers(&mut self, now: Instant) {
         let (paused, slow_offset) = (self.paused_since, self.slow_offset());
         for slot in self.viewers.values_mut() {
@@ -258,8 +266,8 @@ impl TerminalState {
         }
     }
 
-    /// A viewer is slow if its cursor is at or before this offset; `None` if no viewer can be slow
-    /// yet.
+    /// Returns the offset at or before which a cursor makes its viewer slow. `None` if no viewer
+    /// can be slow yet.
     fn slow_offset(&self) -> Option<u64> {
         let held = self.log.max_bytes() as u64;
         let limit = held - LOSSLESS_MARGIN_BYTES.min(held / 2);

@@ -1,4 +1,4 @@
-//! Attachments and watches of the registry's terminals, each registered by id while it lives.
+//! Opens attachments and watches of terminals. Each is registered by an id while it lives.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,12 +14,12 @@ use super::{
     viewer::{self, Viewer, ViewerOptions},
 };
 
-/// Limit on watches and attachments of the workspace; another one is rejected.
+/// Limit on watches and attachments of the workspace. Another one is rejected.
 const MAX_STREAMS: usize = 1024;
 /// Limit on terminals in one watch.
 pub(super) const MAX_WATCHED_TERMINALS: usize = 64;
 
-/// Registration of a watch; dropping it unregisters the watch.
+/// Registration of a watch or an attachment. Dropping it removes the registration.
 #[derive(Debug)]
 pub(super) struct WatchGuard {
     id: String,
@@ -46,17 +46,24 @@ impl Terminals {
         Ok(Attachment::new(watch, terminal, id, wake, attach))
     }
 
-    /// Watches one or several terminals. A terminal that cannot be watched fails alone.
+    /// Watches one or several terminals. An event reports each terminal that cannot be watched; the
+    /// others continue.
     pub fn watch(
         &self,
         terminals: &[WatchTarget],
         options: &WatchOptions,
     ) -> Result<TerminalWatch, TerminalError> {
         if !(1..=MAX_WATCHED_TERMINALS).contains(&terminals.len()) {
-            return Err(TerminalError::BadField { field: "terminals", allowed: "1 to 64" });
+            return Err(TerminalError::BadField {
+                field: "terminals",
+                allowed: "a list of 1 to 64 terminals",
+            });
         }
         if options.lossless && terminals.len() > 1 {
-            return Err(TerminalError::BadField { field: "lossless", allowed: "only with one terminal" });
+            return Err(TerminalError::BadField {
+                field: "lossless",
+                allowed: "false if more than one terminal is watched",
+            });
         }
         let wake = Arc::new(Notify::new());
         let guard = self.watch_guard()?;
@@ -65,7 +72,7 @@ impl Terminals {
             let options = ViewerOptions {
                 from: *from,
                 client: options.client.clone(),
-                // A browser sends input by Write requests beside its watch.
+                // A browser sends its input by Write requests, so the viewer of a watch may write.
                 writes: true,
                 size: None,
                 credit: options.credit,
@@ -83,7 +90,8 @@ impl Terminals {
         Ok(TerminalWatch::new(viewers, failed, wake, Some(guard)))
     }
 
-    /// Grants credit to one terminal of a watch: output before `offset` was processed.
+    /// Grants credit to one terminal of a watch. The client has processed all output before
+    /// `offset`.
     pub fn ack(&self, watch: &str, id: &TerminalId, epoch: u64, offset: u64) -> Result<(), TerminalError> {
         let (terminal, viewer) = {
             let table = self.inner.table();
@@ -98,7 +106,7 @@ impl Terminals {
     fn watch_guard(&self) -> Result<WatchGuard, TerminalError> {
         let mut table = self.inner.table();
         if table.watches.len() >= MAX_STREAMS {
-            return Err(TerminalError::TooManyStreams { what: "streams", limit: MAX_STREAMS });
+            return Err(TerminalError::TooManyStreams { what: "terminal streams", limit: MAX_STREAMS });
         }
         let id = TerminalId::random().to_string();
         table.watches.insert(id.clone(), HashMap::new());

@@ -1,5 +1,5 @@
-//! Task of a terminal: owns the PTY, reads output, writes input, detects the end and feeds the
-//! screen model. It sleeps until an event, so that an idle terminal costs no wake-up.
+//! Task of a terminal. It reads output, writes queued input, detects the end and feeds the screen
+//! model. It sleeps until an event, so an idle terminal costs no wake-up.
 
 use std::{
     sync::Arc,
@@ -20,21 +20,23 @@ use super::{
 };
 use crate::child::ExitStatus;
 
-/// Silence after which a terminal counts as ended if its leader has exited and background jobs hold
-/// the PTY.
+/// A terminal whose leader has exited, but whose PTY is held by background jobs, ends after this
+/// much silence.
 const BACKGROUND_QUIET: Duration = Duration::from_millis(250);
 /// Limit on the last read before a terminal ends. It exceeds what a PTY buffers (64 KiB). It is
 /// bounded because a background job may flood the PTY.
 const MAX_FINAL_READ_BYTES: usize = 256 * 1024;
-/// Interval of reads after the leader closed the terminal without exiting, while the terminal is in
-/// use. The reactor then reports "closed" for ever, so the task polls.
+/// Interval at which the task reads a PTY whose slave was once closed. The reactor reports such a
+/// PTY as closed for ever, so the task polls it. Applies for 1 s after the last output, and after
+/// the exit of the leader.
 const ACTIVE_POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// The same interval while the terminal is not in use, that is, after this much silence.
+/// The same interval after at least this much time without output.
 const IDLE_POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Time for which a flood is read before other tasks run, which bounds what it adds to the echo of
-/// another terminal. Viewers are woken less often, once for each burst.
+/// Time for which a flood is read before other tasks run. It bounds the delay that a flood adds to
+/// the echo of another terminal. Viewers are woken less often, once for each burst.
 const READ_SLICE: Duration = Duration::from_micros(250);
-/// Task of one terminal, and the sole owner of its PTY.
+
+/// Task of one terminal, and the only reader of its PTY.
 pub(super) struct TerminalTask {
     terminal: Arc<Terminal>,
     /// `None` once the terminal has ended.
@@ -47,11 +49,13 @@ pub(super) struct TerminalTask {
     exited: Option<(ExitStatus, Instant)>,
     /// No process had the slave open at the last read.
     closed: bool,
-    /// The slave was once closed while the leader lived, so the task polls the PTY.
+    /// The slave was once closed. The reactor no longer reports readiness, so the task polls the
+    /// PTY.
     poll_mode: bool,
     last_read_attempt: Instant,
     /// Bytes read for which viewers have not been woken yet.
     unannounced: usize,
+    /// Time of the last output, or of the last pause of reads.
     last_read: Instant,
 }
 
@@ -60,7 +64,7 @@ pub(super) struct TerminalTask {
 enum ReadMode {
     /// Reads when the reactor reports the PTY as readable.
     WhenReady,
-    /// Reads the rest before the terminal ends, whatever the reactor reports.
+    /// Reads the rest before the terminal ends, regardless of the reactor.
     Final,
 }
 
@@ -106,7 +110,7 @@ impl TerminalTask {
         }
     }
 
-    /// Runs until the terminal was removed and has no viewers.
+    /// Runs until the terminal has ended, was removed, and has no viewers.
     pub(super) async fn run(mut self) {
         loop {
             let plan = self.plan();
@@ -114,7 +118,7 @@ impl TerminalTask {
                 return;
             }
             if plan.feed == FeedDecision::HoldReads {
-                // Other events wait, so that nothing can prevent the snapshot.
+                // Other events wait, so that they cannot delay the snapshot.
                 self.feed(plan.feed);
                 self.write();
                 yield_now().await;
@@ -123,7 +127,8 @@ impl TerminalTask {
             let pty = self.pty.clone();
             let mut full = false;
             tokio::select! {
-                // Output before feeding; the other events are rare.
+                // Polled in order. Output is read before the model is fed; the other events are
+                // rare.
                 biased;
                 _ = async { self.leader.wait_for(Option::is_some).await.map(|_| ()) },
                     if self.exited.is_none() =>
@@ -143,7 +148,7 @@ impl TerminalTask {
             drop(pty);
             self.write();
             if full {
-                // Lets other tasks run, and the reactor poll.
+                // Lets other tasks run and the reactor poll for events.
                 yield_now().await;
             }
         }
@@ -158,7 +163,7 @@ impl TerminalTask {
         let state = &mut *guard;
         let mut plan = WaitPlan::new(self.feeder.decide(state, now, self.last_read));
         if plan.feed == FeedDecision::HoldReads {
-            // Held reads do not count as silence.
+            // Time in which reads are held does not count as silence.
             self.last_read = now;
         } else if self.pty.is_some() {
             self.plan_read(state, now, &mut plan);
@@ -193,7 +198,7 @@ impl TerminalTask {
         match state.pause_for_readers(now) {
             Some(until) => {
                 plan.wake_by(until);
-                // Held reads do not count as silence.
+                // Time in which reads pause does not count as silence.
                 self.last_read = now;
             }
             None => {
@@ -212,13 +217,15 @@ impl TerminalTask {
         }
     }
 
-    /// Time at which continued silence ends the terminal; `None` until the leader has exited.
+    /// Returns the time at which continued silence ends the terminal. `None` until the leader has
+    /// exited.
     fn quiet_at(&self) -> Option<Instant> {
         self.exited.map(|(_, exited_at)| self.last_read.max(exited_at) + BACKGROUND_QUIET)
     }
 
-    /// Reads once more if the terminal seems quiet. Only an empty read proves silence: the agent
-    /// may have been suspended, or have waited for a slow viewer. Returns true if a read was due.
+    /// Reads once more if the terminal has been quiet for long enough, or if its session was
+    /// killed. Only an empty read proves silence, because the agent may have been suspended or may
+    /// have waited for a slow viewer. Returns true if such a read was due.
     fn read_if_quiet(&mut self, now: Instant) -> bool {
         let Some(quiet_at) = self.quiet_at() else { return false };
         let due = {
@@ -231,9 +238,9 @@ impl TerminalTask {
         due
     }
 
-    /// Decides whether the terminal has ended (law 9). The leader must have exited. In addition the
-    /// PTY is closed, or an empty read has confirmed silence, or the rest of the session was
-    /// killed.
+    /// Returns whether the terminal has ended, and otherwise plans the next check. A terminal ends
+    /// after its leader has exited and one of three things is true. The PTY is closed, an empty
+    /// read has confirmed silence, or the session was killed and the remaining output was read.
     fn has_ended(&self, state: &TerminalState, now: Instant, looked: bool, plan: &mut WaitPlan) -> bool {
         let Some(quiet_at) = self.quiet_at() else { return false };
         if state.paused_since.is_some() {
@@ -271,8 +278,8 @@ impl TerminalTask {
         self.terminal.state().leader_gone = true;
     }
 
-    /// Reads what is available: for one time slice, or everything if this is the last read. Returns
-    /// true if more may be available.
+    /// Reads what is available. Stops after one time slice or one burst, or in the final mode after
+    /// [`MAX_FINAL_READ_BYTES`]. Returns true if more may be available.
     fn read_burst(&mut self, mode: ReadMode) -> bool {
         let Some(pty) = &self.pty else { return false };
         let terminal = &self.terminal;

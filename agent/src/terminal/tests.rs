@@ -108,7 +108,7 @@ fn expect_ready<T>(done: impl Future<Output = T>) -> T {
     done.now_or_never().expect("the admission gate is open")
 }
 
-/// Living processes of the terminal's session, whose leader is gone.
+/// Returns the living processes of a session whose leader is gone.
 fn session(terminal: &TerminalInfo) -> Vec<Pid> {
     procfs::session_members(terminal.pid.expect("a leader"), true)
 }
@@ -140,7 +140,7 @@ async fn next_frame(attachment: &mut Attachment) -> Option<Frame> {
     }
 }
 
-/// Output that a viewer received. Checks that the offsets have no holes.
+/// Output that a viewer received. Checks that frames arrive in order and offsets have no gap.
 #[derive(Default)]
 struct ReceivedOutput {
     bytes: Vec<u8>,
@@ -158,7 +158,7 @@ impl ReceivedOutput {
                 }
             }
             FrameKind::Data(bytes) => {
-                assert_eq!(frame.offset, self.at, "no hole and no repeat");
+                assert_eq!(frame.offset, self.at, "output has no gap and no repeat");
                 self.at += bytes.len() as u64;
                 self.bytes.extend(bytes);
             }

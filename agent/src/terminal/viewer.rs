@@ -17,9 +17,9 @@ use crate::byte_log::{CHUNK_BYTES, LogRead};
 
 /// Limit on viewers of one terminal; another one is rejected. Bounds the cost of waking them.
 pub(super) const MAX_VIEWERS: usize = 64;
-/// Age up to which a terminal's first client also answers queries from before it attached, such as
-/// those of a starting shell. Later the querying program no longer waits, and the reply would be
-/// typed into another one.
+/// Age up to which a terminal's first writer also answers queries that were printed before it
+/// attached, such as those of a starting shell. In an older terminal the querying program no longer
+/// waits, and another program would read the reply as its input.
 const NEW_TERMINAL_AGE: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// How a viewer reads a terminal.
@@ -48,7 +48,8 @@ pub(super) struct Viewer {
     start_evicted: bool,
     /// Number of the snapshot that the viewer waits for.
     awaited_snapshot: Option<u64>,
-    /// Offset at which the viewer fell off the log, if that is why it waits for a snapshot.
+    /// Offset of the first byte that was evicted before the viewer read it. `None` if the viewer
+    /// waits for a snapshot for another reason.
     lagged_from: Option<u64>,
     sent: SentMetadata,
     finished: bool,
@@ -104,7 +105,7 @@ impl Viewer {
                 last_progress: Instant::now(),
             },
         );
-        // From here on dropping the viewer undoes the registration.
+        // From now on, dropping the viewer undoes the registration.
         let mut viewer = Self {
             terminal: Arc::clone(terminal),
             id,
@@ -227,9 +228,10 @@ impl Viewer {
         self.frame(state, at, kind)
     }
 
-    /// Continues at the oldest byte after a gap, if the client resumed at an evicted position: it
-    /// asked for bytes and receives all there are. A viewer that falls off while reading is too
-    /// slow for them and receives a snapshot instead.
+    /// Returns a gap and continues at the oldest byte, if the client resumed at an evicted
+    /// position. Such a client asked for output and receives all that is left. Returns `None` if
+    /// the position was evicted while the viewer was reading. Such a viewer is too slow, and
+    /// receives a snapshot instead.
     fn resume_at_oldest(&mut self, state: &mut TerminalState, cursor: u64) -> Option<Frame> {
         if !std::mem::take(&mut self.start_evicted) {
             return None;
@@ -244,7 +246,7 @@ impl Viewer {
 
     fn snapshot_frame(&mut self, state: &mut TerminalState, number: u64) -> Option<Frame> {
         if state.task_gone {
-            // No snapshot will be taken, so the viewer continues with the bytes.
+            // No snapshot will be taken, so the viewer continues with the oldest byte.
             self.awaited_snapshot = None;
             let oldest = state.log.oldest();
             self.advance(state, oldest);
@@ -306,15 +308,17 @@ impl Drop for Viewer {
 }
 
 fn request_snapshot(state: &mut TerminalState) -> u64 {
-    // A pending request is shared: its snapshot will include everything up to the time it is taken.
+    // Viewers share a pending request, because its snapshot will contain all output up to the time
+    // at which it is taken.
     if state.snapshots_requested == state.snapshots_taken {
         state.snapshots_requested += 1;
     }
     state.snapshots_requested
 }
 
-/// Grants credit: the viewer's client has processed output before `offset`. A lower offset than
-/// before is ignored; a higher one than was sent is capped.
+/// Grants credit. The viewer's client has processed all output before `offset`. An ack for another
+/// epoch, or with a lower offset than before, is ignored. An offset beyond the sent output counts
+/// as the end of the sent output.
 pub(super) fn ack(terminal: &Terminal, viewer: u64, epoch: u64, offset: u64) {
     let mut state = terminal.state();
     if epoch != state.log.epoch() {

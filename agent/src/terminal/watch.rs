@@ -22,7 +22,6 @@ pub struct WatchTarget {
     pub from: ViewerStart,
 }
 
-/// Event of a watch.
 #[derive(Debug)]
 pub enum WatchEvent {
     Frame(Frame),
@@ -54,7 +53,8 @@ pub struct WatchOptions {
     pub client: Option<ClientId>,
     /// Output bytes per terminal that may be unacknowledged; 0 means unlimited.
     pub credit: u64,
-    /// The PTY waits for this watch; allowed for one terminal only.
+    /// The PTY is not read while the watch is about to miss output, for at most 60 s without
+    /// progress. Allowed for one terminal only.
     pub lossless: bool,
 }
 
@@ -68,7 +68,7 @@ impl TerminalWatch {
         Self { viewers, failed, wake, next_index: 0, last_frame_at: Instant::now(), guard }
     }
 
-    /// Id that names this watch in an ack; empty if it has no registration.
+    /// Returns the id that names this watch in an ack. Empty if the watch has no registration.
     pub fn id(&self) -> &str {
         self.guard.as_ref().map_or("", WatchGuard::id)
     }
@@ -110,12 +110,12 @@ impl TerminalWatch {
         None
     }
 
-    /// Time at which a keep-alive frame is due.
+    /// Returns the time at which a keep-alive frame is due.
     pub(super) fn keepalive_deadline(&self) -> Instant {
         self.last_frame_at + KEEPALIVE
     }
 
-    /// Returns a keep-alive frame, of each terminal in turn.
+    /// Returns a keep-alive frame. The terminals of the watch take turns.
     pub(super) fn keepalive(&mut self) -> Frame {
         self.last_frame_at = Instant::now();
         let index = self.next_index % self.viewers.len();

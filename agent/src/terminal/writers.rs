@@ -1,8 +1,9 @@
-//! Writers of a terminal: decides which client's window size the terminal has, and whose emulator
-//! may answer queries.
+//! Decides which client's window size a terminal has, and whose emulator may answer queries of
+//! programs.
 //!
-//! Pure. One attached writer owns the size: the first with a size, then any that takes it or types.
-//! When the owner detaches, the writer that attached or typed last becomes the owner.
+//! Pure. One attached writer owns the size. The first owner is the first writer with a size. Later,
+//! a writer with a size becomes the owner when it takes the size or types. When the owner detaches,
+//! the writer with a size that attached or typed last becomes the owner.
 
 use std::collections::HashMap;
 
@@ -40,7 +41,8 @@ pub(super) enum SizeChange {
 }
 
 impl AttachedWriters {
-    /// Attaches a stream of a writer. Its replies to output before `live_from` are not accepted.
+    /// Attaches a stream of a writer. Its emulator's replies to queries before offset `live_from`
+    /// are dropped, because that output was replayed.
     pub(super) fn attach(
         &mut self,
         client: &ClientId,
@@ -68,7 +70,8 @@ impl AttachedWriters {
         }
     }
 
-    /// Detaches one of a writer's streams.
+    /// Detaches one of a writer's streams. With the last stream of the owner, another writer
+    /// becomes the owner and its size applies.
     pub(super) fn detach(&mut self, client: &ClientId) -> SizeChange {
         let Some(writer) = self.writers.get_mut(client) else { return SizeChange::Unchanged };
         writer.streams -= 1;
@@ -86,8 +89,8 @@ impl AttachedWriters {
     }
 
     /// Sets the client's window size; `take` makes the client the owner. A client that is not
-    /// attached cannot own the size. It may set a size that has no owner, or override it once with
-    /// `take`.
+    /// attached cannot own the size. It may set a size that has no owner, or with `take` override
+    /// the owner's size until the next change.
     pub(super) fn resize(&mut self, client: &ClientId, size: WindowSize, take: bool) -> SizeChange {
         let unowned = self.owner.is_none();
         match self.writers.get_mut(client) {
@@ -123,8 +126,9 @@ impl AttachedWriters {
         self.owner.as_ref() == Some(client)
     }
 
-    /// Returns true if an automatic reply is wanted. It must come from the owner's emulator and
-    /// answer output after the replay; `reply_at` is the offset that the emulator had processed.
+    /// Returns whether an automatic reply is written to the PTY. It must come from the owner's
+    /// emulator and answer output after the replay. `reply_at` is the offset up to which the
+    /// emulator had processed the output.
     pub(super) fn accepts_reply(&self, client: &ClientId, reply_at: u64) -> bool {
         self.is_owner(client) && self.writers.get(client).is_some_and(|w| reply_at > w.live_from)
     }

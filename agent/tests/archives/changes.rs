@@ -1,5 +1,5 @@
-//! Entries that cannot be read as a whole are reported as skipped, whatever the cause. An archive
-//! whose stream is dropped ends.
+//! Archives of trees that change or are partly unreadable. An entry that cannot be read completely
+//! is reported as skipped, whatever the cause.
 
 use std::{
     fs::{self, File},
@@ -15,11 +15,11 @@ use podling_agent::archive::{ArchiveError, CreateEvent, CreateOptions, MAX_ARCHI
 
 use super::{Fixture, PATIENCE, archives, collect, make, noise, p, skipped::report_skipped, tools};
 
-/// Larger than all queues together: after the first piece the file cannot have been read to its
-/// end.
+/// Size of a file that is larger than all queues together. When the first bytes of the zip arrive,
+/// the file cannot have been read to its end.
 const LARGE: usize = 40 << 20;
 
-/// Archives a workspace whose first file is large, and applies `change` once the archive has begun.
+/// Archives a workspace whose first file is large. Applies `change` after the first event.
 async fn meanwhile(prepare: impl FnOnce(&Fixture), change: impl FnOnce(&Fixture)) -> super::Made {
     let fixture = Fixture::new();
     fixture.put("a large", noise(LARGE));
@@ -43,7 +43,7 @@ async fn growing_file_is_skipped() {
     .await;
     assert_eq!(made.skipped(), [("a large".to_owned(), "it changed while it was read")]);
     assert_eq!((made.names(), made.done.entries), (vec![], 0));
-    // The zip is valid all the same.
+    // The zip is valid nevertheless.
     tools::look(&made.zip);
 }
 
@@ -103,7 +103,7 @@ async fn file_replaced_by_link_is_not_followed() {
         },
     )
     .await;
-    // The entry is archived as the link it is now, and the directory counts as changed.
+    // The archive contains the link, and the directory counts as changed.
     assert_eq!(made.skipped(), [(String::new(), "its entries changed while it was read")]);
     if let Some(seen) = tools::look(&made.zip) {
         assert_eq!(seen.last().unwrap().mode, 0o120_777);
@@ -139,7 +139,7 @@ fn constantly_changing_files_never_get_wrong_hash() {
             }
         };
         stop.store(true, Ordering::Relaxed);
-        assert!(changed.done.skipped_count > 0, "no change was seen within the time limit");
+        assert!(changed.done.skipped_count > 0, "a changed file is skipped within the time limit");
         assert_eq!(changed.done.skipped_count + changed.done.entries, 1_000);
         let Some(seen) = tools::look(&changed.zip) else { return };
         for line in &changed.lines {
@@ -151,11 +151,11 @@ fn constantly_changing_files_never_get_wrong_hash() {
 
 #[tokio::test]
 async fn unreadable_file_is_skipped() {
-    // Some of these files are write-only even for root; others hold more bytes than their size
-    // says.
+    // Some of these files are write-only even for root. Others have more bytes than their size
+    // reports.
     let place = Path::new("/proc/sys/vm");
     if File::open(place.join("drop_caches")).is_ok() || !place.join("drop_caches").exists() {
-        return report_skipped("a file that may not be read", "root may read all there is");
+        return report_skipped("archive of an unreadable file", "no file here is unreadable for root");
     }
     let state = tempfile::tempdir().unwrap();
     let (archives, _) = archives(place, state.path());
@@ -169,7 +169,7 @@ async fn unreadable_file_is_skipped() {
 async fn mounted_file_system_is_skipped() {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     if !mounts.lines().any(|line| line.split(' ').nth(4) == Some("/dev/pts")) {
-        return report_skipped("an archive beside a mount", "nothing is mounted on /dev/pts");
+        return report_skipped("archive of a directory with a mount", "nothing is mounted on /dev/pts");
     }
     let state = tempfile::tempdir().unwrap();
     let (archives, _) = archives(Path::new("/dev"), state.path());
@@ -178,7 +178,7 @@ async fn mounted_file_system_is_skipped() {
         ..Default::default()
     };
     let made = make(&archives, "", options).await.unwrap();
-    let said = ("pts".to_owned(), "another file system is mounted there");
+    let said = ("pts".to_owned(), "it is a mount point of another file system");
     assert!(made.skipped().contains(&said), "{:?}", made.skipped());
     assert!(!made.names().iter().any(|name| name.starts_with("pts")));
     assert!(made.names().iter().any(|name| name == "null"), "devices are listed in the manifest");

@@ -1,4 +1,4 @@
-//! Hand-made zips that can be wrong in exactly one way.
+//! Builds zips with arbitrary header fields, so that a test can make exactly one of them wrong.
 
 use flate2::{Compression, write::DeflateEncoder};
 use std::io::Write;
@@ -7,11 +7,11 @@ pub(crate) const FILE: u32 = 0o100_644;
 pub(crate) const FOLDER: u32 = 0o040_755;
 pub(crate) const LINK: u32 = 0o120_777;
 
-/// An entry whose fields are written unchecked.
+/// A zip entry whose fields are written as they are.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) name: Vec<u8>,
-    /// Name in the local header; usually the same.
+    /// Name in the local header; equal to `name` unless a test changes it.
     pub(crate) local_name: Vec<u8>,
     pub(crate) mode: u32,
     /// Host system: 3 is Unix, 0 is DOS.
@@ -21,7 +21,7 @@ pub(crate) struct Entry {
     pub(crate) crc: u32,
     pub(crate) size: u32,
     pub(crate) content: Vec<u8>,
-    /// Offset in the central directory; `None` for the true one.
+    /// Offset of the local header as the central directory has it; `None` for the correct one.
     pub(crate) offset: Option<u32>,
 }
 

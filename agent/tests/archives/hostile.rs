@@ -1,4 +1,4 @@
-//! Malicious zips. Each is rejected with the entry and the cause, and leaves nothing behind.
+//! Malicious zips. Each is rejected with the entry and the cause, and no file is written.
 
 use podling_agent::{
     archive::{ArchiveError, MAX_ENTRIES},
@@ -25,7 +25,8 @@ async fn refused(zip: &[u8]) -> (String, &'static str) {
     }
 }
 
-/// Puts a valid entry first: it must not be written either.
+/// Checks that a zip with these entries is rejected because of the entry `name`. A valid entry
+/// comes first, which must not be written either.
 async fn refuses(entries: &[Entry], name: &str, cause: &'static str) {
     let all = [&[file("good")], entries].concat();
     assert_eq!(refused(&zip(&all)).await, (name.to_owned(), cause), "{entries:?}");
@@ -68,7 +69,7 @@ async fn duplicate_names_are_rejected() {
 async fn entries_below_file_or_link_are_rejected() {
     let below = "it lies below a file or a link of the zip";
     refuses(&[Entry::new("a", LINK, b"../outside"), file("a/secret")], "a/secret", below).await;
-    // In any order and at any depth.
+    // Order and depth of the entries make no difference.
     refuses(&[file("a/b/c/secret"), Entry::new("a/b", LINK, b"/")], "a/b/c/secret", below).await;
     refuses(&[file("a"), file("a/b")], "a/b", below).await;
 }
@@ -81,7 +82,7 @@ async fn device_and_mismatched_kinds_are_rejected() {
     let name = "it is a file or a link whose name ends with a slash";
     refuses(&[Entry::new("d/", FILE, b"")], "d/", name).await;
     refuses(&[Entry::new("d/", LINK, b"x")], "d/", name).await;
-    refuses(&[Entry::new("d/", FOLDER, b"content")], "d/", "it is a folder with content").await;
+    refuses(&[Entry::new("d/", FOLDER, b"content")], "d/", "it is a directory with content").await;
     let nothing = "its link target is empty or holds a NUL byte";
     refuses(&[Entry::new("l", LINK, b"")], "l", nothing).await;
     refuses(&[Entry::new("l", LINK, b"a\0b")], "l", nothing).await;
@@ -94,7 +95,7 @@ async fn encrypted_and_unknown_methods_are_rejected() {
     for flag in [1, 1 << 6, 1 << 13] {
         refuses(&[Entry { flags: flag, ..file("e") }], "e", "it is encrypted").await;
     }
-    let unknown = "its compression method is not supported";
+    let unknown = "its compression method or a flag of it is not supported";
     for method in [1, 9, 12, 93, 99] {
         refuses(&[Entry { method, ..file("m") }], "m", unknown).await;
     }
@@ -106,12 +107,12 @@ async fn zip_bombs_are_rejected() {
     let lies = "it declares more content than it can hold";
     refuses(&[Entry { size: 8, ..file("s") }], "s", lies).await;
     refuses(&[Entry { size: 1 << 30, ..Entry::deflated("d", b"tiny") }], "d", lies).await;
-    // A possible ratio, but not the actual size.
+    // The ratio is possible, but the declared size is wrong.
     refuses(&[Entry { size: 1_000, ..Entry::deflated("d", b"tiny") }], "d", "it holds less than it declares")
         .await;
     let bomb = Entry { size: 1_000, ..Entry::deflated("d", &vec![0; 10 << 20]) };
     refuses(&[bomb], "d", "it holds more than it declares").await;
-    // The same content used twice.
+    // Two entries use the same content.
     let large = Entry::deflated("one", &vec![0; 1 << 20]);
     let first = large.content.len() as u32;
     let at = 30 + 4 + 7;
@@ -119,7 +120,7 @@ async fn zip_bombs_are_rejected() {
     let again =
         Entry { name: b"two".to_vec(), local_name: b"two".to_vec(), size: 0, crc: 0, method: 0, ..again };
     assert!(first > 100);
-    refuses(&[large, again], "two", "its header contradicts the directory").await;
+    refuses(&[large, again], "two", "its local header contradicts the zip's central directory").await;
 }
 
 #[tokio::test]
@@ -130,7 +131,7 @@ async fn overlapping_content_is_rejected() {
     let at = (30 + 4 + 7) + 30 + 3;
     let nested = Entry { offset: Some(at), ..file("in") };
     refuses(&[outer, nested], "in", "it overlaps with another entry").await;
-    // Or both are the same bytes.
+    // Both entries are the same bytes.
     let same = Entry { offset: Some(0), ..file("good") };
     assert_eq!(refused(&zip(&[file("good"), same])).await.1, "it overlaps with another entry");
 }
@@ -168,11 +169,16 @@ async fn damaged_content_is_rejected() {
 
 #[tokio::test]
 async fn contradicting_headers_are_rejected() {
-    let other = "its header contradicts the directory";
+    let other = "its local header contradicts the zip's central directory";
     refuses(&[Entry { local_name: b"b".to_vec(), ..file("a") }], "a", other).await;
     refuses(&[Entry { offset: Some(1), ..file("a") }], "a", other).await;
-    refuses(&[Entry { offset: Some(u32::MAX - 1), ..file("a") }], "a", "it lies outside the zip").await;
-    // The method in the local header, its fifth field.
+    refuses(
+        &[Entry { offset: Some(u32::MAX - 1), ..file("a") }],
+        "a",
+        "its header or data lies beyond the zip's entries",
+    )
+    .await;
+    // Changes the compression method in the local header only.
     let mut bytes = zip(&[file("a")]);
     bytes[8] = 8;
     assert_eq!(refused(&bytes).await, ("a".to_owned(), other));
@@ -182,8 +188,8 @@ async fn contradicting_headers_are_rejected() {
 async fn malformed_zip_is_rejected() {
     let good = zip(&[file("a"), file("b")]);
     let (none, moved) = (
-        "it has no end record: it is not a zip, or was cut short",
-        "its directory is not where its end record says",
+        "it has no end record, so it is not a zip or was cut short",
+        "its central directory is not where its end record says",
     );
     for (bytes, cause) in [
         (Vec::new(), none),
@@ -192,8 +198,8 @@ async fn malformed_zip_is_rejected() {
         ([&good[..], b"more"].concat(), none),
         (good[1..].to_vec(), moved),
         ([b"x", &good[..]].concat(), moved),
-        (crafted::end(1, 0, 0), "its directory is damaged"),
-        ([&good[..good.len() - 22], &crafted::end(1, 94, 76)].concat(), "its directory is damaged"),
+        (crafted::end(1, 0, 0), "its central directory is damaged"),
+        ([&good[..good.len() - 22], &crafted::end(1, 94, 76)].concat(), "its central directory is damaged"),
     ] {
         assert_eq!(refused(&bytes).await, (String::new(), cause), "{} bytes", bytes.len());
     }

@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{Fixture, noise, tools};
 
-/// Returns status and body; the body is `None` if the transfer was aborted.
+/// Requests `path`, and returns status and body. The body is `None` if the transfer was aborted.
 async fn get(fixture: &Fixture, path: &str) -> (u16, Option<Vec<u8>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -44,7 +44,7 @@ async fn incomplete_archive_aborts_download() {
     fixture.put("file", "");
     fixture.folder(&"d/".repeat(300));
     assert_eq!(get(&fixture, "/archive.zip").await, (200, None));
-    // A complete archive is a valid zip.
+    // Without a skipped entry the download is a valid zip.
     let fixture = Fixture::new();
     fixture.put("file", "");
     tools::look(&get(&fixture, "/archive.zip").await.1.unwrap());

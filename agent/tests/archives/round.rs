@@ -23,7 +23,7 @@ enum Node {
     Folder(BTreeMap<Vec<u8>, Node>, u32, SystemTime),
 }
 
-/// Any name: plain, Unicode, bytes that are not UTF-8, characters with a meaning elsewhere.
+/// Generates file names: plain words, Unicode, and arbitrary bytes.
 fn name() -> impl Strategy<Value = Vec<u8>> {
     let plain = "[a-z]{1,8}".prop_map(String::into_bytes);
     let unicode = "[ä-üα-ω♥ ]{1,4}".prop_map(String::into_bytes);
@@ -32,9 +32,9 @@ fn name() -> impl Strategy<Value = Vec<u8>> {
         .prop_filter("a name", |name| !matches!(&name[..], b"." | b".."))
 }
 
-/// Times before 1970, far in the future, and with nanoseconds.
+/// Generates times before 1970, far in the future, and with nanoseconds.
 fn time() -> impl Strategy<Value = SystemTime> {
-    // tmpfs and ext4 can store these.
+    // tmpfs and ext4 can store all times in this range.
     (-2_000_000_000i64..14_000_000_000, 0..1_000_000_000u32).prop_map(|(seconds, nanos)| {
         let whole = Duration::from_secs(seconds.unsigned_abs());
         let at = if seconds < 0 { UNIX_EPOCH - whole } else { UNIX_EPOCH + whole };
@@ -97,7 +97,7 @@ impl Node {
 /// Path, kind and mode, time, content.
 type Entry = (Vec<u8>, u32, (i64, i64), Vec<u8>);
 
-/// Reads all entries of a tree with everything an archive preserves.
+/// Returns all entries below `root`, with everything that an archive preserves.
 fn picture(root: &Path) -> BTreeSet<Entry> {
     let mut seen = BTreeSet::new();
     let mut todo = vec![root.to_owned()];
@@ -135,6 +135,6 @@ proptest! {
         prop_assert_eq!((entries, bytes <= made.done.bytes + 100_000), (made.done.entries, true));
         prop_assert!(picture(&fixture.path("new/copy")) == before);
         let leftovers = fixture.dir.path().join("state").read_dir().unwrap().count();
-        prop_assert_eq!(leftovers, 0, "spool files remain");
+        prop_assert_eq!(leftovers, 0, "no spool file remains");
     }
 }

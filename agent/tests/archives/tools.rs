@@ -1,10 +1,10 @@
-//! Other programs that read and create zips.
+//! Checks zips with other programs: Python and Info-ZIP's unzip.
 
 use std::{fs, path::Path, process::Command};
 
 use crate::skipped::report_skipped;
 
-/// An entry as Python reads it.
+/// A zip entry as Python reads it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) name: Vec<u8>,
@@ -22,7 +22,8 @@ with zipfile.ZipFile(sys.argv[1]) as z:
         print(name.hex(), i.external_attr >> 16, hashlib.sha256(z.read(i)).hexdigest())
 ";
 
-/// Reads a zip with Python and tests it with unzip; both must find it intact.
+/// Checks that unzip and Python find a zip intact, and returns the entries that Python reads.
+/// Returns `None` if Python is not installed.
 pub(crate) fn look(zip: &[u8]) -> Option<Vec<Seen>> {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("it.zip");
@@ -30,7 +31,7 @@ pub(crate) fn look(zip: &[u8]) -> Option<Vec<Seen>> {
     check(&file);
     let listed = Command::new("python3").args(["-c", LIST]).arg(&file).output();
     let Ok(listed) = listed else {
-        report_skipped("a zip as Python sees it", "python3 is not installed");
+        report_skipped("check of a zip with Python", "python3 is not installed");
         return None;
     };
     assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
@@ -38,10 +39,10 @@ pub(crate) fn look(zip: &[u8]) -> Option<Vec<Seen>> {
     Some(text.lines().map(seen).collect())
 }
 
-/// Runs `unzip -t` where it is installed.
+/// Checks a zip with `unzip -t`, if it is installed.
 pub(crate) fn check(file: &Path) {
     let Ok(tested) = Command::new("unzip").arg("-tqq").arg(file).output() else {
-        return report_skipped("a zip as unzip sees it", "unzip is not installed");
+        return report_skipped("check of a zip with unzip", "unzip is not installed");
     };
     assert!(tested.status.success(), "{}", String::from_utf8_lossy(&tested.stdout));
 }

@@ -50,7 +50,7 @@ async fn existing_files_are_replaced_only_on_request() {
         (fixture.names(""), fixture.names("d")),
         (vec!["d".into(), "l".into(), "new".into()], vec!["old".into(), "other".into()])
     );
-    // Once more, now replacing a link.
+    // The second extraction also replaces the link.
     assert_eq!(fixture.unpack_with(&three(), "", replacing()).await.unwrap(), (3, 16));
 }
 
@@ -86,7 +86,7 @@ async fn extraction_never_follows_workspace_links() {
         );
         assert_eq!(fixture.names("../outside"), ["secret"]);
     }
-    // A link in the place of a file is replaced itself.
+    // A link in place of a file is replaced, and its target is unchanged.
     let fixture = Fixture::new();
     fixture.link("../outside/secret", "new");
     fixture.unpack_with(&three(), "", replacing()).await.unwrap();
@@ -169,19 +169,18 @@ async fn zips_of_other_tools_are_extracted() {
             Command::new("sh").current_dir(fixture.path("tree")).args(["-c", script]).output().unwrap();
         done.status.success().then_some(done.stdout)
     };
-    // Info-ZIP to a file; Info-ZIP to a pipe, with sizes behind the content and without links; and
-    // Python.
+    // Info-ZIP writes sizes after the content if its output is a pipe.
     let ways = [
-        ("Info-ZIP's", "zip -qry ../a.zip . && cat ../a.zip && rm ../a.zip"),
-        ("Info-ZIP's to a pipe", "zip -qr - deep häuser picture empty"),
+        ("zip of Info-ZIP", "zip -qry ../a.zip . && cat ../a.zip && rm ../a.zip"),
+        ("zip of Info-ZIP through a pipe", "zip -qr - deep häuser picture empty"),
         (
-            "Python's",
+            "zip of Python",
             "python3 -m zipfile -c ../a.zip deep häuser picture empty link && cat ../a.zip && rm ../a.zip",
         ),
     ];
     for (n, (what, script)) in ways.into_iter().enumerate() {
         let Some(zip) = shell(script) else {
-            report_skipped(what, "not installed");
+            report_skipped(what, "the program is not installed");
             continue;
         };
         let copy = format!("copy{n}");

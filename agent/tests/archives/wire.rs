@@ -142,7 +142,7 @@ async fn invalid_calls_return_reasons() {
     assert_eq!(detail(&status, "field").as_deref(), Some("open"));
     let open = || ExtractArchiveRequest { open: Some(ExtractOpen::default()), data: Bytes::new() };
     let status = client.extract(stream::iter([open(), open()])).await.unwrap_err();
-    assert_eq!(detail(&status, "allowed").as_deref(), Some("in the first message only"));
+    assert_eq!(detail(&status, "allowed").as_deref(), Some("set in the first message only"));
     let large = ExtractArchiveRequest { data: vec![0; (1 << 20) + 1].into(), ..open() };
     assert_eq!(reason(&client.extract(stream::iter([large])).await.unwrap_err()), Some(Reason::TooLarge));
     assert_eq!(fixture.names(""), [""; 0]);

@@ -1,5 +1,5 @@
-//! A thread swaps a directory for a symbolic link to the outside as fast as it can, while calls of
-//! every kind run. Nothing outside may ever be read or changed (law 10).
+//! A thread swaps a directory with a symbolic link to the outside as fast as it can, while calls of
+//! every kind run. No call may read or change anything outside the workspace root.
 
 use std::{
     path::Path,
@@ -11,7 +11,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::{Fixture, p};
 
-/// Rounds of ten calls each, for each resolver.
+/// Rounds for each resolver. A round makes about ten calls.
 const ROUNDS: usize = 1_500;
 
 #[test]
@@ -25,7 +25,7 @@ fn component_walk_confines_racing_access() {
 }
 
 fn nothing_outside_is_touched(resolver: PathResolver) {
-    // On a disk every sync would wait for a million renames.
+    // In memory, because on a disk every sync would wait for a million renames.
     let fixture = Fixture::in_memory(resolver);
     let outside = fixture.dir.path().join("outside");
     for folder in ["sub/deep", "x"] {
@@ -63,10 +63,13 @@ fn nothing_outside_is_touched(resolver: PathResolver) {
         swapper.join().unwrap();
         rounds.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
-    assert_eq!(snapshot(&outside), before, "an entry outside was changed");
+    assert_eq!(snapshot(&outside), before, "entries outside are unchanged");
     let swaps = swaps.into_inner();
     println!("{resolver:?}: {} calls, {swaps} swaps, {} refused", tally.done + tally.refused, tally.refused);
-    assert!(tally.done > 100 && tally.refused > 100, "the race did not happen: {tally:?}, {swaps} swaps");
+    assert!(
+        tally.done > 100 && tally.refused > 100,
+        "the race must happen often enough: {tally:?}, {swaps} swaps"
+    );
 }
 
 #[derive(Debug, Default)]
@@ -86,7 +89,7 @@ impl Tally {
                 self.refused += 1;
                 None
             }
-            // Other valid errors while a path changes.
+            // Errors that are also valid while a path changes.
             Err(
                 FileError::NotFound { .. }
                 | FileError::Exists { .. }
@@ -101,13 +104,13 @@ impl Tally {
 async fn one_round(fixture: &Fixture, round: usize, tally: &mut Tally) {
     let files = &fixture.files;
     if let Some(entry) = tally.note(files.stat(p("a/file"), SymlinkMode::Follow).await) {
-        assert_eq!(entry.size, 4, "the size of something outside");
+        assert_eq!(entry.size, 4, "the size of the file inside");
     }
     if let Some(content) = tally.note(fixture.read("a/file").await) {
-        assert_eq!(content, b"mine", "content from outside");
+        assert_eq!(content, b"mine", "the content of the file inside");
     }
     if let Some(entries) = tally.note(fixture.list("a").await) {
-        assert!(entries.iter().all(|entry| entry.name != b"secret"), "names from outside");
+        assert!(entries.iter().all(|entry| entry.name != b"secret"), "only names inside are listed");
     }
     tally.note(fixture.write("a/file", b"mine", WriteOptions::default()).await);
     let deep = WriteOptions { make_parents: true, ..WriteOptions::default() };
@@ -130,7 +133,7 @@ async fn one_round(fixture: &Fixture, round: usize, tally: &mut Tally) {
     tally.note(files.remove(p("tree"), true).await);
 }
 
-/// Every name, kind, mode, size, time and content below a directory.
+/// Returns path, kind, mode, size, time and content of a directory and all entries below it.
 fn snapshot(folder: &Path) -> Vec<String> {
     use std::os::unix::fs::MetadataExt;
     let mut seen = Vec::new();

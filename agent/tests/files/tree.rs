@@ -129,7 +129,7 @@ async fn pipe_is_never_opened() {
         assert!(matches!(refused, FileError::WrongKind { .. }), "{refused}");
         let refused = fixture.write("pipe", b"x", WriteOptions::default()).await.unwrap_err();
         assert!(matches!(refused, FileError::WrongKind { .. }), "{refused}");
-        // A writer would still wait for a reader, so the agent never opened the pipe.
+        // ENXIO shows that the pipe has no reader, so the agent has not opened the pipe.
         let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
         let writer = rustix::fs::open(fixture.home().join("pipe"), flags, Mode::empty());
         assert_eq!(writer.unwrap_err(), rustix::io::Errno::NXIO);

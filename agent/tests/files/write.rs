@@ -1,4 +1,4 @@
-//! Writes are atomic: complete or without effect.
+//! Writes of files are atomic: they are complete, or they have no effect.
 
 use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
@@ -121,7 +121,7 @@ async fn dropped_write_leaves_nothing() {
 #[tokio::test]
 async fn full_disk_is_reported_and_old_file_stays() {
     if !rustix::process::geteuid().is_root() {
-        println!("left out: only root can mount the small disk that this test needs");
+        println!("skipped: only root can mount the small disk that this test needs");
         return;
     }
     struct Mounted(std::path::PathBuf);
@@ -154,13 +154,17 @@ async fn upload_accepts_repeats_and_rejects_gaps() {
         let chunk =
             |offset, data: &'static str, finish| fixture.files.chunk(id.clone(), offset, data.into(), finish);
         assert_eq!(chunk(0, "hello", false).await.unwrap().next, 5);
-        assert_eq!(chunk(0, "hello", false).await.unwrap().next, 5, "a repeat");
+        assert_eq!(chunk(0, "hello", false).await.unwrap().next, 5, "a repeat changes nothing");
         let hole = chunk(9, "ld", false).await.unwrap_err();
         assert_eq!(hole, FileError::Hole { offset: 9, expected: 5 });
-        assert_eq!(chunk(3, "lo wor", false).await.unwrap().next, 9, "known and new bytes in one");
+        assert_eq!(
+            chunk(3, "lo wor", false).await.unwrap().next,
+            9,
+            "only the new bytes of a chunk are written"
+        );
         let done = chunk(9, "ld", true).await.unwrap();
         assert_eq!(done.finished.as_ref().map(|written| written.sha256), Some(sha256(b"hello world")));
-        assert_eq!(chunk(9, "ld", true).await.unwrap(), done, "the answer is repeated");
+        assert_eq!(chunk(9, "ld", true).await.unwrap(), done, "a repeated last chunk gets the same response");
         assert_eq!(fixture.got("greeting"), b"hello world");
     }
 }
@@ -181,7 +185,7 @@ async fn uploads_expire_and_are_bounded() {
     let empty = async {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(15);
         while std::fs::read_dir(dir.path()).unwrap().next().is_some() {
-            assert!(tokio::time::Instant::now() < deadline, "temporary files remain");
+            assert!(tokio::time::Instant::now() < deadline, "no temporary file remains");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         stop.cancel();
@@ -204,7 +208,7 @@ async fn stale_temp_file_is_removed_by_listing() {
             .and_then(|file| file.set_modified(long_ago))
             .unwrap();
         assert_eq!(fixture.list("a").await.unwrap(), [], "temporary files are not listed");
-        assert_eq!(fixture.names("a"), [fresh], "a fresh one may still be in use");
+        assert_eq!(fixture.names("a"), [fresh], "a recent temporary file may still be in use");
         std::fs::rename(fixture.home().join("a").join(fresh), fixture.home().join("a/notes")).unwrap();
         assert_eq!(fixture.list("a").await.unwrap().len(), 1);
     }

@@ -86,7 +86,7 @@ async fn intent_while_active_is_in_the_next_heartbeat() {
     let activity = session.heartbeat().await.activity.expect("activity");
     let intent = activity.evidence.iter().find(|e| e.signal() == Signal::ClientStart).expect("the intent");
     let age: Duration = intent.age.and_then(|age| age.try_into().ok()).expect("an age");
-    assert!(age <= second_command.elapsed(), "the evidence is of the first command, {age:?} ago");
+    assert!(age <= second_command.elapsed(), "the evidence has the age of the second command, not {age:?}");
 }
 
 #[tokio::test]

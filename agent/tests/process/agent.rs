@@ -142,7 +142,7 @@ impl AgentProcess {
             .expect("JSON")
     }
 
-    /// Resident memory (`VmRSS`) of the agent.
+    /// Returns the resident memory (`VmRSS`) of the agent, in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("status");
         let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("VmRSS");
@@ -185,7 +185,7 @@ pub(crate) async fn wait_for<T>(what: &str, mut poll_value: impl FnMut() -> Opti
     }
 }
 
-/// Whether the process exists and is not a zombie.
+/// Returns whether the process exists and is not a zombie.
 pub(crate) fn is_running(pid: &str) -> bool {
     std::fs::read_to_string(Path::new("/proc").join(pid).join("stat"))
         .is_ok_and(|stat| !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')))

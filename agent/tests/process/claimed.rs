@@ -1,4 +1,4 @@
-//! An agent that a fake control plane has claimed: the start of most tests.
+//! Starts an agent that a fake control plane has claimed, as most tests need it.
 
 use podling_proto::{
     control::v1::{self as wire, control_message::Message},
@@ -11,7 +11,8 @@ use crate::{
 };
 
 /// Starts an agent, claims it with a claim that `change` adapts, and waits for its first heartbeat.
-/// The caller holds the control plane and the session: without them the agent dials again.
+/// The caller must hold the control plane and the session, because the agent dials again when they
+/// are dropped.
 pub(crate) async fn claimed(
     change: impl FnOnce(&mut wire::Claim),
 ) -> (AgentProcess, SigningKey, FakeControlPlane, AgentSession) {

@@ -1,4 +1,5 @@
-//! A client of the agent: gRPC or plain HTTP over TLS that is pinned to the agent's fingerprint.
+//! A client of the agent that speaks gRPC and plain HTTP over TLS, and pins the agent's
+//! fingerprint.
 
 use std::{convert::Infallible, path::Path, sync::Arc};
 
@@ -30,7 +31,7 @@ use crate::{agent::AgentProcess, control_plane};
 /// An HTTP/2 connection to the agent.
 pub(crate) struct AgentClient {
     sender: http2::SendRequest<tonic::body::Body>,
-    /// Held also by all services of this client: the last one that is dropped ends the connection.
+    /// Shared with all services of this client. The connection ends when the last clone is dropped.
     connection_guard: Arc<DropGuard>,
 }
 
@@ -80,7 +81,7 @@ impl ServerCertVerifier for PinnedCertificateVerifier {
     }
 }
 
-/// TLS configuration with one application protocol (ALPN).
+/// Returns a TLS connector that pins `fingerprint` and offers one application protocol (ALPN).
 pub(crate) fn connector(fingerprint: &str, protocol: &str) -> TlsConnector {
     let provider = Arc::new(default_provider());
     let verifier = PinnedCertificateVerifier { fingerprint: fingerprint.into(), provider: provider.clone() };
@@ -110,7 +111,7 @@ impl AgentClient {
         Self { sender, connection_guard: Arc::new(cancellation.drop_guard()) }
     }
 
-    /// A service for tonic's generated clients.
+    /// Returns a service for tonic's generated clients.
     pub(crate) fn service(
         &self,
     ) -> impl tower::Service<
@@ -137,8 +138,8 @@ impl AgentClient {
     }
 }
 
-/// Sends a request over HTTP/1.1. Returns the status, the content type with the gRPC status behind
-/// it, and the body.
+/// Sends a request over HTTP/1.1. Returns the status, the content type followed by the gRPC status,
+/// and the body.
 pub(crate) async fn http1(agent: &AgentProcess, request: Request<Full<Bytes>>) -> (u16, String, Bytes) {
     let info = agent.info().await;
     let io =
@@ -163,7 +164,7 @@ pub(crate) async fn http1(agent: &AgentProcess, request: Request<Full<Bytes>>) -
     }
 }
 
-/// A GET request, with a bearer token if one is given.
+/// Builds a GET request, with a bearer token if `token` is set.
 pub(crate) fn get(path: &str, token: Option<&str>) -> Request<Full<Bytes>> {
     let mut built = Request::new(Full::new(Bytes::new()));
     *built.uri_mut() = path.parse().expect("path");
@@ -174,14 +175,14 @@ pub(crate) fn get(path: &str, token: Option<&str>) -> Request<Full<Bytes>> {
     built
 }
 
-/// A gRPC request with a bearer token.
+/// Builds a gRPC request with a bearer token.
 pub(crate) fn with_token<T>(message: T, token: &str) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("header"));
     request
 }
 
-/// A valid token with these verbs, signed by `key`.
+/// Returns a valid token with these verbs, signed by `key`.
 pub(crate) fn token(key: &SigningKey, verbs: &str) -> String {
     let claims: TokenClaims = control_plane::claims(verbs.parse::<Verbs>().expect("verbs"));
     key.sign(&claims)

@@ -1,4 +1,5 @@
-//! Commands that strain the agent: no output is lost, memory stays bounded, and shutdown ends them.
+//! Commands that put load on the agent. No output is lost, memory stays bounded, and shutdown ends
+//! the commands.
 
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::{
     control_plane::{AgentSession, DEADLINE, FakeControlPlane, to_argv},
 };
 
-/// Growth of resident memory, in KiB, that counts as flat: the allocator retains some pages.
+/// Growth of resident memory that counts as flat, in KiB, because the allocator retains some pages.
 const FLAT_KIB: u64 = 12 * 1024;
 
 struct CommandHarness {
@@ -52,7 +53,7 @@ impl CommandHarness {
         client.start(with_token(start, &token(&self.key, "process"))).await.expect("started").into_inner()
     }
 
-    /// Text of a file in the home directory, once it ends in a line feed.
+    /// Returns the text of a file in the home directory; `None` until it ends with a line feed.
     fn home_text(&self, name: &str) -> Option<String> {
         let text = std::fs::read_to_string(self.agent.path("home").join(name)).ok()?;
         text.ends_with('\n').then(|| text.trim().to_owned())
@@ -164,7 +165,7 @@ async fn stderr_flood_with_stdout_closed_is_complete() {
 #[tokio::test]
 async fn timeout_ends_run_while_output_is_held_and_flooded() {
     let harness = CommandHarness::new().await;
-    // A process in the group ignores signals; another has left the group and prints for ever.
+    // One process in the group ignores signals. Another has left the group and prints for ever.
     let script = "(trap '' HUP TERM; echo $$ > leader; while :; do sleep 0.02; done) & echo $! > deaf; \
                   setsid sh -c 'echo $$ > flood; exec yes' & \
                   while [ ! -e flood ]; do sleep 0.01; done; exit 5";
@@ -183,8 +184,8 @@ async fn stalled_watchers_delay_neither_commands_nor_shutdown() {
     let mut harness = CommandHarness::new().await;
     let mut stalled = Vec::new();
     for n in 0..8 {
-        // Each has its own connection, because an unread stream fills the flow-control window of the
-        // whole connection.
+        // Each has its own connection, because an unread stream fills the flow-control window of
+        // the whole connection.
         harness.client = AgentClient::connect(&harness.agent).await;
         stalled.push(harness.start(&format!("echo $$ > pid{n}; exec yes"), false).await);
     }

@@ -132,7 +132,7 @@ async fn restarted_control_plane_finds_the_claim_held() {
     let opened = terminals.create(with_token(job, &token)).await.expect("opened").into_inner();
     drop((session, control_plane));
 
-    // The agent serves also without a control plane.
+    // Without a control plane the agent still serves clients.
     let mut client = ActivityClient::with_origin(service, AgentClient::origin());
     client.get(with_token(agent_wire::GetActivityRequest {}, &token)).await.expect("served");
 
@@ -174,7 +174,7 @@ async fn unknown_directive_is_declined_with_activity() {
     let wire::directive_result::Result::Declined(declined) = session.wait_result(7).await else {
         panic!("not declined");
     };
-    assert!(declined.detail.contains("does not know") && declined.activity.is_some());
+    assert!(declined.detail.contains("does not support") && declined.activity.is_some());
     session.send_directive(8, Directive::Warn(wire::Warn::default())).await;
     assert_eq!(session.wait_result(8).await, wire::directive_result::Result::Done(wire::Done {}));
 }

@@ -1,4 +1,5 @@
-//! A fake control plane: it accepts agents over the real service, and the test sends the messages.
+//! A fake control plane. It accepts agents through the real gRPC service, and tests send the
+//! messages.
 
 use std::{
     path::{Path, PathBuf},
@@ -39,7 +40,7 @@ pub(crate) struct Authority {
     pub(crate) pem: String,
 }
 
-/// The listener for agents. Dropping it closes all connections without a message.
+/// A listener for agents. Dropping it closes all connections without a message.
 pub(crate) struct FakeControlPlane {
     sessions: mpsc::Receiver<AgentSession>,
     _serving: JoinSet<()>,
@@ -87,7 +88,7 @@ impl FakeControlPlane {
         Self::start_at(&ListenAddress::Unix(socket(dir)), tls).await.0
     }
 
-    /// Listens at `at`. Returns also the bound address.
+    /// Listens at `at`, and also returns the bound address.
     pub(crate) async fn start_at(at: &ListenAddress, tls: TlsAcceptor) -> (Self, String) {
         let (sender, sessions) = mpsc::channel(8);
         let router = Routes::new(AgentsServer::new(AgentsService(sender))).into_axum_router();
@@ -111,7 +112,7 @@ impl FakeControlPlane {
         timeout(DEADLINE, self.sessions.recv()).await.expect("an agent connects in time").expect("serving")
     }
 
-    /// Whether no agent has said hello since the last session.
+    /// Returns whether no agent has said hello since the last session.
     pub(crate) fn has_no_session(&mut self) -> bool {
         self.sessions.try_recv().is_err()
     }
@@ -126,7 +127,7 @@ impl AgentSession {
         self.send(Message::Directive(wire::Directive { id, directive: Some(directive) })).await;
     }
 
-    /// The next message, or `None` at the end of the stream.
+    /// Waits for the next message. Returns `None` at the end of the stream.
     pub(crate) async fn receive(&mut self) -> Option<agent_message::Message> {
         let received = timeout(DEADLINE, self.from.next()).await.expect("a message in time");
         received.and_then(Result::ok).and_then(|received| received.message)
@@ -218,7 +219,7 @@ pub(crate) fn socket(dir: &Path) -> PathBuf {
     dir.join("control.sock")
 }
 
-/// A policy whose times are about a fiftieth of the usual ones.
+/// Returns a policy with much shorter times than the default, so that tests are fast.
 pub(crate) fn policy() -> wire::AgentPolicy {
     let span = |millis: i32| Some(prost_types::Duration { seconds: 0, nanos: millis * 1_000_000 });
     wire::AgentPolicy {
@@ -226,13 +227,13 @@ pub(crate) fn policy() -> wire::AgentPolicy {
         active_for: span(600),
         work_window: span(600),
         heartbeat_interval: span(300),
-        // Low, because the machine may be busy with other tests.
+        // Low, because a busy machine may give the program little CPU time.
         cpu_cores: 0.01,
         ..Default::default()
     }
 }
 
-/// A claim for [`WORKSPACE`] that accepts tokens signed by `key`.
+/// Returns a claim for [`WORKSPACE`] that accepts tokens signed by `key`.
 pub(crate) fn claim(key: &SigningKey) -> wire::Claim {
     wire::Claim {
         id: Some(wire::ClaimId { workspace_id: WORKSPACE.into(), epoch: 1 }),
@@ -258,7 +259,7 @@ pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
 }
 
-/// Claims of a valid token for the agent of [`WORKSPACE`]. Tests change single fields.
+/// Returns the claims of a valid token for the agent of [`WORKSPACE`]. Tests change single fields.
 pub(crate) fn claims(verbs: Verbs) -> TokenClaims {
     TokenClaims {
         sub: "ada".into(),

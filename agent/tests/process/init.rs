@@ -55,12 +55,13 @@ impl InitContainer {
         std::fs::read_to_string(self.agent.path("home").join(name)).unwrap_or_default()
     }
 
-    /// The container's `/proc`, as this process reaches it.
+    /// Returns the path at which the test process reaches the container's `/proc`.
     fn proc_dir(&self) -> PathBuf {
         format!("/proc/{}/root/proc", self.agent.pid().as_raw_nonzero()).into()
     }
 
-    /// Pid and state letter (as in `/proc/PID/stat`) of each process in the container.
+    /// Returns the pid and the state letter (see `/proc/PID/stat`) of each process in the
+    /// container.
     fn process_states(&self) -> Vec<(String, char)> {
         let state = |pid: String| {
             let stat = std::fs::read_to_string(self.proc_dir().join(&pid).join("stat")).ok()?;

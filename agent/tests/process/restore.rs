@@ -1,4 +1,5 @@
-//! Restored terminals: after sleep, after a crash, from a damaged journal, and not in maintenance mode.
+//! Restored terminals: after sleep, after a crash, from a damaged journal, and not in maintenance
+//! mode.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +23,7 @@ use crate::{
 
 const DONE: DirectiveOutcome = DirectiveOutcome::Done(wire::Done {});
 
-/// Puts the workspace to sleep and ends its agent by TERM.
+/// Puts the workspace to sleep, and ends its agent with SIGTERM.
 async fn put_to_sleep(harness: &mut SleepHarness) {
     assert_eq!(harness.prepare(true, None).await, DONE);
     assert_eq!(harness.commit().await, DONE);
@@ -101,7 +102,7 @@ async fn sleep_restores_history_and_directory_in_a_new_shell() {
         .with_heartbeats(attachment.receive_until("the exit", |attachment| attachment.exit.is_some()))
         .await;
     assert_eq!(attachment.text().matches("it ran").count(), 1, "the command was not run again");
-    assert!(attachment.text().contains("the program ended with the workspace"), "{}", attachment.text());
+    assert!(attachment.text().contains("the program ended and was not restarted"), "{}", attachment.text());
     assert_eq!(attachment.exit.and_then(|exit| exit.how), Some(How::Signal("HUP".into())));
     let mut attachment = harness.attach(&ended.id).await;
     harness

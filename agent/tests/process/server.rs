@@ -1,4 +1,4 @@
-//! The server: authorisation of clients, and refusals in the client's protocol.
+//! The server: authorization of clients, and errors in the client's protocol.
 
 use std::time::Duration;
 
@@ -188,8 +188,8 @@ async fn thousand_unauthenticated_connections_keep_memory_flat() {
     }
     let growth = agent.resident_kib().saturating_sub(before);
     assert!(growth < 2048, "grew by {growth} KiB");
-    // The agent has closed the oldest unauthenticated connections. It still serves the authenticated
-    // one and accepts new ones.
+    // The agent has closed the oldest unauthenticated connections. It still serves the
+    // authenticated one and accepts new ones.
     let mut rest = Vec::new();
     let end = timeout(DEADLINE, unauthenticated[0].read_to_end(&mut rest)).await;
     end.expect("closed in time").ok();

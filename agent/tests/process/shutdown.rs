@@ -16,7 +16,8 @@ use crate::{
     control_plane::{DEADLINE, claim, to_argv},
 };
 
-/// A script that ignores HUP and TERM, and leaves an orphan in its own session that does the same.
+/// A script that ignores HUP and TERM. It starts a process in a session of its own that does the
+/// same.
 const STUBBORN: &str = "trap '' HUP TERM; \
                         setsid sh -c 'trap \"\" HUP TERM; echo $$ > orphan; while :; do sleep 1; done' & \
                         echo $$ > stubborn; while :; do sleep 1; done";

@@ -117,7 +117,7 @@ async fn keystroke_between_prepare_and_commit_stops_sleep() {
     assert!(attachment.refused.is_empty() && attachment.text().contains("one"), "{}", attachment.text());
     assert!(
         declined(harness.prepare(false, None).await).reason() == wire::DeclineReason::InUse,
-        "it counts as use"
+        "the admitted input counts as use"
     );
 }
 
@@ -210,7 +210,7 @@ async fn commit_ends_programs_rejects_held_input_and_serves_reads() {
     assert_eq!((attachment.refused.as_slice(), attachment.acked), (&["PREPARING".to_owned()][..], 0));
     assert!(attachment.text().ends_with("last words\r\n"), "{}", attachment.text());
 
-    assert_eq!(harness.commit().await, DONE, "a repeat");
+    assert_eq!(harness.commit().await, DONE, "a repeated commit is done");
     assert_eq!(
         harness.prepare(false, None).await,
         DONE,
@@ -220,10 +220,10 @@ async fn commit_ends_programs_rejects_held_input_and_serves_reads() {
     let refused = harness.create(&["cat"]).await.expect_err("too late");
     assert_eq!((refused.code(), error::reason(&refused)), (Code::Unavailable, Some(Reason::Preparing)));
     assert_eq!(harness.list().await.len(), 1, "reads are served");
-    // Commit stays done on the next stream.
+    // The commit outlasts the stream.
     let next = harness.control_plane.session().await;
     drop(std::mem::replace(&mut harness.session, next));
-    assert_eq!(harness.commit().await, DONE, "after a reconnect");
+    assert_eq!(harness.commit().await, DONE, "a commit is done after a reconnect");
     harness.session.send(Message::Claim(claim(&harness.key))).await;
     harness.session.heartbeat().await;
 }

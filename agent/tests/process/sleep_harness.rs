@@ -1,5 +1,5 @@
-//! Harness of the sleep tests: a claimed agent, a client of its terminals, and the directives of the
-//! sleep protocol. Holds nothing that only one test needs.
+//! Harness of the sleep tests: a claimed agent, a client of its terminals, and the directives of
+//! the sleep protocol.
 
 use std::time::Duration;
 
@@ -61,13 +61,14 @@ pub(crate) fn set_short_idle(claim: &mut wire::Claim) {
     policy.idle_timeout = millis(200);
     policy.active_for = millis(100);
     policy.heartbeat_interval = millis(250);
-    // Neither the start of a shell nor programs in terminals shall count as work in these tests.
+    // In these tests neither starting shells nor programs in terminals make the workspace busy.
     policy.presence_cap = millis(100);
     policy.cpu_cores = 100.0;
     policy.io_bytes_per_second = 1e12;
 }
 
-/// [`set_short_idle`], and `/bin/sh` with the prompt `$ ` and without start-up files.
+/// Applies [`set_short_idle`], and makes `/bin/sh` the shell, with the prompt `$ ` and without
+/// start-up files.
 pub(crate) fn set_plain_shell(claim: &mut wire::Claim) {
     set_short_idle(claim);
     for (name, value) in [("PS1", "$ "), ("SHELL", "/bin/sh"), ("ENV", "")] {
@@ -107,7 +108,8 @@ impl SleepHarness {
         self.run_directive(Directive::Prepare(wire::Prepare { hold, force, requested: false })).await
     }
 
-    /// Prepares as for a user's request, which skips the idle timeout but not a workspace in use.
+    /// Sends Prepare as for a user's request. The agent then ignores the idle timeout, but declines
+    /// if the workspace is in use.
     pub(crate) async fn prepare_requested(&mut self) -> DirectiveOutcome {
         let request = wire::Prepare { requested: true, ..wire::Prepare::default() };
         self.run_directive(Directive::Prepare(request)).await
@@ -169,7 +171,7 @@ impl SleepHarness {
         self.session.with_heartbeats(reached).await;
     }
 
-    /// Attaches from the oldest byte.
+    /// Attaches to a terminal, from its oldest byte.
     pub(crate) async fn attach(&self, id: &str) -> Attachment {
         self.attach_from(id, pb::from::From::Oldest(pb::FromOldest {})).await
     }

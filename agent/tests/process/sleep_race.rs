@@ -1,5 +1,5 @@
-//! Keystrokes that race with the sleep protocol at random times. The shell executes each acknowledged
-//! keystroke once, and no other.
+//! Keystrokes that race with the sleep protocol at random times. The shell executes each
+//! acknowledged keystroke once, and no keystroke that was not acknowledged.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -17,7 +17,7 @@ const ROUNDS: u32 = 30;
 /// Upper bound of the random delay of keystroke and commit after prepare.
 const MAX_DELAY_MILLIS: u64 = 25;
 
-/// The round numbers that the shell has written to its log.
+/// Returns the round numbers that the shell has written to its log.
 fn executed(agent: &AgentProcess) -> Vec<u32> {
     let log = std::fs::read_to_string(agent.path("home/log")).unwrap_or_default();
     log.lines().map(|line| line.parse().expect("a complete number")).collect()
@@ -70,7 +70,7 @@ async fn acknowledged_keystrokes_are_executed_exactly_once() {
                 if attachment.acked == attachment.typed {
                     acknowledged.insert(round);
                 }
-                // After Done the control plane may kill the agent without a loss.
+                // After Done the control plane may kill the agent, and no input or output is lost.
                 harness.agent.signal(Signal::KILL);
                 harness.agent.wait_exit().await;
                 harness.restart_agent(set_plain_shell).await;

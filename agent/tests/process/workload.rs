@@ -41,12 +41,12 @@ async fn claim_command_overrides_argv_and_is_restarted() {
     assert_eq!(
         files.lines().next(),
         Some(initial_limit.as_str()),
-        "the workspace's limit is that from before the agent raised its own"
+        "the command has the limit from before the agent raised its own"
     );
     assert_eq!(
         session.heartbeat().await.activity.expect("activity").level(),
         ActivityLevel::Idle,
-        "the agent serves on"
+        "the agent still reports activity"
     );
 }
 
@@ -96,14 +96,14 @@ async fn slow_copy_counts_as_io() {
 async fn printing_terminal_does_not_count_as_io() {
     let (agent, key, _control_plane, mut session) = claimed(|claim| {
         let policy = claim.policy.as_mut().expect("a policy");
-        // Printed bytes that the agent has not read yet count as IO. In the tests' short window that
-        // is a large share.
+        // Printed bytes that the agent has not read yet count as IO. In the short window of these
+        // tests they are a large part.
         policy.io_bytes_per_second = 300.0 * 1024.0;
     })
     .await;
     let mut terminals =
         TerminalsClient::with_origin(AgentClient::connect(&agent).await.service(), AgentClient::origin());
-    // The shell itself prints 500 kB/s beside a job in the foreground.
+    // The shell's background job prints 500 kB/s while another job is in the foreground.
     let script = "x=$(printf %050000d 0); (while :; do printf %s $x; sleep 0.1; done) & sleep 1000";
     let create = CreateTerminalRequest { argv: to_argv(&["bash", "-c", script]), ..Default::default() };
     terminals.create(with_token(create, &token(&key, "terminal"))).await.expect("opened");

@@ -1,4 +1,4 @@
-//! Programs that cannot start: each failure has its own reason, and nothing is left running.
+//! Programs that cannot start. Each failure has its own reason, and no process is left.
 
 use std::{os::unix::fs::PermissionsExt, path::Path};
 

@@ -1,4 +1,4 @@
-//! How processes end: exit codes, signals, timeouts, background processes, and the end of all.
+//! Ends of processes: exit codes, signals, timeouts, background processes, and `end_all`.
 
 use std::time::{Duration, Instant};
 
@@ -59,7 +59,7 @@ async fn timeout_ends_cooperative_and_deaf_processes() {
         all(fixture.processes.start(timed("trap '' TERM; while :; do sleep 0.05; done")).await.unwrap())
             .await;
     assert_eq!(deaf.signal(), Some(9));
-    assert!(began.elapsed() >= Duration::from_secs(5), "KILL came before the grace period ended");
+    assert!(began.elapsed() >= Duration::from_secs(5), "KILL is sent only after the grace period");
 
     let in_time = all(fixture
         .processes
@@ -130,13 +130,13 @@ async fn process_limit_is_enforced() {
     assert_eq!(all(fixture.sh("exit 6")).await.code(), Some(6));
 }
 
-/// Reads a process id that the script wrote to this file.
+/// Returns the process id that the script wrote to this file; `None` until it is complete.
 fn named(fixture: &Fixture, file: &str) -> Option<String> {
     let pid = std::fs::read_to_string(fixture.home.path().join(file)).ok()?;
     pid.ends_with('\n').then(|| pid.trim().to_owned())
 }
 
-/// Whether the process exists and has not ended.
+/// Returns whether the process exists and is not a zombie.
 fn runs(pid: &str) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')))
@@ -209,7 +209,7 @@ async fn stalled_watchers_do_not_delay_end_all() {
     }
 }
 
-/// The runtime has one thread. Blocking it is, for the agent, like being stopped.
+/// The runtime has one thread. Blocking this thread has the effect of stopping the agent.
 #[tokio::test]
 async fn last_bytes_are_read_after_agent_was_stopped() {
     let fixture = Fixture::new();
@@ -226,12 +226,12 @@ async fn last_bytes_are_read_after_agent_was_stopped() {
         until("leader has started", || named(&fixture, "leader").is_some()).await;
         let leader = named(&fixture, "leader").unwrap();
         until("the leader was reaped", || !std::path::Path::new("/proc").join(&leader).exists()).await;
-        // Lets the task notice it.
+        // Lets the task notice the exit of the leader.
         sleep(Duration::from_millis(2)).await;
         if fixture.processes.list().last().unwrap().exit.is_none() {
             break (watcher, visitor);
         }
-        // The machine was too slow and the quiet time is over already: try again.
+        // The machine was too slow, and the quiet period is already over. Try again.
         std::fs::write(path("go"), "").unwrap();
         until("command continued", || path("said").exists()).await;
         for file in ["go", "said", "leader"] {

@@ -1,4 +1,4 @@
-//! Output: separate, complete, and readable from any position.
+//! Output of processes: stdout and stderr are separate, complete, and readable from any position.
 
 use podling_agent::{
     claim::AgentPolicy,
@@ -32,13 +32,14 @@ async fn slow_reader_loses_nothing_of_100_mb() {
                 }
                 out += data.len() as u64;
                 checked += 1;
-                // Slower than the pipe without a clock: all other tasks run first.
+                // Makes the reader slower than the pipe without a clock, because all other tasks
+                // run first.
                 for _ in 0..3 {
                     tokio::task::yield_now().await;
                 }
             }
             Some(ProcessEvent::Exit(exit)) => break exit,
-            Some(ProcessEvent::Gap { .. }) => panic!("lost output"),
+            Some(ProcessEvent::Gap { .. }) => panic!("output was lost"),
             Some(_) => {}
             None => panic!("no exit"),
         }
@@ -78,7 +79,7 @@ async fn reconnected_client_resumes_at_its_offset() {
             text.extend_from_slice(&data);
         }
     }
-    // The last piece was lost in transit.
+    // Simulates output that was lost in transit.
     text.truncate(2_500);
     drop(watcher);
     std::fs::write(fixture.home.path().join("go"), "").unwrap();

@@ -1,4 +1,4 @@
-//! Run: a whole command in one call.
+//! `Run`, which executes a whole command in one call.
 
 use std::time::Duration;
 

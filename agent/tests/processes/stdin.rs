@@ -1,4 +1,4 @@
-//! stdin: delivered once, in order, and closed.
+//! Stdin of processes: each byte is delivered once and in order, and the end is delivered too.
 
 use bytes::Bytes;
 use podling_agent::{
@@ -21,13 +21,13 @@ async fn repeated_stdin_arrives_once() {
     let write =
         |offset, data: &'static str, end| fixture.processes.write(&id, EPOCH, offset, Bytes::from(data), end);
     assert_eq!(write(0, "hello ", false).await.unwrap(), StdinProgress { next: 6, closed: false });
-    assert_eq!(write(0, "hello ", false).await.unwrap().next, 6, "a repeat");
+    assert_eq!(write(0, "hello ", false).await.unwrap().next, 6, "a repeat changes nothing");
     let hole = write(9, "x", false).await.unwrap_err();
     assert!(matches!(hole, ProcessError::Hole { expected: 6 }), "{hole}");
     let stale = fixture.processes.write(&id, EPOCH - 1, 6, Bytes::new(), false).await.unwrap_err();
     assert!(matches!(stale, ProcessError::StaleEpoch { .. }), "{stale}");
     assert_eq!(write(3, "lo world", true).await.unwrap().next, 11);
-    assert!(!write(3, "lo world", true).await.unwrap().closed, "the end may be sent again too");
+    assert!(!write(3, "lo world", true).await.unwrap().closed, "the end may be repeated as well");
     assert_eq!(all(watcher).await.out, b"hello world");
     assert!(fixture.gate.last_admitted(Intent::Keystroke).is_some());
 }
@@ -63,7 +63,7 @@ async fn closed_stdin_is_reported() {
     assert_eq!(wrote, StdinProgress { next: 0, closed: true });
     fixture.processes.signal(&id, "KILL").unwrap();
 
-    // A process that ends while a write waits for it.
+    // The process ends while a write waits.
     let mut watcher = fixture.processes.start(reading("head -c 10 > /dev/null")).await.unwrap();
     let id = super::id(&mut watcher).await;
     let large = Bytes::from(vec![0; 1 << 20]);

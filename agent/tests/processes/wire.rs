@@ -124,7 +124,7 @@ async fn call_deadline_does_not_end_process() {
     request.set_timeout(deadline);
     let mut stream = client.start(request).await.unwrap().into_inner();
     let over = async { while let Ok(Some(_)) = stream.message().await {} };
-    // Whether the server or the client ends it, the stream is over then.
+    // After the deadline the stream is over, ended by the server or by the client.
     let _over = timeout(deadline, over).await;
     drop(stream);
     assert_eq!(fixture.processes.running(), 1);

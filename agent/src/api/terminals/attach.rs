@@ -1,5 +1,5 @@
-//! The two directions of Attach: one task pumps requests into the terminal while the client pulls
-//! responses.
+//! The two directions of Attach. One task, the pump, passes requests to the terminal, while the
+//! client reads the response stream.
 
 use futures_util::stream;
 use podling_proto::agent::v1 as pb;
@@ -29,14 +29,14 @@ pub(super) async fn pump(
         match request.request {
             Some(AttachCommand::Input(piece)) => typing.input(input(&piece)),
             Some(AttachCommand::Resize(resize)) => {
-                let size_request = size(resize.size)?.ok_or_else(|| bad("resize.size", "must be given"))?;
+                let size_request = size(resize.size)?.ok_or_else(|| bad("resize.size", "set"))?;
                 unless_ended(writer.resize(size_request, resize.take))?;
             }
             Some(AttachCommand::Ack(offset)) => writer.ack(offset),
             Some(AttachCommand::Signal(signal)) => {
                 unless_ended(writer.signal(&signal.signal, target(&signal)))?
             }
-            Some(AttachCommand::Open(_)) => return Err(bad("open", "only the first request").into()),
+            Some(AttachCommand::Open(_)) => return Err(bad("open", "the first request only").into()),
             // A request kind of a newer client.
             None => {}
         }
@@ -45,7 +45,7 @@ pub(super) async fn pump(
     Ok(())
 }
 
-/// Ignores that the terminal has ended: the stream is about to deliver the exit anyway.
+/// Ignores the error that the terminal has ended, because the response stream delivers the exit.
 fn unless_ended(done: Result<(), TerminalError>) -> Result<(), Status> {
     match done {
         Err(TerminalError::Ended(_)) => Ok(()),
@@ -53,8 +53,8 @@ fn unless_ended(done: Result<(), TerminalError>) -> Result<(), Status> {
     }
 }
 
-/// The terminal's events, until the terminal ends or a request fails. Dropping the stream stops the
-/// pump.
+/// Returns the stream of the terminal's events. It ends when the terminal has ended, or with the
+/// error of a failed request. Dropping the stream stops the pump.
 pub(super) fn responses(
     attachment: Attachment,
     failed: tokio::sync::oneshot::Receiver<Status>,
@@ -65,8 +65,8 @@ pub(super) fn responses(
         let (mut attachment, mut failed, ended) = open?;
         let problem = async {
             match &mut failed {
-                // The sender is dropped without an error when the client sends no more requests.
-                // The client goes on reading.
+                // The pump drops the sender without an error when the client sends no more
+                // requests. The client may still read.
                 Some(failed) => match failed.await {
                     Ok(problem) => problem,
                     Err(_) => std::future::pending().await,

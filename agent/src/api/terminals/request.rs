@@ -12,7 +12,7 @@ const CREDIT: std::ops::RangeInclusive<u32> = 4 * 1024..=16 * 1024 * 1024;
 pub(super) fn attach(open: pb::AttachOpen) -> Result<AttachOptions, WireError> {
     let client = client(&open.client_id)?;
     if client.is_none() && !open.read_only {
-        return Err(bad("client_id", "1 to 64 characters, unless read_only"));
+        return Err(bad("client_id", "1 to 64 bytes long, unless read_only is set"));
     }
     Ok(AttachOptions {
         terminal: TerminalId::new(&open.terminal_id),
@@ -33,7 +33,7 @@ pub(super) fn begin(from: Option<pb::From>) -> Result<ViewerStart, WireError> {
         Some(pb::from::From::Screen(_)) => Ok(ViewerStart::Screen),
         Some(pb::from::From::Oldest(_)) => Ok(ViewerStart::Oldest),
         Some(pb::from::From::Now(_)) => Ok(ViewerStart::Now),
-        None => Err(bad("from", "position, screen, oldest or now")),
+        None => Err(bad("from", "one of position, screen, oldest and now")),
     }
 }
 

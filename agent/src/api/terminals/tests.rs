@@ -1,4 +1,4 @@
-//! The service as a client sees it, called without a network.
+//! Tests of the service, called like a client does but without a network.
 
 use std::{sync::Arc, time::Duration};
 

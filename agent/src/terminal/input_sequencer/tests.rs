@@ -1,4 +1,4 @@
-//! Tests that input is accepted once and in order, whatever a client repeats.
+//! Tests that input is accepted once and in order, whatever a client sends again.
 
 use std::collections::BTreeMap;
 
@@ -99,8 +99,8 @@ proptest! {
     }
 }
 
-/// The PTY must have received a prefix of the accepted bytes, and the acknowledgements must end
-/// before the first byte that waits.
+/// Checks that the PTY has received a prefix of the accepted bytes, and that the acknowledgements
+/// end before the first byte that waits.
 fn check(inputs: &InputSequencer, order: &[(usize, u64, bool)], pty: &[u8]) -> Result<(), TestCaseError> {
     let mut acknowledged = [0_u64; 3];
     let mut written = pty.iter();
@@ -111,7 +111,7 @@ fn check(inputs: &InputSequencer, order: &[(usize, u64, bool)], pty: &[u8]) -> R
         }
         acknowledged[*client] = offset + 1;
     }
-    prop_assert_eq!(written.next(), None, "nothing that was not taken");
+    prop_assert_eq!(written.next(), None, "the PTY receives only accepted bytes");
     for (client, acknowledged) in acknowledged.into_iter().enumerate() {
         prop_assert_eq!(inputs.written(&id(client)), acknowledged);
     }
@@ -147,7 +147,7 @@ enum ClientAction {
     Type(usize),
     /// Sends all unacknowledged input again, without a new key.
     Repeat(usize),
-    /// The client receives the acknowledgement, which may otherwise have been lost.
+    /// The client receives an acknowledgement. Without this action the acknowledgement is lost.
     Acknowledge(usize),
     /// The PTY takes some bytes.
     Pty(usize),
@@ -169,8 +169,8 @@ fn action() -> impl Strategy<Value = ClientAction> {
 const CLIENT_COUNT: usize = 7;
 const REMEMBERED: usize = 3;
 
-/// Client that follows the protocol: it resends unacknowledged input, and discards input whose fate
-/// is unknown.
+/// Client that follows the protocol. It sends unacknowledged input again, and discards input whose
+/// fate is unknown.
 #[derive(Debug, Default)]
 struct ModelClient {
     acked: u64,
@@ -301,13 +301,13 @@ fn client_away_longest_is_evicted_and_its_repeat_is_rejected() {
     for n in 0..MAX_CLIENTS {
         typed(&mut inputs, n, begin + Duration::from_millis(n as u64)).expect("taken");
     }
-    // All clients were here recently.
+    // All clients typed recently, so none can be evicted.
     assert_eq!(typed(&mut inputs, MAX_CLIENTS, later(60)), Err(SequenceError::TooManyClients));
     assert!(!inputs.attach(&id(MAX_CLIENTS), later(60)));
     // Two minutes after its input, the first client that is not attached is evicted.
     typed(&mut inputs, MAX_CLIENTS, later(125)).expect("taken");
     assert_eq!(inputs.clients.len(), MAX_CLIENTS);
-    assert_eq!(inputs.expected(&id(0)), 3, "attached: remembered");
+    assert_eq!(inputs.expected(&id(0)), 3, "an attached client is not evicted");
     assert_eq!(inputs.expected(&id(2)), 3);
     // The evicted client returns, and sends unacknowledged input again or continues at its offset.
     let evicted = SequenceError::ClientEvicted { expected: OFFSET_GAP_BYTES + 3 };
@@ -320,13 +320,13 @@ fn client_away_longest_is_evicted_and_its_repeat_is_rejected() {
         Err(evicted),
         "still evicted after it attaches again"
     );
-    typed(&mut inputs, 1, later(130)).expect("begins anew");
+    typed(&mut inputs, 1, later(130)).expect("new input is accepted");
     assert_eq!(inputs.check(&id(1), 1, OFFSET_GAP_BYTES + 3, 3, later(130)), Ok(CheckedInput::Repeat));
     assert_eq!(inputs.written(&id(1)), OFFSET_GAP_BYTES + 6);
 }
 
 #[test]
-fn clients_that_never_typed_evict_no_typist() {
+fn clients_that_never_typed_evict_no_client_that_typed() {
     let mut inputs = InputSequencer::new(1);
     let now = Instant::now();
     offer(&mut inputs, &id(0), 1, 0, b"abc").expect("taken");
@@ -336,5 +336,5 @@ fn clients_that_never_typed_evict_no_typist() {
         inputs.detach(&id(n), now);
     }
     assert_eq!(inputs.expected(&id(0)), 3);
-    assert_eq!(inputs.expected(&id(1)), 0, "and a new client begins at 0");
+    assert_eq!(inputs.expected(&id(1)), 0, "without an eviction a new client begins at 0");
 }

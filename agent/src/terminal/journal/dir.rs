@@ -1,5 +1,5 @@
-//! Directory with one journal file per terminal. Blocks, so it is used off the runtime's threads,
-//! or before they have work. It does not interpret records.
+//! Directory with one journal file per terminal. Its functions block on disk. The agent loads
+//! journals when it starts, and writes them on blocking threads.
 
 use std::{
     cmp::Reverse,
@@ -13,19 +13,20 @@ use std::{
 use super::record::{JournalRecord, JournalRecordError, MAX_HISTORY_BYTES, MAX_METADATA_BYTES};
 use crate::server::info::write_whole;
 
-/// Limit on the size of a file; a larger file is not ours and is quarantined.
+/// Largest size of a journal. A larger file is quarantined.
 const MAX_FILE_BYTES: u64 = (MAX_METADATA_BYTES + MAX_HISTORY_BYTES + 1024) as u64;
-/// Limit on the bytes read at start, newest files first. Files beyond it stay on disk and are not
-/// restored. It exceeds the 64 terminals that a policy usually allows.
+/// Limit on bytes read at start, newest files first. Files beyond it stay on disk and are not
+/// restored. The limit exceeds 64 full histories, one for each terminal that the default policy
+/// allows.
 const MAX_LOAD_BYTES: u64 = 80 * 1024 * 1024;
-/// Limit on directory entries that are read.
+/// Limit on directory entries that are read at start. Entries beyond it are ignored.
 const MAX_FILES: usize = 8192;
-/// Length of a terminal's id, which is also its file's name.
+/// Length of a terminal's id, in bytes. The id is also the name of the file.
 const ID_LEN: usize = 12;
 /// Extension that a quarantined file gets.
 const QUARANTINE_EXTENSION: &str = "bad";
 
-/// Handle to the directory, which is created by the first write.
+/// Directory of the journals. The first write creates it.
 #[derive(Debug)]
 pub(in crate::terminal) struct JournalDir {
     dir: PathBuf,
@@ -59,20 +60,20 @@ impl JournalDir {
         let mut left = MAX_LOAD_BYTES;
         for (id, _, bytes) in files {
             if bytes > MAX_FILE_BYTES {
-                found.unreadable.push((id, "file is too large".into()));
+                found.unreadable.push((id, "file is larger than a journal can be".into()));
                 continue;
             }
             if bytes > left {
                 tracing::error!(
                     terminal = id,
-                    "journal not restored: limit on bytes read at start is reached"
+                    "terminal not restored; the journals exceed the limit on bytes read at start"
                 );
                 continue;
             }
             left -= bytes;
             match self.read(&id) {
                 Ok(Ok(record)) if record.metadata.id == id => found.records.push(record),
-                Ok(Ok(_)) => found.unreadable.push((id, "journal belongs to another terminal".into())),
+                Ok(Ok(_)) => found.unreadable.push((id, "journal has another id than its file".into())),
                 Ok(Err(error)) => found.unreadable.push((id, error.to_string())),
                 Err(error) => found.unreadable.push((id, error.to_string())),
             }
@@ -87,7 +88,7 @@ impl JournalDir {
         tracing::error!(terminal = id, why, ?moved, "terminal journal quarantined");
     }
 
-    /// Writes a file atomically and syncs it. Only the owner may read it.
+    /// Writes a file atomically and syncs it. Only the user of the agent can read the file.
     pub(in crate::terminal) fn write(&self, id: &str, content: &[u8]) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         write_whole(&self.dir.join(id), content)
@@ -101,7 +102,7 @@ impl JournalDir {
         }
     }
 
-    /// Syncs the directory itself.
+    /// Syncs the directory, so that new and removed files survive a power loss.
     pub(in crate::terminal) fn sync(&self) -> io::Result<()> {
         match File::open(&self.dir) {
             Ok(dir) => dir.sync_all(),
@@ -134,7 +135,8 @@ impl JournalDir {
     }
 }
 
-/// Files with other names are skipped: temporary files of a killed agent, and quarantined files.
+/// Returns whether a name is the id of a terminal. Other files are skipped: temporary files of a
+/// killed agent, and quarantined files.
 fn is_id(name: &str) -> bool {
     name.len() == ID_LEN && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
 }

@@ -1,4 +1,4 @@
-//! File format of a terminal's journal. Pure: encodes and decodes bytes, and never panics.
+//! File format of a terminal's journal. Pure. Decoding never panics.
 //!
 //! ```text
 //!   "podling terminal 1\n" | length of metadata (u32) | metadata (JSON)
@@ -23,10 +23,10 @@ use crate::{
 const MAGIC: &[u8] = b"podling terminal ";
 /// Version of the layout that this agent writes; it reads no other.
 const VERSION: &[u8] = b"1\n";
-/// Limit on the metadata, in bytes. Arguments and environment may have 1 MiB, and JSON may need six
-/// bytes to escape one.
+/// Upper bound of the metadata, in bytes. Arguments and environment have at most 1 MiB, and JSON
+/// escapes one byte with at most six.
 pub(in crate::terminal) const MAX_METADATA_BYTES: usize = 8 * 1024 * 1024;
-/// Limit on the output in a journal, in bytes; older output is lost in a sleep.
+/// Limit on the output in a journal, in bytes. Older output does not survive a sleep.
 pub(in crate::terminal) const MAX_HISTORY_BYTES: usize = 1024 * 1024;
 
 /// Everything about a terminal except its output.
@@ -35,9 +35,9 @@ pub(in crate::terminal) struct JournalMetadata {
     pub(in crate::terminal) id: String,
     pub(in crate::terminal) name: String,
     pub(in crate::terminal) request_id: String,
-    /// Long arguments are shortened for display.
+    /// For display, truncated to 4 KiB.
     pub(in crate::terminal) argv: Vec<String>,
-    /// What restarts the program; only present for an interactive shell.
+    /// Command and environment that restart the program. Only present for an interactive shell.
     #[serde(rename = "again")]
     pub(in crate::terminal) restart: Option<RestartSpec>,
     pub(in crate::terminal) cwd: String,
@@ -47,22 +47,23 @@ pub(in crate::terminal) struct JournalMetadata {
     /// Epoch of the saved log. The history holds the newest bytes before `next`.
     pub(in crate::terminal) epoch: u64,
     pub(in crate::terminal) next: u64,
-    /// Nanoseconds since 1970, as are the other times here.
+    /// Nanoseconds since 1970, like the other times in this file.
     pub(in crate::terminal) created: u64,
     pub(in crate::terminal) saved: u64,
-    /// Time at which the workspace fell asleep, which ended the program.
+    /// Time at which the agent ended the terminal, for a sleep or a shutdown.
     pub(in crate::terminal) slept: Option<u64>,
     pub(in crate::terminal) exit: Option<SavedExit>,
 }
 
-/// Program and environment, as the client gave them.
+/// Command and environment of an interactive shell, as the client sent them. An empty `argv` means
+/// the shell of the workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::terminal) struct RestartSpec {
     pub(in crate::terminal) argv: Vec<String>,
     pub(in crate::terminal) env: HashMap<String, String>,
 }
 
-/// Exit of the program, without the offset, which changes with the epoch.
+/// Exit of the program without its final offset, because offsets start again in the next epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::terminal) struct SavedExit {
     code: Option<i32>,
@@ -75,7 +76,7 @@ pub(in crate::terminal) struct SavedExit {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::terminal) struct JournalRecord {
     pub(in crate::terminal) metadata: JournalMetadata,
-    /// Consecutive slices of output.
+    /// Newest output, in consecutive slices.
     pub(in crate::terminal) history: Vec<Bytes>,
 }
 
@@ -100,7 +101,7 @@ impl JournalRecord {
         self.metadata.restart.is_some() && (self.metadata.exit.is_none() || self.metadata.slept.is_some())
     }
 
-    /// Serialises the file's content.
+    /// Returns the content of the file.
     pub(in crate::terminal) fn encode(&self) -> Result<Vec<u8>, JournalRecordError> {
         let metadata = serde_json::to_vec(&self.metadata)
             .map_err(|e| JournalRecordError::InvalidMetadata(e.to_string()))?;

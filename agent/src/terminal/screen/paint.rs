@@ -1,17 +1,17 @@
 //! Painter: produces the bytes that bring a freshly reset terminal to the state of a screen.
 //!
-//! vt100 formats only what is visible. To learn the rest (the screen behind a full-screen program,
-//! saved cursors, the scroll region), the painter feeds copies of the screen with sequences that
-//! reveal it.
+//! The crate `vt100` formats only what is visible. To find the rest (the screen behind a
+//! full-screen program, saved cursors, the scroll region), the painter feeds copies of the screen
+//! with sequences that reveal it.
 
 use std::{fmt::Write as _, num::NonZeroU16};
 
-/// Limit on a painted screen, in bytes; its message must fit into the 4 MiB that gRPC clients
-/// accept. A huge screen with a colour for every cell exceeds it. Such a screen is painted without
-/// the one behind a full-screen program, then without colours.
+/// Limit on a painted screen, in bytes. Its message must fit into the 4 MiB that gRPC clients
+/// accept. A huge screen with a colour for every cell exceeds the limit. It is painted without the
+/// screen behind a full-screen program, and if that is still too large, without colours.
 const MAX_SNAPSHOT_BYTES: usize = 3 * 1024 * 1024;
 
-/// Paints everything the model knows of the screen, or as much as fits into the limit.
+/// Paints the whole state of the screen, or as much as fits into the limit.
 pub(super) fn paint(screen: &vt100::Screen) -> String {
     let whole = formatted(screen, screen.alternate_screen());
     if whole.len() <= MAX_SNAPSHOT_BYTES {
@@ -35,7 +35,7 @@ fn formatted(screen: &vt100::Screen, with_behind: bool) -> String {
     out
 }
 
-/// Paints only the text and the cursor.
+/// Paints the text, the cursor and the input modes, without colours.
 fn plain(screen: &vt100::Screen) -> String {
     let mut out = String::new();
     if screen.alternate_screen() {
@@ -84,9 +84,9 @@ fn grid(screen: &vt100::Screen, out: &mut String) {
     } else {
         out.push_str("\x1b[m");
         let cursor = screen.cursor_state_formatted();
-        // vt100 places a cursor after the last column of an erased row by drawing a space, and
-        // erases it with the saved cursor. The saved cursor must not change, so the space stays; it
-        // looks the same.
+        // vt100 places a cursor after the last column of an erased row by drawing a space. It then
+        // erases the space, for which it overwrites the saved cursor. The saved cursor must not
+        // change, so the space is left. It looks the same as an erased cell.
         out.push_str(cursor.split(SAVE_CURSOR).next().unwrap_or_default());
     }
     out.push_str(&screen.attributes_formatted());
@@ -104,8 +104,8 @@ pub(super) fn probe(screen: &vt100::Screen, sequence: &str) -> vt100::Parser {
     parser
 }
 
-/// First and last row of the scroll region; `None` if it is the whole screen. Moves the copy's
-/// cursor and sets its origin mode.
+/// Returns the first and last row of the scroll region. `None` if it is the whole screen. Moves the
+/// cursor of the copy and sets its origin mode.
 fn region(copy: &mut vt100::Parser) -> Option<(u16, u16)> {
     copy.process(b"\x1b[?6h\x1b[1;1H");
     let top = copy.screen().cursor_position().0;
@@ -114,8 +114,8 @@ fn region(copy: &mut vt100::Parser) -> Option<(u16, u16)> {
     ((top, bottom) != (0, copy.screen().size().0.get() - 1)).then_some((top, bottom))
 }
 
-/// Returns true if rows are counted from the top of the scroll region. Changes the copy's scroll
-/// region.
+/// Returns whether rows are counted from the top of the scroll region (origin mode). Changes the
+/// copy's scroll region.
 fn has_origin_mode(copy: &mut vt100::Parser) -> bool {
     copy.process(b"\x1b[2;3r\x1b[1;1H");
     copy.screen().size().0.get() >= 3 && copy.screen().cursor_position().0 == 1

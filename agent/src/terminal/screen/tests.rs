@@ -21,12 +21,13 @@ fn parser(size: WindowSize) -> vt100::Parser {
     vt100::Parser::new(rows, cols, 0)
 }
 
-/// Everything in which the states of two emulators can differ.
+/// Returns everything in which the states of two emulators can differ.
 fn state(parser: &vt100::Parser) -> (String, (u16, u16), String) {
     (parser.screen().contents(), parser.screen().cursor_position(), paint::paint(parser.screen()))
 }
 
-/// Typical output of programs: text, wide characters, movement, colours, regions, alternate screen.
+/// Generates typical output of programs: text, wide characters, movement, colours, regions,
+/// alternate screen.
 fn piece() -> impl Strategy<Value = Vec<u8>> {
     let fixed = |s: &'static str| Just(s.as_bytes().to_vec());
     prop_oneof![
@@ -70,7 +71,7 @@ proptest! {
             catch_up(&mut model, &mut log);
         }
         let snapshot = model.snapshot();
-        // These screens are painted with one more space, which looks the same.
+        // Screens with such a cursor are painted with one more space, which looks the same.
         let screen = model.parser().screen();
         let behind = paint::probe(screen, "\x1b[?47l");
         for screen in [screen, behind.screen()] {
@@ -88,8 +89,8 @@ proptest! {
     }
 }
 
-/// Invalid output that some programs print: arbitrary bytes, senseless sequences, and resizes in
-/// between.
+/// Steps of a test with invalid output, such as some programs print, and with resizes and
+/// snapshots.
 #[derive(Debug, Clone)]
 enum ArbitraryOutput {
     Bytes(Vec<u8>),
@@ -117,7 +118,7 @@ fn output() -> impl Strategy<Value = ArbitraryOutput> {
     ]
 }
 
-/// Visible rows. Trailing spaces are removed, because they look like an empty rest of the row.
+/// Returns the visible rows without trailing spaces, which look like erased cells.
 fn rows(screen: &vt100::Screen) -> Vec<String> {
     screen.rows(0, screen.size().1.get()).map(|row| row.trim_end_matches(' ').to_owned()).collect()
 }

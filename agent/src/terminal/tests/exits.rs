@@ -1,4 +1,4 @@
-//! Tests of how terminals end, and of what remains of them.
+//! Tests of the end of terminals, and of what the agent retains of them.
 
 use std::{os::unix::fs::PermissionsExt, time::Instant};
 
@@ -37,7 +37,7 @@ async fn exit_follows_all_output() {
         let log = read_all(fixture.attach(&terminal.id, "a", ViewerStart::Oldest)).await;
         assert!(
             log.text().ends_with("line 1999\r\n"),
-            "round {round}: lost the end: {} bytes",
+            "round {round}: the last output is missing after {} bytes",
             log.bytes.len()
         );
     }

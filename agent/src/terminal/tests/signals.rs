@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A job that outlives its shell, prints when it catches USR1, and exits.
+/// Returns a script whose job outlives its shell, prints when it catches USR1, and exits.
 fn orphaned(job: &str) -> String {
     format!("trap '' HUP; (trap 'echo caught; echo caught >heard; exit' USR1; {job}) & exec true")
 }

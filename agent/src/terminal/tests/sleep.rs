@@ -33,7 +33,7 @@ async fn held_input_keeps_its_order_and_replies_are_not_held() {
         typing.input(user(offset, text));
     }
     assert_eq!(fixture.gate.held_intents(), [Intent::Keystroke; 3]);
-    // A concurrent write after held bytes is held too: it is not treated as a hole.
+    // A concurrent write after held bytes is held too, instead of rejected as a hole.
     let client = ClientId::new("guest").expect("valid");
     let beside = fixture.terminals.write(&terminal.id, &client, user(12, b"ten\n"));
     tokio::pin!(beside);
@@ -64,7 +64,7 @@ async fn held_input_is_rejected_when_the_sleep_commits() {
                     matches!(rejection.error, TerminalError::Rejected(Rejection::Preparing)),
                     "{rejection:?}"
                 );
-                assert_eq!(rejection.expected, 0, "nothing was taken");
+                assert_eq!(rejection.expected, 0, "no input was accepted");
                 refused += 1;
             }
             AttachmentEvent::Frame(frame) => log.take(frame),

@@ -25,7 +25,7 @@ async fn resized_and_rejoined_flood_keeps_its_positions() {
         let mut last = size;
         for step in 0..12 {
             let frame = next_frame(&mut attachment).await.expect("goes on");
-            assert!(!matches!(frame.kind, FrameKind::KeepAlive), "round {round}: nothing came");
+            assert!(!matches!(frame.kind, FrameKind::KeepAlive), "round {round}: no frame for 15 s");
             if let FrameKind::Screen(snapshot) = &frame.kind {
                 assert!(snapshot.size.rows <= 80 && snapshot.size.cols <= 240, "{:?}", snapshot.size);
                 let mut emulated = emulator(snapshot.size);
@@ -69,7 +69,7 @@ async fn waiting_viewer_gets_snapshot_after_program_exits() {
                             emulated.process(&snapshot.contents);
                         }
                         FrameKind::Data(bytes) => emulated.process(bytes),
-                        FrameKind::KeepAlive => panic!("nothing came"),
+                        FrameKind::KeepAlive => panic!("no frame for 15 s"),
                         _ => {}
                     }
                     log.take(frame);
@@ -140,7 +140,7 @@ async fn snapshot_of_huge_window_is_bounded() {
     for viewer in &mut viewers {
         loop {
             let frame = next_frame(viewer).await.expect("goes on");
-            assert!(!matches!(frame.kind, FrameKind::KeepAlive), "nothing came");
+            assert!(!matches!(frame.kind, FrameKind::KeepAlive), "no frame for 15 s");
             if let FrameKind::Screen(snapshot) = frame.kind {
                 assert!(usize::from(snapshot.size.rows) * usize::from(snapshot.size.cols) <= 64 * 1024);
                 assert!(

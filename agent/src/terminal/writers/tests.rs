@@ -22,7 +22,7 @@ fn laptop_and_phone_share_a_terminal() {
         SizeChange::Unchanged,
         "the first owner keeps the size"
     );
-    assert_eq!(writers.resize(&phone, size(21), false), SizeChange::Unchanged, "remembered");
+    assert_eq!(writers.resize(&phone, size(21), false), SizeChange::Unchanged, "only stored");
     assert!(!writers.accepts_reply(&phone, 200), "only the owner's replies are accepted");
     assert_eq!(writers.record_input(&phone), SizeChange::Apply(size(21)), "the typing client owns the size");
     assert_eq!(writers.record_input(&phone), SizeChange::Unchanged);
@@ -30,8 +30,8 @@ fn laptop_and_phone_share_a_terminal() {
         writers.accepts_reply(&phone, 101) && !writers.accepts_reply(&phone, 100),
         "replies to replayed output are rejected"
     );
-    assert_eq!(writers.detach(&phone), SizeChange::Apply(size(50)), "the other takes over");
-    assert_eq!(writers.detach(&laptop), SizeChange::Unchanged, "the last one's size stays");
+    assert_eq!(writers.detach(&phone), SizeChange::Apply(size(50)), "the other writer becomes the owner");
+    assert_eq!(writers.detach(&laptop), SizeChange::Unchanged, "the size stays without writers");
 }
 
 #[test]
