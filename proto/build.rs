@@ -42,8 +42,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Generates one `Method { … }` per line, sorted by path. Fails on a method without access options,
-/// which would otherwise need `admin` at run time.
+/// Generates one `Method { … }` per line, sorted by path. Fails on a method without access options.
+/// At run time the method would otherwise require the verb `admin`.
 fn method_table(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
     let access =
         pool.get_extension_by_name("podling.v1.access").ok_or("podling.v1.access is not declared")?;
@@ -51,7 +51,7 @@ fn method_table(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
     for method in pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
         let options = method.options();
         if !options.has_extension(&access) {
-            return Err(format!("{} has no option podling.v1.access", method.full_name()).into());
+            return Err(format!("{} has no option podling.v1.access; add it", method.full_name()).into());
         }
         let value = options.get_extension(&access);
         let Value::Message(ref message) = *value else {
@@ -60,7 +60,7 @@ fn method_table(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
         let verb = message.get_field_by_name("verb").and_then(|v| v.as_enum_number()).unwrap_or_default();
         let wakes = message.get_field_by_name("wakes").and_then(|v| v.as_bool()).unwrap_or_default();
         if verb == 0 {
-            return Err(format!("{} has no verb", method.full_name()).into());
+            return Err(format!("{} has no verb in its option podling.v1.access", method.full_name()).into());
         }
         let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
         rows.push(format!("    Method {{ path: {path:?}, verb: {verb}, wakes: {wakes} }},\n"));

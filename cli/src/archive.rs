@@ -1,5 +1,5 @@
-//! Rendering of archives as tables and JSON. Pure, except for [`list_for_workspace`], which calls
-//! the control plane.
+//! Lists the archives of one workspace, and renders archives as tables and JSON. Only
+//! [`list_for_workspace`] calls the control plane.
 
 use std::time::SystemTime;
 
@@ -17,7 +17,7 @@ use crate::{
     output::{self, Tone},
 };
 
-/// JSON form of one archive in the backup store.
+/// One archive in the backup store, as `--json` prints it.
 #[derive(Debug, Serialize)]
 pub struct ArchiveJson {
     /// Unique key in the backup store, for example `workspace-abcdefghijkl-20260102-030405`.
@@ -37,7 +37,8 @@ pub struct ArchiveJson {
     pub bytes: u64,
     /// Size of the zip, in bytes.
     pub archive_bytes: u64,
-    /// True if the workspace has no storage and no other archive.
+    /// True if the workspace has no storage and this is its newest archive, so that its files exist
+    /// only in this archive.
     pub only_copy: bool,
     /// True if the workspace was deleted.
     pub deleted: bool,
@@ -62,8 +63,8 @@ impl From<&WorkspaceArchive> for ArchiveJson {
     }
 }
 
-/// Returns the archives of a workspace (name or id), newest first. Returns an empty list if it has
-/// none.
+/// Lists the archives of a workspace, newest first. `workspace` is its name or id. Returns an empty
+/// list if it has no archive.
 pub async fn list_for_workspace(
     client: &Client,
     workspace: &str,
@@ -80,7 +81,7 @@ pub async fn list_for_workspace(
     }
 }
 
-/// Renders one row per archive. `owners` adds the column OWNER.
+/// Renders a table with one row per archive. `owners` adds the column OWNER.
 pub fn table(archives: &[WorkspaceArchive], now: SystemTime, owners: bool) -> String {
     let mut head = vec!["WORKSPACE", "KEY", "MADE", "SIZE", "ENTRIES", "EXPIRES"];
     if owners {

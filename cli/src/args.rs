@@ -1,4 +1,4 @@
-//! Command-line definition: global options and subcommands.
+//! Defines the command line: the global options and the subcommands.
 
 use clap::{Parser, Subcommand};
 
@@ -16,8 +16,8 @@ use crate::{
 
 /// Create and use workspaces: terminals, commands and files in containers
 ///
-/// A workspace sleeps when it is idle, keeps its files, and wakes on the next request. Start a
-/// control plane with `podling up`, then create a workspace with `podling create demo`.
+/// A workspace falls asleep when it is idle, keeps its files, and wakes when it is used again.
+/// Start a control plane with `podling up`, then create a workspace with `podling create demo`.
 #[derive(Debug, Parser)]
 #[command(name = "podling", version, after_help = EXIT_CODES, arg_required_else_help = true)]
 pub struct CommandLine {

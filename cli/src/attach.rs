@@ -1,9 +1,14 @@
-//! A workspace terminal shown on the local terminal.
+//! Shows a terminal of a workspace on the local terminal.
 //!
-//! [`session`] keeps the terminal attached across broken connections. Its parts are: [`outbox`]
-//! (typed input that is not yet acknowledged), [`classify`] (separates keystrokes from replies of
-//! the terminal emulator), [`display`] (output on its way to the screen), [`modes`] and [`raw`]
-//! (what must be restored at the end), and [`notifications`] (sleep warnings and wake progress).
+//! [`session`] keeps the terminal attached across broken connections. Its parts:
+//!
+//! - [`connection`] opens the streams to the agent.
+//! - [`classify`] separates keystrokes from replies of the terminal emulator.
+//! - [`outbox`] queues input until the agent acknowledges it.
+//! - [`display`] queues output on its way to the screen.
+//! - [`raw`] and [`modes`] restore the local terminal at the end.
+//! - [`notifications`] has the sleep warnings and the progress of a wake.
+//! - [`key`] parses the detach key.
 
 pub mod classify;
 pub mod connection;

@@ -1,4 +1,5 @@
-//! Retry delays: doubling, jittered, bounded.
+//! Decides which failed calls are retried, and after which delay. Delays double up to a bound and
+//! are jittered.
 
 use std::{future::Future, time::Duration};
 
@@ -13,7 +14,7 @@ const MAX_DELAY: Duration = Duration::from_secs(3);
 /// because a silent connection is only noticed after 15 s.
 const RETRY_WINDOW: Duration = Duration::from_secs(15);
 
-/// Sequence of retry delays.
+/// Sequence of delays before retries.
 #[derive(Debug)]
 pub struct RetryBackoff {
     next: Duration,
@@ -26,12 +27,12 @@ impl Default for RetryBackoff {
 }
 
 impl RetryBackoff {
-    /// Starts again with the first delay, after a success.
+    /// Begins the sequence again after a success.
     pub fn reset(&mut self) {
         self.next = FIRST_DELAY;
     }
 
-    /// Returns the next delay: between half and all of the current step.
+    /// Returns the next delay, a random time between half of the current step and the whole step.
     pub fn next_delay(&mut self) -> Duration {
         let step = self.next;
         self.next = (step * 2).min(MAX_DELAY);
@@ -39,8 +40,7 @@ impl RetryBackoff {
     }
 }
 
-/// Makes an idempotent call and retries it for up to `RETRY_WINDOW` while it fails with a
-/// retryable status.
+/// Makes an idempotent call. Retries it for up to 15 s after its first retryable failure.
 pub async fn retry_call<T, F, Fut>(mut call: F) -> Result<T, Status>
 where
     F: FnMut() -> Fut,
@@ -51,8 +51,8 @@ where
     loop {
         match call().await {
             Ok(answer) => return Ok(answer.into_inner()),
-            // The gateway already held the call for its full time; a retry would take as long
-            // again.
+            // The gateway has held the call for the longest time that it holds one. A retry would
+            // be held for as long again.
             Err(status) if podling_proto::error::reason(&status) == Some(Reason::WakeTimeout) => {
                 return Err(status);
             }

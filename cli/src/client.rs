@@ -1,7 +1,7 @@
 //! gRPC clients of the control plane and, through its gateway, of the agents.
 //!
-//! One channel serves all calls and reconnects by itself. The call's metadata names the workspace
-//! whose agent is addressed. This module knows nothing of the commands that use it.
+//! One channel serves all calls and reconnects by itself. The metadata of a call names the
+//! workspace whose agent is addressed.
 
 use std::time::Duration;
 
@@ -28,10 +28,10 @@ use crate::{backoff::retry_call, connector, failure::CommandFailure, target::Con
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Silence after which an HTTP/2 ping is sent.
 const PING_AFTER: Duration = Duration::from_secs(10);
-/// Time to answer that ping. A broken connection is therefore noticed after 15 s.
+/// Time for the answer to that ping. A broken connection is thus noticed after at most 15 s.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
-/// Largest accepted response in bytes. The largest that exists has 8 MiB each of stdout and stderr,
-/// plus framing.
+/// Largest accepted response in bytes. The largest response that an agent sends (`Processes.Run`)
+/// has 8 MiB each of stdout and stderr, plus framing.
 const MAX_MESSAGE: usize = 20 * 1024 * 1024;
 
 /// Channel that adds the credentials to each call.
@@ -61,7 +61,7 @@ pub struct Credentials {
 }
 
 impl Client {
-    /// Connects to the control plane. Fails at once if it does not answer.
+    /// Connects to the control plane. Fails without a retry if the control plane does not answer.
     pub async fn connect(target: &ControlPlaneTarget) -> Result<Self, CommandFailure> {
         let mut token: MetadataValue<Ascii> = format!("Bearer {}", target.token).parse().map_err(|_| {
             CommandFailure::Usage(
@@ -95,7 +95,7 @@ impl Client {
         TokensClient::new(self.authenticated_channel())
     }
 
-    /// Returns a client of the service for archives in the backup store.
+    /// Returns a client of the control plane's service for archives in the backup store.
     pub fn workspace_archives(&self) -> WorkspaceArchivesClient<AuthenticatedChannel> {
         WorkspaceArchivesClient::new(self.authenticated_channel()).max_decoding_message_size(MAX_MESSAGE)
     }
@@ -136,8 +136,8 @@ impl WorkspaceClient {
         Self { channel, credentials, transport }
     }
 
-    /// Returns a client whose calls never wake the workspace. Automatic, repeated calls must use
-    /// it.
+    /// Returns a client whose calls never wake the workspace. Calls that repeat without a user's
+    /// action must use it.
     #[must_use]
     pub fn without_waking(&self) -> Self {
         let credentials = Credentials { never_wakes: true, ..self.credentials.clone() };
@@ -156,7 +156,7 @@ impl WorkspaceClient {
         FilesClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
-    /// Returns a client of the agent's export service.
+    /// Returns a client of the agent's service that creates exports.
     pub fn archives(&self) -> ArchivesClient<AuthenticatedChannel> {
         ArchivesClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE)
     }

@@ -1,7 +1,7 @@
-//! Connections to a control plane: TCP, or TLS with the certificates of `--ca`.
+//! Opens connections to a control plane, by TCP or by TLS with the certificates of `--ca`.
 //!
-//! The address of a control plane that was found by its data directory is read again for each
-//! connection. After a restart it may listen elsewhere, and a resuming session must find it.
+//! A data directory contains the address of its control plane. This address is read again for each
+//! connection, because a restarted control plane may listen elsewhere.
 
 use std::{
     io,
@@ -68,7 +68,8 @@ async fn dial(uri: Uri, tls: Option<TlsConnector>) -> io::Result<Box<dyn ByteStr
 fn tls(ca: Option<&Path>) -> Result<TlsConnector, CommandFailure> {
     let ca = ca.ok_or_else(|| {
         CommandFailure::Usage(
-            "an https address requires the certificates to trust: pass --ca FILE (PODLING_CA)".to_owned(),
+            "an https address requires a file of certificates to trust; pass --ca FILE or set PODLING_CA"
+                .to_owned(),
         )
     })?;
     let bad = |what: String| {

@@ -1,4 +1,4 @@
-//! Shared input of all commands: the global options and the connection to the control plane.
+//! Gives every command the global options and a connection to the control plane.
 
 use crate::{
     client::Client,
@@ -6,7 +6,7 @@ use crate::{
     target::{ControlPlaneTarget, GlobalOptions},
 };
 
-/// Shared input of all commands.
+/// Input that every command receives.
 #[derive(Debug)]
 pub struct Context {
     pub global: GlobalOptions,

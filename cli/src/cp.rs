@@ -1,8 +1,8 @@
-//! Copying between this machine and a workspace.
+//! Copies files between this machine and a workspace.
 //!
-//! [`plan`] lists the files first; then several files are copied concurrently. A file arrives
-//! completely or not at all: either side writes it under a temporary name, checks it and renames
-//! it.
+//! [`plan`] lists the files first. Then several files are copied concurrently. A file arrives
+//! completely or not at all, because the receiving side writes it under a temporary name and
+//! renames it at the end.
 
 pub mod download;
 pub mod endpoint;

@@ -1,16 +1,17 @@
-//! Durations as users write them: `5s`, `15m`, `1h30m`, `2d`, `250ms`.
+//! Parses durations as users write them (`5s`, `15m`, `1h30m`, `2d`, `250ms`), formats them, and
+//! converts them to and from protobuf.
 
 use std::time::Duration;
 
 /// Units with their length in milliseconds, largest first.
 const UNITS: &[(&str, u64)] = &[("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
-/// Text that is not a valid duration.
+/// Error for a text that is not a valid duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a duration: write it as 5s, 15m, 1h30m or 2d")]
+#[error("{0:?} is not a duration; write it as 5s, 15m, 1h30m or 2d")]
 pub struct BadDuration(String);
 
-/// Parses numbers with units. Units descend, and each occurs at most once.
+/// Parses numbers with units, from the largest unit to the smallest. Each unit occurs at most once.
 pub fn parse(text: &str) -> Result<Duration, BadDuration> {
     let bad = || BadDuration(text.to_owned());
     let mut rest = text;
@@ -32,7 +33,7 @@ pub fn parse(text: &str) -> Result<Duration, BadDuration> {
     Ok(Duration::from_millis(total))
 }
 
-/// Parses a duration, or `none` for no limit. No limit is zero on the wire.
+/// Parses a duration, or `none` for no limit. No limit is a duration of zero, as in the protocol.
 pub fn parse_or_none(text: &str) -> Result<Duration, BadDuration> {
     if text == "none" { Ok(Duration::ZERO) } else { parse(text) }
 }

@@ -1,8 +1,7 @@
-//! Renders the explanation of a workspace: its state, its activity, what happens next, and the last
-//! decisions. Pure.
+//! Renders `podling explain`: the state of a workspace, its activity, what happens next, what a
+//! user can do, its archives, and the latest decisions. Pure.
 //!
-//! [`activity`] renders the activity with its evidence, [`outlook`] what happens next and what a
-//! user can do, [`timeline`] the last decisions.
+//! The headline leaves out what a later section says.
 
 pub mod activity;
 pub mod outlook;
@@ -12,7 +11,7 @@ use std::time::SystemTime;
 
 use podling_proto::{
     control::v1::{
-        AgentConnection, ExplainWorkspaceResponse, State, StateReason, StateReasonCode, Workspace,
+        AgentConnection, ExplainWorkspaceResponse, State, StateReasonCode as Code, Workspace,
         WorkspaceArchive,
     },
     text,
@@ -22,17 +21,19 @@ use crate::{
     next_transition::{queue_position, since},
     output::{Tone, paint, plain},
     progress, resources,
-    view::{state, state_tone},
+    view::{self, state_tone},
 };
 
 /// Everything that an explanation is rendered from.
 #[derive(Debug)]
 pub struct ExplainData {
-    /// The control plane's answer.
     pub answer: ExplainWorkspaceResponse,
+    /// Name or id that the user gave. The commands in the text use it.
+    pub selector: String,
     /// Archives of the workspace, newest first.
     pub archives: Vec<WorkspaceArchive>,
-    /// Whether the activity is the agent's own answer, and not from its last heartbeat.
+    /// Whether the agent itself reported the activity just now. Otherwise the activity is from the
+    /// agent's last heartbeat.
     pub fresh: bool,
 }
 
@@ -46,59 +47,84 @@ pub fn render(known: &ExplainData, now: SystemTime) -> String {
     } else if workspace.state() == State::Awake {
         text.push_str("No activity has been reported yet.\n");
     }
-    text.push_str(&outlook::render(workspace, known.answer.remedies(), now));
+    text.push_str(&outlook::render(workspace, known.answer.remedies(), &known.selector, now));
     text.push_str(&outlook::storage(workspace, &known.archives, now));
     text.push_str(&timeline::render(&known.answer.log, now));
     text
 }
 
-/// The text in the colour of a state.
+/// Returns the text in the colour of a state.
 fn coloured(of: State, text: &str) -> String {
     state_tone(of).map_or_else(|| text.to_owned(), |tone| paint(text, tone).into_owned())
 }
 
 fn headline(workspace: &Workspace, now: SystemTime) -> String {
-    let name = paint(&workspace.name, Tone::Strong);
-    let word = coloured(workspace.state(), state(workspace.state()));
-    let since = since(workspace.since, now);
-    let id = &workspace.id;
-    let mut text = match workspace.state() {
-        _ if workspace.deleted => format!("{name} ({id}) was deleted {since} ago"),
-        State::Failed => format!("{name} ({id}) has {word} to start for {since}"),
-        State::Archiving | State::Deleting => format!("{name} ({id}) is {word}, for {since} so far"),
-        _ => format!("{name} ({id}) has been {word} for {since}"),
+    let mut text = format!("{} ({}) ", paint(&workspace.name, Tone::Strong), workspace.id);
+    text.push_str(&state_and_reason(workspace, now));
+    text.push('\n');
+    let is_queued = workspace.state() == State::Queued && workspace.queue_position > 0;
+    if is_queued || (workspace.allocated.is_some() && workspace.allocated != workspace.requested) {
+        text.push_str(&format!("It {}.\n", resources::describe(workspace)));
+    }
+    if workspace.state() == State::Awake && workspace.connection() != AgentConnection::Connected {
+        text.push_str(
+            "Its agent is not connected, so its present activity is unknown. The workspace stays awake, \
+             and no idle time counts.\n",
+        );
+    }
+    match workspace.restarts {
+        0 => {}
+        1 => text.push_str("Its agent has failed once since the workspace was last healthy.\n"),
+        n => text.push_str(&format!(
+            "Its agent has failed {n} times in a row since the workspace was last healthy.\n"
+        )),
+    }
+    text
+}
+
+/// Renders the state, the time since it began, and the reason: "has been asleep for 1h: idle for
+/// the whole idle timeout".
+fn state_and_reason(workspace: &Workspace, now: SystemTime) -> String {
+    let (state, since) = (workspace.state(), since(workspace.since, now));
+    let reason = workspace.reason.clone().unwrap_or_default();
+    if let Some(why) = text::sleep_cancellation(&reason).filter(|_| state == State::Awake) {
+        let awake = coloured(state, "is awake");
+        return format!("{awake}: it was about to fall asleep {since} ago, but {}", plain(why));
+    }
+    let mut text = match state {
+        _ if workspace.deleted => format!("was deleted {since} ago"),
+        State::Failed => {
+            let failed = match reason.code() {
+                Code::AgentEnded | Code::AgentSilent => "failed",
+                _ => "failed to start",
+            };
+            format!("{} {since} ago", coloured(state, failed))
+        }
+        State::FallingAsleep | State::Archiving | State::Deleting | State::Unspecified => {
+            format!("{} (for {since})", coloured(state, view::state_clause(state)))
+        }
+        State::Queued | State::Starting | State::Awake | State::Asleep | State::Archived => {
+            format!("has been {} for {since}", coloured(state, view::state(state)))
+        }
     };
-    if let Some(position) = queue_position(workspace).filter(|_| workspace.state() == State::Queued) {
+    if let Some(position) = queue_position(workspace).filter(|_| state == State::Queued) {
         text.push_str(&format!(", {position}"));
     }
     if let Some(progress) = &workspace.progress {
         text.push_str(&format!(" ({})", progress::describe(progress)));
     }
-    let is_silent = workspace.state() == State::Awake && workspace.connection() != AgentConnection::Connected;
-    // A silent agent was connected when the workspace entered its state; saying so now would
-    // mislead.
-    let outdated = |reason: &&StateReason| is_silent && reason.code() == StateReasonCode::AgentConnected;
-    if let Some(reason) = workspace.reason.as_ref().filter(|reason| !outdated(reason)) {
-        text.push_str(&format!(": {}", plain(&text::state_reason(reason))));
-    }
-    text.push('\n');
-    if workspace.allocated.is_some() && workspace.allocated != workspace.requested {
-        text.push_str(&format!("It {}.\n", resources::describe(workspace)));
-    }
-    if is_silent {
-        text.push_str(
-            "Its agent is not connected, so its present activity is unknown. It stays awake, and no idle \
-             time counts.\n",
-        );
-    }
-    match workspace.restarts {
-        0 => {}
-        1 => text.push_str("Its agent has been restarted once since the workspace was last healthy.\n"),
-        n => text.push_str(&format!(
-            "Its agent has been restarted {n} times since the workspace was last healthy.\n"
-        )),
-    }
-    text
+    let separator = match reason.code() {
+        // The state itself or a later section says the same.
+        Code::AgentStarting | Code::AgentConnected | Code::OnlyArchiveLeft => return text,
+        // These reasons say what happens during the state, not why the state was entered.
+        Code::Waiting | Code::ActionFailed | Code::ArchiveFailed | Code::RestoreFailed => ";",
+        _ => ":",
+    };
+    let reason = match state {
+        State::Failed => text::start_failure(&reason),
+        _ => text::state_reason(&reason),
+    };
+    format!("{text}{separator} {}", plain(&reason))
 }
 
 #[cfg(test)]
@@ -107,13 +133,15 @@ mod tests {
 
     use podling_proto::{
         agent::v1::{ActivityLevel, ActivityState, Evidence, Lease, Signal, SleepCause, SleepWarning, Usage},
-        control::v1::{DeclineReason, LogEntry, NextStep, Operation, Remedy, Resources, next_step::Step},
+        control::v1::{
+            DeclineReason, LogEntry, NextStep, Operation, Remedy, Resources, StateReason, next_step::Step,
+        },
     };
 
     use super::*;
     use crate::{duration::to_wire, golden::assert_golden};
 
-    /// The time at which everything is explained.
+    /// Time of the explanation, in seconds since 1970.
     const NOW: u64 = 1_000_000;
 
     fn time(seconds: u64) -> SystemTime {
@@ -124,11 +152,11 @@ mod tests {
         Some(to_wire(Duration::from_secs(seconds)))
     }
 
-    fn because(code: StateReasonCode) -> StateReason {
+    fn because(code: Code) -> StateReason {
         StateReason { code: code.into(), ..StateReason::default() }
     }
 
-    fn detailed(code: StateReasonCode, detail: &str) -> StateReason {
+    fn detailed(code: Code, detail: &str) -> StateReason {
         StateReason { detail: detail.into(), ..because(code) }
     }
 
@@ -160,7 +188,7 @@ mod tests {
         };
         Workspace {
             activity: Some(activity),
-            ..workspace(State::Awake, 7_320, because(StateReasonCode::AgentConnected))
+            ..workspace(State::Awake, 7_320, because(Code::AgentConnected))
         }
     }
 
@@ -180,14 +208,14 @@ mod tests {
     fn explain(workspace: Workspace, remedies: &[Remedy], log: Vec<LogEntry>) -> ExplainData {
         let remedies = remedies.iter().map(|&remedy| remedy.into()).collect();
         let answer = ExplainWorkspaceResponse { workspace: Some(workspace), remedies, log };
-        ExplainData { answer, archives: Vec::new(), fresh: true }
+        ExplainData { answer, selector: "demo".into(), archives: Vec::new(), fresh: true }
     }
 
     fn started(ago: u64) -> Vec<LogEntry> {
         vec![
-            entry(ago + 2, State::Queued, because(StateReasonCode::Created)),
-            entry(ago + 1, State::Starting, because(StateReasonCode::AgentStarting)),
-            entry(ago, State::Awake, because(StateReasonCode::AgentConnected)),
+            entry(ago + 2, State::Queued, because(Code::Created)),
+            entry(ago + 1, State::Starting, because(Code::AgentStarting)),
+            entry(ago, State::Awake, because(Code::AgentConnected)),
         ]
     }
 
@@ -214,7 +242,7 @@ mod tests {
         let activity = ActivityState {
             level: ActivityLevel::Active.into(),
             evidence: vec![
-                evidence(Signal::Keystroke, "a user types in terminal 'main'", 3, 57),
+                evidence(Signal::Keystroke, "a user typed", 3, 57),
                 evidence(Signal::ForegroundJob, "vim in terminal 'main'", 0, 3_597),
             ],
             ..ActivityState::default()
@@ -260,26 +288,26 @@ mod tests {
     fn asleep_workspace_is_explained() {
         let asleep = Workspace {
             next: next(Step::Archive, 82_800),
-            ..workspace(State::Asleep, 3_600, because(StateReasonCode::Idle))
+            ..workspace(State::Asleep, 3_600, because(Code::Idle))
         };
         let mut log = started(90_000);
-        log.push(entry(3_602, State::FallingAsleep, because(StateReasonCode::Idle)));
-        log.push(entry(3_600, State::Asleep, because(StateReasonCode::Idle)));
+        log.push(entry(3_602, State::FallingAsleep, because(Code::Idle)));
+        log.push(entry(3_600, State::Asleep, because(Code::Idle)));
         golden("asleep", &explain(asleep, &[Remedy::Wake], log));
     }
 
     #[test]
     fn archived_workspace_is_explained() {
         let key = archive().key;
-        let left = StateReason { archive: key.clone(), ..because(StateReasonCode::OnlyArchiveLeft) };
+        let left = StateReason { archive: key.clone(), ..because(Code::OnlyArchiveLeft) };
         let archived = Workspace {
             next: next(Step::ExpireArchive, 2_592_000),
             ..workspace(State::Archived, 60, left.clone())
         };
         let log = vec![
-            entry(86_460, State::Asleep, because(StateReasonCode::Idle)),
-            entry(64, State::Archiving, because(StateReasonCode::ArchiveDue)),
-            entry(61, State::Archiving, because(StateReasonCode::ReleasingStorage)),
+            entry(86_460, State::Asleep, because(Code::Idle)),
+            entry(64, State::Archiving, because(Code::ArchiveDue)),
+            entry(61, State::Archiving, because(Code::ReleasingStorage)),
             entry(60, State::Archived, left),
         ];
         let known = explain(archived, &[Remedy::WakeRestores], log);
@@ -291,11 +319,11 @@ mod tests {
         let queued = Workspace {
             queue_position: 2,
             requested: Some(Resources { cpu_millis: 2000, memory_bytes: 4 << 30 }),
-            ..workspace(State::Queued, 45, because(StateReasonCode::WakeRequested))
+            ..workspace(State::Queued, 45, because(Code::WakeRequested))
         };
         let log = vec![
-            entry(9_000, State::Asleep, because(StateReasonCode::Idle)),
-            entry(45, State::Queued, because(StateReasonCode::WakeRequested)),
+            entry(9_000, State::Asleep, because(Code::Idle)),
+            entry(45, State::Queued, because(Code::WakeRequested)),
         ];
         golden("queued", &explain(queued, &[Remedy::FreeQuota], log));
     }
@@ -303,7 +331,7 @@ mod tests {
     #[test]
     fn workspace_that_fails_to_start_is_explained() {
         let failed = detailed(
-            StateReasonCode::AgentStartFailed,
+            Code::AgentStartFailed,
             "the image registry.example/ide:9 cannot be pulled: it does not exist",
         );
         let workspace = Workspace {
@@ -315,10 +343,10 @@ mod tests {
         let restarting = StateReason {
             failures: 4,
             cause: Some(Box::new(failed.clone())),
-            ..because(StateReasonCode::AgentRestarting)
+            ..because(Code::AgentRestarting)
         };
         let log = vec![
-            entry(60, State::Queued, because(StateReasonCode::Created)),
+            entry(60, State::Queued, because(Code::Created)),
             entry(20, State::Starting, restarting),
             entry(12, State::Failed, failed),
         ];
@@ -338,7 +366,7 @@ mod tests {
             activity: Some(activity),
             connection: AgentConnection::Unknown.into(),
             next: next(Step::RestartSilentAgent, 540),
-            ..workspace(State::Awake, 7_320, because(StateReasonCode::AgentConnected))
+            ..workspace(State::Awake, 7_320, because(Code::AgentConnected))
         };
         golden("agent-silent", &ExplainData { fresh: false, ..explain(silent, &IN_USE, started(7_320)) });
     }
@@ -347,14 +375,11 @@ mod tests {
     fn declined_sleep_is_explained() {
         let declined = StateReason {
             decline: DeclineReason::RequestHeld.into(),
-            ..detailed(
-                StateReasonCode::SleepDeclined,
-                "requests arrived while the workspace prepared to sleep: a user types",
-            )
+            ..detailed(Code::SleepDeclined, "a user typed")
         };
         let activity = ActivityState {
             level: ActivityLevel::Active.into(),
-            evidence: vec![evidence(Signal::Keystroke, "a user types in terminal 'main'", 1, 59)],
+            evidence: vec![evidence(Signal::Keystroke, "a user typed", 1, 59)],
             ..ActivityState::default()
         };
         let workspace = Workspace {
@@ -363,14 +388,14 @@ mod tests {
             ..awake(activity)
         };
         let mut log = started(7_320);
-        log.push(entry(2, State::FallingAsleep, because(StateReasonCode::Idle)));
+        log.push(entry(2, State::FallingAsleep, because(Code::Idle)));
         log.push(entry(1, State::Awake, declined));
         golden("sleep-declined", &explain(workspace, &IN_USE, log));
     }
 
     #[test]
     fn deleted_workspace_is_explained() {
-        let left = StateReason { archive: archive().key, ..because(StateReasonCode::OnlyArchiveLeft) };
+        let left = StateReason { archive: archive().key, ..because(Code::OnlyArchiveLeft) };
         let deleted = Workspace { deleted: true, ..workspace(State::Archived, 60, left) };
         let archives = vec![WorkspaceArchive { deleted: true, ..archive() }];
         golden("deleted", &ExplainData { archives, ..explain(deleted, &[Remedy::Restore], Vec::new()) });
@@ -380,7 +405,7 @@ mod tests {
     fn retried_action_is_named() {
         let failed = StateReason {
             operation: Operation::RemoveStorage.into(),
-            ..detailed(StateReasonCode::ActionFailed, "device or resource busy")
+            ..detailed(Code::ActionFailed, "device or resource busy")
         };
         let retry =
             NextStep { operation: Operation::RemoveStorage.into(), ..next(Step::RetryAction, 8).unwrap() };

@@ -29,7 +29,7 @@ pub const NO_COMMAND: u8 = 127;
 /// Exit code of `run` if `--timeout` ended the command, as in timeout(1).
 pub const TIMED_OUT: u8 = 124;
 
-/// Text of a transport error whose source has the actual cause.
+/// Message of tonic's transport errors. The source of such an error says more.
 const TRANSPORT_ERROR: &str = "transport error";
 
 /// Appended to `podling --help`.
@@ -108,7 +108,7 @@ pub enum CommandFailure {
     },
 }
 
-/// JSON form of a failure, printed to stderr with `--json`.
+/// A failure, as `--json` prints it to stderr.
 #[derive(Debug, Serialize)]
 struct CommandFailureJson {
     message: String,
@@ -125,7 +125,7 @@ impl CommandFailure {
         move |source| Self::Io { doing, source }
     }
 
-    /// Returns the failure for a response without its workspace.
+    /// Returns the failure for a response that lacks the workspace.
     pub fn no_workspace() -> Self {
         Self::Other("the response of the control plane contains no workspace".to_owned())
     }
@@ -150,7 +150,7 @@ impl CommandFailure {
         }
     }
 
-    /// Returns the machine-readable reason, if a daemon gave one.
+    /// Returns the machine-readable reason, if the control plane or the agent gave one.
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Self::Status(status) => error::reason(status),
@@ -159,7 +159,7 @@ impl CommandFailure {
         }
     }
 
-    /// Returns the next step for the user, if one is known.
+    /// Returns what the user can do about the failure, if there is a standard answer.
     pub fn advice(&self) -> Option<String> {
         match self {
             Self::NotRunning { default: true, .. } => Some("start it with: podling up".to_owned()),
@@ -207,8 +207,8 @@ impl CommandFailure {
             }
             other => other.to_string(),
         };
-        // A status is its own source, and transport errors repeat themselves. Each text is printed
-        // once.
+        // A status is its own source, and a transport error repeats its message. Each message is
+        // printed once.
         let mut cause = match self {
             Self::Status(_) => None,
             other => std::error::Error::source(other),

@@ -1,8 +1,8 @@
-//! Runs one command for several workspaces. A failure for one does not stop the others.
+//! Lets a command continue with its other workspaces after it failed for one.
 
 use crate::failure::CommandFailure;
 
-/// Collects the failures of one command.
+/// Collects the failures of a command with several workspaces.
 #[derive(Debug)]
 pub struct FailureCollector {
     json: bool,
@@ -10,12 +10,13 @@ pub struct FailureCollector {
 }
 
 impl FailureCollector {
-    /// Creates an empty collector. `json` selects how failures are printed.
+    /// Creates an empty collector. `json` says whether failures are printed as JSON.
     pub fn new(json: bool) -> Self {
         Self { json, last: None }
     }
 
-    /// Returns the value of a success. Keeps a failure for the end and prints the one before it.
+    /// Returns the value of a success. Stores a failure for [`Self::finish`], and prints the
+    /// failure that was stored before.
     pub fn ok_or_collect<T>(&mut self, outcome: Result<T, CommandFailure>) -> Option<T> {
         match outcome {
             Ok(value) => Some(value),
@@ -28,7 +29,7 @@ impl FailureCollector {
         }
     }
 
-    /// Returns success, or the last failure.
+    /// Returns the exit code of a success, or the last failure.
     pub fn finish(self) -> Result<u8, CommandFailure> {
         self.last.map_or(Ok(crate::failure::OK), Err)
     }

@@ -1,4 +1,4 @@
-//! Computes what happens to a workspace next by itself, and when. Pure.
+//! Computes the next step that the control plane takes by itself, and when. Pure.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,13 +10,13 @@ use prost_types::Timestamp;
 
 use crate::duration::{from_wire, show};
 
-/// Returns the time until `at`; zero once it has passed.
+/// Returns the time until `at`, and zero once it has passed. `None` if `at` is absent or invalid.
 pub fn left(at: Option<Timestamp>, now: SystemTime) -> Option<Duration> {
     let at = SystemTime::try_from(at?).ok()?;
     Some(at.duration_since(now).unwrap_or_default())
 }
 
-/// Renders the time since `at`, or "-".
+/// Renders the time since `at` in whole seconds: "1h 5m". Renders "-" if `at` is absent or invalid.
 pub fn since(at: Option<Timestamp>, now: SystemTime) -> String {
     let elapsed = at.and_then(|at| SystemTime::try_from(at).ok()).map(|at| now.duration_since(at));
     match elapsed {
@@ -25,8 +25,9 @@ pub fn since(at: Option<Timestamp>, now: SystemTime) -> String {
     }
 }
 
-/// Returns the time until an idle workspace falls asleep, from the warning if there is one, else
-/// from the last heartbeat. `None` while the workspace is in use or its agent is not connected.
+/// Returns the time until an awake workspace falls asleep: the time that its users were warned of,
+/// or else the idle time that is missing since the last heartbeat. `None` while the workspace is in
+/// use without a warning, or while its agent is not connected.
 pub fn sleeps_in(workspace: &Workspace, now: SystemTime) -> Option<Duration> {
     let activity = workspace.activity.as_ref().filter(|_| workspace.state() == State::Awake)?;
     if workspace.connection() != AgentConnection::Connected {
@@ -44,8 +45,8 @@ pub fn sleeps_in(workspace: &Workspace, now: SystemTime) -> Option<Duration> {
     Some(missing.saturating_sub(since))
 }
 
-/// Returns the idle time that counts. `None` while the workspace is in use or its agent is not
-/// connected.
+/// Returns the idle time of an awake workspace as of its last heartbeat. `None` while the workspace
+/// is in use or its agent is not connected.
 pub fn idle(workspace: &Workspace) -> Option<Duration> {
     let activity = workspace.activity.as_ref().filter(|_| workspace.state() == State::Awake)?;
     let is_idle =
@@ -66,7 +67,8 @@ pub fn queue_position(workspace: &Workspace) -> Option<String> {
     (position > 0).then(|| format!("{position}{ending} in the admission queue"))
 }
 
-/// Renders the next step in a few words, for a column: "sleeps in 14m".
+/// Renders the next step for the column NEXT of `podling ls`: "sleeps in 14m". `None` if no step is
+/// planned.
 pub fn short(workspace: &Workspace, now: SystemTime) -> Option<String> {
     if workspace.state() == State::Queued && workspace.queue_position > 0 {
         return Some(format!("position {}", workspace.queue_position));
@@ -81,12 +83,12 @@ pub fn short(workspace: &Workspace, now: SystemTime) -> Option<String> {
 
 fn column(step: Step) -> &'static str {
     match step {
-        // A step of a later version.
+        // This version does not know the step, so only its time is shown.
         Step::Unspecified => "",
         Step::RestartAgent | Step::RetryAction => "retries",
         Step::GiveUpStart => "gives up",
-        Step::ResetFailures => "healthy",
-        Step::RestartSilentAgent => "restarts",
+        Step::ResetFailures => "resets failures",
+        Step::RestartSilentAgent => "restarts agent",
         Step::WarnOfSleep => "warns",
         Step::Sleep => "sleeps",
         Step::Archive => "archives",
@@ -95,7 +97,8 @@ fn column(step: Step) -> &'static str {
     }
 }
 
-/// Renders a duration briefly: from a minute on, to the nearest minute. `None`: less than a second.
+/// Renders a duration, rounded to the nearest minute if it is a minute or longer. `None` if it is
+/// shorter than a second.
 pub fn brief(left: Duration) -> Option<String> {
     match left.as_secs() {
         0 => None,
@@ -141,9 +144,17 @@ mod tests {
         assert_eq!(idle(&workspace), Some(Duration::from_secs(60)));
         let warning = SleepWarning { at: Some(time(1_100).into()), cause: 0 };
         workspace.activity.as_mut().expect("activity").sleep_warning = Some(warning);
-        assert_eq!(short(&workspace, time(1_010)).as_deref(), Some("sleeps in 2m"), "as the warning says");
+        assert_eq!(
+            short(&workspace, time(1_010)).as_deref(),
+            Some("sleeps in 2m"),
+            "the warning takes precedence"
+        );
         workspace.set_connection(AgentConnection::Unknown);
-        assert_eq!((short(&workspace, time(1_010)), idle(&workspace)), (None, None), "nothing is known");
+        assert_eq!(
+            (short(&workspace, time(1_010)), idle(&workspace)),
+            (None, None),
+            "a silent agent has no known next step"
+        );
     }
 
     #[test]
@@ -169,7 +180,11 @@ mod tests {
         };
         assert_eq!(next(State::Asleep, Step::Archive, 82_920), "archives in 23h 2m");
         assert_eq!(next(State::Failed, Step::RestartAgent, 0), "retries now");
-        assert_eq!(next(State::Asleep, Step::Unspecified, 80), "in 1m", "a step of a later version");
+        assert_eq!(
+            next(State::Asleep, Step::Unspecified, 80),
+            "in 1m",
+            "a step that this version does not know"
+        );
     }
 
     #[test]

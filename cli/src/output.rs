@@ -1,4 +1,4 @@
-//! Output for users and scripts: colours, tables, JSON, spinners and progress bars.
+//! Prints for users and scripts: text, colours, tables, JSON, spinners and progress bars.
 //!
 //! Results go to stdout, everything else to stderr. Colours are used only on a terminal and without
 //! NO_COLOR.
@@ -17,7 +17,7 @@ use crate::failure::CommandFailure;
 /// Interval between frames of a spinner.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Meaning of a word, shown as colour or weight.
+/// Meaning that a colour or a weight of the text conveys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
     Good,
@@ -27,7 +27,7 @@ pub enum Tone {
     Strong,
 }
 
-/// Returns the text with colour codes, if stdout shows colours.
+/// Returns the text with colour codes if stdout is a terminal that shows colours.
 pub fn paint(text: &str, tone: Tone) -> Cow<'_, str> {
     if coloured() { Cow::Owned(escape(text, tone)) } else { Cow::Borrowed(text) }
 }
@@ -92,7 +92,7 @@ pub fn table(head: &[&str], rows: &[Vec<(String, Option<Tone>)>]) -> String {
     let head: Vec<_> = head.iter().map(|text| ((*text).to_owned(), Some(Tone::Faint))).collect();
     let mut out = String::new();
     for row in std::iter::once(&head).chain(rows) {
-        // Rows have no trailing spaces.
+        // A row ends with its last text, without trailing spaces.
         let used = row.iter().rposition(|(text, _)| !text.is_empty()).map_or(0, |last| last + 1);
         for (column, (text, tone)) in row.iter().take(used).enumerate() {
             let shown = tone.map_or(Cow::Borrowed(text.as_str()), |tone| paint(text, tone));

@@ -1,4 +1,4 @@
-//! Temporary file next to its destination, which is renamed once it is complete.
+//! Names a temporary file beside its destination. The caller renames the file once it is complete.
 
 use std::path::{Path, PathBuf};
 
@@ -7,12 +7,12 @@ use podling_proto::token;
 /// Number of random bytes in the name.
 const SUFFIX_BYTES: usize = 6;
 
-/// Path of an incomplete file. The file is removed on drop, unless it was renamed.
+/// Path of a temporary file. Dropping it removes the file, unless the file was renamed.
 #[derive(Debug)]
 pub struct PartialFile(PathBuf);
 
 impl PartialFile {
-    /// Returns a unique hidden name in the directory of `path`.
+    /// Chooses a unique hidden name in the directory of `path`. Creates no file.
     pub fn beside(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         Self(path.with_file_name(format!(".{name:.200}.{}.part", token::random(SUFFIX_BYTES))))
@@ -25,7 +25,7 @@ impl PartialFile {
 
 impl Drop for PartialFile {
     fn drop(&mut self) {
-        // Fails after a rename, which leaves nothing to remove.
+        // Fails if the file was renamed, and then there is nothing to remove.
         let _ = std::fs::remove_file(&self.0);
     }
 }

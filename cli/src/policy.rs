@@ -1,5 +1,4 @@
-//! A workspace's policy: command-line flags, JSON and text. Independent of the commands that use
-//! it.
+//! Policy of a workspace: its command-line flags, its JSON and its text.
 
 use std::time::Duration;
 
@@ -13,40 +12,43 @@ use crate::{
     view::seconds,
 };
 
-/// Flags that override the policy of the template. The control plane accepts 1s to 365d.
+/// Policy flags of `create` and `policy set`. The control plane rejects durations outside 1s to
+/// 365d.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct PolicyFlags {
-    /// Idle time until the workspace sleeps, for example 15m
+    /// Idle time after which the workspace falls asleep, for example 15m
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     idle_timeout: Option<Duration>,
-    /// Time before sleep at which users are warned; at most half the idle timeout
+    /// Time before sleep at which users are warned, for example 2m; at most half the idle timeout
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     warning: Option<Duration>,
-    /// Time after the last user input during which running work keeps the workspace awake
+    /// Time after the last input of a user or client for which busy programs keep the workspace
+    /// awake, for example 12h
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     work_cap: Option<Duration>,
-    /// Time after the last user input during which a foreground program keeps the workspace awake
+    /// Time after the last input of a user or client for which a foreground program keeps the
+    /// workspace awake, for example 1h
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     presence_cap: Option<Duration>,
     /// Longest time awake, even if in use, for example 12h; "none" for no limit
     #[arg(long, value_name = "DURATION|none", value_parser = duration::parse_or_none)]
     max_awake: Option<Duration>,
-    /// Time asleep until the workspace is archived and its storage is deleted, for example 1d
+    /// Time asleep after which the workspace is archived and its storage is removed, for example 1d
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     archive_after: Option<Duration>,
-    /// Time until an archive is deleted, even if it is the last one, for example 30d
+    /// Age at which an archive is removed, even if it is the last one, for example 30d
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     keep_archives: Option<Duration>,
 }
 
-/// JSON form of a policy. Null means no limit.
+/// Policy of a workspace, as `--json` prints it. Null means no limit.
 #[derive(Debug, Serialize)]
 pub struct PolicyJson {
     pub idle_timeout_seconds: Option<f64>,
     pub warning_seconds: Option<f64>,
-    /// Time after the last user input during which running work keeps the workspace awake.
+    /// Time after the last input of a user or client for which busy programs keep it awake.
     pub work_cap_seconds: Option<f64>,
-    /// Time after the last user input during which a foreground program keeps the workspace awake.
+    /// Time after the last input of a user or client for which a foreground program keeps it awake.
     pub presence_cap_seconds: Option<f64>,
     pub max_awake_seconds: Option<f64>,
     pub archive_after_seconds: Option<f64>,
@@ -87,20 +89,24 @@ impl From<&Policy> for PolicyJson {
     }
 }
 
-/// Renders one line per setting, with its meaning.
+/// Renders one line per setting: its name, its value and its meaning.
 pub fn render(policy: &Policy) -> String {
     let rows = [
-        ("idle timeout", policy.idle_timeout, "of idle time, then the workspace sleeps"),
-        ("warning", policy.warning, "before sleep, users are warned"),
-        ("work cap", policy.work_cap, "after the last user input, running work no longer keeps it awake"),
+        ("idle timeout", policy.idle_timeout, "idle time after which it falls asleep"),
+        ("warning", policy.warning, "time before sleep at which its users are warned"),
+        ("work cap", policy.work_cap, "time after the last input for which busy programs keep it awake"),
         (
             "presence cap",
             policy.presence_cap,
-            "after the last user input, a foreground program no longer keeps it awake",
+            "time after the last input for which a foreground program keeps it awake",
         ),
-        ("max awake", policy.max_awake, "awake, even if in use, then the workspace sleeps"),
-        ("archive after", policy.archive_after, "asleep, then it is archived and its storage is deleted"),
-        ("keep archives", policy.keep_archives, "then an archive is deleted, even the last one"),
+        ("max awake", policy.max_awake, "time awake after which it falls asleep, even if in use"),
+        (
+            "archive after",
+            policy.archive_after,
+            "time asleep after which it is archived and its storage is removed",
+        ),
+        ("keep archives", policy.keep_archives, "age at which an archive is removed, even the last one"),
     ];
     let line = |(name, value, means): (&str, Option<prost_types::Duration>, &str)| {
         let value = from_wire(value).map_or_else(|| "no limit".to_owned(), show);
@@ -126,7 +132,7 @@ mod tests {
     fn policy_text_explains_each_setting() {
         let policy = Policy { idle_timeout: Some(to_wire(Duration::from_secs(900))), ..Policy::default() };
         let text = render(&policy);
-        assert!(text.contains("idle timeout   15m      of idle time"), "{text}");
-        assert!(text.contains("max awake      no limit awake"), "{text}");
+        assert!(text.contains("idle timeout   15m      idle time after which"), "{text}");
+        assert!(text.contains("max awake      no limit time awake"), "{text}");
     }
 }

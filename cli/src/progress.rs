@@ -1,10 +1,10 @@
-//! Progress of an archive or restore, as text and JSON. Pure.
+//! Renders the progress of archiving or restoring as text and JSON. Pure.
 
 use indicatif::HumanBytes;
 use podling_proto::control::v1::{Progress, progress::Stage};
 use serde::Serialize;
 
-/// JSON form of a progress. Null means unknown.
+/// Progress of archiving or restoring, as `--json` prints it. Null means unknown.
 #[derive(Debug, Serialize)]
 pub struct ProgressJson {
     /// `saving`, `proving`, `fetching` or `unpacking`.
@@ -12,12 +12,12 @@ pub struct ProgressJson {
     /// Number of files, directories and links done.
     pub entries: u64,
     pub total_entries: Option<u64>,
-    /// Bytes done: of file content, or of the zip.
+    /// Bytes done. Counts file content while saving and unpacking, otherwise the zip.
     pub bytes: u64,
     pub total_bytes: Option<u64>,
 }
 
-/// Returns the stage, entries and bytes as text.
+/// Renders the stage, the entries and the bytes: "archiving, 7 entries, 2.00 KiB of 4.00 KiB".
 pub fn describe(progress: &Progress) -> String {
     let done = HumanBytes(progress.bytes);
     match progress.total_bytes {
@@ -26,7 +26,7 @@ pub fn describe(progress: &Progress) -> String {
     }
 }
 
-/// Returns the machine-readable name of a stage.
+/// Returns the public name of a stage, as JSON shows it.
 pub fn stage(stage: Stage) -> &'static str {
     match stage {
         Stage::Unspecified => "unknown",
@@ -37,7 +37,7 @@ pub fn stage(stage: Stage) -> &'static str {
     }
 }
 
-/// Returns the stage and the number of entries as text.
+/// Renders the stage and the entries: "archiving, 7 of 9 entries".
 pub fn stage_text(progress: &Progress) -> String {
     let what = match progress.stage() {
         Stage::Unspecified => "working",

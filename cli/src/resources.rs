@@ -1,4 +1,4 @@
-//! Allocated and requested resources of a workspace, as text and JSON. Pure.
+//! Renders the allocated and the requested resources of a workspace as text and JSON. Pure.
 
 use indicatif::HumanBytes;
 use podling_proto::control::v1::{Resources, State, Workspace};
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::next_transition::queue_position;
 
-/// JSON form of CPU and memory.
+/// CPU and memory of a workspace, as `--json` prints them.
 #[derive(Debug, Serialize)]
 pub struct ResourcesJson {
     /// Thousandths of a core.
@@ -14,11 +14,14 @@ pub struct ResourcesJson {
     pub memory_bytes: u64,
 }
 
-/// Returns the resources that the workspace has, and those that it waits for.
+/// Renders the resources that the workspace has and those that it waits for, as a clause without
+/// its subject: "has 1 core and 1.00 GiB".
 pub fn describe(workspace: &Workspace) -> String {
     let requested = workspace.requested.unwrap_or_default();
     match &workspace.allocated {
-        None if workspace.state() == State::Queued => format!("waits for {}", amount(&requested)),
+        None if workspace.state() == State::Queued => {
+            format!("waits until its owner's quota and the total capacity allow {}", amount(&requested))
+        }
         None => format!("gets {} when it is awake", amount(&requested)),
         Some(allocated) if *allocated == requested => format!("has {}", amount(allocated)),
         Some(allocated) => {

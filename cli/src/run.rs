@@ -1,4 +1,4 @@
-//! A remote command with local input, output, signals and exit code.
+//! Connects a remote command to the local input, output, signals and exit code.
 
 pub mod command_follower;
 pub mod input;

@@ -1,6 +1,7 @@
-//! Signal names and numbers. The wire has names, exit codes have numbers.
+//! Converts between signal names, which the protocol uses, and exit codes, which contain signal
+//! numbers.
 
-/// Linux signals without the prefix SIG, with numbers valid on every supported architecture.
+/// Linux signals without the prefix SIG. The numbers are valid on every supported architecture.
 const SIGNALS: &[(&str, u8)] = &[
     ("HUP", 1),
     ("INT", 2),
@@ -37,8 +38,8 @@ const SIGNALS: &[(&str, u8)] = &[
 /// Offset that shells add to a signal number to form an exit code.
 const SIGNALLED: u8 = 128;
 
-/// Returns the exit code for a process ended by this signal. Returns 128 for an unknown name, such
-/// as a real-time signal.
+/// Returns the exit code for a process that this signal ended. Returns 128 for a name that is not
+/// in the table, such as a real-time signal.
 pub fn exit_code(name: &str) -> u8 {
     let name = name.strip_prefix("SIG").unwrap_or(name);
     SIGNALS.iter().find(|(known, _)| *known == name).map_or(SIGNALLED, |(_, number)| SIGNALLED + number)

@@ -1,16 +1,16 @@
-//! Progress of a workspace, as a spinner or as a bar where the total is known. Shown on stderr, and
-//! only on a terminal.
+//! Shows the progress of a workspace on stderr, if stderr is a terminal. A bar is shown while the
+//! workspace is archived or restored, otherwise a spinner.
 
 use indicatif::ProgressBar;
 use podling_proto::control::v1::{Workspace, progress::Stage};
 
 use crate::{output, progress::stage_text, state_waiter::describe};
 
-/// Shows the state of a workspace until it is dropped.
+/// Spinner or bar that shows the state of a workspace. Dropping it clears its line.
 #[derive(Debug)]
 pub struct WorkspaceSpinner {
     bar: ProgressBar,
-    /// Stage of the bar, and whether its total is known. `None` shows a spinner.
+    /// Stage that the bar shows, and whether its total is known. `None` while a spinner is shown.
     measured: Option<(Stage, bool)>,
 }
 

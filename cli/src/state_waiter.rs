@@ -1,6 +1,6 @@
 //! Waits until a workspace is awake, asleep or deleted, and shows its progress meanwhile.
 //!
-//! [`TargetState`] and [`StateWaiter`] are pure; [`wait_for`] feeds them.
+//! [`StateWaiter`] decides and is pure. [`wait_for`] watches the workspace and shows the progress.
 
 use std::time::SystemTime;
 
@@ -16,7 +16,7 @@ use crate::{
     next_transition::{self, queue_position},
     output::plain,
     spinner::WorkspaceSpinner,
-    view::state,
+    view::state_clause,
     workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
 };
 
@@ -28,36 +28,36 @@ pub enum TargetState {
     Deleted,
 }
 
-/// Decides after each state whether the wait for the target goes on. Pure.
+/// Decides after each observed state whether the wait for the target goes on. Pure.
 #[derive(Debug)]
 pub struct StateWaiter {
     target: TargetState,
-    /// Time of a failure that is older than the wait. It does not end the wait, because the request
-    /// retries the start.
+    /// Time of a failed start before the wait. This failure does not end the wait, because the
+    /// request retries the start.
     failed_before: Option<Timestamp>,
-    /// Whether the workspace was observed in transition. From then on, the opposite state means
-    /// that another request reversed it.
+    /// Whether the workspace was observed on its way to the target. From then on, the opposite
+    /// state means that another request reversed the transition.
     in_transition: bool,
     archiving: bool,
 }
 
-/// What a state means for the wait.
+/// Consequence of an observed state for the wait.
 #[derive(Debug, PartialEq, Eq)]
 pub enum WaitProgress {
     Pending,
-    /// The wait continues after a failure, which is shown.
+    /// The wait continues after this failure, which is shown to the user.
     Retrying(String),
-    /// The target is reached.
     Reached,
-    /// The target will not be reached, for this reason.
+    /// The target will not be reached. The text is a predicate for the workspace's name: "was
+    /// deleted".
     Unreachable(String),
 }
 
 impl StateWaiter {
-    /// Starts the wait with the present workspace.
+    /// Starts the wait with the workspace as the request's response shows it.
     pub fn new(target: TargetState, start: &Workspace) -> Self {
         let failed_before = start.since.filter(|_| start.state() == State::Failed);
-        // This may be the last response that shows the workspace in transition.
+        // No later response may show the workspace in transition.
         let in_transition = match target {
             TargetState::Awake => matches!(start.state(), State::Queued | State::Starting),
             TargetState::Asleep => start.state() == State::FallingAsleep,
@@ -66,7 +66,7 @@ impl StateWaiter {
         Self { target, failed_before, in_transition, archiving: false }
     }
 
-    /// Returns what the present state means for the wait.
+    /// Decides what the workspace's present state means for the wait.
     pub fn observe(&mut self, workspace: &Workspace, now: SystemTime) -> WaitProgress {
         match self.target {
             _ if workspace.deleted && self.target != TargetState::Deleted => {
@@ -83,7 +83,8 @@ impl StateWaiter {
         match workspace.state() {
             State::Awake => return WaitProgress::Reached,
             State::Failed if workspace.since != self.failed_before || self.failed_before.is_none() => {
-                return WaitProgress::Unreachable(format!("failed to start: {why}"));
+                let why = workspace.reason.as_ref().map(text::start_failure).unwrap_or_default();
+                return WaitProgress::Unreachable(format!("failed to start: {}", plain(&why)));
             }
             State::Deleting => return WaitProgress::Unreachable("is being deleted".to_owned()),
             State::Asleep if self.in_transition => {
@@ -115,7 +116,7 @@ impl StateWaiter {
         match workspace.state() {
             _ if workspace.deleted => return WaitProgress::Reached,
             State::Archiving => self.archiving = true,
-            // Asleep before deletion: the archive waits for its next attempt.
+            // The workspace is archived before it is deleted, and waits for the next attempt.
             State::Asleep => {
                 let wait = next_transition::left(workspace.next.as_ref().and_then(|next| next.at), now)
                     .filter(|left| !left.is_zero());
@@ -129,7 +130,8 @@ impl StateWaiter {
     }
 }
 
-/// Waits for the target and returns the last state of the workspace.
+/// Waits until the workspace reaches the target, and shows its progress. Returns the workspace as
+/// it was last observed.
 pub async fn wait_for(
     client: &Client,
     workspace: Workspace,
@@ -155,7 +157,7 @@ pub async fn wait_for(
             }
             WaitProgress::Retrying(why) if why != last_failure => {
                 let line =
-                    format!("{}: {why}; retrying. Ctrl-C stops waiting, the retries continue", last.name);
+                    format!("{}: {why}; retrying. Ctrl-C stops this command, not the retries", last.name);
                 spinner.say(&line);
                 last_failure = why;
             }
@@ -165,9 +167,10 @@ pub async fn wait_for(
     }
 }
 
-/// Renders the present state in one line.
+/// Renders the state, the queue position and the reason in one line: "demo is asleep: idle for the
+/// whole idle timeout".
 pub fn describe(workspace: &Workspace) -> String {
-    let mut line = format!("{} is {}", workspace.name, state(workspace.state()));
+    let mut line = format!("{} {}", workspace.name, state_clause(workspace.state()));
     if let Some(position) = queue_position(workspace) {
         line.push_str(&format!(", {position}"));
     }
@@ -209,7 +212,7 @@ mod tests {
         use State::{Archived, Archiving, Asleep, Awake, FallingAsleep, Queued, Starting};
         for states in [
             [Asleep, Queued, Starting, Awake],
-            // A request while it fell asleep; a restore from the archive.
+            // A request while the workspace fell asleep, and a restore from the archive.
             [FallingAsleep, Asleep, Queued, Awake],
             [Archived, Starting, Queued, Awake],
         ] {
@@ -240,15 +243,17 @@ mod tests {
                 "did not fall asleep: a request arrived before it had fallen asleep".to_owned()
             )
         );
-        // Also before the first observed state.
+        // The response itself may show the transition that is reversed.
         let mut waiter = StateWaiter::new(TargetState::Asleep, &at(State::FallingAsleep, ""));
         let declined = waiter.observe(&at(State::Awake, "it is in use"), NOW);
         assert_eq!(declined, WaitProgress::Unreachable("did not fall asleep: it is in use".to_owned()));
         let slept = last_progress(
             TargetState::Awake,
-            &[(State::Starting, ""), (State::Asleep, "a request put it to sleep")],
+            &[(State::Starting, ""), (State::Asleep, "a request asked it to sleep")],
         );
-        assert!(matches!(slept, WaitProgress::Unreachable(why) if why.contains("a request put it to sleep")));
+        assert!(
+            matches!(slept, WaitProgress::Unreachable(why) if why.contains("a request asked it to sleep"))
+        );
     }
 
     #[test]
@@ -277,7 +282,10 @@ mod tests {
 
     #[test]
     fn queued_workspace_shows_its_position() {
-        let queued = Workspace { queue_position: 2, ..at(State::Queued, "a request woke it") };
-        assert_eq!(describe(&queued), "demo is queued, 2nd in the admission queue: a request woke it");
+        let queued = Workspace { queue_position: 2, ..at(State::Queued, "a request asked it to wake") };
+        assert_eq!(
+            describe(&queued),
+            "demo is queued, 2nd in the admission queue: a request asked it to wake"
+        );
     }
 }

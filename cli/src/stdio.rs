@@ -1,7 +1,7 @@
-//! Non-blocking standard input and output. Reads wait for readiness and never read ahead. Writes
-//! never block the runtime, which must keep the connection alive.
+//! Reads and writes standard input and output without blocking the runtime, which must keep the
+//! connection alive. Input is never read ahead.
 //!
-//! The descriptors are shared with the parent shell and therefore stay in blocking mode. Each call
+//! The parent shell shares the descriptors, so they stay in blocking mode. Each call therefore
 //! polls first, and a write is no larger than a ready pipe accepts at once.
 
 use std::{
@@ -62,8 +62,8 @@ impl AsyncStdio {
         }
     }
 
-    /// Reads available bytes and waits until there are some. Returns 0 at the end. Cancel-safe: if
-    /// dropped, nothing was read.
+    /// Waits until bytes are available and reads once. Returns 0 at the end of the input.
+    /// Cancel-safe: if dropped, nothing was read.
     pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.0 {
             StdioDescriptor::File(fd) => read(fd, buffer),

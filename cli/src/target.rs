@@ -1,4 +1,4 @@
-//! Selects the control plane and the token: by address, or by data directory.
+//! Finds the control plane and the token, by an address or by a data directory.
 
 use std::{
     fs, io,
@@ -20,7 +20,7 @@ pub struct GlobalOptions {
     /// ~/.local/share/podling]
     #[arg(long, global = true, help_heading = HEADING, env = "PODLING_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Address of the control plane, for example http://127.0.0.1:7411; requires a token
+    /// Address of a control plane, for example http://127.0.0.1:7411; requires a token
     #[arg(long, global = true, help_heading = HEADING, env = "PODLING_URL")]
     pub url: Option<String>,
     /// Token for the control plane [default: the root token in the data directory]
@@ -40,8 +40,8 @@ pub struct ControlPlaneTarget {
     /// Base URL: `http://host:port` or `https://host:port`.
     pub url: String,
     pub token: String,
-    /// Data directory that the address was found in. It is read again for every connection, because
-    /// a restarted control plane may listen elsewhere.
+    /// Data directory that contains the address. It is read again for every connection, because a
+    /// restarted control plane may listen elsewhere.
     pub data: Option<PathBuf>,
     pub ca: Option<PathBuf>,
 }
@@ -54,7 +54,8 @@ pub struct RunningControlPlane {
 }
 
 impl ControlPlaneTarget {
-    /// Uses the address and token if an address is given, otherwise the data directory.
+    /// Returns the control plane at `--url`, or else the one that runs with the data directory.
+    /// Fails if the address comes without a token, or if no control plane runs.
     pub fn find(global: &GlobalOptions) -> Result<Self, CommandFailure> {
         let ca = global.ca.clone();
         if let Some(url) = global.url.clone().filter(|url| !url.is_empty()) {
@@ -85,7 +86,7 @@ pub fn data_directory(global: &GlobalOptions) -> Result<PathBuf, CommandFailure>
         .map_err(|error| CommandFailure::Usage(error.to_string()))
 }
 
-/// Returns the control plane that runs with this data directory, if there is one.
+/// Returns the control plane that runs with this data directory. `None` if there is none.
 pub fn running(data: &Path) -> Result<Option<RunningControlPlane>, CommandFailure> {
     let path = data.join("run/up.json");
     let text = match fs::read(&path) {
@@ -95,7 +96,7 @@ pub fn running(data: &Path) -> Result<Option<RunningControlPlane>, CommandFailur
     };
     let running: RunningControlPlane = serde_json::from_slice(&text)
         .map_err(|error| CommandFailure::Other(format!("cannot parse {}: {error}", path.display())))?;
-    // A killed control plane leaves its file behind.
+    // A killed control plane does not remove its file.
     Ok(Path::new("/proc").join(running.pid.to_string()).exists().then_some(running))
 }
 

@@ -1,4 +1,5 @@
-//! JSON forms of workspaces and their activity, and the public names of their enum values.
+//! JSON of workspaces and their activity as `--json` prints it, and the public names of enum
+//! values.
 
 use podling_proto::{
     agent::v1::{ActivityLevel, ActivityState, Evidence, Signal},
@@ -9,7 +10,7 @@ use serde::Serialize;
 
 use crate::{duration, output::Tone, policy::PolicyJson, progress::ProgressJson, resources::ResourcesJson};
 
-/// JSON form of a workspace.
+/// A workspace, as `--json` prints it.
 #[derive(Debug, Serialize)]
 pub struct WorkspaceJson {
     pub name: String,
@@ -18,36 +19,38 @@ pub struct WorkspaceJson {
     pub state: &'static str,
     /// `active`, `busy` or `idle`; null if unknown.
     pub activity_level: Option<&'static str>,
-    /// Why the workspace is in its state, as a code: `agent-connected`, `idle`, …
+    /// Code of the reason for the state: `agent-connected`, `idle`, …
     pub reason: String,
     /// The reason in English, with its details.
     pub message: String,
-    /// When the workspace entered its state.
+    /// Time at which the workspace entered its state, RFC 3339.
     pub since: Option<String>,
-    /// Connection to the agent: `connected` or `unknown`.
+    /// Whether heartbeats of the agent arrive: `connected` or `unknown`.
     pub connection: &'static str,
     pub template: String,
     pub owner: String,
     pub created: Option<String>,
-    /// Idle time that counts.
+    /// Idle time so far, as the last heartbeat reported it.
     pub counted_idle_seconds: Option<f64>,
     /// Idle time after which the workspace falls asleep.
     pub idle_timeout_seconds: Option<f64>,
-    /// What happens next if nothing else does.
+    /// Step that the control plane takes next by itself; null if it only waits for requests.
     pub next: Option<NextStepJson>,
-    /// What the start or the resize under way waits for, as a code.
+    /// Code of the reason why the start or resize in progress cannot proceed yet.
     pub waiting: Option<String>,
-    /// Restarts of the agent since the workspace was last healthy.
+    /// Failures of the agent in a row (failed starts, ends, silence) since the workspace was last
+    /// healthy.
     pub restarts: u32,
     /// Position in the admission queue, 1 is next; null if not queued.
     pub queue_position: Option<u32>,
-    /// Resources that the workspace takes from its owner's quota while it is awake.
+    /// Resources that the workspace asks for; they count against its owner's quota while it is
+    /// awake.
     pub requested: Option<ResourcesJson>,
-    /// Resources that are reserved in the quota now.
+    /// Resources that are reserved in the owner's quota now; null if none are.
     pub allocated: Option<ResourcesJson>,
-    /// When the workspace falls asleep unless it is used, if its users were warned of that.
+    /// Time at which the workspace falls asleep, RFC 3339; null unless its users were warned.
     pub sleeps_at: Option<String>,
-    /// The workspace was deleted and only its archives are left.
+    /// True if the workspace was deleted and only its archives are left.
     pub deleted: bool,
     /// Progress of archiving or restoring.
     pub progress: Option<ProgressJson>,
@@ -55,12 +58,12 @@ pub struct WorkspaceJson {
     pub agent: Option<AgentJson>,
 }
 
-/// JSON form of an agent.
+/// One run of a workspace's agent, as `--json` prints it.
 #[derive(Debug, Serialize)]
 pub struct AgentJson {
-    /// Identifies one run of the agent.
+    /// Unique id of the run.
     pub boot_id: String,
-    /// Epoch of the byte logs of that run.
+    /// Epoch of the byte logs of this run.
     pub epoch: u64,
     pub version: String,
     /// SHA-256 of the agent's certificate (DER), lower-case hex.
@@ -69,24 +72,25 @@ pub struct AgentJson {
     pub address: String,
 }
 
-/// JSON form of the next step.
+/// The step that the control plane takes next, as `--json` prints it.
 #[derive(Debug, Serialize)]
 pub struct NextStepJson {
     /// `sleep`, `archive`, `restart-agent`, …
     pub step: String,
+    /// Time of the step, RFC 3339.
     pub at: Option<String>,
-    /// The step in English.
+    /// The step in English, as a clause.
     pub message: String,
 }
 
-/// JSON form of the activity.
+/// Activity of a workspace, as `podling explain --json` prints it.
 #[derive(Debug, Serialize)]
 pub struct ActivityJson {
     /// `active`, `busy` or `idle`.
     pub level: &'static str,
     /// Evidence for the level, strongest first.
     pub evidence: Vec<EvidenceJson>,
-    /// Idle time that counts.
+    /// Idle time so far.
     pub counted_idle_seconds: f64,
     /// Idle time after which the workspace falls asleep.
     pub idle_timeout_seconds: f64,
@@ -96,46 +100,46 @@ pub struct ActivityJson {
     pub memory_bytes: u64,
     pub processes: u32,
     pub terminals: u32,
-    /// Set while users are warned that the workspace falls asleep.
+    /// Warning that the workspace falls asleep; null if its users are not warned now.
     pub sleep_warning: Option<SleepWarningJson>,
-    /// Time of the report.
+    /// Time at which the agent reported the activity, RFC 3339.
     pub at: Option<String>,
 }
 
-/// JSON form of the warning before sleep.
+/// Warning that the workspace falls asleep, as `podling explain --json` prints it.
 #[derive(Debug, Serialize)]
 pub struct SleepWarningJson {
-    /// When the workspace falls asleep unless it is used.
+    /// Time at which the workspace falls asleep unless it is used, RFC 3339.
     pub at: Option<String>,
     /// `idle`, `max-awake` or `requested`.
     pub cause: String,
 }
 
-/// JSON form of the evidence for an activity level.
+/// One signal behind an activity level, as `podling explain --json` prints it.
 #[derive(Debug, Serialize)]
 pub struct EvidenceJson {
     /// Name of the signal: `keystroke`, `cpu`, `lease`, …
     pub signal: &'static str,
-    /// Text for people: `vim in terminal 'main'`.
+    /// Description of the signal in English: `vim in terminal 'main'`.
     pub detail: String,
     /// Time since the signal was last observed.
     pub age_seconds: f64,
-    /// Time for which it still counts if it is not observed again.
+    /// Time for which the signal still counts if it is not observed again.
     pub holds_for_seconds: f64,
-    /// The cap of the signal has passed, so it no longer counts.
+    /// True if the signal no longer counts, because its cap has passed.
     pub capped: bool,
 }
 
-/// JSON form of a keep-awake lease.
+/// A keep-awake lease, as `podling explain --json` prints it.
 #[derive(Debug, Serialize)]
 pub struct LeaseJson {
     pub name: String,
     pub reason: String,
-    /// Time until the lease ends.
+    /// Time until the lease expires.
     pub remaining_seconds: f64,
 }
 
-/// Returns the public name of a state.
+/// Returns the public name of a state, as JSON and tables show it: "falling-asleep".
 pub fn state(state: State) -> &'static str {
     match state {
         State::Unspecified => "unknown",
@@ -151,7 +155,23 @@ pub fn state(state: State) -> &'static str {
     }
 }
 
-/// Returns the colour tone of a state; `None` if it has none.
+/// Renders a state as the predicate of a sentence: "is falling asleep".
+pub fn state_clause(state: State) -> &'static str {
+    match state {
+        State::Unspecified => "is in a state that this client does not know",
+        State::Queued => "is queued",
+        State::Starting => "is starting",
+        State::Awake => "is awake",
+        State::FallingAsleep => "is falling asleep",
+        State::Asleep => "is asleep",
+        State::Archiving => "is being archived",
+        State::Archived => "is archived",
+        State::Deleting => "is being deleted",
+        State::Failed => "has failed",
+    }
+}
+
+/// Returns the colour of a state; `None` for states that need no attention.
 pub fn state_tone(state: State) -> Option<Tone> {
     match state {
         State::Awake => Some(Tone::Good),
@@ -163,7 +183,7 @@ pub fn state_tone(state: State) -> Option<Tone> {
     }
 }
 
-/// Returns the name of an activity level; `None` if it is unspecified.
+/// Returns the public name of an activity level; `None` if the level is unspecified.
 pub fn activity_word(level: ActivityLevel) -> Option<&'static str> {
     match level {
         ActivityLevel::Unspecified => None,
@@ -173,7 +193,7 @@ pub fn activity_word(level: ActivityLevel) -> Option<&'static str> {
     }
 }
 
-/// Returns the name of a connection state; an unspecified one is `unknown`.
+/// Returns the public name of a connection state. An unspecified state is `unknown`.
 pub fn connection_word(connection: AgentConnection) -> &'static str {
     match connection {
         AgentConnection::Connected => "connected",
@@ -181,7 +201,7 @@ pub fn connection_word(connection: AgentConnection) -> &'static str {
     }
 }
 
-/// Returns the name of a signal.
+/// Returns the public name of a signal, as `podling explain --json` prints it.
 pub fn signal(signal: Signal) -> &'static str {
     match signal {
         Signal::Unspecified => "unknown",
@@ -199,12 +219,12 @@ pub fn signal(signal: Signal) -> &'static str {
     }
 }
 
-/// Converts a duration to seconds.
+/// Converts a duration to seconds. `None` if it is absent or negative.
 pub fn seconds(duration: Option<prost_types::Duration>) -> Option<f64> {
     duration::from_wire(duration).map(|d| d.as_secs_f64())
 }
 
-/// Returns the code of a reason: `agent-connected`.
+/// Returns the code of a reason, as JSON shows it: `agent-connected`.
 pub fn reason_word(reason: &StateReason) -> String {
     text::word(reason.code().as_str_name(), "STATE_REASON_CODE_")
 }
@@ -232,8 +252,7 @@ impl From<&Workspace> for WorkspaceJson {
             name: workspace.name.clone(),
             id: workspace.id.clone(),
             state: state(workspace.state()),
-            // The last report of an agent that is no longer connected does not tell the present
-            // activity.
+            // The activity may have changed since the agent's connection was lost.
             activity_level: activity
                 .filter(|_| is_connected)
                 .and_then(|activity| activity_word(activity.level())),

@@ -1,5 +1,4 @@
 //! Shows the progress of a workspace while the gateway holds a call until the workspace is awake.
-//! Independent of the call.
 
 use std::{
     convert::Infallible,
@@ -15,7 +14,7 @@ use crate::{
     workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
 };
 
-/// Factory of spinners for calls to one workspace.
+/// Shows spinners during calls to one workspace.
 #[derive(Debug, Clone)]
 pub struct WakeSpinner {
     client: Client,
@@ -27,8 +26,8 @@ impl WakeSpinner {
         Self { client, id }
     }
 
-    /// Awaits `work`. If stderr is a terminal, shows the state of the workspace until then and
-    /// clears it.
+    /// Awaits `work`. If stderr is a terminal, shows the state of the workspace meanwhile, and
+    /// clears it at the end.
     pub async fn show_during<T>(&self, work: impl Future<Output = T>) -> T {
         if !io::stderr().is_terminal() {
             return work.await;
@@ -43,7 +42,7 @@ impl WakeSpinner {
     async fn show(&self) -> Infallible {
         let mut changes = WorkspaceWatcher::new(self.client.clone(), self.id.clone());
         let mut shown: Option<WorkspaceSpinner> = None;
-        // If the watch ends, the call itself reports the reason.
+        // If the watch fails, nothing is shown: the call itself reports the reason.
         while let Ok(WorkspaceChange::Current(workspace)) = changes.next().await {
             match (&mut shown, workspace.state()) {
                 (_, State::Awake) => shown = None,

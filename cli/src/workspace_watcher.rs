@@ -1,4 +1,4 @@
-//! Watches one workspace across broken connections.
+//! Watches one workspace, and reopens the watch when its connection breaks.
 
 use podling_proto::control::v1::{
     WatchWorkspacesRequest, WatchWorkspacesResponse, Workspace, watch_workspaces_response::Event,
@@ -19,7 +19,7 @@ pub enum WorkspaceChange {
     Deleted,
 }
 
-/// Watch of one workspace, reopened when it breaks.
+/// Watch of one workspace across any number of connections.
 #[derive(Debug)]
 pub struct WorkspaceWatcher {
     client: Client,
@@ -36,7 +36,7 @@ impl WorkspaceWatcher {
         Self { client, id, stream: None, seen: false, backoff: RetryBackoff::default() }
     }
 
-    /// Returns the present state first, then each change.
+    /// Waits for the next change. The first call returns the present workspace.
     pub async fn next(&mut self) -> Result<WorkspaceChange, CommandFailure> {
         loop {
             match self.next_event().await {
@@ -73,7 +73,8 @@ impl WorkspaceWatcher {
     }
 }
 
-/// Returns what an event means for the workspace with this id.
+/// Converts an event to a change of the workspace with this id. `None` if the event does not
+/// concern it. `seen` records whether the stream has reported the workspace.
 fn change_of(id: &str, seen: &mut bool, event: Event) -> Option<WorkspaceChange> {
     match event {
         Event::Workspace(workspace) => {
@@ -81,8 +82,8 @@ fn change_of(id: &str, seen: &mut bool, event: Event) -> Option<WorkspaceChange>
             Some(WorkspaceChange::Current(Box::new(workspace)))
         }
         Event::Gone(gone) => (gone == id).then_some(WorkspaceChange::Deleted),
-        // The workspace was deleted between two streams. One of which only archives exist is not
-        // listed.
+        // The workspace was deleted between two streams. A watch does not send a workspace of which
+        // only archives exist.
         Event::Synced(_) => (!*seen).then_some(WorkspaceChange::Deleted),
         Event::Keepalive(_) => None,
     }

@@ -1,8 +1,8 @@
 //! gRPC service that agents connect to. It translates their messages into driver events, and the
 //! driver's directives into messages.
 //!
-//! The workspace of an agent follows from its credential alone, as the backend's reviewer confirms
-//! it. Everything else in an agent's message is validated and truncated here, before other code
+//! The workspace of an agent follows from its credential alone, which the backend's reviewer
+//! checks. Everything else in an agent's message is validated and truncated here, before other code
 //! reads it.
 
 mod session;
@@ -37,10 +37,11 @@ use crate::{
     snapshot::Fingerprint,
 };
 
-/// In bytes. A heartbeat with the largest allowed evidence and leases takes about 10 KiB.
+/// Largest message that an agent may send, in bytes. A heartbeat with all evidence and leases that
+/// an agent permits is smaller.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024;
-/// Capacity of the queue of messages to one agent. When it is full, the agent is not reading, and
-/// its session waits until the stream ends.
+/// Capacity of the queue of messages to one agent. When the queue is full, the session waits until
+/// the agent reads or the stream ends.
 const OUTBOX_MESSAGES: usize = 16;
 
 #[derive(Debug)]
@@ -56,8 +57,9 @@ pub struct AgentsService<R> {
 }
 
 impl<R: AgentReviewer> AgentsService<R> {
-    /// `reviewer` checks credentials. Every claim carries `token_keys`. `sessions` tracks the tasks of
-    /// sessions, which end with `closing`. `heartbeats` counts acknowledged heartbeats.
+    /// Creates the service. `reviewer` checks credentials, and every claim carries `token_keys`.
+    /// `sessions` tracks the tasks of sessions, which end when `closing` is cancelled. `heartbeats`
+    /// counts acknowledged heartbeats.
     pub fn new(
         driver: DriverHandle,
         reviewer: R,
@@ -82,7 +84,7 @@ impl<R: AgentReviewer> AgentsService<R> {
         }
     }
 
-    /// The gRPC server of this service, which rejects messages over 64 KiB.
+    /// Returns the gRPC server of this service. It rejects messages over 64 KiB.
     pub fn into_server(self) -> AgentsServer<Self> {
         AgentsServer::new(self).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
@@ -126,7 +128,8 @@ impl<R: AgentReviewer> Agents for AgentsService<R> {
 
 impl<R: AgentReviewer> AgentsService<R> {
     /// Returns the workspace that the request's credential proves, and the credential's
-    /// fingerprint.
+    /// fingerprint. Fails with `TOKEN_MISSING` or `TOKEN_INVALID`, or with `INTERNAL` if the
+    /// reviewer could not check the credential.
     async fn authenticate(
         &self,
         metadata: &MetadataMap,
@@ -134,7 +137,7 @@ impl<R: AgentReviewer> AgentsService<R> {
         let value = metadata.get("authorization").ok_or_else(|| {
             WireError::new(
                 Reason::TokenMissing,
-                "an agent has to send its credential as \"authorization: Bearer …\"",
+                "the agent's credential is missing; send it as \"authorization: Bearer <credential>\"",
             )
         })?;
         let invalid_credential = || {

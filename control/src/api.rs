@@ -1,4 +1,5 @@
-//! The control plane's own API: one file for each gRPC service, which only translates.
+//! The control plane's own API. Each gRPC service has one file, which only translates between the
+//! wire and the driver.
 
 use http::Extensions;
 use podling_proto::error::{Reason, WireError};
@@ -11,8 +12,8 @@ pub mod tokens;
 pub mod workspace_archives;
 pub mod workspaces;
 
-/// Returns the authenticated caller of a request. The router adds it to every request that it lets
-/// through.
+/// Returns the authenticated caller of a request. The router adds the caller to every request that
+/// it admits.
 pub(crate) fn caller<T>(request: &Request<T>) -> Result<Principal, WireError> {
     principal_of(request.extensions())
 }

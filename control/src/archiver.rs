@@ -1,8 +1,7 @@
-//! The archiver: saves the storage of a sleeping workspace in the backup store, through an agent in
-//! maintenance mode, and restores it.
+//! The archiver: saves the storage of a sleeping workspace in the backup store, and restores it. It
+//! works through an agent in maintenance mode.
 //!
-//! It decides nothing, and knows of a workspace only what the archive's label says. Every archive
-//! it reports has been proven (law 6).
+//! The archiver makes no decisions. Every archive that it returns has been proven.
 
 use std::{error::Error, fmt, sync::Arc};
 
@@ -36,11 +35,11 @@ use crate::{
     snapshot::AgentView,
 };
 
-/// Largest message from an agent, in bytes. A block of an archive has 256 KiB.
+/// Largest accepted message from an agent, in bytes. A block of an archive has 256 KiB.
 const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 
-/// Archives and restores storage. Calls for one workspace come one at a time. Each may be dropped
-/// at any point and repeated.
+/// Archives and restores storage. Calls for one workspace are sequential. A call may be dropped at
+/// any point and repeated.
 #[tonic::async_trait]
 pub trait Archiver: fmt::Debug + Send + Sync + 'static {
     /// Archives the agent's storage and proves the archive. An incomplete or unproven archive is
@@ -53,7 +52,7 @@ pub trait Archiver: fmt::Debug + Send + Sync + 'static {
         reporter: Arc<ProgressReporter>,
     ) -> Result<ArchivedCopy, ArchiverError>;
 
-    /// Replaces the agent's storage by the archive's content.
+    /// Replaces the agent's storage with the content of the archive.
     async fn restore(
         &self,
         spec: &Spec,
@@ -62,11 +61,11 @@ pub trait Archiver: fmt::Debug + Send + Sync + 'static {
         reporter: Arc<ProgressReporter>,
     ) -> Result<(), ArchiverError>;
 
-    /// Removes an archive. Succeeds if it is already gone.
+    /// Removes an archive. Succeeds if the archive does not exist.
     async fn expire(&self, key: &StoreKey) -> Result<(), ArchiverError>;
 
-    /// Removes the workspace's archives that are not in `known`: a control plane that died before
-    /// it recorded them left them behind.
+    /// Removes the workspace's archives that are not in `known`. A control plane that dies before
+    /// it records an archive leaves such an archive behind.
     async fn sweep(&self, workspace: &WorkspaceId, known: &[StoreKey]) -> Result<(), ArchiverError>;
 }
 
@@ -107,13 +106,14 @@ type ArchivesAgentClient = ArchivesClient<
 >;
 
 impl AgentArchiver {
-    /// Archives into `backups`. `identity` authenticates the control plane to agents. Archives are
-    /// removed only while `leadership` is held.
+    /// Creates an archiver that stores archives in `backups`. `identity` authenticates the control
+    /// plane to agents. Archives are removed only while this process has the `leadership`.
     pub fn new(backups: BackupStore, identity: Arc<ControlIdentity>, leadership: Arc<Leadership>) -> Self {
         Self { backups, identity, leadership, tasks: ConnectionTasks::default() }
     }
 
-    /// Removes an archive unless another control plane may have taken over and still need it.
+    /// Removes an archive. Fails if this process is not the leader, because another control plane
+    /// may have recorded the archive.
     async fn remove_if_leader(&self, key: &StoreKey) -> Result<(), ArchiverError> {
         if !self.leadership.is_leader() {
             return Err(ArchiverError::NotLeader);
@@ -121,8 +121,9 @@ impl AgentArchiver {
         Ok(self.backups.remove(key).await?)
     }
 
-    /// The archive as a request stream of `size` bytes for the agent. It ends at the first read
-    /// error, which is left in `store_error`. An agent unpacks nothing without the whole zip.
+    /// Returns the request stream that carries the archive of `size` bytes to the agent. The stream
+    /// ends at the first read error and leaves that in `store_error`. The agent unpacks nothing
+    /// until it has the whole zip.
     fn extract_stream(
         &self,
         key: &StoreKey,
@@ -145,7 +146,7 @@ impl AgentArchiver {
                     }
                     Err(error) => {
                         *store_error.lock().await = Some(error);
-                        // The stream just ends, and a truncated zip has no valid end.
+                        // The agent rejects the truncated zip, because its end is missing.
                         None
                     }
                 }
@@ -194,8 +195,7 @@ impl Archiver for AgentArchiver {
         let request = CreateArchiveRequest { preservation: true, ..CreateArchiveRequest::default() };
         let request = self.request(spec, request, Verb::FilesRead);
         let stream = client.create(request).await?.into_inner();
-        // A separate task: if this future is dropped half way, the task still removes what it
-        // wrote.
+        // Runs in a separate task, which removes what it has written if this future is dropped.
         let abandoned = CancellationToken::new();
         let _when_dropped = abandoned.clone().drop_guard();
         let (reply, receiver) = oneshot::channel();
@@ -213,7 +213,7 @@ impl Archiver for AgentArchiver {
     ) -> Result<(), ArchiverError> {
         let size = self.backups.size(key).await?;
         let mut client = self.connect(agent).await?;
-        // Read errors of the backup store are kept here. The agent only sees its stream end.
+        // The first read error of the backup store. The agent only sees that its stream ends.
         let store_error = Arc::new(Mutex::new(None));
         let request = self.request(
             spec,
@@ -259,8 +259,8 @@ impl Archiver for AgentArchiver {
     }
 }
 
-/// Writes an archive and proves it. If abandoned, it stops at a safe point and removes what it
-/// wrote. An archive that no caller receives is removed too.
+/// Writes an archive, proves it, and sends the result to `reply`. Removes the archive if
+/// `abandoned` is cancelled, if the proof fails, or if the receiver of `reply` was dropped.
 async fn write_and_prove(
     backups: BackupStore,
     label: ArchiveLabel,
@@ -269,7 +269,7 @@ async fn write_and_prove(
     abandoned: CancellationToken,
     reply: oneshot::Sender<Result<ArchivedCopy, ArchiverError>>,
 ) {
-    // A cut stream is incomplete, so the store removes what it received.
+    // The cancelled stream is incomplete, so the store removes the part that it has received.
     let stream = stream.take_until(abandoned.clone().cancelled_owned());
     let saved = |of: backup_store::ReceiveProgress| {
         reporter.report(TransferProgress::counted(
@@ -281,10 +281,10 @@ async fn write_and_prove(
     };
     let (key, size) = match backups.write(&label, stream, saved).await {
         Ok(archive) => (archive.key, archive.archive_bytes),
-        // A caller that has given up needs no answer, here and below.
+        // Here and below, the reply is dropped if the caller has given up.
         Err(error) => return drop(reply.send(Err(error.into()))),
     };
-    // Reported before the store's first report, which may take long.
+    // The store's own first report may take long.
     reporter.report(TransferProgress::bytes(TransferStage::Proving, 0, size));
     let proof = tokio::select! {
         proof = backups.prove_with_progress(&key, |at, size| {
@@ -312,7 +312,7 @@ async fn remove_or_log(backups: &BackupStore, key: &StoreKey) {
     }
 }
 
-/// The label beside an archive. It omits the environment, which may hold secrets.
+/// Returns the label of an archive. It omits the environment, which may contain secrets.
 fn label(spec: &Spec, storage_generation: u64) -> ArchiveLabel {
     let bare = Spec { env: Default::default(), ..spec.clone() };
     ArchiveLabel {
@@ -326,7 +326,7 @@ fn label(spec: &Spec, storage_generation: u64) -> ArchiveLabel {
     }
 }
 
-/// The error and its causes in one line.
+/// Formats the error and its causes in one line.
 fn with_cause(error: &BackupStoreError) -> String {
     let causes = std::iter::successors(error.source(), |&cause| cause.source());
     std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")

@@ -1,11 +1,11 @@
-//! Command-line flags of the control plane. All values are text here; [`crate::config`] validates
+//! Command-line flags of the control plane. Values are not parsed here; [`crate::config`] validates
 //! them.
 
 use std::path::PathBuf;
 
-/// Flags of the control plane. Each flag has an environment variable, named in its help, and a key
-/// in the configuration file: its name with "_" for "-". The data directory is not among them,
-/// because every program has its own flag for it.
+/// Flags of the control plane. The help of each flag names its environment variable. Each flag
+/// except `--config` also has a key in the configuration file, spelled with "_" instead of "-".
+/// `--data` is not among them, because every program defines it itself.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct ControlArgs {
     /// Read settings from this TOML file [env: PODLING_CONFIG] [default: config.toml in the data
@@ -16,7 +16,7 @@ pub struct ControlArgs {
     /// 127.0.0.1:7411]
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<String>,
-    /// Run workspaces as "local" processes of this machine or as "kubernetes" pods [env:
+    /// Where workspaces run: "local" (processes on this machine) or "kubernetes" (pods) [env:
     /// PODLING_BACKEND] [default: local]
     #[arg(long, value_name = "BACKEND")]
     pub backend: Option<String>,
@@ -26,16 +26,16 @@ pub struct ControlArgs {
     /// Listen for agents on this address [env: PODLING_AGENTS_LISTEN] [default: 0.0.0.0:7412]
     #[arg(long, value_name = "HOST:PORT", help_heading = "Kubernetes options")]
     pub agents_listen: Option<String>,
-    /// URL at which agents reach that address [env: PODLING_AGENTS_URL] [default:
+    /// URL at which agents reach the --agents-listen address [env: PODLING_AGENTS_URL] [default:
     /// `https://podling-agents:7412`]
     #[arg(long, value_name = "URL", help_heading = "Kubernetes options")]
     pub agents_url: Option<String>,
-    /// Address at which other replicas reach this one and forward requests to it; a standby replica
-    /// without it forwards nothing [env: PODLING_ADVERTISE]
-    #[arg(long, value_name = "ADDRESS", help_heading = "Kubernetes options")]
+    /// IP address at which other replicas reach this one while it is the leader; without it they
+    /// cannot forward connections to it [env: PODLING_ADVERTISE]
+    #[arg(long, value_name = "IP", help_heading = "Kubernetes options")]
     pub advertise: Option<String>,
-    /// Image of the agent, for workspace images without one [env: PODLING_AGENT_IMAGE] [default:
-    /// podling/agent of this version]
+    /// Image that the agent is copied from, for templates with `inject: true` [env:
+    /// PODLING_AGENT_IMAGE] [default: podling/agent of this version]
     #[arg(long, value_name = "IMAGE", help_heading = "Kubernetes options")]
     pub agent_image: Option<String>,
     /// Service account of workspace pods; it needs no permissions [env: PODLING_WORKSPACE_ACCOUNT]
@@ -48,9 +48,9 @@ pub struct ControlArgs {
     /// Private key of the certificate (PEM) [env: PODLING_TLS_KEY]
     #[arg(long, value_name = "FILE", help_heading = "TLS and web options")]
     pub tls_key: Option<String>,
-    /// Listen beyond loopback without TLS. Anyone on the network path can then read and use every
-    /// token, keystroke and file; only safe behind a proxy that adds TLS [env:
-    /// PODLING_ALLOW_PLAINTEXT=true]
+    /// Listen without TLS on addresses other than loopback. Other machines on the network path can
+    /// then read and use every token, keystroke and file. Only safe behind a proxy that adds TLS
+    /// [env: PODLING_ALLOW_PLAINTEXT=true]
     #[arg(long, help_heading = "TLS and web options")]
     pub allow_plaintext: bool,
     /// Allow calls from web pages of these origins, separated by commas, for example
@@ -60,28 +60,30 @@ pub struct ControlArgs {
     /// Write logs as "text" or "json" [env: PODLING_LOG_FORMAT] [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
-    /// Load additional templates (NAME.toml) from this directory, besides templates/ in the data
-    /// directory [env: PODLING_TEMPLATES]
+    /// Load templates (NAME.toml) from this directory too; they replace those of templates/ in the
+    /// data directory (local backend only) [env: PODLING_TEMPLATES]
     #[arg(long, value_name = "DIR")]
     pub templates: Option<String>,
-    /// Template of workspaces that name none [env: PODLING_DEFAULT_TEMPLATE] [default: shell]
+    /// Template for workspaces created without a template [env: PODLING_DEFAULT_TEMPLATE] [default:
+    /// shell]
     #[arg(long, value_name = "NAME")]
     pub default_template: Option<String>,
-    /// Backup store for archives of workspaces: `file:///absolute/directory`, or with the feature
-    /// "cloud" `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix` [env:
-    /// PODLING_BACKUPS] [default: backups/ in the data directory]
+    /// Backup store for archives of workspaces: `file:///absolute/directory`, or in a build with
+    /// the feature "cloud" `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`
+    /// [env: PODLING_BACKUPS] [default: backups/ in the data directory]
     #[arg(long, value_name = "URL")]
     pub backups: Option<String>,
     /// Directory for temporary lists of archive entries, up to 2 GiB each [env: PODLING_SCRATCH]
     /// [default: scratch/ in the data directory]
     #[arg(long, value_name = "DIR")]
     pub scratch: Option<String>,
-    /// Start agents with this command, words separated by spaces [env: PODLING_AGENT_COMMAND]
-    /// [default: podling-agent beside this program]
+    /// Start agents with this command, words separated by spaces (local backend only) [env:
+    /// PODLING_AGENT_COMMAND] [default: `podling agent`; for podling-control, podling-agent beside
+    /// it]
     #[arg(long, value_name = "COMMAND")]
     pub agent_command: Option<String>,
-    /// Limit the awake workspaces of one owner; further ones wait in the admission queue [env:
-    /// PODLING_QUOTA_AWAKE] [default: no limit]
+    /// Limit the number of awake workspaces of one owner; further ones wait in the admission queue
+    /// [env: PODLING_QUOTA_AWAKE] [default: no limit]
     #[arg(long, value_name = "COUNT", help_heading = "Quota options")]
     pub quota_awake: Option<String>,
     /// Limit the CPU of all awake workspaces of one owner, in cores, for example 4 or 500m [env:
@@ -92,8 +94,8 @@ pub struct ControlArgs {
     /// PODLING_QUOTA_MEMORY] [default: no limit]
     #[arg(long, value_name = "BYTES", help_heading = "Quota options")]
     pub quota_memory: Option<String>,
-    /// Limit the awake workspaces of all owners together [env: PODLING_CAPACITY_AWAKE] [default: no
-    /// limit]
+    /// Limit the number of awake workspaces of all owners together [env: PODLING_CAPACITY_AWAKE]
+    /// [default: no limit]
     #[arg(long, value_name = "COUNT", help_heading = "Quota options")]
     pub capacity_awake: Option<String>,
     /// Limit the CPU of all awake workspaces together, in cores, for example 16 or 500m [env:

@@ -1,6 +1,6 @@
-//! Backends run the agents of workspaces and keep their storage.
+//! The interface of a backend, which runs the agents of workspaces and holds their storage.
 //!
-//! Must not know why an agent is started or stopped; `podling_core::decide` decides that.
+//! A backend never decides when an agent starts or stops; `podling_core::decide` decides that.
 
 pub mod kubernetes;
 pub mod local;
@@ -19,45 +19,46 @@ use tokio_util::sync::CancellationToken;
 pub use self::reviewer::{AgentReviewer, ReportedProcess, ReviewedCredential};
 use crate::snapshot::AgentAddress;
 
-/// Runs agents and keeps storage.
+/// Runs agents and holds storage.
 ///
-/// The contract:
-/// - Every call is idempotent. A call that is repeated after a failure, also by another control
-///   plane, continues the work.
-/// - Calls for one workspace are sequential; calls for different workspaces are concurrent.
-/// - An error does not tell how far a call got. The driver calls [`Backend::stop`] before it starts
-///   anything else.
-/// - Two agents of one workspace may run at once, when a lost machine comes back. No call may
-///   assume otherwise. The epoch tells them apart, and the driver claims only one.
-/// - The result of a call may be outdated at once; [`Backend::observe`] reports changes.
+/// Implementations and the driver keep this contract:
+/// - Every call is idempotent. The same or another control plane may repeat a failed call, which
+///   then continues the work.
+/// - Calls for one workspace are sequential. Calls for different workspaces are concurrent.
+/// - An error does not say how far a call got. After a failed start the driver therefore calls
+///   [`Backend::stop`] before it starts another agent.
+/// - Two agents of one workspace may run at once, for example when an unreachable machine comes
+///   back. Their epochs differ, and the driver claims only one of them.
+/// - The result of a call may be outdated at once. [`Backend::observe`] reports later changes.
 pub trait Backend: Send + Sync + 'static {
-    /// Ensures that the agent of this epoch runs, with storage; creates both as needed. Does not
-    /// wait for the agent's hello. An agent that already runs is returned. An agent that ran and
-    /// has ended is an error, because its epoch is used up. What the start waits for (quota, a
-    /// node) is reported as [`Observation::Waits`]; the wait lasts until the plan is cancelled.
+    /// Ensures that the storage exists and that the agent of this epoch runs. Returns without
+    /// waiting for the agent's hello. Fails if the agent of this epoch has already run and ended,
+    /// because each epoch is started only once. If the start is delayed, for example by a quota,
+    /// reports the reason as [`Observation::Waits`] and waits until the start succeeds or is
+    /// cancelled.
     fn ensure(&self, plan: StartPlan) -> impl Future<Output = Result<Instance, BackendError>> + Send;
 
-    /// Sets the resources of the running agent of this epoch, without ending any process. Returns
-    /// once they are in force. What the resize waits for is reported as for a start. An error means
-    /// that the resize can never take effect.
+    /// Sets the resources of the running agent of this epoch without ending any process. Returns
+    /// once the resources are in force. A delay is reported as for a start. An error means that
+    /// waiting longer would not help.
     fn resize(&self, resize: ResizePlan) -> impl Future<Output = Result<(), BackendError>> + Send;
 
-    /// Ends every process of the workspace, agents or not: first gracefully, then by force. Returns
-    /// when none is left. Processes of a start after `last` are left alone: they belong to another
-    /// control plane that has taken over.
+    /// Ends all processes of the workspace, with or without an agent, by SIGTERM and then SIGKILL.
+    /// Returns when no process is left. Does not end processes of an epoch after `last`, because
+    /// another control plane that has taken over started them.
     fn stop(
         &self,
         workspace: WorkspaceId,
         last: Epoch,
     ) -> impl Future<Output = Result<(), BackendError>> + Send;
 
-    /// Removes the storage. Called only after [`Backend::stop`] has succeeded and nothing was
-    /// started since.
+    /// Removes the storage. Called only after [`Backend::stop`] has succeeded, and not after a
+    /// later start.
     fn remove(&self, workspace: WorkspaceId) -> impl Future<Output = Result<(), BackendError>> + Send;
 
-    /// Reports the running agents ([`Observation::Listed`]) and the end of every agent. Agents that
-    /// could not be seen at first are listed later. An end may be reported before the list that
-    /// still names the agent. Called once, before any other method.
+    /// Reports the running agents as [`Observation::Listed`], and the end of each agent. Agents
+    /// that could not be inspected at first are listed later. The end of an agent may be reported
+    /// before the list that names the agent as running. Called once, before any other method.
     fn observe(&self) -> impl Stream<Item = Observation> + Send + 'static;
 }
 
@@ -71,7 +72,7 @@ pub struct StartPlan {
     pub spec: Arc<Spec>,
     /// CPU and memory of the agent and its programs.
     pub resources: Resources,
-    /// Cancelled when the start is no longer wanted.
+    /// The driver cancels it to give up the start.
     pub cancellation: CancellationToken,
 }
 
@@ -81,32 +82,32 @@ pub struct ResizePlan {
     pub workspace: WorkspaceId,
     pub epoch: Epoch,
     pub resources: Resources,
-    /// Cancelled when the resize is no longer wanted.
+    /// The driver cancels it to give up the resize.
     pub cancellation: CancellationToken,
 }
 
-/// A report of a backend.
+/// A report of a backend to the driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Observation {
-    /// All running agents, as far as they can be seen.
+    /// The running agents. The first list covers all workspaces. Each later list covers the
+    /// workspaces that the list before it named as unknown.
     Listed {
         running: Vec<Instance>,
-        /// Workspaces whose agents cannot be seen; they may or may not run, and no end is reported
-        /// for them.
+        /// Workspaces whose agent could not be inspected, so it may be running.
         unknown: BTreeSet<WorkspaceId>,
     },
     Ended {
         instance: Instance,
-        /// Text for people: "killed by SIGKILL".
+        /// English text, such as "killed by SIGKILL".
         detail: String,
     },
-    /// A start or a resize in progress waits for something. `None`: it no longer waits.
+    /// Reason why a start or a resize in progress waits; `None` if it no longer waits.
     Waits { workspace: WorkspaceId, epoch: Epoch, waits: Option<Wait> },
 }
 
-/// Identifies one start of an agent, globally. Locally it is the process id, its start time and the
-/// machine's boot id; in a cluster it is the pod's uid. An [`AgentReviewer`] reports the same id
-/// for the agent's credential.
+/// Globally unique id of one started agent. The local backend uses the process id, its start time
+/// and the machine's boot ID; the Kubernetes backend uses the pod's uid. An [`AgentReviewer`]
+/// derives the same id when the agent connects.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct InstanceId(pub String);
 
@@ -114,13 +115,14 @@ pub struct InstanceId(pub String);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
     pub workspace: WorkspaceId,
-    /// Epoch of the start.
+    /// Epoch that the agent was started with.
     pub epoch: Epoch,
     pub id: InstanceId,
-    /// Boot id of the agent, if known. Before its hello it is known only of an adopted agent.
+    /// Boot id of the agent. The local backend reads it when it adopts an agent; otherwise it is
+    /// `None`, and the agent's hello reports it.
     pub boot_id: Option<String>,
     pub address: AgentAddress,
-    /// Actual CPU and memory, where the backend knows them.
+    /// Actual CPU and memory. `None` on the local backend, and while a resize is in progress.
     pub resources: Option<Resources>,
     /// Digest of the image that it runs from, where the backend has images.
     pub image: Option<String>,
@@ -128,15 +130,15 @@ pub struct Instance {
 
 /// Why a backend operation failed.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation}: {problem}")]
+#[error("cannot {operation}: {problem}")]
 pub struct BackendError {
-    /// The operation with its subject: "starting /usr/bin/podling".
+    /// Infinitive of the operation, with its object: "start the agent of abcdefgh2345".
     pub operation: String,
     pub problem: String,
 }
 
 impl BackendError {
-    /// Creates an error from the operation and its cause.
+    /// Creates an error that renders as "cannot {operation}: {problem}".
     pub fn new(operation: impl Into<String>, problem: impl fmt::Display) -> Self {
         Self { operation: operation.into(), problem: problem.to_string() }
     }

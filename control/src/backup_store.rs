@@ -1,8 +1,8 @@
 //! The backup store: writes, proves, lists, reads and removes archives of workspaces.
 //!
-//! An archive is two objects: a standard zip, and a sidecar with its label and manifest. The zip is
-//! published last and removed first, and a listing needs both. So half an archive never counts as
-//! one.
+//! An archive consists of two objects: a standard zip, and a sidecar with its label and manifest.
+//! The zip is published last and removed first, and a listing needs both objects. An archive that
+//! is not completely written or removed is therefore never listed.
 //!
 //! The store handles bytes, keys and manifests. It is independent of the driver, of agents, and of
 //! the reason for an archive.
@@ -49,7 +49,7 @@ use location::{StagedObject, StorageLocation};
 use spool::{ManifestSpool, SpooledManifest};
 use write::ReceivedArchive;
 
-/// The backup store. Cheap to clone.
+/// Reads and writes archives in one location. Cheap to clone; clones share their state.
 #[derive(Debug, Clone)]
 pub struct BackupStore {
     shared: Arc<StoreState>,
@@ -62,23 +62,24 @@ struct StoreState {
     limits: ArchiveLimits,
     /// Keys of archives that are being written.
     reserved_keys: Mutex<HashSet<StoreKey>>,
-    /// Unknown objects that have been logged.
+    /// Names of unknown objects that have been logged.
     reported_objects: Mutex<HashSet<String>>,
 }
 
-/// Progress of a write.
+/// Progress of writing an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReceiveProgress {
     pub entries: u64,
     /// Content that the agent has read, in bytes.
     pub bytes: u64,
-    /// All content at the start of the archive, in bytes; 0 until the agent has counted it.
+    /// All content that the agent found when it began the archive, in bytes; 0 until the agent has
+    /// counted it.
     pub total_bytes: u64,
     /// Bytes of the zip that have arrived.
     pub archive_bytes: u64,
 }
 
-/// An archive that is stored, but not proven yet.
+/// An archive that is stored but not proven yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WrittenArchive {
     pub key: StoreKey,
@@ -92,7 +93,7 @@ pub struct WrittenArchive {
     pub sha256: Sha256Digest,
 }
 
-/// Reserves a key for one writer. Released on drop.
+/// A key that is reserved for one writer. Released on drop.
 #[derive(Debug)]
 struct KeyReservation {
     key: StoreKey,
@@ -106,14 +107,14 @@ impl Drop for KeyReservation {
 }
 
 impl BackupStore {
-    /// Opens the store at `url`: `file:///absolute/directory` (created if its parent exists), or
-    /// with the feature "cloud" `s3://bucket/prefix`, `gs://…` or `az://…`. Manifests are spooled
-    /// in the directory `scratch`, which has to exist.
+    /// Opens the store at `url`, which is `file:///absolute/directory`, or with the feature "cloud"
+    /// `s3://bucket/prefix`, `gs://…` or `az://…`. Creates a missing directory if its parent
+    /// exists. Manifests are spooled in the directory `scratch`, which must exist.
     pub fn open(url: &str, scratch: PathBuf) -> Result<Self, OpenStoreError> {
         Ok(Self::at(StorageLocation::open(url)?, scratch))
     }
 
-    /// Uses any object store below `prefix`. Errors call the store `name`.
+    /// Creates a backup store below `prefix` of any object store. Errors refer to it as `name`.
     pub fn over(
         store: Arc<dyn ObjectStore>,
         prefix: object_store::path::Path,
@@ -143,9 +144,10 @@ impl BackupStore {
         Self { shared: Arc::new(StoreState { location, scratch, limits, reserved_keys, reported_objects }) }
     }
 
-    /// Writes an archive from an agent's stream under a new key. It becomes visible only when it is
-    /// complete. If the stream breaks, or differs from the agent's final report, nothing remains.
-    /// (If this future is dropped, a bucket may keep invisible parts: see `multipart`.)
+    /// Writes an archive from an agent's stream under a new key. The archive becomes visible only
+    /// when it is complete. If the stream breaks, or differs from the agent's final report, nothing
+    /// remains. If this future is dropped, invisible parts may remain in a bucket (see
+    /// `multipart`).
     pub async fn write(
         &self,
         label: &ArchiveLabel,
@@ -189,7 +191,7 @@ impl BackupStore {
         Ok(WrittenArchive { key: reservation.key.clone(), entries, bytes, archive_bytes, sha256 })
     }
 
-    /// Reserves an unused key: of the current second, or of the next free one.
+    /// Reserves the key of the current second, or of the next second that has no archive yet.
     async fn reserve_key(&self, id: &WorkspaceId) -> Result<KeyReservation, BackupStoreError> {
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or(Duration::ZERO).as_secs();
         let mut key = StoreKey::new(id.clone(), now);
@@ -214,7 +216,7 @@ impl BackupStore {
         })
     }
 
-    /// Stores the sidecar under a temporary name, ready to be published.
+    /// Stores the complete sidecar, which stays invisible until it is published.
     async fn stage(
         &self,
         sidecar: &ArchiveSidecar,
@@ -242,14 +244,14 @@ impl BackupStore {
         written.and(Err(BackupStoreError::incomplete("its manifest could not be read back")))
     }
 
-    /// Proves an archive (law 6). Reads both stored objects back, decodes every entry of the zip,
-    /// and compares entries and digests with the manifest, in both directions.
+    /// Proves an archive. Reads both stored objects back, decodes every entry of the zip, and
+    /// compares entries and digests with the manifest, in both directions.
     pub async fn prove(&self, written: &StoreKey) -> Result<ArchiveProof, BackupStoreError> {
         self.prove_with_progress(written, |_, _| {}).await
     }
 
-    /// Like [`Self::prove`], and calls `progress` with the bytes of the zip that are read and their
-    /// total.
+    /// Proves an archive like [`Self::prove`]. Calls `progress` with the bytes of the zip that have
+    /// been read, and with the zip's size.
     pub async fn prove_with_progress(
         &self,
         written: &StoreKey,
@@ -258,7 +260,7 @@ impl BackupStore {
         prove::prove(&self.shared.location, written, progress).await
     }
 
-    /// Size of the zip, in bytes.
+    /// Returns the size of the zip, in bytes.
     pub async fn size(&self, key: &StoreKey) -> Result<u64, BackupStoreError> {
         self.shared.location.size(&key.zip()).await
     }
@@ -280,9 +282,9 @@ impl BackupStore {
         })
     }
 
-    /// Removes an archive. Succeeds if it does not exist. The zip is removed first: after an
-    /// interruption only a small sidecar remains, which is neither listed nor provable, and a
-    /// repeated call removes it.
+    /// Removes an archive. Succeeds if it does not exist. Removes the zip first. If the removal is
+    /// interrupted, only a small sidecar remains, which is neither listed nor provable. A repeated
+    /// call removes it.
     pub async fn remove(&self, key: &StoreKey) -> Result<(), BackupStoreError> {
         self.shared.location.remove(&key.zip()).await?;
         self.shared.location.remove(&key.sidecar()).await

@@ -1,5 +1,5 @@
-//! The configuration. Flags take precedence over the environment, and the environment over the
-//! file; the result is one validated value.
+//! The configuration, as one validated value. Flags take precedence over the environment, and the
+//! environment over the configuration file.
 
 use std::{
     fmt, fs, io,
@@ -17,7 +17,7 @@ mod values;
 
 use sources::ConfigSources;
 
-/// The agent's image of this version.
+/// Default image of the agent, in this program's version.
 const AGENT_IMAGE: &str = concat!("podling/agent:", env!("CARGO_PKG_VERSION"));
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,15 +33,15 @@ pub struct ControlConfig {
     pub log_format: LogFormat,
     /// Directories with templates. Later ones override earlier ones.
     pub templates: Vec<PathBuf>,
-    /// The template of workspaces that name none.
+    /// Template of workspaces that are created without one.
     pub default_template: String,
     /// URL of the backup store.
     pub backups: String,
-    /// The scratch directory for manifests of archives that arrive.
+    /// Directory for manifests of archives that are being written.
     pub scratch: PathBuf,
     /// The program that starts an agent, and its first arguments.
     pub agent_command: Vec<String>,
-    /// Limits of awake workspaces, for each owner and in total.
+    /// Quota of each owner, and capacity of all awake workspaces together.
     pub quotas: Quotas,
     /// Whether a shutdown first puts idle workspaces to sleep.
     pub sleep_idle_on_shutdown: bool,
@@ -57,13 +57,13 @@ pub enum BackendKind {
 /// Settings of the Kubernetes backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KubernetesConfig {
-    /// The namespace of the workspaces; `None`: the control plane's own.
+    /// Namespace of the workspaces. `None` means the control plane's own namespace.
     pub namespace: Option<String>,
     /// The address of the agents' listener.
     pub agents_listen: SocketAddr,
-    /// The URL at which agents reach it.
+    /// The URL at which agents reach that listener.
     pub agents_url: String,
-    /// The address at which other replicas reach this one.
+    /// Address at which other replicas reach this one while it is the leader.
     pub advertise: Option<IpAddr>,
     pub agent_image: String,
     /// The service account of the workspaces' pods.
@@ -98,22 +98,27 @@ pub enum ValueSource {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("{value:?}, from {origin}, is not valid; allowed is {allowed}")]
-    Value { value: String, origin: ValueSource, allowed: String },
+    #[error("{value:?}, from {origin}, is not valid; give {allowed}")]
+    Value {
+        value: String,
+        origin: ValueSource,
+        /// Completes "give …" in the message.
+        allowed: String,
+    },
     #[error("{file}: unknown key {key:?}; the keys are {keys}", file = file.display())]
     UnknownKey { file: PathBuf, key: String, keys: String },
-    /// The file is not valid TOML.
+    /// The file is not valid TOML, or a value has an unsupported type.
     #[error("{file}: {problem}", file = file.display())]
     Syntax {
         file: PathBuf,
         /// Position and description of the error.
         problem: String,
     },
-    #[error("reading the configuration file {file}", file = file.display())]
+    #[error("cannot read the configuration file {file}", file = file.display())]
     Read { file: PathBuf, source: io::Error },
-    /// The traffic could be read in transit.
+    /// Tokens, keystrokes and files could be read on the network.
     #[error(
-        "{listen}, from {origin}, is reachable from other machines without TLS: give --tls-cert and \
+        "{listen}, from {origin}, is reachable from other machines without TLS; give --tls-cert and \
          --tls-key, listen on 127.0.0.1, or give --allow-plaintext if a proxy adds TLS"
     )]
     Plaintext { listen: SocketAddr, origin: ValueSource },
@@ -130,8 +135,8 @@ pub struct ProgramDefaults {
 }
 
 impl ControlConfig {
-    /// Merges flags, environment (`env` looks a variable up) and file. `data` is the value of
-    /// `--data`.
+    /// Merges flags, environment and file. `env` looks a variable up, and `data` is the value of
+    /// `--data`. Fails for the first invalid value or unknown key.
     pub fn load(
         data: Option<&Path>,
         args: &ControlArgs,
@@ -141,7 +146,7 @@ impl ControlConfig {
         // As in a shell script, an empty variable counts as unset.
         let env = &|name: &str| env(name).filter(|text| !text.is_empty());
         let mut sources = ConfigSources::new(args, env);
-        // The data directory comes first, because the file may be in it. So the file cannot set it.
+        // The configuration file may be in the data directory, so it cannot set that directory.
         let data = data_folder(data, env)?;
         let named = args.config.clone().or_else(|| env("PODLING_CONFIG").map(PathBuf::from));
         if let Some(text) = read(named.as_deref(), &data.join("config.toml"))? {
@@ -202,7 +207,7 @@ impl ControlConfig {
         Ok(config)
     }
 
-    /// The directory `<data>/run`, where other commands find this control plane.
+    /// Returns the directory `<data>/run`, where other commands find this control plane.
     pub fn run_folder(&self) -> PathBuf {
         self.data.join("run")
     }
@@ -233,12 +238,12 @@ fn default_data(env: &dyn Fn(&str) -> Option<String>) -> Result<PathBuf, ConfigE
         .ok_or_else(|| ConfigError::Value {
             value: String::new(),
             origin: ValueSource::Environment("HOME".into()),
-            allowed: "a home directory, which the default data directory is in; give --data DIR instead"
-                .into(),
+            allowed: "--data DIR, or set HOME to the absolute path of your home directory".into(),
         })
 }
 
-/// A named file has to exist; the default file may be missing.
+/// Reads the configuration file. A file that the user named must exist; the default file may be
+/// missing.
 fn read(named: Option<&Path>, usual: &Path) -> Result<Option<(PathBuf, String)>, ConfigError> {
     let file = named.unwrap_or(usual);
     match fs::read_to_string(file) {
@@ -258,8 +263,8 @@ fn tls(
             certificate: certificate.parse(values::file)?,
             key: key.parse(values::file)?,
         })),
-        (Some(alone), None) => Err(alone.refuse("a certificate needs its key: give --tls-key too")),
-        (None, Some(alone)) => Err(alone.refuse("a key needs its certificate: give --tls-cert too")),
+        (Some(alone), None) => Err(alone.refuse("--tls-key too, because a certificate needs its key")),
+        (None, Some(alone)) => Err(alone.refuse("--tls-cert too, because a key needs its certificate")),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Connects to an agent by HTTP/2 over TLS 1.3, pinned to the certificate that the agent
 //! registered.
 //!
-//! The certificate is compared before anything is sent, so that a program in the agent's place
-//! learns nothing.
+//! The certificate is compared before any request is sent, so that a program that impersonates the
+//! agent receives no token.
 
 use std::{
     error::Error,
@@ -48,28 +48,28 @@ use crate::{
 pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The name in an agent's certificate, and the authority of every request to an agent.
 pub(crate) const AGENT_NAME: &str = "podling-agent";
-/// Largest frame that an agent may send, in bytes: few frames for bulk data, but short enough that
-/// other streams wait only about 60 µs.
+/// Largest frame that an agent may send, in bytes. Large enough for bulk data in few frames, and
+/// small enough that other streams wait only about 60 µs for one frame.
 const MAX_FRAME_BYTES: u32 = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AgentDialError {
     /// Connecting or TLS failed, for example because of an unexpected certificate.
-    #[error("connecting: {0}")]
+    #[error("cannot connect: {0}")]
     Connect(#[from] io::Error),
-    #[error("HTTP/2: {0}")]
+    #[error("the HTTP/2 handshake failed: {0}")]
     Http(#[from] hyper::Error),
     #[error("no response within {} s", DIAL_TIMEOUT.as_secs())]
     Timeout,
     /// The TLS client cannot be configured.
-    #[error("TLS: {0}")]
+    #[error("cannot configure TLS: {0}")]
     Tls(#[from] rustls::Error),
-    /// Every allowed connection has its maximum of streams. Holds their number.
-    #[error("the limit of {0} streams to one agent is reached")]
+    /// All connections have their maximum of streams. Holds the total number of streams.
+    #[error("all {0} streams to this agent are in use")]
     Full(usize),
 }
 
-/// An open connection for requests with this body type.
+/// An open connection to an agent, for requests with bodies of type `B`.
 pub(crate) struct AgentChannel<B> {
     pub(crate) sender: SendRequest<B>,
     /// Concurrent streams that the agent allows, as it last announced.
@@ -117,7 +117,7 @@ where
     let max_streams = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
     let latest = max_streams.clone();
     tasks.0.spawn(async move {
-        // Polled for every request, so the number is up to date.
+        // The connection is polled for every request, so the number is up to date.
         let ended = poll_fn(|cx| {
             let ended = Pin::new(&mut connection).poll(cx);
             latest.store(connection.current_max_send_streams(), Relaxed);

@@ -1,8 +1,8 @@
 //! The driver: the only writer of workspaces' status.
 //!
-//! One task handles one event at a time: requests from the edges, results of actions, observations
-//! of the backend, finished store writes, and ticks. It folds each event into the workspace's
-//! entry, calls `podling_core::decide::decide`, and proceeds as follows:
+//! One task handles one event at a time: requests, messages of agents, results of actions,
+//! observations of the backend, finished store writes, and ticks. It folds each event into the
+//! workspace's entry, calls `podling_core::decide::decide`, and proceeds as follows:
 //!
 //! ```text
 //!   event ─▶ fold ─▶ decide ─▶ record changed? ── yes ─▶ writer ─▶ (durable) ─▶ again from decide
@@ -15,16 +15,16 @@
 //! The control plane may be killed at any point, because:
 //!
 //! - An action starts only after the status that requires it is durable. The next control plane can
-//!   therefore find out from the store and the backend what happened. A start whose result is unknown
-//!   uses up its epoch.
-//! - A reply is sent only after the state it reports is durable. The published snapshot shows durable
-//!   state only, apart from mere observations (connections, activity).
+//!   therefore find out from the store and the backend what happened. A start whose result is
+//!   unknown uses up its epoch.
+//! - A reply is sent only after the state that it reports is durable. The published snapshot shows
+//!   durable state only, apart from mere observations (connections, activity).
 //! - A failed write rolls the decision back. The record returns to what the store holds, pending
 //!   callers get an error, and the next decision starts from there. No action ran because of it.
 //!
-//! The driver never awaits IO: actions run in the executor, writes in the writer. Heartbeats change
-//! memory only. On shutdown the actions in flight get a grace period; what is unfinished after it
-//! is handled as after a crash.
+//! The driver never awaits IO. Actions run in the executor, and writes in the writer. Heartbeats
+//! change memory only. On shutdown, actions in flight get a grace period. An action that is
+//! unfinished after it is handled as after a crash.
 
 mod admission;
 mod advance;
@@ -80,42 +80,44 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// Interval at which observed time is counted. Silence of agents is known to this resolution.
+/// Interval between two ticks. Observed time and the silence of agents are measured with this
+/// resolution.
 const TICK: Duration = Duration::from_secs(1);
-/// A longer gap between two ticks means that the driver or the machine was suspended. The gap then
-/// does not count as observed time.
+/// Longest gap between two ticks that is added to the observed time. A longer gap means that the
+/// driver or the machine was suspended.
 const MAX_TICK_GAP: Duration = Duration::from_secs(5);
-/// Time for actions and writes in flight when the driver ends.
+/// Time for actions and writes in flight to finish when the driver ends.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
-/// The driver. [`Driver::open`] creates it; one owned task runs [`Driver::run`].
+/// The state of the driver. [`Driver::open`] creates it; one task owns it and runs [`Driver::run`].
 pub struct Driver<B> {
     entries: BTreeMap<WorkspaceId, WorkspaceEntry>,
-    /// Running agents without a record. The record may only be unreadable for now.
+    /// Running agents without a record. The record may exist, but be unreadable at present.
     unknown_agents: Vec<Instance>,
-    /// Every workspace id ever issued, as bits.
+    /// The bits of every workspace id that was ever issued.
     used: HashSet<u64>,
-    /// Set by [`DriverHandle::down`]: all processes end.
+    /// Set by [`DriverHandle::down`]. The processes of all workspaces end.
     shutting_down: bool,
-    /// Set by [`DriverHandle::drain_idle`]: idle workspaces fall asleep, the others run on.
+    /// Set by [`DriverHandle::drain_idle`]. Idle workspaces fall asleep, and the others continue.
     draining_idle: bool,
-    /// Receives the answer once the idle workspaces are asleep.
+    /// Answered once all idle workspaces are asleep.
     drain_reply: Option<event::Reply<()>>,
     quotas: Quotas,
-    /// The admission queue must be recomputed.
+    /// Set when the admission queue must be recomputed.
     queue_changed: bool,
-    /// Workspaces in the archive task; at most `MAX_ARCHIVING` start.
+    /// Number of workspaces that are being archived. With `MAX_ARCHIVING` of them, no further one
+    /// starts.
     archiving_count: usize,
-    /// A workspace left the archive task, so another may start it.
+    /// Set when a workspace has finished archiving, so that another may start.
     archive_slot_freed: bool,
-    /// Observed time over all control planes' lives, as of the last tick.
+    /// Observed time as of the last tick, over all runs of the control plane.
     observed_time: Duration,
     last_tick: Instant,
     /// Id of the last directive sent to an agent.
     last_directive: u64,
-    /// When to decide again for a workspace, on the monotonic clock.
+    /// Times of the next decisions, on the monotonic clock.
     schedule: BTreeSet<(Instant, WorkspaceId)>,
-    /// Workspaces with pending replies whose record is durable.
+    /// Workspaces that have pending replies and whose record is durable.
     ready_to_answer: BTreeSet<WorkspaceId>,
     writer: StoreWriter,
     executor: Executor<B>,
@@ -125,7 +127,7 @@ pub struct Driver<B> {
     shutdown: CancellationToken,
 }
 
-/// The backend's stream of observations ended, so the driver would miss the end of agents.
+/// The stream of the backend's observations ended, so the driver would not notice when agents end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the backend no longer reports which agents run")]
 pub struct BackendStreamEnded;
@@ -133,8 +135,8 @@ pub struct BackendStreamEnded;
 impl<B: Backend> Driver<B> {
     /// Loads the store and decides once for every workspace.
     ///
-    /// `shutdown` ends the driver. The driver cancels it itself when every process has ended after
-    /// [`DriverHandle::down`].
+    /// Cancelling `shutdown` ends the driver. After [`DriverHandle::down`] the driver cancels it
+    /// itself, once every process has ended.
     pub async fn open(
         store: Arc<dyn Store>,
         backend: B,
@@ -152,8 +154,8 @@ impl<B: Backend> Driver<B> {
             .collect();
         let backend = Arc::new(backend);
         let (sender, events) = mpsc::channel(EVENT_QUEUE);
-        // A weak sender: the driver ends when the last handle is dropped. A full queue drops the
-        // report; the next one follows soon.
+        // The sender is weak, so that the driver ends when the last handle is dropped. A report is
+        // dropped if the queue is full, because the next one follows soon.
         let weak_sender = sender.downgrade();
         let report = move |workspace, action, progress| {
             if let Some(events) = weak_sender.upgrade() {
@@ -184,7 +186,7 @@ impl<B: Backend> Driver<B> {
             events,
             shutdown,
         };
-        // The first reader of the snapshot sees the stored workspaces.
+        // Publishes before a handle exists, so that the first reader finds the stored workspaces.
         driver.advance_all();
         driver.admit_queued();
         driver.publish();
@@ -201,7 +203,7 @@ impl<B: Backend> Driver<B> {
                 () = shutdown.cancelled() => break,
                 event = self.events.recv() => match event {
                     Some(event) => self.handle_event(event),
-                    // Every handle was dropped: no request can arrive any more.
+                    // Every handle was dropped, so no request can arrive any more.
                     None => break,
                 },
                 observation = self.observations.next() => {
@@ -279,8 +281,8 @@ impl<B: Backend> Driver<B> {
             .fold(tick, Instant::min)
     }
 
-    /// Waits up to [`SHUTDOWN_GRACE`] for actions and writes in flight, then publishes the last
-    /// snapshot.
+    /// Waits up to [`SHUTDOWN_GRACE`] for actions and writes in flight. Then answers callers whose
+    /// changes are durable, and publishes the last snapshot.
     async fn finish_pending(&mut self) {
         self.events.close();
         let rest = async {
@@ -295,7 +297,7 @@ impl<B: Backend> Driver<B> {
             }
         };
         if timeout(SHUTDOWN_GRACE, rest).await.is_err() {
-            tracing::warn!("shut down with actions in flight; the next start recovers them");
+            tracing::warn!("shut down with actions or writes in flight; the next start recovers them");
         }
         self.answer_ready();
         self.publish();

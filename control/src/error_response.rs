@@ -75,8 +75,8 @@ impl WireProtocol {
     }
 }
 
-/// Returns a complete error response for plain HTTP. `status` may be more specific than the error's
-/// own.
+/// Returns a complete error response for plain HTTP. `status` may be more specific than the status
+/// of the error's reason.
 pub(crate) fn http_error_response(status: StatusCode, error: &WireError) -> Response<Body> {
     let mut response = Response::new(Body::from(problem::body_as(status.as_u16(), error).to_string()));
     *response.status_mut() = status;
@@ -94,8 +94,8 @@ pub(crate) fn http_error_response(status: StatusCode, error: &WireError) -> Resp
 
 fn trailers(error: WireError) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    // Fails only for a status with invalid metadata, which ours never have; the code still arrives
-    // then.
+    // Fails only for a status with invalid metadata, which the control plane never sends. The code
+    // is sent even then.
     if let Err(status) = Status::from(error).add_header(&mut headers) {
         headers.insert("grpc-status", HeaderValue::from(status.code() as i32));
     }
@@ -112,7 +112,7 @@ fn web_trailers(error: WireError) -> Bytes {
     }
     let mut frame = BytesMut::with_capacity(lines.len() + 5);
     frame.put_u8(WEB_TRAILERS);
-    // A few hundred bytes, so the length fits.
+    // Trailers have a few KiB at most, so the length fits.
     frame.put_u32(u32::try_from(lines.len()).unwrap_or(u32::MAX));
     frame.extend_from_slice(&lines);
     frame.freeze()

@@ -1,5 +1,5 @@
-//! The executor: performs actions for many workspaces at once and returns their results. It decides
-//! nothing.
+//! Performs actions of many workspaces concurrently, and returns their results. The executor
+//! decides nothing.
 
 use std::{collections::HashMap, fmt, future::pending, sync::Arc, time::Duration};
 
@@ -23,23 +23,24 @@ use crate::{
     snapshot::AgentView,
 };
 
-/// Archives written at the same time. Restores have as many slots of their own, because callers
-/// wait for them. Each takes a core, a disk, and some 40 MiB here and at the agent. Further
-/// requests wait.
+/// Archives that are written at the same time. Further ones wait. Restores have the same number of
+/// slots of their own, because callers wait for them. Each transfer uses a core, a disk and tens of
+/// MiB of memory, here and at the agent.
 const MAX_CONCURRENT_ARCHIVES: usize = 2;
-/// Limit for writing and proving an archive, or for a restore. A slow one is aborted and retried,
-/// so that it does not hold its slot for ever.
+/// Time limit for writing and proving an archive, and for a restore. A slower one is aborted and
+/// retried, so that it does not hold its slot for ever.
 const ARCHIVE_TIME_LIMIT: Duration = Duration::from_secs(6 * 60 * 60);
-/// Archives removed at the same time. Further removals wait.
+/// Expired archives that are removed at the same time. Further removals wait.
 const MAX_CONCURRENT_EXPIRIES: usize = 4;
-/// Limit for one removal, so that a hanging store does not hold a slot for ever.
+/// Time limit for one removal, so that a backup store that hangs does not hold a slot for ever.
 const EXPIRE_TIME_LIMIT: Duration = Duration::from_secs(60);
 
-/// Receives the progress of actions. Must not block.
+/// Receives the progress of actions. The function must not block.
 #[derive(Clone)]
 pub(crate) struct ProgressSink(Arc<dyn Fn(WorkspaceId, Action, TransferProgress) + Send + Sync>);
 
-/// Performs requests: at most one per workspace at a time, which bounds their number.
+/// Performs requests. The driver sends at most one per workspace at a time, which bounds their
+/// number.
 #[derive(Debug)]
 pub(crate) struct Executor<B> {
     backend: Arc<B>,
@@ -50,11 +51,11 @@ pub(crate) struct Executor<B> {
     expiring: Arc<Semaphore>,
     running: JoinSet<Result<ActionOutput, String>>,
     actions: HashMap<Id, (WorkspaceId, Action)>,
-    /// Cancel handles of the actions that may be cancelled.
+    /// Handles of the running actions that can be cancelled.
     cancellable: HashMap<WorkspaceId, CancelHandle>,
 }
 
-/// How an action is cancelled.
+/// Handle that cancels an action.
 #[derive(Debug)]
 enum CancelHandle {
     /// Aborts the task at any point.
@@ -63,19 +64,20 @@ enum CancelHandle {
     GiveUp(CancellationToken),
 }
 
-/// An action and its inputs.
+/// A request to perform an action, with its inputs.
 #[derive(Debug)]
 pub(crate) enum ActionRequest {
     Start(StartPlan),
     Resize(ResizePlan),
     Stop(WorkspaceId, Epoch),
-    /// Removes the storage. For a deleted workspace `known` holds its recorded archives, and all its
-    /// other archives are removed too.
+    /// Removes the storage. If `known` is set, also removes all archives of the workspace that are
+    /// not in it.
     Remove {
         workspace: WorkspaceId,
         known: Option<Vec<StoreKey>>,
     },
-    /// `known` holds the recorded archives of the workspace.
+    /// Writes and proves an archive. Then removes all archives of the workspace that are not in
+    /// `known`.
     Archive {
         epoch: Epoch,
         generation: u64,
@@ -108,7 +110,7 @@ pub(crate) struct ActionResult {
 pub(crate) enum ActionOutput {
     Started(Instance),
     Ended,
-    /// An archive of this storage generation.
+    /// The archive, and the storage generation that it holds.
     Archived(ArchivedCopy, u64),
 }
 
@@ -148,7 +150,7 @@ impl<B: Backend> Executor<B> {
         }
     }
 
-    /// Starts the action in the background.
+    /// Starts the action in the background. Its result is returned by [`Executor::next`].
     pub(crate) fn perform(&mut self, request: ActionRequest) {
         let (workspace, action) = request.subject();
         let (backend, archiver) = (self.backend.clone(), self.archiver.clone());
@@ -159,7 +161,7 @@ impl<B: Backend> Executor<B> {
             ActionRequest::Archive { .. } => (Some(self.archiving.clone()), Some(ARCHIVE_TIME_LIMIT)),
             ActionRequest::Restore { .. } => (Some(self.restoring.clone()), Some(ARCHIVE_TIME_LIMIT)),
             ActionRequest::Expire { .. } => (Some(self.expiring.clone()), Some(EXPIRE_TIME_LIMIT)),
-            // The backend bounds the time and the concurrency of these.
+            // The backend limits these actions itself, or waits until they are cancelled.
             ActionRequest::Start(_)
             | ActionRequest::Resize(_)
             | ActionRequest::Stop(..)
@@ -169,7 +171,7 @@ impl<B: Backend> Executor<B> {
         let known = request.known();
         let cancellation = request.cancellation();
         let task = self.running.spawn(async move {
-            // The semaphore is never closed. If it were, running without a permit is better than never.
+            // The semaphore is never closed. If it were, the action would run without a permit.
             let permit = match &permits {
                 Some(permits) => permits.acquire().await.ok(),
                 None => None,
@@ -199,8 +201,8 @@ impl<B: Backend> Executor<B> {
         self.actions.insert(task.id(), (workspace, action));
     }
 
-    /// Cancels the workspace's archive, restore, expiry, start or resize. Its result is still
-    /// returned by [`Executor::next`].
+    /// Cancels the workspace's archive, restore, expiry, start or resize. [`Executor::next`] still
+    /// returns its result.
     pub(crate) fn cancel(&mut self, workspace: &WorkspaceId) {
         match self.cancellable.remove(workspace) {
             Some(CancelHandle::Abort(task)) => task.abort(),
@@ -216,7 +218,7 @@ impl<B: Backend> Executor<B> {
                 None => pending().await,
                 Some(Ok((id, result))) => (id, result),
                 Some(Err(error)) if error.is_cancelled() => (error.id(), Err("cancelled".to_owned())),
-                // A panic counts as a failure: the driver retries.
+                // A panic is treated as a failure, which the driver retries.
                 Some(Err(error)) => (error.id(), Err(error.to_string())),
             };
             if let Some((workspace, action)) = self.actions.remove(&id) {
@@ -226,14 +228,14 @@ impl<B: Backend> Executor<B> {
         }
     }
 
-    /// Whether no action is running.
+    /// Returns whether no action is running.
     pub(crate) fn is_idle(&self) -> bool {
         self.running.is_empty()
     }
 }
 
 impl ActionRequest {
-    /// The workspace and its action.
+    /// Returns the workspace and its action.
     fn subject(&self) -> (WorkspaceId, Action) {
         match self {
             Self::Start(plan) => (plan.workspace.clone(), Action::Start(plan.epoch)),
@@ -248,7 +250,8 @@ impl ActionRequest {
         }
     }
 
-    /// The token that cancels the action, if the backend supports that.
+    /// Returns the token that cancels a start or a resize. Other cancellable actions are cancelled
+    /// by aborting their task.
     fn cancellation(&self) -> Option<CancellationToken> {
         match self {
             Self::Start(plan) => Some(plan.cancellation.clone()),
@@ -257,7 +260,8 @@ impl ActionRequest {
         }
     }
 
-    /// The recorded archives of the workspace, if all others are removed afterwards.
+    /// Returns the recorded archives of the workspace, if all others are to be removed after the
+    /// action.
     fn known(&self) -> Option<Vec<StoreKey>> {
         match self {
             Self::Remove { known, .. } => known.clone(),
@@ -298,8 +302,8 @@ impl ActionRequest {
     }
 }
 
-/// Removes unrecorded archives. No caller waits for it: what remains is removed after the next
-/// archive.
+/// Removes the workspace's archives that are not in `known`. An error is only logged, because the
+/// next archive or removal tries again.
 async fn sweep(archiver: &dyn Archiver, workspace: &WorkspaceId, known: &[StoreKey]) {
     let error = match timeout(EXPIRE_TIME_LIMIT, archiver.sweep(workspace, known)).await {
         Ok(Ok(())) => return,

@@ -1,7 +1,7 @@
-//! The gateway forwards an HTTP exchange unchanged to the agent of the workspace that the request
-//! names.
+//! The gateway forwards HTTP exchanges to the agent of the workspace that the request names.
 //!
-//! It derives the required verb from the path and finds the agent. It never decodes a body.
+//! It derives the required verb from the path, finds the agent, replaces the caller's token and
+//! filters headers. It passes bodies on unchanged and never decodes them.
 
 use std::{fmt, sync::Arc};
 
@@ -45,13 +45,13 @@ pub struct Gateway {
     pool: AgentPools,
     waiting: AgentWaiter,
     metrics: Arc<ControlMetrics>,
-    /// Cancelled when streams have to end.
+    /// Cancelled on shutdown, when streams have to end.
     streams: CancellationToken,
 }
 
 impl Gateway {
-    /// Forwards to the agents in `snapshots`. Sends ids of workspaces to wake on `wakes`. When that
-    /// queue is full, the call waits and sends its wake request again later.
+    /// Creates a gateway to the agents in `snapshots`. It sends the ids of workspaces to wake on
+    /// `wakes`. When that queue is full, the held call sends its wake request again later.
     pub fn new(
         identity: Arc<ControlIdentity>,
         snapshots: Snapshots,
@@ -63,8 +63,8 @@ impl Gateway {
         Self { identity, pool: AgentPools::default(), waiting, metrics, streams }
     }
 
-    /// Responds to a request that names a workspace: with the agent's response, or with an error in
-    /// the caller's protocol.
+    /// Forwards a request that names a workspace. Returns the agent's response, or an error in the
+    /// caller's protocol.
     pub async fn forward(&self, caller: &Principal, request: Request<Incoming>) -> Response<Body> {
         let protocol = WireProtocol::of(request.headers());
         let forwarded = tokio::select! {
@@ -121,7 +121,7 @@ impl Gateway {
                 tracing::warn!(workspace = %id, %error, "failed to connect to agent");
                 forward_error(error, id)
             })?;
-            // The request is in the connection's queue when this returns; only the response is
+            // The request is in the connection's queue once this call returns. Only the response is
             // awaited.
             let answer = stream.sender().try_send_request(request);
             drop(ticket.take());
@@ -147,8 +147,8 @@ impl fmt::Debug for Gateway {
     }
 }
 
-/// Returns the workspace that the request names by its id. Names belong to owners, and an admin may
-/// call another owner's workspace.
+/// Returns the id of the workspace that the request names. A workspace's name is not accepted,
+/// because it is unique per owner only, and an admin may call any owner's workspace.
 fn workspace(headers: &HeaderMap) -> Result<WorkspaceId, WireError> {
     let text = headers.get(metadata::WORKSPACE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     text.parse().map_err(|_| {
@@ -158,7 +158,7 @@ fn workspace(headers: &HeaderMap) -> Result<WorkspaceId, WireError> {
     })
 }
 
-/// Converts an error of dialing an agent into the caller's error.
+/// Converts a failed connection to an agent into the caller's error.
 fn forward_error(error: AgentDialError, id: &WorkspaceId) -> WireError {
     match error {
         AgentDialError::Full(limit) => {
@@ -173,7 +173,7 @@ fn forward_error(error: AgentDialError, id: &WorkspaceId) -> WireError {
     }
 }
 
-/// The connection to the agent failed.
+/// Returns the error for an agent that cannot be reached.
 fn unreachable_agent(id: &WorkspaceId) -> WireError {
     let message = "the workspace's agent does not respond; its processes may still be running; retry";
     WireError::new(Reason::AgentUnreachable, message).with("id", id)

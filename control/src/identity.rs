@@ -1,8 +1,7 @@
 //! The control plane's identity: the root token, signing keys for tokens, and the certificate that
 //! agents verify.
 //!
-//! Independent of the transport. Edges pass the text of a token and get a [`Principal`] or an
-//! error.
+//! Independent of transports. Callers pass the text of a token and get a [`Principal`] or an error.
 
 use std::{
     collections::BTreeSet,
@@ -46,21 +45,23 @@ pub enum ControlIdentityError {
     Certificate(#[from] CertificateError),
 }
 
-/// What a new token allows.
+/// The permissions and the lifetime of a new token.
 #[derive(Debug, Clone)]
 pub struct TokenGrant {
     pub verbs: Verbs,
-    /// `None`: all workspaces of the caller's token.
+    /// Workspaces that the token is restricted to. `None` copies the restriction of the caller's
+    /// token.
     pub workspaces: Option<BTreeSet<WorkspaceId>>,
-    /// The owner that the token acts for; `None`: the caller's.
+    /// The owner that the token acts for. `None` means the caller's owner; another owner requires
+    /// the verb `admin`.
     pub owner: Option<Owner>,
-    /// Lifetime, limited by the end of the caller's own token.
+    /// Lifetime. Shortened to [`MAX_TTL`] and to the expiry of the caller's token.
     pub ttl: Duration,
     /// Makes the token valid for direct calls to this workspace's agent only.
     pub agent: Option<WorkspaceId>,
 }
 
-/// A new token and what it allows.
+/// A new token, signed with the control plane's current key.
 #[derive(Debug, Clone)]
 pub struct MintedToken {
     pub token: String,
@@ -68,7 +69,7 @@ pub struct MintedToken {
     pub caller: Principal,
 }
 
-/// The control plane's secrets, which are files in its data directory.
+/// The control plane's secrets, which are persisted in its data directory.
 pub struct ControlIdentity {
     root: root::RootToken,
     root_owner: Owner,
@@ -78,7 +79,8 @@ pub struct ControlIdentity {
 }
 
 impl ControlIdentity {
-    /// Reads the secrets in `data` and creates missing ones.
+    /// Reads the secrets in the data directory `data`. Creates missing ones, and replaces a signing
+    /// key or a certificate that is too old.
     pub fn open(data: &Path) -> Result<Self, ControlIdentityError> {
         let folder = data.join("control");
         secret_file::create_private_dir(data)?;
@@ -93,7 +95,8 @@ impl ControlIdentity {
         })
     }
 
-    /// Verifies a token, which is the text after `Bearer`, and returns its principal.
+    /// Verifies a token (the text after `Bearer`) and returns its principal. Fails with a reason
+    /// `TOKEN_…`.
     pub fn authenticate(&self, token: Option<&str>) -> Result<Principal, WireError> {
         let token = token.filter(|t| !t.is_empty()).ok_or_else(|| {
             WireError::new(
@@ -113,7 +116,8 @@ impl ControlIdentity {
         principal_from_claims(claims).ok_or_else(|| rejected_token(TokenError::Invalid))
     }
 
-    /// Creates a token. It allows no more than the caller's own.
+    /// Creates a token. Requires the verb `token`. Fails if the token would allow more than the
+    /// caller's token.
     pub fn mint(&self, caller: &Principal, grant: TokenGrant) -> Result<MintedToken, WireError> {
         caller.may(Verb::Token)?;
         if let Some((_, name)) = podling_proto::verb::ALL
@@ -121,7 +125,7 @@ impl ControlIdentity {
             .find(|(verb, _)| grant.verbs.include(&Verbs::only([*verb])) && !caller.verbs.allow(*verb))
         {
             let message =
-                format!("a new token cannot allow more than the token that creates it, which lacks {name:?}");
+                format!("cannot create a token with the verb {name:?}, because your token lacks that verb");
             return Err(WireError::new(Reason::VerbMissing, message).with("verb", name));
         }
         let owner = grant.owner.unwrap_or_else(|| caller.owner.clone());
@@ -149,7 +153,7 @@ impl ControlIdentity {
     }
 
     /// Returns the `authorization` header of a call to a workspace's agent. Its token is valid for
-    /// these verbs at this agent only.
+    /// these verbs at this agent only, for at most five minutes.
     pub fn agent_token(&self, workspace: &WorkspaceId, owner: &Owner, verbs: &Verbs) -> HeaderValue {
         let now = now();
         self.agent_tokens.get(workspace, owner, verbs, now, |exp| {
@@ -169,17 +173,17 @@ impl ControlIdentity {
         })
     }
 
-    /// The public keys that agents verify tokens with. Every claim carries them.
+    /// Returns the public keys with which agents verify tokens. Every claim carries them.
     pub fn token_keys(&self) -> &[PublicTokenKey] {
         &self.keys.public
     }
 
-    /// The CA certificate (PEM) that agents verify the control plane with.
+    /// Returns the path of the CA certificate (PEM) with which agents verify the control plane.
     pub fn ca_file(&self) -> &Path {
         &self.certificate.ca_file
     }
 
-    /// TLS configuration of the listener for agents.
+    /// Returns the TLS configuration of the listener for agents.
     pub fn agents_tls(&self) -> Arc<rustls::ServerConfig> {
         self.certificate.server.clone()
     }
@@ -191,7 +195,7 @@ impl fmt::Debug for ControlIdentity {
     }
 }
 
-/// The path of the root token's file.
+/// Returns the path of the root token's file.
 pub fn root_token_file(data: &Path) -> PathBuf {
     data.join("root-token")
 }
@@ -217,8 +221,9 @@ fn narrow_workspaces(
     match (&caller.workspaces, requested) {
         (Some(own), Some(requested)) => match requested.iter().find(|id| !own.contains(id)) {
             Some(id) => {
-                let message =
-                    format!("the token that creates this one is restricted to workspaces other than {id}");
+                let message = format!(
+                    "cannot create a token for {id}, because your token is restricted to other workspaces"
+                );
                 Err(WireError::new(Reason::WorkspaceDenied, message).with("id", id))
             }
             None => Ok(Some(requested)),
@@ -231,15 +236,16 @@ fn rejected_token(error: TokenError) -> WireError {
     match error {
         TokenError::Invalid => WireError::new(
             Reason::TokenInvalid,
-            "the token is not valid here: it was modified, or another control plane created it",
+            "the token is not valid here; it was modified, or another control plane created it",
         ),
         TokenError::Expired { at } => {
             let at = prost_types::Timestamp { seconds: i64::try_from(at).unwrap_or(i64::MAX), nanos: 0 };
-            WireError::new(Reason::TokenExpired, format!("the token expired at {at}")).with("expired_at", at)
+            WireError::new(Reason::TokenExpired, format!("the token expired at {at}; create a new one"))
+                .with("expired_at", at)
         }
         TokenError::Foreign => WireError::new(
             Reason::TokenForeign,
-            "the token was created for an agent and is not valid at the control plane",
+            "the token is for calls to an agent and is not valid at the control plane",
         ),
     }
 }

@@ -1,10 +1,11 @@
-//! Podling's custom resources. The definitions in `deploy/crds` are generated from these types,
-//! including the descriptions; `cargo run -p podling-control --example crds` writes them.
+//! Podling's custom resources. `cargo run -p podling-control --example crds` generates the
+//! definitions in `deploy/crds` from these types. Doc comments of the fields become their
+//! descriptions.
 //!
-//! Must not know how a cluster is reached, or what follows from a resource.
+//! Independent of any connection to a cluster.
 
-#![allow(unreachable_pub, reason = "what a derive makes beside a type with rules is public")]
-#![allow(clippy::duplicated_attributes, reason = "columns are alike in all but their names")]
+#![allow(unreachable_pub, reason = "derives of types with rules generate public items")]
+#![allow(clippy::duplicated_attributes, reason = "columns differ only in their names")]
 
 mod archive;
 mod environment;
@@ -38,7 +39,7 @@ pub const GROUP: &str = "podling.dev";
 /// API version of all resources.
 pub const VERSION: &str = "v1alpha1";
 
-/// The resource definitions as deployed: file name and content.
+/// Returns the resource definitions as they are deployed, each with its file name and its JSON.
 pub fn definitions() -> Result<Vec<(&'static str, String)>, serde_json::Error> {
     // JSON needs no further library; kubectl and kustomize accept it as YAML.
     let text = |definition| serde_json::to_string_pretty(&definition).map(|text| text + "\n");

@@ -1,13 +1,12 @@
-//! Leader election by a Kubernetes Lease: one control plane of a cluster acts, the others stand by.
+//! Leader election by a Kubernetes Lease. One replica of the control plane acts, the others stand
+//! by.
 //!
-//! The leader renews the Lease. It stops acting, by its own monotonic clock, before another replica
-//! may take the Lease, and acts again if it still holds the Lease afterwards. A leader that was
-//! suspended notices by the same clock and by the resource versions of its writes. Candidates
-//! measure how long they have seen the Lease unchanged or missing, so that no wall clock has to be
-//! right. While the namespace is being deleted no new Lease can be created, and the last leader
+//! The leader renews the Lease. If renewals fail, the leader stops acting before another replica
+//! may take the Lease. It acts again if it then still holds the Lease. It measures this with its
+//! monotonic clock, so that a leader that was suspended notices too. Candidates measure how long
+//! they have seen the Lease unchanged or missing. Therefore no wall clock needs to be correct.
+//! While the namespace is being deleted, no new Lease can be created, and the last leader
 //! continues.
-//!
-//! Must not know what is decided.
 
 mod leadership;
 
@@ -37,23 +36,24 @@ pub use self::leadership::Leadership;
 
 /// Name of the Lease resource.
 const NAME: &str = "podling-control";
-/// A candidate takes a Lease that has not changed for this long.
+/// Time without a change of the Lease after which a candidate takes it.
 const LEASE_DURATION: Duration = Duration::from_secs(8);
 /// Interval between the leader's renewals.
 const RENEW_INTERVAL: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Deadline for one call to the API server.
+/// Deadline for one call to the API server while the Lease is renewed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
-/// The process ends after this long without a renewal. It does not act meanwhile. If only its own
-/// connection to the API server is broken, its agents then reach the new leader before they count
-/// as silent.
+/// Time without a successful renewal after which the process ends. During this time it does not
+/// act. If only its own connection to the API server is broken, its agents then reconnect to the
+/// new leader, which restarts silent agents after 10 minutes.
 const RENEWAL_FAILURE_LIMIT: Duration = Duration::from_secs(5 * 60);
 
-/// Annotations: the leader's address for other replicas; the observed time in milliseconds.
+/// Annotation of the Lease with the address at which other replicas reach the leader.
 const ADDRESS: &str = "podling.dev/address";
+/// Annotation of the Lease with the observed time, in milliseconds.
 const OBSERVED_TIME: &str = "podling.dev/witnessed-ms";
 
-/// A control plane that wants the lease.
+/// A control plane that tries to acquire the Lease.
 pub struct LeaseCandidate {
     leases: Api<Resource>,
     identity: String,
@@ -61,21 +61,22 @@ pub struct LeaseCandidate {
     holder_address: watch::Sender<Option<String>>,
 }
 
-/// A control plane that holds the lease.
+/// A control plane that has acquired the Lease.
 pub struct Leader {
     candidate: LeaseCandidate,
     resource: Mutex<Resource>,
     leadership: Arc<Leadership>,
 }
 
-/// The lease is lost, or may be.
+/// The process must end, because another replica has the Lease or may take it.
 #[derive(Debug, thiserror::Error)]
-#[error("lost the leadership of the cluster: {0}")]
+#[error("lost the leadership: {0}")]
 pub struct LeadershipLost(String);
 
 impl LeaseCandidate {
-    /// `identity` is unique for each run, so that a restarted process does not mistake the Lease of
-    /// an earlier run for its own. `address` is where the other replicas reach this process.
+    /// Creates a candidate. `identity` is unique for each run, so that a restarted process does not
+    /// mistake the Lease of an earlier run for its own. Other replicas reach this process at
+    /// `address`.
     pub fn new(client: Client, namespace: &str, identity: String, address: Option<String>) -> Self {
         Self {
             leases: Api::namespaced(client, namespace),
@@ -85,12 +86,12 @@ impl LeaseCandidate {
         }
     }
 
-    /// The address of the current leader, as far as the Lease names one.
+    /// Returns a receiver of the current leader's address, which is `None` while it is not known.
     pub fn holder_address(&self) -> watch::Receiver<Option<String>> {
         self.holder_address.subscribe()
     }
 
-    /// Waits until this process holds the lease. Retries errors of the API server.
+    /// Waits until this process holds the Lease. Retries errors of the API server.
     pub async fn acquire(self) -> Leader {
         let mut seen: Option<(Option<String>, Instant)> = None;
         loop {
@@ -100,8 +101,8 @@ impl LeaseCandidate {
                     let version = lease.as_ref().and_then(ResourceExt::resource_version);
                     let since =
                         seen.as_ref().filter(|(of, _)| *of == version).map_or(sent_at, |(_, since)| *since);
-                    // A deleted Lease may still be used by a leader that has not noticed. Only a
-                    // candidate that has never seen a Lease takes a missing one at once.
+                    // If the Lease was deleted, its holder may still act. Only a candidate that has
+                    // never seen a Lease creates a missing one at once.
                     let is_unheld =
                         lease.as_ref().map_or(seen.is_none(), |lease| holder_identity(lease).is_empty());
                     if let Some(lease) = &lease {
@@ -132,7 +133,8 @@ impl LeaseCandidate {
         });
     }
 
-    /// Takes the lease; `None` if another candidate was faster or the call failed.
+    /// Takes the Lease. Returns `None` if another candidate was faster, or if the call failed or
+    /// took too long.
     async fn try_acquire(&self, now: Instant, old: Option<Resource>) -> Option<Resource> {
         let transitions = old.as_ref().and_then(|old| old.spec.as_ref()?.lease_transitions).unwrap_or(0) + 1;
         let observed_time = old.as_ref().map(observed_time).unwrap_or_default();
@@ -180,14 +182,14 @@ impl LeaseCandidate {
 }
 
 impl Leader {
-    /// The handle by which other parts check before they act.
+    /// Returns the handle with which other components check for leadership before they act.
     pub fn leadership(&self) -> Arc<Leadership> {
         self.leadership.clone()
     }
 
-    /// Renews the lease until another replica holds it or `RENEWAL_FAILURE_LIMIT` has passed.
-    /// While the API server is unreachable no replica can take the lease. Writes wait then;
-    /// connections are still served.
+    /// Renews the Lease until another replica holds it, or until `RENEWAL_FAILURE_LIMIT` has passed
+    /// without a renewal. While the API server is unreachable, no replica can take the Lease. This
+    /// process then makes no writes, but it still serves connections.
     pub async fn renew_until_lost(&self) -> LeadershipLost {
         loop {
             let sent_at = Instant::now();
@@ -203,7 +205,8 @@ impl Leader {
         }
     }
 
-    /// Whether this process still holds the lease. A successful renewal counts from `sent_at`.
+    /// Renews the Lease. Returns whether this process still holds it. A successful renewal is valid
+    /// from `sent_at`. An error means that the holder is not known.
     async fn renew(&self, sent_at: Instant) -> Result<bool, String> {
         let renewed = self.candidate.renewed_lease(self.resource(), self.leadership.observed_time());
         match timeout(REQUEST_TIMEOUT, self.write(renewed)).await {
@@ -221,7 +224,8 @@ impl Leader {
         }
     }
 
-    /// Reads the Lease after a conflicting write: it may still belong to this process.
+    /// Reads the Lease after a conflicting write, because this process may still hold it. Creates
+    /// the Lease again if it was deleted.
     async fn recheck_holder(&self, sent_at: Instant) -> Result<bool, String> {
         let leases = &self.candidate.leases;
         match leases.get_opt(NAME).await {
@@ -230,7 +234,7 @@ impl Leader {
                 Err("the lease was renewed, but the response was lost".to_owned())
             }
             Ok(Some(_)) => Ok(false),
-            // Another replica may have held the lease in the meantime.
+            // Another replica may have held the Lease in the meantime.
             Ok(None) if !self.leadership.is_leader() => Ok(false),
             Ok(None) => {
                 let recreated = Resource { metadata: lease_metadata(), spec: None };
@@ -251,7 +255,7 @@ impl Leader {
         }
     }
 
-    /// Releases the lease, so that the next leader need not wait until it expires.
+    /// Releases the Lease, so that the next leader need not wait until it expires.
     pub async fn release(&self) {
         let mut lease = self.candidate.renewed_lease(self.resource(), self.leadership.observed_time());
         if let Some(spec) = &mut lease.spec {
@@ -293,7 +297,7 @@ fn lease_metadata() -> ObjectMeta {
     ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() }
 }
 
-/// Whether a creation failed because the namespace is being deleted.
+/// Returns whether a creation failed because the namespace is being deleted.
 fn is_namespace_terminating(status: &Status) -> bool {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")

@@ -1,8 +1,8 @@
-//! The control plane: schedules workspaces, monitors their agents, and is the single address for
+//! The control plane. It schedules workspaces, monitors their agents, and is the single address for
 //! browsers, CLI and services.
 //!
-//! `run` is the composition root. `api`, `agents` and `gateway` are the edges. `driver` is the only
-//! writer of workspace status.
+//! `run` is the composition root. `server` accepts connections; `api`, `agents` and `gateway`
+//! handle the calls. `driver` is the only writer of workspace status.
 
 pub mod agents;
 pub mod api;

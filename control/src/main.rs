@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug, Parser)]
 #[command(name = "podling-control", version)]
 struct ControlCli {
-    /// Data directory [env: PODLING_DATA] [default: ~/.local/share/podling]
+    /// Data directory [env: PODLING_DATA] [default: $XDG_DATA_HOME/podling or
+    /// ~/.local/share/podling]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     #[command(flatten)]
@@ -40,8 +41,10 @@ fn start(cli: &ControlCli) -> anyhow::Result<()> {
     let env = |name: &str| env::var(name).ok();
     let config = ControlConfig::load(cli.data.as_deref(), &cli.args, &env, defaults)?;
     log::init(config.log_format);
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
     let ended = runtime.block_on(async {
         let shutdown = CancellationToken::new();
         let (mut interrupt, mut terminate) =
@@ -57,12 +60,13 @@ fn start(cli: &ControlCli) -> anyhow::Result<()> {
             }
         }
     });
-    // All required work is done; threads that still block (a scan of /proc) are abandoned.
+    // All required work is done. Threads that still block, such as in a scan of /proc, are
+    // abandoned.
     runtime.shutdown_background();
     ended
 }
 
-/// Returns the agent's program beside this one, else the one in PATH.
+/// Returns the path of `podling-agent` beside this program, or its bare name, which PATH resolves.
 fn agent_beside_us() -> String {
     let beside = env::current_exe().ok().map(|us| us.with_file_name("podling-agent"));
     beside

@@ -1,4 +1,4 @@
-//! The control plane's Prometheus metrics.
+//! The control plane's Prometheus metrics. docs/api.md lists them.
 
 use std::{fmt, sync::atomic::AtomicU64};
 
@@ -41,8 +41,8 @@ struct RequestLabels {
     code: String,
 }
 
-/// The result of one exchange, counted when this is dropped. Counts as cancelled unless a result
-/// was set.
+/// The outcome of one exchange. Dropping it counts a request with that outcome, or with `Cancelled`
+/// if no outcome was set.
 #[derive(Debug)]
 pub struct ExchangeOutcome {
     requests: Family<RequestLabels, Counter>,
@@ -51,8 +51,8 @@ pub struct ExchangeOutcome {
 }
 
 impl ControlMetrics {
-    /// Starts all counters at 0. Workspaces are counted in the snapshots at each scrape. `queue`
-    /// returns the number of events that wait for the driver.
+    /// Creates all metrics with the value 0. Workspaces are counted in `snapshots` at each scrape.
+    /// `queue` returns the number of events that wait for the driver.
     pub fn new(snapshots: Snapshots, queue: impl Fn() -> usize + Send + Sync + 'static) -> Self {
         let mut registry = Registry::with_prefix("podling");
         let requests = Family::<RequestLabels, Counter>::default();
@@ -76,12 +76,13 @@ impl ControlMetrics {
         out
     }
 
-    /// Counts a request that the control plane itself rejected.
+    /// Counts a request that was answered with `error`.
     pub fn count_error(&self, surface: &'static str, error: &WireError) {
         self.count(surface, code_name(error::code(error.reason())));
     }
 
-    /// Starts counting an exchange whose response has these headers.
+    /// Returns the outcome of an exchange whose response has these headers. The trailers of a gRPC
+    /// response complete it later.
     pub fn exchange(&self, surface: &'static str, parts: &response::Parts) -> ExchangeOutcome {
         ExchangeOutcome {
             requests: self.requests.clone(),
@@ -122,7 +123,8 @@ impl Drop for ExchangeOutcome {
     }
 }
 
-/// Returns the HTTP status of a response that has no gRPC trailers to come.
+/// Returns the HTTP status of a response. Returns `None` for gRPC, whose status follows in
+/// trailers.
 fn http_status_code(parts: &response::Parts) -> Option<String> {
     let content_type = parts.headers.get(http::header::CONTENT_TYPE).map_or(&b""[..], |v| v.as_bytes());
     let trailers_come =
@@ -134,8 +136,8 @@ fn code_of(parts: &response::Parts) -> Option<String> {
     grpc_code(&parts.headers)
 }
 
-/// Parses the status of a response. Only known codes become labels, since an agent may send
-/// anything.
+/// Returns the name of the gRPC status in these headers. Other numbers than those of gRPC become
+/// `Unknown`, so that an agent cannot add labels.
 fn grpc_code(headers: &HeaderMap) -> Option<String> {
     let code = headers.get("grpc-status")?.to_str().ok()?.parse::<i32>().ok()?;
     Some(code_name(Code::from_i32(code)))

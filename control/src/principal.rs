@@ -1,4 +1,5 @@
-//! The authenticated caller of a request, and what it may do. Only the edges create it.
+//! The authenticated caller of a request, with its permissions. `identity` creates it from a
+//! verified token.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -11,52 +12,55 @@ use podling_proto::{
 
 use crate::snapshot::{Snapshot, WorkspaceView};
 
-/// The holder of a valid token. Every authenticated request carries it as an extension.
+/// The holder of a valid token. Every authenticated request to the control plane's own services
+/// carries it as an extension.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
     /// The owner that the token acts for.
     pub owner: Owner,
     pub verbs: Verbs,
-    /// The workspaces that the token is restricted to; `None`: all of the owner's, or with `admin`
-    /// all.
+    /// The workspaces that the token is restricted to. `None` means all workspaces of the owner, or
+    /// with `admin` all workspaces.
     pub workspaces: Option<BTreeSet<WorkspaceId>>,
     /// Expiry in seconds since 1970; `None` for the root token.
     pub expires: Option<u64>,
 }
 
 impl Principal {
-    /// Fails with an error that names `verb` unless the token carries it.
+    /// Checks that the token allows `verb`. Fails with `VERB_MISSING` otherwise.
     pub fn may(&self, verb: Verb) -> Result<(), WireError> {
         if self.verbs.allow(verb) {
             return Ok(());
         }
         let name = verb::name(verb);
-        Err(WireError::new(Reason::VerbMissing, format!("this token does not allow {name:?}"))
-            .with("verb", name))
+        let message = format!("the token lacks the verb {name:?}; use a token that has it");
+        Err(WireError::new(Reason::VerbMissing, message).with("verb", name))
     }
 
-    /// Whether the caller may see the workspace. Others count as not found.
+    /// Returns whether the caller may see the workspace. A workspace that the caller may not see is
+    /// reported as not found.
     pub fn sees(&self, view: &WorkspaceView) -> bool {
         (self.verbs.allow(Verb::Admin) || self.owner == view.spec.owner)
             && self.workspaces.as_ref().is_none_or(|ids| ids.contains(&view.spec.id))
     }
 
-    /// Finds a workspace by its id. Other owners' workspaces count as not found. For a restricted
-    /// token all others are denied, whether they exist or not.
+    /// Finds a workspace by its id. Fails with `WORKSPACE_NOT_FOUND` for workspaces of other
+    /// owners. Fails with `WORKSPACE_DENIED` for ids outside the token's restriction, whether they
+    /// exist or not.
     pub fn find<'a>(
         &self,
         snapshot: &'a Snapshot,
         id: &WorkspaceId,
     ) -> Result<&'a Arc<WorkspaceView>, WireError> {
         if self.workspaces.as_ref().is_some_and(|ids| !ids.contains(id)) {
-            let message = format!("this token is restricted to workspaces other than {id}");
+            let message = format!("the token is restricted to workspaces other than {id}");
             return Err(WireError::new(Reason::WorkspaceDenied, message).with("id", id));
         }
         snapshot.get(id).filter(|view| self.sees(view)).ok_or_else(|| not_found(id.as_str()))
     }
 
-    /// Finds a workspace by its id, or by its name among `owner`'s, as far as the caller may see
-    /// it.
+    /// Finds a workspace by its name among the workspaces of `owner`, or by its id. Fails like
+    /// [`Self::find`].
     pub fn find_named<'a>(
         &self,
         snapshot: &'a Snapshot,

@@ -1,5 +1,5 @@
-//! Progress of archiving and restoring, reported a few times a second by the code that does it. No
-//! decision depends on it, and it is not stored. Must not know the receiver.
+//! Progress of archives and restores, reported at most five times a second. It is displayed, but no
+//! decision depends on it and it is not stored.
 
 use std::{
     fmt,
@@ -7,11 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Minimum interval between two reports of one stage; earlier ones are dropped. Shorter than the
-/// 250 ms at which agents report, so that their reports are passed on.
+/// Minimum interval between two reports of one stage. Reports in between are dropped. Shorter than
+/// the 250 ms between two reports of an agent, so that all of those are passed on.
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Progress of an archive or a restore.
+/// Progress of one archive or restore, as snapshots show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransferProgress {
     pub stage: TransferStage,
@@ -22,20 +22,22 @@ pub struct TransferProgress {
     pub total_bytes: Option<u64>,
 }
 
-/// The stages of an archive, then those of a restore, in their order.
+/// The stages of an archive (`Saving`, `Proving`) and of a restore (`Fetching`, `Unpacking`), in
+/// order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TransferStage {
-    /// Files are written to the archive. Bytes are of content.
+    /// Files are written to the archive. `bytes` counts file contents.
     Saving,
-    /// The archive is read back and compared. Bytes are of the zip.
+    /// The archive is read back and compared. `bytes` counts bytes of the zip.
     Proving,
-    /// The archive is sent to the agent. Bytes are of the zip.
+    /// The archive is sent to the agent. `bytes` counts bytes of the zip.
     Fetching,
-    /// Files are extracted from the archive. Bytes are of content.
+    /// Files are extracted from the archive. `bytes` counts file contents.
     Unpacking,
 }
 
-/// Passes on progress, at most once per `REPORT_INTERVAL` and at once for a new stage.
+/// Passes progress on to a closure. Reports of one stage are at least `REPORT_INTERVAL` apart; the
+/// first report of a later stage is passed on at once.
 pub struct ProgressReporter {
     sink: Box<dyn Fn(TransferProgress) + Send + Sync>,
     last_report: Mutex<Option<(TransferStage, Instant)>>,
@@ -61,12 +63,12 @@ impl ProgressReporter {
 }
 
 impl TransferProgress {
-    /// Progress of `bytes` out of `total`, where entries are not counted.
+    /// Returns progress in bytes, without entries. A `total` of 0 means that it is unknown.
     pub fn bytes(stage: TransferStage, bytes: u64, total: u64) -> Self {
         Self { stage, entries: 0, total_entries: None, bytes, total_bytes: nonzero(total) }
     }
 
-    /// Progress as an agent counts it. A total of 0 means that it is unknown.
+    /// Returns progress in entries and bytes. A `total` of 0 bytes means that it is unknown.
     pub fn counted(stage: TransferStage, entries: u64, bytes: u64, total: u64) -> Self {
         Self { entries, ..Self::bytes(stage, bytes, total) }
     }

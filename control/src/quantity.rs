@@ -1,13 +1,14 @@
-//! Parses quantities in the notation of Kubernetes: cores, bytes and durations.
+//! Parses and formats quantities: cores, bytes and durations. Fractions and decimal units of bytes
+//! are not accepted.
 
 use std::time::Duration;
 
 /// The notation that [`cores()`] accepts.
-pub const CORES: &str = "cores (\"2\") or thousandths of one (\"500m\")";
+pub const CORES: &str = "whole cores (\"2\") or thousandths of a core (\"500m\")";
 /// The notation that [`bytes()`] accepts.
-pub const BYTES: &str = "bytes with a unit, such as \"512MiB\" or \"2GiB\"";
+pub const BYTES: &str = "bytes, or a size with a binary unit such as \"512MiB\" or \"2GiB\"";
 
-/// Parses a number of cores into thousandths of a core.
+/// Parses a number of cores into thousandths of a core. Returns `None` for 0.
 pub fn cores(text: &str) -> Option<u64> {
     let millis = match text.strip_suffix('m') {
         Some(millis) => millis.parse().ok(),
@@ -16,7 +17,7 @@ pub fn cores(text: &str) -> Option<u64> {
     millis.filter(|millis| *millis > 0)
 }
 
-/// Parses a size into bytes.
+/// Parses a size into bytes. Returns `None` for 0.
 pub fn bytes(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let unit: u64 = match &text[digits..] {
@@ -30,7 +31,7 @@ pub fn bytes(text: &str) -> Option<u64> {
     text[..digits].parse::<u64>().ok()?.checked_mul(unit).filter(|bytes| *bytes > 0)
 }
 
-/// Parses a duration such as "90s", "15m", "1h30m" or "7d".
+/// Parses a duration of whole seconds, such as "90s", "15m", "1h30m" or "7d".
 pub fn duration(text: &str) -> Option<Duration> {
     let mut total = Duration::ZERO;
     let mut rest = text;

@@ -1,4 +1,4 @@
-//! Translates reasons of the core to the wire. Every reason has a code.
+//! Translates reasons of the core to their protobuf messages. Every reason has a code.
 
 use podling_core::{
     reason::{DeclineReason, NextStep, Operation, SleepCause, StateReason, Wait, WaitReason},
@@ -89,7 +89,7 @@ pub(crate) fn state_reason(reason: &StateReason) -> wire::StateReason {
     wire
 }
 
-/// Translates the cause that a start or a resize waits for.
+/// Converts a wait to the reason that names it.
 pub(crate) fn waiting(wait: &Wait) -> wire::StateReason {
     state_reason(&StateReason::Waiting(wait.clone()))
 }
@@ -124,7 +124,7 @@ pub(crate) fn sleep_cause(cause: SleepCause) -> agent::SleepCause {
     }
 }
 
-/// The agent's reason for declining. Reasons of newer agents become `Unspecified`.
+/// Converts the agent's reason for declining.
 pub(crate) fn declined(reason: wire::DeclineReason) -> DeclineReason {
     match reason {
         wire::DeclineReason::Unspecified => DeclineReason::Unspecified,
@@ -141,8 +141,8 @@ pub(crate) fn message(reason: &StateReason) -> String {
     text::state_reason(&state_reason(reason))
 }
 
-/// The reason's code in the form of Kubernetes reasons: `AgentConnected`. A wait has the code of its
-/// cause: `QuotaExceeded`.
+/// Returns the reason's code as Kubernetes writes reasons: `AgentConnected`. A wait is named by its
+/// own reason: `QuotaExceeded`.
 pub(crate) fn camel_case(reason: &StateReason) -> String {
     let wire = state_reason(reason);
     match reason {
@@ -151,14 +151,14 @@ pub(crate) fn camel_case(reason: &StateReason) -> String {
     }
 }
 
-/// The next step's name in the form of Kubernetes reasons: `Sleep`.
+/// Returns the step's name as Kubernetes writes reasons: `Sleep`.
 pub(crate) fn camel_case_step(step: NextStep) -> String {
     text::camel_case(next_step(Timestamp(0), step).step().as_str_name(), "STEP_")
 }
 
 pub(crate) fn timestamp(at: Timestamp) -> prost_types::Timestamp {
     let seconds = i64::try_from(at.0 / 1000).unwrap_or(i64::MAX);
-    // At most 999 before the multiplication, so the cast cannot overflow.
+    // The remainder is at most 999, so the cast cannot overflow.
     prost_types::Timestamp { seconds, nanos: (at.0 % 1000) as i32 * 1_000_000 }
 }
 

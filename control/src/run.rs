@@ -1,5 +1,4 @@
-//! The composition root: creates the components, connects them, runs them, and shuts them down in
-//! order.
+//! The composition root. Creates, connects and runs the components, and shuts them down in order.
 
 use std::{path::PathBuf, pin::Pin, sync::Arc};
 
@@ -43,8 +42,8 @@ mod standby;
 pub use error::ControlPlaneError;
 use platform::{AgentEndpoint, Platform};
 
-/// Capacity of the queue of wake requests for the driver: as many as there may be held calls. When
-/// it is full, a call repeats its request a second later.
+/// Capacity of the queue of wake requests for the driver, one for each call that may be held. When
+/// the queue is full, a held call repeats its request a second later.
 const WAKES: usize = 1024;
 
 /// Passed to the caller of [`run`] once every listener is ready.
@@ -55,7 +54,7 @@ pub struct ServingInfo {
     pub root_token: PathBuf,
 }
 
-/// A running control plane.
+/// The future of [`run`]. Dropping it stops the control plane without a shutdown.
 pub type ControlPlaneFuture<'a> = Pin<Box<dyn Future<Output = Result<(), ControlPlaneError>> + Send + 'a>>;
 
 /// Runs the control plane until `shutdown` is cancelled, or until a `down` request has completed.
@@ -126,7 +125,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
     secret_file::create_private_dir(&config.scratch)?;
     let backups = BackupStore::open(&config.backups, config.scratch.clone())?;
     let archiver = Arc::new(AgentArchiver::new(backups, identity.clone(), leadership));
-    // The driver cancels it after `down`.
+    // Ends the driver. The driver itself cancels the token after `down`.
     let driver_stopping = CancellationToken::new();
     let (driver, handle) =
         Driver::open(store, backend, archiver, config.quotas, driver_stopping.clone()).await?;
@@ -178,7 +177,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
     parts.spawn(async move { Ok(driver.run().await.map(|()| "the driver")?) });
     if let Some(follower) = follower {
         let following = driver_stopping.clone().run_until_cancelled_owned(follower(handle.clone()));
-        parts.spawn(async move { following.await.unwrap_or(Ok("the watch over the cluster")) });
+        parts.spawn(async move { following.await.unwrap_or(Ok("the watch of the cluster")) });
     }
     parts.spawn(async move { Ok(forward_wake_requests(handle, wake_requests).await) });
     let mut listeners = ComponentTasks::new();
@@ -201,18 +200,20 @@ async fn serve<B: Backend, R: AgentReviewer>(
         ended = listeners.join_next() => ended,
     };
 
-    // Done while agents are connected and attached clients can be notified.
+    // Before the listeners close, because agents must be connected, and attached clients are told
+    // why their workspace falls asleep.
     if let (Some(driver), true) = (sleeping_driver, shutdown.is_cancelled()) {
         sleep_idle::sleep_idle(&driver).await;
     }
 
-    // Order: not ready, accept no connections, cancel streams, drain, force. Each listener does
-    // this for its connections. The driver stops last, so that calls in progress complete.
+    // The control plane reports that it is not ready. Then each listener closes, cancels streams,
+    // drains its connections and closes the rest by force. The driver stops last, so that calls in
+    // progress complete.
     health.set_service_status("", ServingStatus::NotServing).await;
     shutdown_signals.draining.cancel();
     tracing::info!("shutting down");
     let listeners = finish(listeners).await;
-    // Their streams are closed, so the tasks have ended or are about to.
+    // The streams of these sessions are closed, so their tasks end at once.
     sessions.close();
     sessions.wait().await;
     tracing::debug!("connections closed");
@@ -289,7 +290,7 @@ async fn forward_wake_requests(
             tracing::debug!(workspace = %id, %error, "failed to wake workspace");
         }
     }
-    "the waker"
+    "the forwarder of wake requests"
 }
 
 fn flatten(

@@ -7,7 +7,7 @@ use podling_core::{
     workspace::{DesiredState, Resources, Spec},
 };
 
-/// A specification with the desired state awake.
+/// Returns a spec whose desired state is awake.
 pub(crate) fn spec(bits: u64, name: &str) -> Spec {
     Spec {
         id: WorkspaceId::from_bits(bits),

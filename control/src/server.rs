@@ -1,5 +1,5 @@
-//! The server: listeners, connections, and the routers that authenticate each request before they
-//! pass it on.
+//! The HTTP server: listeners, connections and routers. The public router authenticates each
+//! request before a handler runs. The agents' service checks the credentials of agents itself.
 
 mod auth;
 mod connections;

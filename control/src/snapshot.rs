@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 use crate::{backend::InstanceId, progress::TransferProgress, store::LogEntry};
 
-/// Receives new snapshots. Subscribe before the first read, or a change may be missed.
+/// Receives new snapshots. A slow receiver sees only the newest one.
 pub type Snapshots = watch::Receiver<Arc<Snapshot>>;
 
 /// Every state with its public name, in the order of a workspace's life.
@@ -45,16 +45,16 @@ pub struct Snapshot {
     /// Grows with every snapshot.
     pub generation: u64,
     pub workspaces: BTreeMap<WorkspaceId, Arc<WorkspaceView>>,
-    /// Total time that the control plane has been running, over all its restarts.
+    /// Time counted by ticks of running control planes, over all restarts.
     pub observed_time: Duration,
-    /// Progress of the shutdown, if the control plane is shutting down.
+    /// Progress of the shutdown that `podling down` requested. `None` if there is none.
     pub down: Option<Down>,
 }
 
-/// Progress of a shutdown.
+/// Progress of a shutdown that ends all workspaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Down {
-    /// Workspaces with running processes.
+    /// Workspaces that have not fallen asleep, or whose record is not durable yet.
     pub remaining: usize,
     pub total: usize,
 }
@@ -65,22 +65,23 @@ pub struct WorkspaceView {
     pub spec: Arc<Spec>,
     pub state: State,
     pub reason: StateReason,
-    /// When the workspace entered its phase.
+    /// When the workspace entered its phase, by the wall clock.
     pub since: Timestamp,
     pub connection: AgentConnection,
     /// Activity from the last heartbeat.
     pub activity: Option<Arc<ActivityState>>,
-    /// The connected agent: present while awake, and while starting once the agent has said hello.
+    /// The claimed agent of the current epoch. Stays while its connection is lost, until the agent
+    /// has ended.
     pub agent: Option<Arc<AgentView>>,
-    /// What happens next if nothing else does, and when.
+    /// The next step that happens without a further event, and its time.
     pub next: Option<(Timestamp, NextStep)>,
-    /// Failures since the workspace was last healthy.
+    /// Failures in a row since the workspace was last healthy.
     pub restarts: u32,
     /// Resources reserved in the quota. The requested ones are in `spec`.
     pub allocated: Option<Resources>,
-    /// Resources that the agent has, where the backend knows.
+    /// Resources that the running agent has, if the backend observes them.
     pub actual: Option<Resources>,
-    /// What the start or the resize under way waits for.
+    /// Reason why the start or resize in progress cannot proceed yet.
     pub waits: Option<Wait>,
     /// Position in the admission queue; 1 is next.
     pub queue_position: Option<usize>,
@@ -109,7 +110,7 @@ pub struct AgentView {
     /// Fingerprint of the certificate that it must present.
     pub fingerprint: Fingerprint,
     pub instance: InstanceId,
-    /// Digest of the image that it runs from, where the backend has images.
+    /// Digest of the agent's container image. `None` on a backend without images.
     pub image: Option<String>,
 }
 
@@ -117,21 +118,21 @@ pub struct AgentView {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AgentAddress {
-    /// A unix socket. The path may be longer than `sun_path` allows: connect through a descriptor
-    /// of its directory.
+    /// A unix socket. Its path may be longer than `sun_path` allows, so connect to it with the
+    /// module `unix_socket`.
     Unix(PathBuf),
     /// A TCP address, as `HOST:PORT`.
     Tcp(String),
 }
 
-/// SHA-256 of a certificate in DER form.
+/// SHA-256 of a certificate in DER form, or of a credential. Written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Fingerprint(pub [u8; 32]);
 
 /// Parse error of a [`Fingerprint`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a fingerprint is 64 hexadecimal digits")]
+#[error("a fingerprint must have 64 hexadecimal digits")]
 pub struct BadFingerprint;
 
 impl Snapshot {
@@ -149,14 +150,14 @@ impl Snapshot {
 }
 
 impl WorkspaceView {
-    /// Whether the workspace was deleted and only its archives are left.
+    /// Returns whether the workspace was deleted and only its archives are left.
     pub fn is_gone(&self) -> bool {
         self.spec.desired_state.is_gone() && self.state == State::Archived
     }
 }
 
 impl AgentView {
-    /// Whether the agent announced this capability.
+    /// Returns whether the agent announced this capability.
     pub fn can(&self, capability: &str) -> bool {
         self.capabilities.iter().any(|known| known == capability)
     }
@@ -165,7 +166,7 @@ impl AgentView {
 // === impl Fingerprint ===
 
 impl Fingerprint {
-    /// Computes the fingerprint of a certificate in DER form.
+    /// Computes the fingerprint of a certificate in DER form, or of a credential.
     pub fn of(certificate: &[u8]) -> Self {
         let mut bytes = [0; 32];
         bytes.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, certificate).as_ref());

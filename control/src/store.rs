@@ -1,7 +1,6 @@
-//! The store persists the records of workspaces. Only the driver uses it, and only to write what it
-//! decided.
+//! The store persists the records of workspaces. Only the driver loads and commits records.
 //!
-//! Must not know what a workspace's status means.
+//! A store makes no decisions: it writes what the driver has decided.
 
 mod file;
 mod kubernetes;
@@ -29,21 +28,23 @@ use serde::{Deserialize, Serialize};
 pub use self::{kubernetes::KubernetesStore, redb::RedbStore};
 use crate::snapshot::Fingerprint;
 
-/// Persists records. One driver uses it at a time, and its calls are sequential.
+/// Persists records. Only one driver uses a store at a time, and its calls are sequential.
 #[tonic::async_trait]
 pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Reads all records. Called once, before any other method.
     async fn load(&self) -> Result<LoadedRecords, StoreError>;
 
-    /// Makes changes durable, at most one for each workspace, and returns the result of each. A
-    /// failed change may be durable all the same; the next change of its workspace replaces it.
+    /// Makes changes durable and returns the result of each. `changes` contains at most one change
+    /// for each workspace. A change whose write failed may still be durable; the next change of its
+    /// workspace replaces it.
     async fn commit(&self, changes: Vec<StoreChange>) -> Vec<CommitResult>;
 }
 
-/// A change, with its result.
+/// A change, and whether it was stored.
 pub type CommitResult = (StoreChange, Result<(), Arc<StoreError>>);
 
-/// Schema version of [`WorkspaceRecord`]. Records of a later version are left alone.
+/// Schema version of [`WorkspaceRecord`]. Records of a later version are not read and stay
+/// unchanged.
 pub const RECORD_SCHEMA: u32 = 2;
 
 /// The persisted form of a workspace.
@@ -51,29 +52,30 @@ pub const RECORD_SCHEMA: u32 = 2;
 pub struct WorkspaceRecord {
     pub spec: Arc<Spec>,
     pub status: Status,
-    /// Digest of the credential of the present epoch's agent.
+    /// Digest of the secret of the agent that was started last.
     pub credential: Option<CredentialDigest>,
     /// The last decisions, oldest first; at most [`LOG_ENTRIES`].
     #[serde(default)]
     pub log: Arc<VecDeque<LogEntry>>,
-    /// Generation of the Workspace resource that this record follows from; 0 without a resource.
+    /// Generation of the Workspace resource whose spec this record reflects; 0 without a resource.
     #[serde(default)]
     pub generation: i64,
 }
 
-/// Decisions retained per workspace: some days of ordinary use, in about 4 KiB.
+/// Decisions retained for each workspace. They take about 4 KiB and cover some days of ordinary
+/// use.
 pub const LOG_ENTRIES: usize = 40;
 
 /// A decision of the driver about a workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogEntry {
     pub at: Timestamp,
-    /// State of the workspace from then on.
+    /// State that the workspace entered.
     pub state: State,
     pub reason: StateReason,
 }
 
-/// SHA-256 of an agent's secret. The secret itself is only in the agent's own file.
+/// SHA-256 of an agent's secret. Only the agent's credential file contains the secret itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CredentialDigest {
     /// Epoch of the start that the secret was created for.
@@ -81,19 +83,19 @@ pub struct CredentialDigest {
     pub digest: Fingerprint,
 }
 
-/// A change to be written.
+/// A change that the store is to write.
 #[derive(Debug, Clone)]
 pub enum StoreChange {
     /// Creates or replaces the record.
     Put(Arc<WorkspaceRecord>),
-    /// Removes the record; its id is never reused.
+    /// Removes the record at this time. Its id is never reused.
     Forget(WorkspaceId, Timestamp),
-    /// Stores the observed time, the total over all runs of the control plane.
+    /// Stores the observed time, added up over all runs of the control plane.
     ObservedTime(Duration),
 }
 
 impl StoreChange {
-    /// The workspace that the change concerns, if any.
+    /// Returns the workspace that the change concerns; `None` for the observed time.
     pub fn id(&self) -> Option<&WorkspaceId> {
         match self {
             Self::Put(record) => Some(&record.spec.id),
@@ -104,19 +106,19 @@ impl StoreChange {
 }
 
 impl WorkspaceRecord {
-    /// Whether the workspace was deleted and is retained only for its archives.
+    /// Returns whether the workspace was deleted, and its record is retained only for its archives.
     pub fn is_gone(&self) -> bool {
         self.spec.desired_state.is_gone() && self.status.phase == Phase::Archived && !self.status.storage
     }
 }
 
-/// Content of the store at the start.
+/// Content of the store when the control plane starts.
 #[derive(Debug, Default)]
 pub struct LoadedRecords {
     pub records: Vec<WorkspaceRecord>,
-    /// Bits of every id that was ever assigned.
+    /// Bits of the ids that must not be assigned again.
     pub used: HashSet<u64>,
-    /// Observed time so far, over all runs of the control plane.
+    /// Observed time, added up over all runs of the control plane.
     pub observed_time: Duration,
 }
 
@@ -124,15 +126,15 @@ pub struct LoadedRecords {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another process holds the lock of the file.
-    #[error("{path} is in use by another podling{}; \
-         stop that one first (podling down), or use another data directory", by(.pid))]
+    #[error("{path} is in use by another control plane{}; \
+         stop it with `podling down`, or use another data directory", by(.pid))]
     InUse {
         path: PathBuf,
         /// Id of the other process, if the kernel reports it.
         pid: Option<u32>,
     },
     /// The file was written by another version of Podling.
-    #[error("{path} has the format of another version ({version}); run the podling that wrote it")]
+    #[error("{path} has the database format {version} of another version of Podling; run that version")]
     OtherFormat { path: PathBuf, version: u8 },
     /// The file could not be opened or created.
     #[error("cannot open or create {path}")]
@@ -151,7 +153,8 @@ pub enum StoreError {
         #[source]
         source: Box<::redb::Error>,
     },
-    /// Another writer changed the resource. The change must be observed before the next write.
+    /// Another client changed the resource. The driver must learn of that edit before the next
+    /// write.
     #[error("the workspace {name} was changed by another writer at the same time; retry")]
     Conflict { name: String },
     /// This control plane lost its leadership; another may have taken over.
@@ -161,14 +164,14 @@ pub enum StoreError {
     #[error("a workspace named {name} exists in this namespace; choose another name")]
     NameTaken { name: String },
     /// The API server rejected a request or did not answer.
-    #[error("{operation}")]
+    #[error("cannot {operation}")]
     Cluster {
         operation: String,
         #[source]
         source: Box<kube::Error>,
     },
     /// Reading or writing the file failed.
-    #[error("{operation} in the store")]
+    #[error("cannot {operation} the store")]
     Access {
         operation: &'static str,
         #[source]
@@ -177,7 +180,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the disk is full.
+    /// Returns whether the cause is a full disk or an exhausted disk quota.
     pub fn is_disk_full(&self) -> bool {
         let io = match self {
             Self::Open { source, .. } => Some(source),

@@ -1,5 +1,4 @@
-//! Templates of workspaces. Two are built in; others are TOML files or Kubernetes resources.
-//!
+//! Templates of workspaces. Two are built in. Others are TOML files or Kubernetes resources.
 
 use std::{
     collections::BTreeMap,
@@ -16,18 +15,18 @@ mod parse;
 
 pub use follower::TemplateFollower;
 
-/// Settings of a new workspace.
+/// Defaults of new workspaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
-    /// One line for people.
+    /// One-line description for users.
     pub description: String,
-    /// The workspace's own command, such as an IDE; empty for none.
+    /// Command of the workspace, such as an IDE; empty if it has none.
     pub command: Vec<String>,
-    /// The environment of its terminals and processes.
+    /// Environment variables of terminals and processes.
     pub env: BTreeMap<String, String>,
-    /// Timeouts and lifetimes of its workspaces.
+    /// Timeouts and caps of the workspaces.
     pub policy: Policy,
-    /// The resources that a workspace requests of its owner's quota while it is awake.
+    /// CPU and memory that a workspace requests from its owner's quota while it is awake.
     pub resources: Resources,
 }
 
@@ -40,13 +39,13 @@ pub struct Templates {
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
     /// A file has an invalid value.
-    #[error("template {file}: {problem}", file = file.display())]
+    #[error("template {file} is not valid: {problem}", file = file.display())]
     Bad {
         file: PathBuf,
-        /// The key and what it allows.
+        /// The key with the invalid value, and its allowed values.
         problem: String,
     },
-    #[error("reading templates from {path}", path = path.display())]
+    #[error("cannot read templates from {path}", path = path.display())]
     Read { path: PathBuf, source: io::Error },
     /// The default template does not exist.
     #[error("the default template {name:?} does not exist; the templates are {known}")]
@@ -55,7 +54,8 @@ pub enum TemplateError {
 
 impl Templates {
     /// Loads the built-in templates, then the TOML files of each directory. A later template
-    /// replaces an earlier one of the same name. A missing directory holds none.
+    /// replaces an earlier one of the same name. A missing directory is not an error. Fails if a
+    /// file is not valid or no template has the name `default`.
     pub fn load(folders: &[PathBuf], default: &str) -> Result<Self, TemplateError> {
         let mut by_name = built_in::all();
         for folder in folders {
@@ -75,19 +75,20 @@ impl Templates {
         Self { by_name, default: default.to_owned() }
     }
 
-    /// Returns the template with its name; the empty name stands for the default.
+    /// Returns the template of this name, with its name. The empty name selects the default
+    /// template.
     pub fn get(&self, name: &str) -> Option<(&str, &Arc<Template>)> {
         let name = if name.is_empty() { &self.default } else { name };
         self.by_name.get_key_value(name).map(|(name, template)| (name.as_str(), template))
     }
 
-    /// Names of all templates, sorted.
+    /// Returns the names of all templates, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.by_name.keys().map(String::as_str)
     }
 }
 
-/// Sorted, so that the order is the same at each start.
+/// Returns the TOML files of a directory, sorted so that their order is the same at each start.
 fn toml_files(folder: &Path) -> Result<Vec<PathBuf>, TemplateError> {
     let read = |source| TemplateError::Read { path: folder.to_owned(), source };
     let entries = match fs::read_dir(folder) {
@@ -109,10 +110,11 @@ fn toml_files(folder: &Path) -> Result<Vec<PathBuf>, TemplateError> {
 fn load_file(file: &Path) -> Result<(String, Template), TemplateError> {
     let bad = |problem| TemplateError::Bad { file: file.to_owned(), problem };
     let name = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
-    // The file's name is the template's, with the rules of a workspace's name.
+    // The file name without its extension is the template's name. It follows the rules of names of
+    // workspaces.
     if name.parse::<podling_core::id::Name>().is_err() {
         return Err(bad(
-            "its file name is the template's name: 1 to 63 of a-z, 0-9 and \"-\", beginning with a letter"
+            "its file name is not a template name; use 1 to 63 of a-z, 0-9 and \"-\", beginning with a letter"
                 .into(),
         ));
     }

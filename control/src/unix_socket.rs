@@ -1,5 +1,5 @@
-//! Unix sockets with paths longer than `sun_path` (107 bytes), reached through their directory's
-//! descriptor.
+//! Binds and connects to unix sockets whose paths are longer than `sun_path` (107 bytes). The short
+//! path leads through a descriptor of the socket's directory.
 
 use std::{
     io,
@@ -13,8 +13,8 @@ use std::{
 use rustix::fs::{Mode, OFlags};
 use tokio::net::{UnixListener, UnixStream};
 
-/// Listens at `path` with mode 0600. Replaces an existing socket: the caller ensures that it is not
-/// in use.
+/// Listens at `path` with mode 0600. Replaces an existing socket. The caller must ensure that no
+/// process listens on it.
 pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     let (_folder, short) = short(path)?;
     match std::fs::remove_file(&short) {
@@ -32,10 +32,13 @@ pub(crate) async fn connect(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(short).await
 }
 
-/// Returns a short path to the same file, valid while the descriptor is open.
+/// Returns a short path to the same file, and the descriptor that the path needs to stay valid.
 fn short(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the path of a socket"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the path of a socket must name a file in a directory",
+        ));
     };
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

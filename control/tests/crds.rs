@@ -1,4 +1,4 @@
-//! `deploy/crds` holds the definitions that the control plane's types generate.
+//! Compares `deploy/crds` with the definitions that the control plane's types generate.
 
 use std::{fs, path::Path};
 
@@ -13,13 +13,13 @@ fn deployed_crds_match_the_types() {
     assert_eq!(
         fs::read_dir(&directory).unwrap().filter(is_json).count(),
         definitions.len(),
-        "the number of files in deploy/crds differs from that of the definitions"
+        "deploy/crds has one file for each definition"
     );
     for (name, text) in definitions {
         let deployed = fs::read_to_string(directory.join(name)).unwrap();
         assert!(
             deployed == text,
-            "{name} differs from the types; run: cargo run -p podling-control --example crds"
+            "{name} must match the types; run: cargo run -p podling-control --example crds"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! The local backend with real processes. Agents are real where the agent matters, and scripts
-//! where only the process does.
+//! The local backend with real processes. Most tests run real agents. Tests of processes alone run
+//! scripts in place of agents.
 
 #[path = "local/control_plane.rs"]
 mod control_plane;
@@ -14,7 +14,7 @@ use podling_core::reason::StateReason;
 use podling_core::workspace::{AgentConnection, State};
 use tokio::time::timeout;
 
-/// Not a test of its own: the entry point of the agents that the other tests start.
+/// The entry point of the agents that the other tests start. Does nothing as a test.
 #[test]
 fn run_as_agent() {
     if let Ok(words) = std::env::var("AGENT_ARGS") {
@@ -23,7 +23,7 @@ fn run_as_agent() {
     }
 }
 
-/// The detail of the last failed start, also while the next start is under way.
+/// Returns the detail of the last failed start, also while the next start is in progress.
 fn start_failure(reason: &StateReason) -> &str {
     match reason {
         StateReason::AgentStartFailed { detail } | StateReason::AgentEnded { detail: Some(detail) } => detail,
@@ -48,10 +48,10 @@ async fn workspace_inherits_nothing_and_deletion_leaves_nothing() {
     let environ = read_proc(pid, "environ");
     for variable in environ.split(' ').filter_map(|v| v.split_once('=')).map(|(name, _)| name) {
         let known = ["PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "PODLING_AGENT_LOG", "PODLING_WORKSPACE_ID"];
-        // The script that runs this test program as an agent adds the last two.
+        // The script that runs this test program as an agent adds AGENT_ARGS and PWD.
         assert!(
             known.contains(&variable) || ["AGENT_ARGS", "PWD"].contains(&variable),
-            "{variable} was inherited"
+            "{variable} must not be inherited"
         );
     }
     let session = |pid| read_proc(pid, "stat").split(' ').nth(5).unwrap_or_default().to_owned();
@@ -70,8 +70,8 @@ async fn killed_agent_is_replaced_and_its_processes_are_ended() {
     let id = control_plane.create("demo").await;
     let before = control_plane.wait(&id, |view| view.state == State::Awake).await;
     let old = data.agent_pid(&id);
-    // Processes of terminals and commands carry the marker variable. This one leads its own session
-    // and ignores HUP and TERM.
+    // Processes of terminals and commands carry the marker variable. This process leads its own
+    // session and ignores HUP and TERM.
     let stubborn = "trap '' HUP TERM; echo up; while :; do sleep 1; done";
     let mut orphan = Command::new("setsid")
         .args(["sh", "-c", stubborn])
@@ -108,7 +108,8 @@ async fn restarted_control_plane_adopts_running_agents() {
     let after = control_plane.wait(&id, |view| view.connection == AgentConnection::Connected).await;
     assert_eq!(before.agent, after.agent, "the same run of the same agent");
     assert_eq!((data.agent_pid(&id), after.restarts), (pid, 0));
-    // In production an adopted agent is not our child; its end must be noticed all the same.
+    // In production the control plane is not the parent of an adopted agent, and must notice its
+    // end all the same.
     kill(pid);
     control_plane.wait(&id, |view| view.agent.as_ref().is_some_and(|agent| agent.epoch == 2)).await;
 }
@@ -125,7 +126,7 @@ async fn unreadable_workspace_waits_and_delays_no_other() {
     drop(control_plane);
     let record = data.of(&broken).join("run/agent.json");
     std::fs::rename(&record, record.with_extension("aside")).unwrap();
-    // A symlink loop is an error that root gets too.
+    // A symlink loop cannot be read by root either.
     std::os::unix::fs::symlink(&record, &record).unwrap();
     let control_plane = TestControlPlane::start(&data, data.agent_again()).await;
     control_plane.wait(&whole, |view| view.connection == AgentConnection::Connected).await;

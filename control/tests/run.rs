@@ -70,7 +70,7 @@ async fn send(address: &str, head: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn control_plane_starts_serves_shuts_down_and_restarts() {
-    // Longer than the path in a socket's address may be.
+    // Longer than a unix socket's address allows.
     let data = tempfile::tempdir().expect("directory");
     let data = data.path().join("x".repeat(150));
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
@@ -100,7 +100,7 @@ async fn control_plane_starts_serves_shuts_down_and_restarts() {
         assert_eq!(info.expect("info").verbs, ["admin"]);
         end(shutdown, ended).await;
         assert!(!data.join("run/up.json").exists());
-        assert!(TcpStream::connect(address).await.is_err(), "the address still accepts connections");
+        assert!(TcpStream::connect(address).await.is_err(), "the address accepts no connections");
     }
 }
 
@@ -126,7 +126,7 @@ async fn json_api_needs_a_token_and_counts_requests() {
     let metrics = send(address, &format!("GET /metrics HTTP/1.1\r\n{token}")).await;
     for series in ["code=\"200\"} 2", "code=\"404\"} 1", "code=\"Unauthenticated\"} 3"] {
         let series = format!("podling_requests_total{{surface=\"control\",{series}");
-        assert!(metrics.contains(&series), "no {series} in {metrics}");
+        assert!(metrics.contains(&series), "the metrics contain {series}: {metrics}");
     }
     end(shutdown, ended).await;
 }
@@ -140,7 +140,7 @@ async fn data_directory_is_locked_by_one_control_plane() {
         refused.to_string().contains("in use") && refused.to_string().contains("podling down"),
         "{refused}"
     );
-    assert!(data.path().join("run/up.json").exists(), "the first control plane serves on");
+    assert!(data.path().join("run/up.json").exists(), "the first control plane continues to serve");
     end(shutdown, ended).await;
 }
 

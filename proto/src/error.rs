@@ -1,7 +1,7 @@
 //! Errors with a stable reason, shared by both daemons.
 //!
 //! A domain error maps to a [`Reason`] and a message for display. The gRPC code follows from the
-//! reason, so the table in `podling/v1/errors.proto` is the only place that pairs the two.
+//! number of the reason, in the ranges of `podling/v1/errors.proto`.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -13,12 +13,12 @@ pub use crate::v1::Reason;
 /// `domain` of every ErrorInfo.
 pub const DOMAIN: &str = "podling.dev";
 
-/// Longest message or metadata value, in characters; longer ones are cut. A reason travels twice in
-/// HTTP/2 trailers. Trailers beyond the peer's limit (16 KiB) end the whole connection, with every
-/// other call on it.
+/// Longest message or metadata value, in characters; longer ones are cut. The HTTP/2 trailers
+/// contain the message more than once. Trailers beyond the peer's limit (16 KiB) end the whole
+/// connection with all its calls.
 const MAX_TEXT_CHARS: usize = 512;
 
-/// Delay after which a client may retry if the error names none.
+/// Default retry delay of errors with the code UNAVAILABLE.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// An error with its reason, message and metadata.
@@ -31,12 +31,12 @@ pub struct WireError {
 }
 
 impl WireError {
-    /// Creates an error. `message` is for display and says what to do.
+    /// Creates an error without metadata. `message` is for display and says what to do.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: bounded(message.into()), metadata: HashMap::new(), retry_after: None }
     }
 
-    /// Adds metadata that `errors.proto` lists for the reason.
+    /// Adds a metadata value. `key` is one of those that `errors.proto` lists for the reason.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl ToString) -> Self {
         self.metadata.insert(key.to_owned(), bounded(value.to_string()));
@@ -58,18 +58,18 @@ impl WireError {
         &self.message
     }
 
-    /// Metadata that `errors.proto` lists for the reason.
+    /// Returns the metadata, with the keys that `errors.proto` lists for the reason.
     pub fn metadata(&self) -> &HashMap<String, String> {
         &self.metadata
     }
 
-    /// Delay after which a retry may succeed; `None` if it cannot.
+    /// Returns the delay after which a client may retry; `None` if the error is not retryable.
     pub fn retry_delay(&self) -> Option<Duration> {
         self.retry_after.or_else(|| (code(self.reason) == Code::Unavailable).then_some(RETRY_AFTER))
     }
 }
 
-/// Cuts text that may come from outside to [`MAX_TEXT_CHARS`].
+/// Cuts text to [`MAX_TEXT_CHARS`] and marks the cut with "…".
 fn bounded(mut text: String) -> String {
     if let Some((end, _)) = text.char_indices().nth(MAX_TEXT_CHARS) {
         text.truncate(end);
@@ -78,7 +78,7 @@ fn bounded(mut text: String) -> String {
     text
 }
 
-/// The gRPC code of a reason, by the number ranges in `errors.proto`.
+/// Returns the gRPC code of a reason. The ranges are those of `errors.proto`.
 pub fn code(reason: Reason) -> Code {
     match reason as i32 {
         1..=9 => Code::Unauthenticated,
@@ -97,18 +97,18 @@ pub fn code(reason: Reason) -> Code {
     }
 }
 
-/// Wire name of a reason, such as `STALE_EPOCH`.
+/// Returns the wire name of a reason, such as `STALE_EPOCH`.
 pub fn name(reason: Reason) -> &'static str {
     reason.as_str_name().trim_start_matches("REASON_")
 }
 
-/// The reason in a status, if its domain is [`DOMAIN`].
+/// Returns the reason in a status. `None` if the domain is not [`DOMAIN`] or the reason is unknown.
 pub fn reason(status: &Status) -> Option<Reason> {
     let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
     Reason::from_str_name(&format!("REASON_{}", info.reason))
 }
 
-/// One metadata value of a status.
+/// Returns one metadata value of a status.
 pub fn detail(status: &Status, key: &str) -> Option<String> {
     status.get_details_error_info()?.metadata.remove(key)
 }

@@ -32,7 +32,7 @@ pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/podl
 
 /// Metadata keys that are part of the protocol.
 pub mod metadata {
-    /// Workspace whose agent a call at the gateway is for.
+    /// Id of the workspace to whose agent the gateway forwards the call.
     pub const WORKSPACE: &str = "podling-workspace";
     /// With the value `never`, the call does not wake the workspace.
     pub const WAKE: &str = "podling-wake";

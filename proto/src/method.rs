@@ -13,13 +13,13 @@ pub struct Method {
 }
 
 impl Method {
-    /// The verb that a caller's token must carry.
+    /// Returns the verb that a caller's token must carry.
     pub fn verb(&self) -> Verb {
         Verb::try_from(self.verb).unwrap_or(Verb::Admin)
     }
 
-    /// Whether the agent implements the method, so that the gateway forwards it. Otherwise the
-    /// control plane does.
+    /// Returns whether agents implement the method, so that the gateway forwards it. The control
+    /// plane implements all other methods.
     pub fn is_agents(&self) -> bool {
         self.path.starts_with("/podling.agent.")
     }
@@ -28,7 +28,7 @@ impl Method {
 /// All methods, sorted by path.
 pub const METHODS: &[Method] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));
 
-/// Looks up a method by its request path.
+/// Returns the method with this request path. The lookup is a binary search.
 pub fn find(path: &str) -> Option<&'static Method> {
     METHODS.binary_search_by(|m| m.path.cmp(path)).ok().map(|i| &METHODS[i])
 }

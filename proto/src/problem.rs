@@ -1,15 +1,16 @@
-//! Errors over plain HTTP: problem details (RFC 9457) with the same reasons and metadata as over
-//! gRPC.
+//! The control plane's errors over plain HTTP: problem details (RFC 9457) with the same reasons and
+//! metadata as over gRPC.
 
 use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::error::{self, WireError};
 
-/// Content type of the body.
+/// Content type of a problem body.
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
-/// The HTTP status of an error, mapped from its gRPC code as in google.rpc.Code.
+/// Returns the HTTP status of an error. Follows the mapping of google.rpc.Code, except that
+/// FAILED_PRECONDITION is 409.
 pub fn status(error: &WireError) -> u16 {
     match error::code(error.reason()) {
         Code::InvalidArgument | Code::OutOfRange => 400,
@@ -24,13 +25,12 @@ pub fn status(error: &WireError) -> u16 {
     }
 }
 
-/// The JSON body. Clients branch on `reason` and `metadata`; `detail` is for display.
+/// Returns the JSON body. Clients branch on `reason` and `metadata`; `detail` is for display.
 pub fn body(error: &WireError) -> Value {
     body_as(status(error), error)
 }
 
-/// The JSON body with a more specific HTTP status, such as for a method that is not allowed or a
-/// body that is too long.
+/// Returns the JSON body with a more specific HTTP status, such as 405 or 413.
 pub fn body_as(status: u16, error: &WireError) -> Value {
     let name = error::name(error.reason());
     json!({

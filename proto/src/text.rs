@@ -1,34 +1,36 @@
-//! Reasons and next steps as text: English for people, and the words of the enums for JSON and
+//! Renders reasons, next steps and remedies in English, and the names of enum values in JSON and
 //! Kubernetes.
 //!
-//! English for these enums exists only here, so that CLI, resources and errors agree. No program
-//! may parse it.
+//! This is the only place that renders them in English, so that the CLI, the resources and the
+//! errors agree. No program may parse the English.
 
 use std::time::Duration;
 
 use crate::{
     agent::v1::SleepCause,
     control::v1::{
-        DeclineReason, NextStep, Operation, Remedy, StateReason, StateReasonCode, WaitReason, next_step::Step,
+        DeclineReason, NextStep, Operation, Remedy, StateReason, StateReasonCode as Code, WaitReason,
+        next_step::Step,
     },
 };
 
-/// Renders why a workspace is in its state, as a clause without a full stop: "the agent is
-/// connected".
+/// Renders why a workspace is in its state, as a clause without a full stop that fits after a
+/// colon: "the agent is connected".
 pub fn state_reason(reason: &StateReason) -> String {
-    use StateReasonCode as Code;
     let detail = reason.detail.as_str();
-    let cause = || reason.cause.as_deref().map_or_else(|| "unknown failure".to_owned(), state_reason);
+    let cause = || cause(reason);
     let limit = || span(Duration::from_secs(reason.limit_seconds));
     let text = match reason.code() {
         Code::Unspecified if detail.is_empty() => "unknown reason",
         Code::Unspecified => detail,
         Code::Created => "created, not started yet",
-        Code::WakeRequested => "a request woke it",
+        Code::WakeRequested => "a request asked it to wake",
         Code::AgentStarting => "the agent is starting",
         Code::AgentRestarting => {
-            let failures = reason.failures;
-            return format!("the agent is being restarted (failures so far: {failures}): {}", cause());
+            return match reason.failures {
+                1 => format!("the agent is being restarted after a failure ({})", cause()),
+                n => format!("the agent is being restarted after {n} failures in a row (last: {})", cause()),
+            };
         }
         Code::Waiting => return wait(reason.wait(), reason.operation(), detail),
         Code::AgentConnected => "the agent is connected",
@@ -36,38 +38,41 @@ pub fn state_reason(reason: &StateReason) -> String {
         Code::AgentStartFailed => return with("the agent failed to start", detail),
         Code::EarlierAgentFound => "an agent of an earlier start was still running",
         Code::AgentHelloTimeout => return format!("the agent did not connect within {}", limit()),
-        Code::AgentEnded if detail.is_empty() => "the agent ended; its exit was not observed",
+        Code::AgentEnded if detail.is_empty() => "the agent ended, and its exit was not observed",
         Code::AgentEnded => return with("the agent ended", detail),
         Code::AgentSilent => return format!("the agent sent no heartbeat for {}", limit()),
         Code::AgentLostUnused => {
-            return format!("{}; the workspace was not used since the agent was restarted", cause());
+            return format!(
+                "the agent is not restarted again, because the workspace was not used since the last \
+                 restart ({})",
+                cause()
+            );
         }
-        Code::Idle => "idle for its whole timeout",
-        Code::IdleAtShutdown => "idle when the control plane stopped",
+        Code::Idle => "idle for the whole idle timeout",
+        Code::IdleAtShutdown => "idle when the control plane shut down",
         Code::MaxAwakeReached => "awake for as long as its policy allows",
-        Code::SleepRequested => "a request put it to sleep",
-        Code::ShuttingDown => "the control plane is shutting down",
-        Code::DeleteRequested => "a request deleted it",
-        Code::DiscardRequested => "a request deleted it with its files and archives",
+        Code::SleepRequested => "a request asked it to sleep",
+        Code::ShuttingDown => "shutdown of the control plane",
+        Code::DeleteRequested => "a request asked to delete it",
+        Code::DiscardRequested => "a request asked to delete it with its files and archives",
         Code::RequestedDuringSleep => "a request arrived before it had fallen asleep",
-        Code::SleepDeclined if detail.is_empty() => return with("sleep declined", decline(reason.decline())),
-        Code::SleepDeclined => return with("sleep declined", detail),
+        Code::SleepDeclined => return with("the agent declined to sleep", declined(reason)),
         Code::ActivityUnknown => "the agent is not connected, so the activity is unknown",
         Code::UsedAgain => "used again before it fell asleep",
         Code::AgentEndedFallingAsleep => "the agent ended while the workspace fell asleep",
         Code::AgentSilentFallingAsleep => "the agent sent no heartbeat while the workspace fell asleep",
-        Code::AgentNotStopping => "the agent did not stop by itself; its processes are ended",
-        Code::ArchiveDue => "asleep for as long as its policy allows before archiving",
-        Code::ArchiveBeforeDelete => "archived before it is deleted",
+        Code::AgentNotStopping => "the agent did not stop by itself, so its processes were ended",
+        Code::ArchiveDue => "asleep for its whole archive delay",
+        Code::ArchiveBeforeDelete => "an archive is made before it is deleted",
         Code::Archived => return format!("archived as {}", reason.archive),
-        Code::ReleasingStorage => "the archive is proven and the storage is being removed",
+        Code::ReleasingStorage => "the archive is proven, and the storage is being removed",
         Code::OnlyArchiveLeft => return format!("only its archive {} is left", reason.archive),
         Code::ArchiveFailed => return format!("archiving failed and the storage stays: {}", cause()),
-        Code::Restoring => return format!("being restored from {}", reason.archive),
+        Code::Restoring => return format!("its files are being restored from {}", reason.archive),
         Code::Restored => "restored from its archive",
         Code::RestoreFailed => return format!("restoring failed and the archive stays: {}", cause()),
         Code::RestoreCancelled => "its restore was cancelled",
-        Code::MaintenanceAgentLost => "the agent in maintenance mode was lost",
+        Code::MaintenanceAgentLost => "the agent in maintenance mode ended or lost its connection",
         Code::ArchivesExpired => "its last archive expired",
         Code::Duplicate if detail.is_empty() => "another workspace has the same id",
         Code::Duplicate => detail,
@@ -75,61 +80,86 @@ pub fn state_reason(reason: &StateReason) -> String {
     text.to_owned()
 }
 
-/// Renders what happens next, as a clause whose subject is the workspace: "falls asleep unless it
-/// is used".
-pub fn next_step(next: &NextStep) -> String {
-    match next.step() {
-        Step::Unspecified => "changes".to_owned(),
-        Step::RestartAgent => "starts its agent again".to_owned(),
-        Step::GiveUpStart => "gives up this start unless the agent connects".to_owned(),
-        Step::ResetFailures => "counts as healthy again".to_owned(),
-        Step::RestartSilentAgent => "restarts its agent unless a heartbeat arrives".to_owned(),
-        Step::WarnOfSleep => "warns its users that it falls asleep".to_owned(),
-        Step::Sleep => sleep(next.sleep_cause()).to_owned(),
-        Step::Archive => "is archived, and its storage is removed".to_owned(),
-        Step::Restore => "is restored from its archive".to_owned(),
-        Step::ExpireArchive => "loses its oldest archive".to_owned(),
-        Step::RetryAction => format!("retries {}", operation(next.operation())),
+/// Renders the reason of a failed start where the surrounding text already says that the start
+/// failed: "exit code 2" instead of "the agent failed to start: exit code 2".
+pub fn start_failure(reason: &StateReason) -> String {
+    match reason.code() {
+        Code::AgentStartFailed if !reason.detail.is_empty() => reason.detail.clone(),
+        _ => state_reason(reason),
     }
 }
 
-/// Renders what puts a workspace to sleep, with the workspace as subject.
+/// Renders why a sleep was cancelled, as a clause that fits after "but": "a request arrived".
+/// `None` if the reason concerns no cancelled sleep.
+pub fn sleep_cancellation(reason: &StateReason) -> Option<&str> {
+    match reason.code() {
+        Code::SleepDeclined => Some(declined(reason)),
+        Code::RequestedDuringSleep => Some("a request arrived"),
+        Code::UsedAgain => Some("it was used again"),
+        Code::ActivityUnknown => Some("the agent lost its connection"),
+        _ => None,
+    }
+}
+
+/// Renders what happens next, as a clause without a full stop: "the agent is started again".
+pub fn next_step(next: &NextStep) -> String {
+    let text = match next.step() {
+        Step::Unspecified => "a step that this version does not know",
+        Step::RestartAgent => "the agent is started again",
+        Step::GiveUpStart => "the start is given up unless the agent connects",
+        Step::ResetFailures => "earlier failures of the agent are forgotten",
+        Step::RestartSilentAgent => "the agent is restarted unless a heartbeat arrives",
+        Step::WarnOfSleep => "users are warned that the workspace falls asleep",
+        Step::Sleep => sleep(next.sleep_cause()),
+        Step::Archive => "the workspace is archived, and its storage is removed",
+        Step::Restore => "the workspace is restored from its archive",
+        Step::ExpireArchive => "the oldest archive is removed",
+        Step::RetryAction => return format!("{} is retried", operation(next.operation())),
+    };
+    text.to_owned()
+}
+
+/// Renders that a workspace falls asleep, and why, as a clause without a full stop.
 pub fn sleep(cause: SleepCause) -> &'static str {
     match cause {
-        SleepCause::Unspecified | SleepCause::Idle => "falls asleep unless it is used",
-        SleepCause::MaxAwake => "falls asleep, having been awake for as long as its policy allows",
-        SleepCause::Requested => "falls asleep as requested",
+        SleepCause::Unspecified | SleepCause::Idle => "the workspace falls asleep unless it is used",
+        SleepCause::MaxAwake => {
+            "the workspace falls asleep, because it has been awake for as long as its policy allows"
+        }
+        SleepCause::Requested => "the workspace falls asleep as requested",
     }
 }
 
-/// Renders what a user can do, as a sentence without a full stop.
-pub fn remedy(remedy: Remedy) -> &'static str {
+/// Renders what a user can do, as a sentence without a full stop. The commands in the sentence
+/// address the workspace by `name`.
+pub fn remedy(remedy: Remedy, name: &str) -> String {
+    let wake = format!("`podling wake {name}` or `podling attach {name}`");
     match remedy {
-        Remedy::Unspecified => "upgrade this client to see what can be done",
-        Remedy::Use => "use keeps it awake: typing, a file that a client writes, a program that works",
-        Remedy::KeepAwake => "a keep-awake lease keeps it awake until the lease ends",
-        Remedy::Sleep => "`podling sleep` puts it to sleep now",
-        Remedy::Wake => "`podling wake`, or attaching, wakes it, and its storage is not archived",
-        Remedy::WakeAfterSleep => "`podling wake`, or attaching, wakes it as soon as it has fallen asleep",
-        Remedy::WakeStopsArchiving => "`podling wake`, or attaching, stops the archiving and wakes it",
-        Remedy::WakeRestores => "`podling wake`, or attaching, restores it from its archive",
-        Remedy::WakeRetries => "`podling wake`, or attaching, retries at once",
-        Remedy::FreeQuota => "a workspace of the same owner that falls asleep frees quota",
-        Remedy::Restore => "`podling restore` brings it back from an archive",
-        Remedy::Discard => "`podling rm --discard` deletes it without an archive",
+        Remedy::Unspecified => "upgrade this client to see what can be done".to_owned(),
+        Remedy::Use => "typing, writing a file through a client, or a busy program keeps it awake".to_owned(),
+        Remedy::KeepAwake => format!("`podling keep-awake {name} 2h` keeps it awake for that time"),
+        Remedy::Sleep => {
+            format!("`podling sleep {name}` puts it to sleep now (with --force if it is in use)")
+        }
+        Remedy::Wake => format!("{wake} wakes it and cancels the archiving"),
+        Remedy::WakeAfterSleep => format!("{wake} wakes it as soon as it has fallen asleep"),
+        Remedy::WakeStopsArchiving => format!("{wake} cancels the archiving and wakes it"),
+        Remedy::WakeRestores => format!("{wake} restores it from its archive"),
+        Remedy::WakeRetries => format!("{wake} retries the start at once"),
+        Remedy::FreeQuota => "to free quota, put another workspace of this owner to sleep".to_owned(),
+        Remedy::Restore => format!("`podling restore {name}` restores it from its newest archive"),
+        Remedy::Discard => format!("`podling rm --discard {name}` deletes it and its archives at once"),
     }
 }
 
 /// Converts the name of a proto enum value to its word in JSON: lower case with hyphens, without
 /// the prefix of its type. `word("STATE_REASON_CODE_IDLE", "STATE_REASON_CODE_")` is `idle`.
-///
-/// `name` is the value's name in the proto, `prefix` its type's: `word("STATE_REASON_CODE_IDLE",
-/// "STATE_REASON_CODE_")`.
 pub fn word(name: &str, prefix: &str) -> String {
     name.strip_prefix(prefix).unwrap_or(name).to_lowercase().replace('_', "-")
 }
 
-/// The word of an enum value in Kubernetes: `CamelCase`, without the prefix of its type.
+/// Converts the name of a proto enum value to its reason in Kubernetes: `CamelCase`, without the
+/// prefix of its type. `camel_case("STEP_WARN_OF_SLEEP", "STEP_")` is `WarnOfSleep`.
 pub fn camel_case(name: &str, prefix: &str) -> String {
     let words = name.strip_prefix(prefix).unwrap_or(name).split('_');
     let capitalised =
@@ -137,17 +167,27 @@ pub fn camel_case(name: &str, prefix: &str) -> String {
     capitalised.collect()
 }
 
+/// Renders the failure behind a reason. Leaves out the action that the reason itself names.
+fn cause(reason: &StateReason) -> String {
+    let Some(cause) = reason.cause.as_deref() else { return "unknown failure".to_owned() };
+    match (cause.code(), cause.operation()) {
+        (Code::ActionFailed, Operation::Archive | Operation::Restore) if !cause.detail.is_empty() => {
+            cause.detail.clone()
+        }
+        _ => start_failure(cause),
+    }
+}
+
 fn wait(wait: WaitReason, failed: Operation, detail: &str) -> String {
     let text = match wait {
         WaitReason::Unspecified => return detail.to_owned(),
-        WaitReason::QuotaExceeded => "waiting for quota of the namespace",
+        WaitReason::QuotaExceeded => "waiting for resource quota of the namespace",
         WaitReason::Unschedulable => "waiting for a node with enough free resources",
         WaitReason::SchedulingGated => "waiting for the scheduling gates of its pod to be removed",
         WaitReason::ImagePull => "waiting for its image, which could not be pulled yet",
         WaitReason::ResizeDeferred => {
-            let text = "waiting for free resources on its node; after sleep and wake it may get them on \
-                another node";
-            return with(text, detail);
+            let text = with("waiting for free resources on its node", detail);
+            return format!("{text}; after sleep and wake it may get them on another node");
         }
         WaitReason::ResizeRetried => "waiting for its node to apply the resize",
         WaitReason::ApiServerUnavailable => "waiting for the API server",
@@ -175,14 +215,19 @@ fn operation(operation: Operation) -> &'static str {
     }
 }
 
-fn decline(reason: DeclineReason) -> &'static str {
-    match reason {
-        DeclineReason::Unspecified => "the agent gave no reason",
-        DeclineReason::InUse => "the workspace is in use",
-        DeclineReason::IdleTooShort => "the workspace has not been idle for its whole timeout",
-        DeclineReason::RequestHeld => "a request arrived meanwhile",
-        DeclineReason::NotPrepared => "the agent is not prepared to sleep, or no longer",
-        DeclineReason::AlreadyCommitted => "the workspace is falling asleep already",
+/// Renders why the agent declined to sleep, in the past tense. The agent's own text is used where
+/// it says more than the enum.
+fn declined(reason: &StateReason) -> &str {
+    match (reason.decline(), reason.detail.as_str()) {
+        (DeclineReason::InUse, _) => "the workspace was in use",
+        (DeclineReason::NotPrepared, _) => "its preparation for sleep had expired",
+        (DeclineReason::AlreadyCommitted, _) => "the workspace was already falling asleep",
+        (DeclineReason::IdleTooShort, "") => "the workspace had not been idle for the whole idle timeout",
+        (DeclineReason::RequestHeld, "") => "a request arrived",
+        (DeclineReason::Unspecified, "") => "the agent gave no reason",
+        (DeclineReason::IdleTooShort | DeclineReason::RequestHeld | DeclineReason::Unspecified, detail) => {
+            detail
+        }
     }
 }
 
@@ -203,24 +248,36 @@ mod tests {
 
     #[test]
     fn cause_is_rendered_inside_its_reason() {
-        let cause = StateReason {
-            code: StateReasonCode::AgentEnded.into(),
-            detail: "killed by SIGKILL".into(),
+        let cause = |code: Code, operation: Operation, detail: &str| StateReason {
+            code: code.into(),
+            operation: operation.into(),
+            detail: detail.into(),
             ..Default::default()
         };
-        let reason = StateReason {
-            code: StateReasonCode::AgentRestarting.into(),
-            failures: 2,
-            cause: Some(cause.into()),
-            ..Default::default()
+        let rendered = |code: Code, failures, cause: StateReason| {
+            let code = code.into();
+            state_reason(&StateReason { code, failures, cause: Some(cause.into()), ..Default::default() })
         };
-        let text = "the agent is being restarted (failures so far: 2): the agent ended: killed by SIGKILL";
-        assert_eq!(state_reason(&reason), text);
+        let ended = cause(Code::AgentEnded, Operation::Unspecified, "exit code 1");
+        assert_eq!(
+            rendered(Code::AgentRestarting, 2, ended),
+            "the agent is being restarted after 2 failures in a row (last: the agent ended: exit code 1)"
+        );
+        let failed = cause(Code::AgentStartFailed, Operation::Unspecified, "exit code 2");
+        assert_eq!(
+            rendered(Code::AgentRestarting, 1, failed),
+            "the agent is being restarted after a failure (exit code 2)"
+        );
+        let full = cause(Code::ActionFailed, Operation::Archive, "the store is full");
+        assert_eq!(
+            rendered(Code::ArchiveFailed, 0, full),
+            "archiving failed and the storage stays: the store is full"
+        );
     }
 
     #[test]
     fn words_drop_the_prefix_of_their_type() {
-        let name = StateReasonCode::AgentSilentFallingAsleep.as_str_name();
+        let name = Code::AgentSilentFallingAsleep.as_str_name();
         assert_eq!(word(name, "STATE_REASON_CODE_"), "agent-silent-falling-asleep");
         assert_eq!(camel_case(name, "STATE_REASON_CODE_"), "AgentSilentFallingAsleep");
     }

@@ -1,8 +1,9 @@
-//! Tokens: JWTs signed with Ed25519 (`alg` EdDSA), short-lived and limited to verbs and workspaces.
+//! Tokens: JWTs signed with Ed25519 (`alg` EdDSA) that expire and are limited to verbs and
+//! workspaces.
 //!
-//! EdDSA is the only accepted algorithm. A token that names another is invalid, whatever its
-//! signature. The audience is in `aud`, so that a token that an agent has seen is useless at the
-//! gateway and at every other agent.
+//! EdDSA is the only accepted algorithm. A token that names another algorithm is invalid, whatever
+//! its signature. The claim `aud` limits a token to the control plane or to one agent. An agent
+//! therefore cannot use the tokens that it receives at the gateway or at another agent.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -15,9 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::verb::Verbs;
 
-/// Longest token that is parsed, in bytes. Bounds the work of an unauthenticated call.
+/// Longest token, in bytes; longer ones are invalid. Bounds the work of an unauthenticated call.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
-/// Tolerated difference between the clocks of two machines, in seconds.
+/// How far the time of issue may lie in the future, in seconds, because clocks of machines differ.
 pub const LEEWAY_SECONDS: u64 = 30;
 
 /// The service that a token is valid for.
@@ -42,7 +43,7 @@ pub struct TokenClaims {
     pub exp: u64,
     pub jti: String,
     pub verbs: Verbs,
-    /// Ids of the only workspaces it is valid for; `None` means all of the owner's.
+    /// Ids of the workspaces that the token is limited to; `None` if it is not limited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspaces: Option<Vec<String>>,
 }
@@ -51,15 +52,15 @@ pub struct TokenClaims {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// Malformed, signed by an unknown key, modified, or issued in the future.
-    #[error("the token is invalid")]
+    #[error("the token is not valid: it was modified, or another control plane created it")]
     Invalid,
-    #[error("the token has expired")]
+    #[error("the token has expired; create a new one")]
     Expired {
         /// In seconds since the Unix epoch.
         at: u64,
     },
     /// The token has another audience.
-    #[error("the token was made for another service")]
+    #[error("the token was created for another service; use one that was created for this service")]
     Foreign,
 }
 
@@ -83,13 +84,14 @@ struct JwtHeader {
 // === impl SigningKey ===
 
 impl SigningKey {
-    /// Generates a key; returns it with its PKCS#8 form, which must be kept secret.
+    /// Generates a key. Returns the key and its PKCS#8 form, which is secret. Returns `None` if the
+    /// system has no randomness.
     pub fn generate() -> Option<(Self, Vec<u8>)> {
         let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).ok()?;
         Some((Self::from_pkcs8(pkcs8.as_ref())?, pkcs8.as_ref().to_vec()))
     }
 
-    /// Parses a key in PKCS#8 form.
+    /// Parses a key in PKCS#8 form. Returns `None` if it is malformed.
     pub fn from_pkcs8(pkcs8: &[u8]) -> Option<Self> {
         let pair = Ed25519KeyPair::from_pkcs8(pkcs8).ok()?;
         // The id is a digest of the public key, so two programs that hold the same key agree on it.
@@ -97,12 +99,12 @@ impl SigningKey {
         Some(Self { id: BASE64.encode(&digest.as_ref()[..9]), pair })
     }
 
-    /// Key id (`kid`) of the tokens it signs.
+    /// Returns the key id, which is the `kid` of all tokens that the key signs.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The Ed25519 public key, 32 bytes.
+    /// Returns the Ed25519 public key, 32 bytes.
     pub fn public_key(&self) -> &[u8] {
         self.pair.public_key().as_ref()
     }
@@ -186,8 +188,7 @@ impl TryFrom<String> for Audience {
 /// the system has no randomness.
 pub fn random(bytes: usize) -> String {
     let mut buffer = vec![0; bytes];
-    // Nothing here is secure without randomness. The kernel's source does not fail once it is
-    // seeded.
+    // Tokens and secrets need randomness. The kernel's source does not fail once it is seeded.
     SystemRandom::new().fill(&mut buffer).expect("the system has no randomness");
     BASE64.encode(buffer)
 }

@@ -1,4 +1,4 @@
-//! String forms of verbs, and sets of verbs.
+//! Verbs, which are the permissions of tokens: their string forms, and sets of them.
 
 use std::{fmt, str::FromStr};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::v1::Verb;
 
-/// A set of verbs. `admin` in it allows everything except [`Verb::Agent`].
+/// A set of verbs. With `admin` it allows everything except [`Verb::Agent`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<String>", into = "Vec<String>")]
 pub struct Verbs(Vec<Verb>);
@@ -29,7 +29,7 @@ pub const ALL: &[(Verb, &str)] = &[
     (Verb::Admin, "admin"),
 ];
 
-/// The string form of a verb.
+/// Returns the string form of a verb.
 pub fn name(verb: Verb) -> &'static str {
     ALL.iter().find(|(v, _)| *v == verb).map_or("agent", |(_, n)| n)
 }
@@ -39,12 +39,12 @@ fn list() -> String {
 }
 
 impl Verbs {
-    /// The set that allows everything except [`Verb::Agent`].
+    /// Creates the set that allows everything except [`Verb::Agent`].
     pub fn admin() -> Self {
         Self(vec![Verb::Admin])
     }
 
-    /// The set of exactly these verbs.
+    /// Creates a set of exactly these verbs.
     pub fn only(verbs: impl IntoIterator<Item = Verb>) -> Self {
         let mut verbs: Vec<_> = verbs.into_iter().collect();
         verbs.sort_by_key(|v| *v as i32);
@@ -52,14 +52,14 @@ impl Verbs {
         Self(verbs)
     }
 
-    /// Whether a call that needs `verb` is allowed.
+    /// Returns whether a call that requires `verb` is allowed.
     pub fn allow(&self, verb: Verb) -> bool {
         verb != Verb::Agent
             && verb != Verb::Unspecified
             && (self.0.contains(&verb) || self.0.contains(&Verb::Admin))
     }
 
-    /// Whether this set allows everything that `other` allows.
+    /// Returns whether this set allows everything that `other` allows.
     pub fn include(&self, other: &Self) -> bool {
         other.0.iter().all(|v| self.allow(*v))
     }
@@ -68,7 +68,7 @@ impl Verbs {
         self.0.is_empty()
     }
 
-    /// The string forms, in the order of the enum.
+    /// Returns the string forms of the verbs, in the order of the enum.
     pub fn names(&self) -> Vec<String> {
         self.0.iter().map(|v| name(*v).to_owned()).collect()
     }

@@ -1,10 +1,10 @@
 //! Separates typed input from replies that the terminal emulator sends by itself.
 //!
-//! Both arrive on stdin. Replies (cursor position, device attributes, colours, focus) must not
-//! count as keystrokes. They must also not be typed into the shell when the query that caused them
-//! was replayed. The agent is therefore told the class of each input. Pure.
+//! Both arrive on stdin. Replies (cursor position, device attributes, colours, focus) must not keep
+//! the workspace awake as keystrokes do. The agent must also discard a reply to a query that was
+//! only replayed. Each input is therefore sent with its class. Pure.
 
-/// Class of a piece of stdin.
+/// Class of bytes from stdin, by their source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InputClass {
     /// Typed or pasted by the user.
@@ -17,13 +17,14 @@ pub enum InputClass {
 
 pub type ClassifiedInput = (InputClass, Vec<u8>);
 
-/// Longest escape sequence in bytes that is held back. A longer one counts as typed. Only clipboard
-/// replies come close to this size.
+/// Longest incomplete escape sequence that is held back, in bytes. A longer one counts as typed.
+/// Only clipboard replies come close to this size.
 const MAX_SEQUENCE: usize = 64 * 1024;
 const ESC: u8 = 0x1b;
 const BEL: u8 = 0x07;
 
-/// Splits stdin into classified inputs and holds back an incomplete escape sequence.
+/// Splits stdin into classified inputs. Holds back an incomplete escape sequence until its class is
+/// clear.
 #[derive(Debug)]
 pub struct InputClassifier {
     detach: Option<u8>,
@@ -44,7 +45,7 @@ impl InputClassifier {
         Self { detach, held: Vec::new(), pasting: false }
     }
 
-    /// Adds bytes from stdin and returns every input whose class is known now.
+    /// Adds bytes from stdin. Returns every input whose class is clear now.
     pub fn feed(&mut self, data: &[u8]) -> Vec<ClassifiedInput> {
         let mut input = std::mem::take(&mut self.held);
         input.extend_from_slice(data);
@@ -75,8 +76,8 @@ impl InputClassifier {
         !self.held.is_empty()
     }
 
-    /// Returns the held bytes as typed input, after the sequence did not continue in time. Alt-[ is
-    /// such an input.
+    /// Returns the held bytes as typed input, because the sequence did not continue in time. Alt-[
+    /// is such an input.
     pub fn flush(&mut self) -> Option<ClassifiedInput> {
         let held = std::mem::take(&mut self.held);
         (!held.is_empty()).then_some((InputClass::User, held))
@@ -151,7 +152,8 @@ fn control_string(bytes: &[u8]) -> EscapeSequence {
     });
     match terminator {
         Some(end) => EscapeSequence::Complete(end + 2, InputClass::Reply),
-        // A string contains only text. A control character shows that Alt-] or Alt-P was typed.
+        // A control string contains only text. A control character shows that Alt-] or Alt-P was
+        // typed.
         None if body.iter().any(|b| *b < 0x20 && *b != ESC) => EscapeSequence::Complete(1, InputClass::User),
         None => EscapeSequence::Incomplete,
     }
@@ -161,7 +163,7 @@ fn control_string(bytes: &[u8]) -> EscapeSequence {
 fn is_emulator_reply(body: &[u8], last: u8) -> bool {
     let private = matches!(body.first(), Some(b'?' | b'>' | b'='));
     match last {
-        // Cursor position. Shift-F3 has the same encoding; as a reply it still reaches the program.
+        // Cursor position. Shift-F3 has the same encoding, but a reply reaches the program as well.
         b'R' => body.contains(&b';'),
         // Device attributes, keyboard flags, graphics.
         b'c' | b'u' | b'S' => private,

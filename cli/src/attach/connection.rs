@@ -1,4 +1,4 @@
-//! Connection to one remote terminal: a sequence of Attach streams, each replacing a broken one.
+//! Connects to one remote terminal by a sequence of Attach streams. Each replaces one that broke.
 
 use std::{future::pending, pin::Pin};
 
@@ -28,7 +28,7 @@ pub struct TerminalConnection {
 }
 
 enum AttachStreamState {
-    /// No stream and no retry until [`TerminalConnection::open`] is called.
+    /// There is neither a stream nor a retry until [`TerminalConnection::open`] is called.
     Parked,
     /// Backing off until the next attempt.
     Waiting(Pin<Box<Sleep>>),

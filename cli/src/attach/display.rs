@@ -1,5 +1,5 @@
-//! Writes the terminal's output to the screen, in order and each byte once. Inserts messages and
-//! notices of the client between escape sequences, where they do no harm.
+//! Writes the terminal's output to the screen, in order and each byte once. Inserts the client's
+//! own messages and notices between two escape sequences, so that they split no sequence.
 
 use std::{
     collections::VecDeque,
@@ -18,7 +18,7 @@ const MAX_QUEUED: usize = 256 * 1024;
 /// Columns assumed when the screen does not report its size.
 const DEFAULT_COLS: u32 = 80;
 
-/// Output queue of the local screen. Holds the terminal in raw mode.
+/// Queue of output for the local screen. Keeps the local terminal in raw mode while it exists.
 #[derive(Debug)]
 pub struct ScreenWriter {
     stdout: AsyncStdio,
@@ -35,7 +35,7 @@ pub struct ScreenWriter {
 #[derive(Debug)]
 struct QueuedOutput {
     data: Bytes,
-    /// Offset behind this output. `None` for text of the client itself.
+    /// Offset behind this output in the byte log. `None` for text of the client itself.
     end: Option<u64>,
 }
 
@@ -67,7 +67,8 @@ impl ScreenWriter {
         self.position
     }
 
-    /// Returns the offset behind the last byte that was written to the screen.
+    /// Returns the offset behind the last byte that was written to the screen. Replies of the
+    /// emulator and acknowledgements refer to it.
     pub fn written(&self) -> u64 {
         self.written
     }
@@ -88,7 +89,7 @@ impl ScreenWriter {
         self.push(Bytes::new(), Some(offset));
     }
 
-    /// Queues output that begins at `offset`. Drops the part that was queued before.
+    /// Queues output that begins at `offset`. Drops its beginning if that was queued before.
     pub fn output(&mut self, offset: u64, mut data: Bytes) {
         let (epoch, position) = self.position.unwrap_or((0, offset));
         let repeated = usize::try_from(position.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
@@ -100,7 +101,7 @@ impl ScreenWriter {
         }
     }
 
-    /// Forgets the position. The next stream begins with a snapshot of the screen.
+    /// Forgets the position, so that the next stream begins with a snapshot of the screen.
     pub fn reset_position(&mut self) {
         self.position = None;
     }
@@ -132,7 +133,7 @@ impl ScreenWriter {
         self.notice = text;
     }
 
-    /// Writes the beginning of the queue once. Never resolves while the queue is empty.
+    /// Writes a part of the queue to the screen. Never resolves while the queue is empty.
     /// Cancel-safe.
     pub async fn write(&mut self) -> io::Result<()> {
         let Some(first) = self.queue.front_mut() else { return std::future::pending().await };
@@ -174,7 +175,7 @@ impl ScreenWriter {
                 paint.push_str(&format!("\x1b7\x1b[1;{column}H\x1b[0;7m {visible} \x1b[0m\x1b8"));
                 self.drawn_notice = Some(DrawnNotice { text, column });
             }
-            // A failed write means that the screen is gone.
+            // A write fails only if the screen is gone, and then the session is about to end.
             let mut stderr = io::stderr().lock();
             let _ = stderr.write_all(paint.as_bytes()).and_then(|()| stderr.flush());
         }

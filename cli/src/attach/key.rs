@@ -1,16 +1,16 @@
-//! The key that detaches from a terminal: a control character, written as `ctrl-]` or `^]`, or
-//! `none`.
+//! Parses the key that detaches from a terminal: a control character, written as `ctrl-]` or `^]`,
+//! or `none`.
 
 use std::{fmt, str::FromStr};
 
-/// Default of telnet, and less used by shells and editors than any other control key.
+/// The escape key of telnet. Shells and editors use it less than other control keys.
 pub const DEFAULT: &str = "ctrl-]";
 
 /// Control character of the detach key. `None` disables detaching by key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DetachKey(pub Option<u8>);
 
-/// Text that is not a valid detach key.
+/// Error for a text that is not a valid detach key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a valid detach key; write ctrl- and one of a-z @ \\ ] ^ _, or none")]
 pub struct DetachKeyError(String);

@@ -1,12 +1,12 @@
-//! Tracks which modes the remote program switched on in the local terminal, so that they can be
-//! restored. Also tracks whether the output is between two escape sequences, so that a notice does
-//! not split one.
+//! Tracks the modes that the remote program switches on in the local terminal, so that they can be
+//! switched off again. Also tracks whether the output is between two escape sequences, so that a
+//! notice does not split a sequence.
 //!
-//! Pure. Parses no more of the output than this needs.
+//! Pure. Parses only as much of the output as these two purposes need.
 
 use std::collections::BTreeSet;
 
-/// Longest parameter string in bytes that is parsed. Longer ones contain no mode.
+/// Longest parameter string that is parsed, in bytes. The rest of a longer string is ignored.
 const MAX_PARAMETERS: usize = 64;
 const ESC: u8 = 0x1b;
 /// DEC private modes that outlive their program, in the order in which they are switched off:
@@ -18,7 +18,7 @@ const RESTORED_MODES: &[u16] =
 const ALTERNATE_SCREENS: &[u16] = &[47, 1047, 1049];
 const CURSOR_VISIBLE: u16 = 25;
 
-/// Parser state and the modes that are on.
+/// State of the parser, and the modes that are switched on.
 #[derive(Debug, Default)]
 pub struct TerminalModes {
     state: EscapeParserState,
@@ -33,7 +33,7 @@ pub struct TerminalModes {
 enum EscapeParserState {
     #[default]
     Ground,
-    /// Inside a multi-byte character. The number of bytes that follow.
+    /// Inside a multi-byte character, with this number of bytes to follow.
     Character(u8),
     Escape,
     /// Behind ESC and an intermediate byte. One final byte follows.
@@ -44,7 +44,8 @@ enum EscapeParserState {
 }
 
 impl TerminalModes {
-    /// Parses output. Returns whether [`Self::restore_sequence`] may have changed.
+    /// Parses output. Returns whether [`Self::restore_sequence`] has changed, judged by the number
+    /// of modes that are on.
     pub fn feed(&mut self, data: &[u8]) -> bool {
         let before = self.summary();
         for &byte in data {
@@ -58,8 +59,8 @@ impl TerminalModes {
         self.state == EscapeParserState::Ground
     }
 
-    /// Returns the bytes that restore the terminal. Contains only modes that are on: leaving an
-    /// alternate screen that was never entered would move the cursor.
+    /// Returns the bytes that restore the terminal. They switch off only modes that are on, because
+    /// leaving an alternate screen that was never entered would move the cursor.
     pub fn restore_sequence(&self) -> Vec<u8> {
         let mut undo = String::new();
         if self.state != EscapeParserState::Ground {

@@ -1,5 +1,5 @@
-//! Notifications for an attached user from outside the terminal: sleep warnings and wake progress.
-//! None of these calls wakes a workspace.
+//! Notifies an attached user of what happens outside the terminal: sleep warnings and the progress
+//! of a wake. The calls of this module never wake a workspace.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,21 +20,21 @@ use crate::{
     workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
 };
 
-/// Granularity of the countdown to sleep, in seconds. The last ten seconds are counted one by one.
+/// Step of the countdown to sleep, in seconds. The last ten seconds are counted one by one.
 const COUNTDOWN_STEP: u64 = 10;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Notification {
-    /// The workspace sleeps at this time unless it is used. `None` withdraws the warning.
+    /// The workspace falls asleep at this time unless it is used. `None` withdraws the warning.
     SleepsAt(Option<Timestamp>),
     /// State of a workspace that is waking, as text.
     Status(String),
 }
 
-/// Endless stream. Dropping it ends the watch behind it.
+/// Stream of notifications that never ends. Dropping it closes the watch that feeds it.
 pub type NotificationStream = LocalBoxStream<'static, Notification>;
 
-/// Activity watch of one workspace, reopened when it breaks.
+/// Watch of one workspace's activity across any number of connections.
 struct ActivityWatch {
     workspace_client: WorkspaceClient,
     stream: Option<Streaming<WatchActivityResponse>>,
@@ -46,7 +46,7 @@ pub fn none() -> NotificationStream {
     stream::pending().boxed_local()
 }
 
-/// Returns the sleep warnings of a workspace. A broken connection is retried silently.
+/// Returns the sleep warnings of a workspace. Reopens a broken connection without a notification.
 pub fn sleep_warnings(workspace_client: &WorkspaceClient) -> NotificationStream {
     let watch = ActivityWatch {
         workspace_client: workspace_client.without_waking(),
@@ -60,7 +60,7 @@ pub fn sleep_warnings(workspace_client: &WorkspaceClient) -> NotificationStream 
     .boxed_local()
 }
 
-/// Returns the states of a workspace (by id) that is waking.
+/// Returns the states that a waking workspace passes through. `id` is the workspace's id.
 pub fn wake_progress(client: &Client, id: &str) -> NotificationStream {
     let follow = WorkspaceWatcher::new(client.clone(), id.to_owned());
     stream::unfold(follow, |mut follow| async move {
@@ -68,7 +68,7 @@ pub fn wake_progress(client: &Client, id: &str) -> NotificationStream {
             Ok(WorkspaceChange::Current(workspace)) => {
                 Some((Notification::Status(describe(&workspace)), follow))
             }
-            // The attempt to attach reports the reason.
+            // The attempt to attach reports the reason, so no notification is needed.
             Ok(WorkspaceChange::Deleted) | Err(_) => None,
         }
     })
@@ -76,16 +76,16 @@ pub fn wake_progress(client: &Client, id: &str) -> NotificationStream {
     .boxed_local()
 }
 
-/// Returns the text of a sleep warning.
+/// Renders a sleep warning for the workspace with this name.
 pub fn warning_text(name: &str, at: Timestamp, now: SystemTime) -> String {
     let left = left(Some(at), now).unwrap_or_default();
-    // A countdown by seconds distracts; only the last ten seconds are shown exactly.
+    // A countdown in seconds distracts, so only the last ten seconds are counted one by one.
     let left = match left.as_secs() {
         seconds @ COUNTDOWN_STEP.. => Duration::from_secs(seconds / COUNTDOWN_STEP * COUNTDOWN_STEP),
         _ => left,
     };
     let when = brief(left).map_or_else(|| "now".to_owned(), |left| format!("in {left}"));
-    format!("{name} sleeps {when}; press any key to keep it awake")
+    format!("{name} falls asleep {when}; press any key to keep it awake")
 }
 
 impl ActivityWatch {
@@ -119,9 +119,18 @@ mod tests {
     fn sleep_warning_shows_time_left() {
         let now = SystemTime::UNIX_EPOCH;
         let at = |seconds| Timestamp::from(now + Duration::from_secs(seconds));
-        assert_eq!(warning_text("demo", at(119), now), "demo sleeps in 2m; press any key to keep it awake");
-        assert_eq!(warning_text("demo", at(29), now), "demo sleeps in 20s; press any key to keep it awake");
-        assert_eq!(warning_text("demo", at(9), now), "demo sleeps in 9s; press any key to keep it awake");
-        assert_eq!(warning_text("demo", at(0), now), "demo sleeps now; press any key to keep it awake");
+        assert_eq!(
+            warning_text("demo", at(119), now),
+            "demo falls asleep in 2m; press any key to keep it awake"
+        );
+        assert_eq!(
+            warning_text("demo", at(29), now),
+            "demo falls asleep in 20s; press any key to keep it awake"
+        );
+        assert_eq!(
+            warning_text("demo", at(9), now),
+            "demo falls asleep in 9s; press any key to keep it awake"
+        );
+        assert_eq!(warning_text("demo", at(0), now), "demo falls asleep now; press any key to keep it awake");
     }
 }

@@ -1,17 +1,17 @@
-//! Typed input that is not yet acknowledged. A broken connection neither loses nor doubles a
-//! keystroke.
+//! Queues typed input until the agent acknowledges it, so that a broken connection neither loses
+//! nor repeats a keystroke.
 //!
-//! Input is a byte stream per (epoch, client) with offsets. Unacknowledged input is kept and sent
-//! again from the offset that the agent expects. Input for an earlier epoch is dropped and never
-//! typed into another shell. Pure.
+//! Input is a byte stream per (epoch, client) with offsets. On a new connection, unacknowledged
+//! input is sent again from the offset that the agent expects. Input for an earlier epoch is
+//! dropped and never typed into another shell. Pure.
 
 use std::collections::VecDeque;
 
 use bytes::{Buf as _, Bytes};
 use podling_proto::agent::v1::{Input, InputKind};
 
-/// Unacknowledged bytes at which stdin is no longer read. With one more read (64 KiB) the total
-/// stays within the 256 KiB that an agent always accepts.
+/// Stdin is not read while at least this number of bytes is unacknowledged. With one more read of
+/// 64 KiB, the queue stays within the 256 KiB that an agent always accepts.
 pub const MAX_BYTES: usize = 192 * 1024;
 /// Bytes per message. Small enough that acknowledgements arrive during a large paste.
 const MAX_PIECE: usize = 64 * 1024;
@@ -35,7 +35,7 @@ struct UnackedInput {
     reply_at: u64,
 }
 
-/// What happened to the queued input when a stream started.
+/// Effect of a new stream on the queued input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamStart {
     /// First stream, or the same epoch as before. The queue is sent from the offset that the agent
@@ -49,12 +49,13 @@ pub enum StreamStart {
 }
 
 impl InputOutbox {
-    /// Returns whether more may be read from stdin.
+    /// Returns whether the queue accepts more input from stdin.
     pub fn has_capacity(&self) -> bool {
         self.bytes < MAX_BYTES
     }
 
-    /// Queues input. For replies, `reply_at` is the output offset that the emulator had received.
+    /// Queues input. For replies, `reply_at` is the offset of the output that the emulator had
+    /// received.
     pub fn push(&mut self, data: Vec<u8>, kind: InputKind, reply_at: u64) {
         let mut data = Bytes::from(data);
         self.bytes += data.len();
@@ -95,7 +96,7 @@ impl InputOutbox {
         dropped
     }
 
-    /// Returns whether input waits to be sent on the present stream.
+    /// Returns whether the queue has input that was not sent on the present stream.
     pub fn has_unsent(&self) -> bool {
         self.epoch.is_some() && self.sent < self.acked + self.bytes as u64
     }
@@ -140,8 +141,8 @@ impl InputOutbox {
         }
     }
 
-    /// Sends everything from `offset` again: after a hole, or on a new stream. Returns the number
-    /// of bytes that were dropped because `offset` is outside the queue.
+    /// Sends everything from `offset` again, because the agent missed input or the stream is new.
+    /// Returns the number of bytes that were dropped because `offset` is outside the queue.
     pub fn resend_from(&mut self, offset: u64) -> usize {
         let end = self.acked + self.bytes as u64;
         if (self.acked..=end).contains(&offset) {
@@ -275,7 +276,7 @@ mod tests {
         assert!(outbox.has_capacity());
     }
 
-    /// Something that happens to input in flight.
+    /// Step of a random run between the user, the connection and the agent.
     #[derive(Debug, Clone)]
     enum Event {
         Type(u8),
@@ -295,14 +296,15 @@ mod tests {
         ]
     }
 
-    /// Agent side: accepts new input, drops repeats, and fails on holes.
+    /// Model of the agent. It accepts new input, drops repeated input, and fails if input is
+    /// missing.
     #[derive(Default)]
     struct Agent(Vec<u8>);
 
     impl Agent {
         fn take(&mut self, input: &Input) {
             let have = self.0.len() as u64;
-            assert!(input.offset <= have, "a hole: {} after {have}", input.offset);
+            assert!(input.offset <= have, "input is missing: {} after {have}", input.offset);
             let skip = (have - input.offset) as usize;
             self.0.extend_from_slice(input.data.get(skip..).unwrap_or_default());
         }

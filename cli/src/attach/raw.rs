@@ -1,5 +1,6 @@
-//! Raw mode of the local terminal. It is restored when the guard is dropped, when a panic unwinds,
-//! and before a signal ends the process (the session turns signals into an orderly end).
+//! Puts the local terminal into raw mode. The previous mode is restored when the guard is dropped,
+//! and when a panic is reported. A signal ends the session in an orderly way, which drops the
+//! guard.
 
 use std::{
     io::{self, Write as _},
@@ -12,7 +13,7 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetat
 
 use super::modes::TerminalModes;
 
-/// State to restore. Static because the panic hook can reach it in no other way.
+/// State of the terminal before raw mode. Static, because the panic hook cannot reach it otherwise.
 static SAVED: Mutex<Option<SavedTerminal>> = Mutex::new(None);
 static HOOK: Once = Once::new();
 
@@ -21,7 +22,7 @@ struct SavedTerminal {
     undo: Vec<u8>,
 }
 
-/// Guard: the local terminal is in raw mode while it lives.
+/// Guard that keeps the local terminal in raw mode until it is dropped.
 #[derive(Debug)]
 pub struct RawMode(());
 
@@ -64,7 +65,7 @@ fn saved() -> MutexGuard<'static, Option<SavedTerminal>> {
 
 fn restore() {
     let Some(earlier) = saved().take() else { return };
-    // Errors are ignored: a closed terminal accepts neither.
+    // Errors are ignored, because a closed terminal needs no restoring.
     let mut stdout = io::stdout().lock();
     let _ = stdout.write_all(&earlier.undo).and_then(|()| stdout.flush());
     let _ = tcsetattr(io::stdin().as_fd(), OptionalActions::Now, &earlier.termios);

@@ -1,7 +1,8 @@
-//! One attached terminal, from attach to exit or detach, across any number of connections.
+//! Keeps one terminal attached until its program exits or the user detaches, across any number of
+//! connections.
 //!
-//! A broken connection loses nothing: output resumes behind the last byte received, input at the
-//! offset that the agent expects. `incoming` handles responses, `outgoing` builds requests, and
+//! After a broken connection, output resumes behind the last byte received, and input at the offset
+//! that the agent expects. `incoming` handles responses, `outgoing` builds requests, and
 //! `sleep_overlay` handles a workspace that falls asleep.
 
 mod incoming;
@@ -44,9 +45,9 @@ use crate::{
 
 /// Time after which an incomplete escape sequence on stdin counts as typed.
 const SEQUENCE_TIMEOUT: Duration = Duration::from_millis(50);
-/// A connection that is lost for less time is not reported.
+/// How long a connection is lost before the user is notified.
 const NOTICE_DELAY: Duration = Duration::from_secs(1);
-/// Time to wait for acknowledgement of the last keystrokes when detaching.
+/// How long detaching waits until the agent has acknowledged the last keystrokes.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval at which the countdown to sleep is redrawn.
 const WARNING_INTERVAL: Duration = Duration::from_secs(5);
@@ -82,18 +83,19 @@ pub struct AttachSession {
     classifier: InputClassifier,
     /// When an incomplete sequence on stdin counts as typed.
     flush_at: Instant,
-    /// When input that was refused temporarily is sent again, unless the agent accepts some before.
+    /// When input that the agent refused for now is sent again. `None` once the agent accepts
+    /// input.
     resend_at: Option<Instant>,
     acked: u64,
-    /// A new size that the agent does not know yet.
+    /// New size of the local terminal that was not sent to the agent yet.
     resize: Option<Size>,
-    /// Whether a stream was ever open. Before that, a missing terminal is an error; afterwards it
-    /// means an agent restart.
+    /// Whether a stream has ever started. Before that, a missing terminal is a user's error. After
+    /// that, it means that the agent was restarted.
     has_started: bool,
     leaving: Option<(AttachEnd, Instant)>,
     key: DetachKey,
     notifications: notifications::NotificationStream,
-    /// When the workspace sleeps unless it is used.
+    /// When the workspace falls asleep unless it is used.
     warning: Option<Timestamp>,
     /// State of the waking workspace, as text.
     wake_status: String,
@@ -178,7 +180,8 @@ impl AttachSession {
         }
     }
 
-    /// Returns how the session ended, once nothing is left to do.
+    /// Returns how the session ended, once its last output is written or its last input is
+    /// acknowledged.
     fn take_finished_end(&mut self) -> Option<AttachEnd> {
         let (end, deadline) = self.leaving.as_ref()?;
         let done = match end {
@@ -219,7 +222,8 @@ impl AttachSession {
             _ if self.leaving.is_some() => {}
             (_, SleepOverlay::Asleep | SleepOverlay::Waking(_)) => self.handle_input_asleep(&(kind, data)),
             (InputClass::User, _) => {
-                // Typing keeps the workspace awake; the agent confirms it a moment later.
+                // Typing keeps the workspace awake, so the warning is withdrawn before the agent
+                // does so.
                 self.warning = None;
                 self.outbox.push(data, InputKind::User, 0);
             }

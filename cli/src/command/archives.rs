@@ -16,9 +16,9 @@ use crate::{
 
 /// List the archives of workspaces, including deleted ones
 ///
-/// The control plane archives a workspace that has been asleep for its --archive-after time, and
-/// before it deletes one. Each archive was read back and compared before it was listed. To save
-/// files on your own machine, use `podling export`.
+/// The control plane archives a workspace when it has been asleep for its --archive-after time, and
+/// before it is deleted. Every listed archive has been read back and compared with what was read
+/// from the workspace. To save files on your own machine, use `podling export`.
 #[derive(Debug, Args)]
 pub struct ArchivesArgs {
     /// Show only the archives of this workspace (name or id)
@@ -39,7 +39,7 @@ impl ArchivesArgs {
             output::json(&archives.iter().map(ArchiveJson::from).collect::<Vec<_>>())?;
         } else if archives.is_empty() {
             let message =
-                "No archives exist. A workspace is archived after a long sleep, and before it is deleted";
+                "There are no archives. A workspace is archived after a long sleep, and before it is deleted";
             eprintln!("{message}.");
         } else {
             output::print(&archive::table(&archives, SystemTime::now(), self.all_owners))?;

@@ -32,7 +32,7 @@ use crate::{
     wake_spinner::WakeSpinner,
 };
 
-/// Terminal that is opened if none is named.
+/// Name of the terminal that is opened if no name is given.
 const DEFAULT_TERMINAL: &str = "main";
 const REQUEST_ID_BYTES: usize = 12;
 /// Environment variables that describe the local terminal to remote programs.
@@ -45,9 +45,11 @@ Examples:
 
 /// Open a terminal in a workspace
 ///
-/// The terminal and its programs keep running when you detach or when the connection breaks; a
-/// broken connection is resumed without losing a byte. A sleeping workspace is woken. If the
-/// workspace falls asleep while you are attached, press a key to wake it.
+/// The terminal and its programs keep running when you detach or when the connection breaks. A
+/// broken connection is reopened, and the terminal continues where it stopped.
+///
+/// A sleeping workspace is woken. If the workspace falls asleep while you are attached, press a key
+/// to wake it.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct AttachArgs {
@@ -55,10 +57,10 @@ pub struct AttachArgs {
     name: String,
     /// Name or id of the terminal [default: main, created if it does not exist]
     terminal: Option<String>,
-    /// Create a new terminal, with the given name if there is one
+    /// Create a new terminal, named TERMINAL if that is given
     #[arg(long)]
     new: bool,
-    /// Key that detaches: ctrl-CHARACTER, ^CHARACTER, or none
+    /// Key that detaches, written as ctrl-CHARACTER or ^CHARACTER; "none" for no key
     #[arg(long, value_name = "KEY", default_value = key::DEFAULT)]
     detach_key: DetachKey,
     /// Program to run in the new terminal instead of the shell
@@ -81,7 +83,7 @@ impl AttachArgs {
         let terminal_label = output::plain(terminal_label);
         eprintln!("attached to {terminal_label} in {}; detach with {}", self.name, self.detach_key);
         let session = AttachSession::new(client, workspace, terminal.id.clone(), is_new, self.detach_key)?;
-        // The session has restored the terminal, but the cursor may be anywhere.
+        // The session has restored the terminal, but the cursor may be in the middle of a line.
         let end = session.run(signals).await.inspect_err(|_| eprintln!())?;
         Ok(match end {
             AttachEnd::Exited(exit) => {
@@ -128,7 +130,7 @@ impl AttachArgs {
             return Ok((wake_spinner.show_during(self.create(&workspace_client, name)).await?, true));
         }
         let terminals = match list(&workspace_client).await {
-            // Terminals return when the workspace wakes. Listing them does not wake it.
+            // The terminals return when the workspace wakes, but listing them does not wake it.
             Err(status) if is_asleep_refusal(&status) => {
                 wake_and_wait(client, workspace).await?;
                 list(&workspace_client).await?
@@ -180,9 +182,9 @@ async fn list(workspace_client: &WorkspaceClient) -> Result<Vec<Terminal>, Statu
     Ok(answer.await?.terminals)
 }
 
-/// Waits until the workspace is awake and shows its progress. A token without the lifecycle verb
-/// may still wake a workspace by attaching. In that case a terminal that does not exist is
-/// attached.
+/// Wakes the workspace, and shows its progress until it is awake. A token without the verb
+/// `lifecycle` may wake a workspace only by attaching. For such a token, the function attaches to a
+/// terminal that does not exist, which wakes the workspace before it fails.
 async fn wake_and_wait(client: &Client, workspace: &Workspace) -> Result<(), CommandFailure> {
     match wake(client, &workspace.id).await {
         Err(failure) if failure.reason() == Some(Reason::VerbMissing) => {
@@ -198,13 +200,14 @@ async fn wake_and_wait(client: &Client, workspace: &Workspace) -> Result<(), Com
     }
 }
 
-/// Returns whether the workspace has no running agent because it sleeps or failed.
+/// Returns whether the call failed because the workspace is not awake or failed to start.
 fn is_asleep_refusal(status: &Status) -> bool {
     matches!(error::reason(status), Some(Reason::NotAwake | Reason::WorkspaceFailed))
 }
 
-/// Selects a terminal by id, then by name (running ones first, newest first). Without a name,
-/// selects `main`, otherwise the newest running terminal.
+/// Selects a terminal by its id, or else by its name. Of several terminals with the name, prefers
+/// running ones, and then the newest. Without a selector, selects the running terminal `main`, or
+/// else the newest running terminal.
 fn find_terminal<'a>(terminals: &'a [Terminal], selector: Option<&str>) -> Option<&'a Terminal> {
     let running = || terminals.iter().rev().filter(|terminal| terminal.exit.is_none());
     match selector {

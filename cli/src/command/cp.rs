@@ -40,8 +40,8 @@ Examples:
 /// contents. A file arrives completely or not at all, and keeps its permissions and modification
 /// time.
 ///
-/// SRC itself may be a symbolic link and is followed. Links inside a directory are skipped and
-/// listed; -L copies their targets.
+/// SRC itself may be a symbolic link, which is followed. Symbolic links inside a directory are
+/// skipped and listed; -L copies their targets.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct CpArgs {
@@ -56,7 +56,7 @@ pub struct CpArgs {
     follow: bool,
 }
 
-/// JSON result of a copy.
+/// Result of a copy, as `--json` prints it.
 #[derive(Debug, Default, Serialize)]
 struct CopySummary {
     files: usize,
@@ -154,7 +154,7 @@ async fn download_path(
     symlinks: SymlinkPolicy,
 ) -> Result<CopySummary, CommandFailure> {
     let into = !contents && (to.as_os_str().as_bytes().ends_with(b"/") || to.is_dir());
-    // The root has no name, so its contents are copied.
+    // The root of a workspace has no name, so its contents are copied.
     let target = match from.name().filter(|_| into) {
         Some(name) => to.join(name),
         None => to.clone(),

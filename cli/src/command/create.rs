@@ -17,13 +17,13 @@ use crate::{
     output,
     policy::PolicyFlags,
     state_waiter::{self, TargetState},
-    view::{WorkspaceJson, state},
+    view::{WorkspaceJson, state_clause},
 };
 
 const REQUEST_ID_BYTES: usize = 12;
 
 const EXAMPLES: &str = "\
-Policy flags that are not given come from the template.
+The template sets each policy value for which no flag is given.
 
 Example:
   podling create demo --template python --idle-timeout 30m --archive-after 2d";
@@ -39,10 +39,10 @@ pub struct CreateArgs {
     template: String,
     #[command(flatten)]
     policy: PolicyFlags,
-    /// Set an environment variable in the workspace; KEY alone passes the local value on
+    /// Set an environment variable in the workspace; KEY alone copies the value from your shell
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     env: Vec<String>,
-    /// Use the workspace of this name if it exists already
+    /// Use the workspace of this name if it already exists, instead of failing
     #[arg(long)]
     reconnect: bool,
     /// Return immediately instead of waiting until the workspace is awake
@@ -77,7 +77,7 @@ impl CreateArgs {
             let made = if created { "" } else { " (existed already)" };
             let took = duration::show(started_at.elapsed());
             let Workspace { name, .. } = &workspace;
-            output::line(&format!("{name} is {}{made}, after {took}", state(workspace.state())))?;
+            output::line(&format!("{name} {}{made}, after {took}", state_clause(workspace.state())))?;
             output::line(&format!("  open a terminal in it with: podling attach {name}"))?;
         }
         Ok(0)

@@ -16,15 +16,15 @@ use crate::{
     target::ControlPlaneTarget,
 };
 
-/// Time for the control plane to exit after all workspaces are asleep.
+/// How long the control plane may take to exit once all workspaces are asleep.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Interval between checks whether the control plane has exited.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Put all workspaces to sleep and stop the control plane
 ///
-/// Processes in the workspaces end; files stay. `podling up` starts the control plane again. Fails
-/// if a workspace is in use, unless --force is given.
+/// The processes of all workspaces end, and their files stay. Fails if a workspace is in use,
+/// unless --force is given. `podling up` starts the control plane again.
 #[derive(Debug, Args)]
 pub struct DownArgs {
     /// Also end the processes of workspaces that are in use
@@ -64,7 +64,8 @@ impl DownArgs {
     }
 }
 
-/// Reads the progress stream to its end. Returns the number of workspaces.
+/// Shows the progress until the stream ends. Returns the number of workspaces that were put to
+/// sleep.
 async fn drain(mut stream: Streaming<DownResponse>, spinner: &indicatif::ProgressBar) -> Result<u32, Status> {
     let mut total = 0;
     let mut remaining = u32::MAX;
@@ -72,7 +73,7 @@ async fn drain(mut stream: Streaming<DownResponse>, spinner: &indicatif::Progres
         match stream.message().await {
             Ok(Some(progress)) => {
                 (total, remaining) = (progress.total, progress.remaining);
-                spinner.set_message(format!("{remaining} of {total} workspaces left"));
+                spinner.set_message(format!("waiting until {remaining} of {total} workspaces are asleep"));
             }
             Ok(None) => return Ok(total),
             // The control plane stops when everything is asleep, which closes the connection.
@@ -94,7 +95,7 @@ async fn wait_until_stopped(data: &Path) -> Result<(), CommandFailure> {
     Ok(())
 }
 
-/// Returns a failure that names the workspaces in use.
+/// Converts a refusal because of workspaces in use to a failure that names them.
 fn busy_failure(status: Status) -> CommandFailure {
     match (error::reason(&status), error::detail(&status, "workspaces")) {
         (Some(Reason::Busy), Some(names)) if !status.message().contains(&names) => CommandFailure::Refused(

@@ -1,4 +1,4 @@
-//! `podling explain`: shows why a workspace is in its state, and what happens next.
+//! `podling explain`: shows the state of a workspace, the reason for it, and what happens next.
 
 use std::time::{Duration, SystemTime};
 
@@ -22,16 +22,18 @@ use crate::{
     view::{ActivityJson, WorkspaceJson},
 };
 
-/// Time for the agent to answer. After that, the activity of its last heartbeat is shown.
+/// How long to wait for the activity from the agent itself. After that, the activity of its last
+/// heartbeat is shown.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Explain the state of a workspace
 ///
-/// Shows why the workspace is in its state, the activity that keeps it awake, the next transition,
-/// what would change it, its archives, and the latest decisions.
+/// Shows why the workspace is in its state, what keeps it awake, what happens next and how to
+/// change that, its archives, and the latest decisions of the control plane. Never wakes the
+/// workspace.
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// Name or id of the workspace; a deleted one works as long as it has an archive
+    /// Name or id of a workspace, or of a deleted workspace that still has an archive
     name: String,
 }
 
@@ -39,10 +41,11 @@ pub struct ExplainArgs {
 struct ExplanationJson {
     #[serde(flatten)]
     workspace: WorkspaceJson,
-    /// True if the activity is the agent's own answer, false if it is from its last heartbeat.
+    /// True if the agent itself reported `activity` just now, false if it is from the last
+    /// heartbeat.
     fresh: bool,
     activity: Option<ActivityJson>,
-    /// What a user can do to change the next step, as codes: `use`, `keep-awake`, `wake`, …
+    /// Codes of what a user can do to change the next step: `use`, `keep-awake`, `wake`, …
     remedies: Vec<String>,
     archives: Vec<ArchiveJson>,
     /// Latest decisions, oldest first.
@@ -70,7 +73,7 @@ impl ExplainArgs {
     async fn gather(&self, client: &Client) -> Result<ExplainData, CommandFailure> {
         let answer = match explain_workspace(client, &self.name).await {
             Err(missing) if missing.exit_code() == failure::NOT_FOUND => {
-                // A deleted workspace has lost its name, but its archives hold its id.
+                // The name of a deleted workspace is free again, but its archives have its id.
                 let left = archive::list_for_workspace(client, &self.name).await.unwrap_or_default();
                 let newest = left.first().ok_or(missing)?;
                 explain_workspace(client, &newest.workspace_id).await?
@@ -79,7 +82,7 @@ impl ExplainArgs {
         };
         let id = answer.workspace.as_ref().map_or(self.name.as_str(), |workspace| workspace.id.as_str());
         let archives = archive::list_for_workspace(client, id).await?;
-        Ok(ExplainData { answer, archives, fresh: false })
+        Ok(ExplainData { answer, selector: self.name.clone(), archives, fresh: false })
     }
 }
 
@@ -118,7 +121,8 @@ async fn explain_workspace(
     Ok(answer.await?)
 }
 
-/// Returns the activity from the agent itself if the workspace is awake. Never wakes it.
+/// Asks the agent of an awake workspace for its activity. Returns `None` if it does not answer in
+/// time. Never wakes the workspace.
 async fn fetch_activity(client: &Client, workspace: &Workspace) -> Option<ActivityState> {
     if workspace.state() != State::Awake {
         return None;

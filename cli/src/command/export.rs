@@ -30,9 +30,9 @@ Example:
 
 /// Save a workspace or one of its directories as a zip
 ///
-/// The zip holds permissions, modification times, symbolic links and empty directories. Files that
-/// cannot be read, or that change while they are read, are listed. In that case the zip is still
-/// written and the exit code is 1.
+/// The zip contains permissions, modification times, symbolic links and empty directories. Files
+/// that cannot be read, or that change while they are read, are listed. In that case the zip is
+/// still written, and the exit code is 1.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ExportArgs {
@@ -46,12 +46,12 @@ pub struct ExportArgs {
     /// Skip paths that match this .gitignore pattern; may be repeated
     #[arg(long, value_name = "PATTERN")]
     ignore: Vec<String>,
-    /// Skip paths that the .gitignore and .ignore files in the workspace name
+    /// Skip paths that the workspace's own .gitignore and .ignore files exclude
     #[arg(long)]
     ignore_files: bool,
 }
 
-/// JSON result of an export.
+/// Result of an export, as `--json` prints it.
 #[derive(Debug, Serialize)]
 struct ExportSummary {
     file: String,
@@ -84,7 +84,7 @@ impl ExportArgs {
         let client = context.client().await?;
         let workspace = client.find(&self.workspace).await?;
         let workspace_client = client.workspace_client_for(&workspace);
-        // The call may wait until the workspace is awake or restored.
+        // The gateway holds the call until the workspace is awake or restored.
         let wake_spinner = WakeSpinner::new(client, workspace.id);
         let request = CreateArchiveRequest {
             path: Some(path.wire()),
@@ -119,7 +119,7 @@ impl ExportArgs {
         })?;
         if digest.finish().as_ref() != end.archive_sha256 {
             return Err(CommandFailure::Other(format!(
-                "cannot export {}: the zip has a wrong checksum; nothing was saved; try again",
+                "cannot export {}: the zip arrived with a wrong checksum; try again",
                 self.workspace
             )));
         }
@@ -164,7 +164,8 @@ impl ZipSink {
         }
     }
 
-    /// Completes the file. Returns its name, and whether it is standard output.
+    /// Completes the file and gives it its name. Returns the name, and whether the zip went to
+    /// standard output.
     async fn finish(self) -> Result<(String, bool), CommandFailure> {
         let Self::File { mut file, partial_file, path } = self else { return Ok(("-".to_owned(), true)) };
         let write_error = || CommandFailure::io(format!("cannot write {}", path.display()));

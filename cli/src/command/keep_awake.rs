@@ -1,5 +1,5 @@
-//! `podling keep-awake`: holds a lease that keeps a workspace awake, for a time or while a local
-//! command runs.
+//! `podling keep-awake`: keeps a workspace awake by a lease, for a time or while a local command
+//! runs.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -32,9 +32,9 @@ use crate::{
 
 /// Duration of the lease while a command runs.
 const LEASE_DURATION: Duration = Duration::from_secs(120);
-/// Renewal interval. Two renewals in a row may fail before the lease expires.
+/// Interval between renewals. Two renewals in a row may fail before the lease expires.
 const RENEW_EVERY: Duration = Duration::from_secs(40);
-/// Time to release the lease at the end. Afterwards it expires by itself.
+/// Time limit for releasing the lease at the end. If it passes, the lease expires by itself.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Name of the lease if none is given.
 const DEFAULT_LEASE: &str = "manual";
@@ -55,18 +55,18 @@ Examples:
 pub struct KeepAwakeArgs {
     /// Name or id of the workspace
     name: String,
-    /// Time to keep it awake, for example 30m or 2h; at most 24h
+    /// Time to keep the workspace awake, for example 30m or 2h; at most 24h
     #[arg(
         value_parser = duration::parse,
         required_unless_present_any = ["command", "release"],
         conflicts_with_all = ["command", "release"]
     )]
     duration: Option<Duration>,
-    /// Name of the lease; the same name renews it [default: manual, or a unique name
-    /// with CMD]
+    /// Name of the lease; a lease of this name is renewed [default: manual, or a unique name with
+    /// CMD]
     #[arg(long, value_name = "LEASE")]
     lease: Option<String>,
-    /// Reason, shown by `podling explain` [default: CMD, if given]
+    /// Reason that `podling explain` shows [default: CMD, if given]
     #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
     /// Release the lease instead of taking it
@@ -131,7 +131,7 @@ impl KeepAwakeArgs {
             .map_err(code)?;
         let workspace_client =
             context.client().await.map_err(code)?.workspace_client(&self.name).await.map_err(code)?;
-        // The random suffix keeps two concurrent commands from releasing each other's lease.
+        // Without the random suffix, two concurrent commands would release each other's lease.
         let name = self.lease.unwrap_or_else(|| format!("{}-{}", self.command[0], token::random(6)));
         let mut reason = if self.reason.is_empty() { self.command.join(" ") } else { self.reason };
         reason.truncate(reason.floor_char_boundary(MAX_REASON));
@@ -186,11 +186,11 @@ impl HeldLease {
         }
     }
 
-    /// Renews the lease forever. Reports the first failure in a row.
+    /// Renews the lease until dropped. Prints the first of several failures in a row.
     async fn renew(&self) {
         let mut ticks = interval(RENEW_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The first tick fires at once, but the lease is new.
+        // The first tick fires at once, when the lease is still new.
         ticks.tick().await;
         let mut failing = false;
         loop {
@@ -220,7 +220,8 @@ fn spawn(command: &[String]) -> Result<Child, CommandFailure> {
     })
 }
 
-/// Forwards a signal to the child. On a terminal the child receives Ctrl-C itself.
+/// Forwards a signal to the child, except for INT and QUIT on a terminal, which the kernel sends to
+/// the child as well.
 fn forward_signal(pid: Option<u32>, name: &str) {
     let signal = match name {
         "TERM" => Signal::TERM,

@@ -1,4 +1,4 @@
-//! `podling ls`: the workspaces there are.
+//! `podling ls`: lists workspaces.
 
 use std::time::SystemTime;
 
@@ -17,7 +17,7 @@ use crate::{
     view::{WorkspaceJson, activity_word, state, state_tone},
 };
 
-/// List workspaces with their state, idle time and next transition
+/// List workspaces with their state, activity and next step
 #[derive(Debug, Args)]
 pub struct LsArgs {
     /// List the workspaces of all owners (needs a token with the verb `admin`)
@@ -26,7 +26,6 @@ pub struct LsArgs {
 }
 
 impl LsArgs {
-    /// Lists them.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
         let request = ListWorkspacesRequest { all_owners: self.all_owners };
@@ -38,7 +37,7 @@ impl LsArgs {
         if context.json() {
             output::json(&workspaces.iter().map(WorkspaceJson::from).collect::<Vec<_>>())?;
         } else if workspaces.is_empty() {
-            eprintln!("There are no workspaces. Make one with: podling create NAME");
+            eprintln!("There are no workspaces. Create one with: podling create NAME");
         } else {
             output::print(&render(&workspaces, SystemTime::now(), self.all_owners))?;
         }
@@ -55,7 +54,7 @@ fn render(workspaces: &[Workspace], now: SystemTime, owners: bool) -> String {
     let none = || "-".to_owned();
     let row = |w: &Workspace| {
         let activity = w.activity.as_ref();
-        // The last report of an agent that is no longer connected says nothing about now.
+        // The activity may have changed since the agent's connection was lost.
         let known = activity
             .filter(|_| w.connection() == AgentConnection::Connected)
             .and_then(|a| activity_word(a.level()));
@@ -79,10 +78,11 @@ fn render(workspaces: &[Workspace], now: SystemTime, owners: bool) -> String {
     output::table(&head, &workspaces.iter().map(row).collect::<Vec<_>>())
 }
 
-/// The reason of a workspace that does not work. Other reasons are left to `podling explain`.
+/// Renders the problem of a workspace that failed to start or whose agent is not connected. Empty
+/// for other workspaces, whose reasons `podling explain` shows.
 fn problem(workspace: &Workspace) -> String {
     match workspace.state() {
-        State::Failed => workspace.reason.as_ref().map(text::state_reason).unwrap_or_default(),
+        State::Failed => workspace.reason.as_ref().map(text::start_failure).unwrap_or_default(),
         State::Awake if workspace.connection() != AgentConnection::Connected => "agent not connected".into(),
         _ => String::new(),
     }
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
     use crate::golden::assert_golden;
 
-    /// The time at which everything is listed.
+    /// Time of the listing, in seconds since 1970.
     const NOW: i64 = 1_000_000;
 
     fn time(seconds: i64) -> Option<prost_types::Timestamp> {

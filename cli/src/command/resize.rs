@@ -1,4 +1,4 @@
-//! `podling resize`: changes the resources of a workspace.
+//! `podling resize`: changes the CPU and memory of a workspace.
 
 use clap::Args;
 use podling_control::quantity;
@@ -15,16 +15,16 @@ Example:
 /// Change the CPU and memory of a workspace
 ///
 /// Running programs continue. A reduction takes effect at once. An increase beyond the owner's
-/// quota waits in the admission queue; until then the workspace keeps its present resources.
+/// quota waits in the admission queue, and the workspace keeps its present resources meanwhile.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ResizeArgs {
     /// Name or id of the workspace
     name: String,
-    /// CPU in cores, for example 2, or 500m for half a core
+    /// CPU in cores, for example 2, or 500m for half a core [default: unchanged]
     #[arg(long, value_parser = cores, required_unless_present = "memory")]
     cpu: Option<u64>,
-    /// Memory in bytes, for example 512MiB or 2GiB
+    /// Memory, for example 512MiB or 2GiB [default: unchanged]
     #[arg(long, value_parser = bytes)]
     memory: Option<u64>,
 }

@@ -30,14 +30,14 @@ Examples:
 
 /// Restore a workspace from an archive and wait until it is awake
 ///
-/// Works for archived and for deleted workspaces. List the archives with `podling archives`.
+/// Restores archived workspaces and deleted ones. `podling archives` lists the archives.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct RestoreArgs {
-    /// Key of an archive, or name or id of a workspace to restore its newest archive
+    /// Key of an archive; the name or id of a workspace selects its newest archive
     #[arg(value_name = "ARCHIVE|NAME")]
     archive: String,
-    /// Restore into a new workspace of this name and leave the old one unchanged
+    /// Create a new workspace of this name from the archive, and leave the old one unchanged
     #[arg(long = "as", value_name = "NEW-NAME")]
     name: Option<String>,
     /// Return immediately instead of waiting until the workspace is awake
@@ -84,7 +84,7 @@ impl RestoreArgs {
         match answer {
             Ok(answer) => answer.workspace.ok_or_else(CommandFailure::no_workspace),
             Err(status) => match (error::reason(&status), error::detail(&status, "id")) {
-                // An earlier attempt succeeded before its connection broke.
+                // An earlier attempt restored the workspace, but its response was not received.
                 (Some(Reason::NotArchived), Some(id)) if tries > 1 => client.find(&id).await,
                 (Some(Reason::NameTaken), Some(id)) if self.name.is_none() => {
                     Err(name_taken(&self.archive, client.find(&id).await?))
@@ -95,7 +95,8 @@ impl RestoreArgs {
     }
 }
 
-/// The name is in use again: the workspace can be restored under another name.
+/// Returns a failure that suggests another name, because another workspace has taken the name of
+/// the archived one.
 fn name_taken(archive: &str, other: Workspace) -> CommandFailure {
     let message = format!(
         "cannot restore {archive}: another workspace is named {}; \

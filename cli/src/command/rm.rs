@@ -1,5 +1,5 @@
-//! `podling rm`: deletes workspaces, after archiving them. `--discard` deletes files and archives
-//! too, after confirmation.
+//! `podling rm`: archives workspaces and then deletes them. With `--discard`, deletes their files
+//! and archives after a confirmation.
 
 use std::{
     io::{self, BufRead as _, IsTerminal as _, Write as _},
@@ -32,16 +32,16 @@ Examples:
 
 /// Delete workspaces after archiving them
 ///
-/// Each workspace is archived first and can be brought back with `podling restore` until the
-/// archive expires. --discard deletes the files and all archives for good.
+/// Each workspace is archived first. `podling restore` restores it until the archive expires.
+/// --discard deletes the files and all archives for good.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct RmArgs {
     /// Names or ids of the workspaces
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
-    /// Delete without an archive, and delete all existing archives; asks for confirmation on a
-    /// terminal
+    /// Delete without an archive, and delete existing archives too; asks for confirmation if
+    /// standard input is a terminal
     #[arg(long)]
     discard: bool,
     /// With --discard, do not ask for confirmation
@@ -68,7 +68,9 @@ impl RmArgs {
             found.push(client.find(name).await?);
         }
         if self.discard && !self.is_discard_confirmed(&found)? {
-            return Err(CommandFailure::Refused("nothing was deleted".to_owned()));
+            return Err(CommandFailure::Refused(
+                "the deletion was not confirmed; nothing was deleted".to_owned(),
+            ));
         }
         let mut failures = FailureCollector::new(context.json());
         let mut accepted = Vec::new();
@@ -96,8 +98,8 @@ impl RmArgs {
         failures.finish()
     }
 
-    /// Returns whether the loss is confirmed: by an answer on a terminal, elsewhere by `--discard`
-    /// itself.
+    /// Returns whether the user confirms the loss. Asks if stdin is a terminal and `--yes` is
+    /// absent. Otherwise `--discard` itself confirms it.
     fn is_discard_confirmed(&self, workspaces: &[Workspace]) -> Result<bool, CommandFailure> {
         if !io::stdin().is_terminal() {
             return Ok(true);
@@ -127,13 +129,13 @@ impl RmArgs {
             async move { workspaces.delete(request).await }
         });
         match deleted.await {
-            // An earlier attempt succeeded before its connection broke.
+            // An earlier attempt deleted the workspace, but its response was not received.
             Err(status) if error::reason(&status) == Some(Reason::WorkspaceNotFound) => Ok(workspace),
             answer => Ok(answer?.workspace.unwrap_or(workspace)),
         }
     }
 
-    /// Waits until the workspace is deleted. Returns its newest archive.
+    /// Waits until the workspace is deleted, unless `--no-wait` is set. Returns its newest archive.
     async fn wait_until_deleted(
         &self,
         client: &Client,
@@ -156,7 +158,7 @@ impl RmArgs {
         match archive {
             _ if self.no_wait => format!("{name} is being deleted"),
             Some(archive) => format!(
-                "{name} was deleted; its archive expires {}. Restore it with: podling restore {}",
+                "{name} was deleted; its archive expires {}. Restore the workspace with: podling restore {}",
                 expires(archive, SystemTime::now()),
                 archive.key
             ),
@@ -166,17 +168,17 @@ impl RmArgs {
     }
 }
 
-/// Returns the notice that the workspace is archived before it is deleted.
+/// Renders the notice that the workspace is archived before it is deleted.
 fn archive_notice(workspace: &Workspace) -> String {
     let kept = workspace.policy.and_then(|policy| from_wire(policy.keep_archives)).map(show);
-    let kept = kept.map_or_else(String::new, |kept| format!(" and retained for {kept}"));
+    let kept = kept.map_or_else(String::new, |kept| format!("; the archive is retained for {kept}"));
     format!(
-        "{}: its files are deleted after they are archived; the archive is read back and compared{kept}",
+        "{}: its files are deleted only after an archive was written, read back and compared{kept}",
         workspace.name
     )
 }
 
-/// Returns the warning about what `--discard` deletes and ends.
+/// Renders the warning about what `--discard` deletes and ends.
 fn discard_warning(workspace: &Workspace) -> String {
     let usage = workspace.activity.as_ref().and_then(|activity| activity.usage).unwrap_or_default();
     let mut lost = format!("{}: all files and archives are deleted permanently", workspace.name);
@@ -216,7 +218,7 @@ mod tests {
         assert!(archive_notice(&workspace).ends_with("read back and compared"));
         let keep_archives = Some(prost_types::Duration { seconds: 2_592_000, nanos: 0 });
         workspace.policy = Some(podling_proto::control::v1::Policy { keep_archives, ..Default::default() });
-        assert!(archive_notice(&workspace).ends_with("and retained for 30d"));
+        assert!(archive_notice(&workspace).ends_with("; the archive is retained for 30d"));
 
         let rm = RmArgs { names: Vec::new(), discard: false, yes: false, no_wait: false };
         let archive = WorkspaceArchive { key: "workspace-x".to_owned(), ..WorkspaceArchive::default() };

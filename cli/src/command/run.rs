@@ -1,4 +1,4 @@
-//! `podling run`: runs a command in a workspace with local input and output.
+//! `podling run`: runs a command in a workspace, connected to the local standard input and output.
 
 use std::{
     cell::Cell,
@@ -34,20 +34,21 @@ Examples:
 
 /// Run a command in a workspace
 ///
-/// Standard input, output and error, signals and the exit code behave as if the command ran
-/// locally. A sleeping workspace is woken.
+/// The command's standard input, output and error, its signals and its exit code are connected to
+/// yours. A sleeping workspace is woken.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct RunArgs {
     /// Name or id of the workspace
     name: String,
-    /// Set an environment variable of the command; KEY alone passes the local value on
+    /// Set an environment variable of the command; KEY alone copies the value from your shell
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     env: Vec<String>,
     /// Working directory, relative to the root of the workspace [default: the root]
     #[arg(short = 'w', long, value_name = "DIR", default_value = "", hide_default_value = true)]
     cwd: String,
-    /// End the command after this time, for example 30s or 5m (exit code 124) [default: no limit]
+    /// End the command after this time, for example 30s or 5m; the exit code is then 124 [default:
+    /// no limit]
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     timeout: Option<Duration>,
     /// Forward standard input even if it is a terminal
@@ -107,7 +108,8 @@ impl RunArgs {
     }
 }
 
-/// Parses `KEY=VALUE`, and `KEY` with its local value. A KEY without a local value is skipped.
+/// Parses settings of the form `KEY=VALUE` or `KEY`. `KEY` alone gets its local value; if there is
+/// none, the setting is skipped.
 pub fn environment(settings: &[String]) -> std::collections::HashMap<String, String> {
     let pair = |setting: &String| match setting.split_once('=') {
         Some((key, value)) => Some((key.to_owned(), value.to_owned())),

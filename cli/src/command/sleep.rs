@@ -1,4 +1,4 @@
-//! `podling sleep`: puts workspaces to sleep; busy ones only with `--force`.
+//! `podling sleep`: puts workspaces to sleep. Workspaces in use require `--force`.
 
 use clap::Args;
 use podling_proto::{
@@ -15,16 +15,16 @@ use crate::{
     for_each_target::FailureCollector,
     output::{self, plain},
     state_waiter::{self, TargetState},
-    view::{WorkspaceJson, state},
+    view::{WorkspaceJson, state_clause},
 };
 
-/// Number of reasons that a refusal lists. Further ones are counted.
+/// Number of signals that a refusal lists. Of further signals only the number is shown.
 const NAMED: usize = 3;
 
 /// Put workspaces to sleep
 ///
-/// Running processes end. Files and the history of terminals stay. Fails for a workspace that is in
-/// use, unless --force is given.
+/// The processes of a workspace end. Its files and the output of its terminals stay. Fails for a
+/// workspace that is in use, unless --force is given.
 #[derive(Debug, Args)]
 pub struct SleepArgs {
     /// Names or ids of the workspaces
@@ -54,7 +54,7 @@ impl SleepArgs {
             };
             let Some(workspace) = failures.ok_or_collect(outcome) else { continue };
             if !context.json() {
-                output::line(&format!("{} is {}", workspace.name, state(workspace.state())))?;
+                output::line(&format!("{} {}", workspace.name, state_clause(workspace.state())))?;
             }
             asleep.push(workspace);
         }
@@ -82,7 +82,8 @@ impl SleepArgs {
     }
 }
 
-/// Returns a failure that says what keeps the workspace in use, and how to end it.
+/// Returns a failure that lists what keeps the workspace in use, and the command that puts the
+/// workspace to sleep nevertheless.
 fn busy_failure(workspace: &Workspace) -> CommandFailure {
     let name = &workspace.name;
     let evidence = workspace.activity.as_ref().map(|activity| activity.evidence.as_slice());

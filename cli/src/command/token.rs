@@ -1,4 +1,4 @@
-//! `podling token`: creates narrower tokens and describes them.
+//! `podling token`: creates tokens from the token in use, and describes it.
 
 use std::time::{Duration, SystemTime};
 
@@ -21,7 +21,7 @@ const EXAMPLES: &str = "\
 Example:
   podling token create --verbs read,terminal --workspace demo --ttl 8h";
 
-/// Create tokens or describe the one in use
+/// Create tokens or describe the token in use
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct TokenArgs {

@@ -30,10 +30,11 @@ Examples:
 
 /// Run the control plane on this machine
 ///
-/// Workspaces run as local processes, or as pods with --backend kubernetes. The first Ctrl-C puts
-/// idle workspaces to sleep, which takes a few seconds, and stops the control plane; workspaces in
-/// use keep running, and the next `podling up` adopts them. A second Ctrl-C stops the control plane
-/// at once. `podling down` puts all workspaces to sleep.
+/// Workspaces run as processes of this machine, or as pods with --backend kubernetes.
+///
+/// The first Ctrl-C puts idle workspaces to sleep, which takes a few seconds, and then stops the
+/// control plane. Workspaces in use keep running, and the next `podling up` takes them over. A
+/// second Ctrl-C stops the control plane at once. `podling down` puts all workspaces to sleep.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct UpArgs {
@@ -48,13 +49,13 @@ struct UpReadyJson<'a> {
     data: &'a Path,
 }
 
-/// Prints to stderr. Errors are ignored, because the terminal may be gone.
+/// Prints a line to stderr. Ignores errors, because the terminal may be gone.
 fn print_status(line: &str) {
     let _gone = writeln!(io::stderr(), "podling: {line}");
 }
 
 impl UpArgs {
-    /// Runs the control plane until a signal or `podling down` stops it.
+    /// Runs the control plane until a signal or `podling down` stops it. Returns the exit code.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let mut signals =
             TerminationSignals::listen().map_err(CommandFailure::io("cannot listen for signals"))?;
@@ -113,18 +114,18 @@ fn announce(
     if context.json() {
         return output::json(&UpReadyJson { url, pid: std::process::id(), data });
     }
-    // Other commands read the same environment.
+    // With PODLING_DATA in the environment, other commands find the directory without the flag.
     let needs_data_flag = std::env::var_os("PODLING_DATA").is_none() && context.global.data.is_some();
     if let Some(certificate) = certificate {
         eprintln!(
-            "Make other commands trust its certificate with: export PODLING_CA={}",
+            "Let other commands trust the certificate of this control plane: export PODLING_CA={}",
             certificate.display()
         );
     }
     output::print(&welcome(url, data, needs_data_flag, &program()))
 }
 
-/// Returns the name this program was called by, so that the printed commands work unchanged.
+/// Returns the name by which this program was called, so that the printed commands work unchanged.
 fn program() -> String {
     std::env::args().next().unwrap_or_else(|| "podling".to_owned())
 }

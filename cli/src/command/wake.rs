@@ -1,4 +1,4 @@
-//! `podling wake`: wakes workspaces and waits, with each one's state and queue position.
+//! `podling wake`: wakes workspaces, and shows their state and queue position until they are awake.
 
 use std::time::Instant;
 
@@ -64,7 +64,7 @@ impl WakeArgs {
     }
 }
 
-/// Requests that the workspace be awake. Returns it in its present state.
+/// Requests a wake of the workspace. Returns the workspace as it is now, without waiting.
 pub async fn wake(client: &Client, workspace: &str) -> Result<Workspace, CommandFailure> {
     let request = WakeWorkspaceRequest { workspace: workspace.to_owned() };
     let answer = retry_call(|| {

@@ -1,4 +1,4 @@
-//! Copies from a workspace to this machine.
+//! Copies files from a workspace to this machine.
 
 use std::{
     fs::{File as StdFile, Permissions},
@@ -46,7 +46,7 @@ pub async fn download(
     copies.buffer_unordered(CONCURRENT_FILES).try_collect().await
 }
 
-/// Writes a file to standard output. Returns its length in bytes.
+/// Writes a file of the workspace to standard output. Returns the number of bytes.
 pub async fn download_to_stdout(
     workspace_client: &WorkspaceClient,
     from: &RemotePath,
@@ -82,7 +82,7 @@ async fn download_file(
     }
     local.flush().await.map_err(write_error())?;
     let local = local.into_inner().into_std().await;
-    // Drops setuid, setgid and sticky bits.
+    // The mask drops the setuid, setgid and sticky bits.
     local.set_permissions(Permissions::from_mode(file.mode & 0o777)).map_err(write_error())?;
     if let Some(modified) = file.modified {
         local.set_modified(modified).map_err(write_error())?;
@@ -90,7 +90,7 @@ async fn download_file(
     fs::rename(partial_file.path(), &file.to).await.map_err(write_error())
 }
 
-/// Reads a remote file across broken connections.
+/// Reads a file of the workspace across broken connections.
 struct RemoteFileReader<'a> {
     workspace_client: &'a WorkspaceClient,
     path: &'a RemotePath,
@@ -101,7 +101,7 @@ struct RemoteFileReader<'a> {
     tries: u32,
 }
 
-/// Size and modification time, which identify the content of a file.
+/// Size and modification time. If both are equal, the content counts as unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FileVersion {
     size: u64,
@@ -172,7 +172,7 @@ impl<'a> RemoteFileReader<'a> {
 
     fn changed(&self) -> CommandFailure {
         CommandFailure::Other(format!(
-            "cannot copy {}: it changed while it was read; nothing was written; try again",
+            "cannot copy {}: it changed while it was read; try again",
             self.path.show()
         ))
     }

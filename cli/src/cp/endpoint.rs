@@ -1,5 +1,5 @@
-//! Source and destination of a copy: `NAME:path` is in a workspace, `-` is stdin or stdout,
-//! anything else is local. Pure.
+//! Parses the source and the destination of a copy. `NAME:PATH` is in a workspace, `-` is stdin or
+//! stdout, and anything else is a local path. Pure.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -31,16 +31,19 @@ pub struct RemotePath(OsString);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CopyEndpointError {
-    #[error("{0:?} is absolute; paths in a workspace are relative to its root: remove the leading \"/\"")]
+    #[error(
+        "{0:?} is absolute; write the path relative to the root of the workspace without a leading \"/\""
+    )]
     Absolute(String),
-    #[error("{0:?} contains \"..\", which a path in a workspace must not")]
+    #[error("{0:?} contains \"..\"; write the path relative to the root of the workspace")]
     Parent(String),
-    #[error("the source or destination is empty")]
+    #[error("the source or destination is empty; write NAME:PATH, a local path, or \"-\"")]
     Empty,
 }
 
 impl CopyEndpoint {
-    /// Parses an argument. A workspace name followed by a colon is remote; `./a:b` is a local file.
+    /// Parses an argument. An argument that begins with a workspace's name and a colon is remote.
+    /// Thus `./a:b` is a local file.
     pub fn parse(argument: &OsStr) -> Result<Self, CopyEndpointError> {
         let bytes = argument.as_bytes();
         match bytes {
@@ -64,7 +67,7 @@ impl CopyEndpoint {
 }
 
 impl RemotePath {
-    /// Parses a path as typed by a user.
+    /// Parses a path as a user types it. Rejects an absolute path and `..`.
     pub fn parse(path: &[u8]) -> Result<Self, CopyEndpointError> {
         let shown = || String::from_utf8_lossy(path).into_owned();
         if path.starts_with(b"/") {
@@ -103,12 +106,12 @@ impl RemotePath {
         (!bytes.is_empty()).then(|| Self(OsString::from_vec(bytes[..end].to_vec())))
     }
 
-    /// Returns the path as printable text.
+    /// Renders the path for display. Replaces control characters and invalid UTF-8.
     pub fn show(&self) -> String {
         crate::output::plain(&self.0.to_string_lossy())
     }
 
-    /// Returns the protobuf form, as bytes if it is not UTF-8.
+    /// Converts the path to protobuf, as bytes if it is not valid UTF-8.
     pub fn wire(&self) -> WirePath {
         let path = match self.0.to_str() {
             Some(text) => path::Path::Text(text.to_owned()),

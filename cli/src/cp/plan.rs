@@ -1,5 +1,5 @@
-//! Lists the directories and files to copy, and the paths to skip with the reason, by walking
-//! either side.
+//! Plans a copy. Walks the source, and lists the directories to create, the files to copy, and the
+//! paths to skip.
 
 use std::{
     collections::VecDeque,
@@ -16,10 +16,11 @@ use tonic::Response;
 use super::endpoint::RemotePath;
 use crate::{backoff::retry_call, client::WorkspaceClient, failure::CommandFailure};
 
-/// Deepest directory nesting that is walked. Followed links can form cycles.
+/// Deepest nesting of directories that is walked. Without a bound, a cycle of followed links would
+/// never end.
 const MAX_DEPTH: usize = 128;
 
-/// Everything to copy from side `F` to side `T`.
+/// Directories and files to copy. `F` is the type of a path at the source, `T` at the destination.
 #[derive(Debug)]
 pub struct CopyPlan<F, T> {
     /// Directories to create, parents first.
@@ -43,8 +44,9 @@ pub struct CopyFile<F, T> {
 /// Treatment of symbolic links inside directories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SymlinkPolicy {
-    /// Skips and lists them: their target may be something else on the other side.
+    /// Links are skipped and listed, because their target may be something else at the destination.
     Skip,
+    /// The targets of links are copied.
     Follow,
 }
 
@@ -76,7 +78,7 @@ pub fn plan_upload(
         let follow = depth == 0 || symlinks == SymlinkPolicy::Follow;
         let metadata = if follow { fs::metadata(&from) } else { fs::symlink_metadata(&from) };
         let metadata = match metadata {
-            // A dangling link.
+            // The link is dangling, or its target cannot be accessed.
             Err(_) if depth > 0 && from.is_symlink() => {
                 plan.skipped.push((from.display().to_string(), SKIPPED_LINK));
                 continue;
@@ -125,7 +127,7 @@ pub async fn plan_download(
             match stat(workspace_client, &from).await {
                 Ok(target) => entry = target,
                 Err(failure) if failure.exit_code() == crate::failure::UNAVAILABLE => return Err(failure),
-                // The target is missing or outside the workspace: the link is skipped.
+                // The target is missing or outside the workspace, so the link is skipped below.
                 Err(_) => {}
             }
         }
@@ -161,7 +163,7 @@ pub async fn stat(workspace_client: &WorkspaceClient, path: &RemotePath) -> Resu
 
 async fn list(workspace_client: &WorkspaceClient, path: &RemotePath) -> Result<Vec<Entry>, CommandFailure> {
     let request = ListFilesRequest { path: Some(path.wire()) };
-    // A listing cannot be resumed, so a retry reads all pages again.
+    // A listing cannot be resumed, so each retry reads all pages.
     let entries = retry_call(|| {
         let (mut files, request) = (workspace_client.files(), request.clone());
         async move {
@@ -176,7 +178,7 @@ async fn list(workspace_client: &WorkspaceClient, path: &RemotePath) -> Result<V
     Ok(entries.await?)
 }
 
-/// Returns the name of a remote entry. Rejects a name that would lead to another local directory.
+/// Returns the name of a remote entry. Fails for a name that would lead to another local directory.
 fn safe_name(entry: &Entry) -> Result<OsString, CommandFailure> {
     let name = if entry.raw_name.is_empty() {
         OsString::from(&entry.name)
@@ -189,7 +191,7 @@ fn safe_name(entry: &Entry) -> Result<OsString, CommandFailure> {
         return Ok(name);
     }
     Err(CommandFailure::Other(format!(
-        "cannot copy {name:?}: the workspace reports it as a file name, but it is a path; nothing was copied"
+        "cannot copy {name:?}: the agent reports it as a file name, but it is a path; nothing was copied"
     )))
 }
 
@@ -229,7 +231,7 @@ mod tests {
     fn symlink_cycle_ends_the_walk() {
         let directory = tempfile::tempdir().expect("a directory");
         symlink(".", directory.path().join("again")).expect("link");
-        // Either the kernel's limit or ours ends the walk.
+        // Either the kernel's limit or `MAX_DEPTH` ends the walk.
         let plan = plan_upload(directory.path(), root(), SymlinkPolicy::Follow).expect("a plan");
         assert!(!plan.skipped.is_empty());
     }

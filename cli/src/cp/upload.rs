@@ -1,4 +1,4 @@
-//! Copies from this machine to a workspace.
+//! Copies files from this machine to a workspace.
 
 use std::{io, path::PathBuf};
 
@@ -68,7 +68,7 @@ async fn upload_file(
         match attempt(workspace_client, file, bar, &mut sent).await {
             Ok(()) => return Ok(()),
             Err(UploadError::Remote(status)) if is_retryable(&status) && tries < MAX_ATTEMPTS => {
-                // Files arrive completely or not at all, so the bytes sent do not count.
+                // The next attempt sends the whole file again.
                 bar.set_position(bar.position().saturating_sub(sent));
                 sleep(backoff.next_delay()).await;
             }
@@ -109,8 +109,8 @@ async fn attempt(
     Ok(())
 }
 
-/// Uploads standard input to a file. The digest is checked afterwards, because it is not known
-/// before.
+/// Uploads standard input to a file. Returns the number of bytes. The digest is compared after the
+/// upload, because it is not known before.
 pub async fn upload_stdin(
     workspace_client: &WorkspaceClient,
     to: &RemotePath,
@@ -142,14 +142,14 @@ pub async fn upload_stdin(
     };
     if written.sha256 != hash.finish().as_ref() {
         let message =
-            format!("cannot copy to {}: it has a wrong checksum after the upload; try again", to.show());
+            format!("cannot copy to {}: the file arrived with a wrong checksum; try again", to.show());
         return Err(CommandFailure::Other(message));
     }
     Ok(total)
 }
 
-/// Makes one Write call and sends the messages of `feed`. If `feed` fails, the call is cancelled,
-/// so that a partial file is not accepted.
+/// Makes one `Files.Write` call and sends the messages of `feed`. If `feed` fails, the call is
+/// cancelled, so that the agent does not accept a partial file.
 async fn write(
     workspace_client: &WorkspaceClient,
     open: WriteOpen,

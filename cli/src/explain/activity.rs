@@ -1,17 +1,18 @@
-//! The activity of a workspace, with its evidence.
+//! Renders the activity of a workspace with its evidence.
 
 use std::time::{Duration, SystemTime};
 
-use podling_proto::agent::v1::{ActivityLevel, ActivityState, Evidence, Lease, SleepCause, SleepWarning};
+use podling_proto::agent::v1::{ActivityLevel, ActivityState, Evidence, Signal};
 
 use crate::{
-    duration::{self, from_wire, show},
-    next_transition::{brief, left, since},
+    duration::{from_wire, show},
+    next_transition::since,
     output::{Tone, counted, paint, plain, table},
     view::activity_word,
 };
 
-/// Renders the activity and its evidence.
+/// Renders the activity, its evidence and the idle time. `fresh` says that the agent itself
+/// reported the activity just now; otherwise its age is shown.
 pub fn render(activity: &ActivityState, fresh: bool, now: SystemTime) -> String {
     let (word, tone) = match activity_word(activity.level()) {
         Some(word @ "idle") => (word, Tone::Faint),
@@ -23,23 +24,25 @@ pub fn render(activity: &ActivityState, fresh: bool, now: SystemTime) -> String 
         false => format!("\nActivity {} ago: {}", since(activity.at, now), paint(word, tone)),
     };
     let rows: Vec<_> = activity.evidence.iter().map(row).collect();
-    if rows.is_empty() {
-        text.push_str(". No input arrives and no program works.\n");
-    } else {
-        text.push_str(", because of:\n\n");
+    text.push_str(match (activity.level(), rows.is_empty()) {
+        (ActivityLevel::Idle, true) => " (no recent input, and no program is busy)\n",
+        (_, true) => "\n",
+        (ActivityLevel::Idle, false) => ", because none of these signals counts any more:\n\n",
+        (_, false) => ", because of these signals:\n\n",
+    });
+    if !rows.is_empty() {
         for line in table(&["SIGNAL", "LAST SEEN", "COUNTS FOR"], &rows).lines() {
             text.push_str(&format!("  {line}\n"));
         }
         text.push('\n');
     }
     text.push_str(&render_idle(activity));
-    if let Some(warning) = &activity.sleep_warning {
-        text.push_str(&render_warning(warning, now));
+    if activity.sleep_warning.is_some() {
+        text.push_str(&format!("{}\n", paint("Its users have been warned.", Tone::Notice)));
     }
-    activity.leases.iter().for_each(|lease| text.push_str(&render_lease(lease)));
     if let Some(usage) = activity.usage {
         text.push_str(&format!(
-            "It uses {:.2} cores and {} of memory, in {} and {}.\n",
+            "The workspace uses {:.2} cores and {} of memory, in {} and {}.\n",
             usage.cpu_cores,
             indicatif::HumanBytes(usage.memory_bytes),
             counted(usage.processes, "process", "processes"),
@@ -53,7 +56,7 @@ fn row(evidence: &Evidence) -> Vec<(String, Option<Tone>)> {
     let seen = from_wire(evidence.age).unwrap_or_default();
     let seen = if seen < Duration::from_secs(1) { "now".to_owned() } else { format!("{} ago", show(seen)) };
     let holds = match from_wire(evidence.holds_for).unwrap_or_default() {
-        _ if evidence.capped => "no longer counts: its cap is reached".to_owned(),
+        _ if evidence.capped => format!("no longer counts ({})", limit(evidence.signal())),
         Duration::ZERO => "while it is present".to_owned(),
         left => show(left),
     };
@@ -61,46 +64,42 @@ fn row(evidence: &Evidence) -> Vec<(String, Option<Tone>)> {
     vec![(plain(&evidence.detail), tone), (seen, tone), (holds, tone)]
 }
 
+/// Returns the limit that ends a signal although it is still observed.
+fn limit(signal: Signal) -> &'static str {
+    match signal {
+        Signal::Cpu | Signal::Io | Signal::KernelBusy => "work cap reached",
+        Signal::ForegroundJob | Signal::IdeHeartbeat => "presence cap reached",
+        Signal::Lease => "lease expired",
+        Signal::Keystroke
+        | Signal::ClientWrite
+        | Signal::PortRequest
+        | Signal::PageVisible
+        | Signal::ClientStart => "too long ago",
+        Signal::Unspecified => "limit reached",
+    }
+}
+
 fn render_idle(activity: &ActivityState) -> String {
-    let counted = from_wire(activity.counted_idle).unwrap_or_default();
-    let wanted = from_wire(activity.idle_timeout).unwrap_or_default();
+    let counted = show(from_wire(activity.counted_idle).unwrap_or_default());
+    let timeout = show(from_wire(activity.idle_timeout).unwrap_or_default());
     match activity.level() {
         ActivityLevel::Idle => {
-            format!("Idle time so far: {}. It falls asleep after {}.\n", show(counted), show(wanted))
+            format!("Idle time so far: {counted}. The workspace falls asleep after {timeout}.\n")
         }
-        _ => format!(
-            "Idle time counts once none of these signals is left. It falls asleep after {} of idle time.\n",
-            show(wanted)
+        ActivityLevel::Busy | ActivityLevel::Active | ActivityLevel::Unspecified => format!(
+            "Idle time starts when no signal counts any more. The workspace falls asleep after {timeout} \
+             of idle time.\n"
         ),
     }
 }
 
-fn render_lease(lease: &Lease) -> String {
-    let left = duration::show(from_wire(lease.remaining).unwrap_or_default());
-    let why = if lease.reason.is_empty() { String::new() } else { format!(" ({})", plain(&lease.reason)) };
-    format!("The keep-awake lease {:?}{why} holds for another {left}.\n", plain(&lease.name))
-}
-
-fn render_warning(warning: &SleepWarning, now: SystemTime) -> String {
-    let left = left(warning.at, now).unwrap_or_default();
-    let when = brief(left).map_or_else(|| "now".to_owned(), |left| format!("in {left}"));
-    let why = match warning.cause() {
-        SleepCause::Unspecified | SleepCause::Idle => "unless it is used",
-        SleepCause::MaxAwake => "because its longest time awake is over",
-        SleepCause::Requested => "as requested",
-    };
-    let line = format!("Its users have been warned that it falls asleep {when} {why}.");
-    format!("{}\n", paint(&line, Tone::Notice))
-}
-
 #[cfg(test)]
 mod tests {
-    use podling_proto::agent::v1::Signal;
-
     use super::*;
+    use crate::duration::to_wire;
 
     fn wire(seconds: u64) -> Option<prost_types::Duration> {
-        Some(duration::to_wire(Duration::from_secs(seconds)))
+        Some(to_wire(Duration::from_secs(seconds)))
     }
 
     #[test]
@@ -119,21 +118,29 @@ mod tests {
                 evidence(Signal::ForegroundJob, "vim in terminal 'main'", true),
             ],
             idle_timeout: wire(900),
-            leases: vec![Lease { name: "backup".to_owned(), remaining: wire(60), ..Lease::default() }],
             ..ActivityState::default()
         };
         let text = render(&activity, true, SystemTime::now());
-        for words in [
-            "Activity: busy",
-            "97 % of a core",
-            "3s ago",
-            "1h",
-            "its cap is reached",
-            "after 15m",
-            "The keep-awake lease \"backup\" holds for another 1m",
-        ] {
+        for words in
+            ["Activity: busy", "97 % of a core", "3s ago", "1h", "(presence cap reached)", "after 15m"]
+        {
             assert!(text.contains(words), "{words:?} is missing in:\n{text}");
         }
+    }
+
+    #[test]
+    fn idle_shows_signals_that_no_longer_count() {
+        let capped = Evidence {
+            signal: Signal::Cpu.into(),
+            detail: "python3 (pid 4711) uses 97 % of a core".to_owned(),
+            capped: true,
+            ..Evidence::default()
+        };
+        let level = ActivityLevel::Idle.into();
+        let activity = ActivityState { level, evidence: vec![capped], ..ActivityState::default() };
+        let text = render(&activity, true, SystemTime::now());
+        assert!(text.contains("Activity: idle, because none of these signals counts any more:"), "{text}");
+        assert!(text.contains("no longer counts (work cap reached)"), "{text}");
     }
 
     #[test]
@@ -146,7 +153,7 @@ mod tests {
             ..Default::default()
         };
         let text = render(&idle, false, SystemTime::UNIX_EPOCH + Duration::from_secs(12));
-        assert!(text.contains("Activity 12s ago: idle. No input"), "{text}");
+        assert!(text.contains("Activity 12s ago: idle (no recent input"), "{text}");
         assert!(text.contains("Idle time so far: 1m."), "{text}");
     }
 }

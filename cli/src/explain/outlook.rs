@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use podling_proto::{
-    agent::v1::SleepCause,
+    agent::v1::{SleepCause, SleepWarning},
     control::v1::{Remedy, State, Workspace, WorkspaceArchive, next_step::Step},
     text,
 };
@@ -14,11 +14,17 @@ use crate::{
     output::{Tone, paint},
 };
 
-/// Archives that are listed. Older ones are only counted.
+/// Number of archives that are listed. Of older ones only the number is shown.
 const MAX_LISTED: usize = 3;
 
-/// Renders the next steps and the remedies.
-pub fn render(workspace: &Workspace, remedies: impl Iterator<Item = Remedy>, now: SystemTime) -> String {
+/// Renders the next steps and the remedies. The commands in them address the workspace by
+/// `selector`.
+pub fn render(
+    workspace: &Workspace,
+    remedies: impl Iterator<Item = Remedy>,
+    selector: &str,
+    now: SystemTime,
+) -> String {
     let mut text = String::new();
     let next = next(workspace, now);
     if !next.is_empty() {
@@ -28,10 +34,9 @@ pub fn render(workspace: &Workspace, remedies: impl Iterator<Item = Remedy>, now
             text.push_str(&format!("  {when:width$}  {what}\n"));
         }
     }
-    let remedies: Vec<_> = remedies.map(text::remedy).collect();
+    let remedies: Vec<_> = remedies.map(|remedy| text::remedy(remedy, selector)).collect();
     if !remedies.is_empty() {
-        let break_before = if text.is_empty() { "\n" } else { "" };
-        text.push_str(&format!("{break_before}{}\n", paint("What you can do", Tone::Strong)));
+        text.push_str(&format!("\n{}\n", paint("What you can do", Tone::Strong)));
         remedies.iter().for_each(|remedy| text.push_str(&format!("  {remedy}\n")));
     }
     text
@@ -44,26 +49,25 @@ fn next(workspace: &Workspace, now: SystemTime) -> Vec<(String, String)> {
     if let Some((next, left)) = next.and_then(|next| Some((next, left(next.at, now)?))) {
         steps.push((when(left), text::next_step(next)));
     }
-    // The control plane names the warning as the next step until it is due. The sleep itself comes
-    // after it.
+    // The control plane names one step, which may be due before the sleep, such as the warning.
     let names_sleep = next.is_some_and(|next| next.step() == Step::Sleep);
     if let Some(left) = sleeps_in(workspace, now).filter(|_| !names_sleep) {
-        steps.push((when(left), text::sleep(SleepCause::Idle).to_owned()));
+        let warning = workspace.activity.as_ref().and_then(|activity| activity.sleep_warning.as_ref());
+        let cause = warning.map_or(SleepCause::Idle, SleepWarning::cause);
+        steps.push((when(left), text::sleep(cause).to_owned()));
     }
     steps
 }
 
-/// Renders where the files are: in the storage, in archives, or both.
+/// Renders where the files are: in the storage, in archives, or in both.
 pub fn storage(workspace: &Workspace, archives: &[WorkspaceArchive], now: SystemTime) -> String {
-    let only_archive = workspace.state() == State::Archived;
-    let mut text = match (only_archive, archives.is_empty()) {
-        (true, false) => "\nIts files are only in its archives:\n".to_owned(),
-        (true, true) => "\nIts files are gone, and no archive is left.\n".to_owned(),
-        (false, false) => {
-            "\nIts files are in its storage. Earlier versions are in its archives:\n".to_owned()
-        }
-        (false, true) if workspace.state() == State::Awake => return String::new(),
-        (false, true) => "\nIts files are in its storage. It has no archive.\n".to_owned(),
+    let mut text = match (workspace.state(), archives.is_empty()) {
+        // Everything is being removed, or the workspace runs and has no archive to list.
+        (State::Deleting, _) | (State::Awake, true) => return String::new(),
+        (State::Archived, false) => "\nIts files are only in its archives:\n".to_owned(),
+        (State::Archived, true) => "\nIts files are gone, and no archive is left.\n".to_owned(),
+        (_, false) => "\nIts files are in its storage. Earlier versions are in its archives:\n".to_owned(),
+        (_, true) => "\nIts files are in its storage. It has no archive.\n".to_owned(),
     };
     for archive in archives.iter().take(MAX_LISTED) {
         text.push_str(&format!(
@@ -77,10 +81,7 @@ pub fn storage(workspace: &Workspace, archives: &[WorkspaceArchive], now: System
     }
     if archives.len() > MAX_LISTED {
         let more = archives.len() - MAX_LISTED;
-        text.push_str(&format!("  and {more} older: podling archives {}\n", workspace.id));
-    }
-    if let Some(newest) = archives.first().filter(|_| workspace.deleted) {
-        text.push_str(&format!("Bring it back with: podling restore {}\n", newest.key));
+        text.push_str(&format!("  and {more} older; see: podling archives {}\n", workspace.id));
     }
     text
 }

@@ -1,4 +1,5 @@
-//! Renders the last decisions: when, the state from then on, and the reason.
+//! Renders the latest decisions as text and JSON. Each has its age, the state from then on, and the
+//! reason.
 
 use std::time::SystemTime;
 
@@ -12,11 +13,12 @@ use crate::{
     view::{reason_word, state},
 };
 
-/// JSON form of a decision.
+/// One decision, as `podling explain --json` prints it.
 #[derive(Debug, Serialize)]
 pub struct LogEntryJson {
+    /// Time of the decision, RFC 3339.
     pub at: Option<String>,
-    /// The state from then on.
+    /// State of the workspace from then on.
     pub state: &'static str,
     /// Code of the reason: `agent-connected`, `idle`, …
     pub reason: String,
@@ -35,7 +37,7 @@ impl From<&LogEntry> for LogEntryJson {
     }
 }
 
-/// Renders the decisions, oldest first.
+/// Renders the decisions, oldest first. Returns an empty text if there are none.
 pub fn render(log: &[LogEntry], now: SystemTime) -> String {
     if log.is_empty() {
         return String::new();
@@ -87,19 +89,19 @@ mod tests {
             }),
         };
         let log = [
-            entry(0, State::Asleep, "it is not used"),
-            entry(90_000, State::Archiving, "it has slept for long"),
-            entry(90_030, State::Asleep, "it could not be archived\x1b[2J: no room"),
-            entry(90_060, State::Asleep, "it could not be archived: no permission"),
+            entry(0, State::Asleep, "idle for the whole idle timeout"),
+            entry(90_000, State::Archiving, "asleep for its whole archive delay"),
+            entry(90_030, State::Asleep, "archiving failed\x1b[2J: no space left"),
+            entry(90_060, State::Asleep, "archiving failed: no permission"),
         ];
         let text = render(&log, SystemTime::UNIX_EPOCH + Duration::from_secs(90_060));
         assert_eq!(
             text,
             "\nLatest decisions\n\
-             \x20 1d 1h ago  asleep     it is not used\n\
-             \x20    1m ago  archiving  it has slept for long\n\
-             \x20   30s ago  asleep     it could not be archived\u{fffd}[2J: no room\n\
-             \x20       now             it could not be archived: no permission\n"
+             \x20 1d 1h ago  asleep     idle for the whole idle timeout\n\
+             \x20    1m ago  archiving  asleep for its whole archive delay\n\
+             \x20   30s ago  asleep     archiving failed\u{fffd}[2J: no space left\n\
+             \x20       now             archiving failed: no permission\n"
         );
     }
 }

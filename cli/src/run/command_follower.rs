@@ -1,5 +1,5 @@
-//! Follows a remote command to its end and writes its stdout and stderr locally, across broken
-//! connections.
+//! Starts a remote command, follows it to its end across broken connections, and writes its stdout
+//! and stderr locally.
 
 use std::{cell::Cell, io, rc::Rc, time::Duration};
 
@@ -26,9 +26,10 @@ use crate::{
     wake_spinner::WakeSpinner,
 };
 
-/// Time for a command to start while the connection breaks or the agent is not ready.
+/// How long the start of a command is retried while the connection breaks or the agent is not
+/// ready.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// A connection that is lost for less time is not reported.
+/// Retry delay above which a lost connection is reported to the user.
 const NOTICE_DELAY: Duration = Duration::from_millis(500);
 
 /// A process that the agent has started.
@@ -49,7 +50,7 @@ pub struct CommandFollower {
     positions: OutputPositions,
     stdout: AsyncStdio,
     stderr: AsyncStdio,
-    /// Set when the reader of our output is gone. Further output is dropped.
+    /// Set once the reader of this client's output is gone. Further output is dropped.
     output_closed: Rc<Cell<bool>>,
     since: Instant,
 }
@@ -61,8 +62,8 @@ enum StreamEnd {
 }
 
 impl CommandFollower {
-    /// Creates a follower of `request`. Sends to `started` when the process runs, and sets
-    /// `output_closed` when the reader of our output is gone.
+    /// Creates a follower of the command in `request`. The follower sends to `started` once the
+    /// process runs, and sets `output_closed` once the reader of this client's output is gone.
     pub fn new(
         workspace_client: WorkspaceClient,
         wake_spinner: WakeSpinner,
@@ -121,7 +122,7 @@ impl CommandFollower {
         let started = self.started.borrow().clone();
         let mut processes = self.workspace_client.processes();
         let answer = match started {
-            // The same request id finds the process that an earlier call started.
+            // If an earlier call started the process, the agent finds it by the request id.
             None => self.wake_spinner.show_during(processes.start(self.request.clone())).await,
             Some(started) => {
                 let request = WatchProcessRequest {
@@ -193,7 +194,7 @@ impl CommandFollower {
         match stdio.write_all(&fresh.data).await {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 self.output_closed.set(true);
-                // Wakes `end_on_closed_output`.
+                // Wakes the task `end_on_closed_output`, which waits for changes of `started`.
                 self.started.send_modify(|_| {});
                 Ok(())
             }
@@ -201,7 +202,7 @@ impl CommandFollower {
         }
     }
 
-    /// Returns the failure for a command that cannot be followed further.
+    /// Returns the failure, with its exit code, for a command that cannot be started or followed.
     fn failure_of(&self, status: Status) -> CommandFailure {
         let code = match error::reason(&status) {
             Some(Reason::ProgramNotFound) => failure::NO_COMMAND,
@@ -217,7 +218,8 @@ impl CommandFollower {
     }
 }
 
-/// Returns whether to reconnect. Before the command has started, only until [`START_TIMEOUT`].
+/// Returns whether to reconnect. A command that has not started is retried only until
+/// [`START_TIMEOUT`].
 fn should_retry(status: &Status, has_started: bool, waited: Duration) -> bool {
     is_retryable(status) && (has_started || waited < START_TIMEOUT)
 }
@@ -228,7 +230,7 @@ fn report_missing(bytes: u64) {
     }
 }
 
-/// Returns the local exit code for the end of a remote command.
+/// Returns the exit code of this process for the end of a remote command.
 pub fn exit_code(exit: &ProcessExit) -> u8 {
     match &exit.how {
         _ if exit.timed_out => failure::TIMED_OUT,

@@ -1,6 +1,6 @@
 //! Sends standard input and signals to a running command.
 //!
-//! Input has offsets, so the agent accepts repeated input after a broken connection only once.
+//! Input has offsets, so that the agent drops input that is repeated after a broken connection.
 
 use std::{cell::Cell, io, rc::Rc, time::Duration};
 
@@ -25,18 +25,18 @@ use crate::{
     stdio::{AsyncStdio, READ_BYTES},
 };
 
-/// Time for the agent to deliver a signal. Afterwards the client exits without it.
+/// How long the agent may take to deliver a signal. After that, the client exits without it.
 const SIGNAL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time that a signal waits until the start of the command is known.
+/// How long a signal waits for the start of the command. After that, the client exits without it.
 const START_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time for a command to exit after PIPE.
+/// How long a command may take to exit after SIGPIPE.
 const PIPE_GRACE: Duration = Duration::from_secs(2);
 
-/// Waits until the command runs.
+/// Waits until the command has started. Waits forever if the follower is dropped before that.
 pub async fn wait_until_started(started: &mut watch::Receiver<Option<StartedProcess>>) -> StartedProcess {
     match started.wait_for(Option::is_some).await.map(|started| started.clone()) {
         Ok(Some(started)) => started,
-        // The follower was dropped, so the whole command is ending.
+        // The follower was dropped, so this process is about to exit.
         _ => std::future::pending().await,
     }
 }
@@ -49,8 +49,8 @@ enum StdinError {
 }
 
 /// Forwards standard input to its end and then waits forever, because the follower reports the
-/// exit. Returns only if the agent rejects the input of a running command, which would then wait
-/// forever.
+/// exit. Returns only if the agent rejects input, because the running command would otherwise wait
+/// for it forever.
 pub async fn forward_stdin(
     workspace_client: WorkspaceClient,
     mut started: watch::Receiver<Option<StartedProcess>>,
@@ -95,7 +95,7 @@ async fn pump(
     }
 }
 
-/// Sends one chunk, reconnecting as needed. Returns whether the command accepts more.
+/// Sends one chunk, and reconnects as needed. Returns whether the command accepts more input.
 async fn write(
     workspace_client: &WorkspaceClient,
     started: &StartedProcess,
@@ -152,7 +152,8 @@ impl TerminationSignals {
     }
 }
 
-/// Forwards signals. Returns only if one cannot be forwarded, with the exit code for it.
+/// Forwards signals to the command. Returns only if a signal cannot be forwarded, with the exit
+/// code for that signal.
 pub async fn forward_signals(
     workspace_client: WorkspaceClient,
     mut started: watch::Receiver<Option<StartedProcess>>,
@@ -160,10 +161,11 @@ pub async fn forward_signals(
 ) -> u8 {
     loop {
         let name = signals.next().await;
-        // The command may run although its start is not known yet. It must not be left behind.
+        // The command may already run although its start was not reported yet. Exiting at once
+        // would leave it running without the signal.
         let process = tokio::select! {
             process = wait_until_started(&mut started) => process,
-            // No process is known to run, or the user repeats the signal.
+            // No start was reported in time, or the user repeats the signal.
             () = sleep(START_TIMEOUT) => return exit_code(name),
             again = signals.next() => return exit_code(again),
         };
@@ -174,7 +176,8 @@ pub async fn forward_signals(
     }
 }
 
-/// Ends the command when the reader of our output is gone, as a local pipe would.
+/// Ends the command once the reader of this client's output is gone, as a local pipe would. Returns
+/// the exit code for SIGPIPE.
 pub async fn end_on_closed_output(
     workspace_client: WorkspaceClient,
     mut started: watch::Receiver<Option<StartedProcess>>,
@@ -188,13 +191,13 @@ pub async fn end_on_closed_output(
     let process = wait_until_started(&mut started).await;
     if send_signal(&workspace_client, &process, "PIPE").await {
         sleep(PIPE_GRACE).await;
-        // The command ignores PIPE.
+        // A command that is still running ignores SIGPIPE.
         send_signal(&workspace_client, &process, "TERM").await;
     }
     exit_code("PIPE")
 }
 
-/// Returns whether the error means that the command has ended. The follower reports how.
+/// Returns whether the error means that the command has ended. The follower reports its exit code.
 fn has_ended(status: &Status) -> bool {
     matches!(error::reason(status), Some(Reason::Ended | Reason::ProcessNotFound | Reason::StaleEpoch))
 }

@@ -1,5 +1,5 @@
-//! Tracks how much of a command's stdout and stderr was written. Drops output that a new connection
-//! repeats and counts output that is missing. Pure.
+//! Tracks how much of a command's stdout and stderr was written locally. Drops output that a new
+//! connection repeats, and counts output that is missing. Pure.
 
 use bytes::{Buf as _, Bytes};
 
@@ -20,7 +20,7 @@ pub enum OutputKind {
     Stderr,
 }
 
-/// Output without the part that was written before.
+/// Output that is to be written, without the part that was written before.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NewOutput {
     /// Number of bytes missing before `data`.
@@ -35,7 +35,7 @@ impl OutputPositions {
         Self { epoch, stdout: 0, stderr: 0 }
     }
 
-    /// Adds output that begins at `offset`.
+    /// Adds output that begins at `offset`. Returns the part of it that is to be written.
     pub fn take(&mut self, kind: OutputKind, offset: u64, mut data: Bytes) -> NewOutput {
         let position = self.position(kind);
         let missing = offset.saturating_sub(*position);

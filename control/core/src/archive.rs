@@ -1,4 +1,5 @@
-//! Archives of a workspace's storage. Each was proven when it was made (law 6).
+//! Archives of a workspace's storage. An archive is recorded only after it was proven: read back
+//! from the backup store and compared with its manifest.
 
 use std::time::Duration;
 
@@ -14,13 +15,13 @@ pub struct ArchiveKey(pub String);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Archive {
     pub key: ArchiveKey,
-    /// Storage generation that the archive holds. The storage may be removed only while it has the
-    /// same one. Each generation has at most one archive, so this identifies the archive within its
-    /// workspace.
+    /// Storage generation whose content the archive holds. The storage may be removed only while
+    /// its generation has this value. A generation has at most one archive, so the value identifies
+    /// the archive within its workspace.
     pub generation: u64,
-    /// Wall-clock time of the archive; only displayed.
+    /// Wall-clock time when the archive was made; only displayed.
     pub at: Timestamp,
-    /// Observed time of the archive. Retention counts from here.
+    /// Observed time when the archive was made. Retention is counted from here.
     pub observed_time: Duration,
     /// Number of files, directories and links.
     pub entries: u64,

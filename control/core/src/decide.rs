@@ -1,4 +1,4 @@
-//! The state machine of a workspace: computes its next status, the action that is due, and when to
+//! The state machine of a workspace. Computes its next status, the action that is due, and when to
 //! decide again.
 //!
 //! ```text
@@ -10,7 +10,7 @@
 //!              │  │             FallingAsleep ◀──────── end_now ─────────────┘ ▼ │
 //!              │  │              │      ▲ ◀─────────── end_now ────────── Preparing
 //!              │  │      stopped │      │                                      │ prepared
-//!              │  │              ▼      └── ready, end_now ── Committing ◀─────┘
+//!              │  │              ▼      └── ready, give_up ── Committing ◀─────┘
 //!              │  └─── wake ── Asleep ◀─ archived, retry_later ──────────────────────┐
 //!              │                │  └─ archive_due ─▶ Maintenance(Archive, Starting) ─ opened ─▶ (…, Running)
 //!           restored            │ release_storage
@@ -22,20 +22,26 @@
 //!   any ───── discard ─────▶ Deleting: Stop, Remove, Expire each archive, Forget
 //! ```
 //!
-//! Not drawn: `enqueue` gives a new `Queued` workspace its position in the admission queue.
-//! `resized` also applies in Pending and Starting. `stop_restarting` leads from Awake and Preparing
-//! to FallingAsleep, in place of `died` and `silent`, when the agent was restarted before and the
-//! workspace was not used in between. `wake` also leads from Maintenance(Archive) to Queued, so
-//! that a request never waits for an archive.
+//! Transitions that are not drawn:
+//! - `enqueue` gives a new `Queued` workspace its position in the admission queue.
+//! - `resized` also applies in Pending and Starting.
+//! - `died` also leads from Preparing to Pending.
+//! - `stop_restarting` leads from Awake and Preparing to FallingAsleep. It replaces `died` and
+//!   `silent` when the agent was restarted before and the workspace was not used since.
+//! - `cancel_sleep` and `declined` lead to FallingAsleep if the sleep is forced and the agent
+//!   declines it.
+//! - `wake` also leads from Maintenance(Archive) to Queued, so that a request never waits for an
+//!   archive.
 //!
-//! The machine is level-triggered. Transitions are followed until none applies. Then the phase asks
-//! for an action until that action is observed to be done. The driver keeps at most one action per
-//! workspace in flight. It orders an action only once the status that asks for it is durable. No
-//! action is ordered while it is unknown which processes run.
+//! The machine is level-triggered. `decide` follows transitions until none applies. Then the phase
+//! asks for one action until that action is observed to be done. The driver keeps at most one
+//! action per workspace in flight. It orders an action only once the status that asks for it is
+//! durable. While it is unknown which processes run, no action is ordered.
 //!
-//! Storage is removed in two phases only. `Archived` is entered with a proven archive of the
-//! present storage generation, or after an unfinished restore. `Deleting` is entered on an explicit
-//! discard, or when nothing is left.
+//! Storage is removed in two phases only. A workspace with storage enters `Archived` only with a
+//! proven archive of the present storage generation, or after an unfinished restore. A
+//! workspace enters `Deleting` on an explicit discard, or when neither storage nor archives are
+//! left.
 
 mod action;
 mod backoff;
@@ -53,79 +59,82 @@ use crate::{
     workspace::{Epoch, Resources, Spec},
 };
 
-/// Pause before the first retry of a failed action. Each further failure doubles it.
+/// Pause before the first retry of a failed action. Each further failure doubles the pause.
 pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// Longest pause before a retry. A workspace that cannot start costs one start every five minutes.
+/// Longest pause before a retry. A workspace that cannot start then costs one start every five
+/// minutes.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
-/// Time that a running agent has to say hello. Agents need milliseconds; pulling an image does not
-/// count.
+/// Time that a running agent has to connect. Agents need milliseconds. Time before the agent runs,
+/// such as for pulling its image, is not included.
 pub const HELLO_LIMIT: Duration = Duration::from_secs(60);
-/// Silence after which an agent that was connected before is restarted. Cutting the connection must
-/// not keep a workspace awake (law 4).
+/// Time without a heartbeat after which the agent of an awake workspace is restarted. Otherwise a
+/// broken connection could keep a workspace awake for ever.
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(10 * 60);
-/// Time awake and connected after which earlier failures are forgotten.
+/// Time since waking after which earlier failures are forgotten, if the agent is connected and the
+/// workspace was used.
 pub const HEALTHY_AFTER: Duration = Duration::from_secs(120);
-/// Commits with an unknown outcome after which the processes are ended without the agent's help.
+/// Number of failed commits in a row after which the control plane ends the processes itself.
 pub const COMMIT_TRIES: u32 = 3;
-/// Archives retained per workspace. One more expires the oldest early.
+/// Most archives retained per workspace. With more, the oldest is removed before its retention is
+/// over.
 pub const MAX_ARCHIVES: usize = 100;
 
-/// Transitions that one decision follows at most; the longest path in the drawing has nine. A
-/// decision that reaches the limit has found a cycle, which is a bug. It stops there, so that one
-/// workspace never blocks the others, and tests fail.
+/// Most transitions that one decision follows. The longest path in the drawing has nine. A decision
+/// that reaches the limit has found a cycle, which is a bug. It fails an assertion in debug builds.
+/// In release builds it stops, so that one workspace does not block the others.
 const MAX_TRANSITIONS: usize = 16;
 
 /// A side effect, as data. Every action is idempotent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Start the agent of this epoch.
+    /// Starts the agent of this epoch.
     Start(Epoch),
-    /// Ask the agent to prepare for sleep: it declines, or holds new requests from then on.
+    /// Asks the agent to prepare for sleep. The agent declines, or holds new requests from then on.
     Prepare {
         epoch: Epoch,
         urgency: Urgency,
     },
-    /// Let the agent end its programs and save the terminals.
+    /// Makes the agent end its programs and save the terminals.
     Commit(Epoch),
-    /// Let the agent of a cancelled sleep go on.
+    /// Cancels the sleep. The agent admits the requests that it holds.
     Cancel(Epoch),
-    /// Set the resources of a running agent to what is allocated, without ending anything.
+    /// Sets the resources of a running agent to the allocated ones, without ending any process.
     Resize {
         epoch: Epoch,
         resources: Resources,
     },
-    /// End every process of the workspace. Done when it is confirmed that none is left.
+    /// Ends every process of the workspace. Done when it is confirmed that none is left.
     Stop,
-    /// Read the storage into the backup store through this agent, and prove the archive.
+    /// Reads the storage into the backup store through this agent, and proves the archive.
     Archive(Epoch),
-    /// Fill the storage from its archive through this agent.
+    /// Fills the storage from its archive through this agent.
     Restore(Epoch),
     Remove,
-    /// Remove the archive of this storage generation.
+    /// Removes the archive of this storage generation.
     Expire(u64),
-    /// Remove the record. Its id stays reserved.
+    /// Removes the record. The workspace's id is never reused.
     Forget,
 }
 
-/// The result of [`decide()`].
+/// The result of [`decide()`]: the new status, and what the driver has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
     pub status: Status,
     /// The one action that is due now.
     pub action: Option<Action>,
-    /// When to decide again if nothing happens before, and which step is due then.
+    /// When to decide again if no event comes before, and the step that is due then.
     pub next: Option<(Timestamp, NextStep)>,
-    /// When the workspace falls asleep, if its users are to be warned now.
+    /// When and why the workspace falls asleep, if its users must be warned now.
     pub warning: Option<(Timestamp, SleepCause)>,
 }
 
-/// Decides what follows from the spec, the status and the observations. Pure, and idempotent on its
-/// own status.
+/// Decides what follows from the spec, the status and the observations. Pure. Deciding again from
+/// the returned status changes nothing.
 pub fn decide(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Decision {
     let mut status = status.clone();
-    // The loop ends: no transition leads back under the same observations. A new start needs a
-    // higher epoch than the one that ended. Every failure is followed by a pause, or by processes
-    // that have to end first.
+    // The loop ends, because no transition leads back under the same observations. A new start
+    // needs a higher epoch than the one that ended. Every failure is followed by a pause, or by
+    // processes that have to end first.
     for followed in 0.. {
         let Some(next) = transition::follow(spec, &status, observed, now) else { break };
         debug_assert!(followed < MAX_TRANSITIONS, "{status:?} cycles under {observed:?}");
@@ -147,8 +156,9 @@ pub fn decide(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp)
     Decision { action: due.filter(|_| retried.is_none()), status, next, warning }
 }
 
-/// Sets the reason to what a start or resize waits for, or to the failure of an action that an
-/// awake workspace retries.
+/// Returns the status with its wait up to date. The reason of a start or resize names what it waits
+/// for. The reason of an awake workspace names an action that failed and is retried. Once the wait
+/// is over, the phase's usual reason returns.
 fn with_wait(status: Status, observed: &Observed, due: Option<Action>) -> Status {
     let usual = match status.phase {
         Phase::Starting => StateReason::AgentStarting,
@@ -171,8 +181,8 @@ fn with_wait(status: Status, observed: &Observed, due: Option<Action>) -> Status
     Status { reason, waits, ..status }
 }
 
-/// Shortens the pause of a failed workspace because a request waits for it. The pause never falls
-/// below [`FIRST_PAUSE`], so that repeated requests cannot keep the machine busy.
+/// Shortens the pause after failures, because a request waits for the workspace. The pause still
+/// lasts [`FIRST_PAUSE`] from the failure, so that repeated requests cannot keep the machine busy.
 pub fn shorten_backoff(status: &Status, now: Timestamp) -> Status {
     let mut status = status.clone();
     let soonest = status.since.plus(FIRST_PAUSE).max(now);

@@ -4,22 +4,22 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// Letters of an id: base32 of RFC 4648 in lower case.
+/// Characters of an id: base32 of RFC 4648 in lower case.
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-/// Characters of an id: 60 bits.
+/// Length of an id in characters, each of which encodes 5 bits.
 pub const ID_CHARS: usize = 12;
 
-/// Why a text is not a valid id, name or owner.
+/// The error for a text that is not a valid id, name or owner.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadName {
-    #[error("{0:?} is not an id: twelve characters of a-z and 2-7")]
+    #[error("{0:?} is not a valid workspace id; an id has 12 characters of a-z and 2-7")]
     Id(String),
     #[error(
-        "{0:?} is not a name: use 1 to 63 of a-z, 0-9 and \"-\", beginning with a letter and not ending \
-         with \"-\""
+        "{0:?} is not a valid workspace name; use 1 to 63 characters of a-z, 0-9 and \"-\", beginning with \
+         a letter and not ending with \"-\""
     )]
     Name(String),
-    #[error("{0:?} is not an owner: 1 to 100 of a-z, A-Z, 0-9 and \"-_.@\"")]
+    #[error("{0:?} is not a valid owner name; use 1 to 100 characters of a-z, A-Z, 0-9 and \"-_.@\"")]
     Owner(String),
 }
 
@@ -28,7 +28,7 @@ pub enum BadName {
 #[serde(try_from = "String", into = "String")]
 pub struct WorkspaceId(String);
 
-/// Name of a workspace; unique per owner.
+/// Name of a workspace. Unique among the owner's workspaces that are not deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);

@@ -1,7 +1,7 @@
 //! The decisions of the control plane, as pure functions of values.
 //!
-//! Code here does no IO, reads no clock and knows no transport: a workspace test checks that the
-//! manifest has no tokio, kube, tonic or axum. `now` is always an argument.
+//! The code does no IO and reads no clock: `now` is always an argument. A test of the repository
+//! refuses tokio, kube, tonic, axum and other IO crates in the manifest.
 
 pub mod archive;
 pub mod decide;

@@ -1,9 +1,9 @@
-//! Deliberate mistakes, each of which breaks one law, and a record of the transitions taken. With
-//! them the simulation proves that it would notice such a mistake.
+//! Deliberate mistakes, and a record of the transitions that decisions follow. Each mistake breaks
+//! one law of the simulation, which thereby proves that it would notice the mistake.
 //!
 //! Without the feature `mutants`, `is` is a constant `false` and `took` does nothing.
 
-/// A mistake that the state machine could make, named for what it does wrong.
+/// A deliberate mistake of the state machine, named for its effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
     not(feature = "mutants"),
@@ -12,27 +12,27 @@
 pub enum Mutant {
     /// Storage is removed without an archive.
     RemovesWithoutArchive,
-    /// A start keeps the storage generation.
+    /// A start does not increment the storage generation.
     KeepsGeneration,
-    /// Any archive counts as an archive of what the storage holds.
+    /// An archive of any storage generation is accepted as an archive of the present content.
     TrustsOldArchive,
-    /// An agent that was asked to prepare counts as prepared.
+    /// Commit follows although prepare is not confirmed.
     IgnoresPrepare,
-    /// A declined action is carried out all the same.
+    /// The sleep continues although the agent declined the commit.
     IgnoresRefusal,
     /// Processes are ended before the agent has saved.
     EndsBeforeReady,
     /// Unknown activity counts as idle.
     SleepsOnUnknown,
-    /// The wall clock measures how long a workspace slept.
+    /// The wall clock instead of observed time measures how long a workspace slept.
     TrustsWallClock,
-    /// A requested sleep takes one phase instead of two.
+    /// A requested sleep ends the processes without asking the agent.
     SleepsInOnePhase,
     /// The record is removed before the storage.
     ForgetsFirst,
     /// The quota admits every workspace.
     AdmitsAll,
-    /// A resize of an awake workspace is allocated without quota.
+    /// An increase of an awake workspace's resources is allocated without quota.
     GrowsAtOnce,
     /// Allocated resources never reach the running agent.
     NeverResizes,
@@ -40,15 +40,16 @@ pub enum Mutant {
     ServesLastFirst,
     /// The newest archive is removed when the oldest expires.
     ExpiresNewest,
-    /// A request to wake that arrives while the workspace falls asleep is lost.
+    /// A request to wake that arrives while the workspace falls asleep is ignored.
     LosesWake,
-    /// A new agent is started beside an old one that runs.
+    /// A new agent is started while an earlier one runs.
     StartsBeside,
     /// A start after a failed start reuses the epoch.
     ReusesEpoch,
-    /// A restore counts as done once it begins.
+    /// A restore is taken as done as soon as it begins.
     RestoresInNoTime,
-    /// An agent that sends no heartbeat is ended at once.
+    /// An agent without heartbeats is restarted without waiting for
+    /// [`crate::decide::SILENCE_LIMIT`].
     EndsUnheard,
 }
 
@@ -65,7 +66,6 @@ mod chosen {
         status::{Phase, Status},
     };
 
-    /// Every mutant, for tests that try each.
     pub const ALL: [Mutant; 20] = [
         Mutant::RemovesWithoutArchive,
         Mutant::KeepsGeneration,
@@ -96,7 +96,7 @@ mod chosen {
         pub to: Phase,
         /// The reason after the transition.
         pub reason: StateReason,
-        /// Only the quota reservation changed.
+        /// Whether only the quota reservation or the queue position changed, and the phase did not.
         pub resized: bool,
     }
 
@@ -105,7 +105,7 @@ mod chosen {
         static TAKEN: RefCell<Vec<FollowedTransition>> = const { RefCell::new(Vec::new()) };
     }
 
-    /// Makes decisions of this thread follow the mutant; `None` restores the correct behaviour.
+    /// Makes the decisions of this thread follow the mutant. `None` restores the correct behaviour.
     pub fn choose(mutant: Option<Mutant>) {
         CHOSEN.set(mutant);
     }

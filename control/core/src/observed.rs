@@ -1,5 +1,5 @@
-//! Observations of a workspace's processes and agent. They are never stored: a restarted driver
-//! observes again.
+//! Observations of a workspace's processes and agent. They are never persisted. A restarted driver
+//! collects them again.
 
 mod fold;
 
@@ -17,42 +17,42 @@ use crate::{
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
     pub processes: Processes,
-    /// What the start or resize under way waits for, as the backend reports it.
+    /// Reason why the start or resize in progress waits, as the backend reports it.
     pub waits: Option<Wait>,
-    /// Resources that the agent of an epoch has, as the backend reports them.
+    /// Epoch of an agent and its actual resources, from the backend or from the last resize.
     pub actual: Option<(Epoch, Resources)>,
     /// The last agent that ended or failed to start.
     pub ended: Option<AgentEnd>,
     /// Epoch of the agent that is claimed and sends heartbeats.
     pub connected: Option<Epoch>,
-    /// Time without a heartbeat from the running agent of the current epoch, counted in driver
-    /// ticks. A driver or a machine that sleeps adds nothing.
+    /// Time without a heartbeat from the running agent of the current epoch. Counted in driver
+    /// ticks, so time in which the driver or the machine is suspended is not included.
     pub silence: Duration,
     /// Use that the connected agent last reported.
     pub used: Used,
     /// Epoch of the agent that last reported use.
     pub used_by: Option<Epoch>,
-    /// A pending request to sleep unless in use. It is cleared once it was acted on, or when the
-    /// workspace is used.
+    /// Pending request to sleep unless the workspace is in use. Cleared when prepare is ordered,
+    /// when the workspace is used, or when the connection to the agent is lost.
     pub sleep_request: Option<SleepRequest>,
     pub prepare_state: PrepareState,
-    /// Epoch of the agent that has ended its programs and saved.
+    /// Epoch of the agent that has ended its programs and saved the terminals.
     pub ready: Option<Epoch>,
     /// The archive that was proven last.
     pub archived: Option<Box<Archive>>,
     /// Epoch of the agent that has filled the storage from an archive.
     pub restored: Option<Epoch>,
-    /// Generations whose archives are confirmed to be removed.
+    /// Storage generations whose archives are confirmed to be removed.
     pub expired: BTreeSet<u64>,
-    /// The last failed action. (A failed start is `ended` instead.)
+    /// The last failed action, until an action succeeds. A failed start sets `ended` instead.
     pub last_failure: Option<ActionFailure>,
     /// Whether the storage is confirmed to be removed.
     pub removed: bool,
     /// Whether the quota admits the workspace, or the resize that it waits for.
     pub admitted: bool,
-    /// Whether every slot for archiving is taken.
+    /// Whether no further archive may start at present.
     pub archive_slots_full: bool,
-    /// Whether the control plane is shutting down, so that nothing may run.
+    /// Whether the control plane is shutting down, so that no workspace may run.
     pub shutting_down: bool,
     /// Total time that the control plane has been running, over all its restarts. Only driver ticks
     /// add to it, so a changed clock or a power cut makes no archive older.
@@ -62,11 +62,11 @@ pub struct Observed {
 /// Whether a workspace is in use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Used {
-    /// No connected agent has reported it.
+    /// No agent is connected, or the agent does not know.
     #[default]
     Unknown,
     Yes,
-    /// Not in use, with the idle time that counts.
+    /// Not in use, with the idle time that the agent has counted.
     No(Duration),
 }
 
@@ -74,7 +74,8 @@ pub enum Used {
 /// requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PrepareState {
-    /// Not prepared, as far as is known. A hold that the driver forgot expires at the agent.
+    /// No prepare is known. After a restart of the driver, an agent may still hold requests until
+    /// its hold expires.
     #[default]
     NotPrepared,
     /// Prepare or cancel was sent, and the agent has not answered.
@@ -89,10 +90,10 @@ pub enum Processes {
     /// The backend has not reported yet.
     #[default]
     Unseen,
-    /// Confirmed: no process is left.
+    /// It is certain that no process is left.
     None,
-    /// Agents of these epochs run. If the set is empty, no agent runs, but leftover processes may
-    /// run or an agent is being started.
+    /// Agents of these epochs run. An empty set means that leftover processes may run, or that an
+    /// agent is being started.
     Some(BTreeSet<Epoch>),
 }
 
@@ -110,17 +111,17 @@ pub struct ActionFailure {
     pub action: Action,
     /// Failures in a row.
     pub failures: u32,
-    /// When it last failed.
+    /// Time of the last failure.
     pub at: Timestamp,
     pub failure: Failure,
 }
 
-/// How an action failed.
+/// The outcome of a failed action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
     /// The agent declined, and nothing was changed.
     Declined { reason: DeclineReason, detail: String },
-    /// The action failed, possibly halfway.
+    /// The action failed, possibly after a part of it was done. Holds the text of the error.
     Failed(String),
 }
 
@@ -133,14 +134,14 @@ pub enum Achieved {
 }
 
 impl Processes {
-    /// Whether the agent of this epoch runs.
+    /// Returns whether the agent of this epoch runs.
     pub fn lives(&self, epoch: Epoch) -> bool {
         matches!(self, Self::Some(agents) if agents.contains(&epoch))
     }
 }
 
 impl PrepareState {
-    /// Epoch of the agent that is, or may be, prepared.
+    /// Returns the epoch of the agent that is, or may be, prepared.
     pub fn may_be_prepared(self) -> Option<Epoch> {
         match self {
             Self::NotPrepared => None,

@@ -1,5 +1,5 @@
-//! Policy: the time limits of a workspace. A template has a policy; a workspace may override parts
-//! of it.
+//! The time limits of a workspace. A template has a policy, and a workspace may override parts of
+//! it.
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 macro_rules! policy {
     ($($(#[doc = $doc:literal])* $field:ident = $default:expr;)*) => {
-        /// The effective policy of a workspace.
+        /// The policy of a workspace: its template's values, overridden by the workspace's own.
         #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(default)]
         pub struct Policy {
             $($(#[doc = $doc])* pub $field: Duration,)*
-            /// Longest time awake, in use or not. `None`: unlimited.
+            /// Longest time awake, even if the workspace is in use. `None` means no limit.
             pub max_awake: Option<Duration>,
         }
 
-        /// Values that a workspace sets itself.
+        /// The parts of a policy that a workspace sets itself. `None` leaves a value unchanged.
         #[derive(Debug, Clone, Default, PartialEq, Eq)]
         pub struct PolicyOverrides {
             $(
@@ -38,7 +38,7 @@ macro_rules! policy {
         }
 
         impl Policy {
-            /// Returns this policy with a workspace's own values applied.
+            /// Returns this policy with the workspace's own values applied.
             #[must_use]
             pub fn with(&self, own: &PolicyOverrides) -> Self {
                 Self {
@@ -51,22 +51,24 @@ macro_rules! policy {
 }
 
 policy! {
-    /// Idle time that counts before the workspace falls asleep.
+    /// Idle time after which the workspace falls asleep.
     idle_timeout = 15 * MINUTE;
-    /// How long before that users are warned; at most half the idle timeout.
+    /// Time between the warning of users and the sleep; at most half the idle timeout.
     warning = 2 * MINUTE;
-    /// How long work (CPU, IO, a busy kernel) counts after the last intent.
+    /// Longest time after the last intent for which work (CPU, IO, a busy kernel) makes the
+    /// workspace busy.
     work_cap = 12 * HOUR;
-    /// How long presence (a foreground job, an open page) counts after the last intent.
+    /// Longest time after the last intent for which presence (a foreground job, an open page) makes
+    /// the workspace busy.
     presence_cap = HOUR;
     /// Time asleep before the storage is archived and removed.
     archive_after = DAY;
-    /// How long archives are retained.
+    /// Retention of archives, in observed time.
     keep_archives = 30 * DAY;
 }
 
 impl Policy {
-    /// How long before sleep users are warned, within its bound.
+    /// Returns the time between the warning and the sleep, limited to half the idle timeout.
     pub fn warned_before(&self) -> Duration {
         self.warning.min(self.idle_timeout / 2)
     }

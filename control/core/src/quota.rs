@@ -45,17 +45,18 @@ pub struct Quotas {
 pub struct QuotaRequest<'a> {
     pub id: &'a WorkspaceId,
     pub owner: &'a Owner,
-    /// Resources that it holds.
+    /// Resources that the workspace holds.
     pub has: Option<Resources>,
-    /// Resources that it waits for instead, and since when ([`Status::queued_at`]). The queue is
-    /// ordered by observed time, so a clock that is set back changes no position.
+    /// Observed time at which the workspace joined the queue ([`Status::queued_at`]), and the
+    /// resources that it waits for in place of `has`. A clock that is set back changes no position,
+    /// because the queue is ordered by observed time.
     pub waits: Option<(Duration, Resources)>,
 }
 
 impl<'a> QuotaRequest<'a> {
-    /// Returns the quota request of a workspace, or `None` if it neither holds nor wants quota. The
-    /// status may still be rolled back to `durable`, so the larger of both counts. `ends` is set
-    /// while a workspace that is being deleted still has processes.
+    /// Returns the quota request of a workspace, or `None` if it neither holds quota nor waits for
+    /// it. `status` may still be rolled back to `durable`, so the larger reservation of both is
+    /// used. `ends` is set while a workspace that is being deleted still has processes.
     pub fn of(spec: &'a Spec, status: &Status, durable: Option<&Status>, ends: bool) -> Option<Self> {
         let allocated =
             |status: &Status| status.phase.holds_quota().then(|| status.allocated.unwrap_or(spec.resources));
@@ -80,7 +81,8 @@ impl<'a> QuotaRequest<'a> {
     }
 }
 
-/// Position of each waiting workspace; 1 is next. A workspace that is missing here is admitted.
+/// Queue position of each waiting workspace; 1 is next. A waiting workspace without a position is
+/// admitted.
 pub type AdmissionQueue = BTreeMap<WorkspaceId, usize>;
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -90,7 +92,7 @@ struct QuotaUsage {
     memory_bytes: u64,
 }
 
-/// Computes the admission queue. The waiting workspaces that it omits all fit at the same time.
+/// Computes the admission queue. All waiting workspaces that it omits fit the quotas together.
 pub fn admission_queue<'a>(
     requests: impl IntoIterator<Item = QuotaRequest<'a>>,
     quotas: &Quotas,
@@ -117,7 +119,7 @@ pub fn admission_queue<'a>(
     for (_, resources, request) in waiting {
         let own = owners.entry(request.owner).or_default();
         let (own_without, total_without) = (own.without(request.has), total.without(request.has));
-        // A request that can never fit, because the quota was lowered, blocks no other.
+        // A request that can never fit, because the quota was lowered, does not block others.
         let never_fits = !quotas.total.allows(resources) || !quotas.owner.allows(resources);
         if !never_fits && !own_without.fits(resources, &quotas.owner) {
             full_owners.insert(request.owner);
@@ -136,7 +138,7 @@ pub fn admission_queue<'a>(
 }
 
 impl Quota {
-    /// Whether `resources` fit while nothing else holds quota.
+    /// Returns whether `resources` fit while no other workspace holds quota.
     pub fn allows(&self, resources: Resources) -> bool {
         QuotaUsage::default().fits(resources, self)
     }

@@ -1,15 +1,15 @@
-//! Reasons as data: why a workspace is in its state, what happens next, and what it waits for.
+//! Reasons as data: for the state of a workspace, for a wait, and for the next step.
 //!
-//! Every value here is machine-readable. English is rendered at the edges, and no program compares
-//! it.
+//! Every value is machine-readable. English is rendered where a reason is shown. No program
+//! compares it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{archive::ArchiveKey, decide::Action};
 
-/// Why a workspace is in its state.
+/// Reason for the state of a workspace.
 ///
-/// `detail` is free text from an agent, a backend or the operating system. It is shown, never
+/// `detail` is free text from an agent, a backend or the operating system. It is shown, but never
 /// interpreted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -22,35 +22,36 @@ pub enum StateReason {
     /// A request asked the workspace to wake.
     WakeRequested,
 
-    /// The first agent since the workspace was last healthy is starting.
+    /// The first agent since the workspace was last healthy is being started.
     AgentStarting,
-    /// An agent is starting after `failures` failures in a row; `cause` is the last one.
+    /// An agent is being started after `failures` failures in a row; `cause` is the last failure.
     AgentRestarting { failures: u32, cause: Box<StateReason> },
-    /// The start or the resize that was ordered cannot proceed yet.
+    /// The start or resize that was ordered cannot proceed yet.
     Waiting(Wait),
     /// The agent is connected and serves the workspace.
     AgentConnected,
     /// An action failed and is retried after a pause.
     ActionFailed { operation: Operation, detail: String },
 
-    /// The agent that was started never connected.
+    /// The agent ended or failed before it connected.
     AgentStartFailed { detail: String },
     /// An agent of an earlier epoch was found running.
     EarlierAgentFound,
-    /// The agent that was started did not say hello within the limit.
+    /// The agent did not connect within the limit after its start.
     AgentHelloTimeout { limit_seconds: u64 },
-    /// The agent ended. `detail` is absent where its end was not observed.
+    /// The agent ended. `detail` is absent if its end was not observed.
     AgentEnded { detail: Option<String> },
-    /// No heartbeat arrived for the limit.
+    /// The agent sent no heartbeat for the limit.
     AgentSilent { limit_seconds: u64 },
-    /// The agent was lost again, and its restarted predecessor was never used: restarting stops.
+    /// The agent ended or went silent again. The workspace was not used since the last restart, so
+    /// the agent is not restarted.
     AgentLostUnused { cause: Box<StateReason> },
 
-    /// The workspace was idle for its whole timeout.
+    /// The workspace was idle for its whole idle timeout.
     Idle,
     /// The workspace was idle when the control plane stopped.
     IdleAtShutdown,
-    /// The workspace reached its longest time awake.
+    /// The workspace has been awake for as long as its policy allows.
     MaxAwakeReached,
     /// A request asked the workspace to sleep.
     SleepRequested,
@@ -73,14 +74,14 @@ pub enum StateReason {
     AgentEndedFallingAsleep,
     /// The agent stopped sending heartbeats while the workspace fell asleep.
     AgentSilentFallingAsleep,
-    /// The agent did not stop by itself, so its processes are ended.
+    /// The agent did not complete the commit, so its processes are ended.
     AgentNotStopping,
 
     /// The workspace has been asleep for the policy's `archive_after`.
     ArchiveDue,
     /// The workspace is archived because it is being deleted.
     ArchiveBeforeDelete,
-    /// The archive was proven; the storage is still there.
+    /// The archive was proven; the storage still exists.
     Archived { archive: ArchiveKey },
     /// The archive is proven and the storage is being removed.
     ReleasingStorage,
@@ -94,15 +95,15 @@ pub enum StateReason {
     Restored,
     /// Restoring failed; the archive stays.
     RestoreFailed { cause: Box<StateReason> },
-    /// The workspace is no longer wanted awake, so its restore stopped.
+    /// A request to sleep or to delete the workspace cancelled its restore.
     RestoreCancelled,
-    /// The agent in maintenance mode was lost.
+    /// The agent in maintenance mode ended or disconnected.
     MaintenanceAgentLost,
-    /// The last archive expired, and no storage is left.
+    /// Neither storage nor an archive is left.
     ArchivesExpired,
 }
 
-/// The action that a failure concerns.
+/// The kind of action that failed or is retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Operation {
@@ -119,7 +120,7 @@ pub enum Operation {
     RemoveRecord,
 }
 
-/// What a start or a resize waits for. It proceeds by itself once that arrives.
+/// A start or a resize that cannot proceed yet. It proceeds by itself once the reason is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wait {
     pub reason: WaitReason,
@@ -127,23 +128,23 @@ pub struct Wait {
     pub detail: String,
 }
 
-/// Why a start or a resize cannot proceed yet.
+/// Reason why a start or a resize cannot proceed yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WaitReason {
-    /// A record of an earlier version does not say.
+    /// A record of an earlier version has no reason.
     Unspecified,
-    /// A quota of the cluster's namespace is used up.
+    /// A ResourceQuota of the Kubernetes namespace is used up.
     QuotaExceeded,
     /// No node has the free resources that the pod requests.
     Unschedulable,
     /// A scheduling gate holds the pod back.
     SchedulingGated,
-    /// The image could not be pulled and is tried again.
+    /// The image could not be pulled; the pull is retried.
     ImagePull,
     /// The node has no free resources for the resize.
     ResizeDeferred,
-    /// The node could not apply the resize and tries again.
+    /// The node could not apply the resize, and retries.
     ResizeRetried,
     /// The API server does not answer.
     ApiServerUnavailable,
@@ -151,36 +152,36 @@ pub enum WaitReason {
     EarlierPodEnding,
     /// The volume is not ready.
     VolumePending,
-    /// The action itself failed and is retried; the workspace serves meanwhile.
+    /// The action failed and is retried. The workspace stays awake meanwhile.
     ActionFailed(Operation),
 }
 
-/// Why an agent declined to prepare for sleep, or to commit it.
+/// Reason why an agent declined to prepare for sleep or to commit to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeclineReason {
-    /// The agent gave no reason that this version knows.
+    /// The agent gave no reason, or one that this version does not know.
     Unspecified,
     /// The workspace is active or busy.
     InUse,
-    /// The workspace has not been idle for its whole timeout.
+    /// The workspace has not been idle for its whole idle timeout.
     IdleTooShort,
     /// A request is held at the admission gate.
     RequestHeld,
-    /// The agent is not prepared, or its hold expired.
+    /// The agent is not prepared, or no longer holds requests.
     NotPrepared,
     /// The agent has committed already.
     AlreadyCommitted,
 }
 
-/// What happens next if nothing else does.
+/// The next step of a workspace if no event comes before.
 ///
-/// The order breaks ties between steps that are due at the same millisecond.
+/// The order of the variants breaks ties between steps that are due at the same millisecond.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NextStep {
-    /// An agent that stayed silent is restarted.
+    /// An agent that sends no heartbeat is restarted.
     RestartSilentAgent,
-    /// The start of an agent that has not said hello is given up.
+    /// The start of an agent that does not connect is given up.
     GiveUpStart,
     /// Earlier failures are forgotten, because the workspace has been healthy for a while.
     ResetFailures,
@@ -200,7 +201,7 @@ pub enum NextStep {
     RetryAction(Operation),
 }
 
-/// What puts an awake workspace to sleep.
+/// The cause of an awake workspace's sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SleepCause {
@@ -214,15 +215,15 @@ pub enum SleepCause {
 /// A request that an awake workspace sleeps unless it is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SleepRequest {
-    /// A user asked for it.
+    /// A user requested the sleep.
     User,
     /// The control plane is stopping and the workspace was idle.
     Shutdown,
 }
 
 impl StateReason {
-    /// Converts this reason to the cause of another. Its own cause replaces it, so that causes
-    /// never nest.
+    /// Converts this reason to the cause of another reason. A reason with a cause is replaced by
+    /// that cause, so that causes never nest.
     #[must_use]
     pub fn as_cause(&self) -> Box<Self> {
         match self {
@@ -236,7 +237,7 @@ impl StateReason {
 }
 
 impl Wait {
-    /// Whether this waits for quota that other workspaces hold.
+    /// Returns whether the wait is for quota of the Kubernetes namespace.
     pub fn is_for_quota(&self) -> bool {
         self.reason == WaitReason::QuotaExceeded
     }

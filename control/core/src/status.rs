@@ -1,4 +1,4 @@
-//! The durable progress of a workspace. `decide` computes it, and only the driver stores it.
+//! The persisted status of a workspace. `decide` computes it, and only the driver writes it.
 
 use std::time::Duration;
 
@@ -12,47 +12,48 @@ use crate::{
     workspace::{Epoch, Resources, State},
 };
 
-/// Failures in a row after which a workspace counts as failed. It is still retried, at long
+/// Failures in a row after which the state is `failed`. The workspace is still retried, at long
 /// intervals and on request.
 pub const FAILED_AFTER: u32 = 5;
 
-/// The durable status of a workspace.
+/// The persisted status of a workspace.
 ///
-/// Durations here are readings of observed time ([`crate::observed::Observed::observed_time`]).
+/// Fields of type `Duration` are readings of observed time
+/// ([`crate::observed::Observed::observed_time`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// Position in the state machine drawn in `decide`.
     pub phase: Phase,
     pub reason: StateReason,
-    /// When the phase was entered.
+    /// Wall-clock time when the phase was entered, or when the storage was removed in `Archived`.
     pub since: Timestamp,
     /// Observed time when the workspace last woke.
     #[serde(default)]
     pub woke_at: Duration,
-    /// Observed time of the last request that kept or made it awake.
+    /// Observed time when the workspace woke, or when a request last cancelled its sleep.
     #[serde(default)]
     pub requested_at: Duration,
     /// Observed time when the workspace last fell asleep.
     #[serde(default)]
     pub slept_at: Duration,
-    /// Observed time when the workspace joined the admission queue, which orders it there. `None`:
-    /// not queued.
+    /// Observed time when the workspace joined the admission queue, which is ordered by it. `None`
+    /// if the workspace is not queued.
     #[serde(default)]
     pub queued_at: Option<Duration>,
-    /// Quota reserved for the workspace, from admission until its processes have ended.
+    /// Resources reserved in the owner's quota, from admission until the processes have ended.
     #[serde(default)]
     pub allocated: Option<Resources>,
-    /// Epoch of the last start that was ordered; 0 before the first.
+    /// Epoch of the last start; 0 before the first.
     pub epoch: Epoch,
-    /// Number of agents that have had write access to the storage. An archive is proven for one
-    /// value of it.
+    /// Number of agents that have had write access to the storage, including those that restored
+    /// it. An archive is valid for one value.
     pub storage_generation: u64,
     /// Whether storage may exist.
     #[serde(default = "yes")]
     pub storage: bool,
     /// Failed starts and lost agents in a row since the workspace was last healthy.
     pub failures: u32,
-    /// The last [`crate::workspace::Spec::request_seq`] that was acted on.
+    /// Highest [`crate::workspace::Spec::request_seq`] that was acted on.
     #[serde(default)]
     pub observed_request: u64,
     /// Retained archives, oldest first.
@@ -60,12 +61,12 @@ pub struct Status {
     pub archives: Vec<Archive>,
     #[serde(default)]
     pub maintenance_retry: MaintenanceRetry,
-    /// What the ordered start or resize waits for.
+    /// The wait of the start or resize in progress.
     #[serde(default)]
     pub waits: Option<Wait>,
 }
 
-/// Failed attempts in a row to archive or to restore.
+/// The failed attempts in a row to archive or to restore.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MaintenanceRetry {
     pub failures: u32,
@@ -79,19 +80,21 @@ pub struct MaintenanceRetry {
 pub enum Phase {
     /// Waits in the admission queue.
     Queued,
-    /// Admitted. Starts once no earlier agent runs and the pause after a failure is over.
+    /// The workspace was admitted. Its agent is started once no process runs and the pause after a
+    /// failure is over.
     Pending {
-        /// End of that pause.
+        /// When the pause after a failure ends.
         not_before: Timestamp,
     },
-    /// An agent was ordered and has not said hello.
+    /// The agent is being started and has not connected.
     Starting,
-    /// The agent has said hello.
+    /// The agent has connected, and serves the workspace.
     Awake,
-    /// The agent was asked whether it may sleep, and holds new requests.
+    /// The agent is asked to prepare for sleep. Once prepared, it holds new requests.
     Preparing {
         urgency: Urgency,
-        /// Refusals so far, so that a new refusal can be told from an old one.
+        /// Number of refusals in a row when this prepare began. A different number means a new
+        /// refusal.
         declined: u32,
     },
     /// The agent ends its programs and saves. This cannot be undone.
@@ -102,32 +105,33 @@ pub enum Phase {
     Asleep,
     /// An agent in maintenance mode archives or restores the storage.
     Maintenance { task: MaintenanceTask, stage: MaintenanceStage },
-    /// Only the archive is left, once the storage has been removed.
+    /// The storage is being removed, or only archives are left.
     Archived,
     /// Processes, storage, archives and the record are removed, in this order.
     Deleting,
 }
 
-/// How strongly a workspace is asked to sleep, which decides when its agent may decline.
+/// Strength of a request to sleep. It decides when the agent may decline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Urgency {
-    /// The idle timeout passed: the agent declines if the workspace is in use or was idle for less
-    /// than that.
+    /// The idle timeout passed. The agent declines if the workspace is in use, or was idle for less
+    /// than the timeout.
     Idle,
-    /// A user requested sleep: the agent declines if the workspace is in use.
+    /// A user requested sleep. The agent declines if the workspace is in use.
     Requested,
-    /// Sleep was forced, or the longest time awake is over: the agent never declines.
+    /// Sleep was forced, or the longest time awake is over. The agent never declines because of
+    /// use.
     Forced,
 }
 
-/// Work on the storage of a workspace that has no processes of its own.
+/// The work of an agent in maintenance mode on a workspace's storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MaintenanceTask {
-    /// Read the storage into an archive and prove it.
+    /// Reads the storage into an archive and proves the archive.
     Archive,
-    /// Fill the storage from an archive.
+    /// Fills the storage from an archive.
     Restore,
 }
 
@@ -135,14 +139,14 @@ pub enum MaintenanceTask {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MaintenanceStage {
-    /// The agent was ordered and has not said hello.
+    /// The agent in maintenance mode is being started and has not connected.
     Starting,
     /// The agent works on the task.
     Running,
 }
 
 impl Phase {
-    /// Whether a workspace in this phase holds quota.
+    /// Returns whether a workspace in this phase holds quota.
     pub fn holds_quota(self) -> bool {
         match self {
             Self::Pending { .. }
@@ -152,14 +156,15 @@ impl Phase {
             | Self::Committing
             | Self::FallingAsleep => true,
             Self::Queued | Self::Asleep | Self::Archived | Self::Deleting => false,
-            // Maintenance is not the owner's doing, and has a bound of its own.
+            // Archives are started by the control plane, and restores fill storage before the
+            // workspace is queued. Neither is charged to the owner's quota.
             Self::Maintenance { .. } => false,
         }
     }
 }
 
 impl Status {
-    /// The status of a workspace that was just created.
+    /// Creates the status of a new workspace with empty storage.
     pub fn new(now: Timestamp) -> Self {
         Self {
             phase: Phase::Queued,
@@ -181,12 +186,12 @@ impl Status {
         }
     }
 
-    /// The status of a workspace that was just created from an archive.
+    /// Creates the status of a new workspace whose files come from an archive.
     pub fn from_archive(now: Timestamp) -> Self {
         Self { phase: Phase::Archived, ..Self::new(now) }
     }
 
-    /// The archive of the storage's present content, if there is one.
+    /// Returns the archive of the storage's present content, if there is one.
     pub fn archive(&self) -> Option<&Archive> {
         let trusted = |archive: &&Archive| {
             archive.generation == self.storage_generation || mutant::is(Mutant::TrustsOldArchive)
@@ -194,7 +199,7 @@ impl Status {
         self.archives.iter().rev().find(trusted)
     }
 
-    /// The state that API, CRD and CLI show.
+    /// Returns the state that API, CRD and CLI show.
     pub fn state(&self) -> State {
         match self.phase {
             Phase::Queued => State::Queued,

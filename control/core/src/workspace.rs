@@ -1,4 +1,4 @@
-//! The spec of a workspace: its identity, its desired state and its policy.
+//! The spec of a workspace, and the states in which users see it.
 
 use std::collections::BTreeMap;
 
@@ -11,31 +11,31 @@ use crate::{
     time::Timestamp,
 };
 
-/// One life of a workspace's byte logs. Each start of an agent takes the next one; 0 is before the
-/// first.
+/// Epoch of a workspace's byte logs. Each start of an agent increments it; 0 means that none was
+/// started.
 pub type Epoch = u64;
 
 /// The public state of a workspace, with the same words in API, CRD and CLI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// Waits in the admission queue, or for quota of the cluster.
+    /// Waits in the admission queue, or for quota of the Kubernetes namespace.
     Queued,
-    /// An agent is being started and has not said hello.
+    /// An agent is being started and has not connected. Includes a restore.
     Starting,
     /// The agent serves the workspace.
     Awake,
-    /// Between prepare and the end of the last process.
+    /// The agent prepares or commits the sleep, or the last processes are being ended.
     FallingAsleep,
     /// No process runs; the storage stays.
     Asleep,
-    /// The storage is being archived, or removed after that.
+    /// The storage is being archived, or is being removed after that.
     Archiving,
     /// Only archives are left.
     Archived,
     /// Processes, storage and archives are being removed.
     Deleting,
-    /// Starting failed repeatedly. It is still retried, at long intervals.
+    /// The agent failed to start, or was lost, several times. Restarts continue at long intervals.
     Failed,
 }
 
@@ -44,7 +44,7 @@ pub enum State {
 #[serde(rename_all = "kebab-case")]
 pub enum AgentConnection {
     Connected,
-    /// No heartbeat arrives. Nothing is concluded from that.
+    /// No heartbeat arrives. This does not mean that the workspace is idle.
     #[default]
     Unknown,
 }
@@ -53,17 +53,17 @@ pub enum AgentConnection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DesiredState {
-    /// Running while in use; the policy puts it to sleep.
+    /// The workspace runs until its policy puts it to sleep.
     Awake,
-    /// Not running; the storage stays.
+    /// No process runs, and the storage stays.
     Asleep,
-    /// Removed, except for an archive that is made first.
+    /// The workspace is archived, then removed.
     Deleted,
-    /// Removed with its files and archives, by an explicit discard.
+    /// The workspace is removed with its files and archives, by an explicit discard.
     Discarded,
 }
 
-/// CPU and memory that a workspace takes from its owner's quota while it is awake.
+/// CPU and memory that an awake workspace takes from its owner's quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Resources {
     /// Thousandths of a core.
@@ -71,22 +71,22 @@ pub struct Resources {
     pub memory_bytes: u64,
 }
 
-/// The desired configuration of a workspace. Changed by requests only, through the driver.
+/// The desired configuration of a workspace. Only the driver changes it, on requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     pub id: WorkspaceId,
     pub name: Name,
     /// The owner of a workspace never changes.
     pub owner: Owner,
-    /// Name of the template when the workspace was created.
+    /// Name of the template that the workspace was created from.
     pub template: String,
-    /// The template's command (an IDE) at creation. Empty: none.
+    /// The template's command (an IDE) when the workspace was created. Empty if there is none.
     pub command: Vec<String>,
     /// The template's environment, overridden by the workspace's own.
     pub env: BTreeMap<String, String>,
     /// The template's policy, overridden by the workspace's own values.
     pub policy: Policy,
-    /// Requested resources while awake. What is reserved is [`crate::status::Status::allocated`].
+    /// Resources requested while awake. The reserved ones are [`crate::status::Status::allocated`].
     #[serde(default)]
     pub resources: Resources,
     pub desired_state: DesiredState,
@@ -98,24 +98,24 @@ pub struct Spec {
     #[serde(default)]
     pub source: Option<ArchiveKey>,
     pub created: Timestamp,
-    /// Request id of the create call, so that a repeated call finds the workspace.
+    /// Request id of the create call. A repeated call with the same id finds the workspace.
     pub request_id: String,
 }
 
 impl DesiredState {
-    /// Whether the workspace is being deleted, with or without an archive.
+    /// Returns whether the workspace is being deleted, with or without an archive.
     pub fn is_gone(self) -> bool {
         matches!(self, Self::Deleted | Self::Discarded)
     }
 }
 
 impl Resources {
-    /// Whether this asks for no more than `other` of each resource.
+    /// Returns whether each resource is at most that of `other`.
     pub fn fits_in(self, other: Self) -> bool {
         self.cpu_millis <= other.cpu_millis && self.memory_bytes <= other.memory_bytes
     }
 
-    /// The larger value of each resource.
+    /// Returns the larger value of each resource.
     #[must_use]
     pub fn most(self, other: Self) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! Quota and the admission queue.
+//! Tests of the quotas and the admission queue.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -155,8 +155,8 @@ proptest! {
         }
     }
 
-    /// Workspaces keep joining the queue and admitted ones keep ending. Every workspace that can ever
-    /// fit is admitted.
+    /// Workspaces keep joining the queue, and admitted ones keep ending. A workspace that fits the
+    /// quotas is admitted in the end.
     #[test]
     fn workspace_that_can_fit_is_admitted_in_the_end(
         cpu_wanted in 1_u64..6,

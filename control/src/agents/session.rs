@@ -17,18 +17,19 @@ use tonic::{Status, Streaming};
 use super::{session_limiter::SessionPermit, token_bucket::TokenBucket, translate};
 use crate::{
     backend::AgentReviewer,
-    driver::{ConnectionId, DriverError, DriverHandle, Heartbeat, ToAgent},
+    driver::{ConnectionId, DriverError, DriverHandle, Heartbeat, MAX_AGENT_SESSIONS, ToAgent},
     server::AuthenticatedGuard,
 };
 
-/// Time for the hello message to arrive.
+/// Time for the hello message to arrive after the stream was opened.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// Capacity of the queue from the driver. When it is full, the driver drops this connection.
+/// Capacity of the queue from the driver. The driver does not wait when the queue is full. A
+/// directive then fails, and an agent that cannot be claimed loses its session.
 const INBOX_MESSAGES: usize = 8;
-/// Messages that an agent may send in a burst: several changes may follow each other at once.
+/// Messages that are read in a burst. An agent may report several changes in a row.
 const BURST: u32 = 16;
-/// After a burst, one message is read in this interval. An agent sends at most one heartbeat in a
-/// second by itself.
+/// Interval between two messages that are read after a burst. Equal to the shortest heartbeat
+/// interval that a claim asks for.
 const PAUSE: Duration = Duration::from_millis(500);
 
 pub(super) struct AgentSession<R> {
@@ -36,8 +37,8 @@ pub(super) struct AgentSession<R> {
     pub(super) reviewer: Arc<R>,
     pub(super) connection: ConnectionId,
     pub(super) permit: SessionPermit,
-    /// Keeps the connection authenticated as long as the session lasts; `None` where connections
-    /// are not limited.
+    /// Keeps the connection authenticated as long as the session lasts. `None` if the request came
+    /// without a `ConnectionState`.
     pub(super) _authenticated: Option<AuthenticatedGuard>,
     pub(super) driver: DriverHandle,
     pub(super) token_keys: Arc<[TokenKey]>,
@@ -45,7 +46,7 @@ pub(super) struct AgentSession<R> {
     pub(super) heartbeats: Counter,
 }
 
-/// Why a session ends before its agent ends it.
+/// The ways in which a session ends.
 enum AgentSessionEnd {
     /// The agent or the driver has closed its side.
     Closed,
@@ -60,7 +61,8 @@ impl From<DriverError> for AgentSessionEnd {
 }
 
 impl<R: AgentReviewer> AgentSession<R> {
-    /// Runs the session to its end. `proof` is what the credential proved beyond the workspace.
+    /// Runs the session to its end. `proof` identifies the agent's instance, where the credential
+    /// proves more than the workspace.
     pub(super) async fn run(self, proof: R::CredentialProof, mut inbound: Streaming<AgentMessage>) {
         let whole = async {
             match self.hello(proof, &mut inbound).await {
@@ -69,14 +71,17 @@ impl<R: AgentReviewer> AgentSession<R> {
             }
         };
         let end = self.permit.revoked().run_until_cancelled(whole).await.unwrap_or_else(|| {
-            let message = "a newer stream of this workspace's agents has replaced this one";
+            let message = format!(
+                "the workspace has more than {MAX_AGENT_SESSIONS} agent streams; this one was the oldest and \
+                 is closed"
+            );
             AgentSessionEnd::Rejected(WireError::new(Reason::Conflict, message))
         });
-        // Reported even if the hello did not reach the driver. The driver may have ended already.
+        // Sent even if the hello did not reach the driver. Fails if the driver has ended already.
         let _gone = self.driver.disconnected(self.workspace.clone(), self.connection).await;
         if let AgentSessionEnd::Rejected(error) = end {
             tracing::debug!(workspace = %self.workspace, error = error.message(), "rejected agent stream");
-            // With a full queue the agent does not receive the error.
+            // If the queue is full, the agent does not receive the error.
             let _full = self.outbox.try_send(Err(error.into()));
         }
     }
@@ -89,7 +94,7 @@ impl<R: AgentReviewer> AgentSession<R> {
         let rejected = |what: &str| AgentSessionEnd::Rejected(WireError::new(Reason::BadField, what));
         let first = timeout(HELLO_TIMEOUT, inbound.message()).await;
         let Ok(Ok(Some(AgentMessage { message: Some(Message::Hello(hello)) }))) = first else {
-            return Err(rejected("the first message has to be hello, within 10 s"));
+            return Err(rejected("the first message must be hello and arrive within 10 s"));
         };
         let (to_agent, inbox) = mpsc::channel(INBOX_MESSAGES);
         let instance = self.reviewer.instance(proof, translate::process_account(&hello));
@@ -120,8 +125,8 @@ impl<R: AgentReviewer> AgentSession<R> {
                         self.send(translate::control_message(directive, &self.token_keys)).await
                     }
                 },
-                // One future for both: while the agent is silent, the driver's messages must still
-                // pass.
+                // One future waits for a token and then for a message, so that the driver's
+                // messages pass meanwhile.
                 message = async { bucket.wait_for_token().await; inbound.message().await } => match message {
                     Ok(Some(AgentMessage { message: Some(Message::Heartbeat(beat)) })) => {
                         bucket.try_take();
@@ -136,7 +141,7 @@ impl<R: AgentReviewer> AgentSession<R> {
                         Ok(())
                     }
                     Ok(Some(AgentMessage { message: Some(Message::Hello(_)) })) => {
-                        let error = WireError::new(Reason::BadField, "hello was sent twice");
+                        let error = WireError::new(Reason::BadField, "hello may be sent only once");
                         Err(AgentSessionEnd::Rejected(error))
                     }
                     Ok(None) | Err(_) => return AgentSessionEnd::Closed,
@@ -148,7 +153,8 @@ impl<R: AgentReviewer> AgentSession<R> {
         }
     }
 
-    /// Acknowledges a heartbeat once the driver has processed it: idle time counts from then on.
+    /// Passes a heartbeat to the driver and acknowledges it once the driver has counted it. Idle
+    /// time counts only between acknowledged heartbeats.
     async fn beat(&self, beat: podling_proto::control::v1::Heartbeat) -> Result<(), AgentSessionEnd> {
         let (accepted, was_accepted) = oneshot::channel();
         let activity = Arc::new(translate::activity(beat.activity.unwrap_or_default()));

@@ -1,4 +1,5 @@
-//! Limits the sessions of each workspace, so that one workspace's agents cannot exhaust another's.
+//! Limits the sessions of each workspace, so that the agents of one workspace cannot block those of
+//! another.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -23,33 +24,33 @@ const BURST: u32 = 16;
 /// After a burst, one more session is admitted in this interval; further ones are rejected. Each
 /// session costs a task and an event of the driver.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Token buckets kept for one workspace, one for each credential. A new credential appears only
-/// with a start, or when a cluster renews it.
+/// Token buckets retained for one workspace, one for each credential. A new credential appears only
+/// when an agent starts or the cluster renews its token.
 const MAX_CREDENTIALS: usize = 4;
-/// Workspaces tracked before the first prune of idle ones.
+/// Smallest number of tracked workspaces at which idle ones are pruned.
 const MIN_PRUNE_SIZE: usize = 64;
 
-/// Clones share the same state.
+/// Admits the sessions of agents. Clones share one state.
 #[derive(Debug, Clone, Default)]
 pub(super) struct SessionLimiter(Arc<Mutex<LimiterState>>);
 
 #[derive(Debug, Default)]
 struct LimiterState {
     of: HashMap<WorkspaceId, WorkspaceSessions>,
-    /// Number of workspaces at which idle ones are pruned: twice as many as the last prune kept, so
-    /// that pruning costs each admission next to nothing.
+    /// Number of tracked workspaces at which idle ones are pruned. Twice as many as the last prune
+    /// left, so that pruning is rare.
     prune_at: usize,
 }
 
 #[derive(Debug, Default)]
 struct WorkspaceSessions {
-    /// Open sessions, oldest first; the token closes the session.
+    /// Open sessions, oldest first. Cancelling the token closes the session.
     sessions: VecDeque<(ConnectionId, CancellationToken)>,
     /// One token bucket for each credential, newest last.
     buckets: VecDeque<(Fingerprint, TokenBucket)>,
 }
 
-/// Permission for one session. Released on drop.
+/// Permission for one session. Dropping the permit releases it.
 #[derive(Debug)]
 pub(super) struct SessionPermit {
     limiter: SessionLimiter,
@@ -59,8 +60,9 @@ pub(super) struct SessionPermit {
 }
 
 impl SessionLimiter {
-    /// Admits one more session. At the limit the oldest session is revoked: an agent reconnects
-    /// only after it has given up its earlier session, so the newest has a live agent behind it.
+    /// Admits one more session. At the limit, revokes the oldest session of the workspace. An agent
+    /// reconnects only after it has given up its earlier session, so the newest session belongs to
+    /// a live agent. Fails with `TOO_MANY_STREAMS` if the credential opens sessions too often.
     pub(super) fn admit(
         &self,
         workspace: WorkspaceId,
@@ -112,7 +114,7 @@ impl WorkspaceSessions {
 }
 
 impl SessionPermit {
-    /// Cancelled when a newer session has replaced this one.
+    /// Returns the token that is cancelled when newer sessions have displaced this one.
     pub(super) fn revoked(&self) -> &CancellationToken {
         &self.revoked
     }

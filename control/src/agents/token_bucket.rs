@@ -1,4 +1,4 @@
-//! A token bucket: a burst, then one token per interval.
+//! A token bucket. It allows a burst of messages, and then one message per interval.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub(super) struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// Holds at most `burst` tokens and gains one after each `every`.
+    /// Creates a full bucket of `burst` tokens. It regains one token per interval `every`.
     pub(super) fn new(burst: u32, every: Duration) -> Self {
         Self { burst, every, left: burst, since: Instant::now() }
     }
@@ -25,7 +25,7 @@ impl TokenBucket {
         }
     }
 
-    /// Takes a token; `false` if none is available.
+    /// Takes a token. Returns `false` if none is available.
     pub(super) fn try_take(&mut self) -> bool {
         self.refill();
         let taken = self.left > 0;
@@ -33,7 +33,7 @@ impl TokenBucket {
         taken
     }
 
-    /// Whether the bucket has all of its burst.
+    /// Returns whether the bucket holds its whole burst.
     pub(super) fn is_full(&mut self) -> bool {
         self.refill();
         self.left == self.burst
@@ -62,7 +62,7 @@ mod tests {
             assert!(bucket.try_take());
         }
         assert!(!bucket.try_take(), "the bucket is empty without a wait");
-        // Time is paused: only the waits above advance it.
+        // The clock is paused, so only the waits above advance it.
         assert_eq!(began.elapsed(), Duration::from_secs(10));
         assert!(!bucket.is_full());
         tokio::time::advance(Duration::from_secs(8)).await;

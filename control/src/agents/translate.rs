@@ -1,5 +1,5 @@
-//! Translates between proto messages and driver types. Everything that an agent sends is truncated
-//! here: an agent is only as trusted as its user.
+//! Translates between proto messages and driver types. Validates or truncates everything that an
+//! agent sends, because an agent is only as trusted as its user.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,7 +26,7 @@ const PROTOCOL: u32 = 1;
 /// Longest boot id, version or capability, in characters.
 const MAX_WORD_CHARS: usize = 64;
 const MAX_CAPABILITIES: usize = 32;
-/// Evidence and leases retained of one heartbeat: agents send the strongest first.
+/// Pieces of evidence retained from one heartbeat. Agents send the strongest evidence first.
 const MAX_EVIDENCE: usize = 32;
 const MAX_LEASES: usize = 64;
 /// Longest human-readable text of an agent, in characters; the rest is cut off.
@@ -34,12 +34,15 @@ const MAX_TEXT_CHARS: usize = 200;
 
 /// Id of a directive that is not answered.
 const NO_REPLY_ID: u64 = 0;
-/// Bounds of an agent's policy: time between two heartbeats, time an intent counts as active, and
-/// window over which work is measured. The maxima are the design's; workspaces with a short idle
-/// timeout use less.
+/// Longest interval between two heartbeats. A workspace with an idle timeout below one minute uses
+/// a quarter of its timeout.
 const MAX_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
+/// Shortest interval between two heartbeats, for workspaces with an idle timeout of a few seconds.
 const MIN_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
+/// Longest time for which an intent makes a workspace active. At most a quarter of the idle
+/// timeout.
 const MAX_ACTIVE_FOR: Duration = Duration::from_secs(60);
+/// Longest window over which work is measured. At most the idle timeout.
 const MAX_WORK_WINDOW: Duration = Duration::from_secs(60);
 const MIN_WORK_WINDOW: Duration = Duration::from_secs(1);
 
@@ -57,7 +60,8 @@ pub(super) fn hello(
 ) -> Result<AgentHello, WireError> {
     if !(hello.protocol_min..=hello.protocol_max).contains(&PROTOCOL) {
         let message = format!(
-            "this control plane speaks protocol {PROTOCOL}, the agent speaks {} to {}",
+            "this control plane speaks protocol {PROTOCOL}, but the agent speaks {} to {}; use an agent of \
+             the control plane's version",
             hello.protocol_min, hello.protocol_max
         );
         return Err(WireError::new(Reason::UnknownMethod, message));
@@ -65,7 +69,8 @@ pub(super) fn hello(
     let word = |what: &str, text: String| {
         let fits = (1..=MAX_WORD_CHARS).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic());
         let bad = || {
-            WireError::new(Reason::BadField, format!("{what}: 1 to {MAX_WORD_CHARS} printable characters"))
+            let message = format!("{what} must have 1 to {MAX_WORD_CHARS} printable ASCII characters");
+            WireError::new(Reason::BadField, message)
         };
         if fits { Ok(text) } else { Err(bad()) }
     };
@@ -141,7 +146,8 @@ pub(super) fn control_message(directive: ToAgent, token_keys: &[TokenKey]) -> Co
     })
 }
 
-/// `None` for a result that this version does not know.
+/// Translates an agent's answer to a directive. Returns `None` for a kind of result that this
+/// version does not know.
 pub(super) fn directive_answer(
     result: DirectiveResult,
     workspace: WorkspaceId,
@@ -160,7 +166,7 @@ pub(super) fn directive_answer(
     Some(DirectiveAnswer { workspace, connection, directive, result, activity })
 }
 
-/// Ends the agent's session for `reason`.
+/// Returns the message that ends an agent's session. `why` is for the agent's log.
 pub(super) fn dismiss(reason: Reason, why: &str) -> ControlMessage {
     message(Message::Dismiss(Dismiss { reason: error::name(reason).into(), message: why.into() }))
 }
@@ -172,7 +178,7 @@ pub(super) fn ack(sequence: u64) -> ControlMessage {
 fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
     let spec: &Spec = &content.spec;
     let span = |duration| prost_types::Duration::try_from(duration).ok();
-    // Fields that are left out have the protocol's defaults.
+    // The agent uses the protocol's defaults for fields that are left out.
     let idle_timeout = spec.policy.idle_timeout;
     let quarter = idle_timeout / 4;
     let policy = AgentPolicy {
@@ -212,7 +218,7 @@ fn truncate_line(text: &mut String) {
     }
 }
 
-/// Replaces NaN, infinities and negative numbers by 0: they would spoil every sum.
+/// Replaces NaN, infinities and negative numbers by 0, because they would falsify sums.
 fn sanitize_usage(usage: &mut Usage) {
     for number in [&mut usage.cpu_cores, &mut usage.io_bytes_per_second] {
         if !number.is_finite() || *number < 0.0 {

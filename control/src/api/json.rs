@@ -1,12 +1,12 @@
 //! The JSON API under `/v1`: workspaces and archives over plain HTTP, for clients without gRPC.
 //!
-//! A thin layer over the gRPC services. A route turns its request into the message of an RPC, and
-//! the RPC's response into JSON. It rejects with the RPC's own error and needs the RPC's verb. All
-//! routes are in this file. Each is added together with its description, so that the document at
-//! `/v1/openapi.json` always matches the router.
+//! Each route calls one RPC. It converts its request to the RPC's message, and the response to
+//! JSON. It requires the RPC's verb, and fails with the RPC's own error. All routes are in this
+//! file. Each is added together with its description, so that the document at `/v1/openapi.json`
+//! always matches the router.
 //!
-//! Conventions: names are those of the proto. States and activity levels are lower-case words such
-//! as "falling-asleep". Times are RFC 3339, and durations are numbers of seconds. Absent values are
+//! Names are those of the proto. States and activity levels are lower-case words such as
+//! "falling-asleep". Times are RFC 3339, and durations are numbers of seconds. Absent values are
 //! left out, never null. Unknown fields are rejected.
 
 use axum::Router;
@@ -41,7 +41,7 @@ const WORKSPACE: &str = "/v1/workspaces/{workspace}";
 const WORKSPACES: &str = "/podling.control.v1.Workspaces";
 const WORKSPACE_ARCHIVES: &str = "/podling.control.v1.WorkspaceArchives";
 
-/// Whether `path` belongs to the JSON API.
+/// Returns whether `path` belongs to the JSON API.
 pub(crate) fn serves(path: &str) -> bool {
     path == "/v1" || path.starts_with("/v1/")
 }
@@ -58,7 +58,8 @@ pub(super) struct JsonServices {
 #[serde(deny_unknown_fields)]
 struct EmptyBody {}
 
-/// Returns the routes. Every request has to carry its `Principal`, which the server's router adds.
+/// Returns the router of the JSON API. Every request must carry its `Principal`, which the server's
+/// router adds.
 pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService) -> Router {
     let of = |rest: &str| format!("{WORKSPACE}{rest}");
     let workspaces_rpc = |method: &str| format!("{WORKSPACES}/{method}");
@@ -67,7 +68,7 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
     Routes::default()
         .add(
             OpenApiOperation::new(HttpMethod::Get, "/v1/workspaces", workspaces_rpc("List"))
-                .named("list_workspaces", "Workspaces that the token may see, by name")
+                .named("list_workspaces", "List workspaces, sorted by name")
                 .query::<workspaces::ListWorkspacesQuery>()
                 .answers::<workspaces::WorkspaceList>(200, "The workspaces"),
             workspaces::list,
@@ -76,16 +77,17 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
             OpenApiOperation::new(HttpMethod::Post, "/v1/workspaces", workspaces_rpc("Create"))
                 .named(
                     "create_workspace",
-                    "Create a workspace and wake it; returns at once, follow it with watch",
+                    "Create a workspace and wake it. Returns before it is awake; use the watch call to follow \
+                     its state",
                 )
                 .takes::<workspaces::CreateBody>()
                 .answers::<workspace::JsonWorkspace>(
                     201,
-                    "The workspace was created; Location is its address",
+                    "The workspace was created; the header Location has its path",
                 )
                 .answers::<workspace::JsonWorkspace>(
                     200,
-                    "The workspace that `request_id` or `reconnect` found",
+                    "The existing workspace that `request_id` or `reconnect` found",
                 ),
             workspaces::create,
         )
@@ -104,14 +106,17 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
         )
         .add(
             OpenApiOperation::new(HttpMethod::Post, of("/sleep"), workspaces_rpc("Sleep"))
-                .named("sleep_workspace", "Put a workspace to sleep: its processes end, its storage stays")
+                .named("sleep_workspace", "Put a workspace to sleep. Its processes end; its storage stays")
                 .takes::<workspaces::SleepBody>()
                 .answers::<workspace::JsonWorkspace>(202, "The request was accepted"),
             workspaces::sleep,
         )
         .add(
             OpenApiOperation::new(HttpMethod::Post, of("/wake"), workspaces_rpc("Wake"))
-                .named("wake_workspace", "Wake a workspace; returns at once, follow it with watch")
+                .named(
+                    "wake_workspace",
+                    "Wake a workspace. Returns before it is awake; use the watch call to follow its state",
+                )
                 .takes::<EmptyBody>()
                 .answers::<workspace::JsonWorkspace>(202, "The request was accepted"),
             workspaces::wake,
@@ -120,7 +125,7 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
             OpenApiOperation::new(HttpMethod::Patch, of("/resources"), workspaces_rpc("Resize"))
                 .named(
                     "resize_workspace",
-                    "Change the resources it requests of its owner's quota; an increase may have to \
+                    "Change the resources that a workspace requests of its owner's quota. An increase may \
                      wait in the admission queue",
                 )
                 .takes::<workspaces::ResizeBody>()
@@ -134,7 +139,7 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
             OpenApiOperation::new(HttpMethod::Patch, of("/policy"), workspaces_rpc("SetPolicy"))
                 .named(
                     "set_policy",
-                    "Change the fields of its policy that the body contains; takes effect at once",
+                    "Change the fields of a workspace's policy that the body contains. Takes effect at once",
                 )
                 .takes::<policy::JsonPolicy>()
                 .answers::<workspace::JsonWorkspace>(200, "The workspace with its new policy"),
@@ -144,8 +149,8 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
             OpenApiOperation::new(HttpMethod::Get, of("/explanation"), workspaces_rpc("Explain"))
                 .named(
                     "explain_workspace",
-                    "Explain its state: the reason, the next transition and its time, what would change \
-                     that, and recent decisions",
+                    "Explain the state of a workspace: its reason, the next step and its time, what a user \
+                     can do, and recent decisions",
                 )
                 .answers::<workspaces::Explanation>(200, "The explanation"),
             workspaces::explain,
@@ -154,10 +159,10 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
             OpenApiOperation::new(HttpMethod::Get, "/v1/watch", workspaces_rpc("Watch"))
                 .named(
                     "watch_workspaces",
-                    "Stream the workspaces that exist, then every change. Events: `workspace`; `gone` \
-                     ({\"id\"}); `synced`, once the existing workspaces have been sent; `problem`, last, \
-                     when the control plane ends the stream. A comment every 15 s keeps a silent stream \
-                     alive",
+                    "Stream the workspaces that exist, then every change. Events: `workspace` (exists or has \
+                     changed), `gone` ({\"id\"}), `synced` (all existing workspaces have been sent), and \
+                     last `problem` (the control plane ends the stream). A comment after 15 s without an \
+                     event keeps the stream alive",
                 )
                 .query::<watch::WatchQuery>()
                 .streams("Server-sent events, each with one JSON value as its data"),
@@ -167,7 +172,7 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
             OpenApiOperation::new(HttpMethod::Get, "/v1/archives", archives_rpc("List"))
                 .named(
                     "list_archives",
-                    "Archives that the token may see, newest first, including those of deleted workspaces",
+                    "List archives, newest first, including those of deleted workspaces",
                 )
                 .query::<archives::ListArchivesQuery>()
                 .answers::<archives::ArchiveList>(200, "The archives"),
@@ -181,10 +186,10 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
             )
             .named(
                 "restore_archive",
-                "Restore a workspace, also if it was deleted; with `name`, restore into a new one",
+                "Restore an archived or deleted workspace. With `name`, restore into a new workspace",
             )
             .takes::<archives::RestoreBody>()
-            .answers::<workspace::JsonWorkspace>(202, "The workspace; follow it until it is awake"),
+            .answers::<workspace::JsonWorkspace>(202, "The workspace; the watch call follows its state"),
             archives::restore,
         )
         .router(JsonServices { workspaces, archives })

@@ -21,7 +21,7 @@ use crate::{
     snapshot::Snapshots,
 };
 
-/// Lifetime of a token whose request sets none.
+/// Lifetime of a token if the request sets none.
 const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
 const MIN_TTL: Duration = Duration::from_secs(1);
 
@@ -32,7 +32,7 @@ pub struct TokensService {
 }
 
 impl TokensService {
-    /// Resolves names of workspaces in `snapshots`.
+    /// Creates the service. It looks up names of workspaces in `snapshots`.
     pub fn new(identity: Arc<ControlIdentity>, snapshots: Snapshots) -> Self {
         Self { identity, snapshots }
     }
@@ -41,7 +41,7 @@ impl TokensService {
         let verbs =
             Verbs::try_from(request.verbs.clone()).map_err(|unknown| bad("verbs", unknown.to_string()))?;
         if verbs.is_empty() {
-            return Err(bad("verbs", "name at least one verb"));
+            return Err(bad("verbs", "must contain at least one verb"));
         }
         let owner = match request.owner.as_str() {
             "" => None,
@@ -58,7 +58,7 @@ impl TokensService {
         let agent = match (request.for_agent, workspaces.len()) {
             (false, _) => None,
             (true, 1) => workspaces.first().cloned(),
-            (true, _) => return Err(bad("workspaces", "a token for an agent names exactly one workspace")),
+            (true, _) => return Err(bad("workspaces", "must be exactly one in a token for an agent")),
         };
         let workspaces = (!workspaces.is_empty()).then_some(workspaces);
         Ok(TokenGrant { verbs, workspaces, owner, ttl: ttl(request)?, agent })
@@ -90,7 +90,7 @@ impl Tokens for TokensService {
 fn ttl(request: &CreateTokenRequest) -> Result<Duration, WireError> {
     let Some(ttl) = request.ttl else { return Ok(DEFAULT_TTL) };
     let ttl = Duration::try_from(ttl).ok().filter(|ttl| (MIN_TTL..=MAX_TTL).contains(ttl));
-    ttl.ok_or_else(|| bad("ttl", "1 s to 30 days"))
+    ttl.ok_or_else(|| bad("ttl", "must be 1 s to 30 days"))
 }
 
 fn bad(field: &str, allowed: impl Into<String>) -> WireError {

@@ -36,8 +36,7 @@ impl WorkspaceArchivesService {
         Self { driver }
     }
 
-    /// Finds an archive by its key, or the newest archive of a workspace by the workspace's id or
-    /// name.
+    /// Finds an archive by its key. The id or name of a workspace stands for its newest archive.
     fn find(&self, caller: &Principal, text: &str) -> Result<(Arc<WorkspaceView>, Archive), WireError> {
         let snapshots = self.driver.snapshots();
         let snapshot = snapshots.borrow();
@@ -51,8 +50,8 @@ impl WorkspaceArchivesService {
         }
         let view = match caller.find_named(&snapshot, &caller.owner, text) {
             Ok(view) => view.clone(),
-            // A deleted workspace no longer owns its name, but can be found by it. The name may
-            // have been reused, so the workspace deleted last is chosen.
+            // A deleted workspace no longer owns its name, but is still found by it. If the name
+            // was reused, the workspace that was deleted last is chosen.
             Err(error) => {
                 let mut gone: Vec<_> = snapshot
                     .workspaces
@@ -129,7 +128,8 @@ impl WorkspaceArchives for WorkspaceArchivesService {
     }
 }
 
-/// Describes a new workspace that has the old one's settings and starts with the archive's files.
+/// Builds the request for a new workspace with the settings of the archived one and the archive's
+/// files.
 fn new_workspace(
     caller: &Principal,
     view: &WorkspaceView,
@@ -144,7 +144,7 @@ fn new_workspace(
         WireError::new(Reason::BadField, format!("{field}: {problem}")).with("field", field)
     };
     if request.request_id.chars().count() > MAX_REQUEST_ID_CHARS {
-        return Err(bad("request_id", format!("at most {MAX_REQUEST_ID_CHARS} characters")));
+        return Err(bad("request_id", format!("must be at most {MAX_REQUEST_ID_CHARS} characters")));
     }
     let old = &view.spec;
     Ok(NewWorkspace {

@@ -28,8 +28,8 @@ use self::{parse::WorkspaceScope, show::workspace};
 use super::caller;
 use crate::{driver::DriverHandle, principal::Principal, snapshot::WorkspaceView, template::Templates};
 
-/// Concurrent watches of all callers. Further ones are rejected. Each costs about 100 bytes for
-/// each workspace that it sees.
+/// Most concurrent watches of all callers together. Further watches fail with TOO_MANY_STREAMS.
+/// Each takes about 100 bytes of memory for each workspace that it covers.
 const MAX_WATCHERS: usize = 1000;
 
 #[derive(Debug, Clone)]
@@ -43,7 +43,7 @@ pub struct WorkspacesService {
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl WorkspacesService {
-    /// Streams end when `closing` is cancelled.
+    /// Creates the service. Its streams end when `closing` is cancelled.
     pub fn new(
         driver: DriverHandle,
         templates: Receiver<Arc<Templates>>,
@@ -52,8 +52,8 @@ impl WorkspacesService {
         Self { driver, templates, watchers: Arc::new(Semaphore::new(MAX_WATCHERS)), closing }
     }
 
-    /// Finds a workspace by its id, or by its name among the caller's own. Workspaces that the
-    /// caller may not see count as not found.
+    /// Finds a workspace by its id, or by its name among the caller's own workspaces. A workspace
+    /// that the caller may not see is treated as not found.
     fn find(&self, caller: &Principal, text: &str) -> Result<Arc<WorkspaceView>, WireError> {
         let snapshots = self.driver.snapshots();
         let snapshot = snapshots.borrow();
@@ -71,8 +71,9 @@ impl Workspaces for WorkspacesService {
         let templates = self.templates.borrow().clone();
         let new = parse::create(&caller, request.into_inner(), &templates)?;
         let (view, created) = if caller.workspaces.is_some() {
-            // A narrowed token could not see a workspace that it creates. So it never creates one,
-            // even if the workspace that it may see is deleted meanwhile.
+            // A restricted token could not see a workspace that it creates. Therefore it only wakes
+            // a workspace that it sees. `wake` creates none, even if that workspace is deleted
+            // meanwhile.
             let found = self.driver.snapshots().borrow().by_name(&new.owner, &new.name).cloned();
             let own = found.filter(|view| new.reconnect && caller.sees(view)).ok_or_else(|| {
                 let message = "this token is restricted to certain workspaces and cannot create others";
@@ -120,7 +121,7 @@ impl Workspaces for WorkspacesService {
         let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
             WireError::new(
                 Reason::TooManyStreams,
-                format!("{MAX_WATCHERS} watches are open; close some and retry"),
+                format!("{MAX_WATCHERS} watches of all callers are already open; retry later"),
             )
             .with("limit", MAX_WATCHERS)
             .with("what", "watches")

@@ -1,10 +1,8 @@
-//! The backend `kubernetes`: an agent is a pod, storage is a PersistentVolumeClaim.
+//! The backend `kubernetes`. Each agent runs in a pod, and each storage is a PersistentVolumeClaim.
 //!
-//! One start is one pod, which never restarts by itself; `kubernetes::objects` builds it. One watch
-//! over all pods tracks which of them run. Pods are deleted with their grace period and never by
-//! force: a node that does not answer may still write to the volume.
-//!
-//! Must not know why a workspace is started or stopped.
+//! Each start creates a new pod, which never restarts by itself; `kubernetes::objects` builds it.
+//! One watch over all pods tracks which of them run. Pods are deleted with their grace period and
+//! never by force, because a node that does not answer may still write to the volume.
 
 mod cluster;
 mod eviction_guard;
@@ -48,14 +46,15 @@ pub struct KubernetesBackend {
 }
 
 impl KubernetesBackend {
-    /// Acts in `namespace`, with the permissions of `client`, while `leadership` lasts.
+    /// Creates a backend that acts in `namespace` with the permissions of `client`, while
+    /// `leadership` lasts.
     pub fn new(client: Client, namespace: &str, defaults: PodDefaults, leadership: Arc<Leadership>) -> Self {
         let (observation_tx, observations) = mpsc::channel(OBSERVATIONS);
         let cluster = ClusterClient::new(client, namespace, Arc::new(defaults), leadership);
         Self { cluster, observation_tx, observations: Mutex::new(Some(observations)) }
     }
 
-    /// A task that protects the pods in use from autoscalers.
+    /// Returns the guard that protects pods in use from autoscalers. The caller runs it.
     pub fn eviction_guard(&self) -> EvictionGuard {
         EvictionGuard::new(self.cluster.clone())
     }
@@ -82,11 +81,10 @@ impl Backend for KubernetesBackend {
         let reported = self.observations.lock().unwrap_or_else(PoisonError::into_inner).take();
         let reported =
             reported.map(ReceiverStream::new).map_or_else(|| stream::empty().boxed(), StreamExt::boxed);
-        // The watch reconnects after a growing, randomized pause.
         let events = watcher(self.cluster.pods.clone(), cluster::all_workspace_pods()).default_backoff();
         let seen = events.scan(PodTracker::default(), |pods, event| {
             let seen = event.map(|event| pods.apply_event(event)).unwrap_or_else(|error| {
-                tracing::warn!(%error, "failed to watch pods; their last known state stands");
+                tracing::warn!(%error, "failed to watch pods, retrying; using their last known state");
                 Vec::new()
             });
             future::ready(Some(stream::iter(seen)))

@@ -1,11 +1,10 @@
-//! The backend `local`: workspaces are processes of this user on this machine, one trust domain.
+//! The backend `local`. All workspaces are processes of one user on this machine, so they are not
+//! protected from each other.
 //!
 //! An agent runs in its own session, so that it outlives the control plane. A restarted control
-//! plane finds it by `run/agent.json`: process id, start time and boot ID of the machine. The
-//! kernel reports its end through a pidfd, whether it is a child or was adopted. Ending a
-//! workspace's processes needs no file; see `sweep`.
-//!
-//! Must not know why a workspace is started or stopped.
+//! plane finds the agent by `run/agent.json`, which holds the process id, its start time and the
+//! machine's boot ID. A pidfd reports the end of an agent, whether the agent is a child process or
+//! was adopted. The processes of a workspace are found without any file; see `sweep`.
 
 mod launch;
 mod layout;
@@ -49,14 +48,15 @@ use crate::{
     open_files::OpenFiles,
 };
 
-/// Capacity of the channel to the driver. The watchers of ended agents wait when it is full.
+/// Capacity of the channel to the driver. Tasks that report the end of an agent wait while it is
+/// full.
 const OBSERVATIONS: usize = 256;
 
-/// Concurrent starts, stops and removals; further ones wait. Most of each is waiting for processes
-/// to end, but each also scans /proc or forks.
+/// Concurrent starts, stops and removals. Further ones wait. The limit bounds the forks, scans of
+/// /proc and removals of directories that run at the same time.
 const MAX_CONCURRENT_OPERATIONS: usize = 32;
 
-/// Pause after a failed scan, as when descriptors or memory are exhausted.
+/// Pause before a scan is repeated because it failed or could not inspect every agent.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Configuration of the local backend.
@@ -76,7 +76,7 @@ pub struct LocalConfig {
 pub struct LocalBackend {
     runtime: LocalRuntime,
     observations: Mutex<Option<mpsc::Receiver<Observation>>>,
-    /// Dropped with the backend: ends the watchers but not the agents.
+    /// Ends the watchers, but not the agents, when the backend is dropped.
     _watchers: DropGuard,
 }
 
@@ -92,12 +92,12 @@ struct LocalRuntime {
 }
 
 impl LocalBackend {
-    /// Creates the directory for workspaces if it is missing.
+    /// Opens the backend. Creates the data directory and its `workspaces` directory if they are
+    /// missing.
     pub fn open(mut config: LocalConfig) -> Result<Self, BackendError> {
         // Agents have another working directory, so relative paths are made absolute for them.
         let absolute = |path: &Path| {
-            std::path::absolute(path)
-                .map_err(|e| BackendError::new(format!("resolving {}", path.display()), e))
+            std::path::absolute(path).map_err(|e| BackendError::new(format!("resolve {}", path.display()), e))
         };
         config.control_ca = absolute(&config.control_ca)?;
         if let Some(program) = config.agent_command.first_mut().filter(|program| program.contains('/')) {
@@ -105,7 +105,7 @@ impl LocalBackend {
         }
         let host = HostBoot::current()?;
         let layout = DataLayout::create(&config.data)
-            .map_err(|e| BackendError::new(format!("creating {}", config.data.display()), e))?;
+            .map_err(|e| BackendError::new(format!("create {}", config.data.display()), e))?;
         let (observation_tx, observations) = mpsc::channel(OBSERVATIONS);
         let shutdown = CancellationToken::new();
         let runtime = LocalRuntime {
@@ -125,7 +125,7 @@ impl Backend for LocalBackend {
     async fn ensure(&self, plan: StartPlan) -> Result<Instance, BackendError> {
         let _permit = self.runtime.permit().await;
         let (runtime, workspace) = (self.runtime.clone(), plan.workspace.clone());
-        let agent = blocking(format!("starting the agent of {workspace}"), move || {
+        let agent = blocking(format!("start the agent of {workspace}"), move || {
             let paths = runtime.layout.workspace(&plan.workspace);
             launch::ensure(&runtime.config, &runtime.layout, &paths, &runtime.host, &plan)
         })
@@ -133,25 +133,26 @@ impl Backend for LocalBackend {
         Ok(self.runtime.watch(workspace, agent))
     }
 
-    /// No other control plane can act here, because the data directory is locked.
     async fn resize(&self, _resize: ResizePlan) -> Result<(), BackendError> {
         // Resources are only counted against quotas; the local backend enforces no limits.
         Ok(())
     }
 
     async fn stop(&self, workspace: WorkspaceId, _last: Epoch) -> Result<(), BackendError> {
+        // `_last` is not needed: no other control plane can have started a later epoch, because
+        // the data directory is locked.
         let _permit = self.runtime.permit().await;
         let paths = self.runtime.layout.workspace(&workspace);
         sweep::terminate_agent(&paths, &self.runtime.host).await;
         sweep::terminate_all(&workspace)
             .await
-            .map_err(|error| BackendError::new(format!("stopping the processes of {workspace}"), error))
+            .map_err(|error| BackendError::new(format!("stop the processes of {workspace}"), error))
     }
 
     async fn remove(&self, workspace: WorkspaceId) -> Result<(), BackendError> {
         let _permit = self.runtime.permit().await;
         let layout = self.runtime.layout.clone();
-        blocking(format!("removing the storage of {workspace}"), move || {
+        blocking(format!("remove the storage of {workspace}"), move || {
             remove::remove_tree(&layout.workspaces, workspace.as_str())
         })
         .await
@@ -170,26 +171,30 @@ impl Backend for LocalBackend {
 }
 
 impl LocalRuntime {
-    /// Waits for one of the [`MAX_CONCURRENT_OPERATIONS`] permits.
+    /// Waits for one of the [`MAX_CONCURRENT_OPERATIONS`] permits. The caller holds the permit for
+    /// as long as its operation runs.
     async fn permit(&self) -> Option<SemaphorePermit<'_>> {
         // The semaphore is never closed. If it were, running without a limit is better than not
         // running.
         self.permits.acquire().await.ok()
     }
 
-    /// Adopts every running agent. Ends that happened while no control plane ran come first. An
-    /// agent that is not listed counts as dead and would be ended, so unreadable ones are listed as
-    /// unknown and scanned again. They do not delay the others.
+    /// Runs a scan and adopts the running agents. Returns the observations and the next scan, if
+    /// one is needed. Agents that ended while no control plane ran are reported before the list.
+    ///
+    /// The driver treats an agent that is not listed as ended, and ends its processes. An agent
+    /// that could not be inspected is therefore listed as unknown and scanned again. It does not
+    /// delay the others.
     async fn list(self, scan: AgentScan) -> (Vec<Observation>, Option<AgentScan>) {
         if let AgentScan::Retry(_) = scan {
             sleep(RETRY_PAUSE).await;
         }
         let ScanResult { found, unknown } = loop {
             let (layout, host, scan) = (self.layout.clone(), self.host.clone(), scan.clone());
-            match blocking("scanning for agents".into(), move || scan.run(&layout, &host)).await {
+            match blocking("scan for agents".into(), move || scan.run(&layout, &host)).await {
                 Ok(seen) => break seen,
                 Err(error) => {
-                    tracing::error!(%error, "failed to scan for agents; nothing starts until one succeeds");
+                    tracing::error!(%error, "no workspace starts until a scan for agents succeeds; retrying");
                     sleep(RETRY_PAUSE).await;
                 }
             }
@@ -215,7 +220,7 @@ impl LocalRuntime {
         (observations, again)
     }
 
-    /// Spawns the task that waits for the agent's end and reports it.
+    /// Spawns the task that waits for the end of the agent and reports it to the driver.
     fn watch(&self, workspace: WorkspaceId, agent: RunningAgent) -> Instance {
         let paths = self.layout.workspace(&workspace);
         let identity = (agent.epoch, self.host.instance_id(agent.process.pid, agent.process.start_ticks));
@@ -225,7 +230,7 @@ impl LocalRuntime {
             (instance.clone(), self.observation_tx.clone(), self.shutdown.clone());
         self.tasks.spawn(shutdown.run_until_cancelled_owned(async move {
             let detail = watch::wait_end(agent.process, &paths).await;
-            // Without a driver there is no reader.
+            // Sending fails only after the driver has ended.
             let _gone = observation_tx.send(Observation::Ended { instance: ended, detail }).await;
         }));
         instance

@@ -1,7 +1,7 @@
-//! Authenticates agents: called where agents connect, implemented beside the backend that started
-//! them.
+//! The interface that authenticates agents when they connect. Each backend has an implementation
+//! for the agents that it starts.
 //!
-//! Must not know how agents connect, nor what else they send.
+//! Independent of the connection and of the other messages of an agent.
 
 use std::future::Future;
 
@@ -11,34 +11,34 @@ use super::{BackendError, InstanceId};
 
 /// Authenticates agents by their credentials.
 ///
-/// The contract:
-/// - The workspace of an agent follows from its credential alone.
-/// - The instance follows from the credential where that names one (a pod's token names the pod).
-///   Otherwise it follows from the process that the agent reports, which only distinguishes holders
-///   of the same credential.
-/// - Any client may present a credential at any time. A wrong one must cost little, and its
-///   rejection must reveal nothing.
+/// Implementations keep this contract:
+/// - The credential alone determines the workspace.
+/// - The credential also determines the instance if it names one, as the token of a pod does.
+///   Otherwise the process that the agent reports determines the instance. This report is not
+///   verified; it only distinguishes agents that have the same credential.
+/// - Any client may present a credential at any time. The rejection of a wrong credential must be
+///   cheap and must reveal nothing.
 pub trait AgentReviewer: Send + Sync + 'static {
-    /// What a credential proves besides the workspace; `()` if nothing.
+    /// The fact that a credential proves besides the workspace; `()` if there is none.
     type CredentialProof: Send + 'static;
 
-    /// Reviews a credential; `None` if it belongs to no agent started here. An error says nothing
-    /// about the credential: the review could not be made.
+    /// Returns what the credential proves; `None` if the credential is not valid. An error means
+    /// that the credential could not be reviewed.
     fn review(
         &self,
         credential: &str,
     ) -> impl Future<Output = Result<Option<ReviewedCredential<Self::CredentialProof>>, BackendError>> + Send;
 
-    /// The instance that the backend started for this agent.
+    /// Returns the id of the pod or process that runs this agent.
     fn instance(&self, proof: Self::CredentialProof, process: ReportedProcess) -> InstanceId;
 }
 
-/// An agent with a valid credential.
+/// The facts that a valid credential proves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReviewedCredential<P> {
     /// The workspace that the agent serves.
     pub workspace: WorkspaceId,
-    /// What the credential proves beyond that; passed on to [`AgentReviewer::instance`].
+    /// Proof that the caller passes to [`AgentReviewer::instance`].
     pub proof: P,
 }
 

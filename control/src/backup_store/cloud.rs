@@ -1,5 +1,5 @@
-//! Opens buckets by URL. Credentials come from the environment variables that each cloud's own
-//! tools use. They are never part of the URL, which is logged.
+//! Opens buckets by URL. Credentials come from the environment variables that the tools of each
+//! cloud use. The URL never contains credentials, because it is logged.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use url::Url;
 
 use super::error::OpenStoreError;
 
-/// Returns the bucket's store and the prefix in it.
+/// Returns the bucket's object store, and the prefix that the URL names.
 pub(super) fn open(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path), OpenStoreError> {
-    // The HTTP client needs an installed TLS provider. A provider that is already installed is as
-    // good.
+    // The HTTP client needs an installed TLS provider. This call fails if one is installed already,
+    // which is sufficient.
     let _chosen_before = rustls::crypto::ring::default_provider().install_default();
     let unusable = |source| OpenStoreError::Cloud { url: url.to_string(), source };
     let unknown = |problem: String| OpenStoreError::Url { url: url.to_string(), problem };

@@ -1,4 +1,4 @@
-//! SHA-256 digests, in bytes and as hexadecimal text.
+//! SHA-256 digests, as bytes and as hexadecimal text.
 
 use std::{fmt, str::FromStr};
 
@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 pub struct Sha256Digest(pub [u8; 32]);
 
 #[derive(Debug, thiserror::Error)]
-#[error("a SHA-256 has 32 bytes, as text 64 of 0-9 and a-f")]
+#[error("a SHA-256 digest must have 32 bytes, or 64 digits of 0-9 and a-f as text")]
 pub struct InvalidDigest;
 
-/// Computes a digest from data in pieces.
+/// Computes the digest of data that arrives in pieces.
 pub(super) struct Hasher(Context);
 
 impl Sha256Digest {
@@ -87,7 +87,8 @@ impl Hasher {
         self.0.update(bytes);
     }
 
-    /// Returns the digest of everything since the start or the last call, and starts anew.
+    /// Returns the digest of all data since the previous call or the creation, and resets the
+    /// hasher.
     pub(super) fn finish(&mut self) -> Sha256Digest {
         let context = std::mem::replace(&mut self.0, Context::new(&SHA256));
         let mut bytes = [0; 32];

@@ -1,7 +1,7 @@
-//! Errors of the backup store, in words for the operator.
+//! Errors of the backup store. Their texts are for the operator.
 //!
-//! Errors of lower layers are sorted into kinds: full, denied, missing, or unreachable, which may
-//! pass.
+//! Errors of lower layers are classified as full, denied, missing or unreachable. An unreachable
+//! store may become reachable again.
 
 use std::{error::Error, fmt, io};
 
@@ -10,13 +10,13 @@ use super::{
     limits::{MAX_REASON_CHARS, MAX_REASONS},
 };
 
-/// An error of a lower layer.
+/// The error of a lower layer that caused an error here.
 pub(super) type Cause = Box<dyn Error + Send + Sync>;
 
 /// Why the backup store cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenStoreError {
-    /// The URL is invalid or of an unknown kind.
+    /// The URL is not valid, or its scheme is not supported.
     #[error(
         "{url:?} is not the URL of a backup store: {problem}. Use file:///absolute/directory, \
          s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
@@ -33,10 +33,10 @@ pub enum OpenStoreError {
     Directory {
         path: String,
         problem: String,
-        /// The system's error, if there was one.
+        /// Error of the operating system; `None` if the directory itself is unsuitable.
         source: Option<io::Error>,
     },
-    /// The cloud's client rejects the configuration.
+    /// The cloud's client library rejects the configuration.
     #[error("the configuration of the backup store {url} is not valid")]
     Cloud { url: String, source: Cause },
 }
@@ -47,25 +47,25 @@ pub enum BackupStoreError {
     /// The store or the scratch directory is full.
     #[error("{location} is full ({operation})")]
     Full {
-        /// The store or the scratch directory, as errors name it.
+        /// "the backup store …" or "the scratch directory …".
         location: String,
-        /// The operation that failed.
+        /// Gerund of the operation that failed, such as "writing".
         operation: String,
         source: Cause,
     },
-    /// Permissions or credentials do not suffice.
+    /// The permissions or credentials do not suffice.
     #[error("{location} denies access ({operation})")]
     Denied {
-        /// The store or the scratch directory, as errors name it.
+        /// "the backup store …" or "the scratch directory …".
         location: String,
-        /// The operation that failed.
+        /// Gerund of the operation that failed, such as "writing".
         operation: String,
         source: Cause,
     },
     /// At least one object of the archive does not exist.
     #[error("{location} does not contain {object}")]
     Missing { location: String, object: String },
-    /// The stored objects differ from what was written.
+    /// The stored objects differ from the written ones, or contradict each other.
     #[error(
         "the archive {key} is damaged: {}{problem}",
         entry.as_ref().map(|entry| format!("{entry}: ")).unwrap_or_default())]
@@ -73,37 +73,37 @@ pub enum BackupStoreError {
         key: StoreKey,
         /// The damaged entry, if the damage is in one.
         entry: Option<EscapedName>,
-        /// A description for people.
+        /// English description of the damage.
         problem: String,
     },
-    /// The agent's stream is not a complete archive. The store keeps nothing of it.
+    /// The agent's stream is not a complete archive. Nothing of it is stored.
     #[error("the archive is incomplete: {0}")]
     Incomplete(IncompleteReasons),
     /// The label is too large; nothing was written.
     #[error("the label of the archive cannot be stored: {problem}")]
     Label { problem: String },
-    /// A retry may succeed.
+    /// The store did not answer, or failed for another reason. A retry may succeed.
     #[error("{location} cannot be reached ({operation}); retry later")]
     Unreachable {
-        /// The store or the scratch directory, as errors name it.
+        /// "the backup store …" or "the scratch directory …".
         location: String,
-        /// The operation that failed.
+        /// Gerund of the operation that failed, such as "writing".
         operation: String,
         source: Cause,
     },
-    /// The store holds more objects than a listing may read.
+    /// The store contains more objects than a listing may read.
     #[error("{location} holds more than {most} objects; move some elsewhere")]
     TooMany { location: String, most: usize },
 }
 
-/// A path in an archive, printable: control characters are escaped and long paths are cut.
+/// A path in an archive for display. Control characters are escaped, and long paths are cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EscapedName(Vec<u8>);
 
-/// Why an archive is incomplete: the first reasons and the number of all.
+/// The reasons why an archive is incomplete. Only the first ones are retained.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IncompleteReasons {
-    /// The first reasons, printable.
+    /// The first reasons, without control characters.
     pub first: Vec<String>,
     /// Number of all reasons.
     pub count: u64,
@@ -116,13 +116,13 @@ impl BackupStoreError {
         Self::Incomplete(reasons)
     }
 
-    /// Sorts an I/O error of `operation` at `location`.
+    /// Classifies an I/O error of `operation` at `location`.
     pub(super) fn io(location: &str, operation: &str, source: io::Error) -> Self {
         let kind = source.kind();
         Self::from_io_kind(location, operation, Some(kind), Box::new(source))
     }
 
-    /// Sorts an object store's error of `operation` on `object`.
+    /// Classifies an object store's error of `operation` on `object`.
     pub(super) fn store(location: &str, operation: &str, object: &str, source: object_store::Error) -> Self {
         use object_store::Error::{NotFound, PermissionDenied, Unauthenticated};
         let kind = match &source {
@@ -162,7 +162,7 @@ fn io_kind(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
 
 impl EscapedName {
     pub(super) fn new(bytes: &[u8]) -> Self {
-        // Enough bytes for the printed part; a path may have 64 KiB.
+        // A path may have 64 KiB. These bytes suffice for the part that is displayed.
         Self(bytes[..bytes.len().min(4 * MAX_REASON_CHARS)].to_vec())
     }
 }
@@ -176,7 +176,7 @@ impl fmt::Display for EscapedName {
 // === impl IncompleteReasons ===
 
 impl IncompleteReasons {
-    /// Adds a reason, which may be an agent's text.
+    /// Adds a reason. Control characters are escaped, because the text may come from an agent.
     pub(super) fn add(&mut self, reason: impl fmt::Display) {
         self.count += 1;
         if self.first.len() < MAX_REASONS {
@@ -199,7 +199,8 @@ impl fmt::Display for IncompleteReasons {
     }
 }
 
-/// Escapes control characters, which could drive the reader's terminal, and cuts long texts.
+/// Escapes control characters, which could send commands to the reader's terminal, and cuts long
+/// texts.
 fn escape(text: &str) -> String {
     let escaped_text = text.chars().take(MAX_REASON_CHARS).flat_map(|c| {
         let escaped = c.is_control().then(|| c.escape_debug());

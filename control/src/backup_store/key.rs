@@ -1,16 +1,16 @@
-//! The key of an archive: a workspace and a second. The names of its objects derive from it.
-//!
+//! The key of an archive: its workspace, and the second at which the archive began. The names of
+//! the archive's objects derive from the key.
 
 use std::{fmt, str::FromStr};
 
 use podling_core::id::WorkspaceId;
 
 const DAY_SECONDS: u64 = 24 * 60 * 60;
-/// The last second of the year 9999; later ones are clamped to it.
+/// The last second of the year 9999. Later seconds are clamped to it.
 const LAST_SECOND: u64 = 253_402_300_799;
 
-/// The key of one archive. Its text is the name of the objects without extension:
-/// `workspace-{id}-{YYYYMMDD-HHMMSS}` (UTC).
+/// The key of one archive. Its text is the common part of its objects' names,
+/// `workspace-{id}-{YYYYMMDD-HHMMSS}`, with the time in UTC.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StoreKey {
     id: WorkspaceId,
@@ -18,11 +18,11 @@ pub struct StoreKey {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not the key of an archive (workspace-ID-YYYYMMDD-HHMMSS)")]
+#[error("{0:?} is not the name of an archive; such names have the form workspace-ID-YYYYMMDD-HHMMSS")]
 pub struct InvalidStoreKey(String);
 
 impl StoreKey {
-    /// The key of the archive of `id` that began at `second` (since 1970).
+    /// Returns the key of the archive of `id` that began at `second`, counted from 1970.
     pub fn new(id: WorkspaceId, second: u64) -> Self {
         Self { id, second: second.min(LAST_SECOND) }
     }
@@ -31,22 +31,22 @@ impl StoreKey {
         &self.id
     }
 
-    /// When the archive began, in seconds since 1970.
+    /// Returns when the archive began, in seconds since 1970.
     pub fn second(&self) -> u64 {
         self.second
     }
 
-    /// The key of the next second.
+    /// Returns the key of the next second.
     pub(super) fn next(&self) -> Self {
         Self::new(self.id.clone(), self.second + 1)
     }
 
-    /// Name of the zip's object.
+    /// Returns the name of the zip's object.
     pub(super) fn zip(&self) -> String {
         format!("{self}.zip")
     }
 
-    /// Name of the sidecar's object.
+    /// Returns the name of the sidecar's object.
     pub(super) fn sidecar(&self) -> String {
         format!("{self}.jsonl")
     }
@@ -65,7 +65,7 @@ impl FromStr for StoreKey {
     type Err = InvalidStoreKey;
 
     fn from_str(text: &str) -> Result<Self, InvalidStoreKey> {
-        // Only the canonical form is a key, so that no two texts name one archive.
+        // Only the canonical form is accepted, so that each archive has exactly one name.
         parse(text).filter(|key| key.to_string() == text).ok_or_else(|| InvalidStoreKey(text.to_owned()))
     }
 }
@@ -79,8 +79,8 @@ fn parse(text: &str) -> Option<StoreKey> {
     Some(StoreKey { id: id.parse().ok()?, second: days * DAY_SECONDS + seconds })
 }
 
-/// Returns year, month and day of a day since 1970. Counts years from March, so that the leap day
-/// comes last.
+/// Returns year, month and day of a number of days since 1970. The computation begins each year in
+/// March, so that the leap day is its last day.
 fn date(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
     let (era, of_era) = (shifted / 146_097, shifted % 146_097);
@@ -92,7 +92,7 @@ fn date(days: u64) -> (u64, u64, u64) {
     (era * 400 + year + u64::from(month <= 2), month, day)
 }
 
-/// The inverse of `date`; `None` before 1970.
+/// Returns the number of days since 1970, as the inverse of [`date`]; `None` before 1970.
 fn days(year: u64, month: u64, day: u64) -> Option<u64> {
     let year = year.checked_sub(u64::from(month <= 2))?;
     let (era, of_era) = (year / 400, year % 400);

@@ -1,4 +1,4 @@
-//! Lists archives among other objects in the store.
+//! Lists the archives in the store, which may also contain other objects.
 
 use std::sync::PoisonError;
 
@@ -14,8 +14,8 @@ use super::{
 const CONCURRENT_HEAD_READS: usize = 8;
 
 impl BackupStore {
-    /// Returns all archives as their sidecars describe them, the oldest of each workspace first.
-    /// Unknown, incomplete and unreadable objects are skipped and logged once.
+    /// Returns all archives as their sidecars describe them, sorted by workspace and age, oldest
+    /// first. Unknown, incomplete and unreadable objects are skipped and logged once.
     pub async fn list(&self) -> Result<Vec<ArchiveSidecar>, BackupStoreError> {
         let names = self.shared.location.names().await?;
         let mut keys = Vec::new();
@@ -27,7 +27,7 @@ impl BackupStore {
                 Some((key, "zip")) if names.contains(&key.sidecar()) => {}
                 Some((key, _)) if self.is_being_written(&key) => {}
                 _ if name.starts_with(PART_PREFIX) => {}
-                _ => self.warn_unknown_object(name, "it is not an archive, or an incomplete one"),
+                _ => self.warn_unknown_object(name, "it is not an archive, or it is incomplete"),
             }
         }
         keys.sort_unstable();
@@ -39,7 +39,7 @@ impl BackupStore {
             match header {
                 Ok(Ok(header)) => sidecars.push(header.sidecar),
                 Ok(Err(problem)) => self.warn_unknown_object(&key.sidecar(), &problem),
-                // Removed since the listing.
+                // Another call has removed the archive since the listing.
                 Err(BackupStoreError::Missing { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -47,9 +47,9 @@ impl BackupStore {
         Ok(sidecars)
     }
 
-    /// Returns keys of this workspace's archives that are not in `known`, oldest first. They come
-    /// from a control plane that died before it recorded them, or from an interrupted removal.
-    /// Unreadable ones are skipped.
+    /// Returns the keys of this workspace's archives that are not in `known`, oldest first. A
+    /// control plane that died before it recorded an archive leaves such an archive behind, as does
+    /// an interrupted removal. Archives whose sidecar is not valid are skipped.
     pub async fn unrecorded(
         &self,
         of: &WorkspaceId,
@@ -75,7 +75,7 @@ impl BackupStore {
         self.shared.reserved_keys.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
     }
 
-    /// Logs an unknown object once.
+    /// Logs an unknown object, unless it was logged before.
     fn warn_unknown_object(&self, name: &str, problem: &str) {
         let mut reported_objects =
             self.shared.reported_objects.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,7 @@
-//! A local directory as the backup store. Its files are complete, synced to disk, and readable by
-//! their owner only.
+//! A local directory as the backup store. Files with the name of an archive's object are complete,
+//! synced to disk, and readable by their owner only.
 //!
-//! Reads and removals go through `object_store` as for buckets. Writes do not: its writer for
+//! Reads and removals use `object_store`, as for buckets. Writes do not, because its writer for
 //! directories creates files that others may read, recreates a directory whose disk is not mounted,
 //! and leaves a partial file behind when the last write fails.
 //!
@@ -32,7 +32,8 @@ use super::{
 
 pub(super) const PART_PREFIX: &str = ".incoming-";
 const PART_SUFFIX: &str = ".part";
-/// Age of a partial file, since its last write, at which it counts as left by a crash.
+/// Age of a partial file, since its last write, from which it is removed. Only a crash leaves such
+/// a file.
 const PART_STALE: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Debug, Clone)]
@@ -41,7 +42,7 @@ pub(super) struct LocalDir {
     location: String,
 }
 
-/// A file that is being written under a temporary name. Removed on drop.
+/// A file that is being written under a temporary name. Dropping it removes the file.
 #[derive(Debug)]
 pub(super) struct LocalFileWriter {
     location: String,
@@ -50,7 +51,7 @@ pub(super) struct LocalFileWriter {
     file: BufWriter<tokio::fs::File>,
 }
 
-/// A synced file that awaits its final name. Removed on drop.
+/// A file that is synced to disk under a temporary name. Dropping it removes the file.
 #[derive(Debug)]
 pub(super) struct StagedFile {
     location: String,
@@ -60,6 +61,7 @@ pub(super) struct StagedFile {
 
 impl LocalDir {
     /// Opens the directory. Creates it with mode 0700 if it is missing and its parent exists.
+    /// Removes stale partial files. Fails if users other than the owner can write to the directory.
     pub(super) fn open(path: &Path) -> Result<Self, OpenStoreError> {
         let fault = |problem: &str, source| OpenStoreError::Directory {
             path: path.display().to_string(),
@@ -85,18 +87,19 @@ impl LocalDir {
             let mode = meta.mode() & 0o7777;
             return Err(fault(
                 &format!(
-                    "is writable by others (mode {mode:o}), so archives can be replaced; run chmod 700 on it"
+                    "is writable by other users (mode {mode:o}); run `chmod 700` on it to protect archives"
                 ),
                 None,
             ));
         }
-        // Listing it now reports an unreadable directory at the start rather than at the first
-        // archive.
+        // Reads the directory, so that an unreadable one is reported at the start and not at the
+        // first archive.
         remove_stale(path).map_err(|error| fault("cannot be read", Some(error)))?;
         Ok(Self { path: path.to_owned(), location: format!("the backup store {}", path.display()) })
     }
 
-    /// Names of the regular files, without those that are not UTF-8.
+    /// Returns the names of the regular files, except names that are not UTF-8. Stops after one
+    /// more than [`MAX_LISTED_OBJECTS`].
     pub(super) async fn names(&self) -> Result<Vec<String>, BackupStoreError> {
         let path = self.path.clone();
         let names = blocking(move || {
@@ -155,15 +158,15 @@ impl LocalFileWriter {
         self.file.write_all(bytes).await.map_err(|e| BackupStoreError::io(&self.location, "writing", e))
     }
 
-    /// Syncs the file to disk and drops it from the page cache, so that a proof reads what is
-    /// stored.
+    /// Syncs the file to disk and drops it from the page cache, so that a proof reads the stored
+    /// bytes and not cached ones.
     pub(super) async fn stage(self) -> Result<StagedFile, BackupStoreError> {
         let Self { location, target, temporary, mut file } = self;
         file.flush().await.map_err(|e| BackupStoreError::io(&location, "writing", e))?;
         let file = file.into_inner().into_std().await;
         let synced = blocking(move || {
             file.sync_all()?;
-            // Advice only, which some file systems ignore.
+            // Some file systems ignore this advice.
             let _not_taken = fadvise(&file, 0, None, Advice::DontNeed);
             Ok(())
         });
@@ -173,7 +176,7 @@ impl LocalFileWriter {
 }
 
 impl StagedFile {
-    /// Renames the file to its final name. Fails if that name exists.
+    /// Renames the file to its final name, durably. Fails if a file of that name exists.
     pub(super) async fn publish(self) -> Result<(), BackupStoreError> {
         let Self { location, target, temporary } = self;
         let renamed = blocking(move || {
@@ -181,7 +184,7 @@ impl StagedFile {
             let synced =
                 File::open(target.parent().unwrap_or(Path::new("/"))).and_then(|folder| folder.sync_all());
             if synced.is_err() {
-                // The file may be lost in a power failure, so it must not count as stored.
+                // The name may not survive a power failure, so the file is not treated as stored.
                 let _also_failing = fs::remove_file(&target);
             }
             synced

@@ -1,5 +1,5 @@
-//! The location of the backup store: named objects in a local directory or below a prefix of a
-//! bucket.
+//! The location of the backup store: a local directory, or a prefix of a bucket. It contains named
+//! objects.
 
 use std::{collections::HashSet, ops::Range, path::Path as FilePath, sync::Arc};
 
@@ -19,7 +19,7 @@ pub(super) struct StorageLocation {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     folder: Option<LocalDir>,
-    /// The name of the store in errors.
+    /// Name of the store in errors, such as "the backup store /backups".
     name: String,
 }
 
@@ -30,7 +30,7 @@ pub(super) enum ObjectWriter {
     Multipart(MultipartWriter),
 }
 
-/// An object that is completely stored and not visible yet.
+/// An object that is completely stored but not visible yet.
 #[derive(Debug)]
 pub(super) enum StagedObject {
     LocalDir(StagedFile),
@@ -42,7 +42,7 @@ impl StorageLocation {
         let wrong = |problem: &str| OpenStoreError::Url { url: text.to_owned(), problem: problem.to_owned() };
         let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
         if url.password().is_some() {
-            // The URL is not repeated, because errors are logged.
+            // Errors are logged, so this one must not contain the URL with its password.
             let (url, problem) = (
                 format!("{}:…", url.scheme()),
                 "credentials belong in the environment, not in the URL".to_owned(),
@@ -89,12 +89,12 @@ impl StorageLocation {
         Self { store, prefix, folder: None, name: format!("the backup store {name}") }
     }
 
-    /// The name of the store in errors.
+    /// Returns the name of the store in errors.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Names of all objects directly in this location.
+    /// Returns the names of all objects directly in this location.
     pub(super) async fn names(&self) -> Result<HashSet<String>, BackupStoreError> {
         let names = match &self.folder {
             Some(folder) => folder.names().await?,
@@ -126,7 +126,7 @@ impl StorageLocation {
         }
     }
 
-    /// Reads a range of an object. A short read is an error.
+    /// Reads a range of an object. Fails if the object ends within the range.
     pub(super) async fn range(&self, object: &str, range: Range<u64>) -> Result<Bytes, BackupStoreError> {
         if range.is_empty() {
             return Ok(Bytes::new());
@@ -172,7 +172,7 @@ impl ObjectWriter {
         }
     }
 
-    /// Makes the object durable. If it fails, nothing remains.
+    /// Makes the object durable. If this fails, nothing of the object remains.
     pub(super) async fn stage(self) -> Result<StagedObject, BackupStoreError> {
         match self {
             Self::LocalDir(file) => Ok(StagedObject::LocalDir(file.stage().await?)),
@@ -186,7 +186,7 @@ impl ObjectWriter {
         }
     }
 
-    /// Removes everything that was written.
+    /// Removes the part that was written.
     pub(super) async fn discard(self) {
         match self {
             Self::LocalDir(file) => drop(file),
@@ -198,7 +198,7 @@ impl ObjectWriter {
 // === impl StagedObject ===
 
 impl StagedObject {
-    /// Makes the object visible. If it fails, nothing remains.
+    /// Makes the object visible. If this fails, nothing of the object remains.
     pub(super) async fn publish(self) -> Result<(), BackupStoreError> {
         match self {
             Self::LocalDir(file) => file.publish().await,
@@ -212,7 +212,7 @@ impl StagedObject {
         }
     }
 
-    /// Removes everything that was written.
+    /// Removes the part that was written.
     pub(super) async fn discard(self) {
         match self {
             Self::LocalDir(file) => drop(file),

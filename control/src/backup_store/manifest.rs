@@ -1,5 +1,4 @@
-//! One entry of a manifest, validated, and its encoding in a sidecar.
-//!
+//! Validates the entries of a manifest, and encodes them as lines of a sidecar.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use podling_proto::agent::v1::{ArchiveEntry, FileKind};
@@ -13,26 +12,26 @@ pub(super) enum EntryKind {
     File,
     Folder,
     Symlink,
-    /// A socket, pipe or device, which the zip does not contain.
+    /// A socket, pipe or device. The zip does not contain it.
     Other,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SidecarEntry {
-    /// Relative path in its bytes on disk; without a trailing "/".
+    /// Relative path, in the bytes of its name on disk, without a trailing "/".
     pub(super) path: Vec<u8>,
     pub(super) kind: EntryKind,
     /// Size of a file, in bytes.
     pub(super) size: u64,
     pub(super) mode: u32,
-    /// In seconds since 1970, and nanoseconds.
+    /// Modification time: seconds since 1970, and nanoseconds.
     pub(super) modified: (i64, u32),
-    /// Digest of a file's content or of a link's target.
+    /// Digest of a file's content or of a symlink's target; `None` for other kinds.
     pub(super) sha256: Option<Sha256Digest>,
 }
 
-/// The stored form: one JSON object per line. A path in UTF-8 is stored as text, any other as
-/// base64.
+/// The stored form of an entry: one JSON object on one line. A path in UTF-8 is stored as text, any
+/// other path as base64.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SidecarLine {
@@ -49,7 +48,7 @@ struct SidecarLine {
 }
 
 impl SidecarEntry {
-    /// Validates an entry from an agent; the error says what is wrong.
+    /// Validates an entry from an agent. The error says what is wrong with it.
     pub(super) fn from_wire(wire: ArchiveEntry) -> Result<Self, String> {
         let kind = match wire.kind() {
             FileKind::File => EntryKind::File,
@@ -81,7 +80,7 @@ impl SidecarEntry {
         Ok(Self { path: wire.path, kind, size: wire.size, mode: wire.mode, modified, sha256 })
     }
 
-    /// Appends the entry to `to`, with a line feed.
+    /// Appends the entry to `to` as one line, with its line feed.
     pub(super) fn write(self, to: &mut Vec<u8>) -> serde_json::Result<()> {
         let (path, path_base64) = match String::from_utf8(self.path) {
             Ok(text) => (Some(text), None),
@@ -93,7 +92,7 @@ impl SidecarEntry {
         Ok(())
     }
 
-    /// Parses a line, with or without its line feed.
+    /// Parses a line, with or without its line feed. `None` if it is not valid.
     pub(super) fn read(line: &[u8]) -> Option<Self> {
         let SidecarLine { path, path_base64, kind, size, mode, mtime, sha256 } =
             serde_json::from_slice(line).ok()?;
@@ -105,7 +104,7 @@ impl SidecarEntry {
         Some(Self { path, kind, size, mode, modified: mtime, sha256 })
     }
 
-    /// Whether the zip contains this entry.
+    /// Returns whether the zip contains this entry.
     pub(super) fn in_zip(&self) -> bool {
         self.kind != EntryKind::Other
     }

@@ -1,5 +1,6 @@
-//! Writes objects in parts, which become visible on completion. A program that is killed leaves
-//! invisible parts that cost money: configure the bucket to abort unfinished uploads after a day.
+//! Writes objects to a bucket in parts. An object becomes visible when its upload is completed. A
+//! program that is killed leaves invisible parts, which cost money. Operators should configure the
+//! bucket to abort unfinished uploads after a day.
 
 use bytes::BytesMut;
 use object_store::MultipartUpload;
@@ -7,14 +8,14 @@ use tokio::task::JoinSet;
 
 use super::{error::BackupStoreError, limits::PART_BYTES};
 
-/// An object that is being written. It has to be completed or aborted.
+/// An object that is being written. The caller must complete or abort it.
 #[derive(Debug)]
 pub(super) struct MultipartWriter {
     location: String,
     name: String,
     upload: Box<dyn MultipartUpload>,
     part: BytesMut,
-    /// Uploads of parts, at most one at a time.
+    /// The upload of the previous part, if it is not finished.
     in_flight: JoinSet<object_store::Result<()>>,
 }
 
@@ -39,7 +40,7 @@ impl MultipartWriter {
         Ok(())
     }
 
-    /// Waits for the previous part, then starts to send the current one.
+    /// Waits until the previous part is uploaded, then starts to upload the current one.
     async fn send(&mut self) -> Result<(), BackupStoreError> {
         self.wait_for_part().await?;
         let part = std::mem::take(&mut self.part).freeze();
@@ -54,7 +55,7 @@ impl MultipartWriter {
         Ok(())
     }
 
-    /// Sends the last part and waits for all.
+    /// Uploads the last part and waits until all parts are uploaded.
     pub(super) async fn stage(&mut self) -> Result<(), BackupStoreError> {
         if !self.part.is_empty() {
             self.send().await?;

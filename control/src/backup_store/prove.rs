@@ -1,8 +1,8 @@
-//! Proves archives (law 6): reads the stored objects back, decodes every entry, and compares it
-//! with the manifest.
+//! Proves archives: reads the stored objects back, decodes every entry, and compares it with the
+//! manifest. Without a proof, a storage is removed only if a user discards it.
 //!
-//! At most three threads share the work: one reads, one decodes, one hashes. The queues between
-//! them are bounded to about 12 MiB.
+//! At most three threads share the work: one reads, one decodes and one hashes. The queues between
+//! them hold at most about 12 MiB.
 
 use tokio::{runtime::Handle, sync::mpsc, task::JoinSet};
 
@@ -26,14 +26,14 @@ use compare::ArchiveComparison;
 use directory::{EndOfDirectory, TAIL_BYTES};
 use reader::ObjectReader;
 
-/// Blocks of the zip that are read ahead, besides the one being read and the one being decoded.
+/// Blocks of the zip in the queue between reading and decoding.
 const BLOCKS_AHEAD: usize = 1;
 
 /// The result of a successful proof.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ArchiveProof {
-    /// The archive's label. Its `storage_generation` bounds what may be deleted because of this
-    /// proof.
+    /// The archive's label. The proof permits the removal of the storage only while it has the
+    /// label's `storage_generation`.
     pub label: ArchiveLabel,
     /// Entries in the manifest.
     pub entries: u64,
@@ -45,8 +45,8 @@ pub struct ArchiveProof {
     pub sha256: Sha256Digest,
 }
 
-/// Proves the archive. Calls `progress` before each block with the bytes of the zip that are read
-/// and their total.
+/// Proves the archive. Calls `progress` before each block with the bytes of the zip that have been
+/// read, and with the zip's size.
 pub(super) async fn prove(
     location: &StorageLocation,
     key: &StoreKey,
@@ -60,7 +60,7 @@ pub(super) async fn prove(
         return Err(damaged(format!("the zip has {size} bytes instead of {}", header.sidecar.archive_bytes)));
     }
     if all.checked_sub(header.length) != Some(header.manifest.bytes) {
-        return Err(damaged(format!("its sidecar has {all} bytes, which is not the size that was written")));
+        return Err(damaged(format!("its sidecar has {all} bytes, but its header names another size")));
     }
     let tail = location.range(&zip, size.saturating_sub(TAIL_BYTES)..size).await?;
     let Some(end) = EndOfDirectory::read(&tail, size) else {
@@ -78,7 +78,7 @@ pub(super) async fn prove(
         header,
         end,
     };
-    // If this future is dropped, no more blocks arrive and the thread ends.
+    // If this future is dropped, the channel closes and the thread ends.
     let mut checking = JoinSet::new();
     checking.spawn_blocking(move || check.run());
     let feed = async move {
@@ -94,7 +94,8 @@ pub(super) async fn prove(
         Ok(())
     };
     let (fed, checked) = tokio::join!(feed, checking.join_next());
-    // A failed read is not damage to the archive, so it is reported first.
+    // A failed read also makes the comparison fail, but it does not mean that the archive is
+    // damaged.
     fed?;
     match checked {
         Some(Ok(proven)) => proven,
@@ -106,7 +107,7 @@ pub(super) async fn prove(
     }
 }
 
-/// Reads the sidecar's first two lines. The inner error says what is wrong with them.
+/// Reads the first two lines of the sidecar. The inner error says why they are not valid.
 pub(super) async fn read_header(
     location: &StorageLocation,
     key: &StoreKey,
@@ -127,5 +128,5 @@ pub(super) async fn read_header(
     }
 }
 
-/// Bytes of a sidecar that a listing reads at a time: usually enough.
+/// Size of one read of a sidecar's first two lines, in bytes. One read usually suffices.
 const HEADER_READ_BYTES: u64 = INDEX_READ_BYTES / 16;

@@ -1,9 +1,11 @@
-//! The sidecar of an archive: label, expected properties and manifest. It is JSON with one object
-//! per line (`.jsonl`):
+//! The sidecar of an archive: its label, sizes, digests and manifest. It has one JSON object on
+//! each line (`.jsonl`):
 //!
-//! 1. the head: schema, label, sizes, counts, the zip's digest; a listing reads no further;
-//! 2. the seal: digests of the head's line and of everything after the seal, which reveal any change;
-//! 3. the manifest, one entry per line, in the order of the zip.
+//! 1. the head: schema, label, sizes, counts, and the zip's digest;
+//! 2. the seal: the digests of the head's line and of the manifest, which reveal any change;
+//! 3. from the third line, the manifest: one entry on each line, in the order of the zip.
+//!
+//! A listing reads only the first two lines.
 
 use podling_core::{
     id::{Name, Owner, WorkspaceId},
@@ -18,14 +20,15 @@ use super::{
     limits::{MAX_HEAD_BYTES, MAX_LINE_BYTES},
 };
 
-/// Schema number of sidecars; others are not read.
+/// Schema number of sidecars. Sidecars with another number are rejected.
 const SCHEMA: u32 = 1;
-/// Longest first two lines, in bytes.
+/// Longest head and seal together, in bytes.
 pub(super) const MAX_HEADER_BYTES: u64 = MAX_HEAD_BYTES + MAX_LINE_BYTES;
 
-/// Describes an archived workspace with all that a restore needs.
+/// Describes an archived workspace with all facts that a restore needs.
 ///
-/// Stored as it is: the caller removes all secrets from `spec`, above all from the environment.
+/// The label is stored as it is. The caller must remove secrets from `spec`, such as the
+/// environment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ArchiveLabel {
@@ -33,15 +36,15 @@ pub struct ArchiveLabel {
     pub name: Name,
     pub owner: Owner,
     pub template: String,
-    /// Generation of the storage when the archive began. A proof says nothing about later ones.
+    /// Storage generation when the archive began. A proof is not valid for later generations.
     pub storage_generation: u64,
     /// When the workspace was created.
     pub created: Timestamp,
-    /// The specification without secrets, for a restore.
+    /// The workspace's spec without secrets, for a restore.
     pub spec: serde_json::Value,
 }
 
-/// An archive as its sidecar describes it. Only a proof verifies that the zip matches.
+/// An archive as its sidecar describes it. Only a proof verifies that the zip matches the sidecar.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ArchiveSidecar {
     pub key: StoreKey,
@@ -70,7 +73,7 @@ pub(super) struct ManifestDigest {
 struct SidecarHead {
     schema: u32,
     backup: String,
-    /// When the archive began, in seconds since 1970.
+    /// Start of the archive, in seconds since 1970.
     written: u64,
     label: ArchiveLabel,
     archive_bytes: u64,
@@ -86,21 +89,21 @@ struct SidecarSeal {
     manifest: ManifestDigest,
 }
 
-/// The parsed first two lines.
+/// The parsed head and seal.
 #[derive(Debug)]
 pub(super) struct SidecarHeader {
     pub(super) sidecar: ArchiveSidecar,
     pub(super) manifest: ManifestDigest,
-    /// Position of the manifest, in bytes.
+    /// Length of the first two lines, in bytes, at which the manifest begins.
     pub(super) length: u64,
 }
 
 impl ArchiveLabel {
-    /// Fails if the label is too large. Called before anything is written.
+    /// Fails if the label is too large to be stored.
     pub(super) fn check(&self) -> Result<(), BackupStoreError> {
         let problem = match serde_json::to_vec(self) {
             Ok(json) if json.len() as u64 > MAX_HEAD_BYTES - 4096 => {
-                format!("as JSON it has {} bytes; at most {} are allowed", json.len(), MAX_HEAD_BYTES - 4096)
+                format!("its JSON has {} bytes, but may have at most {}", json.len(), MAX_HEAD_BYTES - 4096)
             }
             Ok(_) => return Ok(()),
             Err(error) => error.to_string(),
@@ -109,7 +112,7 @@ impl ArchiveLabel {
     }
 }
 
-/// Encodes the first two lines.
+/// Encodes head and seal, the first two lines.
 pub(super) fn encode_header(
     sidecar: &ArchiveSidecar,
     manifest: ManifestDigest,
@@ -134,8 +137,8 @@ pub(super) fn encode_header(
     Ok(lines)
 }
 
-/// Parses the first two lines of `text`, which may continue. `None` if `text` does not contain them
-/// completely. Fails if they were modified.
+/// Parses the first two lines of `text`, which may continue after them. `None` if `text` does not
+/// contain two complete lines. Fails if the lines were modified or belong to another archive.
 pub(super) fn decode_header(key: &StoreKey, text: &[u8]) -> Result<Option<SidecarHeader>, String> {
     let Some(end) = line(text) else { return Ok(None) };
     let (head, rest) = text.split_at(end);
@@ -143,7 +146,8 @@ pub(super) fn decode_header(key: &StoreKey, text: &[u8]) -> Result<Option<Sideca
     let seal_line = &rest[..sealed];
     let seal: SidecarSeal =
         serde_json::from_slice(seal_line).map_err(|_| "its sidecar has no seal".to_owned())?;
-    // The seal has to be canonical: otherwise its white space could change unnoticed.
+    // Only the canonical encoding of the seal is accepted. Otherwise a change of its white space
+    // would not be detected.
     let again = serde_json::to_vec(&seal).unwrap_or_default();
     if seal_line.strip_suffix(b"\n") != Some(&again) || Sha256Digest::of(head) != seal.head_sha256 {
         return Err("its sidecar's head was modified".to_owned());
@@ -158,7 +162,7 @@ pub(super) fn decode_header(key: &StoreKey, text: &[u8]) -> Result<Option<Sideca
     Ok(Some(SidecarHeader { sidecar, manifest: seal.manifest, length: (end + sealed) as u64 }))
 }
 
-/// Length of the first line, including its line feed.
+/// Returns the length of the first line, including its line feed; `None` if it is incomplete.
 fn line(text: &[u8]) -> Option<usize> {
     text.iter().position(|b| *b == b'\n').map(|at| at + 1)
 }

@@ -1,5 +1,5 @@
-//! Spools a manifest until the head that precedes it is complete, in unnamed files of the scratch
-//! directory, which vanish with the process.
+//! Spools a manifest to the scratch directory. In a sidecar the head precedes the manifest, but the
+//! head is complete only after the last entry. The files have no names and vanish with the process.
 //!
 //! The spool handles lines and hashes of paths, not entries.
 
@@ -19,7 +19,8 @@ use super::{digest::Hasher, error::BackupStoreError, sidecar::ManifestDigest};
 
 /// Write buffer of each of the two files, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// Hashes compared in one pass: 2 MiB of them. A manifest with more paths needs several passes.
+/// Hashes that are compared in one pass, which takes 2 MiB. A manifest with more paths needs
+/// several passes.
 const HASHES_PER_PASS: u64 = 256 * 1024;
 
 /// A manifest that is being written.
@@ -27,8 +28,8 @@ pub(super) struct ManifestSpool {
     location: String,
     lines: BufWriter<tokio::fs::File>,
     names: BufWriter<tokio::fs::File>,
-    /// Keyed at random for each manifest, so that an agent cannot construct two paths with one
-    /// hash.
+    /// Has a random key for each manifest, so that an agent cannot construct two paths with the
+    /// same hash.
     hashing: RandomState,
     digest: Hasher,
     bytes: u64,
@@ -36,10 +37,10 @@ pub(super) struct ManifestSpool {
 }
 
 pub(super) struct SpooledManifest {
-    /// Positioned at its beginning.
+    /// The encoded manifest, positioned at its beginning.
     pub(super) file: tokio::fs::File,
     pub(super) sum: ManifestDigest,
-    /// Whether two paths are the same.
+    /// Whether two entries have the same path.
     pub(super) has_duplicates: bool,
 }
 
@@ -63,7 +64,7 @@ impl ManifestSpool {
         })
     }
 
-    /// Appends a line. `name` is the hash of its path.
+    /// Appends a line. `name` is the hash of the line's path, as [`Self::name`] returns it.
     pub(super) async fn add(&mut self, name: u64, line: &[u8]) -> Result<(), BackupStoreError> {
         self.digest.update(line);
         self.bytes += line.len() as u64;
@@ -80,7 +81,7 @@ impl ManifestSpool {
         self.hashing.hash_one(path)
     }
 
-    /// Bytes written so far.
+    /// Returns the size of the lines so far, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -105,8 +106,8 @@ impl ManifestSpool {
     }
 }
 
-/// Whether two of `count` hashes are equal, in bounded memory. Each pass looks at hashes with the
-/// same remainder.
+/// Returns whether two of `count` hashes are equal, in bounded memory. Each pass compares only the
+/// hashes that have the same remainder.
 fn has_duplicates(mut names: File, count: u64) -> io::Result<bool> {
     let rounds = count / HASHES_PER_PASS + 1;
     let mut seen = Vec::new();
@@ -130,7 +131,7 @@ fn has_duplicates(mut names: File, count: u64) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Runs blocking file operations off the async threads.
+/// Runs blocking file operations on a thread for blocking work.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {

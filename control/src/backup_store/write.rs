@@ -1,6 +1,5 @@
-//! Receives an archive from an agent's stream. Nothing is visible while it arrives, and an
-//! incomplete archive never becomes visible.
-//!
+//! Receives an archive from an agent's stream. Nothing is visible in the store while the archive
+//! arrives, and an incomplete archive never becomes visible.
 
 use std::time::Duration;
 
@@ -20,10 +19,10 @@ use super::{
     spool::ManifestSpool,
 };
 
-/// Shortest time between two progress reports; more frequent ones are dropped.
+/// Minimum time between two progress reports. Reports in between are dropped.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
-/// A completely received archive.
+/// An archive that was received completely.
 pub(super) struct ReceivedArchive {
     pub(super) spool: ManifestSpool,
     pub(super) entries: u64,
@@ -43,8 +42,8 @@ struct IncomingArchive<'a> {
     archive_bytes: u64,
 }
 
-/// Receives the whole stream, the zip into `zip` and the manifest into a spool. Fails unless it is
-/// complete.
+/// Receives the whole stream. Writes the zip to `zip` and the manifest to `spool`. Fails if the
+/// archive is incomplete or exceeds a limit.
 pub(super) async fn receive(
     stream: impl Stream<Item = Result<CreateArchiveResponse, tonic::Status>> + Send,
     zip: &mut ObjectWriter,
@@ -100,8 +99,8 @@ pub(super) async fn receive(
                 });
             }
             Some(Message::Done(said)) => done = Some(said),
-            // A progress report soon after another, or a message of a newer agent. Completeness is
-            // judged by the known messages.
+            // A progress report soon after another one, or a message type of a newer agent. The
+            // other messages decide whether the archive is complete.
             Some(Message::Progress(_)) | None => {}
         }
     }
@@ -128,7 +127,7 @@ impl<'a> IncomingArchive<'a> {
         let entry = SidecarEntry::from_wire(wire).map_err(wrong)?;
         self.entries += 1;
         check_limit(self.entries, self.limits.entries, "entries")?;
-        // All kinds count: an agent may count the target of a link too.
+        // Sizes of all kinds are added, because an agent may also give a size for a symlink.
         self.bytes = self.bytes.saturating_add(entry.size);
         check_limit(self.bytes, self.limits.content_bytes, "bytes of content")?;
         let name = self.spool.name(&entry.path);
@@ -139,7 +138,7 @@ impl<'a> IncomingArchive<'a> {
         self.spool.add(name, &self.line).await
     }
 
-    /// Compares the agent's final report with what arrived.
+    /// Compares the agent's final report with the received data.
     fn finish(mut self, done: ArchiveDone) -> Result<ReceivedArchive, BackupStoreError> {
         let mut reasons = IncompleteReasons::default();
         for skipped in &done.skipped {
@@ -152,11 +151,11 @@ impl<'a> IncomingArchive<'a> {
             ("bytes of zip", done.archive_bytes, self.archive_bytes),
         ];
         for (what, sent, arrived) in counts.into_iter().filter(|(_, sent, arrived)| sent != arrived) {
-            reasons.add(format_args!("the agent sent {sent} {what}, and {arrived} arrived"));
+            reasons.add(format_args!("the agent sent {sent} {what}, but {arrived} arrived"));
         }
         let sha256 = self.digest.finish();
         if done.archive_sha256 != sha256.0 {
-            reasons.add("the digest of what arrived differs from the agent's");
+            reasons.add("the digest of the received zip differs from the agent's");
         }
         if !reasons.is_empty() {
             return Err(BackupStoreError::Incomplete(reasons));

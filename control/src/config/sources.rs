@@ -36,14 +36,14 @@ const KEYS: [&str; 24] = [
     "workspace_account",
 ];
 
-/// A value with its origin.
+/// The text of one setting, with its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ConfigValue {
     pub(super) text: String,
     pub(super) source: ValueSource,
 }
 
-/// Values with their origins.
+/// The items of a list setting, each with its origin.
 #[derive(Debug, Default)]
 pub(super) struct ConfigValues(Vec<ConfigValue>);
 
@@ -58,7 +58,8 @@ impl<'a> ConfigSources<'a> {
         Self { args, env, file: None }
     }
 
-    /// Adds the file. Its keys must be known and hold strings, lists of strings, or booleans.
+    /// Adds the configuration file. Fails for an unknown key, and for a value that is not a string,
+    /// a list of strings or a boolean.
     pub(super) fn file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
         let syntax = |problem| ConfigError::Syntax { file: path.to_owned(), problem };
         let table: Table =
@@ -75,7 +76,7 @@ impl<'a> ConfigSources<'a> {
             };
             if !fits {
                 return Err(syntax(format!(
-                    "{key} is of type {}; write it in quotation marks",
+                    "{key} has the type {}; write its value as a string in quotation marks",
                     value.type_str()
                 )));
             }
@@ -163,12 +164,12 @@ impl ConfigValue {
         Self { text: text.to_owned(), source: ValueSource::Default }
     }
 
-    /// Parses the value. On failure `parse` returns what is allowed.
+    /// Parses the value. If `parse` fails, it returns a description of the allowed values.
     pub(super) fn parse<T>(&self, parse: fn(&str) -> Result<T, String>) -> Result<T, ConfigError> {
         parse(&self.text).map_err(|allowed| self.refuse(&allowed))
     }
 
-    /// Returns the error for this value.
+    /// Returns the error for this value. `allowed` completes "give …" in its message.
     pub(super) fn refuse(&self, allowed: &str) -> ConfigError {
         ConfigError::Value {
             value: self.text.clone(),

@@ -31,7 +31,11 @@ fn config_defaults_need_no_settings() {
     assert_eq!(config.data, Path::new("/data/podling"));
     let empty = [("HOME", "/home/ada"), ("PODLING_DATA", ""), ("PODLING_CONFIG", ""), ("PODLING_LISTEN", "")];
     let config = load(None, &ControlArgs::default(), &empty).expect("config");
-    assert_eq!(config.data, Path::new("/home/ada/.local/share/podling"), "an empty variable counts as unset");
+    assert_eq!(
+        config.data,
+        Path::new("/home/ada/.local/share/podling"),
+        "an empty variable is treated as unset"
+    );
 }
 
 #[test]

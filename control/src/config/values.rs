@@ -1,4 +1,5 @@
-//! Parsers of values. On failure each returns a description of what is allowed.
+//! Parsers of values. On failure each returns a description of the allowed values, which completes
+//! "give …" in the message of [`ConfigError::Value`](super::ConfigError::Value).
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -8,14 +9,17 @@ use std::{
 use super::LogFormat;
 use crate::quantity;
 
+/// Allowed names of Kubernetes objects.
+const LABEL: &str = "1 to 63 characters of a-z, 0-9 and \"-\", without \"-\" at either end";
+
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     let allowed = "an address with a port, such as 127.0.0.1:7411, [::1]:0 or localhost:7411";
     let local = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
     local.as_deref().unwrap_or(text).parse().map_err(|_| allowed.to_owned())
 }
 
-/// A directory, which may not exist yet. Made absolute, because child processes have other working
-/// directories.
+/// Parses a directory, which need not exist yet. Makes it absolute, because child processes have
+/// other working directories.
 pub(super) fn folder(text: &str) -> Result<PathBuf, String> {
     let path = path::absolute(text).unwrap_or_default();
     if text.is_empty() || path.is_file() { Err("a directory".to_owned()) } else { Ok(path) }
@@ -26,12 +30,12 @@ pub(super) fn file(text: &str) -> Result<PathBuf, String> {
     if path.is_file() { Ok(path) } else { Err("an existing file".to_owned()) }
 }
 
-/// The origin of a web page, as a browser sends it.
+/// Parses the origin of a web page, in the form in which a browser sends it.
 pub(super) fn origin(text: &str) -> Result<String, String> {
     let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     let fits = host.is_some_and(|host| {
-        // Browsers send it in lower case and without the default port. Any other form would never
-        // match.
+        // Browsers send an origin in lower case and without the default port. Any other form would
+        // never match.
         let usual = if text.starts_with("https:") { ":443" } else { ":80" };
         let odd = host.contains(['@', '*'])
             || host.chars().any(|c| c.is_ascii_uppercase())
@@ -47,7 +51,7 @@ pub(super) fn origin(text: &str) -> Result<String, String> {
     }
 }
 
-/// Whether the backend is Kubernetes.
+/// Parses the backend's name. Returns whether it is Kubernetes.
 pub(super) fn is_kubernetes(text: &str) -> Result<bool, String> {
     match text {
         "local" => Ok(false),
@@ -60,21 +64,21 @@ pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
     text.parse().map_err(|_| "an IP address, such as 10.244.0.7".to_owned())
 }
 
-/// The name of a Kubernetes object (RFC 1123 label).
+/// Parses the name of a Kubernetes object (RFC 1123 label).
 pub(super) fn label(text: &str) -> Result<String, String> {
     let fits = (1..=63).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !text.starts_with('-')
         && !text.ends_with('-');
-    if fits { Ok(text.to_owned()) } else { Err("1 to 63 of a-z, 0-9 and \"-\"".to_owned()) }
+    if fits { Ok(text.to_owned()) } else { Err(LABEL.to_owned()) }
 }
 
-/// The URL that agents connect to.
+/// Parses the URL that agents connect to.
 pub(super) fn agents_url(text: &str) -> Result<String, String> {
     let host = text.strip_prefix("https://").filter(|host| host.parse::<http::uri::Authority>().is_ok());
     match host {
         Some(_) => Ok(text.to_owned()),
-        None => Err("https and a host with its port, such as https://podling-agents:7412".to_owned()),
+        None => Err("an https URL with host and port, such as https://podling-agents:7412".to_owned()),
     }
 }
 

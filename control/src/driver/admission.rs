@@ -1,4 +1,4 @@
-//! The admission queue: which workspaces hold quota and which wait for it.
+//! Decides which workspaces hold quota, and which wait for it in the admission queue.
 
 use podling_core::{id::WorkspaceId, observed::Processes, quota, quota::QuotaRequest, status::Phase};
 
@@ -9,7 +9,7 @@ impl<B: Backend> Driver<B> {
     /// Recomputes the admission queue if it may have changed, and admits every workspace that now
     /// fits its quota.
     pub(super) fn admit_queued(&mut self) {
-        // Quota freed while the control plane stops is for the next control plane's workspaces.
+        // While the control plane stops, quota that is released is left to the next control plane.
         while !self.draining_idle && std::mem::take(&mut self.queue_changed) {
             let queue = quota::admission_queue(
                 self.entries.values().filter_map(WorkspaceEntry::quota_request),
@@ -36,8 +36,8 @@ impl<B: Backend> Driver<B> {
 }
 
 impl WorkspaceEntry {
-    /// The workspace's request to the admission queue. `None` if it neither holds quota nor waits
-    /// for it.
+    /// Returns the workspace's request to the admission queue, or `None` if the workspace neither
+    /// holds quota nor waits for it.
     fn quota_request(&self) -> Option<QuotaRequest<'_>> {
         let (spec, status) = (&self.record.spec, &self.record.status);
         let stopping = status.phase == Phase::Deleting && self.observed.processes != Processes::None;

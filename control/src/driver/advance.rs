@@ -1,4 +1,4 @@
-//! Advances one workspace: decides, writes the record, and starts the action.
+//! Advances one workspace: decides, writes the record, and starts the action that is due.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,13 +28,13 @@ use crate::{
     store::{CredentialDigest, LOG_ENTRIES, LogEntry, StoreChange, WorkspaceRecord},
 };
 
-/// Random bytes in an agent's secret.
+/// Number of random bytes in an agent's secret.
 const SECRET_BYTES: usize = 32;
-/// Minimum delay before the next decision for a workspace. Deadlines are wall-clock milliseconds: a
-/// remainder below one millisecond rounds to zero, and the driver would spin until it has passed.
+/// Shortest delay before the next decision for a workspace. Deadlines have whole milliseconds.
+/// Without this delay, the driver would spin during the last fraction of a millisecond.
 const MIN_DELAY: Duration = Duration::from_millis(10);
-/// Time for an agent to end its processes in order. The backend waits slightly longer before it
-/// kills.
+/// Time that an agent has to end its processes before a stop. The backend waits longer before it
+/// kills the agent.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
 impl<B: Backend> Driver<B> {
@@ -54,12 +54,13 @@ impl<B: Backend> Driver<B> {
         let before = entry.record.status.phase;
         let quota_before = quota_inputs(&entry.record);
         entry.observed.observed_time = observed_time;
-        // A control plane that drains idle workspaces starts no archive: it would not finish.
+        // While idle workspaces are drained no archive is started, because it would not finish.
         entry.observed.archive_slots_full = self.archiving_count >= MAX_ARCHIVING || self.draining_idle;
         let (action, next, warning) = loop {
             let Decision { status, action, next, warning } = entry.decide(now);
             entry.apply_decision(status, now);
-            // An agent that waited for its claim may now be the desired one.
+            // The decision may want an agent that is waiting for its claim. If that agent is
+            // claimed now, decide again.
             if !entry.match_sessions() {
                 break (action, next, warning);
             }
@@ -68,12 +69,12 @@ impl<B: Backend> Driver<B> {
         self.queue_changed |= before != after || quota_before != quota_inputs(&entry.record);
         self.archiving_count =
             self.archiving_count + usize::from(is_archiving(after)) - usize::from(is_archiving(before));
-        // Workspaces that wait for an archive slot are advanced again.
+        // Workspaces that wait for the freed archive slot are advanced later.
         self.archive_slot_freed |= is_archiving(before) && !is_archiving(after);
         entry.send_warning(warning);
         entry.resend_claim();
         if action != entry.in_flight {
-            // The decision changed.
+            // The directive in flight belongs to an earlier decision.
             entry.abandon_directive();
             match (entry.in_flight, action) {
                 (
@@ -82,7 +83,7 @@ impl<B: Backend> Driver<B> {
                     ),
                     _,
                 )
-                // A start in flight blocks every other action of the workspace.
+                // A start that continued would block the new action.
                 | (Some(Action::Start(_)), Some(_)) => self.executor.cancel(id),
                 _ => {}
             }
@@ -103,7 +104,7 @@ impl<B: Backend> Driver<B> {
         } else if entry.in_flight != Some(Action::Forget)
             && let Some(record) = entry.take_unwritten()
         {
-            // While a removal is pending in the writer, this write would replace it.
+            // A queued removal of the record must not be replaced by this write.
             self.writer.enqueue(id.clone(), StoreChange::Put(record));
         }
         self.refresh_view(id);
@@ -115,7 +116,7 @@ impl<B: Backend> Driver<B> {
         }
     }
 
-    /// Starts an action: by the executor, by a directive to the agent, or by the store writer.
+    /// Starts an action: in the executor, as a directive to the agent, or as a write of the store.
     fn dispatch(&mut self, id: &WorkspaceId, action: Action, now: Timestamp) {
         let is_restore_source =
             matches!(action, Action::Expire(generation) if self.is_restore_source(id, generation));
@@ -137,8 +138,9 @@ impl<B: Backend> Driver<B> {
                         cancellation,
                     })
                 }
-                // A control plane that died before it requested the start took the secret with it.
-                // As with every start whose result is unknown, the epoch is used up.
+                // The control plane that decided this start ended before it requested the start,
+                // and its secret is lost. As with every start whose result is unknown, the epoch is
+                // used up.
                 _ => {
                     entry.observed.ended = Some(AgentEnd {
                         epoch,
@@ -150,7 +152,7 @@ impl<B: Backend> Driver<B> {
             Action::Prepare { .. } | Action::Commit(_) | Action::Cancel(_) => {
                 self.last_directive += 1;
                 entry.send_directive(DirectiveId(self.last_directive), action);
-                // The directive may have failed at once.
+                // The directive may have failed immediately.
                 return if entry.in_flight.is_none() {
                     self.advance(id)
                 };
@@ -171,7 +173,7 @@ impl<B: Backend> Driver<B> {
                 }
             }
             Action::Expire(_) if is_restore_source => {
-                let why = Failure::Failed("another workspace is being restored from this archive".into());
+                let why = Failure::Failed("another workspace must be restored from it first".into());
                 return self.with_entry(id, |entry| entry.observed.done(action, Err(why), now));
             }
             Action::Archive(_) | Action::Restore(_) | Action::Expire(_) => {
@@ -197,7 +199,7 @@ impl<B: Backend> Driver<B> {
 
     pub(super) fn handle_result(&mut self, finished: ActionResult) {
         self.fold_result(&finished);
-        // When the last process of a deleted workspace ends, its quota is free.
+        // After the last process of a deleted workspace has ended, its quota is free.
         self.queue_changed |= finished.action == Action::Stop;
         self.advance(&finished.workspace);
     }
@@ -235,7 +237,8 @@ impl<B: Backend> Driver<B> {
             Observation::Listed { running, unknown } => {
                 for instance in &running {
                     if !self.entries.contains_key(&instance.workspace) {
-                        // Ending the agent could lose work; leaving it running costs little.
+                        // Ending an unknown agent could lose work. Leaving it alone only costs its
+                        // resources.
                         tracing::warn!(
                             workspace = %instance.workspace,
                             "running agent belongs to no known workspace; leaving it alone"
@@ -244,7 +247,8 @@ impl<B: Backend> Driver<B> {
                     }
                 }
                 for (id, entry) in &mut self.entries {
-                    // Processes of workspaces created since the start are already known.
+                    // For workspaces that were created after the start of the control plane, the
+                    // processes are known.
                     if entry.observed.processes == Processes::Unseen && !unknown.contains(id) {
                         entry.set_instances(running.iter().filter(|i| i.workspace == *id));
                     }
@@ -304,7 +308,7 @@ impl<B: Backend> Driver<B> {
 }
 
 impl WorkspaceEntry {
-    /// Applies the decided status. A new start gets a new secret.
+    /// Applies the decided status to the record. A new start gets a new secret.
     fn apply_decision(&mut self, status: Status, now: Timestamp) {
         if status == self.record.status {
             return;
@@ -331,12 +335,12 @@ impl WorkspaceEntry {
     }
 }
 
-/// The fields of a record that the admission queue depends on.
+/// Returns the fields of a record on which the admission queue depends.
 fn quota_inputs(record: &WorkspaceRecord) -> (Option<Resources>, Option<Duration>) {
     (record.status.allocated, record.status.queued_at)
 }
 
-/// Appends the record's state to its log if the state or the reason is new.
+/// Appends the record's state to its log, unless neither state nor reason has changed.
 fn append_log(record: &mut WorkspaceRecord, now: Timestamp) {
     let entry = LogEntry { at: now, state: record.status.state(), reason: record.status.reason.clone() };
     let is_repeated = |last: &LogEntry| last.state == entry.state && last.reason == entry.reason;

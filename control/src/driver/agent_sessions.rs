@@ -1,4 +1,4 @@
-//! Agents' sessions in the driver: claiming, dismissing, and detecting silence.
+//! Sessions of agents: claims, dismissals, heartbeats, and the detection of silence.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,14 +9,13 @@ use tokio::sync::mpsc;
 use super::{AgentHello, ConnectionId, Heartbeat, ToAgent, entry::WorkspaceEntry};
 use crate::snapshot::AgentView;
 
-/// Sessions per workspace: one for the current agent, one for its successor before the old agent is
-/// known to be dead, and the same again for a second agent. When it is full the oldest session is
-/// dropped.
+/// Most sessions of one workspace: two agents, each with a current session and an older one whose
+/// end has not been noticed. A further hello ends the oldest session.
 pub const MAX_AGENT_SESSIONS: usize = 4;
-/// Three and a half heartbeat intervals. A longer silence makes the connection unknown.
+/// Silence after which the connection is unknown: three and a half heartbeat intervals.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(53);
 
-/// A stream of an agent.
+/// The stream of an agent that has said hello.
 #[derive(Debug)]
 pub(super) struct SessionEntry {
     hello: AgentHello,
@@ -27,9 +26,9 @@ pub(super) struct SessionEntry {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ClaimState {
-    /// The agent has not been answered.
+    /// The driver has sent no message.
     New,
-    /// The agent was told to wait.
+    /// The agent was told to wait for its claim.
     Waiting,
     Claimed,
 }
@@ -42,7 +41,7 @@ impl WorkspaceEntry {
         self.sessions.push(SessionEntry { hello, claim: ClaimState::New, silence: Duration::ZERO });
     }
 
-    /// Counts a heartbeat. Only the claimed session's heartbeats count.
+    /// Handles a heartbeat. Heartbeats of sessions that are not claimed are ignored.
     pub(super) fn heartbeat(&mut self, heartbeat: Heartbeat) {
         let epoch = self.epoch();
         let session =
@@ -53,11 +52,11 @@ impl WorkspaceEntry {
             self.observed.heartbeat(epoch);
         }
         self.take_activity(heartbeat.activity);
-        // The stream may have ended meanwhile; then the acknowledgement is not needed.
+        // If the stream has ended meanwhile, no acknowledgement is needed.
         let _gone = heartbeat.accepted.send(());
     }
 
-    /// Records the activity that the agent reports.
+    /// Records the activity that the agent has reported.
     pub(super) fn take_activity(&mut self, activity: Arc<ActivityState>) {
         self.observed.use_reported(match activity.level() {
             ActivityLevel::Active | ActivityLevel::Busy => Used::Yes,
@@ -70,7 +69,8 @@ impl WorkspaceEntry {
         self.activity = Some(activity);
     }
 
-    /// Sends to the claimed agent. Returns `false` if that fails or no agent is claimed.
+    /// Sends a message to the claimed agent. Returns `false` if no agent is claimed or its stream
+    /// is full or closed.
     pub(super) fn send(&self, what: ToAgent) -> bool {
         self.sessions
             .iter()
@@ -83,7 +83,8 @@ impl WorkspaceEntry {
         claimed.map(|session| session.hello.connection)
     }
 
-    /// Handles the loss of the claimed agent's connection. Its pending answer will not come.
+    /// Records that the connection to the claimed agent is lost. The pending directive fails,
+    /// because its answer cannot arrive.
     fn connection_lost(&mut self) {
         self.observed.disconnected();
         self.finish_directive(Err(Failure::Failed("the connection to the agent was lost".into())));
@@ -99,8 +100,8 @@ impl WorkspaceEntry {
         }
     }
 
-    /// Matches sessions with running agents. The newest session of the current epoch's agent is
-    /// claimed, and sessions of other agents are dismissed. Sessions wait while the backend has not
+    /// Matches sessions with running agents. Claims the newest session of the current epoch's
+    /// agent, and dismisses sessions of other agents. Sessions wait while the backend has not
     /// listed the running agents, or while an agent is about to be stopped.
     ///
     /// Returns whether an agent was claimed.
@@ -120,17 +121,18 @@ impl WorkspaceEntry {
             if session.hello.instance != instance.id {
                 session.dismiss("another agent serves this workspace")
             } else if named.as_ref().is_some_and(|boot_id| *boot_id != session.hello.boot_id) {
-                session.dismiss("another boot id is already claimed for this agent")
+                session.dismiss("an agent with another boot id already serves this start")
             } else {
                 true
             }
         });
         let claim = self.claim_content();
-        // An agent dials again only after it has given up its earlier stream: the newest counts.
+        // An agent connects again only after it has given up its earlier stream, so the newest
+        // session is the valid one.
         if self.sessions.len() > 1 {
             self.sessions.drain(..self.sessions.len() - 1);
             if self.claimed_connection().is_none() {
-                // The earlier session will not answer its directive.
+                // The directive was sent to the earlier session, which cannot answer it.
                 self.connection_lost();
             }
         }
@@ -142,8 +144,8 @@ impl WorkspaceEntry {
             self.sessions.clear();
             return false;
         }
-        // The agent counts as connected from its first heartbeat, which confirms the claim. Until
-        // then it would reject every call.
+        // The agent becomes connected with its first heartbeat, which confirms the claim. Before
+        // that it would reject every call.
         session.claim = ClaimState::Claimed;
         self.claimed_spec = Some(self.record.spec.clone());
         self.agent = Some(Arc::new(AgentView {
@@ -159,15 +161,15 @@ impl WorkspaceEntry {
         true
     }
 
-    /// Asks the agent to end its processes in order, before the backend stops the agent.
+    /// Asks the agent to end its processes in order, before the backend stops it.
     pub(super) fn drain(&mut self, grace: Duration) {
         self.sessions.retain_mut(|session| {
             session.claim != ClaimState::Claimed || session.send(ToAgent::Drain { grace })
         });
     }
 
-    /// Adds observed time to the silence of the agents. Returns whether the workspace must be
-    /// advanced.
+    /// Adds observed time to the silence of the claimed session and of the running agent. Returns
+    /// whether the workspace must be advanced.
     pub(super) fn advance_time(&mut self, gap: Duration) -> bool {
         let was = self.observed.connected;
         let mut lost = false;
@@ -188,8 +190,8 @@ impl WorkspaceEntry {
 }
 
 impl SessionEntry {
-    /// Returns whether the stream accepted the message. A full stream is not read by its agent and
-    /// is dropped.
+    /// Queues a message to the agent. Returns `false` if the queue is full or closed; the caller
+    /// then drops the session. A full queue means that the agent does not read.
     fn send(&self, message: ToAgent) -> bool {
         match self.hello.to_agent.try_send(message) {
             Ok(()) => true,
@@ -205,7 +207,7 @@ impl SessionEntry {
         self.send(ToAgent::Wait)
     }
 
-    /// Sends the reason and drops the session by returning `false`.
+    /// Sends the reason to the agent. Returns `false`, so that the caller drops the session.
     fn dismiss(&self, why: &str) -> bool {
         tracing::info!(
             workspace = %self.hello.workspace, instance = %self.hello.instance, why, "agent dismissed"

@@ -19,16 +19,16 @@ use crate::{
     progress::{TransferProgress, TransferStage},
 };
 
-/// Workspaces that archive at the same time; each runs an agent in maintenance mode. The others
-/// wait for a slot.
+/// Most workspaces that are archived at the same time. Each of them runs an agent in maintenance
+/// mode. The others wait for a slot.
 pub(super) const MAX_ARCHIVING: usize = 4;
 
-/// Whether the workspace holds an archive slot.
+/// Returns whether a workspace in this phase holds an archive slot.
 pub(super) fn is_archiving(phase: Phase) -> bool {
     matches!(phase, Phase::Maintenance { task: MaintenanceTask::Archive, .. })
 }
 
-/// The archive's entry in the workspace's status.
+/// Builds the entry of an archive for the workspace's status.
 pub(super) fn archive(
     copy: &ArchivedCopy,
     generation: u64,
@@ -47,7 +47,7 @@ pub(super) fn archive(
 }
 
 impl<B: Backend> Driver<B> {
-    /// Whether another workspace still has to be restored from this archive.
+    /// Returns whether another workspace has yet to be restored from this archive.
     pub(super) fn is_restore_source(&self, id: &WorkspaceId, generation: u64) -> bool {
         let archives = self.entries.get(id).map(|entry| &entry.record.status.archives);
         let archive = archives.and_then(|all| all.iter().find(|archive| archive.generation == generation));
@@ -60,13 +60,14 @@ impl<B: Backend> Driver<B> {
         archive.is_some_and(|archive| self.entries.values().any(|entry| needs(entry, &archive.key)))
     }
 
-    /// Recounts the workspaces in the archive task after a rollback.
+    /// Recounts the workspaces that are being archived. Called after a rollback.
     pub(super) fn recount_archiving(&mut self) {
         let phases = self.entries.values().map(|entry| entry.record.status.phase);
         self.archiving_count = phases.filter(|phase| is_archiving(*phase)).count();
     }
 
-    /// Records the progress of the action in flight. Shown only: no decision depends on it.
+    /// Records the progress of the action in flight. Progress is only shown; no decision depends on
+    /// it.
     pub(super) fn record_progress(
         &mut self,
         id: &WorkspaceId,
@@ -77,7 +78,7 @@ impl<B: Backend> Driver<B> {
             return;
         };
         if progress.stage == TransferStage::Unpacking {
-            // Unknown for a workspace that is restored from another workspace's archive.
+            // The number is unknown if the files come from the archive of another workspace.
             progress.total_entries = entry.record.status.archive().map(|archive| archive.entries);
         }
         entry.progress = Some(progress);
@@ -97,8 +98,8 @@ impl<B: Backend> Driver<B> {
 }
 
 impl WorkspaceEntry {
-    /// Keys of the recorded archives. `None` if a key cannot be parsed: then no stored archive may
-    /// be treated as unrecorded.
+    /// Returns the keys of the recorded archives. Returns `None` if a key cannot be parsed. Then it
+    /// is unknown which stored archives are recorded, so none may be removed as unrecorded.
     pub(super) fn recorded_archives(&self) -> Option<Vec<StoreKey>> {
         self.record.status.archives.iter().map(|archive| archive.key.0.parse().ok()).collect()
     }

@@ -1,4 +1,4 @@
-//! Finished store writes: what became durable, and what failed and is rolled back.
+//! Handles finished store writes: marks records as durable, and rolls failed changes back.
 
 use podling_core::{decide::Action, id::WorkspaceId, observed::Failure};
 
@@ -10,7 +10,7 @@ use crate::{
 };
 
 impl<B: Backend> Driver<B> {
-    /// Handles a written batch, in which single changes may have failed.
+    /// Handles a finished batch. Each change in it may have succeeded or failed.
     pub(super) fn batch_committed(&mut self, committed: Vec<CommitResult>) {
         let mut failures = committed.iter().filter_map(|(_, result)| result.as_ref().err());
         if let Some(error) = failures.next() {
@@ -24,7 +24,7 @@ impl<B: Backend> Driver<B> {
             match (change, &result) {
                 (StoreChange::Put(record), Ok(())) => {
                     let id = record.spec.id.clone();
-                    // Released quota is free once the release is durable.
+                    // Quota is released once the record that releases it is durable.
                     self.queue_changed = true;
                     self.with_entry(&id, |entry| {
                         entry.durable = Some(record);
@@ -33,11 +33,11 @@ impl<B: Backend> Driver<B> {
                         }
                     });
                 }
-                // The next batch contains it again.
+                // The next batch contains the current value.
                 (StoreChange::ObservedTime(_), _) => {}
                 (StoreChange::Put(record), Err(error)) => self.roll_back(&record.spec.id, error),
                 (StoreChange::Forget(id, _), Ok(())) => {
-                    // A workspace that never became durable is already removed.
+                    // A workspace whose first write failed was removed from the entries before.
                     let Some(mut entry) = self.entries.remove(&id) else { continue };
                     entry.reject_pending(&DriverError::NoWorkspace(id.clone()));
                     #[cfg(debug_assertions)]
@@ -73,7 +73,7 @@ impl<B: Backend> Driver<B> {
                 entry.record = durable;
                 entry.submitted = None;
                 self.queue_changed = true;
-                // The rolled-back decision may have been counted.
+                // The decision that is rolled back may be included in the count.
                 self.recount_archiving();
                 self.reapply_unsaved_edit(id);
                 self.advance(id);
@@ -82,16 +82,16 @@ impl<B: Backend> Driver<B> {
                 if let Some(at) = self.entries.remove(id).and_then(|entry| entry.scheduled_at) {
                     self.schedule.remove(&(at, id.clone()));
                 }
-                // The failed write may have reached the disk. The next start would then find a
-                // workspace that its caller was never told of, next to the one that the repeated
-                // call creates. The removal is retried until it is written.
+                // The failed write may have reached the disk. After a restart, the store would then
+                // contain a workspace whose creation was reported as failed, beside the one that a
+                // repeated call creates. Therefore the removal is retried until it is written.
                 self.writer.enqueue(id.clone(), StoreChange::Forget(id.clone(), clock::now()));
             }
         }
     }
 }
 
-/// The error and its causes in one line.
+/// Joins the error and its causes with ": ".
 fn with_causes(error: &StoreError) -> String {
     let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
     std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")

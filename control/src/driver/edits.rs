@@ -1,4 +1,5 @@
-//! Edits made to stored workspaces outside the API. No caller waits for a reply.
+//! Applies changes that were made in the store outside the API, such as edits of a Workspace
+//! resource. No caller waits for a reply.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -32,8 +33,8 @@ impl<B: Backend> Driver<B> {
         let running: Vec<_> =
             self.unknown_agents.extract_if(.., |instance| instance.workspace == id).collect();
         if running.is_empty() {
-            // Processes of an earlier workspace with this id may be running; they are stopped
-            // first.
+            // Processes of an earlier workspace with this id may be running. They are stopped
+            // before a start.
             entry.observed.processes = Processes::Some(BTreeSet::new());
         } else {
             entry.set_instances(running.iter());
@@ -53,7 +54,7 @@ impl<B: Backend> Driver<B> {
         self.advance(id);
     }
 
-    /// Applies the unsaved edit to the record. Called again after each rollback.
+    /// Applies the unsaved edit to the record. Called for a new edit and after each rollback.
     pub(super) fn reapply_unsaved_edit(&mut self, id: &WorkspaceId) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         let Some(edit) = entry.unsaved_edit.clone() else { return };
@@ -65,7 +66,7 @@ impl<B: Backend> Driver<B> {
             ..Spec::clone(&before)
         };
         if spec.resources != before.resources {
-            // The admission was for other resources.
+            // The quota admitted the earlier resources, not the new ones.
             entry.observed.admitted = false;
             self.queue_changed = true;
         }
@@ -93,7 +94,7 @@ impl<B: Backend> Driver<B> {
 }
 
 impl SpecEdit {
-    /// Merges with a later edit; the later values win.
+    /// Merges this edit with a later one. The later values win.
     fn followed_by(self, later: Self) -> Self {
         Self {
             generation: self.generation.max(later.generation),

@@ -1,4 +1,4 @@
-//! One workspace in the driver's memory.
+//! The driver's memory of one workspace.
 
 use std::sync::Arc;
 
@@ -23,45 +23,45 @@ use crate::{
     store::WorkspaceRecord,
 };
 
-/// All that the driver knows about a workspace.
+/// The driver's memory of one workspace: its record, observations, sessions and pending work.
 #[derive(Debug)]
 pub(super) struct WorkspaceEntry {
-    /// The latest decision; durable once `durable` is the same `Arc`.
+    /// The latest decision. It is durable once `durable` is the same `Arc`.
     pub(super) record: Arc<WorkspaceRecord>,
     /// The record in the store. `None` before the first successful write.
     pub(super) durable: Option<Arc<WorkspaceRecord>>,
-    /// The record given to the writer last.
+    /// The record that the writer was given last.
     pub(super) submitted: Option<Arc<WorkspaceRecord>>,
     /// Edits of the stored spec that are not in a durable record yet. The store reports each edit
     /// only once.
     pub(super) unsaved_edit: Option<SpecEdit>,
     pub(super) observed: Observed,
     pub(super) in_flight: Option<Action>,
-    /// Progress of the action in flight, if it was reported.
+    /// Progress of the action in flight, if any was reported.
     pub(super) progress: Option<TransferProgress>,
-    /// The sleep directive in flight.
+    /// The sleep directive that the agent has not answered yet.
     pub(super) pending_directive: Option<PendingDirective>,
-    /// The sleep time in the last warning that the agent was sent.
+    /// Time of the sleep in the last warning that the agent was sent.
     pub(super) warned_for: Option<Timestamp>,
     /// The spec in the last claim that the agent was sent.
     pub(super) claimed_spec: Option<Arc<Spec>>,
     /// Position in the admission queue; 1 is next.
     pub(super) queue_position: Option<usize>,
-    /// Secret for the next start. Moved into the request when the start begins.
+    /// Epoch and secret of the next start. Moved into the request when the start begins.
     pub(super) secret: Option<(Epoch, String)>,
     /// Running agents of all epochs.
     pub(super) instances: Vec<Instance>,
-    /// Oldest first; at most `MAX_AGENT_SESSIONS`.
+    /// Sessions of agents, oldest first; at most `MAX_AGENT_SESSIONS`.
     pub(super) sessions: Vec<SessionEntry>,
     /// The claimed agent of the current epoch.
     pub(super) agent: Option<Arc<AgentView>>,
-    /// From the agent's last heartbeat.
+    /// The activity that the agent reported last.
     pub(super) activity: Option<Arc<ActivityState>>,
     /// The next step and its wall-clock time, for display.
     pub(super) next: Option<(Timestamp, NextStep)>,
-    /// When to decide again, on the monotonic clock.
+    /// When the next decision is due, on the monotonic clock.
     pub(super) scheduled_at: Option<Instant>,
-    /// Answered once the record is durable.
+    /// Replies that are sent once the record is durable.
     pub(super) pending_replies: Vec<PendingReply>,
     /// The view in the published snapshot.
     pub(super) view: Option<Arc<WorkspaceView>>,
@@ -72,7 +72,7 @@ pub(super) struct WorkspaceEntry {
 pub(super) enum PendingReply {
     Created(Reply<(Arc<WorkspaceView>, bool)>, bool),
     View(Reply<Arc<WorkspaceView>>),
-    /// A restore request that waits until the deletion is durable.
+    /// A request to restore, which is handled once the deletion is durable.
     Restore(Reply<Arc<WorkspaceView>>),
 }
 
@@ -103,17 +103,17 @@ impl WorkspaceEntry {
         }
     }
 
-    /// Epoch of the last requested start.
+    /// Returns the epoch of the last decided start.
     pub(super) fn epoch(&self) -> Epoch {
         self.record.status.epoch
     }
 
-    /// Whether the latest decision is durable.
+    /// Returns whether the latest decision is durable.
     pub(super) fn is_settled(&self) -> bool {
         self.durable.as_ref().is_some_and(|durable| Arc::ptr_eq(durable, &self.record))
     }
 
-    /// Returns the record if the writer has not been given it, and marks it as given.
+    /// Returns the record if the writer was not given it yet, and marks it as given.
     pub(super) fn take_unwritten(&mut self) -> Option<Arc<WorkspaceRecord>> {
         if self.submitted.as_ref().is_some_and(|submitted| Arc::ptr_eq(submitted, &self.record)) {
             return None;
@@ -122,7 +122,7 @@ impl WorkspaceEntry {
         self.submitted.clone()
     }
 
-    /// Whether an agent should be running and claimed in the current phase.
+    /// Returns whether an agent should be running and claimed in the current phase.
     pub(super) fn wants_agent(&self) -> bool {
         match self.record.status.phase {
             Phase::Starting
@@ -139,7 +139,7 @@ impl WorkspaceEntry {
         }
     }
 
-    /// Whether the agent should run in maintenance mode.
+    /// Returns whether the agent should run in maintenance mode.
     pub(super) fn wants_maintenance(&self) -> bool {
         matches!(self.record.status.phase, Phase::Maintenance { .. })
     }
@@ -150,7 +150,8 @@ impl WorkspaceEntry {
         self.instances.iter().find(|instance| instance.epoch == epoch)
     }
 
-    /// Whether the control plane may exit: the record is durable and no process runs.
+    /// Returns whether the control plane may exit: the record is durable and no process of the
+    /// workspace runs.
     pub(super) fn allows_shutdown(&self) -> bool {
         self.is_settled()
             && self.observed.processes == Processes::None
@@ -161,9 +162,9 @@ impl WorkspaceEntry {
         decide(&self.record.spec, &self.record.status, &self.observed, now)
     }
 
-    /// Records a running agent.
+    /// Records a running agent, unless it is known already or has ended.
     pub(super) fn add_instance(&mut self, instance: Instance) {
-        // Its end may have been reported before its start.
+        // The end of an agent may be reported before its start.
         let ended = |ended: &AgentEnd| ended.epoch == instance.epoch;
         let known = self.instances.iter().any(|known| known.id == instance.id);
         if !self.observed.ended.as_ref().is_some_and(ended) && !known {
@@ -172,7 +173,7 @@ impl WorkspaceEntry {
         }
     }
 
-    /// Replaces the running agents by this complete list.
+    /// Replaces the running agents with this complete list.
     pub(super) fn set_instances<'a>(&mut self, running: impl Iterator<Item = &'a Instance> + Clone) {
         let epoch = self.epoch();
         self.observed.listed(running.clone().map(|instance| instance.epoch).collect(), epoch);
@@ -196,7 +197,7 @@ impl WorkspaceEntry {
         self.forget_agent();
     }
 
-    /// Forgets the claimed agent if it is not the running agent of the current epoch.
+    /// Removes the claimed agent unless it is the running agent of the current epoch.
     fn forget_agent(&mut self) {
         if self.instance().is_none() {
             self.agent = None;
@@ -206,8 +207,8 @@ impl WorkspaceEntry {
         }
     }
 
-    /// Builds the view of the durable record and the last observations. `None` before the record is
-    /// durable.
+    /// Builds the view of the durable record and the last observations. Returns `None` before the
+    /// first record is durable.
     pub(super) fn build_view(&self, version: u64) -> Option<WorkspaceView> {
         let record = self.durable.as_ref()?;
         let connected = self.observed.connected == Some(record.status.epoch);
@@ -235,7 +236,7 @@ impl WorkspaceEntry {
         })
     }
 
-    /// Answers all pending replies with this error.
+    /// Rejects all pending requests with this error.
     pub(super) fn reject_pending(&mut self, error: &DriverError) {
         for pending in self.pending_replies.drain(..) {
             // A caller that has gone away needs no answer.
@@ -248,8 +249,8 @@ impl WorkspaceEntry {
         }
     }
 
-    /// Answers all pending replies with the current view, except restore requests. Returns those:
-    /// the restore may begin now.
+    /// Answers the pending requests with the current view, except requests to restore. Returns
+    /// those, because they may begin now.
     pub(super) fn answer_pending(&mut self) -> Vec<Reply<Arc<WorkspaceView>>> {
         let mut restores = Vec::new();
         let Some(view) = &self.view else { return restores };

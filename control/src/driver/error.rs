@@ -1,14 +1,14 @@
-//! Errors of the driver's requests and their form on the wire.
+//! Errors of requests to the driver, and their form on the wire.
 
 use podling_core::id::{Name, WorkspaceId};
 use podling_proto::error::{Reason, WireError};
 
-/// Why the driver rejects a request.
+/// Reason why the driver rejects a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DriverError {
     #[error("there is no workspace {0}")]
     NoWorkspace(WorkspaceId),
-    #[error("you already have a workspace named {name}; choose another name, or set reconnect to use it")]
+    #[error("the owner has a workspace named {name}; choose another name, or set reconnect to use it")]
     NameTaken {
         name: Name,
         /// The workspace that has the name.
@@ -16,11 +16,11 @@ pub enum DriverError {
     },
     #[error("the workspace {0} is being deleted")]
     Deleting(WorkspaceId),
-    /// A limit on the number of workspaces is reached.
+    /// The number of workspaces has reached a limit.
     #[error("the limit of {limit} workspaces {what} is reached; delete one first")]
     TooManyWorkspaces {
         limit: usize,
-        /// The scope of the limit: "of this owner" or "here".
+        /// Scope of the limit: "of this owner" or "in total".
         what: &'static str,
     },
     /// The workspace still has its storage, so there is nothing to restore.
@@ -29,12 +29,13 @@ pub enum DriverError {
     )]
     NotArchived(WorkspaceId),
     /// The resources exceed the quota of the owner or of the control plane.
-    #[error("the requested CPU or memory exceeds the quota; request less or choose a smaller template")]
+    #[error("the requested CPU or memory exceeds the quota; request less, or choose a smaller template")]
     TooLarge,
     /// These workspaces are in use, or their agents are not connected and their activity is
     /// unknown.
     #[error(
-        "in use, or not connected so that their activity is unknown: {}; end their work first, or use force",
+        "these workspaces are in use, or not connected so that their activity is unknown: {}; end their work \
+         first, or use force",
         names(.0)
     )]
     Busy(Vec<Name>),

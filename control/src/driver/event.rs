@@ -1,4 +1,4 @@
-//! The driver's input: one closed enum of events, and their contents.
+//! The driver's input: the enum of all events, and their contents.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -26,17 +26,18 @@ use crate::{
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, DriverError>>;
 
-/// An event from the edges.
+/// An event for the driver, from the API, the store's watcher, or an agent.
 #[derive(Debug)]
 pub(crate) enum DriverEvent {
-    /// Creates a workspace, or finds the one that an earlier call created.
+    /// Creates a workspace, or finds the one that an earlier call created. The reply contains
+    /// `true` if it was created.
     Create(Box<NewWorkspace>, Reply<(Arc<WorkspaceView>, bool)>),
     Delete {
         id: WorkspaceId,
         discard: bool,
         reply: Reply<Arc<WorkspaceView>>,
     },
-    /// Wakes the workspace and skips its back-off: a caller waits.
+    /// Wakes the workspace and skips its back-off, because a caller waits.
     Wake(WorkspaceId, Reply<Arc<WorkspaceView>>),
     Sleep {
         id: WorkspaceId,
@@ -47,18 +48,18 @@ pub(crate) enum DriverEvent {
     Restore(WorkspaceId, Reply<Arc<WorkspaceView>>),
     SetPolicy(WorkspaceId, Box<PolicyOverrides>, Reply<Arc<WorkspaceView>>),
     Resize(WorkspaceId, Resources, Reply<Arc<WorkspaceView>>),
-    /// A workspace was created in the store, or became readable again.
+    /// A workspace was created in the store, or has become readable again.
     StoredWorkspace(Box<WorkspaceRecord>),
     /// The spec was edited in the store.
     SpecEdited(WorkspaceId, Box<SpecEdit>),
-    /// Ends all processes, then the control plane.
+    /// Ends the processes of all workspaces, then the control plane.
     Down {
         force: bool,
         reply: Reply<()>,
     },
-    /// Puts idle workspaces to sleep before the control plane stops.
+    /// Puts idle workspaces to sleep, because the control plane is about to stop.
     DrainIdle(Reply<()>),
-    /// Progress of an action. Shown only; changes no status and is not stored.
+    /// Progress of an action. Progress is only shown; it changes no status and is not stored.
     Progress {
         workspace: WorkspaceId,
         action: Action,
@@ -79,31 +80,33 @@ pub struct NewWorkspace {
     pub name: Name,
     pub template: String,
     pub command: Vec<String>,
-    /// The template's environment, overridden by the workspace's own.
+    /// The template's environment, overridden by the variables in the request.
     pub env: BTreeMap<String, String>,
-    /// The template's policy, overridden by the workspace's own.
+    /// The template's policy, overridden by the values in the request.
     pub policy: Policy,
     /// Resources requested while awake.
     pub resources: Resources,
     /// Archive to restore the storage from.
     pub source: Option<ArchiveKey>,
-    /// Idempotency key: a repeated call finds the workspace again. Empty if there is none.
+    /// Idempotency key. A repeated call with the same key finds the workspace again. Empty if there
+    /// is none.
     pub request_id: String,
-    /// Return the owner's workspace of this name if there is one.
+    /// If the owner already has a workspace of this name, wakes and returns it.
     pub reconnect: bool,
 }
 
-/// A change of a workspace's spec made in the store, outside the API. Absent fields are unchanged.
+/// A change of a workspace's spec that was made in the store, outside the API. Absent fields are
+/// unchanged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SpecEdit {
-    /// The `metadata.generation` of the resource.
+    /// The `metadata.generation` of the Workspace resource.
     pub generation: i64,
     /// `true` wakes the workspace, `false` puts it to sleep.
     pub awake: Option<bool>,
     pub resources: Option<Resources>,
     pub policy: Option<Policy>,
     pub env: Option<BTreeMap<String, String>>,
-    /// Delete the workspace: `false` archives it first, `true` discards its files and archives.
+    /// Deletes the workspace. `false` archives it first; `true` discards its files and archives.
     pub deleted: Option<bool>,
 }
 
@@ -111,11 +114,11 @@ pub struct SpecEdit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
 
-/// An agent's introduction. The workspace follows from its credential; the other fields are the
-/// agent's claims.
+/// The first message of an agent. The workspace follows from the credential. Boot id, version,
+/// capabilities and fingerprint are what the agent reports.
 #[derive(Debug)]
 pub struct AgentHello {
-    /// Follows from the credential.
+    /// The workspace that the agent's credential proves.
     pub workspace: WorkspaceId,
     pub connection: ConnectionId,
     pub instance: InstanceId,
@@ -125,35 +128,35 @@ pub struct AgentHello {
     pub capabilities: Vec<String>,
     /// Fingerprint of the certificate that the agent presents to the gateway.
     pub fingerprint: Fingerprint,
-    /// Channel to the agent. When it is full the agent does not read, and the driver drops the
-    /// stream.
+    /// Queue of messages to the agent. A full queue means that the agent does not read. The driver
+    /// then drops the session, which closes the stream.
     pub to_agent: mpsc::Sender<ToAgent>,
 }
 
 /// A message from the driver to an agent.
 #[derive(Debug, Clone)]
 pub enum ToAgent {
-    /// Stay connected: the backend has not reported the agent's instance yet.
+    /// Tells the agent to stay connected, because the backend has not reported it yet.
     Wait,
     Claim(ClaimContent),
-    /// A step of the two-phase sleep. The agent replies with a [`DirectiveAnswer`].
+    /// Sends a step of the two-phase sleep. The agent answers with a [`DirectiveAnswer`].
     Sleep(DirectiveId, SleepStep),
-    /// Warns viewers of sleep at this time; `None` withdraws the warning.
+    /// Warns viewers of a sleep at this time. `None` withdraws the warning.
     Warn(Option<(Timestamp, SleepCause)>),
-    /// End all processes in order.
+    /// Tells the agent to end all processes in order, within the grace period.
     Drain {
         grace: Duration,
     },
-    /// The agent is not the desired one; the text says why.
+    /// Tells the agent to exit, with the reason as text.
     Dismiss(String),
 }
 
-/// What an agent is to serve.
+/// The content of a claim: which workspace the agent serves, and how.
 #[derive(Debug, Clone)]
 pub struct ClaimContent {
     pub spec: Arc<Spec>,
     pub epoch: Epoch,
-    /// Serve storage only: no terminals, no input.
+    /// The agent serves only the storage: it offers no terminals, processes or input.
     pub maintenance: bool,
 }
 
@@ -164,18 +167,18 @@ pub struct DirectiveId(pub u64);
 /// A step of the two-phase sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SleepStep {
-    /// Check activity again; if idle, hold new input.
+    /// Checks activity again. If the workspace is idle, new input is held.
     Prepare(Urgency),
-    /// End and save everything.
+    /// Ends all programs and saves the terminals.
     Commit,
-    /// Release held input and continue.
+    /// Admits the held input and ends the preparation.
     Cancel,
 }
 
 /// An agent's answer to a directive.
 #[derive(Debug)]
 pub struct DirectiveAnswer {
-    /// Follows from the credential.
+    /// The workspace that the agent's credential proves.
     pub workspace: WorkspaceId,
     pub connection: ConnectionId,
     pub directive: DirectiveId,
@@ -184,14 +187,14 @@ pub struct DirectiveAnswer {
     pub activity: Option<Arc<ActivityState>>,
 }
 
-/// A heartbeat whose size the edge has bounded.
+/// A heartbeat of an agent. The API has limited its size.
 #[derive(Debug)]
 pub struct Heartbeat {
-    /// Follows from the credential.
+    /// The workspace that the agent's credential proves.
     pub workspace: WorkspaceId,
     pub connection: ConnectionId,
     pub activity: Arc<ActivityState>,
-    /// Receives `()` once the heartbeat is counted; only then may it be acknowledged. Dropped if
+    /// Receives `()` once the heartbeat was handled. Only then may it be acknowledged. Dropped if
     /// the agent is not claimed.
     pub accepted: oneshot::Sender<()>,
 }

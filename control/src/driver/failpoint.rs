@@ -1,16 +1,16 @@
-//! Failpoints for tests: the control plane kills itself before an action starts, or after its
-//! result arrived and before it is recorded. Compiled into debug builds only.
+//! Failpoints for tests. At a failpoint the control plane kills itself, either before an action
+//! starts, or after its result arrived and before it is recorded. Compiled into debug builds only.
 
 use podling_core::decide::Action;
 
-/// `ACTION:before` or `ACTION:after`, such as `archive:after`.
+/// Name of the failpoint: `ACTION:before` or `ACTION:after`, such as `archive:after`.
 const VARIABLE: &str = "PODLING_TEST_DIE_AT";
 
-/// Kills the process if the failpoint is set.
+/// Kills the process if the failpoint is set to this action and moment.
 pub(super) fn hit(action: Action, moment: &str) {
     if std::env::var(VARIABLE).is_ok_and(|at| at == format!("{}:{moment}", name(action))) {
-        tracing::error!(?action, moment, "failpoint reached: killing the process");
-        // SIGKILL: no unwinding and no cleanup, as in a crash.
+        tracing::error!(?action, moment, "failpoint reached; killing the process");
+        // SIGKILL prevents unwinding and cleanup, as a crash does.
         let _dead = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
 }

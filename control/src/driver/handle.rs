@@ -1,4 +1,4 @@
-//! The driver's request interface.
+//! The interface for requests to the driver.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use crate::{
     store::WorkspaceRecord,
 };
 
-/// Capacity of the event queue. Senders wait when it is full. The driver handles an event in about
-/// 10 µs.
+/// Capacity of the event queue. When the queue is full, senders wait. The driver handles an event
+/// in about 10 µs.
 pub(super) const EVENT_QUEUE: usize = 1024;
 
 /// Sends requests to the driver. Cheap to clone.
@@ -39,19 +39,20 @@ impl DriverHandle {
         self.events.max_capacity() - self.events.capacity()
     }
 
-    /// Creates a workspace. Returns once it is durable; `false` means that it existed already.
+    /// Creates a workspace. Returns once the workspace is durable. The flag is `false` if the
+    /// workspace existed already.
     pub async fn create(&self, new: NewWorkspace) -> Result<(Arc<WorkspaceView>, bool), DriverError> {
         self.ask(|reply| DriverEvent::Create(Box::new(new), reply)).await
     }
 
-    /// Deletes a workspace: archives it first, or discards its files and archives (`discard`).
-    /// Returns once the request is durable.
+    /// Archives a workspace, then deletes it. With `discard`, deletes it with its files and
+    /// archives instead. Returns once the request is durable.
     pub async fn delete(&self, id: WorkspaceId, discard: bool) -> Result<Arc<WorkspaceView>, DriverError> {
         self.ask(|reply| DriverEvent::Delete { id, discard, reply }).await
     }
 
-    /// Puts a workspace to sleep, even if it is in use (`force`). Returns once the request is
-    /// durable; follow the snapshots for progress.
+    /// Puts a workspace to sleep. Unless `force` is set, fails if the workspace is in use or its
+    /// activity is unknown. Returns once the request is durable. The snapshots show the progress.
     pub async fn sleep(&self, id: WorkspaceId, force: bool) -> Result<Arc<WorkspaceView>, DriverError> {
         self.ask(|reply| DriverEvent::Sleep { id, force, reply }).await
     }
@@ -62,8 +63,8 @@ impl DriverHandle {
         self.ask(|reply| DriverEvent::Restore(id, reply)).await
     }
 
-    /// Changes a workspace's requested resources. Returns once the request is durable; an increase
-    /// may wait in the admission queue.
+    /// Changes a workspace's requested resources. Returns once the request is durable. An increase
+    /// may still wait in the admission queue.
     pub async fn resize(
         &self,
         id: WorkspaceId,
@@ -72,8 +73,8 @@ impl DriverHandle {
         self.ask(|reply| DriverEvent::Resize(id, resources, reply)).await
     }
 
-    /// Overrides parts of a workspace's policy and sends it to the agent. Returns once it is
-    /// durable.
+    /// Overrides parts of a workspace's policy. Returns once the change is durable. The agent is
+    /// then sent the new policy.
     pub async fn set_policy(
         &self,
         id: WorkspaceId,
@@ -82,20 +83,21 @@ impl DriverHandle {
         self.ask(|reply| DriverEvent::SetPolicy(id, Box::new(policy), reply)).await
     }
 
-    /// Wakes a workspace and skips the back-off of a failed start. Returns its current view; follow
-    /// the snapshots for progress.
+    /// Wakes a workspace and skips the back-off of a failed start. Returns once the request is
+    /// durable. The snapshots show the progress.
     pub async fn wake(&self, id: WorkspaceId) -> Result<Arc<WorkspaceView>, DriverError> {
         self.ask(|reply| DriverEvent::Wake(id, reply)).await
     }
 
-    /// Ends all processes, keeps the storage, then ends the control plane. Returns once this has
-    /// begun; follow the snapshots for progress.
+    /// Ends the processes of all workspaces, then the control plane. Storage stays. Unless `force`
+    /// is set, fails if a workspace is in use or its activity is unknown. Returns once the shutdown
+    /// has begun. The snapshots show the progress.
     pub async fn down(&self, force: bool) -> Result<(), DriverError> {
         self.ask(|reply| DriverEvent::Down { force, reply }).await
     }
 
-    /// Puts idle workspaces to sleep and returns once they sleep; the others run on. New workspaces
-    /// and wakes are rejected from now on.
+    /// Puts idle workspaces to sleep, and returns once they are asleep. The others continue to run.
+    /// From now on, new workspaces and wakes are rejected.
     pub async fn drain_idle(&self) -> Result<(), DriverError> {
         self.ask(DriverEvent::DrainIdle).await
     }
@@ -110,7 +112,7 @@ impl DriverHandle {
         self.send(DriverEvent::SpecEdited(id, Box::new(edit))).await
     }
 
-    /// Reports an agent's hello. The driver answers through its `to_agent`.
+    /// Reports an agent's hello. The driver answers through the queue `to_agent`.
     pub async fn hello(&self, hello: AgentHello) -> Result<(), DriverError> {
         self.send(DriverEvent::Hello(Box::new(hello))).await
     }

@@ -1,4 +1,4 @@
-//! The published snapshot, and the replies that it must precede.
+//! Publishes snapshots, and sends the replies that must follow them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,16 +11,16 @@ use crate::{
     snapshot::{Down, Snapshot, Snapshots},
 };
 
-/// Minimum pause after a snapshot, per workspace in it. Copying the map costs about 0.1 µs per
-/// workspace, so snapshots take at most a twentieth of the driver's time. With 100 workspaces the
-/// pause is 0.2 ms.
+/// Shortest pause after a snapshot, for each workspace in it. Copying the map takes about 0.1 µs
+/// for each workspace, so snapshots take at most a twentieth of the driver's time. With 100
+/// workspaces the pause is 0.2 ms.
 const PAUSE_PER_WORKSPACE: Duration = Duration::from_micros(2);
 
 /// Publishes snapshots at a bounded rate.
 #[derive(Debug)]
 pub(super) struct SnapshotPublisher {
     snapshots: watch::Sender<Arc<Snapshot>>,
-    /// Last generation of a snapshot or a view. Starts at the wall-clock time in milliseconds, so
+    /// Generation of the newest snapshot or view. Starts at the wall-clock time in milliseconds, so
     /// that it also grows over restarts.
     generation: u64,
     changed: bool,
@@ -37,14 +37,14 @@ impl SnapshotPublisher {
         self.changed = true;
     }
 
-    /// When the next snapshot may be published, if there is something new.
+    /// Returns when the next snapshot may be published, or `None` if nothing has changed.
     pub(super) fn due_at(&self) -> Option<Instant> {
         self.changed.then_some(self.not_before)
     }
 }
 
 impl<B: Backend> Driver<B> {
-    /// Rebuilds the workspace's view and marks pending replies as ready if its record is durable.
+    /// Rebuilds the workspace's view. If the record is durable, its pending replies become ready.
     pub(super) fn refresh_view(&mut self, id: &WorkspaceId) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         let version = entry.view.as_ref().map_or(0, |view| view.version);
@@ -60,8 +60,8 @@ impl<B: Backend> Driver<B> {
         }
     }
 
-    /// Answers callers whose workspace's record is durable. The snapshot is published first, so
-    /// that a caller finds in it what the reply says; one snapshot serves all records of a batch.
+    /// Answers the callers whose workspace's record is durable. Publishes a snapshot first, so that
+    /// it contains what the replies report. One snapshot serves all records of a batch.
     pub(super) fn answer_ready(&mut self) {
         if self.ready_to_answer.is_empty() {
             return;
@@ -70,7 +70,8 @@ impl<B: Backend> Driver<B> {
             self.publish();
         }
         for id in std::mem::take(&mut self.ready_to_answer) {
-            // A record that has changed since is answered once that change is durable.
+            // If the record has changed again, its callers are answered once that change is
+            // durable.
             let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.is_settled()) else { continue };
             for reply in entry.answer_pending() {
                 self.restore(&id, reply);

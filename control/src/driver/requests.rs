@@ -1,4 +1,5 @@
-//! Requests of callers: each is accepted, already fulfilled, or rejected with a reason.
+//! Requests of callers. Each is accepted, or rejected with a reason. A request that is already
+//! fulfilled is accepted and changes nothing.
 
 use std::sync::Arc;
 
@@ -21,9 +22,10 @@ use super::{
 };
 use crate::{backend::Backend, clock, snapshot::WorkspaceView, store::WorkspaceRecord};
 
-/// Workspaces per owner. Stops a script that creates workspaces in a loop.
+/// Most workspaces of one owner. Stops a script that creates workspaces in a loop.
 pub const MAX_WORKSPACES_PER_OWNER: usize = 100;
-/// Workspaces per control plane. Bounds its memory (some 10 KiB per workspace) and the snapshots.
+/// Most workspaces of one control plane. Limits its memory (about 10 KiB for each workspace) and
+/// the size of snapshots.
 pub const MAX_WORKSPACES: usize = 10_000;
 
 impl<B: Backend> Driver<B> {
@@ -74,10 +76,10 @@ impl<B: Backend> Driver<B> {
                 what: "of this owner",
             });
         }
-        // While no store write succeeds, removals pile up in the writer. They count towards the
-        // limit.
+        // While every store write fails, removals are queued in the writer. They count towards the
+        // limit, so that the queue stays bounded.
         if self.entries.len().max(self.writer.pending()) >= MAX_WORKSPACES {
-            return Err(DriverError::TooManyWorkspaces { limit: MAX_WORKSPACES, what: "here" });
+            return Err(DriverError::TooManyWorkspaces { limit: MAX_WORKSPACES, what: "in total" });
         }
         let (id, now) = (self.unused_id(), clock::now());
         let spec = Spec {
@@ -133,7 +135,8 @@ impl<B: Backend> Driver<B> {
         self.advance(id);
     }
 
-    /// Rejected only while the workspace is in use or its activity is unknown.
+    /// Puts a workspace to sleep. Without `force`, fails if the workspace is in use or its activity
+    /// is unknown.
     pub(super) fn sleep(&mut self, id: &WorkspaceId, force: bool, reply: Reply<Arc<WorkspaceView>>) {
         let refused = match self.modifiable(id) {
             Err(refused) => Some(refused),
@@ -161,12 +164,13 @@ impl<B: Backend> Driver<B> {
         self.advance(id);
     }
 
-    /// A deleted workspace gets its name back unless another workspace of the owner has it.
+    /// Restores a workspace of which only archives are left. A deleted workspace gets its name
+    /// back, unless the owner has given the name to another workspace.
     pub(super) fn restore(&mut self, id: &WorkspaceId, reply: Reply<Arc<WorkspaceView>>) {
         let Some(entry) = self.entries.get_mut(id) else {
             return drop(reply.send(Err(DriverError::NoWorkspace(id.clone()))));
         };
-        // The deletion may be visible in the store before the driver learns that its write
+        // A caller may see the deletion in the store before the driver learns that the write
         // succeeded.
         if entry.record.is_gone() && !entry.is_settled() {
             return entry.pending_replies.push(PendingReply::Restore(reply));
@@ -225,8 +229,8 @@ impl<B: Backend> Driver<B> {
         self.advance(id);
     }
 
-    /// A decrease takes effect at once. An increase may wait in the admission queue, and the
-    /// workspace keeps its allocated resources meanwhile.
+    /// Changes the requested resources. A decrease takes effect at once. An increase may wait in
+    /// the admission queue, and the workspace keeps its allocated resources meanwhile.
     pub(super) fn resize(
         &mut self,
         id: &WorkspaceId,
@@ -245,7 +249,7 @@ impl<B: Backend> Driver<B> {
             if resources != entry.record.spec.resources {
                 tracing::info!(workspace = %id, ?resources, "resize requested");
                 entry.replace_spec(Spec { resources, ..Spec::clone(&entry.record.spec) });
-                // The admission was for other resources.
+                // The quota admitted the earlier resources, not the new ones.
                 entry.observed.admitted = false;
                 self.queue_changed = true;
             }
@@ -258,7 +262,8 @@ impl<B: Backend> Driver<B> {
         self.quotas.owner.allows(resources) && self.quotas.total.allows(resources)
     }
 
-    /// Returns the workspace if it is not being deleted and the control plane is not stopping.
+    /// Returns the workspace. Fails if the workspace is being deleted or the control plane is
+    /// stopping.
     fn modifiable(&self, id: &WorkspaceId) -> Result<&WorkspaceEntry, DriverError> {
         let entry = self.entries.get(id).ok_or_else(|| DriverError::NoWorkspace(id.clone()))?;
         if self.shutting_down || self.draining_idle {
@@ -270,7 +275,8 @@ impl<B: Backend> Driver<B> {
         Ok(entry)
     }
 
-    /// Rejected only while a workspace is in use or its activity is unknown.
+    /// Ends all processes, then the control plane. Without `force`, fails if a workspace is in use
+    /// or its activity is unknown.
     pub(super) fn down(&mut self, force: bool, reply: Reply<()>) {
         let mut busy: Vec<_> =
             self.entries.values().filter(|entry| in_use(entry)).map(|e| e.record.spec.name.clone()).collect();
@@ -278,7 +284,7 @@ impl<B: Backend> Driver<B> {
             busy.sort();
             return drop(reply.send(Err(DriverError::Busy(busy))));
         }
-        tracing::info!(force, "shutting down: ending the processes of all workspaces");
+        tracing::info!(force, "shutting down; ending the processes of all workspaces");
         self.shutting_down = true;
         for id in self.entries.keys().cloned().collect::<Vec<_>>() {
             if let Some(entry) = self.entries.get_mut(&id) {
@@ -290,7 +296,8 @@ impl<B: Backend> Driver<B> {
         drop(reply.send(Ok(())));
     }
 
-    /// Requests a wake unless one is under way, and skips the back-off: a caller waits.
+    /// Requests a wake, unless the workspace is awake or already waking. Skips the back-off,
+    /// because a caller waits.
     pub(super) fn request_wake(&mut self, id: &WorkspaceId) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         entry.observed.sleep_request = None;
@@ -310,7 +317,8 @@ impl<B: Backend> Driver<B> {
     fn unused_id(&mut self) -> WorkspaceId {
         loop {
             let mut bits = [0; 8];
-            // Ids and secrets need randomness. The kernel's source does not fail once it is seeded.
+            // No id and no secret can be created without randomness. The kernel's source does not
+            // fail once it is seeded.
             SystemRandom::new().fill(&mut bits).expect("the kernel's random source failed");
             let id = WorkspaceId::from_bits(u64::from_ne_bytes(bits));
             if self.used.insert(id.bits()) {
@@ -320,7 +328,7 @@ impl<B: Backend> Driver<B> {
     }
 }
 
-/// Whether the workspace becomes awake only on request.
+/// Returns whether a workspace in this phase wakes only for a new request.
 fn is_asleep_or_going(phase: Phase) -> bool {
     match phase {
         Phase::Queued | Phase::Pending { .. } | Phase::Starting | Phase::Awake | Phase::Deleting => false,
@@ -346,7 +354,7 @@ impl WorkspaceEntry {
     }
 }
 
-/// Whether stopping the workspace could end work: it is active or busy, or its agent is not
+/// Returns whether a stop could end work: the workspace is active or busy, or its agent is not
 /// connected.
 fn in_use(entry: &WorkspaceEntry) -> bool {
     let unknown = entry.observed.connected.is_none();

@@ -1,5 +1,5 @@
-//! Directives of the two-phase sleep: sent over the agent's stream and answered there. Also
-//! messages without an answer: warnings, and claims whose content has changed.
+//! Directives of the two-phase sleep, which the agent answers on its stream. Also messages that it
+//! does not answer: warnings, and claims whose content has changed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,15 +13,16 @@ use podling_core::{
 use super::{ClaimContent, DirectiveAnswer, DirectiveId, SleepStep, ToAgent, entry::WorkspaceEntry};
 use crate::clock;
 
-/// Time for an agent to check its activity. It needs milliseconds.
+/// Time that an agent has to answer a prepare or cancel. Agents need milliseconds.
 const PREPARE_LIMIT: Duration = Duration::from_secs(15);
-/// Time for an agent to end everything (HUP, TERM, KILL within some seconds) and to save it.
+/// Time that an agent has to answer a commit. The agent ends all programs (HUP, TERM and KILL take
+/// some seconds) and saves the terminals.
 const COMMIT_LIMIT: Duration = Duration::from_secs(45);
-/// How far a warning's time may move before viewers are warned again. Each heartbeat updates the
-/// idle time.
+/// Largest change of the announced sleep time for which no new warning is sent. Each heartbeat
+/// changes the time slightly.
 const WARNING_SLACK: Duration = Duration::from_secs(5);
 
-/// A sleep directive that awaits its answer.
+/// A sleep directive that the agent has not answered yet.
 #[derive(Debug)]
 pub(super) struct PendingDirective {
     directive: DirectiveId,
@@ -31,7 +32,7 @@ pub(super) struct PendingDirective {
 }
 
 impl WorkspaceEntry {
-    /// Sends a sleep directive to the agent. Fails at once if no agent is connected.
+    /// Sends a sleep directive to the agent. The directive fails at once if no agent is connected.
     pub(super) fn send_directive(&mut self, directive: DirectiveId, action: Action) {
         let step = match action {
             Action::Prepare { urgency, .. } => SleepStep::Prepare(urgency),
@@ -57,8 +58,8 @@ impl WorkspaceEntry {
         }
     }
 
-    /// Handles an answer. It counts only for the pending directive, and only from the claimed
-    /// session.
+    /// Handles an answer. Ignores it unless it answers the pending directive and comes from the
+    /// claimed session.
     pub(super) fn directive_answered(&mut self, answer: DirectiveAnswer) {
         let is_pending =
             self.pending_directive.as_ref().is_some_and(|pending| pending.directive == answer.directive);
@@ -79,20 +80,20 @@ impl WorkspaceEntry {
         self.in_flight = None;
         if let Err(failure) = &result {
             tracing::info!(
-                workspace = %self.record.spec.id, action = ?pending.action, ?failure, "sleep step failed"
+                workspace = %self.record.spec.id, action = ?pending.action, ?failure, "sleep directive failed"
             );
         }
         self.observed.done(pending.action, result.map(|()| Achieved::Done), clock::now());
     }
 
-    /// Drops the pending directive: the decision changed, so its answer no longer matters.
+    /// Drops the pending directive after the decision has changed. Its answer is then ignored.
     pub(super) fn abandon_directive(&mut self) {
         if self.pending_directive.take().is_some() {
             self.in_flight = None;
         }
     }
 
-    /// Adds observed time to the pending directive. Returns whether it timed out.
+    /// Adds observed time to the pending directive. Returns whether the directive timed out.
     pub(super) fn age_directive(&mut self, gap: Duration) -> bool {
         let Some(pending) = &mut self.pending_directive else { return false };
         pending.waited = pending.waited.saturating_add(gap);
@@ -107,7 +108,8 @@ impl WorkspaceEntry {
         timed_out
     }
 
-    /// Sends the agent its next sleep time if it moved by more than [`WARNING_SLACK`].
+    /// Sends the agent the time of its next sleep, if the time has changed by more than
+    /// [`WARNING_SLACK`].
     pub(super) fn send_warning(&mut self, warning: Option<(Timestamp, SleepCause)>) {
         let moved = |sent: Timestamp, at: Timestamp| sent.since(at).max(at.since(sent)) > WARNING_SLACK;
         let changed = match (self.warned_for, warning) {
@@ -120,7 +122,7 @@ impl WorkspaceEntry {
         }
     }
 
-    /// Sends the claim again if the policy has changed since the agent was claimed.
+    /// Sends the claim again if the policy has changed since the last claim.
     pub(super) fn resend_claim(&mut self) {
         // A policy is sent only once it is durable.
         let spec = self.record.spec.clone();
@@ -135,7 +137,7 @@ impl WorkspaceEntry {
         }
     }
 
-    /// The claim for the agent of the current epoch.
+    /// Returns the claim for the agent of the current epoch.
     pub(super) fn claim_content(&self) -> ClaimContent {
         let maintenance = self.wants_maintenance();
         ClaimContent { spec: Arc::clone(&self.record.spec), epoch: self.epoch(), maintenance }

@@ -1,4 +1,4 @@
-//! The store writer: writes batches of changes, one batch at a time, outside the driver's task.
+//! Writes changes to the store in batches, one batch at a time, outside the driver's task.
 
 use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
 
@@ -10,14 +10,14 @@ use crate::store::{CommitResult, Store, StoreChange};
 /// Pause after a batch in which every write failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Interval at which the observed time is written. A crash loses at most that much of it.
+/// Interval at which the observed time is written. A crash loses at most this much of it.
 const OBSERVED_TIME_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Queues changes and writes them in batches.
 #[derive(Debug)]
 pub(super) struct StoreWriter {
     store: Arc<dyn Store>,
-    /// At most one change per workspace: a newer one replaces an older one.
+    /// At most one change for each workspace. A newer change replaces an older one.
     pending: BTreeMap<WorkspaceId, StoreChange>,
     writing: JoinSet<Vec<CommitResult>>,
     not_before: Option<Instant>,
@@ -39,18 +39,19 @@ impl StoreWriter {
         }
     }
 
-    /// Sets the observed time. It is written with the next batch, or after
+    /// Sets the observed time. It is written with the next batch, at the latest after
     /// [`OBSERVED_TIME_INTERVAL`].
     pub(super) fn set_observed_time(&mut self, observed_time: Duration) {
         self.observed_time = observed_time;
     }
 
-    /// Adds a change to the next batch. Replaces the workspace's queued change.
+    /// Adds a change to the next batch. It replaces the workspace's queued change.
     pub(super) fn enqueue(&mut self, id: WorkspaceId, change: StoreChange) {
         self.pending.insert(id, change);
     }
 
-    /// Starts a batch if there is something to write and no batch is being written.
+    /// Starts a batch if a change is queued or the observed time is due. Does nothing while a batch
+    /// is being written, or during the pause after a failed batch.
     pub(super) fn start_batch(&mut self) {
         let due = self.observed_time.saturating_sub(self.persisted_time) >= OBSERVED_TIME_INTERVAL;
         if (self.pending.is_empty() && !due)
@@ -68,10 +69,10 @@ impl StoreWriter {
     }
 
     /// Waits for the running batch and returns the result of each change. Never returns while
-    /// nothing is being written.
+    /// nothing is being written. Cancel-safe.
     ///
-    /// A queued change of a workspace whose write failed is dropped and returned with the same
-    /// error. Cancel-safe.
+    /// If the write of a workspace failed, its queued change is dropped and returned with the same
+    /// error.
     pub(super) async fn next_batch(&mut self) -> Vec<CommitResult> {
         let mut committed = match self.writing.join_next().await {
             None => pending().await,
@@ -88,7 +89,8 @@ impl StoreWriter {
         committed
     }
 
-    /// When to call [`StoreWriter::start_batch`] again after a failure.
+    /// Returns when to call [`StoreWriter::start_batch`] again after a failed batch, if changes are
+    /// queued.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.not_before.filter(|_| !self.pending.is_empty())
     }
@@ -98,7 +100,7 @@ impl StoreWriter {
         self.pending.len()
     }
 
-    /// Whether nothing is queued or being written.
+    /// Returns whether nothing is queued or being written.
     pub(super) fn is_idle(&self) -> bool {
         self.pending.is_empty() && self.writing.is_empty()
     }

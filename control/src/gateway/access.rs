@@ -1,4 +1,5 @@
-//! Derives from a request's path which verb it needs and whether it wakes the workspace.
+//! Derives from a request's method, path and headers which verb it requires and whether it wakes
+//! the workspace.
 
 use http::{HeaderMap, Method};
 use podling_proto::{metadata, method, v1::Verb};
@@ -6,12 +7,12 @@ use podling_proto::{metadata, method, v1::Verb};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct AccessRequirement {
     pub(super) verb: Verb,
-    /// Whether the request is held until the workspace is awake.
+    /// Whether the request wakes the workspace and is held until the workspace is awake.
     pub(super) wakes: bool,
 }
 
 impl AccessRequirement {
-    /// An undeclared method needs `admin` and never wakes.
+    /// Returns the requirement of a request. An undeclared path requires `admin` and never wakes.
     pub(super) fn of(method: &Method, path: &str, headers: &HeaderMap) -> Self {
         let declared = match method::find(path).filter(|m| m.is_agents()) {
             Some(rpc) => Some((rpc.verb(), rpc.wakes)),
@@ -33,7 +34,7 @@ impl AccessRequirement {
     }
 }
 
-/// Whether `path` belongs to gRPC's health or reflection service.
+/// Returns whether `path` belongs to gRPC's health or reflection service.
 pub(crate) fn is_health_or_reflection(path: &str) -> bool {
     ["/grpc.health.v1.Health/", "/grpc.reflection.v1.", "/grpc.reflection.v1alpha."]
         .iter()

@@ -1,5 +1,5 @@
-//! Filters headers in both directions. Removes those of one hop, those of the control plane, and
-//! those that would affect the page's origin.
+//! Filters headers in both directions. Removes hop-by-hop headers, the caller's secrets, and
+//! response headers that would affect the gateway's whole origin.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri, Version,
@@ -64,7 +64,7 @@ pub(super) fn to_agent(parts: &mut request::Parts, protocol: WireProtocol, autho
     let mut uri = std::mem::take(&mut parts.uri).into_parts();
     uri.scheme = Some(Scheme::HTTPS);
     uri.authority = Some(Authority::from_static(AGENT_NAME));
-    // "*" is not valid with an authority; everything else is a path already.
+    // The target of `OPTIONS *` is not valid with an authority. All other targets are paths.
     uri.path_and_query = uri.path_and_query.filter(|path| path.as_str().starts_with('/'));
     parts.uri = Uri::from_parts(uri).unwrap_or_default();
     parts.version = Version::HTTP_2;
@@ -88,7 +88,7 @@ pub(super) fn to_caller(parts: &mut response::Parts, protocol: WireProtocol) {
 }
 
 fn strip(headers: &mut HeaderMap, also: &[HeaderName]) {
-    // The connection header names further ones that end here.
+    // The Connection header names further headers of this hop.
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()

@@ -1,5 +1,5 @@
-//! Connections to agents, shared by all calls: one for each agent, and further ones when its
-//! streams are used up.
+//! Connections to agents, shared by all calls. An agent has one connection, and further ones when
+//! all its streams are in use.
 
 use std::{
     collections::HashMap,
@@ -24,8 +24,8 @@ use crate::{
 
 /// Maximum connections to one agent. When all are full, calls are rejected with TOO_MANY_STREAMS.
 const MAX_CONNECTIONS: usize = 8;
-/// Concurrent streams assumed until the agent has announced its limit: the least that HTTP/2
-/// recommends.
+/// Concurrent streams assumed until the agent has announced its limit. The smallest limit that
+/// HTTP/2 recommends (RFC 9113, 6.5.2).
 const DEFAULT_MAX_STREAMS: usize = 100;
 /// Time for the last exchanges to end when the pools are closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -90,8 +90,7 @@ impl AgentPools {
         if let Some(pool) = pools.get(id).filter(|pool| pool.serves(agent)) {
             return pool.clone();
         }
-        // Pruned whenever an agent is new, which keeps the map as large as the number of agents in
-        // use.
+        // Unused pools are removed whenever a pool is added, so the map holds only agents in use.
         pools.retain(|_, pool| pool.is_used());
         let pool = Arc::new(AgentPool { agent: agent.clone(), connections: Mutex::default() });
         pools.insert(id.clone(), pool.clone());
@@ -152,7 +151,8 @@ impl PooledConnection {
 // === impl StreamPermit, PooledStream ===
 
 impl StreamPermit {
-    /// Called under the pool's lock, so that two calls cannot take the last slot.
+    /// Counts one more stream. The caller holds the pool's lock, so that two calls cannot take the
+    /// last slot.
     fn on(connection: &Arc<PooledConnection>) -> Self {
         connection.streams.fetch_add(1, Relaxed);
         Self(connection.clone())

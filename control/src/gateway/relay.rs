@@ -18,10 +18,10 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::shutting_down;
 use crate::{error_response::WireProtocol, metrics::ExchangeOutcome};
 
-/// Why a body ends early.
+/// Errors that end a body early.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RelayError {
-    /// The caller has disconnected, or has its complete response.
+    /// The caller has disconnected, or has received its complete response.
     #[error("the caller disconnected")]
     CallerGone,
     #[error(transparent)]
@@ -64,8 +64,8 @@ impl Body for RelayedRequest {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             return Poll::Ready(frame.map(|frame| frame.map_err(RelayError::from)));
         }
-        // The response is no longer awaited. An error resets the stream, so that the agent notices
-        // at once.
+        // The caller no longer awaits the response. An error resets the stream, so that the agent
+        // notices at once.
         ready!(Pin::new(&mut self.answered).poll(cx)).ok();
         Poll::Ready(Some(Err(RelayError::CallerGone)))
     }
@@ -85,8 +85,7 @@ pub(super) struct RelayedResponse {
     body: Incoming,
     protocol: WireProtocol,
     outcome: ExchangeOutcome,
-    /// Whether the response is complete: a gRPC response is once its trailers, or headers with a
-    /// status, have arrived.
+    /// Whether the gRPC status has arrived, in the headers or the trailers.
     complete: bool,
     ended: bool,
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
@@ -94,7 +93,7 @@ pub(super) struct RelayedResponse {
 }
 
 impl RelayedResponse {
-    /// `complete`: the headers already hold the gRPC status.
+    /// Creates the body. `complete` means that the headers already hold the gRPC status.
     pub(super) fn new(
         body: Incoming,
         protocol: WireProtocol,
@@ -146,7 +145,8 @@ impl Body for RelayedResponse {
                 tracing::debug!(%error, "agent stream failed");
                 Poll::Ready(Some(self.end_with_error(agent_lost(), RelayError::Http(error))))
             }
-            // A reset may look like a regular end.
+            // The body of a stream that was reset may end without an error. Only trailers prove
+            // that a gRPC response is complete.
             Poll::Ready(None) if self.protocol == WireProtocol::Grpc && !self.complete => {
                 Poll::Ready(Some(self.end_with_error(agent_lost(), RelayError::Agent)))
             }
@@ -167,7 +167,7 @@ impl Body for RelayedResponse {
     }
 
     fn size_hint(&self) -> SizeHint {
-        // The gateway may append trailers to a gRPC response that ends early.
+        // The gateway may append an error to a gRPC response that ends early.
         if self.protocol == WireProtocol::Http { self.body.size_hint() } else { SizeHint::default() }
     }
 }

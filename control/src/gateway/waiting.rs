@@ -1,5 +1,5 @@
-//! Finds the agent of a workspace, and holds waking requests until it is connected. Must not know
-//! what a request contains.
+//! Finds the agent of a workspace, and holds requests that wake the workspace until it is awake.
+//! Independent of the contents of requests.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,11 +21,11 @@ use crate::{
     snapshot::{AgentView, Snapshots, WorkspaceView},
 };
 
-/// Longest time for which a request is held while its workspace starts. That is more than a cold
-/// start takes, and well below the minute after which proxies give up. Then the request fails with
-/// WAKE_TIMEOUT.
+/// Longest time for which a request is held. Then the request fails with WAKE_TIMEOUT. Longer than
+/// a cold start takes, and well below the minute after which proxies give up.
 const HOLD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Delay after which a client may ask again for a workspace that is not awake.
+/// Delay after which a rejected client may retry, and interval at which a held request repeats its
+/// wake request.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub(super) struct AgentWaiter {
     queue: WakeQueue,
 }
 
-/// Whether a request can be forwarded now.
+/// The decision whether a request can be forwarded now.
 enum ForwardDecision {
     Forward(Arc<AgentView>),
     Hold,
@@ -47,9 +47,9 @@ impl AgentWaiter {
         Self { snapshots, wakes, queue: WakeQueue::new(gauge) }
     }
 
-    /// Returns the agent of a workspace that the caller may see. While no agent is connected, a
-    /// request that `wakes` waits in the workspace's queue. It then returns with its ticket, and
-    /// the next request in the queue waits until that is dropped.
+    /// Returns the agent of a workspace that the caller may see. If the workspace is not awake, a
+    /// request that `wakes` is held in the workspace's queue. Its ticket is returned with the
+    /// agent. The next held request proceeds once the ticket is dropped.
     pub(super) async fn agent(
         &self,
         caller: &Principal,
@@ -59,11 +59,11 @@ impl AgentWaiter {
         let mut snapshots = self.snapshots.clone();
         let view = find(&mut snapshots, caller, id)?;
         let now = match decide_forward(&view, wakes) {
-            // A request never overtakes the ones that are held already.
+            // A request never overtakes requests that are held already.
             ForwardDecision::Forward(agent) if wakes && self.queue.has_waiting(id) => Some(agent),
             ForwardDecision::Forward(agent) => return Ok((agent, None)),
             ForwardDecision::Reject(error) if view.state != State::Failed || !wakes => return Err(error),
-            // The request retries a failed start, so only a failure from here on counts.
+            // The request retries a failed start, so the earlier failure does not reject it.
             ForwardDecision::Reject(_) | ForwardDecision::Hold => None,
         };
         let is_first = !self.queue.has_waiting(id);
@@ -73,11 +73,11 @@ impl AgentWaiter {
             (Err(full), None) => return Err(full),
         };
         if is_first {
-            // Only the first request in the queue wakes the workspace.
+            // One wake request is enough. The others repeat it only if they are still held later.
             self.wake(id);
         }
-        // The version is not compared: it also grows when only the next retry moves, although the
-        // failure is still the old one.
+        // State and time identify a failure. The view's version does not, because it also grows
+        // when only the time of the next retry changes.
         let first = (view.state, view.since);
         let waited = timeout(HOLD_TIMEOUT, async {
             loop {
@@ -90,8 +90,8 @@ impl AgentWaiter {
                 tokio::select! {
                     changed = snapshots.changed() => changed.map_err(|_| shutting_down())?,
                     () = ticket.moved() => {}
-                    // The wake request may be lost, or a user may have put the workspace to sleep
-                    // since. Repeating it does no harm.
+                    // A full channel may have dropped the wake request, or a user may have put the
+                    // workspace to sleep since. Repeating the request does no harm.
                     () = sleep(RETRY_INTERVAL) => self.wake(id),
                 }
             }
@@ -102,8 +102,7 @@ impl AgentWaiter {
         }
     }
 
-    /// Requests a wake. If the channel is full, other workspaces are being woken, and the retry
-    /// follows soon.
+    /// Sends a wake request. Drops it if the channel is full; held requests repeat it.
     fn wake(&self, id: &WorkspaceId) {
         let _queued = self.wakes.try_send(id.clone());
     }
@@ -117,8 +116,8 @@ fn find(
     caller.find(&snapshots.borrow_and_update(), id).cloned()
 }
 
-/// The error of a request that was held for the longest time; it names what the workspace waits
-/// for.
+/// Returns the error for a request that was held for [`HOLD_TIMEOUT`]. The error names what the
+/// workspace waits for.
 fn wake_timeout(view: &WorkspaceView) -> WireError {
     let why = match view.queue_position {
         Some(position) => format!("it waits for quota at position {position} of the admission queue"),
@@ -130,13 +129,14 @@ fn wake_timeout(view: &WorkspaceView) -> WireError {
 
 fn decide_forward(view: &WorkspaceView, wakes: bool) -> ForwardDecision {
     let not_awake = |condition: &str, state: &str| {
-        let message = format!("the workspace is {condition}, and this request does not wake it");
+        let message =
+            format!("the workspace is {condition}, and this request does not wake it; wake it, then retry");
         let error = WireError::new(Reason::NotAwake, message).with("state", state);
         ForwardDecision::Reject(error.with("id", &view.spec.id).retry_after(RETRY_INTERVAL))
     };
     match view.state {
-        // The agent admits a held request if the sleep is cancelled in time. Otherwise the request
-        // waits until the workspace is awake again.
+        // The request is forwarded if the sleep is cancelled. Otherwise it is held until the
+        // workspace is awake again.
         State::FallingAsleep if wakes => ForwardDecision::Hold,
         State::Awake | State::FallingAsleep => match &view.agent {
             Some(agent) => ForwardDecision::Forward(agent.clone()),

@@ -12,10 +12,10 @@ use tokio::sync::watch;
 
 use super::waiting::RETRY_INTERVAL;
 
-/// Calls held for one workspace: enough for the tabs of a browser and some tools. Further ones are
+/// Calls held for one workspace. Enough for the tabs of a browser and some tools. Further calls are
 /// rejected with TOO_MANY_WAITING.
 pub(super) const MAX_HELD_PER_WORKSPACE: usize = 64;
-/// Calls held in total. Further ones are rejected with TOO_MANY_WAITING.
+/// Calls held in total. Further calls are rejected with TOO_MANY_WAITING.
 const MAX_HELD: usize = 1024;
 
 /// The queues of all workspaces. Clones share them.
@@ -45,21 +45,22 @@ impl WakeQueue {
         Self { by_workspace: Arc::default(), gauge }
     }
 
-    /// Whether any call is held for this workspace.
+    /// Returns whether any call is held for this workspace.
     pub(super) fn has_waiting(&self, id: &WorkspaceId) -> bool {
         self.all().contains_key(id)
     }
 
-    /// Appends a call to the workspace's queue. Fails at the limits.
+    /// Appends a call to the workspace's queue. Fails with `TOO_MANY_WAITING` at the limits.
     pub(super) fn enqueue(&self, id: &WorkspaceId) -> Result<Ticket, WireError> {
         let mut all = self.all();
         let mine = all.get(id).map_or(0, |queue| queue.held.len());
-        for (count, limit, what) in [
-            (mine, MAX_HELD_PER_WORKSPACE, "calls held for one workspace"),
-            (all.values().map(|queue| queue.held.len()).sum(), MAX_HELD, "calls held for workspaces"),
+        let total: usize = all.values().map(|queue| queue.held.len()).sum();
+        for (count, limit, target, what) in [
+            (mine, MAX_HELD_PER_WORKSPACE, "this workspace", "calls held for one workspace"),
+            (total, MAX_HELD, "workspaces", "calls held for workspaces"),
         ] {
             if count >= limit {
-                let message = format!("{limit} {what} already; retry later");
+                let message = format!("{limit} calls already wait for {target}; retry later");
                 let error = WireError::new(Reason::TooManyWaiting, message).retry_after(RETRY_INTERVAL);
                 return Err(error.with("limit", limit).with("what", what));
             }
@@ -78,14 +79,14 @@ impl WakeQueue {
 }
 
 impl Ticket {
-    /// Whether no held call precedes this one.
+    /// Returns whether no held call precedes this one.
     pub(super) fn is_first(&self) -> bool {
         self.queue.all().get(&self.id).is_none_or(|queue| queue.held.first() == Some(&self.number))
     }
 
-    /// Waits until a call has left the queue since the last wait. Cancel-safe.
+    /// Waits until a call leaves the queue. A departure since the last wait counts. Cancel-safe.
     pub(super) async fn moved(&mut self) {
-        // The sender lives in the queue, which this ticket keeps alive.
+        // Fails only if the sender is dropped. The queue owns it and lives as long as this ticket.
         let _lasts = self.moved.changed().await;
     }
 }

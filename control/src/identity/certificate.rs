@@ -1,7 +1,7 @@
 //! The control plane's own certificate authority, and the certificate that it presents to agents.
 //!
-//! Agents are started with `ca.pem`, so the authority stays as long as the data directory. A start
-//! renews the certificate below it when it would soon expire.
+//! Agents receive `ca.pem` when they start, so the authority stays as long as the data directory.
+//! The control plane replaces the certificate at a start in the certificate's last month.
 
 use std::{
     path::{Path, PathBuf},
@@ -24,24 +24,23 @@ use super::secret_file::{self, SecretFileError};
 
 /// Names in the certificate; agents verify the first.
 const NAMES: [&str; 4] = ["podling-control", "localhost", "127.0.0.1", "::1"];
-/// A year. Any start in its last month renews it.
+/// Lifetime of the certificate: one year.
 const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-/// Renewal happens this long before the expiry, so that a control plane that runs for weeks does
-/// not outlive its certificate.
+/// A start of the control plane replaces a certificate that expires within this time, so that a
+/// control plane that runs for weeks does not outlive its certificate.
 const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-/// Twenty years, which is longer than a data directory is used. Agents trust the key rather than
-/// the date.
+/// Lifetime of the authority: twenty years, longer than a data directory is used.
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 60 * 60);
-/// Validity begins this long in the past, because clocks differ.
+/// A certificate is valid from this long before its creation, because clocks differ.
 const CLOCK_SKEW: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     #[error(transparent)]
     File(#[from] SecretFileError),
-    #[error("creating the control plane's certificate")]
+    #[error("cannot create the control plane's certificate")]
     Make(#[source] rcgen::Error),
-    #[error("using the control plane's certificate")]
+    #[error("cannot use the control plane's certificate")]
     Use(#[source] rustls::Error),
 }
 
@@ -53,8 +52,8 @@ pub(super) struct ControlCertificate {
 }
 
 impl ControlCertificate {
-    /// Reads the authority and the certificate from `folder`. Creates what is missing or what an
-    /// agent would soon reject, as of `now`.
+    /// Reads the authority and the certificate from `folder`, and creates missing ones. Replaces a
+    /// certificate that an agent would reject within [`RENEW_BEFORE`] of `now`.
     pub(super) fn open(folder: &Path, now: SystemTime) -> Result<Self, CertificateError> {
         let ca_file = folder.join("ca.pem");
         let (authority, ca_pem) = authority(folder, &ca_file, now)?;
@@ -78,7 +77,7 @@ fn authority(
     now: SystemTime,
 ) -> Result<(Issuer<'static, KeyPair>, String), CertificateError> {
     let key_file = folder.join("ca.key");
-    let unusable = || SecretFileError::Unusable { path: key_file.clone(), what: "private key in PEM" };
+    let unusable = || SecretFileError::Unusable { path: key_file.clone(), what: "a private key in PEM form" };
     let pair = match secret_file::read(&key_file)? {
         Some(pem) => {
             let pem = String::from_utf8(pem).map_err(|_| unusable())?;
@@ -128,8 +127,8 @@ fn common_name(name: &str) -> DistinguishedName {
     names
 }
 
-/// Whether an agent would accept the certificate at time `at`. Runs the agent's own verification,
-/// so that damaged and foreign files are detected as well as expired ones.
+/// Returns whether an agent would accept the certificate at time `at`. Verifies the certificate as
+/// an agent does, which also detects damaged files and files of another authority.
 fn is_accepted(ca_pem: &str, certificate: &Path, key: &Path, at: SystemTime) -> bool {
     let check = || {
         let mut roots = RootCertStore::empty();
@@ -146,7 +145,8 @@ fn is_accepted(ca_pem: &str, certificate: &Path, key: &Path, at: SystemTime) -> 
     check().is_some()
 }
 
-/// Returns a TLS configuration with the certificate and key of these PEM files.
+/// Returns a TLS configuration for HTTP/2 and HTTP/1.1 with the certificate chain and the key of
+/// these PEM files.
 pub fn server_config(certificate: &Path, key: &Path) -> Result<ServerConfig, rustls::Error> {
     let broken = |e| rustls::Error::General(format!("{e}"));
     let chain = CertificateDer::pem_file_iter(certificate)
@@ -161,7 +161,7 @@ pub fn server_config(certificate: &Path, key: &Path) -> Result<ServerConfig, rus
     Ok(config)
 }
 
-/// The cryptography provider of all TLS in this program.
+/// Returns the cryptography provider of all TLS in this program.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }

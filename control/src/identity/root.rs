@@ -1,5 +1,5 @@
-//! The root token: random, opaque, created at the first start. It allows everything, so its file is
-//! readable by its owner only.
+//! The root token: random, opaque and created at the first start. It allows everything, so only the
+//! user of the control plane may read its file.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use ring::digest::{SHA256, digest};
 
 use super::secret_file::{self, SecretFileError};
 
-/// Marks the token as Podling's, for people and for secret scanners.
+/// Prefix by which people and secret scanners recognise the token as Podling's.
 const PREFIX: &str = "podling_";
 /// Random bytes in a token.
 const BYTES: usize = 32;
@@ -24,7 +24,7 @@ impl RootToken {
                 .ok()
                 .map(|text| text.trim().to_owned())
                 .filter(|text| text.strip_prefix(PREFIX).is_some_and(|rest| rest.len() >= BYTES))
-                .ok_or(SecretFileError::Unusable { path: path.to_owned(), what: "root token" })?,
+                .ok_or(SecretFileError::Unusable { path: path.to_owned(), what: "a root token" })?,
             None => {
                 let text = format!("{PREFIX}{}", token::random(BYTES));
                 secret_file::write(path, format!("{text}\n").as_bytes())?;
@@ -34,7 +34,7 @@ impl RootToken {
         Ok(Self(hash(&text)))
     }
 
-    /// Whether `text` is the root token. Takes constant time.
+    /// Returns whether `text` is the root token. Compares hashes in constant time.
     pub(super) fn matches(&self, text: &str) -> bool {
         let other = hash(text);
         self.0.iter().zip(other).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0

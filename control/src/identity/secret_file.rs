@@ -1,4 +1,4 @@
-//! Secret files: written atomically and readable by their owner only.
+//! Secret files. They are written atomically, and only the user of this process may access them.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -9,43 +9,43 @@ use std::{
 
 use podling_proto::token;
 
-/// Largest secret file that is read, in bytes. Keys and tokens are far smaller, so a larger file is
-/// not one of them.
+/// Bytes that are read of a secret file. Keys and tokens are far smaller, so a file that is cut off
+/// here is not one of them.
 const MAX_BYTES: u64 = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SecretFileError {
-    /// Others may read it, or another user owns it.
+    /// The file's mode lets other users access it, or another user owns it.
     #[error(
-        "{path} is readable by others ({problem}). If it has not leaked, run `chmod 600 {path}`; \
-         otherwise delete it and restart to create a new one",
+        "other users can access {path} ({problem}); if its content has not leaked, make yourself its owner \
+         and run `chmod 600 {path}`, otherwise delete it and restart to create a new one",
         path = path.display()
     )]
     Exposed {
         path: PathBuf,
-        /// Its mode or owner, as the error shows it.
+        /// The file's mode or owner, as the message shows it.
         problem: String,
     },
-    /// The directory belongs to another user: changing its mode would lock that user out, and its
-    /// owner could replace our files.
+    /// The directory belongs to another user. A new mode would lock that user out, and that user
+    /// could replace the secret files.
     #[error(
-        "{path} belongs to user {user}, but this process runs as another user; run it as that user or choose \
-         another directory",
+        "{path} belongs to user {user}, but this process runs as another user; run Podling as that user or \
+         choose another directory",
         path = path.display()
     )]
     Foreign { path: PathBuf, user: u32 },
-    /// The content is not what it should be.
+    /// The file's content cannot be parsed as `what`.
     #[error(
-        "{path} does not contain a valid {what}; restore it, or delete it and restart to create a new one",
+        "{path} does not contain {what}; restore it, or delete it and restart to create a new one",
         path = path.display()
     )]
     Unusable { path: PathBuf, what: &'static str },
-    #[error("{operation} {path}", path = path.display())]
+    #[error("cannot {operation} {path}", path = path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
 }
 
-/// Creates a directory with mode 0700, and its parents. If the directory exists and is ours, only
-/// its mode is set.
+/// Creates a directory and its missing parents with mode 0700. Sets the mode of a directory that
+/// exists. Fails with [`SecretFileError::Foreign`] if the directory belongs to another user.
 pub fn create_private_dir(path: &Path) -> Result<(), SecretFileError> {
     let io = |operation| move |source| SecretFileError::Io { operation, path: path.to_owned(), source };
     if let Ok(meta) = fs::metadata(path)
@@ -53,12 +53,12 @@ pub fn create_private_dir(path: &Path) -> Result<(), SecretFileError> {
     {
         return Err(SecretFileError::Foreign { path: path.to_owned(), user: meta.uid() });
     }
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("creating the directory"))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
-        .map_err(io("setting the mode of the directory"))
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create the directory"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(io("set the mode of the directory"))
 }
 
-/// Writes a file atomically with mode 0600: readers, and a crash, see the old content or the new.
+/// Writes a file durably with mode 0600. The write is atomic: readers see the old content or the
+/// new one, also after a crash.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
     let io = |operation| move |source| SecretFileError::Io { operation, path: path.to_owned(), source };
     let folder = path.parent().unwrap_or(Path::new("."));
@@ -72,13 +72,14 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
     })();
     written.map_err(|source| {
         let _gone = fs::remove_file(&temporary);
-        io("writing")(source)
+        io("write")(source)
     })
 }
 
-/// Reads a secret; `None` if the file does not exist.
+/// Reads a secret file. Returns `None` if the file does not exist. Fails with
+/// [`SecretFileError::Exposed`] if other users can access it.
 pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, SecretFileError> {
-    let io = |source| SecretFileError::Io { operation: "reading", path: path.to_owned(), source };
+    let io = |source| SecretFileError::Io { operation: "read", path: path.to_owned(), source };
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -90,7 +91,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, SecretFileError> {
         return exposed(format!("mode {:03o}", meta.mode() & 0o777));
     }
     if meta.uid() != rustix::process::geteuid().as_raw() {
-        return exposed(format!("it belongs to user {}", meta.uid()));
+        return exposed(format!("owner: user {}", meta.uid()));
     }
     let mut content = Vec::new();
     Read::by_ref(&mut file).take(MAX_BYTES).read_to_end(&mut content).map_err(io)?;

@@ -1,5 +1,6 @@
-//! The keys that sign tokens: a new one every month. The previous one stays valid as long as its
-//! last token may live.
+//! The keys that sign tokens. A start of the control plane replaces a signing key that is older
+//! than 30 days. The previous key stays valid until the next replacement, when all its tokens have
+//! expired.
 
 use std::{collections::VecDeque, path::Path, time::Duration};
 
@@ -9,16 +10,16 @@ use serde::{Deserialize, Serialize};
 
 use super::secret_file::{self, SecretFileError};
 
-/// A start replaces the newest key if it is older. At least the longest lifetime of a token, so
-/// that a removed key has signed nothing for that long.
+/// Age at which a start replaces the signing key. At least the longest lifetime of a token, so that
+/// all tokens of a removed key have expired.
 const KEY_LIFETIME: Duration = super::MAX_TTL;
 /// Valid keys: the signing key and the previous one.
 const MAX_KEYS: usize = 2;
 
-/// A public key as claims carry it.
+/// A public key that agents receive with their claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicTokenKey {
-    /// Tokens name their key by it.
+    /// Key id, which tokens name in their header (`kid`).
     pub id: String,
     /// Ed25519, 32 bytes long.
     pub public_key: Vec<u8>,
@@ -30,7 +31,7 @@ pub(super) struct SigningKeys {
     pub(super) verifying: VerifyingKeys,
 }
 
-/// One key in the file, which lists the newest first.
+/// One entry of the key file. The newest key comes first.
 #[derive(Serialize, Deserialize)]
 struct StoredKey {
     /// In seconds since 1970.
@@ -39,7 +40,8 @@ struct StoredKey {
 }
 
 impl SigningKeys {
-    /// Reads the keys. Creates a new one if the newest is too old at `now` (seconds since 1970).
+    /// Reads the keys from the file `path`. Creates a new signing key if there is none, or if the
+    /// newest is too old at `now` (seconds since 1970).
     pub(super) fn open(path: &Path, now: u64) -> Result<Self, SecretFileError> {
         let unusable = || SecretFileError::Unusable { path: path.to_owned(), what: "token keys" };
         let mut stored: VecDeque<StoredKey> = match secret_file::read(path)? {
@@ -100,8 +102,8 @@ mod tests {
             assert!(keys.public.len() <= MAX_KEYS);
             keys.verifying.verify(&token, &Audience::Control, now).is_ok()
         };
-        assert!(valid(month - 1), "the same key");
-        assert!(valid(month), "the key before");
-        assert!(!valid(2 * month), "gone");
+        assert!(valid(month - 1), "the signing key verifies its tokens");
+        assert!(valid(month), "the previous key verifies its tokens");
+        assert!(!valid(2 * month), "a removed key verifies no tokens");
     }
 }

@@ -1,4 +1,4 @@
-//! Tests of tokens: which are accepted, why others are rejected, and that no token can create a
+//! Tests of the secret files, of the verification of tokens, and of minting: no token can create a
 //! more powerful one.
 
 use std::os::unix::fs::PermissionsExt;
@@ -78,7 +78,7 @@ fn token_rejection_names_its_cause() {
     assert_eq!(reason(Some("podling_nonsense")), Reason::TokenInvalid);
     let (_other_data, other, other_root) = self::identity();
     let foreign = other.mint(&other_root, grant("read")).expect("token").token;
-    assert_eq!(reason(Some(&foreign)), Reason::TokenInvalid, "another control plane's");
+    assert_eq!(reason(Some(&foreign)), Reason::TokenInvalid, "a token of another control plane is invalid");
     let expired = identity.keys.sign(&TokenClaims {
         sub: "ada".into(),
         aud: Audience::Control,
@@ -115,8 +115,8 @@ fn child_token_never_exceeds_its_parent() {
     let as_bob = TokenGrant { owner: Some("bob".parse().expect("owner")), ..grant("read") };
     assert_eq!(refused(as_bob), Reason::VerbMissing);
     let child = identity.mint(&ada, TokenGrant { ttl: MAX_TTL, ..grant("read") }).expect("token").caller;
-    assert_eq!(child.workspaces, ada.workspaces, "narrowed as its parent");
-    assert!(child.expires <= ada.expires, "ends no later than its parent");
+    assert_eq!(child.workspaces, ada.workspaces, "the child has its parent's restriction");
+    assert!(child.expires <= ada.expires, "the child expires no later than its parent");
     let without_token_verb =
         identity.authenticate(Some(&identity.mint(&root, grant("read")).expect("token").token));
     let error = identity.mint(&without_token_verb.expect("valid"), grant("read")).expect_err("no verb");

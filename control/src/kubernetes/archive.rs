@@ -1,11 +1,11 @@
-//! The resource `WorkspaceArchive`: a removed workspace that still has archives.
+//! The resource `WorkspaceArchive`, which represents a deleted workspace that still has archives.
 
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use super::{Port, StorageSpec, Variable};
 
-/// A removed workspace that still has archives. It exists until its last archive expires. A new
+/// A deleted workspace that still has archives. It exists until its last archive expires. A new
 /// Workspace can start from one of its archives (`source`).
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -16,7 +16,7 @@ use super::{Port, StorageSpec, Variable};
     shortname = "wsa",
     category = "podling",
     derive = "PartialEq",
-    doc = "A removed workspace that still has archives. It exists until its last archive expires. \
+    doc = "A deleted workspace that still has archives. It exists until its last archive expires. \
            A new Workspace can start from one of its archives (source).",
     printcolumn(name = "Workspace", type_ = "string", json_path = ".spec.workspace"),
     printcolumn(name = "Owner", type_ = "string", json_path = ".spec.owner"),
@@ -35,11 +35,11 @@ pub struct WorkspaceArchiveSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 200))]
     pub newest: Option<String>,
-    /// Volume of the workspace, if its spec had one. A workspace restored from the archive gets the
-    /// same volume, ports and environment.
+    /// Volume of the workspace, if its spec named one. A workspace that is restored from the
+    /// archive gets the same volume settings, ports and environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<StorageSpec>,
-    /// Ports that users reached by name.
+    /// Named TCP ports of the workspace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub ports: Vec<Port>,
@@ -47,7 +47,7 @@ pub struct WorkspaceArchiveSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub environment: Vec<Variable>,
-    /// Internal record of the control plane.
+    /// The control plane's own record. Opaque, and not a stable interface.
     #[schemars(schema_with = "super::status::anything")]
     pub record: serde_json::Value,
 }

@@ -22,17 +22,17 @@ pub struct Variable {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 8192))]
     pub value: Option<String>,
-    /// Secret with the value. The node reads it when the workspace starts and passes it only to the
-    /// agent.
+    /// Reference to a Secret with the value. The node reads the Secret when the workspace starts
+    /// and passes the value only to the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretKey>,
 }
 
-/// Secrets with this prefix are reserved for Podling; no workspace may read them.
+/// Secrets with this prefix are reserved for Podling, and no workspace may read them.
 const RESERVED_SECRET_PREFIX: &str = "podling-";
 
 /// A key of a Secret in the same namespace. A user who can create workspaces can read every Secret
-/// of the namespace, as with pods, except Podling's own.
+/// of the namespace except Podling's own, as a user who can create pods can.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretKey {
     /// Name of the Secret.
@@ -48,8 +48,8 @@ pub struct SecretKey {
 }
 
 impl SecretKey {
-    /// Whether the Secret is reserved for Podling. Checked at each start too, because an older CRD
-    /// may have accepted such a reference.
+    /// Returns whether the Secret is reserved for Podling. Each start checks this too, because an
+    /// older CRD may have accepted such a reference.
     pub fn is_reserved(&self) -> bool {
         self.name.starts_with(RESERVED_SECRET_PREFIX)
     }

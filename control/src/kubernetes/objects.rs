@@ -1,6 +1,4 @@
-//! Builds the objects of a workspace in a cluster: its pod and its volume claim. Pure.
-//!
-//! Must not know how or when they are created.
+//! Builds the objects of a workspace in a cluster: its pod and its volume claim. Does no I/O.
 
 mod claim;
 mod pod;
@@ -15,15 +13,16 @@ pub use self::{
 };
 use super::{Port, ResourcesSpec, SecretKey, StorageSpec, WorkspaceTemplateSpec};
 
-/// Label of every object: the id of its workspace.
+/// Label of every object, with the id of its workspace.
 pub const WORKSPACE_LABEL: &str = "podling.dev/workspace";
-/// Label of a pod: its template. NetworkPolicies select pods by it.
+/// Label of a pod, with the name of its template. NetworkPolicies select pods by this label.
 pub const TEMPLATE_LABEL: &str = "podling.dev/template";
-/// Annotation of a pod: the epoch of its start.
+/// Annotation of a pod, with the epoch that the pod was created for.
 pub const EPOCH_ANNOTATION: &str = "podling.dev/epoch";
-/// Finalizer of a Workspace resource: holds it until its data is archived or discarded.
+/// Finalizer of a Workspace resource. Keeps the resource until its data is archived or discarded.
 pub const ARCHIVE_BEFORE_DELETE: &str = "podling.dev/archive-before-delete";
-/// Annotation of a Workspace resource: "true" deletes its data with it, archived or not.
+/// Annotation of a Workspace resource. With "true", its deletion deletes the data without an
+/// archive.
 pub const DISCARD: &str = "podling.dev/discard";
 /// Name of the container that runs the agent and the user's programs.
 pub const CONTAINER: &str = "workspace";
@@ -31,9 +30,9 @@ pub const CONTAINER: &str = "workspace";
 pub const AGENT_PORT: u16 = 7070;
 /// Audience of the agents' service account tokens.
 pub const AUDIENCE: &str = "podling";
-/// Finalizer of a claim: holds it until its data is archived or discarded. Deleting a workspace, a
-/// namespace or a whole application must not delete the data. For the same reason a claim has no
-/// ownerReference.
+/// Finalizer of a claim. Keeps the claim until its data is archived or discarded: deleting a
+/// workspace, a namespace or a whole application must not delete the data. For the same reason a
+/// claim has no ownerReference.
 pub const KEEP_DATA: &str = "podling.dev/keep-data";
 
 /// One start of a workspace's agent, as input for [`pod`].
@@ -41,18 +40,19 @@ pub const KEEP_DATA: &str = "podling.dev/keep-data";
 pub struct PodStart {
     pub workspace: WorkspaceId,
     pub epoch: Epoch,
-    /// The template as it is at this start.
+    /// The template at the time of this start.
     pub template: WorkspaceTemplateSpec,
     /// Name of the WorkspaceTemplate resource.
     pub template_name: String,
     /// Requests and limits of the workspace container.
     pub resources: ResourcesSpec,
-    /// Variables with secrets, by name. The node resolves them; the control plane never reads the
-    /// values.
+    /// Names of variables, with the secrets of their values. The node reads the values; the control
+    /// plane never does.
     pub secrets: Vec<(String, SecretKey)>,
-    /// Ports that users reach by name.
+    /// Named TCP ports of the workspace container.
     pub ports: Vec<Port>,
-    /// Name of the volume claim; taken from the record, not computed.
+    /// Name of the workspace's volume claim. An existing claim may have another name than
+    /// [`claim_name`] returns.
     pub claim_name: String,
 }
 
@@ -61,7 +61,7 @@ pub struct PodStart {
 pub struct PodDefaults {
     /// Agent image for templates whose image contains no agent.
     pub agent_image: String,
-    /// Address that agents dial: `https://HOST:PORT`.
+    /// URL that agents connect to, in the form `https://HOST:PORT`.
     pub control: String,
     /// ConfigMap with the CA of the control plane's certificate, under the key `ca.pem`.
     pub control_ca: String,
@@ -78,7 +78,7 @@ fn labels(workspace: &WorkspaceId) -> BTreeMap<String, String> {
     ])
 }
 
-/// Name of a new workspace's claim.
+/// Returns the name of the claim that is created for a new workspace.
 pub fn claim_name(workspace: &WorkspaceId) -> String {
     format!("workspace-{workspace}")
 }

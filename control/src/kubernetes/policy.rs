@@ -1,4 +1,4 @@
-//! Timeouts and caps in the resources.
+//! Timeouts and caps in the specs of workspaces and templates.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use crate::quantity::{duration, duration_words};
 
 macro_rules! policy {
     ($($(#[doc = $doc:literal])* $field:ident;)*) => {
-        /// Timeouts and caps in hours, minutes and seconds ("36h", "1h30m", "90s"), from 1 s to a
-        /// year. Absent values come from the template, or else from Podling's defaults.
+        /// Timeouts and caps in hours, minutes and seconds ("36h", "1h30m", "90s"), from 1 s to 366
+        /// days. Absent values come from the template, or else from Podling's defaults.
         #[derive(KubeSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "camelCase")]
         pub struct PolicySpec {
@@ -23,7 +23,7 @@ macro_rules! policy {
                     validation = Rule::new(
                         "duration(self) >= duration('1s') && duration(self) <= duration('8784h')"
                     )
-                        .message("a time from 1s to 8784h (a year)")
+                        .message("must be a time from 1s to 8784h (366 days)")
                 )]
                 pub $field: Option<String>,
             )*
@@ -35,7 +35,7 @@ macro_rules! policy {
                     "self == 'none' || \
                      duration(self) >= duration('1s') && duration(self) <= duration('8784h')"
                 )
-                    .message("a time from 1s to 8784h (a year), or none")
+                    .message("must be none, or a time from 1s to 8784h (366 days)")
             )]
             pub max_awake: Option<String>,
         }
@@ -43,26 +43,28 @@ macro_rules! policy {
 }
 
 policy! {
-    /// Counted idle time before sleep. Default: 15m.
+    /// Idle time after which the workspace falls asleep. Default: 15m.
     idle_timeout;
-    /// How long before sleep users are warned, at most half the idle timeout. Default: 2m.
+    /// Time before sleep at which users are warned, at most half the idle timeout. Default: 2m.
     warning;
-    /// How long work keeps a workspace awake after the last intent. Default: 12h.
+    /// Time after the last intent for which work (CPU, I/O, a busy kernel) keeps the workspace
+    /// awake. Default: 12h.
     work_cap;
-    /// How long presence keeps a workspace awake after the last intent. Default: 1h.
+    /// Time after the last intent for which presence (a foreground job, an open page) keeps the
+    /// workspace awake. Default: 1h.
     presence_cap;
-    /// Time asleep before the storage is archived and released. Default: 24h.
+    /// Time asleep after which the storage is archived and removed. Default: 24h.
     archive_after;
-    /// How long archives are retained. Default: 30 days.
+    /// Time for which archives are retained. Default: 720h (30 days).
     keep_archives;
 }
 
-/// The value for "no limit". An absent value means the template's.
+/// The value that means "no limit". If the value is absent, the template's applies.
 const NONE: &str = "none";
 
 impl PolicySpec {
-    /// The values that the spec sets. Values that cannot be parsed, which the CRD rejects, count as
-    /// absent.
+    /// Returns the values that the spec sets. Ignores values that cannot be parsed, which an older
+    /// CRD may have accepted.
     pub fn overrides(&self) -> PolicyOverrides {
         let time = |text: &Option<String>| text.as_deref().and_then(duration);
         PolicyOverrides {
@@ -79,7 +81,7 @@ impl PolicySpec {
         }
     }
 
-    /// All values of the policy, so that merging it into another policy replaces every value.
+    /// Returns a spec that sets every value of the policy, so that no value comes from a template.
     pub fn of(policy: &Policy) -> Self {
         let words = |time: Duration| Some(duration_words(time));
         Self {

@@ -1,4 +1,4 @@
-//! Derives a workspace's spec from its resource and its template. Pure.
+//! Derives a workspace's spec from its resource and its template. Does no I/O.
 
 use std::collections::BTreeMap;
 
@@ -25,12 +25,13 @@ pub struct DesiredSpec {
     /// CPU and memory while awake.
     pub resources: Resources,
     pub policy: Policy,
-    /// Environment variables with plain values; those with secrets are not included.
+    /// Environment variables with plain values. Variables with secrets are not included.
     pub env: BTreeMap<String, String>,
 }
 
 impl DesiredSpec {
-    /// The values of the resource; absent ones come from the template.
+    /// Returns the values of the resource. Absent values come from the template, or else from the
+    /// defaults.
     pub fn of(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Self {
         let spec = &resource.spec;
         let usual = template.map(|template| template.policy.overrides()).unwrap_or_default();
@@ -50,7 +51,8 @@ impl DesiredSpec {
     }
 }
 
-/// The id in the spec, or else an id derived from the resource's uid. Neither changes or is reused.
+/// Returns the id in the spec, or else an id that is derived from the resource's uid. Neither
+/// changes or is reused. Fails if the id in the spec is not valid.
 pub fn id_of(resource: &Workspace) -> Result<WorkspaceId, BadName> {
     match &resource.spec.id {
         Some(id) => id.parse(),
@@ -62,8 +64,9 @@ pub fn id_of(resource: &Workspace) -> Result<WorkspaceId, BadName> {
     }
 }
 
-/// Names for the workspace's resource, in order of preference. Names are unique per owner, but a
-/// namespace has each name once. So the second owner's resource has the id appended.
+/// Returns the possible names of the workspace's resource, in order of preference. Workspaces of
+/// two owners may have the same name, but a namespace has each name only once. The second name
+/// therefore ends with the id.
 pub fn resource_names(spec: &Spec) -> [String; 2] {
     name_candidates(spec.name.as_str(), spec.id.as_str())
 }
@@ -73,12 +76,13 @@ fn name_candidates(name: &str, id: &str) -> [String; 2] {
     [name.to_owned(), format!("{short}-{id}")]
 }
 
-/// Reverses [`name_candidates`], unless the name was truncated.
+/// Returns the workspace's name from a name of [`name_candidates`], unless that was truncated.
 fn own_name<'a>(resource_name: &'a str, id: &str) -> &'a str {
     resource_name.strip_suffix(id).and_then(|name| name.strip_suffix('-')).unwrap_or(resource_name)
 }
 
-/// The spec of a workspace that has only a resource so far.
+/// Builds the spec of a workspace whose resource has no record yet. Fails if the name, the owner or
+/// the id of the resource is not valid.
 pub fn resolve(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Result<Spec, BadName> {
     let desired_spec = DesiredSpec::of(resource, template);
     let created = resource.creation_timestamp().map_or(0, |time| time.0.as_millisecond());
@@ -102,7 +106,8 @@ pub fn resolve(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -
     })
 }
 
-/// Parsed resources. Values that cannot be parsed, which the CRD rejects, become the default.
+/// Parses resources. Absent values get their default, as do values that cannot be parsed, which an
+/// older CRD may have accepted.
 pub fn requested_resources(spec: Option<&ResourcesSpec>) -> Resources {
     let usual = ResourcesSpec::default();
     let spec = spec.unwrap_or(&usual);

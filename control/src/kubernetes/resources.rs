@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use podling_core::workspace::Resources;
 use serde::{Deserialize, Serialize};
 
-/// CPU and memory. Requests and limits of the container are equal.
+/// CPU and memory of a workspace. The container's requests and limits are both set to these values.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourcesSpec {
@@ -23,7 +23,7 @@ pub struct ResourcesSpec {
 }
 
 impl ResourcesSpec {
-    /// Exact values in millicores and bytes.
+    /// Converts resources to exact values in millicores and bytes.
     pub fn of(resources: Resources) -> Self {
         Self { cpu: format!("{}m", resources.cpu_millis), memory: resources.memory_bytes.to_string() }
     }

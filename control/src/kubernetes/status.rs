@@ -1,5 +1,4 @@
-//! Status of the resource `Workspace`. Only the control plane writes it, and only when something
-//! changes.
+//! Status of the resource `Workspace`. Only the control plane writes it, and only when it changes.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
@@ -9,11 +8,12 @@ use serde::{Deserialize, Serialize};
 #[derive(KubeSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkspaceStatus {
-    /// queued, starting, awake, falling-asleep, asleep, archiving, archived, deleting or failed.
+    /// State of the workspace: queued, starting, awake, falling-asleep, asleep, archiving,
+    /// archived, deleting or failed.
     #[schemars(length(max = 32))]
     #[serde(default)]
     pub state: String,
-    /// Why the workspace is in its state, as a CamelCase code.
+    /// Reason for the state, as a CamelCase code.
     #[schemars(length(max = 64))]
     #[serde(default)]
     pub reason: String,
@@ -21,7 +21,7 @@ pub struct WorkspaceStatus {
     #[schemars(length(max = 4096))]
     #[serde(default)]
     pub message: String,
-    /// When the workspace entered its state.
+    /// Time at which the workspace entered its state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
     /// Generation of the spec that this status follows from.
@@ -36,17 +36,17 @@ pub struct WorkspaceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub activity: Option<String>,
-    /// Start of the idle time that counts.
+    /// Start of the present idle time. Absent unless the workspace is idle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_since: Option<Time>,
-    /// What happens next if nothing else does.
+    /// The next transition, if the workspace is not used and nothing else changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<NextTransition>,
-    /// Uid of the pod that serves the workspace.
+    /// Uid of the pod that runs the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub pod_uid: Option<String>,
-    /// Identifies one run of the agent.
+    /// Boot id of the agent, which identifies one run of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub boot_id: Option<String>,
@@ -54,8 +54,8 @@ pub struct WorkspaceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub key_fingerprint: Option<String>,
-    /// Number of agents that have had write access to the storage. An archive is proven for one
-    /// value.
+    /// Number of agents that have had write access to the storage. An archive is valid for one
+    /// value of it.
     #[serde(default)]
     pub storage_generation: i64,
     /// Name of the PersistentVolumeClaim.
@@ -75,34 +75,34 @@ pub struct WorkspaceStatus {
     pub record: Option<serde_json::Value>,
 }
 
-/// An object whose fields the API server does not validate.
+/// Returns the schema of an object whose fields the API server does not validate.
 pub(super) fn anything(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
 }
 
-/// What happens next if nothing else does.
+/// The next transition, if the workspace is not used and nothing else changes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct NextTransition {
-    /// The step, as a CamelCase code: Sleep, Archive, RestartAgent, …
+    /// The step, as a CamelCase code such as Sleep, Archive or RestartAgent.
     #[schemars(length(max = 64))]
     pub step: String,
     /// The step in English.
     #[schemars(length(max = 200))]
     #[serde(default)]
     pub message: String,
-    /// When the step is due.
+    /// Time at which the step is due.
     pub at: Time,
 }
 
-/// An archive of the workspace, read back and compared.
+/// A proven archive of the workspace.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LastArchive {
     /// Name of the archive in the backup store.
     #[schemars(length(max = 200))]
     pub name: String,
-    /// Storage generation that the archive holds.
+    /// Storage generation that the archive is valid for.
     pub storage_generation: i64,
-    /// When the archive was proven.
+    /// Time at which the archive was proven.
     pub at: Time,
 }

@@ -6,15 +6,15 @@ use serde::{Deserialize, Serialize};
 /// Access mode of the volume.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum AccessMode {
-    /// The cluster allows at most one pod to use the volume.
+    /// The cluster ensures that at most one pod uses the volume.
     #[default]
     ReadWriteOncePod,
-    /// Several pods of one node may use the volume, but Podling never starts a second pod.
+    /// The cluster allows several pods of one node to use the volume, but Podling starts only one.
     ReadWriteOnce,
 }
 
 impl AccessMode {
-    /// The access mode's name in Kubernetes.
+    /// Returns the access mode's name in Kubernetes.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ReadWriteOncePod => "ReadWriteOncePod",
@@ -23,7 +23,7 @@ impl AccessMode {
     }
 }
 
-/// The volume of a workspace; it stays while the workspace sleeps.
+/// The volume of a workspace. It remains while the workspace is asleep.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -37,7 +37,7 @@ impl AccessMode {
         )
 )]
 pub struct StorageSpec {
-    /// Size of the volume ("10Gi"). It can grow if the StorageClass allows it, and never shrinks.
+    /// Size of the volume ("10Gi"). It cannot shrink. It can grow if the StorageClass allows it.
     #[serde(default = "size")]
     #[schemars(length(max = 16), regex(pattern = "^[1-9][0-9]*(Mi|Gi|Ti)$"))]
     #[x_kube(
@@ -45,11 +45,11 @@ pub struct StorageSpec {
             .message("a volume cannot shrink")
     )]
     pub size: String,
-    /// With ReadWriteOncePod the cluster guarantees that at most one pod uses the volume. Use
-    /// ReadWriteOnce for a StorageClass whose driver does not support it.
+    /// With ReadWriteOncePod, the cluster ensures that at most one pod uses the volume. Use
+    /// ReadWriteOnce if the driver of the StorageClass does not support ReadWriteOncePod.
     #[serde(default)]
     pub access_mode: AccessMode,
-    /// Name of the StorageClass. Absent: the cluster's default.
+    /// Name of the StorageClass. Default: the cluster's default class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub class_name: Option<String>,

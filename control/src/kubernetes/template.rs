@@ -1,4 +1,4 @@
-//! The resource `WorkspaceTemplate`: image and defaults of workspaces.
+//! The resource `WorkspaceTemplate`, which contains the image and the defaults of workspaces.
 
 use std::collections::BTreeMap;
 
@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable};
 
-/// Image and defaults of workspaces. Existing workspaces follow changes of values that they do not
-/// set themselves: policy and resources at once, all others with their next start. A workspace
-/// created through Podling's API sets its own policy and resources.
+/// Image and defaults of workspaces. A change also applies to existing workspaces that do not set
+/// the value themselves: policy and resources change at once, other values with the next start. A
+/// workspace that was created through Podling's API sets its own policy and resources.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "podling.dev",
@@ -20,9 +20,9 @@ use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable};
     shortname = "wst",
     category = "podling",
     derive = "PartialEq",
-    doc = "Image and defaults of workspaces. Existing workspaces follow changes of values that they \
-           do not set themselves: policy and resources at once, all others with their next start. \
-           A workspace created through Podling's API sets its own policy and resources.",
+    doc = "Image and defaults of workspaces. A change also applies to existing workspaces that do not \
+           set the value themselves: policy and resources change at once, other values with the next \
+           start. A workspace that was created through Podling's API sets its own policy and resources.",
     printcolumn(name = "Image", type_ = "string", json_path = ".spec.image"),
     printcolumn(name = "CPU", type_ = "string", json_path = ".spec.resources.cpu"),
     printcolumn(name = "Memory", type_ = "string", json_path = ".spec.resources.memory"),
@@ -43,7 +43,7 @@ pub struct WorkspaceTemplateSpec {
     /// Image of the workspace container.
     #[schemars(length(min = 1, max = 500))]
     pub image: String,
-    /// Command that runs beside terminals (an IDE). Absent: none.
+    /// Command of the workspace, such as an IDE, which runs beside its terminals. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 4096)))]
     pub command: Vec<String>,
@@ -56,10 +56,10 @@ pub struct WorkspaceTemplateSpec {
     /// Volume of a workspace.
     #[serde(default)]
     pub storage: StorageSpec,
-    /// Timeouts and caps; a workspace may override each of them.
+    /// Timeouts and caps. A workspace may override each of them.
     #[serde(default)]
     pub policy: PolicySpec,
-    /// Ports that users reach by name.
+    /// Named TCP ports of the workspace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]

@@ -1,4 +1,4 @@
-//! The resource `Workspace`.
+//! The resource `Workspace`, with the spec and the status of one workspace.
 
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
@@ -46,12 +46,12 @@ use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable, WorkspaceSta
         .message("the id and the source of a workspace never change")
 )]
 pub struct WorkspaceSpec {
-    /// Id of the workspace. If absent, it is derived from the uid of the resource. Never changes.
+    /// Id of the workspace. Default: derived from the uid of the resource. Never changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 12), regex(pattern = "^[a-z2-7]{12}$"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("the id of a workspace never changes"))]
     pub id: Option<String>,
-    /// Name of an archive in the backup store. The workspace starts with its files. Never changes.
+    /// Name of the archive whose files the workspace starts with. Never changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 200))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("the source of a workspace never changes"))]
@@ -80,25 +80,25 @@ pub struct WorkspaceSpec {
     /// of GitOps manifests: every sync would wake the workspace.
     #[serde(default)]
     pub desired_state: DesiredResourceState,
-    /// Resources while awake. If absent, the template decides. May change while the workspace runs.
+    /// CPU and memory while awake. Default: the template's. May change while awake.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourcesSpec>,
-    /// Volume of the workspace. If absent, the template decides.
+    /// Volume of the workspace. Default: the template's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<StorageSpec>,
-    /// Overrides of the template's policy.
+    /// Timeouts and caps that replace the template's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicySpec>,
-    /// Ports that users reach by name.
+    /// Named TCP ports of the workspace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(
         merge_strategy = ListMerge::Map(vec!["name".into()]),
         validation = Rule::new("self.all(a, self.exists_one(b, b.port == a.port))")
-            .message("a port has only one name")
+            .message("a port number must have only one name")
     )]
     pub ports: Vec<Port>,
-    /// Environment of terminals and processes, in addition to the template's.
+    /// Environment variables of terminals and processes, in addition to the template's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -108,9 +108,9 @@ pub struct WorkspaceSpec {
 /// Desired state of a workspace.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum DesiredResourceState {
-    /// Running while in use; the policy puts it to sleep.
+    /// The agent runs until the policy puts the workspace to sleep.
     #[default]
     Awake,
-    /// No pod runs; the storage stays.
+    /// No pod runs, and the storage remains until it is archived.
     Asleep,
 }

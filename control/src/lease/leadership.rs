@@ -1,4 +1,4 @@
-//! The leadership handle that acting parts check before each write.
+//! The leadership handle. Components check it before each write to the cluster.
 
 use std::{
     sync::{
@@ -10,23 +10,26 @@ use std::{
 
 use tokio::time::Instant;
 
-/// A renewal entitles the leader to act for this long. The lease lasts 2 s longer, so that a call
-/// under way ends before another replica acts.
+/// Time after a renewal in which the leader may act. The Lease lasts 2 s longer, so that a call in
+/// progress can end before another replica acts.
 pub(super) const LEADERSHIP_VALIDITY: Duration = Duration::from_secs(6);
 
-/// How long this process is the leader. Shared by all parts that act.
+/// The leadership of this process, which expires unless it is renewed. All components that act
+/// share it.
 #[derive(Debug)]
 pub struct Leadership {
-    /// When leadership began, and the milliseconds from then to the last renewal.
+    /// Time at which this process became the leader.
     acquired_at: Instant,
+    /// Milliseconds from `acquired_at` to the last renewal.
     renewed: AtomicU64,
-    /// No other replica can become the leader; renewals are not needed.
+    /// Whether the leadership never expires, because no other replica can become the leader.
     permanent: AtomicBool,
     observed_time: Mutex<Duration>,
 }
 
 impl Leadership {
-    /// `observed_time`: the total that the Lease records.
+    /// Creates a leadership that was acquired at `acquired_at`. `observed_time` comes from the
+    /// Lease.
     pub(super) fn new(acquired_at: Instant, observed_time: Duration) -> Self {
         Self {
             acquired_at,
@@ -36,12 +39,12 @@ impl Leadership {
         }
     }
 
-    /// The leadership of a control plane without other replicas; never expires.
+    /// Returns the leadership of a control plane without other replicas, which never expires.
     pub fn permanent() -> Arc<Self> {
         Arc::new(Self { permanent: AtomicBool::new(true), ..Self::new(Instant::now(), Duration::ZERO) })
     }
 
-    /// Whether no other replica can have become the leader yet.
+    /// Returns whether this process is the leader: no other replica can have taken over yet.
     pub fn is_leader(&self) -> bool {
         self.permanent.load(Ordering::SeqCst) || self.since_renewal() < LEADERSHIP_VALIDITY
     }
@@ -60,8 +63,9 @@ impl Leadership {
         self.renewed.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 
-    /// Called when the Lease went with its namespace while this process was the leader. No Lease
-    /// can be created there any more, so this process may still release what it holds.
+    /// Makes the leadership permanent. Called when the Lease was deleted with its namespace while
+    /// this process was the leader. No replica can create another Lease there, so this process
+    /// remains the leader and can release the namespace's objects.
     pub(super) fn set_permanent(&self, at: Instant) {
         self.confirm(at);
         if !self.permanent.swap(true, Ordering::SeqCst) {
@@ -69,12 +73,12 @@ impl Leadership {
         }
     }
 
-    /// Time that control planes have observed, over all runs.
+    /// Returns the observed time, added up over all runs of the control plane.
     pub fn observed_time(&self) -> Duration {
         *self.observed_time.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Written to the Lease with the next renewal.
+    /// Sets the observed time. The next renewal writes it to the Lease.
     pub fn set_observed_time(&self, observed_time: Duration) {
         *self.observed_time.lock().unwrap_or_else(PoisonError::into_inner) = observed_time;
     }

@@ -1,5 +1,5 @@
-//! Locks the data directory for one running control plane at a time, and publishes its address
-//! there.
+//! Locks the data directory for one control plane at a time, and publishes the control plane's
+//! address in it.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -14,7 +14,8 @@ use serde::Serialize;
 use super::ControlPlaneError;
 use crate::identity::secret_file::{self, SecretFileError};
 
-/// Entries of a data directory before the first start, or from an earlier one.
+/// Entries that a data directory may have before a start: configuration, files of earlier control
+/// planes, and `lost+found` of a mounted file system.
 const KNOWN_ENTRIES: [&str; 9] = [
     "config.toml",
     "templates",
@@ -27,7 +28,8 @@ const KNOWN_ENTRIES: [&str; 9] = [
     "lost+found",
 ];
 
-/// Held as long as the control plane runs. The kernel releases the lock when the process ends.
+/// The lock on the data directory, held as long as the control plane runs. The kernel releases it
+/// when the process ends.
 #[derive(Debug)]
 pub(super) struct DataDirLock {
     _lock: File,
@@ -42,7 +44,8 @@ struct RunFile<'a> {
 }
 
 impl DataDirLock {
-    /// Locks the directory. Fails with the process that holds the lock.
+    /// Makes the directory private and locks it. Fails if other users use the directory, or with
+    /// the process id of the control plane that holds the lock.
     pub(super) fn claim(data: &Path) -> Result<Self, ControlPlaneError> {
         let run = data.join("run");
         check_not_shared(data)?;
@@ -60,7 +63,7 @@ impl DataDirLock {
             .truncate(false)
             .mode(0o600)
             .open(&path)
-            .map_err(io("opening"))?;
+            .map_err(io("open"))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -68,11 +71,11 @@ impl DataDirLock {
                 let _unreadable = lock.read_to_string(&mut pid);
                 return Err(ControlPlaneError::InUse { data: data.to_owned(), pid: pid.trim().to_owned() });
             }
-            Err(TryLockError::Error(source)) => return Err(io("locking")(source).into()),
+            Err(TryLockError::Error(source)) => return Err(io("lock")(source).into()),
         }
-        lock.set_len(0).and_then(|()| write!(lock, "{}", process::id())).map_err(io("writing"))?;
+        lock.set_len(0).and_then(|()| write!(lock, "{}", process::id())).map_err(io("write"))?;
         let this = Self { _lock: lock, up: run.join("up.json") };
-        // Left by a control plane that was killed.
+        // A control plane that was killed has left its run file.
         this.remove();
         Ok(this)
     }
@@ -98,15 +101,15 @@ impl Drop for DataDirLock {
     }
 }
 
-/// Rejects a directory that others use, such as `--data /tmp`: making it private would lock them
-/// out.
+/// Rejects a directory that other users can access and that contains foreign files, such as `/tmp`.
+/// Making it private would lock those users out.
 fn check_not_shared(data: &Path) -> Result<(), ControlPlaneError> {
     let Ok(meta) = fs::metadata(data) else { return Ok(()) };
     let mode = meta.mode() & 0o7777;
     if mode & 0o077 == 0 {
         return Ok(());
     }
-    let reading = |source| SecretFileError::Io { operation: "reading", path: data.to_owned(), source };
+    let reading = |source| SecretFileError::Io { operation: "read", path: data.to_owned(), source };
     for entry in fs::read_dir(data).map_err(reading)? {
         let name = entry.map_err(reading)?.file_name();
         if !KNOWN_ENTRIES.iter().any(|known| name == *known) {

@@ -12,24 +12,25 @@ use crate::{
     template::TemplateError,
 };
 
-/// Why the control plane does not start, or has stopped.
+/// Errors that prevent a start of the control plane, or that have stopped it.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlPlaneError {
     /// Another control plane uses the data directory.
     #[error(
-        "the data directory {data} is in use by another control plane (process {pid}): use that one, stop \
+        "the data directory {data} is in use by another control plane (process {pid}); use that one, stop \
          it with `podling down --data {data}`, or choose another directory with --data",
         data = data.display()
     )]
     InUse {
         data: PathBuf,
-        /// The process of the other control plane.
+        /// Process id in the lock file of the other control plane.
         pid: String,
     },
-    /// Other users can access the data directory, and it holds foreign files.
+    /// Other users can access the data directory, and it contains foreign files.
     #[error(
-        "the data directory {data} is accessible to others (mode {mode:o}) and contains {holds}, which is \
-         not Podling's: choose another directory with --data, or run `chmod 700` on it if only you use it",
+        "other users can access the data directory {data} (mode {mode:o}), which contains {holds}, not \
+         created by Podling; choose another directory with --data, or run `chmod 700 {data}` if only you \
+         use it",
         data = data.display()
     )]
     Shared { data: PathBuf, mode: u32, holds: String },
@@ -49,23 +50,27 @@ pub enum ControlPlaneError {
     #[error(transparent)]
     LeadershipLost(#[from] LeadershipLost),
     /// A request to the cluster failed.
-    #[error("{operation}")]
+    #[error("cannot {operation}")]
     Cluster {
+        /// Completes "cannot …" in the message.
         operation: String,
         #[source]
         source: Box<kube::Error>,
     },
-    #[error("the certificate of --tls-cert and --tls-key is not valid")]
+    #[error("cannot use the certificate of --tls-cert with the key of --tls-key")]
     Tls(#[source] rustls::Error),
-    #[error("listening on {address}; choose another address with --listen, or port 0 for a free port")]
+    #[error(
+        "cannot listen on {address}; choose another address with --listen (port 0 takes a free port) or, for \
+         agents, with --agents-listen"
+    )]
     Listen { address: SocketAddr, source: io::Error },
-    #[error("listening for agents at {path}", path = path.display())]
+    #[error("cannot listen for agents at {path}", path = path.display())]
     ListenAgents { path: PathBuf, source: io::Error },
-    #[error("describing the services")]
+    #[error("cannot describe the gRPC services for reflection")]
     Reflection(#[source] tonic_reflection::server::Error),
-    #[error("the driver ended")]
+    #[error("the driver ended; restart the control plane (workspaces keep running meanwhile)")]
     Driver(#[from] BackendStreamEnded),
-    /// A task that runs as long as the control plane has ended.
+    /// A task that should run as long as the control plane has ended. Holds the task's name.
     #[error("{0} ended unexpectedly; restart the control plane (workspaces keep running meanwhile)")]
     Ended(&'static str),
 }

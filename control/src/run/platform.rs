@@ -1,5 +1,5 @@
-//! Creates the platform of the control plane: processes and a database file on one machine, or pods
-//! and resources in a cluster.
+//! Creates the platform on which the control plane runs: processes and a database file on one
+//! machine, or pods and resources in a cluster.
 
 use std::{future::pending, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -28,7 +28,7 @@ use crate::{
 
 /// Random bytes of the identity that this process has in leader election.
 const IDENTITY_BYTES: usize = 12;
-/// The ConfigMap with the CA certificate that agents verify the control plane with.
+/// Name of the ConfigMap with the CA certificate with which agents verify the control plane.
 const CONTROL_CA: &str = "podling-ca";
 
 /// The components that differ between one machine and a cluster.
@@ -36,14 +36,14 @@ pub(super) struct Platform<B, R> {
     pub(super) identity: Arc<ControlIdentity>,
     pub(super) backend: B,
     pub(super) store: Arc<dyn Store>,
-    /// The leadership of this replica.
+    /// Whether this replica is the leader. Permanent on one machine.
     pub(super) leadership: Arc<Leadership>,
     pub(super) reviewer: Box<dyn FnOnce(Snapshots) -> Result<R, BackendError> + Send>,
     pub(super) templates: watch::Receiver<Arc<Templates>>,
-    /// The public listener, if it is bound already.
+    /// The public listener if it is bound already, as in a standby replica.
     pub(super) public: Option<TcpListener>,
     pub(super) agent_endpoint: AgentEndpoint,
-    /// Follows external changes as long as the control plane runs.
+    /// Watches the cluster, publishes statuses and renews the Lease. `None` on one machine.
     pub(super) follower: Option<ClusterFollower>,
 }
 
@@ -94,7 +94,7 @@ pub(super) async fn kubernetes(
     kubernetes: &KubernetesConfig,
 ) -> Result<(Platform<KubernetesBackend, KubernetesReviewer>, Arc<Leader>), ControlPlaneError> {
     let failed = |source| ControlPlaneError::Cluster {
-        operation: "connecting to the cluster".into(),
+        operation: "connect to the cluster".into(),
         source: Box::new(source),
     };
     let client = Client::try_default().await.map_err(failed)?;
@@ -117,7 +117,7 @@ pub(super) async fn kubernetes(
     Ok((platform, leader))
 }
 
-/// Creates the platform for pods as the leader.
+/// Creates the platform for pods of a replica that is the leader.
 async fn as_leader(
     config: &ControlConfig,
     kubernetes: &KubernetesConfig,
@@ -138,7 +138,7 @@ async fn as_leader(
     let store = Arc::new(KubernetesStore::new(client.clone(), namespace, leader.leadership()));
     let opened = TemplateFollower::open(&client, namespace, &config.default_template).await;
     let (follower, templates) = opened.map_err(|source| ControlPlaneError::Cluster {
-        operation: "reading the templates".into(),
+        operation: "read the WorkspaceTemplates".into(),
         source: Box::new(source),
     })?;
     let reviewer = KubernetesReviewer::new(client.clone(), namespace, &kubernetes.workspace_account);
@@ -157,11 +157,11 @@ async fn as_leader(
         follower: Some(Box::new(move |driver| {
             Box::pin(async move {
                 tokio::select! {
-                    // The driver has ended, which is reported separately.
-                    _ = watched.watch_resources(&driver) => Ok("the watch over workspaces"),
-                    () = shown.publish_status(driver.snapshots()) => Ok("the status display of resources"),
+                    // Fails only if the driver has ended, which its own task reports.
+                    _ = watched.watch_resources(&driver) => Ok("the watch of Workspaces"),
+                    () = shown.publish_status(driver.snapshots()) => Ok("the publisher of statuses"),
                     () = eviction_guard.run(driver.snapshots()) => Ok("the eviction guard"),
-                    () = follower.run() => Ok("the watch over templates"),
+                    () = follower.run() => Ok("the watch of WorkspaceTemplates"),
                     lost = renewing.renew_until_lost() => Err(lost.into()),
                 }
             })

@@ -28,12 +28,12 @@ const FILES: [&str; 6] = [
     "control/tls.key",
 ];
 
-/// Writes the shared secrets into the data directory. If the Secret does not exist, it is created
-/// from new ones.
+/// Writes the files of the Secret into the data directory. If the Secret does not exist, creates it
+/// from the files of the data directory, and missing files first.
 pub(super) async fn sync(client: &Client, namespace: &str, data: &Path) -> Result<(), ControlPlaneError> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let failed = |source| ControlPlaneError::Cluster {
-        operation: format!("sharing the secret {NAME}"),
+        operation: format!("read or create the Secret {NAME} in namespace {namespace}"),
         source: Box::new(source),
     };
     if let Some(found) = secrets.get_opt(NAME).await.map_err(failed)? {
@@ -46,7 +46,7 @@ pub(super) async fn sync(client: &Client, namespace: &str, data: &Path) -> Resul
         ..Secret::default()
     };
     match secrets.create(&PostParams::default(), &secret).await {
-        // Another replica has created it first; its secrets count.
+        // Another replica has created the Secret first. All replicas use that one.
         Err(Error::Api(status)) if status.code == 409 => {
             write(data, &secrets.get(NAME).await.map_err(failed)?)
         }
@@ -54,7 +54,7 @@ pub(super) async fn sync(client: &Client, namespace: &str, data: &Path) -> Resul
     }
 }
 
-/// Publishes the CA certificate that agents verify the control plane with.
+/// Writes the CA certificate, with which agents verify the control plane, to the ConfigMap `name`.
 pub(super) async fn publish_ca(
     client: &Client,
     namespace: &str,
@@ -62,9 +62,9 @@ pub(super) async fn publish_ca(
     ca: &Path,
 ) -> Result<(), ControlPlaneError> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let operation = format!("publishing the ConfigMap {name}");
+    let operation = format!("write the ConfigMap {name} in namespace {namespace}");
     let text = fs::read_to_string(ca).map_err(|source| SecretFileError::Io {
-        operation: "reading",
+        operation: "read",
         path: ca.to_owned(),
         source,
     })?;
@@ -74,7 +74,7 @@ pub(super) async fn publish_ca(
     done.map(drop).map_err(|source| ControlPlaneError::Cluster { operation, source: Box::new(source) })
 }
 
-/// The Secret's key of a file.
+/// Returns the Secret's key for a file, which is the file's name without directories.
 fn key(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }

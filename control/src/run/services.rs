@@ -8,8 +8,8 @@ use tonic_reflection::server::Builder as Reflection;
 
 use super::ControlPlaneError;
 
-/// Largest health request, in bytes. Health needs no token, so an unauthenticated client must not
-/// make the server buffer more than the name of a service. A longer request is rejected.
+/// Largest health request, in bytes; longer ones are rejected. Health needs no token, and an
+/// unauthenticated client must not make the server buffer more than the name of a service.
 const MAX_HEALTH_BYTES: usize = 1024;
 
 /// Adds health and reflection to the control plane's services.

@@ -1,4 +1,4 @@
-//! The first step of a shutdown: puts idle workspaces to sleep while agents are still connected.
+//! Puts idle workspaces to sleep as the first step of a shutdown, while agents are still connected.
 
 use std::time::Duration;
 
@@ -10,14 +10,15 @@ use crate::driver::DriverHandle;
 /// adopts them.
 const SLEEP_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Puts idle workspaces to sleep, as far as the time allows.
+/// Puts idle workspaces to sleep, for at most [`SLEEP_IDLE_TIMEOUT`].
 pub(super) async fn sleep_idle(driver: &DriverHandle) {
     match timeout(SLEEP_IDLE_TIMEOUT, driver.drain_idle()).await {
         Ok(Ok(())) => {}
-        // The driver has ended meanwhile: all workspaces are down.
+        // `podling down` has ended the driver meanwhile, and with it all workspaces.
         Ok(Err(error)) => tracing::debug!(%error, "driver ended before idle workspaces were put to sleep"),
         Err(_) => tracing::warn!(
-            "idle workspaces did not fall asleep in {SLEEP_IDLE_TIMEOUT:?}; the next start adopts them"
+            timeout = ?SLEEP_IDLE_TIMEOUT,
+            "idle workspaces did not fall asleep in time; the next start adopts them"
         ),
     }
 }

@@ -18,14 +18,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pause after a failed accept (no descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Forwards the listener's connections while a leader is known. Returns only if the sender of
-/// `holder` is dropped.
+/// Forwards the listener's connections to the address in `holder`, at the listener's own port.
+/// Returns only if the sender of `holder` is dropped.
 pub(super) async fn forward_to_leader(listener: &TcpListener, mut holder: watch::Receiver<Option<String>>) {
     let port = listener.local_addr().map_or(0, |address| address.port());
     let mut forwarded = JoinSet::new();
     loop {
-        // Without a leader, connections wait in the kernel's queue: this replica may become the
-        // leader.
+        // Without a leader, connections wait in the kernel's queue, because this replica may become
+        // the leader.
         let Ok(address) = holder.wait_for(Option::is_some).await.map(|holder| holder.clone()) else { return };
         tokio::select! {
             accepted = listener.accept(), if forwarded.len() < MAX_FORWARDED => match accepted {

@@ -27,12 +27,14 @@ pub(super) fn caller(identity: &ControlIdentity, headers: &HeaderMap) -> Result<
     }
 }
 
-/// Fails unless `caller` may call what the control plane itself serves at `path`.
+/// Checks that `caller` may use the control plane's own method or page at `path`. An undeclared
+/// path requires `admin`. Fails with `BAD_FIELD` for a method of agents, which needs a workspace's
+/// id.
 pub(super) fn may_call(caller: &Principal, path: &str) -> Result<(), WireError> {
     match method::find(path) {
         Some(rpc) if rpc.is_agents() => {
             let message = format!(
-                "this method is served by a workspace; name it with metadata \"{}: <id>\"",
+                "this method is served by a workspace's agent; name the workspace with metadata \"{}: <id>\"",
                 metadata::WORKSPACE
             );
             Err(WireError::new(Reason::BadField, message)

@@ -1,5 +1,4 @@
-//! Serves the connections of one listener: their number is bounded, and all of them are drained on
-//! shutdown.
+//! Serves the connections of one listener. Bounds their number, and drains all of them on shutdown.
 
 use std::{convert::Infallible, future::Future, io, pin::pin, sync::Arc, time::Duration};
 
@@ -25,10 +24,10 @@ use super::{
 /// The steps of a server's shutdown.
 #[derive(Debug, Clone, Default)]
 pub struct ShutdownSignals {
-    /// Cancelled first: the server is not ready, accepts no connections, and asks clients to send
-    /// no new calls.
+    /// Cancelled first. The server then reports that it is not ready, accepts no connections, and
+    /// asks clients to send no new calls.
     pub draining: CancellationToken,
-    /// Cancelled second: open-ended streams end with an error that says so.
+    /// Cancelled second. Calls of clients then end with `SHUTTING_DOWN`, and agents' streams end.
     pub streams: CancellationToken,
 }
 
@@ -70,7 +69,7 @@ impl ServerConnections {
         self.permits.clone().acquire_owned().await.expect("the semaphore is open")
     }
 
-    /// Serves one connection once the future `io` (an accept, a TLS handshake) has produced it.
+    /// Serves the connection that `io` yields. With TLS, `io` is the handshake.
     pub(super) fn serve<I, S>(
         &self,
         permit: OwnedSemaphorePermit,
@@ -116,8 +115,8 @@ impl ServerConnections {
                             connection.as_mut().graceful_shutdown();
                         }
                         () = authentication_check.as_mut() => {
-                            // An authenticated connection may lose that status, so the check
-                            // repeats as often as an unauthenticated one may time out.
+                            // An authenticated connection becomes unauthenticated again when its
+                            // last guard is dropped, so the check repeats.
                             let since = peer.unauthenticated_since().unwrap_or_else(Instant::now);
                             let late = since + UNAUTHENTICATED_TIMEOUT;
                             if late <= Instant::now() {
@@ -138,8 +137,8 @@ impl ServerConnections {
         });
     }
 
-    /// Waits until all connections have ended, and escalates step by step. To be called when the
-    /// listener accepts no more.
+    /// Waits until all connections have ended. Cancels streams after [`CALL_GRACE`], and closes the
+    /// connections that are left after [`DRAIN_TIMEOUT`]. The listener must be closed before.
     pub(super) async fn drain(self) {
         self.tasks.close();
         if timeout(CALL_GRACE, self.tasks.wait()).await.is_ok() {
@@ -147,7 +146,7 @@ impl ServerConnections {
         }
         self.stopping.streams.cancel();
         if timeout(DRAIN_TIMEOUT, self.tasks.wait()).await.is_err() {
-            tracing::warn!(connections = self.tasks.len(), "closed connections that did not drain in time");
+            tracing::warn!(connections = self.tasks.len(), "closing connections that did not drain in time");
             self.cut.cancel();
             self.tasks.wait().await;
         }

@@ -1,4 +1,5 @@
-//! CORS: pages of the configured origins may call with tokens that they hold, never with cookies.
+//! CORS headers. Pages of the configured origins may send calls with tokens, but never with
+//! cookies.
 
 use std::time::Duration;
 
@@ -15,10 +16,10 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 /// Time for which a browser may cache a preflight response.
 const MAX_AGE: Duration = Duration::from_secs(60 * 60);
 
-/// Answers preflight requests and adds CORS headers. Preflights carry no token, so this layer
-/// stands before authentication.
+/// Returns the layer that answers preflight requests and adds CORS headers. Preflights carry no
+/// token, so the layer must wrap the router that authenticates.
 pub fn cors(origins: &[String]) -> CorsLayer {
-    // The configuration has validated them: an origin is always a valid header value.
+    // The configuration has validated the origins, so each is a valid header value.
     let origins = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
     CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))

@@ -1,5 +1,5 @@
-//! Listeners: the public one (TCP, plain or TLS), and the agents' one (TLS over TCP or over a unix
-//! socket).
+//! The public listener (TCP, plain text or TLS) and the listener for agents (TLS over TCP or over a
+//! unix socket).
 
 use std::{
     convert::Infallible,
@@ -41,7 +41,7 @@ enum BoundListener {
 }
 
 impl ServerListener {
-    /// The public listener; plain text if `tls` is `None`.
+    /// Creates the public listener. It serves plain text if `tls` is `None`.
     pub fn public(
         listener: TcpListener,
         tls: Option<Arc<ServerConfig>>,
@@ -52,7 +52,7 @@ impl ServerListener {
         Self { bound, connections: ServerConnections::new(PUBLIC, stopping.clone(), open), stopping }
     }
 
-    /// The listener for agents on other machines.
+    /// Creates the listener for agents on other machines.
     pub fn agents(
         listener: TcpListener,
         tls: Arc<ServerConfig>,
@@ -63,7 +63,7 @@ impl ServerListener {
         Self { bound, connections: ServerConnections::new(AGENTS, stopping.clone(), open), stopping }
     }
 
-    /// The listener for agents on this machine, at the unix socket `path`.
+    /// Binds the listener for agents on this machine to the unix socket `path`.
     pub fn unix(
         path: &Path,
         tls: Arc<ServerConfig>,
@@ -74,14 +74,14 @@ impl ServerListener {
         Ok(Self { bound, connections: ServerConnections::new(AGENTS, stopping.clone(), open), stopping })
     }
 
-    /// The URL for clients; `None` for a unix socket.
+    /// Returns the URL for clients on this machine. Returns `None` for a unix socket.
     pub fn url(&self) -> Option<String> {
         match &self.bound {
             BoundListener::Tcp(listener, tls) => {
                 let scheme = if tls.is_some() { "https" } else { "http" };
                 let mut address = listener.local_addr().ok()?;
-                // A client cannot connect to the unspecified address; loopback is one of its
-                // addresses.
+                // A client cannot connect to the unspecified address. A listener there also accepts
+                // connections to the loopback address.
                 if address.ip().is_unspecified() {
                     address.set_ip(match address {
                         SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -94,7 +94,7 @@ impl ServerListener {
         }
     }
 
-    /// Accepts connections until `draining` is cancelled, then waits for them to end.
+    /// Serves connections until `draining` is cancelled, then drains them.
     pub async fn serve<S>(self, service: S)
     where
         S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
@@ -115,7 +115,7 @@ impl ServerListener {
                 }
             }
         }
-        // Closed before the wait: a new client is rejected at once.
+        // Closed before the connections drain, so that new clients are refused at once.
         drop(self.bound);
         self.connections.drain().await;
     }

@@ -1,4 +1,5 @@
-//! Routes every request. It authenticates the caller before any handler runs.
+//! The routers of the two listeners. The public router authenticates the caller before any handler
+//! runs; only health checks need no token.
 
 use std::{
     convert::Infallible,
@@ -28,7 +29,7 @@ use crate::{
 pub(super) const METRICS: &str = "/metrics";
 /// Liveness: always 200 while the process runs.
 const HEALTHZ: &str = "/healthz";
-/// Readiness: 503 once the server drains.
+/// Readiness: 200, or 503 once the server is draining.
 const READYZ: &str = "/readyz";
 /// The only RPC without a token, for load balancers.
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
@@ -50,8 +51,8 @@ struct RouterState {
 type ResponseFuture<T> = Pin<Box<dyn Future<Output = Result<T, Infallible>> + Send>>;
 
 impl PublicRouter {
-    /// `grpc` serves the control plane's own services and `json` the same over plain HTTP.
-    /// `draining` ends readiness.
+    /// Creates the router. `grpc` serves the control plane's own services, and `json` serves them
+    /// over plain HTTP. Cancelling `draining` makes the readiness check fail.
     pub fn new(
         identity: Arc<ControlIdentity>,
         gateway: Arc<Gateway>,
@@ -60,7 +61,7 @@ impl PublicRouter {
         json: Router,
         draining: CancellationToken,
     ) -> Self {
-        // Counts responses before gRPC-web moves the trailers into the body.
+        // Responses are counted before gRPC-web moves their trailers into the body.
         let counted = grpc.layer(map_response_with_state(metrics.clone(), count));
         let grpc = tonic_web::GrpcWebLayer::new().layer(counted.with_state(()));
         let json = json.layer(map_response_with_state(metrics.clone(), count));
@@ -120,8 +121,7 @@ impl RouterState {
         }
         let json = protocol == WireProtocol::Http && json::serves(path);
         let ours = json || method::find(path).is_some_and(|rpc| !rpc.is_agents());
-        // A client may name its workspace on every call. The control plane's own methods are served
-        // here all the same.
+        // A client may name its workspace on every call. The control plane's own methods ignore it.
         if request.headers().contains_key(metadata::WORKSPACE) && !ours {
             return self.gateway.forward(&caller, request).await;
         }
@@ -176,7 +176,7 @@ fn text(status: StatusCode, body: String) -> Response<Body> {
 pub struct AgentsRouter(Router);
 
 impl AgentsRouter {
-    /// `grpc` is the agents' service.
+    /// Creates the router. `grpc` serves the service that agents connect to.
     pub fn new(grpc: Router) -> Self {
         Self(grpc.with_state(()))
     }

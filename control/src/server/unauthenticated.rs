@@ -1,4 +1,5 @@
-//! Limits the number of unauthenticated connections and how long each may stay.
+//! Limits the number of unauthenticated connections, and records since when each has been
+//! unauthenticated.
 
 use std::{
     collections::BTreeMap,
@@ -29,14 +30,15 @@ struct UnauthenticatedConnection {
     close: CancellationToken,
 }
 
-/// Whether a connection is authenticated. Every request carries it as an extension, and it is
-/// dropped with the connection.
+/// Whether a connection is authenticated. Every request of the connection carries this as an
+/// extension. Dropping it removes the connection from the limiter.
 #[derive(Debug)]
 pub struct ConnectionState {
-    /// Key in the limiter's queue. The connection gets a new one each time it becomes
-    /// unauthenticated. Changed under the queue's lock, as `reasons` is.
+    /// Key in the limiter's queue. The connection gets a new key each time it becomes
+    /// unauthenticated. Changed under the queue's lock, like `reasons`.
     number: AtomicU64,
-    /// Number of authenticated requests and guards. At 0 the connection is unauthenticated.
+    /// Number of authenticated requests so far and of guards that exist. At 0 the connection is
+    /// unauthenticated.
     reasons: AtomicUsize,
     unauthenticated: UnauthenticatedLimiter,
     close: CancellationToken,
@@ -47,8 +49,8 @@ pub struct ConnectionState {
 pub struct AuthenticatedGuard(Arc<ConnectionState>);
 
 impl UnauthenticatedLimiter {
-    /// Waits until another connection may be admitted: the limiter has a free slot, or its oldest
-    /// connection has had its grace period and may be closed.
+    /// Waits until another connection may be admitted. It needs a free slot, or an oldest
+    /// connection whose grace period is over.
     pub(super) async fn wait_for_slot(&self) {
         loop {
             let until = {
@@ -110,12 +112,12 @@ impl ConnectionState {
         unauthenticated.by_age.remove(&self.number.load(Relaxed));
     }
 
-    /// When the connection became unauthenticated; `None` if it is authenticated.
+    /// Returns when the connection became unauthenticated. Returns `None` if it is authenticated.
     pub(super) fn unauthenticated_since(&self) -> Option<Instant> {
         self.unauthenticated.lock().by_age.get(&self.number.load(Relaxed)).map(|stranger| stranger.since)
     }
 
-    /// Cancelled when the connection has to close.
+    /// Returns the token that is cancelled when the connection has to close.
     pub(super) fn close(&self) -> &CancellationToken {
         &self.close
     }
@@ -172,7 +174,11 @@ mod tests {
         assert!(peer.unauthenticated_since().is_none());
         tokio::time::advance(UNAUTHENTICATED_GRACE).await;
         drop(second);
-        assert_eq!(peer.unauthenticated_since(), Some(Instant::now()), "unauthenticated again from now on");
+        assert_eq!(
+            peer.unauthenticated_since(),
+            Some(Instant::now()),
+            "dropping the last guard makes it unauthenticated again"
+        );
         drop(peer);
         assert!(unauthenticated.lock().by_age.is_empty());
     }

@@ -1,7 +1,7 @@
-//! Rejects requests that two programs could interpret differently.
+//! Rejects requests that the control plane and a proxy or an agent could interpret differently.
 //!
-//! The length of a request needs no check here: if it has two, hyper takes the chunked one and
-//! closes the connection afterwards.
+//! The length of a request needs no check. If a request has both `Content-Length` and chunked
+//! encoding, hyper uses the chunked encoding and closes the connection afterwards.
 use http::{HeaderName, Method, header::AUTHORIZATION, request};
 use podling_proto::{
     error::{Reason, WireError},
@@ -12,11 +12,13 @@ use super::limits::MAX_HEADER_BYTES;
 
 /// Bytes that HTTP/2 counts for each header beyond its name and value (RFC 9113, 6.5.2).
 const HEADER_OVERHEAD: usize = 32;
-/// Headers that may occur once: of two, one program may use the first and another the last.
+/// Headers that may occur only once. Of two values, one program might use the first and another
+/// program the last.
 const ONCE: [HeaderName; 3] =
     [AUTHORIZATION, HeaderName::from_static(metadata::WORKSPACE), HeaderName::from_static(metadata::WAKE)];
 
-/// Fails for an ambiguous request.
+/// Fails with `BAD_FIELD` if a header of [`ONCE`] is repeated, the headers are too large, or the
+/// method is CONNECT.
 pub(super) fn check_request(parts: &request::Parts) -> Result<(), WireError> {
     let bad =
         |field: &str, message: String| Err(WireError::new(Reason::BadField, message).with("field", field));

@@ -1,7 +1,7 @@
-//! Opens the database file: by one process at a time, and never replacing a file that cannot be
-//! read.
+//! Opens the database file. Only one process can open it at a time. A file that cannot be read is
+//! never replaced.
 //!
-//! Must not know what the file holds.
+//! Independent of the content of the file.
 
 use std::{
     fs::{File, OpenOptions},
@@ -15,7 +15,8 @@ use ::redb::{Builder, Database, DatabaseError, Error, StorageError};
 
 use super::StoreError;
 
-/// Bytes of the page cache. 10,000 records of 1 KiB are 10 MiB and are read once, at the start.
+/// Size of the page cache, in bytes. It need not hold all records (10,000 records of 1 KiB are
+/// 10 MiB), because they are read only once, at the start.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 /// Opens the file; creates it with mode 0600 if it is missing.
@@ -46,8 +47,8 @@ pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
     })
 }
 
-/// Turns a panic of redb into an error. redb panics on pages that make no sense; that is damage and
-/// must be reported as such.
+/// Converts a panic of redb into an error. redb panics on inconsistent pages, which must be
+/// reported as damage.
 pub(super) fn catch_redb_panic<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let words = panic.downcast_ref::<String>().map(String::as_str);
@@ -60,7 +61,7 @@ fn damaged(error: Error) -> DatabaseError {
     DatabaseError::Storage(StorageError::Corrupted(error.to_string()))
 }
 
-/// The process that holds a lock on the file, according to /proc/locks.
+/// Returns the id of the process that holds a lock on the file, according to /proc/locks.
 fn lock_holder(inode: u64) -> Option<u32> {
     let locks = io::read_to_string(File::open("/proc/locks").ok()?).ok()?;
     // "1: FLOCK  ADVISORY  WRITE 4711 08:01:123456 0 EOF"
@@ -103,7 +104,7 @@ mod tests {
         assert!(std::fs::read_to_string(&path).unwrap().starts_with("not a database"));
     }
 
-    /// A damaged file is opened, or reported as damaged. It never ends the process.
+    /// Opens a file with many kinds of damage. Each is either tolerated or reported as an error.
     #[test]
     fn damaged_file_is_an_error_and_not_a_panic() {
         let dir = tempfile::tempdir().unwrap();

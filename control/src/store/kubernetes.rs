@@ -1,9 +1,9 @@
-//! The store in a cluster. A workspace's record is in the status of its resource; the record of a
-//! removed workspace is in a `WorkspaceArchive`.
+//! The store in a cluster. The record of a workspace is in the status of its Workspace resource.
+//! The record of a deleted workspace that has archives is in a `WorkspaceArchive`.
 //!
-//! Every write carries the resource version it is based on. So the write of a superseded control
-//! plane fails, and an edit by a user is read before anything is decided on top of it. The user's
-//! `spec` is changed only where the record has a new value, and unchanged values are not written.
+//! Every update of a Workspace carries the resource version that it is based on. The update of a
+//! superseded control plane therefore fails, and a user's edit is read before the next decision. In
+//! the user's `spec`, only fields whose value in the record has changed are written.
 
 mod display_status;
 mod duplicates;
@@ -41,17 +41,17 @@ use crate::{
     lease::Leadership,
 };
 
-/// Concurrent writes of one batch; further ones wait.
+/// Concurrent writes of one batch. Further ones wait.
 const MAX_CONCURRENT_WRITES: usize = 16;
 
-/// Pause before a failed read of the API server is repeated.
+/// Pause before a failed call to the API server is retried.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Stores records in the resources of one namespace.
 pub struct KubernetesStore {
     workspaces: Api<Workspace>,
-    // For lists and watches: a resource that cannot be parsed (an older CRD may have accepted it)
-    // must not hide the others.
+    // Lists and watches use guards: a resource that cannot be parsed must not hide the others. An
+    // older CRD may have accepted such a resource.
     all_workspaces: Api<DeserializeGuard<Workspace>>,
     all_archives: Api<DeserializeGuard<WorkspaceArchive>>,
     all_templates: Api<DeserializeGuard<WorkspaceTemplate>>,
@@ -62,7 +62,8 @@ pub struct KubernetesStore {
 }
 
 impl KubernetesStore {
-    /// Acts in `namespace`, with the permissions of `client`, while `leadership` lasts.
+    /// Creates a store that acts in `namespace` with the permissions of `client`, while
+    /// `leadership` lasts.
     pub fn new(client: Client, namespace: &str, leadership: Arc<Leadership>) -> Self {
         Self {
             workspaces: Api::namespaced(client.clone(), namespace),
@@ -76,18 +77,18 @@ impl KubernetesStore {
         }
     }
 
-    /// The cache of this workspace; creates an empty one.
+    /// Returns the cache of this workspace. Creates an empty one if there is none.
     fn cache(&self, id: &WorkspaceId) -> Arc<ResourceCache> {
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         caches.entry(id.clone()).or_default().clone()
     }
 
-    /// The cache of this workspace, if there is one.
+    /// Returns the cache of this workspace; `None` if there is none.
     fn known_cache(&self, id: &WorkspaceId) -> Option<Arc<ResourceCache>> {
         self.caches.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
-    /// Drops the cache if it holds nothing any more.
+    /// Drops the cache of this workspace if it is empty.
     fn forget_if_empty(&self, id: &WorkspaceId) {
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         if caches.get(id).is_some_and(|cache| cache.is_empty()) {
@@ -95,21 +96,22 @@ impl KubernetesStore {
         }
     }
 
-    /// Reads the template of this name. Retries until the API server answers.
+    /// Reads the template of this name; `None` if it does not exist or cannot be parsed. Retries
+    /// until the API server answers.
     async fn template(&self, name: &str) -> Option<WorkspaceTemplateSpec> {
         loop {
             match self.all_templates.get_opt(name).await {
                 Ok(found) => return found?.0.ok().map(|template| template.spec),
-                Err(error) => tracing::warn!(name, %error, "failed to read the template; trying again"),
+                Err(error) => tracing::warn!(name, %error, "failed to read the template, retrying"),
             }
             sleep(RETRY_PAUSE).await;
         }
     }
 
-    /// All templates that can be parsed.
+    /// Reads all templates, except those that cannot be parsed.
     async fn templates(&self) -> Result<BTreeMap<String, WorkspaceTemplateSpec>, StoreError> {
         let all = self.all_templates.list(&ListParams::default()).await;
-        let all = all.map_err(|source| failed("reading the templates".into(), source))?;
+        let all = all.map_err(|source| failed("read the templates".into(), source))?;
         Ok(all
             .into_iter()
             .filter_map(|found| found.0.ok())
@@ -123,7 +125,7 @@ impl Store for KubernetesStore {
     async fn load(&self) -> Result<LoadedRecords, StoreError> {
         let mut loaded =
             LoadedRecords { observed_time: self.leadership.observed_time(), ..LoadedRecords::default() };
-        let reading = |source| failed("reading the workspaces".into(), source);
+        let reading = |source| failed("read the workspaces".into(), source);
         for gone in self.all_archives.list(&ListParams::default()).await.map_err(reading)? {
             let Some(gone) = readable(gone) else { continue };
             let (name, json) = (gone.name_any(), gone.spec.record.to_string());
@@ -145,8 +147,8 @@ impl Store for KubernetesStore {
             match record(&resource, templates.get(&resource.spec.template)) {
                 Ok(record) => {
                     self.cache(&record.spec.id).set_loaded(resource, &record).await;
-                    // The workspace was being moved between archive and resource: the resource is
-                    // right.
+                    // A workspace with both a resource and an archive was being moved between
+                    // them. The resource is valid.
                     loaded.records.retain(|other| other.spec.id != record.spec.id);
                     loaded.records.push(record);
                 }
@@ -181,8 +183,9 @@ impl std::fmt::Debug for KubernetesStore {
     }
 }
 
-/// The record of a resource with the current values of its spec. A resource without a record gets a
-/// new one.
+/// Returns the record in the status of a resource, or a new record if it has none. The environment
+/// comes from the spec, because stored records omit it. The error says why there is no valid
+/// record.
 fn record(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Result<WorkspaceRecord, String> {
     let id = id_of(resource).map_err(|error| error.to_string())?;
     let stored_record = resource.status.as_ref().and_then(|status| status.record.as_ref());
@@ -196,7 +199,7 @@ fn record(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Res
     Ok(record)
 }
 
-/// The first record of a resource.
+/// Creates the first record of a resource.
 fn new_record(
     resource: &Workspace,
     template: Option<&WorkspaceTemplateSpec>,
@@ -207,7 +210,7 @@ fn new_record(
     Ok(WorkspaceRecord { spec: Arc::new(spec), status, credential: None, log: Arc::default(), generation: 0 })
 }
 
-/// `None` if the resource cannot be parsed, which is logged.
+/// Returns the resource; `None` if it cannot be parsed, which is logged.
 fn readable<K>(resource: DeserializeGuard<K>) -> Option<K> {
     let log_error = |invalid: &InvalidObject| {
         log_unreadable(invalid.metadata.name.as_deref().unwrap_or_default(), &invalid.error);

@@ -1,7 +1,7 @@
-//! The store in one redb file: records as JSON with a schema number, one table for each kind.
+//! The store in one redb file. Records are JSON with a schema number.
 //!
-//! A record that cannot be read is logged and skipped, never deleted. Its id stays taken and its
-//! storage stays.
+//! A record that cannot be read is logged and skipped, never deleted. Its id is not reused, and the
+//! workspace's storage is not removed.
 
 use std::{
     io,
@@ -21,12 +21,12 @@ use super::{
     stored::{self, StoredRecord, bits},
 };
 
-/// Id → JSON of [`StoredRecord`].
+/// Maps the id of a workspace to the JSON of its [`StoredRecord`].
 const WORKSPACES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("workspaces");
-/// `witnessed` → milliseconds that control planes have observed.
+/// Maps [`WITNESSED`], its only key, to the observed time in milliseconds.
 const WATCH: TableDefinition<'_, &str, u64> = TableDefinition::new("watch");
 const WITNESSED: &str = "witnessed";
-/// Id → milliseconds since 1970 at which the workspace was removed.
+/// Maps the id of a removed workspace to the time of removal, in milliseconds since 1970.
 const TOMBSTONES: TableDefinition<'_, &str, u64> = TableDefinition::new("tombstones");
 
 /// A store in one redb file.
@@ -37,8 +37,8 @@ pub struct RedbStore(Arc<RedbFile>);
 #[derive(Debug)]
 struct RedbFile {
     path: PathBuf,
-    /// `None` after an error: redb refuses further use after an IO error, so the file is opened
-    /// again.
+    /// `None` after an error. redb rejects all calls after an I/O error, so the next call opens the
+    /// file again.
     database: Mutex<Option<Database>>,
     reserve: DiskReserve,
 }
@@ -80,23 +80,23 @@ impl RedbFile {
         let database = Mutex::new(Some(open(path)?));
         let reserve = DiskReserve::new(path.with_extension("reserve"));
         let store = Self { path: path.to_owned(), database, reserve };
-        // Creates all tables, so that a read never meets a missing one.
-        store.write("creating the tables", |_| Ok(()))?;
+        // Creates all tables, because a read fails if a table is missing.
+        store.write("create the tables of", |_| Ok(()))?;
         store.reserve.ensure();
         Ok(store)
     }
 
     fn load(&self) -> Result<LoadedRecords, StoreError> {
-        self.with("reading", Self::read)
+        self.with("read", Self::read)
     }
 
-    /// Commits all changes or none. On a full disk it releases the reserve, unless the changes
-    /// contain a new workspace.
+    /// Commits all changes or none. If the disk is full, releases the reserve and retries, unless
+    /// the changes contain a new workspace.
     fn commit(&self, changes: &[StoreChange]) -> Result<(), StoreError> {
         let mut has_new = false;
         let mut result = self.put(changes, &mut has_new);
         if result.as_ref().is_err_and(StoreError::is_disk_full) && !has_new && self.reserve.release() {
-            tracing::warn!("disk full: using the reserved space");
+            tracing::warn!("disk is full, using the reserved space");
             result = self.put(changes, &mut has_new);
         }
         if result.is_ok() {
@@ -105,9 +105,9 @@ impl RedbFile {
         result
     }
 
-    /// Writes the changes. Sets `has_new` if one of them is a workspace that is not stored yet.
+    /// Writes the changes. Sets `has_new` if a change adds a workspace that is not stored yet.
     fn put(&self, changes: &[StoreChange], has_new: &mut bool) -> Result<(), StoreError> {
-        self.write("writing", |tables| {
+        self.write("write", |tables| {
             for change in changes {
                 match change {
                     StoreChange::Put(record) => {
@@ -170,7 +170,7 @@ impl RedbFile {
         })
     }
 
-    /// Runs `work` on the database. Opens the file again if the last call failed.
+    /// Runs `work` on the database. Opens the file again if the previous call failed.
     fn with<T>(
         &self,
         operation: &'static str,
@@ -202,7 +202,8 @@ impl RedbFile {
     }
 }
 
-/// A panic of our own is not an error of the store.
+/// Returns the result of a blocking task, or resumes its panic. Such a panic comes from Podling's
+/// code and is not an error of the store.
 fn resume_panic<T>(done: Result<T, JoinError>) -> T {
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
@@ -262,7 +263,7 @@ mod tests {
         store.commit(&[StoreChange::Put(Arc::new(record(1, "good")))]).unwrap();
         let (bad, newer) = (WorkspaceId::from_bits(2), WorkspaceId::from_bits(3));
         store
-            .write("spoiling", |tables| {
+            .write("spoil", |tables| {
                 tables.workspaces.insert(bad.as_str(), &b"{\"schema\":1,"[..])?;
                 tables.workspaces.insert(newer.as_str(), &b"{\"schema\":2,\"spec\":\"otherwise\"}"[..])?;
                 Ok(())

@@ -1,5 +1,5 @@
-//! Reserved disk space. On a full disk existing workspaces can still be stopped and deleted, which
-//! frees space again.
+//! Reserved disk space. It is used on a full disk, so that existing workspaces can still be stopped
+//! and deleted, which frees space again.
 
 use std::{
     fs::{self, OpenOptions},
@@ -11,10 +11,10 @@ use std::{
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-/// Size of the reserve in bytes: room for hundreds of changed records and their pages.
+/// Size of the reserve, in bytes. Suffices for hundreds of changed records and their pages.
 const RESERVE_BYTES: u64 = 1024 * 1024;
 
-/// The file that occupies the space.
+/// A file that occupies the reserved space.
 #[derive(Debug)]
 pub(super) struct DiskReserve {
     path: PathBuf,
@@ -22,13 +22,13 @@ pub(super) struct DiskReserve {
 }
 
 impl DiskReserve {
-    /// Does not allocate yet.
+    /// Creates the handle. [`Self::ensure`] allocates the space.
     pub(super) fn new(path: PathBuf) -> Self {
         Self { path, allocated: AtomicBool::new(false) }
     }
 
-    /// Allocates the reserve if it is not allocated yet. A failure is logged; the next call tries
-    /// again.
+    /// Allocates the reserve if it is not allocated yet. A failure is logged, and the next call
+    /// retries.
     pub(super) fn ensure(&self) {
         if self.allocated.load(Ordering::Relaxed) {
             return;
@@ -37,7 +37,7 @@ impl DiskReserve {
             Ok(()) => self.allocated.store(true, Ordering::Relaxed),
             Err(error) => {
                 tracing::debug!(%error, path = %self.path.display(), "failed to allocate the disk reserve");
-                // A partial allocation would be of no use.
+                // A partial allocation would take space from the database.
                 let _ = fs::remove_file(&self.path);
             }
         }
@@ -49,7 +49,7 @@ impl DiskReserve {
         Ok(fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES)?)
     }
 
-    /// Frees the reserve; false if there was none.
+    /// Frees the reserve. Returns whether there was one.
     pub(super) fn release(&self) -> bool {
         self.allocated.store(false, Ordering::Relaxed);
         fs::remove_file(&self.path).is_ok()

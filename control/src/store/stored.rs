@@ -1,6 +1,6 @@
 //! The stored form of a record: JSON with a schema number.
 //!
-//! Records of schema 1 are converted when they are read. They become schema 2 with their next write.
+//! Records of schema 1 are converted when they are read. The next write stores them with schema 2.
 
 use podling_core::id::WorkspaceId;
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ impl<'r> StoredRecord<&'r WorkspaceRecord> {
     }
 }
 
-/// Reads the record of this workspace. The error says why it cannot be read.
+/// Parses the record of the workspace `id`. The error says why the record is not valid.
 pub(super) fn read(id: &str, json: &[u8]) -> Result<WorkspaceRecord, String> {
     #[derive(Deserialize)]
     struct Schema {
@@ -50,12 +50,13 @@ pub(super) fn read(id: &str, json: &[u8]) -> Result<WorkspaceRecord, String> {
     Ok(record)
 }
 
-/// The bits of an id, if the text is one.
+/// Returns the bits of an id; `None` if the text is not an id.
 pub(super) fn bits(id: &str) -> Option<u64> {
     id.parse::<WorkspaceId>().ok().map(|id| id.bits())
 }
 
-/// Converts a record of schema 1: other names of fields and phases, and reasons as English text.
+/// Converts a record of schema 1, in which fields and phases have other names and reasons are
+/// English text.
 fn upgrade_from_1(record: &mut Value) {
     if let Some(spec) = record.get_mut("spec").and_then(Value::as_object_mut) {
         rename(spec, &[("wanted", "desired_state"), ("asked", "request_seq")]);

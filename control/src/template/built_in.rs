@@ -1,4 +1,4 @@
-//! The templates that need no file.
+//! The built-in templates, which need no file.
 
 use std::{collections::BTreeMap, env, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc};
 
@@ -6,7 +6,7 @@ use podling_core::{policy::Policy, workspace::Resources};
 
 use super::Template;
 
-/// The templates `shell` and `python`.
+/// Returns the templates `shell` and `python`.
 pub(super) fn all() -> BTreeMap<String, Arc<Template>> {
     let template = |description: &str, env: &[(&str, String)]| {
         Arc::new(Template {
@@ -17,10 +17,10 @@ pub(super) fn all() -> BTreeMap<String, Arc<Template>> {
             resources: Resources::default(),
         })
     };
-    // A terminal without a command opens $SHELL, which is the interpreter here. Where Python is
-    // missing, the workspace is still useful, so the terminal opens the ordinary shell.
+    // A terminal without a command opens $SHELL, which is the Python interpreter in this template.
+    // If Python is not installed, the terminal opens the user's ordinary shell.
     let interpreter = python().map(|path| ("SHELL", path.display().to_string()));
-    // Without a terminal, Python would buffer the output of scripts.
+    // Otherwise Python would buffer the output of scripts that run without a terminal.
     let unbuffered = ("PYTHONUNBUFFERED", "1".to_owned());
     let python_env: Vec<_> = interpreter.into_iter().chain([unbuffered]).collect();
     BTreeMap::from([

@@ -20,7 +20,7 @@ use crate::kubernetes::{WorkspaceTemplate, WorkspaceTemplateSpec, requested_reso
 
 #[derive(Debug)]
 pub struct TemplateFollower {
-    // A resource that an older CRD admitted may be invalid; it does not hide the others.
+    // An older CRD may have accepted an invalid resource, which must not hide the others.
     resources: Api<DeserializeGuard<WorkspaceTemplate>>,
     default: String,
     known: BTreeMap<String, Arc<Template>>,
@@ -28,7 +28,8 @@ pub struct TemplateFollower {
 }
 
 impl TemplateFollower {
-    /// Lists the namespace's templates once, so that the first requests find them.
+    /// Lists the templates of the namespace, so that the first requests find them. Returns the
+    /// follower and a receiver of the templates.
     pub async fn open(
         client: &Client,
         namespace: &str,
@@ -42,7 +43,7 @@ impl TemplateFollower {
         Ok((Self { resources, default: default.to_owned(), known, templates }, receiver))
     }
 
-    /// Follows changes; never returns.
+    /// Follows changes of the templates. Never returns.
     pub async fn run(self) {
         let mut known = self.known;
         let mut listed = BTreeMap::new();
@@ -64,7 +65,7 @@ impl TemplateFollower {
                     known.remove(&resource.name_any());
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "failed to watch templates; using the last known ones")
+                    tracing::warn!(%error, "failed to watch templates, retrying; using the last known ones")
                 }
             }
             self.templates.send_replace(Arc::new(Templates::new(known.clone(), &self.default)));
@@ -72,7 +73,8 @@ impl TemplateFollower {
     }
 }
 
-/// `None` if it is invalid: then its previous content stays in effect.
+/// Converts a resource. Returns `None` if it is invalid, and logs that. The caller then keeps the
+/// template's previous content.
 fn template(resource: DeserializeGuard<WorkspaceTemplate>) -> Option<Arc<Template>> {
     match resource.0 {
         Ok(resource) => Some(Arc::new(from_spec(&resource.spec))),

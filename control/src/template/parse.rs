@@ -15,10 +15,10 @@ const KEYS: [&str; 5] = ["description", "command", "env", "policy", "resources"]
 const POLICY_KEYS: [&str; 7] =
     ["idle_timeout", "work_cap", "presence_cap", "warning", "max_awake", "archive_after", "keep_archives"];
 const RESOURCE_KEYS: [&str; 2] = ["cpu", "memory"];
-/// Allowed durations in a policy: one second to a year.
+/// Allowed durations in a policy, from one second to 365 days.
 const TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 60 * 60);
 
-/// Parses a template; the error names the key and what it allows.
+/// Parses the TOML text of a template. The error names the key and its allowed values.
 pub(super) fn template(text: &str) -> Result<Template, String> {
     let table: Table = text.parse().map_err(|e: toml::de::Error| e.to_string().trim_end().to_owned())?;
     known(&table, "", &KEYS)?;

@@ -104,15 +104,15 @@ fn shrink(sample: &mut SampleArchive) {
     sample.count();
 }
 
-/// The digest of the whole zip is correct in all cases. Only decoding and comparing each entry finds
-/// the difference.
+/// The digest of the whole zip is correct in all cases. Only decoding and comparing each entry
+/// finds the difference.
 #[tokio::test]
 async fn difference_from_the_manifest_names_the_entry() {
     let cases: [(&str, &str, Corruption); 9] = [
-        ("src/main.py", "its content is not what was archived", |s| {
+        ("src/main.py", "its content does not match the hash", |s| {
             s.entry(b"src/main.py").sha256 = sha256(b"else")
         }),
-        ("link", "its content is not what was archived", |s| s.entry(b"link").sha256 = sha256(b"elsewhere")),
+        ("link", "its content does not match the hash", |s| s.entry(b"link").sha256 = sha256(b"elsewhere")),
         ("notes.txt", "18 bytes of it instead of 19", |s| s.entry(b"notes.txt").size += 1),
         ("notes.txt", "mode 100640 instead of 100600", |s| s.entry(b"notes.txt").mode = 0o600),
         ("others.txt", "the zip has notes.txt instead", |s| {

@@ -45,11 +45,11 @@ impl TmpfsMount {
 impl Drop for TmpfsMount {
     fn drop(&mut self) {
         let umount = Command::new("umount").arg(self.path()).status();
-        assert!(umount.is_ok_and(|umount| umount.success()), "{} stays mounted", self.path().display());
+        assert!(umount.is_ok_and(|umount| umount.success()), "{} must be unmounted", self.path().display());
     }
 }
 
-/// A sample that is larger than the full disks of these tests.
+/// Returns a sample that is larger than the disks of these tests.
 fn large() -> SampleArchive {
     let mut sample = SampleArchive::new(false);
     sample.zip.extend(vec![7; 3 * 1024 * 1024]);
@@ -93,7 +93,8 @@ async fn full_scratch_directory_is_named_in_the_error() {
     assert_eq!(fs::read_dir(home.path().join("backups")).expect("list").count(), 0);
 }
 
-/// Covers machines without permission to mount: the kernel refuses large files of the child process.
+/// Covers machines without permission to mount. The kernel refuses large files of the child
+/// process.
 #[test]
 fn file_size_limit_is_reported_as_a_full_disk() {
     let run = Command::new("sh")

@@ -1,4 +1,5 @@
-//! Hostile and failing agents: what they send is bounded, and an incomplete archive leaves no object.
+//! Hostile and failing agents: what they send is bounded, and an incomplete archive leaves no
+//! object.
 
 use std::{sync::Arc, time::Duration};
 
@@ -156,7 +157,7 @@ async fn ambiguous_zip_is_damaged() {
     const CENTRAL: &[u8] = b"PK\x01\x02";
     const LOCAL: &[u8] = b"PK\x03\x04";
     let cases: [(&str, bool, Corruption<Vec<u8>>); 10] = [
-        ("its header is not what", false, |zip| {
+        ("its local header contradicts", false, |zip| {
             let at = find(zip, b"notes.txt")[0];
             zip[at] = b'N';
         }),
@@ -188,7 +189,7 @@ async fn ambiguous_zip_is_damaged() {
             zip[end + 10] += 1;
         }),
         ("unexpected bytes follow its data", false, |zip| insert_gap(zip)),
-        ("what follows its data", true, |zip| {
+        ("its data descriptor contradicts", true, |zip| {
             let at = find(zip, b"PK\x07\x08")[1];
             zip[at + 4] ^= 1;
         }),

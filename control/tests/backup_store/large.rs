@@ -56,14 +56,15 @@ async fn memory_in_a_process_of_its_own() {
     assert!(proving - before < ALLOWED_KIB, "before {before}, writing {writing}, proving {proving}");
 }
 
-/// A field of `/proc/self/status` in KiB.
+/// Returns a field of `/proc/self/status` in KiB.
 fn kib(key: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("status");
     let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("line");
     line.trim().trim_end_matches(" kB").parse().expect("number")
 }
 
-/// An archive of one uncompressed file of zeros and of [`SOCKETS`], generated while it is read.
+/// Returns an archive of one uncompressed file of zeros and of [`SOCKETS`] sockets. The archive is
+/// generated while it is read.
 fn large_archive() -> impl Stream<Item = Result<CreateArchiveResponse, Status>> + Send {
     let zeros = || (0..FILE_BYTES / MESSAGE_BYTES as u64).map(|_| vec![0_u8; MESSAGE_BYTES]);
     let (mut crc, mut content) = (Crc::new(), Context::new(&SHA256));

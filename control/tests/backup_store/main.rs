@@ -1,4 +1,4 @@
-//! Tests of the backup store: archives are written and proven, and each later change of one is found.
+//! Tests of the backup store: archives are written and proven, and every later change is found.
 
 mod damage;
 mod faults;
@@ -13,7 +13,7 @@ use std::{error::Error, fmt::Write};
 
 use podling_control::backup_store::{BackupStoreError, EscapedName};
 
-/// The error's message and those of its causes.
+/// Returns the error's message and those of its causes.
 fn error_chain(error: &BackupStoreError) -> String {
     let mut chain = error.to_string();
     let mut cause = error.source();
@@ -24,7 +24,7 @@ fn error_chain(error: &BackupStoreError) -> String {
     chain
 }
 
-/// Name of the damaged entry, and the problem. Panics unless the result is damage.
+/// Returns the name of the damaged entry and the problem. Panics unless the result is damage.
 fn expect_damage<T: std::fmt::Debug>(result: Result<T, BackupStoreError>) -> (Option<String>, String) {
     match result {
         Err(BackupStoreError::Damaged { entry, problem, .. }) => {
@@ -34,7 +34,7 @@ fn expect_damage<T: std::fmt::Debug>(result: Result<T, BackupStoreError>) -> (Op
     }
 }
 
-/// Reasons why the archive is incomplete. Panics unless it is.
+/// Returns the reasons why the archive is incomplete. Panics for any other result.
 fn expect_incomplete<T: std::fmt::Debug>(result: Result<T, BackupStoreError>) -> String {
     match result {
         Err(BackupStoreError::Incomplete(reasons)) => reasons.to_string(),

@@ -10,7 +10,8 @@ use ring::digest::{SHA256, digest};
 use tonic::Status;
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
-/// Name in the sample that [`RAW`] replaces, because the zip writer takes UTF-8 only. As long as `RAW`.
+/// Name in the sample that [`RAW`] replaces, because the zip writer takes UTF-8 only. As long as
+/// `RAW`.
 const PLACEHOLDER: &[u8] = b"@@raw-name@@";
 pub(crate) const RAW: &[u8] = b"raw-\xff\xfe-\xc3\x28-\x80n";
 
@@ -23,7 +24,8 @@ pub(crate) struct SampleArchive {
 }
 
 impl SampleArchive {
-    /// An archive with each kind of entry. If `streamed`, sizes follow the data (data descriptors).
+    /// Creates an archive with each kind of entry. If `streamed`, sizes follow the data (data
+    /// descriptors).
     pub(crate) fn new(streamed: bool) -> Self {
         let files: [(&str, Vec<u8>); 6] = [
             ("empty", Vec::new()),
@@ -71,7 +73,7 @@ impl SampleArchive {
         Self::of(zip, manifest.0)
     }
 
-    /// A sample with correct counts and digests.
+    /// Creates a sample with correct counts and digests.
     pub(crate) fn of(zip: Vec<u8>, entries: Vec<ArchiveEntry>) -> Self {
         let mut sample = Self { zip, entries, done: ArchiveDone::default() };
         sample.count();
@@ -105,7 +107,7 @@ impl SampleArchive {
     }
 }
 
-/// Receives the entries of the sample: the zip, and the manifest.
+/// Receives the entries of the sample. The zip writer and the manifest implement it.
 trait ArchiveBuilder {
     fn directory(&mut self, name: &str);
     fn file(&mut self, name: &str, content: &[u8], deflate: bool);
@@ -173,7 +175,7 @@ pub(crate) fn replace(bytes: &mut [u8], what: &[u8], by: &[u8]) {
     }
 }
 
-/// Offsets of all occurrences of `what`.
+/// Returns the offsets of all occurrences of `what`.
 pub(crate) fn find(bytes: &[u8], what: &[u8]) -> Vec<usize> {
     (0..bytes.len()).filter(|at| bytes[*at..].starts_with(what)).collect()
 }

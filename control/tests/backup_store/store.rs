@@ -32,7 +32,7 @@ impl TestBackupStore {
         Self { backups: store.backups.with_limits(limits), ..store }
     }
 
-    /// A store in an existing directory, with a temporary scratch directory.
+    /// Opens a store in an existing directory, with a temporary scratch directory.
     pub(crate) fn at(directory: PathBuf) -> Self {
         let home = tempfile::tempdir().expect("directory");
         let backups = open(&directory, home.path().join("scratch"));
@@ -43,7 +43,7 @@ impl TestBackupStore {
         self.backups.write(&label(), sample.stream(), |_| {}).await
     }
 
-    /// Sorted names of the files in the store.
+    /// Returns the sorted names of the files in the store.
     pub(crate) fn files(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.directory).expect("list");
         let mut names: Vec<_> =

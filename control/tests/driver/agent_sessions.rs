@@ -20,7 +20,7 @@ async fn agent_is_connected_only_after_its_first_heartbeat() {
     let id = control.create("demo").await.spec.id.clone();
     let mut agent = control.dial(&id, 1, "boot-1", 1).await;
     expect_claim(&mut agent, 1).await;
-    // The driver handles one event at a time: the effect of the claim is published before the
+    // The driver handles one event at a time, so the effect of the claim is published before the
     // answer to this call.
     control.handle.wake(id.clone()).await.unwrap();
     let view = control.handle.snapshots().borrow().get(&id).unwrap().clone();
@@ -68,7 +68,7 @@ async fn silent_agent_is_unknown_and_restarted_after_ten_minutes() {
     assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await);
     let began = Instant::now();
     let mut snapshots = control.handle.snapshots();
-    // No deadline: a paused clock would jump to it as soon as every task waits.
+    // Without a deadline, because a paused clock would jump to it as soon as every task waits.
     let unknown = snapshots
         .wait_for(|s| s.get(&id).unwrap().connection == AgentConnection::Unknown)
         .await
@@ -79,7 +79,7 @@ async fn silent_agent_is_unknown_and_restarted_after_ten_minutes() {
         "three and a half heartbeat intervals: {:?}",
         began.elapsed()
     );
-    assert_eq!(unknown.get(&id).unwrap().state, State::Awake, "never idle, never asleep");
+    assert_eq!(unknown.get(&id).unwrap().state, State::Awake, "an unknown connection changes no state");
     let (_, next) = unknown.get(&id).unwrap().next.unwrap();
     assert_eq!(next, NextStep::RestartSilentAgent);
     snapshots.wait_for(|s| s.get(&id).unwrap().restarts == 1).await.unwrap();
@@ -94,7 +94,7 @@ async fn suspended_machine_counts_no_silence() {
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, _agent) = control.create_awake("demo").await;
     for _ in 0..5 {
-        // One jump: the driver observed none of it.
+        // The clock jumps, so the driver observes none of this time.
         tokio::time::advance(Duration::from_secs(20 * 60)).await;
         assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await);
     }

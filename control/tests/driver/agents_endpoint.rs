@@ -43,7 +43,7 @@ use crate::{
 
 /// Limit on open connections without a valid credential.
 const MAX_UNAUTHENTICATED: i64 = 128;
-/// After this time without an answer to its hello an agent gives up a control plane.
+/// Time after which an agent gives up a control plane that does not answer its hello.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
 
 struct AgentsEndpoint {
@@ -243,7 +243,7 @@ async fn agent_that_violates_the_protocol_is_disconnected() {
     assert!(matches!(again.receive().await, Some(Message::Claim(_))), "the agent may reconnect");
 }
 
-/// Raises the limit of open files: this process has both ends of all connections.
+/// Raises the limit of open files, because this process has both ends of all connections.
 fn raise_open_files_limit() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let most = rustix::process::Rlimit { current: limit.maximum, ..limit };
@@ -304,7 +304,7 @@ async fn greedy_workspace_exhausts_only_its_own_sessions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn thousand_silent_connections_keep_no_agent_out() {
+async fn thousand_silent_connections_do_not_block_an_agent() {
     raise_open_files_limit();
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;

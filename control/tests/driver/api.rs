@@ -247,7 +247,7 @@ async fn down_names_busy_workspaces_and_reports_progress() {
     let reports: Vec<_> = timeout(DEADLINE, progress.map(|p| p.unwrap()).collect()).await.expect("an end");
     let last = reports.last().unwrap();
     assert_eq!((last.remaining, last.total), (0, 1));
-    timeout(DEADLINE, control.shutdown.cancelled()).await.expect("the control control ends by itself");
+    timeout(DEADLINE, control.shutdown.cancelled()).await.expect("the control plane ends by itself");
     assert_eq!(control.handle.snapshots().borrow().get(&id).unwrap().state, State::Asleep);
 }
 

@@ -1,4 +1,4 @@
-//! A test fixture: a control plane without edges, and the agents of its workspaces.
+//! A control plane without APIs and listeners. The tests send the messages of its agents.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -31,10 +31,10 @@ use crate::{
     fake_backend::{self, FakeBackend},
 };
 
-/// Limit for what takes milliseconds.
+/// Upper bound of each wait. The awaited events take milliseconds.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(15);
 
-/// A control plane. Dropping it acts as kill -9: nothing is announced or finished.
+/// A control plane. Dropping it aborts all tasks, as `kill -9` does.
 pub(crate) struct TestControlPlane {
     pub(crate) handle: DriverHandle,
     pub(crate) shutdown: CancellationToken,
@@ -107,7 +107,7 @@ impl TestControlPlane {
         timeout(DEADLINE, snapshots.wait_for(|s| s.get(id).is_none())).await.expect("gone").expect("driver");
     }
 
-    /// An agent of this epoch dials and says hello.
+    /// Connects an agent of this epoch, which says hello. Returns the messages to the agent.
     pub(crate) async fn dial(
         &self,
         id: &WorkspaceId,
@@ -130,8 +130,8 @@ impl TestControlPlane {
         messages
     }
 
-    /// An agent of this epoch dials, is claimed, and confirms the claim by a first heartbeat without
-    /// an activity level.
+    /// Connects an agent of this epoch, waits for its claim, and confirms the claim by a heartbeat
+    /// without an activity level.
     pub(crate) async fn serve(
         &self,
         id: &WorkspaceId,
@@ -193,7 +193,8 @@ impl TestControlPlane {
         self.wait(id, |view| view.state == State::Asleep).await;
     }
 
-    /// Forces the workspace to sleep, without waiting for `Asleep`: it may be left at once.
+    /// Forces the workspace to sleep. Does not wait for the state `Asleep`, because the workspace
+    /// may leave that state at once.
     pub(crate) async fn complete_sleep(&self, id: &WorkspaceId, agent: &mut mpsc::Receiver<ToAgent>) {
         self.handle.sleep(id.clone(), true).await.expect("sleep accepted");
         for _ in 0..2 {
@@ -252,7 +253,7 @@ pub(crate) async fn expect_dismissal(agent: &mut mpsc::Receiver<ToAgent>) {
         match timeout(DEADLINE, agent.recv()).await.expect("an answer") {
             Some(ToAgent::Dismiss(_)) => break,
             Some(ToAgent::Wait | ToAgent::Drain { .. }) => {}
-            other => panic!("not expect_dismissal: {other:?}"),
+            other => panic!("no dismissal: {other:?}"),
         }
     }
     assert!(agent.recv().await.is_none(), "the stream ends after the dismissal");
@@ -266,5 +267,5 @@ pub(crate) async fn wait_until_running(backend: &FakeBackend, id: &WorkspaceId, 
             tokio::task::yield_now().await;
         }
     };
-    timeout(DEADLINE, wait).await.expect("the agent was not started");
+    timeout(DEADLINE, wait).await.expect("the agent is started");
 }

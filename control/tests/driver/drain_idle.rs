@@ -1,4 +1,4 @@
-//! Before the control plane stops, idle workspaces fall asleep and the others run on.
+//! Before the control plane stops, idle workspaces fall asleep and the others keep running.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ async fn idle_workspaces_fall_asleep_and_stay_asleep_until_woken() {
     let (drained, ()) = timeout(DEADLINE, async { tokio::join!(drain, work) }).await.expect("in time");
     drained.expect("the workspace sleeps");
     assert_eq!(control.handle.snapshots().borrow().get(&id).unwrap().state, State::Asleep);
-    assert_eq!(backend.state().calls, ["start 1", "stop"], "its quota is not used by another workspace now");
+    assert_eq!(backend.state().calls, ["start 1", "stop"], "no queued workspace starts during the drain");
     drop(control);
 
     let control =
@@ -56,7 +56,7 @@ async fn idle_workspaces_fall_asleep_and_stay_asleep_until_woken() {
 }
 
 #[tokio::test]
-async fn used_unknown_or_declining_workspaces_run_on() {
+async fn used_unknown_or_declining_workspaces_keep_running() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, mut agent) = control.create_awake("demo").await;
@@ -67,7 +67,7 @@ async fn used_unknown_or_declining_workspaces_run_on() {
         assert!(control.heartbeat(&id, 1, level).await);
         drain().await;
     }
-    assert!(agent.try_recv().is_err(), "the agent is not asked");
+    assert!(agent.try_recv().is_err(), "an agent in use is not asked to sleep");
     assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await);
     let declines = async {
         let (directive, step) = next_sleep_step(&mut agent).await;

@@ -22,9 +22,10 @@ pub(crate) struct FakeArchiver {
 #[derive(Debug, Default)]
 pub(crate) struct ArchiverState {
     pub(crate) calls: Vec<String>,
-    /// The generations in `known` of each sweep.
+    /// For each sweep, the seconds of the keys in `known`. These keys have the storage generation
+    /// as their second.
     pub(crate) sweeps: Vec<Vec<u64>>,
-    /// Number of the next calls that fail.
+    /// Number of calls, beginning with the next one, that fail.
     pub(crate) failures: u32,
 }
 
@@ -43,7 +44,7 @@ impl FakeArchiver {
         self.held.send_replace(held);
     }
 
-    /// Waits until this call was made `times` times.
+    /// Waits until the call `what` was made `times` times.
     pub(crate) async fn wait_for_calls(&self, what: &str, times: usize) {
         let count = || self.state().calls.iter().filter(|call| *call == what).count();
         let wait = async {

@@ -1,5 +1,6 @@
-//! A backend that runs nothing. It records calls, fails on demand, and lists what "runs". It outlives
-//! the driver, as processes do. Its credentials name the exact instance, as those of pods do.
+//! A backend that runs nothing. It records calls, fails on demand, and lists the agents that it was
+//! told to start. It outlives the driver, as processes do. Its credentials name the exact instance,
+//! as those of pods do.
 
 use std::{
     collections::BTreeMap,
@@ -44,12 +45,12 @@ impl Default for SharedBackend {
     }
 }
 
-/// The instance id of the agent of this epoch.
+/// Returns the instance id of the agent of this epoch.
 pub(crate) fn instance(epoch: u64) -> InstanceId {
     InstanceId(format!("the agent of epoch {epoch}"))
 }
 
-/// The credential that the agent of this epoch presents.
+/// Returns the credential that the agent of this epoch presents.
 pub(crate) fn credential(id: &WorkspaceId, epoch: u64, secret: &str) -> String {
     format!("{id}/{epoch}/{secret}")
 }
@@ -87,15 +88,15 @@ impl Backend for FakeBackend {
     async fn ensure(&self, plan: StartPlan) -> Result<Instance, BackendError> {
         let called = self.call(format!("start {}", plan.epoch));
         if plan.cancellation.run_until_cancelled(called).await.is_none() {
-            return Err(BackendError::new("starting", "the start was cancelled"));
+            return Err(BackendError::new("start it", "the start was cancelled"));
         }
         let mut state = self.state();
         if state.fail_starts {
-            return Err(BackendError::new("starting", "no such program"));
+            return Err(BackendError::new("start it", "no such program"));
         }
         assert!(
             !state.running.contains_key(&plan.workspace),
-            "two agents of one workspace would run at once"
+            "at most one agent of a workspace runs at a time"
         );
         let instance = Instance {
             workspace: plan.workspace.clone(),
@@ -113,7 +114,7 @@ impl Backend for FakeBackend {
 
     async fn resize(&self, resize: ResizePlan) -> Result<(), BackendError> {
         self.call("resize".into()).await;
-        assert!(self.state().running.contains_key(&resize.workspace), "no agent runs that could be resized");
+        assert!(self.state().running.contains_key(&resize.workspace), "only a running agent is resized");
         Ok(())
     }
 
@@ -121,7 +122,7 @@ impl Backend for FakeBackend {
         self.call("stop".into()).await;
         let mut state = self.state();
         if state.fail_stops {
-            return Err(BackendError::new("stopping", "the process does not end"));
+            return Err(BackendError::new("stop it", "the process does not end"));
         }
         state.running.remove(&workspace);
         Ok(())
@@ -129,7 +130,7 @@ impl Backend for FakeBackend {
 
     async fn remove(&self, workspace: WorkspaceId) -> Result<(), BackendError> {
         self.call("remove".into()).await;
-        assert!(!self.state().running.contains_key(&workspace), "storage is removed under a running agent");
+        assert!(!self.state().running.contains_key(&workspace), "storage is removed only when no agent runs");
         Ok(())
     }
 
@@ -151,7 +152,7 @@ impl AgentReviewer for FakeBackend {
     async fn review(&self, shown: &str) -> Result<Option<ReviewedCredential<InstanceId>>, BackendError> {
         let state = self.state();
         if state.fail_reviews {
-            return Err(BackendError::new("reviewing a credential", "no answer"));
+            return Err(BackendError::new("review a credential", "no answer"));
         }
         let epoch = shown.split('/').nth(1).and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
         let holder = state.secrets.iter().find(|(id, secret)| credential(id, epoch, secret) == shown);

@@ -23,23 +23,24 @@ struct SharedStore {
 }
 
 impl FakeStore {
-    /// Rejects the next `changes` changes of workspaces, as if another client had just written them.
+    /// Rejects the next `changes` changes of workspaces, as if another client had just written
+    /// them.
     pub(crate) fn refuse(&self, changes: usize) {
         self.0.refusals.store(changes, Ordering::SeqCst);
     }
 
-    /// Number of changes that are still to be rejected.
+    /// Returns the number of changes that are still to be rejected.
     pub(crate) fn refusals(&self) -> usize {
         self.0.refusals.load(Ordering::SeqCst)
     }
 
-    /// While this guard lives, `commit` does not return after a deletion, although the deletion is
-    /// stored.
+    /// Returns a guard. While the guard lives, `commit` does not return after a deletion, although
+    /// the deletion is stored.
     pub(crate) async fn delay_reports(&self) -> RwLockWriteGuard<'_, ()> {
         self.0.reports.write().await
     }
 
-    /// Whether the stored workspace is deleted and only its archives are left.
+    /// Returns whether the stored workspace is deleted and only its archives are left.
     pub(crate) fn is_gone(&self, id: &WorkspaceId) -> bool {
         self.0.records.lock().unwrap().get(id).is_some_and(|record| record.is_gone())
     }

@@ -38,7 +38,7 @@ pub(crate) struct Answer {
 pub(crate) struct Events(BodyDataStream);
 
 impl Client {
-    /// The owner "me" with these verbs.
+    /// Returns a client of the owner "me" with these verbs.
     pub(crate) fn of(control: &TestControlPlane, verbs: impl IntoIterator<Item = Verb>) -> Self {
         let templates = watch::channel(Arc::new(Templates::load(&[], "shell").unwrap())).1;
         let workspaces = WorkspacesService::new(control.handle.clone(), templates, control.shutdown.clone());
@@ -48,17 +48,17 @@ impl Client {
         Self { router, caller }
     }
 
-    /// The owner "me" with the verbs of an ordinary user.
+    /// Returns a client of the owner "me" with the verbs of an ordinary user.
     pub(crate) fn user(control: &TestControlPlane) -> Self {
         Self::of(control, [Verb::Read, Verb::Lifecycle])
     }
 
-    /// The same client with other verbs.
+    /// Returns the same client with other verbs.
     pub(crate) fn with(&self, verbs: impl IntoIterator<Item = Verb>) -> Self {
         Self { caller: Principal { verbs: Verbs::only(verbs), ..self.caller.clone() }, ..self.clone() }
     }
 
-    /// Sends a JSON body, or none.
+    /// Sends a request with a JSON body, or without a body.
     pub(crate) async fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
         match body {
             Some(body) => self.raw(method, path, "application/json", body.to_string()).await,
@@ -82,7 +82,7 @@ impl Client {
         Answer { status: parts.status, headers: parts.headers, json }
     }
 
-    /// Follows a stream of events.
+    /// Opens a stream of server-sent events.
     pub(crate) async fn follow(&self, path: &str) -> Events {
         let request = Request::get(path).extension(self.caller.clone()).body(Body::empty()).unwrap();
         let Ok(response) = self.router.clone().oneshot(request).await;
@@ -106,7 +106,7 @@ impl Events {
         text.split_terminator("\n\n").map(parse).collect()
     }
 
-    /// Whether the stream has ended.
+    /// Waits for the end of the stream. Returns `false` if an event arrives instead.
     pub(crate) async fn is_over(&mut self) -> bool {
         timeout(DEADLINE, self.0.next()).await.expect("in time").is_none()
     }

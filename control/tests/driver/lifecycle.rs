@@ -90,7 +90,7 @@ async fn failing_starts_are_retried_until_failed_and_wake_retries_now() {
     backend.state().fail_starts = true;
     let id = control.create("demo").await.spec.id.clone();
     let view = control.wait(&id, |view| view.restarts == 1 && view.next.is_some()).await;
-    let no_program = StateReason::AgentStartFailed { detail: "starting: no such program".into() };
+    let no_program = StateReason::AgentStartFailed { detail: "cannot start it: no such program".into() };
     assert_eq!(view.reason, no_program);
     for failures in 2..=5 {
         control.handle.wake(id.clone()).await.unwrap();
@@ -159,7 +159,7 @@ async fn crash_during_a_start_uses_up_the_epoch() {
 }
 
 #[tokio::test]
-async fn down_refuses_to_end_work_and_stopped_workspaces_wake_later() {
+async fn down_refuses_busy_workspaces_and_stopped_ones_wake_later() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, _agent) = control.create_awake("demo").await;
@@ -167,7 +167,7 @@ async fn down_refuses_to_end_work_and_stopped_workspaces_wake_later() {
     let refused = control.handle.down(false).await.unwrap_err();
     assert!(matches!(&refused, DriverError::Busy(names) if names[0].as_str() == "demo"), "{refused}");
     control.handle.down(true).await.unwrap();
-    timeout(DEADLINE, control.shutdown.cancelled()).await.expect("the control control ends by itself");
+    timeout(DEADLINE, control.shutdown.cancelled()).await.expect("the control plane ends by itself");
     let snapshot = control.handle.snapshots().borrow().clone();
     assert_eq!(snapshot.get(&id).unwrap().state, State::Asleep);
     assert_eq!(snapshot.down.unwrap().remaining, 0);
@@ -227,5 +227,5 @@ async fn cancelled_driver_ends_and_rejects_requests() {
         .expect("a task")
         .expect("no panic");
     assert_eq!(control.handle.delete(id, true).await.unwrap_err(), DriverError::ShuttingDown);
-    assert_eq!(backend.state().calls, ["start 1"], "agents run on");
+    assert_eq!(backend.state().calls, ["start 1"], "agents keep running");
 }

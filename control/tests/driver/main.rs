@@ -1,4 +1,4 @@
-//! Tests of the driver, alone and with its edges, on a real store and a backend that runs nothing.
+//! Tests of the driver, alone and behind its APIs, with a backend that runs nothing.
 
 mod admission;
 mod agent_sessions;

@@ -1,5 +1,5 @@
-//! The document at /v1/openapi.json against the routes that it describes. Each operation is called,
-//! and each answer is validated against its schema.
+//! Compares the document at /v1/openapi.json with the routes that it describes. Each operation is
+//! called, and each answer is validated against its schema.
 
 use podling_proto::{agent::v1::ActivityLevel, v1::Verb, verb};
 use serde_json::{Map, Value, json};
@@ -11,7 +11,8 @@ use crate::{
 
 const METHODS: &[&str] = &["GET", "POST", "PUT", "PATCH", "DELETE"];
 
-/// A successful call of the operation: path, body, status. Panics for an operation without one.
+/// Returns the path, body and status of a successful call of the operation. Panics for an operation
+/// that has no example here.
 fn example(operation: &str, backup: &str) -> (String, Option<Value>, u16) {
     let (path, body, status) = match operation {
         "get_document" => ("/v1/openapi.json", None, 200),

@@ -19,7 +19,8 @@ use crate::{
     fake_backend::FakeBackend,
 };
 
-/// Counted in driver ticks of one second: the warning comes at the first, the request at the second.
+/// Idle timeout of two driver ticks. The warning comes at the first tick, and the prepare directive
+/// at the second.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Sends idle heartbeats until the agent is asked to prepare sleep, and agrees. Returns whether a
@@ -125,7 +126,7 @@ async fn wake_during_prepare_cancels_the_sleep() {
     assert_eq!(awake.state, State::Awake);
     let (cancel, step) = next_sleep_step(&mut agent).await;
     assert_eq!(step, SleepStep::Cancel);
-    // A late answer to an abandoned directive.
+    // The answer to the abandoned directive arrives late and is ignored.
     control.answer_directive(&id, 1, prepare, Ok(())).await;
     control.answer_directive(&id, 1, cancel, Ok(())).await;
     assert!(control.heartbeat(&id, 1, ActivityLevel::Active).await);
@@ -134,7 +135,7 @@ async fn wake_during_prepare_cancels_the_sleep() {
 }
 
 #[tokio::test]
-async fn nobody_sleeps_for_a_link_that_is_lost() {
+async fn commit_is_repeated_after_a_lost_connection() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, mut agent) = short(&control).await;

@@ -18,7 +18,7 @@ use crate::{
     fake_backend::FakeBackend,
 };
 
-/// Serves with an agent of this epoch, on the connection of the same number.
+/// Serves the workspace with an agent of this epoch, on the connection of the same number.
 pub(crate) async fn serve(
     control: &TestControlPlane,
     backend: &FakeBackend,
@@ -127,7 +127,7 @@ async fn wake_during_archiving_cancels_the_archive() {
 }
 
 #[tokio::test]
-async fn archive_expires_and_with_the_last_one_the_record() {
+async fn record_is_removed_when_its_last_archive_expires() {
     let (_dir, backend, archiver, control) = fixture().await;
     let (id, mut agent) = control.create_awake("demo").await;
     control.put_to_sleep(&id, &mut agent).await;

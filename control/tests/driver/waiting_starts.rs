@@ -10,7 +10,7 @@ use crate::{
     fake_backend::FakeBackend,
 };
 
-/// The wait that a backend reports while the namespace is full.
+/// Returns the wait that a backend reports while the namespace is full.
 fn full(reason: WaitReason) -> Wait {
     Wait { reason, detail: "exceeded quota: team".into() }
 }

@@ -15,7 +15,7 @@ use tonic::Code;
 
 use crate::{demo, fake_agent::FakeAgent, harness::GatewayHarness};
 
-/// All verbs but this one and `admin`, which includes it.
+/// Returns all verbs except this one and `admin`, which would include it.
 fn all_but(verb: Verb) -> String {
     Verbs::only(verb::ALL.iter().map(|(v, _)| *v).filter(|v| *v != verb && *v != Verb::Admin)).to_string()
 }
@@ -39,7 +39,7 @@ async fn each_agent_method_needs_exactly_its_verb() {
         assert_eq!(detail(&refused, "verb").as_deref(), Some(verb::name(method.verb())), "{}", method.path);
         assert!(
             agent.requests().iter().all(|r| r.uri.path() != method.path),
-            "{} was forwarded",
+            "{} must not be forwarded",
             method.path
         );
         if endless.contains(&method.path) {

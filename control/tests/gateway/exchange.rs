@@ -65,7 +65,7 @@ async fn cancellation_by_the_client_reaches_the_agent() {
             .await
             .unwrap_or_else(|_| panic!("{path}: not cancelled at the agent"));
     }
-    // A client whose whole connection is closed.
+    // Closing the client's whole connection cancels the exchange too.
     let (feed, body) = streamed_body();
     let request = harness.grpc(ECHO, Some(&harness.root_token), Some(&demo()), body);
     let mut other = harness.h2().await;
@@ -89,8 +89,8 @@ async fn stalled_reader_does_not_delay_another() {
     let (feed, body) = streamed_body();
     let request = harness.grpc(ECHO, Some(&harness.root_token), Some(&demo()), body);
     let mut response = within(harness.h2().await.send_request(request)).await.expect("response");
-    // More than any flow-control window: the echo continues only if the stalled readers have not
-    // used up the shared window of the connection.
+    // This is more data than any flow-control window. The echo continues only if the stalled
+    // readers have not used up the connection's shared window.
     let mut received = 0;
     for _ in 0..400 {
         feed.send(Bytes::from(vec![1; 16 * 1024])).await.expect("feed");
@@ -118,9 +118,10 @@ async fn data_that_a_reader_does_not_take_stays_at_the_agent() {
         feed.send(Bytes::from_static(b"x")).await.expect("feed");
         within(echo.frame()).await.expect("a frame").expect("no error");
     }
-    // The flow-control windows on both sides of the gateway, and the sockets' buffers.
+    // 16 MiB is more than the flow-control windows on both sides of the gateway and the sockets'
+    // buffers.
     let flooded = agent.observed.flooded.load(SeqCst);
-    assert!(flooded < 16 * 1024 * 1024, "{flooded} bytes were fetched without a reader");
+    assert!(flooded < 16 * 1024 * 1024, "only the windows fill without a reader: {flooded} bytes");
 }
 
 #[tokio::test]
@@ -149,8 +150,8 @@ async fn impostor_at_the_agents_address_receives_no_request() {
     harness.set_workspace(&demo(), "ada", State::Awake, Some(&view));
     let refused = harness.call(LIST, Some(&harness.root_token), Some(&demo())).await;
     assert_eq!(reason(&refused), Some(Reason::AgentUnreachable));
-    assert_eq!(impostor.observed.connections.load(SeqCst), 1, "the gateway reads its certificate");
-    assert!(impostor.requests().is_empty(), "no request is sent to it");
+    assert_eq!(impostor.observed.connections.load(SeqCst), 1, "the gateway reads the impostor's certificate");
+    assert!(impostor.requests().is_empty(), "no request is sent to the impostor");
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 use tower::{Layer, ServiceExt};
 
-/// What the fake agent has observed.
+/// The requests, connections and exchanges that the fake agent has observed.
 #[derive(Debug, Default)]
 pub(crate) struct AgentObservations {
     pub(crate) requests: Mutex<Vec<Parts>>,
@@ -42,7 +42,7 @@ pub(crate) struct AgentObservations {
     pub(crate) flooded: AtomicUsize,
 }
 
-/// Dropping it breaks all its connections, as the death of an agent does.
+/// A fake agent. Dropping it breaks all its connections, as the death of an agent does.
 pub(crate) struct FakeAgent {
     pub(crate) view: AgentView,
     pub(crate) observed: Arc<AgentObservations>,
@@ -144,7 +144,7 @@ async fn record_request(
     Request::from_parts(parts, body)
 }
 
-/// Counts as an exchange in progress until it is dropped.
+/// Counts one exchange in progress until it is dropped.
 struct OpenExchange(Arc<AgentObservations>);
 
 impl OpenExchange {

@@ -1,4 +1,4 @@
-//! The control plane's public server without a driver: the test itself publishes the snapshots.
+//! The control plane's public server without a driver. The tests publish the snapshots themselves.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
@@ -42,7 +42,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(15);
 
 pub(crate) type Body = BoxBody<Bytes, std::io::Error>;
 
-/// The server, with an admin's token and the channels that a driver would serve.
+/// The server, with the root token and the ends of the channels that a driver would hold.
 pub(crate) struct GatewayHarness {
     pub(crate) identity: Arc<ControlIdentity>,
     pub(crate) root: Principal,
@@ -184,7 +184,7 @@ impl GatewayHarness {
     }
 }
 
-/// The gRPC status of a response, from its headers or its trailers.
+/// Returns the gRPC status of a response, from its headers or its trailers.
 pub(crate) async fn status(response: Response<Incoming>) -> Status {
     if let Some(status) = Status::from_header_map(response.headers()) {
         return status;
@@ -197,7 +197,7 @@ pub(crate) fn full_body(bytes: &[u8]) -> Body {
     Full::new(Bytes::copy_from_slice(bytes)).map_err(|never| match never {}).boxed()
 }
 
-/// A streamed body and the sender of its frames.
+/// Creates a streamed body. Returns the sender of its frames, and the body.
 pub(crate) fn streamed_body() -> (mpsc::Sender<Bytes>, Body) {
     use futures_util::StreamExt;
     let (tx, rx) = mpsc::channel(16);

@@ -48,7 +48,7 @@ async fn smuggled_request_is_rejected_and_never_forwarded() {
     for request in smuggled {
         let response = exchange_raw(&harness, &request).await;
         assert!(response.starts_with("HTTP/1.1 400"), "{request}\n{response}");
-        assert_eq!(response.matches("HTTP/1.1").count(), 1, "more than one response:\n{response}");
+        assert_eq!(response.matches("HTTP/1.1").count(), 1, "exactly one response:\n{response}");
     }
     assert!(agent.requests().is_empty(), "no request reaches the agent");
     // The chunked length wins. Bytes behind the last chunk are not a request.
@@ -58,7 +58,7 @@ async fn smuggled_request_is_rejected_and_never_forwarded() {
     ] {
         let response = exchange_raw(&harness, &format!("{head}{lengths}\r\n0\r\n\r\n{hidden}")).await;
         assert!(response.starts_with("HTTP/1.1 200"), "{response}");
-        assert_eq!(response.matches("HTTP/1.1").count(), 1, "more than one response:\n{response}");
+        assert_eq!(response.matches("HTTP/1.1").count(), 1, "exactly one response:\n{response}");
         let received = agent.requests().pop().expect("a request");
         assert!(
             received.uri.path() == "/files/a" && !received.headers.contains_key("content-length"),
@@ -119,7 +119,7 @@ async fn upgrade_header_is_dropped_and_the_request_is_served() {
     );
 }
 
-/// A log in memory.
+/// A writer that collects log lines in memory.
 #[derive(Clone, Default)]
 struct MemoryLog(Arc<Mutex<Vec<u8>>>);
 
@@ -145,12 +145,12 @@ impl MakeWriter<'_> for MemoryLog {
 #[tokio::test]
 async fn log_at_trace_level_contains_no_secret() {
     let log = MemoryLog::default();
-    // A second dispatcher. With only one, a callsite that another test's thread logs first is cached
+    // Without a second dispatcher, a callsite that another test's thread logs first would be cached
     // as disabled.
     let _other = tracing::Dispatch::new(tracing_subscriber::registry());
     let subscriber =
         tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE).with_writer(log.clone()).finish();
-    // For this thread alone, which runs the whole test.
+    // The subscriber is set for this thread only, which runs the whole test.
     let logging = tracing::subscriber::set_default(subscriber);
     let harness = GatewayHarness::start().await;
     let agent = FakeAgent::start("one", 200).await;
@@ -169,7 +169,7 @@ async fn log_at_trace_level_contains_no_secret() {
     exchange_raw(&harness, &request).await;
     drop(logging);
     let text = String::from_utf8_lossy(&log.0.lock().expect("lock")).into_owned();
-    assert!(text.contains("TRACE"), "no TRACE event in {} bytes", text.len());
+    assert!(text.contains("TRACE"), "the log has TRACE events: {} bytes", text.len());
     let forwarded =
         agent.requests()[0].headers["authorization"].to_str().expect("ascii").replace("Bearer ", "");
     let keys: serde_json::Value =
@@ -177,7 +177,7 @@ async fn log_at_trace_level_contains_no_secret() {
             .expect("json");
     let key = keys[0]["pkcs8"].as_str().expect("key").to_owned();
     for secret in [&harness.root_token, &ada, &forwarded, &key] {
-        // As text, and as the debug format of a byte slice.
+        // The secret appears neither as text nor in the debug format of a byte slice.
         let bytes: Vec<_> = secret.bytes().take(16).map(|byte| byte.to_string()).collect();
         assert!(!text.contains(&secret[..24]), "{}", &secret[..12]);
         assert!(!text.contains(&bytes.join(", ")), "{}", &secret[..12]);

@@ -12,7 +12,7 @@ mod waking;
 
 use podling_core::id::WorkspaceId;
 
-/// The workspace that the tests call.
+/// Returns the id of the workspace that the tests call.
 fn demo() -> WorkspaceId {
     WorkspaceId::from_bits(0x1234_5678_9abc)
 }

@@ -200,7 +200,7 @@ async fn health_and_readiness_need_no_token_and_metrics_do() {
     harness.stopping.draining.cancel();
 }
 
-/// Messages and trailers of a gRPC-web body.
+/// Splits a gRPC-web body into its messages and its trailers.
 fn web_frames(mut bytes: &[u8]) -> (Vec<Vec<u8>>, Option<String>) {
     let (mut messages, mut trailers) = (Vec::new(), None);
     while !bytes.is_empty() {
@@ -216,7 +216,7 @@ fn web_frames(mut bytes: &[u8]) -> (Vec<Vec<u8>>, Option<String>) {
     (messages, trailers)
 }
 
-/// Base64 of several pieces, each with its own padding.
+/// Decodes base64 that consists of several pieces, each with its own padding.
 fn decode_text(text: &[u8]) -> Vec<u8> {
     text.chunks(4).flat_map(|four| BASE64.decode(four).expect("base64")).collect()
 }

@@ -30,7 +30,7 @@ async fn shutdown_ends_streams_with_a_status_and_closes_the_port() {
     let status = Status::from_header_map(&last.into_trailers().expect("trailers")).expect("status");
     assert_eq!(reason(&status), Some(Reason::ShuttingDown));
     within(&mut harness.serving).await.expect("the server task");
-    assert!(TcpStream::connect(&harness.address).await.is_err(), "the address still accepts connections");
+    assert!(TcpStream::connect(&harness.address).await.is_err(), "the address accepts no connections");
 }
 
 #[tokio::test]

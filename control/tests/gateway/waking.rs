@@ -35,12 +35,12 @@ async fn waking_call_is_held_until_the_workspace_is_awake() {
     assert_eq!(within(harness.wakes.recv()).await, Some(demo()));
     let agent = FakeAgent::start("one", 200).await;
     harness.set_workspace(&demo(), "ada", State::Starting, Some(&agent.view));
-    assert!(agent.requests().is_empty(), "a request was forwarded to an unclaimed agent");
+    assert!(agent.requests().is_empty(), "no request is forwarded to an unclaimed agent");
     harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
     while let Some(status) = within(calls.join_next()).await {
         assert_eq!(status.expect("task").code(), Code::Ok);
     }
-    assert!(harness.wakes.try_recv().is_err(), "more than one wake request for five calls");
+    assert!(harness.wakes.try_recv().is_err(), "five calls send one wake request");
     assert!(harness.metrics.text().contains("podling_held_requests 0"));
 }
 
@@ -98,7 +98,7 @@ async fn call_that_does_not_wake_is_rejected_at_once() {
         (reason(&never), detail(&never, "state").as_deref()),
         (Some(Reason::NotAwake), Some("starting"))
     );
-    assert!(harness.wakes.try_recv().is_err(), "a wake was requested");
+    assert!(harness.wakes.try_recv().is_err(), "a rejected call requests no wake");
 }
 
 #[tokio::test]
@@ -134,7 +134,7 @@ async fn call_to_a_failed_workspace_retries_the_start() {
     // Only the time of the next retry changes, so this is not a second failure.
     harness.set_workspace(&demo(), "ada", State::Failed, None);
     let early = tokio::time::timeout(std::time::Duration::from_millis(300), calls.join_next()).await;
-    assert!(early.is_err(), "the call was rejected because of the previous start: {early:?}");
+    assert!(early.is_err(), "the earlier failure does not reject the call: {early:?}");
     let agent = FakeAgent::start("one", 200).await;
     harness.set_workspace(&demo(), "ada", State::Starting, None);
     harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
@@ -142,7 +142,7 @@ async fn call_to_a_failed_workspace_retries_the_start() {
 }
 
 #[tokio::test]
-async fn held_calls_are_limited_and_cancelled_ones_make_room() {
+async fn held_calls_are_limited_and_cancelled_ones_free_slots() {
     let harness = GatewayHarness::start().await;
     harness.set_workspace(&demo(), "ada", State::Starting, None);
     let mut h2 = harness.h2().await;
@@ -158,8 +158,8 @@ async fn held_calls_are_limited_and_cancelled_ones_make_room() {
         .collect();
     let mut pending = Box::pin(futures_util::future::join_all(held));
     let first_rejection = async {
-        // A call is rejected once 64 are held. Before that it is held itself, so it is cancelled and
-        // repeated.
+        // A call is rejected once 64 are held. Before that it is held itself, so it is cancelled
+        // and repeated.
         loop {
             let id = demo();
             let call = harness.call(CREATE, Some(&harness.root_token), Some(&id));

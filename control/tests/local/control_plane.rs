@@ -42,7 +42,7 @@ pub(crate) struct DataDir {
     dir: tempfile::TempDir,
 }
 
-/// Dropping it aborts all tasks, which is like `kill -9` of the control plane.
+/// A running control plane. Dropping it aborts all tasks, as `kill -9` does.
 pub(crate) struct TestControlPlane {
     pub(crate) handle: DriverHandle,
     pub(crate) shutdown: CancellationToken,
@@ -68,7 +68,7 @@ impl DataDir {
         record["pid"].as_u64().unwrap() as u32
     }
 
-    /// Creates an executable shell script; returns its command.
+    /// Creates an executable shell script and returns its command.
     pub(crate) fn script(&self, name: &str, text: &str) -> Vec<String> {
         let path = self.path().join(name);
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o700).open(&path).unwrap();
@@ -77,12 +77,12 @@ impl DataDir {
         vec![path.display().to_string()]
     }
 
-    /// The command that [`DataDir::agent`] has created, for a second control plane.
+    /// Returns the command that [`DataDir::agent`] has created before, for a second control plane.
     pub(crate) fn agent_again(&self) -> Vec<String> {
         vec![self.path().join("agent").display().to_string()]
     }
 
-    /// The command of a real agent: this test program, running `run_as_agent`.
+    /// Creates the command of a real agent, which is this test program running `run_as_agent`.
     pub(crate) fn agent(&self) -> Vec<String> {
         let own = std::env::current_exe().unwrap();
         let text = format!("AGENT_ARGS=\"agent $*\" exec {} --exact run_as_agent --nocapture", own.display());
@@ -93,8 +93,8 @@ impl DataDir {
 impl Drop for DataDir {
     fn drop(&mut self) {
         let own = self.path().display().to_string();
-        // A script has its paths as arguments; this program as an agent has them in its
-        // environment.
+        // A script has the directory's path in its arguments. This program, run as an agent, has it
+        // in its environment.
         let ours = |pid: &u32| ["cmdline", "environ"].iter().any(|file| read_proc(*pid, file).contains(&own));
         for pid in pids().filter(|pid| *pid != std::process::id()).filter(ours) {
             kill(pid);
@@ -173,7 +173,7 @@ impl TestControlPlane {
     }
 }
 
-/// Accepts agents on the control socket in the data directory.
+/// Binds the control socket in the data directory. Returns a future that accepts agents on it.
 fn serve_agents(
     data: &DataDir,
     identity: &ControlIdentity,
@@ -216,13 +216,14 @@ pub(crate) fn pids() -> impl Iterator<Item = u32> {
     fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
-/// A file in /proc/PID, with spaces for NULs.
+/// Returns the content of a file in /proc/PID, with spaces in place of NULs. Empty if the process
+/// has ended.
 pub(crate) fn read_proc(pid: u32, file: &str) -> String {
     let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
     String::from_utf8_lossy(&text).replace('\0', " ")
 }
 
-/// Process ids that carry the workspace's marker variable.
+/// Returns the ids of the processes that carry the workspace's marker variable.
 pub(crate) fn marked_processes(id: &WorkspaceId) -> Vec<u32> {
     let mark = format!("PODLING_WORKSPACE_ID={id} ");
     pids().filter(|pid| read_proc(*pid, "environ").contains(&mark)).collect()

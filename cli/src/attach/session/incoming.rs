@@ -16,7 +16,7 @@ use crate::{
     failure::CommandFailure,
 };
 
-/// Delay before input that was refused temporarily is sent again.
+/// Delay before input that the agent refused for now is sent again.
 const HOLD_RETRY: Duration = Duration::from_millis(250);
 
 impl AttachSession {
@@ -54,7 +54,7 @@ impl AttachSession {
         Ok(())
     }
 
-    /// Returns why the terminal no longer exists.
+    /// Returns the failure for a stream that ended and cannot be reopened.
     fn loss_failure(&self, status: Status) -> CommandFailure {
         if !self.has_started || error::reason(&status) != Some(Reason::TerminalNotFound) {
             return status.into();
@@ -65,7 +65,7 @@ impl AttachSession {
             return CommandFailure::NotFound(format!("{message}; open another with: podling attach {name}"));
         }
         CommandFailure::Other(
-            "the workspace's agent was restarted: this terminal and its programs have ended; \
+            "the workspace's agent was restarted, which ended this terminal and its programs; \
              input typed since then was dropped; attach again"
                 .to_owned(),
         )
@@ -82,9 +82,10 @@ impl AttachSession {
                 self.screen.seek(epoch, gap.to);
             }
             frame::Frame::Screen(screen) => self.screen.draw_screen(offset, screen, raw::size()),
-            // Sleep ends the program too; then the terminal returns after waking.
+            // The program may have ended because the workspace falls asleep. In that case the
+            // terminal returns when the workspace wakes.
             frame::Frame::Exit(exit) => self.start_lookup(Some(exit)),
-            // The program's own escape sequences set these on the local terminal.
+            // The program's own escape sequences have set these on the local terminal.
             frame::Frame::Title(_) | frame::Frame::Cwd(_) | frame::Frame::Foreground(_) => {}
             frame::Frame::Resized(_) | frame::Frame::Keepalive(_) => {}
         }
@@ -134,10 +135,10 @@ impl AttachSession {
 
     fn handle_refusal(&mut self, refused: &InputRefused) -> Result<(), CommandFailure> {
         match refused.reason.as_str() {
-            // The input is sent again from the expected offset, after a pause because nothing has
-            // changed yet. While the workspace prepares to sleep, this repeats until the workspace
-            // stays awake or sleeps. In the latter case the input is dropped and the drop is
-            // reported.
+            // The input is sent again from the expected offset. The pause gives the agent time to
+            // accept it. While the workspace prepares to sleep, this repeats until the workspace
+            // stays awake or falls asleep. If it falls asleep, the input is dropped, and the user
+            // is notified.
             "INPUT_HOLE" | "INPUT_FULL" | "PREPARING" => {
                 self.outbox.resend_from(refused.expected_offset);
                 self.resend_at = Some(Instant::now() + HOLD_RETRY);

@@ -1,4 +1,5 @@
-//! Builds the requests of a session: opening a stream, input, output acknowledgements and sizes.
+//! Builds the requests of a session: the opening of a stream, input, acknowledgements of output,
+//! and sizes.
 
 use podling_proto::agent::v1::{
     AttachOpen, AttachRequest, From, FromOldest, FromScreen, Position, Resize, attach_request::Request, from,
@@ -7,10 +8,10 @@ use podling_proto::agent::v1::{
 use super::AttachSession;
 use crate::attach::raw;
 
-/// Bytes of unacknowledged output. Enough for 10 MB/s at 100 ms, and little enough that Ctrl-C
-/// takes effect at once.
+/// Bytes of output that the agent sends without an acknowledgement. Enough for 10 MB/s at a round
+/// trip of 100 ms, and little enough that Ctrl-C takes effect at once.
 const CREDIT: u32 = 1024 * 1024;
-/// Bytes of output between acknowledgements: eight per credit.
+/// Bytes of output after which an acknowledgement is sent: one eighth of the credit.
 const ACK_EVERY: u64 = CREDIT as u64 / 8;
 
 impl AttachSession {
@@ -39,7 +40,8 @@ impl AttachSession {
         AttachRequest { request: Some(request) }
     }
 
-    /// Opens a stream. `wakes` is set only for an explicit request of the user.
+    /// Opens a stream at the current position. `wakes` allows it to wake the workspace, and is set
+    /// only for an explicit request of the user.
     pub(super) fn open(&mut self, wakes: bool) {
         let from = match self.screen.position() {
             Some((epoch, offset)) => from::From::Position(Position { epoch, offset }),

@@ -1,6 +1,6 @@
-//! Handles a workspace that falls asleep during a session. The session reports the sleep, discards
-//! input meant for the ended terminal, and wakes the workspace only on a key press. Automatic
-//! retries never wake it.
+//! Handles a workspace that falls asleep during a session. The session notifies the user, discards
+//! input for the ended programs, and wakes the workspace only when the user presses a key.
+//! Automatic retries never wake the workspace.
 
 use std::time::Duration;
 
@@ -26,17 +26,19 @@ use crate::{
 /// Longest wait for the control plane to report the workspace's state. After that the end of the
 /// terminal counts as an ordinary exit.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Leaves a sleeping session, besides the detach key. No program runs that Ctrl-C could interrupt.
+/// Ctrl-C leaves the session while the workspace is asleep, because there is no program to
+/// interrupt.
 const CTRL_C: u8 = 3;
 
-/// A lookup of the workspace; `None`: the control plane did not answer in time.
+/// Pending lookup of the workspace. Yields `None` if the control plane does not answer in time.
 pub(super) type WorkspaceLookup = LocalBoxFuture<'static, Option<Result<Workspace, CommandFailure>>>;
 
-/// Whether the workspace of this session sleeps.
+/// Whether the workspace of this session is asleep.
 #[derive(Debug)]
 pub(super) enum SleepOverlay {
     Awake,
-    /// The terminal ended with this exit, or the stream broke; the workspace is being looked up.
+    /// The workspace is being looked up, because the terminal ended with this exit, or because the
+    /// stream ended (`None`).
     Checking(Option<Exit>),
     Asleep,
     /// A key press requested a wake. Holds the number of bytes typed and discarded since.
@@ -44,8 +46,8 @@ pub(super) enum SleepOverlay {
 }
 
 impl SleepOverlay {
-    /// Whether a new stream may wake the workspace. The first attach may, and so may a key press; a
-    /// reconnect may not.
+    /// Returns whether a new stream may wake the workspace. The first stream may, and a stream
+    /// after a key press. An automatic reconnect may not.
     pub(super) fn may_wake(&self, has_started: bool) -> bool {
         match self {
             Self::Waking(_) => true,
@@ -69,7 +71,8 @@ pub(super) fn look_up(client: &Client, id: &str) -> WorkspaceLookup {
 }
 
 impl AttachSession {
-    /// Looks the workspace up after the stream or the terminal ended: the workspace may be asleep.
+    /// Looks up the workspace after the stream or the terminal ended, because the workspace may be
+    /// asleep.
     pub(super) fn start_lookup(&mut self, exit: Option<Exit>) {
         self.outbox.pause();
         self.connection.park();
@@ -77,7 +80,8 @@ impl AttachSession {
         self.lookup = look_up(&self.client, &self.workspace.id);
     }
 
-    /// Handles the result of the lookup.
+    /// Continues after the lookup: shows that the workspace is asleep, ends the session, or
+    /// reconnects.
     pub(super) fn finish_lookup(
         &mut self,
         seen: Option<Result<Workspace, CommandFailure>>,
@@ -106,7 +110,7 @@ impl AttachSession {
         self.screen.message(&asleep_message(workspace, dropped, &self.key));
     }
 
-    /// Handles input while the workspace sleeps or wakes. None of it reaches the next shell.
+    /// Handles input while the workspace is asleep or wakes. No such input reaches the next shell.
     pub(super) fn handle_input_asleep(&mut self, piece: &ClassifiedInput) {
         match (key_action(piece), &mut self.sleep_overlay) {
             (KeyAction::Leave, _) => self.leave(AttachEnd::LeftAsleep),
@@ -114,7 +118,7 @@ impl AttachSession {
             (KeyAction::Wake, SleepOverlay::Asleep) => {
                 self.sleep_overlay = SleepOverlay::Waking(0);
                 self.notifications = notifications::wake_progress(&self.client, &self.workspace.id);
-                // The old shell has ended for good; its output is shown as a screen snapshot.
+                // The old shell has ended, and the new stream begins with a screen snapshot.
                 self.screen.reset_position();
                 self.from_oldest = false;
                 self.open(true);
@@ -123,7 +127,8 @@ impl AttachSession {
         }
     }
 
-    /// Reports that the terminal is back after a wake.
+    /// Notifies the user that the terminal is back after a wake. `dropped` is the number of bytes
+    /// that were typed meanwhile and discarded.
     pub(super) fn report_awake(&mut self, dropped: usize) {
         let name = &self.workspace.name;
         let typed = match dropped {
@@ -135,7 +140,7 @@ impl AttachSession {
     }
 }
 
-/// Whether the workspace sleeps or is about to, so that only a request wakes it.
+/// Returns whether the workspace is asleep or falling asleep, so that only a request wakes it.
 fn sleeps(workspace: &Workspace) -> bool {
     match workspace.state() {
         State::FallingAsleep | State::Asleep | State::Archiving | State::Archived => !workspace.deleted,
@@ -160,7 +165,7 @@ fn key_action((kind, data): &ClassifiedInput) -> KeyAction {
 
 fn asleep_message(workspace: &Workspace, dropped: usize, key: &DetachKey) -> String {
     let what = match workspace.state() {
-        State::FallingAsleep => "falls asleep",
+        State::FallingAsleep => "is falling asleep",
         State::Archiving | State::Archived => "fell asleep and is archived",
         _ => "fell asleep",
     };
@@ -197,13 +202,14 @@ mod tests {
         let key: DetachKey = "ctrl-]".parse().expect("a key");
         assert_eq!(
             asleep_message(&at(State::Asleep), 0, &key),
-            "demo fell asleep: idle for its whole timeout. Press a key to wake it, Ctrl-] or Ctrl-C to leave"
+            "demo fell asleep: idle for the whole idle timeout. \
+             Press a key to wake it, Ctrl-] or Ctrl-C to leave"
         );
         let said = asleep_message(&at(State::FallingAsleep), 12, &DetachKey(None));
         assert_eq!(
             said,
-            "demo falls asleep: idle for its whole timeout. The last 12 bytes typed were discarded. \
-             Press a key to wake it, Ctrl-C to leave"
+            "demo is falling asleep: idle for the whole idle timeout. \
+             The last 12 bytes typed were discarded. Press a key to wake it, Ctrl-C to leave"
         );
     }
 

@@ -1,5 +1,5 @@
-//! Measures how long decisions take, in sweeps over all workspaces of a full control plane. Nothing
-//! changes between two sweeps, which is the usual case.
+//! Measures how long decisions take. A sweep decides once for each workspace of a full control
+//! plane. Nothing changes between two sweeps, as in the usual case.
 
 use std::{
     hint::black_box,
@@ -16,12 +16,12 @@ use podling_core::{
     workspace::{DesiredState, Spec},
 };
 
-/// Most workspaces of one control plane.
+/// Number of workspaces: the limit of one control plane.
 const WORKSPACES: u64 = 10_000;
 const SWEEPS: u32 = 50;
 const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
-/// Prints the mean time of a decision and the slowest sweep.
+/// Prints the mean time of a decision and the time of the slowest sweep.
 pub(crate) fn run() {
     let all: Vec<_> = (0..WORKSPACES).map(workspace).collect();
     let mut slowest = Duration::ZERO;
@@ -41,7 +41,8 @@ pub(crate) fn run() {
     );
 }
 
-/// Half of the workspaces are awake and idle. The others are asleep, queued or archived.
+/// Builds the workspace with index `n`. Half of the workspaces are awake and idle. The others are
+/// asleep, queued or archived.
 fn workspace(n: u64) -> (Spec, Status, Observed) {
     let spec = Spec {
         id: WorkspaceId::from_bits(n),

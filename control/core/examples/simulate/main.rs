@@ -1,4 +1,4 @@
-//! `cargo xtask simulate`: repeats one run of the simulation and prints its coverage, or the log up to
+//! `cargo xtask simulate`: repeats one run of the simulation. Prints its coverage, or the log up to
 //! the broken law. `--record` writes a trace for the replay against a real control plane. `--bench`
 //! measures how long decisions take.
 

@@ -9,7 +9,7 @@ use crate::{
     workspace::{DesiredState, Spec},
 };
 
-/// The action that is due, if any.
+/// Returns the action that the status asks for now.
 pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed) -> Option<Action> {
     let epoch = status.epoch;
     let connected = observed.connected == Some(epoch);
@@ -53,16 +53,17 @@ pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed) -> Option<Ac
     }
 }
 
-/// Due when the allocated resources differ from the actual ones, as far as those are known.
+/// Returns a resize unless the agent is known to have the allocated resources.
 fn resize(status: &Status, observed: &Observed) -> Option<Action> {
     let (epoch, resources) = (status.epoch, status.allocated?);
     let is_actual = observed.actual == Some((epoch, resources)) || mutant::is(Mutant::NeverResizes);
     (!is_actual && observed.processes.lives(epoch)).then_some(Action::Resize { epoch, resources })
 }
 
-/// Due when the retention of the oldest archive is over. Only observed time counts.
+/// Returns the removal of the oldest archive if its retention is over in observed time, or if there
+/// are more than [`MAX_ARCHIVES`].
 fn expire(spec: &Spec, status: &Status, observed: &Observed) -> Option<Action> {
-    // A pending request restores the workspace from this archive.
+    // A pending request needs this archive to restore the workspace.
     let is_requested =
         spec.desired_state == DesiredState::Awake && spec.request_seq > status.observed_request;
     if status.phase == Phase::Archived && is_requested {
@@ -74,14 +75,15 @@ fn expire(spec: &Spec, status: &Status, observed: &Observed) -> Option<Action> {
     over.then_some(Action::Expire(expires.generation))
 }
 
-/// The archive that expires first. The archive of the storage's present content is exempt, because
-/// the storage may be about to be removed on the strength of it.
+/// Returns the oldest archive, which is the next to expire. Returns `None` if that archive holds
+/// the content of the present storage, because the storage is removed only while the archive
+/// exists.
 pub(super) fn oldest(status: &Status) -> Option<&Archive> {
     let needed = |archive: &&Archive| status.storage && archive.generation == status.storage_generation;
     status.archives.first().filter(|archive| !needed(archive))
 }
 
-/// The age of an archive in observed time.
+/// Returns the age of an archive in observed time.
 pub(super) fn age(archive: &Archive, observed: &Observed) -> std::time::Duration {
     observed.observed_time.saturating_sub(archive.observed_time)
 }

@@ -1,4 +1,4 @@
-//! Computes which step happens next by itself, and when.
+//! Computes the next step of a workspace that no event causes, and its time.
 
 use std::time::Duration;
 
@@ -14,14 +14,15 @@ use crate::{
 
 type Next = (Timestamp, NextStep);
 
-/// Time to decide again if no event comes before, and the step that is due then.
+/// Returns when to decide again if no event comes before, and the step that is due then.
 pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
     let by_itself =
         of_phase(spec, status, observed, now).into_iter().chain(expiry(spec, status, observed, now));
     by_itself.filter(|next| is_to_come(next, now)).min()
 }
 
-/// A step that is due and not done waits for an event. Deciding again sooner would not hasten it.
+/// Returns whether the step lies in the future. A step that is due and not done waits for an event,
+/// so deciding again earlier would not help.
 fn is_to_come(next: &Next, now: Timestamp) -> bool {
     next.0 > now
 }
@@ -71,13 +72,13 @@ fn of_phase(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -
     }
 }
 
-/// End of the pause after failed maintenance; `now` if there is none.
+/// Returns the end of the pause after failed maintenance, or `now` if there is no pause.
 fn retry(status: &Status, now: Timestamp) -> Timestamp {
     let until = status.maintenance_retry.not_before;
     if backoff::is_pending(until, now) { until } else { now }
 }
 
-/// When each cause puts an awake workspace to sleep if nothing else happens.
+/// Returns for each cause when it puts an awake workspace to sleep, if no event comes before.
 fn sleeps(
     spec: &Spec,
     status: &Status,
@@ -102,14 +103,14 @@ fn sleeps(
     [idle, max_awake, is_requested.then_some((soonest, SleepCause::Requested))]
 }
 
-/// Time until which an agent that has just declined to sleep is not asked again.
+/// Returns the end of the pause after a prepare or commit that was declined or failed.
 fn declined_until(observed: &Observed, now: Timestamp) -> Option<Timestamp> {
     let action = observed.last_failure.as_ref()?.action;
     matches!(action, Action::Prepare { .. } | Action::Commit(_))
         .then(|| backoff::of(action, observed, now))?
 }
 
-/// When the workspace falls asleep, if its users are to be warned now.
+/// Returns when and why the workspace falls asleep, if its users must be warned now.
 pub(super) fn warning(
     spec: &Spec,
     status: &Status,
@@ -122,7 +123,7 @@ pub(super) fn warning(
     (at.since(now) <= spec.policy.warned_before()).then_some((at, cause))
 }
 
-/// When the retention of the oldest archive is over.
+/// Returns when the retention of the oldest archive is over.
 fn expiry(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
     let age = action::age(action::oldest(status)?, observed);
     let left = spec.policy.keep_archives.saturating_sub(age);

@@ -1,5 +1,5 @@
-//! The transitions of the state machine: each is one function that returns the new status if the
-//! transition applies.
+//! The transitions of the state machine. Each is a function that returns the new status, or `None`
+//! if the transition does not apply.
 
 mod serving;
 mod sleeping;
@@ -14,7 +14,7 @@ use crate::{
     workspace::{DesiredState, Spec},
 };
 
-/// Arguments of every transition.
+/// The arguments of every transition.
 #[derive(Clone, Copy)]
 struct Input<'a> {
     spec: &'a Spec,
@@ -23,7 +23,7 @@ struct Input<'a> {
     now: Timestamp,
 }
 
-/// Follows the first transition that applies.
+/// Returns the status after the first transition that applies, or `None` if none applies.
 pub(super) fn follow(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Status> {
     let input = Input { spec, status, observed, now };
     let first = storage::sync_archives(input).or_else(|| input.discard());
@@ -80,7 +80,7 @@ pub(super) fn follow(spec: &Spec, status: &Status, observed: &Observed, now: Tim
 }
 
 impl Input<'_> {
-    /// The workspace is to be removed with its files and archives.
+    /// Applies when a request discards the workspace with its files and archives.
     fn discard(self) -> Option<Status> {
         (self.spec.desired_state == DesiredState::Discarded && self.status.phase != Phase::Deleting)
             .then(|| self.to(Phase::Deleting, StateReason::DiscardRequested))
@@ -94,12 +94,12 @@ impl Input<'_> {
         self.observed.processes.lives(self.status.epoch)
     }
 
-    /// Whether the present agent has reported use.
+    /// Returns whether the agent of the present epoch has reported use.
     fn was_used(self) -> bool {
         self.observed.used_by == Some(self.status.epoch)
     }
 
-    /// Whether a request to wake has not been acted on yet.
+    /// Returns whether a request to wake is pending. During a shutdown none is.
     fn is_requested(self) -> bool {
         self.spec.desired_state == DesiredState::Awake
             && self.spec.request_seq > self.status.observed_request
@@ -115,7 +115,7 @@ impl Input<'_> {
         self.to(phase, self.status.reason.clone())
     }
 
-    /// Enters the pause after `counted` failures in a row, and counts one more failure.
+    /// Enters the pause after `counted` failures in a row, and adds one to the status's failures.
     fn fail(self, reason: StateReason, counted: u32) -> Status {
         let not_before = self.now.plus(backoff::after(counted));
         let mut next = self.to(Phase::Pending { not_before }, reason);

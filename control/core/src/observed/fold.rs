@@ -6,15 +6,16 @@ use super::{Achieved, ActionFailure, AgentEnd, Failure, Observed, PrepareState, 
 use crate::{decide::Action, time::Timestamp, workspace::Epoch};
 
 impl Observed {
-    /// Observations of a workspace that was just created: nothing can run under an id that was
-    /// never used.
+    /// Creates the observations of a new workspace. No process can run under an id that was never
+    /// used.
     pub fn of_new() -> Self {
         Self { processes: Processes::None, ..Self::default() }
     }
 
-    /// Applies the backend's first list of running agents. If the ordered agent (`epoch`) is
-    /// missing, it has ended or was never started; either way its epoch is used up. An agent whose
-    /// end was reported does not run, whatever the list says.
+    /// Applies the backend's first list of running agents. Later lists are ignored. If the agent of
+    /// `epoch`, the last start, is missing, it has ended or was never started. In both cases its
+    /// epoch is used up. An agent whose end was reported does not run, even if the list contains
+    /// it.
     pub fn listed(&mut self, mut living: BTreeSet<Epoch>, epoch: Epoch) {
         if self.processes != Processes::Unseen {
             return;
@@ -25,19 +26,19 @@ impl Observed {
         let known = self.ended.as_ref().is_some_and(|ended| ended.epoch == epoch);
         if !living.contains(&epoch) && !known {
             self.ended =
-                Some(AgentEnd { epoch, detail: "it was gone when the control plane started".into() });
+                Some(AgentEnd { epoch, detail: "not running when the control plane started".into() });
         }
         self.processes = Processes::Some(living);
     }
 
-    /// Records that an action was ordered: from here on it may have happened.
+    /// Records that an action was ordered. From then on its effects may have happened.
     pub fn ordered(&mut self, action: Action) {
         match action {
             Action::Start(_) => {
                 self.processes = Processes::Some(BTreeSet::new());
                 self.silence = Duration::ZERO;
                 self.waits = None;
-                // From here on there is storage again.
+                // A start creates the storage again.
                 self.removed = false;
             }
             Action::Prepare { epoch, .. } => {
@@ -73,7 +74,7 @@ impl Observed {
         }
         match action {
             Action::Start(epoch) => {
-                // The end may be reported before the start.
+                // The end of an agent may be reported before the result of its start.
                 let ended = self.ended.as_ref().is_some_and(|ended| ended.epoch == epoch);
                 if let (Processes::Some(agents), false) = (&mut self.processes, ended) {
                     agents.insert(epoch);
@@ -85,7 +86,7 @@ impl Observed {
             Action::Resize { epoch, resources } => self.actual = Some((epoch, resources)),
             Action::Archive(_) => {
                 if let Achieved::Archived(archive) = achieved {
-                    // A generation that was removed before exists again.
+                    // An earlier archive of this generation may have been removed. It exists again.
                     self.expired.remove(&archive.generation);
                     self.archived = Some(archive);
                 }
@@ -124,29 +125,29 @@ impl Observed {
             Some(ActionFailure { action, failures: before.saturating_add(1), at: now, failure });
     }
 
-    /// Records that the agent of this epoch was claimed or sent a heartbeat.
+    /// Records a heartbeat of the claimed agent, which runs in this epoch.
     pub fn heartbeat(&mut self, epoch: Epoch) {
         self.connected = Some(epoch);
         self.silence = Duration::ZERO;
     }
 
-    /// Records that the connection to the agent is lost, so its last report no longer holds (law
-    /// 4).
+    /// Records that the connection to the agent is lost. The last report is discarded, because
+    /// unknown activity never counts as idle.
     pub fn disconnected(&mut self) {
         self.connected = None;
         self.sleep_request = None;
         self.used = Used::Unknown;
     }
 
-    /// Records whether the connected agent reports the workspace in use.
+    /// Records whether the connected agent reports the workspace as used.
     pub fn use_reported(&mut self, used: Used) {
         self.used = used;
         if used == Used::Yes {
             self.used_by = self.connected;
             self.sleep_request = None;
         }
-        // The agent declined because of a use that it now reports. Once that use is over, it may be
-        // asked again.
+        // The agent declined to prepare because of this use. Once the use is over, the agent may be
+        // asked again without a pause.
         if used == Used::Yes
             && matches!(self.last_failure, Some(ActionFailure { action: Action::Prepare { .. }, .. }))
         {

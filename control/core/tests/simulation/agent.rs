@@ -1,5 +1,5 @@
-//! Model of an agent as `proto/podling/control/v1/agents.proto` describes it: how it counts idle
-//! time, and how it holds input while it is prepared to sleep.
+//! Model of an agent, as `proto/podling/control/v1/agents.proto` describes it. It counts idle time,
+//! and holds input while it is prepared to sleep.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -7,12 +7,12 @@ use podling_core::{observed::Used, status::Urgency};
 
 use super::workspace::{Agent, AgentMessage, AgentStream, ControlMessage};
 
-/// One heartbeat of this many reports unknown use.
+/// Every eighth heartbeat reports unknown use.
 const UNKNOWN_EVERY: u64 = 8;
 /// Milliseconds between two heartbeats.
 const HEARTBEAT_INTERVAL: u64 = 15_000;
-/// Longest interval in milliseconds that counts as idle time. After a longer one the agent or the
-/// connection was suspended.
+/// Longest interval between two acknowledged heartbeats that counts as idle time, in milliseconds.
+/// A longer one means that the agent or the connection was suspended.
 const LONGEST_COUNTED_INTERVAL: u64 = 25_000;
 /// Longest time in milliseconds that input is held.
 const HOLD_LIMIT: u64 = 10_000;
@@ -28,7 +28,7 @@ impl Agent {
             stream: None,
             idle_timeout: Duration::MAX,
             idle: Duration::ZERO,
-            // Not used yet.
+            // A new agent has not been used.
             used_at: now.saturating_sub(ACTIVE_FOR),
             busy_until: 0,
             unacknowledged: VecDeque::new(),
@@ -44,7 +44,7 @@ impl Agent {
         }
     }
 
-    /// Whether the agent serves a user.
+    /// Returns whether the agent is claimed and serves a user.
     pub(crate) fn serves(&self) -> bool {
         self.claimed && !self.maintenance
     }
@@ -61,7 +61,7 @@ impl Agent {
         self.next_heartbeat = now;
     }
 
-    /// Receives a keystroke. Returns whether it reached a program.
+    /// Receives a keystroke. Returns whether the keystroke reached a program.
     pub(crate) fn accept_keystroke(&mut self, now: u64) -> bool {
         if self.suspended_until > now || self.committed || !self.serves() {
             return false;
@@ -83,7 +83,7 @@ impl Agent {
         }
     }
 
-    /// Sends the heartbeats and ends the hold that are due by `now`.
+    /// Ends an expired hold and sends the heartbeat that is due by `now`.
     pub(crate) fn advance_to(&mut self, now: u64) {
         if self.suspended_until > now {
             return;
@@ -130,7 +130,7 @@ impl Agent {
         });
     }
 
-    /// Handles a message of the control plane. Returns `false` if the agent ends.
+    /// Handles a message of the control plane. Returns `false` if the agent ends because of it.
     pub(crate) fn receive(&mut self, message: ControlMessage, now: u64) -> bool {
         let (order, result) = match message {
             ControlMessage::Claim { idle_timeout } => {

@@ -1,11 +1,11 @@
-//! Checks that the simulation still gives the traces in `tests/stories/traces`, which are replayed
-//! against a real control plane.
+//! Checks that the simulation still produces the traces in `tests/stories/traces`. The story
+//! `replay` repeats those traces against a real control plane.
 
 use std::{collections::BTreeMap, fs};
 
 use super::sim::{record, traces};
 
-/// Lines that the committed traces contain between them, so that the replay covers each.
+/// Texts of which each occurs in at least one committed trace, so that the replay covers it.
 const REPLAYED: [&str; 33] = [
     "> up --quota-awake",
     "> up --capacity-awake",

@@ -1,4 +1,4 @@
-//! Memory of the control plane, as `control/src/driver` has it. A crash loses all of it.
+//! Model of the memory that `control/src/driver` has. A crash of the control plane loses all of it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,14 +14,14 @@ use podling_core::{
     workspace::{Epoch, Resources, Spec},
 };
 
-/// Stored record of one workspace.
+/// The record of one workspace in the model store.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct StoredRecord {
     pub(crate) spec: Spec,
     pub(crate) status: Status,
 }
 
-/// The persistent store: crashes of the control plane and the machine do not change it.
+/// The persisted records. Crashes of the control plane and of the machine do not change them.
 #[derive(Debug, Default)]
 pub(crate) struct Store {
     pub(crate) records: BTreeMap<usize, Rc<StoredRecord>>,
@@ -42,7 +42,8 @@ pub(crate) struct ControlPlane {
     pub(crate) writing: Option<BTreeMap<usize, StoreWrite>>,
     pub(crate) observed_time: Duration,
     pub(crate) shutting_down: bool,
-    /// Suspended (SIGSTOP) until this time of the simulation's clock, milliseconds.
+    /// The control plane is suspended (SIGSTOP) until this time of the simulation's clock, in
+    /// milliseconds.
     pub(crate) suspended_until: u64,
     pub(crate) last_order: u64,
 }
@@ -54,19 +55,19 @@ pub(crate) struct WorkspaceEntry {
     pub(crate) queued_write: Option<Rc<StoredRecord>>,
     pub(crate) observed: Observed,
     pub(crate) in_flight: Option<InFlightAction>,
-    /// Epoch of the start that is about to be ordered and has its secret.
+    /// Epoch of the next start, while the control plane holds the secret for it.
     pub(crate) start_secret: Option<Epoch>,
-    /// Connections that said hello, by the epoch of their agent.
+    /// Connections whose hello arrived, by the epoch of their agent.
     pub(crate) hellos: BTreeMap<Epoch, u64>,
     pub(crate) claimed: Option<(Epoch, u64)>,
     /// Time without a heartbeat on the claimed stream.
     pub(crate) since_heartbeat: Duration,
-    /// When the next decision is due, milliseconds.
+    /// When the next decision is due, on the simulation's clock in milliseconds.
     pub(crate) decide_at: Option<u64>,
-    /// A request to wake has not been confirmed to its caller yet.
+    /// A request to wake is not durable yet, so its caller has no reply.
     pub(crate) wake_pending: bool,
-    // The fields below serve only the laws.
-    /// Idle time in the last heartbeat, while the connection has lasted since.
+    // Only the checks in `laws` use the fields below.
+    /// Idle time in the last heartbeat. `None` once the connection was lost since then.
     pub(crate) reported_idle: Option<Duration>,
     /// Epoch of the agent that last reported use.
     pub(crate) used_by: Option<Epoch>,
@@ -80,7 +81,7 @@ pub(crate) struct WorkspaceEntry {
     pub(crate) last_completed: Option<Action>,
 }
 
-/// An action that was ordered and has not been completed.
+/// An action that was ordered and whose result has not been received.
 #[derive(Debug)]
 pub(crate) struct InFlightAction {
     pub(crate) action: Action,
@@ -88,7 +89,7 @@ pub(crate) struct InFlightAction {
     pub(crate) phase: Phase,
     pub(crate) deadline: u64,
     pub(crate) generation: u64,
-    /// The result, until the control plane receives it.
+    /// The result, from the end of the action until the control plane receives it.
     pub(crate) result: Option<Result<Achieved, Failure>>,
 }
 
@@ -116,7 +117,7 @@ impl WorkspaceEntry {
         }
     }
 
-    /// Whether the present record is durable.
+    /// Returns whether the present record is durable.
     pub(crate) fn is_settled(&self) -> bool {
         self.durable.as_ref().is_some_and(|durable| Rc::ptr_eq(durable, &self.record))
     }
@@ -150,7 +151,7 @@ impl WorkspaceEntry {
         self.reported_idle = None;
     }
 
-    /// Replaces the spec, as a request does.
+    /// Replaces the spec, as an accepted request does.
     pub(crate) fn change(&mut self, spec: Spec) {
         self.record = Rc::new(StoredRecord { spec, status: self.record.status.clone() });
     }
@@ -161,14 +162,14 @@ impl WorkspaceEntry {
         QuotaRequest::of(spec, status, self.durable.as_ref().map(|durable| &durable.status), ending)
     }
 
-    /// Whether the workspace is queued for quota that it would use at once.
+    /// Returns whether the workspace waits for quota that it would use at once.
     fn waits(&self) -> bool {
         let would_use =
             matches!(self.phase(), Phase::Queued | Phase::Pending { .. } | Phase::Starting | Phase::Awake);
         would_use && self.quota_request().is_some_and(|quota_request| quota_request.waits.is_some())
     }
 
-    /// Resources that the workspace holds of its owner's quota.
+    /// Returns the resources that the workspace holds of its owner's quota.
     pub(crate) fn has(&self) -> Option<Resources> {
         self.quota_request()?.has
     }
@@ -179,7 +180,7 @@ impl ControlPlane {
         self.entries.values().filter_map(WorkspaceEntry::quota_request)
     }
 
-    /// Indices of the queued workspaces that the quota admits.
+    /// Returns the indices of the waiting workspaces that the quotas admit.
     pub(crate) fn admitted(&self, quotas: &Quotas) -> BTreeSet<usize> {
         if !self.entries.values().any(WorkspaceEntry::waits) {
             return BTreeSet::new();
@@ -189,7 +190,7 @@ impl ControlPlane {
         self.entries.iter().filter(|(_, entry)| waits(entry)).map(|(w, _)| *w).collect()
     }
 
-    /// Position in the admission queue, from 1.
+    /// Returns the position of a workspace in the admission queue; 1 is next.
     pub(crate) fn queue_position(&self, w: usize, quotas: &Quotas) -> Option<usize> {
         let id = &self.entries.get(&w)?.record.spec.id;
         quota::admission_queue(self.quota_requests(), quotas).get(id).copied()

@@ -1,5 +1,5 @@
-//! Coverage of a run: crash points × actions × phases, and the transitions of the drawing in
-//! `decide.rs`.
+//! Coverage of a run: orders, results and crashes for each action and phase, and the transitions of
+//! the drawing in `decide.rs`.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -10,12 +10,12 @@ use podling_core::{
     status::{MaintenanceStage, Phase, Urgency},
 };
 
-/// Names of all actions.
+/// The names of all actions.
 const ACTIONS: [&str; 11] = [
     "Start", "Prepare", "Commit", "Cancel", "Resize", "Stop", "Archive", "Restore", "Remove", "Expire",
     "Forget",
 ];
-/// Names of all transitions of the drawing in `decide.rs`.
+/// The names of all transitions of the drawing in `decide.rs`.
 const TRANSITIONS: [&str; 39] = [
     "admit",
     "start",
@@ -63,12 +63,12 @@ struct ActionCounts {
     ordered: u64,
     done: u64,
     failed: u64,
-    /// Crashes of the control plane before the action happened, before its result was received, and
-    /// before the status after it was durable.
+    /// Crashes of the control plane: before the action happened, between the action and the receipt
+    /// of its result, and between the receipt and the next durable status.
     crashed: [u64; 3],
 }
 
-/// Counts of actions, crashes and transitions.
+/// Counts of orders, results, crashes and transitions.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Coverage {
     points: BTreeMap<(&'static str, &'static str), ActionCounts>,
@@ -108,12 +108,13 @@ impl Coverage {
         }
     }
 
-    /// Whether this transition was followed.
+    /// Returns whether this transition was followed.
     pub(crate) fn took(&self, transition: &str) -> bool {
         self.transitions.contains_key(transition)
     }
 
-    /// Lists the actions, crashes around an action and transitions that never occurred.
+    /// Lists actions that were never done, actions without a crash before or after them, and
+    /// transitions that were never followed.
     pub(crate) fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
         for action in ACTIONS {
@@ -122,8 +123,8 @@ impl Coverage {
             if points().all(|point| point.done == 0) {
                 missing.push(format!("{action} was never done"));
             }
-            // One write removes a record, so that no crash is possible between the action and the
-            // status after it.
+            // One write both removes the record and completes `Forget`. No crash is possible in
+            // between.
             let crashes = if action == "Forget" { 1 } else { 2 };
             for (i, when) in ["before", "after"].iter().enumerate().take(crashes) {
                 let after = |point: &ActionCounts| {
@@ -209,8 +210,8 @@ fn phase_name(phase: Phase) -> &'static str {
     }
 }
 
-/// Returns the name of a transition as in the drawing. The reason distinguishes transitions between
-/// the same phases.
+/// Returns the name that the drawing gives to a transition. The reason distinguishes transitions
+/// between the same phases.
 fn transition_name(followed: &FollowedTransition) -> &'static str {
     use podling_core::status::MaintenanceTask::{Archive, Restore};
     let running = MaintenanceStage::Running;

@@ -1,5 +1,5 @@
-//! The driver, as `control/src/driver/advance.rs` implements it: decides, waits until the status is
-//! durable, and orders the action.
+//! Model of the driver, as `control/src/driver/advance.rs` implements it. It decides, waits until
+//! the status is durable, and orders the action.
 
 use std::{rc::Rc, time::Duration};
 
@@ -22,7 +22,8 @@ const ANSWER_LIMIT: u64 = 15_000;
 const SHORTEST_WAIT: u64 = 10;
 
 impl Simulation {
-    /// Decides for one workspace, then orders or cancels an action or queues the status for writing.
+    /// Decides for one workspace. Then orders or cancels an action, or queues the record for
+    /// writing.
     pub(crate) fn advance(&mut self, w: usize) {
         let (now, clock, quotas) = (self.now(), self.clock, self.quotas);
         let decision = loop {
@@ -50,7 +51,8 @@ impl Simulation {
                 format!("a second decision differs from the first: {decision:?} {again:?}")
             });
             self.check_transitions(w, &before, &followed);
-            // A workspace that has just joined the admission queue is decided again with its position.
+            // A workspace that has just joined the admission queue may be admitted at once, so it
+            // is decided again.
             let joined = before.status.phase != Phase::Queued && decision.status.phase == Phase::Queued;
             if !self.match_sessions(w) && !joined {
                 break decision;
@@ -70,7 +72,7 @@ impl Simulation {
                     | Action::Archive(_)
                     | Action::Restore(_)
             );
-            // A start is cancelled only for another action, so that a slow start can wait.
+            // A start is cancelled only if another action is due, so that a slow start can wait.
             let unwanted_start = matches!(in_flight.action, Action::Start(_)) && decision.action.is_some();
             (cancellable || unwanted_start)
                 && in_flight.result.is_none()
@@ -125,7 +127,8 @@ impl Simulation {
         if let Action::Start(epoch) = action
             && entry.start_secret.take() != Some(epoch)
         {
-            // An earlier control plane decided this start. Its secret is lost, so the epoch is used up.
+            // An earlier control plane decided this start, and its secret is lost. The epoch is
+            // therefore used up.
             entry.observed.ended =
                 Some(AgentEnd { epoch, detail: "the secret of the start was lost".into() });
             return self.advance(w);
@@ -170,7 +173,7 @@ impl Simulation {
 
     fn cancel(&mut self, w: usize) {
         let failure = Failure::Failed("cancelled".into());
-        // The action may have happened before it was cancelled.
+        // An action may happen although it is cancelled.
         if self.rng.per_mille(300) {
             self.execute(w);
         }
@@ -184,7 +187,7 @@ impl Simulation {
         }
     }
 
-    /// The control plane receives the result of the action in flight.
+    /// Delivers the result of the action in flight to the control plane.
     pub(crate) fn complete_action(&mut self, w: usize) {
         let now = self.now();
         let Some(entry) = self.running_control().and_then(|control| control.entries.get_mut(&w)) else {
@@ -222,7 +225,7 @@ impl Simulation {
         self.advance(w);
     }
 
-    /// Advances the observed time by `gap`, and decides what is due.
+    /// Adds `gap` to the observed time, and decides for the workspaces for which a decision is due.
     pub(crate) fn tick(&mut self, gap: Duration) {
         /// Three and a half heartbeat intervals.
         const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(53);
@@ -235,7 +238,7 @@ impl Simulation {
             if entry.claimed.is_some() {
                 entry.since_heartbeat += gap;
                 if entry.since_heartbeat >= HEARTBEAT_TIMEOUT {
-                    // The stream stays claimed, so that the next heartbeat connects the agent again.
+                    // The stream stays claimed. The next heartbeat on it connects the agent again.
                     entry.observed.disconnected();
                     entry.reported_idle = None;
                 }

@@ -1,5 +1,5 @@
-//! Effects of actions on the backend, maintenance agents and the backup store. Each action may fail
-//! or happen in part.
+//! Effects of actions on the backend, on agents in maintenance mode and on the backup store. Each
+//! action may fail or happen in part.
 
 use podling_core::{
     archive::{Archive, ArchiveKey},
@@ -22,7 +22,7 @@ fn failed(why: &str) -> Outcome {
     Err(Failure::Failed(why.into()))
 }
 
-/// Maintenance task of an agent that is started in this phase.
+/// Returns the maintenance task of an agent that is started in this phase, if any.
 fn task(phase: Phase) -> Option<MaintenanceTask> {
     match phase {
         Phase::Maintenance { task, stage: MaintenanceStage::Starting } => Some(task),
@@ -31,7 +31,7 @@ fn task(phase: Phase) -> Option<MaintenanceTask> {
 }
 
 impl Simulation {
-    /// The backend reports that a start or a resize waits, or no longer waits.
+    /// Reports from the backend that the start or resize in flight waits, or no longer waits.
     pub(crate) fn report_wait(&mut self, w: usize) {
         let (waits, for_quota) = (self.rng.per_mille(700), self.rng.per_mille(500));
         let entry = self.control.as_mut().and_then(|control| control.entries.get_mut(&w));
@@ -47,7 +47,7 @@ impl Simulation {
         }
     }
 
-    /// Carries out the action in flight and stores its result.
+    /// Performs the action in flight and stores its result.
     pub(crate) fn execute(&mut self, w: usize) {
         let Some(control) = &self.control else { return };
         let Some(entry) = control.entries.get(&w) else { return };
@@ -57,7 +57,7 @@ impl Simulation {
         let (action, phase, generation) = (in_flight.action, in_flight.phase, in_flight.generation);
         let Some(durable) = entry.durable.clone() else { return };
         let result = match action {
-            // The agent answers the first three, and the store the last.
+            // The agent answers prepare, commit and cancel. The store completes forget.
             Action::Prepare { .. } | Action::Commit(_) | Action::Cancel(_) | Action::Forget => return,
             Action::Start(epoch) => self.start(w, epoch, task(phase)),
             Action::Resize { epoch, resources } => self.resize(w, epoch, resources),
@@ -142,7 +142,8 @@ impl Simulation {
         Ok(Achieved::Done)
     }
 
-    /// Whether a maintenance agent of this epoch is claimed and not suspended.
+    /// Returns whether an agent of this epoch runs in maintenance mode, is claimed and is not
+    /// suspended.
     fn maintenance_agent_responds(&mut self, w: usize, epoch: Epoch) -> bool {
         let clock = self.clock;
         self.agent(w, epoch)
@@ -168,7 +169,8 @@ impl Simulation {
         Ok(Achieved::Archived(Box::new(archive)))
     }
 
-    /// Removes archives that are in no record from the backup store, unless the store fails.
+    /// Removes the workspace's archives that are not in its record from the backup store. Does
+    /// nothing if the backup store fails.
     fn remove_unknown_archives(&mut self, w: usize, known: &Status, new: Option<u64>) {
         if self.draw_fault() || self.backup_store_down {
             return;
@@ -199,7 +201,7 @@ impl Simulation {
         failed("archive is unreadable")
     }
 
-    /// Content of an archive in the backup store.
+    /// Returns the content of an archive in the backup store.
     pub(crate) fn archived_content(&self, key: &ArchiveKey) -> Option<u64> {
         let (w, generation) = key.0.split_once('/')?;
         self.workspaces.get(&w.parse().ok()?)?.stored_archives.get(&generation.parse().ok()?).copied()

@@ -1,4 +1,5 @@
-//! The laws, checked against the simulated workspaces and not against decisions of the core.
+//! The laws: invariants that hold in every run. They are checked against the simulated workspaces,
+//! and never against what the core has decided.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,8 +19,8 @@ use super::{
     workspace::Storage,
 };
 
-/// Difference in observed time from which the order of the admission queue is checked. A crash of
-/// the control plane may lose its last seconds of observed time.
+/// Least difference in observed time for which the order of the admission queue is checked. A crash
+/// of the control plane may lose the last seconds of observed time.
 const ORDER_TOLERANCE: Duration = Duration::from_secs(60);
 
 impl Simulation {
@@ -59,7 +60,7 @@ impl Simulation {
                     agent.is_none_or(|agent| agent.committed && agent.unsaved == 0)
                         || (!connected && (unheard || observed.shutting_down))
                         || entry.failed_commits >= COMMIT_TRIES
-                        // The agent declined a sleep that use does not prevent.
+                        // The agent declined a forced sleep, which use does not prevent.
                         || !wanted
                         || overdue
                 }
@@ -124,15 +125,15 @@ impl Simulation {
         }
     }
 
-    /// Checks that a workspace overtakes an earlier one only if the quota of the earlier one's owner is
-    /// used up.
+    /// Checks that a workspace overtakes an earlier one only if the owner of the earlier one has no
+    /// quota left.
     fn check_queue_order(&mut self, w: usize, before: &StoredRecord) {
         let Some(control) = &self.control else { return };
         let me = WorkspaceId::from_bits(w as u64);
         let joined = |w: &usize, status: &Status| {
             self.workspaces.get(w)?.evidence.queued_at_times.get(&status.queued_at?).copied()
         };
-        // A workspace without an entry joins the queue now.
+        // A workspace without recorded evidence joins the queue now.
         let mine = joined(&w, &before.status).unwrap_or(self.true_observed_time);
         let earlier: Vec<_> = control
             .entries
@@ -142,7 +143,8 @@ impl Simulation {
                     && joined(other, &entry.record.status).is_some_and(|then| then + ORDER_TOLERANCE < mine)
             })
             .collect();
-        // An earlier workspace is overtaken if it would fit without this one, but not beside it.
+        // An earlier workspace is overtaken if it would fit without the admitted one, but does not
+        // fit beside it.
         let held = |by: &dyn Fn(&Spec) -> bool, one: &Spec| {
             let holders = control.holders().filter(|holder| by(&holder.record.spec));
             holders.filter_map(WorkspaceEntry::has).chain([one.resources]).collect::<Vec<_>>()
@@ -196,7 +198,7 @@ impl Simulation {
         }
     }
 
-    /// Checks that the running workspaces, with this one, fit the quotas.
+    /// Checks that the running workspaces and the one that is started now fit the quotas.
     fn check_running_quota(&mut self, w: usize) {
         let mut all: Vec<(&str, Resources)> = Vec::new();
         for (other, workspace) in &self.workspaces {
@@ -217,7 +219,7 @@ impl Simulation {
         self.check(fits, || format!("w{w} is started over the quota: {all}"));
     }
 
-    /// Checks that the durable reservations fit the quotas.
+    /// Checks that the resources reserved in durable records fit the quotas.
     pub(crate) fn check_reserved_quota(&mut self) {
         let mut owners: BTreeMap<&str, Vec<Resources>> = BTreeMap::new();
         for record in self.store.records.values().filter(|record| record.status.phase.holds_quota()) {
@@ -264,7 +266,7 @@ impl Simulation {
         });
     }
 
-    /// Checks that the record is removed last.
+    /// Checks that the record is removed after the processes, the storage and the archives.
     pub(crate) fn check_record_removal(&mut self, w: usize) {
         let Some(workspace) = self.workspaces.get(&w) else { return };
         let (runs, storage) = (workspace.runs(), workspace.storage);

@@ -1,5 +1,5 @@
-//! Runs the simulation as a test: three million steps keep every law and follow every transition, and
-//! the laws detect every mutant.
+//! Runs the simulation as a test. In three million steps no law is broken and every transition is
+//! followed. With each mutant, a law is broken.
 
 mod committed;
 #[path = "sim.rs"]
@@ -8,11 +8,11 @@ mod sim;
 use podling_core::mutant::{ALL, Mutant};
 use sim::{Coverage, run};
 
-/// Number of seeds; each is an independent simulation.
+/// Number of seeds. Each gives an independent simulation.
 const SEEDS: u64 = 60;
-/// Steps per seed: three million in total.
+/// Number of steps for each seed; three million in total.
 const STEPS: u64 = 50_000;
-/// Steps, over all seeds, within which each mutant has to break a law.
+/// Number of steps, over all seeds, within which each mutant must break a law.
 const MUTANT_STEPS: u64 = 6_000_000;
 
 #[test]

@@ -8,8 +8,8 @@ use super::{
 };
 
 impl Simulation {
-    /// Matches sessions with running agents: claims the present agent and dismisses ended ones. Returns
-    /// whether an agent was claimed.
+    /// Matches sessions with running agents. Claims the agent of the present epoch, and dismisses
+    /// agents that do not run according to the backend. Returns whether an agent was claimed.
     pub(crate) fn match_sessions(&mut self, w: usize) -> bool {
         let true_observed_time = self.true_observed_time;
         let Some(entry) = self.control.as_mut().and_then(|control| control.entries.get_mut(&w)) else {
@@ -43,7 +43,7 @@ impl Simulation {
         claimed
     }
 
-    /// Sends the agent a claim with its changed policy.
+    /// Sends the claim again, because the policy has changed.
     pub(crate) fn resend_claim(&mut self, w: usize) {
         let entry = self.running_control().and_then(|control| control.entries.get(&w));
         let claim = entry.and_then(|entry| Some((entry.claimed?, entry.record.spec.policy.idle_timeout)));
@@ -54,7 +54,7 @@ impl Simulation {
         }
     }
 
-    /// The control plane receives the next message of an agent.
+    /// Delivers the next message of an agent to the control plane.
     pub(crate) fn receive_from_agent(&mut self, w: usize, epoch: u64) {
         let clock = self.clock;
         let true_observed_time = self.true_observed_time;
@@ -111,7 +111,7 @@ impl Simulation {
         self.advance(w);
     }
 
-    /// The agent receives the next message of the control plane.
+    /// Delivers the next message of the control plane to an agent.
     pub(crate) fn deliver_to_agent(&mut self, w: usize, epoch: u64) {
         let clock = self.clock;
         let Some(agent) = self.agent(w, epoch).filter(|agent| agent.suspended_until <= clock) else { return };
@@ -131,8 +131,8 @@ impl Simulation {
         self.workspaces.get_mut(&w)?.agents.get_mut(&epoch)
     }
 
-    /// Breaks a stream, which loses its undelivered messages. The control plane may notice only later,
-    /// by missing heartbeats.
+    /// Breaks a stream and loses its undelivered messages. The control plane may notice only later,
+    /// when heartbeats are overdue.
     pub(crate) fn break_stream(&mut self, w: usize, epoch: u64) {
         let Some(agent) = self.agent(w, epoch) else { return };
         let Some(connection) = agent.stream.as_ref().map(|stream| stream.connection) else { return };
@@ -148,7 +148,7 @@ impl Simulation {
         }
     }
 
-    /// Agents without a stream connect.
+    /// Connects every agent that has no stream.
     pub(crate) fn dial_agents(&mut self) {
         if self.running_control().is_none() {
             return;

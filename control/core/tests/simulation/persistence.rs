@@ -1,4 +1,4 @@
-//! The writer and the store, and crashes and starts of the control plane.
+//! Model of the store writer, and the crashes and starts of the control plane.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -13,8 +13,8 @@ use super::{
     simulation::Simulation,
 };
 
-/// A point at which the control plane crashes, as in the driver: before it orders the action of this
-/// name, or after the action completed and before the status after it is stored.
+/// A point at which the control plane crashes, as in the driver. The crash comes before the named
+/// action is ordered, or after its result arrived and before the status is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Failpoint {
     pub(crate) action: &'static str,
@@ -22,7 +22,7 @@ pub(crate) struct Failpoint {
 }
 
 impl Simulation {
-    /// The writer starts a batch, or completes or fails the batch that it started.
+    /// Starts a batch of the writer, or completes or fails the batch that is being written.
     pub(crate) fn write(&mut self) {
         let fails = self.draw_fault();
         let Some(control) = self.running_control() else { return };
@@ -30,7 +30,7 @@ impl Simulation {
             None if control.queue.is_empty() => {}
             None => control.writing = Some(std::mem::take(&mut control.queue)),
             Some(mut batch) if fails => {
-                // The driver fails the changes that wait behind a failed batch as well.
+                // The driver also fails the changes that are queued behind a failed batch.
                 batch.extend(std::mem::take(&mut control.queue));
                 self.log(|| format!("store write failed: {:?}", batch.keys().collect::<Vec<_>>()));
                 for (w, change) in batch {
@@ -124,7 +124,7 @@ impl Simulation {
         }
     }
 
-    /// Kills the control plane. An action or a write in flight may or may not happen.
+    /// Crashes the control plane. An action or a write in flight may still happen.
     pub(crate) fn kill_control(&mut self) {
         let Some(control) = &mut self.control else { return };
         let writing = control.writing.take();
@@ -160,7 +160,8 @@ impl Simulation {
         self.drop_control();
     }
 
-    /// Crashes the control plane if this is its failpoint. Nothing in flight happens then.
+    /// Crashes the control plane if this point is its failpoint. Actions and writes in flight do
+    /// not happen then. Returns whether it crashed.
     pub(crate) fn hits_failpoint(&mut self, action: Action, after: bool) -> bool {
         let here = Failpoint { action: action_name(action), after };
         if self.failpoint != Some(here) {
@@ -205,7 +206,7 @@ impl Simulation {
         }
     }
 
-    /// The backend reports which agents run.
+    /// Reports from the backend which agents of a workspace run.
     pub(crate) fn report_running_agents(&mut self, w: usize) {
         let Some(running) =
             self.workspaces.get(&w).map(|workspace| workspace.agents.keys().copied().collect())
@@ -222,7 +223,7 @@ impl Simulation {
         }
     }
 
-    /// The backend reports the end of an agent.
+    /// Reports from the backend that an agent ended.
     pub(crate) fn report_agent_end(&mut self, w: usize) {
         if self.running_control().is_none() {
             return;

@@ -1,5 +1,5 @@
-//! Quiescent states, in which nothing is due and no action is in flight. A trace describes them in
-//! terms that a replay can check from outside.
+//! Quiescence: no decision is due, and no action or write is in flight. A trace describes a
+//! quiescent state in terms that a replay can check from outside.
 
 use podling_core::{
     observed::{PrepareState, Processes},
@@ -14,12 +14,12 @@ use super::{
     workspace::{SimulatedWorkspace, Storage},
 };
 
-/// A policy time below this is about to expire.
+/// Policy durations below this value are short, so they are about to expire.
 pub(crate) const LONG_POLICY_TIME: std::time::Duration = std::time::Duration::from_secs(3000);
 
 impl Simulation {
-    /// Whether every workspace is quiescent. While the backup store is down, one failed archive or
-    /// restore is enough.
+    /// Returns whether every workspace is quiescent. While the backup store is down, a workspace
+    /// whose archive or restore has failed once is quiescent too.
     pub(crate) fn is_quiescent(&self) -> bool {
         let Some(control) = &self.control else { return false };
         let admitted = control.admitted(&self.quotas);
@@ -39,7 +39,7 @@ impl Simulation {
 }
 
 impl Recording {
-    /// Returns the state of a workspace as a line of a trace has it.
+    /// Returns the state of a workspace in the form of a line of a trace.
     pub(crate) fn describe(&self, w: usize) -> String {
         let control = self.sim.control.as_ref();
         let entry = control.and_then(|control| control.entries.get(&w));
@@ -64,7 +64,7 @@ impl Recording {
                 None => "storage=there".into(),
             },
         });
-        // From outside the generation is visible in the name of an archive.
+        // A replay can read the storage generation only from the label of an archive.
         words.push(format!("generation={}", status.storage_generation));
         let persist: Vec<String> = workspace.stored_archives.keys().map(u64::to_string).collect();
         let persist = if persist.is_empty() { "none".into() } else { persist.join(",") };

@@ -1,6 +1,6 @@
-//! Records a trace: a sequence of outside events, and the state of each workspace at every quiescent
-//! point. `tests/stories/replay.rs` repeats the events with a real `podling up` and compares the
-//! states. `tests/src/trace.rs` parses traces.
+//! Records a trace: outside events, and the state of each workspace at every quiescent point.
+//! `tests/stories/replay.rs` repeats the events with a real `podling up` and compares the states.
+//! `tests/src/trace.rs` parses traces.
 //!
 //! ```text
 //! # comment
@@ -8,9 +8,10 @@
 //! = workspace and its state, if that changed; alone: quiescent without a change
 //! ```
 //!
-//! Between two quiescent points only one workspace changes, and perhaps one that is admitted to its
-//! quota: concurrent changes have no fixed order on a real machine. Policy times are short or long;
-//! short ones expire at once in both runs.
+//! Between two quiescent points, one event changes one workspace. Another workspace changes only if
+//! it is admitted to the quota that was released. Further concurrent changes would have no fixed
+//! order on a real machine. Policy durations are either long, or so short that they expire at once
+//! in both runs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,34 +23,35 @@ use podling_core::quota::{Quota, Quotas};
 
 use super::{persistence::Failpoint, rng::Rng, simulation::Simulation};
 
-/// Random operations in one trace.
+/// Number of random operations in one trace.
 const OPERATIONS: usize = 12;
-/// Longest time until the simulation is quiescent: half an hour, in rounds of this many
-/// milliseconds.
+/// Longest time until the simulation is quiescent: half an hour, in rounds of
+/// [`QUIET_ROUND_MILLIS`].
 const QUIET_ROUNDS: u32 = 3600;
 const QUIET_ROUND_MILLIS: u64 = 500;
 
-/// State of a recording.
+/// A trace that is being recorded.
 #[derive(Debug)]
 pub(crate) struct Recording {
     pub(crate) sim: Simulation,
-    /// Generator of the operations. The simulation has its own, so that its draws do not change them.
+    /// Generator that draws the operations. The simulation has its own, so that its draws do not
+    /// change them.
     pub(crate) rng: Rng,
-    /// Number of each written file, by the content of the storage after the write.
+    /// Number of each written file, by the content of the storage after it was written.
     pub(crate) files: BTreeMap<u64, u64>,
-    /// Workspaces that the backup store failed for. The number of retries, and so the epoch, depends on
-    /// timing.
+    /// Workspaces for which the backup store failed. The number of retries depends on timing, and
+    /// so does the epoch.
     pub(crate) epoch_uncertain: BTreeSet<usize>,
     last_recorded: BTreeMap<usize, String>,
     lines: Vec<String>,
 }
 
-/// Directory of the traces for the replay.
+/// Returns the directory from which the replay reads traces.
 pub(crate) fn traces() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/stories/traces")
 }
 
-/// Returns the trace of this seed, or why it cannot be replayed.
+/// Returns the trace of this seed, or the reason why it cannot be replayed.
 pub(crate) fn record(seed: u64) -> Result<String, String> {
     let mut rng = Rng::new(seed);
     let with_owner_quota = rng.per_mille(500);
@@ -80,9 +82,10 @@ impl Recording {
         self.lines.push(format!("> {}", event.as_ref()));
     }
 
-    /// Fails if a law is broken or the trace cannot be replayed.
+    /// Fails if a law is broken, or if the trace cannot be replayed.
     fn check(&mut self) -> Result<(), String> {
-        // A workspace that is healthy for two minutes here is so for less time in the replay.
+        // A replay takes less time than the simulation. Failures that are forgotten here after two
+        // minutes would not be forgotten there.
         let healthy = self.sim.coverage.took("healthy");
         self.sim.check(!healthy, || "the trace takes too long for a replay: choose another seed".into());
         match self.sim.broken_law.take() {
@@ -95,8 +98,8 @@ impl Recording {
         }
     }
 
-    /// Runs until quiescent. A control plane that crashes at its failpoint is started again, perhaps
-    /// with another failpoint at one of these actions.
+    /// Runs until the simulation is quiescent. A control plane that crashes at its failpoint is
+    /// started again, sometimes with another failpoint at one of `next_actions`.
     pub(crate) fn run_until_quiescent(&mut self, next_actions: &[&'static str]) {
         for _ in 0..QUIET_ROUNDS {
             let failpoint = self.sim.failpoint;
@@ -117,7 +120,7 @@ impl Recording {
         self.sim.check(false, || "the simulation does not become quiescent".into());
     }
 
-    /// Runs until quiescent, then records the states that changed.
+    /// Runs until the simulation is quiescent, then records the states that changed.
     pub(crate) fn record_quiescent(&mut self, next_actions: &[&'static str]) {
         self.run_until_quiescent(next_actions);
         let before = self.lines.len();
@@ -154,7 +157,7 @@ impl Recording {
         Some(Failpoint { action, after: self.rng.per_mille(500) })
     }
 
-    /// Sets a policy time to a long value, or to one that expires at once.
+    /// Sets a policy duration to its long value, or to a short one that expires at once.
     pub(crate) fn set_policy(&mut self, w: usize, which: &str, short: bool) {
         let Some(entry) = self.sim.control.as_ref().and_then(|control| control.entries.get(&w)) else {
             return;

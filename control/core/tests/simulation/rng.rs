@@ -1,4 +1,4 @@
-//! Deterministic pseudo-random numbers: splitmix64.
+//! Deterministic pseudo-random numbers (splitmix64).
 
 #[derive(Debug)]
 pub(crate) struct Rng(u64);

@@ -1,9 +1,9 @@
 //! Deterministic simulation of the lifecycle, with many workspaces of several owners.
 //!
 //! The real parts are `decide`, the folding of events into observations, and the admission queue.
-//! Driver, store, agents, backend, backup store, connections, clocks and users are models. The laws
-//! hold whatever happens in whatever order. Once faults stop, every workspace reaches its desired
-//! state.
+//! Driver, store, agents, backend, backup store, connections, clocks and users are models. Events
+//! and faults come in random order. `laws` checks invariants, which hold at every step. Once faults
+//! stop, every workspace must reach its desired state.
 //!
 //! The same seed and number of steps give the same run on every machine.
 
@@ -29,12 +29,12 @@ use podling_core::mutant::{self, Mutant};
 pub(crate) use coverage::Coverage;
 pub(crate) use record::{record, traces};
 
-/// Steps between two phases without faults, in which the simulation has to converge.
+/// Number of steps with faults before the simulation has to converge without them.
 const EPISODE: u64 = 6000;
-/// Faults in a thousand draws, one rate per episode.
+/// Faults in a thousand draws, in successive episodes.
 const FAULT_RATES: [u64; 5] = [30, 150, 0, 80, 400];
 
-/// A law that was broken.
+/// A broken law, with the last lines of the log.
 #[derive(Debug)]
 pub(crate) struct BrokenLaw {
     pub(crate) seed: u64,
@@ -52,7 +52,7 @@ impl std::fmt::Display for BrokenLaw {
     }
 }
 
-/// Runs this many steps and adds their coverage.
+/// Runs this many steps and adds their coverage to `coverage`. Fails at the first broken law.
 pub(crate) fn run(
     seed: u64,
     steps: u64,

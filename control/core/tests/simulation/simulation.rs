@@ -18,22 +18,23 @@ use super::{
     workspace::SimulatedWorkspace,
 };
 
-/// Lines of the log that a broken law shows.
+/// Most lines of the log that are printed with a broken law.
 const LOG_LINES: usize = 120;
-/// Start of the wall clock in milliseconds since 1970, so that jumps of a year stay in range.
+/// Start of the wall clock in milliseconds since 1970. It leaves room for jumps of a year.
 const WALL_CLOCK_START: u64 = 1_700_000_000_000;
 
 #[derive(Debug)]
 pub(crate) struct Simulation {
     pub(crate) rng: Rng,
     pub(crate) steps: u64,
-    /// Monotonic clock in milliseconds.
+    /// Monotonic clock, in milliseconds.
     pub(crate) clock: u64,
-    /// Offset of the wall clock from the monotonic one, milliseconds.
+    /// Offset of the wall clock from the monotonic clock, in milliseconds.
     pub(crate) clock_offset: i64,
-    /// Time in which a control plane was running, without the losses of crashes.
+    /// Time in which a control plane was running. Crashes of the control plane lose nothing of it,
+    /// unlike its own observed time.
     pub(crate) true_observed_time: Duration,
-    /// Workspaces by index, which is `w` in the log and in traces.
+    /// Workspaces by index. The index is the number after `w` in the log and in traces.
     pub(crate) workspaces: BTreeMap<usize, SimulatedWorkspace>,
     pub(crate) store: Store,
     pub(crate) control: Option<ControlPlane>,
@@ -43,7 +44,7 @@ pub(crate) struct Simulation {
     pub(crate) last_connection: u64,
     /// Number of faults in a thousand draws.
     pub(crate) fault_rate: u64,
-    /// Where the control plane crashes next.
+    /// The point at which the control plane crashes next.
     pub(crate) failpoint: Option<Failpoint>,
     pub(crate) backup_store_down: bool,
     pub(crate) coverage: Coverage,
@@ -82,7 +83,7 @@ impl Simulation {
         Timestamp((WALL_CLOCK_START + self.clock).saturating_add_signed(self.clock_offset))
     }
 
-    /// The control plane, if it runs and is not suspended.
+    /// Returns the control plane, unless it has crashed or is suspended.
     pub(crate) fn running_control(&mut self) -> Option<&mut ControlPlane> {
         self.control.as_mut().filter(|control| control.suspended_until <= self.clock)
     }
@@ -106,7 +107,7 @@ impl Simulation {
         }
     }
 
-    /// Draws whether a fault occurs.
+    /// Draws whether a fault occurs, with the probability `fault_rate`.
     pub(crate) fn draw_fault(&mut self) -> bool {
         let rate = self.fault_rate;
         self.rng.per_mille(rate)

@@ -1,4 +1,4 @@
-//! One step of a simulation, and the phase without faults in which it has to converge.
+//! One step of a simulation, and the rounds without faults in which it has to converge.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,14 +14,14 @@ use podling_core::{
 
 use super::{control_plane::WorkspaceEntry, simulation::Simulation, workspace::Agent};
 
-/// Rounds of five seconds without faults within which every workspace reaches its desired state: two
-/// and a half hours. The longest path has a silent agent (ten minutes), back-offs (five minutes each)
-/// and an admission queue behind workspaces that have to fall asleep first.
+/// Rounds of five seconds without faults within which every workspace reaches its desired state;
+/// two and a half hours in total. The longest path contains a silent agent (ten minutes), back-offs
+/// (five minutes each), and an admission queue behind workspaces that have to fall asleep first.
 pub(crate) const CONVERGENCE_ROUNDS: u32 = 1800;
-/// Rounds within which an awake workspace gets its allocated resources, if no other action is in
-/// flight and none failed.
+/// Rounds within which an awake workspace gets its allocated resources, unless another action is in
+/// flight or has failed.
 const RESIZE_ROUNDS: u32 = 3;
-/// Longest time between two ticks that counts as observed time, milliseconds.
+/// Longest time that one tick adds to the observed time, in milliseconds.
 const LONGEST_TICK: u64 = 5_000;
 const YEAR: i64 = 365 * 24 * 60 * 60 * 1000;
 
@@ -49,7 +49,7 @@ impl Simulation {
         self.admit();
     }
 
-    /// Delivers some messages, mostly within their deadlines.
+    /// Delivers a few messages between the control plane and one agent.
     fn deliver_messages(&mut self) {
         let Some(w) = self.rng.pick(&self.existing_workspaces()) else { return };
         let epochs: Vec<u64> = self
@@ -67,7 +67,7 @@ impl Simulation {
         }
     }
 
-    /// An action in flight happens, or its result arrives.
+    /// Performs an action in flight, reports that it waits, or delivers its result.
     fn advance_action(&mut self) {
         let Some(control) = self.running_control() else { return };
         let in_flight_actions: Vec<usize> =
@@ -98,7 +98,7 @@ impl Simulation {
             .as_ref()
             .is_some_and(|control| control.suspended_until <= clock && control.suspended_until > 0)
         {
-            // The time in which the control plane was suspended is not observed.
+            // Time in which the control plane was suspended is not observed.
             if let Some(control) = &mut self.control {
                 control.suspended_until = 0;
             }
@@ -117,7 +117,7 @@ impl Simulation {
             .iter()
             .flat_map(|(w, workspace)| workspace.agents.keys().map(|epoch| (*w, *epoch)))
             .collect();
-        // Agents that hold input are preferred, since most races are there.
+        // Agents that hold input are preferred, because most race conditions occur there.
         let holds = |(w, epoch): &(usize, u64)| {
             self.workspaces
                 .get(w)
@@ -139,7 +139,7 @@ impl Simulation {
             }
             (20..35, Some((w, epoch))) => {
                 self.log(|| format!("w{w} agent {epoch} suspended for {long} ms"));
-                // The longest suspension never ends by itself.
+                // The longest suspension does not end by itself.
                 let endless = long == 900_000;
                 if let Some(agent) = self.agent(w, epoch) {
                     agent.suspended_until = if endless { u64::MAX } else { clock + long };
@@ -171,7 +171,8 @@ impl Simulation {
         }
     }
 
-    /// Power fails. The control plane and all processes end without a report; stored data stays.
+    /// Ends the control plane and all processes without a report, as in a power failure. Stored
+    /// data stays.
     fn lose_power(&mut self) {
         self.kill_control();
         for workspace in self.workspaces.values_mut() {
@@ -193,7 +194,8 @@ impl Simulation {
         }
     }
 
-    /// Runs without faults and requests until every workspace reaches its desired state.
+    /// Runs without faults and requests. Every workspace must reach its desired state within
+    /// [`CONVERGENCE_ROUNDS`].
     pub(crate) fn converge(&mut self) {
         self.fault_rate = 0;
         let clock = self.clock;
@@ -230,7 +232,7 @@ impl Simulation {
     }
 
     /// Checks that awake workspaces soon get their allocated resources. `rounds_lacking` counts the
-    /// rounds in which each has not.
+    /// rounds in which a workspace lacked them.
     fn check_resize_delay(&mut self, rounds_lacking: &mut BTreeMap<usize, u32>) {
         let Some(control) = &self.control else { return };
         let waits =
@@ -255,7 +257,7 @@ impl Simulation {
         entry.is_connected() && agent.is_some_and(|agent| !has(agent))
     }
 
-    /// Delivers and carries out everything pending, then lets this time pass.
+    /// Delivers all messages and performs all actions and writes, then lets this time pass.
     pub(crate) fn quiet_round(&mut self, millis: u64) {
         for _ in 0..3 {
             for w in self.existing_workspaces() {
@@ -270,7 +272,7 @@ impl Simulation {
         self.steps += 1;
     }
 
-    /// Delivers all messages of one workspace and carries out its action.
+    /// Delivers all messages of one workspace and performs its action.
     fn deliver_everything(&mut self, w: usize) {
         self.report_running_agents(w);
         self.report_agent_end(w);
@@ -286,7 +288,7 @@ impl Simulation {
         self.complete_action(w);
     }
 
-    /// Describes a workspace that has not reached its desired state.
+    /// Describes a workspace that has not reached its desired state, if there is one.
     fn unconverged(&self) -> Option<String> {
         let control = self.control.as_ref()?;
         if !control.queue.is_empty() || control.writing.is_some() {
@@ -300,7 +302,7 @@ impl Simulation {
                 Phase::Asleep | Phase::Archived | Phase::Maintenance { task: MaintenanceTask::Archive, .. }
             );
             let source = entry.record.status.archive().map(|archive| &archive.key).or(spec.source.as_ref());
-            // The archive that a restore needs is gone.
+            // A restore is impossible because its archive no longer exists.
             let unrestorable = source.is_some_and(|key| self.archived_content(key).is_none())
                 && matches!(phase, Phase::Archived | Phase::Maintenance { .. });
             let agent = workspace.agents.get(&entry.epoch());

@@ -1,4 +1,5 @@
-//! Random operations of a trace: a request, a kill, or an expired policy time.
+//! The random operations of a trace: requests, kills, expired policy durations, and outages of the
+//! backup store.
 
 use podling_core::{
     decide::shorten_backoff,
@@ -9,8 +10,9 @@ use podling_core::{
 
 use super::{control_plane::StoredRecord, record::Recording, workspace::Storage};
 
-/// Most workspaces that are not deleted, in total and per owner. With more, several would
-/// be queued, and two that join the queue in the same second have no order that a replay could check.
+/// Most workspaces that are not deleted, in total and per owner. With more, several workspaces
+/// would be queued. Two that join the queue in the same second have no order that a replay could
+/// check.
 const MAX_WORKSPACES: usize = 3;
 const MAX_WORKSPACES_PER_OWNER: usize = 2;
 /// Operations in a thousand for which a failpoint is drawn.
@@ -24,7 +26,7 @@ enum TraceOperation {
     Idle(usize),
     Wake(usize),
     Archive(usize),
-    /// Archives or restores while the backup store is down.
+    /// Archives or restores the workspace while the backup store is down.
     BackupStoreOutage(usize),
     Expire(usize),
     Delete(usize),
@@ -36,7 +38,7 @@ enum TraceOperation {
 }
 
 impl TraceOperation {
-    /// Actions that the operation usually leads to.
+    /// Returns the actions that the operation usually leads to.
     fn actions(self, phase: Option<Phase>) -> &'static [&'static str] {
         match (self, phase) {
             (Self::Sleep(_) | Self::Idle(_), _) => &["Prepare", "Commit", "Stop"],
@@ -64,14 +66,14 @@ impl TraceOperation {
         }
     }
 
-    /// Whether the control plane must not crash during the operation.
+    /// Returns whether the control plane must not crash during the operation.
     fn needs_control(self) -> bool {
         matches!(self, Self::Create | Self::Write(_) | Self::BackupStoreOutage(_) | Self::KillBoth(_))
     }
 }
 
 impl Recording {
-    /// Creates a workspace and uses it.
+    /// Creates a workspace and writes a file in it.
     pub(crate) fn create_first(&mut self) {
         self.create();
         self.record_quiescent(&[]);
@@ -84,7 +86,8 @@ impl Recording {
         let actions = operation.actions(self.phase_of(operation));
         let has_failpoint = self.sim.failpoint.is_some();
         let wants_failpoint = self.rng.per_mille(FAILPOINT_RATE);
-        // The next control plane stops sleeping workspaces at once, and would crash there.
+        // A control plane that starts also stops workspaces that are asleep. It would reach a
+        // failpoint at `Stop` before the operation.
         let all_wake =
             self.sim.existing_workspaces().into_iter().all(|w| self.phase(w) == Some(Phase::Awake));
         let next = self
@@ -121,7 +124,7 @@ impl Recording {
         self.record_quiescent(actions);
     }
 
-    /// Archives every workspace, which shows the storage generation to the replay.
+    /// Archives every workspace, because a replay sees storage generations only in archives.
     pub(crate) fn archive_all(&mut self) {
         for w in self.sim.existing_workspaces() {
             if self.phase(w) == Some(Phase::Awake) {
@@ -149,7 +152,7 @@ impl Recording {
         Some(self.record(w)?.status.phase)
     }
 
-    /// Number of workspaces that are not deleted, of one owner or of all.
+    /// Returns the number of workspaces that are not deleted, of one owner or of all.
     fn count_retained(&self, owner: Option<&str>) -> usize {
         let counts = |record: &StoredRecord| {
             !record.spec.desired_state.is_gone()
@@ -224,8 +227,8 @@ impl Recording {
         self.rng.pick(&possible)
     }
 
-    /// Whether the outcome of killing the agent is certain: after an earlier failure it depends on
-    /// whether use was reported.
+    /// Returns whether the outcome of killing the agent is certain. After an earlier failure, it
+    /// depends on whether use was reported.
     fn is_kill_outcome_certain(&self, w: usize) -> bool {
         let entry = self.sim.control.as_ref().and_then(|control| control.entries.get(&w));
         entry.is_some_and(|entry| {
@@ -281,7 +284,7 @@ impl Recording {
         self.sim.change_spec(w, spec, wakes, !wakes);
     }
 
-    /// Lets a policy time expire.
+    /// Makes a policy duration expire, then restores its long value.
     fn expire_policy_time(&mut self, w: usize, which: &str, actions: &[&'static str]) {
         self.set_policy(w, which, true);
         self.record_quiescent(actions);

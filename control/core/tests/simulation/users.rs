@@ -1,4 +1,4 @@
-//! Users: they create, wake, stop, delete, change and use workspaces.
+//! Users, who create, wake, stop, delete, change and use workspaces.
 
 use std::{rc::Rc, time::Duration};
 
@@ -18,7 +18,7 @@ use super::{
     workspace::{SimulatedWorkspace, Storage},
 };
 
-/// Most workspaces at once.
+/// Most workspaces that exist at once.
 const MAX_WORKSPACES: usize = 9;
 
 fn seconds(n: u64) -> Duration {
@@ -26,7 +26,7 @@ fn seconds(n: u64) -> Duration {
 }
 
 impl Simulation {
-    /// A random request of a user.
+    /// Makes a random request of a user.
     pub(crate) fn request(&mut self) {
         let all = self.existing_workspaces();
         if self.running_control().is_none_or(|control| control.shutting_down) {
@@ -60,7 +60,7 @@ impl Simulation {
                 let status = shorten_backoff(&entry.record.status, now);
                 entry.record = Rc::new(StoredRecord { spec: entry.record.spec.clone(), status });
             }
-            // A sleep request that the agent may decline.
+            // A request to sleep that the agent may decline.
             55..65 if matches!(phase, Phase::Awake | Phase::Preparing { .. }) => {
                 if spec.desired_state != DesiredState::Awake || entry.observed.used == Used::Yes {
                     return;
@@ -93,8 +93,8 @@ impl Simulation {
         self.change_spec(w, spec, wakes, withdraws);
     }
 
-    /// Replaces the spec. `wakes`: the caller waits for the workspace to wake. `withdraws`: no caller
-    /// waits for that any more.
+    /// Replaces the spec. With `wakes`, a caller waits until the workspace wakes. With `withdraws`,
+    /// earlier promises to wake it are void.
     pub(crate) fn change_spec(&mut self, w: usize, spec: Spec, wakes: bool, withdraws: bool) {
         let Some(entry) = self.running_control().and_then(|control| control.entries.get_mut(&w)) else {
             return;
@@ -118,7 +118,8 @@ impl Simulation {
         self.advance(w);
     }
 
-    /// Draws a workspace, often one in a transient phase, since most races are there.
+    /// Draws a workspace. Often draws one in a transient phase, because most race conditions occur
+    /// there.
     fn pick_workspace(&mut self, all: &[usize]) -> Option<usize> {
         let transient = |entry: &WorkspaceEntry| {
             matches!(entry.phase(), Phase::Preparing { .. } | Phase::Committing | Phase::FallingAsleep)
@@ -143,7 +144,7 @@ impl Simulation {
         let w = self.created;
         let owners = ["ann", "bob", "cy"];
         let owner = self.rng.pick(&owners).unwrap_or("ann");
-        // Users see the archives that are in a stored record.
+        // Users see only archives that are in a stored record.
         let records = self.store.records.values();
         let keys: Vec<ArchiveKey> = records
             .flat_map(|record| record.status.archives.iter().map(|archive| archive.key.clone()))
@@ -198,7 +199,7 @@ impl Simulation {
         w
     }
 
-    /// A present user types, or programs work or write.
+    /// Types as a user who is present, or writes as a program that works.
     pub(crate) fn use_workspace(&mut self) {
         let Some(w) = self.pick_workspace(&self.existing_workspaces()) else { return };
         let (clock, what) = (self.clock, self.rng.below(20));
@@ -225,7 +226,7 @@ impl Simulation {
     }
 }
 
-/// A policy with minutes in place of hours and days.
+/// Returns a policy with minutes in place of hours and days.
 fn policy(which: u64) -> Policy {
     Policy {
         idle_timeout: seconds(45 + 15 * (which % 3)),

@@ -1,5 +1,5 @@
-//! The simulated side of one workspace: its storage, agents and archives, and the evidence that the
-//! laws compare them with.
+//! Model of one workspace outside the control plane: its storage, agents and archives, and the
+//! evidence that `laws` checks.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -12,7 +12,7 @@ use podling_core::{
     workspace::{Epoch, Resources},
 };
 
-/// Content of the storage, as a number that every write changes.
+/// Content of the storage. Every write changes the number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Storage {
     None,
@@ -24,7 +24,8 @@ pub(crate) enum Storage {
 #[derive(Debug)]
 pub(crate) struct SimulatedWorkspace {
     pub(crate) storage: Storage,
-    /// Content that the user wrote last, wherever it is now. 0: nothing yet.
+    /// The content that was written last, even if it is only in an archive now. 0 means that
+    /// nothing was written.
     pub(crate) latest_content: u64,
     /// Content of each archive in the backup store, by storage generation.
     pub(crate) stored_archives: BTreeMap<u64, u64>,
@@ -32,7 +33,7 @@ pub(crate) struct SimulatedWorkspace {
     /// Whether programs of an ended agent still run.
     pub(crate) orphans: bool,
     pub(crate) started: BTreeSet<Epoch>,
-    /// The storage was filled from an archive, and no user's agent has run since.
+    /// The storage was filled from an archive, and no agent that serves a user has run since.
     pub(crate) only_restored: bool,
     /// Ended agents that the backend has not reported yet.
     pub(crate) unreported_ends: VecDeque<Epoch>,
@@ -40,20 +41,20 @@ pub(crate) struct SimulatedWorkspace {
     pub(crate) evidence: LawEvidence,
 }
 
-/// Facts that only the laws use. Times are readings of `Simulation::true_observed_time`.
+/// Facts that only `laws` uses. Times are readings of `Simulation::true_observed_time`.
 #[derive(Debug, Default)]
 pub(crate) struct LawEvidence {
-    /// A request to wake was confirmed, and the workspace has not been awake since.
+    /// A request to wake was confirmed, and the workspace has not been awake since then.
     pub(crate) wake_promised: bool,
     pub(crate) discarded: bool,
-    /// A request to sleep unless in use was accepted, and no prepare has been ordered since.
+    /// A request to sleep unless in use was accepted, and no prepare was ordered since then.
     pub(crate) sleep_requested: bool,
-    /// When the workspace fell asleep, by `slept_at` of its status.
+    /// Times when the workspace fell asleep, by the `slept_at` in its status.
     pub(crate) slept_at_times: BTreeMap<Duration, Duration>,
     pub(crate) woke_at: Duration,
-    /// When the workspace joined the admission queue, by `queued_at` of its status.
+    /// Times when the workspace joined the admission queue, by the `queued_at` in its status.
     pub(crate) queued_at_times: BTreeMap<Duration, Duration>,
-    /// When each archive was made, by storage generation.
+    /// Time of each archive, by its storage generation.
     pub(crate) archived_at: BTreeMap<u64, Duration>,
 }
 
@@ -61,14 +62,14 @@ pub(crate) struct LawEvidence {
 pub(crate) struct Agent {
     pub(crate) maintenance: bool,
     pub(crate) claimed: bool,
-    /// The agent is suspended until this time, milliseconds.
+    /// The agent is suspended until this time of the simulation's clock, in milliseconds.
     pub(crate) suspended_until: u64,
     pub(crate) stream: Option<AgentStream>,
-    /// Policy from the claim.
+    /// The idle timeout in the last claim.
     pub(crate) idle_timeout: Duration,
     /// Idle time between acknowledged heartbeats.
     pub(crate) idle: Duration,
-    /// Time of the last use, milliseconds.
+    /// Time of the last use, in milliseconds.
     pub(crate) used_at: u64,
     pub(crate) busy_until: u64,
     /// Sequence number and time of each heartbeat that is not acknowledged.
@@ -76,15 +77,15 @@ pub(crate) struct Agent {
     pub(crate) acknowledged_at: Option<u64>,
     pub(crate) sequence: u64,
     pub(crate) next_heartbeat: u64,
-    /// Input is held until this time, milliseconds. `None`: input is accepted.
+    /// The agent holds input until this time, in milliseconds. `None` means that it accepts input.
     pub(crate) holding_until: Option<u64>,
     pub(crate) forced: bool,
-    /// Number of held keystrokes.
+    /// Number of keystrokes that are held.
     pub(crate) held: u32,
     pub(crate) committed: bool,
-    /// Accepted keystrokes that are not saved yet.
+    /// Number of accepted keystrokes that are not saved yet.
     pub(crate) unsaved: u32,
-    /// Resources set by a resize. `None`: as at the start.
+    /// Resources set by a resize. `None` means those of the start.
     pub(crate) resources: Option<Resources>,
 }
 
@@ -92,7 +93,7 @@ pub(crate) struct Agent {
 #[derive(Debug)]
 pub(crate) struct AgentStream {
     pub(crate) connection: u64,
-    /// No message passes until this time, milliseconds.
+    /// The stream carries no message until this time, in milliseconds.
     pub(crate) blocked_until: u64,
     pub(crate) up: VecDeque<AgentMessage>,
     pub(crate) down: VecDeque<ControlMessage>,
@@ -105,7 +106,7 @@ pub(crate) enum AgentMessage {
         sequence: u64,
         used: Used,
     },
-    /// Answer to an ordered action; `Err` if the agent declined.
+    /// Answer to an ordered action. `Err` holds the reason why the agent declined.
     Result {
         order: u64,
         result: Result<(), &'static str>,
@@ -138,7 +139,7 @@ impl SimulatedWorkspace {
         }
     }
 
-    /// Whether a process of the user may write to the storage.
+    /// Returns whether a process of the user may write to the storage.
     pub(crate) fn serves(&self) -> bool {
         self.orphans || self.agents.values().any(|agent| !agent.maintenance)
     }
@@ -147,7 +148,7 @@ impl SimulatedWorkspace {
         self.orphans || !self.agents.is_empty()
     }
 
-    /// Ends an agent. The backend reports it later.
+    /// Ends an agent. The backend reports the end later.
     pub(crate) fn end(&mut self, epoch: Epoch) {
         if self.agents.remove(&epoch).is_some() {
             self.unreported_ends.push_back(epoch);

@@ -1,4 +1,4 @@
-//! Builders of specs, statuses and observations for the tables.
+//! Builders of specs, statuses and observations for the tests of transitions.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -40,12 +40,12 @@ pub(crate) fn spec(desired_state: DesiredState) -> Spec {
     }
 }
 
-/// A spec with a request that the status has not acted on yet.
+/// Returns a spec with a request that the status has not acted on yet.
 pub(crate) fn requested(desired_state: DesiredState) -> Spec {
     Spec { request_seq: 2, ..spec(desired_state) }
 }
 
-/// A status with the third agent as the present or last one. That agent had write access to the
+/// Returns a status in which the agent of epoch 3 was started last. It had write access to the
 /// storage, and the only request was acted on.
 pub(crate) fn status(phase: Phase) -> Status {
     let long_ago = OBSERVED_TIME - 20 * HOUR;
@@ -74,7 +74,7 @@ pub(crate) fn archive(generation: u64, age: Duration) -> Archive {
     }
 }
 
-/// Adds archives of these storage generations, made just now.
+/// Adds archives of these storage generations that were made just now.
 pub(crate) fn archived(status: Status, generations: &[u64]) -> Status {
     Status { archives: generations.iter().map(|g| archive(*g, Duration::ZERO)).collect(), ..status }
 }
@@ -110,7 +110,7 @@ pub(crate) fn connected(observed: Observed) -> Observed {
     Observed { connected: Some(3), ..observed }
 }
 
-/// The third agent runs and is connected.
+/// Returns observations in which the agent of epoch 3 runs and is connected.
 pub(crate) fn served() -> Observed {
     connected(with_processes(agents(&[3])))
 }
@@ -119,7 +119,7 @@ pub(crate) fn idle(counted: Duration) -> Observed {
     Observed { used: Used::No(counted), ..served() }
 }
 
-/// The third agent has reported use.
+/// Records that the agent of epoch 3 has reported use.
 pub(crate) fn used(observed: Observed) -> Observed {
     Observed { used_by: Some(3), ..observed }
 }
@@ -161,7 +161,7 @@ pub(crate) fn prepare(urgency: Urgency) -> Action {
     Action::Prepare { epoch: 3, urgency }
 }
 
-/// Phase, epoch and action after a decision.
+/// The phase, epoch and action after a decision.
 pub(crate) type Outcome = (Phase, u64, Option<Action>);
 
 pub(crate) fn outcome(spec: &Spec, status: &Status, observed: &Observed) -> Outcome {
@@ -176,7 +176,7 @@ pub(crate) fn assert_table(desired_state: DesiredState, rows: &[(&str, Phase, Ob
     }
 }
 
-/// As [`assert_table`], with a spec and a status per row.
+/// Checks a table like [`assert_table`], with a spec and a status in each row.
 #[track_caller]
 pub(crate) fn assert_cases(rows: &[(&str, Spec, Status, Observed, Outcome)]) {
     for (case, spec, status, observed, expected) in rows {

@@ -1,5 +1,5 @@
-//! Properties of `decide` for any status and any observations: it ends, it is idempotent, and no
-//! step that time alone makes due is missed between two decisions.
+//! Properties of `decide` for any status and any observations. A decision ends, is idempotent, and
+//! misses no step that becomes due by time alone.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use proptest::prelude::*;
 
 use crate::fixture::*;
 
-/// Mostly the present epoch or the next one.
+/// Generates mostly the present epoch (3) or the next one.
 fn any_epoch() -> impl Strategy<Value = u64> {
     prop_oneof![6 => Just(3_u64), 2 => Just(4), 1 => 1_u64..6]
 }
@@ -81,7 +81,7 @@ fn any_wait(for_quota: bool) -> Wait {
     Wait { reason, detail: "0/1 nodes are available".into() }
 }
 
-/// A reading of observed time, up to some weeks before or some hours after the present one.
+/// Generates readings of observed time, from 50 days before the present one to 10 hours after it.
 fn any_time() -> impl Strategy<Value = Duration> {
     prop_oneof![
         (0_u64..200).prop_map(|h| OBSERVED_TIME + 10 * HOUR - Duration::from_secs(h * 600)),
@@ -184,8 +184,8 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
-    /// Inputs include combinations that never occur. A decision that does not end fails an assertion
-    /// on `MAX_TRANSITIONS` in `decide`.
+    /// The inputs include combinations that never occur. A decision that does not end fails an
+    /// assertion on `MAX_TRANSITIONS` in `decide`.
     #[test]
     fn decide_ends_and_is_idempotent_for_any_input(
         spec in any_spec(), status in any_status(), observed in any_observed(),
@@ -203,7 +203,7 @@ proptest! {
         }
     }
 
-    /// No phase and no action changes between now and `next`, and `next` is always in the future.
+    /// Neither phase nor action changes between now and `next`, and `next` is always in the future.
     #[test]
     fn decision_is_unchanged_until_its_next_time(
         spec in any_spec(), status in any_status(), observed in any_observed(), part in 0.0_f64..1.0,

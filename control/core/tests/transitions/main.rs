@@ -1,5 +1,5 @@
-//! Tables for each transition of the drawing in `decide.rs`: when it is followed, when it is not,
-//! and which action is due after it.
+//! Tables for each transition of the drawing in `decide.rs`: when the transition applies, when it
+//! does not, and which action is due after it.
 
 mod deletion;
 mod fixture;

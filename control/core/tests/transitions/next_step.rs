@@ -1,4 +1,5 @@
-//! When a workspace is decided again without an event, and when its users are warned of a sleep.
+//! The time at which a workspace is decided again without an event, and the warning of users before
+//! a sleep.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::fixture::*;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Time until the next decision without an event.
+/// Returns the time until the next decision without an event.
 fn next(spec: &Spec, status: &Status, observed: &Observed) -> Option<Duration> {
     decide(spec, status, observed, NOW).next.map(|(at, _)| at.since(NOW))
 }

@@ -1,4 +1,4 @@
-//! Folding of events into observations: the order in which events arrive does not matter.
+//! Folding of events into observations, independent of the order of events.
 
 use podling_core::{
     decide::Action,

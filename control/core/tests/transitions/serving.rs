@@ -98,7 +98,7 @@ fn unused_agent_that_ends_again_is_not_restarted() {
             (pending(FIRST_PAUSE), 3, stop),
         ),
     ]);
-    // The pending request counts as acted on, so that the workspace stays asleep until the next one.
+    // The pending request is taken as acted on. The workspace stays asleep until the next request.
     let stopping =
         decide(&requested(DesiredState::Awake), &with_failures(1, Phase::Awake), &dead, NOW).status;
     let asleep =

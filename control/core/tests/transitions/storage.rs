@@ -17,7 +17,7 @@ const RESTORE_STARTING: Phase =
     Phase::Maintenance { task: MaintenanceTask::Restore, stage: MaintenanceStage::Starting };
 const STOP: Option<Action> = Some(Action::Stop);
 
-/// A workspace that fell asleep `since` ago.
+/// Returns the status of a workspace that fell asleep `since` ago.
 fn asleep_for(since: Duration) -> Status {
     Status { slept_at: OBSERVED_TIME - since, ..status(Phase::Asleep) }
 }

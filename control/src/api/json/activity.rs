@@ -1,4 +1,4 @@
-//! The activity of a workspace in JSON.
+//! Serializes the activity of a workspace for the JSON API.
 
 use podling_proto::agent::v1 as proto;
 use schemars::JsonSchema;
@@ -12,18 +12,19 @@ use super::scalar::{Seconds, Time, enum_label};
 pub(super) struct JsonActivity {
     #[schemars(extend("enum" = ["active", "busy", "idle", "unspecified"]))]
     level: String,
-    /// Strongest first. Capped evidence is included, so that a user sees why it does not count.
+    /// Signals behind the level, strongest first. Includes signals that no longer count because
+    /// their cap has passed.
     evidence: Vec<JsonEvidence>,
-    /// Idle time that counts: covered by acknowledged heartbeats.
+    /// Idle time that lies between acknowledged heartbeats.
     counted_idle: Seconds,
-    /// Counted idle time that the policy requires before the workspace may sleep.
+    /// Idle time after which the workspace may fall asleep.
     idle_timeout: Seconds,
     leases: Vec<JsonLease>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<JsonUsage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     at: Option<Time>,
-    /// Set while the workspace is about to sleep because it is idle.
+    /// The warning that users were sent of a coming sleep. Absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     sleep_warning: Option<JsonSleepWarning>,
 }
@@ -39,9 +40,9 @@ struct JsonEvidence {
     detail: String,
     /// Time since the signal was last observed.
     age: Seconds,
-    /// Time for which it still counts if it is not observed again.
+    /// Time for which the signal still counts if it is not observed again.
     holds_for: Seconds,
-    /// The signal is present, but its cap has passed, so it no longer counts.
+    /// The signal is present, but no longer counts because its cap has passed.
     capped: bool,
 }
 
@@ -54,14 +55,14 @@ struct JsonLease {
     remaining: Seconds,
 }
 
-/// Resources used by the workspace's processes.
+/// Resources that the workspace's processes use.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Usage")]
 struct JsonUsage {
-    /// Mean of the last minute; 1.0 is one core.
+    /// CPU time per second, as the mean of the last minute. 1.0 is one core.
     cpu_cores: f64,
     memory_bytes: u64,
-    /// Bytes read and written per second; mean of the last minute.
+    /// Bytes read and written per second, as the mean of the last minute.
     io_bytes_per_second: f64,
     processes: u32,
     terminals: u32,
@@ -71,7 +72,7 @@ struct JsonUsage {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "SleepWarning")]
 struct JsonSleepWarning {
-    /// When the workspace falls asleep unless it is used. May be in the past.
+    /// Announced time of the sleep. May be in the past.
     #[serde(skip_serializing_if = "Option::is_none")]
     at: Option<Time>,
     #[schemars(extend("enum" = ["idle", "max-awake", "requested", "unspecified"]))]
@@ -117,7 +118,7 @@ impl From<proto::Lease> for JsonLease {
 
 impl From<proto::Usage> for JsonUsage {
     fn from(usage: proto::Usage) -> Self {
-        // JSON has no infinity and no NaN. An agent that reports one gets 0.
+        // JSON has no infinity and no NaN. If an agent reports such a value, the client receives 0.
         let number = |number: f64| if number.is_finite() { number } else { 0.0 };
         Self {
             cpu_cores: number(usage.cpu_cores),

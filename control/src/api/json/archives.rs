@@ -21,10 +21,11 @@ use crate::{api::request_as, principal::Principal};
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListArchivesQuery {
-    /// Id, or name of one of the caller's workspaces. Empty: all.
+    /// Lists only the archives of this workspace: its id, or its name if the caller owns it. Empty:
+    /// all workspaces.
     #[serde(default)]
     workspace: String,
-    /// Archives of all owners; needs `admin`.
+    /// Lists the archives of all owners. Requires the verb `admin`.
     #[serde(default)]
     all_owners: bool,
 }
@@ -36,44 +37,44 @@ pub(super) struct ArchiveList {
     archives: Vec<JsonArchive>,
 }
 
-/// An archive of a workspace, proven when it was made.
+/// An archive of a workspace's files. It was read back and compared when it was made.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "WorkspaceArchive")]
 struct JsonArchive {
-    /// Its name in the backup store: "workspace-{id}-{YYYYMMDD-HHMMSS}".
+    /// Name of the archive in the backup store: "workspace-{id}-{YYYYMMDD-HHMMSS}".
     key: String,
     workspace_id: String,
     workspace_name: String,
     owner: String,
     template: String,
     created: Time,
-    /// Estimated time of removal. Only time that the control plane runs counts, so downtime delays
-    /// it.
+    /// Estimated time of removal. Retention advances only while the control plane runs, so downtime
+    /// delays the removal.
     expires: Time,
     /// Number of files, directories and links.
     entries: u64,
-    /// Content size of the files.
+    /// Size of the files in bytes, before compression.
     bytes: u64,
-    /// Size of the zip.
+    /// Size of the zip in bytes.
     archive_bytes: u64,
-    /// The workspace has no storage left and this is its newest archive, so the files exist only
-    /// here.
+    /// This is the newest archive of a workspace without storage, so its files exist only here.
     only_copy: bool,
     /// The workspace was deleted.
     deleted: bool,
 }
 
-/// How to restore an archive.
+/// The options of a restore.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "RestoreArchive")]
 pub(super) struct RestoreBody {
-    /// Name of a new workspace with the same owner and template. Empty: restore the archived
-    /// workspace itself, which must have no storage.
+    /// Name of a new workspace that gets the archive's files, and the owner and settings of the
+    /// archived workspace. Empty: restores the archived workspace itself, which must have no
+    /// storage.
     #[serde(default)]
     name: String,
-    /// For a new workspace; at most 64 characters. A repeated call returns the workspace that the
-    /// first call created.
+    /// Idempotency key for a new workspace, of at most 64 characters. A repeated call returns the
+    /// workspace that the first call created.
     #[serde(default)]
     request_id: String,
 }

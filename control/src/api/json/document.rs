@@ -1,4 +1,4 @@
-//! Collects the OpenAPI document from the descriptions of routes and the schemas that they use.
+//! Builds the OpenAPI document from the descriptions of routes and the schemas that they use.
 
 use std::fmt;
 
@@ -16,17 +16,17 @@ const DESCRIPTION: &str = "Workspaces and their archives, for clients without gR
     fields or parameters are rejected; responses may gain fields. Errors are problem details (RFC 9457): \
     branch on `reason`.";
 
-/// Why a request was rejected (RFC 9457).
+/// The problem details (RFC 9457) of a rejected request.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Problem {
     /// URI of the kind of problem, derived from `reason`.
     r#type: String,
-    /// A short text for `reason`.
+    /// A short text that depends only on `reason`.
     title: String,
     status: u16,
     /// A description for people. Its text may change.
     detail: String,
-    /// A value of podling.v1.Reason without its prefix. Clients branch on it.
+    /// A value of podling.v1.Reason without its prefix. Branch on this field.
     reason: String,
     /// The metadata that podling/v1/errors.proto lists for this reason.
     metadata: std::collections::BTreeMap<String, String>,
@@ -56,7 +56,7 @@ impl OpenApiDocument {
         path[operation.method.name()] = described;
     }
 
-    /// Returns the complete document.
+    /// Completes the document with its header and shared components, and returns it.
     pub(super) fn finish(mut self) -> Value {
         let problem = self.schemas.subschema_for::<Problem>();
         json!({
@@ -91,7 +91,7 @@ impl fmt::Debug for OpenApiDocument {
     }
 }
 
-/// Removes null from a schema: a `None` is left out of the JSON instead.
+/// Removes null from a schema, because absent values are left out of the JSON instead.
 fn disallow_null(schema: &mut Schema) {
     transform_subschemas(&mut (disallow_null as fn(&mut Schema)), schema);
     if schema.get("default").is_some_and(Value::is_null) {

@@ -7,13 +7,13 @@ use podling_proto::{method, v1::Verb, verb};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-/// Returns a schema, or a reference to it.
+/// Function that returns a schema or a reference to it.
 type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
-/// Path parameters and their descriptions.
+/// Path parameters with their descriptions.
 const PARAMETERS: &[(&str, &str)] = &[
     ("workspace", "The workspace's id, or its name if the caller owns it"),
-    ("archive", "An archive's key, or the id or name of a workspace for its newest archive"),
+    ("archive", "The archive's key; the id or name of a workspace stands for its newest archive"),
 ];
 
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +34,7 @@ impl HttpMethod {
         }
     }
 
-    /// The key of an OpenAPI path item.
+    /// Returns the key of this method in an OpenAPI path item.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Get => "get",
@@ -49,7 +49,7 @@ impl HttpMethod {
 pub(super) struct OpenApiOperation {
     pub(super) method: HttpMethod,
     pub(super) path: Cow<'static, str>,
-    /// The verb that the caller's token has to carry.
+    /// The verb that the caller's token must carry.
     pub(super) verb: Verb,
     id: &'static str,
     summary: &'static str,
@@ -67,13 +67,14 @@ struct ResponseDescription {
 }
 
 impl OpenApiOperation {
-    /// Describes a route that calls `rpc` and needs its verb. An undeclared RPC needs `admin`.
+    /// Describes a route that calls `rpc` and requires its verb. An RPC that is not declared
+    /// requires `admin`.
     pub(super) fn new(method: HttpMethod, path: impl Into<Cow<'static, str>>, rpc: impl AsRef<str>) -> Self {
         let verb = method::find(rpc.as_ref()).map_or(Verb::Admin, |rpc| rpc.verb());
         Self::needing(verb, method, path)
     }
 
-    /// Describes a route that does not call an RPC.
+    /// Describes a route that calls no RPC and requires `verb`.
     pub(super) fn needing(verb: Verb, method: HttpMethod, path: impl Into<Cow<'static, str>>) -> Self {
         let path = path.into();
         Self { method, path, verb, id: "", summary: "", query: None, body: None, answers: Vec::new() }
@@ -84,17 +85,18 @@ impl OpenApiOperation {
         Self { id, summary, ..self }
     }
 
-    /// Sets the type of the query. Without it, a request with a query is rejected.
+    /// Sets the type of the query parameters. Without this call, a request with a query is
+    /// rejected.
     pub(super) fn query<T: JsonSchema>(self) -> Self {
         Self { query: Some(T::json_schema), ..self }
     }
 
-    /// Whether requests may have a query.
+    /// Returns whether requests may have a query.
     pub(super) fn has_query(&self) -> bool {
         self.query.is_some()
     }
 
-    /// Sets the type of the request's body.
+    /// Sets the type of the JSON body.
     pub(super) fn takes<T: JsonSchema>(self) -> Self {
         Self { body: Some(|schemas| schemas.subschema_for::<T>()), ..self }
     }
@@ -106,7 +108,7 @@ impl OpenApiOperation {
         self
     }
 
-    /// Sets a successful response that is a stream of server-sent events.
+    /// Adds a successful response that is a stream of server-sent events.
     pub(super) fn streams(mut self, words: &'static str) -> Self {
         let schema: SchemaOf = |schemas| schemas.subschema_for::<String>();
         self.answers.push(ResponseDescription {
@@ -118,7 +120,7 @@ impl OpenApiOperation {
         self
     }
 
-    /// Returns the operation object of the document.
+    /// Returns the OpenAPI operation object, and adds the schemas that it uses to `schemas`.
     pub(super) fn describe(&self, schemas: &mut SchemaGenerator) -> Value {
         let mut parameters: Vec<Value> = PARAMETERS
             .iter()
@@ -155,7 +157,7 @@ fn in_path((name, words): &(&str, &str)) -> Value {
     json!({ "name": name, "in": "path", "required": true, "description": words, "schema": schema })
 }
 
-/// Each field of the query becomes an optional parameter.
+/// Converts each field of the query to an optional parameter.
 fn in_query(query: &Schema) -> Vec<Value> {
     let fields = query.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
     let parameter = |(name, mut schema): (String, Value)| {

@@ -1,4 +1,4 @@
-//! A policy as JSON, in requests and in responses.
+//! Policies in the JSON of requests and responses.
 
 use podling_proto::control::v1 as proto;
 use schemars::JsonSchema;
@@ -6,40 +6,42 @@ use serde::{Deserialize, Serialize};
 
 use super::scalar::{Seconds, not_null};
 
-/// Durations in seconds, each from 1 s to 365 days (`max_awake` also 0). A field that a request
-/// leaves out has the template's value, or keeps its current one.
+/// Durations in seconds, each from 1 s to 365 days; `max_awake` may also be 0. A field that is
+/// absent in a request takes the template's value in a new workspace, and otherwise keeps its
+/// value.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Policy")]
 pub(super) struct JsonPolicy {
-    /// Observed idle time before the workspace falls asleep; default 15 min.
+    /// Idle time after which the workspace falls asleep; default 15 min.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     idle_timeout: Option<Seconds>,
-    /// How long CPU, I/O or a notebook kernel keep it `busy` after the last intent; default 12 h.
+    /// Longest time after the last intent for which CPU, I/O or a notebook kernel make the
+    /// workspace `busy`; default 12 h.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     work_cap: Option<Seconds>,
-    /// How long a foreground job or an open IDE page keep it `busy` after the last intent; default
-    /// 1 h.
+    /// Longest time after the last intent for which a foreground job or an open IDE page make the
+    /// workspace `busy`; default 1 h.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     presence_cap: Option<Seconds>,
-    /// How long before it falls asleep its users are warned, at most half the idle timeout; default
-    /// 2 min.
+    /// Time between the warning of users and the sleep, at most half the idle timeout; default 2
+    /// min.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     warning: Option<Seconds>,
-    /// Longest time awake, even in use. No limit if a response leaves it out, or a request sets it
-    /// to 0.
+    /// Longest time awake, even if the workspace is in use. Absent in a response if there is no
+    /// limit. A request removes the limit with 0.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     max_awake: Option<Seconds>,
-    /// Time asleep before the storage is archived and released; default 24 h.
+    /// Time asleep before the storage is archived and removed; default 24 h.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     archive_after: Option<Seconds>,
-    /// How long archives are retained; default 30 days.
+    /// Retention of archives; default 30 days.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     keep_archives: Option<Seconds>,

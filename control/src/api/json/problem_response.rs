@@ -10,7 +10,7 @@ use crate::error_response::{WireProtocol, http_error_response};
 #[derive(Debug)]
 pub(super) struct ProblemResponse {
     error: WireError,
-    /// Overrides the status that follows from the reason.
+    /// Replaces the HTTP status that follows from the reason.
     status: Option<StatusCode>,
 }
 

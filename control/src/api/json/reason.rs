@@ -6,11 +6,11 @@ use serde::Serialize;
 
 use super::scalar::{Time, enum_label};
 
-/// Why a workspace is in its state. Branch on `code`.
+/// The reason for the state of a workspace. Branch on `code`.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "StateReason")]
 pub(super) struct JsonStateReason {
-    /// "agent-connected", "idle", … as in podling/control/v1/reasons.proto.
+    /// A code of podling/control/v1/reasons.proto: "agent-connected", "idle", …
     code: String,
     /// The reason in English. May change between versions.
     message: String,
@@ -23,45 +23,45 @@ pub(super) struct JsonStateReason {
     /// Failed starts and lost agents in a row.
     #[serde(skip_serializing_if = "Option::is_none")]
     failures: Option<u32>,
-    /// What a start or a resize waits for: "quota-exceeded", "unschedulable", …
+    /// Reason why a start or a resize cannot proceed yet: "quota-exceeded", "unschedulable", …
     #[serde(skip_serializing_if = "Option::is_none")]
     wait: Option<String>,
-    /// Why the agent declined to sleep: "in-use", …
+    /// Reason why the agent declined to sleep: "in-use", …
     #[serde(skip_serializing_if = "Option::is_none")]
     decline: Option<String>,
     /// The action that failed: "start-agent", …
     #[serde(skip_serializing_if = "Option::is_none")]
     operation: Option<String>,
-    /// Code of the underlying failure. Its text is part of `message`.
+    /// Code of the underlying failure. `message` includes its text.
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<String>,
 }
 
-/// What happens next if nothing else does. Branch on `step`.
+/// The next step of a workspace if no event comes before. Branch on `step`.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "NextStep")]
 pub(super) struct JsonNextStep {
-    /// "sleep", "archive", "restart-agent", …
+    /// Name of the step: "sleep", "archive", "restart-agent", …
     step: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     at: Option<Time>,
     /// The step in English. May change between versions.
     message: String,
-    /// For "sleep": "idle", "max-awake" or "requested".
+    /// Cause of the sleep, for "sleep": "idle", "max-awake" or "requested".
     #[serde(skip_serializing_if = "Option::is_none")]
     sleep_cause: Option<String>,
-    /// For "retry-action": the action that failed.
+    /// The action that failed, for "retry-action": "start-agent", …
     #[serde(skip_serializing_if = "Option::is_none")]
     operation: Option<String>,
 }
 
-/// What a user can do to change what happens next.
+/// An action of a user that changes what happens next.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Remedy")]
 pub(super) struct JsonRemedy {
-    /// "use", "keep-awake", "wake", …
+    /// Name of the remedy: "use", "keep-awake", "wake", …
     remedy: String,
-    /// The remedy in English. May change between versions.
+    /// The remedy in English, with NAME for the workspace. May change between versions.
     message: String,
 }
 
@@ -98,7 +98,7 @@ impl From<proto::NextStep> for JsonNextStep {
 
 impl From<proto::Remedy> for JsonRemedy {
     fn from(remedy: proto::Remedy) -> Self {
-        Self { remedy: enum_label(remedy.as_str_name()), message: text::remedy(remedy).to_owned() }
+        Self { remedy: enum_label(remedy.as_str_name()), message: text::remedy(remedy, "NAME") }
     }
 }
 

@@ -1,5 +1,5 @@
-//! Strict extractors: an unknown, repeated or oversized field is rejected with an error that names
-//! it.
+//! Strict extractors. They reject unknown and repeated fields with an error that names the field,
+//! and bodies that are too long.
 
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts};
@@ -9,18 +9,18 @@ use serde::de::DeserializeOwned;
 
 use super::problem_response::ProblemResponse;
 
-/// In bytes. The largest valid body holds an environment of 16 KiB, of which each byte may be
-/// escaped as six (`\u001b`). A longer body is rejected with 413.
+/// Longest body in bytes. A longer one is rejected with 413. The longest valid body contains an
+/// environment of 16 KiB, in which escapes (`\u001b`) may take six bytes for one.
 const MAX_BODY_BYTES: usize = 128 * 1024;
 
-/// A JSON body. An empty one is read as `{}`.
+/// Extracts a JSON body. An empty body is read as `{}`.
 #[derive(Debug)]
 pub(super) struct JsonBody<T>(pub(super) T);
 
 #[derive(Debug)]
 pub(super) struct QueryParams<T>(pub(super) T);
 
-/// The variable part of the path.
+/// Extracts the variable part of the path.
 #[derive(Debug)]
 pub(super) struct PathParam(pub(super) String);
 
@@ -33,7 +33,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
             if error.is::<LengthLimitError>() {
                 too_long()
             } else {
-                bad("body", "the connection broke before its end").into()
+                bad("body", "the connection ended before the whole body arrived").into()
             }
         })?;
         let bytes = collected.to_bytes();
@@ -41,7 +41,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
             return parse(b"{}").map(Self);
         }
         if !is_json(&parts.headers) {
-            let message = "the body has to be JSON, with content-type: application/json";
+            let message = "the body must be JSON and have the header content-type: application/json";
             let error = WireError::new(Reason::BadField, message).with("field", CONTENT_TYPE);
             return Err(ProblemResponse::with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE, error));
         }
@@ -80,7 +80,8 @@ fn is_json(headers: &HeaderMap) -> bool {
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ProblemResponse> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        // For a syntax error the path says nothing, and "." is the root: a field is missing.
+        // The path of a syntax error says nothing about the field. The path "." is the root, which
+        // means that a field is missing.
         let field = Some(error.path().to_string()).filter(|path| error.inner().is_data() && path != ".");
         bad(field.as_deref().unwrap_or("body"), &error.inner().to_string())
     })?;

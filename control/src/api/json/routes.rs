@@ -30,7 +30,7 @@ pub(super) struct Routes {
     document: OpenApiDocument,
 }
 
-/// What a request has to satisfy before its handler runs.
+/// Requirements that a request must meet before its handler runs.
 #[derive(Debug, Clone, Copy)]
 struct RouteRequirements {
     verb: Verb,
@@ -38,7 +38,7 @@ struct RouteRequirements {
 }
 
 impl Routes {
-    /// Adds a route that `handler` serves as `operation` describes it.
+    /// Adds a route that `handler` serves and `operation` describes.
     pub(super) fn add<H: Handler<T, JsonServices>, T: 'static>(
         mut self,
         operation: OpenApiOperation,
@@ -52,15 +52,16 @@ impl Routes {
         self
     }
 
-    /// Returns the router of all routes, including the document's own.
+    /// Returns the router of all routes, including the one that serves the document.
     pub(super) fn router(mut self, api: JsonServices) -> Router {
-        // As with reflection, every token with `read` may see the whole document.
+        // Like gRPC reflection, the whole document is visible to every token with the verb `read`.
         let own = OpenApiOperation::needing(Verb::Read, HttpMethod::Get, DOCUMENT)
             .named("get_document", "Get this document")
             .answers::<Map<String, Value>>(200, "OpenAPI 3.1");
         self.document.add(&own);
         let text = Bytes::from(std::mem::take(&mut self.document).finish().to_string());
-        // The document already describes this route.
+        // The document is complete. `add` describes the route once more, in an empty document that
+        // is dropped.
         let Self { router, .. } =
             self.add(own, || async move { ([(CONTENT_TYPE, "application/json")], text) });
         router.fallback(unknown_path).method_not_allowed_fallback(method_not_allowed).with_state(api)

@@ -6,11 +6,11 @@ use prost_types::Timestamp;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-/// The range of RFC 3339 in seconds since 1970: years 1 to 9999. Times of an agent are clamped to
-/// it.
+/// Range of RFC 3339 times (years 1 to 9999), in seconds since 1970. Times that an agent reports
+/// are clamped to this range.
 const SECONDS: (i64, i64) = (-62_135_596_800, 253_402_300_799);
 
-/// A time in RFC 3339.
+/// A time in the format of RFC 3339.
 #[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
 pub(super) struct Time(String);
@@ -19,7 +19,7 @@ pub(super) struct Time(String);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seconds(prost_types::Duration);
 
-/// Prefixes of enum values that consist of more than one word; all others end at the first `_`.
+/// Prefixes of enum values that contain a `_` themselves. All other prefixes end at the first `_`.
 const LONG_PREFIXES: [&str; 6] = [
     "ACTIVITY_LEVEL_",
     "AGENT_CONNECTION_",
@@ -36,7 +36,7 @@ pub(super) fn enum_label(name: &str) -> String {
     word.to_ascii_lowercase().replace('_', "-")
 }
 
-/// Deserializes an optional field and rejects null. An absent field stays unchanged, and null would
+/// Deserializes an optional field and rejects null. An absent field stays unchanged, but null would
 /// look like a removal.
 pub(super) fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     from: D,
@@ -66,8 +66,8 @@ impl From<Seconds> for prost_types::Duration {
 
 impl Serialize for Seconds {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        // The control plane sends no negative durations. An agent's negative one counts as 0, and
-        // its nanoseconds may be anything.
+        // The control plane sends no negative durations. An agent may report any value: a negative
+        // number of seconds becomes 0, and so do negative nanoseconds.
         let part = |n: i32| Duration::from_nanos(u64::try_from(n).unwrap_or(0));
         let whole = |n: i64| u64::try_from(n).ok().map(Duration::from_secs);
         let span = whole(self.0.seconds).map(|whole| whole + part(self.0.nanos)).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Follows workspaces by server-sent events. The route is not below `/v1/workspaces`, where it
-//! would hide a workspace of that name.
+//! Serves changes of workspaces as server-sent events. The route is not below `/v1/workspaces`,
+//! because it would hide a workspace named "watch".
 
 use std::convert::Infallible;
 
@@ -30,10 +30,11 @@ use crate::{api::request_as, principal::Principal};
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WatchQuery {
-    /// The workspace's id, or its name if the caller owns it. Empty: all that the caller may see.
+    /// Watches only this workspace: its id, or its name if the caller owns it. Empty: all
+    /// workspaces of the caller.
     #[serde(default)]
     workspace: String,
-    /// Workspaces of all owners; needs `admin`.
+    /// Watches the workspaces of all owners. Requires the verb `admin`.
     #[serde(default)]
     all_owners: bool,
 }
@@ -53,10 +54,10 @@ fn event(change: Result<WatchWorkspacesResponse, Status>) -> Event {
         Ok(Some(Change::Workspace(workspace))) => ("workspace", json!(JsonWorkspace::from(workspace))),
         Ok(Some(Change::Gone(id))) => ("gone", json!({ "id": id })),
         Ok(Some(Change::Synced(_))) => ("synced", json!({})),
-        // A response of the service always holds an event.
+        // A response of the service always contains an event.
         Ok(Some(Change::Keepalive(_)) | None) => return Event::default().comment("keep-alive"),
         Err(status) => ("problem", problem::body(&WireError::from(status))),
     };
-    // The JSON has no line breaks, so it is one data line.
+    // Serialized JSON contains no line breaks, so the data is a single line.
     Event::default().event(name).data(data.to_string())
 }

@@ -1,4 +1,4 @@
-//! A workspace in JSON.
+//! Serializes workspaces for the JSON API.
 
 use podling_proto::control::v1 as proto;
 use schemars::JsonSchema;
@@ -11,7 +11,7 @@ use super::{
     scalar::{Time, enum_label},
 };
 
-/// The environment of one user.
+/// One user's environment. It outlives its processes.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Workspace")]
 pub(super) struct JsonWorkspace {
@@ -27,40 +27,40 @@ pub(super) struct JsonWorkspace {
     reason: JsonStateReason,
     since: Time,
     created: Time,
-    /// Whether heartbeats of the agent arrive. If not, nothing is concluded from that.
+    /// Whether heartbeats of the agent arrive. "unknown" does not mean that the workspace is idle.
     #[schemars(extend("enum" = ["connected", "unknown", "unspecified"]))]
     connection: String,
-    /// From the last heartbeat.
+    /// The activity that the agent reported last.
     #[serde(skip_serializing_if = "Option::is_none")]
     activity: Option<JsonActivity>,
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<JsonAgent>,
-    /// What happens next if nothing else does.
+    /// The next step if no event comes before. Absent if only an event can change the state.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<JsonNextStep>,
-    /// What the start or the resize under way waits for.
+    /// Reason why the start or resize in progress cannot proceed yet. Absent if nothing blocks it.
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting: Option<JsonStateReason>,
-    /// Grows with every change.
+    /// Version of this workspace. Grows with every change.
     version: u64,
-    /// Restarts of the agent since the workspace was last healthy.
+    /// Failed starts and lost agents since the workspace was last healthy.
     restarts: u32,
-    /// Position in the admission queue; 1 is next.
+    /// Position in the admission queue; 1 is next. Absent if the workspace is not queued.
     #[serde(skip_serializing_if = "Option::is_none")]
     queue_position: Option<u32>,
     /// Resources that the workspace takes from its owner's quota while it is awake.
     requested: JsonResources,
-    /// Resources that are reserved in the quota now.
+    /// Resources that are reserved in the quota now. Absent if there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     allocated: Option<JsonResources>,
-    /// The workspace was deleted and only its archives are left.
+    /// Whether the workspace was deleted and only its archives are left.
     deleted: bool,
-    /// Progress of archiving or restoring.
+    /// Progress of archiving or restoring. Absent at other times.
     #[serde(skip_serializing_if = "Option::is_none")]
     progress: Option<JsonProgress>,
 }
 
-/// Progress of archiving or restoring.
+/// Progress of an archive or a restore.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Progress")]
 struct JsonProgress {
@@ -68,12 +68,12 @@ struct JsonProgress {
     /// "fetching": the archive is sent to the agent. "unpacking": files are written from it.
     #[schemars(extend("enum" = ["saving", "proving", "fetching", "unpacking", "unspecified"]))]
     stage: String,
-    /// Files, directories and links, while saving or unpacking.
+    /// Number of files, directories and links so far. Counted only while saving or unpacking.
     entries: u64,
     /// Absent if the total is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     total_entries: Option<u64>,
-    /// Bytes of content while saving or unpacking, else of the zip.
+    /// Number of bytes so far: of the files while saving or unpacking, otherwise of the zip.
     bytes: u64,
     /// Absent if the total is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -89,22 +89,22 @@ struct JsonResources {
     memory_bytes: u64,
 }
 
-/// One run of the agent.
+/// One run of the workspace's agent.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Agent")]
 struct JsonAgent {
     boot_id: String,
-    /// Epoch of the byte logs of that run.
+    /// Epoch of the byte logs of this run.
     epoch: u64,
     version: String,
-    /// SHA-256 of the certificate (DER), lower-case hex.
+    /// SHA-256 of the agent's certificate (DER), in lower-case hex.
     key_fingerprint: String,
     capabilities: Vec<String>,
     /// Address of the agent: "unix:/…" or "https://host:port".
     address: String,
 }
 
-/// The words of all states, in the order of a workspace's life.
+/// Returns the names of all states.
 fn states() -> Vec<&'static str> {
     crate::snapshot::STATES.iter().map(|(_, name)| *name).collect()
 }
@@ -138,7 +138,7 @@ impl From<proto::Workspace> for JsonWorkspace {
 }
 
 impl From<Option<proto::Workspace>> for JsonWorkspace {
-    /// Responses of the services always contain a workspace.
+    /// Converts the workspace of a response. The services always set it.
     fn from(workspace: Option<proto::Workspace>) -> Self {
         workspace.unwrap_or_default().into()
     }

@@ -32,12 +32,12 @@ type HandlerResult<T> = Result<T, ProblemResponse>;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListWorkspacesQuery {
-    /// Workspaces of all owners; needs `admin`.
+    /// Lists the workspaces of all owners. Requires the verb `admin`.
     #[serde(default)]
     all_owners: bool,
 }
 
-/// Workspaces that the token may see, by name.
+/// The workspaces, sorted by name.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Workspaces")]
 pub(super) struct WorkspaceList {
@@ -49,23 +49,25 @@ pub(super) struct WorkspaceList {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "CreateWorkspace")]
 pub(super) struct CreateBody {
-    /// 1 to 63 of a-z, 0-9 and "-", beginning with a letter and not ending with "-".
+    /// 1 to 63 characters of a-z, 0-9 and "-", beginning with a letter and not ending with "-".
     name: String,
-    /// Default: the control plane's default template.
+    /// Name of the template. Default: the control plane's default template.
     #[serde(default)]
     template: String,
     #[serde(default, deserialize_with = "not_null")]
     policy: Option<JsonPolicy>,
-    /// At most 64 characters. A repeated call returns the workspace that the first call created.
+    /// Idempotency key of at most 64 characters. A repeated call returns the workspace that the
+    /// first call created.
     #[serde(default)]
     request_id: String,
-    /// If the owner has a workspace of this name, return it instead of NAME_TAKEN.
+    /// If the owner already has a workspace of this name, wakes and returns it instead of failing
+    /// with NAME_TAKEN.
     #[serde(default)]
     reconnect: bool,
-    /// Needs `admin`; default: the token's owner.
+    /// Owner of the workspace. Default: the token's owner. Another owner requires the verb `admin`.
     #[serde(default)]
     owner: String,
-    /// Added to the template's environment.
+    /// Variables of the workspace. They override those of the template.
     #[serde(default)]
     env: HashMap<String, String>,
 }
@@ -73,23 +75,24 @@ pub(super) struct CreateBody {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DeleteQuery {
-    /// Skips the archive and removes existing ones: files and archives are lost.
+    /// Deletes the workspace without an archive, and deletes its existing archives. The files are
+    /// lost.
     #[serde(default)]
     discard: bool,
 }
 
-/// How to put the workspace to sleep.
+/// The options of a request to sleep.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "SleepWorkspace")]
 pub(super) struct SleepBody {
-    /// Also if the workspace is in use.
+    /// Puts the workspace to sleep even if it is in use. Otherwise such a request fails with BUSY.
     #[serde(default)]
     force: bool,
 }
 
 /// Resources that the workspace requests of its owner's quota while it is awake. An absent field
-/// stays as it is.
+/// keeps its value.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "ResizeWorkspace")]
@@ -103,11 +106,11 @@ pub(super) struct ResizeBody {
     memory_bytes: u64,
 }
 
-/// The state of a workspace, its reason, and what would change it.
+/// A workspace with its remedies and last decisions.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Explanation {
     workspace: JsonWorkspace,
-    /// What a user can do to change what happens next.
+    /// Actions of a user that change what happens next.
     remedies: Vec<JsonRemedy>,
     /// The last decisions, oldest first.
     log: Vec<JsonDecision>,
@@ -118,7 +121,7 @@ pub(super) struct Explanation {
 #[schemars(rename = "Decision")]
 struct JsonDecision {
     at: Time,
-    /// The state from then on.
+    /// State of the workspace from this time on.
     state: String,
     reason: JsonStateReason,
 }

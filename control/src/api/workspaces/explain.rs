@@ -1,4 +1,4 @@
-//! `Workspaces.Explain`: the workspace, its last decisions, and what a user can do.
+//! `Workspaces.Explain`: returns the workspace, its last decisions, and what a user can do.
 
 use podling_core::workspace::{DesiredState, State};
 use podling_proto::control::v1::{ExplainWorkspaceResponse, LogEntry, Remedy};

@@ -1,4 +1,4 @@
-//! Validates requests. Each error names the field.
+//! Validates requests. Each error names the field that is invalid.
 
 use std::{collections::HashMap, ops::RangeInclusive, time::Duration};
 
@@ -12,15 +12,15 @@ use podling_proto::{
 use crate::{driver::NewWorkspace, principal::Principal, snapshot::WorkspaceView, template::Templates};
 
 const MAX_REQUEST_ID_CHARS: usize = 64;
-/// Bounds of a workspace's own environment: number of variables, and bytes of all names and values
-/// together. The environment is stored and is part of every claim.
+/// Limits of a workspace's own environment: the number of variables, and the bytes of all names and
+/// values together. The environment is stored, and is part of every claim.
 const MAX_VARIABLES: usize = 64;
 const MAX_VARIABLE_BYTES: usize = 16 * 1024;
-/// Largest resources of one workspace. More than any machine has, but small enough that sums never
-/// overflow.
+/// Largest resources of one workspace. They exceed every machine, but are small enough that sums
+/// never overflow.
 const MAX_CPU_MILLIS: u64 = 10_000_000;
 const MAX_MEMORY_BYTES: u64 = 1 << 50;
-/// Allowed durations in a policy.
+/// Range of the durations in a policy.
 const DURATION_RANGE: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -32,8 +32,8 @@ pub(super) struct WorkspaceScope {
 }
 
 impl WorkspaceScope {
-    /// Covers the caller's own workspaces, or with `all_owners`, which needs `admin`, those of all
-    /// owners.
+    /// Covers the caller's own workspaces. With `all_owners`, covers the workspaces of all owners
+    /// and requires the verb `admin`.
     pub(super) fn parse(caller: Principal, all_owners: bool) -> Result<Self, WireError> {
         if all_owners {
             caller.may(Verb::Admin)?;
@@ -51,7 +51,7 @@ impl WorkspaceScope {
     }
 }
 
-/// Merges a request with its template.
+/// Validates a create request and merges it with its template.
 pub(super) fn create(
     caller: &Principal,
     request: CreateWorkspaceRequest,
@@ -69,11 +69,11 @@ pub(super) fn create(
     };
     let name = request.name.parse().map_err(|e| bad("name", e))?;
     if request.request_id.chars().count() > MAX_REQUEST_ID_CHARS {
-        return Err(bad("request_id", format!("at most {MAX_REQUEST_ID_CHARS} characters")));
+        return Err(bad("request_id", format!("must be at most {MAX_REQUEST_ID_CHARS} characters")));
     }
     let (template, content) = templates.get(&request.template).ok_or_else(|| {
         let known = templates.names().collect::<Vec<_>>().join(", ");
-        let message = format!("template {:?} does not exist; the templates are {known}", request.template);
+        let message = format!("template {:?} does not exist; templates: {known}", request.template);
         WireError::new(Reason::TemplateNotFound, message).with("id", &request.template)
     })?;
     let mut env = content.env.clone();
@@ -92,14 +92,14 @@ pub(super) fn create(
     })
 }
 
-/// Fields that the policy leaves out stay unset in the overrides.
+/// Validates the fields of a policy. Absent fields stay unset.
 pub(super) fn policy(policy: Policy) -> Result<PolicyOverrides, WireError> {
     let span = |field: &'static str, given: Option<prost_types::Duration>| {
         let Some(given) = given else { return Ok(None) };
         let span = Duration::try_from(given).ok().filter(|span| DURATION_RANGE.contains(span));
-        span.map(Some).ok_or_else(|| bad(field, "1 s to 365 days"))
+        span.map(Some).ok_or_else(|| bad(field, "must be 1 s to 365 days"))
     };
-    // 0 is outside the range of durations; it removes the limit.
+    // 0 is not a valid duration. In a request it removes the limit.
     let no_end = policy.max_awake.is_some_and(|given| (given.seconds, given.nanos) == (0, 0));
     let max_awake = match no_end {
         true => Some(None),
@@ -116,11 +116,11 @@ pub(super) fn policy(policy: Policy) -> Result<PolicyOverrides, WireError> {
     })
 }
 
-/// Resources that are 0 in the request keep their current value.
+/// Validates requested resources. A value of 0 keeps the current one.
 pub(super) fn resources(current: Resources, requested: wire::Resources) -> Result<Resources, WireError> {
     let within = |field: &str, requested: u64, current: u64, max: u64| match requested {
         0 => Ok(current),
-        _ if requested > max => Err(bad(field, format!("at most {max}"))),
+        _ if requested > max => Err(bad(field, format!("must be at most {max}"))),
         _ => Ok(requested),
     };
     let (cpu, memory) = (requested.cpu_millis, requested.memory_bytes);
@@ -135,7 +135,7 @@ fn variables(env: HashMap<String, String>) -> Result<HashMap<String, String>, Wi
     if env.len() > MAX_VARIABLES || bytes > MAX_VARIABLE_BYTES {
         return Err(bad(
             "env",
-            format!("at most {MAX_VARIABLES} variables of {MAX_VARIABLE_BYTES} bytes together"),
+            format!("must be at most {MAX_VARIABLES} variables of {MAX_VARIABLE_BYTES} bytes together"),
         ));
     }
     let bad_one = |(name, value): &(&String, &String)| {

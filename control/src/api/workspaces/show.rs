@@ -1,4 +1,4 @@
-//! Converts a workspace's snapshot to its protobuf message. Every value has a representation.
+//! Converts a workspace's snapshot to its protobuf message. The conversion cannot fail.
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
-//! Streams changes of workspaces. Each watcher compares the newest snapshot with the versions it
-//! has sent. The stream is pulled, so that a slow watcher skips intermediate versions and costs the
-//! others nothing.
+//! Streams changes of workspaces. Each watcher compares the newest snapshot with the versions that
+//! it has sent. A slow watcher skips intermediate versions and delays no other watcher.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -22,7 +21,8 @@ use tonic::Status;
 use super::{parse::WorkspaceScope, show::workspace};
 use crate::snapshot::{Snapshot, Snapshots};
 
-/// Proxies close streams that are silent for a minute.
+/// Longest silence of the stream before a keep-alive event. Proxies close streams that are silent
+/// for a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 struct WorkspaceWatch {
@@ -30,15 +30,15 @@ struct WorkspaceWatch {
     whose: WorkspaceScope,
     only: Option<WorkspaceId>,
     closing: CancellationToken,
-    /// Versions that the stream has sent.
+    /// Version of each workspace that the stream has sent last.
     sent_versions: BTreeMap<WorkspaceId, u64>,
-    /// Events of one snapshot that are still to be sent.
+    /// Events of one snapshot that have not been sent yet.
     events: VecDeque<Event>,
     synced: bool,
     ended: bool,
 }
 
-/// Yields the workspaces that exist, then every change, until `closing`.
+/// Yields the workspaces that exist, then every change, until `closing` is cancelled.
 pub(super) fn watch_events(
     mut snapshots: Snapshots,
     whose: WorkspaceScope,
@@ -100,7 +100,7 @@ impl WorkspaceWatch {
                 self.events.push_back(Event::Workspace(workspace(view)));
             }
         }
-        // A workspace with nothing left but archives counts as gone.
+        // A deleted workspace of which only archives are left is treated as gone.
         let is_there = |id: &WorkspaceId| snapshot.get(id).is_some_and(|view| self.whose.sees(view));
         let gone: Vec<_> = self.sent_versions.keys().filter(|id| !is_there(id)).cloned().collect();
         for id in gone {
@@ -113,13 +113,13 @@ impl WorkspaceWatch {
     }
 }
 
-/// Yields the progress of `down` until no workspace is running.
+/// Yields the progress of `down` until no process of a workspace is left.
 pub(super) fn down_progress(snapshots: Snapshots) -> impl Stream<Item = Result<DownResponse, Status>> {
     stream::unfold(Some((snapshots, None)), |state| async move {
         let (mut snapshots, sent_versions) = state?;
         let differs =
             |snapshot: &std::sync::Arc<Snapshot>| snapshot.down.is_some() && snapshot.down != sent_versions;
-        // The driver has ended after the last progress.
+        // An error means that the driver has ended, which happens only after the last progress.
         let down = snapshots.wait_for(differs).await.ok()?.down?;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let progress = DownResponse { remaining: count(down.remaining), total: count(down.total) };

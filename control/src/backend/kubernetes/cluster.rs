@@ -1,4 +1,4 @@
-//! API handles of the cluster objects that the backend uses: one namespace, and the nodes.
+//! API handles of the objects that the backend uses: the objects of one namespace, and the nodes.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::{
     lease::Leadership,
 };
 
-/// API handles by kind. Cheap to clone.
+/// One API handle for each kind of object. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct ClusterClient {
     pub(super) namespace: String,
@@ -52,8 +52,8 @@ impl ClusterClient {
         }
     }
 
-    /// Retries `call` until it succeeds or fails permanently. Calls only while this process is the
-    /// leader.
+    /// Retries `call` until it succeeds or fails permanently. Makes no call while this process is
+    /// not the leader.
     pub(super) async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
         &self,
         operation: &str,
@@ -63,8 +63,9 @@ impl ClusterClient {
         retry_transient(operation, reporter, || self.leadership.is_leader(), call).await
     }
 
-    /// Checked before each creation or deletion: a process that was suspended may have lost the
-    /// lease without noticing.
+    /// Fails if this process is not the leader. Called before each write outside of
+    /// [`Self::retry_transient`], because a process that was suspended may have lost the lease
+    /// without noticing.
     pub(super) fn ensure_leader(&self, operation: &str) -> Result<(), BackendError> {
         let superseded = || BackendError::new(operation, "this control plane is not the leader any more");
         self.leadership.is_leader().then_some(()).ok_or_else(superseded)
@@ -77,12 +78,12 @@ impl std::fmt::Debug for ClusterClient {
     }
 }
 
-/// Selects the pods of all workspaces.
+/// Returns a watch configuration that selects the pods of all workspaces.
 pub(super) fn all_workspace_pods() -> watcher::Config {
     watcher::Config::default().labels(WORKSPACE_LABEL)
 }
 
-/// Selects all objects of one workspace.
+/// Returns list parameters that select all objects of one workspace.
 pub(super) fn list_by_workspace(workspace: &WorkspaceId) -> ListParams {
     ListParams::default().labels(&workspace_selector(workspace))
 }
@@ -91,7 +92,7 @@ pub(super) fn workspace_selector(workspace: &WorkspaceId) -> String {
     format!("{WORKSPACE_LABEL}={workspace}")
 }
 
-/// Deletes exactly this object, not another that has taken its name.
+/// Returns parameters that delete this object only, and not a later object of the same name.
 pub(super) fn delete_by_uid(object: &impl ResourceExt) -> DeleteParams {
     DeleteParams {
         preconditions: Some(Preconditions { uid: object.uid(), resource_version: None }),

@@ -1,6 +1,5 @@
-//! Annotates pods in use so that autoscalers do not evict them.
-//!
-//! Schedulers that preempt, failing nodes and drains ignore these annotations.
+//! Annotates pods in use so that autoscalers do not evict them. The annotations do not protect pods
+//! from preemption, drains and node failures.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -26,14 +25,14 @@ const DO_NOT_DISRUPT: (&str, &str) = ("karpenter.sh/do-not-disrupt", "true");
 
 /// Polling interval for the activity of all workspaces.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// A pod stays annotated for this long after its last use.
+/// Time that a pod stays annotated after its last use.
 const GUARD_HOLD: Duration = Duration::from_secs(60);
 
-/// Keeps the annotations of all pods in step with their activity.
+/// Updates the annotations of all pods as the activity of their workspaces changes.
 #[derive(Debug)]
 pub struct EvictionGuard {
     cluster: ClusterClient,
-    /// By name of the pod.
+    /// Last known state of each pod, by the pod's name.
     pods: BTreeMap<String, GuardState>,
 }
 
@@ -48,7 +47,7 @@ impl EvictionGuard {
         Self { cluster, pods: BTreeMap::new() }
     }
 
-    /// Runs until the driver is gone.
+    /// Runs until the driver has ended.
     pub async fn run(mut self, snapshots: Snapshots) {
         while snapshots.has_changed().is_ok() {
             let snapshot = snapshots.borrow().clone();
@@ -57,7 +56,7 @@ impl EvictionGuard {
             self.pods.retain(|pod, _| used.contains_key(pod));
             for (pod, used) in used {
                 if let Err(error) = self.update(&pod, used).await {
-                    tracing::debug!(pod, %error, "failed to update autoscaler annotations; trying again");
+                    tracing::debug!(pod, %error, "failed to update autoscaler annotations, retrying");
                 }
             }
             sleep(POLL_INTERVAL).await;
@@ -68,7 +67,7 @@ impl EvictionGuard {
         let now = Instant::now();
         let known = match self.pods.get(pod) {
             Some(known) => *known,
-            // Another control plane may have annotated it.
+            // Another control plane may have annotated the pod.
             None => {
                 let Some(found) = self.cluster.pods.get_opt(pod).await? else { return Ok(()) };
                 GuardState { guarded: found.annotations().contains_key(SAFE_TO_EVICT.0), last_used: now }
@@ -77,7 +76,7 @@ impl EvictionGuard {
         let known = GuardState { last_used: if used { now } else { known.last_used }, ..known };
         let wanted = used || (known.guarded && now.duration_since(known.last_used) < GUARD_HOLD);
         self.pods.insert(pod.to_owned(), known);
-        if wanted != known.guarded && self.cluster.ensure_leader("annotating a pod").is_ok() {
+        if wanted != known.guarded && self.cluster.ensure_leader("annotate a pod").is_ok() {
             self.annotate(pod, wanted).await?;
             self.pods.insert(pod.to_owned(), GuardState { guarded: wanted, ..known });
         }
@@ -96,8 +95,8 @@ impl EvictionGuard {
     }
 }
 
-/// The pod of an awake workspace, and whether it is active or busy. `None` while the agent is not
-/// connected: its annotations stay as they are.
+/// Returns the pod of an awake workspace, and whether the workspace is active or busy. `None` while
+/// the agent is not connected; the pod then keeps its annotations.
 fn pod_in_use(view: &WorkspaceView) -> Option<(String, bool)> {
     let (agent, activity) = (view.agent.as_ref()?, view.activity.as_ref()?);
     if view.state != State::Awake || view.connection != AgentConnection::Connected {

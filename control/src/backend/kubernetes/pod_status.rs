@@ -1,5 +1,5 @@
-//! Interprets a pod's status: whether it ended, what it waits for, and why. The texts are for
-//! people.
+//! Interprets the status of a pod: whether the pod has ended, why it cannot start, and what delays
+//! it. Reasons are English text for users.
 
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Node, Pod, PodStatus};
 use podling_core::reason::{Wait, WaitReason};
@@ -9,7 +9,7 @@ const MAX_MESSAGE_CHARS: usize = 400;
 /// Number of lines quoted from the end of a program's output.
 const MAX_OUTPUT_LINES: usize = 5;
 
-/// Returns how the pod ended; `None` if it has not.
+/// Returns how the pod ended; `None` if it has not ended.
 pub(super) fn ended(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
     let failed = match status.phase.as_deref()? {
@@ -24,7 +24,7 @@ pub(super) fn ended(pod: &Pod) -> Option<String> {
     }))
 }
 
-/// Returns what the cluster ended the pod for, if it did.
+/// Returns why the cluster ended the pod; `None` if the cluster did not end it.
 fn disrupted(status: &PodStatus) -> Option<String> {
     let (reason, message) = condition(status, "DisruptionTarget", "True")?;
     Some(match reason? {
@@ -53,7 +53,7 @@ fn failure(status: &PodStatus) -> String {
     }
 }
 
-/// Returns how the first failed container ended.
+/// Returns how the failed container ended; `None` if no container failed.
 fn container_failure(status: &PodStatus) -> Option<String> {
     let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
     let ended =
@@ -75,17 +75,17 @@ fn container_failure(status: &PodStatus) -> Option<String> {
     )
 }
 
-/// Returns why the pod can never start; `None` if it still may.
+/// Returns why the pod cannot start; `None` if it may still start.
 pub(super) fn start_failure(pod: &Pod) -> Option<String> {
     waiting(pod).find_map(|(container, reason, message)| {
         let image = &container.image;
         match reason {
-            // The kubelet has tried at least twice: the first failure may have been the network's.
+            // The kubelet has tried at least twice, so a short network failure is not the cause.
             "ImagePullBackOff" => {
                 Some(format!("the image {image} cannot be pulled: {}", pull_error(message)))
             }
             "ErrImageNeverPull" => {
-                Some(format!("the image {image} is not on its node and must not be pulled"))
+                Some(format!("the image {image} is not on its node, and its imagePullPolicy is Never"))
             }
             "InvalidImageName" => Some(format!("{image:?} is not a valid image name")),
             "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
@@ -96,7 +96,7 @@ pub(super) fn start_failure(pod: &Pod) -> Option<String> {
     })
 }
 
-/// Returns what the pod waits for before it runs; `None` if nothing takes long.
+/// Returns what the pod waits for before it runs; `None` if the cluster reports no obstacle.
 pub(super) fn waits(pod: &Pod) -> Option<Wait> {
     let status = pod.status.as_ref()?;
     let scheduled = condition(status, "PodScheduled", "False");
@@ -113,28 +113,28 @@ pub(super) fn waits(pod: &Pod) -> Option<Wait> {
     Some(Wait { reason, detail })
 }
 
-/// Returns why the node can never apply the resize; `None` if it still may.
+/// Returns why the node can never apply the resize; `None` if it may still apply it.
 pub(super) fn infeasible_resize(pod: &Pod) -> Option<String> {
     match resize_condition(pod, "PodResizePending")? {
         (Some("Infeasible"), message) => Some(format!(
-            "its node can never provide that ({}); after sleep and wake it may run on another node",
+            "its node can never provide these resources ({}); sleep and wake may move it to another node",
             short(message)
         )),
         _ => None,
     }
 }
 
-/// Returns what a resize waits for; `None` if the node reports nothing.
+/// Returns what a resize waits for; `None` if the node reports no obstacle.
 pub(super) fn resize_waits(pod: &Pod) -> Option<Wait> {
     if let Some((_, message)) = resize_condition(pod, "PodResizePending") {
         return Some(Wait { reason: WaitReason::ResizeDeferred, detail: short(message) });
     }
-    // The node retries what the kernel refuses, such as less memory than is in use.
+    // The node retries a resize that the kernel rejects, such as a memory limit below the use.
     let (reason, message) = resize_condition(pod, "PodResizeInProgress")?;
     (reason == Some("Error")).then(|| Wait { reason: WaitReason::ResizeRetried, detail: short(message) })
 }
 
-/// Returns reason and message of a resize condition, if it concerns the last resize.
+/// Returns reason and message of a resize condition that is true and concerns the last resize.
 fn resize_condition<'a>(pod: &'a Pod, kind: &str) -> Option<(Option<&'a str>, &'a str)> {
     let conditions = pod.status.as_ref()?.conditions.iter().flatten();
     let mut set = conditions.filter(|condition| condition.type_ == kind && condition.status == "True");
@@ -143,7 +143,7 @@ fn resize_condition<'a>(pod: &'a Pod, kind: &str) -> Option<(Option<&'a str>, &'
     Some((found.reason.as_deref(), found.message.as_deref().unwrap_or_default()))
 }
 
-/// Whether the node reports ready.
+/// Returns whether the node is ready.
 pub(super) fn is_ready(node: &Node) -> bool {
     let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
@@ -162,14 +162,14 @@ fn waiting(pod: &Pod) -> impl Iterator<Item = (&ContainerStatus, &str, &str)> {
     })
 }
 
-/// Returns reason and message of a condition of this kind and status.
+/// Returns reason and message of the condition with this type and status.
 fn condition<'a>(status: &'a PodStatus, kind: &str, value: &str) -> Option<(Option<&'a str>, &'a str)> {
     let mut conditions = status.conditions.iter().flatten();
     let found = conditions.find(|condition| condition.type_ == kind && condition.status == value)?;
     Some((found.reason.as_deref(), found.message.as_deref().unwrap_or_default()))
 }
 
-/// Shortens the error of a registry or a container runtime to its cause.
+/// Replaces the error of a registry or a container runtime by a short cause, if it is a known one.
 fn pull_error(message: &str) -> String {
     let known = [
         ("not found", "it does not exist"),
@@ -185,7 +185,7 @@ fn last_lines(text: &str) -> String {
     short(&lines[lines.len().saturating_sub(MAX_OUTPUT_LINES)..].join(" / "))
 }
 
-/// Cuts a text to [`MAX_MESSAGE_CHARS`].
+/// Cuts a text after [`MAX_MESSAGE_CHARS`], and removes a full stop at its end.
 fn short(text: &str) -> String {
     let text = text.trim().trim_end_matches('.');
     match text.char_indices().nth(MAX_MESSAGE_CHARS) {

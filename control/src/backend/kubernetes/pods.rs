@@ -1,4 +1,4 @@
-//! Folds the watch over all pods into observations.
+//! Converts the events of the watch over all pods into observations.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,11 +21,11 @@ use crate::{
     snapshot::AgentAddress,
 };
 
-/// Known pods by uid.
+/// The pods of all workspaces, by uid, as the watch has reported them so far.
 #[derive(Debug, Default)]
 pub(super) struct PodTracker {
     pods: BTreeMap<String, TrackedPod>,
-    /// Uids that the list in progress has named so far.
+    /// Uids in the part of the present list that has arrived.
     listed_uids: BTreeSet<String>,
     /// Whether the first list is complete.
     initial_list_done: bool,
@@ -40,8 +40,8 @@ struct TrackedPod {
 }
 
 impl PodTracker {
-    /// Applies one watch event. The first list becomes one observation; a pod that a later list
-    /// omits has ended.
+    /// Applies one watch event. The first complete list becomes one observation. A pod that a later
+    /// list omits has ended.
     pub(super) fn apply_event(&mut self, event: Event<Pod>) -> Vec<Observation> {
         match event {
             Event::Init => {
@@ -104,13 +104,14 @@ impl PodTracker {
 }
 
 impl TrackedPod {
-    /// `None` if the end has been reported already.
+    /// Returns the observation of the pod's end; `None` if the end was already reported.
     fn exit(&self, detail: String) -> Option<Observation> {
         (!self.ended).then(|| Observation::Ended { instance: self.instance.clone(), detail })
     }
 }
 
-/// The agent in a pod; `None` for pods that are not a workspace's.
+/// Returns the agent of a pod; `None` for a pod that belongs to no workspace. Its `resources` are
+/// `None` until the node has applied the requested ones.
 pub(super) fn instance(pod: &Pod) -> Option<Instance> {
     let workspace: WorkspaceId = pod.labels().get(WORKSPACE_LABEL)?.parse().ok()?;
     let epoch = epoch(pod)?;
@@ -129,19 +130,19 @@ pub(super) fn instance(pod: &Pod) -> Option<Instance> {
     })
 }
 
-/// Status of the container that runs the agent.
+/// Returns the status of the container that runs the agent.
 fn workspace_container_status(pod: &Pod) -> Option<&ContainerStatus> {
     let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
     containers.iter().find(|container| container.name == CONTAINER)
 }
 
-/// Resources that the pod spec requests for the workspace container.
+/// Returns the limits that the pod's spec sets for the workspace container.
 pub(super) fn requested_resources(pod: &Pod) -> Option<Resources> {
     let containers = &pod.spec.as_ref()?.containers;
     parse_limits(containers.iter().find(|container| container.name == CONTAINER)?.resources.as_ref()?)
 }
 
-/// Resources that the node has applied.
+/// Returns the limits that the node has applied to the workspace container.
 pub(super) fn actual_resources(pod: &Pod) -> Option<Resources> {
     parse_limits(workspace_container_status(pod)?.resources.as_ref()?)
 }
@@ -154,12 +155,12 @@ fn parse_limits(resources: &ResourceRequirements) -> Option<Resources> {
     })
 }
 
-/// The epoch of the start that made the pod.
+/// Returns the epoch that the pod was created for.
 pub(super) fn epoch(pod: &Pod) -> Option<Epoch> {
     pod.annotations().get(EPOCH_ANNOTATION)?.parse().ok()
 }
 
-/// Whether the workspace container runs and the pod has an address.
+/// Returns whether the workspace container runs and the pod has an address.
 pub(super) fn is_running(pod: &Pod) -> bool {
     let state = workspace_container_status(pod).and_then(|container| container.state.as_ref());
     let has_address = pod.status.as_ref().is_some_and(|status| status.pod_ip.is_some());
@@ -224,7 +225,7 @@ mod tests {
         );
         assert_eq!(apply(Event::InitApply(failed)).len(), 1, "the end is reported before the list");
         assert_eq!(apply(Event::InitDone), ["running: a b"]);
-        // The watch reconnects; pod a has gone in the meantime.
+        // The watch reconnects. Pod a was deleted in the meantime.
         apply(Event::Init);
         apply(Event::InitApply(running("b", 2)));
         assert_eq!(apply(Event::InitDone), ["a ended: its pod is gone"]);
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn pod_without_workspace_annotation_is_ignored() {
+    fn pod_without_epoch_annotation_is_ignored() {
         let mut other = running("a", 1);
         other.metadata.annotations = None;
         assert!(PodTracker::default().apply_event(Event::Apply(other)).is_empty());

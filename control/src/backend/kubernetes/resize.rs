@@ -27,13 +27,14 @@ use crate::{
 };
 
 impl ClusterClient {
-    /// Sets the resources of the pod of this epoch and waits until its node has applied them.
+    /// Sets the resources of this epoch's pod, and waits until the node has applied them or the
+    /// resize is cancelled.
     pub(super) async fn resize(
         &self,
         resize: ResizePlan,
         observation_tx: &mpsc::Sender<Observation>,
     ) -> Result<(), BackendError> {
-        let operation = format!("resizing the pod of {}", resize.workspace);
+        let operation = format!("resize the pod of {}", resize.workspace);
         unless_cancelled(
             &operation,
             &resize.cancellation,
@@ -68,7 +69,7 @@ impl ClusterClient {
         self.wait_until_resized(operation, &pod, wanted, reporter).await
     }
 
-    /// Waits until the pod's node has applied `wanted`; reports what the resize waits for.
+    /// Waits until the pod's node has applied `wanted`. Reports each new reason of a delay.
     async fn wait_until_resized(
         &self,
         operation: &str,
@@ -113,7 +114,7 @@ impl ClusterClient {
 
 fn resize_patch(wanted: Resources) -> serde_json::Value {
     let mut resources = resource_requirements(&ResourcesSpec::of(wanted));
-    // Ephemeral storage of a running pod cannot be changed.
+    // The API server rejects a change of a running pod's ephemeral storage.
     for kind in [&mut resources.limits, &mut resources.requests].into_iter().flatten() {
         kind.remove("ephemeral-storage");
     }

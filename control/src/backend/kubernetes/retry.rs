@@ -1,4 +1,5 @@
-//! Classifies errors of the API server, retries the transient ones and renders the others.
+//! Classifies errors of the API server, retries calls after transient errors, and renders other
+//! errors as text.
 
 use std::{future::Future, time::Duration};
 
@@ -13,12 +14,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::{BackendError, Observation};
 
-/// Bounds of the pause between attempts, which doubles each time. A random part of up to a half is
-/// left out, so that clients do not retry in step.
+/// Bounds of the pause between attempts, which doubles each time. The pause is shortened by a
+/// random part of at most a half, so that clients do not all retry at the same time.
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_BACKOFF: Duration = Duration::from_secs(4);
 
-/// Whether the error passes by itself within moments, so that users need not be told.
+/// Returns whether a retry of the call may succeed without any change by a user.
 pub(super) fn is_transient(error: &Error) -> bool {
     match error {
         // 409: another client changed the object between our read and our write.
@@ -32,12 +33,12 @@ pub(super) fn is_code(error: &Error, code: u16) -> bool {
     matches!(error, Error::Api(status) if status.code == code)
 }
 
-/// The message if a ResourceQuota of the namespace is used up.
+/// Returns a message if the error means that a ResourceQuota of the namespace is exhausted.
 pub(super) fn quota_exceeded(error: &Error) -> Option<String> {
     match error {
         Error::Api(status) if status.code == 403 && status.message.contains("exceeded quota") => {
             let (_, quota) = status.message.split_once("exceeded quota: ")?;
-            Some(format!("the ResourceQuota of its namespace is used up: {quota}"))
+            Some(format!("the ResourceQuota of its namespace is exhausted: {quota}"))
         }
         _ => None,
     }
@@ -55,12 +56,13 @@ impl WaitReporter<'_> {
     pub(super) async fn report(&self, reason: WaitReason, detail: String) {
         let (workspace, epoch) = (self.workspace.clone(), self.epoch);
         let waits = Some(Wait { reason, detail });
-        // Without a driver there is no reader.
+        // Sending fails only after the driver has ended.
         let _gone = self.to.send(Observation::Waits { workspace, epoch, waits }).await;
     }
 }
 
-/// Retries `call` until it succeeds or fails permanently. Calls only while `may` returns true.
+/// Retries `call` until it succeeds or fails permanently, and reports what each retry waits for.
+/// Makes no call while `may` returns false.
 pub(super) async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
     operation: &str,
     reporter: WaitReporter<'_>,
@@ -69,7 +71,7 @@ pub(super) async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
 ) -> Result<T, BackendError> {
     let mut pause = MIN_BACKOFF;
     loop {
-        // A process that lost the lease ends soon; until then it waits here.
+        // A process that lost the leadership waits here until it regains it or ends.
         if may() {
             let error = match call().await {
                 Ok(done) => return Ok(done),
@@ -88,7 +90,7 @@ pub(super) async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
     }
 }
 
-/// Runs `work` until it is done or the operation is cancelled.
+/// Runs `work`. Drops it and fails if the operation is cancelled first.
 pub(super) async fn unless_cancelled<T>(
     operation: &str,
     cancellation: &CancellationToken,
@@ -98,12 +100,12 @@ pub(super) async fn unless_cancelled<T>(
     cancellation.run_until_cancelled(work).await.unwrap_or_else(unwanted)
 }
 
-/// Wraps an error of the API server.
+/// Converts an error of the API server.
 pub(super) fn backend_error(operation: impl Into<String>, error: &Error) -> BackendError {
     BackendError::new(operation, error_text(error))
 }
 
-/// The message of the API server, or the chain of causes if there was no response.
+/// Returns the message of the API server, or the chain of causes if there was no response.
 pub(super) fn error_text(error: &Error) -> String {
     match error {
         Error::Api(status) if !status.message.is_empty() => status.message.clone(),
@@ -128,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn transient_codes_are_told_from_permanent_ones() {
+    fn only_transient_codes_are_retried() {
         for code in [408, 409, 429, 500, 503, 504] {
             assert!(is_transient(&api(code, "")), "{code}");
         }
@@ -145,7 +147,7 @@ mod tests {
         let (to, mut heard) = mpsc::channel(8);
         let reporter = WaitReporter { to: &to, workspace: &workspace, epoch: 1 };
         let done = retry_transient(
-            "creating it",
+            "create it",
             reporter,
             || true,
             || async {
@@ -181,7 +183,7 @@ mod tests {
             // Renewals of the lease fail for a while.
             !(2..=5).contains(&*looks)
         };
-        let done = retry_transient("creating it", reporter, may, || async {
+        let done = retry_transient("create it", reporter, may, || async {
             let mut tries = tries.lock().unwrap();
             *tries += 1;
             if *tries == 1 { Err(api(503, "it is away")) } else { Ok(*tries) }
@@ -195,7 +197,7 @@ mod tests {
         let forbidden = || async { Err::<(), _>(api(403, "violates PodSecurity \"restricted\"")) };
         let (workspace, (to, _heard)) = (WorkspaceId::from_bits(7), mpsc::channel(8));
         let reporter = WaitReporter { to: &to, workspace: &workspace, epoch: 1 };
-        let refused = retry_transient("creating it", reporter, || true, forbidden).await;
-        assert_eq!(refused.unwrap_err().to_string(), "creating it: violates PodSecurity \"restricted\"");
+        let refused = retry_transient("create it", reporter, || true, forbidden).await;
+        assert_eq!(refused.unwrap_err().to_string(), "cannot create it: violates PodSecurity \"restricted\"");
     }
 }

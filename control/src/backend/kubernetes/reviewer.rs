@@ -1,6 +1,6 @@
-//! Authenticates agents by TokenReview: the token must be issued by the API server for the audience
-//! `podling`, for an existing pod, under the workspaces' service account. The pod names the
-//! workspace.
+//! Authenticates agents by TokenReview. A token is valid if the API server issued it for the
+//! audience `podling`, to an existing pod that runs under the workspaces' service account. A label
+//! of the pod names the workspace.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::api::{
@@ -17,7 +17,7 @@ use crate::{
     kubernetes::objects::AUDIENCE,
 };
 
-/// Concurrent TokenReviews; further ones wait. Each costs the API server a signature check.
+/// Concurrent TokenReviews. Further ones wait, so that agents cannot overload the API server.
 const MAX_CONCURRENT_REVIEWS: usize = 16;
 
 /// Authenticates the agents of one namespace by their pods' tokens.
@@ -38,7 +38,7 @@ struct BoundPod {
 }
 
 impl KubernetesReviewer {
-    /// Accepts the pods that run under this service account.
+    /// Creates a reviewer that accepts the pods of `namespace` that run under this service account.
     pub fn new(client: Client, namespace: &str, account: &str) -> Self {
         Self {
             reviews: Api::all(client.clone()),
@@ -49,7 +49,8 @@ impl KubernetesReviewer {
         }
     }
 
-    /// Asks the API server which pod this token is bound to; `None` if the token is not valid here.
+    /// Asks the API server which pod the token is bound to. Returns `None` if the token is not
+    /// valid.
     async fn authenticate(&self, token: &str) -> Result<Option<BoundPod>, BackendError> {
         let _permit = self.permits.acquire().await;
         let spec =
@@ -57,7 +58,7 @@ impl KubernetesReviewer {
         let review = TokenReview { spec, ..TokenReview::default() };
         let answer = self.reviews.create(&PostParams::default(), &review).await;
         let status = answer
-            .map_err(|error| backend_error("reviewing the token of an agent", &error))?
+            .map_err(|error| backend_error("review the token of an agent", &error))?
             .status
             .unwrap_or_default();
         let is_for_us = status.audiences.iter().flatten().any(|audience| audience == AUDIENCE);
@@ -67,19 +68,19 @@ impl KubernetesReviewer {
 }
 
 impl AgentReviewer for KubernetesReviewer {
-    /// Uid of the pod.
+    /// Uid of the agent's pod.
     type CredentialProof = InstanceId;
 
     async fn review(&self, credential: &str) -> Result<Option<ReviewedCredential<InstanceId>>, BackendError> {
-        // Unauthenticated clients must not cause load: a token that does not claim this namespace
-        // is rejected without a TokenReview.
+        // A token that does not claim this namespace is rejected without a TokenReview, so that
+        // unauthenticated clients cause no load on the API server.
         if unverified_namespace(credential).is_none_or(|namespace| namespace != self.namespace) {
             return Ok(None);
         }
         let Some(bound) = self.authenticate(credential).await? else { return Ok(None) };
         let found = self.pods.get_opt(&bound.name).await;
-        let pod = found.map_err(|error| backend_error("reading the pod of an agent", &error))?;
-        // Another pod may have the name by now.
+        let pod = found.map_err(|error| backend_error("read the pod of an agent", &error))?;
+        // A later pod may have the same name.
         let instance =
             pod.filter(|pod| pod.uid().as_ref() == Some(&bound.uid)).and_then(|pod| instance(&pod));
         Ok(instance.map(|instance| ReviewedCredential { workspace: instance.workspace, proof: instance.id }))
@@ -102,7 +103,8 @@ fn bound_pod(user: &UserInfo) -> Option<BoundPod> {
     Some(BoundPod { name: one("pod-name")?, uid: one("pod-uid")? })
 }
 
-/// The namespace that a token claims. Not verified.
+/// Returns the namespace that a token of a pod claims, without verifying the token. `None` for a
+/// text that is not such a token.
 fn unverified_namespace(token: &str) -> Option<String> {
     #[derive(Deserialize)]
     struct UnverifiedClaims {

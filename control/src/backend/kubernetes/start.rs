@@ -1,4 +1,4 @@
-//! Starts an agent: ensures the claim and the pod, and waits until the pod runs.
+//! Starts an agent: ensures that the volume claim and the pod exist, and waits until the pod runs.
 
 use std::pin::pin;
 
@@ -27,13 +27,13 @@ use crate::{
 };
 
 impl ClusterClient {
-    /// Ensures that the pod of this epoch runs.
+    /// Ensures that the pod of this epoch runs. Fails if the start is cancelled.
     pub(super) async fn start(
         &self,
         plan: StartPlan,
         observation_tx: &mpsc::Sender<Observation>,
     ) -> Result<Instance, BackendError> {
-        let operation = format!("starting the pod of {}", plan.workspace);
+        let operation = format!("start the pod of {}", plan.workspace);
         unless_cancelled(&operation, &plan.cancellation, self.start_pod(&operation, &plan, observation_tx))
             .await
     }
@@ -63,7 +63,8 @@ impl ClusterClient {
         let name = pod.name_any();
         let created = self.retry_transient(operation, reporter, || async {
             match self.pods.create(&PostParams::default(), &pod).await {
-                // Created by an earlier call whose response was lost, or by another control plane.
+                // An earlier call whose response was lost, or another control plane, has created
+                // it.
                 Err(error) if is_code(&error, 409) => self.pods.get(&name).await,
                 created => created,
             }
@@ -71,7 +72,7 @@ impl ClusterClient {
         self.wait_until_running(operation, created.await?).await
     }
 
-    /// The spec of the Workspace resource, if there is one.
+    /// Returns the spec of the Workspace resource; `None` if there is no such resource.
     async fn workspace_spec(
         &self,
         operation: &str,
@@ -99,13 +100,14 @@ impl ClusterClient {
         let missing = || {
             BackendError::new(
                 operation,
-                format!("there is no WorkspaceTemplate {name:?} in {}", self.namespace),
+                format!("there is no WorkspaceTemplate {name:?} in the namespace {}", self.namespace),
             )
         };
         Ok(found.ok_or_else(missing)?.spec)
     }
 
-    /// Waits until the pod runs. The watch over all pods reports what it waits for.
+    /// Waits until the pod runs. Fails if the pod cannot start any more. `PodTracker` reports what
+    /// delays the pod.
     async fn wait_until_running(&self, operation: &str, created: Pod) -> Result<Instance, BackendError> {
         let uid = created.uid();
         let mut updates = pin!(watch_object(self.pods.clone(), &created.name_any()).default_backoff());
@@ -134,9 +136,10 @@ impl ClusterClient {
     }
 }
 
-/// Environment variables with secrets. The workspace's own variable replaces the template's of the
-/// same name, also when it has a plain value. Podling's own secrets are rejected here because an
-/// older CRD may have accepted them.
+/// Returns the environment variables that refer to a secret. A variable of the workspace replaces
+/// the template's variable of the same name, even if the workspace's has a plain value. Fails if a
+/// variable refers to a secret that is reserved for Podling, because an older CRD may have accepted
+/// it.
 fn secrets(
     operation: &str,
     template: &WorkspaceTemplateSpec,
@@ -150,14 +153,17 @@ fn secrets(
     match all.iter().find(|(_, secret)| secret.is_reserved()) {
         None => Ok(all),
         Some((name, secret)) => {
-            let why = format!("its variable {name} names the secret {}, which is Podling's own", secret.name);
+            let why = format!(
+                "the variable {name} refers to the Secret {}, which is reserved for Podling; use another one",
+                secret.name
+            );
             Err(BackendError::new(operation, why))
         }
     }
 }
 
-/// Ports of the template and of the workspace. The workspace's own port replaces a template's with
-/// the same name or number.
+/// Returns the ports of the template and of the workspace. A port of the workspace replaces the
+/// template's ports of the same name or number.
 fn ports(template: &WorkspaceTemplateSpec, own: Option<&WorkspaceSpec>) -> Vec<Port> {
     let own = own.map(|own| own.ports.as_slice()).unwrap_or_default();
     let is_own = |port: &&Port| own.iter().any(|other| other.name == port.name || other.port == port.port);
@@ -181,12 +187,12 @@ mod tests {
         });
         let own: WorkspaceSpec = serde_json::from_value(own).unwrap();
         let names = |template, own| -> Result<Vec<String>, String> {
-            let secrets = secrets("starting it", &template, own).map_err(|error| error.problem)?;
+            let secrets = secrets("start it", &template, own).map_err(|error| error.problem)?;
             Ok(secrets.into_iter().map(|(_, secret)| secret.name).collect())
         };
         assert_eq!(names(template("tokens"), None).unwrap(), ["tokens"]);
         assert!(names(template("tokens"), Some(&own)).unwrap().is_empty());
         let refused = names(template("podling-control"), None).unwrap_err();
-        assert_eq!(refused, "its variable TOKEN names the secret podling-control, which is Podling's own");
+        assert!(refused.contains("TOKEN refers to the Secret podling-control"), "{refused}");
     }
 }

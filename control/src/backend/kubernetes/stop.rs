@@ -1,4 +1,4 @@
-//! Stops a workspace: deletes all of its pods and waits until they are gone.
+//! Stops a workspace: deletes all of its pods and waits until they no longer exist.
 
 use std::{collections::BTreeMap, pin::pin, time::Duration};
 
@@ -22,14 +22,15 @@ use super::{
 };
 use crate::backend::BackendError;
 
-/// Limit for a pod to disappear: its grace period of 60 s and time for the node to clean up.
+/// Time that the pods have to end: their grace period of 60 s, and 30 s for the node to clean up.
 const STOP_TIMEOUT: Duration = Duration::from_secs(90);
 
 impl ClusterClient {
-    /// Deletes the workspace's pods and waits until they are gone. Never deletes by force: a node
-    /// without contact to the API server may still run the pod and write to the volume.
+    /// Deletes the workspace's pods and waits until they no longer exist. Never deletes by force,
+    /// because a node without contact to the API server may still run the pod and write to the
+    /// volume. Fails after [`STOP_TIMEOUT`], and if a pod has an epoch after `last`.
     pub(super) async fn stop(&self, workspace: &WorkspaceId, last: Epoch) -> Result<(), BackendError> {
-        let operation = format!("stopping the pods of {workspace}");
+        let operation = format!("stop the pods of {workspace}");
         let deadline = Instant::now() + STOP_TIMEOUT;
         let config = watcher::Config::default().labels(&workspace_selector(workspace));
         let mut events = pin!(watcher(self.pods.clone(), config).default_backoff());
@@ -56,9 +57,10 @@ impl ClusterClient {
                         self.ensure_leader(&operation)?;
                         match self.pods.delete(&pod.name_any(), &delete_by_uid(&pod)).await {
                             Ok(_) => {}
-                            // Already gone, or replaced under its name; the watch reports which.
+                            // The pod was deleted already, or replaced by another one of its name.
+                            // The watch reports which.
                             Err(error) if is_code(&error, 404) || is_code(&error, 409) => {}
-                            // The pod's next change or the next call retries.
+                            // Retried at the next change of the pod, or by the next call.
                             Err(error) if is_transient(&error) => last_error = Some(error.to_string()),
                             Err(error) => return Err(backend_error(operation, &error)),
                         }
@@ -77,18 +79,18 @@ impl ClusterClient {
         }
     }
 
-    /// Explains why pods remain.
+    /// Returns why a pod still exists, as English text.
     async fn describe_remaining(
         &self,
         remaining: BTreeMap<String, Pod>,
         last_error: Option<String>,
     ) -> String {
         let Some(pod) = remaining.into_values().next() else {
-            return last_error.unwrap_or_else(|| "the cluster does not answer".to_owned());
+            return last_error.unwrap_or_else(|| "the API server does not answer".to_owned());
         };
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
         let Some(node) = node else {
-            return last_error.unwrap_or_else(|| format!("the pod {} is not deleted", pod.name_any()));
+            return last_error.unwrap_or_else(|| format!("the pod {} still exists", pod.name_any()));
         };
         match self.nodes.get_opt(&node).await {
             Ok(Some(seen)) if !pod_status::is_ready(&seen) => format!(
@@ -98,7 +100,7 @@ impl ClusterClient {
                 pod.name_any()
             ),
             _ => format!(
-                "the pod {} on the node {node} does not end within {} s",
+                "the pod {} on the node {node} did not end within {} s",
                 pod.name_any(),
                 STOP_TIMEOUT.as_secs()
             ),

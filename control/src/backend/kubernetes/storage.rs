@@ -1,5 +1,5 @@
-//! A workspace's volume claim: created once, found by its label, deleted only by
-//! [`crate::backend::Backend::remove`].
+//! The volume claim of a workspace. The first start creates it, later starts find it by its label,
+//! and only [`crate::backend::Backend::remove`] deletes it.
 
 use std::{pin::pin, time::Duration};
 
@@ -27,21 +27,23 @@ use crate::{
     quantity::bytes,
 };
 
-/// Limit for a claim to disappear that no pod uses and no finalizer holds.
+/// Time to wait until a deleted claim no longer exists. A pod that uses the claim, or another
+/// finalizer, can delay that.
 const CLAIM_DELETE_TIMEOUT: Duration = Duration::from_secs(60);
-/// The cluster's own controllers write the claim at the same time.
+/// Attempts to remove the finalizer. Controllers of the cluster may write the claim at the same
+/// time.
 const MAX_FINALIZER_PATCHES: usize = 4;
 
 impl ClusterClient {
-    /// Returns the name of the workspace's claim. Creates a missing claim, and expands one that is
-    /// smaller than `storage`.
+    /// Returns the name of the workspace's claim. Creates the claim if it is missing. Expands a
+    /// claim that is smaller than `storage`; a failure of that is only logged.
     pub(super) async fn ensure_claim(
         &self,
         workspace: &WorkspaceId,
         storage: &StorageSpec,
         reporter: WaitReporter<'_>,
     ) -> Result<String, BackendError> {
-        let operation = format!("ensuring the volume claim of {workspace}");
+        let operation = format!("prepare the volume claim of {workspace}");
         let by_workspace = list_by_workspace(workspace);
         let list = self.retry_transient(&operation, reporter, || self.claims.list(&by_workspace)).await?;
         if let Some(claim) = list.items.into_iter().next() {
@@ -51,7 +53,7 @@ impl ClusterClient {
             if self.ensure_leader(&operation).is_ok()
                 && let Err(error) = self.expand_claim(&claim, storage).await
             {
-                // The workspace can run on the volume as it is.
+                // The workspace can run on a volume of the previous size.
                 let error = error_text(&error);
                 tracing::warn!(%workspace, error, size = storage.size, "failed to expand volume");
             }
@@ -69,8 +71,8 @@ impl ClusterClient {
         Ok(name)
     }
 
-    /// Requests more storage if the spec wants more. The StorageClass decides whether the volume
-    /// can grow.
+    /// Requests the size of `storage` if it is larger than the claim's. The StorageClass decides
+    /// whether the volume can grow.
     async fn expand_claim(
         &self,
         claim: &PersistentVolumeClaim,
@@ -85,9 +87,9 @@ impl ClusterClient {
         self.claims.patch(&claim.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
     }
 
-    /// Deletes the workspace's claims and waits until they are gone.
+    /// Deletes the workspace's claims and waits until they no longer exist.
     pub(super) async fn remove_storage(&self, workspace: &WorkspaceId) -> Result<(), BackendError> {
-        let operation = || format!("removing the volume of {workspace}");
+        let operation = || format!("remove the volume of {workspace}");
         let list = self
             .claims
             .list(&list_by_workspace(workspace))
@@ -101,8 +103,8 @@ impl ClusterClient {
         Ok(())
     }
 
-    /// Deletes exactly this claim, then removes our finalizer. In this order an interrupted removal
-    /// still finds the claim.
+    /// Deletes this claim, then removes Podling's finalizer. If the removal is interrupted in
+    /// between, a repeated call still finds the claim.
     async fn remove_claim(&self, claim: &PersistentVolumeClaim) -> Result<(), kube::Error> {
         let name = claim.name_any();
         match self.claims.delete(&name, &delete_by_uid(claim)).await {
@@ -121,7 +123,7 @@ impl ClusterClient {
             attempts += 1;
             match self.claims.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
                 Err(error) if is_code(&error, 404) => return Ok(()),
-                // The cluster removes its own finalizer at the same time.
+                // The cluster may remove its own finalizer at the same time.
                 Err(error) if is_code(&error, 409) && attempts < MAX_FINALIZER_PATCHES => {}
                 done => return done.map(drop),
             }
@@ -138,14 +140,19 @@ impl ClusterClient {
                 }
             }
         };
-        let timed_out =
-            |_| format!("the claim {name} is not gone after {} s", CLAIM_DELETE_TIMEOUT.as_secs());
+        let timed_out = |_| {
+            format!(
+                "the PersistentVolumeClaim {name} still exists after {} s; check its finalizers and the \
+                 pods that use it",
+                CLAIM_DELETE_TIMEOUT.as_secs()
+            )
+        };
         timeout(CLAIM_DELETE_TIMEOUT, gone).await.map_err(timed_out)
     }
 }
 
-/// The claim was deleted outside Podling. No pod can use it any more; only our finalizer still
-/// protects its data.
+/// Explains what to do about a claim that was deleted outside Podling. No pod can use such a claim,
+/// and only Podling's finalizer still protects its data.
 fn claim_deleted_error(claim: &PersistentVolumeClaim) -> String {
     let volume = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).unwrap_or_default();
     format!(

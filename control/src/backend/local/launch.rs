@@ -1,4 +1,4 @@
-//! Starts agent processes.
+//! Starts the agent process of a workspace and records it in `run/agent.json`.
 
 use std::{
     fs, io,
@@ -18,30 +18,31 @@ use super::{
 use crate::backend::StartPlan;
 
 /// The only variables that an agent inherits: search path, language, time zone and log level. HOME,
-/// USER, session buses, agent sockets and secrets are not inherited. Programs of a workspace get
-/// their environment from the claim.
+/// USER, session buses, agent sockets and secrets are not inherited. The claim carries the
+/// environment of the workspace's programs.
 const INHERITED_VARIABLES: &[&str] = &["PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "PODLING_AGENT_LOG"];
-/// Marks all processes of a workspace, so that `sweep` finds them without their agent.
+/// Environment variable with the workspace's id. All processes of the workspace inherit it, so that
+/// `sweep` finds them without their agent.
 pub(super) const WORKSPACE_VARIABLE: &str = "PODLING_WORKSPACE_ID";
 
-/// Why there is no agent.
+/// Why the agent could not be started.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LaunchError {
-    #[error("epoch {0} has been started before and has ended")]
+    #[error("the agent of epoch {0} has already run and ended; it is not started twice")]
     UsedUp(Epoch),
     #[error("the agent of epoch {0} is still running")]
     AnotherLives(Epoch),
-    #[error("the agent command is empty")]
+    #[error("the agent command is empty; set it with --agent-command")]
     NoCommand,
-    #[error("{program}: {source}")]
+    #[error("cannot run {program}: {source}")]
     Spawn { program: String, source: io::Error },
     #[error("the agent ended at once; see its log")]
     EndedAtOnce,
-    #[error("{operation}: {source}")]
+    #[error("cannot {operation}: {source}")]
     Io { operation: &'static str, source: io::Error },
 }
 
-/// Returns the running agent of this epoch, or starts it. Blocks.
+/// Returns the running agent of this epoch. Starts the agent if none of the workspace runs. Blocks.
 pub(super) fn ensure(
     config: &LocalConfig,
     layout: &DataLayout,
@@ -50,25 +51,25 @@ pub(super) fn ensure(
     plan: &StartPlan,
 ) -> Result<RunningAgent, LaunchError> {
     let io = |operation| move |source| LaunchError::Io { operation, source };
-    match find(paths, host).map_err(io("looking for the previous agent"))? {
+    match find(paths, host).map_err(io("find out whether the previous agent runs"))? {
         Some(Ok(agent)) if agent.epoch == plan.epoch => return Ok(agent),
         Some(Ok(agent)) => return Err(LaunchError::AnotherLives(agent.epoch)),
         Some(Err(record)) if record.epoch == plan.epoch => return Err(LaunchError::UsedUp(plan.epoch)),
         Some(Err(_)) | None => {}
     }
-    paths.create().map_err(io("creating the workspace's directories"))?;
-    // Files of the previous agent would be mistaken for this agent's.
+    paths.create().map_err(io("create the workspace's directories"))?;
+    // Left in place, files of the previous agent would be mistaken for files of this agent.
     for stale in [&paths.socket, &paths.exit_record, &paths.self_record] {
         match fs::remove_file(stale) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(LaunchError::Io { operation: "removing files of the previous agent", source });
+                return Err(LaunchError::Io { operation: "remove files of the previous agent", source });
             }
             _ => {}
         }
     }
     let credential = credential(&plan.workspace, &plan.secret);
-    write(&paths.credential, credential.as_bytes()).map_err(io("writing the agent's credential"))?;
-    let log = paths.open_log().map_err(io("opening the agent's log"))?;
+    write(&paths.credential, credential.as_bytes()).map_err(io("write the agent's credential"))?;
+    let log = paths.open_log().map_err(io("open the agent's log"))?;
     let (program, arguments) = config.agent_command.split_first().ok_or(LaunchError::NoCommand)?;
     let mut command = Command::new(program);
     command
@@ -89,10 +90,10 @@ pub(super) fn ensure(
         .env_clear()
         .envs(INHERITED_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
         .env(WORKSPACE_VARIABLE, plan.workspace.as_str())
-        // Our working directory may be unmounted or removed later.
+        // The control plane's working directory may be unmounted or removed while the agent runs.
         .current_dir("/")
         .stdin(Stdio::null())
-        .stdout(log.try_clone().map_err(io("opening the agent's log"))?)
+        .stdout(log.try_clone().map_err(io("open the agent's log"))?)
         .stderr(log);
     let child = command.spawn().map_err(|source| LaunchError::Spawn { program: program.clone(), source })?;
     config.agent_files.restore_for(&child);
@@ -101,20 +102,20 @@ pub(super) fn ensure(
     let start_ticks = ProcStat::read(pid).map_err(|_| LaunchError::EndedAtOnce)?.start_ticks;
     let record = AgentRecord { epoch: plan.epoch, pid, start_ticks, machine_boot: host.boot_id.clone() };
     let process = ProcessHandle::find(pid, start_ticks)
-        .map_err(io("opening a pidfd of the agent"))?
+        .map_err(io("open a pidfd of the agent"))?
         .ok_or(LaunchError::EndedAtOnce)?;
     let json = serde_json::to_vec(&record).map_err(|e| LaunchError::Io {
-        operation: "writing the agent's record",
+        operation: "write the agent's record",
         source: io::Error::other(e),
     })?;
-    // An agent without a record cannot be adopted.
-    write(&paths.record, &json).map_err(io("writing the agent's record"))?;
+    // Written before the child is detached, because an agent without a record cannot be adopted.
+    write(&paths.record, &json).map_err(io("write the agent's record"))?;
     child.detach();
     Ok(RunningAgent { epoch: plan.epoch, process, boot_id: None })
 }
 
-/// Kills and reaps the child on drop, unless it was detached. Descendants of the child are left to
-/// `sweep`, which finds them by their mark.
+/// Kills and reaps the child on drop, unless it was detached. `sweep` ends the child's descendants,
+/// which it finds by [`WORKSPACE_VARIABLE`].
 struct KillOnDrop(Option<Child>);
 
 impl KillOnDrop {
@@ -122,7 +123,7 @@ impl KillOnDrop {
         self.0.as_ref().map_or(0, Child::id)
     }
 
-    /// From now on the watcher reaps the child through its pidfd.
+    /// Leaves the child running. From now on the watcher reaps it through its pidfd.
     fn detach(mut self) {
         self.0 = None;
     }
@@ -131,8 +132,8 @@ impl KillOnDrop {
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
         if let Some(child) = &mut self.0 {
-            // The child may have ended by itself. The wait is short: only a process stuck in the
-            // kernel outlives SIGKILL.
+            // The kill fails if the child has ended by itself. The wait is short, because only a
+            // process that is stuck in the kernel outlives SIGKILL.
             let _ended = child.kill().and_then(|()| child.wait());
         }
     }
@@ -154,7 +155,7 @@ mod tests {
     use super::*;
     use crate::{open_files::OpenFiles, samples::spec};
 
-    /// Starts a `sleep` process under this name as an agent.
+    /// Starts `sleep 1000` as the agent, under this program name.
     fn start(data: &Path, name: &str) -> Result<RunningAgent, LaunchError> {
         let (layout, host) = (DataLayout::create(data).unwrap(), HostBoot::current().unwrap());
         let workspace = WorkspaceId::from_bits(1);
@@ -164,7 +165,7 @@ mod tests {
         std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
         let config = LocalConfig {
             data: data.to_owned(),
-            // The shell takes the agent's arguments as its own.
+            // The shell ignores the arguments that are meant for an agent.
             agent_command: ["/bin/sh".into(), "-c".into(), format!("exec {} 1000", program.display())].into(),
             control_ca: data.join("ca.pem"),
             agent_files: OpenFiles::limit().with_soft(300),
@@ -198,13 +199,13 @@ mod tests {
         fs::create_dir_all(paths.record.with_extension("new")).unwrap();
         let failed = start(data.path(), "half-way");
         assert!(
-            matches!(failed, Err(LaunchError::Io { operation: "writing the agent's record", .. })),
+            matches!(failed, Err(LaunchError::Io { operation: "write the agent's record", .. })),
             "{failed:?}"
         );
         let left = ProcStat::all().unwrap().into_iter().filter(|stat| {
             let arguments = fs::read(format!("/proc/{}/cmdline", stat.pid)).unwrap_or_default();
             let arguments = String::from_utf8_lossy(&arguments);
-            // A zombie has no arguments any more.
+            // The arguments of a zombie are empty, but its name remains.
             arguments.contains(&data.path().display().to_string()) || stat.name == "half-way"
         });
         let left: Vec<_> = left.collect();

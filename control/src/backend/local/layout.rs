@@ -1,4 +1,4 @@
-//! Paths of the local backend in the data directory; ARCHITECTURE.md draws them.
+//! Paths of the local backend in the data directory. ARCHITECTURE.md shows them as a tree.
 
 use std::{
     fs, io,
@@ -8,7 +8,8 @@ use std::{
 
 use podling_core::id::WorkspaceId;
 
-/// An agent's start rotates a log of at least this size. One older log is retained.
+/// Size of an agent's log, in bytes, from which the next start of the agent rotates it. One older
+/// log is retained.
 const LOG_BYTES: u64 = 1024 * 1024;
 
 /// Paths below the data directory that all workspaces share.
@@ -22,32 +23,33 @@ pub(super) struct DataLayout {
 #[derive(Debug, Clone)]
 pub(super) struct WorkspacePaths {
     root: PathBuf,
-    /// HOME of the user and root of the workspace.
+    /// The user's HOME, which contains the files of the workspace.
     pub(super) home: PathBuf,
     /// Directory of the agent's own files.
     pub(super) state: PathBuf,
     run: PathBuf,
-    /// Socket of the agent.
+    /// Unix socket that the agent listens on.
     pub(super) socket: PathBuf,
-    /// The agent's credential for the control plane.
+    /// Credential with which the agent authenticates to the control plane.
     pub(super) credential: PathBuf,
-    /// Written by the control plane: the agent process it started.
+    /// Record of the agent process that the control plane started. The control plane writes it.
     pub(super) record: PathBuf,
-    /// Written by the agent: its own process and boot ID.
+    /// Process and boot id of the agent. The agent writes it.
     pub(super) self_record: PathBuf,
-    /// Written by the agent when it ends by itself.
+    /// Reason and exit code of an agent that ended by itself. The agent writes it.
     pub(super) exit_record: PathBuf,
     log: PathBuf,
 }
 
-/// Socket of the control plane for its agents.
+/// Returns the path of the unix socket on which the control plane listens for agents.
 pub fn control_socket(data: &Path) -> PathBuf {
     data.join("run/control.sock")
 }
 
 impl DataLayout {
     pub(super) fn create(data: &Path) -> io::Result<Self> {
-        // Agents get these paths but have another working directory, so they must be absolute.
+        // Agents receive these paths. They have another working directory, so the paths must be
+        // absolute.
         private_dir(data)?;
         let data = data.canonicalize()?;
         let layout = Self { workspaces: data.join("workspaces"), control_socket: control_socket(&data) };
@@ -72,7 +74,7 @@ impl DataLayout {
         }
     }
 
-    /// Ids of all workspaces that have a directory.
+    /// Returns the ids of all workspaces that have a directory.
     pub(super) fn ids(&self) -> io::Result<Vec<WorkspaceId>> {
         let names = fs::read_dir(&self.workspaces)?.map(|entry| Ok(entry?.file_name()));
         let names: Vec<_> = names.collect::<io::Result<_>>()?;
@@ -85,7 +87,7 @@ impl WorkspacePaths {
         [&self.root, &self.home, &self.state, &self.run].into_iter().try_for_each(|path| private_dir(path))
     }
 
-    /// Opens the log for appending; rotates it first if it is long.
+    /// Opens the log for appending. Rotates the log first if it has at least [`LOG_BYTES`].
     pub(super) fn open_log(&self) -> io::Result<fs::File> {
         if fs::symlink_metadata(&self.log).is_ok_and(|meta| meta.len() >= LOG_BYTES) {
             fs::rename(&self.log, self.log.with_extension("log.1"))?;
@@ -94,8 +96,8 @@ impl WorkspacePaths {
     }
 }
 
-/// Replaces a file atomically, with mode 0600. Does not sync: the content describes a process,
-/// which a crash of the machine ends too.
+/// Replaces a file atomically, with mode 0600. The file is not synced to disk: its content
+/// describes a process, which does not outlive a crash of the machine either.
 pub(super) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
     match fs::remove_file(&beside) {

@@ -13,13 +13,13 @@ use rustix::{
 
 use crate::backend::{BackendError, InstanceId};
 
-/// One boot of this machine.
+/// The present boot of this machine. Process ids and start times are unique only within one boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HostBoot {
     pub(super) boot_id: String,
 }
 
-/// Some fields of /proc/PID/stat, as proc_pid_stat(5) describes them.
+/// Some fields of /proc/PID/stat. See proc_pid_stat(5).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ProcStat {
     pub(super) pid: u32,
@@ -44,7 +44,7 @@ pub(super) struct ProcessHandle {
 impl HostBoot {
     pub(super) fn current() -> Result<Self, BackendError> {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .map_err(|error| BackendError::new("reading the machine's boot ID", error))?;
+            .map_err(|error| BackendError::new("read the machine's boot ID", error))?;
         Ok(Self { boot_id: boot_id.trim().to_owned() })
     }
 
@@ -53,14 +53,15 @@ impl HostBoot {
     }
 }
 
-/// Whether the error means that there is no such process. Other errors say nothing about the
-/// process.
+/// Returns whether the error means that the process does not exist. Other errors say nothing about
+/// the process.
 fn is_gone(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     matches!(errno, Some(Errno::SRCH | Errno::NOENT))
 }
 
-/// Whether descriptors or memory are exhausted. Such an error says nothing about the process.
+/// Returns whether descriptors or memory are exhausted. Such an error says nothing about the
+/// process.
 pub(super) fn is_resource_shortage(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
@@ -68,13 +69,13 @@ pub(super) fn is_resource_shortage(error: &io::Error) -> bool {
 
 impl ProcStat {
     pub(super) fn read(pid: u32) -> io::Result<Self> {
-        // The process name may hold any bytes.
+        // The process name may contain bytes that are not UTF-8.
         let text = fs::read(format!("/proc/{pid}/stat"))?;
         Self::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// Parses proc_pid_stat(5). The name is in parentheses and may itself hold parentheses and
-    /// spaces.
+    /// Parses the line of /proc/PID/stat. The name is in parentheses and may itself contain
+    /// parentheses and spaces.
     fn parse(text: &str) -> Option<Self> {
         let (pid, rest) = text.split_once(" (")?;
         let (name, rest) = rest.rsplit_once(") ")?;
@@ -92,7 +93,7 @@ impl ProcStat {
         })
     }
 
-    /// All visible processes. Blocks for about 10 µs per process.
+    /// Returns all visible processes. Blocks for about 10 µs per process.
     pub(super) fn all() -> io::Result<Vec<Self>> {
         let mut all = Vec::new();
         for entry in fs::read_dir("/proc")? {
@@ -101,7 +102,7 @@ impl ProcStat {
             match Self::read(pid) {
                 Ok(stat) => all.push(stat),
                 Err(error) if is_resource_shortage(&error) => return Err(error),
-                // The process has ended, or /proc hides it because it is another user's.
+                // The process has ended, or /proc hides it because it belongs to another user.
                 Err(_) => {}
             }
         }
@@ -117,11 +118,12 @@ impl ProcessHandle {
         let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
             Ok(pidfd) => Ok(pidfd),
             Err(Errno::SRCH | Errno::NOENT) => return Ok(None),
-            // The id may have become a thread's.
+            // For example, the id may belong to a thread now. Returned only if the check below
+            // succeeds.
             Err(error) => Err(error),
         };
-        // Checked after the pidfd is open, because only then the id cannot change its process any
-        // more.
+        // Checked after the pidfd is open. If the wanted process still has the id now, it also had
+        // the id when the pidfd was opened.
         let is_it = match ProcStat::read(pid) {
             Ok(stat) => stat.start_ticks == start_ticks && !stat.is_zombie,
             Err(error) if is_gone(&error) => false,

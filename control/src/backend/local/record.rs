@@ -1,7 +1,7 @@
 //! Records of agents on disk, and the lookup of the last started agent.
 //!
-//! Some of these files belong to the agent or can be changed by its user. They are read as
-//! untrusted input, so that one workspace cannot block the others.
+//! The agent writes some of these files, and its user can change all of them. They are untrusted
+//! input, so that one workspace cannot block the others.
 
 use std::{
     fs::OpenOptions,
@@ -25,21 +25,21 @@ use crate::backend::InstanceId;
 pub(super) struct RunningAgent {
     pub(super) epoch: Epoch,
     pub(super) process: ProcessHandle,
-    /// As the agent recorded it; `None` before its first write.
+    /// Boot id from the agent's own record; `None` before the agent has written it.
     pub(super) boot_id: Option<String>,
 }
 
-/// The control plane's record of an agent it started: `run/agent.json`.
+/// The control plane's record of an agent that it started, in `run/agent.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct AgentRecord {
     pub(super) epoch: Epoch,
     pub(super) pid: u32,
     pub(super) start_ticks: u64,
-    /// Boot ID of the machine: process ids and start times mean nothing after a reboot.
+    /// Boot ID of the machine. Process ids and start times are not valid after a reboot.
     pub(super) machine_boot: String,
 }
 
-/// The agent's record of itself: `state/agent.json`.
+/// The agent's record of itself, in `state/agent.json`.
 #[derive(Deserialize)]
 struct AgentSelfRecord {
     pid: u32,
@@ -47,11 +47,11 @@ struct AgentSelfRecord {
     boot_id: String,
 }
 
-/// The last started agent: running, or its record if it has ended.
+/// The agent that was started last: `Ok` if it runs, and its record if it has ended.
 pub(super) type FoundAgent = Result<RunningAgent, AgentRecord>;
 
-/// Finds the last started agent; `None` if none was started. An error says nothing about whether
-/// the agent runs, so callers must not treat it as ended.
+/// Finds the agent that was started last; `None` if none was started. An error says nothing about
+/// whether the agent runs, so callers must not treat the agent as ended.
 pub(super) fn find(paths: &WorkspacePaths, host: &HostBoot) -> io::Result<Option<FoundAgent>> {
     let Some(record) = read::<AgentRecord>(&paths.record)? else { return Ok(None) };
     let process = if record.machine_boot == host.boot_id {
@@ -60,23 +60,23 @@ pub(super) fn find(paths: &WorkspacePaths, host: &HostBoot) -> io::Result<Option
         None
     };
     let Some(process) = process else { return Ok(Some(Err(record))) };
-    // Optional: without it the boot ID is known only from the agent's hello.
+    // Optional: the agent's hello reports the boot id too.
     let own = read::<AgentSelfRecord>(&paths.self_record).ok().flatten();
     let own = own.filter(|own| own.pid == record.pid && own.start_ticks == record.start_ticks);
     Ok(Some(Ok(RunningAgent { epoch: record.epoch, process, boot_id: own.map(|own| own.boot_id) })))
 }
 
 impl AgentRecord {
-    /// Epoch and instance of the recorded agent.
+    /// Returns the epoch and the instance id of the recorded agent.
     pub(super) fn instance_of(&self, host: &HostBoot) -> (Epoch, InstanceId) {
         (self.epoch, host.instance_id(self.pid, self.start_ticks))
     }
 }
 
-/// Upper bound for reading a record, in bytes. The agent writes some of these files.
+/// Maximum number of bytes of a record that are read. A user can make the file longer.
 const MAX_RECORD_BYTES: u64 = 64 * 1024;
 
-/// Reads a record; `None` if the file is missing or malformed. On an error the record may exist.
+/// Reads a record; `None` if the file is missing or malformed. After an error the record may exist.
 pub(super) fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> io::Result<Option<T>> {
     // Opening a pipe without a writer, or reading a device, could block for ever.
     let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY).bits().cast_signed();
@@ -126,13 +126,13 @@ mod tests {
         };
         write(&paths.record, &serde_json::to_vec(&record).unwrap()).unwrap();
         assert!(matches!(find(&paths, &host), Ok(Some(Ok(agent))) if agent.epoch == 1));
-        // The user controls the agent's own record; no content of it may block the lookup.
+        // The user controls the agent's own record. Its content must not block the lookup.
         symlink(&paths.self_record, &paths.self_record).unwrap();
         assert!(matches!(find(&paths, &host), Ok(Some(Ok(_)))));
         fs::remove_file(&paths.self_record).unwrap();
         mknodat(CWD, &paths.self_record, FileType::Fifo, Mode::RWXU, 0).unwrap();
         assert!(matches!(find(&paths, &host), Ok(Some(Ok(_)))), "a pipe is not waited for");
-        // A symlink loop is an error that root gets too.
+        // A symlink loop cannot be opened, not even by root.
         fs::remove_file(&paths.record).unwrap();
         symlink(&paths.record, &paths.record).unwrap();
         assert!(find(&paths, &host).is_err());

@@ -1,8 +1,9 @@
-//! Removes a directory tree, and nothing outside of it, whatever its owner placed there.
+//! Removes a directory tree and nothing outside of it, even if a user placed symlinks or mounts in
+//! the tree.
 //!
-//! Every name is resolved relative to an open directory and no symlink is followed. Subdirectories
+//! Every name is resolved relative to an open directory, and no symlink is followed. Subdirectories
 //! are first moved to the top, so that a tree of any depth needs three descriptors. Mount points
-//! are not entered, not even those of the same file system.
+//! are not entered, not even mounts of the same file system.
 
 use std::{
     ffi::{CStr, CString},
@@ -22,9 +23,9 @@ use rustix::{
 /// Why a tree was not removed completely.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RemoveError {
-    #[error("{operation} {name:?}: {source}")]
+    #[error("cannot {operation} {name:?}: {source}")]
     Io { operation: &'static str, name: CString, source: io::Error },
-    #[error("{0:?} is a mount point: unmount it first")]
+    #[error("{0:?} is a mount point; unmount it")]
     Mounted(CString),
 }
 
@@ -43,15 +44,15 @@ pub(super) fn remove_tree(parent: &Path, name: &str) -> Result<(), RemoveError> 
     // An id contains no NUL, and a name with one cannot exist.
     let Ok(name) = CString::new(name) else { return Ok(()) };
     let parent =
-        openat(CWD, parent, OPEN_DIR_FLAGS, Mode::empty()).map_err(|e| at("opening", c"workspaces", e))?;
+        openat(CWD, parent, OPEN_DIR_FLAGS, Mode::empty()).map_err(|e| at("open", c"workspaces", e))?;
     let top = match open_dir(parent.as_fd(), &name) {
         Ok(top) => top,
         Err(Errno::NOENT) => return Ok(()),
-        // Not a directory: only the name is removed, and a symlink's target stays.
+        // A file or a symlink. Only the name is removed, and the target of a symlink stays.
         Err(Errno::NOTDIR | Errno::LOOP) => {
-            return unlinkat(&parent, &name, AtFlags::empty()).map_err(|e| at("removing", &name, e));
+            return unlinkat(&parent, &name, AtFlags::empty()).map_err(|e| at("remove", &name, e));
         }
-        Err(error) => return Err(at("opening", &name, error)),
+        Err(error) => return Err(at("open", &name, error)),
     };
     let mut moved = 0_u64;
     loop {
@@ -60,7 +61,7 @@ pub(super) fn remove_tree(parent: &Path, name: &str) -> Result<(), RemoveError> 
             break;
         }
         for dir in dirs {
-            let inner = open_dir(top.as_fd(), &dir).map_err(|e| at("opening", &dir, e))?;
+            let inner = open_dir(top.as_fd(), &dir).map_err(|e| at("open", &dir, e))?;
             remove_files(inner.as_fd(), |child| {
                 // Moving a directory changes its `..`, so it must be writable first.
                 drop(open_dir(inner.as_fd(), child)?);
@@ -68,26 +69,27 @@ pub(super) fn remove_tree(parent: &Path, name: &str) -> Result<(), RemoveError> 
                     moved += 1;
                     let free = CString::new(format!(".removing-{moved}")).map_err(|_| Errno::INVAL)?;
                     match renameat(&inner, child, &top, &free) {
-                        // The name is taken by an earlier attempt or by the user: try the next one.
-                        // An empty directory of that name is replaced.
+                        // An earlier attempt or the user has taken the name, so the next one is
+                        // tried. An empty directory of that name is replaced.
                         Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {}
                         other => return other,
                     }
                 }
             })?;
-            unlinkat(&top, &dir, AtFlags::REMOVEDIR).map_err(|e| at("removing", &dir, e))?;
+            unlinkat(&top, &dir, AtFlags::REMOVEDIR).map_err(|e| at("remove", &dir, e))?;
         }
     }
-    unlinkat(&parent, &name, AtFlags::REMOVEDIR).map_err(|e| at("removing", &name, e))
+    unlinkat(&parent, &name, AtFlags::REMOVEDIR).map_err(|e| at("remove", &name, e))
 }
 
 const OPEN_DIR_FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Opens a directory and makes it readable and writable for us.
+/// Opens a directory and makes it readable and writable for this process. Fails with `XDEV` at a
+/// mount point, and with `LOOP` or `NOTDIR` if `name` is not a directory.
 fn open_dir(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    // An O_PATH descriptor ignores the directory's mode, and the directory behind it cannot be
-    // swapped any more.
+    // O_PATH opens a directory of any mode, and the descriptor keeps referring to this directory if
+    // its name is reused.
     let named = openat2(
         parent,
         name,
@@ -102,8 +104,8 @@ fn open_dir(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     openat(&named, c".", OPEN_DIR_FLAGS, Mode::empty())
 }
 
-/// Removes all entries but directories. Calls `with_dir` for each directory and returns their
-/// names.
+/// Removes all entries except directories. Calls `with_dir` for each directory, and returns the
+/// names of the directories.
 fn remove_files(
     dir: BorrowedFd<'_>,
     mut with_dir: impl FnMut(&CStr) -> Result<(), Errno>,
@@ -113,25 +115,24 @@ fn remove_files(
         move |source: Errno| RemoveError::at(operation, &name, source)
     };
     let mut dirs = Vec::new();
-    for entry in Dir::read_from(dir).map_err(failed("reading", c"the directory"))? {
-        let entry = entry.map_err(failed("reading", c"the directory"))?;
+    for entry in Dir::read_from(dir).map_err(failed("read", c"the directory"))? {
+        let entry = entry.map_err(failed("read", c"the directory"))?;
         let name = entry.file_name();
         if name == c"." || name == c".." {
             continue;
         }
         let file_type = match entry.file_type() {
             FileType::Unknown => {
-                let stat =
-                    statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("inspecting", name))?;
+                let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("inspect", name))?;
                 FileType::from_raw_mode(stat.st_mode)
             }
             known => known,
         };
         if file_type == FileType::Directory {
-            with_dir(name).map_err(failed("moving", name))?;
+            with_dir(name).map_err(failed("move", name))?;
             dirs.push(name.to_owned());
         } else {
-            unlinkat(dir, name, AtFlags::empty()).map_err(failed("removing", name))?;
+            unlinkat(dir, name, AtFlags::empty()).map_err(failed("remove", name))?;
         }
     }
     Ok(dirs)
@@ -168,7 +169,7 @@ mod tests {
         remove_tree(&workspaces, "id").unwrap();
     }
 
-    /// Uses bind mounts of the same file system in a separate mount namespace.
+    /// Runs itself again in a separate mount namespace with bind mounts of the same file system.
     #[test]
     fn mounted_file_systems_are_not_removed() {
         if let Some(base) = std::env::var_os("REMOVE_MOUNTED_IN") {

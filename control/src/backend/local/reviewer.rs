@@ -1,6 +1,7 @@
-//! Authenticates local agents. The credential is `<workspace id>.<secret>`, with one secret for
-//! each start. The instance follows from the process that the agent reports, so a copied credential
-//! is good only for the process that was started.
+//! Authenticates local agents. The credential is `<workspace id>.<secret>`, with a new secret for
+//! each start. The instance follows from the process that the agent reports. This report is not
+//! verified, because every process that could forge it belongs to the same user as the control
+//! plane.
 
 use podling_core::id::WorkspaceId;
 
@@ -10,7 +11,7 @@ use crate::{
     snapshot::{Fingerprint, Snapshots},
 };
 
-/// The credential of this workspace's agent.
+/// Returns the credential of this workspace's agent.
 pub(super) fn credential(workspace: &WorkspaceId, secret: &str) -> String {
     format!("{workspace}.{secret}")
 }
@@ -23,7 +24,8 @@ pub struct LocalReviewer {
 }
 
 impl LocalReviewer {
-    /// `snapshots` hold the digests of the secrets.
+    /// Creates a reviewer. `snapshots` contain the digests of the secrets. Fails if the machine's
+    /// boot ID cannot be read.
     pub fn new(snapshots: Snapshots) -> Result<Self, BackendError> {
         let host = HostBoot::current()?;
         Ok(Self { snapshots, host })
@@ -48,7 +50,7 @@ impl AgentReviewer for LocalReviewer {
     }
 }
 
-/// Compares in a time that does not depend on where the digests differ.
+/// Compares two digests in a time that does not depend on where they differ.
 fn constant_time_eq(a: Fingerprint, b: Fingerprint) -> bool {
     a.0.iter().zip(b.0).fold(0, |differ, (a, b)| std::hint::black_box(differ | (a ^ b))) == 0
 }

@@ -20,17 +20,17 @@ pub(super) enum AgentScan {
     Retry(BTreeSet<WorkspaceId>),
 }
 
-/// Result of one scan.
+/// The result of one scan.
 #[derive(Debug, Default)]
 pub(super) struct ScanResult {
-    /// The last agent of each workspace that had one.
+    /// The agent that was started last, for each workspace that has had an agent.
     pub(super) found: Vec<(WorkspaceId, FoundAgent)>,
     /// Workspaces whose agent could not be inspected.
     pub(super) unknown: BTreeSet<WorkspaceId>,
 }
 
 impl AgentScan {
-    /// Runs the scan. Blocks.
+    /// Runs the scan. Blocks. Fails if the directory of workspaces cannot be read.
     pub(super) fn run(self, layout: &DataLayout, host: &HostBoot) -> io::Result<ScanResult> {
         let (ids, is_first) = match self {
             Self::All => (layout.ids()?, true),
@@ -41,7 +41,7 @@ impl AgentScan {
             match record::find(&layout.workspace(&id), host) {
                 Ok(found) => result.found.extend(found.map(|found| (id, found))),
                 Err(error) => {
-                    // Logged once: the retries follow every second.
+                    // Logged by the first scan only, because a retry follows every second.
                     if is_first {
                         tracing::error!(
                             workspace = %id,

@@ -2,13 +2,13 @@
 //!
 //! Three signs assign a process to a workspace: the marker variable in its initial environment, the
 //! session of a marked leader, and descent from such a process. A process may start another one
-//! during a scan, so the sweep ends only after two scans in a row have found none.
+//! during a scan, so the sweep ends only after two scans in a row have found no process.
 //!
 //! A process escapes only if it was started with an empty environment, leads its own session, *and*
-//! lost all marked ancestors before the scan. That cannot happen while the agent runs: it is the
-//! subreaper and ends its descendants itself. A process whose environment is unreadable (a set-uid
-//! program) can escape under the same conditions. A pid namespace or a cgroup would hold them, but
-//! both need permissions that users do not have everywhere.
+//! lost all marked ancestors before the scan. That cannot happen while the agent runs, because the
+//! agent is the subreaper and ends its descendants itself. A process whose environment cannot be
+//! read (a set-uid program) can escape under the same conditions. A pid namespace or a cgroup would
+//! prevent that, but both need permissions that users do not have everywhere.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,12 +31,12 @@ use super::{
     record,
 };
 
-/// Time for an agent to end: its own grace period of 5 s, 2 s for the processes it kills, and 2 s
-/// of slack.
+/// Time that an agent has to end after TERM: its own grace period of 5 s, 2 s for the processes
+/// that it kills, and 2 s of slack.
 const AGENT_GRACE: Duration = Duration::from_secs(9);
-/// Time between TERM and KILL for processes without an agent.
+/// Time between TERM and KILL for the processes that remain after [`terminate_agent`].
 const GRACE: Duration = Duration::from_secs(2);
-/// Time after KILL; only a process stuck in the kernel takes longer.
+/// Time to wait after KILL. Only a process that is stuck in the kernel takes longer to end.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// Pause between two scans.
 const SCAN_INTERVAL: Duration = Duration::from_millis(20);
@@ -44,13 +44,14 @@ const SCAN_INTERVAL: Duration = Duration::from_millis(20);
 /// Why processes of the workspace may remain.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SweepError {
-    #[error("reading /proc: {0}")]
+    #[error("cannot read /proc: {0}")]
     Proc(#[from] io::Error),
-    #[error("processes still running after SIGKILL: {}", names(.0))]
+    #[error("these processes still run after SIGKILL: {}", names(.0))]
     Left(Vec<ProcStat>),
 }
 
-/// Sends TERM to the agent and waits for its end, at most [`AGENT_GRACE`].
+/// Sends TERM to the agent and waits until it has ended, at most [`AGENT_GRACE`]. Logs errors
+/// instead of returning them, because [`terminate_all`] follows.
 pub(super) async fn terminate_agent(paths: &WorkspacePaths, host: &HostBoot) {
     let agent = match record::find(paths, host) {
         Ok(Some(Ok(agent))) => agent,
@@ -63,16 +64,17 @@ pub(super) async fn terminate_agent(paths: &WorkspacePaths, host: &HostBoot) {
         tracing::warn!(%error, pid = agent.process.pid, "failed to signal agent");
         return;
     }
-    // Deprecated because a descriptor may be closed by other code: this one is owned here.
+    // Deprecated because other code may close the descriptor. This function owns it.
     #[allow(deprecated)]
     let Ok(watched) = AsyncFd::with_interest(agent.process.into_pidfd(), Interest::READABLE) else {
         return;
     };
-    // An agent that takes longer is ended with the other processes.
+    // An agent that takes longer is ended by `terminate_all`.
     let _ended = timeout(AGENT_GRACE, watched.readable()).await;
 }
 
-/// Ends all remaining processes of the workspace.
+/// Ends all remaining processes of the workspace: TERM first, and KILL after [`GRACE`]. Fails if
+/// processes remain [`KILL_LIMIT`] later.
 pub(super) async fn terminate_all(workspace: &WorkspaceId) -> Result<(), SweepError> {
     let started = Instant::now();
     let mut signalled = BTreeSet::new();
@@ -111,7 +113,7 @@ pub(super) async fn terminate_all(workspace: &WorkspaceId) -> Result<(), SweepEr
     }
 }
 
-/// The running processes of a workspace.
+/// Returns the running processes of a workspace.
 async fn workspace_processes(workspace: &WorkspaceId) -> io::Result<Vec<ProcStat>> {
     let mark = format!("{WORKSPACE_VARIABLE}={workspace}");
     let look = move || {
@@ -127,8 +129,8 @@ async fn workspace_processes(workspace: &WorkspaceId) -> io::Result<Vec<ProcStat
     spawn_blocking(look).await.map_err(io::Error::other)?
 }
 
-/// Selects the processes that belong to the marked ones. Never selects `own`, the calling process,
-/// or its ancestors.
+/// Selects the marked processes and all processes that belong to them by session or descent. Never
+/// selects the calling process `own` or its ancestors.
 fn select_members(all: Vec<ProcStat>, marked: &BTreeSet<u32>, own: u32) -> Vec<ProcStat> {
     let by_pid: BTreeMap<u32, &ProcStat> = all.iter().map(|stat| (stat.pid, stat)).collect();
     let mut spared = BTreeSet::from([1]);
@@ -140,8 +142,9 @@ fn select_members(all: Vec<ProcStat>, marked: &BTreeSet<u32>, own: u32) -> Vec<P
     loop {
         let before = members.len();
         for stat in &all {
-            // A session belongs to the workspace if its leader does. Without a leader, one marked
-            // member is enough. So a marked command in a user's own shell does not end that shell.
+            // A session belongs to the workspace if its leader does. If the leader has ended, one
+            // marked member is enough. A marked command in a user's own shell therefore does not
+            // end that shell.
             let leader_in = members.contains(&stat.session);
             let leader_gone = stat.session != 0 && !by_pid.contains_key(&stat.session);
             let brought = leader_gone
@@ -161,7 +164,7 @@ fn has_workspace_variable(pid: u32, mark: &[u8]) -> io::Result<bool> {
     match fs::read(format!("/proc/{pid}/environ")) {
         Ok(environ) => Ok(environ.split(|byte| *byte == 0).any(|variable| variable == mark)),
         Err(error) if is_resource_shortage(&error) => Err(error),
-        // The process has ended, or is another user's.
+        // The process has ended, or belongs to another user.
         Err(_) => Ok(false),
     }
 }

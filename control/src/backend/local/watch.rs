@@ -1,4 +1,4 @@
-//! Waits for the end of an agent process and describes it.
+//! Waits until an agent process has ended, and describes how it ended.
 
 use std::{os::fd::AsFd, time::Duration};
 
@@ -11,22 +11,23 @@ use tokio::{
 
 use super::{layout::WorkspacePaths, process::ProcessHandle, record::read};
 
-/// Pause after an agent could not be watched, because of too little memory or too many watches.
+/// Pause before an agent is watched again after an error, such as a lack of memory.
 const WATCH_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Record that an agent writes when it exits by itself.
+/// The record that an agent writes when it exits by itself.
 #[derive(Deserialize)]
 struct AgentExitRecord {
     reason: String,
     code: u8,
 }
 
-/// Waits for the end of a process, reaps it if it is a child, and returns how it ended.
+/// Waits until the agent process has ended, and reaps it if it is a child. Returns how it ended, as
+/// English text.
 pub(super) async fn wait_end(process: ProcessHandle, paths: &WorkspacePaths) -> String {
     let mut pidfd = process.into_pidfd();
     let pidfd = loop {
-        // Deprecated because a descriptor may be closed while it is registered. This one is owned
-        // here and not closed elsewhere.
+        // Deprecated because other code may close the descriptor while it is registered. This
+        // function owns it.
         #[allow(deprecated)]
         let watched = AsyncFd::try_with_interest(pidfd, Interest::READABLE);
         let (kept, error) = match watched {
@@ -36,19 +37,20 @@ pub(super) async fn wait_end(process: ProcessHandle, paths: &WorkspacePaths) -> 
             },
             Err(error) => error.into_parts(),
         };
-        // The failure to watch an agent says nothing about its end.
+        // This error does not mean that the agent has ended.
         tracing::warn!(%error, "failed to watch agent, retrying");
         pidfd = kept;
         sleep(WATCH_RETRY_DELAY).await;
     };
-    // An adopted agent is not a child, so only its exit record tells how it ended.
+    // An adopted agent is not a child, so only its exit record says how it ended.
     let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     describe_end(status.ok().flatten().as_ref(), paths)
 }
 
-/// Describes how an agent ended.
+/// Describes how an agent ended, as English text. `status` is the wait status; `None` for an agent
+/// that is not a child.
 pub(super) fn describe_end(status: Option<&WaitIdStatus>, paths: &WorkspacePaths) -> String {
-    // Without a readable record the wait status has to do.
+    // A record that cannot be read counts as missing.
     let record: Option<AgentExitRecord> = read(&paths.exit_record).ok().flatten();
     let signal = status.and_then(|status| status.terminating_signal());
     let code = status.and_then(WaitIdStatus::exit_status);

@@ -1,8 +1,8 @@
-//! Compares the sidecar, the zip's central directory and the zip's data in one pass, each in order.
+//! Compares the sidecar, the zip's central directory and the zip's data in one pass.
 //!
-//! All three name the same entries in the same order, and every byte of the zip belongs to an entry
-//! or to the directory. So the comparison needs no memory of earlier entries, and no byte escapes
-//! it.
+//! In a valid archive, all three contain the same entries in the same order, and every byte of the
+//! zip belongs to an entry or to the directory. Therefore the comparison covers every byte and need
+//! not remember earlier entries.
 
 use std::{sync::mpsc::sync_channel, thread};
 
@@ -21,9 +21,10 @@ use crate::backup_store::{
     sidecar::SidecarHeader,
 };
 
-/// The file type bits of a mode.
+/// The bits of a mode that hold the file type.
 const TYPE: u32 = 0o170_000;
 const PERMISSIONS: u32 = 0o7777;
+const CONTENT_MISMATCH: &str = "its content does not match the hash in the manifest";
 
 pub(super) struct ArchiveComparison {
     pub(super) key: StoreKey,
@@ -38,19 +39,19 @@ pub(super) struct ArchiveComparison {
 }
 
 impl ArchiveComparison {
-    /// Runs the damaged_archive comparison. Blocks: decodes on this thread and hashes on another.
+    /// Runs the comparison. Blocks. Decodes on this thread and hashes on a second one.
     pub(super) fn run(self) -> Result<ArchiveProof, BackupStoreError> {
         let key = self.key.clone();
         let (hashing, blocks) = sync_channel(MAX_BLOCKS);
         let (walked, compared) = thread::scope(|scope| {
-            // The receiver moves into the thread, so that decoding notices when hashing has ended.
+            // The thread owns the receiver, so that decoding fails as soon as hashing has ended.
             let comparing = scope.spawn(move || verify_hashes(&blocks));
             let walked = self.walk(ContentSender::new(hashing));
             (walked, comparing.join())
         });
         match compared {
-            // Hashing lags behind the walk, so its finding precedes the walk's.
-            Ok(Err(path)) => Err(damage(&key, Some(&path), "its content is not what was archived")),
+            // Hashing lags behind the walk, so its mismatch lies before an error of the walk.
+            Ok(Err(path)) => Err(damage(&key, Some(&path), CONTENT_MISMATCH)),
             Ok(Ok(())) => walked,
             Err(panic) => std::panic::resume_unwind(panic),
         }
@@ -81,13 +82,13 @@ impl ArchiveComparison {
                 Err(EntryError::Damaged(problem)) => return Err(damaged_entry(&problem)),
                 Err(EntryError::Failed(error)) => return Err(error),
                 Err(EntryError::ReceiverClosed) => {
-                    return Err(damaged_archive("its content is not what was archived"));
+                    return Err(damaged_archive(CONTENT_MISMATCH));
                 }
             }
             if let Some(expected) = entry.sha256
                 && contents.end(entry.path, expected).is_none()
             {
-                return Err(damaged_archive("its content is not what was archived"));
+                return Err(damaged_archive(CONTENT_MISMATCH));
             }
         }
         contents.finish();
@@ -118,7 +119,7 @@ impl ArchiveComparison {
         read.transpose().map_err(|problem| damage(&self.key, None, problem))
     }
 
-    /// Returns the next line of the manifest.
+    /// Returns the entry on the next line of the manifest.
     fn entry(&mut self) -> Result<Option<SidecarEntry>, BackupStoreError> {
         if self.manifest.next()?.is_empty() {
             return Ok(None);
@@ -138,7 +139,7 @@ fn damage(key: &StoreKey, path: Option<&[u8]>, problem: &str) -> BackupStoreErro
     }
 }
 
-/// Compares an entry of the manifest with the zip's header at the same position.
+/// Compares an entry of the manifest with the header at the same position of the central directory.
 fn check_header(entry: &SidecarEntry, central: &CentralHeader) -> Result<(), String> {
     let (kind, name) = match entry.kind {
         EntryKind::Folder => (0o040_000, central.name.strip_suffix(b"/").unwrap_or_default()),
@@ -149,7 +150,7 @@ fn check_header(entry: &SidecarEntry, central: &CentralHeader) -> Result<(), Str
         return Err(format!("the zip has {} instead", EscapedName::new(&central.name)));
     }
     let (is, permissions) = (central.mode & TYPE, central.mode & PERMISSIONS);
-    // Some zip writers drop set-id and sticky bits, which the manifest always has.
+    // Some zip writers drop the set-id and sticky bits. The manifest always has them.
     if is != kind || (permissions != entry.mode && permissions != entry.mode & 0o777) {
         return Err(format!(
             "the zip has it with mode {:o} instead of {:o}",

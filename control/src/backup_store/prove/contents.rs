@@ -1,4 +1,5 @@
-//! Passes decoded contents to the thread that hashes them. Small files share a block.
+//! The queue of decoded contents from the decoder to the thread that hashes them. Small files share
+//! a block.
 
 use std::sync::mpsc::{Receiver, SyncSender};
 
@@ -6,10 +7,10 @@ use crate::backup_store::digest::{Hasher, Sha256Digest};
 
 /// Size of one block, in bytes.
 const BLOCK_BYTES: usize = 256 * 1024;
-/// Queued blocks. When the queue is full, decoding waits for hashing.
+/// Maximum number of queued blocks. While the queue is full, decoding waits for hashing.
 pub(super) const MAX_BLOCKS: usize = 4;
 
-/// Contents of entries, and where each entry ends.
+/// Contents of entries, and the positions at which entries end.
 pub(super) struct ContentBlock {
     bytes: Vec<u8>,
     ends: Vec<EntryEnd>,
@@ -21,10 +22,11 @@ struct EntryEnd {
     expected: Sha256Digest,
 }
 
-/// The decoder's end of the queue.
+/// The sending side of the queue, which the decoder uses.
 pub(super) struct ContentSender {
     block: ContentBlock,
-    /// Bytes of `ends` in the block, so that they bound it like contents do.
+    /// Size of `ends` in the block, in bytes. A block is sent when either `bytes` or `ends` is
+    /// full.
     paths: usize,
     hashing: SyncSender<ContentBlock>,
 }
@@ -34,8 +36,8 @@ impl ContentSender {
         Self { block: ContentBlock::new(), paths: 0, hashing }
     }
 
-    /// Returns the buffer to append contents to, with room for at least one byte. `None` if the
-    /// hashing thread has found a mismatch.
+    /// Returns the buffer to append contents to, with capacity for at least one more byte. `None`
+    /// if the hashing thread has found a mismatch.
     pub(super) fn buffer(&mut self) -> Option<&mut Vec<u8>> {
         if self.block.bytes.len() == self.block.bytes.capacity() || self.paths > BLOCK_BYTES {
             self.send()?;
@@ -43,8 +45,8 @@ impl ContentSender {
         Some(&mut self.block.bytes)
     }
 
-    /// Ends an entry: what was appended since the last end is the content of `path` and should have
-    /// the digest `expected`.
+    /// Ends an entry. The data since the end of the previous entry is the content of `path`, which
+    /// should have the digest `expected`. `None` if the hashing thread has found a mismatch.
     pub(super) fn end(&mut self, path: Vec<u8>, expected: Sha256Digest) -> Option<()> {
         self.paths += path.len() + size_of::<EntryEnd>();
         self.block.ends.push(EntryEnd { at: self.block.bytes.len(), path, expected });
@@ -68,7 +70,8 @@ impl ContentBlock {
     }
 }
 
-/// Hashes blocks to their end. The error is the path of the first entry with a wrong digest.
+/// Hashes blocks until the sender is dropped. The error is the path of the first entry whose digest
+/// is wrong.
 pub(super) fn verify_hashes(blocks: &Receiver<ContentBlock>) -> Result<(), Vec<u8>> {
     let mut hasher = Hasher::new();
     for block in blocks {

@@ -1,7 +1,7 @@
 //! Parses the central directory of a zip, in order and in bounded memory.
 //!
-//! Rejects everything that other readers could interpret differently: comments, further volumes,
-//! and bytes between the directory and its end record.
+//! Rejects all features that other zip readers could interpret differently: comments, further
+//! volumes, and bytes between the directory and its end record.
 
 use std::ops::Range;
 
@@ -16,36 +16,36 @@ const END64: u32 = 0x0606_4b50;
 const END64_BYTES: u64 = 56;
 const HEADER: u32 = 0x0201_4b50;
 const HEADER_BYTES: usize = 46;
-/// Bytes at the end of a zip that hold all end records.
+/// Size of all end records of a zip together, in bytes.
 pub(super) const TAIL_BYTES: u64 = END_BYTES + LOCATOR_BYTES + END64_BYTES;
 
-/// The position of the directory and the number of its entries.
+/// The position of the central directory and the number of its entries, from the end records.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct EndOfDirectory {
     pub(super) directory: Range<u64>,
     pub(super) entries: u64,
 }
 
-/// An entry's header in the directory.
+/// The header of an entry in the central directory.
 #[derive(Debug)]
 pub(super) struct CentralHeader {
     pub(super) name: Vec<u8>,
     pub(super) flags: u16,
     pub(super) method: u16,
-    /// Time and date in DOS format.
+    /// Modification time and date in DOS format.
     pub(super) time: u32,
     pub(super) crc: u32,
     /// Size of the compressed data, in bytes.
     pub(super) packed: u64,
     /// Size of the content, in bytes.
     pub(super) size: u64,
-    /// Position of the local header.
+    /// Position of the local header in the zip, in bytes.
     pub(super) offset: u64,
     /// Unix file type and permissions.
     pub(super) mode: u32,
 }
 
-/// Little-endian numbers at fixed offsets; 0 beyond the end.
+/// Reads little-endian numbers at fixed offsets. Numbers beyond the end are 0.
 pub(super) struct LittleEndianFields<'a>(pub(super) &'a [u8]);
 
 impl LittleEndianFields<'_> {
@@ -67,8 +67,8 @@ impl LittleEndianFields<'_> {
 }
 
 impl EndOfDirectory {
-    /// Parses the `tail` of a zip of `size` bytes: its last [`TAIL_BYTES`], or all of it. `None` if
-    /// it is not valid.
+    /// Parses the end records of a zip of `size` bytes. `tail` is the last [`TAIL_BYTES`] of the
+    /// zip, or all of a smaller one. `None` if the records are not valid.
     pub(super) fn read(tail: &[u8], size: u64) -> Option<Self> {
         let begins = size.checked_sub(tail.len() as u64)?;
         let (before, end) = tail.split_at_checked(tail.len().checked_sub(END_BYTES as usize)?)?;
@@ -108,7 +108,8 @@ impl EndOfDirectory {
 }
 
 impl CentralHeader {
-    /// Reads the next header; `None` at the end. The inner error says what is wrong with it.
+    /// Reads the next header; `None` at the end of the directory. The inner error says what is
+    /// wrong with the header.
     pub(super) fn read(
         reader: &mut ObjectReader,
     ) -> Result<Option<Result<Self, &'static str>>, BackupStoreError> {
@@ -150,7 +151,7 @@ impl CentralHeader {
     }
 }
 
-/// The 64-bit values of an extra field, in the order in which the header omits them.
+/// The 64-bit values of a zip64 extra field. It contains only the values that the header omits.
 pub(super) struct Zip64Extra<'a>(&'a [u8]);
 
 impl<'a> Zip64Extra<'a> {
@@ -169,7 +170,8 @@ impl<'a> Zip64Extra<'a> {
         Self(&[])
     }
 
-    /// Returns the value: `short`, or the next one of the field if `short` is the marker.
+    /// Returns `short`, or the next value of the extra field if `short` is the marker
+    /// `0xffff_ffff`. `None` if the field has no further value.
     pub(super) fn or(&mut self, short: u32) -> Option<u64> {
         if short != u32::MAX {
             return Some(short.into());

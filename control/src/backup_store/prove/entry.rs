@@ -1,6 +1,5 @@
-//! Reads one entry of a zip. Checks its local header, data and descriptor against the directory,
-//! and decodes the data.
-//!
+//! Reads the entries of a zip. Checks the local header, data and data descriptor of each against
+//! the central directory, and decodes the data.
 
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 
@@ -14,16 +13,16 @@ use crate::backup_store::error::BackupStoreError;
 const LOCAL: u32 = 0x0403_4b50;
 const LOCAL_BYTES: usize = 30;
 const DESCRIPTOR: u32 = 0x0807_4b50;
-/// Sizes and checksum follow the data.
+/// A data descriptor with sizes and checksum follows the data.
 const FLAG_DESCRIPTOR: u16 = 1 << 3;
 /// The name is encoded in UTF-8.
 const FLAG_UTF8: u16 = 1 << 11;
-/// Compression effort, which has no effect on decoding.
+/// The effort of the compressor, which has no effect on decoding.
 const FLAGS_EFFORT: u16 = 0b110;
 const STORED: u16 = 0;
 const DEFLATED: u16 = 8;
 
-/// Reads entries in order and reuses its buffers.
+/// Reads entries in order. Reuses its decompressor and buffer.
 pub(super) struct EntryReader {
     inflate: Decompress,
     bytes: Vec<u8>,
@@ -31,10 +30,10 @@ pub(super) struct EntryReader {
 
 /// Why reading an entry failed.
 pub(super) enum EntryError {
-    /// The entry contradicts the directory.
+    /// The entry contradicts the central directory or cannot be decoded.
     Damaged(String),
     Failed(BackupStoreError),
-    /// The receiver of contents has found a mismatch.
+    /// The hashing thread has found a mismatch.
     ReceiverClosed,
 }
 
@@ -53,7 +52,8 @@ impl EntryReader {
         Self { inflate: Decompress::new(false), bytes: Vec::new() }
     }
 
-    /// Reads the entry with the header `central`, which ends at `end`, where the next one begins.
+    /// Reads the entry with the header `central`. `end` is the position at which the next entry or
+    /// the central directory begins.
     pub(super) fn read(
         &mut self,
         zip: &mut ObjectReader,
@@ -78,7 +78,7 @@ impl EntryReader {
         self.descriptor(zip, central, behind)
     }
 
-    /// Checks the local header against the directory.
+    /// Checks the local header against the central directory.
     fn header(&mut self, zip: &mut ObjectReader, central: &CentralHeader) -> Result<(), EntryError> {
         let odd = central.flags & !(FLAG_DESCRIPTOR | FLAG_UTF8 | FLAGS_EFFORT) != 0;
         let text = std::str::from_utf8(&central.name).is_ok();
@@ -97,7 +97,7 @@ impl EntryReader {
         let rest = &self.bytes[LOCAL_BYTES..];
         let mut wide = Zip64Extra::of(&rest[name..]);
         let (size, packed) = (wide.or(header.u32(22)), wide.or(header.u32(18)));
-        // With a descriptor after the data, the header may omit sizes and checksum.
+        // With a data descriptor, the local header may omit sizes and checksum.
         let later = central.flags & FLAG_DESCRIPTOR != 0;
         let same = |here: u64, there: u64| here == there || (later && here == 0);
         let agrees = header.u16(6) == central.flags
@@ -107,7 +107,7 @@ impl EntryReader {
             && same(size.unwrap_or_default(), central.size)
             && same(packed.unwrap_or_default(), central.packed)
             && rest[..name] == central.name[..];
-        if agrees { Ok(()) } else { Err(damaged("its header is not what the zip's directory says")) }
+        if agrees { Ok(()) } else { Err(damaged("its local header contradicts the zip's central directory")) }
     }
 
     fn inflated(
@@ -149,7 +149,8 @@ impl EntryReader {
         Ok(crc.sum())
     }
 
-    /// Checks that nothing follows the data, or a descriptor that agrees with the directory.
+    /// Checks that the data is followed by nothing, or by a data descriptor that agrees with the
+    /// central directory. `behind` is the number of bytes up to the next entry.
     fn descriptor(
         &mut self,
         zip: &mut ObjectReader,
@@ -162,7 +163,7 @@ impl EntryReader {
         };
         self.bytes.clear();
         if !zip.take(length, &mut self.bytes)? {
-            return Err(damaged("the zip ends after its data"));
+            return Err(damaged("the zip ends within its data descriptor"));
         }
         let wide = length >= 20;
         let mut said = Vec::with_capacity(length);
@@ -178,7 +179,7 @@ impl EntryReader {
         if said == self.bytes {
             Ok(())
         } else {
-            Err(damaged("what follows its data is not what the zip's directory says"))
+            Err(damaged("its data descriptor contradicts the zip's central directory"))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Reads and hashes a stored object sequentially, in blocks, on a blocking thread.
+//! Reads a stored object sequentially and in blocks, on a blocking thread, and hashes it.
 
 use bytes::Bytes;
 use tokio::{runtime::Handle, sync::mpsc};
@@ -10,29 +10,29 @@ use crate::backup_store::{
     location::StorageLocation,
 };
 
-/// A range of an object. Only for threads that may block.
+/// Reads a range of an object. Its methods block.
 pub(super) struct ObjectReader {
     source: BlockSource,
     block: Bytes,
-    /// Position of the block in the object, in bytes.
+    /// Position in the object of the next byte to consume.
     at: u64,
     hasher: Hasher,
 }
 
 enum BlockSource {
-    /// Another task reads ahead; ends early if that fails.
+    /// Blocks that another task reads ahead. They end early if that task fails.
     Fed(mpsc::Receiver<Bytes>),
-    /// Read on demand, up to `end`.
+    /// Reads blocks when they are needed, up to `end`.
     Ranged { location: StorageLocation, object: String, handle: Handle, end: u64 },
 }
 
 impl ObjectReader {
-    /// Reads an object from its beginning, from blocks that another task sends.
+    /// Creates a reader of an object whose blocks another task sends, from its first byte.
     pub(super) fn fed(blocks: mpsc::Receiver<Bytes>) -> Self {
         Self::new(BlockSource::Fed(blocks), 0)
     }
 
-    /// Reads the bytes from `at` to `end`.
+    /// Creates a reader of the bytes from `at` to `end`.
     pub(super) fn ranged(
         location: StorageLocation,
         object: String,
@@ -47,12 +47,13 @@ impl ObjectReader {
         Self { source, block: Bytes::new(), at, hasher: Hasher::new() }
     }
 
-    /// Position of the next byte.
+    /// Returns the position in the object of the next byte to consume.
     pub(super) fn at(&self) -> u64 {
         self.at
     }
 
-    /// Returns the next bytes; empty at the end.
+    /// Returns the rest of the current block, or the next block if all was consumed. Empty at the
+    /// end.
     pub(super) fn next(&mut self) -> Result<&[u8], BackupStoreError> {
         if self.block.is_empty() {
             self.block = match &mut self.source {
@@ -67,13 +68,13 @@ impl ObjectReader {
         Ok(&self.block)
     }
 
-    /// Advances by `count` bytes of the current block.
+    /// Consumes `count` bytes of the current block.
     pub(super) fn consume(&mut self, count: usize) {
         let _dealt_with = self.block.split_to(count);
         self.at += count as u64;
     }
 
-    /// Appends the next `count` bytes to `to`; `false` if fewer remain.
+    /// Consumes the next `count` bytes and appends them to `to`. Returns `false` if fewer remain.
     pub(super) fn take(&mut self, count: usize, to: &mut Vec<u8>) -> Result<bool, BackupStoreError> {
         let mut missing = count;
         while missing > 0 {
@@ -89,8 +90,8 @@ impl ObjectReader {
         Ok(true)
     }
 
-    /// Appends the next line with its line feed to `to`; `false` if it has no line feed or more
-    /// than `most` bytes.
+    /// Consumes the next line and appends it to `to`, with its line feed. Returns `false` if the
+    /// line has no line feed or more than `most` bytes.
     pub(super) fn line(&mut self, most: u64, to: &mut Vec<u8>) -> Result<bool, BackupStoreError> {
         loop {
             let next = self.next()?;
@@ -104,8 +105,8 @@ impl ObjectReader {
         }
     }
 
-    /// Reads to the end. Returns the digest of everything since the start, and the position of the
-    /// end.
+    /// Reads to the end. Returns the digest of all bytes that this reader has read, and the
+    /// position of the end.
     pub(super) fn finish(mut self) -> Result<(Sha256Digest, u64), BackupStoreError> {
         loop {
             let count = self.next()?.len();

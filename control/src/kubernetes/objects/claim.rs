@@ -8,8 +8,8 @@ use podling_core::id::WorkspaceId;
 
 use super::{KEEP_DATA, StorageSpec, labels};
 
-/// The claim outlives the workspace's pods; it is deleted only after its data is archived or
-/// discarded.
+/// Builds the claim of a workspace. It outlives the workspace's pods, and is deleted only after its
+/// data is archived or discarded.
 pub fn claim(workspace: &WorkspaceId, name: &str, storage: &StorageSpec) -> PersistentVolumeClaim {
     PersistentVolumeClaim {
         metadata: ObjectMeta {
@@ -19,7 +19,6 @@ pub fn claim(workspace: &WorkspaceId, name: &str, storage: &StorageSpec) -> Pers
             ..ObjectMeta::default()
         },
         spec: Some(PersistentVolumeClaimSpec {
-            // At most one pod may write the volume.
             access_modes: Some(vec![storage.access_mode.as_str().to_owned()]),
             resources: Some(VolumeResourceRequirements {
                 requests: Some([("storage".to_owned(), Quantity(storage.size.clone()))].into()),

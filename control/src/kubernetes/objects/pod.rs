@@ -20,32 +20,33 @@ use super::{
 };
 use crate::quantity::cores;
 
-/// Uid and gid of all containers. Images need not know this user; root is not allowed.
+/// Uid and gid of all containers. Images need no entry for this user. Root is not allowed.
 const USER: i64 = 1000;
-/// Mount points: the user's HOME, the agent's state and scratch space.
+/// Mount point of the user's HOME.
 const ROOT: &str = "/workspace";
+/// Mount point of the agent's state.
 const STATE: &str = "/var/lib/podling";
 const SCRATCH: &str = "/tmp";
 /// Directory of the injected agent, for images that contain none.
 const INJECTED_AGENT_DIR: &str = "/run/podling/agent";
-/// Grace period in seconds before the node kills the pod. Programs get 5 s of it; the agent saves
-/// and syncs in the rest.
+/// Grace period of the pod before the node kills it, in seconds. Programs have the first 5 s to
+/// end. The agent has the rest to save and sync.
 const GRACE_SECONDS: i64 = 60;
-/// Lifetime of the agent's token in seconds. The node renews it, and the agent reads it before each
-/// connection.
+/// Lifetime of the agent's token, in seconds. The node renews the token, and the agent reads it
+/// before each connection.
 const TOKEN_SECONDS: i64 = 3600;
-/// Limit of ephemeral storage: logs, `/tmp` and changes to the image's files.
+/// Limit of the ephemeral storage, which contains logs, `/tmp` and changes to the image's files.
 const EPHEMERAL_STORAGE_LIMIT: &str = "4Gi";
-/// Resources of the init container that copies the agent: millicores and memory.
+/// Upper bound of the CPU of the init container that copies the agent.
 const INJECT_CPU_MILLIS: u64 = 100;
 const INJECT_MEMORY: &str = "32Mi";
 
-/// Name of the pod of an epoch.
+/// Returns the name of the pod of an epoch.
 pub fn pod_name(workspace: &WorkspaceId, epoch: Epoch) -> String {
     format!("workspace-{workspace}-{epoch}")
 }
 
-/// The pod of this start.
+/// Builds the pod of one start.
 pub fn pod(start: &PodStart, defaults: &PodDefaults) -> Pod {
     let template = &start.template;
     let mut labels = labels(&start.workspace);
@@ -60,10 +61,9 @@ pub fn pod(start: &PodStart, defaults: &PodDefaults) -> Pod {
         spec: Some(PodSpec {
             automount_service_account_token: Some(false),
             service_account_name: Some(defaults.service_account.clone()),
-            // The user's environment must not contain the cluster's services.
+            // Otherwise the environment would contain variables for each service of the namespace.
             enable_service_links: Some(false),
-            // One start is one pod; an agent that ended starts again in a new pod with the next
-            // epoch.
+            // An agent that has ended is started again in a new pod, with the next epoch.
             restart_policy: Some("Never".to_owned()),
             termination_grace_period_seconds: Some(GRACE_SECONDS),
             security_context: Some(PodSecurityContext {
@@ -130,7 +130,7 @@ fn workspace_container(start: &PodStart, defaults: &PodDefaults) -> Container {
     Container {
         name: CONTAINER.to_owned(),
         image: Some(template.image.clone()),
-        // Without a command the image's entrypoint is the agent.
+        // Without a command, the image's own entrypoint starts the agent.
         command: (!template.command.is_empty()).then(command),
         working_dir: Some(ROOT.to_owned()),
         env: Some(
@@ -142,10 +142,11 @@ fn workspace_container(start: &PodStart, defaults: &PodDefaults) -> Container {
         resources: Some(resource_requirements(&start.resources)),
         resize_policy: Some(vec![resize("cpu"), resize("memory")]),
         security_context: Some(restricted_security_context()),
-        // The termination message appears in the reported failure.
+        // If the agent fails, the backend reports this message.
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(mounts),
-        // No liveness probe: it would end the user's shells because the agent was slow once.
+        // No liveness probe: an agent that is slow once would be restarted, which ends the user's
+        // shells.
         readiness_probe: Some(Probe {
             http_get: Some(HTTPGetAction {
                 path: Some("/readyz".to_owned()),
@@ -168,7 +169,8 @@ fn container_port(port: &Port) -> ContainerPort {
     }
 }
 
-/// A missing secret keeps the pod from starting, which the backend reports.
+/// Builds a variable whose value the node reads from a secret. If the secret is missing, the pod
+/// does not start, and the backend reports that.
 fn secret_variable((name, SecretKey { name: secret, key }): &(String, SecretKey)) -> EnvVar {
     let selector = SecretKeySelector { name: secret.clone(), key: key.clone(), optional: None };
     EnvVar {
@@ -178,10 +180,10 @@ fn secret_variable((name, SecretKey { name: secret, key }): &(String, SecretKey)
     }
 }
 
-/// Init container that copies the agent into the shared volume.
+/// Builds the init container that copies the agent into the shared volume.
 fn agent_init_container(start: &PodStart, defaults: &PodDefaults) -> Container {
-    // Never more CPU than the workspace: the scheduler reserves the largest request of any
-    // container for the pod's lifetime.
+    // Never more CPU than the workspace has, because the scheduler reserves the larger of the two
+    // requests for the pod's lifetime.
     let cpu = cores(&start.resources.cpu).map_or(INJECT_CPU_MILLIS, |own| own.min(INJECT_CPU_MILLIS));
     let resources = ResourcesSpec { cpu: format!("{cpu}m"), memory: INJECT_MEMORY.to_owned() };
     Container {
@@ -236,7 +238,8 @@ fn volumes(start: &PodStart, defaults: &PodDefaults) -> Vec<Volume> {
     volumes
 }
 
-/// Requests equal limits: workspaces do not overcommit CPU or memory.
+/// Builds requests and limits. For CPU and memory they are equal, so that workspaces do not
+/// overcommit their node.
 pub fn resource_requirements(resources: &ResourcesSpec) -> ResourceRequirements {
     let all = [
         ("cpu", resources.cpu.as_str()),
@@ -251,7 +254,7 @@ pub fn resource_requirements(resources: &ResourcesSpec) -> ResourceRequirements 
     ResourceRequirements { limits: Some(all), requests: Some(requests), ..ResourceRequirements::default() }
 }
 
-/// As Pod Security "restricted" requires.
+/// Builds the security context that the Pod Security standard "restricted" requires.
 fn restricted_security_context() -> SecurityContext {
     SecurityContext {
         allow_privilege_escalation: Some(false),

@@ -1,5 +1,5 @@
-//! The part of a resource's status that follows from observations. It is displayed and never read
-//! back.
+//! The part of a resource's status that follows from observations. It is only displayed; no control
+//! plane reads it back.
 
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ use crate::{
     snapshot::WorkspaceView,
 };
 
-/// A displayed time stays if it differs by no more than this. A heartbeat reports idle time up to
-/// the one before it, at most 15 s earlier.
+/// A displayed time is updated only if it changes by more than this. The computed start of the idle
+/// time varies by up to one heartbeat interval, which is at most 15 s.
 const SLACK: Duration = Duration::from_secs(20);
 
 /// Observations to display. No decision depends on them.
@@ -52,7 +52,7 @@ enum Resized {
 }
 
 impl DisplayStatus {
-    /// Extracts what is displayed from a view.
+    /// Extracts the displayed observations from a view.
     pub(super) fn of(view: &WorkspaceView, now: Timestamp) -> Self {
         let agent = view.agent.as_deref();
         let activity = view.activity.as_deref().filter(|_| view.state == State::Awake);
@@ -76,7 +76,8 @@ impl DisplayStatus {
         }
     }
 
-    /// Returns this status with the times displayed before, where they have hardly moved.
+    /// Returns this status. Times that differ from those in `before` by at most [`SLACK`] are
+    /// replaced by them.
     #[must_use]
     pub(super) fn steady(mut self, before: &Self) -> Self {
         if let (Some(now), Some(shown)) = (&mut self.idle_since, before.idle_since) {
@@ -98,7 +99,7 @@ impl DisplayStatus {
         status.pod_uid.clone_from(&self.pod_uid);
         status.boot_id.clone_from(&self.boot_id);
         status.key_fingerprint.clone_from(&self.key_fingerprint);
-        // The digest of the last image stays while nothing runs.
+        // The digest of the last image stays displayed while no agent runs.
         status.image_digest = self.image.clone().or(status.image_digest.take());
         let connected = if self.connected { "Connected" } else { "Unknown" };
         let (resized, resized_message) = match &self.resized {
@@ -141,8 +142,8 @@ impl Resized {
     }
 }
 
-/// Start of the idle time, computed from the time of the last heartbeat, so that it does not depend
-/// on when it is read.
+/// Returns the start of the idle time. It is computed from the time of the last heartbeat, so that
+/// every call returns the same time until the next heartbeat.
 fn idle_since(activity: &ActivityState, now: Timestamp) -> Option<Timestamp> {
     let counted = Duration::try_from(activity.counted_idle?).ok()?;
     // The clock of an agent may be wrong.
@@ -208,7 +209,8 @@ mod tests {
         status
     }
 
-    /// Compares the status without its record with a golden file. PODLING_UPDATE_GOLDEN rewrites the file.
+    /// Compares the status without its record with a golden file. With PODLING_UPDATE_GOLDEN,
+    /// rewrites the file first.
     #[track_caller]
     fn assert_golden(name: &str, status: &WorkspaceStatus) {
         let status = WorkspaceStatus { record: None, ..status.clone() };

@@ -1,5 +1,6 @@
-//! Resources with the id of another workspace, as a copied manifest has. A duplicate is not served
-//! and cannot affect the workspace with that id. Its status says why, and it can be deleted freely.
+//! Duplicates are resources with the id of another workspace, for example from a copied manifest. A
+//! duplicate is not served, and its status says why. Neither the duplicate nor its deletion affects
+//! the workspace with that id.
 
 use std::collections::BTreeSet;
 
@@ -10,37 +11,38 @@ use tokio::time::sleep;
 use super::{KubernetesStore, RETRY_PAUSE, status::word};
 use crate::kubernetes::{Workspace, WorkspaceStatus, id_of, objects::ARCHIVE_BEFORE_DELETE};
 
-/// Attempts to write the status of one duplicate. The watch over all workspaces waits meanwhile.
+/// Attempts to write the status of one duplicate. The watch over all workspaces waits during the
+/// attempts, so their number is limited.
 const MAX_STATUS_ATTEMPTS: usize = 60;
 
-/// Keeps one resource for each id: the one with a record, or else the oldest. For ids in `gone`,
-/// which belong to archived workspaces, only a resource with a record is kept.
+/// Keeps one resource for each id: the one with a record, or else the oldest. For the ids in
+/// `gone`, which belong to deleted workspaces with archives, keeps only a resource with a record.
 pub(super) fn dedupe_by_id(mut all: Vec<Workspace>, gone: &BTreeSet<WorkspaceId>) -> Vec<Workspace> {
     all.sort_by_key(|one| (!has_record(one), one.creation_timestamp(), one.name_any()));
     let mut taken = BTreeSet::new();
     let keeps_id = |one: &Workspace| match id_of(one) {
         Ok(id) => (has_record(one) || !gone.contains(&id)) && taken.insert(id),
-        // Logged where the resource is read.
+        // The caller logs the invalid id when it reads the resource.
         Err(_) => true,
     };
     all.retain(keeps_id);
     all
 }
 
-/// Whether a control plane has stored a record in its status.
+/// Returns whether a control plane has stored a record in the status of the resource.
 pub(super) fn has_record(resource: &Workspace) -> bool {
     resource.status.as_ref().is_some_and(|status| status.record.is_some())
 }
 
 impl KubernetesStore {
-    /// Writes into the status of a duplicate why it is not served. Releases a deleted duplicate at
-    /// once, because none of its data is retained. Retries errors of the API server; a conflicting
-    /// change comes back through the watch.
+    /// Writes into the status of a duplicate why it is not served. Removes the finalizer of a
+    /// deleted duplicate at once, because a duplicate has no data. Retries errors of the API
+    /// server. After a conflict, the watch reports the duplicate again.
     pub(super) async fn mark_duplicate(&self, copy: &Workspace, why: &str) {
         let name = copy.name_any();
         tracing::warn!(name, why, "workspace is not served");
         if has_record(copy) {
-            // It was served before, so its status belongs to the record.
+            // This resource was served before, and its status contains the record.
             return;
         }
         for _ in 0..MAX_STATUS_ATTEMPTS {
@@ -49,7 +51,7 @@ impl KubernetesStore {
                     Ok(()) => return,
                     Err(Error::Api(status)) if status.code < 500 && status.code != 429 => return,
                     Err(error) => {
-                        tracing::warn!(name, %error, "failed to write status of a duplicate; trying again")
+                        tracing::warn!(name, %error, "failed to write status of a duplicate, retrying")
                     }
                 }
             }

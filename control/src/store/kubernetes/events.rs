@@ -1,4 +1,4 @@
-//! Creates an Event for each transition of a workspace, with its reason.
+//! Creates a Kubernetes Event for each transition of a workspace, with the reason as its note.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{clock, kubernetes::Workspace, reasons, store::LogEntry};
 
-/// Age beyond which an entry gets no Event. API servers retain Events for an hour by default.
+/// Log entries older than this get no Event. API servers retain Events for an hour by default.
 const EVENT_MAX_AGE: Duration = Duration::from_secs(3600);
 /// Maximum length of a note, in characters. The API server accepts 1024 bytes.
 const MAX_NOTE: usize = 256;
@@ -26,8 +26,8 @@ const MAX_NOTE: usize = 256;
 const CONTROLLER: &str = "podling.dev/control";
 
 impl KubernetesStore {
-    /// Creates an Event for each entry. Its name follows from the entry, so a second control plane
-    /// does not create it again.
+    /// Creates an Event for each entry. The name of an Event follows from the entry, so that no
+    /// other control plane can create the Event again.
     pub(super) async fn record_events(
         &self,
         cache: &ResourceCache,
@@ -38,7 +38,8 @@ impl KubernetesStore {
         for entry in entries.iter().filter(|entry| now.since(entry.at) < EVENT_MAX_AGE) {
             let event = self.event(&workspace, entry);
             match self.events.create(&PostParams::default(), &event).await {
-                // A namespace that is being deleted accepts no new objects, and needs no Events.
+                // 409: the Event exists. 403: the namespace is being deleted and accepts no
+                // objects.
                 Err(error) if !is_code(&error, 409) && !is_code(&error, 403) => return Err(error),
                 _ => {}
             }

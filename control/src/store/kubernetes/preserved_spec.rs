@@ -1,5 +1,5 @@
-//! Spec fields that are not part of the record: preserved in the `WorkspaceArchive` and restored
-//! from it.
+//! Spec fields that are not part of the record. When a workspace is deleted, they are preserved in
+//! its `WorkspaceArchive`; a restored workspace gets them back.
 
 use kube::Error;
 
@@ -10,7 +10,7 @@ use crate::{
     store::WorkspaceRecord,
 };
 
-/// The part of a workspace's spec that its record does not hold.
+/// The part of a workspace's spec that its record does not contain.
 #[derive(Debug, Default)]
 pub(super) struct PreservedSpec {
     storage: Option<StorageSpec>,
@@ -40,7 +40,7 @@ impl PreservedSpec {
         archive.environment = self.environment.into_iter().filter(is_permitted).collect();
     }
 
-    /// Restores the fields in a new spec. Variables that the spec already has win.
+    /// Copies the fields into a new spec. Variables that the spec already has are not replaced.
     pub(super) fn apply_to(self, spec: &mut WorkspaceSpec) {
         (spec.storage, spec.ports) = (self.storage, self.ports);
         for variable in self.environment {
@@ -52,8 +52,8 @@ impl PreservedSpec {
 }
 
 impl KubernetesStore {
-    /// The fields for a resource that is created again: its own if it was archived, or those of the
-    /// workspace source_id archive it starts from.
+    /// Returns the fields for a resource that is created. They come from the workspace's own
+    /// archive resource, or else from the workspace whose archive is its source.
     pub(super) async fn preserved_spec(
         &self,
         record: &WorkspaceRecord,

@@ -1,5 +1,5 @@
 //! Publishes observations in the status of Workspace resources, and each transition as an Event. A
-//! status that is already up to date is not written.
+//! status that would not change is not written.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -16,13 +16,13 @@ use crate::{
     store::LogEntry,
 };
 
-/// Pause between two checks for statuses to publish.
+/// Pause between two checks for changed workspaces.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Shortest time between two publications while the state stays. The activity changes with
-/// everything that a user does.
+/// Minimum time between two publications of a workspace whose state stays the same, because
+/// activity can change several times a second.
 const MIN_PUBLISH_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What was last published of a workspace.
+/// The last publication of a workspace.
 #[derive(Debug, Default)]
 struct PublishedStatus {
     version: u64,
@@ -77,7 +77,8 @@ impl KubernetesStore {
             tracing::warn!(workspace = %view.spec.id, "status was modified externally, writing it again");
         }
         let (now, display) = (clock::now(), cache.update_display(DisplayStatus::of(view, clock::now())));
-        // The first status is written together with the record.
+        // Without a written record there is no status yet. The first write of the record creates
+        // it.
         let Some(mut status) = written.status().cloned() else { return Ok(()) };
         display.apply_to(&mut status, now);
         if latest.status.as_ref() != Some(&status) {

@@ -1,4 +1,5 @@
-//! Builds the resource of a record and the changes of its spec. Pure.
+//! Builds the Workspace resource of a record, and the changes of an existing resource's spec. Does
+//! no I/O.
 
 use kube::{ResourceExt, api::ObjectMeta};
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use crate::{
     store::WorkspaceRecord,
 };
 
-/// The resource of a workspace that has none. Its name is set by the caller.
+/// Builds the resource of a workspace that has none. The caller sets its name.
 pub(super) fn of(record: &WorkspaceRecord) -> Workspace {
     let spec = &record.spec;
     let variable = |(name, value): (&String, &String)| Variable {
@@ -41,9 +42,10 @@ pub(super) fn of(record: &WorkspaceRecord) -> Workspace {
     }
 }
 
-/// Changes of the user's spec that the record requires. `before` is the desired spec at the last
-/// write. `observed` is the desired spec of resource and template as last read: what they already
-/// say is not written. `None` if nothing changes.
+/// Returns the changes of the user's spec that the record requires; `None` if nothing changes. The
+/// object is empty if only the finalizer is missing. `before` is the desired spec at the last
+/// write. `observed` is the desired spec of resource and template as last read; values that are the
+/// same there are not written.
 pub(super) fn spec_changes(
     latest: &Workspace,
     record: &WorkspaceRecord,
@@ -75,8 +77,8 @@ pub(super) fn spec_changes(
     (add_finalizer || !spec.is_empty()).then_some(Value::Object(spec))
 }
 
-/// The finalizers including ours, which holds the resource until its data is archived. None can be
-/// added to a resource that is being deleted.
+/// Returns the finalizers of the resource and Podling's own, which keeps the resource until its
+/// data is archived. The API server accepts no new finalizer once the resource is being deleted.
 pub(super) fn finalizers(latest: &Workspace) -> Vec<String> {
     let mut finalizers = latest.finalizers().to_vec();
     if latest.metadata.deletion_timestamp.is_none()

@@ -1,5 +1,5 @@
-//! What the store knows of one workspace's resource: its latest version, and what the last write
-//! contained.
+//! The store's cache of one workspace's resource: its latest version, and the content of the last
+//! write.
 
 use std::{
     collections::BTreeSet,
@@ -24,7 +24,7 @@ use crate::{
     store::WorkspaceRecord,
 };
 
-/// Limit for the watch to deliver a version that the API server has already reported.
+/// Time that the watch has to deliver the version that caused a conflict.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Cache and write lock of one workspace's resource.
@@ -32,9 +32,9 @@ const WATCH_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) struct ResourceCache {
     /// Latest known version, from the watch or a response.
     latest: watch::Sender<Option<Arc<Workspace>>>,
-    /// Locked during each write.
+    /// Locked while the resource is written or a watch event is handled.
     pub(super) written: Mutex<LastWrite>,
-    /// State that is displayed in the status but not part of the record.
+    /// Observations that the status displays and the record does not contain.
     seen: StdMutex<DisplayStatus>,
     /// Uids of the resources that this store has released, until the watch reports their deletion.
     /// Other events of these resources are ignored.
@@ -44,24 +44,26 @@ pub(super) struct ResourceCache {
 /// Content of the last write.
 #[derive(Debug, Default)]
 pub(super) struct LastWrite {
-    /// The user's desired spec that the last written record followed.
+    /// Desired spec that follows from the last written record.
     pub(super) desired_spec: Option<DesiredSpec>,
-    /// Whether there is a `WorkspaceArchive`.
+    /// Whether the workspace has a `WorkspaceArchive`.
     pub(super) archived: bool,
-    /// Generation of our last own edit of the spec.
+    /// Generation that this store's last edit of the spec resulted in.
     pub(super) generation: i64,
-    /// The spec that the driver knows.
+    /// The spec that was reported to the driver; `None` if the workspace was not reported.
     pub(super) reported: Option<ReportedSpec>,
-    /// The status we wrote, and the first resource version that had it.
+    /// The status that this store wrote last.
     status: Option<WorkspaceStatus>,
+    /// Newest resource version that has this status.
     version: Option<String>,
 }
 
-/// The part of a resource that the driver has been told.
+/// The part of a resource that is reported to the driver.
 #[derive(Debug)]
 pub(super) struct ReportedSpec {
     pub(super) desired_spec: DesiredSpec,
     pub(super) generation: i64,
+    /// `None` unless the resource is being deleted; otherwise whether its data is discarded.
     pub(super) deleted: Option<bool>,
 }
 
@@ -81,8 +83,8 @@ impl ResourceCache {
         self.latest.borrow().clone()
     }
 
-    /// Stores a version of the resource unless it is older than the latest. Returns whether it was
-    /// newer. Responses and watch events may come in either order.
+    /// Stores a version of the resource if it is newer than the latest one, and returns whether it
+    /// is. Responses and watch events may arrive in either order.
     pub(super) fn observe(&self, resource: Workspace) -> bool {
         self.latest.send_if_modified(|latest| {
             let older = latest.as_ref().is_some_and(|latest| {
@@ -95,50 +97,49 @@ impl ResourceCache {
         })
     }
 
-    /// Stores the displayed state and returns it. Times that have hardly moved keep their old
-    /// value.
+    /// Stores the displayed observations and returns them, after [`DisplayStatus::steady`].
     pub(super) fn update_display(&self, now: DisplayStatus) -> DisplayStatus {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         *seen = now.steady(&seen);
         seen.clone()
     }
 
-    /// The state to display in the next status.
+    /// Returns the observations that the next status displays.
     pub(super) fn display(&self) -> DisplayStatus {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether another client has changed the status. False while a write is in progress.
+    /// Returns whether another client has changed the status. False while a write is in progress.
     pub(super) fn status_modified_externally(&self) -> bool {
         let (Some(latest), Ok(mut written)) = (self.latest(), self.written.try_lock()) else { return false };
         written.status_modified_externally(&latest)
     }
 
-    /// The resource does not exist any more.
+    /// Records that the resource does not exist any more.
     pub(super) fn mark_deleted(&self) {
         self.latest.send_replace(None);
     }
 
-    /// This store removes the resource on purpose.
+    /// Records that this store removes the resource. Watch events about it are ignored from now on.
     pub(super) fn mark_released(&self, resource: &Workspace) {
         self.released.lock().unwrap_or_else(PoisonError::into_inner).extend(resource.uid());
     }
 
-    /// Forgets a released resource when it is gone or was not removed after all. Returns whether it
-    /// was released.
+    /// Undoes [`Self::mark_released`], when the watch reports the deletion or the removal has
+    /// failed. Returns whether the resource was marked.
     pub(super) fn forget_released(&self, resource: &Workspace) -> bool {
         let uid = resource.uid().unwrap_or_default();
         self.released.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid)
     }
 
-    /// Whether this store has released the resource.
+    /// Returns whether this store has released the resource.
     pub(super) fn is_released(&self, resource: &Workspace) -> bool {
         let uid = resource.uid().unwrap_or_default();
         self.released.lock().unwrap_or_else(PoisonError::into_inner).contains(&uid)
     }
 
-    /// Whether there is no resource, no archive and no pending deletion. False while a write is in
-    /// progress.
+    /// Returns whether there is no resource, no archive and no pending deletion. False while a
+    /// write is in progress.
     pub(super) fn is_empty(&self) -> bool {
         let has_released = !self.released.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         !has_released
@@ -146,7 +147,8 @@ impl ResourceCache {
             && self.written.try_lock().is_ok_and(|written| !written.archived)
     }
 
-    /// Waits until a version other than `than` is known, at most [`WATCH_TIMEOUT`].
+    /// Waits until the cached version is no longer `than`, at most [`WATCH_TIMEOUT`]. Returns
+    /// whether it has changed.
     pub(super) async fn wait_newer_than(&self, than: &Workspace) -> bool {
         let mut latest = self.latest.subscribe();
         let newer = |now: &Option<Arc<Workspace>>| {
@@ -160,7 +162,8 @@ impl ResourceCache {
         written.set_status(&resource);
         self.observe(resource);
         written.desired_spec = Some(desired_spec(record));
-        // Edits made while no control plane ran are still to be reported.
+        // The watch compares the resource with this spec, so it reports edits that were made while
+        // no control plane ran.
         written.reported = Some(ReportedSpec {
             desired_spec: desired_spec(record),
             generation: record.generation,
@@ -176,18 +179,18 @@ impl ResourceCache {
 }
 
 impl LastWrite {
-    /// Notes that we wrote this version's status.
+    /// Records the status of `now` as the status that this store wrote last.
     pub(super) fn set_status(&mut self, now: &Workspace) {
         self.status.clone_from(&now.status);
         self.version = now.resource_version();
     }
 
-    /// The status we wrote last.
+    /// Returns the status that this store wrote last.
     pub(super) fn status(&self) -> Option<&WorkspaceStatus> {
         self.status.as_ref()
     }
 
-    /// Whether another client has changed the status since our last write.
+    /// Returns whether another client has changed the status since this store's last write.
     pub(super) fn status_modified_externally(&mut self, now: &Workspace) -> bool {
         if self.status.is_none() || self.version == now.resource_version() {
             return false;
@@ -201,12 +204,13 @@ impl LastWrite {
         differs
     }
 
-    /// Notes our own edit of the spec, so that it is not reported to the driver.
+    /// Records this store's own edit of the spec, so that it is not reported to the driver as a
+    /// user's edit.
     pub(super) fn record_own_edit(&mut self, now: &Workspace, record: &WorkspaceRecord, changed: &Value) {
         self.generation = now.metadata.generation.unwrap_or_default();
         let Some(reported) = &mut self.reported else { return };
         reported.generation = self.generation;
-        // Other fields may hold an edit that the record does not follow yet.
+        // Other fields may contain a user's edit that is not reported yet.
         let is_edited = |field| changed.get(field).is_some();
         if is_edited("desiredState") {
             reported.desired_spec.desired_state = now.spec.desired_state;
@@ -220,12 +224,12 @@ impl LastWrite {
     }
 }
 
-/// Resource versions are compared as numbers: the API server counts upwards.
+/// Returns the resource version as a number, which the API server increases with each change.
 fn version(resource: &Workspace) -> u64 {
     resource.resource_version().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
-/// The desired spec that follows from the record.
+/// Returns the desired spec that follows from the record.
 pub(super) fn desired_spec(record: &WorkspaceRecord) -> DesiredSpec {
     let spec = &record.spec;
     DesiredSpec {
@@ -236,8 +240,8 @@ pub(super) fn desired_spec(record: &WorkspaceRecord) -> DesiredSpec {
     }
 }
 
-/// A workspace that fell asleep is desired asleep from then on, so that a user who wants it awake
-/// makes a new edit.
+/// Returns the desired state that the resource should have. It is `Asleep` once the workspace has
+/// fallen asleep, so that a user can wake the workspace by setting `Awake` again.
 fn desired_state(spec: &Spec, status: &Status) -> DesiredResourceState {
     let called = spec.request_seq > status.observed_request;
     let rests = match status.phase {

@@ -20,7 +20,8 @@ use crate::{
 /// Maximum length of the status message, in characters; the CRD allows 4096.
 const MAX_MESSAGE: usize = 4096;
 
-/// The status of a resource with this record, for this generation of its spec.
+/// Builds the status of a resource with this record. `generation` is the generation of the spec
+/// that the record reflects.
 pub(super) fn of(record: &WorkspaceRecord, resource: &Workspace, generation: i64) -> WorkspaceStatus {
     let (status, before) = (&record.status, resource.status.as_ref());
     let state = status.state();
@@ -33,7 +34,7 @@ pub(super) fn of(record: &WorkspaceRecord, resource: &Workspace, generation: i64
         ("StorageReady", status.storage, if status.storage { "StorageExists" } else { "NoStorage" }),
         ("ArchiveProven", proven, if proven { "Proven" } else { "NotArchived" }),
     ];
-    // A user who deletes the workspace may not want to wait for the archive.
+    // The message of ArchiveProven then says how to delete the workspace without an archive.
     let delays_deletion = resource.metadata.deletion_timestamp.is_some() && status.storage && !proven;
     let conditions = conditions.into_iter().map(|(kind, holds, reason)| {
         let old =
@@ -68,12 +69,12 @@ pub(super) fn of(record: &WorkspaceRecord, resource: &Workspace, generation: i64
     }
 }
 
-/// Returns the public name of a state: "falling-asleep".
+/// Returns the public name of a state, such as "falling-asleep".
 pub(super) fn word(state: State) -> &'static str {
     STATES.iter().find(|(known, _)| *known == state).map_or("", |(_, word)| word)
 }
 
-/// Builds a condition. Its transition time stays while its status does.
+/// Builds a condition. It keeps the transition time of `old` if its status is the same.
 pub(super) fn condition(
     kind: &str,
     holds: bool,
@@ -106,8 +107,8 @@ pub(super) fn camel_case(words: &str) -> String {
     words.split('-').filter_map(word).collect()
 }
 
-/// Rounds down to whole seconds, as Kubernetes stores times. A finer time would always differ from
-/// the stored one.
+/// Converts a time, rounded down to whole seconds as Kubernetes stores times. A more precise time
+/// would always differ from the stored one.
 pub(super) fn time(at: Timestamp) -> Option<Time> {
     let seconds = i64::try_from(at.0 / 1000).ok()?;
     jiff::Timestamp::from_second(seconds).ok().map(Time)

@@ -1,4 +1,4 @@
-//! Watches workspaces and templates, and reports edits to the driver.
+//! Watches workspaces and templates, and reports edits of them to the driver.
 
 use std::{
     collections::BTreeMap,
@@ -33,7 +33,7 @@ enum NotServed {
     DriverGone(DriverError),
     /// The resource cannot be parsed.
     Unreadable(String),
-    /// Another workspace has its id.
+    /// The id belongs to another workspace.
     Duplicate(Box<Workspace>, String),
 }
 
@@ -50,7 +50,7 @@ impl From<DriverError> for NotServed {
 }
 
 impl KubernetesStore {
-    /// Reports edits of workspaces and templates to the driver. Runs until the driver is gone.
+    /// Reports edits of workspaces and templates to the driver. Runs until the driver has ended.
     pub async fn watch_resources(&self, driver: &DriverHandle) -> Result<(), DriverError> {
         let mut workspaces =
             pin!(watcher(self.all_workspaces.clone(), watcher::Config::default()).default_backoff());
@@ -95,7 +95,7 @@ impl KubernetesStore {
         Ok(())
     }
 
-    /// The latest versions of the workspaces that use this template.
+    /// Returns the latest versions of the workspaces that use this template.
     fn workspaces_of_template(&self, template: &str) -> Vec<Arc<Workspace>> {
         let caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         let latest = caches.values().filter_map(|cache| cache.latest());
@@ -163,8 +163,8 @@ impl KubernetesStore {
     }
 }
 
-/// The name of a template that has changed. A template in the first list counts as unchanged,
-/// because workspaces are read with it.
+/// Returns the name of the template that an event reports as changed. A template that a list names
+/// for the first time is treated as unchanged, because the workspaces were loaded with it.
 fn changed_template(
     event: Result<Event<DeserializeGuard<WorkspaceTemplate>>, watcher::Error>,
     known: &mut BTreeMap<String, WorkspaceTemplateSpec>,
@@ -191,7 +191,8 @@ impl ReportedSpec {
         Self { desired_spec: DesiredSpec::of(resource, template), generation, deleted: None }
     }
 
-    /// The difference to what the driver knows, which counts as reported from then on.
+    /// Returns the difference from the reported spec, and records it as reported. `None` if there
+    /// is no difference.
     fn take_edit(
         &mut self,
         resource: &Workspace,
@@ -214,7 +215,7 @@ impl ReportedSpec {
     }
 }
 
-/// `None` if the resource is not being deleted; otherwise whether its data is discarded with it.
+/// Returns whether the deletion discards the data; `None` if the resource is not being deleted.
 fn deletion(resource: &Workspace) -> Option<bool> {
     let discards = resource.annotations().get(DISCARD).is_some_and(|value| value == "true");
     resource.metadata.deletion_timestamp.is_some().then_some(discards)

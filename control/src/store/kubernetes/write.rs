@@ -26,14 +26,15 @@ use crate::{
     store::{StoreError, WorkspaceRecord, stored::StoredRecord},
 };
 
-/// Field manager of our writes.
+/// Field manager of the store's writes.
 const MANAGER: &str = "podling";
-/// Attempts to write a resource that other clients write at the same time.
+/// Attempts to write a resource while other clients write it too.
 const MAX_WRITE_ATTEMPTS: usize = 4;
 
 impl KubernetesStore {
-    /// Writes a record to the Workspace resource, or to a `WorkspaceArchive` if the workspace only
-    /// has archives left.
+    /// Writes a record to the Workspace resource, or to a `WorkspaceArchive` if only archives of
+    /// the workspace remain. Fails with `Conflict` if a user has edited the spec, or if other
+    /// writes keep conflicting.
     pub(super) async fn put(&self, record: &Arc<WorkspaceRecord>) -> Result<(), StoreError> {
         let cache = self.cache(&record.spec.id);
         let changed = || StoreError::Conflict { name: record.spec.name.to_string() };
@@ -43,16 +44,17 @@ impl KubernetesStore {
             let mut written = cache.written.lock().await;
             match self.write_once(&cache, &mut written, record).await {
                 Err(StoreError::Cluster { source, .. }) if is_code(&source, 409) => {}
-                // The resource was removed by force and the watch has not reported it. It is
-                // created again, as it is after a reported removal.
+                // The resource was removed by force, and the watch has not reported that yet. The
+                // resource is created again, as it is after a reported removal.
                 Err(StoreError::Cluster { source, .. }) if is_code(&source, 404) => {
                     cache.mark_deleted();
                     continue;
                 }
                 done => return done,
             }
-            // Another client wrote the resource. An edit of its spec is handled first, for which
-            // the lock is released. A change of its status is overwritten.
+            // Another client wrote the resource. An edit of the spec must reach the driver before
+            // this write; the lock is released so that the watch can report it. A change of the
+            // status is overwritten.
             let Some(before) = cache.latest() else { return Err(changed()) };
             known = known.max(Some(written.generation));
             drop(written);
@@ -70,14 +72,14 @@ impl KubernetesStore {
         written: &mut LastWrite,
         record: &WorkspaceRecord,
     ) -> Result<(), StoreError> {
-        // A workspace whose last archive is being removed does not get a resource again.
+        // No new resource is created for a workspace whose last archive is being removed.
         let removes_last_archive =
             record.status.phase == Phase::Deleting && written.archived && cache.latest().is_none();
         if record.is_gone() || removes_last_archive {
             self.write_archive(cache, record, written.archived).await?;
             written.archived = true;
             self.remove_workspace(cache).await?;
-            // From now on another resource with this id is a duplicate.
+            // From now on, the watch treats another resource with this id as a duplicate.
             written.reported = None;
         } else {
             let latest = match cache.latest() {
@@ -86,7 +88,7 @@ impl KubernetesStore {
             };
             let done = self.write_resource(cache, &latest, record, written).await;
             let done =
-                done.map_err(|error| failed(format!("writing the workspace {}", record.spec.name), error))?;
+                done.map_err(|error| failed(format!("write the workspace {}", record.spec.name), error))?;
             written.set_status(&done);
             cache.observe(done);
             if written.archived {
@@ -113,7 +115,7 @@ impl KubernetesStore {
         Ok(())
     }
 
-    /// Updates the spec where the record has a new value, and the status.
+    /// Writes the values of the spec that the record has changed, and the status.
     async fn write_resource(
         &self,
         cache: &ResourceCache,
@@ -131,8 +133,8 @@ impl KubernetesStore {
             let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
             now = self.workspaces.patch(&name, &params, &patch).await?;
             written.record_own_edit(&now, record, &spec);
-            // Stored even if the status write fails: otherwise the driver would be told the
-            // previous spec.
+            // Cached before the status is written, because that may fail. Otherwise the previous
+            // spec would be reported to the driver as an edit.
             cache.observe(now.clone());
         }
         let mut status = status::of(record, &now, written.generation.max(record.generation));
@@ -168,7 +170,7 @@ impl KubernetesStore {
     ) -> Result<Arc<Workspace>, StoreError> {
         let (spec, mut resource) = (&record.spec, resource::of(record));
         let preserved = self.preserved_spec(record, written).await;
-        let looking = |error| failed(format!("reading the former spec of {}", spec.name), error);
+        let looking = |error| failed(format!("read the former spec of {}", spec.name), error);
         preserved.map_err(looking)?.apply_to(&mut resource.spec);
         let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
         for name in resource_names(spec) {
@@ -177,16 +179,16 @@ impl KubernetesStore {
                 Err(error) if is_code(&error, 409) => self.all_workspaces.get(&name).await.map(readable),
                 created => created.map(Some),
             };
-            let created = created.map_err(|error| failed(format!("creating the workspace {name}"), error))?;
-            // The resource of this name cannot be parsed, so its id is unknown.
+            let created = created.map_err(|error| failed(format!("create the workspace {name}"), error))?;
+            // A resource of this name exists and cannot be parsed, so its id is unknown.
             let Some(created) = created else { break };
-            // Created by an earlier call whose response was lost; otherwise another workspace has
-            // the name.
+            // With the same id, an earlier call whose response was lost created the resource.
+            // Otherwise another workspace has the name.
             if created.spec.id.as_deref() != Some(spec.id.as_str()) {
                 continue;
             }
             written.generation = created.metadata.generation.unwrap_or_default();
-            // The watch reports any later difference as an edit.
+            // The watch reports later differences from this spec as edits.
             written.reported = Some(ReportedSpec {
                 desired_spec: desired_spec(record),
                 generation: written.generation,
@@ -198,11 +200,11 @@ impl KubernetesStore {
         Err(StoreError::NameTaken { name: spec.name.to_string() })
     }
 
-    /// Deletes a resource that stands for nothing any more, and removes our finalizer.
+    /// Deletes the Workspace resource and removes Podling's finalizer from it.
     async fn remove_workspace(&self, cache: &ResourceCache) -> Result<(), StoreError> {
         let Some(latest) = cache.latest() else { return Ok(()) };
         let name = latest.name_any();
-        let operation = || format!("removing the workspace {name}");
+        let operation = || format!("remove the workspace {name}");
         let uid = Preconditions { uid: latest.uid(), resource_version: None };
         let preconditions = DeleteParams { preconditions: Some(uid), ..DeleteParams::default() };
         let done = async {
@@ -214,8 +216,8 @@ impl KubernetesStore {
         };
         cache.mark_released(&latest);
         let done = match done.await {
-            // The resource is gone, or another one has its name. If neither, the next attempt
-            // reports the error.
+            // The resource was deleted already, or a later one has its name. If neither is true,
+            // the error stands.
             Err(error) if is_code(&error, 404) || is_code(&error, 409) => {
                 let now = self.workspaces.get_opt(&name).await;
                 now.and_then(|now| {
@@ -233,7 +235,7 @@ impl KubernetesStore {
         done.map_err(|error| failed(operation(), error))
     }
 
-    /// Removes our finalizer from a deleted resource.
+    /// Removes Podling's finalizer from a resource that is being deleted.
     pub(super) async fn release(&self, deleted: &Workspace) -> Result<(), Error> {
         let remaining: Vec<_> =
             deleted.finalizers().iter().filter(|finalizer| *finalizer != ARCHIVE_BEFORE_DELETE).collect();
@@ -249,7 +251,7 @@ impl KubernetesStore {
         exists: bool,
     ) -> Result<(), StoreError> {
         let (id, name) = (record.spec.id.to_string(), record.spec.name.to_string());
-        let operation = format!("writing the archive resource of the workspace {name}");
+        let operation = format!("write the archive resource of the workspace {name}");
         let mut spec = WorkspaceArchiveSpec {
             workspace: name,
             owner: record.spec.owner.to_string(),
@@ -265,7 +267,8 @@ impl KubernetesStore {
         if exists {
             let patch = Patch::Merge(json!({"spec": &spec}));
             match self.archives.patch(&id, &PatchParams::default(), &patch).await {
-                // The archive resource was deleted, but the archives exist: it is created again.
+                // The archive resource was deleted, but the archives still exist. The resource is
+                // created again.
                 Err(error) if is_code(&error, 404) => {}
                 done => return done.map(drop).map_err(|error| failed(operation, error)),
             }
@@ -279,15 +282,15 @@ impl KubernetesStore {
     async fn remove_archive(&self, id: &WorkspaceId) -> Result<(), StoreError> {
         match self.archives.delete(id.as_str(), &DeleteParams::default()).await {
             Err(error) if !is_code(&error, 404) => {
-                Err(failed(format!("removing the archive resource of {id}"), error))
+                Err(failed(format!("remove the archive resource of {id}"), error))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// The stored form of a record without its environment. The resource holds that already, and it
-/// should not be copied elsewhere.
+/// Returns the stored form of a record without its environment. The resource's spec already
+/// contains the environment, which may be sensitive and is not copied elsewhere.
 pub(super) fn json(record: &WorkspaceRecord) -> Value {
     let mut record = record.clone();
     Arc::make_mut(&mut record.spec).env.clear();

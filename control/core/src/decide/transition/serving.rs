@@ -1,4 +1,4 @@
-//! Transitions from a wake request to serving.
+//! Transitions of a workspace that is queued, starting or awake.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,8 @@ use crate::{
     workspace::DesiredState,
 };
 
-/// The workspace is no longer wanted awake, or the control plane is shutting down.
+/// Applies when the workspace is desired asleep or deleted, or when the control plane is shutting
+/// down. Ends the processes without asking the agent.
 pub(super) fn end_now(input: Input<'_>) -> Option<Status> {
     let reason = match input.spec.desired_state {
         _ if input.observed.shutting_down => StateReason::ShuttingDown,
@@ -26,13 +27,13 @@ pub(super) fn end_now(input: Input<'_>) -> Option<Status> {
     Some(next)
 }
 
-/// A new workspace joins the admission queue.
+/// Applies when a queued workspace has no position yet. It joins the admission queue.
 pub(super) fn enqueue(input: Input<'_>) -> Option<Status> {
     let joined = Some(input.observed.observed_time);
     input.status.queued_at.is_none().then(|| Status { queued_at: joined, ..input.status.clone() })
 }
 
-/// The quota admits the workspace.
+/// Applies when the quota admits the workspace. Allocates the requested resources.
 pub(super) fn admit(input: Input<'_>) -> Option<Status> {
     input.observed.admitted.then(|| Status {
         allocated: Some(input.spec.resources),
@@ -41,9 +42,9 @@ pub(super) fn admit(input: Input<'_>) -> Option<Status> {
     })
 }
 
-/// The requested resources differ from the allocated ones. A decrease is allocated at once. An
-/// increase waits in the admission queue, and the workspace keeps its allocated resources
-/// meanwhile.
+/// Applies when the requested resources differ from the allocated ones. A decrease is allocated at
+/// once. An increase waits in the admission queue, and the workspace keeps its allocated resources
+/// meanwhile. A withdrawn increase leaves the queue.
 pub(super) fn resized(input: Input<'_>) -> Option<Status> {
     let requested = input.spec.resources;
     let unchanged = input.status.allocated == Some(requested);
@@ -60,7 +61,8 @@ pub(super) fn resized(input: Input<'_>) -> Option<Status> {
     }
 }
 
-/// No earlier agent runs, and the pause after a failure is over.
+/// Applies when no process runs and the pause after a failure is over. Takes the next epoch and the
+/// next storage generation.
 pub(super) fn start(input: Input<'_>, not_before: Timestamp) -> Option<Status> {
     let something_runs = match input.observed.processes {
         Processes::None => false,
@@ -85,13 +87,15 @@ pub(super) fn start(input: Input<'_>, not_before: Timestamp) -> Option<Status> {
     Some(next)
 }
 
-/// The start failed: the agent ended, another agent runs, or no hello arrived.
+/// Applies when the start failed: the agent ended, another agent runs, or the agent did not connect
+/// in time.
 pub(super) fn start_failed(input: Input<'_>) -> Option<Status> {
     let reason = start_failure(input)?;
     Some(input.fail(reason, input.status.failures.saturating_add(1)))
 }
 
-/// Why the agent that was ordered cannot serve; `None` if it still may.
+/// Returns why the agent that was started cannot serve, or `None` while the start may still
+/// succeed.
 pub(super) fn start_failure(input: Input<'_>) -> Option<StateReason> {
     let (status, observed) = (input.status, input.observed);
     let alone = BTreeSet::from([status.epoch]);
@@ -109,7 +113,7 @@ pub(super) fn start_failure(input: Input<'_>) -> Option<StateReason> {
     }
 }
 
-/// The agent that was ordered has said hello.
+/// Applies when the agent that was started has connected.
 pub(super) fn hello(input: Input<'_>) -> Option<Status> {
     (input.connected() && input.lives()).then(|| {
         let mut next = input.to(Phase::Awake, StateReason::AgentConnected);
@@ -119,7 +123,7 @@ pub(super) fn hello(input: Input<'_>) -> Option<Status> {
     })
 }
 
-/// The agent no longer runs. The first restart follows at once.
+/// Applies when the agent no longer runs. The first restart follows without a pause.
 pub(super) fn died(input: Input<'_>) -> Option<Status> {
     if input.observed.processes == Processes::Unseen || input.lives() {
         return None;
@@ -129,7 +133,7 @@ pub(super) fn died(input: Input<'_>) -> Option<Status> {
     Some(input.fail(StateReason::AgentEnded { detail }, input.status.failures))
 }
 
-/// The agent runs, but sent no heartbeat for too long.
+/// Applies when the agent runs, but has sent no heartbeat for [`SILENCE_LIMIT`].
 pub(super) fn silent(input: Input<'_>) -> Option<Status> {
     let unheard = input.lives() && !input.connected();
     let silent = input.observed.silence >= SILENCE_LIMIT || mutant::is(Mutant::EndsUnheard);
@@ -139,9 +143,9 @@ pub(super) fn silent(input: Input<'_>) -> Option<Status> {
     })
 }
 
-/// The agent is lost again, and the workspace was not used since the agent was restarted. Each new
-/// agent counts idle time from zero. One more restart would let repeated kills keep a workspace
-/// awake for ever (law 4). No process is left for sleep to end.
+/// Applies when the agent is lost again and the workspace was not used since the last restart. The
+/// workspace falls asleep instead of being restarted. Each new agent counts idle time from zero, so
+/// repeated kills could otherwise keep a workspace awake for ever.
 pub(super) fn stop_restarting(input: Input<'_>) -> Option<Status> {
     let lost = died(input).or_else(|| silent(input))?;
     (input.status.failures > 0 && !input.was_used()).then(|| {
@@ -150,7 +154,8 @@ pub(super) fn stop_restarting(input: Input<'_>) -> Option<Status> {
     })
 }
 
-/// The workspace was healthy for a while and in use, so earlier failures are forgotten.
+/// Applies when a workspace with failures has been awake for [`HEALTHY_AFTER`], is connected and
+/// was used. Forgets the failures.
 pub(super) fn healthy(input: Input<'_>) -> Option<Status> {
     let for_a_while = input.now.since(input.status.since) >= HEALTHY_AFTER;
     let healthy = input.connected() && input.was_used() && for_a_while && input.status.failures > 0;

@@ -1,4 +1,4 @@
-//! Transitions to sleep, in two phases, and back to being awake.
+//! Transitions from awake to asleep in two phases, and back to awake.
 
 use super::{Input, serving};
 use crate::{
@@ -10,9 +10,9 @@ use crate::{
     workspace::DesiredState,
 };
 
-/// The processes are ended without asking the agent: it is not connected, or the control plane is
-/// shutting down and has no time for two phases. An agent that is ended this way still saves its
-/// terminals.
+/// Applies when a sleep cannot take two phases: the agent is not connected, or the control plane is
+/// shutting down and has no time. Ends the processes without asking the agent. An agent that is
+/// ended this way still saves its terminals.
 pub(super) fn end_now(input: Input<'_>) -> Option<Status> {
     let one_phase = input.observed.shutting_down || mutant::is(Mutant::SleepsInOnePhase);
     if one_phase || (!input.connected() && input.observed.processes != Processes::Unseen) {
@@ -21,16 +21,16 @@ pub(super) fn end_now(input: Input<'_>) -> Option<Status> {
     None
 }
 
-/// Sleep begins: the workspace was idle for its whole timeout, reached its longest time awake, or
-/// was asked to sleep.
+/// Applies when the workspace was idle for its idle timeout, has been awake for its longest allowed
+/// time, or was asked to sleep. Begins the first phase of sleep.
 pub(super) fn fall_asleep(input: Input<'_>) -> Option<Status> {
     if !input.connected() {
         return None;
     }
     let policy = &input.spec.policy;
     let observed_since = |then| input.observed.observed_time.saturating_sub(then);
-    // A client that has just arrived has had no time to act. An agent whose cancelled sleep is
-    // unconfirmed is not asked again yet.
+    // A request restarts the idle timeout, because its client has had no time to act yet. While the
+    // answer to a prepare or cancel is outstanding, the agent is not asked again.
     let is_open = input.observed.prepare_state == PrepareState::NotPrepared;
     let may_be_asked = observed_since(input.status.requested_at) >= policy.idle_timeout && is_open;
     let request = input.observed.sleep_request.filter(|_| is_open);
@@ -38,7 +38,7 @@ pub(super) fn fall_asleep(input: Input<'_>) -> Option<Status> {
         (DesiredState::Asleep, ..) => (Urgency::Forced, StateReason::SleepRequested),
         (DesiredState::Deleted, ..) => (Urgency::Forced, StateReason::DeleteRequested),
         _ if is_overdue(input) => (Urgency::Forced, StateReason::MaxAwakeReached),
-        // Only the agent knows for certain whether the workspace is in use, so it is asked.
+        // Only the agent knows for certain whether the workspace is in use, so the agent is asked.
         (_, Used::No(_) | Used::Unknown, Some(request)) => (Urgency::Requested, request.into()),
         (_, Used::No(counted), None) if counted >= policy.idle_timeout && may_be_asked => {
             (Urgency::Idle, StateReason::Idle)
@@ -56,13 +56,13 @@ pub(super) fn fall_asleep(input: Input<'_>) -> Option<Status> {
     Some(next)
 }
 
-/// Whether the workspace has been awake for as long as its policy allows.
+/// Returns whether the workspace has been awake for as long as its policy allows.
 fn is_overdue(input: Input<'_>) -> bool {
     let awake = input.observed.observed_time.saturating_sub(input.status.woke_at);
     input.spec.policy.max_awake.is_some_and(|longest| awake >= longest)
 }
 
-/// Number of times in a row that prepare failed or was declined.
+/// Returns how many times in a row prepare failed or was declined.
 fn refusals(input: Input<'_>, urgency: Urgency) -> u32 {
     prepare_failure(input, urgency).map_or(0, |last| last.failures)
 }
@@ -77,10 +77,12 @@ fn is_paused(input: Input<'_>, urgency: Urgency) -> bool {
     last.is_some_and(|last| backoff::of(last.action, input.observed, input.now).is_some())
 }
 
-/// The workspace stays awake: it is used, a request arrives, or the agent is not connected. A
-/// forced sleep that the agent cannot do in two phases is done in one.
+/// Applies when the workspace is used, a request arrives, the agent is not connected, or prepare
+/// failed or was declined. The workspace stays awake. If the sleep was forced and prepare failed,
+/// the processes are ended without a commit.
 pub(super) fn cancel_sleep(input: Input<'_>, urgency: Urgency, declined: u32) -> Option<Status> {
-    // If the workspace would be put to sleep again at once, the request waits until it has slept.
+    // After the longest time awake, the next decision would begin the sleep again. The request then
+    // waits until the workspace is asleep.
     if input.is_requested() && !is_overdue(input) {
         let mut next = input.to(Phase::Awake, StateReason::RequestedDuringSleep);
         next.requested_at = input.observed.observed_time;
@@ -104,20 +106,20 @@ pub(super) fn cancel_sleep(input: Input<'_>, urgency: Urgency, declined: u32) ->
     }
 }
 
-/// The agent confirmed that it holds new requests.
+/// Applies when the agent has confirmed that it holds new requests.
 pub(super) fn prepared(input: Input<'_>) -> Option<Status> {
     let prepared = input.observed.prepare_state == PrepareState::Prepared(input.status.epoch);
     (prepared || mutant::is(Mutant::IgnoresPrepare)).then(|| input.on_to(Phase::Committing))
 }
 
-/// Every program has ended, and the agent has saved everything.
+/// Applies when the agent has ended every program and saved everything.
 pub(super) fn ready(input: Input<'_>) -> Option<Status> {
     let ready = input.observed.ready == Some(input.status.epoch) || mutant::is(Mutant::EndsBeforeReady);
     ready.then(|| input.on_to(Phase::FallingAsleep))
 }
 
-/// The commit cannot be undone and the agent does not complete it, so the remaining processes are
-/// ended.
+/// Applies when the agent ends, goes silent or repeatedly fails to commit. A commit cannot be
+/// undone, so the remaining processes are ended.
 pub(super) fn give_up(input: Input<'_>) -> Option<Status> {
     let reason = if input.observed.processes == Processes::Unseen {
         return None;
@@ -136,8 +138,9 @@ pub(super) fn give_up(input: Input<'_>) -> Option<Status> {
     Some(input.to(Phase::FallingAsleep, reason))
 }
 
-/// The agent declined the commit because a request arrived after prepare, so the workspace stays
-/// awake. A prepare that succeeded since then supersedes the refusal.
+/// Applies when the agent declined the commit because a request arrived after prepare. The
+/// workspace stays awake, unless its sleep was forced. A prepare that succeeded since then
+/// supersedes the refusal.
 pub(super) fn declined(input: Input<'_>) -> Option<Status> {
     if input.observed.prepare_state == PrepareState::Prepared(input.status.epoch) {
         return None;
@@ -147,7 +150,7 @@ pub(super) fn declined(input: Input<'_>) -> Option<Status> {
         Failure::Declined { .. } if mutant::is(Mutant::IgnoresRefusal) => {
             Some(input.to(Phase::FallingAsleep, last.failure.as_reason(last.action)))
         }
-        // A forced sleep does not ask the agent again and again: an agent that declines is ended.
+        // A forced sleep does not ask the agent a second time. An agent that declines is ended.
         Failure::Declined { .. } if input.spec.desired_state != DesiredState::Awake || is_overdue(input) => {
             Some(input.on_to(Phase::FallingAsleep))
         }
@@ -160,7 +163,7 @@ fn commit_failure(input: Input<'_>) -> Option<&ActionFailure> {
     input.observed.last_failure.as_ref().filter(|last| last.action == Action::Commit(input.status.epoch))
 }
 
-/// No process is left.
+/// Applies when no process is left. Releases the workspace's quota.
 pub(super) fn stopped(input: Input<'_>) -> Option<Status> {
     (input.observed.processes == Processes::None).then(|| {
         let mut next = input.on_to(Phase::Asleep);
@@ -174,7 +177,7 @@ pub(super) fn stopped(input: Input<'_>) -> Option<Status> {
     })
 }
 
-/// A request wakes the workspace. Its position in the admission queue counts from this request.
+/// Applies when a request to wake is pending. The workspace joins the admission queue now.
 pub(super) fn wake(input: Input<'_>) -> Option<Status> {
     input.is_requested().then(|| {
         let mut next = input.to(Phase::Queued, StateReason::WakeRequested);

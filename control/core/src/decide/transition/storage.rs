@@ -1,4 +1,4 @@
-//! Transitions of a sleeping workspace's storage: archive, remove, restore.
+//! Transitions that archive, remove and restore the storage of a sleeping workspace.
 
 use super::{Input, serving};
 use crate::{
@@ -10,8 +10,8 @@ use crate::{
     workspace::DesiredState,
 };
 
-/// Records changes that apply in every phase: an archive was proven or removed, or the storage was
-/// removed.
+/// Applies in every phase when an archive was proven or removed, and in `Archived` when the storage
+/// was removed.
 pub(super) fn sync_archives(input: Input<'_>) -> Option<Status> {
     let (status, observed) = (input.status, input.observed);
     if let Some(archive) = &observed.archived
@@ -36,8 +36,8 @@ pub(super) fn sync_archives(input: Input<'_>) -> Option<Status> {
     })
 }
 
-/// A proven archive holds the storage's present content, so the storage may be removed. A deleted
-/// workspace that never had storage takes this path too.
+/// Applies when a proven archive holds the storage's present content, so that the storage may be
+/// removed. Also applies to a deleted workspace that never had storage.
 pub(super) fn release_storage(input: Input<'_>) -> Option<Status> {
     if input.observed.shutting_down {
         return None;
@@ -52,7 +52,8 @@ pub(super) fn release_storage(input: Input<'_>) -> Option<Status> {
     }
 }
 
-/// The workspace has slept long enough, or is being deleted.
+/// Applies when the workspace has been asleep for `archive_after` or is being deleted, and an
+/// archive slot is free.
 pub(super) fn archive_due(input: Input<'_>) -> Option<Status> {
     let slept = input.observed.observed_time.saturating_sub(input.status.slept_at);
     let slept = match mutant::is(Mutant::TrustsWallClock) {
@@ -67,13 +68,13 @@ pub(super) fn archive_due(input: Input<'_>) -> Option<Status> {
     })
 }
 
-/// A request wakes a workspace of which only the archive is left.
+/// Applies when a request wakes a workspace of which only an archive is left.
 pub(super) fn restore(input: Input<'_>) -> Option<Status> {
     let source = input.status.archive().map(|archive| &archive.key).or(input.spec.source.as_ref())?;
     (input.is_requested() && !input.status.storage && may_open(input)).then(|| {
         let reason = StateReason::Restoring { archive: source.clone() };
         let mut next = opening(input, MaintenanceTask::Restore, reason);
-        // Part of the workspace may exist from here on. The archive stays untouched.
+        // From here on the storage may be partly filled. The archive is not changed.
         next.storage = true;
         next
     })
@@ -85,20 +86,21 @@ fn may_open(input: Input<'_>) -> bool {
         && !backoff::is_pending(input.status.maintenance_retry.not_before, input.now)
 }
 
-/// An agent in maintenance mode writes nothing for the user, so the storage generation stays.
+/// Returns the status that starts an agent in maintenance mode. That agent runs no programs of the
+/// user, so the storage generation stays.
 fn opening(input: Input<'_>, task: MaintenanceTask, reason: StateReason) -> Status {
     let mut next = input.to(Phase::Maintenance { task, stage: MaintenanceStage::Starting }, reason);
     next.epoch += 1;
     next
 }
 
-/// The agent in maintenance mode has said hello.
+/// Applies when the agent in maintenance mode has connected.
 pub(super) fn opened(input: Input<'_>, task: MaintenanceTask) -> Option<Status> {
     (input.connected() && input.lives())
         .then(|| input.on_to(Phase::Maintenance { task, stage: MaintenanceStage::Running }))
 }
 
-/// The archive is proven.
+/// Applies when the archive is proven.
 pub(super) fn archived(input: Input<'_>) -> Option<Status> {
     let archive = input.status.archive()?.key.clone();
     let mut next = input.to(Phase::Asleep, StateReason::Archived { archive });
@@ -106,7 +108,7 @@ pub(super) fn archived(input: Input<'_>) -> Option<Status> {
     Some(next)
 }
 
-/// The storage has been filled from the archive.
+/// Applies when the storage has been filled from the archive.
 pub(super) fn restored(input: Input<'_>) -> Option<Status> {
     let done = input.observed.restored == Some(input.status.epoch) || mutant::is(Mutant::RestoresInNoTime);
     done.then(|| {
@@ -119,8 +121,8 @@ pub(super) fn restored(input: Input<'_>) -> Option<Status> {
     })
 }
 
-/// Maintenance failed or is no longer wanted. The storage stays until the next attempt. Storage
-/// that is only partly restored is removed.
+/// Applies when maintenance failed or is no longer wanted. The present storage stays if it was
+/// being archived. It is removed if it was being restored, because it may be incomplete.
 pub(super) fn retry_later(input: Input<'_>, task: MaintenanceTask) -> Option<Status> {
     let back = match task {
         MaintenanceTask::Archive => Phase::Asleep,
@@ -159,7 +161,8 @@ fn failure(input: Input<'_>, task: MaintenanceTask) -> Option<StateReason> {
     }
 }
 
-/// No storage and no archives are left, and there is no source archive to restore from.
+/// Applies when neither storage nor archives are left, and no source archive is still to be
+/// restored.
 pub(super) fn nothing_left(input: Input<'_>) -> Option<Status> {
     let fresh = input.spec.source.is_some() && input.status.storage_generation == 0;
     let wanted = fresh && !input.spec.desired_state.is_gone();
