@@ -35,3 +35,4 @@ pub mod snapshot;
 pub mod store;
 pub mod template;
 mod unix_socket;
+mod watch_backoff;

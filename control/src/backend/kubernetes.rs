@@ -32,6 +32,7 @@ use crate::{
     backend::{Backend, BackendError, Instance, Observation, ResizePlan, StartPlan},
     kubernetes::objects::PodDefaults,
     lease::Leadership,
+    watch_backoff::WatchBackoff,
 };
 
 /// Capacity of the channel from starts and resizes to the driver. Senders wait when it is full.
@@ -81,7 +82,8 @@ impl Backend for KubernetesBackend {
         let reported = self.observations.lock().unwrap_or_else(PoisonError::into_inner).take();
         let reported =
             reported.map(ReceiverStream::new).map_or_else(|| stream::empty().boxed(), StreamExt::boxed);
-        let events = watcher(self.cluster.pods.clone(), cluster::all_workspace_pods()).default_backoff();
+        let events = watcher(self.cluster.pods.clone(), cluster::all_workspace_pods())
+            .backoff(WatchBackoff::default());
         let seen = events.scan(PodTracker::default(), |pods, event| {
             let seen = event.map(|event| pods.apply_event(event)).unwrap_or_else(|error| {
                 tracing::warn!(%error, "failed to watch pods, retrying; using their last known state");

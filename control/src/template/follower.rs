@@ -16,7 +16,10 @@ use podling_core::policy::Policy;
 use tokio::sync::watch;
 
 use super::{Template, Templates};
-use crate::kubernetes::{WorkspaceTemplate, WorkspaceTemplateSpec, requested_resources};
+use crate::{
+    kubernetes::{WorkspaceTemplate, WorkspaceTemplateSpec, requested_resources},
+    watch_backoff::WatchBackoff,
+};
 
 #[derive(Debug)]
 pub struct TemplateFollower {
@@ -47,7 +50,8 @@ impl TemplateFollower {
     pub async fn run(self) {
         let mut known = self.known;
         let mut listed = BTreeMap::new();
-        let mut events = pin!(watcher(self.resources, watcher::Config::default()).default_backoff());
+        let mut events =
+            pin!(watcher(self.resources, watcher::Config::default()).backoff(WatchBackoff::default()));
         while let Some(event) = events.next().await {
             match event {
                 Ok(Event::Init) => listed.clear(),

@@ -24,6 +24,7 @@ use crate::{
         ResourcesSpec,
         objects::{CONTAINER, pod_name, resource_requirements},
     },
+    watch_backoff::WatchBackoff,
 };
 
 impl ClusterClient {
@@ -77,7 +78,8 @@ impl ClusterClient {
         wanted: Resources,
         reporter: WaitReporter<'_>,
     ) -> Result<(), BackendError> {
-        let mut updates = pin!(watch_object(self.pods.clone(), &pod.name_any()).default_backoff());
+        let mut updates =
+            pin!(watch_object(self.pods.clone(), &pod.name_any()).backoff(WatchBackoff::default()));
         let mut last_report = None;
         while let Some(now) = updates.next().await {
             let now = match now {

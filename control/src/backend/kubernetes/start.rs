@@ -24,6 +24,7 @@ use crate::{
         objects::{PodStart, pod},
         resource_names,
     },
+    watch_backoff::WatchBackoff,
 };
 
 impl ClusterClient {
@@ -110,7 +111,8 @@ impl ClusterClient {
     /// delays the pod.
     async fn wait_until_running(&self, operation: &str, created: Pod) -> Result<Instance, BackendError> {
         let uid = created.uid();
-        let mut updates = pin!(watch_object(self.pods.clone(), &created.name_any()).default_backoff());
+        let mut updates =
+            pin!(watch_object(self.pods.clone(), &created.name_any()).backoff(WatchBackoff::default()));
         while let Some(pod) = updates.next().await {
             let pod = match pod {
                 Ok(pod) => pod.filter(|pod| pod.uid() == uid),

@@ -20,7 +20,7 @@ use super::{
     pods::epoch,
     retry::{backend_error, is_code, is_transient},
 };
-use crate::backend::BackendError;
+use crate::{backend::BackendError, watch_backoff::WatchBackoff};
 
 /// Time that the pods have to end: their grace period of 60 s, and 30 s for the node to clean up.
 const STOP_TIMEOUT: Duration = Duration::from_secs(90);
@@ -33,7 +33,7 @@ impl ClusterClient {
         let operation = format!("stop the pods of {workspace}");
         let deadline = Instant::now() + STOP_TIMEOUT;
         let config = watcher::Config::default().labels(&workspace_selector(workspace));
-        let mut events = pin!(watcher(self.pods.clone(), config).default_backoff());
+        let mut events = pin!(watcher(self.pods.clone(), config).backoff(WatchBackoff::default()));
         let mut remaining: BTreeMap<String, Pod> = BTreeMap::new();
         let mut last_error = None;
         loop {

@@ -25,6 +25,7 @@ use crate::{
         objects::{KEEP_DATA, claim, claim_name},
     },
     quantity::bytes,
+    watch_backoff::WatchBackoff,
 };
 
 /// Time to wait until a deleted claim no longer exists. A pod that uses the claim, or another
@@ -133,7 +134,7 @@ impl ClusterClient {
     async fn wait_claim_deleted(&self, claim: &PersistentVolumeClaim) -> Result<(), String> {
         let name = claim.name_any();
         let gone = async {
-            let mut updates = pin!(watch_object(self.claims.clone(), &name).default_backoff());
+            let mut updates = pin!(watch_object(self.claims.clone(), &name).backoff(WatchBackoff::default()));
             while let Some(now) = updates.next().await {
                 if now.is_ok_and(|now| now.is_none_or(|now| now.uid() != claim.uid())) {
                     break;

@@ -25,6 +25,7 @@ use crate::{
         DesiredResourceState, DesiredSpec, Workspace, WorkspaceTemplate, WorkspaceTemplateSpec, id_of,
         objects::DISCARD,
     },
+    watch_backoff::WatchBackoff,
 };
 
 /// Why a resource is not served.
@@ -52,10 +53,12 @@ impl From<DriverError> for NotServed {
 impl KubernetesStore {
     /// Reports edits of workspaces and templates to the driver. Runs until the driver has ended.
     pub async fn watch_resources(&self, driver: &DriverHandle) -> Result<(), DriverError> {
-        let mut workspaces =
-            pin!(watcher(self.all_workspaces.clone(), watcher::Config::default()).default_backoff());
-        let mut templates =
-            pin!(watcher(self.all_templates.clone(), watcher::Config::default()).default_backoff());
+        let mut workspaces = pin!(
+            watcher(self.all_workspaces.clone(), watcher::Config::default()).backoff(WatchBackoff::default())
+        );
+        let mut templates = pin!(
+            watcher(self.all_templates.clone(), watcher::Config::default()).backoff(WatchBackoff::default())
+        );
         let mut known = BTreeMap::new();
         loop {
             tokio::select! {
