@@ -88,7 +88,7 @@ fn invalid_specs_are_rejected_with_a_message() {
         ),
         (
             "owner: ada\ntemplate: python\nports: [{name: a, port: 80}, {name: b, port: 80}]",
-            "a port has only one name",
+            "a port number must have only one name",
         ),
         (
             "owner: ada\ntemplate: python\nports: [{name: a, port: 80}, {name: a, port: 81}]",

@@ -58,7 +58,7 @@ async fn impossible_resize_is_reported_and_the_workspace_runs_on() {
     };
     // Other pods already use a part of the node.
     resize(cores.to_string(), "ResizeDeferred", "waiting for free resources on its node").await;
-    resize((cores * 4).to_string(), "ActionFailed", "its node can never provide that").await;
+    resize((cores * 4).to_string(), "ActionFailed", "its node can never provide these resources").await;
     let condition = ".status.conditions[?(@.type=='Resized')]";
     wait_for("a condition that says the same", async || {
         let resized: Value = serde_json::from_str(&space.field("ws/dennis", condition)).ok()?;

@@ -181,7 +181,7 @@ async fn sleeping_workspace_is_deleted_and_restored_by_name() {
     let slept = states.iter().position(|state| *state == State::Asleep).expect("the workspace was asleep");
     assert!(!states[slept..].contains(&State::Awake), "{states:?}");
     let explained = cli.run(&["explain", "ada"]).await.ok().out();
-    assert!(explained.contains("was deleted") && explained.contains("only its archive"), "{explained}");
+    assert!(explained.contains("was deleted") && explained.contains("only in its archives"), "{explained}");
 
     // A new workspace takes the name. The old one is restorable under another name, or when the name
     // is free again.
