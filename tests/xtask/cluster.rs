@@ -30,11 +30,13 @@ const PODS: (&str, &str) = ("PODLING_STORY_BACKEND", "kubernetes");
 /// Prefix of the stories that run on processes and on pods.
 const ON_BOTH_BACKENDS: &str = "both_backends::";
 
+/// Most tests of the suite wait for pods or for the control plane, so several run at once.
 const SUITE: [&str; 1] = ["--test-threads=4"];
-/// Faults kill programs of the node, so each runs alone.
-const FAULTS: [&str; 2] = ["--ignored", "--test-threads=1"];
+const FAULTS: [&str; 2] = ["--include-ignored", "--test-threads=1"];
+const LEADER_ELECTION_AND_FAULTS: [&str; 2] = [LEADER_ELECTION, "faults::"];
+const LEADER_ELECTION: &str = "leader_election::";
 /// Stories on pods mostly wait for pods, so several run at once.
-const STORIES: [&str; 1] = ["--test-threads=5"];
+const STORIES: [&str; 1] = ["--test-threads=6"];
 
 /// Name of the step that is reported if no node can run.
 pub(crate) const EVERYTHING: &str = "everything that needs a cluster";
@@ -52,9 +54,10 @@ pub(crate) enum ClusterCommand {
         /// Runs only tests whose name contains this.
         filter: Option<String>,
     },
-    /// Runs the suite's faults, each of which kills programs of the node.
+    /// Runs the suite's tests of leader election, and its faults, each of which kills programs of
+    /// the node.
     Faults {
-        /// Runs only faults whose name contains this.
+        /// Runs only tests whose name contains this.
         filter: Option<String>,
     },
     /// Runs the stories of both backends with pods as workspaces.
@@ -81,20 +84,21 @@ pub(crate) struct ClusterPlan {
 #[derive(Debug, Clone, Copy)]
 enum NodeTests {
     Suite,
-    /// They kill programs of their node.
-    Faults,
+    /// Each takes the control plane or the node from all others, so they run one after the other.
+    LeaderElectionAndFaults,
     StoriesOnPods,
 }
 
 /// A node boots in 20 s, so each of them gets its own and all run beside each other.
-const IN_GATE: [NodeTests; 3] = [NodeTests::Suite, NodeTests::Faults, NodeTests::StoriesOnPods];
+const IN_GATE: [NodeTests; 3] =
+    [NodeTests::Suite, NodeTests::LeaderElectionAndFaults, NodeTests::StoriesOnPods];
 
 pub(crate) fn run(command: &ClusterCommand) -> Result<bool> {
     let (tests, filter) = match command {
         ClusterCommand::Up { command } => return up(command),
         ClusterCommand::Bench => return bench(),
         ClusterCommand::Test { filter } => (NodeTests::Suite, filter),
-        ClusterCommand::Faults { filter } => (NodeTests::Faults, filter),
+        ClusterCommand::Faults { filter } => (NodeTests::LeaderElectionAndFaults, filter),
         ClusterCommand::Stories { filter } => (NodeTests::StoriesOnPods, filter),
     };
     let mut gate = Gate::new()?;
@@ -182,23 +186,26 @@ impl NodeTests {
     fn name(self) -> &'static str {
         match self {
             Self::Suite => "cluster's suite",
-            Self::Faults => "cluster's faults",
+            Self::LeaderElectionAndFaults => "leader election and faults",
             Self::StoriesOnPods => "stories on pods",
         }
     }
 
     fn step(self, programs: &TestPrograms, filter: Option<&str>) -> Result<GateStep> {
-        let with_filter = |args: &[&'static str], usual: Option<&'static str>| {
-            filter.or(usual).into_iter().chain(args.iter().copied()).map(str::to_owned).collect::<Vec<_>>()
+        let with_filter = |args: &[&'static str], usual: &[&'static str]| -> Vec<&str> {
+            let filters = filter.map_or(usual.to_vec(), |filter| vec![filter]);
+            [&filters, args].concat()
         };
-        let (suite, faults) = (with_filter(&SUITE, None), with_filter(&FAULTS, Some("faults::")));
-        let stories = with_filter(&STORIES, Some(ON_BOTH_BACKENDS));
-        let [suite, faults, stories] =
-            [&suite, &faults, &stories].map(|args| args.iter().map(String::as_str).collect::<Vec<_>>());
         let tests: TestProgram = match self {
-            Self::Suite => programs.cluster(&suite)?.env(IDES.0, IDES.1),
-            Self::Faults => programs.cluster(&faults)?,
-            Self::StoriesOnPods => programs.stories(&stories)?.env(PODS.0, PODS.1),
+            Self::Suite => {
+                programs.cluster(&with_filter(&SUITE, &["--skip", LEADER_ELECTION]))?.env(IDES.0, IDES.1)
+            }
+            Self::LeaderElectionAndFaults => {
+                programs.cluster(&with_filter(&FAULTS, &LEADER_ELECTION_AND_FAULTS))?
+            }
+            Self::StoriesOnPods => {
+                programs.stories(&with_filter(&STORIES, &[ON_BOTH_BACKENDS]))?.env(PODS.0, PODS.1)
+            }
         };
         let tests = tests.env(BINARIES, binaries_dir()).in_sandbox(script("sandbox"));
         Ok(GateStep::tests(self.name(), tests))

@@ -16,7 +16,7 @@ const LONGEST_COMMIT_SUBJECT: usize = 72;
 const FEWEST_DOC_WORDS: usize = 4;
 /// Thin doc comments that the tree may have, such as units and help texts. This number may only
 /// shrink.
-const MOST_THIN_DOCS: usize = 2;
+const MOST_THIN_DOCS: usize = 0;
 /// The last commit before subjects had a bound.
 const UNBOUNDED_SUBJECTS: &str = "13261f6";
 
