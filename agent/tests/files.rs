@@ -3,6 +3,10 @@
 
 #[path = "files/http.rs"]
 mod http;
+/// Shared with the end-to-end tests, so that skipped tests appear in the same summary.
+#[path = "../../tests/src/skipped.rs"]
+#[allow(unreachable_pub, reason = "public items of the tests' library")]
+mod skipped;
 #[path = "files/swap.rs"]
 mod swap;
 #[path = "files/tree.rs"]

@@ -253,7 +253,11 @@ fn status_advice(status: &Status) -> Option<String> {
         Reason::VerbMissing => "use a token that allows this verb: podling token create --verbs …",
         Reason::WorkspaceNotFound => "list the workspaces with: podling ls",
         Reason::TerminalNotFound => "open a new one with: podling attach NAME --new",
-        Reason::NameTaken => "choose another name, or use the existing workspace: podling attach NAME",
+        // Without an id, the name belongs to a resource that the caller cannot use.
+        Reason::NameTaken => {
+            error::detail(status, "id")?;
+            "choose another name, or use the existing workspace: podling attach NAME"
+        }
         Reason::Busy => "wait until it is idle, or pass --force to end its processes",
         Reason::ArchiveNotFound => "list the archives with: podling archives",
         Reason::NotArchived => {
@@ -279,6 +283,14 @@ mod tests {
 
     fn of(reason: Reason) -> CommandFailure {
         CommandFailure::from(Status::from(WireError::new(reason, "no")))
+    }
+
+    #[test]
+    fn taken_name_advises_attach_only_to_a_usable_workspace() {
+        let taken = WireError::new(Reason::NameTaken, "taken");
+        let attach = status_advice(&Status::from(taken.clone().with("id", "abcd"))).expect("advice");
+        assert!(attach.contains("podling attach"), "{attach}");
+        assert_eq!(status_advice(&Status::from(taken)), None, "the message says what to do");
     }
 
     #[test]
@@ -322,8 +334,8 @@ mod tests {
 
     #[test]
     fn exit_code_override_keeps_reason_and_advice() {
-        let failure = of(Reason::NameTaken).with_code(RUN_FAILED);
-        assert_eq!(failure.reason(), Some(Reason::NameTaken));
+        let failure = of(Reason::Busy).with_code(RUN_FAILED);
+        assert_eq!(failure.reason(), Some(Reason::Busy));
         assert!(failure.advice().is_some());
     }
 }

@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use podling_proto::{
     agent::v1::ActivityLevel,
-    control::v1::{AgentConnection, State, Workspace, next_step::Step},
+    control::v1::{AgentConnection, State, Workspace},
+    text,
 };
 use prost_types::Timestamp;
 
@@ -73,28 +74,15 @@ pub fn short(workspace: &Workspace, now: SystemTime) -> Option<String> {
     if workspace.state() == State::Queued && workspace.queue_position > 0 {
         return Some(format!("position {}", workspace.queue_position));
     }
-    let next = workspace.next.as_ref().and_then(|next| Some((column(next.step()), left(next.at, now)?)));
+    let next = workspace
+        .next
+        .as_ref()
+        .and_then(|next| Some((text::next_step_verb(next.step()), left(next.at, now)?)));
     let (what, left) = sleeps_in(workspace, now).map(|left| ("sleeps", left)).or(next)?;
     Some(match brief(left) {
         None => format!("{what} now").trim_start().to_owned(),
         Some(left) => format!("{what} in {left}").trim_start().to_owned(),
     })
-}
-
-fn column(step: Step) -> &'static str {
-    match step {
-        // This version does not know the step, so only its time is shown.
-        Step::Unspecified => "",
-        Step::RestartAgent | Step::RetryAction => "retries",
-        Step::GiveUpStart => "gives up",
-        Step::ResetFailures => "resets failures",
-        Step::RestartSilentAgent => "restarts agent",
-        Step::WarnOfSleep => "warns",
-        Step::Sleep => "sleeps",
-        Step::Archive => "archives",
-        Step::Restore => "restores",
-        Step::ExpireArchive => "archive expires",
-    }
 }
 
 /// Renders a duration, rounded to the nearest minute if it is a minute or longer. `None` if it is
@@ -111,7 +99,7 @@ pub fn brief(left: Duration) -> Option<String> {
 mod tests {
     use podling_proto::{
         agent::v1::{ActivityState, SleepWarning},
-        control::v1::NextStep,
+        control::v1::{NextStep, next_step::Step},
     };
 
     use super::*;

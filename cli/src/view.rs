@@ -95,7 +95,7 @@ pub struct ActivityJson {
     /// Idle time after which the workspace falls asleep.
     pub idle_timeout_seconds: f64,
     pub leases: Vec<LeaseJson>,
-    /// Cores used over the last minute.
+    /// Cores used, averaged over the policy's work window (at most 60 s).
     pub cpu_cores: f64,
     pub memory_bytes: u64,
     pub processes: u32,

@@ -14,7 +14,7 @@ pub struct ControlArgs {
     pub config: Option<PathBuf>,
     /// Listen on this address; port 0 selects a free port [env: PODLING_LISTEN] [default:
     /// 127.0.0.1:7411]
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "IP:PORT")]
     pub listen: Option<String>,
     /// Where workspaces run: "local" (processes on this machine) or "kubernetes" (pods) [env:
     /// PODLING_BACKEND] [default: local]
@@ -24,7 +24,7 @@ pub struct ControlArgs {
     #[arg(long, value_name = "NAME", help_heading = "Kubernetes options")]
     pub namespace: Option<String>,
     /// Listen for agents on this address [env: PODLING_AGENTS_LISTEN] [default: 0.0.0.0:7412]
-    #[arg(long, value_name = "HOST:PORT", help_heading = "Kubernetes options")]
+    #[arg(long, value_name = "IP:PORT", help_heading = "Kubernetes options")]
     pub agents_listen: Option<String>,
     /// URL at which agents reach the --agents-listen address [env: PODLING_AGENTS_URL] [default:
     /// `https://podling-agents:7412`]

@@ -207,13 +207,7 @@ impl BackupStore {
             }
             key = key.next();
         }
-        let source = format!("each of the next {MAX_KEY_ATTEMPTS} seconds already has an archive").into();
-        let location = self.shared.location.name().to_owned();
-        Err(BackupStoreError::Unreachable {
-            location,
-            operation: format!("naming an archive of {id}"),
-            source,
-        })
+        Err(BackupStoreError::KeysTaken { location: self.shared.location.name().to_owned(), id: id.clone() })
     }
 
     /// Stores the complete sidecar, which stays invisible until it is published.

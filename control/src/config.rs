@@ -206,11 +206,6 @@ impl ControlConfig {
         }
         Ok(config)
     }
-
-    /// Returns the directory `<data>/run`, where other commands find this control plane.
-    pub fn run_folder(&self) -> PathBuf {
-        self.data.join("run")
-    }
 }
 
 /// Returns the data directory: the value of `--data`, of PODLING_DATA, or the default in the user's

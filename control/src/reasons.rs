@@ -49,6 +49,7 @@ pub(crate) fn state_reason(reason: &StateReason) -> wire::StateReason {
         StateReason::RestoreCancelled => Code::RestoreCancelled,
         StateReason::MaintenanceAgentLost => Code::MaintenanceAgentLost,
         StateReason::ArchivesExpired => Code::ArchivesExpired,
+        StateReason::NothingStored => Code::NothingStored,
     };
     let mut wire = wire::StateReason { code: code.into(), ..wire::StateReason::default() };
     match reason {
@@ -139,6 +140,11 @@ pub(crate) fn declined(reason: wire::DeclineReason) -> DeclineReason {
 /// Renders the reason in English.
 pub(crate) fn message(reason: &StateReason) -> String {
     text::state_reason(&state_reason(reason))
+}
+
+/// Renders the reason in English where the surrounding text already says that the start failed.
+pub(crate) fn start_failure(reason: &StateReason) -> String {
+    text::start_failure(&state_reason(reason))
 }
 
 /// Returns the reason's code as Kubernetes writes reasons: `AgentConnected`. A wait is named by its

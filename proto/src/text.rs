@@ -2,7 +2,8 @@
 //! Kubernetes.
 //!
 //! This is the only place that renders them in English, so that the CLI, the resources and the
-//! errors agree. No program may parse the English.
+//! errors agree. Only the message of a duplicate resource is written elsewhere, by the control
+//! plane's store. No program may parse the English.
 
 use std::time::Duration;
 
@@ -74,6 +75,7 @@ pub fn state_reason(reason: &StateReason) -> String {
         Code::RestoreCancelled => "its restore was cancelled",
         Code::MaintenanceAgentLost => "the agent in maintenance mode ended or lost its connection",
         Code::ArchivesExpired => "its last archive expired",
+        Code::NothingStored => "it has neither storage nor an archive",
         Code::Duplicate if detail.is_empty() => "another workspace has the same id",
         Code::Duplicate => detail,
     };
@@ -119,6 +121,23 @@ pub fn next_step(next: &NextStep) -> String {
     text.to_owned()
 }
 
+/// Renders the next step as a verb for a table, which the time of the step follows: "archives".
+/// Empty for a step that this version does not know, so that only the time is shown.
+pub fn next_step_verb(step: Step) -> &'static str {
+    match step {
+        Step::Unspecified => "",
+        Step::RestartAgent | Step::RetryAction => "retries",
+        Step::GiveUpStart => "gives up",
+        Step::ResetFailures => "resets failures",
+        Step::RestartSilentAgent => "restarts agent",
+        Step::WarnOfSleep => "warns",
+        Step::Sleep => "sleeps",
+        Step::Archive => "archives",
+        Step::Restore => "restores",
+        Step::ExpireArchive => "archive expires",
+    }
+}
+
 /// Renders that a workspace falls asleep, and why, as a clause without a full stop.
 pub fn sleep(cause: SleepCause) -> &'static str {
     match cause {
@@ -146,7 +165,7 @@ pub fn remedy(remedy: Remedy, name: &str) -> String {
         Remedy::WakeStopsArchiving => format!("{wake} cancels the archiving and wakes it"),
         Remedy::WakeRestores => format!("{wake} restores it from its archive"),
         Remedy::WakeRetries => format!("{wake} retries the start at once"),
-        Remedy::FreeQuota => "to free quota, put another workspace of this owner to sleep".to_owned(),
+        Remedy::FreeQuota => "a workspace that falls asleep frees quota or capacity".to_owned(),
         Remedy::Restore => format!("`podling restore {name}` restores it from its newest archive"),
         Remedy::Discard => format!("`podling rm --discard {name}` deletes it and its archives at once"),
     }

@@ -1,4 +1,5 @@
-//! Validation of Podling's custom resources by the API server: defaults, and messages for invalid specs.
+//! Validation of Podling's custom resources by the API server, with its defaults and its messages
+//! for invalid specs.
 
 use podling_tests::cluster::{Namespace, install_crds, kubectl};
 
@@ -8,7 +9,7 @@ fn namespace_with_crds() -> Namespace {
     Namespace::new()
 }
 
-/// Manifest of a workspace with these lines in its spec.
+/// Returns the manifest of a workspace with these lines in its spec.
 fn workspace(name: &str, spec: &str) -> String {
     let spec: String = spec.lines().map(|line| format!("  {line}\n")).collect();
     format!("apiVersion: podling.dev/v1alpha1\nkind: Workspace\nmetadata: {{name: {name}}}\nspec:\n{spec}")
@@ -80,7 +81,7 @@ fn invalid_specs_are_rejected_with_a_message() {
         ("owner: ada\ntemplate: python\nstorage: {size: big}", "spec.storage.size"),
         ("owner: ada\ntemplate: python\npolicy: {idleTimeout: soon}", "spec.policy.idleTimeout"),
         ("owner: ada\ntemplate: python\npolicy: {idleTimeout: 1.5h}", "spec.policy.idleTimeout"),
-        ("owner: ada\ntemplate: python\npolicy: {maxAwake: 9999h}", "a time from 1s to 8784h"),
+        ("owner: ada\ntemplate: python\npolicy: {maxAwake: 9999h}", "a time from 1s to 8760h"),
         ("owner: ada\ntemplate: python\nid: mine", "spec.id"),
         (
             "owner: ada\ntemplate: python\nports: [{name: ide, port: 70000}]",

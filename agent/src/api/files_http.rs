@@ -115,9 +115,9 @@ async fn store_upload(files: Files, request: Request) -> Result<Response, FileEr
     };
     let mut feed = files.write(path, options).await?;
     while let Some(frame) = body.frame().await {
-        // The client disconnected in the middle. The old file stays, and no client reads this
-        // answer.
-        let frame = frame.map_err(|_| FileError::Fault { operation: "reading the request's body" })?;
+        // The client disconnected in the middle. The old file stays, and usually no client reads
+        // this answer. It must not count as a fault of the agent.
+        let frame = frame.map_err(|_| FileError::BadField { field: "body", allowed: "sent completely" })?;
         if let Ok(data) = frame.into_data() {
             feed.push(data).await?;
         }

@@ -14,6 +14,7 @@ use crate::{
     admission::AdmissionGate,
     child::{Children, ExitStatus},
     claim::Claim,
+    error_chain,
     spawn::{Launcher, Program},
 };
 
@@ -56,7 +57,8 @@ pub(super) fn restore(
     match create.start(launcher, children) {
         Ok(started) => builder.build_running(started, gate),
         Err(error) => {
-            tracing::error!(terminal = metadata.id, %error, "failed to restart the shell of a terminal");
+            let error = error_chain(&error);
+            tracing::error!(terminal = metadata.id, error, "failed to restart the shell of a terminal");
             push_note(&mut builder, &format!("cannot restart the shell: {error}"));
             build_killed(builder, metadata, gate)
         }

@@ -3,6 +3,7 @@
 mod exits;
 mod input;
 mod reading;
+mod restore;
 mod screens;
 mod signals;
 mod sleep;

@@ -97,6 +97,20 @@ async fn upload_is_verified_and_returns_digest() {
 }
 
 #[tokio::test]
+async fn broken_upload_is_the_clients_error_and_old_file_stays() {
+    for fixture in Fixture::both() {
+        fixture.put("notes", "old");
+        let pieces = [Ok("half"), Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset))];
+        let broken = Body::from_stream(futures_util::stream::iter(pieces));
+        let refused = call(&router(fixture.files.clone()), Request::put("/files/notes"), broken).await;
+        assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
+        assert_eq!(problem_of(refused).await["reason"], "BAD_FIELD");
+        fixture.settles("", &["notes"]).await;
+        assert_eq!(fixture.got("notes"), b"old");
+    }
+}
+
+#[tokio::test]
 async fn http_errors_are_problem_details_with_reasons() {
     for fixture in Fixture::both() {
         fixture.put("folder/file", "");

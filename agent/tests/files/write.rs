@@ -13,7 +13,7 @@ use podling_agent::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Fixture, p};
+use super::{Fixture, p, skipped::report_skipped};
 
 fn sha256(content: &[u8]) -> [u8; 32] {
     ring::digest::digest(&ring::digest::SHA256, content).as_ref().try_into().unwrap()
@@ -121,8 +121,7 @@ async fn dropped_write_leaves_nothing() {
 #[tokio::test]
 async fn full_disk_is_reported_and_old_file_stays() {
     if !rustix::process::geteuid().is_root() {
-        println!("skipped: only root can mount the small disk that this test needs");
-        return;
+        return report_skipped("a write to a full disk", "only root can mount a small disk");
     }
     struct Mounted(std::path::PathBuf);
     impl Drop for Mounted {

@@ -44,14 +44,13 @@ enum EscapeParserState {
 }
 
 impl TerminalModes {
-    /// Parses output. Returns whether [`Self::restore_sequence`] has changed, judged by the number
-    /// of modes that are on.
+    /// Parses output. Returns whether [`Self::restore_sequence`] has changed.
     pub fn feed(&mut self, data: &[u8]) -> bool {
-        let before = self.summary();
+        let before = self.restore_sequence();
         for &byte in data {
             self.step(byte);
         }
-        self.summary() != before
+        self.restore_sequence() != before
     }
 
     /// Returns whether the output is between two sequences.
@@ -82,10 +81,6 @@ impl TerminalModes {
         // Resets colours and attributes.
         undo.push_str("\x1b[0m");
         undo.into_bytes()
-    }
-
-    fn summary(&self) -> (usize, bool, bool, u32) {
-        (self.on.len(), self.cursor_hidden, self.keypad, self.keyboard_flags)
     }
 
     fn step(&mut self, byte: u8) {
@@ -205,6 +200,18 @@ mod tests {
     fn plain_shell_needs_no_restore() {
         assert_eq!(after(b"$ ls\r\nfile\r\n\x1b[?2004h$ \x1b[?2004l"), "\x1b[0m");
         assert_eq!(after(b"\x1b[?1049h\x1b[?1049l"), "\x1b[0m", "leaving twice would move the cursor");
+    }
+
+    #[test]
+    fn changed_restore_sequence_is_reported() {
+        let mut modes = TerminalModes::default();
+        assert!(!modes.feed(b"text"));
+        assert!(modes.feed(b"\x1b[?1000h"));
+        assert!(modes.feed(b"\x1b[?1000l\x1b[?1002h"), "one mode replaces another in the same piece");
+        assert_eq!(modes.restore_sequence(), b"\x1b[?1002l\x1b[0m");
+        assert!(!modes.feed(b"\x1b[?1002l\x1b[?1002h"));
+        assert!(modes.feed(b"\x1b]0;tit"), "a truncated sequence has to be ended");
+        assert!(modes.feed(b"le\x07"));
     }
 
     #[test]

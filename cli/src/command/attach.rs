@@ -46,7 +46,8 @@ Examples:
 /// Open a terminal in a workspace
 ///
 /// The terminal and its programs keep running when you detach or when the connection breaks. A
-/// broken connection is reopened, and the terminal continues where it stopped.
+/// broken connection is reopened. Output continues at the byte where it stopped, if the agent still
+/// holds that byte.
 ///
 /// A sleeping workspace is woken. If the workspace falls asleep while you are attached, press a key
 /// to wake it.

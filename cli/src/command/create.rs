@@ -42,7 +42,7 @@ pub struct CreateArgs {
     /// Set an environment variable in the workspace; KEY alone copies the value from your shell
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     env: Vec<String>,
-    /// Use the workspace of this name if it already exists, instead of failing
+    /// Wake and use the workspace of this name if it already exists, instead of failing
     #[arg(long)]
     reconnect: bool,
     /// Return immediately instead of waiting until the workspace is awake

@@ -77,7 +77,7 @@ impl UpArgs {
                 }
                 name = signals.next() => {
                     if shutdown.is_cancelled() {
-                        print_status("stopped at once; all workspaces keep running");
+                        print_status("stopped at once; workspaces that have not fallen asleep keep running");
                         return Ok(signal::exit_code(name));
                     }
                     shutdown.cancel();

@@ -19,8 +19,8 @@ use crate::{
 
 /// Wake workspaces and wait until they are awake
 ///
-/// An archived workspace is restored first. If the owner's quota is exhausted, the workspace waits
-/// in the admission queue.
+/// An archived workspace is restored first. If the owner's quota or the total capacity is
+/// exhausted, the workspace waits in the admission queue.
 #[derive(Debug, Args)]
 pub struct WakeArgs {
     /// Names or ids of the workspaces

@@ -39,9 +39,9 @@
 //! durable. While it is unknown which processes run, no action is ordered.
 //!
 //! Storage is removed in two phases only. A workspace with storage enters `Archived` only with a
-//! proven archive of the present storage generation, or after an unfinished restore. A
-//! workspace enters `Deleting` on an explicit discard, or when neither storage nor archives are
-//! left.
+//! proven archive of the present storage generation, or after an unfinished restore. A deleted
+//! workspace without storage also enters `Archived`. A workspace enters `Deleting` on an explicit
+//! discard, or when neither storage nor archives are left.
 
 mod action;
 mod backoff;

@@ -55,11 +55,10 @@ policy! {
     idle_timeout = 15 * MINUTE;
     /// Time between the warning of users and the sleep; at most half the idle timeout.
     warning = 2 * MINUTE;
-    /// Longest time after the last intent for which work (CPU, IO, a busy kernel) makes the
-    /// workspace busy.
+    /// Longest time after the last intent for which work (CPU, IO) makes the workspace busy.
     work_cap = 12 * HOUR;
-    /// Longest time after the last intent for which presence (a foreground job, an open page) makes
-    /// the workspace busy.
+    /// Longest time after the last intent for which presence (a foreground job) makes the workspace
+    /// busy.
     presence_cap = HOUR;
     /// Time asleep before the storage is archived and removed.
     archive_after = DAY;

@@ -99,8 +99,10 @@ pub enum StateReason {
     RestoreCancelled,
     /// The agent in maintenance mode ended or disconnected.
     MaintenanceAgentLost,
-    /// Neither storage nor an archive is left.
+    /// The last archive expired, and no storage is left.
     ArchivesExpired,
+    /// The workspace was deleted before it had storage or an archive of its own.
+    NothingStored,
 }
 
 /// The kind of action that failed or is retried.

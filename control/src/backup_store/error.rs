@@ -5,9 +5,11 @@
 
 use std::{error::Error, fmt, io};
 
+use podling_core::id::WorkspaceId;
+
 use super::{
     key::StoreKey,
-    limits::{MAX_REASON_CHARS, MAX_REASONS},
+    limits::{MAX_KEY_ATTEMPTS, MAX_REASON_CHARS, MAX_REASONS},
 };
 
 /// The error of a lower layer that caused an error here.
@@ -91,6 +93,12 @@ pub enum BackupStoreError {
         operation: String,
         source: Cause,
     },
+    /// Each key that was tried is in use. Keys contain the second of their creation.
+    #[error(
+        "{location} already has an archive of {id}, or another object of its name, for each of the next \
+         {MAX_KEY_ATTEMPTS} seconds; check the clock, then retry"
+    )]
+    KeysTaken { location: String, id: WorkspaceId },
     /// The store contains more objects than a listing may read.
     #[error("{location} holds more than {most} objects; move some elsewhere")]
     TooMany { location: String, most: usize },

@@ -36,6 +36,11 @@ const KEYS: [&str; 24] = [
     "workspace_account",
 ];
 
+/// Keys whose value may be a boolean.
+const SWITCHES: [&str; 1] = ["allow_plaintext"];
+/// Keys whose value may be a list of strings.
+const LISTS: [&str; 2] = ["cors_origins", "agent_command"];
+
 /// The text of one setting, with its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ConfigValue {
@@ -59,7 +64,7 @@ impl<'a> ConfigSources<'a> {
     }
 
     /// Adds the configuration file. Fails for an unknown key, and for a value that is not a string,
-    /// a list of strings or a boolean.
+    /// except for a boolean of [`SWITCHES`] and a list of strings of [`LISTS`].
     pub(super) fn file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
         let syntax = |problem| ConfigError::Syntax { file: path.to_owned(), problem };
         let table: Table =
@@ -69,16 +74,20 @@ impl<'a> ConfigSources<'a> {
                 let keys = KEYS.join(", ");
                 return Err(ConfigError::UnknownKey { file: path.to_owned(), key: key.clone(), keys });
             }
+            let (is_switch, is_list) = (SWITCHES.contains(&key.as_str()), LISTS.contains(&key.as_str()));
             let fits = match value {
-                Toml::String(_) | Toml::Boolean(_) => true,
-                Toml::Array(values) => values.iter().all(Toml::is_str),
+                Toml::String(_) => true,
+                Toml::Boolean(_) => is_switch,
+                Toml::Array(values) => is_list && values.iter().all(Toml::is_str),
                 _ => false,
             };
             if !fits {
-                return Err(syntax(format!(
-                    "{key} has the type {}; write its value as a string in quotation marks",
-                    value.type_str()
-                )));
+                let allowed = match (is_switch, is_list) {
+                    (true, _) => "write true or false",
+                    (_, true) => "write its value as a list of strings in quotation marks",
+                    _ => "write its value as a string in quotation marks",
+                };
+                return Err(syntax(format!("{key} has the type {}; {allowed}", value.type_str())));
             }
         }
         self.file = Some((path.to_owned(), table));

@@ -64,6 +64,16 @@ fn flag_overrides_environment_overrides_file() {
 }
 
 #[test]
+fn boolean_and_lists_are_accepted_where_documented() {
+    let folder = tempfile::tempdir().expect("folder");
+    let text = "listen = \"0.0.0.0:1\"\nallow_plaintext = true\ncors_origins = [\"https://a.example\"]\n\
+                agent_command = [\"agent\"]\n";
+    fs::write(folder.path().join("config.toml"), text).expect("write");
+    let config = load(folder.path().to_owned(), &ControlArgs::default(), &[]).expect("config");
+    assert_eq!((config.cors_origins.len(), config.agent_command.len()), (1, 1));
+}
+
+#[test]
 fn invalid_value_error_names_origin_and_allowed() {
     let folder = tempfile::tempdir().expect("folder");
     let file = folder.path().join("config.toml");
@@ -77,6 +87,11 @@ fn invalid_value_error_names_origin_and_allowed() {
     wrong("log_format = \"xml\"", &[], &["xml", "log_format", "config.toml", "text", "json"]);
     wrong("lisen = \"x\"", &[], &["lisen", "config.toml", "listen, tls_cert"]);
     wrong("listen = 7411", &[], &["listen", "integer", "quotation"]);
+    wrong("listen = true", &[], &["listen", "boolean", "quotation"]);
+    wrong("listen = [\"127.0.0.1:1\"]", &[], &["listen", "array", "quotation"]);
+    wrong("agent_command = [1]", &[], &["agent_command", "array", "list of strings"]);
+    wrong("cors_origins = true", &[], &["cors_origins", "boolean", "list of strings"]);
+    wrong("allow_plaintext = 1", &[], &["allow_plaintext", "integer", "true or false"]);
     wrong("listen = ", &[], &["config.toml", "line 1"]);
     wrong("", &[("PODLING_CORS_ORIGINS", "*")], &["*", "PODLING_CORS_ORIGINS", "without a path"]);
     wrong("", &[("PODLING_CORS_ORIGINS", "https://a/b")], &["https://a/b", "without a path"]);

@@ -2,7 +2,7 @@
 
 use podling_core::{decide::Action, id::WorkspaceId, observed::Failure};
 
-use super::{Driver, DriverError};
+use super::{Driver, DriverError, error::with_causes};
 use crate::{
     backend::Backend,
     clock,
@@ -65,9 +65,7 @@ impl<B: Backend> Driver<B> {
     /// Rolls the workspace's record back to the stored one.
     fn roll_back(&mut self, id: &WorkspaceId, error: &StoreError) {
         let Some(entry) = self.entries.get_mut(id) else { return };
-        let rejection =
-            DriverError::NotSaved { problem: with_causes(error), disk_full: error.is_disk_full() };
-        entry.reject_pending(&rejection);
+        entry.reject_pending(&DriverError::not_saved(error));
         match entry.durable.clone() {
             Some(durable) => {
                 entry.record = durable;
@@ -89,10 +87,4 @@ impl<B: Backend> Driver<B> {
             }
         }
     }
-}
-
-/// Joins the error and its causes with ": ".
-fn with_causes(error: &StoreError) -> String {
-    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
 }

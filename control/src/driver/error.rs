@@ -3,17 +3,22 @@
 use podling_core::id::{Name, WorkspaceId};
 use podling_proto::error::{Reason, WireError};
 
+use crate::store::StoreError;
+
 /// Reason why the driver rejects a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DriverError {
     #[error("there is no workspace {0}")]
     NoWorkspace(WorkspaceId),
-    #[error("the owner has a workspace named {name}; choose another name, or set reconnect to use it")]
+    #[error("the owner has another workspace named {name}; choose another name, or use that workspace")]
     NameTaken {
         name: Name,
         /// The workspace that has the name.
         id: WorkspaceId,
     },
+    /// The name is free among the owner's workspaces, but not among the resources of the namespace.
+    #[error("a workspace named {name} exists in this namespace; choose another name")]
+    ResourceNameTaken { name: String },
     #[error("the workspace {0} is being deleted")]
     Deleting(WorkspaceId),
     /// The number of workspaces has reached a limit.
@@ -50,6 +55,22 @@ pub enum DriverError {
     },
 }
 
+impl DriverError {
+    /// Converts the error of a store write, for the requests that the write would have fulfilled.
+    pub(super) fn not_saved(error: &StoreError) -> Self {
+        match error {
+            StoreError::NameTaken { name } => Self::ResourceNameTaken { name: name.clone() },
+            _ => Self::NotSaved { problem: with_causes(error), disk_full: error.is_disk_full() },
+        }
+    }
+}
+
+/// Joins the error and its causes with ": ".
+pub(super) fn with_causes(error: &StoreError) -> String {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
+}
+
 fn names(names: &[Name]) -> String {
     names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
 }
@@ -60,6 +81,7 @@ impl From<DriverError> for WireError {
         match error {
             DriverError::NoWorkspace(id) => Self::new(Reason::WorkspaceNotFound, message).with("id", id),
             DriverError::NameTaken { id, .. } => Self::new(Reason::NameTaken, message).with("id", id),
+            DriverError::ResourceNameTaken { .. } => Self::new(Reason::NameTaken, message),
             DriverError::Deleting(_) => Self::new(Reason::Deleting, message),
             DriverError::TooManyWorkspaces { limit, what } => {
                 Self::new(Reason::TooManyWorkspaces, message).with("limit", limit).with("what", what)
@@ -75,5 +97,23 @@ impl From<DriverError> for WireError {
             }
             DriverError::NotSaved { disk_full: false, .. } => Self::new(Reason::Io, message),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podling_proto::{error, problem};
+    use tonic::Code;
+
+    use super::*;
+
+    #[test]
+    fn taken_resource_name_is_reported_as_name_taken() {
+        let refused = DriverError::not_saved(&StoreError::NameTaken { name: "demo".into() });
+        let wire = WireError::from(refused);
+        assert_eq!(
+            (wire.reason(), error::code(wire.reason()), problem::status(&wire)),
+            (Reason::NameTaken, Code::AlreadyExists, 409)
+        );
     }
 }

@@ -37,7 +37,8 @@ pub(crate) enum DriverEvent {
         discard: bool,
         reply: Reply<Arc<WorkspaceView>>,
     },
-    /// Wakes the workspace and skips its back-off, because a caller waits.
+    /// Wakes the workspace and shortens its back-off to at most 1 s after the failure, because a
+    /// caller waits.
     Wake(WorkspaceId, Reply<Arc<WorkspaceView>>),
     Sleep {
         id: WorkspaceId,

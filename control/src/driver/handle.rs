@@ -83,8 +83,8 @@ impl DriverHandle {
         self.ask(|reply| DriverEvent::SetPolicy(id, Box::new(policy), reply)).await
     }
 
-    /// Wakes a workspace and skips the back-off of a failed start. Returns once the request is
-    /// durable. The snapshots show the progress.
+    /// Wakes a workspace and shortens the back-off of a failed start to at most 1 s after the
+    /// failure. Returns once the request is durable. The snapshots show the progress.
     pub async fn wake(&self, id: WorkspaceId) -> Result<Arc<WorkspaceView>, DriverError> {
         self.ask(|reply| DriverEvent::Wake(id, reply)).await
     }

@@ -296,8 +296,8 @@ impl<B: Backend> Driver<B> {
         drop(reply.send(Ok(())));
     }
 
-    /// Requests a wake, unless the workspace is awake or already waking. Skips the back-off,
-    /// because a caller waits.
+    /// Requests a wake, unless the workspace is awake or already waking. Shortens the back-off to at
+    /// most 1 s after the failure, because a caller waits.
     pub(super) fn request_wake(&mut self, id: &WorkspaceId) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         entry.observed.sleep_request = None;

@@ -120,7 +120,9 @@ fn find(
 /// workspace waits for.
 fn wake_timeout(view: &WorkspaceView) -> WireError {
     let why = match view.queue_position {
-        Some(position) => format!("it waits for quota at position {position} of the admission queue"),
+        Some(position) => {
+            format!("it waits for quota or capacity at position {position} of the admission queue")
+        }
         None => reasons::message(&view.reason),
     };
     let message = format!("the workspace was not awake within {} s: {why}; retry", HOLD_TIMEOUT.as_secs());
@@ -146,7 +148,7 @@ fn decide_forward(view: &WorkspaceView, wakes: bool) -> ForwardDecision {
         State::Queued | State::Starting | State::Asleep | State::Archiving | State::Archived if wakes => {
             ForwardDecision::Hold
         }
-        State::Queued => not_awake("waiting for quota", "queued"),
+        State::Queued => not_awake("waiting for quota or capacity", "queued"),
         State::Starting => not_awake("starting", "starting"),
         State::Asleep => not_awake("asleep", "asleep"),
         State::Archiving => not_awake("being archived", "archiving"),
@@ -155,7 +157,7 @@ fn decide_forward(view: &WorkspaceView, wakes: bool) -> ForwardDecision {
             WireError::new(Reason::Deleting, "the workspace is being deleted").with("id", &view.spec.id),
         ),
         State::Failed => {
-            let cause = reasons::message(&view.reason);
+            let cause = reasons::start_failure(&view.reason);
             let error =
                 WireError::new(Reason::WorkspaceFailed, format!("the workspace failed to start: {cause}"));
             ForwardDecision::Reject(error.with("cause", cause).with("id", &view.spec.id))

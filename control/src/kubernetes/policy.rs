@@ -10,7 +10,7 @@ use crate::quantity::{duration, duration_words};
 
 macro_rules! policy {
     ($($(#[doc = $doc:literal])* $field:ident;)*) => {
-        /// Timeouts and caps in hours, minutes and seconds ("36h", "1h30m", "90s"), from 1 s to 366
+        /// Timeouts and caps in hours, minutes and seconds ("36h", "1h30m", "90s"), from 1 s to 365
         /// days. Absent values come from the template, or else from Podling's defaults.
         #[derive(KubeSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -21,9 +21,9 @@ macro_rules! policy {
                 #[schemars(length(max = 16), regex(pattern = "^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]
                 #[x_kube(
                     validation = Rule::new(
-                        "duration(self) >= duration('1s') && duration(self) <= duration('8784h')"
+                        "duration(self) >= duration('1s') && duration(self) <= duration('8760h')"
                     )
-                        .message("must be a time from 1s to 8784h (366 days)")
+                        .message("must be a time from 1s to 8760h (365 days)")
                 )]
                 pub $field: Option<String>,
             )*
@@ -33,9 +33,9 @@ macro_rules! policy {
             #[x_kube(
                 validation = Rule::new(
                     "self == 'none' || \
-                     duration(self) >= duration('1s') && duration(self) <= duration('8784h')"
+                     duration(self) >= duration('1s') && duration(self) <= duration('8760h')"
                 )
-                    .message("must be none, or a time from 1s to 8784h (366 days)")
+                    .message("must be none, or a time from 1s to 8760h (365 days)")
             )]
             pub max_awake: Option<String>,
         }
@@ -47,11 +47,10 @@ policy! {
     idle_timeout;
     /// Time before sleep at which users are warned, at most half the idle timeout. Default: 2m.
     warning;
-    /// Time after the last intent for which work (CPU, I/O, a busy kernel) keeps the workspace
-    /// awake. Default: 12h.
+    /// Time after the last intent for which work (CPU, IO) keeps the workspace awake. Default: 12h.
     work_cap;
-    /// Time after the last intent for which presence (a foreground job, an open page) keeps the
-    /// workspace awake. Default: 1h.
+    /// Time after the last intent for which presence (a foreground job) keeps the workspace awake.
+    /// Default: 1h.
     presence_cap;
     /// Time asleep after which the storage is archived and removed. Default: 24h.
     archive_after;

@@ -1,9 +1,9 @@
-//! Named TCP ports of a workspace.
+//! Named container ports of a workspace's pod.
 
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-/// A named TCP port of the workspace, for users and for `kubectl port-forward`.
+/// A named container port (TCP) of the pod, for `kubectl port-forward`.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
     /// Name of the port, such as "ide".

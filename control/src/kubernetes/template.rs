@@ -59,7 +59,7 @@ pub struct WorkspaceTemplateSpec {
     /// Timeouts and caps. A workspace may override each of them.
     #[serde(default)]
     pub policy: PolicySpec,
-    /// Named TCP ports of the workspace.
+    /// Named container ports of the pod, for `kubectl port-forward`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]

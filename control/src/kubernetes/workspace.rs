@@ -89,7 +89,7 @@ pub struct WorkspaceSpec {
     /// Timeouts and caps that replace the template's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicySpec>,
-    /// Named TCP ports of the workspace.
+    /// Named container ports of the pod, for `kubectl port-forward`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(

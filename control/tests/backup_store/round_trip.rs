@@ -106,6 +106,19 @@ async fn archives_of_one_second_never_overwrite_files() {
 }
 
 #[tokio::test]
+async fn write_without_unused_key_names_the_cause() {
+    let store = TestBackupStore::new();
+    let now = SystemTime::UNIX_EPOCH.elapsed().expect("time").as_secs();
+    // Enough for a test that runs for an hour.
+    for second in now..now + 3_600 {
+        fs::write(store.zip(&StoreKey::new(label().id, second)), "").expect("write");
+    }
+    let error = store.write(&SampleArchive::new(true)).await.expect_err("no key is unused");
+    assert!(matches!(error, BackupStoreError::KeysTaken { .. }), "{error:?}");
+    assert!(error.to_string().contains("for each of the next 60 seconds"), "{error}");
+}
+
+#[tokio::test]
 async fn unrecorded_archives_are_those_missing_in_the_record() {
     let (store, sample) = (TestBackupStore::new(), SampleArchive::new(true));
     let write = async |id| {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use podling_control::snapshot::Snapshot;
-use podling_core::workspace::State;
+use podling_core::{reason::StateReason, workspace::State};
 use podling_proto::{
     error::{detail, reason},
     v1::Reason,
@@ -99,6 +99,21 @@ async fn call_that_does_not_wake_is_rejected_at_once() {
         (Some(Reason::NotAwake), Some("starting"))
     );
     assert!(harness.wakes.try_recv().is_err(), "a rejected call requests no wake");
+}
+
+#[tokio::test]
+async fn failed_start_is_named_once_with_its_cause() {
+    let harness = GatewayHarness::start().await;
+    harness.set_workspace(&demo(), "ada", State::Failed, None);
+    harness.snapshots.send_modify(|snapshot| {
+        let mut workspaces = snapshot.workspaces.clone();
+        let view = workspaces.get_mut(&demo()).expect("workspace");
+        Arc::make_mut(view).reason = StateReason::AgentStartFailed { detail: "exit code 2".into() };
+        *snapshot = Arc::new(Snapshot { workspaces, ..Snapshot::default() });
+    });
+    let refused = harness.call(WRITE, Some(&harness.root_token), Some(&demo())).await;
+    assert_eq!(refused.message(), "the workspace failed to start: exit code 2");
+    assert_eq!(detail(&refused, "cause").as_deref(), Some("exit code 2"));
 }
 
 #[tokio::test]

@@ -219,7 +219,9 @@ fn transition_name(followed: &FollowedTransition) -> &'static str {
         (Phase::Queued, Phase::Queued, _) => "enqueue",
         _ if followed.resized => "resized",
         (Phase::Awake, Phase::Awake, _) => "healthy",
-        (Phase::Archived, Phase::Deleting, StateReason::ArchivesExpired) => "nothing_left",
+        (Phase::Archived, Phase::Deleting, StateReason::ArchivesExpired | StateReason::NothingStored) => {
+            "nothing_left"
+        }
         (from, to, _) if from == to => "sync_archives",
         (_, Phase::Deleting, _) => "discard",
         (Phase::Queued, Phase::Pending { .. }, _) => "admit",

@@ -148,6 +148,21 @@ fn delete_archives_before_removal() {
 }
 
 #[test]
+fn deletion_without_storage_has_its_own_reason() {
+    let none = with_processes(Processes::None);
+    let reason = |status: &Status| {
+        let decision = decide(&spec(DesiredState::Deleted), status, &none, NOW);
+        assert_eq!(decision.status.phase, Phase::Deleting);
+        decision.status.reason
+    };
+    assert_eq!(reason(&Status::new(NOW)), StateReason::NothingStored, "the workspace was never started");
+    let never_restored = Status::from_archive(NOW);
+    assert_eq!(reason(&never_restored), StateReason::NothingStored, "only another workspace has the archive");
+    let expired = Status { storage: false, ..status(Phase::Archived) };
+    assert_eq!(reason(&expired), StateReason::ArchivesExpired);
+}
+
+#[test]
 fn failed_action_is_retried_after_back_off_with_its_reason() {
     let failure = |seconds: u64| ActionFailure {
         action: Action::Stop,

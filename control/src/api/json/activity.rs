@@ -59,10 +59,10 @@ struct JsonLease {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Usage")]
 struct JsonUsage {
-    /// CPU time per second, as the mean of the last minute. 1.0 is one core.
+    /// CPU use in cores, averaged over the policy's work window (at most 60 s). 1.0 is one core.
     cpu_cores: f64,
     memory_bytes: u64,
-    /// Bytes read and written per second, as the mean of the last minute.
+    /// Bytes read and written per second, averaged over the policy's work window (at most 60 s).
     io_bytes_per_second: f64,
     processes: u32,
     terminals: u32,

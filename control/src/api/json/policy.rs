@@ -17,13 +17,13 @@ pub(super) struct JsonPolicy {
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     idle_timeout: Option<Seconds>,
-    /// Longest time after the last intent for which CPU, I/O or a notebook kernel make the
-    /// workspace `busy`; default 12 h.
+    /// Longest time after the last intent for which work (CPU, IO) makes the workspace `busy`;
+    /// default 12 h.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     work_cap: Option<Seconds>,
-    /// Longest time after the last intent for which a foreground job or an open IDE page make the
-    /// workspace `busy`; default 1 h.
+    /// Longest time after the last intent for which presence (a foreground job) makes the workspace
+    /// `busy`; default 1 h.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     presence_cap: Option<Seconds>,

@@ -43,7 +43,7 @@ pub(super) struct JsonWorkspace {
     waiting: Option<JsonStateReason>,
     /// Version of this workspace. Grows with every change.
     version: u64,
-    /// Failed starts and lost agents since the workspace was last healthy.
+    /// Failed starts and lost agents in a row since the workspace was last healthy.
     restarts: u32,
     /// Position in the admission queue; 1 is next. Absent if the workspace is not queued.
     #[serde(skip_serializing_if = "Option::is_none")]

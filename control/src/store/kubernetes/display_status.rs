@@ -45,7 +45,7 @@ enum Resized {
     /// The actual resources are the requested ones, or will be with the next start.
     #[default]
     AsRequested,
-    /// The owner's quota does not allow the requested resources.
+    /// The workspace waits for the requested resources in the admission queue.
     QuotaExceeded,
     /// The agent does not have the requested resources yet, for this reason.
     Pending { reason: String, message: String },
@@ -105,7 +105,7 @@ impl DisplayStatus {
         let (resized, resized_message) = match &self.resized {
             Resized::AsRequested => ("AsRequested", ""),
             Resized::QuotaExceeded => {
-                ("QuotaExceeded", "the owner's quota does not allow the requested resources")
+                ("QuotaExceeded", "waiting in the admission queue for quota or capacity")
             }
             Resized::Pending { reason, message } => (reason.as_str(), message.as_str()),
         };

@@ -166,6 +166,12 @@ fn failure(input: Input<'_>, task: MaintenanceTask) -> Option<StateReason> {
 pub(super) fn nothing_left(input: Input<'_>) -> Option<Status> {
     let fresh = input.spec.source.is_some() && input.status.storage_generation == 0;
     let wanted = fresh && !input.spec.desired_state.is_gone();
-    (!input.status.storage && input.status.archives.is_empty() && !wanted)
-        .then(|| input.to(Phase::Deleting, StateReason::ArchivesExpired))
+    (!input.status.storage && input.status.archives.is_empty() && !wanted).then(|| {
+        // Every archive of the workspace has a storage generation above 0.
+        let reason = match input.status.storage_generation {
+            0 => StateReason::NothingStored,
+            _ => StateReason::ArchivesExpired,
+        };
+        input.to(Phase::Deleting, reason)
+    })
 }
