@@ -1,5 +1,5 @@
-//! Archives that the agent makes, compared with Info-ZIP at its default level, and the agent's peak
-//! memory.
+//! Measures archives that the agent creates, compared with Info-ZIP at its default level, and the
+//! agent's peak memory.
 
 use std::{
     fs::{self, File},
@@ -24,11 +24,12 @@ use crate::{
 const ROUNDS: usize = 5;
 /// Size of the large file. Its first half is a hole; deflate saves a quarter of the second.
 const LARGE_BYTES: u64 = 5 << 30;
-/// Free disk space without which the large file is skipped: twice the size of it and its two zips.
+/// Free disk space that the large file needs, about twice the size of the file and its two zips.
+/// With less, the measurement is skipped.
 const MIN_FREE_BYTES: u64 = 20 << 30;
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Samples of the agent's and of Info-ZIP's archives: seconds, and sizes and memory in MB.
+/// Samples of the agent's and of Info-ZIP's archives. Times are in seconds, sizes and memory in MB.
 #[derive(Default)]
 struct ArchiveComparison {
     ours: Samples,
@@ -47,7 +48,7 @@ pub(crate) async fn tree(podling: &Podling, tree: &Path, report: &mut Report) ->
     Ok(())
 }
 
-/// Measures one file that is larger than the agent's memory may be.
+/// Measures one file that is much larger than the memory that the agent may use.
 pub(crate) async fn large(podling: &Podling, report: &mut Report) -> Result<()> {
     let disk = statvfs(podling.data())?;
     if disk.f_bavail.saturating_mul(disk.f_frsize) < MIN_FREE_BYTES {
@@ -65,8 +66,8 @@ pub(crate) async fn large(podling: &Podling, report: &mut Report) -> Result<()> 
     Ok(fs::remove_dir_all(directory)?)
 }
 
-/// Makes both archives in turn. Nothing is removed before the end, because some file systems remove
-/// in the background for long.
+/// Creates both archives in turn. Nothing is removed before the end, because some file systems
+/// continue to remove files in the background for long.
 async fn compare(podling: &Podling, workspace: &Workspace, rounds: usize) -> Result<ArchiveComparison> {
     let home = podling.home_dir(workspace);
     let agent = agent_client(podling, workspace).await?;
@@ -99,13 +100,13 @@ impl ArchiveComparison {
     }
 }
 
-/// A client that is connected to the workspace's agent directly.
+/// Returns a client that connects directly to the workspace's agent.
 pub(crate) async fn agent_client(podling: &Podling, workspace: &Workspace) -> Result<Client> {
     Ok(podling.agent_client(workspace).await.token(&crate::agent_token(podling, workspace).await?))
 }
 
-/// Makes a complete archive of the directory `it` through the agent, and writes it to a file. Returns
-/// the time in seconds.
+/// Creates an archive of the directory `it` through the agent, and writes it to a file. Returns the
+/// time in seconds. Fails if a file was skipped.
 pub(crate) async fn create(agent: &Client, to: &Path) -> Result<f64> {
     let begun = Instant::now();
     let mut file = File::create(to)?;
@@ -142,7 +143,7 @@ fn info_zip(directory: &Path, to: &Path) -> Result<f64> {
     Ok(begun.elapsed().as_secs_f64())
 }
 
-/// Resets `VmHWM` of the process.
+/// Resets the peak memory of the process (`VmHWM`).
 fn reset_peak_memory(pid: u32) -> Result<()> {
     Ok(fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
 }
@@ -154,7 +155,7 @@ fn write_large_file(path: &Path) -> Result<()> {
     let mut chunk = vec![0; CHUNK_BYTES];
     for _ in 0..LARGE_BYTES / 2 / CHUNK_BYTES as u64 {
         random.fill(&mut chunk);
-        // Six random bits in each byte.
+        // Six of the bits in each byte are random.
         chunk.iter_mut().for_each(|byte| *byte &= 0x3f);
         file.write_all(&chunk)?;
     }

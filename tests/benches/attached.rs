@@ -1,5 +1,5 @@
-//! Podling's side of a measurement: one client that is attached to a terminal over gRPC, directly at
-//! the agent or through the gateway.
+//! The client whose terminal is measured. It attaches over gRPC, directly to the agent or through
+//! the gateway.
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -12,10 +12,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-/// Capacity of the channel of requests. A keystroke waits for its echo, so one would suffice.
+/// Capacity of the queue of requests. A keystroke waits for its echo, so 1 would suffice.
 const REQUEST_CAPACITY: usize = 8;
 
-/// Output of a terminal, or its exit.
+/// One piece of a terminal's output, or its exit.
 pub(crate) enum TerminalOutput {
     Data(Bytes),
     Exit(Exit),
@@ -29,7 +29,7 @@ pub(crate) struct Attachment {
     typed: u64,
 }
 
-/// Starts `script` in a new terminal; returns its id.
+/// Starts the shell script in a new terminal. Returns the id of the terminal.
 pub(crate) async fn create_terminal(client: &Client, script: &str) -> Result<String> {
     let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
     let request = CreateTerminalRequest { argv, ..Default::default() };
@@ -38,7 +38,8 @@ pub(crate) async fn create_terminal(client: &Client, script: &str) -> Result<Str
 }
 
 impl Attachment {
-    /// Attaches from the oldest byte. If `lossless`, the terminal waits for this reader.
+    /// Attaches from the oldest byte. If `lossless`, the terminal waits for this client instead of
+    /// sending a gap.
     pub(crate) async fn open(client: &Client, terminal_id: &str, lossless: bool) -> Result<Self> {
         let (requests, rx) = mpsc::channel(REQUEST_CAPACITY);
         let open = AttachOpen {
@@ -71,7 +72,8 @@ impl Attachment {
         Ok(self.requests.send(AttachRequest { request: Some(Request::Input(input)) }).await?)
     }
 
-    /// Receives the next output or the exit. A gap is an error, because measured output must be complete.
+    /// Waits for the next output or the exit. Fails on a gap, because measured output must be
+    /// complete.
     pub(crate) async fn next_output(&mut self) -> Result<TerminalOutput> {
         loop {
             match self.response().await? {
@@ -81,7 +83,7 @@ impl Attachment {
                     Some(frame::Frame::Gap(gap)) => bail!("bytes {} to {} are lost", gap.from, gap.to),
                     _ => {}
                 },
-                Some(Response::InputRefused(refused)) => bail!("input refused: {}", refused.reason),
+                Some(Response::InputRefused(refused)) => bail!("input was rejected: {}", refused.reason),
                 Some(Response::InputAck(_)) => {}
                 None => bail!("the stream ended"),
             }
@@ -105,7 +107,7 @@ impl Attachment {
     }
 }
 
-/// Whether `text` occurs in `output`.
+/// Returns whether `text` occurs in `output`.
 pub(crate) fn contains(output: &[u8], text: &[u8]) -> bool {
     output.windows(text.len()).any(|window| window == text)
 }

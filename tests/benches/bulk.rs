@@ -1,4 +1,5 @@
-//! Download of a large file through the gateway, compared with a download from the agent directly.
+//! Measures the download of a large file through the gateway, compared with a download directly
+//! from the agent.
 
 use std::{fs, io::Write, time::Instant};
 

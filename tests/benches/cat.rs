@@ -1,5 +1,5 @@
-//! `cat` of a large text file: throughput at an attached client, compared with a read of a raw PTY.
-//! Each byte is checked.
+//! Measures the throughput of `cat` of a large text file at an attached client, compared with a raw
+//! PTY. Each byte is checked.
 
 use std::{fs, io::Write, path::Path, time::Instant};
 
@@ -17,7 +17,7 @@ use crate::{
 const ROUNDS: usize = 5;
 /// Number of lines. With [`LINE_LENGTH`] and line ends they add up to about 200 MB.
 const LINES: usize = 2_900_000;
-/// Digits in a line, without the line end.
+/// Number of digits in a line, without the line end.
 const LINE_LENGTH: usize = 69;
 
 /// Size and digest of the file as a terminal prints it, with a CR before each LF.
@@ -62,7 +62,8 @@ fn write_file(path: &Path) -> Result<ExpectedOutput> {
     })
 }
 
-/// Prints the file after a line of input, so that the reader is ready before the output starts.
+/// Returns a script that prints the file after a line of input, so that the reader is ready before
+/// the output starts.
 fn script(file: &Path) -> String {
     format!("stty -echo; echo ready; read go; exec cat {}", file.display())
 }

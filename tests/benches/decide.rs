@@ -1,5 +1,5 @@
-//! Time of one decision, and of a sweep over as many workspaces as a control plane may have. The
-//! simulation's program measures them.
+//! Measures the time of one decision, and of decisions for as many workspaces as a control plane
+//! may have. The simulation's program measures both.
 
 use std::{path::Path, process::Command};
 
@@ -14,7 +14,7 @@ const ROUNDS: usize = 5;
 
 pub(crate) fn run(simulate: Option<&Path>, report: &mut Report) -> Result<()> {
     let Some(simulate) = simulate else {
-        report.skip("decisions", "no simulation was given");
+        report.skip("decisions", "PODLING_BENCH_SIMULATE is not set");
         return Ok(());
     };
     let (mut each, mut sweeps) = (Samples::new(), Samples::new());
@@ -33,7 +33,7 @@ pub(crate) fn run(simulate: Option<&Path>, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Parses the first word as a number.
+/// Parses the first word of `text` as a number.
 fn first_number(text: &str) -> Result<f64> {
     let word = text.split_whitespace().next().context("an empty text instead of a number")?;
     word.parse().with_context(|| format!("{word:?} is not a number"))

@@ -1,4 +1,5 @@
-//! Round-trip time of a keystroke: one byte to `cat` on a raw terminal and back, one at a time.
+//! Measures the round-trip time of keystrokes. One byte at a time goes to `cat` on a terminal in
+//! raw mode and back.
 
 use std::{
     io::{Read, Write},
@@ -18,9 +19,9 @@ use crate::{
 
 const SCRIPT: &str = "stty raw -echo; echo ready; exec cat";
 const ROUNDS: usize = 12;
-/// Keystrokes of each candidate in each round.
+/// Number of keystrokes that each candidate measures in a round.
 const KEYS: usize = 400;
-/// Keystrokes of the first round, which warms up caches and does not count.
+/// Number of keystrokes in the first round, which warms up caches and is not reported.
 const WARM_UP_KEYS: usize = 50;
 
 pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut Report) -> Result<()> {
@@ -64,7 +65,7 @@ pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut R
     Ok(())
 }
 
-/// Median and 99th percentile of one candidate in microseconds, a value for each round.
+/// Median and 99th percentile of one candidate, in microseconds, with one sample for each round.
 struct EchoTimes {
     p50: Samples,
     p99: Samples,

@@ -1,4 +1,5 @@
-//! Cost of an idle agent: size on disk, memory, CPU and threads, and the cost of one more terminal.
+//! Measures an idle agent's size on disk, memory and CPU time, and the memory and threads that
+//! terminals add.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -12,7 +13,7 @@ use crate::{
 };
 
 const TERMINALS: usize = 40;
-/// Time over which the idle agent's CPU time is measured.
+/// Duration over which the idle agent's CPU time is measured.
 const IDLE_TIME: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(
@@ -26,7 +27,7 @@ pub(crate) async fn run(
             let megabytes = fs::metadata(path)?.len() as f64 / 1e6;
             report.row(single_sample("agent: static binary", "MB", megabytes, Goal::AtMost(6.0)));
         }
-        None => report.skip("agent: static binary", "no static build was given"),
+        None => report.skip("agent: static binary", "PODLING_BENCH_AGENT is not set"),
     }
     let pid = podling.agent_pid(workspace);
     let ticks = cpu_ticks(pid)?;
@@ -56,17 +57,17 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// A row of one sample with an absolute goal.
+/// Creates a row of one sample with an absolute goal.
 pub(crate) fn single_sample(name: &str, unit: &'static str, value: f64, goal: Goal) -> Row {
     Row::new(name.to_owned(), unit, &Samples::from_iter([value])).absolute(goal)
 }
 
-/// A numeric field of `/proc/PID/status`. Memory is in KiB.
+/// Returns a numeric field of `/proc/PID/status`. Memory is in KiB.
 pub(crate) fn process_status(pid: u32, key: &str) -> Result<f64> {
     field(&fs::read_to_string(format!("/proc/{pid}/status"))?, key)
 }
 
-/// Private memory of the process in KiB (clean and dirty pages).
+/// Returns the private memory of the process, clean and dirty pages, in KiB.
 fn private_kib(pid: u32) -> Result<f64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     Ok(field(&rollup, "Private_Dirty")? + field(&rollup, "Private_Clean")?)
@@ -78,7 +79,7 @@ fn field(text: &str, key: &str) -> Result<f64> {
     Ok(line.split_whitespace().nth(1).context("a value")?.parse()?)
 }
 
-/// User and system time in clock ticks of 10 ms.
+/// Returns the user and system time of the process, in clock ticks of 10 ms.
 fn cpu_ticks(pid: u32) -> Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<_> = stat.rsplit(')').next().context("stat")?.split_whitespace().collect();

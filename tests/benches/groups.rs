@@ -1,4 +1,4 @@
-//! The groups of measurements, in order. Each can be run alone.
+//! Runs the groups of measurements in order, or one of them alone.
 
 use std::{
     env,
@@ -12,10 +12,10 @@ use crate::{
     archive, bulk, cat, decide, echo, footprint, packages, prompt, proof, report::Report, restore, wake,
 };
 
-/// Environment variable that xtask sets: the path of the simulation's program.
+/// Environment variable with the path of the simulation's program. xtask sets it.
 const SIMULATE: &str = "PODLING_BENCH_SIMULATE";
 
-/// Runs all groups except pods, or only the group `only`.
+/// Runs all groups except `pods`, or only the group `only`. `agent` is the static agent.
 pub(crate) async fn run(
     podling: &Podling,
     only: Option<&str>,
@@ -50,7 +50,8 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// The groups that need many files. They run last, because the disk stays busy for long after them.
+/// Runs the groups that need many files. They come last, because the disk stays busy for long after
+/// them.
 async fn archive_groups(
     podling: &Podling,
     is_selected: impl Fn(&str) -> bool,

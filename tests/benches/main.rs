@@ -1,7 +1,8 @@
-//! `cargo xtask bench` measures Podling and its peers, interleaved in one run. Goals are ratios to a
-//! peer where there is one, because absolute times depend on the machine.
+//! The benchmarks, which measure Podling and its peers interleaved in one run. Most goals are
+//! ratios to a peer, because absolute times depend on the machine.
 //!
-//! Run it on an otherwise idle machine. It writes the measured part of BENCHMARKS.md.
+//! `cargo xtask bench` runs them and writes the measured parts of BENCHMARKS.md. Needs a machine
+//! that is otherwise idle.
 
 mod archive;
 mod attached;
@@ -29,10 +30,11 @@ use podling_proto::control::v1::CreateTokenRequest;
 use podling_tests::{Podling, PodlingOptions, Workspace};
 use report::Report;
 
-/// Environment variables that xtask sets: the path of the static agent, and the page to write.
+/// Environment variables with the path of the static agent, and with the page to write. xtask sets
+/// them.
 const AGENT: &str = "PODLING_BENCH_AGENT";
 const PAGE: &str = "PODLING_BENCH_PAGE";
-/// The group that needs a cluster. It is measured alone (`cargo xtask cluster bench`).
+/// Group that needs a cluster and is measured alone (`cargo xtask cluster bench`).
 const PODS_GROUP: &str = "pods";
 
 #[tokio::main(flavor = "current_thread")]
@@ -57,7 +59,7 @@ async fn main() -> Result<()> {
     page.filter(|_| only.is_none()).map_or(Ok(()), |page| report.write(&page, "measured"))
 }
 
-/// Creates a token for direct requests to the workspace's agent. It expires after an hour.
+/// Creates a token for direct calls to the workspace's agent. It expires after an hour.
 async fn agent_token(podling: &Podling, workspace: &Workspace) -> Result<String> {
     let request = CreateTokenRequest {
         verbs: vec!["admin".into()],

@@ -1,5 +1,5 @@
-//! The tree of files that archives are measured with: Python packages for notebooks, fetched by pip
-//! once into the cache.
+//! Provides the tree of files for the measurements of archives. It consists of Python packages for
+//! notebooks, which pip fetches once into the cache.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use podling_tests::tools;
 
 use crate::report::{Report, shell};
 
-/// Pinned, so that two runs measure the same. Their dependencies are not pinned.
+/// Pinned packages, so that two runs measure the same. Their dependencies are not pinned.
 const PACKAGES: [&str; 3] = ["numpy==2.4.6", "pandas==3.1.1", "jupyterlab==4.6.6"];
 /// Arguments of `python3` before `--target`.
 const PIP: [&str; 7] = [
@@ -25,8 +25,8 @@ const PIP: [&str; 7] = [
     "--no-warn-script-location",
 ];
 
-/// Returns the path of the tree, and fetches it if it is missing. Returns `None` if that fails; the
-/// report then has the reason.
+/// Returns the path of the tree, and fetches the tree if it is missing. Returns `None` if that
+/// fails, and adds the reason to the report.
 pub(crate) fn tree(report: &mut Report) -> Result<Option<PathBuf>> {
     for (program, package) in [("zip", "zip"), ("unzip", "unzip"), ("python3", "python3-pip")] {
         if Command::new(program).arg("--help").output().is_err() {
@@ -52,7 +52,8 @@ pub(crate) fn tree(report: &mut Report) -> Result<Option<PathBuf>> {
     Ok(Some(tree))
 }
 
-/// Fetches into a directory beside `tree` and renames it, so that an incomplete tree is never used.
+/// Fetches the packages into a directory beside `tree` and renames it, so that an incomplete tree
+/// is never used.
 fn fetch(tree: &Path) -> Result<()> {
     let part = tree.with_extension("part");
     println!("fetching {} into {}", PACKAGES.join(", "), tree.display());
@@ -65,7 +66,7 @@ fn fetch(tree: &Path) -> Result<()> {
     Ok(fs::rename(&part, tree)?)
 }
 
-/// Copies the tree with its timestamps.
+/// Copies the tree with its times and permissions.
 pub(crate) fn copy(tree: &Path, to: &Path) -> Result<()> {
     let copied = Command::new("cp").args(["-a", "--reflink=auto"]).arg(tree).arg(to).status()?;
     ensure!(copied.success(), "cp {}: {copied}", tree.display());

@@ -1,5 +1,5 @@
-//! Workspaces as pods, compared with a bare pod of the same image: times of creation, wake, sleep and
-//! resize. Run by `cargo xtask cluster bench`.
+//! Measures creation, wake, sleep and resize of workspaces as pods, compared with a bare pod of the
+//! same image. `cargo xtask cluster bench` runs it.
 
 use std::time::Instant;
 
@@ -30,17 +30,17 @@ use crate::{
 };
 
 const ROUNDS: usize = 12;
-/// An image that has the agent in it, and a shell.
+/// An image that contains the agent and a shell.
 const IMAGE: &str = "podling/python:0.1.0";
-/// Template of the workspaces. Its command replaces the image's IDE, which would run beside the
+/// Name of the workspaces' template. Its command replaces the image's IDE, which would disturb the
 /// measurement.
 const TEMPLATE: &str = "bench";
-/// Command of the bare pod. Exits on TERM.
+/// Shell script of the bare pod. It exits on SIGTERM.
 const BARE_COMMAND: &str = "trap 'exit 0' TERM; sleep infinity & wait";
-/// Resources after the resize.
+/// Resources to resize to. CPU 0 leaves the CPU unchanged.
 const RESIZED: Resources = Resources { cpu_millis: 0, memory_bytes: 512 << 20 };
 
-/// Measured times in milliseconds.
+/// Measured times, in milliseconds.
 #[derive(Default)]
 struct PodTimes {
     bare: Samples,
@@ -62,7 +62,7 @@ struct BenchCluster {
 pub(crate) async fn run(report: &mut Report) -> Result<()> {
     let cluster = BenchCluster::new().await?;
     report.fact(kubectl(&["version"]).expect_success().lines().last().unwrap_or_default().to_owned());
-    // The first round reads all files from the disk and does not count.
+    // The first round reads all files from the disk and is not reported.
     cluster.round("first", &mut PodTimes::default()).await?;
     let mut measured = PodTimes::default();
     for round in 0..ROUNDS {
@@ -156,7 +156,8 @@ impl BenchCluster {
         Ok(())
     }
 
-    /// Creates and deletes a pod as `kubectl run` does, without the time of kubectl itself.
+    /// Creates and deletes a pod as `kubectl run` and `kubectl delete` do, without the time of
+    /// kubectl itself.
     async fn bare_pod(&self, name: &str, measured: &mut PodTimes) -> Result<()> {
         let security = json!({
             "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": true,
@@ -187,7 +188,8 @@ impl BenchCluster {
     }
 }
 
-/// Watches a pod until `reached`. Returns at once if the pod does not exist.
+/// Watches a pod until `reached` returns true for an event. Returns at once if the pod does not
+/// exist.
 async fn wait_until(pods: &Api<Pod>, name: &str, reached: impl Fn(&WatchEvent<Pod>) -> bool) -> Result<()> {
     let only = format!("metadata.name={name}");
     let now = pods.list(&ListParams::default().fields(&only)).await?;

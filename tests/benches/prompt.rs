@@ -1,4 +1,4 @@
-//! Time to create a workspace, open its shell and read the prompt.
+//! Measures the time to create a workspace, open a shell in it and read the prompt.
 
 use std::{io::Read, time::Instant};
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 const ROUNDS: usize = 20;
-/// Prompt of the shell. Differs from all its other output.
+/// Prompt of the shell, which differs from all its other output.
 const PROMPT: &str = "ready-for-you> ";
 const SHELL: &str = "PS1='ready-for-you> ' exec bash --norc --noprofile -i";
 
@@ -29,7 +29,7 @@ pub(crate) async fn run(podling: &Podling, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Milliseconds until the shell on a raw PTY has printed its prompt.
+/// Returns the time until the shell on a raw PTY has printed its prompt, in milliseconds.
 pub(crate) fn bare_shell() -> Result<f64> {
     let start = Instant::now();
     let mut pty = RawPty::spawn(SHELL)?;

@@ -1,7 +1,9 @@
-//! Time of the proof of an archive, which reads the stored object back, decodes and compares it.
+//! Measures the proof of an archive, which reads the stored object back, decodes it and compares
+//! it.
 //!
-//! The phases are measured from outside. The zip file is created when the agent begins to stream and
-//! renamed when it is complete. The log has the time of the decision that follows the proof.
+//! The phases are measured from outside of the control plane. The zip file is created when the
+//! agent begins to stream, and renamed when it is complete. The decision log has the time of the
+//! decision after the proof.
 
 use std::{
     fs,
@@ -35,7 +37,7 @@ pub(crate) async fn run(podling: &Podling, tree: &Path, report: &mut Report) -> 
     Ok(())
 }
 
-/// Whether the decision was made after the proof of the archive.
+/// Returns whether this decision follows the proof of the archive.
 fn is_proven(entry: &LogEntry) -> bool {
     let code = entry.reason.as_ref().map(|reason| reason.code());
     matches!(code, Some(StateReasonCode::Archived | StateReasonCode::ReleasingStorage))

@@ -1,4 +1,4 @@
-//! The peer for terminals: a PTY that the benchmark opens and reads itself.
+//! The peer for terminals, a PTY that the benchmark itself opens and reads.
 
 use std::{
     fs::File,
@@ -39,7 +39,7 @@ impl RawPty {
     /// Reads until all programs on the PTY have ended, and passes each read to `consume`.
     pub(crate) fn drain(&mut self, mut consume: impl FnMut(&[u8])) {
         let mut buffer = vec![0; 64 * 1024];
-        // EIO means that the last process with the slave open has ended.
+        // EIO means that no process has the PTY's other side open any more.
         while let Ok(n) = self.master.read(&mut buffer) {
             if n == 0 {
                 return;
@@ -72,7 +72,7 @@ impl Drop for RawPty {
     }
 }
 
-/// Reads until the program has printed `ready`.
+/// Reads until the program has printed the line `ready`.
 pub(crate) fn until_ready(from: &mut impl Read) -> Result<()> {
     let (mut output, mut buffer) = (Vec::new(), [0; 256]);
     while !crate::attached::contains(&output, b"ready\r\n") && !output.ends_with(b"ready\n") {

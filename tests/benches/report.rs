@@ -1,5 +1,5 @@
-//! The measured part of BENCHMARKS.md: rows with median, spread, ratio to the peer of the same run, and
-//! whether the goal is met.
+//! Writes the measured parts of BENCHMARKS.md. A row has the median, the spread, the ratio to the
+//! peer of the same run, and whether the goal is met.
 
 use std::{fmt::Write as _, fs, path::Path, process::Command};
 
@@ -7,14 +7,14 @@ use anyhow::{Context, Result};
 
 use crate::stats::{Samples, Summary};
 
-/// Goal of a row, for its ratio to the peer or for its own value.
+/// Goal for a row's ratio to the peer, or for its own value. The median is compared.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Goal {
     AtMost(f64),
     AtLeast(f64),
 }
 
-/// Samples of one quantity, with a peer's samples and goals.
+/// Samples of one quantity, with those of a peer, and goals.
 #[derive(Debug)]
 pub(crate) struct Row {
     name: String,
@@ -25,7 +25,7 @@ pub(crate) struct Row {
     own_goal: Option<Goal>,
 }
 
-/// All rows, skipped measurements, and facts about the machine.
+/// Rows, skipped measurements, and facts about the machine.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     rows: Vec<Row>,
@@ -53,7 +53,7 @@ impl Row {
         self
     }
 
-    /// Sets a goal of the value itself.
+    /// Sets the goal of the value itself.
     #[must_use]
     pub(crate) fn absolute(mut self, goal: Goal) -> Self {
         self.own_goal = Some(goal);
@@ -112,7 +112,7 @@ impl Report {
         self.facts.push(fact);
     }
 
-    /// Replaces the text between the two marks of `part` in the page.
+    /// Replaces the text between the two marks of `part`, which are HTML comments, in the page.
     pub(crate) fn write(&self, page: &Path, part: &str) -> Result<()> {
         let (begin, end) = (format!("<!-- {part}: begin -->\n"), format!("<!-- {part}: end -->\n"));
         let old = fs::read_to_string(page)?;
@@ -139,7 +139,7 @@ impl Report {
     }
 }
 
-/// First line of a shell command's output.
+/// Returns the first line of a shell command's output, without surrounding spaces.
 pub(crate) fn shell(command: &str) -> Result<String> {
     let output = Command::new("sh").args(["-c", command]).output()?;
     Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().trim().to_owned())

@@ -1,4 +1,4 @@
-//! Restore: the agent extracts an archive that is streamed to it, compared with `unzip` of the file.
+//! Measures how the agent extracts an archive that is streamed to it, compared with `unzip`.
 
 use std::{fs::File, io::Read, path::Path, process::Command, time::Instant};
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 const ROUNDS: usize = 5;
-/// Bytes of the zip in one message.
+/// Bytes of the zip in one request message.
 const CHUNK_BYTES: usize = 256 * 1024;
 
 pub(crate) async fn run(podling: &Podling, tree: &Path, report: &mut Report) -> Result<()> {
@@ -26,8 +26,8 @@ pub(crate) async fn run(podling: &Podling, tree: &Path, report: &mut Report) -> 
     let zip = directory.path().join("it.zip");
     archive::create(&agent, &zip).await?;
     let (mut ours, mut unzip, mut synced) = (Samples::new(), Samples::new(), Samples::new());
-    // Each extracts into its own directory. Nothing is removed before the end, because some file systems
-    // remove in the background for long.
+    // Each round extracts into a directory of its own, and nothing is removed before the end. Some
+    // file systems continue to remove files in the background for long.
     for round in 0..ROUNDS {
         sync();
         ours.push(extract(&agent, &zip, &format!("restored-{round}")).await?);

@@ -1,4 +1,4 @@
-//! The peer for keystrokes: OpenSSH over loopback, with its own server, keys and port.
+//! The peer for keystrokes, OpenSSH over loopback, with a server, keys and a port of its own.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-/// Path on Debian. sshd must be started by its full path.
+/// Path of sshd on Debian. sshd requires that it is started by an absolute path.
 const SSHD: &str = "/usr/sbin/sshd";
 
 /// A server on a free port that accepts exactly one key.
@@ -32,9 +32,9 @@ pub(crate) struct SshSession {
 impl Sshd {
     pub(crate) fn start() -> Result<Self> {
         if !Path::new(SSHD).exists() {
-            bail!("{SSHD} is missing: apt-get install openssh-server");
+            bail!("{SSHD} is missing; run apt-get install openssh-server");
         }
-        // sshd rejects keys in a directory that other users may write to.
+        // sshd rejects keys in a directory to which other users may write.
         let directory = TempDir::new()?;
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700))?;
         for key in ["host", "user"] {
@@ -69,7 +69,7 @@ impl Sshd {
         Ok(SshSession { child, stdin, stdout })
     }
 
-    /// Version of the client, such as `OpenSSH_9.2p1 Debian-2`.
+    /// Returns the version of the client, such as `OpenSSH_9.2p1 Debian-2`.
     pub(crate) fn version() -> Result<String> {
         let output = Command::new("ssh").arg("-V").output()?;
         let line = BufReader::new(output.stderr.as_slice()).lines().next().context("ssh -V")??;

@@ -1,4 +1,4 @@
-//! Samples of one row, gathered over interleaved rounds, and their summary.
+//! Samples of one row, from interleaved rounds, and their summary.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ impl Samples {
         self.0.push(value);
     }
 
-    /// The sample at this quantile (0 to 1). NaN if there is no sample.
+    /// Returns the sample at this quantile (0 to 1). NaN if there is no sample.
     pub(crate) fn quantile(&self, quantile: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
@@ -35,12 +35,13 @@ impl Samples {
         Summary { median: self.quantile(0.5), low: self.quantile(0.0), high: self.quantile(1.0) }
     }
 
-    /// Ratio to the peer round by round, so that a drift of the machine's speed does not distort it.
+    /// Returns the summary of the ratios to the peer, round by round, so that a drift of the
+    /// machine's speed does not distort them.
     pub(crate) fn ratio(&self, peer: &Self) -> Summary {
         Self(self.0.iter().zip(&peer.0).map(|(ours, theirs)| ours / theirs).collect()).summary()
     }
 
-    /// Difference to the peer round by round.
+    /// Returns the differences to the peer, round by round.
     pub(crate) fn less(&self, peer: &Self) -> Self {
         self.0.iter().zip(&peer.0).map(|(ours, theirs)| ours - theirs).collect()
     }

@@ -1,5 +1,5 @@
-//! Time from a request to a sleeping workspace until a command has ended, and until a prompt is
-//! printed. The gateway wakes the workspace.
+//! Measures the time from a request to a sleeping workspace until a command has ended, or until a
+//! shell's prompt is printed. The gateway wakes the workspace.
 
 use std::time::Instant;
 

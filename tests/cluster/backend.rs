@@ -1,5 +1,5 @@
-//! The contract of a backend, for pods: a start creates one pod, storage outlives it, and errors name
-//! their cause.
+//! Tests that the Kubernetes backend fulfils the contract of a backend, without a control plane. A
+//! start creates one pod, storage outlives the pod, and errors name their cause.
 
 use std::{
     env,
@@ -77,11 +77,11 @@ impl BackendFixture {
         timeout(DEADLINE, self.backend.ensure(plan.clone())).await.expect("a start or an error in time")
     }
 
-    /// Waits for the next observation that `select` accepts.
+    /// Waits for the next observation for which `select` returns a value.
     async fn wait_observation<T>(&mut self, what: &str, select: impl Fn(Observation) -> Option<T>) -> T {
         let found = async {
             loop {
-                let next = self.observations.next().await.expect("the stream of observations goes on");
+                let next = self.observations.next().await.expect("the stream of observations continues");
                 if let Some(value) = select(next) {
                     return value;
                 }
@@ -120,7 +120,7 @@ async fn client() -> Client {
     Client::try_default().await.expect("KUBECONFIG names a cluster")
 }
 
-/// A template that injects the agent into an image without one.
+/// Returns the manifest of a template that injects the agent into an image without one.
 fn template(name: &str, image: &str) -> String {
     format!(
         r#"
@@ -163,7 +163,7 @@ async fn start_creates_one_pod_and_storage_outlives_it() {
     let mut fixture = BackendFixture::new().await;
     let first = plan("debian");
     let instance = fixture.start(&first).await.unwrap();
-    assert_eq!(fixture.start(&first).await.unwrap(), instance, "a repeated start is the same instance");
+    assert_eq!(fixture.start(&first).await.unwrap(), instance, "a repeated start returns the same instance");
     fixture.in_pod(&first, "echo kept >~/file && test \"$(id -u)\" = 1000");
     assert!(
         fixture.in_pod(&first, "tr '\\0' ' ' </proc/1/cmdline").contains("podling-agent -- sleep infinity")
@@ -192,7 +192,7 @@ async fn start_creates_one_pod_and_storage_outlives_it() {
     assert_eq!(fixture.in_pod(&second, "cat ~/file"), "kept");
     fixture.backend.stop(second.workspace.clone(), 9).await.unwrap();
 
-    // The deletion of the claim does not delete the data.
+    // The deletion of the claim does not delete the data, because of the finalizer.
     let claim = format!("pvc/workspace-{}", first.workspace);
     let mut new_claim: Value =
         serde_json::from_str(&fixture.space.kubectl(&["get", &claim, "--output=json"]).expect_success())
@@ -202,7 +202,7 @@ async fn start_creates_one_pod_and_storage_outlives_it() {
     assert_eq!(fixture.space.field(&claim, ".metadata.finalizers[0]"), "podling.dev/keep-data");
     let refused = fixture.start(&StartPlan { epoch: 3, ..first.clone() }).await.unwrap_err();
     assert!(refused.to_string().contains("was deleted, so no pod can use it"), "{refused}");
-    // The steps in that message recover the data.
+    // The steps that the message gives recover the data.
     let patch = |object: &str, patch: &str| {
         fixture.space.kubectl(&["patch", object, "--type=merge", "--patch", patch]).expect_success();
     };
@@ -236,7 +236,7 @@ async fn deleted_pod_is_observed_with_its_cause() {
     assert_eq!(fixture.wait_end(&instance).await, "its pod was deleted");
     let again = fixture.start(&StartPlan { epoch: 2, ..first.clone() }).await.unwrap();
     fixture.in_pod(&StartPlan { epoch: 2, ..first.clone() }, "kill -9 -1; true");
-    // No process in the pod can kill its PID 1, but the node can.
+    // No process in the pod can kill PID 1, but the node can.
     let pod = format!("workspace-{}-2", first.workspace);
     fixture.space.kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force"]).expect_success();
     assert_eq!(fixture.wait_end(&again).await, "its pod was deleted");
@@ -307,7 +307,8 @@ async fn agent_identity_follows_from_the_pod_of_its_token() {
     let bound = ["--bound-object-kind=Pod", "--bound-object-name", &pod];
     let same = create_token(&[&[ACCOUNT, "--audience=podling"][..], &bound].concat());
     assert!(reviewer.review(&same).await.unwrap().is_some(), "another token for the same pod is accepted");
-    // To change one letter of the signature would not do: not each bit of the last letter counts.
+    // The signature of another token. If only its last letter were changed, the signature might
+    // stay the same, because some bits of that letter are unused.
     let wrong_signature =
         format!("{}.{}", token.rsplit_once('.').unwrap().0, same.rsplit_once('.').unwrap().1);
     for (why, other) in [
@@ -316,9 +317,9 @@ async fn agent_identity_follows_from_the_pod_of_its_token() {
         ("for no pod", create_token(&[ACCOUNT, "--audience=podling"])),
         ("of another account", create_token(&["default", "--audience=podling"])),
         ("with the signature of another token", wrong_signature),
-        ("that is no JWT", "nonsense".into()),
+        ("that is not a JWT", "nonsense".into()),
     ] {
-        assert!(reviewer.review(&other).await.unwrap().is_none(), "a token {why}");
+        assert!(reviewer.review(&other).await.unwrap().is_none(), "a token {why} is rejected");
     }
     match (with_validity(&token, -60..600), with_validity(&token, -7200..-3600)) {
         (Some(valid), Some(expired)) => {
@@ -326,18 +327,18 @@ async fn agent_identity_follows_from_the_pod_of_its_token() {
                 reviewer.review(&valid).await.unwrap().is_some(),
                 "a valid token that the test signs is accepted"
             );
-            assert!(reviewer.review(&expired).await.unwrap().is_none(), "an expired token");
+            assert!(reviewer.review(&expired).await.unwrap().is_none(), "an expired token is rejected");
         }
         _ => report_skipped("expired tokens", "the cluster's signing key is not readable"),
     }
     let elsewhere = KubernetesReviewer::new(client().await, "default", ACCOUNT);
-    assert!(elsewhere.review(&token).await.unwrap().is_none(), "a token of another namespace");
+    assert!(elsewhere.review(&token).await.unwrap().is_none(), "a token of another namespace is rejected");
     fixture.backend.stop(plan.workspace, 9).await.unwrap();
-    assert!(reviewer.review(&token).await.unwrap().is_none(), "a token of a deleted pod");
+    assert!(reviewer.review(&token).await.unwrap().is_none(), "a token of a deleted pod is rejected");
 }
 
-/// The same token with another validity, in seconds from now, signed by the cluster's key. Returns
-/// `None` if that key is not readable.
+/// Returns the same token with another validity period, in seconds from now, signed with the
+/// cluster's key. Returns `None` if that key is not readable.
 fn with_validity(token: &str, validity: Range<i64>) -> Option<String> {
     let key = PathBuf::from(env::var_os("KUBECONFIG")?).with_file_name("accounts.key");
     let der = ["pkcs8", "-topk8", "-nocrypt", "-outform", "DER", "-in", key.to_str()?];

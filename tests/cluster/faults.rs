@@ -1,5 +1,6 @@
-//! Faults of a cluster, and their effect on users of workspaces. Each test kills programs of the node
-//! or takes its resources. They run alone, one by one (`--ignored --test-threads 1`), in a sandbox.
+//! Faults of a cluster, and their effect on users of workspaces. Each test kills programs of the
+//! node, or uses up its resources. The tests run one after the other, together with those of leader
+//! election, on a node of their own (`cargo xtask cluster faults`).
 
 use std::{
     fs,
@@ -15,12 +16,12 @@ use crate::lifecycle::{
     lock_control_plane, objects_of, patch_spec, run_cli, uid_of_only_pod, wait_state, workspace_id,
 };
 
-/// Deadline for recovery by the node: node leases, restarts of pods, a control plane's return.
+/// Time limit for a recovery by the node, such as the restart of a pod.
 const RECOVERY_DEADLINE: std::time::Duration = std::time::Duration::from_secs(240);
-/// Number of heartbeats of one workspace in two minutes.
+/// Number of heartbeats that one workspace sends in two minutes.
 const HEARTBEATS: usize = 8;
 
-/// A running program of the node, and how it was started.
+/// A running program of the node, with the command and environment that started it.
 struct NodeProgram {
     pid: i32,
     command: Vec<String>,
@@ -49,12 +50,13 @@ impl NodeProgram {
         Self { pid, command: read(pid, "cmdline"), environment: environment.collect() }
     }
 
-    /// Kills the program and waits until its process is gone, because its successor needs its ports.
+    /// Kills the program and waits until its process is gone, because its successor needs its
+    /// ports.
     async fn kill(&self) {
         let (pid, own) = (Pid::from_raw(self.pid).unwrap(), format!("/proc/{}", self.pid));
         kill_process(pid, Signal::KILL).expect("KILL");
         wait_for("the end of the killed program", async || {
-            // A program that a test has restarted is a child of this process.
+            // A program that a test has restarted is a child of this process and must be reaped.
             let _reaped = waitpid(Some(pid), WaitOptions::NOHANG);
             (!Path::new(&own).exists()).then_some(())
         })
@@ -97,7 +99,7 @@ async fn assert_job_runs_on(deployed: &Deployed, name: &str, pod: &str) {
     assert_eq!(uid_of_only_pod(&objects_of(deployed, "pods", &id)), pod);
     let explained = run_cli(deployed, &["explain", name]).await.out();
     let (_, decisions) = explained.split_once("Latest decisions").expect("a log of decisions");
-    assert!(!decisions.contains("asleep"), "the workspace slept: {explained}");
+    assert!(!decisions.contains("asleep"), "the workspace did not sleep: {explained}");
 }
 
 async fn heartbeats(deployed: &Deployed) -> usize {
@@ -118,8 +120,8 @@ async fn api_server_outage_does_not_interrupt_sessions() {
     let api = NodeProgram::named("kube-apiserver");
     let before = heartbeats(deployed).await;
     api.kill().await;
-    // Meanwhile the workspace is usable through the control plane.
-    wait_long(RECOVERY_DEADLINE, "heartbeats of two minutes", async || {
+    // During the outage, the workspace is usable through the control plane.
+    wait_long(RECOVERY_DEADLINE, "the heartbeats of two minutes", async || {
         let done = deployed.cli().run(&["run", "leslie", "--", "cat", "file"]).await;
         assert_eq!(done.out(), "kept\n", "{done:?}");
         (heartbeats(deployed).await >= before + HEARTBEATS).then_some(())
@@ -127,7 +129,8 @@ async fn api_server_outage_does_not_interrupt_sessions() {
     .await;
     let mut programs = vec![api.start()];
     wait_long(RECOVERY_DEADLINE, "the API server", async || api_answers(deployed)).await;
-    // After so long an outage they wait for a minute or more before they connect again.
+    // After such a long outage, these programs would wait for a minute or more before they
+    // reconnect.
     for name in ["kube-controller-manager", "kube-scheduler", "kubelet", "local-path-provisioner"] {
         let program = NodeProgram::named(name);
         program.kill().await;
@@ -140,7 +143,7 @@ async fn api_server_outage_does_not_interrupt_sessions() {
         run_cli(deployed, &["rm", "--discard", name]).await;
     }
     for program in &mut programs {
-        assert!(program.try_wait().unwrap().is_none(), "the programs must run on for the next tests");
+        assert!(program.try_wait().unwrap().is_none(), "restarted programs keep running for the next tests");
     }
 }
 
@@ -155,7 +158,7 @@ async fn restart_of_etcd_and_kubelet_keeps_workspaces() {
         let mut again = program.start();
         wait_long(RECOVERY_DEADLINE, "the API server", async || api_answers(deployed)).await;
         assert_job_runs_on(deployed, "tony", &pod).await;
-        assert!(again.try_wait().unwrap().is_none(), "{name} must run on for the next tests");
+        assert!(again.try_wait().unwrap().is_none(), "{name} keeps running for the next tests");
     }
     wait_long(RECOVERY_DEADLINE, "a ready node", async || {
         let ready = ["wait", "--for=condition=Ready", "node/node0", "--timeout=1s"];
@@ -175,7 +178,7 @@ async fn silent_node_keeps_its_pod_and_no_second_pod_starts() {
     let (id, pod) = create_busy_workspace(deployed, "dennis").await;
     let kubelet = NodeProgram::named("kubelet");
     kubelet.kill().await;
-    // Without the kubelet nothing ends its pod.
+    // Without its kubelet, no program ends the pod.
     patch_spec(deployed, "dennis", r#"{"desiredState": "Asleep"}"#);
     wait_long(RECOVERY_DEADLINE, "a reason that names the cause", async || {
         let [reason, message] = [".status.reason", ".status.message"].map(|of| space.field("ws/dennis", of));
@@ -184,7 +187,7 @@ async fn silent_node_keeps_its_pod_and_no_second_pod_starts() {
         .then_some(())
     })
     .await;
-    // The same holds if the workspace is to be awake again.
+    // No second pod starts either when a user requests wake.
     patch_spec(deployed, "dennis", r#"{"desiredState": "Awake"}"#);
     wait_for("the edit to be observed", async || {
         let [observed, written] = [".status.observedGeneration", ".metadata.generation"];
@@ -204,11 +207,11 @@ async fn silent_node_keeps_its_pod_and_no_second_pod_starts() {
     .await;
     assert_eq!(run_cli(deployed, &["run", "dennis", "--", "cat", "file"]).await.out(), "kept\n");
     run_cli(deployed, &["rm", "--discard", "dennis"]).await;
-    assert!(again.try_wait().unwrap().is_none(), "the program must run on for the next tests");
+    assert!(again.try_wait().unwrap().is_none(), "the kubelet keeps running for the next tests");
 }
 
 #[tokio::test]
-#[ignore = "empties the node"]
+#[ignore = "drains the node"]
 async fn drained_node_returns_workspaces_with_their_files() {
     let (_control, deployed) = lock_control_plane().await;
     let space = deployed.namespace();
@@ -235,7 +238,7 @@ async fn drained_node_returns_workspaces_with_their_files() {
 }
 
 #[tokio::test]
-#[ignore = "takes its pod's memory"]
+#[ignore = "uses all memory of a pod"]
 async fn memory_hog_is_killed_and_the_workspace_survives() {
     let (_control, deployed) = lock_control_plane().await;
     let (id, _) = create_busy_workspace(deployed, "grete").await;
@@ -250,12 +253,12 @@ async fn memory_hog_is_killed_and_the_workspace_survives() {
     .await;
     let pods = objects_of(deployed, "pods", &id);
     let restarts = &pods[0]["status"]["containerStatuses"][0]["restartCount"];
-    assert_eq!(restarts, &Value::from(0), "the pod's container was not restarted");
+    assert_eq!(restarts, &Value::from(0), "the container of the pod was not restarted");
     run_cli(deployed, &["rm", "--discard", "grete"]).await;
 }
 
 #[tokio::test]
-#[ignore = "takes the namespace's quota"]
+#[ignore = "uses up the namespace's quota"]
 async fn exhausted_namespace_quota_queues_the_workspace() {
     let (_control, deployed) = lock_control_plane().await;
     let space = deployed.namespace();
@@ -292,11 +295,11 @@ async fn invalid_spec_affects_only_its_workspace_until_repaired() {
         let patch = ["patch", "ws", "niklaus", "--type=merge", "--patch", spec];
         wait_for("the edit to be accepted", async || space.kubectl(&patch).ok.then_some(())).await;
     };
-    // As an older CRD with fewer rules would accept it.
+    // With these rules removed, the CRD accepts the invalid spec, as an older CRD would.
     replace(r#"{"type": "object", "x-kubernetes-preserve-unknown-fields": true}"#);
     edited(r#"{"spec": {"desiredState": ["nonsense"], "policy": 7}}"#).await;
 
-    // Neither other workspaces nor the start of a control plane are affected.
+    // Other workspaces and the start of a control plane are not affected.
     run_cli(deployed, &["sleep", "--force", "ole"]).await;
     assert_eq!(run_cli(deployed, &["run", "ole", "--", "echo", "here"]).await.out(), "here\n");
     space
@@ -308,7 +311,7 @@ async fn invalid_spec_affects_only_its_workspace_until_repaired() {
     assert_eq!(
         uid_of_only_pod(&objects_of(deployed, "pods", &id)),
         pod,
-        "an unreadable workspace is left alone"
+        "a workspace with an invalid spec keeps its pod"
     );
     let refused = deployed.cli().run(&["create", "niklaus"]).await;
     assert!(refused.err().contains("a workspace named niklaus exists in this namespace"), "{refused:?}");

@@ -1,4 +1,4 @@
-//! Workspaces with a browser IDE, from the shipped images.
+//! Workspaces with a browser IDE that run the shipped images.
 
 use std::time::Duration;
 
@@ -6,10 +6,11 @@ use podling_tests::{cluster::import_ide_image, deployed::Deployed, report_skippe
 
 use crate::lifecycle::{objects_of, run_cli, share_control_plane, uid_of_only_pod, wait_state, workspace_id};
 
-/// Deadline for an IDE's first answer on a machine that starts many programs at once.
+/// Time limit for an IDE's first response on a machine that starts many programs at once.
 const IDE_DEADLINE: Duration = Duration::from_secs(120);
 
-/// Imports the image into the cluster. Returns `false`, and records the skip, if it cannot.
+/// Imports the image into the cluster. Returns whether that succeeded, and otherwise reports that
+/// the test is skipped.
 fn import_image(name: &str) -> bool {
     let imported = import_ide_image(name);
     if let Err(why) = &imported {
@@ -18,9 +19,9 @@ fn import_image(name: &str) -> bool {
     imported.is_ok()
 }
 
-/// Checks that the IDE answers inside the pod before and after sleep, and that files survive.
+/// Asserts that the IDE responds in the pod before and after a sleep, and that files survive.
 async fn check_ide(deployed: &Deployed, template: &str, name: &str, page: &str) {
-    // Less than the template requests, because the test machine is small.
+    // Fewer resources than the template requests, because the test machine is small.
     let workspace = format!(
         r#"{{"apiVersion": "podling.dev/v1alpha1", "kind": "Workspace", "metadata": {{"name": "{name}"}},
             "spec": {{"owner": "{name}", "template": "{template}",
@@ -49,13 +50,13 @@ async fn check_ide(deployed: &Deployed, template: &str, name: &str, page: &str) 
         .await;
     };
     let first = uid_of_only_pod(&objects_of(deployed, "pods", &id));
-    wait_ide("an answer of the IDE").await;
+    wait_ide("a response of the IDE").await;
     run_cli(deployed, &["run", &id, "--", "sh", "-c", "echo kept >file; id -u"]).await;
     run_cli(deployed, &["sleep", "--force", &id]).await;
     wait_state(deployed, name, "asleep").await;
     assert_eq!(run_cli(deployed, &["run", &id, "--", "cat", "file"]).await.out(), "kept\n");
     assert_ne!(uid_of_only_pod(&objects_of(deployed, "pods", &id)), first);
-    wait_ide("an answer of the IDE after sleep").await;
+    wait_ide("a response of the IDE after sleep").await;
     run_cli(deployed, &["rm", "--discard", &id]).await;
     wait_for("the deletion of its pod", async || objects_of(deployed, "pods", &id).is_empty().then_some(()))
         .await;

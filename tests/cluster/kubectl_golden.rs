@@ -1,10 +1,10 @@
-//! Golden files of what kubectl prints. They hold the words; what differs between runs is replaced by
-//! a word in capitals.
+//! Compares the output of kubectl with golden files. Values that differ between runs are replaced
+//! by words in capitals.
 
 use std::{env, fs, path::Path};
 
-/// Compares the text with `tests/cluster/golden/NAME.txt`. `PODLING_UPDATE_GOLDEN=1` rewrites the file
-/// instead. `replaced` has values of this run and the words that stand for them.
+/// Compares the text with `tests/cluster/golden/NAME.txt`. With `PODLING_UPDATE_GOLDEN=1`, rewrites
+/// the file instead. `replaced` has values of this run and the words that replace them.
 pub(crate) fn assert_golden(name: &str, text: &str, replaced: &[(&str, &str)]) {
     let text: String = text.lines().map(|line| comparable(line, replaced) + "\n").collect();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("cluster/golden/{name}.txt"));
@@ -16,8 +16,8 @@ pub(crate) fn assert_golden(name: &str, text: &str, replaced: &[(&str, &str)]) {
     assert_eq!(text, expected, "{} differs; run again with PODLING_UPDATE_GOLDEN=1", path.display());
 }
 
-/// Keeps the indentation and puts one blank between words: a column is as wide as its longest value,
-/// which differs between runs.
+/// Returns the line with its values replaced and one space between words. The width of a column
+/// differs between runs, because it is that of the longest value.
 fn comparable(line: &str, replaced: &[(&str, &str)]) -> String {
     let indentation = &line[..line.len() - line.trim_start().len()];
     let mut line = line.to_owned();

@@ -1,5 +1,5 @@
-//! Two replicas of the control plane: one decides, and the other forwards to it and takes over when it
-//! is killed or stopped.
+//! Two replicas of the control plane. The standby replica forwards connections to the leader, and
+//! takes over when the leader is killed, stopped or suspended.
 
 use std::fs;
 
@@ -15,17 +15,17 @@ use crate::lifecycle::{
     workspace_id,
 };
 
-/// The address of the leader.
+/// Returns the leader's IP address, from the annotation of the Lease.
 fn leader_address(deployed: &Deployed) -> String {
     deployed.namespace().field("lease/podling-control", r".metadata.annotations.podling\.dev/address")
 }
 
-/// The holder of the lease, or an empty string.
+/// Returns the holder of the Lease, or an empty string.
 fn lease_holder(deployed: &Deployed) -> String {
     deployed.namespace().field("lease/podling-control", ".spec.holderIdentity")
 }
 
-/// The name of the leader's pod.
+/// Returns the name of the leader's pod.
 fn leader_pod(deployed: &Deployed) -> String {
     let address = leader_address(deployed);
     let pods = control_pods(deployed);
@@ -36,7 +36,7 @@ fn leader_pod(deployed: &Deployed) -> String {
         .to_owned()
 }
 
-/// The sum of the restarts of the control plane's containers.
+/// Returns the number of restarts of all containers of the control plane.
 fn container_restarts(deployed: &Deployed) -> u64 {
     let count = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64();
     control_pods(deployed).iter().filter_map(count).sum()
@@ -52,7 +52,7 @@ async fn kill_leader_after(deployed: &Deployed, name: &str, state: &str) {
     // kubectl prints nothing if the workspace is deleted already.
     let object = format!("ws/{name}");
     let now = || deployed.namespace().kubectl(&["get", &object, "--output", "jsonpath={.status.state}"]).out;
-    assert!(wait_blocking_every_ms(|| now() != state), "{name} stays {state:?}");
+    assert!(wait_blocking_every_ms(|| now() != state), "{name} leaves {state:?}");
     deployed.namespace().kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force"]).expect_success();
     wait_another_leader(deployed, &old).await;
 }
@@ -74,7 +74,7 @@ async fn killed_leader_is_replaced_in_each_transition() {
     deployed.wait_ready();
     let id = workspace_id(deployed, "barbara");
     let pods = objects_of(deployed, "pods", &id);
-    assert_eq!(pods.len(), 1, "the workspace has more than one pod: {pods:#?}");
+    assert_eq!(pods.len(), 1, "the workspace has one pod: {pods:#?}");
     run_cli(deployed, &["run", &id, "--", "sh", "-c", "echo here >file"]).await;
 
     patch_spec(deployed, "barbara", r#"{"desiredState": "Asleep"}"#);
@@ -106,10 +106,11 @@ async fn killed_leader_is_replaced_in_each_transition() {
 #[tokio::test]
 async fn terminated_leader_releases_its_lease() {
     let (_control, deployed) = lock_control_plane().await;
-    // The other replica may not have observed the release when the pod is gone.
+    // The holder is compared instead of the leader's address, because the standby replica may not
+    // have taken the Lease yet when the pod is gone.
     let (old, pod) = (lease_holder(deployed), leader_pod(deployed));
     deployed.namespace().kubectl(&["delete", "pod", &pod]).expect_success();
-    assert_ne!(lease_holder(deployed), old, "the lease was not released before the pod was gone");
+    assert_ne!(lease_holder(deployed), old, "the Lease is released before the pod is gone");
     deployed.wait_ready();
 }
 
@@ -129,7 +130,7 @@ async fn copied_manifest_does_not_take_over_the_original() {
         space.field("ws/admiral", ".status.message").contains("belongs to the workspace grace").then_some(())
     })
     .await;
-    // The next leader decides the same.
+    // The next leader does not serve the copy either.
     space
         .kubectl(&["delete", "pod", "--selector", "app.kubernetes.io/name=podling-control"])
         .expect_success();
@@ -184,7 +185,7 @@ async fn rolling_update_costs_a_terminal_only_a_reconnect() {
     space.kubectl(&["rollout", "restart", "deployment/podling-control"]).expect_success();
     let mut lines = 0;
     wait_for("new replicas", async || {
-        // The shell counts the lines, so a new shell would be noticed.
+        // The shell counts the lines, so the log shows if a new shell was started.
         writer.type_text("n=$((n+1)); echo $n >>log\r").await;
         lines += 1;
         let now = control_pods(deployed);
@@ -200,7 +201,7 @@ async fn rolling_update_costs_a_terminal_only_a_reconnect() {
         (inside.sh("cat log").await == expected).then_some(())
     })
     .await;
-    assert_eq!(writer.counts.epoch_changes, 0, "the terminal was restarted: {:?}", writer.counts);
+    assert_eq!(writer.counts.epoch_changes, 0, "the terminal was not restarted: {:?}", writer.counts);
     assert_eq!(uid_of_only_pod(&objects_of(deployed, "pods", &id)), pod);
     run_cli(deployed, &["rm", "--discard", "frances"]).await;
 }
@@ -229,7 +230,7 @@ async fn resumed_stale_leader_changes_nothing() {
     wait_state(deployed, "donald", "asleep").await;
     patch_spec(deployed, "donald", r#"{"desiredState": "Awake"}"#);
     wait_state(deployed, "donald", "awake").await;
-    // Only the record is compared, because the new leader goes on to update the displayed fields.
+    // Only the record is compared, because the new leader continues to update the displayed fields.
     let (pod, record) = (
         uid_of_only_pod(&objects_of(deployed, "pods", &id)),
         deployed.namespace().field("ws/donald", ".status.record"),
@@ -238,14 +239,22 @@ async fn resumed_stale_leader_changes_nothing() {
     kill_process(process, Signal::CONT).unwrap();
     wait_for("the stale leader's exit", async || (container_restarts(deployed) > restarted).then_some(()))
         .await;
-    assert_eq!(uid_of_only_pod(&objects_of(deployed, "pods", &id)), pod, "the pod is unchanged");
-    assert_eq!(deployed.namespace().field("ws/donald", ".status.record"), record, "the record is unchanged");
+    assert_eq!(
+        uid_of_only_pod(&objects_of(deployed, "pods", &id)),
+        pod,
+        "the stale leader does not replace the pod"
+    );
+    assert_eq!(
+        deployed.namespace().field("ws/donald", ".status.record"),
+        record,
+        "the stale leader does not write the record"
+    );
     assert_ne!(leader_address(deployed), old);
     deployed.wait_ready();
     run_cli(deployed, &["rm", "--discard", "donald"]).await;
 }
 
-/// The process of the replica with this address, found on the node.
+/// Finds the process of the replica with this address. The node must be this machine.
 fn process_of(address: &str) -> Pid {
     let variable_of_replica = format!("PODLING_ADVERTISE={address}");
     let processes = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {

@@ -1,11 +1,12 @@
-//! The lifecycle of workspaces as pods under the deployed control plane, driven by the CLI and by
-//! kubectl, and after the loss of pods.
+//! The lifecycle of workspaces as pods of the deployed control plane: by the CLI, by kubectl, and
+//! after the loss of pods. Also helpers for the other tests.
 
 use podling_tests::{CommandOutput, deployed::Deployed, wait_for};
 use serde_json::Value;
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Most tests share the control plane. A test that disturbs it holds this lock for writing.
+/// Tests that share the control plane hold this lock for reading. A test that disturbs the control
+/// plane holds it for writing.
 static CONTROL_PLANE: RwLock<()> = RwLock::const_new(());
 
 const CONTROL_PODS: &str = "app.kubernetes.io/name=podling-control";
@@ -28,17 +29,17 @@ pub(crate) async fn wait_state(deployed: &Deployed, name: &str, state: &str) {
     deployed.namespace().wait(&condition, &object).expect_success();
 }
 
-/// Pods or claims (`kind`) of a workspace.
+/// Returns the objects of this kind, such as "pods" or "pvc", of the workspace with this id.
 pub(crate) fn objects_of(deployed: &Deployed, kind: &str, id: &str) -> Vec<Value> {
     list(deployed, kind, &format!("podling.dev/workspace={id}"))
 }
 
-/// Pods of the control plane.
+/// Returns the pods of the control plane.
 pub(crate) fn control_pods(deployed: &Deployed) -> Vec<Value> {
     list(deployed, "pods", CONTROL_PODS)
 }
 
-/// Merges `spec` into the workspace's spec by kubectl.
+/// Merges `spec`, which is JSON, into the spec of the `Workspace` resource.
 pub(crate) fn patch_spec(deployed: &Deployed, name: &str, spec: &str) {
     let patch = format!("{{\"spec\": {spec}}}");
     deployed.namespace().kubectl(&["patch", "ws", name, "--type=merge", "--patch", &patch]).expect_success();
@@ -101,7 +102,7 @@ async fn workspace_runs_sleeps_and_is_restored_from_its_archive() {
     );
     assert!(
         !deployed.namespace().kubectl(&["get", &archives]).ok,
-        "the WorkspaceArchives resource still exists after the restore"
+        "the WorkspaceArchive is deleted with the restore"
     );
     run_cli(deployed, &["rm", "--discard", "ada"]).await;
 }
@@ -162,7 +163,7 @@ async fn kubectl_alone_controls_the_whole_lifecycle() {
     );
     assert_eq!(observed, written);
 
-    // The archive outlives the resource, also with a cascading deletion.
+    // The archive outlives the resource even if the deletion cascades.
     space.kubectl(&["delete", "ws", "grace", "--cascade=foreground", "--timeout=60s"]).expect_success();
     let archive = space.field(&format!("wsa/{id}"), ".spec.newest");
     assert!(archive.starts_with(&format!("workspace-{id}-")), "{archive}");
@@ -182,7 +183,7 @@ async fn deleted_or_evicted_pod_is_replaced_with_its_files() {
         if how == "delete" {
             space.kubectl(&["delete", "pod", &name, "--wait=false"]).expect_success();
         } else {
-            // As a drain of the node evicts.
+            // A drain of the node evicts pods by the same request.
             let eviction = format!(
                 r#"{{"apiVersion": "policy/v1", "kind": "Eviction",
                     "metadata": {{"name": "{name}", "namespace": "podling"}}}}"#
@@ -222,7 +223,7 @@ async fn killed_control_plane_finds_running_workspaces() {
         .namespace()
         .kubectl(&["delete", "pod", "--selector", CONTROL_PODS, "--grace-period=0", "--force"])
         .expect_success();
-    // An edit while no control plane runs.
+    // This edit is written while no control plane runs.
     patch_spec(deployed, "edsger", r#"{"policy": {"idleTimeout": "3h"}}"#);
     wait_for("new pods of the control plane", async || {
         let new = pod_uids();

@@ -1,4 +1,4 @@
-//! Tests that need a real Kubernetes cluster.
+//! Tests that need a Kubernetes cluster. `cargo xtask cluster test` and `faults` run them.
 
 mod backend;
 mod custom_resources;

@@ -1,5 +1,5 @@
-//! Deletion of a namespace with its workspaces: data without an archive is retained, and the status says
-//! why. The control plane runs elsewhere, because it would be deleted too.
+//! Deletion of a namespace with its workspaces. Data without an archive is retained, and the status
+//! says why. The control plane runs outside of the cluster, because it would be deleted too.
 
 use std::{fs, time::Duration};
 
@@ -9,7 +9,7 @@ use podling_tests::{
     report_skipped, wait_long,
 };
 
-/// Deadline for several attempts to archive.
+/// Time limit for several attempts to archive.
 const ARCHIVE_DEADLINE: Duration = Duration::from_secs(240);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -41,12 +41,12 @@ async fn deleted_namespace_retains_data_without_an_archive() {
         assert_eq!(fs::read_to_string(home.join("file")).unwrap(), "kept\n");
     }
 
-    // The lease was deleted first, and none can be created in a terminating namespace.
-    wait_long(ARCHIVE_DEADLINE, "a log message that it keeps the leadership", async || {
+    // The Lease was deleted too, and no new one can be created in a terminating namespace.
+    wait_long(ARCHIVE_DEADLINE, "a log message that the process stays the leader", async || {
         podling.log().contains("the namespace is being deleted with the lease").then_some(())
     })
     .await;
-    // Discarded workspaces are deleted, and then nothing holds the namespace.
+    // Discarded workspaces are deleted, and then no finalizer is left in the namespace.
     for name in names {
         space.kubectl(&["annotate", "ws", name, "podling.dev/discard=true"]).expect_success();
     }

@@ -1,5 +1,5 @@
-//! Archives in a bucket: the deployed control plane with an S3 server over HTTPS, and deletions during
-//! an outage of that server.
+//! Archives in a bucket of an S3 server that the deployed control plane reaches over HTTPS, and
+//! deletions of workspaces during an outage of that server.
 
 use std::{
     fs,
@@ -24,10 +24,10 @@ const PROGRAM: &str = "s3s-fs";
 const USER: &str = "podling";
 const PASSWORD: &str = "not-a-secret";
 const BUCKET: &str = "archives";
-/// Mount path of the CA certificate in the control plane's pods.
+/// Directory of the S3 server's CA certificate in the control plane's pods.
 const TRUSTED_CA_DIR: &str = "/trusted";
 
-/// An S3 server on the node, whose buckets are directories. It serves HTTP behind a TLS proxy.
+/// An S3 server on the node whose buckets are directories. It serves HTTP behind a TLS proxy.
 struct S3Server {
     directory: TempDir,
     address: SocketAddr,
@@ -37,7 +37,8 @@ struct S3Server {
 }
 
 impl S3Server {
-    /// Returns `None` if the cluster's node is not this machine.
+    /// Creates the bucket and starts the TLS proxy. Returns `None` if the cluster's node is not
+    /// this machine.
     async fn new() -> Option<Self> {
         let (directory, address) = (tempfile::tempdir().expect("a directory"), free_node_address()?);
         fs::create_dir(directory.path().join(BUCKET)).expect("a bucket");
@@ -69,7 +70,7 @@ impl S3Server {
         }
     }
 
-    /// Names of the objects in the bucket below the prefix `podling`.
+    /// Returns the names of the objects in the bucket below the prefix `podling`.
     fn objects(&self) -> Vec<String> {
         let prefix: PathBuf = self.directory.path().join(BUCKET).join("podling");
         if prefix.exists() { names(&prefix) } else { Vec::new() }
@@ -82,7 +83,8 @@ impl Drop for S3Server {
     }
 }
 
-/// The control plane with its backup store in the bucket. Dropping it restores the store on a volume.
+/// The control plane with its backup store in the bucket. Dropping this moves the backup store back
+/// to the volume.
 struct ControlPlaneWithBucket<'a>(&'a Deployed);
 
 impl<'a> ControlPlaneWithBucket<'a> {
@@ -112,7 +114,7 @@ impl<'a> ControlPlaneWithBucket<'a> {
 impl Drop for ControlPlaneWithBucket<'_> {
     fn drop(&mut self) {
         let space = self.0.namespace();
-        // Without the variable the image's own trust store applies.
+        // Without SSL_CERT_FILE, the image's own trusted certificates are used.
         set_environment(
             space,
             &["PODLING_BACKUPS=file:///backups/podling".to_owned(), "SSL_CERT_FILE-".to_owned()],
@@ -157,7 +159,7 @@ async fn deletion_waits_for_the_bucket_or_is_discarded() {
     let space = deployed.namespace();
     run_cli(deployed, &["create", "gertrude", "--archive-after", "1s"]).await;
     let id = workspace_id(deployed, "gertrude");
-    // More than one part of a multipart upload.
+    // The upload of this much data has several parts.
     let fill = "head -c 20M /dev/urandom >noise && sha256sum noise >sums";
     run_cli(deployed, &["run", "gertrude", "--", "sh", "-c", fill]).await;
     run_cli(deployed, &["sleep", "--force", "gertrude"]).await;
@@ -167,7 +169,8 @@ async fn deletion_waits_for_the_bucket_or_is_discarded() {
     let checked = run_cli(deployed, &["run", "gertrude", "--", "sha256sum", "--check", "sums"]).await.out();
     assert_eq!(checked, "noise: OK\n");
 
-    // No data is deleted without an archive. The status has the reason and the remedy.
+    // While the bucket is unreachable, no data is deleted. The status has the reason and the
+    // remedy.
     run_cli(deployed, &["create", "hedy"]).await;
     let other = workspace_id(deployed, "hedy");
     server.kill();

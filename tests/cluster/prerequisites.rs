@@ -1,11 +1,11 @@
-//! Features of Kubernetes that Podling needs: Pod Security "restricted", volumes that outlive pods,
-//! in-place resize, and tokens for one audience.
+//! Tests that the cluster has the features of Kubernetes that Podling needs: Pod Security
+//! "restricted", volumes that outlive pods, in-place resize, and tokens for one audience.
 
 use podling_tests::cluster::{Namespace, image, kubectl};
 use serde_json::Value;
 
-/// Manifest of an idle pod that is as restricted as a workspace's. `more` is YAML that follows the
-/// container's security context.
+/// Returns the manifest of an idle pod that is as restricted as a workspace's pod. `more` is YAML
+/// that follows the container's security context.
 fn pod(name: &str, more: &str) -> String {
     let image = image("debian:bookworm-slim");
     format!(

@@ -1,4 +1,4 @@
-//! Resize of a workspace while a job runs in it.
+//! Resizes of a workspace, by kubectl, while its programs run.
 
 use podling_tests::{cluster::MEMORY_LIMIT, wait_for};
 use serde_json::Value;
@@ -29,7 +29,7 @@ async fn running_job_survives_resize_up_and_down() {
         .await;
     }
     let pods = objects_of(deployed, "pods", &id);
-    assert_eq!(uid_of_only_pod(&pods), served_by, "the pod was replaced");
+    assert_eq!(uid_of_only_pod(&pods), served_by, "the pod was not replaced");
     assert_eq!(pods[0]["status"]["containerStatuses"][0]["restartCount"], 0);
     run_cli(deployed, &["run", "ken", "--", "sh", "-c", "kill -0 $(cat job)"]).await;
     run_cli(deployed, &["rm", "--discard", "ken"]).await;
@@ -56,7 +56,7 @@ async fn impossible_resize_is_reported_and_the_workspace_runs_on() {
         })
         .await;
     };
-    // Other pods already use a part of the node.
+    // Not all cores of the node are free, because other pods already request a part of them.
     resize(cores.to_string(), "ResizeDeferred", "waiting for free resources on its node").await;
     resize((cores * 4).to_string(), "ActionFailed", "its node can never provide these resources").await;
     let condition = ".status.conditions[?(@.type=='Resized')]";

@@ -1,5 +1,5 @@
-//! The status of a workspace in kubectl: activity, pod, next transition, and Events. An unchanged
-//! workspace causes no writes.
+//! The status and the Events of a workspace as kubectl shows them. An unchanged workspace causes no
+//! writes.
 
 use std::{collections::BTreeMap, env, fs, time::Duration};
 
@@ -11,13 +11,14 @@ use crate::{
     lifecycle::{objects_of, patch_spec, run_cli, share_control_plane, uid_of_only_pod, workspace_id},
 };
 
-/// Environment variable with the path of the API server's audit log, which the sandbox's node writes.
+/// Environment variable with the path of the API server's audit log. Only the sandbox sets it.
 const AUDIT_LOG: &str = "PODLING_AUDIT_LOG";
-/// Deadline that is long enough for large values of the two variables below.
+/// Time limit that is long enough for large values of [`IDLE_WORKSPACES`] and [`IDLE_HEARTBEATS`].
 const LONG_DEADLINE: Duration = Duration::from_secs(20 * 60);
-/// Upper bound of the writes for each workspace before its status is complete.
+/// Largest number of writes for each workspace, on average, until its status is complete.
 const SETTLING_WRITES: usize = 3;
-/// Environment variables with the number of idle workspaces, and the number of heartbeats of each.
+/// Environment variables with the number of idle workspaces (default 4), and the number of
+/// heartbeats of each during which nothing may be written (default 5).
 const IDLE_WORKSPACES: &str = "PODLING_IDLE_WORKSPACES";
 const IDLE_HEARTBEATS: &str = "PODLING_IDLE_BEATS";
 
@@ -32,7 +33,7 @@ fn condition(status: &Value, kind: &str) -> String {
     found.map(|found| found["status"].as_str().unwrap().to_owned()).unwrap_or_default()
 }
 
-/// Reasons of the Events of a workspace, in order of time.
+/// Returns the reasons of the Events of a workspace, oldest first.
 fn events(deployed: &Deployed, name: &str) -> Vec<String> {
     let about = format!("involvedObject.kind=Workspace,involvedObject.name={name}");
     let list = ["get", "events", "--field-selector", &about, "--output", "json"];
@@ -85,7 +86,7 @@ async fn status_and_events_show_activity_and_transitions() {
     assert_golden("get-ws-asleep", &kubectl(&["get", "ws", "mary"]), &replaced);
     let described = kubectl(&["describe", "ws", "mary", "--show-events=false"]);
     let (_, status) = described.split_once("\nStatus:\n").expect("a status");
-    // The record is the control plane's own. Its lines are indented further than its name.
+    // The record is internal, so it is left out. Its lines are indented further than its name.
     let mut is_record = false;
     let status = status.lines().filter(|line| {
         if !line.starts_with("   ") {
@@ -142,12 +143,13 @@ async fn externally_modified_status_is_rewritten() {
     assert_eq!(
         uid_of_only_pod(&objects_of(deployed, "pods", &workspace_id(deployed, "eve"))),
         pod,
-        "the pod was replaced"
+        "the pod was not replaced"
     );
     run_cli(deployed, &["rm", "--discard", "eve"]).await;
 }
 
-/// [`wait_state`] with a longer deadline, for many workspaces that start at once.
+/// Waits until the `Workspace` resource has this state, for up to [`LONG_DEADLINE`], because many
+/// workspaces start at once.
 fn wait_state_long(deployed: &Deployed, name: &str, state: &str) {
     let (state, timeout) = (
         format!("--for=jsonpath={{.status.state}}={state}"),
@@ -156,7 +158,8 @@ fn wait_state_long(deployed: &Deployed, name: &str, state: &str) {
     deployed.namespace().kubectl(&["wait", &state, &timeout, &format!("ws/{name}")]).expect_success();
 }
 
-/// Writes to workspaces, pods and claims of `ids` (by name) since this offset in the audit log.
+/// Returns the write requests since offset `since` in the audit log that concern resources, pods
+/// and claims of these workspaces. `ids` has the id of each workspace by its name.
 fn writes_since(log: &str, since: usize, ids: &BTreeMap<String, String>) -> Vec<String> {
     let log = fs::read(log).unwrap();
     let lines = String::from_utf8_lossy(&log[since..]).into_owned();
@@ -171,7 +174,8 @@ fn writes_since(log: &str, since: usize, ids: &BTreeMap<String, String>) -> Vec<
     requests.filter(concerns_ids).map(describe).collect()
 }
 
-/// Path of the API server's audit log. Without one, records that the test of `what` is skipped.
+/// Returns the path of the API server's audit log. If there is none, reports that the test of
+/// `what` is skipped.
 fn audit_log(what: &str) -> Option<String> {
     let log = env::var(AUDIT_LOG).ok();
     if log.is_none() {
@@ -189,7 +193,7 @@ async fn discarding_the_last_archive_creates_no_workspace() {
     run_cli(deployed, &["rm", "kathleen"]).await;
     let (archives, since) = (format!("wsa/{}", ids["kathleen"]), fs::metadata(&log).unwrap().len() as usize);
     run_cli(deployed, &["rm", "--discard", &ids["kathleen"]]).await;
-    assert!(!deployed.namespace().kubectl(&["get", &archives]).ok, "the archives resource still exists");
+    assert!(!deployed.namespace().kubectl(&["get", &archives]).ok, "the WorkspaceArchive is deleted");
     let created: Vec<_> =
         writes_since(&log, since, &ids).into_iter().filter(|what| what.starts_with("\"create\"")).collect();
     assert_eq!(created, [] as [String; 0]);
@@ -214,14 +218,14 @@ async fn unchanged_workspaces_cause_no_writes() {
     let mut ids = BTreeMap::new();
     for (n, name) in names.iter().enumerate() {
         wait_state_long(deployed, name, "awake");
-        // Half of them sleep.
+        // Every second workspace sleeps.
         if n % 2 == 1 {
             patch_spec(deployed, name, r#"{"desiredState": "Asleep"}"#);
             wait_state_long(deployed, name, "asleep");
         }
         ids.insert(name.clone(), workspace_id(deployed, name));
     }
-    // The status is written at once and again after half a minute. Then it must not change.
+    // The status is written at once, and again after half a minute. After that it must not change.
     let (mut since, mut writes) = (fs::metadata(&log).unwrap().len() as usize, 0);
     let received = async || {
         let metrics = deployed.metrics().await;
@@ -235,7 +239,10 @@ async fn unchanged_workspaces_cause_no_writes() {
             (fs::metadata(&log).unwrap().len() as usize, writes_since(&log, since, &ids));
         if !new_writes.is_empty() {
             writes += new_writes.len();
-            assert!(writes <= workspaces * SETTLING_WRITES, "the status does not settle: {new_writes:#?}");
+            assert!(
+                writes <= workspaces * SETTLING_WRITES,
+                "the status settles after a few writes: {new_writes:#?}"
+            );
             (since, from) = (length, now);
         }
         (now - from >= heartbeats * workspaces.div_ceil(2)).then_some(())
@@ -247,7 +254,7 @@ async fn unchanged_workspaces_cause_no_writes() {
         deployed.namespace().kubectl(&["delete", &workspace, "--timeout=120s"]).expect_success();
         assert!(
             !deployed.namespace().kubectl(&["get", &format!("wsa/{}", ids[name])]).ok,
-            "the archives resource still exists"
+            "the WorkspaceArchive is deleted"
         );
     }
 }

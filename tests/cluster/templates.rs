@@ -1,4 +1,4 @@
-//! Inheritance from templates, and workspaces of two owners with the same name.
+//! Fields that workspaces inherit from templates, and workspaces of two owners with the same name.
 
 use podling_tests::{cluster::image, deployed::Deployed, wait_for};
 use serde_json::Value;
@@ -66,13 +66,13 @@ async fn template_change_reaches_inherited_fields_only() {
         "inherited fields are not copied into the spec"
     );
 
-    // Environment and ports change with the next pod.
+    // A change of environment and ports takes effect with the next pod.
     run_cli(deployed, &["sleep", "--force", &anita]).await;
     assert_eq!(variable_in_pod(deployed, &anita, "GREETING").await, "good morning");
     let ports = objects_of(deployed, "pods", &anita)[0]["spec"]["containers"][0]["ports"].clone();
     assert_eq!((&ports[0]["name"], &ports[0]["containerPort"]), (&Value::from("web"), &Value::from(4000)));
 
-    // A field in the spec stays as written.
+    // A field that a user writes into the spec is retained as written.
     patch_spec(deployed, "anita", r#"{"policy": {"idleTimeout": "8h"}}"#);
     wait_policy(deployed, &anita, "8h").await;
     assert_eq!(space.field("ws/anita", ".spec.policy"), r#"{"idleTimeout":"8h"}"#);

@@ -1,4 +1,5 @@
-//! Clients that connect to an agent without the gateway: TLS over its unix socket or to its pod.
+//! Creates clients that connect to an agent without the gateway, with TLS over its unix socket or
+//! to its pod.
 
 use std::{
     fs, io,
@@ -18,24 +19,24 @@ use tonic::transport::Endpoint;
 
 use crate::{client::Client, tls};
 
-/// The name in an agent's certificate.
+/// DNS name in the certificate of an agent.
 const CERTIFICATE_NAME: &str = "podling-agent";
 
 /// Address of an agent, or of the control plane's listener for agents.
 #[derive(Debug, Clone)]
 pub enum DialAddress {
-    /// For workspaces that are processes.
+    /// Socket of a workspace that is a set of processes.
     Unix(PathBuf),
-    /// For workspaces that are pods.
+    /// Address of a workspace that is a pod.
     Tcp(SocketAddr),
 }
 
-/// A client without a token that accepts only the certificate with this fingerprint.
+/// Creates a client without a token that accepts only the certificate with this fingerprint.
 pub fn pinned_client(address: DialAddress, fingerprint: &str) -> Client {
     client_over(address, tls::pinned(Some(fingerprint)))
 }
 
-/// A client without a token that accepts any certificate.
+/// Creates a client without a token that accepts any certificate.
 pub fn unpinned_client(address: DialAddress) -> Client {
     client_over(address, tls::pinned(None))
 }
@@ -66,7 +67,7 @@ impl DialAddress {
     }
 }
 
-/// Connects to a unix socket whose path may be longer than the 108 bytes of a socket address.
+/// Connects to a unix socket whose path may be longer than a socket address permits (108 bytes).
 async fn connect(socket: &Path) -> io::Result<UnixStream> {
     // A path through the directory's descriptor is short, however deep the directory is.
     let dir = fs::File::open(socket.parent().unwrap_or(Path::new("/")))?;

@@ -1,4 +1,4 @@
-//! Runs `podling` as a user or a script does.
+//! Runs the command `podling` as a user or a script does.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,7 +20,7 @@ pub struct Cli {
 /// Exit code and output of a finished command.
 #[derive(Debug)]
 pub struct CommandOutput {
-    /// The exit code; `None` if a signal ended the command.
+    /// Exit code; `None` if a signal ended the command.
     pub code: Option<i32>,
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
@@ -28,7 +28,7 @@ pub struct CommandOutput {
 }
 
 impl Cli {
-    /// A shell in `home` with only the variables that every login sets.
+    /// Creates a shell in `home` with only the variables that every login sets.
     pub fn new(home: &Path) -> Self {
         Self { home: home.to_owned(), envs: Vec::new() }
     }
@@ -86,13 +86,13 @@ impl CommandOutput {
         Self { code: output.status.code(), stdout: output.stdout, stderr: output.stderr, command }
     }
 
-    /// Panics with the command's output unless its exit code is 0.
+    /// Returns the output if the exit code is 0. Otherwise panics with the output.
     #[track_caller]
     pub fn ok(self) -> Self {
         self.exits(0)
     }
 
-    /// Panics with the command's output unless its exit code is `code`.
+    /// Returns the output if the exit code is `code`. Otherwise panics with the output.
     #[track_caller]
     pub fn exits(self, code: i32) -> Self {
         assert!(
@@ -114,7 +114,7 @@ impl CommandOutput {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
-    /// Parses stdout as JSON; panics if it is something else.
+    /// Parses stdout as JSON. Panics if it is not JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
         match serde_json::from_slice(&self.stdout) {

@@ -1,4 +1,4 @@
-//! Typed clients of all Podling services, generated from the `.proto` files that users have too.
+//! Typed clients of all services of Podling, generated from the same `.proto` files that users get.
 
 use podling_proto::{
     agent::v1::{
@@ -21,17 +21,17 @@ use tonic::{
 /// A channel that adds a token and a workspace id to the metadata of each call.
 pub type AuthenticatedChannel = InterceptedService<Channel, CallMetadata>;
 
-/// Maximum size of a response: `Run` may return 8 MiB each of stdout and stderr.
+/// Maximum size of a response. `Run` may return 8 MiB each of stdout and stderr.
 const MAX_RESPONSE_BYTES: usize = 32 * 1024 * 1024;
 
-/// A caller: a channel, an optional token and an optional workspace.
+/// A caller with an optional token, which may address one workspace. Clones share the channel.
 #[derive(Debug, Clone)]
 pub struct Client {
     channel: Channel,
     call_metadata: CallMetadata,
 }
 
-/// Metadata of each call.
+/// Metadata that is added to each call.
 #[derive(Debug, Clone, Default)]
 pub struct CallMetadata {
     token: Option<MetadataValue<Ascii>>,
@@ -42,13 +42,13 @@ pub struct CallMetadata {
 // === impl Client ===
 
 impl Client {
-    /// A caller without a token. Connects to `url` with the first call.
+    /// Creates a caller without a token. It connects to `url` at the first call.
     pub fn new(url: &str) -> Self {
         let endpoint = Endpoint::from_shared(url.to_owned()).expect("a URL");
         Self::from_channel(endpoint.connect_lazy())
     }
 
-    /// A caller without a token on an existing channel.
+    /// Creates a caller without a token on an existing channel.
     pub fn from_channel(channel: Channel) -> Self {
         Self { channel, call_metadata: CallMetadata::default() }
     }
@@ -74,7 +74,7 @@ impl Client {
         self
     }
 
-    /// The channel for calls without a generated client.
+    /// Returns the channel, for calls without a generated client.
     pub fn channel(&self) -> AuthenticatedChannel {
         InterceptedService::new(self.channel.clone(), self.call_metadata.clone())
     }
@@ -91,7 +91,7 @@ impl Client {
         TokensClient::new(self.channel())
     }
 
-    /// The service that agents call; users' tokens are rejected.
+    /// Returns a client of the service that agents call. It rejects users' tokens.
     pub fn agents(&self) -> AgentsClient<AuthenticatedChannel> {
         AgentsClient::new(self.channel())
     }

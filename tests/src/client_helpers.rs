@@ -1,4 +1,4 @@
-//! Common operations in a workspace, one function each.
+//! Shortens common calls to an agent: commands, terminals and uploads.
 
 use std::collections::HashMap;
 
@@ -16,24 +16,24 @@ use crate::{
     wait::{wait_for, within},
 };
 
-/// Converts program and arguments into owned strings.
+/// Converts a program and its arguments into owned strings.
 pub fn argv(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
 }
 
-/// Returns the arguments of a shell that runs this script.
+/// Returns the command line of a shell that runs this script.
 pub fn script(text: &str) -> Vec<String> {
     argv(&["sh", "-c", text])
 }
 
-/// A command with default environment, directory and timeout.
+/// Creates a command with default environment, directory and timeout.
 pub fn command(argv: Vec<String>) -> Command {
     Command { argv, env: HashMap::new(), cwd: String::new(), timeout: None }
 }
 
 impl Client {
-    /// Opens a terminal with this program. Retries while the agent prepares sleep and rejects new
-    /// terminals.
+    /// Opens a terminal with this program. Retries while the agent prepares to sleep, and therefore
+    /// rejects new terminals.
     pub async fn open(&self, argv: Vec<String>) -> Terminal {
         let request = CreateTerminalRequest { argv, ..Default::default() };
         let opened = wait_for("the terminal opens", async || {
@@ -52,7 +52,7 @@ impl Client {
         ran.expect("the command runs").into_inner()
     }
 
-    /// Runs a script and returns its stdout; panics if the script fails.
+    /// Runs a shell script and returns its stdout. Panics if the script fails.
     pub async fn sh(&self, text: &str) -> String {
         let ran = self.run(script(text)).await;
         let exit = ran.exit.expect("an exit");
@@ -61,11 +61,11 @@ impl Client {
         String::from_utf8_lossy(&ran.stdout).into_owned()
     }
 
-    /// Uploads a file of this size.
+    /// Uploads a file of this many MiB.
     ///
     /// # Errors
     ///
-    /// The reason why the agent rejected it.
+    /// Returns the reason for which the agent rejected the file.
     pub async fn upload(&self, name: &str, megabytes: usize) -> Result<(), Reason> {
         let open = WriteOpen { path: Some(path(name)), ..Default::default() };
         let first = WriteFileRequest { open: Some(open), data: "".into() };
@@ -92,7 +92,8 @@ pub fn process_exit_code(exit: &ProcessExit) -> Option<i32> {
     }
 }
 
-/// Returns the reason why a call was rejected; panics if it succeeded or failed without a reason.
+/// Returns the reason for which a call was rejected. Panics if the call succeeded or failed without
+/// a reason.
 #[track_caller]
 pub fn refused<T>(answer: Result<Response<T>, Status>) -> Reason {
     match answer {
@@ -101,7 +102,7 @@ pub fn refused<T>(answer: Result<Response<T>, Status>) -> Reason {
     }
 }
 
-/// Returns the reason of a status; panics if it has none.
+/// Returns the reason of a status. Panics if it has none.
 #[track_caller]
 pub fn reason(status: &Status) -> Reason {
     match error::reason(status) {
@@ -110,13 +111,13 @@ pub fn reason(status: &Status) -> Reason {
     }
 }
 
-/// A path message with UTF-8 text.
+/// Creates the path message for a UTF-8 path.
 pub fn path(text: &str) -> podling_proto::agent::v1::Path {
     use podling_proto::agent::v1::path::Path as Kind;
     podling_proto::agent::v1::Path { path: Some(Kind::Text(text.to_owned())) }
 }
 
-/// Asserts that two byte sequences are equal; the message shows where they differ.
+/// Asserts that two byte sequences are equal. The message shows the first difference.
 #[track_caller]
 pub fn assert_same_bytes(what: &str, actual: &[u8], expected: &[u8]) {
     if actual == expected {

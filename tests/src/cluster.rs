@@ -12,24 +12,26 @@ use anyhow::{Result, ensure};
 
 use crate::tools::repository;
 
-/// Variable with the prefix of image names; empty if the images are on the node already.
+/// Environment variable with the prefix of image names. Not set if the images are on the node
+/// already.
 const PREFIX: &str = "PODLING_IMAGE_PREFIX";
-/// Variable with the node's address as pods reach it; only the sandbox sets it.
+/// Environment variable with the address at which pods reach the node. Only the sandbox sets it.
 const NODE: &str = "PODLING_NODE_ADDRESS";
 /// Shell command that prints a container's memory limit in bytes, with cgroups v1 and v2.
 pub const MEMORY_LIMIT: &str =
     "cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes";
-/// Variable with the sandbox's directory of IDE image archives. They are large, so each test
-/// imports only the images it needs.
+/// Environment variable with the sandbox's directory of archives of IDE images. They are large, so
+/// each test imports only the images that it needs.
 const IDES: &str = "PODLING_IDE_IMAGES";
 /// Timeout argument of kubectl for operations that a cluster finishes within seconds.
 const DEADLINE: &str = "--timeout=120s";
 
-/// A namespace with Pod Security "restricted". Dropping an owned one deletes it without waiting.
+/// A namespace of the cluster. Dropping a namespace that a test has created deletes it without
+/// waiting.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
-    /// Whether dropping this deletes the namespace.
+    /// Whether a test created the namespace, so that dropping this deletes it.
     owned: bool,
 }
 
@@ -59,7 +61,8 @@ pub fn install_crds() {
     kubectl(&wait.into_iter().chain(all.iter().map(String::as_str)).collect::<Vec<_>>()).expect_success();
 }
 
-/// Returns a free address of the node that pods can reach; `None` if the node is another machine.
+/// Returns a free port at the address where pods reach the node. `None` if the node is another
+/// machine.
 pub fn free_node_address() -> Option<SocketAddr> {
     let node = env::var(NODE).ok()?;
     let free = TcpListener::bind(format!("{node}:0")).and_then(|listener| listener.local_addr());
@@ -76,7 +79,8 @@ pub fn image_prefix() -> String {
     env::var(PREFIX).unwrap_or_default()
 }
 
-/// Imports an IDE image onto the sandbox's node. Another cluster must provide the image itself.
+/// Imports an IDE image onto the sandbox's node. In another cluster, nodes must be able to pull the
+/// image, and `PODLING_IMAGE_PREFIX` must be set.
 pub fn import_ide_image(name: &str) -> Result<()> {
     let Some(images) = env::var_os(IDES).map(PathBuf::from) else {
         ensure!(env::var_os(PREFIX).is_some(), "{PREFIX} is not set");
@@ -91,7 +95,7 @@ pub fn import_ide_image(name: &str) -> Result<()> {
 }
 
 impl Namespace {
-    /// Creates a namespace with a random name.
+    /// Creates a namespace with a random name and Pod Security "restricted".
     pub fn new() -> Self {
         let name = format!("story-{:08x}", fastrand::u32(..));
         kubectl(&["create", "namespace", &name]).expect_success();
@@ -102,7 +106,7 @@ impl Namespace {
         Self { name, owned: true }
     }
 
-    /// Refers to an existing namespace, which dropping does not delete.
+    /// Refers to an existing namespace. Dropping it does not delete the namespace.
     pub fn existing(name: &str) -> Self {
         Self { name: name.to_owned(), owned: false }
     }
@@ -120,8 +124,8 @@ impl Namespace {
         with_input(&["--namespace", &self.name, "apply", "--filename", "-"], yaml)
     }
 
-    /// Creates an object that the API server answers without persisting (a review). Prints the
-    /// response as JSON.
+    /// Creates an object and prints the response as JSON. For reviews, which the API server answers
+    /// without persisting them.
     pub fn create(&self, json: &str) -> KubectlOutput {
         with_input(&["--namespace", &self.name, "create", "--output", "json", "--filename", "-"], json)
     }
@@ -131,12 +135,13 @@ impl Namespace {
         with_input(&["create", "--raw", path, "--filename", "-"], json)
     }
 
-    /// Waits for a condition in kubectl's syntax, such as `condition=Ready` of `pod/it`.
+    /// Waits for a condition in kubectl's syntax, such as `condition=Ready` of `pod/it`. Fails
+    /// after 120 s.
     pub fn wait(&self, condition: &str, what: &str) -> KubectlOutput {
         self.kubectl(&["wait", &format!("--for={condition}"), DEADLINE, what])
     }
 
-    /// Returns a field of an object, selected by kubectl's JSONPath.
+    /// Returns the field of an object that `path`, a JSONPath without braces, selects.
     pub fn field(&self, what: &str, path: &str) -> String {
         self.kubectl(&["get", what, "--output", &format!("jsonpath={{{path}}}")]).expect_success()
     }
@@ -157,13 +162,13 @@ impl Drop for Namespace {
 }
 
 impl KubectlOutput {
-    /// Returns stdout; panics if the command failed.
+    /// Returns stdout. Panics if the command failed.
     pub fn expect_success(self) -> String {
         assert!(self.ok, "{self:#?}");
         self.out
     }
 
-    /// Returns stderr; panics if the command succeeded.
+    /// Returns stderr. Panics if the command succeeded.
     pub fn expect_failure(self) -> String {
         assert!(!self.ok, "{self:#?}");
         self.err

@@ -21,10 +21,10 @@ use crate::{
     wait::{WAIT_TIMEOUT, wait_blocking},
 };
 
-/// Consecutive successful connections after which the service counts as reachable.
+/// Number of successful connections in a row after which the service is taken as reachable.
 const CONSECUTIVE_CONNECTIONS: usize = 20;
 
-/// The deployment that all tests of a run share. It stays in the cluster until the sandbox is deleted.
+/// The deployment that all tests of a run share. It stays in the cluster until the sandbox ends.
 #[derive(Debug)]
 pub struct Deployed {
     namespace: Namespace,
@@ -39,7 +39,8 @@ impl Deployed {
     /// Returns the shared deployment; the first call creates it.
     pub fn get() -> &'static Self {
         DEPLOYED.get_or_init(|| {
-            // Install the CRDs first: the API server rejects custom resources until they are established.
+            // Install the CRDs first, because the API server rejects custom resources until their
+            // CRDs are established.
             install_crds();
             let home = tempfile::tempdir().expect("a directory");
             let shipped = repository().join("deploy/overlays/local").canonicalize().expect("path exists");
@@ -51,7 +52,7 @@ impl Deployed {
             let namespace = Namespace::existing("podling");
             rolled_out(&namespace);
             let address = format!("{}:7411", namespace.field("service/podling", ".spec.clusterIP"));
-            // The command that the installation guide gives for reading the Secret.
+            // The command with which the installation guide reads the Secret.
             let token = "go-template={{index .data \"root-token\" | base64decode}}";
             let token =
                 namespace.kubectl(&["get", "secret", "podling-control", "--output", token]).expect_success();
@@ -67,7 +68,7 @@ impl Deployed {
         self.wait_reachable();
     }
 
-    /// Waits until the service is reachable, which is shortly after the control plane is ready.
+    /// Waits until the service is reachable, which may be shortly after the control plane is ready.
     fn wait_reachable(&self) {
         let address = self.address();
         // The service may still route some connections to a pod that has ended, so one successful
@@ -92,12 +93,12 @@ impl Deployed {
         self.address.parse().expect("an address")
     }
 
-    /// A client of the gateway with the root token.
+    /// Returns a client of the gateway with the root token.
     pub fn client(&self) -> Client {
         Client::new(&format!("http://{}", self.address)).token(&self.token)
     }
 
-    /// A user's shell with the root token.
+    /// Returns a user's shell that is configured with the root token.
     pub fn cli(&self) -> Cli {
         Cli::new(self.home.path())
             .env("PODLING_URL", format!("http://{}", self.address))
@@ -105,7 +106,7 @@ impl Deployed {
     }
 }
 
-/// Writes a kustomize overlay over `overlay` that changes the images, as a platform team would.
+/// Writes an overlay on top of `overlay` that takes images from elsewhere, as an operator would.
 fn with_images_elsewhere(overlay: &Path, dir: &Path) -> PathBuf {
     let dir = dir.canonicalize().expect("path exists");
     // kustomize accepts only relative paths to bases.

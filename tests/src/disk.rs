@@ -1,4 +1,4 @@
-//! Small or read-only disks, and a launcher that makes file permissions apply to root.
+//! Small or read-only disks, and a launcher under which root has to obey file permissions.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,7 +20,7 @@ impl SmallDisk {
     ///
     /// # Errors
     ///
-    /// The reason why the machine cannot mount it.
+    /// Returns why the machine cannot mount it.
     pub fn new(size: &str) -> Result<Self, String> {
         let dir = tempfile::Builder::new().prefix("podling-disk-").tempdir().expect("a directory");
         let at = dir.path().join("data");
@@ -54,12 +54,12 @@ fn mount(args: &[&str], at: &Path) -> Result<(), String> {
     }
 }
 
-/// Returns a command prefix under which a program obeys file permissions even if the tests run as
-/// root.
+/// Returns a command prefix under which a program obeys file permissions, even if the tests run as
+/// root. Empty if they do not run as root.
 ///
 /// # Errors
 ///
-/// The reason why the machine cannot drop the capabilities.
+/// Returns why the machine cannot drop the capabilities.
 pub fn launcher_without_dac_override() -> Result<Vec<String>, String> {
     if !rustix::process::geteuid().is_root() {
         return Ok(Vec::new());

@@ -1,5 +1,5 @@
-//! Control planes for tests of a standalone agent: one that follows the protocol, and one that only
-//! records what it receives.
+//! Control planes for tests of a standalone agent. [`FakeControlPlane`] follows the protocol, and
+//! [`RecordingListener`] only records the bytes that it receives.
 
 use std::{
     io,
@@ -39,13 +39,13 @@ const QUEUED_MESSAGES: usize = 8;
 #[derive(Debug)]
 pub struct FakeControlPlane {
     pub address: SocketAddr,
-    /// Signs tokens that the claimed agent accepts.
+    /// Key for tokens that the claimed agent accepts.
     pub key: Arc<SigningKey>,
     shared: FakeControlState,
     _tasks: JoinSet<()>,
 }
 
-/// A server that accepts connections and records what it receives, but never responds.
+/// A server that accepts connections and records all bytes, but never responds.
 #[derive(Debug)]
 pub struct RecordingListener {
     pub address: SocketAddr,
@@ -56,7 +56,7 @@ pub struct RecordingListener {
 /// A connection to a [`RecordingListener`].
 #[derive(Debug, Clone, Default)]
 pub struct RecordedConnection {
-    /// Received plaintext: without TLS, or after a successful handshake.
+    /// Bytes that were received without TLS or after a successful handshake.
     pub bytes: Vec<u8>,
     /// Whether the client accepted the server's certificate.
     pub trusted: bool,
@@ -74,8 +74,8 @@ struct FakeControlState {
 // === impl FakeControlPlane ===
 
 impl FakeControlPlane {
-    /// Serves with this certificate and claims each agent for this workspace. Accepts the first
-    /// `ignored_connections` connections and never responds to them.
+    /// Starts a control plane with this certificate, which claims each agent for this workspace. It
+    /// accepts the first `ignored_connections` connections and never responds on them.
     pub async fn start(tls: Arc<ServerConfig>, workspace: &str, ignored_connections: usize) -> Self {
         let (listener, address) = bind().await;
         let (key, _) = SigningKey::generate().expect("a key");
@@ -93,7 +93,7 @@ impl FakeControlPlane {
         Self { address, key: Arc::new(key), shared, _tasks: tasks }
     }
 
-    /// The `authorization` values that agents have sent, one for each connection.
+    /// Returns the `authorization` values that agents have sent, one for each call of `Connect`.
     pub fn credentials(&self) -> Vec<String> {
         self.shared.credentials.lock().expect("lock is not poisoned").clone()
     }
@@ -161,7 +161,7 @@ impl RecordingListener {
         Self::start(None).await
     }
 
-    /// Listens with TLS and this certificate.
+    /// Starts a listener with TLS and this certificate.
     pub async fn with_tls(tls: Arc<ServerConfig>) -> Self {
         Self::start(Some(TlsAcceptor::from(tls))).await
     }
@@ -174,7 +174,7 @@ impl RecordingListener {
         Self { address, recorded, _tasks: tasks }
     }
 
-    /// Returns what each connection has received so far.
+    /// Returns all connections so far, with their received bytes.
     pub fn connections(&self) -> Vec<RecordedConnection> {
         self.recorded.lock().expect("lock is not poisoned").clone()
     }
@@ -206,7 +206,7 @@ async fn listen(
     }
 }
 
-/// Passes the received bytes to `note`. Passes `None` when the client has accepted the certificate.
+/// Passes received bytes to `note`, and `None` once the client has accepted the certificate.
 async fn record_bytes(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
@@ -216,8 +216,8 @@ async fn record_bytes(
     match tls {
         Some(tls) => {
             let mut stream = tls.accept(stream).await?;
-            // In TLS 1.3 the server's handshake ends first. Only the client's next bytes, or its alert,
-            // show whether it accepted the certificate.
+            // In TLS 1.3 the server's handshake ends first. Only the client's next bytes, or its
+            // alert, show whether it accepted the certificate.
             loop {
                 match stream.read(&mut buffer).await? {
                     0 => return Ok(()),

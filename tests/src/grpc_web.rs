@@ -1,6 +1,6 @@
-//! A gRPC-web client written from the protocol's specification (PROTOCOL-WEB.md). It uses binary
-//! mode over HTTP/1.1 with one connection for each call, as a browser without HTTP/2 does. It shares
-//! no code with the servers under test.
+//! A gRPC-web client that is written from the protocol's specification (PROTOCOL-WEB.md). It uses
+//! binary mode over HTTP/1.1 with one connection for each call, as a browser without HTTP/2 does.
+//! It shares no code with the servers under test.
 
 use std::{collections::VecDeque, marker::PhantomData, net::SocketAddr};
 
@@ -15,17 +15,17 @@ use tonic::Status;
 
 /// Flag byte of a frame with trailers.
 const TRAILERS: u8 = 0x80;
-/// Size of a frame's header: one flag byte and a length of four bytes.
+/// Size of a frame's header, which is one flag byte and a length of four bytes.
 const PREFIX_BYTES: usize = 5;
 
-/// A caller with a token and a workspace.
+/// A caller with a token that addresses one workspace.
 #[derive(Debug, Clone)]
 pub struct GrpcWebClient {
     address: SocketAddr,
     headers: Vec<(String, String)>,
 }
 
-/// The response of a call, message by message.
+/// The response to a call, which is read message by message.
 #[derive(Debug)]
 pub struct ResponseStream<T> {
     body: Incoming,
@@ -46,21 +46,21 @@ pub struct FrameParser {
 #[derive(Debug, PartialEq, Eq)]
 pub enum GrpcWebFrame {
     Message(Bytes),
-    /// The trailers, always the last frame.
+    /// Trailers, which are always the last frame.
     Trailers(Vec<(String, String)>),
 }
 
 // === impl GrpcWebClient ===
 
 impl GrpcWebClient {
-    /// A caller that connects to `address`.
+    /// Creates a caller that connects to `address`.
     pub fn new(address: SocketAddr, token: &str, workspace: &str) -> Self {
         let headers =
             [("authorization", format!("Bearer {token}")), ("podling-workspace", workspace.to_owned())];
         Self { address, headers: headers.map(|(key, value)| (key.to_owned(), value)).into() }
     }
 
-    /// Calls a unary method.
+    /// Calls a unary method and returns its response.
     pub async fn unary<Q: Message, A: Message + Default>(
         &self,
         path: &str,
@@ -74,7 +74,7 @@ impl GrpcWebClient {
         answer.ok_or_else(|| Status::internal("a unary call returned no message"))
     }
 
-    /// Calls a server-streaming method.
+    /// Calls a server-streaming method and returns the stream of its responses.
     pub async fn stream<Q: Message, A>(&self, path: &str, question: &Q) -> Result<ResponseStream<A>, Status> {
         self.send(path, question).await.map_err(|e| match e.downcast::<Status>() {
             Ok(status) => status,
@@ -118,7 +118,7 @@ impl<T> ResponseStream<T> {
 }
 
 impl<T: Message + Default> ResponseStream<T> {
-    /// Returns the next message; `None` after the last.
+    /// Waits for the next message; `None` after the last.
     pub async fn next(&mut self) -> Result<Option<T>, Status> {
         self.read().await.map_err(|e| match e.downcast::<Status>() {
             Ok(status) => status,
@@ -153,7 +153,7 @@ impl FrameParser {
     ///
     /// # Errors
     ///
-    /// The bytes violate the protocol.
+    /// Fails if the bytes violate the protocol.
     pub fn push(&mut self, bytes: &[u8]) -> Result<()> {
         self.buffer.extend_from_slice(bytes);
         while let [flag, a, b, c, d, ..] = self.buffer[..] {
@@ -176,26 +176,26 @@ impl FrameParser {
         Ok(())
     }
 
-    /// Returns the next complete frame.
+    /// Removes and returns the next complete frame; `None` if more bytes are needed.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Option<GrpcWebFrame> {
         self.frames.pop_front()
     }
 
-    /// Whether no incomplete frame is buffered.
+    /// Returns whether no part of an incomplete frame is buffered.
     pub fn is_empty(&self) -> bool {
         self.buffer.is_empty()
     }
 }
 
-/// Encodes a message with its frame header.
+/// Encodes a message as a frame with its header.
 fn frame(message: &impl Message) -> Bytes {
     let content = message.encode_to_vec();
     let length = u32::try_from(content.len()).expect("a message is shorter than 4 GiB");
     [&[0][..], &length.to_be_bytes(), &content].concat().into()
 }
 
-/// Parses trailers: lines `key: value\r\n` as in HTTP/1.1, with lower-case keys.
+/// Parses trailers, which are lines `key: value\r\n` as in HTTP/1.1, with lower-case keys.
 fn trailers(content: &[u8]) -> Result<Vec<(String, String)>> {
     let text = std::str::from_utf8(content).context("trailers")?;
     text.split("\r\n")

@@ -1,4 +1,4 @@
-//! Plain HTTP/1.1 requests as curl sends them, one connection for each request.
+//! Sends plain HTTP/1.1 requests as curl does, each on a connection of its own.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use tokio::{net::TcpStream, task::JoinSet};
 
 use crate::wait::within;
 
-/// Sends a request and reads the whole response.
+/// Sends a request to `address` and reads the whole response. Panics if that fails.
 pub async fn send(address: SocketAddr, mut request: Request<Bytes>) -> Response<Bytes> {
     let host = address.to_string().parse().expect("an address is a header value");
     request.headers_mut().insert("host", host);

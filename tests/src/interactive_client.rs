@@ -1,8 +1,9 @@
-//! A terminal client that types lines, each exactly once, across disconnects and the workspace's
-//! sleep.
+//! A terminal client that types lines, each exactly once, across disconnects and sleeps of the
+//! workspace.
 //!
-//! It is written from `terminals.proto`. Within an epoch, positions tell which input has arrived.
-//! When a new epoch begins, unacknowledged input was not executed, so the client sends it again.
+//! It is written from `terminals.proto` alone. Within an epoch, positions show which input has
+//! arrived. When a new epoch begins, input that was not acknowledged has not been executed, so the
+//! client sends it again.
 
 use podling_proto::{
     agent::v1::{
@@ -31,20 +32,20 @@ pub struct InteractiveClient {
     name: String,
     terminal: String,
     stream: Option<AttachedStream>,
-    /// Results of the lines so far.
+    /// Counts of the lines so far.
     pub counts: LineCounts,
 }
 
-/// Counts of what happened to the lines.
+/// Counts of the attempts to type lines, by their results.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct LineCounts {
-    /// Lines that the agent acknowledged.
+    /// Number of lines that the agent acknowledged.
     pub acknowledged: u32,
-    /// Rejections; the line was sent again.
+    /// Number of rejected attempts. The line was sent again.
     pub rejected: u32,
-    /// Streams that ended before a line was acknowledged or rejected.
+    /// Number of streams that ended before a line was acknowledged or rejected.
     pub interrupted: u32,
-    /// New epochs of the terminal that began during a line.
+    /// Number of new epochs that began before a line was acknowledged.
     pub epoch_changes: u32,
 }
 
@@ -57,18 +58,19 @@ struct AttachedStream {
 }
 
 impl InteractiveClient {
-    /// A client that has not attached yet.
+    /// Creates a client that is not attached yet.
     pub fn new(client: Client, name: &str, terminal: &str) -> Self {
         let (name, terminal) = (name.to_owned(), terminal.to_owned());
         Self { client, name, terminal, stream: None, counts: LineCounts::default() }
     }
 
-    /// Attaches unless already attached. Attaching wakes the workspace.
+    /// Attaches unless the client is attached already. Attaching wakes the workspace.
     pub async fn attach(&mut self) {
         self.attached(None).await;
     }
 
-    /// Sends this line on the attached stream until the agent has acknowledged it.
+    /// Sends this line on the attached stream, again if necessary, until the agent has acknowledged
+    /// it.
     pub async fn type_text(&mut self, line: &str) {
         let typing = async {
             // Epoch and offset of the last attempt.
@@ -99,8 +101,8 @@ impl InteractiveClient {
             .unwrap_or_else(|_| panic!("{line:?} was not acknowledged within {WAIT_TIMEOUT:?}"));
     }
 
-    /// Sends this line with a unary call, which does not wake the workspace. Returns whether the agent
-    /// accepted it; panics if it was rejected without a reason.
+    /// Sends this line with a unary call, which does not wake the workspace. Returns whether the
+    /// agent accepted the line. Panics if the line is rejected without a reason.
     pub async fn write_once(&mut self, line: &str) -> bool {
         let (epoch, next) = self.attached(None).await;
         let request = WriteTerminalRequest {
@@ -126,7 +128,8 @@ impl InteractiveClient {
         }
     }
 
-    /// Attaches if necessary. Returns the epoch and the offset of the next input.
+    /// Attaches if necessary. Returns the epoch and the offset of the next input. `before` is the
+    /// epoch and offset of the last attempt, if there was one.
     async fn attached(&mut self, before: Option<(u64, u64)>) -> (u64, u64) {
         loop {
             if let Some(stream) = &self.stream {
@@ -141,7 +144,8 @@ impl InteractiveClient {
                 Err(status) => {
                     let definite = error::reason(&status).is_some() && status.code() != Code::Unavailable;
                     assert!(!definite, "attach was rejected: {status:?}");
-                    // Retrying without a pause would slow down the start that this client waits for.
+                    // Retrying without a pause would slow down the start that this client waits
+                    // for.
                     tokio::time::sleep(MIN_POLL_PAUSE).await;
                 }
             }

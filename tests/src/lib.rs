@@ -1,8 +1,9 @@
-//! The library of the end-to-end tests ("stories"). It starts the real binaries, calls them as users
-//! do, injects faults, and asserts that no process is left running.
+//! Library of the end-to-end tests ("stories"), the cluster tests and the benchmarks. It starts the
+//! real binaries, calls them as users do, injects faults, and asserts that no process is left
+//! running.
 //!
-//! Stories describe what a user does with [`Podling`], [`Client`] and [`Cli`]. Only the module
-//! `podling` knows where workspaces run, so the same stories run on each backend.
+//! Stories use [`Podling`], [`Client`] and [`Cli`] as a user would. Only the module `podling`
+//! depends on the backend, so the same stories run on processes and on pods.
 
 pub mod agent_client;
 pub mod cli;

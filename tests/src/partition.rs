@@ -1,5 +1,5 @@
-//! A network partition between the control plane and its agents: traffic stops in both directions,
-//! and neither side sees an error. The partition does not interpret the traffic.
+//! Simulates a network partition between the control plane and its agents. Traffic stops in both
+//! directions, and neither side sees an error. The traffic is not interpreted.
 
 use std::{
     fs,
@@ -23,8 +23,8 @@ use crate::{agent_client::DialAddress, podling::Podling};
 /// Size of the copy buffer of one direction.
 const BUFFER_BYTES: usize = 16 * 1024;
 
-/// The connection between the control plane and its agents. A packet filter that a test does not
-/// remove stays until the node ends.
+/// The network between the control plane and its agents, which [`Self::block`] interrupts. A packet
+/// filter that a test does not remove stays until the node ends.
 #[derive(Debug)]
 pub enum NetworkPartition {
     /// A proxy in front of the socket that agents connect to.
@@ -34,12 +34,12 @@ pub enum NetworkPartition {
         /// The proxy's accept loop.
         tasks: JoinSet<()>,
     },
-    /// The TCP port that pods connect to; the node's packet filter drops its packets.
+    /// TCP port that agents in pods connect to. The node's packet filter drops its packets.
     Port(u16),
 }
 
 impl NetworkPartition {
-    /// Covers agents that connect from now on.
+    /// Prepares a partition. It covers only agents that connect from now on.
     pub fn new(podling: &Podling) -> Self {
         let socket = match podling.agents_listen_address() {
             DialAddress::Unix(socket) => socket,
@@ -54,7 +54,7 @@ impl NetworkPartition {
         Self::Proxy { blocked, tasks }
     }
 
-    /// Blocks traffic in both directions. Bytes under way are delayed, not lost, as with TCP.
+    /// Blocks traffic in both directions. Bytes in transit are delayed and not lost, as with TCP.
     pub fn block(&self) {
         match self {
             Self::Proxy { blocked, .. } => drop(blocked.send_replace(true)),
@@ -109,7 +109,7 @@ async fn forward_bytes(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut bloc
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let read = from.read(&mut buffer).await.unwrap_or_default();
-        // Holds back the end of a connection as well as its bytes.
+        // Waits at the end of a connection too, so that the other side does not see the end.
         let passing = blocked.wait_for(|blocked| !blocked).await.is_ok();
         if read == 0 || !passing || to.write_all(&buffer[..read]).await.is_err() {
             return;

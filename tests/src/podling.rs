@@ -1,7 +1,8 @@
-//! A Podling for one story, which the story can kill and restart. Dropping it leaves no process.
+//! Starts a Podling (a control plane with its workspaces) for one story, which can kill and restart
+//! it. Dropping it ends all of its processes.
 //!
-//! Workspaces are processes on this machine or pods (module `pods`). Operations that only one
-//! backend supports panic on the other.
+//! Workspaces are processes on this machine, or pods (module `pods`). Methods that only one backend
+//! supports panic on the other.
 
 use std::{
     fs::{self, File},
@@ -35,31 +36,32 @@ pub use observe::names;
 use pods::PodCluster;
 pub use pods::are_selected as on_pods;
 
-/// How long all processes may take to end after a story.
+/// Time limit for the end of all processes after a story.
 const END_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Options of a story's Podling.
+/// Options for the start of a [`Podling`].
 #[derive(Debug, Clone, Default)]
 pub struct PodlingOptions {
-    /// The data directory, for stories that need a separate file system. The default is a directory
-    /// below the story's. Volumes of pods are in it too.
+    /// Data directory, for stories that need a separate file system. It also contains the volumes
+    /// of pods. Default: a directory within the story's directory.
     pub data: Option<PathBuf>,
-    /// Uses a data directory whose path is longer than the 108 bytes of a unix socket address.
+    /// Whether the path of the data directory is longer than the 108 bytes of a socket address.
     pub long_data_path: bool,
-    /// A command prefix such as `prlimit` or `unshare` that starts `podling`. It must exec it.
+    /// Command prefix that starts the control plane, such as `unshare`. It must exec the program.
     pub launcher: Vec<String>,
-    /// Uses pods even if the other stories run on processes.
+    /// Whether workspaces are pods even if the other stories run on processes.
     pub force_pods: bool,
-    /// Additional arguments of `podling up`.
+    /// Additional arguments of the control plane.
     pub args: Vec<String>,
     /// Additional templates: name and TOML.
     pub templates: Vec<(&'static str, &'static str)>,
-    /// Where the first control plane dies as if by kill -9: `ACTION:before` or `ACTION:after`. Only
-    /// debug builds support it.
+    /// Point at which the first control plane kills itself with SIGKILL: `ACTION:before` or
+    /// `ACTION:after`. Only debug builds support it.
     pub die_at: Option<String>,
 }
 
-/// A Podling for one story. Dropping it stops it and asserts that no process is left.
+/// A control plane with its workspaces, for one story. Dropping it stops them and asserts that no
+/// process is left.
 #[derive(Debug)]
 pub struct Podling {
     options: PodlingOptions,
@@ -72,7 +74,7 @@ pub struct Podling {
     starts: u32,
     /// Present if workspaces are pods.
     pods: Option<PodCluster>,
-    // Last, so that the directory is removed after all users of it are dropped.
+    // The last field, so that the directory is removed after all users of it are dropped.
     _dir: tempfile::TempDir,
 }
 
@@ -84,19 +86,19 @@ pub struct Workspace {
 }
 
 impl Podling {
-    /// Starts `podling up` with an empty data directory.
+    /// Starts a control plane with an empty data directory, and waits until it is ready.
     pub async fn up() -> Self {
         Self::up_with(PodlingOptions::default()).await
     }
 
-    /// Starts `podling up` with an empty data directory and these options.
+    /// Starts a control plane with these options, and waits until it is ready.
     pub async fn up_with(options: PodlingOptions) -> Self {
         let mut podling = Self::prepare(options);
         podling.start("127.0.0.1:0").await;
         podling
     }
 
-    /// Creates the directories without starting a process.
+    /// Creates the directories, and the namespace for pods, without starting a control plane.
     pub fn prepare(options: PodlingOptions) -> Self {
         let temp = tempfile::Builder::new().prefix("podling-story-").tempdir().expect("a directory");
         let dir = temp.path().to_owned();
@@ -120,13 +122,14 @@ impl Podling {
         Self { options, dir, data, home, url, token, up: None, starts: 0, pods, _dir: temp }
     }
 
-    /// Starts `podling up` again at the same address, so that clients can reconnect.
+    /// Starts the control plane again at the same address, so that clients can reconnect.
     pub async fn restart(&mut self) {
         let address = self.address().to_string();
         self.start(&address).await;
     }
 
-    /// Starts `podling up` again with [`PodlingOptions::die_at`]. It may die before it is ready.
+    /// Starts the control plane again with this [`PodlingOptions::die_at`]. It may die before it is
+    /// ready.
     pub async fn restart_dying_at(&mut self, at: &str) {
         self.options.die_at = Some(at.to_owned());
         self.restart().await;
@@ -142,7 +145,8 @@ impl Podling {
         }
         let die_at = self.options.die_at.take();
         command.envs(die_at.iter().map(|at| ("PODLING_TEST_DIE_AT", at)));
-        // A separate process group, as a shell gives each job: Ctrl-C reaches only this command.
+        // A process group of its own, as a shell gives to each job, so that Ctrl-C reaches only
+        // this command.
         command.process_group(0).stdin(Stdio::null());
         command.stdout(File::create(&ready).expect("a file"));
         command.stderr(File::create(self.log_file()).expect("a file"));
@@ -215,22 +219,22 @@ impl Podling {
         &self.data
     }
 
-    /// The directory for the story's files.
+    /// Returns the directory for the story's files.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The namespace of the pods; panics if workspaces are processes.
+    /// Returns the namespace of the pods. Panics if workspaces are processes.
     pub fn namespace(&self) -> &Namespace {
         self.pods.as_ref().expect("workspaces are pods").namespace()
     }
 
-    /// The process id of the control plane.
+    /// Returns the process id of the control plane. Panics if it does not run.
     pub fn control_pid(&self) -> u32 {
         self.up.as_ref().expect("control plane runs").id()
     }
 
-    /// A user's shell on this machine, configured for this Podling.
+    /// Returns a user's shell on this machine, configured for this control plane.
     pub fn cli(&self) -> Cli {
         let cli = Cli::new(&self.home);
         match self.pods {
@@ -239,12 +243,12 @@ impl Podling {
         }
     }
 
-    /// A client of the gateway with the root token.
+    /// Returns a client of the gateway with the root token.
     pub fn client(&self) -> Client {
         Client::new(&self.url).token(&self.token)
     }
 
-    /// A client with the root token at another address, such as a proxy's.
+    /// Returns a client with the root token that connects to another address, such as a proxy's.
     pub fn client_at(&self, address: SocketAddr) -> Client {
         Client::new(&format!("http://{address}")).token(&self.token)
     }
@@ -270,7 +274,7 @@ impl Podling {
         Workspace { id: made["id"].as_str().expect("JSON has an id").to_owned(), name: name.to_owned() }
     }
 
-    /// Returns the workspace's home directory as this machine sees it.
+    /// Returns the path of the workspace's home directory on this machine.
     pub fn home_dir(&self, workspace: &Workspace) -> PathBuf {
         match &self.pods {
             Some(pods) => pods.home_dir(&workspace.id),
@@ -278,7 +282,7 @@ impl Podling {
         }
     }
 
-    /// The address that agents connect to.
+    /// Returns the address that agents connect to.
     pub fn agents_listen_address(&self) -> DialAddress {
         match &self.pods {
             Some(pods) => DialAddress::Tcp(pods.agents_listen_address()),
@@ -293,12 +297,12 @@ impl Podling {
         up.wait().expect("control plane is reaped");
     }
 
-    /// Sends Ctrl-C to `podling up`.
+    /// Sends SIGINT to the process group of `podling up`, as Ctrl-C does.
     pub fn interrupt(&self) {
         kill_process_group(pid(self.control_pid()), Signal::INT).expect("process group is signalled");
     }
 
-    /// Sends Ctrl-C to `podling up` and waits until it has ended.
+    /// Interrupts `podling up` as Ctrl-C does, and waits until it has ended.
     pub async fn ctrl_c(&mut self) -> ExitStatus {
         self.interrupt();
         self.wait_exit().await
@@ -357,7 +361,7 @@ impl Drop for Podling {
             eprintln!("--- podling up log ---\n{}", self.log());
         }
         let status = self.stop();
-        // A story may leave the control plane dead on purpose; then its workspaces still run.
+        // If a story leaves the control plane dead on purpose, its workspaces still run.
         let gone = was_up && wait_blocking(END_TIMEOUT, || self.running_processes().is_empty());
         let left = self.running_processes();
         running_processes::kill_all(&left);

@@ -2,7 +2,7 @@
 
 use std::{env, path::PathBuf};
 
-/// Returns the path of `podling`, `podling-agent` or `podling-control`; panics if it is not built.
+/// Returns the path of `podling`, `podling-agent` or `podling-control`. Panics if it is not built.
 pub fn program(name: &str) -> PathBuf {
     let mut dir = env::current_exe().expect("path of this program");
     dir.pop();

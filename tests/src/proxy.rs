@@ -1,5 +1,5 @@
-//! A TCP proxy that injects faults in both directions: it cuts connections, delays data and splits it
-//! into small pieces. A seed determines the points. The proxy does not interpret the traffic.
+//! A TCP proxy that injects faults in both directions. It cuts connections, delays data, and splits
+//! data into small pieces, at points that a seed determines. It does not interpret the traffic.
 
 use std::{
     env,
@@ -25,14 +25,14 @@ use tokio::{
 /// Size of the copy buffer of one direction.
 const BUFFER_BYTES: usize = 16 * 1024;
 
-/// Faults of a connection.
+/// Faults that a [`FaultyProxy`] injects into each connection.
 #[derive(Debug, Clone)]
 pub struct NetworkFaults {
-    /// Bytes of each direction after which the connection is closed.
+    /// Range of the number of bytes after which a direction closes the connection.
     pub cut_after: Range<u64>,
     /// Maximum delay of a delayed piece.
     pub max_delay: Duration,
-    /// Maximum size of the pieces into which some data is split; the minimum is one byte.
+    /// Maximum size, in bytes, of the pieces into which some data is split. The minimum is 1 byte.
     pub max_piece: usize,
 }
 
@@ -54,8 +54,8 @@ struct ProxyState {
     cuts: AtomicU64,
 }
 
-/// Returns the seed of this run: `PODLING_SEED` or a random one. Prints it, so that a failure can be
-/// reproduced.
+/// Returns the seed of this run, which is `PODLING_SEED` or a random number. Prints the seed, so
+/// that a failure can be reproduced.
 pub fn seed() -> u64 {
     let seed = env::var("PODLING_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
@@ -66,7 +66,7 @@ pub fn seed() -> u64 {
 // === impl NetworkFaults ===
 
 impl NetworkFaults {
-    /// Faults of all kinds, with a cut after a number of bytes in `cut_after`.
+    /// Creates faults of all kinds, with a cut after a number of bytes in `cut_after`.
     pub fn cutting_after(cut_after: Range<u64>) -> Self {
         Self { cut_after, max_delay: Duration::from_millis(3), max_piece: 200 }
     }
@@ -123,7 +123,7 @@ async fn forward_connection(near: TcpStream, number: u64, shared: Arc<ProxyState
     let (far_read, far_write) = far.into_split();
     let rng =
         |way: u64| Rng::with_seed(shared.seed ^ (number << 1 | way).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    // A cut of one direction drops the other, so both peers see the connection close.
+    // A cut of one direction also drops the other, so both peers see the connection close.
     tokio::select! {
         () = forward_bytes(near_read, far_write, rng(0), &shared) => {}
         () = forward_bytes(far_read, near_write, rng(1), &shared) => {}

@@ -1,4 +1,4 @@
-//! A terminal window: a PTY with a program in it, such as `podling attach`.
+//! Runs a program, such as `podling attach`, on a PTY as a terminal window does.
 
 use std::{
     fs::File,
@@ -27,7 +27,7 @@ pub struct TerminalWindow {
     child: Child,
 }
 
-/// Marks the end of the program's output; removed again before the output is returned.
+/// Text that marks the end of the program's output. It is removed before the output is returned.
 const END_MARK: &str = "[the program has ended]";
 
 impl TerminalWindow {
@@ -58,7 +58,7 @@ impl TerminalWindow {
     fn watch(&mut self) {
         let (mut controller, output) =
             (self.controller.try_clone().expect("a descriptor"), self.output.clone());
-        // The thread ends when the window is dropped: the other side is closed and reading fails.
+        // Dropping the window closes the other side. Reading then fails, and the thread ends.
         thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(read @ 1..) = controller.read(&mut buffer) {
@@ -77,7 +77,8 @@ impl TerminalWindow {
         tcsetwinsize(self.controller.as_fd(), size).expect("a window has a size");
     }
 
-    /// Returns the terminal modes. They are raw while `podling attach` runs, and restored afterwards.
+    /// Returns the terminal modes. `podling attach` sets raw mode while it runs, and restores the
+    /// modes afterwards.
     pub fn modes(&self) -> Termios {
         tcgetattr(&self.terminal).expect("a window has modes")
     }
@@ -92,7 +93,7 @@ impl TerminalWindow {
         self.wait_for_any_text(&[text]).await;
     }
 
-    /// Waits until the output contains a shell prompt of a user or of root.
+    /// Waits until the output contains the shell prompt of a user (`$ `) or of root (`# `).
     pub async fn wait_for_prompt(&self) {
         self.wait_for_any_text(&["$ ", "# "]).await;
     }
@@ -114,7 +115,7 @@ impl TerminalWindow {
     pub async fn wait_exit(&mut self) -> Option<i32> {
         let status =
             wait_for("the program in the window ends", async || self.child.try_wait().ok().flatten()).await;
-        // Written after the program's last output, so all output has been read when this is.
+        // The mark follows the program's last output, so once it is read, all output is read.
         rustix::io::write(&self.terminal, END_MARK.as_bytes()).expect("the window takes output");
         self.wait_for_text(END_MARK).await;
         let mut output = self.output.lock().expect("no reader panics");

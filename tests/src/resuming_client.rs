@@ -1,7 +1,7 @@
-//! A terminal client that keeps what it received, and after a disconnect resumes at the position
-//! after its last byte.
+//! A terminal client that retains the output that it receives. After a disconnect, it resumes at
+//! the position after the last byte.
 //!
-//! It is written from `terminals.proto` and independent of the CLI's client.
+//! It is written from `terminals.proto` alone and shares no code with the CLI's client.
 
 use std::collections::BTreeMap;
 
@@ -25,45 +25,45 @@ use crate::{
 
 /// Capacity of the queue of requests to the transport.
 const QUEUED_REQUESTS: usize = 4;
-/// Maximum size of an input request.
+/// Maximum size of an input request, in bytes.
 const INPUT_BYTES: usize = 500;
 
-/// A client of one terminal.
+/// A client of one terminal that resumes after disconnects.
 #[derive(Debug)]
 pub struct ResumingClient {
     /// The `client_id` of the input stream.
     pub name: String,
-    /// The id of the terminal.
+    /// Id of the terminal to attach to.
     pub terminal: String,
     /// Received output by epoch.
     pub logs: BTreeMap<u64, EpochLog>,
-    /// The epoch of the current stream; `None` before the first attach.
+    /// Epoch of the current stream; `None` before the first attach.
     pub epoch: Option<u64>,
     /// How the terminal ended, if its exit was received.
     pub exit: Option<Exit>,
-    /// Input for the current epoch. Tests append to it.
+    /// Input to send in the current epoch. Tests append to it.
     pub typed: Vec<u8>,
-    /// Bytes of `typed` that the agent has acknowledged.
+    /// Number of bytes of `typed` that the agent has acknowledged.
     pub acknowledged: u64,
     /// Number of attempts to attach.
     pub attach_count: u32,
-    /// Whether the terminal waits for this client instead of skipping output.
+    /// Whether the terminal waits for this client instead of sending a gap.
     pub lossless: bool,
 }
 
-/// Received output of an epoch.
+/// Output that was received in one epoch.
 #[derive(Debug, Default)]
 pub struct EpochLog {
     /// The received bytes in order, without the bytes that gaps skipped.
     pub bytes: Vec<u8>,
-    /// The position after the last received byte or gap.
+    /// Offset after the last received byte or gap.
     pub next: u64,
-    /// Ranges that the agent could not deliver.
+    /// Ranges of output that the agent no longer had.
     pub gaps: Vec<Gap>,
 }
 
 impl ResumingClient {
-    /// A client that has not attached yet.
+    /// Creates a client that is not attached yet.
     pub fn new(name: &str, terminal: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -89,7 +89,8 @@ impl ResumingClient {
         String::from_utf8_lossy(&self.log().bytes).into_owned()
     }
 
-    /// Receives output and sends input until `done`. Attaches again after each disconnect.
+    /// Receives output and sends input until `done` returns true. Attaches again after each
+    /// disconnect. Panics with `what`, the description of the wait, after [`WAIT_TIMEOUT`].
     pub async fn run_until(
         &mut self,
         what: &str,
@@ -102,7 +103,8 @@ impl ResumingClient {
                 if let Err(status) = self.session(&client(), &mut done).await {
                     let definite = error::reason(&status).is_some() && status.code() != Code::Unavailable;
                     assert!(!definite, "{what}: attach was rejected: {status:?}");
-                    // Retrying without a pause would slow down the start that this client waits for.
+                    // Retrying without a pause would slow down the start that this client waits
+                    // for.
                     tokio::time::sleep(MIN_POLL_PAUSE).await;
                 }
             }
@@ -178,7 +180,7 @@ impl ResumingClient {
         }
     }
 
-    /// Handles a response. Returns true if the stream has (re)started, so that input may be sent from
+    /// Handles a response. Returns whether the stream has started, so that input may be sent from
     /// `acknowledged` on.
     fn handle_response(&mut self, answer: AttachReply) -> bool {
         match answer {

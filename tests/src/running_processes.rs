@@ -1,5 +1,5 @@
-//! Finds the processes of a story: each process whose command line, environment, working directory
-//! or executable names the story's directory.
+//! Finds the processes of a story. A process belongs to a story if its command line, environment,
+//! working directory or executable contains the path of the story's directory.
 
 use std::{
     fs,
@@ -9,15 +9,16 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A process of a story.
+/// A running process of a story.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningProcess {
     pub pid: u32,
-    /// The command line, joined with spaces. For pods, see `Podling::running_agents`.
+    /// Command line, joined with spaces. For agents in pods, the uid of the pod (see
+    /// [`Podling::running_agents`](crate::Podling::running_agents)).
     pub command: String,
 }
 
-/// Returns the processes that name `dir`, except this one.
+/// Returns all processes that belong to the story in `dir`, except this process.
 pub fn in_dir(dir: &Path) -> Vec<RunningProcess> {
     let needle = dir.as_os_str().as_bytes();
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
@@ -39,7 +40,7 @@ pub fn kill_all(left: &[RunningProcess]) {
     }
 }
 
-/// Whether the process exists and is not a zombie.
+/// Returns whether the process exists and is not a zombie.
 pub fn is_alive(pid: u32) -> bool {
     // The state is the first field after the command's closing parenthesis.
     fs::read_to_string(format!("/proc/{pid}/stat"))
@@ -48,7 +49,7 @@ pub fn is_alive(pid: u32) -> bool {
         .unwrap_or(false)
 }
 
-/// Returns the command line, joined with spaces.
+/// Returns the command line of a process, joined with spaces. Empty if the process does not exist.
 pub fn command(pid: u32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&bytes).replace('\0', " ").trim().to_owned()

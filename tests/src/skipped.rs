@@ -1,11 +1,11 @@
-//! Reports tests that this machine cannot run.
+//! Reports tests that are skipped because this machine cannot run them.
 
 use std::{env, fs::OpenOptions, io::Write};
 
-/// Variable with the file that collects skipped tests for the summary of `cargo xtask`.
+/// Environment variable with the path of the file in which `cargo xtask` collects skipped tests.
 const FILE: &str = "PODLING_LEFT_OUT";
 
-/// Reports that `what` is skipped and why. Panics in CI, where no test may be skipped.
+/// Reports that `what` is skipped, and why. Panics in CI, where no test may be skipped.
 pub fn report_skipped(what: &str, why: &str) {
     let line = format!("{what}: {why}");
     eprintln!("skipped: {line}");

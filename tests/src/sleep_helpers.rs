@@ -1,4 +1,4 @@
-//! Helpers for sleep and wake: short policies, requests, and waits for the resulting state.
+//! Helpers for sleep and wake: short policies, requests, and waits for a state.
 
 use std::time::Duration;
 
@@ -22,13 +22,13 @@ pub fn wire_duration(duration: Duration) -> Option<prost_types::Duration> {
     Some(duration.try_into().expect("duration is in the range of protobuf"))
 }
 
-/// A policy with this idle timeout and otherwise default values.
+/// Returns a policy with this idle timeout and otherwise default values.
 #[must_use]
 pub fn idle_timeout_policy(idle_timeout: Duration) -> Policy {
     Policy { idle_timeout: wire_duration(idle_timeout), ..Policy::default() }
 }
 
-/// The idle time that the agent has counted; zero without an activity.
+/// Returns the idle time that the agent has counted; zero without an activity.
 #[must_use]
 pub fn counted_idle(activity: Option<&ActivityState>) -> Duration {
     let counted = activity.and_then(|activity| activity.counted_idle);
@@ -55,7 +55,7 @@ impl Podling {
         Workspace { id: made.id, name: name.to_owned() }
     }
 
-    /// Watches the workspace for this long and asserts that it stays awake.
+    /// Watches the workspace for `span` and asserts that it stays awake.
     pub async fn assert_stays_awake(&self, workspace: &Workspace, span: Duration) {
         let until = Instant::now() + span;
         let request = WatchWorkspacesRequest { workspace: workspace.id.clone(), ..Default::default() };
@@ -73,7 +73,7 @@ impl Podling {
     ///
     /// # Errors
     ///
-    /// The request failed, or its response was lost because the control plane died.
+    /// Fails if the request is rejected, or if its response is lost because the control plane dies.
     pub async fn force_sleep(&self, workspace: &Workspace) -> Result<(), tonic::Status> {
         let request = SleepWorkspaceRequest { workspace: workspace.id.clone(), force: true };
         within("Workspaces.Sleep", self.client().workspaces().sleep(request)).await.map(drop)
@@ -83,13 +83,13 @@ impl Podling {
     ///
     /// # Errors
     ///
-    /// The request failed, or its response was lost because the control plane died.
+    /// Fails if the request is rejected, or if its response is lost because the control plane dies.
     pub async fn wake(&self, workspace: &Workspace) -> Result<(), tonic::Status> {
         let request = WakeWorkspaceRequest { workspace: workspace.id.clone() };
         within("Workspaces.Wake", self.client().workspaces().wake(request)).await.map(drop)
     }
 
-    /// Requests sleep and waits until the workspace is asleep.
+    /// Requests sleep, even if the workspace is in use, and waits until it is asleep.
     pub async fn sleep_and_wait(&self, workspace: &Workspace) -> WireWorkspace {
         self.force_sleep(workspace).await.expect("sleep is accepted");
         self.wait_for_state(workspace, State::Asleep).await

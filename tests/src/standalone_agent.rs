@@ -1,4 +1,4 @@
-//! Starts `podling-agent` as a container would, without Podling's control plane.
+//! Starts `podling-agent` as a container does, without a real control plane.
 
 use std::{
     fs::{self, File},
@@ -13,10 +13,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{program::program, running_processes, wait::wait_blocking};
 
-/// How long the agent may take to exit after SIGTERM.
+/// Time limit for the exit of the agent after SIGTERM.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A running agent. Dropping it ends the agent and asserts that no process of it is left.
+/// A running agent. Dropping it ends the agent and asserts that none of its processes is left.
 #[derive(Debug)]
 pub struct StandaloneAgent {
     child: Child,
@@ -58,12 +58,12 @@ impl StandaloneAgent {
         self.dir.join("root")
     }
 
-    /// The temporary directory of the agent's files.
+    /// Returns the temporary directory of the agent's files.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Returns what the agent has written to stderr so far.
+    /// Returns the output of the agent on stderr so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }

@@ -1,8 +1,8 @@
-//! Suspends a process with SIGSTOP.
+//! Suspends a process with SIGSTOP until the end of a scope.
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A suspended process. Dropping this sends SIGCONT.
+/// A suspended process. Dropping it sends SIGCONT.
 #[derive(Debug)]
 pub struct SuspendedProcess(Pid);
 

@@ -1,4 +1,5 @@
-//! Certificates for tests: an authority, servers with its certificates, and clients that pin one.
+//! Certificates for tests: an authority, server configurations with its certificates, and client
+//! configurations that pin a certificate.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -21,14 +22,14 @@ use tokio_rustls::TlsAcceptor;
 #[derive(Debug)]
 pub struct CertificateAuthority {
     issuer: Issuer<'static, KeyPair>,
-    /// The authority's certificate in PEM.
+    /// Certificate of the authority, in PEM.
     pub pem: String,
 }
 
 /// A proxy that terminates TLS in front of a plaintext server.
 #[derive(Debug)]
 pub struct TlsTerminator {
-    /// The address that it listens on, on the server's host.
+    /// Address that the proxy listens on, with the server's IP address and a free port.
     pub address: SocketAddr,
     _tasks: JoinSet<()>,
 }
@@ -53,7 +54,7 @@ impl CertificateAuthority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    /// A server configuration for HTTP/2 with a certificate for `name`.
+    /// Creates a server configuration for HTTP/2 with a certificate for `name`.
     pub fn server(&self, name: &str, validity: Validity) -> Arc<ServerConfig> {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
@@ -74,7 +75,8 @@ impl CertificateAuthority {
 }
 
 impl TlsTerminator {
-    /// Listens in front of the server at `upstream`. Does not negotiate an application protocol.
+    /// Starts a proxy in front of the server at `upstream`. Does not negotiate an application
+    /// protocol.
     pub async fn start(upstream: SocketAddr, config: &ServerConfig) -> Self {
         let mut config = config.clone();
         config.alpn_protocols.clear();
@@ -100,8 +102,8 @@ async fn forward_connection(acceptor: TlsAcceptor, near: TcpStream, upstream: So
     let _ = copy_bidirectional(&mut near, &mut far).await;
 }
 
-/// A client configuration that accepts only the certificate with this fingerprint, or any
-/// certificate if it is `None`. See [`fingerprint`].
+/// Creates a client configuration that accepts only the certificate with this [`fingerprint`], or
+/// any certificate if it is `None`.
 pub fn pinned(fingerprint: Option<&str>) -> ClientConfig {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()

@@ -1,4 +1,4 @@
-//! Finds third-party clients that `tests/clients/install` has fetched into a cache outside the
+//! Finds third-party clients, which `tests/clients/install` fetches into a cache outside of the
 //! repository.
 
 use std::{
@@ -8,7 +8,7 @@ use std::{
 
 use ring::digest::{SHA256, digest};
 
-/// Returns the directory of this repository with sources for the clients.
+/// Returns the directory `tests/clients`, which has the sources that use these clients.
 pub fn clients() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
 }
@@ -22,20 +22,20 @@ pub fn grpcurl() -> Option<PathBuf> {
     found("grpcurl-1.9.4/grpcurl".into())
 }
 
-/// Returns the directory of Python packages, for PYTHONPATH, if it is installed.
+/// Returns the directory of the Python packages, for PYTHONPATH, if they are installed.
 pub fn python_packages() -> Option<PathBuf> {
     found(format!("python-{}", key(&["python/requirements.txt"])))
 }
 
-/// Returns the `node_modules` directory if it is installed.
+/// Returns the directory `node_modules` if the packages for Node are installed.
 pub fn node_modules() -> Option<PathBuf> {
     found(format!("node-{}/node_modules", key(&["node/package.json", "node/package-lock.json"])))
 }
 
-/// Reason for [`report_skipped`](crate::report_skipped) if a client is missing.
+/// Reason to pass to [`report_skipped`](crate::report_skipped) if a client is missing.
 pub const INSTALL_HINT: &str = "not installed: run tests/clients/install";
 
-/// Returns the cache directory; `None` if HOME is not set.
+/// Returns the cache directory; `None` if neither `PODLING_CACHE` nor `HOME` is set.
 pub fn cache() -> Option<PathBuf> {
     match env::var_os("PODLING_CACHE") {
         Some(cache) => Some(PathBuf::from(cache)),
@@ -47,7 +47,8 @@ fn found(name: String) -> Option<PathBuf> {
     Some(cache()?.join(name)).filter(|path| path.exists())
 }
 
-/// The same as `key` in `clients/install`: the first twelve hex digits of the files' SHA-256.
+/// Returns the first twelve hex digits of the SHA-256 of all files. `key` in `clients/install`
+/// computes the same.
 fn key(files: &[&str]) -> String {
     let content: Vec<u8> =
         files.iter().flat_map(|f| fs::read(clients().join(f)).unwrap_or_default()).collect();

@@ -4,7 +4,8 @@
 //! ```text
 //! # comment
 //! > event
-//! = name and observable state of a workspace that has changed; without a name: all are at rest
+//! = NAME STATE…     a point of rest, with the observable state of a workspace that has changed
+//! =                 a point of rest at which no workspace has changed
 //! ```
 
 use std::collections::BTreeMap;
@@ -14,14 +15,14 @@ use std::collections::BTreeMap;
 pub enum TraceStep {
     /// An event to inject.
     Inject(TraceEvent),
-    /// A point of rest, with the expected state of each workspace.
+    /// A point at which nothing changes any more, with the expected state of each workspace.
     Rest(BTreeMap<String, ObservedWorkspace>),
 }
 
 /// An event that a replay injects, or waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TraceEvent {
-    /// `podling up` with these arguments.
+    /// Runs `podling up` with these arguments.
     Up(Vec<String>),
     /// Creates a workspace: name and owner.
     Create(String, String),
@@ -43,7 +44,8 @@ pub enum TraceEvent {
     KillAgent(String),
     /// Kills the control plane with SIGKILL.
     KillControl,
-    /// Starts the control plane again. It may be told to die at `ACTION:before` or `ACTION:after`.
+    /// Starts the control plane again. With a value, it dies at that point: `ACTION:before` or
+    /// `ACTION:after`.
     UpAgain(Option<String>),
     /// Waits until the control plane has died at this point.
     Dies(String),
@@ -63,7 +65,7 @@ pub struct ObservedWorkspace(pub Vec<String>);
 ///
 /// # Errors
 ///
-/// The first invalid line with its number.
+/// Returns the first invalid line with its number.
 pub fn parse(text: &str) -> Result<Vec<TraceStep>, String> {
     let mut steps = Vec::new();
     let mut now: BTreeMap<String, ObservedWorkspace> = BTreeMap::new();
@@ -78,7 +80,7 @@ pub fn parse(text: &str) -> Result<Vec<TraceStep>, String> {
                 if let Some((name, words)) = words.split_first() {
                     now.insert((*name).to_owned(), ObservedWorkspace::of(words));
                 }
-                // Consecutive lines belong to the same point of rest.
+                // Consecutive `=` lines belong to the same point of rest.
                 if let Some(TraceStep::Rest(rest)) = steps.last_mut() {
                     rest.clone_from(&now);
                 } else {
@@ -116,8 +118,8 @@ fn event(words: &[&str]) -> Option<TraceEvent> {
 }
 
 impl ObservedWorkspace {
-    /// Parses the words of a trace. Skips the storage's generation, which is observable only in archives
-    /// (`stored`).
+    /// Parses the words of a trace. Skips the storage generation, which can be observed only in
+    /// archives (`stored`).
     fn of(words: &[&str]) -> Self {
         let shows = |word: &&&str| !word.starts_with("generation=") && **word != "gone";
         Self(words.iter().filter(shows).map(|word| (*word).to_owned()).collect())

@@ -1,4 +1,4 @@
-//! Snapshots of directory trees, for comparison with a later state or a zip.
+//! Takes snapshots of directory trees, to compare them with a later state or with a zip.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use std::{
 
 use ring::digest::{Context, SHA256};
 
-/// Entries below a directory, by their relative path as bytes.
+/// Entries below a directory, by their relative path in bytes.
 pub type Tree = BTreeMap<Vec<u8>, TreeEntry>;
 
 /// Metadata and digest of a file, directory or symbolic link.
@@ -21,7 +21,7 @@ pub type Tree = BTreeMap<Vec<u8>, TreeEntry>;
 pub struct TreeEntry {
     /// Permissions and file type, as in `st_mode`.
     pub mode: u32,
-    /// Seconds and nanoseconds since 1970.
+    /// Modification time, in seconds and nanoseconds since 1970.
     pub modified: (i64, i64),
     /// SHA-256 in hex of a file's content or a link's target; empty for a directory.
     pub sha256: String,
@@ -82,8 +82,8 @@ pub fn assert_same_tree(what: &str, actual: &Tree, expected: &Tree) {
     assert!(differing.is_empty(), "{what}: {differing:#?}");
 }
 
-/// Changes the owner of all entries below a directory to the directory's owner. In pods, that is not
-/// the user of this process.
+/// Changes the owner of all entries below a directory to the owner of the directory. In a volume of
+/// a pod, that owner is not the user of this process.
 pub fn chown_to_dir_owner(dir: &Path) {
     let owner = fs::metadata(dir).expect("the directory");
     let mut dirs = vec![dir.to_owned()];

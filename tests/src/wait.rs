@@ -1,26 +1,27 @@
-//! Waits for a condition, with a timeout and a description of the condition. Tests wait only here.
+//! Waits for conditions with a timeout. Tests wait only by these functions.
 
 use std::{
     future::Future,
     time::{Duration, Instant},
 };
 
-/// Timeout of a wait, generous enough for a loaded machine with two cores.
+/// Timeout of a wait, long enough for a loaded machine with two cores.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Minimum pause between two polls.
 pub(crate) const MIN_POLL_PAUSE: Duration = Duration::from_millis(20);
-/// Ratio of a pause to the duration of the poll before it. A poll with kubectl costs up to 100 ms of
-/// processor time, which the awaited process needs too.
+/// Ratio of a pause to the duration of the poll before it. A poll with kubectl takes up to 100 ms
+/// of processor time, which the awaited process needs too.
 const PAUSE_PER_POLL_TIME: u32 = 3;
 /// Maximum pause between two polls.
 const MAX_POLL_PAUSE: Duration = Duration::from_millis(500);
 
-/// Waits until `poll` returns a value; panics with `what` after [`WAIT_TIMEOUT`].
+/// Waits until `poll` returns a value. Panics with `what`, the description of the condition, after
+/// [`WAIT_TIMEOUT`].
 pub async fn wait_for<T>(what: &str, poll: impl AsyncFnMut() -> Option<T>) -> T {
     wait_long(WAIT_TIMEOUT, what, poll).await
 }
 
-/// Like [`wait_for`] with another timeout, for example for gigabytes of data.
+/// Waits like [`wait_for`] with another timeout, for example for gigabytes of data.
 pub async fn wait_long<T>(timeout: Duration, what: &str, mut poll: impl AsyncFnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
@@ -36,7 +37,8 @@ pub async fn wait_long<T>(timeout: Duration, what: &str, mut poll: impl AsyncFnM
     }
 }
 
-/// Returns the output of a future; panics with `what` after [`WAIT_TIMEOUT`].
+/// Returns the output of a future. Panics with `what`, the description of the wait, after
+/// [`WAIT_TIMEOUT`].
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(WAIT_TIMEOUT, future).await {
         Ok(value) => value,
@@ -44,8 +46,8 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Like [`wait_for`] for code that cannot be async (`Drop`). Returns whether `poll` returned true in
-/// time.
+/// Waits like [`wait_for`] in code that cannot be async, such as `Drop`. Returns whether `poll`
+/// returned true before the timeout.
 pub fn wait_blocking(timeout: Duration, poll: impl FnMut() -> bool) -> bool {
     poll_until(timeout, MIN_POLL_PAUSE, poll)
 }
@@ -65,7 +67,7 @@ fn poll_until(timeout: Duration, pause: Duration, mut poll: impl FnMut() -> bool
         if started.elapsed() > timeout {
             return false;
         }
-        // No thread unparks this one: the call is only a pause between two polls.
+        // No thread unparks this one, so the call is only a pause between two polls.
         std::thread::park_timeout(pause);
     }
 }

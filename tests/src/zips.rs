@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, path::Path, process::Command};
 
 use crate::{report_skipped, tree::Tree};
 
-/// Prints name, mode (with file type) and SHA-256 of each entry. Python verifies each checksum.
+/// Python program that prints name, mode (with file type) and SHA-256 of each entry. It fails if a
+/// checksum is wrong.
 const LIST: &str = "
 import hashlib, sys, zipfile
 with zipfile.ZipFile(sys.argv[1]) as z:
@@ -17,10 +18,12 @@ with zipfile.ZipFile(sys.argv[1]) as z:
         print(name.hex(), i.external_attr >> 16, '' if i.is_dir() else sha.hexdigest(), sep=',')
 ";
 
-/// Mode and SHA-256 of each entry by name. Names of directories have no trailing slash.
+/// Mode (as in `st_mode`) and SHA-256 of each entry, by name. Names of directories have no trailing
+/// slash.
 pub type ZipListing = BTreeMap<Vec<u8>, (u32, String)>;
 
-/// Lists a zip with Python after `unzip -t` has verified it; `None` if Python is not installed.
+/// Lists a zip with Python after `unzip -t` has verified it. Returns `None` if Python is not
+/// installed. Panics if a program rejects the zip.
 pub fn list_zip(zip: &Path) -> Option<ZipListing> {
     match Command::new("unzip").arg("-tqq").arg(zip).output() {
         Ok(tested) => assert!(tested.status.success(), "{}", String::from_utf8_lossy(&tested.stdout)),

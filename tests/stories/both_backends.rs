@@ -1,5 +1,5 @@
-//! Stories that run with workspaces as processes and as pods. `cargo xtask cluster stories` runs them
-//! on pods.
+//! Stories that can run with workspaces as processes or as pods. `cargo xtask stories` runs them on
+//! processes, and `cargo xtask cluster stories` on pods.
 
 mod agent_restarts;
 mod archives;

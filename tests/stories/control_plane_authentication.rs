@@ -14,9 +14,9 @@ use podling_tests::{
     wait_for, within,
 };
 
-/// The agent's credential, which the tests search for in all bytes that the agent sends.
+/// Credential of the agent. The tests search for its secret in all bytes that the agent sends.
 const CREDENTIAL: &str = "abcdefghijkl.wombats-dig-at-night";
-/// The name in the control plane's certificate.
+/// DNS name in the control plane's certificate.
 const CONTROL: &str = "podling-control";
 
 fn holds_secret(bytes: &[u8]) -> bool {
@@ -33,8 +33,8 @@ async fn assert_credential_not_sent(what: &str, listener: RecordingListener, ca_
     .await;
     drop(agent);
     for call in listener.connections() {
-        assert!(!call.trusted, "{what}: the agent accepted the certificate");
-        assert!(!holds_secret(&call.bytes), "{what}: the credential was sent");
+        assert!(!call.trusted, "{what}: the agent rejects the certificate");
+        assert!(!holds_secret(&call.bytes), "{what}: the credential is not sent");
     }
 }
 
@@ -62,7 +62,7 @@ async fn credential_is_not_sent_to_impostor_control_plane() {
     .await;
     assert_credential_not_sent("no certificate at all", RecordingListener::plaintext().await, pem).await;
 
-    // The genuine control plane receives the credential at once, so the listener would record it.
+    // The agent accepts the genuine certificate, so the listener would have recorded the others.
     let genuine = server(ours.server(CONTROL, Validity::Current)).await;
     let _agent = StandaloneAgent::start(genuine.address, pem, CREDENTIAL);
     wait_for("the agent trusts its control plane", async || {

@@ -1,5 +1,5 @@
-//! A day on one machine. Ctrl-C on `podling up` leaves busy workspaces running and puts idle ones to
-//! sleep. `podling down` stops all. The next `podling up` brings everything back.
+//! A day on one machine. Ctrl-C on `podling up` puts idle workspaces to sleep and leaves those in
+//! use running. `podling down` stops all. The next `podling up` serves all workspaces again.
 
 use std::{
     fs::{self, File},
@@ -46,11 +46,7 @@ async fn ctrl_c_sleeps_idle_workspaces_and_next_up_adopts_busy() {
 
     podling.restart().await;
     let after = podling.wait_until_awake(&ada).await.agent.expect("an agent");
-    assert_eq!(
-        (&after.boot_id, after.epoch),
-        (&before[0].boot_id, before[0].epoch),
-        "the agent was not adopted"
-    );
+    assert_eq!((&after.boot_id, after.epoch), (&before[0].boot_id, before[0].epoch), "the agent is adopted");
     let inside = podling.client().for_workspace(&ada.id);
     viewer.typed = b"good morning\r\x04".to_vec();
     viewer.run_until("the terminal continues", || inside.clone(), |p| p.exit.is_some()).await;
@@ -91,7 +87,7 @@ async fn second_ctrl_c_exits_at_once() {
     let mut podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let before = podling.wait_until_awake(&ada).await.agent.expect("an agent");
-    // The suspended agent is idle but cannot answer the prepare request.
+    // The workspace is idle, but its suspended agent cannot answer the prepare directive.
     let suspended = SuspendedProcess::new(podling.agent_pid(&ada));
     podling.interrupt();
     podling.wait_for_state(&ada, State::FallingAsleep).await;
@@ -100,7 +96,7 @@ async fn second_ctrl_c_exits_at_once() {
     drop(suspended);
     podling.restart().await;
     let after = podling.wait_until_awake(&ada).await.agent.expect("an agent");
-    assert_eq!((after.boot_id, after.epoch), (before.boot_id, before.epoch), "the agent was not adopted");
+    assert_eq!((after.boot_id, after.epoch), (before.boot_id, before.epoch), "the agent is adopted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,20 +118,20 @@ async fn down_stops_all_and_workspaces_sleep_after_next_up() {
 
     // A workspace is busy, so `down` requires --force.
     let error = cli.run(&["down"]).await.exits(4).err();
-    assert!(error.contains("ada"), "the busy workspace is not named: {error}");
+    assert!(error.contains("ada"), "the error names the busy workspace: {error}");
     let down = cli.run(&["down", "--force"]).await.ok().out();
     assert!(
         down.contains("stopped the control plane and 1 workspace;"),
         "a deleted workspace must not be counted: {down}"
     );
     assert!(podling.wait_exit().await.success());
-    assert_eq!(podling.running_processes(), [], "processes survive podling down");
+    assert_eq!(podling.running_processes(), [], "no process survives podling down");
 
     podling.restart().await;
     let asleep = podling.wait_for_state(&ada, State::Asleep).await;
     assert!(
         asleep.agent.is_none() && podling.running_agents().is_empty(),
-        "an agent runs before the first request"
+        "no agent runs before the first request"
     );
     let read = podling.client().for_workspace(&ada.id).activity().get(GetActivityRequest {}).await;
     assert_eq!(refused(read), Reason::NotAwake);

@@ -29,17 +29,17 @@ async fn new_user_creates_workspace_and_runs_command() {
     .await;
     assert!(cli.run(&["explain", "ada"]).await.ok().out().contains("active"));
 
-    // A name that is taken, and a name that does not exist.
+    // The name of an existing workspace cannot be used again, and an unknown name is not found.
     cli.run(&["create", "ada"]).await.exits(1);
     cli.run(&["explain", "missing"]).await.exits(3);
 
-    // The files are deleted because of --discard.
+    // With --discard, no archive is created.
     cli.run(&["rm", "ada", "--discard"]).await.ok();
     assert!(find(&cli.run(&["ls", "--json"]).await.ok().json(), "ada").is_none());
 
     cli.run(&["down", "--force"]).await.ok();
     assert!(podling.wait_exit().await.success());
-    assert_eq!(podling.running_processes(), [], "processes survive podling down");
+    assert_eq!(podling.running_processes(), [], "no process survives podling down");
     cli.run(&["ls"]).await.exits(5);
 }
 
@@ -51,7 +51,7 @@ async fn attach_passes_keys_size_and_signals() {
     let mut window = TerminalWindow::open(&cli.command(&["attach", "ada"]));
     let before = window.modes();
     window.wait_for_prompt().await;
-    assert!(!window.modes().local_modes.contains(LocalModes::ICANON), "the window is not in raw mode");
+    assert!(!window.modes().local_modes.contains(LocalModes::ICANON), "the window is in raw mode");
     window.type_text("echo $((6*7))-is-it\r");
     window.wait_for_text("42-is-it").await;
 
@@ -76,7 +76,7 @@ async fn attach_passes_keys_size_and_signals() {
 
     window.type_text("exit 5\r");
     assert_eq!(window.wait_exit().await, Some(5));
-    assert_eq!(before.local_modes, window.modes().local_modes, "the window's modes are not restored");
+    assert_eq!(before.local_modes, window.modes().local_modes, "the window's modes are restored");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,21 +94,20 @@ async fn reattached_terminal_shows_same_screen_and_shell() {
     assert_eq!(window.wait_exit().await, Some(0));
     assert!(
         window.modes().local_modes.contains(LocalModes::ICANON | LocalModes::ECHO),
-        "the window's modes are not restored"
+        "the window's modes are restored"
     );
     assert!(!before.local_modes.contains(LocalModes::ICANON));
 
     let mut again = TerminalWindow::open(&cli.command(&["attach", "ada"]));
-    // The screen is restored …
     again.wait_for_text("set-wombat").await;
-    // … and the shell is the same process.
+    // The variable shows that the shell is the same process.
     again.type_text("echo still-$secret\r");
     again.wait_for_text("still-wombat").await;
     again.type_text("exit\r");
     assert_eq!(again.wait_exit().await, Some(0));
 }
 
-/// Ctrl-], the detach key that `attach` announces.
+/// The detach key, Ctrl-].
 const DETACH: &str = "\x1d";
 
 #[tokio::test(flavor = "multi_thread")]

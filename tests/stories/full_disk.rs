@@ -1,9 +1,9 @@
-//! A full disk below the data directory of a control plane on one machine.
+//! A control plane on one machine whose data directory is on a full disk.
 
 use podling_proto::error::Reason;
 use podling_tests::{Client, Podling, PodlingOptions, SmallDisk, report_skipped};
 
-/// Fills the disk to the last byte with a user's program.
+/// Fills the disk to the last byte by a program in the workspace.
 async fn fill(inside: &Client) {
     inside.sh("dd if=/dev/zero of=filler bs=64k 2>/dev/null; echo filled >&2").await;
 }
@@ -23,7 +23,7 @@ async fn full_disk_rejects_new_workspaces_until_space_is_freed() {
     let inside = podling.client().for_workspace(&ada.id);
     fill(&inside).await;
     let refused = podling.cli().run(&["create", "bob"]).await;
-    assert_ne!(refused.code, Some(0), "a workspace was created on a full disk");
+    assert_ne!(refused.code, Some(0), "no workspace is created on a full disk");
     assert!(refused.err().to_lowercase().contains("no space"), "{}", refused.err());
     inside.sh("rm filler").await;
     podling.workspace("carol").await;
@@ -49,7 +49,7 @@ async fn down_works_on_full_disk() {
     fill(&podling.client().for_workspace(&ada.id)).await;
     podling.cli().run(&["down", "--force"]).await.ok();
     assert!(podling.wait_exit().await.success());
-    assert_eq!(podling.running_processes(), [], "processes survive podling down");
+    assert_eq!(podling.running_processes(), [], "no process survives podling down");
     drop(podling);
     drop(disk);
 }

@@ -1,4 +1,4 @@
-//! End-to-end tests ("stories"): what users do with Podling, with the real binaries.
+//! End-to-end tests ("stories"), which use the real binaries as users do.
 
 mod both_backends;
 mod control_plane_authentication;

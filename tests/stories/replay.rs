@@ -1,8 +1,9 @@
-//! Replays traces of the simulation (`traces/SEED.trace`) against a real `podling up`, with real
-//! agents, processes, backup store and SIGKILL. At each point of rest, both must be in the same state.
+//! Replays traces of the simulation (`traces/SEED.trace`) against a real `podling up` with real
+//! agents, processes, backup store and SIGKILL. At each point of rest, the real workspaces must be
+//! in the state that the simulation recorded.
 //!
-//! `cargo xtask simulate --record SEED` records a trace. A test of the simulation fails for a trace
-//! that the simulation would record differently now.
+//! `cargo xtask simulate --record SEED` records a trace. A test of the simulation fails if the
+//! simulation would now record a stored trace differently.
 
 mod real;
 

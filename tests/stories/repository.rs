@@ -1,4 +1,4 @@
-//! Rules for the sources that the compiler cannot check.
+//! Checks rules for the sources that the compiler cannot check.
 
 use std::{fs, path::PathBuf};
 

@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: release builds, a static agent, and the benchmarks with both.
+//! `cargo xtask bench` builds release binaries and a static agent, and runs the benchmarks with
+//! them.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,17 +13,17 @@ use crate::program;
 const MUSL: &str = "x86_64-unknown-linux-musl";
 const GNU: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds the program that measures decisions.
+/// Arguments of cargo that build the program that measures decisions.
 const SIMULATE: [&str; 8] =
     ["build", "--release", "--package", "podling-core", "--features", "mutants", "--example", "simulate"];
 
-/// The benchmarks that `tests/benches/groups.rs` knows.
+/// Names of the groups of benchmarks in `tests/benches/groups.rs`.
 const GROUPS: [&str; 11] =
     ["footprint", "prompt", "echo", "cat", "bulk", "decide", "wake", "archive", "proof", "restore", "large"];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {
-    /// Runs only this benchmark and does not rewrite BENCHMARKS.md.
+    /// Run only this group of benchmarks, and leave BENCHMARKS.md unchanged
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(GROUPS))]
     only: Option<String>,
 }
@@ -49,12 +50,12 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
 /// Builds the agent as images contain it: with musl if its standard library is installed, else with
 /// a static glibc.
 fn static_agent() -> Result<PathBuf> {
-    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output().context("rustc")?;
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output().context("cannot run rustc")?;
     let sysroot = PathBuf::from(String::from_utf8(sysroot.stdout)?.trim());
     let (target, flags) = if sysroot.join("lib/rustlib").join(MUSL).join("lib").exists() {
         (MUSL, Path::new(""))
     } else {
-        println!("{MUSL} is not installed (rustup target add {MUSL}): linking glibc statically");
+        println!("{MUSL} is not installed; linking glibc statically (rustup target add {MUSL})");
         (GNU, Path::new("-C target-feature=+crt-static"))
     };
     let build = ["build", "--profile", "dist", "--package", "podling-agent", "--target", target];
@@ -66,7 +67,7 @@ fn static_agent() -> Result<PathBuf> {
 fn cargo(args: &[&str], envs: &[(&str, &Path)]) -> Result<()> {
     println!("== cargo {}", args.join(" "));
     let mut command = program::cargo();
-    let status = command.args(args).envs(envs.iter().copied()).status().context("cargo")?;
+    let status = command.args(args).envs(envs.iter().copied()).status().context("cannot run cargo")?;
     ensure!(status.success(), "cargo {}: {status}", args.join(" "));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask check`: format, words, lints and docs.
+//! `cargo xtask check` checks format, words, lints and docs. The gate uses the same steps.
 
 use anyhow::Result;
 
@@ -21,7 +21,8 @@ pub(crate) fn format() -> GateStep {
     GateStep::cargo("format", &["fmt", "--all", "--check"], &[])
 }
 
-/// Lints of the workspace, and of the simulation, which needs the feature `mutants`.
+/// Returns the steps that lint the workspace, and the simulation, which needs the feature
+/// `mutants`.
 pub(crate) fn lints() -> [GateStep; 2] {
     let workspace = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
     let simulation = [

@@ -1,5 +1,6 @@
-//! `cargo xtask cluster`: everything that needs a Kubernetes cluster. It uses the cluster that
-//! `KUBECONFIG` names; without `KUBECONFIG` it boots a node in a sandbox (`tests/cluster/sandbox`).
+//! `cargo xtask cluster` runs tests and benchmarks that need a Kubernetes cluster. They boot a node
+//! of their own in a sandbox (`tests/cluster/sandbox`). If `KUBECONFIG` is set, the suite runs in
+//! the cluster that it names, and the other tests are skipped.
 
 use std::{env, fs, os::unix::fs::MetadataExt, path::PathBuf};
 
@@ -11,85 +12,98 @@ use crate::{
     test_programs::{TestPrograms, TestSelection},
 };
 
-/// Programs on this machine that the sandbox needs to boot a node.
+/// Programs that must be installed on this machine to build and boot a node.
 const PROGRAMS: [&str; 9] =
     ["go", "cc", "containerd", "runc", "conntrack", "nft", "buildah", "debootstrap", "openssl"];
 
-/// Static binaries: they run in an image without a C library.
+/// Target of the binaries in images. They are static, because the images have no C library.
 const TARGET: &str = "x86_64-unknown-linux-musl";
-/// The profile of shipped binaries without link-time optimisation, which takes minutes.
+/// Cargo profile of the binaries in images: that of shipped binaries without link-time
+/// optimisation, which takes minutes.
 const PROFILE: &str = "dist-tested";
 
-/// Lists the images with IDEs that the sandbox makes.
+/// Environment variable that lists the images with IDEs that the sandbox makes, and its value.
 const IDES: (&str, &str) = ("PODLING_IDES", "python vscode");
-/// The directory of the binaries from which the sandbox makes Podling's images.
+/// Environment variable with the directory of the binaries from which the sandbox makes Podling's
+/// images.
 const BINARIES: &str = "PODLING_BINARIES";
 
-/// Selects pods as the stories' workspaces.
+/// Environment variable that selects pods as the stories' workspaces, and its value.
 const PODS: (&str, &str) = ("PODLING_STORY_BACKEND", "kubernetes");
-/// Prefix of the stories that run on processes and on pods.
+/// Prefix of the names of stories that run on processes and on pods.
 const ON_BOTH_BACKENDS: &str = "both_backends::";
 
-/// Most tests of the suite wait for pods or for the control plane, so several run at once.
+/// Arguments for the suite. Most of its tests wait for pods or for the control plane, so several
+/// run at once.
 const SUITE: [&str; 1] = ["--test-threads=4"];
 const FAULTS: [&str; 2] = ["--include-ignored", "--test-threads=1"];
 const LEADER_ELECTION_AND_FAULTS: [&str; 2] = [LEADER_ELECTION, "faults::"];
 const LEADER_ELECTION: &str = "leader_election::";
-/// Stories on pods mostly wait for pods, so several run at once.
+/// Arguments for the stories on pods. They mostly wait for pods, so several run at once.
 const STORIES: [&str; 1] = ["--test-threads=6"];
 
-/// Name of the step that is reported if no node can run.
+/// Name under which the summary reports all cluster tests if they cannot run.
 pub(crate) const EVERYTHING: &str = "everything that needs a cluster";
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum ClusterCommand {
-    /// Runs a shell or a command with KUBECONFIG set and kubectl in PATH. The node ends with it.
+    /// Run a shell or a command beside a new node, with KUBECONFIG set and kubectl in PATH
+    ///
+    /// The node ends when the shell or the command ends.
     Up {
-        /// The command and its arguments; without them, $SHELL.
+        /// Command and its arguments. Default: $SHELL
         #[arg(last = true)]
         command: Vec<String>,
     },
-    /// Runs the suite: Podling as it is deployed, in a cluster.
+    /// Run the suite against Podling as it is deployed in a cluster
+    ///
+    /// On a node of its own, the suite leaves out the tests of leader election, which `faults`
+    /// runs.
     Test {
-        /// Runs only tests whose name contains this.
+        /// Run only tests whose name contains this text
         filter: Option<String>,
     },
-    /// Runs the suite's tests of leader election, and its faults, each of which kills programs of
-    /// the node.
+    /// Run the tests of leader election and of faults, one after the other, on a node of their own
+    ///
+    /// They kill programs of the node, restart the control plane, or use up the node's resources.
     Faults {
-        /// Runs only tests whose name contains this.
+        /// Run only tests whose name contains this text
         filter: Option<String>,
     },
-    /// Runs the stories of both backends with pods as workspaces.
+    /// Run the stories of both backends with pods as workspaces
     Stories {
-        /// Runs only stories whose name contains this.
+        /// Run only stories whose name contains this text
         filter: Option<String>,
     },
-    /// Measures workspaces as pods beside a bare pod, and rewrites their part of BENCHMARKS.md.
+    /// Measure workspaces as pods and a bare pod, and rewrite the section "On Kubernetes" of
+    /// BENCHMARKS.md
+    ///
     /// Needs a quiet machine.
     Bench,
 }
 
-/// The steps for everything that needs a cluster.
+/// Steps that prepare and run tests on nodes.
 #[derive(Debug, Default)]
 pub(crate) struct ClusterPlan {
-    /// Builds binaries, node programs and images, one after the other. This happens outside of the
-    /// sandbox, which has no network.
+    /// Steps that build binaries, node programs and images, one after the other. They run outside
+    /// of the sandbox, because it has no network.
     pub(crate) preparation: Vec<GateStep>,
-    /// One step for each node, in the order of [`IN_GATE`]. They need all of the preparation.
+    /// One step for each node, in the order of [`IN_GATE`]. Each needs all of `preparation`.
     pub(crate) tests: Vec<GateStep>,
 }
 
-/// The tests that share one node.
+/// A group of tests that share one node.
 #[derive(Debug, Clone, Copy)]
 enum NodeTests {
     Suite,
-    /// Each takes the control plane or the node from all others, so they run one after the other.
+    /// Each test takes the control plane or the node away from all others, so they run one after
+    /// the other.
     LeaderElectionAndFaults,
     StoriesOnPods,
 }
 
-/// A node boots in 20 s, so each of them gets its own and all run beside each other.
+/// Groups that the gate runs, each on a node of its own and all beside each other. A node boots in
+/// 20 s.
 const IN_GATE: [NodeTests; 3] =
     [NodeTests::Suite, NodeTests::LeaderElectionAndFaults, NodeTests::StoriesOnPods];
 
@@ -130,7 +144,7 @@ fn bench() -> Result<bool> {
     in_sandbox(&run, &[("PODLING_BENCH_PAGE", &page), ("PODLING_IDES", "python")])
 }
 
-/// Runs a command beside a node that has Podling's images.
+/// Runs a command beside a node that has Podling's images. Returns whether the command succeeded.
 fn in_sandbox(command: &[&str], envs: &[(&str, &str)]) -> Result<bool> {
     let mut gate = Gate::new()?;
     if !gate.run(static_binaries())? {
@@ -138,10 +152,11 @@ fn in_sandbox(command: &[&str], envs: &[(&str, &str)]) -> Result<bool> {
     }
     let mut sandbox = program::program(script("sandbox"));
     sandbox.args(command).env(BINARIES, binaries_dir()).envs(envs.iter().copied());
-    Ok(sandbox.status().context("the sandbox")?.success())
+    Ok(sandbox.status().context("cannot start tests/cluster/sandbox")?.success())
 }
 
-/// Plans the gate's tests that need a node.
+/// Plans the groups of [`IN_GATE`] for the gate. Without the programs or a node, the plan is empty,
+/// and the gate records the reason.
 pub(crate) fn plan(gate: &mut Gate, programs: Option<&TestPrograms>) -> Result<ClusterPlan> {
     plan_tests(gate, programs, &IN_GATE, None)
 }
@@ -173,7 +188,7 @@ fn plan_tests(
         return Ok(ClusterPlan { preparation, tests });
     }
     if !matches!(wanted, [NodeTests::Suite]) {
-        gate.skip("stories on pods and faults", "they need a node of their own")?;
+        gate.skip("stories on pods and faults", "they need a node of their own; unset KUBECONFIG")?;
     }
     let has_suite = |tests: &NodeTests| matches!(tests, NodeTests::Suite);
     let suite: Vec<&str> = SUITE.into_iter().chain(filter).collect();
@@ -212,7 +227,7 @@ impl NodeTests {
     }
 }
 
-/// Builds agent and control plane for Podling's images.
+/// Returns the step that builds agent and control plane for Podling's images.
 fn static_binaries() -> GateStep {
     let packages = ["--package", "podling-agent", "--package", "podling-control"];
     let buckets = ["--features", "podling-control/cloud"];
@@ -228,17 +243,17 @@ fn script(name: &str) -> PathBuf {
     program::root().join("tests/cluster").join(name)
 }
 
-/// Says why this machine cannot run a node; `None` if it can.
+/// Returns why this machine cannot run a node; `None` if it can.
 fn missing_requirement() -> Option<String> {
     if !cfg!(target_os = "linux") {
-        return Some("a Kubernetes node needs Linux; KUBECONFIG may name a cluster".into());
+        return Some("a Kubernetes node needs Linux; set KUBECONFIG to use another cluster".into());
     }
     if !fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) {
-        return Some("a Kubernetes node needs root; KUBECONFIG may name a cluster".into());
+        return Some("a Kubernetes node needs root; set KUBECONFIG to use another cluster".into());
     }
     let path = env::var_os("PATH").unwrap_or_default();
     let has = |program: &str| env::split_paths(&path).any(|folder| folder.join(program).exists());
     let missing: Vec<_> = PROGRAMS.iter().filter(|program| !has(program)).copied().collect();
     (!missing.is_empty())
-        .then(|| format!("{} not installed; KUBECONFIG may name a cluster", missing.join(", ")))
+        .then(|| format!("not installed: {}; install them, or set KUBECONFIG", missing.join(", ")))
 }

@@ -1,10 +1,10 @@
-//! A cache of compiled dependencies outside of any checkout: in a fresh clone only crates of this
-//! workspace are compiled.
+//! Caches compiled dependencies outside of any checkout, so that a fresh clone compiles only the
+//! crates of this workspace.
 //!
-//! The cache has crates of the registry alone, with cargo's fingerprints. Cargo verifies each
+//! The cache contains crates of the registry with cargo's fingerprints. Cargo verifies each
 //! fingerprint (version, features, profile, compiler) as it does for its own output, and recompiles
-//! what does not match. Crates of this workspace are never cached: their fingerprints are file
-//! times, which mean nothing in another checkout.
+//! crates that do not match. Crates of this workspace are never cached, because their fingerprints
+//! are file times, which mean nothing in another checkout.
 
 use std::{
     collections::BTreeSet,
@@ -24,13 +24,13 @@ const PROFILES: [&str; 3] = ["debug", "dist-tested", "x86_64-unknown-linux-musl/
 const FINGERPRINTS: &str = ".fingerprint";
 const BUILD_SCRIPTS: &str = "build";
 const LIBRARIES: &str = "deps";
-/// Cargo locks this file of a profile while it builds.
+/// File of a profile that cargo locks while it builds.
 const CARGO_LOCK: &str = ".cargo-lock";
-/// Prefix of a dependency that every build has: a target directory without it is fresh.
+/// Prefix of a dependency of every build. A target directory without it is fresh.
 const EVERYWHERE: &str = "tokio-";
 /// Entries that have not been used for this long are removed.
 const UNUSED: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Digits of the hash that cargo appends to names.
+/// Hexadecimal digits of the hash that cargo appends to names.
 const HASH_DIGITS: usize = 16;
 
 /// The cache's entry for this workspace's dependencies.
@@ -44,7 +44,8 @@ pub(crate) struct DependencyCache {
 }
 
 impl DependencyCache {
-    /// Returns `None` if there is no cache directory.
+    /// Finds the entry for this workspace, which may not exist yet. Returns `None` if there is no
+    /// cache directory.
     pub(crate) fn open() -> Result<Option<Self>> {
         let Some(cache) = program::cache_dir() else { return Ok(None) };
         let entry = cache.join("dependencies").join(key()?);
@@ -53,18 +54,20 @@ impl DependencyCache {
         Ok(Some(Self { entry, target, is_fresh }))
     }
 
-    /// Copies the entry into a fresh target directory. An error is printed, and cargo compiles what
-    /// is missing.
+    /// Copies the entry into a fresh target directory. Prints errors instead of returning them,
+    /// because cargo then compiles what is missing.
     pub(crate) fn restore(&self) {
         if let Err(error) = self.try_restore() {
-            println!("no dependencies could be copied from the cache: {error:#}");
+            println!("cannot copy dependencies from the cache, so cargo compiles them: {error:#}");
         }
     }
 
-    /// Copies the dependencies of a fresh target directory into a new entry. An error is printed.
+    /// Copies the compiled dependencies into a new cache entry. Does nothing if the entry exists,
+    /// or if the target directory had dependencies when the gate began. Prints errors instead of
+    /// returning them.
     pub(crate) fn save(&self) {
         if let Err(error) = self.try_save() {
-            println!("dependencies could not be saved in the cache: {error:#}");
+            println!("cannot save dependencies in the cache: {error:#}");
         }
     }
 
@@ -86,7 +89,8 @@ impl DependencyCache {
         let ours = workspace_names()?;
         for profile in PROFILES {
             let from = self.target.join(profile);
-            // A machine without a node builds nothing for images.
+            // A profile is missing if the gate built nothing for it, such as images on a machine
+            // without a node.
             let Ok(lock) = File::open(from.join(CARGO_LOCK)) else { continue };
             // While the lock is held, no cargo writes into the directory.
             lock.lock()?;
@@ -129,11 +133,11 @@ fn has_compiled(profile: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// Returns the entry's name: a hash of the compiler's version, Cargo.lock, and all manifests with
-/// their profiles and features. It selects an entry that fits well; cargo's fingerprints decide
-/// what is used.
+/// Returns the name of the entry, which is a hash of the compiler's version, Cargo.lock, and all
+/// manifests with their profiles and features. An entry of that name fits well, but cargo's
+/// fingerprints decide which crates are used.
 fn key() -> Result<String> {
-    let compiler = program::program("rustc").arg("-vV").output().context("running rustc")?;
+    let compiler = program::program("rustc").arg("-vV").output().context("cannot run rustc")?;
     let mut hasher = DefaultHasher::new();
     compiler.stdout.hash(&mut hasher);
     let mut files = vec![program::root().join("Cargo.lock"), program::root().join(".cargo/config.toml")];
@@ -144,7 +148,7 @@ fn key() -> Result<String> {
     );
     files.push(program::root().join("Cargo.toml"));
     for file in files {
-        fs::read(&file).with_context(|| format!("reading {}", file.display()))?.hash(&mut hasher);
+        fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?.hash(&mut hasher);
     }
     std::env::var_os("RUSTFLAGS").hash(&mut hasher);
     Ok(format!("{:016x}", hasher.finish()))
@@ -161,8 +165,8 @@ fn workspace_names() -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
-/// Returns whether a file belongs to one of these crates (`libserde-0123456789abcdef.rlib`,
-/// `serde-0123456789abcdef`), or is not named by cargo at all.
+/// Returns whether a file belongs to one of these crates, such as `libserde-0123456789abcdef.rlib`
+/// or `serde-0123456789abcdef`. Also returns true if its name does not have cargo's form.
 fn is_one_of(file: &str, names: &BTreeSet<String>) -> bool {
     let stem = file.split('.').next().unwrap_or(file);
     let Some((name, hash)) = stem.rsplit_once('-') else { return true };
@@ -173,13 +177,13 @@ fn is_one_of(file: &str, names: &BTreeSet<String>) -> bool {
     names.contains(&name) || name.strip_prefix("lib").is_some_and(|name| names.contains(name))
 }
 
-/// Spells a package's name like a crate's.
+/// Returns the crate name of a package.
 fn plain(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// Copies the output of one profile. Fingerprints come last: cargo ignores files without them, so
-/// an interrupted copy does no harm.
+/// Copies the output of one profile. Fingerprints come last. Cargo ignores files without a
+/// fingerprint, so an interrupted copy does no harm.
 fn copy_profile(from: &Path, to: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<()> {
     for kind in [LIBRARIES, BUILD_SCRIPTS, FINGERPRINTS] {
         copy_some(&from.join(kind), &to.join(kind), &is_wanted)?;
@@ -187,7 +191,8 @@ fn copy_profile(from: &Path, to: &Path, is_wanted: impl Fn(&str) -> bool) -> Res
     Ok(())
 }
 
-/// Copies selected entries of a directory with their times, which cargo compares.
+/// Copies the entries of a directory whose name `is_wanted`, with their times, which cargo
+/// compares.
 fn copy_some(from: &Path, to: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<()> {
     let Ok(entries) = fs::read_dir(from) else { return Ok(()) };
     fs::create_dir_all(to)?;
@@ -197,12 +202,13 @@ fn copy_some(from: &Path, to: &Path, is_wanted: impl Fn(&str) -> bool) -> Result
     if wanted.is_empty() {
         return Ok(());
     }
-    let status = Command::new("cp").args(["-a", "-t"]).arg(to).args(wanted).status().context("running cp")?;
+    let status =
+        Command::new("cp").args(["-a", "-t"]).arg(to).args(wanted).status().context("cannot run cp")?;
     ensure!(status.success(), "cp: {status}");
     Ok(())
 }
 
-/// Removes entries that have not been used for a week.
+/// Removes entries that have not been used for [`UNUSED`].
 fn prune(entries: &Path) -> Result<()> {
     for entry in fs::read_dir(entries)?.flatten() {
         let used = entry.metadata()?.modified()?;
@@ -222,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_crates_are_told_from_the_registrys() {
+    fn own_crates_are_distinguished_from_registry_crates() {
         let names = BTreeSet::from(["podling_agent".to_owned(), "files".to_owned()]);
         let is_ours = |file| is_one_of(file, &names);
         for own in [
@@ -230,7 +236,7 @@ mod tests {
             "libpodling_agent-0123456789abcdef.rlib",
             "podling_agent-0123456789abcdef.d",
             "files-0123456789abcdef",
-            // Not named by cargo.
+            // These names do not have cargo's form.
             "something",
             "tokio-old",
         ] {
@@ -249,16 +255,17 @@ mod tests {
     }
 
     #[test]
-    fn entry_holds_what_is_wanted_with_its_times() {
+    fn selected_entries_are_copied_with_their_times() {
         let folder = tempfile::tempdir().expect("a folder");
         let (from, to) = (folder.path().join("from"), folder.path().join("to"));
         fs::create_dir_all(from.join("a/b")).expect("a folder");
         fs::write(from.join("a/b/c"), "text").expect("a file");
         fs::write(from.join("d"), "text").expect("a file");
-        copy_some(&from, &to, |name| name == "a").expect("it is copied");
+        copy_some(&from, &to, |name| name == "a").expect("copy");
         assert!(!to.join("d").exists());
-        let time = |file: PathBuf| fs::metadata(file).expect("it is there").modified().expect("it has one");
+        let time =
+            |file: PathBuf| fs::metadata(file).expect("file exists").modified().expect("file has a time");
         assert_eq!(time(to.join("a/b/c")), time(from.join("a/b/c")));
-        copy_some(&from.join("none"), &to, |_| true).expect("nothing to copy is no error");
+        copy_some(&from.join("none"), &to, |_| true).expect("a missing directory is no error");
     }
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask`: what developers and CI run on this repository. One file per subcommand; must not
-//! know the product's insides.
+//! `cargo xtask` checks, tests and measures this repository, for developers and for CI. Each
+//! subcommand has a file. Independent of the product's crates.
 
 mod bench;
 mod check;
@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Work on the Podling repository.
+/// Check, test and measure the Podling repository
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct XtaskArgs {
@@ -28,18 +28,18 @@ struct XtaskArgs {
 
 #[derive(Debug, Subcommand)]
 enum XtaskCommand {
-    /// Runs the gate: format, words, lints, docs, unit, property and end-to-end tests.
+    /// Run the gate: format, words, lints, docs, unit, property, end-to-end and cluster tests
     Test(test::TestArgs),
-    /// Runs format, words, lints and docs alone.
+    /// Check format, words, lints and docs only
     Check,
-    /// Builds the binaries and runs the end-to-end stories alone.
+    /// Build the binaries and run only the end-to-end stories, with workspaces as processes
     Stories(stories::StoryArgs),
-    /// Runs the simulated lifecycle with a seed and all its output: a failing test names the seed.
+    /// Repeat one run of the simulation, by the seed that a failing simulation test prints
     Simulate(simulate::SimulateArgs),
-    /// Runs tests and benchmarks that need a Kubernetes cluster.
+    /// Run tests and benchmarks that need a Kubernetes cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
-    /// Measures Podling beside its peers in one run; rewrites BENCHMARKS.md.
+    /// Measure Podling and its peers in one run, and rewrite BENCHMARKS.md
     Bench(bench::BenchArgs),
 }
 

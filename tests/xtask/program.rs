@@ -1,6 +1,8 @@
-//! Starts programs without the variables that cargo sets for xtask itself. Build scripts (ring's)
-//! read some of them, so cargo would recompile everything behind such a script whenever a developer
-//! had run cargo directly before.
+//! Starts programs without the environment variables that cargo sets for xtask itself.
+//!
+//! Build scripts, such as that of ring, read some of these variables. If they changed between a
+//! direct call of cargo and a call through xtask, cargo would recompile all crates that depend on
+//! such a script.
 
 use std::{
     env,
@@ -13,7 +15,7 @@ use std::{
 const SET_BY_CARGO: [&str; 5] =
     ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_LINKS", "CARGO_MANIFEST_PATH", "CARGO_PKG_", "CARGO_PRIMARY_"];
 
-/// Returns the cargo that runs xtask.
+/// Returns a command for the cargo that runs xtask.
 pub(crate) fn cargo() -> Command {
     program(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
@@ -30,7 +32,7 @@ pub(crate) fn program(path: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Returns the command with a lower priority.
+/// Returns the command with a lower priority. `niceness` is that of nice(1), 0 to 19.
 pub(crate) fn nice(command: &Command, niceness: &str) -> Command {
     let mut nice = Command::new("nice");
     nice.args(["-n", niceness]).arg(command.get_program()).args(command.get_args());
@@ -66,8 +68,8 @@ pub(crate) fn target_dir() -> PathBuf {
     }
 }
 
-/// Returns the cache for node programs, images and compiled dependencies, which lies outside of any
-/// checkout. Returns `None` without a home directory.
+/// Returns the directory that caches node programs, images and compiled dependencies for all
+/// checkouts. Returns `None` if neither `PODLING_CACHE` nor `HOME` is set.
 pub(crate) fn cache_dir() -> Option<PathBuf> {
     match env::var_os("PODLING_CACHE") {
         Some(cache) => Some(PathBuf::from(cache)),

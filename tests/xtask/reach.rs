@@ -1,15 +1,16 @@
 //! Decides which tests a change can reach (`cargo xtask test --quick`).
 //!
-//! The rules use nothing but the names of the files that differ from `main`:
-//! - Prose (`*.md`), benchmarks, and files for clusters (`deploy`, `images`, `tests/cluster`) reach
-//!   no test of this machine.
-//! - A file of a crate reaches the tests of the crate and of every crate that depends on it.
+//! The rules use only the names of the files that differ from `main`:
+//! - Prose (`*.md`, `docs`), benchmarks, and files for clusters (`deploy`, `images`,
+//!   `tests/cluster`) reach no test but the stories that check the repository's files.
 //! - A file below a crate's `tests` directory reaches the tests of that crate alone.
-//! - Every other file of a crate of the product reaches all stories, because they run its binaries.
-//! - A story's file reaches the stories of its module. The harness (`tests/src`) reaches all
+//! - Every other file of a crate reaches the tests of that crate and of every crate that depends on
+//!   it. If it is a crate of the product, the file also reaches all stories, because they run its
+//!   binaries.
+//! - A story's file reaches the stories of its module. The test library (`tests/src`) reaches all
 //!   stories.
-//! - Every other file (`Cargo.lock`, `.cargo`, …) reaches everything. Without a base, so does any
-//!   change.
+//! - Every other file, such as `Cargo.lock`, reaches everything. So does a tree that has no base or
+//!   does not differ from it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,15 +22,15 @@ use anyhow::Result;
 
 use crate::{program, test_programs::workspace_packages};
 
-/// Commits on which the branch may be based, the likeliest first.
+/// Names of the commit on which the branch may be based. The first that exists is used.
 const BASES: [&str; 3] = ["main", "origin/main", "origin/HEAD"];
-/// The package with the harness, the stories, the suite and the benchmarks.
+/// Package of the test library, the stories, the cluster tests and the benchmarks.
 const HARNESS: &str = "tests";
-/// Files that only a cluster or a benchmark uses, or no program.
+/// Prefixes of files that no test of this machine uses.
 const OUT_OF_REACH: [&str; 6] =
     ["deploy/", "images/", "docs/", "tests/cluster/", "tests/benches/", "LICENSE"];
-/// Stories that check the repository's files. They always run: any change can break them, and they
-/// take no time.
+/// Filter for the stories that check the repository's files. They always run, because any change
+/// can break them and they take no time.
 const ALWAYS: &str = "repository::";
 
 /// The tests that a change can reach.
@@ -37,7 +38,7 @@ const ALWAYS: &str = "repository::";
 pub(crate) struct Reach {
     /// Directories of packages, relative to the root; `None` means all packages.
     packages: Option<BTreeSet<PathBuf>>,
-    /// Prefixes of names of stories; `None` means all stories.
+    /// Prefixes of the names of stories; `None` means all stories.
     stories: Option<BTreeSet<String>>,
 }
 
@@ -45,12 +46,12 @@ pub(crate) struct Reach {
 type Dependencies = BTreeMap<PathBuf, BTreeSet<PathBuf>>;
 
 impl Reach {
-    /// Compares the working tree, committed or not, with its base. Without a difference everything
+    /// Compares the working tree, committed or not, with its base. If nothing differs, everything
     /// is reached.
     pub(crate) fn of_working_tree() -> Result<Self> {
         let files = changed_files().unwrap_or_default();
         if files.is_empty() {
-            println!("nothing is known to differ from {}: everything is tested", BASES[0]);
+            println!("no difference from {} is known; testing everything", BASES[0]);
             return Ok(Self { packages: None, stories: None });
         }
         Ok(Self::of(&files, &dependencies()?))
@@ -63,7 +64,7 @@ impl Reach {
             if file.ends_with(".md") || OUT_OF_REACH.iter().any(|prefix| file.starts_with(prefix)) {
                 continue;
             }
-            // Packages are nested: the innermost one owns the file.
+            // Packages are nested, and the innermost one owns the file.
             let holds = |package: &&PathBuf| Path::new(file).starts_with(package);
             let package =
                 dependencies.keys().filter(holds).max_by_key(|package| package.components().count());
@@ -96,7 +97,7 @@ impl Reach {
         self.packages.as_ref().is_none_or(|packages| packages.contains(folder))
     }
 
-    /// Returns filters for the stories' program; no filter means all stories.
+    /// Returns filters for the stories' program, which runs all stories if there is no filter.
     pub(crate) fn story_filters(&self) -> Vec<&str> {
         self.stories.iter().flatten().map(String::as_str).collect()
     }
@@ -115,8 +116,8 @@ fn git(args: &[&str]) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Returns the prefix of the stories in a file: `both_backends::quota::` for `both_backends/quota.rs`.
-/// Returns `None` for files that are not a module.
+/// Returns the prefix of the stories in a file, such as `both_backends::quota::` for
+/// `both_backends/quota.rs`. Returns `None` for a file that is not a module.
 fn module(story: &Path) -> Option<String> {
     let path = story.with_extension("");
     let words: Vec<_> = path.iter().filter_map(|word| word.to_str()).collect();
@@ -139,7 +140,7 @@ fn dependents(package: &Path, dependencies: &Dependencies) -> BTreeSet<PathBuf> 
     }
 }
 
-/// Reads the dependencies between the packages of the workspace, including those of their tests.
+/// Reads the dependencies between the packages of the workspace, including dev-dependencies.
 fn dependencies() -> Result<Dependencies> {
     let root = program::root();
     let inside = |folder: &Path| folder.strip_prefix(&root).ok().map(Path::to_owned);
@@ -152,7 +153,7 @@ fn dependencies() -> Result<Dependencies> {
             all.insert(folder, on.collect());
         }
     }
-    // The harness's manifest does not list the binaries that stories run.
+    // The manifest of the tests does not list the binaries that stories run.
     let binaries = ["agent", "control", "cli"].map(PathBuf::from);
     all.entry(HARNESS.into()).or_default().extend(binaries);
     Ok(all)
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn prose_reaches_only_what_reads_it() {
+    fn prose_and_cluster_files_reach_only_repository_stories() {
         let reach = reach(&["README.md", "deploy/crds/x.yaml", "tests/cluster/node"]);
         assert!(packages(&reach).is_empty());
         assert_eq!(reach.story_filters(), [ALWAYS]);
@@ -192,7 +193,7 @@ mod tests {
     fn product_reaches_dependents_and_all_stories() {
         let core = reach(&["control/core/src/quota.rs"]);
         assert_eq!(packages(&core), ["cli", "control", "control/core", "tests"]);
-        assert!(core.story_filters().is_empty(), "no filter is all of them");
+        assert!(core.story_filters().is_empty(), "no filter means all stories");
         assert!(core.has_package(&program::root().join("control")));
         assert!(!core.has_package(&program::root().join("agent")));
     }
@@ -221,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_no_package_reaches_everything() {
+    fn file_outside_of_packages_reaches_everything() {
         assert_eq!(reach(&["agent/src/x.rs", "Cargo.lock"]), Reach { packages: None, stories: None });
     }
 }

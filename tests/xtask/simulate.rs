@@ -1,5 +1,5 @@
-//! `cargo xtask simulate`: runs the simulated lifecycle (`control/core/tests/simulation`), which
-//! needs the feature `mutants`.
+//! `cargo xtask simulate` runs the simulation of the lifecycle (`control/core/tests/simulation`),
+//! which needs the feature `mutants`.
 
 use anyhow::Result;
 
@@ -7,21 +7,21 @@ use crate::gate::{Gate, GateStep};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SimulateArgs {
-    /// Seed of the run: the same seed repeats the same run.
+    /// Seed of the run. The same seed repeats the same run
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Number of simulated steps.
+    /// Number of simulated steps
     #[arg(long, default_value_t = 50_000)]
     steps: u64,
-    /// Records the trace of this seed for the story `replay` (tests/stories/traces) instead.
+    /// Record the trace of this seed in tests/stories/traces instead, for the story `replay`
     #[arg(long, value_name = "SEED")]
     record: Option<u64>,
-    /// Measures how fast decisions are instead, with a release build.
+    /// Measure the time of decisions instead, with a release build
     #[arg(long)]
     bench: bool,
 }
 
-/// Runs one simulation. It prints its coverage, or the trace up to the broken law.
+/// Runs one simulation, which prints its coverage, or the trace up to the broken law.
 pub(crate) fn run(args: &SimulateArgs) -> Result<bool> {
     let (seed, steps) = (args.seed.to_string(), args.steps.to_string());
     let mut cargo = vec!["run", "--quiet", "--package", "podling-core"];
@@ -39,7 +39,8 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<bool> {
     gate.finish()
 }
 
-/// The gate's step: millions of simulated steps keep every law, and the laws catch every mutant.
+/// Returns the gate's step that runs the simulation as a test. Millions of simulated steps must
+/// keep every law, and every mutant must break one.
 pub(crate) fn step() -> GateStep {
     let cargo =
         ["test", "--package", "podling-core", "--quiet", "--features", "mutants", "--test", "simulation"];

@@ -1,4 +1,4 @@
-//! `cargo xtask stories`: the end-to-end stories with freshly built binaries.
+//! `cargo xtask stories` builds the binaries and runs the end-to-end stories.
 
 use anyhow::Result;
 
@@ -7,16 +7,16 @@ use crate::{
     test_programs::{TestPrograms, TestSelection},
 };
 
-/// Name of the step.
+/// Name of the gate's step that runs the stories on processes.
 pub(crate) const STORIES: &str = "end-to-end stories";
-/// Stories mostly wait, so several run at once.
+/// Argument for the stories' program. Stories mostly wait, so several run at once.
 pub(crate) const THREADS: &str = "--test-threads=4";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct StoryArgs {
-    /// Runs only the stories whose name contains this.
+    /// Run only stories whose name contains this text
     filter: Option<String>,
-    /// Shows the output of each story.
+    /// Show the output of each story
     #[arg(long)]
     nocapture: bool,
 }

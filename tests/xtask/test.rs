@@ -1,4 +1,5 @@
-//! `cargo xtask test`: the whole gate, which `.ci/run` calls, and `--quick`, the inner loop.
+//! `cargo xtask test` runs the whole gate, as `.ci/run` does. With `--quick` it runs only the
+//! checks and tests that a change can reach.
 
 use anyhow::Result;
 
@@ -14,13 +15,14 @@ use crate::{
     words,
 };
 
-/// Stories that run at once in a quick test, beside unit tests and lints but without nodes.
+/// Argument for the stories of a quick test. More of them run at once than in the gate, because no
+/// node runs beside them.
 const QUICK_THREADS: &str = "--test-threads=6";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct TestArgs {
-    /// Runs format, words, lints, and the tests and stories that the change since `main` can reach;
-    /// no images, no node.
+    /// Run only format, words, lints, and the tests and stories that the change since `main` can
+    /// reach, without images and nodes
     #[arg(long)]
     quick: bool,
 }
@@ -29,9 +31,9 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     if args.quick { quick() } else { full() }
 }
 
-/// Compiles first, which needs both processors. Compilers that nothing waits for then run in the
-/// background: those of the static binaries beside the unit tests, those of lints, docs and the
-/// simulation beside three lanes of tests, which mostly wait.
+/// Compiles the tests first, which keeps all processors busy. The static binaries and images are
+/// then built in the background beside the unit tests. Lints, docs, the simulation and the examples
+/// in docs are compiled in the background beside three lanes of tests, which mostly wait.
 fn full() -> Result<bool> {
     let mut gate = Gate::new()?;
     let cache = DependencyCache::open()?;

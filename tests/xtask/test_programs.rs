@@ -1,5 +1,5 @@
-//! Test programs of the workspace. One call of cargo builds all of them and the binaries, so that
-//! each dependency is compiled with one set of features.
+//! Builds the test programs of the workspace. One call of cargo builds all of them and the
+//! binaries, so that each dependency is compiled with one set of features.
 
 use std::path::{Path, PathBuf};
 
@@ -13,20 +13,22 @@ use crate::{
 
 /// Name of the stories' test program.
 const STORIES: &str = "stories";
-/// Name of the test program that needs a cluster.
+/// Name of the cluster tests' program.
 const CLUSTER: &str = "cluster";
-/// Many unit tests wait for clocks or processes, so more run at once than there are processors.
+/// Argument for unit tests. Many of them wait for clocks or processes, so more run at once than
+/// there are processors.
 const UNIT_THREADS: &str = "--test-threads=4";
-/// Runs programs one after the other. Each pair of arguments is a directory and a program.
+/// Shell script that runs programs one after the other, and fails if one of them failed. Each pair
+/// of arguments is a directory and a program.
 const ONE_BY_ONE: &str = "code=0; while [ $# -gt 0 ]; do \
     (cd \"$1\" && CARGO_MANIFEST_DIR=$1 exec \"$2\" --quiet $THREADS) || code=1; shift 2; done; exit $code";
 
-/// The test programs that a command needs.
+/// Selection of the test programs to build.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum TestSelection {
     All,
     Stories,
-    /// The suite, and the stories because they also run on pods.
+    /// The cluster tests, and the stories because they also run on pods.
     Cluster,
 }
 
@@ -63,7 +65,7 @@ impl TestPrograms {
     fn from_messages(messages: &str) -> Result<Self> {
         let mut built = Vec::new();
         for line in messages.lines().filter(|line| line.starts_with('{')) {
-            let message: Value = serde_json::from_str(line).context("reading what cargo says")?;
+            let message: Value = serde_json::from_str(line).context("cannot parse a message of cargo")?;
             let (name, program) = (message["target"]["name"].as_str(), message["executable"].as_str());
             let manifest = message["manifest_path"].as_str().map(Path::new).and_then(Path::parent);
             if message["profile"]["test"] == true
@@ -89,8 +91,8 @@ impl TestPrograms {
         Ok(&built.with_context(|| format!("cargo built no test program {name}"))?.path)
     }
 
-    /// Returns a step that runs all programs but stories and suite, for the selected package
-    /// directories. Returns `None` if there are none.
+    /// Returns a step that runs all programs except the stories and the cluster tests, for the
+    /// packages whose directory `is_wanted`. Returns `None` if there are no such programs.
     pub(crate) fn unit_tests(&self, is_wanted: impl Fn(&Path) -> bool) -> Option<GateStep> {
         let of_others = |built: &&BuiltTest| built.name != STORIES && built.name != CLUSTER;
         let wanted = self.built.iter().filter(of_others).filter(|built| is_wanted(&built.package));
@@ -102,11 +104,12 @@ impl TestPrograms {
     }
 }
 
-/// Returns the packages of this workspace from `cargo metadata`.
+/// Returns the packages of this workspace, as `cargo metadata` prints them.
 pub(crate) fn workspace_packages() -> Result<Vec<Value>> {
     let metadata = ["metadata", "--no-deps", "--format-version=1"];
-    let output = program::cargo().args(metadata).output().context("running cargo metadata")?;
-    let metadata: Value = serde_json::from_slice(&output.stdout).context("reading cargo metadata")?;
+    let output = program::cargo().args(metadata).output().context("cannot run cargo metadata")?;
+    let metadata: Value =
+        serde_json::from_slice(&output.stdout).context("cannot parse the output of cargo metadata")?;
     Ok(metadata["packages"].as_array().cloned().unwrap_or_default())
 }
 
@@ -130,9 +133,9 @@ mod tests {
             artifact("podling_core", false, "null"),
             r#"{"reason":"build-finished","success":true}"#.to_owned(),
         ];
-        let programs = TestPrograms::from_messages(&messages.join("\n")).expect("they are read");
-        assert_eq!(programs.named(STORIES).expect("it is built"), Path::new("/t/stories-1"));
-        assert!(programs.cluster(&[]).is_err(), "it was not built");
+        let programs = TestPrograms::from_messages(&messages.join("\n")).expect("valid messages");
+        assert_eq!(programs.named(STORIES).expect("a program"), Path::new("/t/stories-1"));
+        assert!(programs.cluster(&[]).is_err(), "a program that was not built is an error");
         assert!(programs.unit_tests(|package| package.ends_with("tests")).is_some());
         assert!(programs.unit_tests(|package| package.ends_with("agent")).is_none());
         assert_eq!(programs.built.len(), 2);

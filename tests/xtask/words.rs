@@ -1,4 +1,4 @@
-//! Checks of words and lengths (docs/STYLE.md), which no compiler makes. Each check takes a text
+//! Checks words and lengths against docs/STYLE.md, which no compiler does. Each check takes a text
 //! and returns findings.
 
 use std::{collections::BTreeMap, fs, process::Stdio, time::Instant};
@@ -7,39 +7,36 @@ use anyhow::Result;
 
 use crate::{gate::Gate, program};
 
-/// rustfmt has the same bound for code (`rustfmt.toml`).
+/// The same bound as that of rustfmt for code (`rustfmt.toml`).
 const LONGEST_RUST_LINE: usize = 110;
 const LONGEST_MARKDOWN_LINE: usize = 100;
 const LONGEST_TEST_NAME: usize = 60;
 const LONGEST_COMMIT_SUBJECT: usize = 72;
-/// A doc comment of one line with fewer words says no more than the item's name.
+/// Fewest words of a doc comment of one line. A shorter one says no more than the item's name.
 const FEWEST_DOC_WORDS: usize = 4;
-/// Thin doc comments that the tree may have, such as units and help texts. This number may only
-/// shrink.
-const MOST_THIN_DOCS: usize = 0;
-/// The last commit before subjects had a bound.
+/// Last commit before the bound on subjects was introduced.
 const UNBOUNDED_SUBJECTS: &str = "13261f6";
 
-/// Words that replace the name of a subject: client, caller, user, operator, agent, workspace,
+/// Pronouns that hide which party is meant: client, caller, user, operator, agent, workspace or
 /// control plane.
 const VAGUE_SUBJECTS: [&str; 8] =
     ["somebody", "nobody", "someone", "anybody", "whoever", "whomever", "whosoever", "whom"];
 /// Beginnings of comments that have no subject.
 const SUBJECTLESS_BEGINNINGS: [&str; 8] =
     ["Who", "Whose", "Whom", "Which", "What is", "One that", "Those that", "He who"];
-/// Files that quote these words.
+/// Files that quote these words and beginnings.
 const QUOTES_VAGUE_SUBJECTS: [&str; 2] = ["docs/STYLE.md", "tests/xtask/words.rs"];
 
 /// Public types that may share a name within a crate, as `crate::Name`, with the reason.
 const SHARED_NAMES: [(&str, &str); 0] = [];
 
-/// A place that does not follow the style.
+/// A line or commit that does not follow the style.
 #[derive(Debug, PartialEq, Eq)]
 struct Finding {
     file: String,
-    /// Number of the line from 1; 0 for a commit.
+    /// Number of the line, counted from 1; 0 for a commit.
     line: usize,
-    /// The problem, and a way to solve it.
+    /// Problem, and a way to solve it.
     advice: String,
 }
 
@@ -59,7 +56,7 @@ pub(crate) fn check(gate: &mut Gate) -> Result<()> {
 }
 
 fn findings() -> Vec<Finding> {
-    let (mut findings, mut thin_docs, mut types) = (Vec::new(), Vec::new(), PublicTypes::default());
+    let (mut findings, mut types) = (Vec::new(), PublicTypes::default());
     for file in git(&["ls-files"]).unwrap_or_default().lines() {
         // Deleted files and binary files have no words.
         let Ok(text) = fs::read_to_string(program::root().join(file)) else { continue };
@@ -67,17 +64,12 @@ fn findings() -> Vec<Finding> {
         findings.extend(vague_subjects(file, &text));
         if file.ends_with(".rs") {
             findings.extend(long_test_names(file, &text));
-            thin_docs.extend(thin_doc_comments(file, &text));
+            findings.extend(thin_doc_comments(file, &text));
             types.add(file, &text);
         }
     }
-    if thin_docs.len() > MOST_THIN_DOCS {
-        findings.append(&mut thin_docs);
-    } else if thin_docs.len() < MOST_THIN_DOCS {
-        println!("MOST_THIN_DOCS in tests/xtask/words.rs can be {}", thin_docs.len());
-    }
     findings.extend(types.shared());
-    // A clone without history, and an archive of the sources, have no subjects to check.
+    // A clone without history and an archive of the sources have no subjects to check.
     let subjects = git(&["log", "--format=%h %s", &format!("{UNBOUNDED_SUBJECTS}..HEAD")]);
     findings.extend(long_subjects(&subjects.unwrap_or_default()));
     findings
@@ -149,7 +141,7 @@ fn vague_subjects(file: &str, text: &str) -> Vec<Finding> {
     found
 }
 
-/// Returns the text of a line that is a comment.
+/// Returns the text of a line that is a comment; `None` for other lines and files without code.
 fn comment<'a>(file: &str, line: &'a str) -> Option<&'a str> {
     let line = line.trim_start();
     let marks: &[&str] = if file.ends_with(".yaml") { &["#"] } else { &["///", "//!", "//"] };
@@ -201,7 +193,7 @@ fn long_subjects(log: &str) -> Vec<Finding> {
     .collect()
 }
 
-/// The places that define each public type of each crate.
+/// Lines that define each public type of each crate.
 #[derive(Debug, Default)]
 struct PublicTypes(BTreeMap<String, Vec<(String, usize)>>);
 
@@ -235,7 +227,7 @@ impl PublicTypes {
     }
 }
 
-/// Returns the name of the public type that a line defines: `pub(crate) struct Name`.
+/// Returns the name of the public type that a line such as `pub(crate) struct Name` defines.
 fn public_type(line: &str) -> Option<&str> {
     let rest = line.trim_start().strip_prefix("pub")?;
     let rest = match rest.strip_prefix('(') {
@@ -277,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn thin_doc_comments_are_found_unless_they_go_on() {
+    fn thin_doc_comments_are_found_if_they_have_one_line() {
         let text = "/// Which one.\nx: u8,\n/// Bytes in the queue.\ny: u8,\n\
             /// Short.\n/// And more of it.\nz: u8,\n";
         assert_eq!(lines(&thin_doc_comments("a.rs", text)), [1]);

@@ -77,8 +77,8 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
             OpenApiOperation::new(HttpMethod::Post, "/v1/workspaces", workspaces_rpc("Create"))
                 .named(
                     "create_workspace",
-                    "Create a workspace and wake it. Returns before it is awake; use the watch call to follow \
-                     its state",
+                    "Create a workspace and wake it. Returns before it is awake; use the watch call to \
+                     follow its state",
                 )
                 .takes::<workspaces::CreateBody>()
                 .answers::<workspace::JsonWorkspace>(

@@ -1,4 +1,4 @@
-// Tests the official gRPC-web client from npm in Node through the gateway: unary calls, a stream, and
+// Tests the official gRPC-web client from npm through the gateway, in Node: unary calls, a stream, and
 // errors with reasons.
 //
 // usage: node web.mjs URL TOKEN WORKSPACE
@@ -55,7 +55,7 @@ async function work(name, transport) {
       assert.equal(offset, next, "bytes are missing or duplicated");
       next += BigInt(frame.value.length);
       output += utf8.decode(frame.value);
-      // The watch may have ended before its last output is acknowledged.
+      // The watch may already have ended when its last output is acknowledged.
       await terminals
         .ack({ watchId: id, terminalId: terminal.id, epoch, offset: next })
         .catch((error) => assert.equal(ConnectError.from(error).code, Code.NotFound));

@@ -1,4 +1,4 @@
-"""Calls an agent directly, with its certificate pinned, and through the gateway, with only grpcio.
+"""Calls an agent through the gateway, and directly with its certificate pinned. Uses only grpcio.
 
 usage: podling_client.py GENERATED GATEWAY TOKEN WORKSPACE AGENT AGENT_TOKEN FINGERPRINT
 
@@ -20,7 +20,7 @@ from podling.control.v1 import workspaces_pb2, workspaces_pb2_grpc  # noqa: E402
 
 
 def pinned_certificate():
-    """Returns the agent's certificate; fails if its fingerprint is not the one the control plane has."""
+    """Returns the agent's certificate. Fails if its fingerprint differs from that of the control plane."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -41,7 +41,7 @@ def pinned_certificate():
 
 
 def work(channel, metadata, where):
-    """Runs a command, types into a terminal, and checks an error."""
+    """Runs a command, types into a terminal, and provokes an error. Checks all results."""
     processes = processes_pb2_grpc.ProcessesStub(channel)
     command = processes_pb2.Command(argv=["sh", "-c", "echo out; echo err >&2; exit 3"])
     ran = processes.Run(processes_pb2.RunRequest(command=command), metadata=metadata, timeout=60)

@@ -1,4 +1,4 @@
-//! Access to the agents of a story's workspaces without the gateway, and to their processes.
+//! Accesses the agents of a story's workspaces without the gateway, and their processes.
 
 use std::fs;
 
@@ -25,7 +25,8 @@ impl Podling {
         }
     }
 
-    /// A client of the agent itself. It accepts only the certificate that the control plane knows.
+    /// Returns a client without a token that connects to the agent directly. It accepts only the
+    /// certificate whose fingerprint the control plane reports.
     pub async fn agent_client(&self, workspace: &Workspace) -> Client {
         let agent = self.get(workspace).await.agent.expect("workspace has an agent");
         agent_client::pinned_client(self.agent_address(workspace), &agent.key_fingerprint)
@@ -53,7 +54,7 @@ impl Podling {
         }
     }
 
-    /// Returns the log of an agent that is a process on this machine.
+    /// Returns the log of an agent that is a process on this machine. Empty if there is none.
     pub fn agent_log(&self, workspace: &Workspace) -> String {
         let path = self.data.join("workspaces").join(&workspace.id).join("agent.log");
         fs::read_to_string(path).unwrap_or_default()
@@ -64,7 +65,8 @@ impl Podling {
         signal(self.agent_pid(workspace), Signal::KILL);
     }
 
-    /// A client of the agent itself with an admin token. It works without a control plane.
+    /// Returns a client with an admin token that connects to the agent directly. The client works
+    /// even while no control plane runs.
     pub async fn admin_agent_client(&self, workspace: &Workspace) -> Client {
         let request = CreateTokenRequest {
             verbs: vec!["admin".into()],
@@ -76,8 +78,8 @@ impl Podling {
         self.agent_client(workspace).await.token(&made.expect("a token").into_inner().token)
     }
 
-    /// Returns the running agents of all workspaces. For pods, `command` is the pod's uid, and `pid` is
-    /// 0 if the agent has ended.
+    /// Returns the running agents of all workspaces. For pods, `command` is the pod's uid, and
+    /// `pid` is 0 if the agent has ended.
     pub fn running_agents(&self) -> Vec<RunningProcess> {
         if let Some(pods) = &self.pods {
             return pods.running_agents();
@@ -86,8 +88,8 @@ impl Podling {
         all.into_iter().filter(|process| process.command.contains("--credential-file")).collect()
     }
 
-    /// Returns the processes in all workspaces. If workspaces are processes, the control plane's are
-    /// included.
+    /// Returns the processes in all workspaces. On the local backend, the result includes the
+    /// processes of the control plane.
     pub fn workspace_processes(&self) -> Vec<RunningProcess> {
         self.pods.as_ref().map_or_else(|| self.running_processes(), PodCluster::workspace_processes)
     }

@@ -1,4 +1,4 @@
-//! Observes a Podling from outside: the control plane's responses, and files in the backup store.
+//! Observes a control plane from outside, by its responses and by the files in the backup store.
 
 use std::{fs, path::Path};
 
@@ -22,7 +22,7 @@ impl Podling {
         got.expect("workspace exists").into_inner().workspace.expect("response has the workspace")
     }
 
-    /// Waits until the workspace is awake and its agent is connected.
+    /// Waits until the workspace is awake and its agent is connected. Panics if the start fails.
     pub async fn wait_until_awake(&self, workspace: &Workspace) -> WireWorkspace {
         wait_for(&format!("{} is awake", workspace.name), async || {
             let now = self.get(workspace).await;
@@ -41,14 +41,14 @@ impl Podling {
         .await
     }
 
-    /// Returns the log of the workspace's transitions, newest last.
+    /// Returns the decision log of the workspace, newest entry last.
     pub async fn transition_log(&self, workspace: &Workspace) -> Vec<LogEntry> {
         let request = ExplainWorkspaceRequest { workspace: workspace.id.clone() };
         let explanation = within("Workspaces.Explain", self.client().workspaces().explain(request)).await;
         explanation.expect("workspace is explained").into_inner().log
     }
 
-    /// Returns the value of a metric without labels.
+    /// Returns the value of a metric that has no labels.
     pub async fn metric(&self, name: &str) -> Option<f64> {
         let request =
             http::Request::get("/metrics").header("authorization", format!("Bearer {}", self.token));

@@ -1,4 +1,4 @@
-//! Runs a story's workspaces as pods, in a separate namespace of the sandbox's cluster. Volumes are
+//! Runs a story's workspaces as pods, in a namespace of its own on the sandbox's node. Volumes are
 //! directories of the story.
 
 use std::{
@@ -17,15 +17,15 @@ use crate::{
     running_processes::{RunningProcess, command},
 };
 
-/// Variable that selects the stories' backend: `kubernetes`, or processes for any other value.
+/// Environment variable that selects the stories' backend. The value `kubernetes` selects pods.
 const BACKEND: &str = "PODLING_STORY_BACKEND";
-/// Number of volumes: more than any story needs. Each restore uses a new volume.
+/// Number of volumes, more than any story needs. Each restore uses a new volume.
 const VOLUMES: usize = 16;
 /// Port that agents in pods listen on.
 const AGENT_PORT: u16 = 7070;
 /// User and group id in pods.
 const POD_USER: u32 = 1000;
-/// Resources of a story's workspaces.
+/// Requested resources of a story's workspaces.
 const RESOURCES: &str = r#"{"cpu": "350m", "memory": "256Mi"}"#;
 
 /// The namespace, volumes and agents' address of a story's pods.
@@ -36,13 +36,13 @@ pub(crate) struct PodCluster {
     agents: SocketAddr,
 }
 
-/// Whether stories run on pods.
+/// Returns whether stories run on pods.
 pub fn are_selected() -> bool {
     std::env::var(BACKEND).is_ok_and(|backend| backend == "kubernetes")
 }
 
 impl PodCluster {
-    /// Creates a namespace and its volumes, with the volumes' data in this directory.
+    /// Creates a namespace with templates, and volumes with their data in `dir`.
     pub(super) fn new(dir: &Path, options: &PodlingOptions) -> Self {
         static DEFINED: Once = Once::new();
         DEFINED.call_once(install_crds);
@@ -50,8 +50,8 @@ impl PodCluster {
         namespace.kubectl(&["create", "serviceaccount", "podling-workspace"]).expect_success();
         let agents = free_node_address().expect("the sandbox sets the node's address");
         let this = Self { namespace, volumes, agents };
-        // The scheduler binds claims to volumes itself. If another controller bound them, the scheduler
-        // could miss it and never retry the pod.
+        // With this binding mode the scheduler itself binds claims to volumes. If another
+        // controller bound them, the scheduler could miss that and never retry the pod.
         let class = json!({
             "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
             "metadata": this.cluster_wide(this.namespace.name()),
@@ -67,15 +67,16 @@ impl PodCluster {
         this
     }
 
-    /// Metadata of a cluster-wide object that is deleted with the story.
+    /// Returns the metadata of a cluster-wide object that is deleted with the story.
     fn cluster_wide(&self, name: &str) -> Value {
         json!({"name": name, "labels": {"story": self.namespace.name()}})
     }
 
-    /// A volume that is a directory and belongs to this namespace. No provisioner is involved.
+    /// Creates a directory, and returns the volume for it. Only claims of this namespace use the
+    /// volume, and no provisioner is involved.
     fn volume(&self, n: usize) -> Value {
         let path = self.volumes.join(n.to_string());
-        // A volume driver gives the directory to the pod's user too.
+        // As a volume driver does, let the pod's user own the directories.
         for dir in [path.clone(), path.join("home"), path.join("state")] {
             fs::create_dir_all(&dir).expect("a directory");
             chown(dir, Some(POD_USER), Some(POD_USER)).expect("chown");
@@ -119,7 +120,7 @@ impl PodCluster {
         })
     }
 
-    /// Arguments of the control plane.
+    /// Returns arguments with which the control plane uses this namespace.
     pub(super) fn arguments(&self) -> Vec<String> {
         let (listen, url) = (self.agents.to_string(), format!("https://{}", self.agents));
         let all = [
@@ -135,21 +136,21 @@ impl PodCluster {
         &self.namespace
     }
 
-    /// The address that agents connect to.
+    /// Returns the address that agents connect to.
     pub(super) fn agents_listen_address(&self) -> SocketAddr {
         self.agents
     }
 
-    /// Returns the workspace's home directory as this machine sees it.
+    /// Returns the path of the workspace's home directory on this machine.
     pub(super) fn home_dir(&self, id: &str) -> PathBuf {
         let volume = ["get", "pvc", "--output", "jsonpath={.spec.volumeName}", &format!("workspace-{id}")];
         let volume = self.namespace.kubectl(&volume).out;
-        // Without a volume the path does not exist either.
+        // Without a volume, this is a path that does not exist.
         self.volumes.join(volume.rsplit('-').next().unwrap_or_default()).join("home")
     }
 
-    /// Returns the agents of all pods: the first process of each, with the pod's uid as `command`.
-    /// The process id is 0 if the agent has ended.
+    /// Returns the agent of each pod, which is the pod's first process. `command` is the pod's uid,
+    /// and `pid` is 0 if the agent has ended.
     pub(crate) fn running_agents(&self) -> Vec<RunningProcess> {
         let pods = self.pods("podling.dev/workspace");
         let agent = |pod: &Value| RunningProcess {
@@ -159,7 +160,7 @@ impl PodCluster {
         pods.iter().map(agent).collect()
     }
 
-    /// Returns the agent's process id; panics if the node is another machine.
+    /// Returns the process id of the agent. Panics if the node is another machine.
     pub(super) fn agent_pid(&self, id: &str) -> u32 {
         let pod = self.pod_of(id);
         first_process(uid(&pod)).unwrap_or_else(|| panic!("no agent runs in the pod on this machine: {pod}"))
@@ -208,7 +209,7 @@ fn processes(pod: &str) -> impl Iterator<Item = u32> {
     })
 }
 
-/// Returns the pod's agent: the process with id 1 in its container.
+/// Returns the process id of the pod's agent, which has the id 1 in its container.
 fn first_process(pod: &str) -> Option<u32> {
     processes(pod).find(|pid| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -226,8 +227,8 @@ fn camel_case(name: &str) -> String {
 
 impl Drop for PodCluster {
     fn drop(&mut self) {
-        // The control plane has ended, so no controller removes its finalizers. The kubelet must have
-        // released the directories before they are removed.
+        // The control plane has ended, so no controller removes its finalizers. The kubelet must
+        // have released the directories before they are removed.
         let no_finalizers = r#"{"metadata": {"finalizers": null}}"#;
         for kind in ["ws", "pvc"] {
             let names = self.namespace.kubectl(&["get", kind, "--output", "name"]);

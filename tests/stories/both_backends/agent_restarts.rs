@@ -1,4 +1,4 @@
-//! Agents that end repeatedly: restarts do not keep an idle workspace awake.
+//! Agents that are killed repeatedly. Their restarts do not keep an idle workspace awake.
 
 use podling_proto::{
     agent::v1::GetActivityRequest,
@@ -24,7 +24,7 @@ async fn repeatedly_killed_idle_agent_falls_asleep() {
     })
     .await;
     eprintln!("asleep after {kills} kills: {:?}", asleep.reason);
-    assert!(kills >= 2, "the agent was not restarted after one kill");
+    assert!(kills >= 2, "the agent is restarted after the first kill");
     assert_eq!(podling.running_agents(), []);
 
     // The next request wakes the workspace, and it stays awake if its agent is not killed.

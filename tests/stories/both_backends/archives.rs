@@ -1,4 +1,4 @@
-//! Archives a workspace, removes its storage, and restores it without a difference.
+//! Archives of workspaces. A restored workspace equals the archived one.
 
 use std::{
     ffi::OsStr,
@@ -25,7 +25,7 @@ use podling_tests::{
     wait_for, wait_long, zips,
 };
 
-/// How long archiving and proving, or restoring, a gigabyte may take in a debug build on two busy
+/// Time limit for archiving and proving, or for restoring, one GiB in a debug build on two busy
 /// cores.
 const GIGABYTE: Duration = Duration::from_secs(300);
 
@@ -63,10 +63,10 @@ fn create_every_kind_of_file(home: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deleted_workspace_is_restored_identically() {
-    // With an ordinary user's permissions, read-only directories are an obstacle to removal and to
-    // restore.
+    // Read-only directories are an obstacle to removal and restore only for a process that obeys
+    // file permissions.
     let launcher = launcher_without_dac_override().unwrap_or_else(|why| {
-        report_skipped("deleting and restoring with an ordinary user's rights", &why);
+        report_skipped("deletion and restore with an ordinary user's permissions", &why);
         Vec::new()
     });
     let podling = Podling::up_with(PodlingOptions { launcher, ..PodlingOptions::default() }).await;
@@ -97,7 +97,7 @@ async fn deleted_workspace_is_restored_identically() {
         assert_eq!(listed, zips::expected_listing(&before));
     }
 
-    // Restore it by name, then a second time as another workspace.
+    // Restore the archive by the workspace's name, and then a second time as another workspace.
     cli.run(&["restore", "ada"]).await.ok();
     assert_eq!(podling.wait_until_awake(&ada).await.id, ada.id);
     assert_same_tree("restored", &tree(&podling.home_dir(&ada)), &before);
@@ -109,12 +109,13 @@ async fn deleted_workspace_is_restored_identically() {
     assert_export_matches(&podling, &ada, &zips::expected_listing(&before)).await;
 }
 
-/// Exports an awake workspace through the gateway and compares the zip.
+/// Exports an awake workspace by `podling export` and over HTTP, and compares both zips with
+/// `expected`.
 async fn assert_export_matches(podling: &Podling, workspace: &Workspace, expected: &zips::ZipListing) {
     let file = podling.dir().join("export.zip");
     podling.cli().run(&["export", &workspace.name, &file.display().to_string()]).await.ok();
     let listed = zips::list_zip(&file);
-    assert!(listed.is_none_or(|listed| listed == *expected), "zip from podling export");
+    assert!(listed.is_none_or(|listed| listed == *expected), "the zip of podling export has all entries");
 
     let request = Request::get("/archive.zip")
         .header("authorization", format!("Bearer {}", podling.token()))
@@ -125,7 +126,7 @@ async fn assert_export_matches(podling: &Podling, workspace: &Workspace, expecte
     assert!(answer.status().is_success(), "{:?}", answer.status());
     fs::write(&file, answer.body()).expect("a file");
     let listed = zips::list_zip(&file);
-    assert!(listed.is_none_or(|listed| listed == *expected), "zip from GET /archive.zip");
+    assert!(listed.is_none_or(|listed| listed == *expected), "the zip of GET /archive.zip has all entries");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -191,5 +192,5 @@ async fn archive_and_restore_sparse_file(size: u64, timeout: Duration) {
     eprintln!("restored after {:?}", started.elapsed());
     assert_same_tree("restored", &tree(&podling.home_dir(&ada)), &before);
     let allocated = fs::metadata(&file).expect("path exists").blocks() * 512;
-    assert!(allocated < 16 << 20, "the restored file is not sparse: {allocated} bytes");
+    assert!(allocated < 16 << 20, "the restored file is sparse: {allocated} bytes");
 }

@@ -1,4 +1,4 @@
-//! `podling run` and `podling cp`, as scripts use them.
+//! `podling run` and `podling cp` as scripts use them.
 
 use std::fs;
 
@@ -28,7 +28,7 @@ async fn run_passes_on_exit_code_streams_and_environment() {
         .run(&["run", "-e", "WHO=ada lovelace", "ada", "--", "sh", "-c", "echo $WHO in $(basename $PWD)"])
         .await;
     assert!(set.ok().out().starts_with("ada lovelace in "));
-    // A background process of the command does not block the caller.
+    // A background process that holds the output open does not block the caller.
     cli.run(&sh("sleep 300 & echo left")).await.ok();
 }
 
@@ -41,7 +41,7 @@ async fn run_transfers_twenty_megabytes_in_both_directions() {
     let data: Vec<u8> = (0..20_000_000).map(|_| rng.u8(..)).collect();
     let back = cli.run_with_input(&["run", "ada", "--", "cat"], &data).await.ok();
     assert_eq!(back.stdout.len(), data.len());
-    assert!(back.stdout == data, "received data differs from sent data");
+    assert!(back.stdout == data, "received data equals sent data");
 }
 
 #[tokio::test(flavor = "multi_thread")]

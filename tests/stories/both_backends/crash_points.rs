@@ -1,5 +1,5 @@
-//! Kills the control plane at each action, before the action starts and after its outcome arrives.
-//! The next control plane brings the workspace to its desired state.
+//! Crashes of the control plane at each action, before the action starts or after its outcome
+//! arrives. The next control plane brings the workspace to its desired state.
 
 use std::{fs, os::unix::process::ExitStatusExt, time::Duration};
 
@@ -45,7 +45,7 @@ async fn wait_death_and_restart(podling: &mut Podling) {
     podling.restart().await;
 }
 
-/// Asserts that the files are intact and exactly one agent runs.
+/// Asserts that the files are intact and that exactly one agent runs. Wakes the workspace.
 async fn assert_intact(podling: &Podling, ada: &Workspace) {
     let inside = podling.client().for_workspace(&ada.id);
     assert_eq!(inside.sh("cat link").await, "kept\n");
@@ -80,7 +80,7 @@ async fn cancelled_sleep_survives_crash() {
         let inside = podling.client().for_workspace(&ada.id);
         let terminal = inside.open(script("echo begun; exec sleep 600")).await;
         let agent = podling.agent_pid(&ada);
-        // The suspended agent cannot answer the prepare request, and a wake request arrives.
+        // The suspended agent cannot answer the prepare directive, and a request to wake arrives.
         let suspended = SuspendedProcess::new(agent);
         podling.force_sleep(&ada).await.expect("sleep is accepted");
         podling.wait_for_state(&ada, State::FallingAsleep).await;
@@ -93,7 +93,7 @@ async fn cancelled_sleep_survives_crash() {
             drop(suspended);
         }
         assert_intact(&podling, &ada).await;
-        assert_eq!(podling.agent_pid(&ada), agent, "the agent was restarted instead of staying awake");
+        assert_eq!(podling.agent_pid(&ada), agent, "the agent cancels the sleep and is not replaced");
         let listed = inside.terminals().list(ListTerminalsRequest {}).await.expect("a list").into_inner();
         let lives = |t: &Terminal| t.id == terminal.id && t.exit.is_none();
         assert!(listed.terminals.iter().any(lives), "{listed:?}");
@@ -150,7 +150,8 @@ async fn restore_completes_after_crash() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn expiry_completes_after_crash_at_each_action() {
-    // If the control plane dies before it records an archive, it archives again. Both archives expire.
+    // If the control plane dies before it records an archive, the next one archives again. No
+    // archive may be left.
     for action in ["archive", "remove", "expire", "forget"] {
         for moment in MOMENTS {
             let mut podling = up_to_die_at(action, moment).await;

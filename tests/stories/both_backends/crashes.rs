@@ -1,4 +1,4 @@
-//! Kills the control plane, an agent, or both with SIGKILL.
+//! Crashes of the control plane, of an agent, or of both by SIGKILL. Workspaces recover.
 
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use podling_tests::{
     running_processes, wait_for, within,
 };
 
-/// Script that counts until the file `finish` exists.
+/// Script that prints increasing numbers until the file `finish` exists.
 const COUNT: &str =
     "stty -opost; n=0; until [ -e finish ]; do echo $n; n=$((n+1)); sleep 0.01; done; echo end; exit 7";
 
@@ -50,7 +50,7 @@ async fn job_continues_after_control_plane_is_killed() {
     podling.restart().await;
     let after = podling.wait_until_awake(&ada).await.agent.expect("an agent");
     eprintln!("adopted after {:?}", started.elapsed());
-    assert_eq!(podling.agent_pid(&ada), agent, "the agent was adopted, not replaced");
+    assert_eq!(podling.agent_pid(&ada), agent, "the agent is adopted and not replaced");
     assert_eq!((&after.boot_id, after.epoch), (&before.boot_id, before.epoch));
     assert_eq!(podling.get(&ada).await.restarts, 0);
 
@@ -61,7 +61,7 @@ async fn job_continues_after_control_plane_is_killed() {
     let mut lines: Vec<_> = log.lines().collect();
     assert_eq!(lines.pop(), Some("end"));
     let expected: Vec<String> = (0..lines.len()).map(|n| n.to_string()).collect();
-    assert!(lines == expected, "the log does not have each number once: {} lines", lines.len());
+    assert!(lines == expected, "each number must be in the log once: {} lines", lines.len());
     assert_eq!(terminal_exit_code(viewer.exit.as_ref().expect("an exit")), Some(7));
     assert!(viewer.log().gaps.is_empty());
 }
@@ -84,7 +84,8 @@ async fn killed_agent_is_replaced_and_its_processes_end() {
     let before = podling.wait_until_awake(&ada).await.agent.expect("an agent");
     let inside = podling.client().for_workspace(&ada.id);
     inside.sh("echo kept > file").await;
-    // A plain child, one that ignores SIGHUP, one in a separate session, one without an environment.
+    // A plain child, and children that ignore SIGHUP, have a session of their own, or have an empty
+    // environment.
     let terminal = inside
         .open(script(
             "sleep 4001 & nohup sleep 4002 >/dev/null 2>&1 & setsid sleep 4003 & \
@@ -112,9 +113,9 @@ async fn killed_agent_is_replaced_and_its_processes_end() {
     })
     .await;
     assert!(!running_processes::is_alive(old_agent));
-    assert_eq!(sleepers("after"), 0, "the dead agent's processes are ended before a new one starts");
-    assert!(after.epoch > before.epoch, "epoch {} is not a new one", after.epoch);
-    assert_eq!(inside.sh("cat file").await, "kept\n", "files are unchanged");
+    assert_eq!(sleepers("after"), 0, "processes of the killed agent end before a new agent starts");
+    assert!(after.epoch > before.epoch, "the new agent has a later epoch: {}", after.epoch);
+    assert_eq!(inside.sh("cat file").await, "kept\n", "the file is unchanged");
 
     // Input for the old shell reaches no terminal.
     let listed = within("Terminals.List", inside.terminals().list(ListTerminalsRequest {})).await;
@@ -163,7 +164,7 @@ async fn agent_and_control_plane_killed_together_recover() {
     assert!(after.epoch > before.epoch);
     assert!(
         podling.workspace_processes().iter().all(|p| !p.command.starts_with("sleep 4005")),
-        "a process of the old agent still runs"
+        "no process of the old agent runs"
     );
     assert_eq!(podling.client().for_workspace(&ada.id).sh("echo here").await, "here\n");
 }

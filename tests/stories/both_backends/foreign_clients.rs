@@ -1,4 +1,5 @@
-//! Third-party clients: grpcurl, Python's grpcio, and the official gRPC-web client from npm.
+//! Third-party clients of gateway and agent: grpcurl, Python's grpcio, and the official gRPC-web
+//! client from npm.
 
 use std::{fs, path::Path};
 
@@ -7,7 +8,7 @@ use podling_tests::{Podling, Workspace, agent_client::DialAddress, report_skippe
 use serde_json::Value;
 use tokio::process::Command;
 
-/// Runs a program and returns its stdout; panics if it fails.
+/// Runs a program and returns its stdout. Panics if the program fails.
 async fn run_successfully(what: &str, command: &mut Command) -> String {
     let output = within(what, command.kill_on_drop(true).output()).await.expect("program starts");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -44,7 +45,7 @@ async fn grpcurl_lists_and_calls_gateway_and_agent() {
     };
     let listed = at_gateway(&[], &["list"]).await;
     for service in ["podling.control.v1.Workspaces", "podling.control.v1.Tokens", "grpc.health.v1.Health"] {
-        assert!(listed.contains(service), "{service} is not listed: {listed}");
+        assert!(listed.contains(service), "{service} is listed: {listed}");
     }
     let found: Value =
         serde_json::from_str(&at_gateway(&[], &["podling.control.v1.Workspaces/List"]).await).expect("JSON");
@@ -72,14 +73,14 @@ async fn grpcurl_lists_and_calls_gateway_and_agent() {
     };
     let listed = at_agent(&[], &["list"]).await;
     for service in ["podling.agent.v1.Terminals", "podling.agent.v1.Files", "grpc.health.v1.Health"] {
-        assert!(listed.contains(service), "{service} is not listed: {listed}");
+        assert!(listed.contains(service), "{service} is listed: {listed}");
     }
     let ran: Value =
         serde_json::from_str(&at_agent(&run[2..], &["podling.agent.v1.Processes/Run"]).await).expect("JSON");
     assert_eq!(ran["stdout"], "aGVsbG8K");
 }
 
-/// Returns all .proto files, relative to `proto/`.
+/// Returns the paths of all .proto files, relative to `proto/`.
 fn protos() -> Vec<String> {
     let root = tools::repository().join("proto");
     let (mut dirs, mut found) = (vec![root.join("podling")], Vec::new());
@@ -117,7 +118,7 @@ async fn python_client_works_with_agent_and_gateway() {
     let mut client = python(&packages);
     client.arg(tools::clients().join("python/podling_client.py")).arg(&generated);
     client.args([&podling.address().to_string(), podling.token(), &ada.id]);
-    // gRPC's address syntax.
+    // The client expects the address in gRPC's syntax.
     client.arg(match podling.agent_address(&ada) {
         DialAddress::Unix(path) => format!("unix:{}", path.display()),
         DialAddress::Tcp(address) => format!("ipv4:{address}"),
@@ -143,7 +144,7 @@ async fn official_web_client_works_with_gateway() {
     };
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    // Node resolves packages relative to the program, so both are in one directory.
+    // Node looks for packages in the directory of the program, so both are in one directory.
     let dir = podling.dir().join("node");
     fs::create_dir(&dir).expect("a directory");
     for name in ["package.json", "buf.gen.yaml", "web.mjs"] {

@@ -20,11 +20,12 @@ use podling_tests::{
 };
 use tonic::Code;
 
-/// Terminals on one Watch.
+/// Number of terminals in one call of `Watch`.
 const TERMINALS: u64 = 12;
-/// Credit of each terminal in bytes. A terminal without acknowledgements must stop after it.
+/// Credit of each terminal, in bytes. Without acknowledgements, a terminal's output must stop after
+/// this many bytes.
 const CREDIT: u32 = 16 * 1024;
-/// Output of a program that waits for input.
+/// Output of a program once it waits for input.
 const READY: &str = "ready";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,7 +46,7 @@ async fn one_watch_carries_many_terminals() {
                 .expect("a terminal");
         terminals.insert(made.terminal.expect("response has the terminal").id, number);
     }
-    // Output of the last terminal is never acknowledged.
+    // The client never acknowledges output of the last terminal.
     let stalled =
         terminals.iter().find(|(_, number)| **number == TERMINALS).expect("last terminal").0.clone();
 
@@ -73,16 +74,16 @@ async fn one_watch_carries_many_terminals() {
             .await
             .expect("the stream is good")
             .expect("stream continues");
-        let frame = match answer.response.expect("an answer says something") {
+        let frame = match answer.response.expect("answer has content") {
             WatchResponse::Frame(frame) => frame,
             other => panic!("{other:?}"),
         };
         let log = logs.entry(frame.terminal_id.clone()).or_default();
         match frame.frame.expect("frame has content") {
             FrameContent::Data(data) => {
-                assert_eq!(frame.offset, log.len() as u64, "bytes are missing or duplicated");
+                assert_eq!(frame.offset, log.len() as u64, "no byte is missing or duplicated");
                 log.extend_from_slice(&data);
-                // Before the program is ready, the terminal would echo the input.
+                // Before the program is ready, the terminal would echo input.
                 if *log == format!("{READY}\n").into_bytes() {
                     send_start_line(&web, &frame.terminal_id, frame.epoch).await;
                 }
@@ -99,7 +100,7 @@ async fn one_watch_carries_many_terminals() {
                 }
             }
             FrameContent::Exit(exit) => {
-                assert_eq!(exit.final_offset, log.len() as u64, "exit before the last byte");
+                assert_eq!(exit.final_offset, log.len() as u64, "the exit follows the last byte");
                 exits.insert(frame.terminal_id, exit);
             }
             FrameContent::Gap(gap) => panic!("a gap: {gap:?}"),
@@ -112,16 +113,20 @@ async fn one_watch_carries_many_terminals() {
         let expected: String = all.map(|line| line + "\n").collect();
         let log = logs.get(id).map(Vec::as_slice).unwrap_or_default();
         if *id == stalled {
-            assert!(log.len() <= CREDIT as usize, "{} bytes were sent for a credit of {CREDIT}", log.len());
+            assert!(
+                log.len() <= CREDIT as usize,
+                "{} bytes must be within the credit of {CREDIT}",
+                log.len()
+            );
             assert!(expected.as_bytes().starts_with(log));
         } else {
-            assert!(log == expected.as_bytes(), "output of terminal {number} differs");
+            assert!(log == expected.as_bytes(), "output of terminal {number} is complete");
             assert_eq!(terminal_exit_code(&exits[id]), Some(i32::try_from(*number).expect("small")));
         }
     }
 }
 
-/// Sends the line that the program of a terminal waits for.
+/// Types the line that the program of a terminal waits for.
 async fn send_start_line(web: &GrpcWebClient, terminal: &str, epoch: u64) {
     let typed = Input { epoch, offset: 0, data: "went\n".into(), kind: InputKind::User.into(), reply_at: 0 };
     let write = WriteTerminalRequest {

@@ -1,4 +1,4 @@
-//! Plain HTTP without gRPC: health checks, metrics, files, CORS and the JSON API.
+//! Health checks, metrics, files, CORS and the JSON API over plain HTTP.
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, request::Builder};
@@ -26,7 +26,7 @@ async fn health_metrics_and_files_work_over_plain_http() {
     let put = inside(Request::put("/files/up/loaded")).body(body.clone()).expect("a request");
     assert!(send(address, put).await.status().is_success());
     let back = send(address, nothing(inside(get("/files/up/loaded")))).await;
-    assert!(back.body() == &body, "{} bytes came back", back.body().len());
+    assert!(back.body() == &body, "the same bytes come back ({} bytes)", back.body().len());
     let part = send(address, nothing(inside(get("/files/up/loaded")).header("range", "bytes=10-19"))).await;
     assert_eq!((part.status(), part.body().len()), (StatusCode::PARTIAL_CONTENT, 10));
     assert_eq!(send(address, nothing(inside(get("/files/none")))).await.status(), StatusCode::NOT_FOUND);
@@ -52,13 +52,13 @@ async fn cors_allows_only_configured_origins() {
     assert_eq!(listed.headers()["access-control-allow-origin"], "https://console.example.org");
     let allowed = listed.headers()["access-control-allow-headers"].to_str().expect("text").to_lowercase();
     for header in ["authorization", "content-type", "podling-workspace", "x-grpc-web"] {
-        assert!(allowed.contains(header), "{header} is not in {allowed}");
+        assert!(allowed.contains(header), "{header} must be allowed: {allowed}");
     }
     let other = preflight("https://evil.example.org").await;
     assert!(!other.headers().contains_key("access-control-allow-origin"), "{:?}", other.headers());
 }
 
-/// Calls the JSON API; returns status and parsed body.
+/// Calls the JSON API with the root token. Returns the status and the parsed body.
 async fn call_json(
     podling: &Podling,
     method: Method,
@@ -76,7 +76,7 @@ async fn call_json(
     (answer.status(), json)
 }
 
-/// Waits until a workspace is in this state.
+/// Waits until the JSON API reports the workspace in this state. Returns the workspace.
 async fn wait_for_json_state(podling: &Podling, name: &str, state: &str) -> Value {
     wait_for(&format!("{name} is {state}"), async || {
         let (status, workspace) =

@@ -1,5 +1,5 @@
-//! Jobs, leases and terminal programs keep a workspace awake without a viewer, each for a limited
-//! time.
+//! Jobs, leases and terminal programs keep a workspace awake without a viewer, but only up to a cap
+//! or their expiry.
 
 use std::time::{Duration, Instant};
 
@@ -22,10 +22,10 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Presence cap shorter than all durations that these tests measure.
+/// A presence cap that is shorter than all durations that these tests measure.
 const SHORT_PRESENCE_CAP: Duration = Duration::from_secs(1);
 
-/// Delay of an emulator's reply.
+/// Delay before an emulator's reply.
 const REPLY_DELAY: Duration = Duration::from_millis(200);
 
 fn short_presence_policy() -> Policy {
@@ -65,7 +65,7 @@ async fn printing_job_keeps_workspace_awake_up_to_presence_cap() {
     viewer.typed = b"(while :; do echo tick; sleep 0.5; done)\r".to_vec();
     viewer.run_until("the job prints", || inside.clone(), |p| p.text().contains("tick\r\ntick")).await;
     wait_for_signal(&podling, &ada, Signal::ForegroundJob, false).await;
-    // From here on, idle time counts only after the cap is reached.
+    // From now on, idle time counts only after the cap is reached.
     podling.assert_stays_awake(&ada, cap).await;
     wait_for_signal(&podling, &ada, Signal::ForegroundJob, true).await;
     podling.wait_for_state(&ada, State::Asleep).await;
@@ -88,7 +88,8 @@ async fn lease_keeps_workspace_awake_until_expiry_or_release() {
     podling.assert_stays_awake(&ada, IDLE_TIMEOUT * 3).await;
     podling.wait_for_state(&ada, State::Asleep).await;
 
-    // Taking a lease wakes the workspace. A released lease has no effect, whatever its duration was.
+    // Taking a lease wakes the workspace. A released lease has no effect even if its duration was
+    // long.
     keep_awake(&inside, Duration::from_secs(3600)).await;
     wait_for_signal(&podling, &ada, Signal::Lease, false).await;
     keep_awake(&inside, Duration::ZERO).await;
@@ -101,7 +102,7 @@ async fn keep_awake(inside: &Client, duration: Duration) {
         duration: wire_duration(duration),
         reason: "nightly".into(),
     };
-    within("Activity.KeepAwake", inside.activity().keep_awake(request)).await.expect("lease is replies");
+    within("Activity.KeepAwake", inside.activity().keep_awake(request)).await.expect("lease is granted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,8 +110,8 @@ async fn emulator_replies_do_not_keep_workspace_awake() {
     let podling = Podling::up().await;
     let ada = podling.workspace_with_policy("ada", short_presence_policy()).await;
     let inside = podling.client().for_workspace(&ada.id);
-    // The program queries the cursor position repeatedly, even before a viewer can reply, and records
-    // each reply. It starts no process, so it does not count as work.
+    // The program queries the cursor position repeatedly, even before a viewer can reply, and
+    // records each reply. It starts no process, so it does not count as work.
     let program =
         "stty raw -echo; while printf '\\033[6n'; do read -rsn6 -t 1 && echo answer >> answers; done";
     let terminal = inside.open(argv(&["bash", "-c", program])).await;
@@ -137,7 +138,7 @@ async fn emulator_replies_do_not_keep_workspace_awake() {
             let Some(AttachReply::Frame(frame)) = answer.response else { continue };
             let Some(FrameContent::Data(data)) = &frame.frame else { continue };
             if data.ends_with(b"\x1b[6n") {
-                // This delay is the pace of the replies, not a wait for a condition.
+                // This delay sets the pace of the replies. It does not wait for a condition.
                 tokio::time::sleep(REPLY_DELAY).await;
                 let input = Input {
                     epoch: frame.epoch,
@@ -156,7 +157,7 @@ async fn emulator_replies_do_not_keep_workspace_awake() {
     let replies = std::fs::read_to_string(podling.home_dir(&ada).join("answers")).unwrap_or_default();
     let replies = replies.lines().count();
     eprintln!("asleep after {:?} and {replies} replies", started.elapsed());
-    assert!(replies > 5, "the program received too few replies: {replies}");
+    assert!(replies > 5, "the program received several replies: {replies}");
     while tasks.join_next().await.is_some() {}
     assert_eq!(
         counted_idle(podling.get(&ada).await.activity.as_ref()),

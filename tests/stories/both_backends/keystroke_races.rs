@@ -1,4 +1,5 @@
-//! Keystrokes that race with sleep: each is executed once or rejected with a reason.
+//! Keystrokes that arrive while a workspace falls asleep. Each is executed once, or rejected with a
+//! reason.
 
 use std::{fs, ops::Range, time::Duration};
 
@@ -16,12 +17,13 @@ use podling_tests::{
 
 /// The shortest idle timeout that a policy accepts.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Delay in milliseconds before a keystroke. The workspace begins to fall asleep in this range after
-/// the previous keystroke, because idle time is counted between heartbeats.
+/// Delay before a keystroke, in milliseconds. This long after the previous keystroke the workspace
+/// begins to fall asleep, because idle time is counted between heartbeats.
 const PHASES: Range<u64> = 1500..3500;
-/// Number of concurrent workspaces and of rounds in each: a thousand rounds in total.
+/// Number of concurrent workspaces, and of rounds in each. These are a thousand rounds in total.
 const PROCESSES: (usize, usize) = (40, 25);
-/// The same for pods. They start slowly, and a node fits few of them beside other stories' pods.
+/// The same numbers for pods, which start slowly. A node has capacity for few of them beside the
+/// pods of other stories.
 const PODS: (usize, usize) = (2, 12);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -39,7 +41,7 @@ async fn keystroke_racing_sleep_is_executed_once_or_rejected() {
     }
     eprintln!("{} keystrokes in {workspaces} workspaces: {all:?}", workspaces * rounds);
     assert_eq!(all.acknowledged as usize, workspaces * rounds);
-    // Otherwise no keystroke has met the sleep, and the test proves nothing.
+    // Otherwise no keystroke arrived during a sleep, and the test proved nothing.
     assert!(all.epoch_changes > 0, "{all:?}");
     assert!(on_pods() || all.rejected + all.interrupted > 0, "{all:?}");
 }
@@ -55,18 +57,18 @@ async fn race(podling: &Podling, name: String, rounds: usize, mut rng: fastrand:
     let mut expected = String::new();
     for n in 0..rounds {
         writer.attach().await;
-        // This delay chooses the moment of the keystroke; it is not a wait for a condition.
+        // This delay chooses the time of the keystroke. It does not wait for a condition.
         tokio::time::sleep(Duration::from_millis(rng.u64(PHASES))).await;
         let line = format!("echo {n} >> $HOME/log\r");
-        // Use either a unary call, which does not wake, or the attached stream. Rejected input is sent
-        // again on the stream.
+        // The line is sent with a unary call, which does not wake, or on the attached stream. If
+        // the call is rejected, the line is sent again on the stream.
         if rng.bool() || !writer.write_once(&line).await {
             writer.type_text(&line).await;
         }
         expected += &format!("{n}\n");
         wait_for(&format!("{name} executes line {n}"), async || {
             let log = read();
-            assert!(expected.starts_with(&log), "{name}: {log:?} is not the beginning of {expected:?}");
+            assert!(expected.starts_with(&log), "{name}: {log:?} must be the beginning of {expected:?}");
             (log == expected).then_some(())
         })
         .await;

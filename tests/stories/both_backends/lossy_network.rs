@@ -17,19 +17,19 @@ use podling_tests::{
 use ring::digest::{SHA256, digest};
 use tokio::sync::Notify;
 
-/// Lines of output: enough for dozens of cuts, and few enough to fit in the byte log (1 MiB).
+/// Number of lines of output. They are enough for dozens of cuts, and fit in the byte log (1 MiB).
 const LINES: u32 = 150_000;
-/// Bytes of input sent during the output.
+/// Bytes of input that are sent while output arrives.
 const TYPED_BYTES: usize = 20_000;
-/// Bytes of each direction after which a connection is cut. A frame of up to 64 KiB must be able to
-/// get through.
+/// Range of bytes of one direction after which a connection is cut. Its end is larger than the
+/// largest frame (64 KiB), so that each frame arrives eventually.
 const CUTS: std::ops::Range<u64> = 5_000..180_000;
 
 fn numbers(to: u32) -> String {
     (1..=to).map(|n| format!("{n}\n")).collect()
 }
 
-/// Random input without newlines or control characters, which a terminal would interpret.
+/// Returns random input without characters that a terminal would interpret.
 fn random_input(rng: &mut fastrand::Rng, bytes: usize) -> Vec<u8> {
     (0..bytes).map(|_| rng.alphanumeric() as u8).collect()
 }
@@ -70,7 +70,7 @@ async fn output_is_complete_and_input_arrives_once() {
         }
         assert_same_bytes("input", &arrived, &viewer.typed);
         eprintln!("round {round}: {} cuts, attached {} times", proxy.cuts(), viewer.attach_count);
-        assert!(proxy.cuts() >= 5, "too few cuts for this test: {}", proxy.cuts());
+        assert!(proxy.cuts() >= 5, "the proxy cuts several connections: {}", proxy.cuts());
     }
 }
 
@@ -89,8 +89,8 @@ async fn podling_run_survives_cut_connections() {
     let input = random_input(&mut rng, 700_000);
     let sum = hex(digest(&SHA256, &input).as_ref());
     let output = cli.run_with_input(&["run", "-i", "ada", "--", "sha256sum"], &input).await.ok();
-    assert_eq!(output.out().split_whitespace().next(), Some(sum.as_str()), "stdin differs");
-    assert!(proxy.cuts() >= 5, "too few cuts for this test: {}", proxy.cuts());
+    assert_eq!(output.out().split_whitespace().next(), Some(sum.as_str()), "stdin arrives unchanged");
+    assert!(proxy.cuts() >= 5, "the proxy cuts several connections: {}", proxy.cuts());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,7 +106,8 @@ async fn attached_window_resumes_after_cut_connections() {
     window.wait_for_text("end\r\n").await;
     let shown = window.output();
     let from = shown.find("begin\r\n").expect("the window shows the beginning");
-    // The CLI paints the connection's status into a corner, between saving and restoring the cursor.
+    // Leaves out the connection's status, which the CLI paints into a corner between the sequences
+    // that save and restore the cursor.
     let plain: String =
         shown[from..].split("\x1b7").map(|part| part.split_once("\x1b8").map_or(part, |p| p.1)).collect();
     let expected = format!("begin\r\n{}end\r\n", numbers(100_000).replace('\n', "\r\n"));
@@ -181,7 +182,7 @@ async fn browser_tab_watches_and_types_despite_cuts() {
                 let Some(WatchResponse::Frame(frame)) = answer.response else { continue };
                 match frame.frame.expect("frame has content") {
                     FrameContent::Data(data) => {
-                        assert_eq!(frame.offset, log.len() as u64, "bytes are missing or duplicated");
+                        assert_eq!(frame.offset, log.len() as u64, "no byte is missing or duplicated");
                         log.extend_from_slice(&data);
                         if log.starts_with(b"ready\n") {
                             ready.notify_one();
@@ -200,17 +201,17 @@ async fn browser_tab_watches_and_types_despite_cuts() {
     };
     within("the tab receives the exit", async { tokio::join!(watching, typing) }).await;
     eprintln!("{} cuts, {watches} watches", proxy.cuts());
-    // The digest of the received input may be anywhere among the numbers.
+    // The program may have printed the digest of its input anywhere among the numbers.
     let shown = String::from_utf8(log).expect("text");
     let digest = hex(digest(&SHA256, &typed).as_ref());
-    assert!(shown.contains(&format!("{digest}  -\n")), "received input differs from sent input");
+    assert!(shown.contains(&format!("{digest}  -\n")), "received input equals sent input");
     let rest = shown.replacen(&format!("{digest}  -\n"), "", 1);
     assert_same_bytes(
         "output in the tab",
         rest.as_bytes(),
         format!("ready\n{}done\n", numbers(LINES)).as_bytes(),
     );
-    assert!(proxy.cuts() >= 5, "too few cuts for this test: {}", proxy.cuts());
+    assert!(proxy.cuts() >= 5, "the proxy cuts several connections: {}", proxy.cuts());
 }
 
 fn hex(bytes: &[u8]) -> String {

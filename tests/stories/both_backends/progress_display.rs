@@ -1,9 +1,9 @@
-//! Terminals show the progress of an archive or restore, and clear it when the operation is done.
+//! Commands on a terminal show the progress of an archive or restore, and clear it at the end.
 
 use podling_proto::control::v1::progress::Stage;
 use podling_tests::{Podling, pty::TerminalWindow, suspended_process::SuspendedProcess, wait_for};
 
-/// Script that writes enough data that archiving does not finish between two polls.
+/// Script that writes so much data that archiving does not finish between two polls.
 const WRITE_NOISE: &str = "echo hello > word; head -c 96M /dev/urandom > noise";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -13,10 +13,10 @@ async fn archive_and_restore_show_progress_on_terminals() {
     let ada = podling.create("ada", &[]).await;
     podling.client().for_workspace(&ada.id).sh(WRITE_NOISE).await;
 
-    // The agent is suspended in the middle, so that the progress is the same for all observers.
+    // The agent is suspended while it archives, so that all observers see the same progress.
     let mut window = TerminalWindow::open(&cli.command(&["rm", "ada"]));
     let suspended = suspend_during_progress(&podling, &ada).await;
-    let progress = podling.get(&ada).await.progress.expect("archiving is suspended in the middle");
+    let progress = podling.get(&ada).await.progress.expect("progress of the suspended archive");
     assert!(matches!(progress.stage(), Stage::Saving | Stage::Proving), "{progress:?}");
     wait_for("the window shows a progress bar", async || {
         let shown = window.output();
@@ -29,7 +29,7 @@ async fn archive_and_restore_show_progress_on_terminals() {
     assert_eq!(window.wait_exit().await, Some(0), "{}", window.output());
     assert!(window.output().contains("ada was deleted"), "{}", window.output());
 
-    // `podling restore` shows the progress, and so does another command that waits for the workspace.
+    // `podling restore` shows the progress. So does another command that waits for the workspace.
     let mut restore = TerminalWindow::open(&cli.command(&["restore", &ada.id]));
     let suspended = suspend_during_progress(&podling, &ada).await;
     let mut call = TerminalWindow::open(&cli.command(&["run", &ada.id, "--", "cat", "word"]));
@@ -43,7 +43,7 @@ async fn archive_and_restore_show_progress_on_terminals() {
     drop(suspended);
     assert_eq!(restore.wait_exit().await, Some(0), "{}", restore.output());
     assert_eq!(call.wait_exit().await, Some(0), "{}", call.output());
-    assert!(call.output().ends_with("hello\r\n"), "progress is not cleared: {:?}", call.output());
+    assert!(call.output().ends_with("hello\r\n"), "the progress is cleared: {:?}", call.output());
     assert_eq!(podling.get(&ada).await.progress, None);
 
     // Without a terminal no progress bar is drawn.

@@ -1,4 +1,4 @@
-//! Quotas and the admission queue: workspaces beyond the quota wait, see their position, and are
+//! Quotas and the admission queue. Workspaces beyond the quota wait at a visible position, and are
 //! admitted when quota is freed.
 
 use podling_proto::{agent::v1::CreateTerminalRequest, control::v1::State, error::Reason};
@@ -58,7 +58,7 @@ async fn each_owner_has_a_quota_and_first_in_queue_is_admitted() {
     }
     assert!(cli.run(&["explain", "two"]).await.ok().out().contains("1st in the admission queue"));
 
-    // A user attaches to the last workspace of the queue and waits.
+    // A user attaches to a queued workspace and waits.
     let mut window = TerminalWindow::open(&cli.command(&["attach", "three"]));
     window.wait_for_text("in the admission queue").await;
     sleep(&podling, &one).await;
@@ -117,7 +117,7 @@ async fn cpu_and_memory_quotas_queue_or_reject_workspaces() {
     );
     let first = podling.create("first", &["--template", "most"]).await;
     let second = create_queued(&podling, "second", &["--template", "most"], 1).await;
-    // The third fits beside the first, but the second is ahead in the queue.
+    // The quota would admit the third beside the first, but the second is ahead in the queue.
     let third = create_queued(&podling, "third", &["--template", "small"], 2).await;
     sleep(&podling, &first).await;
     podling.wait_until_awake(&second).await;
@@ -157,7 +157,7 @@ async fn resize_beyond_quota_waits_and_keeps_workspace_running() {
     .await;
     podling.client().for_workspace(&one.id).sh("touch ~/over").await;
     window.wait_for_text("all done").await;
-    // A tenth of a core is left: too little for the other workspace, but enough for half of its size.
+    // A tenth of a core is left, which is too little for the other workspace until it is resized.
     cli.run(&["wake", "two", "--no-wait"]).await.ok();
     wait_for_position(&podling, &two, 1).await;
     cli.run(&["resize", "two", "--cpu", "100m"]).await.ok();

@@ -1,5 +1,5 @@
-//! Exhausted resources: disk space, PTYs, file descriptors. Each gives a clear error, and work
-//! continues afterwards.
+//! Exhausted disk space, PTYs and file descriptors. Calls fail with a reason while a resource is
+//! exhausted, and succeed afterwards.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use podling_tests::{
     report_skipped, wait_for, within,
 };
 
-/// Script that fills the disk.
+/// Script that fills the disk to the last byte.
 const FILL: &str = "dd if=/dev/zero of=filler bs=64k 2>/dev/null; echo filled >&2";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -35,9 +35,9 @@ async fn full_disk_is_reported_and_survived() {
     assert_eq!(inside.upload("small", 1).await, Ok(()));
     assert_eq!(inside.upload("big", 40).await, Err(Reason::DiskFull));
     let names = inside.sh("ls -A").await;
-    assert!(names.lines().all(|name| name == "small"), "the failed upload left a file: {names:?}");
+    assert!(names.lines().all(|name| name == "small"), "the failed upload leaves no file: {names:?}");
 
-    // The user's own program fills the disk to the last byte.
+    // A program in the workspace fills the disk.
     inside.sh(FILL).await;
     assert_eq!(inside.upload("another", 1).await, Err(Reason::DiskFull));
     assert_eq!(inside.sh("echo alive").await, "alive\n");
@@ -50,7 +50,7 @@ async fn full_disk_is_reported_and_survived() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn exhausted_ptys_are_reported_and_survived() {
-    // A separate /dev/pts with at most three PTYs. A pod has a separate one already.
+    // A /dev/pts of its own with at most three PTYs. A pod has a /dev/pts of its own already.
     let script = "mount -t devpts -o newinstance,max=3,ptmxmode=0666,mode=0620 devpts /dev/pts && \
                   mount --bind /dev/pts/ptmx /dev/ptmx && exec \"$@\"";
     let sandbox = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"];
@@ -85,7 +85,7 @@ async fn exhausted_ptys_are_reported_and_survived() {
 ///
 /// # Errors
 ///
-/// The program's stderr, or why it did not start.
+/// Returns the program's stderr if it fails, or why it did not start.
 fn can_run(argv: &[&str]) -> Result<(), String> {
     match Command::new(argv[0]).args(&argv[1..]).output() {
         Ok(output) if output.status.success() => Ok(()),
@@ -103,7 +103,7 @@ async fn close(client: &Client, terminal: &str) {
 fn limit_descriptors(pid: u32, descriptors: usize) {
     let limit = format!("--nofile={descriptors}:{descriptors}");
     let owner = fs::metadata(Path::new("/proc").join(pid.to_string())).expect("the process is there");
-    // Run as the process's user, who may always lower the limit.
+    // Runs as the process's user, which may always lower the limit.
     let mut prlimit = Command::new("prlimit");
     prlimit.uid(owner.uid()).gid(owner.gid()).arg("--pid").arg(pid.to_string()).arg(limit);
     assert!(prlimit.status().expect("prlimit runs").success());

@@ -1,5 +1,5 @@
-//! Deleted workspaces are restorable while their archive is retained, and storage is not removed
-//! because of an older archive.
+//! Restores of deleted workspaces while their archive is retained. An older archive never permits
+//! the removal of newer storage.
 
 use std::fs;
 
@@ -9,9 +9,10 @@ use serde_json::Value;
 
 /// Flags that archive a workspace one second after it falls asleep.
 const ARCHIVE_SOON: [&str; 2] = ["--archive-after", "1s"];
-/// Number of wakes during archiving.
+/// Number of rounds, each with a wake during archiving.
 const ROUNDS: usize = 8;
-/// Approximate number of polls (see `wait_for`) during an archive. The wake comes at a random poll.
+/// Approximate number of polls of [`wait_for`] during an archive. The wake is requested after a
+/// random number of polls.
 const POLLS: usize = 100;
 
 /// Returns the listed archives, newest first.
@@ -60,7 +61,7 @@ async fn older_archive_does_not_release_newer_storage() {
         let there = podling.home_dir(&ada).join("second").exists();
         assert!(
             there || list_archives(&podling).await.len() == 2,
-            "storage was removed before its archive was proven"
+            "storage is removed only after its archive was proven"
         );
         (count == 2).then_some(())
     })
@@ -150,7 +151,7 @@ async fn discard_deletes_workspaces_and_archives() {
     }
     cli.run(&["sleep", "asleep", "archived", "--force"]).await.ok();
     podling.wait_for_state(&archived, State::Archived).await;
-    // A workspace with storage and an archive: it was archived and is awake again.
+    // This workspace was archived and is awake again, so it has storage and an archive.
     let both = podling.create("both", &ARCHIVE_SOON).await;
     cli.run(&["sleep", "both", "--force"]).await.ok();
     podling.wait_for_state(&both, State::Archived).await;
@@ -183,13 +184,13 @@ async fn sleeping_workspace_is_deleted_and_restored_by_name() {
     let explained = cli.run(&["explain", "ada"]).await.ok().out();
     assert!(explained.contains("was deleted") && explained.contains("only in its archives"), "{explained}");
 
-    // A new workspace takes the name. The old one is restorable under another name, or when the name
-    // is free again.
+    // A new workspace takes the name. The old one can be restored under another name, or when the
+    // name is free again.
     let new = podling.create("ada", &[]).await;
     let old = key(&list_archives(&podling).await[0]).to_owned();
     let refused = cli.run(&["restore", &old]).await.exits(1).err();
     assert!(refused.contains("another workspace is named ada"), "{refused}");
-    assert!(refused.contains("--as"), "the error does not suggest --as: {refused}");
+    assert!(refused.contains("--as"), "the error suggests --as: {refused}");
     let refused = cli.run(&["restore", "ada"]).await.exits(3).err();
     assert!(
         refused.contains("there is no archive of \"ada\""),

@@ -1,5 +1,5 @@
-//! Suspended or partitioned processes: the silence counts as no idle time, and afterwards idle time
-//! continues from its previous value.
+//! Control planes and agents that are suspended, or separated by a network partition. The silence
+//! does not count as idle time, and afterwards idle time continues from its previous value.
 
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,8 @@ use podling_tests::{
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Duration of the silence.
 const SILENCE: Duration = Duration::from_secs(9);
-/// Maximum time between two heartbeats: a quarter of the idle timeout plus 10 % jitter, and some delay
-/// on a busy machine.
+/// Maximum time between two heartbeats, which is a quarter of the idle timeout plus 10 % jitter,
+/// and some delay on a busy machine.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(1500);
 
 /// Waits until some idle time is counted, and returns it.
@@ -37,13 +37,13 @@ async fn idle_time(inside: &Client) -> Duration {
     counted_idle(got.expect("an activity").into_inner().activity.as_ref())
 }
 
-/// Lets the silence pass. This is not a wait for a condition.
+/// Lets [`SILENCE`] pass. This does not wait for a condition.
 async fn silence() {
     tokio::time::sleep(SILENCE).await;
 }
 
-/// Waits for sleep. Asserts that idle time continued from `before` when the silence ended at
-/// `silence_end`.
+/// Waits until the workspace is asleep. Asserts that idle time continued from `before` when the
+/// silence ended at `silence_end`.
 async fn assert_idle_time_continues(
     podling: &Podling,
     ada: &Workspace,
@@ -86,7 +86,8 @@ async fn network_partition_counts_no_idle_time() {
     let inside = podling.client().for_workspace(&ada.id);
     let before = wait_for_idle_time(&podling, &ada).await;
     partition.block();
-    // The connection becomes unknown. That is not idleness, and the gateway still reaches the agent.
+    // The connection becomes unknown, which does not count as idle. The gateway still reaches the
+    // agent.
     podling.assert_stays_awake(&ada, SILENCE).await;
     wait_for("the connection is unknown", async || {
         let now = podling.get(&ada).await;

@@ -1,4 +1,5 @@
-//! An idle workspace warns, falls asleep, and wakes with its terminals on the next request.
+//! Sleep and wake. An idle workspace warns its viewers, falls asleep, and wakes with its terminals
+//! on the next request.
 
 use std::time::Duration;
 
@@ -27,11 +28,11 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Response, Status};
 
-/// Clients that attach at the same moment.
+/// Number of clients that attach at the same time.
 const CLIENTS: usize = 10;
 /// Number of requests that the gateway holds for one workspace.
 const HELD: usize = 64;
-/// Number of requests beyond that limit.
+/// Number of further requests, which the gateway rejects.
 const TOO_MANY: usize = 16;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -48,7 +49,7 @@ async fn idle_workspace_warns_sleeps_and_wakes_with_terminals() {
     viewer.run_until("the commands have run", || inside.clone(), |p| p.text().contains("herenow")).await;
     let before = podling.wait_until_awake(&ada).await.agent.expect("an agent");
 
-    // Watchers of the activity and attached clients receive the warning.
+    // A watcher of the activity and an attached client receive the warning.
     let watch = within("Activity.Watch", inside.activity().watch(WatchActivityRequest {})).await;
     let mut watch = watch.expect("watch is opened").into_inner();
     let warning = async {
@@ -64,7 +65,7 @@ async fn idle_workspace_warns_sleeps_and_wakes_with_terminals() {
     window.wait_for_text("press any key to keep it awake").await;
     podling.wait_for_state(&ada, State::Asleep).await;
     window.wait_for_text("Press a key to wake it").await;
-    assert_eq!(podling.running_agents(), [], "an agent runs in a sleeping workspace");
+    assert_eq!(podling.running_agents(), [], "no agent runs in a sleeping workspace");
 
     // Read-only requests do not wake the workspace.
     let asleep = podling.get(&ada).await;
@@ -76,24 +77,20 @@ async fn idle_workspace_warns_sleeps_and_wakes_with_terminals() {
     assert_eq!(
         (unchanged.state(), unchanged.version),
         (State::Asleep, asleep.version),
-        "the workspace has changed"
+        "the workspace is unchanged"
     );
 
-    // Several clients attach at once and share one start.
+    // Several clients attach at the same time and share one start.
     let mut clients: Vec<ResumingClient> =
         (0..CLIENTS).map(|n| ResumingClient::new(&format!("client-{n}"), &terminal.id)).collect();
     let attach = |viewer| wait_for_history(viewer, inside.clone());
     join_all(clients.iter_mut().map(attach)).await;
     let after = podling.wait_until_awake(&ada).await;
     let agent = after.agent.clone().expect("an agent");
-    assert_eq!(
-        (agent.epoch, after.restarts),
-        (before.epoch + 1, 0),
-        "the workspace was started more than once"
-    );
+    assert_eq!((agent.epoch, after.restarts), (before.epoch + 1, 0), "the workspace was started once");
     assert!(clients.iter().all(|viewer| viewer.epoch == Some(agent.epoch)));
 
-    // The terminal has the same working directory, with its history above the new output.
+    // The new shell has the same working directory, and the terminal's history is above its output.
     let viewer = &mut clients[0];
     viewer.typed = b"pwd; cat file; echo th''ere\r".to_vec();
     viewer.run_until("the shell is back", || inside.clone(), |p| p.text().contains("there\r\n")).await;
@@ -107,7 +104,8 @@ async fn idle_workspace_warns_sleeps_and_wakes_with_terminals() {
     window.type_text("\x03");
 }
 
-/// Makes calls that must not wake: reads, input, and calls with the metadata that forbids waking.
+/// Makes calls that must not wake the workspace: reads, unary input, and calls with the metadata
+/// that forbids waking.
 async fn non_waking_calls(inside: &Client, terminal: &str) -> Vec<Result<Response<()>, Status>> {
     let quiet = inside.clone().without_waking();
     let open = AttachOpen { terminal_id: terminal.into(), client_id: "quiet".into(), ..Default::default() };
@@ -143,7 +141,8 @@ async fn requests_are_held_for_quota_up_to_a_limit() {
     let ada = podling.create_without_waiting("ada", Policy::default()).await;
     podling.wait_for_state(&ada, State::Queued).await;
 
-    // The quota is used up, so requests are held up to a limit. More requests are rejected at once.
+    // The quota is used up, so requests are held up to a limit. Further requests are rejected at
+    // once.
     let (refusals, mut refused_first) = mpsc::channel(HELD + TOO_MANY);
     let mut calls = JoinSet::new();
     for _ in 0..HELD + TOO_MANY {
@@ -171,7 +170,7 @@ async fn requests_are_held_for_quota_up_to_a_limit() {
     assert_eq!(
         podling.wait_until_awake(&ada).await.agent.expect("an agent").epoch,
         1,
-        "the workspace was started more than once"
+        "the workspace was started once"
     );
 }
 
@@ -189,7 +188,7 @@ async fn cancelled_request_frees_its_slot_and_wake_continues() {
         drop(inside.files().stat(stat).await);
     });
     begun_rx.await.expect("the call begins");
-    // The request may or may not have been sent; in either case a later request succeeds.
+    // The request may have been sent or not. In both cases a later request succeeds.
     calls.abort_all();
     while calls.join_next().await.is_some() {}
     podling.client().for_workspace(&ada.id).sh("true").await;

@@ -1,4 +1,5 @@
-//! A workspace falls asleep while a user is attached, and stays asleep until the user presses a key.
+//! A workspace that falls asleep while a user is attached stays asleep until the user presses a
+//! key.
 
 use podling_tests::{Podling, pty::TerminalWindow, wait_for};
 
@@ -17,12 +18,15 @@ async fn attached_user_sees_sleep_and_only_a_key_wakes_workspace() {
     })
     .await;
 
-    // A workspace in use sleeps only with --force. The refusal names the activity.
+    // A workspace in use sleeps only with --force. The error names the activity.
     let refused = cli.run(&["sleep", "ada"]).await.exits(4).err();
     assert!(refused.contains("in use: ") && refused.contains("podling sleep ada --force"), "{refused}");
     cli.run(&["sleep", "ada", "--force"]).await.ok();
     window.wait_for_text("Press a key to wake it").await;
-    assert!(!window.output().contains("was ended by"), "sleep is reported as a user ending the shell");
+    assert!(
+        !window.output().contains("was ended by"),
+        "sleep is not reported as the end of the shell by a user"
+    );
 
     // Read-only commands do not wake the workspace.
     let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
@@ -32,7 +36,7 @@ async fn attached_user_sees_sleep_and_only_a_key_wakes_workspace() {
     );
     assert!(cli.run(&["ls"]).await.ok().out().contains("archives in "));
     let again = cli.run(&["explain", "ada", "--json"]).await.ok().json();
-    assert_eq!(again["log"], explained["log"], "no transition since the first explain");
+    assert_eq!(again["log"], explained["log"], "no transition follows the first explain");
 
     window.type_text("x");
     wait_for("the key wakes the workspace", async || {
@@ -50,7 +54,10 @@ async fn detaching_leaves_workspace_asleep_until_wake() {
     cli.run(&["policy", "set", "ada", "--max-awake", "3h"]).await.ok();
     let policy = cli.run(&["policy", "show", "ada", "--json"]).await.ok().json();
     assert_eq!(policy["policy"]["max_awake_seconds"], 10_800.0);
-    assert_eq!(policy["policy"]["keep_archives_seconds"], 172_800.0, "fields that are not given stay");
+    assert_eq!(
+        policy["policy"]["keep_archives_seconds"], 172_800.0,
+        "fields that are not given stay unchanged"
+    );
 
     cli.run(&["policy", "set", "ada", "--max-awake", "none"]).await.ok();
     let policy = cli.run(&["policy", "show", "ada", "--json"]).await.ok().json();
@@ -68,7 +75,7 @@ async fn detaching_leaves_workspace_asleep_until_wake() {
     let listed = cli.run(&["ls", "--json"]).await.ok().json();
     assert_eq!(listed[0]["state"], "asleep");
 
-    // If one of two workspaces does not exist, the other is woken nevertheless.
+    // If one of two named workspaces does not exist, the other one is woken nevertheless.
     cli.run(&["wake", "missing", "ada"]).await.exits(3);
     let listed = cli.run(&["ls", "--json"]).await.ok().json();
     assert_eq!(listed[0]["state"], "awake");

@@ -1,4 +1,4 @@
-//! A stalled backup store blocks only the archive that is being proven.
+//! A backup store that stalls while an archive is proven. Nothing else is blocked.
 
 use std::{
     fs::{self, File},
@@ -15,10 +15,11 @@ const ARCHIVE_SOON: [&str; 2] = ["--archive-after", "1s"];
 /// Number of calls while the store is stalled.
 const CALLS: usize = 50;
 
-/// A named pipe in place of an archive. Opening it blocks until this is dropped.
+/// A named pipe that replaces an archive. A reader that opens it blocks until this is dropped.
 struct StalledArchive {
-    /// A second name of the pipe, because the name in the store may be removed.
+    /// Path of the pipe, which stays when the archive is removed from the store.
     pipe: PathBuf,
+    /// Second name of the pipe, which is moved into the store.
     target: PathBuf,
 }
 
@@ -30,7 +31,7 @@ impl StalledArchive {
         Self { pipe, target }
     }
 
-    /// Replaces the first zip in the store. Returns whether there was one.
+    /// Replaces the first zip in the store by the pipe. Returns whether there was a zip.
     fn replace_zip(&self, store: &Path) -> bool {
         let zip = names(store).into_iter().find(|name| name.ends_with(".zip"));
         zip.is_some_and(|zip| fs::rename(&self.target, store.join(zip)).is_ok())
@@ -39,7 +40,7 @@ impl StalledArchive {
 
 impl Drop for StalledArchive {
     fn drop(&mut self) {
-        // Fails if no reader waits.
+        // Opening the pipe for writing unblocks its reader. Fails if no reader waits.
         let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
         let _ = File::options().write(true).custom_flags(nonblocking).open(&self.pipe);
     }
@@ -56,12 +57,12 @@ async fn stalled_archive_blocks_only_its_own_workspace() {
     cli.run(&["sleep", "ada", "--force"]).await.ok();
     let replace = tokio::task::spawn_blocking(move || {
         let placed = podling_tests::wait::wait_blocking_every_ms(|| stall.replace_zip(&store));
-        assert!(placed, "no archive appears in the store");
+        assert!(placed, "an archive appears in the store");
         stall
     });
     let stall = within("the store is stalled", replace).await.expect("the pipe is in place");
 
-    // A call that waits for the store would never finish.
+    // A call that waited for the store would never finish.
     let mut client = podling.client().workspaces();
     for _ in 0..CALLS {
         let all = within("Workspaces.List", client.list(ListWorkspacesRequest::default())).await;

@@ -1,4 +1,4 @@
-//! A program that cannot start is an error with a reason, and leaves no terminal or process.
+//! Programs that cannot start. Each fails with a reason, and leaves no terminal or process.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -14,7 +14,7 @@ use podling_tests::{
     client_helpers::{argv, command, refused},
 };
 
-/// Description, command and allowed reasons of each program that cannot start.
+/// Returns the description, the command and the allowed reasons of each program that cannot start.
 fn invalid_commands() -> Vec<(&'static str, Command, &'static [Reason])> {
     let of = |words: &[&str]| command(argv(words));
     let at = |cwd: &str| Command { cwd: cwd.to_owned(), ..of(&["true"]) };
@@ -32,7 +32,7 @@ fn invalid_commands() -> Vec<(&'static str, Command, &'static [Reason])> {
         ("a variable without a name", env("=x"), &[Reason::BadField]),
         ("an empty program", of(&[""]), &[Reason::BadField, Reason::ProgramNotFound]),
         (
-            "an argument longer than the kernel takes",
+            "an argument longer than the kernel accepts",
             of(&["true", &"x".repeat(300_000)]),
             &[Reason::TooLarge, Reason::SpawnFailed, Reason::BadField],
         ),
@@ -71,7 +71,7 @@ async fn invalid_programs_fail_with_their_reasons() {
         };
         let start = refused(start);
         assert!(reasons.contains(&start), "Start with {what}: {start:?}");
-        assert_eq!((terminal, run), (start, start), "all methods give the same reason: {what}");
+        assert_eq!((terminal, run), (start, start), "all methods report the same reason: {what}");
     }
 
     let terminals =

@@ -1,5 +1,5 @@
-//! Failing backup stores and changing files: nothing is deleted, the reason is reported, and the
-//! archive is retried until it succeeds.
+//! Failing backup stores, and files that change or cannot be read. Nothing is deleted, the reason
+//! is reported, and the archive is retried until it succeeds.
 
 use std::{
     fs::{self, File, Permissions},
@@ -25,7 +25,7 @@ const ARCHIVE_SOON: [&str; 2] = ["--archive-after", "1s"];
 /// Pause between two repetitions of a background fault.
 const FAULT_PAUSE: Duration = Duration::from_millis(1);
 
-/// A thread that repeats a fault until this is dropped.
+/// A fault that a thread repeats until this is dropped.
 struct BackgroundFault {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -69,14 +69,14 @@ fn reason_text(entry: &LogEntry) -> String {
     entry.reason.as_ref().map(podling_proto::text::state_reason).unwrap_or_default()
 }
 
-/// Returns the transitions whose reason is a failed archive.
+/// Returns the entries of the decision log whose reason is a failed archive.
 async fn archive_failures(podling: &Podling, workspace: &Workspace) -> Vec<LogEntry> {
     let log = podling.transition_log(workspace).await;
     log.into_iter().filter(|entry| reason_code(entry) == Some(StateReasonCode::ArchiveFailed)).collect()
 }
 
-/// Waits for this many failed attempts. Asserts that pauses grow, the storage is unchanged, and
-/// `explain` reports the reason.
+/// Waits for this many failed attempts. Asserts that the pauses grow, that the storage is
+/// unchanged, and that `explain` reports the reason `why`.
 async fn assert_retained(podling: &Podling, workspace: &Workspace, tries: usize, why: &str) {
     let home = podling.home_dir(workspace);
     let before: Vec<_> = tree(&home).into_keys().collect();
@@ -87,7 +87,7 @@ async fn assert_retained(podling: &Podling, workspace: &Workspace, tries: usize,
     .await;
     for entry in &failures {
         let text = reason_text(entry);
-        assert!(text.contains(why), "{why:?} is not in {text:?}");
+        assert!(text.contains(why), "{text:?} must contain {why:?}");
     }
     let at = |entry: &LogEntry| std::time::SystemTime::try_from(entry.at.expect("a time")).expect("a time");
     for (number, two) in failures.windows(2).enumerate() {
@@ -100,12 +100,12 @@ async fn assert_retained(podling: &Podling, workspace: &Workspace, tries: usize,
         "{explained}"
     );
     let listed = podling.cli().run(&["archives", &workspace.name, "--json"]).await.ok().json();
-    assert_eq!(listed, serde_json::json!([]), "an unproven archive is listed");
+    assert_eq!(listed, serde_json::json!([]), "no unproven archive is listed");
     let after: Vec<_> = tree(&home).into_keys().collect();
-    assert_eq!(after, before, "the storage has changed");
+    assert_eq!(after, before, "the storage is unchanged");
 }
 
-/// Waits until the storage is removed, and lists the archive with third-party programs.
+/// Waits until the storage is removed. Returns the archive's listing by a third-party program.
 async fn wait_archived(podling: &Podling, workspace: &Workspace, store: &Path) -> Option<zips::ZipListing> {
     wait_for("only the archive is left", async || {
         let now = podling.get(workspace).await;
@@ -113,8 +113,8 @@ async fn wait_archived(podling: &Podling, workspace: &Workspace, store: &Path) -
     })
     .await;
     let listed = podling.cli().run(&["archives", &workspace.name, "--json"]).await.ok().json();
-    let key = listed[0]["key"].as_str().expect("a backup").to_owned();
-    assert_eq!(names(store), [format!("{key}.jsonl"), format!("{key}.zip")], "the store has other files");
+    let key = listed[0]["key"].as_str().expect("an archive").to_owned();
+    assert_eq!(names(store), [format!("{key}.jsonl"), format!("{key}.zip")], "the store has no other file");
     zips::list_zip(&store.join(format!("{key}.zip")))
 }
 
@@ -122,7 +122,7 @@ async fn sleep(podling: &Podling, workspace: &Workspace) {
     podling.cli().run(&["sleep", &workspace.name, "--force"]).await.ok();
 }
 
-/// Writes a file of incompressible bytes.
+/// Writes a file of random bytes, which cannot be compressed. The size is in MiB.
 fn write_noise(path: &Path, megabytes: u64) {
     let random = File::open("/dev/urandom").expect("randomness");
     let mut file = File::create(path).expect("a file");
@@ -148,7 +148,7 @@ async fn changing_files_are_not_archived_until_they_stop() {
     });
     sleep(&podling, &ada).await;
     assert_retained(&podling, &ada, 3, "it changed while it was read").await;
-    assert_eq!(podling.stored_names(), Vec::<String>::new(), "a failed archive left files in the store");
+    assert_eq!(podling.stored_names(), Vec::<String>::new(), "a failed archive leaves no file in the store");
 
     drop(writer);
     let last = tree(&home);
@@ -161,7 +161,7 @@ async fn changing_files_are_not_archived_until_they_stop() {
 async fn unreadable_file_is_named_and_storage_retained() {
     let launcher = match launcher_without_dac_override() {
         Ok(launcher) => launcher,
-        Err(why) => return report_skipped("a file that may not be read", &why),
+        Err(why) => return report_skipped("an unreadable file", &why),
     };
     let podling = Podling::up_with(PodlingOptions { launcher, ..PodlingOptions::default() }).await;
     let ada = podling.create("ada", &ARCHIVE_SOON).await;
@@ -169,7 +169,7 @@ async fn unreadable_file_is_named_and_storage_retained() {
     podling.client().for_workspace(&ada.id).sh("printf precious > locked.db && chmod 000 locked.db").await;
     sleep(&podling, &ada).await;
     assert_unreadable_retained(&podling, &ada, "locked.db: permission denied").await;
-    // Deleting the workspace does not remove the storage either, and reports the failure.
+    // A deletion of the workspace does not remove the storage either, and archiving is retried.
     podling.cli().run(&["rm", "ada", "--no-wait"]).await.ok();
     let tried = archive_failures(&podling, &ada).await.len();
     wait_for("archiving is retried", async || {
@@ -183,7 +183,7 @@ async fn unreadable_file_is_named_and_storage_retained() {
     assert!(listed.is_none_or(|listed| listed.contains_key(&b"locked.db"[..])));
 }
 
-/// Like [`assert_retained`], for storage that the story itself cannot read completely.
+/// Asserts the same as [`assert_retained`], for storage that this process may be unable to read.
 async fn assert_unreadable_retained(podling: &Podling, workspace: &Workspace, why: &str) {
     wait_for("three attempts have failed", async || {
         let failures = archive_failures(podling, workspace).await;
@@ -211,7 +211,7 @@ async fn full_store_delays_archive_and_retains_storage() {
     write_noise(&podling.home_dir(&ada).join("data"), 8);
     sleep(&podling, &ada).await;
     assert_retained(&podling, &ada, 3, "is full").await;
-    assert_eq!(names(disk.path()), ["filler"], "an incomplete archive is left in the store");
+    assert_eq!(names(disk.path()), ["filler"], "no incomplete archive is left in the store");
 
     fs::remove_file(&filler).expect("filler is removed");
     wait_archived(&podling, &ada, disk.path()).await;
@@ -222,7 +222,7 @@ async fn full_store_delays_archive_and_retains_storage() {
 async fn read_only_store_delays_archive_and_retains_storage() {
     let disk = match SmallDisk::new("24m") {
         Ok(disk) => disk,
-        Err(why) => return report_skipped("a backup store that is read-only", &why),
+        Err(why) => return report_skipped("a read-only backup store", &why),
     };
     let podling = up_with_store(disk.path()).await;
     let ada = podling.create("ada", &ARCHIVE_SOON).await;
@@ -243,11 +243,11 @@ async fn missing_store_directory_is_not_recreated() {
     let away = podling.data().join("elsewhere");
     let ada = podling.create("ada", &ARCHIVE_SOON).await;
     fs::write(podling.home_dir(&ada).join("data"), "mine").expect("a file");
-    // The same situation as with an unmounted disk.
+    // The store is missing, as if its disk were not mounted.
     fs::rename(&store, &away).expect("store is moved away");
     sleep(&podling, &ada).await;
     assert_retained(&podling, &ada, 2, "backups").await;
-    assert!(!store.exists(), "the store was recreated; a later mount would hide its files");
+    assert!(!store.exists(), "the store is not recreated, because a later mount would hide its files");
 
     fs::rename(&away, &store).expect("store is moved back");
     wait_archived(&podling, &ada, &store).await;
@@ -263,7 +263,7 @@ async fn corrupted_archive_is_detected_before_storage_is_removed() {
     let (store_path, count) = (store.clone(), flipped.clone());
     let mut last = PathBuf::new();
     let fault = BackgroundFault::repeating(move || {
-        // Corrupt the archive after it is written and before it is read back.
+        // Corrupts the zip while it is written, before it is read back.
         let arriving = names(&store_path).into_iter().map(|name| store_path.join(name)).find(|path| {
             let large = || fs::metadata(path).is_ok_and(|meta| meta.len() > 1 << 20);
             *path != last && path.extension().is_some_and(|kind| kind == "part") && large()

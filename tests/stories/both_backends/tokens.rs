@@ -1,5 +1,5 @@
-//! Authorization: missing, invalid, expired, foreign and narrowed tokens, and each verb of the method
-//! table.
+//! Authorization with missing, invalid, expired, foreign and narrowed tokens, and with each verb
+//! for each method.
 
 use std::{pin::pin, time::Duration};
 
@@ -16,7 +16,7 @@ use podling_tests::{Client, Podling, Workspace, client_helpers::refused, wait_fo
 use tonic::{Code, Request, Status, client::Grpc};
 use tonic_prost::ProstCodec;
 
-/// Creates a token with the root token.
+/// Creates a token by a call with the root token.
 async fn create_token(podling: &Podling, request: CreateTokenRequest) -> String {
     let made = within("Tokens.Create", podling.client().tokens().create(request)).await;
     made.expect("a token is made").into_inner().token
@@ -122,7 +122,8 @@ async fn narrowed_token_sees_only_its_workspace() {
     let list = client.workspaces().list(ListWorkspacesRequest::default()).await.expect("a list").into_inner();
     assert_eq!(list.workspaces.iter().map(|w| w.name.as_str()).collect::<Vec<_>>(), ["ada"]);
 
-    // It cannot create a token that allows more: no other verb, no other workspace, not all workspaces.
+    // The token cannot create one with another verb or for another workspace. A token that names no
+    // workspace inherits the restriction.
     let more = client
         .tokens()
         .create(CreateTokenRequest { workspaces: vec!["ada".into()], ..verbs(&["process"]) })
@@ -137,7 +138,7 @@ async fn narrowed_token_sees_only_its_workspace() {
     assert_eq!(
         child.info.expect("response describes the token").workspaces,
         [ada.id.as_str()],
-        "the token does not inherit the restriction"
+        "the token inherits the restriction"
     );
 }
 
@@ -150,14 +151,14 @@ async fn call(client: &Client, path: &'static str) -> Result<(), Status> {
     let request = Request::new(tokio_stream::once(()));
     let answer = within("an answer", grpc.streaming(request, path, ProstCodec::<(), ()>::default())).await?;
     let mut stream = answer.into_inner();
-    // An allowed stream may send nothing, so silence means that the call is allowed.
+    // An allowed stream may send nothing, so silence is taken as permission.
     match tokio::time::timeout(Duration::from_millis(500), pin!(stream.message())).await {
         Ok(Err(status)) => Err(status),
         Ok(Ok(_)) | Err(_) => Ok(()),
     }
 }
 
-/// Stops the control plane if it is allowed, so only its rejection is tested.
+/// Method that stops the control plane if it is allowed. Only its rejection is tested.
 const DOWN: &str = "/podling.control.v1.Workspaces/Down";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -188,7 +189,7 @@ async fn each_method_requires_its_verb() {
                     let code = answer.as_ref().err().map(Status::code);
                     assert!(!matches!(code, Some(Code::PermissionDenied | Code::Unauthenticated)), "{what}");
                 } else if method.verb() == Verb::Agent {
-                    assert!(answer.is_err(), "allowed without an agent's credential: {what}");
+                    assert!(answer.is_err(), "rejected without an agent's credential: {what}");
                 } else {
                     assert_eq!(reason, Some(Reason::VerbMissing), "{what}");
                     let missing_verb = answer.err().and_then(|status| error::detail(&status, "verb"));

@@ -1,4 +1,5 @@
-//! A thousand unauthenticated connections cost little memory and do not affect authenticated callers.
+//! A thousand unauthenticated connections use little memory, and do not affect authenticated
+//! callers.
 
 use std::{fs, net::SocketAddr};
 
@@ -7,8 +8,8 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinSet};
 
 /// Number of unauthenticated connections at a time.
 const CONNECTIONS: usize = 1000;
-/// Allowed growth of the control plane between the first round and the last, in KiB. Allocators
-/// retain some freed memory.
+/// Allowed growth of the control plane's memory between the first round and the last, in KiB. The
+/// allocator retains some freed memory.
 const ALLOWED_GROWTH_KIB: u64 = 4 * 1024;
 
 /// Returns the resident memory of a process in KiB.
@@ -18,8 +19,8 @@ fn resident_kib(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
-/// Returns the bytes that a connection sends: nothing, half a request, a request without a token, or
-/// the start of HTTP/2.
+/// Returns the bytes that a connection sends first. They are nothing, half a request, a request
+/// without a token, or the start of HTTP/2.
 fn first_bytes(number: usize) -> &'static [u8] {
     match number % 4 {
         0 => b"",
@@ -29,7 +30,7 @@ fn first_bytes(number: usize) -> &'static [u8] {
     }
 }
 
-/// Opens all connections at once. They stay open until the set is dropped.
+/// Opens all connections at once. The tasks return the open connections.
 async fn connect_all(address: SocketAddr) -> JoinSet<TcpStream> {
     let mut connecting = JoinSet::new();
     for number in 0..CONNECTIONS {
@@ -69,11 +70,11 @@ async fn memory_stays_flat_with_thousand_unauthenticated() {
     eprintln!("control plane: {before} KiB before, with {CONNECTIONS} connections each: {sizes:?} KiB");
     assert!(
         sizes[3] <= sizes[0] + ALLOWED_GROWTH_KIB,
-        "memory grows with each round: {before}, then {sizes:?} KiB"
+        "memory does not grow with each round: {before}, then {sizes:?} KiB"
     );
     assert!(
         sizes[3] <= before + 8 * ALLOWED_GROWTH_KIB,
-        "connections use too much memory: {before}, then {sizes:?} KiB"
+        "connections use little memory: {before}, then {sizes:?} KiB"
     );
 }
 

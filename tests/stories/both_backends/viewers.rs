@@ -1,4 +1,5 @@
-//! Several viewers at once: a stalled viewer and a flooding terminal do not affect the others.
+//! Several viewers and terminals at once. A stalled viewer and a flooding terminal do not affect
+//! the others.
 
 use std::time::{Duration, Instant};
 
@@ -52,7 +53,8 @@ async fn stalled_viewer_does_not_affect_others() {
         attach(&stalled, &terminal.id, "stalled", StartAt::Oldest(FromOldest {})).await;
     within("the first frame", answers.message()).await.expect("a frame");
 
-    // Another viewer works in the meantime. 6.9 MB are printed, more than the log or a window holds.
+    // Another viewer works in the meantime. The program prints 6.9 MB, which is more than the byte
+    // log and the stream's flow-control window hold.
     let mut viewer = ResumingClient::new("worker", &terminal.id);
     viewer.lossless = true;
     viewer.run_until("the program is ready", || inside.clone(), |p| p.text().contains("ready")).await;
@@ -62,9 +64,10 @@ async fn stalled_viewer_does_not_affect_others() {
         .await;
     viewer.typed.extend_from_slice(b"still here");
     viewer.run_until("keys echo", || inside.clone(), |p| p.log().bytes.ends_with(b"still here")).await;
-    assert!(viewer.log().gaps.is_empty(), "the reading viewer missed output");
+    assert!(viewer.log().gaps.is_empty(), "the reading viewer misses no output");
 
-    // When the stalled viewer reads again, it receives the gap, the current screen, and then output.
+    // When the stalled viewer reads again, it receives the gap, the current screen, and then
+    // output.
     let (all, mut next, mut missed, mut screens) = (viewer.log().next, None, 0, 0);
     let catching_up = async {
         while next != Some(all) {
@@ -75,12 +78,16 @@ async fn stalled_viewer_does_not_affect_others() {
                     assert_eq!(
                         *next.get_or_insert(frame.offset),
                         frame.offset,
-                        "output is missing without a gap"
+                        "missing output is reported as a gap"
                     );
                     next = Some(frame.offset + data.len() as u64);
                 }
                 Some(FrameContent::Gap(gap)) => {
-                    assert_eq!(*next.get_or_insert(gap.from), gap.from, "output is missing without a gap");
+                    assert_eq!(
+                        *next.get_or_insert(gap.from),
+                        gap.from,
+                        "missing output is reported as a gap"
+                    );
                     missed += gap.to - gap.from;
                     next = Some(gap.to);
                 }
@@ -89,7 +96,7 @@ async fn stalled_viewer_does_not_affect_others() {
             }
         }
     };
-    within("the stalled viewer catches up", catching_up).await;
+    within("the stalled viewer receives all earlier output", catching_up).await;
     viewer.typed.extend_from_slice(b"and again");
     viewer.run_until("keys echo", || inside.clone(), |p| p.log().bytes.ends_with(b"and again")).await;
     let mut tail = Vec::new();
@@ -105,7 +112,7 @@ async fn stalled_viewer_does_not_affect_others() {
             }
         }
     };
-    within("the stalled viewer goes on", going_on).await;
+    within("the stalled viewer receives new output", going_on).await;
     eprintln!("the stalled viewer missed {missed} bytes, reported as gaps");
     assert!(missed > 0 && screens > 0);
 }

@@ -1,4 +1,5 @@
-//! The target of a replay: injects a trace's events into a `podling up` and observes its workspaces.
+//! The target of a replay. It injects the events of a trace into a real `podling up`, and observes
+//! the workspaces.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +28,7 @@ use podling_tests::{
 use rustix::process::Signal;
 use tonic::Status;
 
-/// An idle timeout longer than any replay.
+/// An idle timeout that is longer than any replay.
 const LONG_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 pub(super) struct ReplayTarget {
@@ -44,7 +45,8 @@ impl ReplayTarget {
         Self { podling, workspaces: BTreeMap::new(), started: Instant::now() }
     }
 
-    /// Injects an event. Its response may be lost only if the control plane dies next (`next`).
+    /// Injects an event. Panics if it fails, unless the next step is the death of the control
+    /// plane, because the response may then be lost.
     pub(super) async fn inject(&mut self, event: &TraceEvent, next: Option<&TraceStep>) {
         eprintln!("{:>6.1?} > {event:?}", self.started.elapsed());
         let answer = self.send(event).await;
@@ -85,7 +87,7 @@ impl ReplayTarget {
             TraceEvent::Dies(at) => {
                 let status = self.podling.wait_exit().await;
                 let killed = status.signal() == Some(Signal::KILL.as_raw());
-                assert!(killed, "the control plane did not die at {at}: {status}\n{}", self.podling.log());
+                assert!(killed, "the control plane dies at {at}: {status}\n{}", self.podling.log());
             }
             TraceEvent::StoreAway => fs::rename(self.store(), self.elsewhere()).expect("store is moved away"),
             TraceEvent::StoreBack => fs::rename(self.elsewhere(), self.store()).expect("store is moved back"),
@@ -145,7 +147,8 @@ impl ReplayTarget {
         Ok(())
     }
 
-    /// Writes a file and waits until the control plane reports the activity.
+    /// Writes this text into the file `file` of the workspace, and waits until the control plane
+    /// reports the activity.
     async fn write(&self, name: &str, file: &str) {
         let workspace = self.workspace(name);
         self.podling.client().for_workspace(&workspace.id).sh(&format!("echo {file} > file")).await;
@@ -162,7 +165,8 @@ impl ReplayTarget {
             let log = self.podling.transition_log(workspace).await;
             use StateReasonCode::{ArchiveFailed, Archived, RestoreFailed};
             let mut codes = log.iter().rev().filter_map(|entry| Some(entry.reason.as_ref()?.code()));
-            // The latest about the storage: an earlier failure was followed by a success.
+            // Only the newest of these counts. An earlier failure may have been followed by a
+            // success.
             let last = codes.find(|code| matches!(code, ArchiveFailed | RestoreFailed | Archived));
             matches!(last, Some(ArchiveFailed | RestoreFailed)).then_some(())
         })
@@ -225,13 +229,14 @@ impl ReplayTarget {
 
     fn state(&self, now: &WireWorkspace) -> String {
         let word = now.state().as_str_name().trim_start_matches("STATE_").to_lowercase().replace('_', "-");
-        // A workspace without a connected agent is not at rest.
+        // An awake workspace without a connected agent is not at rest. No trace contains this word.
         let unheard = now.state() == State::Awake && now.connection() != AgentConnection::Connected;
         if unheard { format!("{word}-unheard") } else { word }
     }
 
-    /// Returns the storage generations in the backup store. A generation that was archived twice, because
-    /// the control plane died before it recorded the archive, counts once.
+    /// Returns the storage generations that have an archive in the backup store. If the control
+    /// plane dies before it records an archive, a generation is archived twice, but is returned
+    /// once.
     fn stored(&self, id: &str) -> BTreeSet<u64> {
         let names = podling_tests::podling::names(&self.store());
         let sidecars = names.iter().filter(|name| name.contains(id) && name.ends_with(".jsonl"));

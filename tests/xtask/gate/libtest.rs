@@ -8,7 +8,7 @@ const INDENT: &str = "    ";
 /// Returns the names of the failed tests. Returns `None` if the run has no result because it was
 /// killed or did not start, or if its list of failed tests is incomplete.
 pub(crate) fn failed_tests(output: &str) -> Option<Vec<String>> {
-    // Names since the last heading, until any other line follows.
+    // Names listed since the last heading; `None` outside of a list.
     let mut listed: Option<Vec<String>> = None;
     for line in output.lines() {
         let name = line.strip_prefix(INDENT).filter(|name| !name.is_empty() && !name.contains(' '));
@@ -26,7 +26,8 @@ pub(crate) fn failed_tests(output: &str) -> Option<Vec<String>> {
     None
 }
 
-/// Returns the output that libtest captured of a failed test.
+/// Returns the output of a failed test that libtest captured, with its heading. Returns `None` if
+/// `output` has no section for the test.
 pub(crate) fn output_of<'a>(output: &'a str, test: &str) -> Option<&'a str> {
     let heading = format!("---- {test} stdout ----\n");
     let start = output.find(&heading)?;
@@ -36,7 +37,8 @@ pub(crate) fn output_of<'a>(output: &'a str, test: &str) -> Option<&'a str> {
     Some(&output[start..end])
 }
 
-/// Returns the number before `words` in a result: `FAILED. 10 passed; 2 failed; …`.
+/// Returns the number before `words` in the rest of a result line, such as
+/// `FAILED. 10 passed; 2 failed; …`.
 fn count(result: &str, words: &str) -> Option<usize> {
     let before = &result[..result.find(words)?];
     before.rsplit(' ').next()?.parse().ok()
@@ -84,11 +86,11 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         let names = ["both_backends::b", "both_backends::c"].map(str::to_owned).to_vec();
         assert_eq!(failed_tests(&failed), Some(names));
         let shown = PASSED.replace("ok\n\n", "ok\n\nsuccesses:\n    a\n\n");
-        assert_eq!(failed_tests(&shown), Some(Vec::new()), "what passed is listed likewise");
+        assert_eq!(failed_tests(&shown), Some(Vec::new()), "passed tests are listed in the same format");
     }
 
     #[test]
-    fn run_without_result_or_with_a_short_list_is_refused() {
+    fn run_without_result_or_with_a_short_list_is_rejected() {
         assert_eq!(failed_tests("the node does not boot\n"), None);
         let killed = FAILED.split("test result").next().expect("a part");
         assert_eq!(failed_tests(killed), None);
@@ -98,9 +100,9 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
 
     #[test]
     fn output_of_one_failed_test_is_cut_out() {
-        let output = output_of(FAILED, "both_backends::c").expect("it is there");
+        let output = output_of(FAILED, "both_backends::c").expect("a section");
         assert_eq!(output, "---- both_backends::c stdout ----\nthread 'both_backends::c' panicked\n\n");
         assert!(output_of(FAILED, "both_backends::a").is_none());
-        assert!(output_of(FAILED, "both_backends::b").expect("it is there").contains("left: 1"));
+        assert!(output_of(FAILED, "both_backends::b").expect("a section").contains("left: 1"));
     }
 }

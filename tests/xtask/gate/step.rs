@@ -1,4 +1,4 @@
-//! One step of the gate: a command, its result, and the time that it took.
+//! One step of the gate: its command, and afterwards its result and the time that it took.
 
 use std::{
     io::{self, BufRead, BufReader},
@@ -19,13 +19,13 @@ const BACKGROUND_NICENESS: &str = "15";
 /// the command's name.
 const CPU_FIELDS: std::ops::Range<usize> = 11..15;
 
-/// A command that has not run yet.
+/// A step that has not run yet.
 #[derive(Debug)]
 pub(crate) struct GateStep {
     name: String,
     shown: String,
     command: Command,
-    /// Set for test programs: their failed tests are run again.
+    /// Present if the command is a test program, whose failed tests are run again.
     tests: Option<TestProgram>,
 }
 
@@ -38,7 +38,8 @@ pub(crate) struct StepReport {
     /// Processor time of the command and of all processes that it waited for; zero where the system
     /// does not report it.
     pub(crate) cpu: Duration,
-    /// Output of a step that ran in a lane or ran test programs; empty for other steps.
+    /// Output of a step that ran in a lane, ran a test program, or was run for its output. Empty
+    /// for other steps.
     pub(crate) output: String,
     pub(crate) tests: Option<TestProgram>,
 }
@@ -54,7 +55,7 @@ pub(crate) enum StepOutcome {
 }
 
 impl GateStep {
-    /// Runs cargo with these arguments.
+    /// Creates a step that runs cargo with these arguments.
     pub(crate) fn cargo(name: &str, args: &[&str], envs: &[(&str, &str)]) -> Self {
         let shown = format!("cargo {}", args.join(" "));
         let mut command = program::cargo();
@@ -62,13 +63,13 @@ impl GateStep {
         Self { name: name.to_owned(), shown, command, tests: None }
     }
 
-    /// Runs a script of this repository.
+    /// Creates a step that runs a script of this repository.
     pub(crate) fn script(name: &str, path: &Path) -> Self {
         let command = program::program(path);
         Self { name: name.to_owned(), shown: path.display().to_string(), command, tests: None }
     }
 
-    /// Runs a shell script with paths as its arguments.
+    /// Creates a step that runs a shell script with paths as its arguments.
     pub(crate) fn shell(name: &str, script: &str, args: &[&PathBuf]) -> Self {
         let mut command = program::program("sh");
         command.args(["-c", script, "sh"]).args(args);
@@ -77,13 +78,13 @@ impl GateStep {
         Self { name: name.to_owned(), shown, command, tests: None }
     }
 
-    /// Runs a test program.
+    /// Creates a step that runs a test program.
     pub(crate) fn tests(name: &str, tests: TestProgram) -> Self {
         let command = tests.command();
         Self { name: name.to_owned(), shown: program::shown(&command), command, tests: Some(tests) }
     }
 
-    /// Lowers the step's priority, so that steps beside it get the processors first.
+    /// Lowers the priority of the command, so that steps beside it get the processors first.
     pub(crate) fn in_background(mut self) -> Self {
         self.command = program::nice(&self.command, BACKGROUND_NICENESS);
         self
@@ -93,13 +94,13 @@ impl GateStep {
         self.command.env(name, value);
     }
 
-    /// Runs the step by itself.
+    /// Runs the step and prints its output.
     pub(crate) fn run(self) -> Result<StepReport> {
         println!();
         self.run_with(|line| println!("{line}"), false)
     }
 
-    /// Runs the step beside others: each line that it prints begins with its name.
+    /// Runs the step beside others, so each printed line of its output begins with the step's name.
     pub(crate) fn run_in_lane(self) -> Result<StepReport> {
         let name = self.name.clone();
         self.run_with(|line| println!("[{name}] {line}"), true)
@@ -109,8 +110,12 @@ impl GateStep {
     pub(crate) fn run_for_output(mut self) -> Result<StepReport> {
         println!("\n== {}: {}", self.name, self.shown);
         let began = Instant::now();
-        let mut child = self.command.stdout(Stdio::piped()).spawn().with_context(|| self.shown.clone())?;
-        let output = io::read_to_string(child.stdout.take().expect("it is piped"))?;
+        let mut child = self
+            .command
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot run {:?}", self.shown))?;
+        let output = io::read_to_string(child.stdout.take().expect("stdout is a pipe"))?;
         let (status, cpu) = wait(&mut child)?;
         Ok(self.report(status, began, cpu, output))
     }
@@ -118,7 +123,7 @@ impl GateStep {
     fn run_with(mut self, print: impl Fn(&str), in_lane: bool) -> Result<StepReport> {
         println!("== {}: {}", self.name, self.shown);
         let began = Instant::now();
-        let running = || format!("running {:?}", self.shown);
+        let running = || format!("cannot run {:?}", self.shown);
         if !in_lane && self.tests.is_none() {
             let mut child = self.command.spawn().with_context(running)?;
             let (status, cpu) = wait(&mut child)?;
@@ -139,7 +144,7 @@ impl GateStep {
 }
 
 impl StepReport {
-    /// A report of work that xtask did itself, or that did not run.
+    /// Creates the report of a check that xtask ran itself, or of a step that did not run.
     pub(crate) fn of_xtask(name: &str, outcome: StepOutcome, wall: Duration) -> Self {
         let name = name.to_owned();
         Self { name, outcome, wall, cpu: Duration::ZERO, output: String::new(), tests: None }
@@ -157,7 +162,7 @@ impl StepOutcome {
     }
 }
 
-/// Runs the command; each line of its output goes to `print` and to `output`.
+/// Runs the command. Passes each line of its output to `print`, and appends it to `output`.
 fn run_through_pipe(
     command: &mut Command,
     print: &impl Fn(&str),
@@ -166,7 +171,7 @@ fn run_through_pipe(
     let (reader, writer) = io::pipe()?;
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     let mut child = command.spawn()?;
-    // The command holds the pipe's writing end. Without this the loop would never end.
+    // `command` still holds the pipe's write end. Unless it is dropped here, the loop never ends.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     for line in BufReader::new(reader).split(b'\n') {
         let line = line?;
@@ -178,19 +183,20 @@ fn run_through_pipe(
     wait(&mut child)
 }
 
-/// Waits for the process. Its processor time can be read after its exit and before it is reaped.
+/// Waits for the process. Returns its status and processor time, which can be read only after the
+/// exit and before the process is reaped.
 fn wait(child: &mut Child) -> Result<(ExitStatus, Duration)> {
     if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
     }
     let cpu = cpu_time(child.id()).unwrap_or_default();
-    Ok((child.wait().context("waiting for a process")?, cpu))
+    Ok((child.wait().context("cannot wait for a process")?, cpu))
 }
 
 /// Returns the processor time of a process and of the children that it waited for. Linux only.
 fn cpu_time(pid: u32) -> Option<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command's name is in parentheses and can contain blanks.
+    // The command's name is in parentheses and can contain spaces.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks: u64 = fields.get(CPU_FIELDS)?.iter().filter_map(|field| field.parse::<u64>().ok()).sum();
     Some(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
@@ -205,7 +211,7 @@ mod tests {
         let spin = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
         let mut child =
             Command::new("sh").args(["-c", &format!("sh -c '{spin}'; true")]).spawn().expect("sh");
-        let (status, cpu) = wait(&mut child).expect("it ends");
+        let (status, cpu) = wait(&mut child).expect("process ends");
         assert!(status.success());
         if cfg!(target_os = "linux") {
             assert!(cpu > Duration::ZERO, "{cpu:?}");

@@ -1,5 +1,5 @@
-//! Test programs of this workspace. The gate starts them directly: `cargo test` would wait for the
-//! lock that a build in the background holds.
+//! A test program of this workspace. The gate starts test programs directly, because `cargo test`
+//! would wait for the lock that a build in the background holds.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -9,7 +9,8 @@ use std::{
 
 use crate::program;
 
-/// Makes libtest print one line for each test, and the output of failed tests at the end.
+/// Argument with which libtest prints one line for each test, and the output of failed tests at the
+/// end.
 const FORMAT: &str = "--format=pretty";
 
 /// A test program, its arguments and its environment.
@@ -55,7 +56,7 @@ impl TestProgram {
             None => program::program(&self.path),
         };
         command.args(&self.args).envs(self.envs.iter().cloned());
-        // `cargo test` starts it there, too.
+        // `cargo test` starts the program in the directory of its package, too.
         command.current_dir(program::root().join("tests"));
         command
     }

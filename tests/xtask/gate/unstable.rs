@@ -1,6 +1,8 @@
-//! Unstable tests: a story that fails in the gate is run once more by itself. If it passes then,
-//! the gate passes and names it. An unstable test is a bug of the product or of the test, which
-//! must be found before an issue is resolved.
+//! Finds unstable tests. A story or cluster test that fails in the gate is run once more by itself.
+//! If it then passes, it is unstable. The gate passes with a few unstable tests and names them.
+//!
+//! An unstable test is a bug of the product or of the test. The bug must be found before an issue
+//! is resolved.
 
 use std::{
     fs,
@@ -14,9 +16,10 @@ use super::{
     step::{GateStep, StepOutcome, StepReport},
 };
 
-/// The gate fails with more unstable tests than this.
+/// Largest number of unstable tests with which the gate passes.
 pub(crate) const MOST_UNSTABLE_TESTS: usize = 2;
-/// No test is run again if more tests failed than this: they have a common cause.
+/// Largest number of failed tests that are run again. If more failed, they probably have a common
+/// cause, and none is run again.
 const MOST_RUN_AGAIN: usize = 8;
 
 /// A failed test, and the result of its second run by itself.
@@ -36,8 +39,8 @@ enum Again {
     NotRun,
 }
 
-/// Runs each failed test of a test program once more. If all of a step's failed tests pass then,
-/// the step is unstable instead of failed.
+/// Runs each failed test of a test program once more. If all failed tests of a step pass then, the
+/// step's outcome becomes unstable.
 pub(crate) fn run_again(reports: &mut [StepReport], logs: &Path) -> Result<Vec<FailedTest>> {
     let failed: Vec<Vec<String>> = reports.iter().map(failed_tests).collect();
     let are_too_many = failed.iter().map(Vec::len).sum::<usize>() > MOST_RUN_AGAIN;
@@ -91,8 +94,8 @@ impl FailedTest {
     pub(crate) fn print(&self) {
         let Self { name, step, .. } = self;
         match self.again {
-            Again::Passed => println!("UNSTABLE: {name} ({step}) failed, and passed when it ran again alone"),
-            Again::Failed => println!("FAILED: {name} ({step}), and failed when it ran again alone"),
+            Again::Passed => println!("UNSTABLE: {name} ({step}) failed, and passed when run again alone"),
+            Again::Failed => println!("FAILED: {name} ({step}) failed twice, the second time alone"),
             Again::NotRun => println!("FAILED: {name} ({step})"),
         }
         for log in &self.logs {
@@ -101,7 +104,7 @@ impl FailedTest {
     }
 }
 
-/// Replaces characters that are awkward in file names.
+/// Returns the name of a step or test without characters that are awkward in file names.
 pub(crate) fn file_name(name: &str) -> String {
     name.replace("::", ".").replace([' ', '/', '\''], "-")
 }
@@ -111,8 +114,8 @@ mod tests {
     use super::*;
     use crate::gate::TestProgram;
 
-    /// A failed step. Its test program, run again with one test, passes if the test's name has
-    /// `unstable`.
+    /// Creates a failed step. When its test program runs one test again, the test passes if its
+    /// name contains `unstable`.
     fn step(folder: &Path, result: &str) -> StepReport {
         let script = folder.join("program");
         fs::write(&script, "case $1 in *unstable*) echo passed; exit 0;; *::*) echo failed; exit 1;; esac\n")
