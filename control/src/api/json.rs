@@ -170,10 +170,7 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
         )
         .add(
             OpenApiOperation::new(HttpMethod::Get, "/v1/archives", archives_rpc("List"))
-                .named(
-                    "list_archives",
-                    "List archives, newest first, including those of deleted workspaces",
-                )
+                .named("list_archives", "List archives, newest first, including those of deleted workspaces")
                 .query::<archives::ListArchivesQuery>()
                 .answers::<archives::ArchiveList>(200, "The archives"),
             archives::list,
