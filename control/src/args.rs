@@ -34,6 +34,10 @@ pub struct ControlArgs {
     /// cannot forward connections to it [env: PODLING_ADVERTISE]
     #[arg(long, value_name = "IP", help_heading = "Kubernetes options")]
     pub advertise: Option<String>,
+    /// Listen for liveness and readiness probes on this address [env: PODLING_HEALTH_LISTEN]
+    /// [default: 0.0.0.0:7413]
+    #[arg(long, value_name = "IP:PORT", help_heading = "Kubernetes options")]
+    pub health_listen: Option<String>,
     /// Image that the agent is copied from, for templates with `inject: true` [env:
     /// PODLING_AGENT_IMAGE] [default: podling/agent of this version]
     #[arg(long, value_name = "IMAGE", help_heading = "Kubernetes options")]

@@ -65,6 +65,8 @@ pub struct KubernetesConfig {
     pub agents_url: String,
     /// Address at which other replicas reach this one while it is the leader.
     pub advertise: Option<IpAddr>,
+    /// The address of the listener for liveness and readiness probes.
+    pub health_listen: SocketAddr,
     pub agent_image: String,
     /// The service account of the workspaces' pods.
     pub workspace_account: String,
@@ -172,6 +174,7 @@ impl ControlConfig {
                 agents_listen: usual("agents_listen", "0.0.0.0:7412").parse(values::address)?,
                 agents_url: usual("agents_url", "https://podling-agents:7412").parse(values::agents_url)?,
                 advertise: text("advertise").map(|v| v.parse(values::ip)).transpose()?,
+                health_listen: usual("health_listen", "0.0.0.0:7413").parse(values::address)?,
                 agent_image: usual("agent_image", AGENT_IMAGE).text,
                 workspace_account: usual("workspace_account", "podling-workspace").parse(values::label)?,
             }),

@@ -124,8 +124,10 @@ impl LeaseCandidate {
 
     /// Publishes the address of the Lease's holder to subscribers of [`Self::holder_address`].
     fn publish_holder(&self, lease: &Resource) {
-        let address =
-            lease.annotations().get(ADDRESS).cloned().filter(|_| !holder_identity(lease).is_empty());
+        let held = lease.annotations().get(ADDRESS).filter(|_| !holder_identity(lease).is_empty());
+        // A holder at this process's own address is an earlier process of this container. It has
+        // ended, and forwarding to it would connect this process to itself.
+        let address = held.filter(|address| Some(*address) != self.address.as_ref()).cloned();
         self.holder_address.send_if_modified(|known| {
             let changed = *known != address;
             *known = address;

@@ -7,7 +7,7 @@ use podling_proto::control::v1::{
     tokens_server::TokensServer, workspace_archives_server::WorkspaceArchivesServer,
     workspaces_server::WorkspacesServer,
 };
-use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -22,17 +22,18 @@ use crate::{
     archiver::AgentArchiver,
     backend::{AgentReviewer, Backend},
     backup_store::BackupStore,
-    config::{self, ControlConfig},
+    config::{self, ControlConfig, KubernetesConfig},
     driver::{Driver, DriverHandle},
     gateway::Gateway,
     identity::{ControlIdentity, secret_file, server_config},
     metrics::ControlMetrics,
     open_files::OpenFiles,
-    server::{AgentsRouter, PublicRouter, ServerListener, ShutdownSignals, cors},
+    server::{AgentsRouter, PublicRouter, ServerListener, ShutdownSignals, TcpAcceptor, cors},
 };
 
 mod data_dir;
 mod error;
+mod health;
 mod platform;
 mod secrets;
 mod services;
@@ -40,6 +41,7 @@ mod sleep_idle;
 mod standby;
 
 pub use error::ControlPlaneError;
+use health::HealthListener;
 use platform::{AgentEndpoint, Platform};
 
 /// Capacity of the queue of wake requests for the driver, one for each call that may be held. When
@@ -91,16 +93,27 @@ async fn run_platform(
             serve(platform::local(&config, files)?, config, folder, shutdown, ready).await
         }
         config::BackendKind::Kubernetes(kubernetes) => {
-            let starting =
-                shutdown.clone().run_until_cancelled_owned(platform::kubernetes(&config, &kubernetes));
-            // Shut down while another replica is the leader.
-            let Some(platform) = starting.await else { return Ok(()) };
-            let (platform, leader) = platform?;
-            let done = serve(platform, config, folder, shutdown, ready).await;
-            leader.release().await;
-            done
+            let health = HealthListener::bind(kubernetes.health_listen, shutdown.clone()).await?;
+            health.serve_while(run_replica(config, kubernetes, folder, shutdown, ready)).await
         }
     }
+}
+
+/// Stands by, serves as the leader, and releases the Lease at the end.
+async fn run_replica(
+    config: ControlConfig,
+    kubernetes: KubernetesConfig,
+    folder: data_dir::DataDirLock,
+    shutdown: CancellationToken,
+    ready: Box<dyn FnOnce(ServingInfo) + Send + '_>,
+) -> Result<(), ControlPlaneError> {
+    let starting = shutdown.clone().run_until_cancelled_owned(platform::kubernetes(&config, &kubernetes));
+    // Shut down while another replica is the leader.
+    let Some(platform) = starting.await else { return Ok(()) };
+    let (platform, leader) = platform?;
+    let done = serve(platform, config, folder, shutdown, ready).await;
+    leader.release().await;
+    done
 }
 
 async fn serve<B: Backend, R: AgentReviewer>(
@@ -250,7 +263,7 @@ fn queue(driver: &DriverHandle) -> impl Fn() -> usize + Send + Sync + 'static {
 }
 
 async fn listen(
-    open: Option<TcpListener>,
+    open: Option<Arc<TcpAcceptor>>,
     config: &ControlConfig,
     shutdown_signals: &ShutdownSignals,
     metrics: &ControlMetrics,

@@ -8,6 +8,7 @@ pub(crate) mod limits;
 mod listener;
 mod router;
 mod tasks;
+mod tcp_acceptor;
 mod unauthenticated;
 mod validate;
 
@@ -16,4 +17,5 @@ pub use cors::cors;
 pub use listener::ServerListener;
 pub use router::{AgentsRouter, PublicRouter};
 pub use tasks::ConnectionTasks;
+pub use tcp_acceptor::TcpAcceptor;
 pub use unauthenticated::{AuthenticatedGuard, ConnectionState};

@@ -1,8 +1,9 @@
 //! Two replicas of the control plane. The standby replica forwards connections to the leader, and
 //! takes over when the leader is killed, stopped or suspended.
 
-use std::fs;
+use std::{fs, net::TcpStream};
 
+use futures_util::future::join_all;
 use podling_tests::{
     cluster::free_node_address, deployed::Deployed, interactive_client::InteractiveClient, report_skipped,
     wait::wait_blocking_every_ms, wait_for,
@@ -14,6 +15,11 @@ use crate::lifecycle::{
     control_pods, lock_control_plane, objects_of, patch_spec, run_cli, uid_of_only_pod, wait_state,
     workspace_id,
 };
+
+/// Upper bound of the descriptors that a replica needs in these tests.
+const MOST_DESCRIPTORS: usize = 500;
+/// Commands that run at once while the leader changes.
+const COMMANDS: usize = 10;
 
 /// Returns the leader's IP address, from the annotation of the Lease.
 fn leader_address(deployed: &Deployed) -> String {
@@ -46,15 +52,33 @@ async fn wait_another_leader(deployed: &Deployed, old: &str) {
     wait_for("another leader", async || (leader_address(deployed) != old).then_some(())).await;
 }
 
-/// Kills the leader as soon as the workspace has left `state`, and waits for another leader.
-async fn kill_leader_after(deployed: &Deployed, name: &str, state: &str) {
-    let (old, pod) = (leader_address(deployed), leader_pod(deployed));
+/// How a leader is lost.
+#[derive(Debug, Clone, Copy)]
+enum Loss {
+    Pod,
+    /// The pod and its address stay, and the kubelet restarts the container.
+    Process,
+}
+
+/// Causes the loss as soon as the workspace has left `state`, and waits until another process leads.
+async fn lose_leader_after(deployed: &Deployed, loss: Loss, name: &str, state: &str) {
+    let (old, address, pod) = (lease_holder(deployed), leader_address(deployed), leader_pod(deployed));
     // kubectl prints nothing if the workspace is deleted already.
     let object = format!("ws/{name}");
     let now = || deployed.namespace().kubectl(&["get", &object, "--output", "jsonpath={.status.state}"]).out;
     assert!(wait_blocking_every_ms(|| now() != state), "{name} leaves {state:?}");
-    deployed.namespace().kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force"]).expect_success();
-    wait_another_leader(deployed, &old).await;
+    match loss {
+        Loss::Pod => {
+            let delete = ["delete", "pod", &pod, "--grace-period=0", "--force"];
+            deployed.namespace().kubectl(&delete).expect_success();
+        }
+        Loss::Process => kill_process(process_of(&address), Signal::KILL).unwrap(),
+    }
+    wait_for("another leader", async || {
+        let now = lease_holder(deployed);
+        (!now.is_empty() && now != old).then_some(())
+    })
+    .await;
 }
 
 fn workspace(name: &str, more: &str) -> String {
@@ -65,11 +89,54 @@ fn workspace(name: &str, more: &str) -> String {
 }
 
 #[tokio::test]
-async fn killed_leader_is_replaced_in_each_transition() {
+async fn deleted_leader_pod_is_replaced_in_each_transition() {
     let (_control, deployed) = lock_control_plane().await;
+    replace_leader_in_each_transition(deployed, Loss::Pod).await;
+}
+
+#[tokio::test]
+async fn killed_leader_process_is_replaced_in_each_transition() {
+    if free_node_address().is_none() {
+        return report_skipped("a killed leader", "the cluster's node is not this machine");
+    }
+    let (_control, deployed) = lock_control_plane().await;
+    replace_leader_in_each_transition(deployed, Loss::Process).await;
+    // A replica that forwarded connections to itself would open them without end.
+    for pod in control_pods(deployed) {
+        let process = process_of(pod["status"]["podIP"].as_str().unwrap());
+        let open = fs::read_dir(format!("/proc/{}/fd", process.as_raw_nonzero())).unwrap().count();
+        assert!(open < MOST_DESCRIPTORS, "{open} descriptors are open in {}", pod["metadata"]["name"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_during_a_change_of_leader_succeed() {
+    if free_node_address().is_none() {
+        return report_skipped("a killed leader", "the cluster's node is not this machine");
+    }
+    let (_control, deployed) = lock_control_plane().await;
+    let (old, address) = (lease_holder(deployed), leader_address(deployed));
+    let commands = || (0..COMMANDS).map(|_| run_cli(deployed, &["ls", "--json"]));
+    let (before, (), after) = tokio::join!(
+        join_all(commands()),
+        async { kill_process(process_of(&address), Signal::KILL).unwrap() },
+        async {
+            wait_for("an unreachable leader", async || {
+                TcpStream::connect((&*address, 7411)).is_err().then_some(())
+            })
+            .await;
+            join_all(commands()).await
+        },
+    );
+    assert_eq!(before.len() + after.len(), 2 * COMMANDS);
+    assert_ne!(lease_holder(deployed), old);
+    deployed.wait_ready();
+}
+
+async fn replace_leader_in_each_transition(deployed: &Deployed, loss: Loss) {
     let space = deployed.namespace();
     space.apply(&workspace("barbara", "")).expect_success();
-    kill_leader_after(deployed, "barbara", "").await;
+    lose_leader_after(deployed, loss, "barbara", "").await;
     wait_state(deployed, "barbara", "awake").await;
     deployed.wait_ready();
     let id = workspace_id(deployed, "barbara");
@@ -78,24 +145,24 @@ async fn killed_leader_is_replaced_in_each_transition() {
     run_cli(deployed, &["run", &id, "--", "sh", "-c", "echo here >file"]).await;
 
     patch_spec(deployed, "barbara", r#"{"desiredState": "Asleep"}"#);
-    kill_leader_after(deployed, "barbara", "awake").await;
+    lose_leader_after(deployed, loss, "barbara", "awake").await;
     wait_state(deployed, "barbara", "asleep").await;
     assert!(objects_of(deployed, "pods", &id).is_empty());
 
     patch_spec(deployed, "barbara", r#"{"desiredState": "Awake"}"#);
-    kill_leader_after(deployed, "barbara", "asleep").await;
+    lose_leader_after(deployed, loss, "barbara", "asleep").await;
     wait_state(deployed, "barbara", "awake").await;
     deployed.wait_ready();
     assert_eq!(run_cli(deployed, &["run", &id, "--", "cat", "file"]).await.out(), "here\n");
 
     space.kubectl(&["delete", "ws", "barbara", "--wait=false"]).expect_success();
-    kill_leader_after(deployed, "barbara", "awake").await;
+    lose_leader_after(deployed, loss, "barbara", "awake").await;
     space.wait("delete", "ws/barbara").expect_success();
     let archive = space.field(&format!("wsa/{id}"), ".spec.newest");
     assert!(objects_of(deployed, "pvc", &id).is_empty());
 
     space.apply(&workspace("again", &format!(r#", "source": "{archive}""#))).expect_success();
-    kill_leader_after(deployed, "again", "").await;
+    lose_leader_after(deployed, loss, "again", "").await;
     wait_state(deployed, "again", "awake").await;
     deployed.wait_ready();
     let id = workspace_id(deployed, "again");

@@ -9,7 +9,7 @@ use crate::args::ControlArgs;
 
 /// Keys of the file. The environment variable of a key is `PODLING_` and the key in capitals; the
 /// flag has "-" for "_".
-const KEYS: [&str; 24] = [
+const KEYS: [&str; 25] = [
     "listen",
     "tls_cert",
     "tls_key",
@@ -32,6 +32,7 @@ const KEYS: [&str; 24] = [
     "agents_listen",
     "agents_url",
     "advertise",
+    "health_listen",
     "agent_image",
     "workspace_account",
 ];
@@ -143,6 +144,7 @@ impl<'a> ConfigSources<'a> {
             "agents_listen" => args.agents_listen,
             "agents_url" => args.agents_url,
             "advertise" => args.advertise,
+            "health_listen" => args.health_listen,
             "agent_image" => args.agent_image,
             "workspace_account" => args.workspace_account,
             "tls_cert" => args.tls_cert,

@@ -1,14 +1,15 @@
 //! Creates the platform on which the control plane runs: processes and a database file on one
 //! machine, or pods and resources in a cluster.
 
-use std::{future::pending, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join3};
 use kube::Client;
 use podling_proto::token;
 use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
 
-use super::{ControlPlaneError, secrets, standby::forward_to_leader};
+use super::{ControlPlaneError, secrets, standby::forward_until_elected};
 use crate::{
     backend::{
         BackendError,
@@ -21,6 +22,7 @@ use crate::{
     kubernetes::objects::PodDefaults,
     lease::{Leader, Leadership, LeaseCandidate},
     open_files::OpenFiles,
+    server::TcpAcceptor,
     snapshot::Snapshots,
     store::{KubernetesStore, RedbStore, Store},
     template::{TemplateFollower, Templates},
@@ -41,7 +43,7 @@ pub(super) struct Platform<B, R> {
     pub(super) reviewer: Box<dyn FnOnce(Snapshots) -> Result<R, BackendError> + Send>,
     pub(super) templates: watch::Receiver<Arc<Templates>>,
     /// The public listener if it is bound already, as in a standby replica.
-    pub(super) public: Option<TcpListener>,
+    pub(super) public: Option<Arc<TcpAcceptor>>,
     pub(super) agent_endpoint: AgentEndpoint,
     /// Watches the cluster, publishes statuses and renews the Lease. `None` on one machine.
     pub(super) follower: Option<ClusterFollower>,
@@ -53,11 +55,13 @@ pub(super) type ClusterFollower =
 /// The address that agents connect to.
 pub(super) enum AgentEndpoint {
     Socket(PathBuf),
-    Tcp(TcpListener),
+    Tcp(Arc<TcpAcceptor>),
 }
 
-pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, ControlPlaneError> {
-    TcpListener::bind(address).await.map_err(|source| ControlPlaneError::Listen { address, source })
+pub(super) async fn bind(address: SocketAddr) -> Result<Arc<TcpAcceptor>, ControlPlaneError> {
+    let bound = TcpListener::bind(address).await;
+    let bound = bound.map_err(|source| ControlPlaneError::Listen { address, source })?;
+    Ok(Arc::new(TcpAcceptor::new(bound)))
 }
 
 /// Creates the platform for processes of this machine.
@@ -105,13 +109,19 @@ pub(super) async fn kubernetes(
         let candidate =
             LeaseCandidate::new(client.clone(), &namespace, token::random(IDENTITY_BYTES), address);
         let (holder, for_agents) = (candidate.holder_address(), candidate.holder_address());
-        tokio::select! {
-            leader = candidate.acquire() => Arc::new(leader),
-            never = async {
-                tokio::join!(forward_to_leader(&public, holder), forward_to_leader(&agents, for_agents));
-                pending().await
-            } => never,
-        }
+        let elected = CancellationToken::new();
+        let acquiring = async {
+            let leader = candidate.acquire().await;
+            elected.cancel();
+            leader
+        };
+        let (leader, (), ()) = join3(
+            acquiring,
+            forward_until_elected(&public, holder, &elected),
+            forward_until_elected(&agents, for_agents, &elected),
+        )
+        .await;
+        Arc::new(leader)
     };
     let platform = as_leader(config, kubernetes, client, &namespace, &leader, (public, agents)).await?;
     Ok((platform, leader))
@@ -124,7 +134,7 @@ async fn as_leader(
     client: Client,
     namespace: &str,
     leader: &Arc<Leader>,
-    (public, agents): (TcpListener, TcpListener),
+    (public, agents): (Arc<TcpAcceptor>, Arc<TcpAcceptor>),
 ) -> Result<Platform<KubernetesBackend, KubernetesReviewer>, ControlPlaneError> {
     secrets::sync(&client, namespace, &config.data).await?;
     let identity = Arc::new(ControlIdentity::open(&config.data)?);

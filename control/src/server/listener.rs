@@ -14,16 +14,14 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
 use rustls::ServerConfig;
-use tokio::{
-    net::{TcpListener, UnixListener},
-    time::sleep,
-};
+use tokio::{net::UnixListener, time::sleep};
 use tokio_rustls::TlsAcceptor;
 use tower::Service;
 
 use super::{
     connections::{ServerConnections, ShutdownSignals},
     limits::{ACCEPT_PAUSE, AGENTS, PUBLIC},
+    tcp_acceptor::TcpAcceptor,
 };
 use crate::unix_socket;
 
@@ -36,14 +34,14 @@ pub struct ServerListener {
 }
 
 enum BoundListener {
-    Tcp(TcpListener, Option<TlsAcceptor>),
+    Tcp(Arc<TcpAcceptor>, Option<TlsAcceptor>),
     Unix(UnixListener, TlsAcceptor),
 }
 
 impl ServerListener {
     /// Creates the public listener. It serves plain text if `tls` is `None`.
     pub fn public(
-        listener: TcpListener,
+        listener: Arc<TcpAcceptor>,
         tls: Option<Arc<ServerConfig>>,
         stopping: ShutdownSignals,
         open: Gauge,
@@ -54,7 +52,7 @@ impl ServerListener {
 
     /// Creates the listener for agents on other machines.
     pub fn agents(
-        listener: TcpListener,
+        listener: Arc<TcpAcceptor>,
         tls: Arc<ServerConfig>,
         stopping: ShutdownSignals,
         open: Gauge,
@@ -132,7 +130,7 @@ impl ServerListener {
         let permit = self.connections.acquire_permit().await;
         match &self.bound {
             BoundListener::Tcp(listener, tls) => {
-                let (tcp, _) = listener.accept().await?;
+                let tcp = listener.accept().await?;
                 // Nagle's algorithm would delay keystrokes. An error means that the client has
                 // gone.
                 let _gone = tcp.set_nodelay(true);

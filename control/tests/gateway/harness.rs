@@ -16,7 +16,7 @@ use podling_control::{
     identity::{ControlIdentity, TokenGrant, root_token_file},
     metrics::ControlMetrics,
     principal::Principal,
-    server::{PublicRouter, ServerListener, ShutdownSignals, cors},
+    server::{PublicRouter, ServerListener, ShutdownSignals, TcpAcceptor, cors},
     snapshot::{AgentView, Snapshot, WorkspaceView},
 };
 use podling_core::reason::StateReason;
@@ -92,8 +92,12 @@ impl GatewayHarness {
         );
         let router = cors(&["https://console.example".to_owned()]).layer(router);
         let tcp_listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
-        let listener =
-            ServerListener::public(tcp_listener, None, stopping.clone(), metrics.connections.clone());
+        let listener = ServerListener::public(
+            Arc::new(TcpAcceptor::new(tcp_listener)),
+            None,
+            stopping.clone(),
+            metrics.connections.clone(),
+        );
         let address = listener.url().expect("url").replace("http://", "");
         let serving = TaskTracker::new().spawn(listener.serve(router));
         let root = identity.authenticate(Some(&root_token)).expect("root");

@@ -128,6 +128,8 @@ impl PodCluster {
             ["--namespace", self.namespace.name()],
             ["--agents-listen", &listen],
             ["--agents-url", &url],
+            // Several control planes run on this machine.
+            ["--health-listen", "127.0.0.1:0"],
         ];
         all.as_flattened().iter().map(|word| (*word).to_owned()).collect()
     }
