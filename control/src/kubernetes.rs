@@ -12,6 +12,7 @@ mod environment;
 pub mod objects;
 mod policy;
 mod port;
+mod quantity;
 mod resolve;
 mod resources;
 mod status;

@@ -1,34 +1,63 @@
-//! Parses and formats quantities: cores, bytes and durations. Fractions and decimal units of bytes
-//! are not accepted.
+//! Parses and formats quantities: cores, bytes and durations. Cores and bytes have the notation of
+//! Kubernetes, because the API server returns a quantity in another form than it was sent in: 500MiB
+//! as "524288k".
 
 use std::time::Duration;
 
 /// The notation that [`cores()`] accepts.
-pub const CORES: &str = "whole cores (\"2\") or thousandths of a core (\"500m\")";
+pub const CORES: &str = "cores (\"2\", \"0.5\") or thousandths of a core (\"500m\")";
 /// The notation that [`bytes()`] accepts.
-pub const BYTES: &str = "bytes, or a size with a binary unit such as \"512MiB\" or \"2GiB\"";
+pub const BYTES: &str = "bytes, or a size with a unit such as \"512MiB\", \"2Gi\" or \"500M\"";
 
-/// Parses a number of cores into thousandths of a core. Returns `None` for 0.
+/// Units of Kubernetes, as a numerator and a denominator.
+const UNITS: [(&str, u128, u128); 16] = [
+    ("", 1, 1),
+    ("n", 1, 1_000_000_000),
+    ("u", 1, 1_000_000),
+    ("m", 1, 1_000),
+    ("k", 1_000, 1),
+    ("M", 1_000_000, 1),
+    ("G", 1_000_000_000, 1),
+    ("T", 1_000_000_000_000, 1),
+    ("P", 1_000_000_000_000_000, 1),
+    ("E", 1_000_000_000_000_000_000, 1),
+    ("Ki", 1 << 10, 1),
+    ("Mi", 1 << 20, 1),
+    ("Gi", 1 << 30, 1),
+    ("Ti", 1 << 40, 1),
+    ("Pi", 1 << 50, 1),
+    ("Ei", 1 << 60, 1),
+];
+
+/// Parses a number of cores into thousandths of a core, rounded up. Returns `None` for 0.
 pub fn cores(text: &str) -> Option<u64> {
-    let millis = match text.strip_suffix('m') {
-        Some(millis) => millis.parse().ok(),
-        None => text.parse::<u64>().ok()?.checked_mul(1000),
-    };
-    millis.filter(|millis| *millis > 0)
+    quantity(text, 1_000)
 }
 
-/// Parses a size into bytes. Returns `None` for 0.
+/// Parses a size into bytes, rounded up. Binary units may end with a B. Returns `None` for 0.
 pub fn bytes(text: &str) -> Option<u64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let unit: u64 = match &text[digits..] {
-        "" => 1,
-        "KiB" | "Ki" => 1 << 10,
-        "MiB" | "Mi" => 1 << 20,
-        "GiB" | "Gi" => 1 << 30,
-        "TiB" | "Ti" => 1 << 40,
-        _ => return None,
+    quantity(text.strip_suffix('B').filter(|text| text.ends_with('i')).unwrap_or(text), 1)
+}
+
+/// Parses a quantity of Kubernetes: a decimal number, and a unit or a power of ten. Returns it in
+/// parts of 1/`parts`, rounded up.
+fn quantity(text: &str, parts: u128) -> Option<u64> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let digits: u128 = [whole, fraction].concat().parse().ok()?;
+    let ten_to = |exponent: usize| 10_u128.checked_pow(exponent.try_into().ok()?);
+    let (numerator, denominator) = match unit.strip_prefix(['e', 'E']).filter(|power| !power.is_empty()) {
+        Some("i") => (1 << 60, 1),
+        Some(power) => match power.strip_prefix('-') {
+            Some(power) => (1, ten_to(power.parse().ok()?)?),
+            None => (ten_to(power.strip_prefix('+').unwrap_or(power).parse().ok()?)?, 1),
+        },
+        None => UNITS.iter().find(|(name, ..)| *name == unit).map(|&(_, up, down)| (up, down))?,
     };
-    text[..digits].parse::<u64>().ok()?.checked_mul(unit).filter(|bytes| *bytes > 0)
+    let numerator = digits.checked_mul(numerator)?.checked_mul(parts)?;
+    let denominator = ten_to(fraction.len())?.checked_mul(denominator)?;
+    u64::try_from(numerator.div_ceil(denominator)).ok().filter(|value| *value > 0)
 }
 
 /// Parses a duration of whole seconds, such as "90s", "15m", "1h30m" or "7d".
@@ -67,15 +96,22 @@ mod tests {
 
     #[test]
     fn quantities_parse_and_reject_bad_units() {
+        let read = |parse: fn(&str) -> Option<u64>, texts: &[&str]| -> Vec<Option<u64>> {
+            texts.iter().map(|text| parse(text)).collect()
+        };
         assert_eq!(
-            (cores("2"), cores("500m"), cores("0"), cores("1.5"), cores("")),
-            (Some(2000), Some(500), None, None, None)
+            read(cores, &["2", "500m", "0.5", "1.5", ".25", "2.", "100u", "1e1"]),
+            [2000, 500, 500, 1500, 250, 2000, 1, 10_000].map(Some)
         );
-        assert_eq!((bytes("10"), bytes("1GiB"), bytes("512Mi")), (Some(10), Some(1 << 30), Some(512 << 20)));
+        let sizes = ["10", "1GiB", "512Mi", "524288k", "256M", "0.5Gi", "1e3", "12E2", "128974848000m"];
         assert_eq!(
-            (bytes("0GiB"), bytes("1GB"), bytes("ä"), bytes("99999999999TiB")),
-            (None, None, None, None)
+            read(bytes, &sizes),
+            [10, 1 << 30, 512 << 20, 524_288_000, 256_000_000, 512 << 20, 1000, 1200, 128_974_848].map(Some)
         );
+        assert_eq!((bytes("2E"), bytes("2Ei")), (Some(2_000_000_000_000_000_000), Some(2 << 60)));
+        for text in ["", "0", "0GiB", "1GB", "ä", "1.2.3", ".", "-1", "1e", "1ee", "99999999999Ti", "1e99"] {
+            assert_eq!((text, bytes(text)), (text, None));
+        }
     }
 
     #[test]

@@ -72,10 +72,7 @@ fn invalid_specs_are_rejected_with_a_message() {
         ("owner: a b\ntemplate: python", "spec.owner"),
         ("owner: ada\ntemplate: Python", "spec.template"),
         ("owner: ada\ntemplate: python\ndesiredState: Sleeping", "supported values: \"Awake\", \"Asleep\""),
-        (
-            "owner: ada\ntemplate: python\nresources: {memory: 1Mi}",
-            "the agent and a shell need at least 64Mi",
-        ),
+        ("owner: ada\ntemplate: python\nresources: {memory: 1Mi}", "must be at least 64Mi"),
         ("owner: ada\ntemplate: python\nresources: {cpu: \"0\"}", "spec.resources.cpu"),
         ("owner: ada\ntemplate: python\nresources: {memory: 1GB}", "spec.resources.memory"),
         ("owner: ada\ntemplate: python\nstorage: {size: big}", "spec.storage.size"),
@@ -108,6 +105,34 @@ fn invalid_specs_are_rejected_with_a_message() {
     }
     let refused = space.apply(&workspace("bad.name", "owner: ada\ntemplate: python")).expect_failure();
     assert!(refused.contains("a workspace's name is 1 to 63"), "{refused}");
+}
+
+#[test]
+fn quantities_of_kubernetes_are_accepted() {
+    let space = namespace_with_crds();
+    for (n, quantities) in [
+        r#"cpu: "0.5", memory: 256M"#,
+        "cpu: 1, memory: 0.5Gi",
+        "cpu: 1.5, memory: 1073741824",
+        r#"cpu: 500m, memory: "1e9""#,
+        "cpu: 2, memory: 524288k",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let spec =
+            format!("owner: ada\ntemplate: python\nresources: {{{quantities}}}\nstorage: {{size: 1.5Gi}}");
+        space.apply(&workspace(&format!("q{n}"), &spec)).expect_success();
+    }
+    for (quantities, expected) in [
+        ("cpu: 1000000", "must be more than 0 and at most 1000 cores"),
+        ("cpu: -1", "must be more than 0"),
+        ("memory: 1Pi", "must be at least 64Mi"),
+    ] {
+        let spec = format!("owner: ada\ntemplate: python\nresources: {{{quantities}}}");
+        let refused = space.apply(&workspace("bad", &spec)).expect_failure();
+        assert!(refused.contains(expected), "{quantities}\n{refused}");
+    }
 }
 
 #[test]

@@ -14,6 +14,8 @@ async fn running_job_survives_resize_up_and_down() {
     run_cli(deployed, &["run", "ken", "--", "sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $! >job"]).await;
     for (resources, bytes) in [
         (r#"{"cpu": "200m", "memory": "256Mi"}"#, "268435456"),
+        // The API server returns these 250 MiB as 262144k.
+        (r#"{"cpu": "0.15", "memory": "262144000"}"#, "262144000"),
         (r#"{"cpu": "100m", "memory": "128Mi"}"#, "134217728"),
     ] {
         patch_spec(deployed, "ken", &format!("{{\"resources\": {resources}}}"));

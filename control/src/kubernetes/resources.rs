@@ -4,20 +4,32 @@ use kube::KubeSchema;
 use podling_core::workspace::Resources;
 use serde::{Deserialize, Serialize};
 
+use super::quantity;
+
 /// CPU and memory of a workspace. The container's requests and limits are both set to these values.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourcesSpec {
-    /// Cores ("2") or millicores ("500m").
-    #[serde(default = "cpu")]
-    #[schemars(length(max = 16), regex(pattern = "^[1-9][0-9]*m?$"))]
+    /// Cores ("2", "0.5") or millicores ("500m").
+    #[serde(default = "cpu", deserialize_with = "quantity::deserialize")]
+    #[schemars(schema_with = "quantity::schema")]
+    #[x_kube(
+        validation = Rule::new(
+            "quantity(string(self)).isGreaterThan(quantity('0')) && \
+             quantity(string(self)).compareTo(quantity('1k')) <= 0"
+        )
+            .message("must be more than 0 and at most 1000 cores")
+    )]
     pub cpu: String,
     /// Bytes with a unit ("512Mi", "2Gi").
-    #[serde(default = "memory")]
-    #[schemars(length(max = 16), regex(pattern = "^[1-9][0-9]*(Ki|Mi|Gi|Ti)?$"))]
+    #[serde(default = "memory", deserialize_with = "quantity::deserialize")]
+    #[schemars(schema_with = "quantity::schema")]
     #[x_kube(
-        validation = Rule::new("quantity(self).compareTo(quantity('64Mi')) >= 0")
-            .message("the agent and a shell need at least 64Mi of memory")
+        validation = Rule::new(
+            "quantity(string(self)).compareTo(quantity('64Mi')) >= 0 && \
+             quantity(string(self)).compareTo(quantity('64Ti')) <= 0"
+        )
+            .message("must be at least 64Mi, for the agent and a shell, and at most 64Ti")
     )]
     pub memory: String,
 }

@@ -3,6 +3,8 @@
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
+use super::quantity;
+
 /// Access mode of the volume.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum AccessMode {
@@ -38,10 +40,12 @@ impl AccessMode {
 )]
 pub struct StorageSpec {
     /// Size of the volume ("10Gi"). It cannot shrink. It can grow if the StorageClass allows it.
-    #[serde(default = "size")]
-    #[schemars(length(max = 16), regex(pattern = "^[1-9][0-9]*(Mi|Gi|Ti)$"))]
+    #[serde(default = "size", deserialize_with = "quantity::deserialize")]
+    #[schemars(schema_with = "quantity::schema")]
     #[x_kube(
-        validation = Rule::new("quantity(self).compareTo(quantity(oldSelf)) >= 0")
+        validation = Rule::new("quantity(string(self)).compareTo(quantity('1Mi')) >= 0")
+            .message("must be at least 1Mi"),
+        validation = Rule::new("quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0")
             .message("a volume cannot shrink")
     )]
     pub size: String,
