@@ -218,7 +218,7 @@ async fn drained_node_returns_workspaces_with_their_files() {
     let (id, pod) = create_busy_workspace(deployed, "margaret").await;
     let of_workspaces = "--pod-selector=podling.dev/workspace";
     space
-        .kubectl(&["drain", "node0", of_workspaces, "--force", "--delete-emptydir-data", "--timeout=120s"])
+        .kubectl(&["drain", "node0", of_workspaces, "--delete-emptydir-data", "--timeout=120s"])
         .expect_success();
     wait_for("a reason that names the cause", async || {
         (space.field("ws/margaret", ".status.reason") == "Unschedulable").then_some(())

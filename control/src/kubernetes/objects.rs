@@ -5,6 +5,7 @@ mod pod;
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use podling_core::{id::WorkspaceId, workspace::Epoch};
 
 pub use self::{
@@ -54,6 +55,10 @@ pub struct PodStart {
     /// Name of the workspace's volume claim. An existing claim may have another name than
     /// [`claim_name`] returns.
     pub claim_name: String,
+    /// The Workspace resource as the pod's controller, without which `kubectl drain` refuses to
+    /// evict the pod. `None` while the resource is being deleted: the garbage collector would
+    /// delete the pod in which the archive is made.
+    pub controller: Option<OwnerReference>,
 }
 
 /// Settings that all pods of a cluster share.
@@ -100,6 +105,7 @@ mod tests {
             template_name: "python".into(),
             secrets: Vec::new(),
             ports: Vec::new(),
+            controller: None,
         }
     }
 

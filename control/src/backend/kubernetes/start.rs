@@ -3,9 +3,9 @@
 use std::pin::pin;
 
 use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
-    ResourceExt,
+    Resource, ResourceExt,
     api::PostParams,
     runtime::{WatchStreamExt, watcher::watch_object},
 };
@@ -47,7 +47,9 @@ impl ClusterClient {
     ) -> Result<Instance, BackendError> {
         let reporter = WaitReporter { to: observation_tx, workspace: &plan.workspace, epoch: plan.epoch };
         let template = self.template(operation, &plan.spec.template, reporter).await?;
-        let own = self.workspace_spec(operation, plan, reporter).await?;
+        let resource = self.workspace_resource(operation, plan, reporter).await?;
+        let controller = resource.as_ref().and_then(controller);
+        let own = resource.map(|resource| resource.spec);
         let storage = own.as_ref().and_then(|own| own.storage.as_ref()).unwrap_or(&template.storage);
         let claim_name = self.ensure_claim(&plan.workspace, storage, reporter).await?;
         let start = PodStart {
@@ -59,6 +61,7 @@ impl ClusterClient {
             claim_name,
             template_name: plan.spec.template.clone(),
             template,
+            controller,
         };
         let pod = pod(&start, &self.defaults);
         let name = pod.name_any();
@@ -73,19 +76,19 @@ impl ClusterClient {
         self.wait_until_running(operation, created.await?).await
     }
 
-    /// Returns the spec of the Workspace resource; `None` if there is no such resource.
-    async fn workspace_spec(
+    /// Returns the Workspace resource, if there is one.
+    async fn workspace_resource(
         &self,
         operation: &str,
         plan: &StartPlan,
         reporter: WaitReporter<'_>,
-    ) -> Result<Option<WorkspaceSpec>, BackendError> {
+    ) -> Result<Option<Workspace>, BackendError> {
         for name in resource_names(&plan.spec) {
             let found = self.retry_transient(operation, reporter, || self.workspaces.get_opt(&name)).await?;
             // The name may belong to another owner's workspace.
             let is_same_workspace = |found: &Workspace| id_of(found).is_ok_and(|id| id == plan.workspace);
             if let Some(found) = found.filter(is_same_workspace) {
-                return Ok(Some(found.spec));
+                return Ok(Some(found));
             }
         }
         Ok(None)
@@ -164,6 +167,12 @@ fn secrets(
     }
 }
 
+/// Returns the resource as the controller of its pods; `None` while it is being deleted.
+fn controller(resource: &Workspace) -> Option<OwnerReference> {
+    let is_deleted = resource.metadata.deletion_timestamp.is_some();
+    resource.controller_owner_ref(&()).filter(|_| !is_deleted)
+}
+
 /// Returns the ports of the template and of the workspace. A port of the workspace replaces the
 /// template's ports of the same name or number.
 fn ports(template: &WorkspaceTemplateSpec, own: Option<&WorkspaceSpec>) -> Vec<Port> {
@@ -174,9 +183,24 @@ fn ports(template: &WorkspaceTemplateSpec, own: Option<&WorkspaceSpec>) -> Vec<P
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff};
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn workspace_controls_its_pods_until_it_is_deleted() {
+        let mut resource: Workspace = serde_json::from_value(json!({
+            "apiVersion": "podling.dev/v1alpha1", "kind": "Workspace",
+            "metadata": {"name": "demo", "uid": "6d6a"}, "spec": {"owner": "ada", "template": "python"},
+        }))
+        .unwrap();
+        let reference = controller(&resource).unwrap();
+        assert_eq!((reference.controller, reference.uid.as_str()), (Some(true), "6d6a"));
+        assert_eq!(reference.block_owner_deletion, None, "that needs a permission on some clusters");
+        resource.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
+        assert_eq!(controller(&resource), None);
+    }
 
     #[test]
     fn own_secrets_override_template_and_reserved_ones_fail() {

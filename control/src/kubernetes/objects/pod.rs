@@ -56,6 +56,7 @@ pub fn pod(start: &PodStart, defaults: &PodDefaults) -> Pod {
             name: Some(pod_name(&start.workspace, start.epoch)),
             labels: Some(labels),
             annotations: Some([(EPOCH_ANNOTATION.to_owned(), start.epoch.to_string())].into()),
+            owner_references: start.controller.clone().map(|controller| vec![controller]),
             ..ObjectMeta::default()
         },
         spec: Some(PodSpec {
