@@ -3,7 +3,7 @@
 //! One channel serves all calls and reconnects by itself. The metadata of a call names the
 //! workspace whose agent is addressed.
 
-use std::time::Duration;
+use std::{future::Future, io, time::Duration};
 
 use podling_proto::{
     agent::v1::{
@@ -16,6 +16,7 @@ use podling_proto::{
     },
     metadata,
 };
+use tokio::time::{Instant, sleep};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
@@ -23,9 +24,19 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::{backoff::retry_call, connector, failure::CommandFailure, target::ControlPlaneTarget};
+use crate::{
+    backoff::{RetryBackoff, retry_call},
+    connector,
+    failure::CommandFailure,
+    target::ControlPlaneTarget,
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for which an address is retried that refuses the first connection. When the leader's
+/// container ends, Kubernetes still sends connections there for up to 6 s.
+const CONNECT_WINDOW: Duration = Duration::from_secs(8);
+/// Refused time after which the user is told.
+const CONNECT_NOTE_AFTER: Duration = Duration::from_secs(1);
 /// Silence after which an HTTP/2 ping is sent.
 const PING_AFTER: Duration = Duration::from_secs(10);
 /// Time for the answer to that ping. A broken connection is thus noticed after at most 15 s.
@@ -61,7 +72,8 @@ pub struct Credentials {
 }
 
 impl Client {
-    /// Connects to the control plane. Fails without a retry if the control plane does not answer.
+    /// Connects to the control plane. An address that refuses the connection is retried for 8 s; one
+    /// from a data directory is not, because no process listens there.
     pub async fn connect(target: &ControlPlaneTarget) -> Result<Self, CommandFailure> {
         let mut token: MetadataValue<Ascii> = format!("Bearer {}", target.token).parse().map_err(|_| {
             CommandFailure::Usage(
@@ -81,8 +93,14 @@ impl Client {
             .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(true);
         let connector = connector::for_target(target)?;
-        let channel = endpoint.connect_with_connector(connector).await.map_err(|source| {
-            CommandFailure::Unreachable { url: target.url.clone(), local: target.data.is_some(), source }
+        let local = target.data.is_some();
+        let window = if local { Duration::ZERO } else { CONNECT_WINDOW };
+        let channel =
+            connect_within(window, &target.url, || endpoint.connect_with_connector(connector.clone()));
+        let channel = channel.await.map_err(|source| CommandFailure::Unreachable {
+            url: target.url.clone(),
+            local,
+            source,
         })?;
         Ok(Self { channel, credentials: Credentials { token, workspace: None, never_wakes: false } })
     }
@@ -128,6 +146,35 @@ impl Client {
     fn authenticated_channel(&self) -> AuthenticatedChannel {
         InterceptedService::new(self.channel.clone(), self.credentials.clone())
     }
+}
+
+/// Connects. Retries for up to `window` while the connection is refused or reset.
+async fn connect_within<T, E, F>(window: Duration, url: &str, connect: impl Fn() -> F) -> Result<T, E>
+where
+    E: std::error::Error + 'static,
+    F: Future<Output = Result<T, E>>,
+{
+    let (began, mut backoff, mut is_told) = (Instant::now(), RetryBackoff::default(), false);
+    loop {
+        match connect().await {
+            Err(error) if began.elapsed() < window && is_refused(&error) => {}
+            done => return done,
+        }
+        if !is_told && began.elapsed() >= CONNECT_NOTE_AFTER {
+            eprintln!("podling: {url} refuses connections; retrying for {} s", window.as_secs());
+            is_told = true;
+        }
+        sleep(backoff.next_delay()).await;
+    }
+}
+
+/// Returns whether a process that listens at the address may accept the next connection.
+fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let kinds = causes.filter_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+    kinds
+        .into_iter()
+        .any(|kind| matches!(kind, io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset))
 }
 
 impl WorkspaceClient {
@@ -187,7 +234,30 @@ impl std::fmt::Debug for Credentials {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    #[tokio::test]
+    async fn refused_connection_is_retried_within_the_window() {
+        let attempts = Cell::new(0);
+        let connect = |kind: io::ErrorKind, refused: u32| {
+            attempts.set(attempts.get() + 1);
+            let is_open = attempts.get() > refused;
+            std::future::ready(if is_open { Ok(()) } else { Err(io::Error::from(kind)) })
+        };
+        let refused = io::ErrorKind::ConnectionRefused;
+        connect_within(CONNECT_WINDOW, "http://x", || connect(refused, 2)).await.expect("connected");
+        let window = Duration::from_millis(100);
+        attempts.set(0);
+        connect_within(window, "http://x", || connect(refused, u32::MAX)).await.expect_err("refused");
+        assert!(attempts.get() > 1);
+        for (window, kind) in [(Duration::ZERO, refused), (window, io::ErrorKind::InvalidData)] {
+            attempts.set(0);
+            connect_within(window, "http://x", || connect(kind, u32::MAX)).await.expect_err("not retried");
+            assert_eq!(attempts.get(), 1, "{kind}");
+        }
+    }
 
     #[test]
     fn automatic_call_carries_the_never_wake_header() {
