@@ -243,7 +243,7 @@ fn declined(reason: &StateReason) -> &str {
         (DeclineReason::AlreadyCommitted, _) => "the workspace was already falling asleep",
         (DeclineReason::IdleTooShort, "") => "the workspace had not been idle for the whole idle timeout",
         (DeclineReason::RequestHeld, "") => "a request arrived",
-        (DeclineReason::Unspecified, "") => "the agent gave no reason",
+        (DeclineReason::Unspecified, "") => "the agent declined without a reason",
         (DeclineReason::IdleTooShort | DeclineReason::RequestHeld | DeclineReason::Unspecified, detail) => {
             detail
         }

@@ -159,7 +159,7 @@ impl ProcessRegistry {
             }
             if Instant::now() >= until {
                 let left: Vec<_> = left.iter().map(|process| process.id.to_string()).collect();
-                tracing::error!(?left, "processes did not end within the grace period");
+                tracing::error!(?left, "processes still run 1 s after SIGKILL");
                 return;
             }
             sleep(POLL_INTERVAL).await;

@@ -60,7 +60,8 @@ pub(super) async fn prove(
         return Err(damaged(format!("the zip has {size} bytes instead of {}", header.sidecar.archive_bytes)));
     }
     if all.checked_sub(header.length) != Some(header.manifest.bytes) {
-        return Err(damaged(format!("its sidecar has {all} bytes, but its header names another size")));
+        let expected = header.length.saturating_add(header.manifest.bytes);
+        return Err(damaged(format!("the sidecar has {all} bytes instead of {expected}")));
     }
     let tail = location.range(&zip, size.saturating_sub(TAIL_BYTES)..size).await?;
     let Some(end) = EndOfDirectory::read(&tail, size) else {

@@ -70,7 +70,7 @@ pub enum ControlPlaneError {
     Reflection(#[source] tonic_reflection::server::Error),
     #[error("the driver ended; restart the control plane (workspaces keep running meanwhile)")]
     Driver(#[from] BackendStreamEnded),
-    /// A task that should run as long as the control plane has ended. Holds the task's name.
+    /// A task ended, although it should run until the control plane shuts down. Holds its name.
     #[error("{0} ended unexpectedly; restart the control plane (workspaces keep running meanwhile)")]
     Ended(&'static str),
 }

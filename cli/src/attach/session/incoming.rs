@@ -65,8 +65,8 @@ impl AttachSession {
             return CommandFailure::NotFound(format!("{message}; open another with: podling attach {name}"));
         }
         CommandFailure::Other(
-            "the workspace's agent was restarted, which ended this terminal and its programs; \
-             input typed since then was dropped; attach again"
+            "this terminal no longer exists, because it was closed or the workspace's agent was \
+             restarted; input that the agent had not received was dropped; attach again"
                 .to_owned(),
         )
     }

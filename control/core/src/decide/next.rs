@@ -1,4 +1,4 @@
-//! Computes the next step of a workspace that no event causes, and its time.
+//! Computes the next step of a workspace that happens without an event, and when it is due.
 
 use std::time::Duration;
 

@@ -97,7 +97,7 @@ impl ArchiveComparison {
         }
         if self.zip.at() != self.end.directory.start || in_zip != self.end.entries {
             return Err(damaged_archive(
-                "the zip's directory does not follow its entries, or its count is wrong",
+                "the zip's central directory does not follow its entries, or its count is wrong",
             ));
         }
         let sidecar = self.header.sidecar;

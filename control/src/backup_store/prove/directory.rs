@@ -118,16 +118,18 @@ impl CentralHeader {
         }
         let mut bytes = Vec::with_capacity(HEADER_BYTES);
         if !reader.take(HEADER_BYTES, &mut bytes)? || LittleEndianFields(&bytes).u32(0) != HEADER {
-            return Ok(Some(Err("the zip's directory has an invalid entry")));
+            return Ok(Some(Err("the zip's central directory has an invalid entry")));
         }
         let header = LittleEndianFields(&bytes);
         let (name, extra, comment) = (header.u16(28), header.u16(30), header.u16(32));
         let mut rest = Vec::new();
         if !reader.take(usize::from(name) + usize::from(extra), &mut rest)? {
-            return Ok(Some(Err("the zip's directory ends in the middle of an entry")));
+            return Ok(Some(Err("the zip's central directory ends in the middle of an entry")));
         }
         if comment != 0 || header.u16(34) != 0 {
-            return Ok(Some(Err("the zip's directory has an entry with a comment or in another volume")));
+            return Ok(Some(Err(
+                "the zip's central directory has an entry with a comment or in another volume",
+            )));
         }
         let (name, extra) = rest.split_at(name.into());
         let mut wide = Zip64Extra::of(extra);
@@ -135,7 +137,9 @@ impl CentralHeader {
         let packed = wide.or(header.u32(20));
         let offset = wide.or(header.u32(42));
         let (Some(size), Some(packed), Some(offset)) = (size, packed, offset) else {
-            return Ok(Some(Err("the zip's directory has an entry without its sizes")));
+            return Ok(Some(Err(
+                "the zip's central directory has an entry without its Zip64 sizes or offset",
+            )));
         };
         Ok(Some(Ok(Self {
             name: name.to_vec(),

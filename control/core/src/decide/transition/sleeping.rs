@@ -10,9 +10,9 @@ use crate::{
     workspace::DesiredState,
 };
 
-/// Applies when a sleep cannot take two phases: the agent is not connected, or the control plane is
-/// shutting down and has no time. Ends the processes without asking the agent. An agent that is
-/// ended this way still saves its terminals.
+/// Applies when a sleep or deletion is requested while the agent is not connected, and to every
+/// workspace after `podling down`. Ends the processes without asking the agent. An agent that
+/// receives SIGTERM still saves its terminals.
 pub(super) fn end_now(input: Input<'_>) -> Option<Status> {
     let one_phase = input.observed.shutting_down || mutant::is(Mutant::SleepsInOnePhase);
     if one_phase || (!input.connected() && input.observed.processes != Processes::Unseen) {
