@@ -162,9 +162,9 @@ mod tests {
 
     #[test]
     fn status_carries_reason_and_metadata() {
-        let status: Status = WireError::new(Reason::InputHole, "a hole").with("expected_offset", 42).into();
+        let status: Status = WireError::new(Reason::InputGap, "a hole").with("expected_offset", 42).into();
         assert_eq!(status.code(), Code::OutOfRange);
-        assert_eq!(reason(&status), Some(Reason::InputHole));
+        assert_eq!(reason(&status), Some(Reason::InputGap));
         assert_eq!(detail(&status, "expected_offset").as_deref(), Some("42"));
     }
 

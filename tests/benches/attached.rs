@@ -83,7 +83,7 @@ impl Attachment {
                     Some(frame::Frame::Gap(gap)) => bail!("bytes {} to {} are lost", gap.from, gap.to),
                     _ => {}
                 },
-                Some(Response::InputRefused(refused)) => bail!("input was rejected: {}", refused.reason),
+                Some(Response::InputRejected(refused)) => bail!("input was rejected: {}", refused.reason),
                 Some(Response::InputAck(_)) => {}
                 None => bail!("the stream ended"),
             }

@@ -193,7 +193,7 @@ impl InteractiveClient {
                     stream.next = end;
                     return Some(true);
                 }
-                AttachReply::InputRefused(refused) => {
+                AttachReply::InputRejected(refused) => {
                     assert!(!refused.reason.is_empty(), "rejected without a reason");
                     return Some(false);
                 }

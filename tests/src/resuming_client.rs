@@ -193,7 +193,7 @@ impl ResumingClient {
                 self.acknowledged = self.acknowledged.max(ack.next_offset);
                 false
             }
-            AttachReply::InputRefused(refused) => panic!("input was rejected: {refused:?}"),
+            AttachReply::InputRejected(refused) => panic!("input was rejected: {refused:?}"),
             AttachReply::Frame(frame) => self.handle_frame(frame),
         }
     }

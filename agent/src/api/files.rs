@@ -93,7 +93,7 @@ impl files_server::Files for FilesService {
             (id, opening @ Some(_)) if id.is_empty() => {
                 let (path, options) = open(opening)?;
                 if request.offset > 0 {
-                    return Err(status(FileError::Hole { offset: request.offset, expected: 0 }));
+                    return Err(status(FileError::InputGap { offset: request.offset, expected: 0 }));
                 }
                 self.files.begin_upload(path, options).await.map_err(status)?
             }
@@ -190,7 +190,7 @@ impl From<FileKind> for wire::FileKind {
     fn from(kind: FileKind) -> Self {
         match kind {
             FileKind::File => Self::File,
-            FileKind::Directory => Self::Folder,
+            FileKind::Directory => Self::Directory,
             FileKind::Symlink => Self::Symlink,
             FileKind::Other => Self::Other,
         }
@@ -254,7 +254,7 @@ impl From<FileError> for WireError {
             FileError::NotFound { path } => of(Reason::PathNotFound).with("path", path),
             FileError::Exists { path } => of(Reason::PathExists).with("path", path),
             FileError::WrongKind { path, problem: _ } => of(Reason::WrongFileKind).with("path", path),
-            FileError::NotEmpty { path } => of(Reason::FolderNotEmpty).with("path", path),
+            FileError::NotEmpty { path } => of(Reason::DirectoryNotEmpty).with("path", path),
             FileError::Escapes { path } => of(Reason::PathEscapes).with("path", path),
             FileError::DiskFull { path, errno } => {
                 of(Reason::DiskFull).with("what", path).with("errno", errno.raw_os_error())
@@ -273,8 +273,8 @@ impl From<FileError> for WireError {
                 of(Reason::BadOffset).with("path", path).with("next", size)
             }
             FileError::Shrunk { path, end } => of(Reason::Conflict).with("path", path).with("size", end),
-            FileError::Hole { offset: _, expected } => {
-                of(Reason::InputHole).with("expected_offset", expected)
+            FileError::InputGap { offset: _, expected } => {
+                of(Reason::InputGap).with("expected_offset", expected)
             }
             FileError::UploadNotFound { id } => of(Reason::UploadNotFound).with("id", id),
             FileError::TooManyUploads { limit } => {

@@ -208,7 +208,7 @@ impl From<ProcessError> for WireError {
             ProcessError::BadOffset { stream, next } => {
                 of(Reason::BadOffset).with("stream", stream).with("next", next)
             }
-            ProcessError::Hole { expected } => of(Reason::InputHole).with("expected_offset", expected),
+            ProcessError::InputGap { expected } => of(Reason::InputGap).with("expected_offset", expected),
             ProcessError::Ended { exit } => {
                 let exit = exit.map_or_else(String::new, |exit| match exit {
                     ExitStatus::Code(code) => code.to_string(),

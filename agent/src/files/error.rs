@@ -81,7 +81,7 @@ pub enum FileError {
         end: u64,
     },
     #[error("a chunk at offset {offset} leaves a gap; send from offset {expected}")]
-    Hole {
+    InputGap {
         /// Offset of the rejected chunk.
         offset: u64,
         /// Offset of the next byte expected.

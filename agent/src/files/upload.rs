@@ -103,7 +103,7 @@ impl Uploads {
             Ok((next, finished)) => Ok(UploadProgress { id, next, finished }),
             Err(error) => {
                 // A gap leaves the upload as it is. After any other failure it cannot continue.
-                if !matches!(error, FileError::Hole { .. }) {
+                if !matches!(error, FileError::InputGap { .. }) {
                     self.lock().remove(&id);
                 }
                 Err(error)
@@ -162,7 +162,7 @@ impl UploadState {
             Self::Failed => return Err(FileError::Fault { operation: "continuing a failed upload" }),
         };
         if offset > next {
-            return Err(FileError::Hole { offset, expected: next });
+            return Err(FileError::InputGap { offset, expected: next });
         }
         let new = usize::try_from(next - offset).ok().and_then(|known| data.get(known..)).unwrap_or_default();
         match std::mem::replace(self, Self::Failed) {

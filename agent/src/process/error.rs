@@ -33,7 +33,7 @@ pub enum ProcessError {
     },
     /// Bytes before the input are missing.
     #[error("input before this message is missing; send again from offset {expected}")]
-    Hole {
+    InputGap {
         /// Offset of the next byte expected.
         expected: u64,
     },

@@ -66,7 +66,7 @@ impl StdinQueue {
     ) -> Result<StdinOffer, Attempt<ProcessError>> {
         let goal = offset.saturating_add(data.len() as u64);
         if offset > self.accepted {
-            return Err(ProcessError::Hole { expected: self.accepted }.into());
+            return Err(ProcessError::InputGap { expected: self.accepted }.into());
         }
         if self.closed || (self.end != StdinEnd::Open && goal > self.accepted) {
             // Stdin is closed, or a client ended it at an earlier offset. These bytes cannot reach
@@ -161,11 +161,11 @@ mod tests {
         assert!(offer(&mut stdin, 0, b"hello", false).unwrap().progress.is_none());
         assert!(matches!(
             offer(&mut stdin, 6, b"x", false),
-            Err(Attempt::Failed(ProcessError::Hole { expected: 5 }))
+            Err(Attempt::Failed(ProcessError::InputGap { expected: 5 }))
         ));
         assert!(matches!(
             offer(&mut stdin, u64::MAX, b"x", false),
-            Err(Attempt::Failed(ProcessError::Hole { expected: 5 }))
+            Err(Attempt::Failed(ProcessError::InputGap { expected: 5 }))
         ));
         assert!(offer(&mut stdin, 0, b"hello", false).unwrap().progress.is_none(), "a repeat waits as well");
         assert_eq!(drain(&mut stdin), b"hello");
@@ -207,7 +207,7 @@ mod tests {
                 let data = Bytes::copy_from_slice(&text[offset..end]);
                 match stdin.offer(offset as u64, &data, false, || Ok(())) {
                     Ok(_) => {}
-                    Err(Attempt::Failed(ProcessError::Hole { expected })) => {
+                    Err(Attempt::Failed(ProcessError::InputGap { expected })) => {
                         prop_assert!(expected < offset as u64);
                     }
                     Err(other) => panic!("{other:?}"),

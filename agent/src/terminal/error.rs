@@ -35,7 +35,7 @@ pub enum TerminalError {
     },
     /// Bytes before this input are missing.
     #[error("input before this message is missing; send again from offset {expected}")]
-    InputHole {
+    InputGap {
         /// Offset from which the client has to send.
         expected: u64,
     },
@@ -45,7 +45,7 @@ pub enum TerminalError {
         "the client was inactive for too long, so the agent cannot tell whether this input was typed; \
              send only new input, from offset {expected}"
     )]
-    InputForgotten {
+    ClientEvicted {
         /// Offset at which new input continues.
         expected: u64,
     },
@@ -62,7 +62,7 @@ pub enum TerminalError {
     #[error("this stream is read-only; attach without read_only to type, resize or signal")]
     ReadOnly,
     #[error("the terminal has ended")]
-    Ended(TerminalExit),
+    TerminalEnded(TerminalExit),
     /// The admission gate rejected the request.
     #[error(transparent)]
     Rejected(#[from] Rejection),

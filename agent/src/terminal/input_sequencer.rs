@@ -88,7 +88,7 @@ pub(super) enum SequenceError {
     /// The input is for another epoch than the current one.
     StaleEpoch,
     /// Bytes before the input are missing.
-    Hole {
+    InputGap {
         /// Offset from which the client has to send.
         expected: u64,
     },
@@ -145,7 +145,7 @@ impl InputSequencer {
             return Err(SequenceError::ClientEvicted { expected });
         }
         if offset > expected {
-            return Err(SequenceError::Hole { expected });
+            return Err(SequenceError::InputGap { expected });
         }
         let skip = expected - offset;
         if skip >= len as u64 {

@@ -112,12 +112,12 @@ impl Terminal {
             return Err(TerminalError::StaleEpoch { epoch: state.log.epoch() }.into());
         }
         if let Some(exit) = state.exit {
-            return Err(TerminalError::Ended(exit).into());
+            return Err(TerminalError::TerminalEnded(exit).into());
         }
         let now = Instant::now();
         let end = input.offset.saturating_add(input.data.len() as u64);
         let checked = state.inputs.check(client, input.epoch, input.offset, input.data.len(), now);
-        if matches!(checked, Err(input_sequencer::SequenceError::Hole { .. })) && self.gate.is_holding() {
+        if matches!(checked, Err(input_sequencer::SequenceError::InputGap { .. })) && self.gate.is_holding() {
             // The missing bytes may be held at the admission gate, and must be written first.
             self.gate.try_admit(Intent::Keystroke, input.data.len())?;
         }
@@ -154,9 +154,9 @@ impl Terminal {
             input_sequencer::SequenceError::StaleEpoch => {
                 TerminalError::StaleEpoch { epoch: state.log.epoch() }
             }
-            input_sequencer::SequenceError::Hole { expected } => TerminalError::InputHole { expected },
+            input_sequencer::SequenceError::InputGap { expected } => TerminalError::InputGap { expected },
             input_sequencer::SequenceError::ClientEvicted { expected } => {
-                TerminalError::InputForgotten { expected }
+                TerminalError::ClientEvicted { expected }
             }
             input_sequencer::SequenceError::Full { expected } => TerminalError::InputFull { expected },
             input_sequencer::SequenceError::TooManyClients => TerminalError::TooManyStreams {
@@ -179,7 +179,7 @@ impl Terminal {
                     return Ok(state.inputs.expected(client));
                 }
                 if let Some(exit) = state.exit {
-                    return Err(TerminalError::Ended(exit));
+                    return Err(TerminalError::TerminalEnded(exit));
                 }
             }
             moved.await;
@@ -196,7 +196,7 @@ impl Terminal {
     ) -> Result<(WindowSize, bool), TerminalError> {
         let mut state = self.state();
         if let Some(exit) = state.exit {
-            return Err(TerminalError::Ended(exit));
+            return Err(TerminalError::TerminalEnded(exit));
         }
         let change = state.writers.resize(client, size, take);
         self.apply_size(&mut state, change)?;
@@ -229,10 +229,10 @@ impl Terminal {
             (state.pty.as_ref().and_then(|pty| pty.foreground()), state.leader_gone, state.exit)
         };
         let sent = match (target, exit) {
-            (SignalTarget::Foreground, Some(exit)) => return Err(TerminalError::Ended(exit)),
+            (SignalTarget::Foreground, Some(exit)) => return Err(TerminalError::TerminalEnded(exit)),
             // The terminal ended while background jobs held it, and they may still run.
             (SignalTarget::Session, Some(exit)) if self.session_members(leader_gone).is_empty() => {
-                return Err(TerminalError::Ended(exit));
+                return Err(TerminalError::TerminalEnded(exit));
             }
             // Without its leader a session has no foreground job, so all its processes are
             // signalled. The leader's process id may belong to another process by now.

@@ -94,7 +94,7 @@ async fn client_creates_and_extracts_archive() {
         shown,
         [
             (&b"caf\xe9"[..], FileKind::File, 32),
-            (b"folder", FileKind::Folder, 0),
+            (b"folder", FileKind::Directory, 0),
             (b"folder/inner", FileKind::File, 32),
             (b"link", FileKind::Symlink, 32),
         ]

@@ -96,7 +96,7 @@ async fn browser_uploads_in_chunks() {
         let hole = client.write_chunk(chunk(7, "x", false)).await.unwrap_err();
         assert_eq!(
             (reason(&hole), detail(&hole, "expected_offset").as_deref()),
-            (Some(Reason::InputHole), Some("6"))
+            (Some(Reason::InputGap), Some("6"))
         );
         let done = client.write_chunk(chunk(6, "</html>", true)).await.unwrap().into_inner();
         assert_eq!((done.next_offset, done.finished.unwrap().entry.unwrap().size), (13, 13));

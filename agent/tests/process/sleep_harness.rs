@@ -231,7 +231,7 @@ impl Attachment {
         let response = timeout(DEADLINE, self.from.message()).await.expect("a response in time");
         match response.ok().flatten().and_then(|response| response.response) {
             Some(AttachEvent::InputAck(ack)) => self.acked = ack.next_offset,
-            Some(AttachEvent::InputRefused(refused)) => self.refused.push(refused.reason),
+            Some(AttachEvent::InputRejected(refused)) => self.refused.push(refused.reason),
             Some(AttachEvent::Frame(frame)) => match frame.frame {
                 Some(FrameKind::Started(started)) => {
                     self.epoch = frame.epoch;

@@ -65,7 +65,7 @@ async fn client_starts_writes_reconnects_and_resumes() {
     let hole = client.write(write(9, "x", false)).await.unwrap_err();
     assert_eq!(
         (reason(&hole), detail(&hole, "expected_offset").as_deref()),
-        (Some(Reason::InputHole), Some("3"))
+        (Some(Reason::InputGap), Some("3"))
     );
     client.write(write(3, "def", true)).await.unwrap();
     let watch = WatchProcessRequest {

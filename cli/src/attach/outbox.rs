@@ -45,7 +45,7 @@ pub enum StreamStart {
     NewEpoch { dropped: usize },
     /// The epoch is the same, but the agent no longer knows this client. The queue was dropped,
     /// because sending it could type it twice.
-    Forgotten { dropped: usize },
+    ClientEvicted { dropped: usize },
 }
 
 impl InputOutbox {
@@ -79,7 +79,7 @@ impl InputOutbox {
         }
         match self.resend_from(expected) {
             0 => StreamStart::SameEpoch,
-            dropped => StreamStart::Forgotten { dropped },
+            dropped => StreamStart::ClientEvicted { dropped },
         }
     }
 
@@ -250,7 +250,7 @@ mod tests {
         typed(&mut outbox, "make");
         outbox.pause();
         let new_offset = 1 << 40;
-        assert_eq!(outbox.start_stream(1, new_offset), StreamStart::Forgotten { dropped: 4 });
+        assert_eq!(outbox.start_stream(1, new_offset), StreamStart::ClientEvicted { dropped: 4 });
         assert_eq!(outbox.next_input(), None);
         typed(&mut outbox, "ls");
         assert_eq!(

@@ -60,7 +60,7 @@ pub struct CpArgs {
 #[derive(Debug, Default, Serialize)]
 struct CopySummary {
     files: usize,
-    folders: usize,
+    directories: usize,
     bytes: u64,
     skipped: Vec<SkippedPath>,
 }
@@ -194,7 +194,7 @@ impl CopySummary {
     fn of<F, T>(plan: &plan::CopyPlan<F, T>) -> Self {
         let skipped =
             plan.skipped.iter().map(|(path, why)| SkippedPath { path: path.clone(), why }).collect();
-        Self { files: plan.files.len(), folders: plan.directories.len(), bytes: plan.bytes(), skipped }
+        Self { files: plan.files.len(), directories: plan.directories.len(), bytes: plan.bytes(), skipped }
     }
 }
 
@@ -233,7 +233,7 @@ async fn is_remote_directory(
     path: &RemotePath,
 ) -> Result<bool, CommandFailure> {
     match plan::stat(workspace_client, path).await {
-        Ok(entry) => Ok(entry.kind() == FileKind::Folder),
+        Ok(entry) => Ok(entry.kind() == FileKind::Directory),
         Err(failure) if failure.exit_code() == failure::NOT_FOUND => Ok(false),
         Err(failure) => Err(failure),
     }

@@ -132,8 +132,8 @@ pub async fn plan_download(
             }
         }
         match entry.kind() {
-            FileKind::Folder if depth > MAX_DEPTH => plan.skipped.push((from.show(), SKIPPED_DEEP)),
-            FileKind::Folder => {
+            FileKind::Directory if depth > MAX_DEPTH => plan.skipped.push((from.show(), SKIPPED_DEEP)),
+            FileKind::Directory => {
                 for entry in list(workspace_client, &from).await? {
                     let name = safe_name(&entry)?;
                     queue.push_back((from.join(&name), to.join(&name), entry, depth + 1));

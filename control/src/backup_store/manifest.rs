@@ -10,7 +10,9 @@ use super::{digest::Sha256Digest, limits::MAX_PATH_BYTES};
 #[serde(rename_all = "lowercase")]
 pub(super) enum EntryKind {
     File,
-    Folder,
+    /// Sidecars written before this name was chosen say `folder`.
+    #[serde(alias = "folder")]
+    Directory,
     Symlink,
     /// A socket, pipe or device. The zip does not contain it.
     Other,
@@ -52,7 +54,7 @@ impl SidecarEntry {
     pub(super) fn from_wire(wire: ArchiveEntry) -> Result<Self, String> {
         let kind = match wire.kind() {
             FileKind::File => EntryKind::File,
-            FileKind::Folder => EntryKind::Folder,
+            FileKind::Directory => EntryKind::Directory,
             FileKind::Symlink => EntryKind::Symlink,
             FileKind::Other => EntryKind::Other,
             FileKind::Unspecified => return Err("it has no kind".to_owned()),
@@ -67,11 +69,11 @@ impl SidecarEntry {
             return Err("its mode is not valid".to_owned());
         }
         let sha256 = match (kind, wire.sha256.as_slice()) {
-            (EntryKind::Folder | EntryKind::Other, []) => None,
+            (EntryKind::Directory | EntryKind::Other, []) => None,
             (EntryKind::File | EntryKind::Symlink, bytes) => {
                 Some(Sha256Digest::try_from(bytes).map_err(|error| error.to_string())?)
             }
-            (EntryKind::Folder | EntryKind::Other, _) => {
+            (EntryKind::Directory | EntryKind::Other, _) => {
                 return Err("it has a digest, but no content".to_owned());
             }
         };
@@ -140,6 +142,13 @@ mod tests {
     }
 
     #[test]
+    fn directory_of_an_older_sidecar_is_read() {
+        let line = br#"{"path":"a","kind":"folder","size":0,"mode":493,"mtime":[0,0]}"#;
+        let entry = SidecarEntry::read(line).expect("entry");
+        assert_eq!((entry.path.as_slice(), entry.kind), (&b"a"[..], EntryKind::Directory));
+    }
+
+    #[test]
     fn invalid_entry_is_rejected() {
         let bad: [fn(&mut ArchiveEntry); 9] = [
             |e| e.path.clear(),
@@ -150,7 +159,7 @@ mod tests {
             |e| e.kind = 77,
             |e| e.mode = 0o10_0644,
             |e| e.sha256.truncate(31),
-            |e| e.kind = FileKind::Folder.into(),
+            |e| e.kind = FileKind::Directory.into(),
         ];
         for spoil in bad {
             let mut entry = wire(b"a");

@@ -136,7 +136,7 @@ struct SampleManifest(Vec<ArchiveEntry>);
 
 impl ArchiveBuilder for SampleManifest {
     fn directory(&mut self, name: &str) {
-        self.0.push(ArchiveEntry { mode: 0o755, ..entry(name.as_bytes(), FileKind::Folder) });
+        self.0.push(ArchiveEntry { mode: 0o755, ..entry(name.as_bytes(), FileKind::Directory) });
     }
 
     fn file(&mut self, name: &str, content: &[u8], _deflate: bool) {

@@ -48,7 +48,7 @@ pub(super) async fn pump(
 /// Ignores the error that the terminal has ended, because the response stream delivers the exit.
 fn unless_ended(done: Result<(), TerminalError>) -> Result<(), Status> {
     match done {
-        Err(TerminalError::Ended(_)) => Ok(()),
+        Err(TerminalError::TerminalEnded(_)) => Ok(()),
         done => done.map_err(status),
     }
 }

@@ -31,11 +31,9 @@ impl From<TerminalError> for WireError {
             }
             TerminalError::Pty(PtyOpenError::Io(source)) => io(&error.to_string(), source),
             TerminalError::StaleEpoch { epoch } => wire(Reason::StaleEpoch).with("epoch", epoch),
-            TerminalError::InputHole { expected } => {
-                wire(Reason::InputHole).with("expected_offset", expected)
-            }
-            TerminalError::InputForgotten { expected } => {
-                wire(Reason::InputForgotten).with("expected_offset", expected)
+            TerminalError::InputGap { expected } => wire(Reason::InputGap).with("expected_offset", expected),
+            TerminalError::ClientEvicted { expected } => {
+                wire(Reason::ClientEvicted).with("expected_offset", expected)
             }
             TerminalError::InputFull { expected } => wire(Reason::InputFull)
                 .with("what", "bytes of input")
@@ -43,7 +41,7 @@ impl From<TerminalError> for WireError {
                 .with("expected_offset", expected)
                 .retry_after(INPUT_RETRY),
             TerminalError::ReadOnly => wire(Reason::VerbMissing).with("verb", "terminal"),
-            TerminalError::Ended(ended) => wire(Reason::Ended).with("exit", how(ended.status)),
+            TerminalError::TerminalEnded(ended) => wire(Reason::Ended).with("exit", how(ended.status)),
             TerminalError::Rejected(rejection) => (*rejection).into(),
             TerminalError::BadOffset { next } => wire(Reason::BadOffset).with("next", next),
             TerminalError::TooManyTerminals { limit } => {

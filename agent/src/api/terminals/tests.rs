@@ -100,10 +100,10 @@ async fn native_client_half_closes_and_reads_to_end() {
                 _ => {}
             },
             AttachReply::InputAck(ack) => acked = ack.next_offset,
-            AttachReply::InputRefused(why) => rejected = Some((why.reason, why.expected_offset)),
+            AttachReply::InputRejected(why) => rejected = Some((why.reason, why.expected_offset)),
         }
     }
-    assert_eq!(rejected, Some(("INPUT_HOLE".to_owned(), 0)));
+    assert_eq!(rejected, Some(("INPUT_GAP".to_owned(), 0)));
     assert_eq!(acked, 6);
     assert!(String::from_utf8_lossy(&output).ends_with("got hello\r\n"), "{output:?}");
     let exit = exit.expect("the last frame");
@@ -142,7 +142,7 @@ async fn browser_watches_writes_and_resizes() {
     let again = fixture.client.write(write(typed(7, 0, b"hi\n"))).await.expect("known").into_inner();
     assert_eq!(again.next_offset, 3);
     let hole = fixture.client.write(write(typed(7, 9, b"x"))).await.expect_err("a hole");
-    assert_eq!(reason(&hole), Some(Reason::InputHole));
+    assert_eq!(reason(&hole), Some(Reason::InputGap));
     assert_eq!(detail(&hole, "expected_offset").as_deref(), Some("3"));
     let stale = fixture.client.write(write(typed(6, 0, b"x"))).await.expect_err("stale");
     assert_eq!((reason(&stale), detail(&stale, "epoch").as_deref()), (Some(Reason::StaleEpoch), Some("7")));

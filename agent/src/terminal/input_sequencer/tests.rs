@@ -70,7 +70,7 @@ proptest! {
                     if stale {
                         prop_assert_eq!(checked, Err(SequenceError::StaleEpoch));
                     } else if offset > expected {
-                        prop_assert_eq!(checked, Err(SequenceError::Hole { expected }));
+                        prop_assert_eq!(checked, Err(SequenceError::InputGap { expected }));
                     } else if offset + len as u64 <= expected {
                         prop_assert_eq!(checked, Ok(CheckedInput::Repeat));
                     } else {

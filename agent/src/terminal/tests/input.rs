@@ -71,7 +71,7 @@ async fn stream_continues_after_rejected_holes_and_stale_epochs() {
             AttachmentEvent::Frame(_) => {}
         }
     }
-    assert!(matches!(refused[0].error, TerminalError::InputHole { expected: 3 }));
+    assert!(matches!(refused[0].error, TerminalError::InputGap { expected: 3 }));
     assert!(matches!(refused[1].error, TerminalError::StaleEpoch { epoch: 7 }));
     assert!(refused.iter().all(|rejection| rejection.expected == 3));
     let client = ClientId::new("a").expect("valid");

@@ -35,11 +35,14 @@ async fn session_can_be_signalled_after_its_terminal_ended() {
     let terminal = fixture.script(&orphaned("echo ready; while :; do sleep 0.02; done"));
     assert!(fixture.exit(&terminal.id).await.held_by_background);
     let signal = |target| fixture.terminals.signal(&terminal.id, "USR1", target);
-    assert!(matches!(signal(SignalTarget::Foreground), Err(TerminalError::Ended(_))));
+    assert!(matches!(signal(SignalTarget::Foreground), Err(TerminalError::TerminalEnded(_))));
     signal(SignalTarget::Session).expect("the session has processes left");
     eventually(|| heard.exists().then_some(())).await;
     eventually(|| session(&terminal).is_empty().then_some(())).await;
-    assert!(matches!(signal(SignalTarget::Session), Err(TerminalError::Ended(_))), "the session is empty");
+    assert!(
+        matches!(signal(SignalTarget::Session), Err(TerminalError::TerminalEnded(_))),
+        "the session is empty"
+    );
 }
 
 #[tokio::test]

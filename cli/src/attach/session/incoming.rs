@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use podling_proto::{
-    agent::v1::{AttachResponse, Frame, InputRefused, Started, attach_response::Response, frame},
+    agent::v1::{AttachResponse, Frame, InputRejected, Started, attach_response::Response, frame},
     error::{self, Reason},
 };
 use tokio::time::Instant;
@@ -30,7 +30,7 @@ impl AttachSession {
                     self.resend_at = None;
                     self.outbox.acknowledge(ack.epoch, ack.next_offset);
                 }
-                Response::InputRefused(refused) => return self.handle_refusal(&refused),
+                Response::InputRejected(refused) => return self.handle_rejection(&refused),
             },
             ConnectionEvent::Response(AttachResponse { response: None }) => {}
             ConnectionEvent::Ended(status) => return self.handle_end(status),
@@ -126,24 +126,24 @@ impl AttachSession {
                 let message = format!("the workspace's agent was restarted; this is a new program{typed}");
                 self.screen.message(&message);
             }
-            StreamStart::Forgotten { dropped } => self.screen.message(&format!(
+            StreamStart::ClientEvicted { dropped } => self.screen.message(&format!(
                 "the agent no longer knows this client after the long interruption; \
                  the last {dropped} bytes typed may be missing"
             )),
         }
     }
 
-    fn handle_refusal(&mut self, refused: &InputRefused) -> Result<(), CommandFailure> {
+    fn handle_rejection(&mut self, refused: &InputRejected) -> Result<(), CommandFailure> {
         match refused.reason.as_str() {
             // The input is sent again from the expected offset. The pause gives the agent time to
             // accept it. While the workspace prepares to sleep, this repeats until the workspace
             // stays awake or falls asleep. If it falls asleep, the input is dropped, and the user
             // is notified.
-            "INPUT_HOLE" | "INPUT_FULL" | "PREPARING" => {
+            "INPUT_GAP" | "INPUT_FULL" | "PREPARING" => {
                 self.outbox.resend_from(refused.expected_offset);
                 self.resend_at = Some(Instant::now() + HOLD_RETRY);
             }
-            "STALE_EPOCH" | "INPUT_FORGOTTEN" => {
+            "STALE_EPOCH" | "CLIENT_EVICTED" => {
                 let begun = self.outbox.start_stream(refused.epoch, refused.expected_offset);
                 self.report_stream_start(begun);
             }

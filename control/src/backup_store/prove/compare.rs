@@ -142,7 +142,7 @@ fn damage(key: &StoreKey, path: Option<&[u8]>, problem: &str) -> BackupStoreErro
 /// Compares an entry of the manifest with the header at the same position of the central directory.
 fn check_header(entry: &SidecarEntry, central: &CentralHeader) -> Result<(), String> {
     let (kind, name) = match entry.kind {
-        EntryKind::Folder => (0o040_000, central.name.strip_suffix(b"/").unwrap_or_default()),
+        EntryKind::Directory => (0o040_000, central.name.strip_suffix(b"/").unwrap_or_default()),
         EntryKind::Symlink => (0o120_000, &central.name[..]),
         EntryKind::File | EntryKind::Other => (0o100_000, &central.name[..]),
     };
@@ -162,7 +162,7 @@ fn check_header(entry: &SidecarEntry, central: &CentralHeader) -> Result<(), Str
         EntryKind::File if central.size != entry.size => {
             Err(format!("the zip has {} bytes of it instead of {}", central.size, entry.size))
         }
-        EntryKind::Folder if central.size != 0 => Err("it is a directory with content".to_owned()),
+        EntryKind::Directory if central.size != 0 => Err("it is a directory with content".to_owned()),
         _ => Ok(()),
     }
 }
