@@ -1,4 +1,4 @@
-//! Packs a workspace directory into a standard zip, and extracts zips. Independent of gRPC and
+//! Archives a workspace directory as a standard zip, and extracts zips. Independent of gRPC and
 //! HTTP.
 //!
 //! Separate threads create the zip in bounded memory and stream it in pieces. Dropping the stream

@@ -7,12 +7,12 @@ use serde::Serialize;
 /// Progress of archiving or restoring, as `--json` prints it. Null means unknown.
 #[derive(Debug, Serialize)]
 pub struct ProgressJson {
-    /// `saving`, `proving`, `fetching` or `unpacking`.
+    /// `archiving`, `proving`, `downloading` or `extracting`.
     pub stage: &'static str,
     /// Number of files, directories and links done.
     pub entries: u64,
     pub total_entries: Option<u64>,
-    /// Bytes done. Counts file content while saving and unpacking, otherwise the zip.
+    /// Bytes done. Counts file content while archiving and extracting, otherwise the zip.
     pub bytes: u64,
     pub total_bytes: Option<u64>,
 }
@@ -30,10 +30,10 @@ pub fn describe(progress: &Progress) -> String {
 pub fn stage(stage: Stage) -> &'static str {
     match stage {
         Stage::Unspecified => "unknown",
-        Stage::Saving => "saving",
+        Stage::Archiving => "archiving",
         Stage::Proving => "proving",
-        Stage::Fetching => "fetching",
-        Stage::Unpacking => "unpacking",
+        Stage::Downloading => "downloading",
+        Stage::Extracting => "extracting",
     }
 }
 
@@ -41,10 +41,10 @@ pub fn stage(stage: Stage) -> &'static str {
 pub fn stage_text(progress: &Progress) -> String {
     let what = match progress.stage() {
         Stage::Unspecified => "working",
-        Stage::Saving => "archiving",
+        Stage::Archiving => "archiving",
         Stage::Proving => "verifying the archive",
-        Stage::Fetching => "fetching the archive",
-        Stage::Unpacking => "unpacking",
+        Stage::Downloading => "downloading the archive",
+        Stage::Extracting => "extracting",
     };
     match (progress.entries, progress.total_entries) {
         (0, _) => what.to_owned(),
@@ -72,12 +72,12 @@ mod tests {
 
     #[test]
     fn progress_omits_unknown_totals() {
-        let mut progress = Progress { stage: Stage::Saving.into(), bytes: 2048, ..Progress::default() };
+        let mut progress = Progress { stage: Stage::Archiving.into(), bytes: 2048, ..Progress::default() };
         assert_eq!(describe(&progress), "archiving, 2.00 KiB so far");
         (progress.entries, progress.total_bytes) = (7, 4096);
         assert_eq!(describe(&progress), "archiving, 7 entries, 2.00 KiB of 4.00 KiB");
-        progress.set_stage(Stage::Unpacking);
+        progress.set_stage(Stage::Extracting);
         progress.total_entries = 9;
-        assert_eq!(describe(&progress), "unpacking, 7 of 9 entries, 2.00 KiB of 4.00 KiB");
+        assert_eq!(describe(&progress), "extracting, 7 of 9 entries, 2.00 KiB of 4.00 KiB");
     }
 }

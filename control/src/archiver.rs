@@ -122,7 +122,7 @@ impl AgentArchiver {
     }
 
     /// Returns the request stream that carries the archive of `size` bytes to the agent. The stream
-    /// ends at the first read error and leaves that in `store_error`. The agent unpacks nothing
+    /// ends at the first read error and leaves that in `store_error`. The agent extracts nothing
     /// until it has the whole zip.
     fn extract_stream(
         &self,
@@ -138,7 +138,7 @@ impl AgentArchiver {
             let (store_error, reporter) = (store_error.clone(), reporter.clone());
             async move {
                 let (mut blocks, at) = state?;
-                reporter.report(TransferProgress::bytes(TransferStage::Fetching, at, size));
+                reporter.report(TransferProgress::bytes(TransferStage::Downloading, at, size));
                 match blocks.next().await? {
                     Ok(data) => {
                         let at = at + data.len() as u64;
@@ -226,7 +226,7 @@ impl Archiver for AgentArchiver {
                 match answer.message {
                     Some(extract_archive_response::Message::Progress(of)) => {
                         let progress = TransferProgress::counted(
-                            TransferStage::Unpacking,
+                            TransferStage::Extracting,
                             of.entries,
                             of.bytes,
                             of.total_bytes,
@@ -273,7 +273,7 @@ async fn write_and_prove(
     let stream = stream.take_until(abandoned.clone().cancelled_owned());
     let saved = |of: backup_store::ReceiveProgress| {
         reporter.report(TransferProgress::counted(
-            TransferStage::Saving,
+            TransferStage::Archiving,
             of.entries,
             of.bytes,
             of.total_bytes,

@@ -22,18 +22,18 @@ pub struct TransferProgress {
     pub total_bytes: Option<u64>,
 }
 
-/// The stages of an archive (`Saving`, `Proving`) and of a restore (`Fetching`, `Unpacking`), in
+/// The stages of an archive (`Archiving`, `Proving`) and of a restore (`Downloading`, `Extracting`), in
 /// order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TransferStage {
     /// Files are written to the archive. `bytes` counts file contents.
-    Saving,
+    Archiving,
     /// The archive is read back and compared. `bytes` counts bytes of the zip.
     Proving,
     /// The archive is sent to the agent. `bytes` counts bytes of the zip.
-    Fetching,
+    Downloading,
     /// Files are extracted from the archive. `bytes` counts file contents.
-    Unpacking,
+    Extracting,
 }
 
 /// Passes progress on to a closure. Reports of one stage are at least `REPORT_INTERVAL` apart; the
@@ -97,15 +97,15 @@ mod tests {
         let reporter =
             ProgressReporter::new(move |progress: TransferProgress| received.lock().unwrap().push(progress));
         for bytes in 0..1000 {
-            reporter.report(TransferProgress::bytes(TransferStage::Fetching, bytes, 0));
-            reporter.report(TransferProgress::counted(TransferStage::Unpacking, bytes, bytes, 1000));
+            reporter.report(TransferProgress::bytes(TransferStage::Downloading, bytes, 0));
+            reporter.report(TransferProgress::counted(TransferStage::Extracting, bytes, bytes, 1000));
         }
         let reports = reports.lock().unwrap();
-        let unpacking: Vec<_> =
-            reports.iter().filter(|report| report.stage == TransferStage::Unpacking).collect();
-        assert_eq!(reports.len() - unpacking.len(), 1, "a report of an earlier stage is dropped");
-        assert_eq!(reports[0], TransferProgress::bytes(TransferStage::Fetching, 0, 0));
-        assert_eq!(unpacking[0].total_bytes, Some(1000));
-        assert!(unpacking.len() < 1000, "most reports are dropped");
+        let extracting: Vec<_> =
+            reports.iter().filter(|report| report.stage == TransferStage::Extracting).collect();
+        assert_eq!(reports.len() - extracting.len(), 1, "a report of an earlier stage is dropped");
+        assert_eq!(reports[0], TransferProgress::bytes(TransferStage::Downloading, 0, 0));
+        assert_eq!(extracting[0].total_bytes, Some(1000));
+        assert!(extracting.len() < 1000, "most reports are dropped");
     }
 }

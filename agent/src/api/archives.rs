@@ -5,7 +5,7 @@ use std::pin::Pin;
 use futures_util::{Stream, StreamExt};
 use podling_proto::{
     agent::v1::{
-        self as wire, archives_server, create_archive_response as made, extract_archive_response as unpacked,
+        self as wire, archives_server, create_archive_response as made, extract_archive_response as extracted,
     },
     error::{Reason, WireError},
 };
@@ -89,9 +89,9 @@ impl From<CreateEvent> for wire::CreateArchiveResponse {
 impl From<ExtractEvent> for wire::ExtractArchiveResponse {
     fn from(event: ExtractEvent) -> Self {
         let message = match event {
-            ExtractEvent::Progress(progress) => unpacked::Message::Progress(progress.into()),
+            ExtractEvent::Progress(progress) => extracted::Message::Progress(progress.into()),
             ExtractEvent::Done { entries, bytes } => {
-                unpacked::Message::Done(wire::ExtractDone { entries, bytes })
+                extracted::Message::Done(wire::ExtractDone { entries, bytes })
             }
         };
         Self { message: Some(message) }

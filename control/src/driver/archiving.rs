@@ -77,7 +77,7 @@ impl<B: Backend> Driver<B> {
         let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.in_flight == Some(action)) else {
             return;
         };
-        if progress.stage == TransferStage::Unpacking {
+        if progress.stage == TransferStage::Extracting {
             // The number is unknown if the files come from the archive of another workspace.
             progress.total_entries = entry.record.status.archive().map(|archive| archive.entries);
         }

@@ -78,7 +78,7 @@ impl Archiver for FakeArchiver {
         _agent: &AgentView,
         reporter: Arc<ProgressReporter>,
     ) -> Result<ArchivedCopy, ArchiverError> {
-        reporter.report(TransferProgress::counted(TransferStage::Saving, 1, 10, 40));
+        reporter.report(TransferProgress::counted(TransferStage::Archiving, 1, 10, 40));
         reporter.report(TransferProgress::bytes(TransferStage::Proving, 5, 20));
         self.call(format!("archive {generation}")).await?;
         let label = ArchiveLabel {
@@ -102,7 +102,7 @@ impl Archiver for FakeArchiver {
         _agent: &AgentView,
         reporter: Arc<ProgressReporter>,
     ) -> Result<(), ArchiverError> {
-        reporter.report(TransferProgress::counted(TransferStage::Unpacking, 2, 30, 40));
+        reporter.report(TransferProgress::counted(TransferStage::Extracting, 2, 30, 40));
         self.call(format!("restore {}", key.second())).await
     }
 

@@ -56,7 +56,7 @@ async fn progress_of_archive_and_restore_is_shown() {
     assert_eq!(restoring.state, State::Starting);
     let explained = client.get("/v1/workspaces/demo/explanation").await.is(200);
     let expected =
-        json!({ "stage": "unpacking", "entries": 2, "total_entries": 3, "bytes": 30, "total_bytes": 40 });
+        json!({ "stage": "extracting", "entries": 2, "total_entries": 3, "bytes": 30, "total_bytes": 40 });
     assert_eq!(
         explained["workspace"]["progress"], expected,
         "the number of entries is known from the archive"

@@ -17,7 +17,7 @@ async fn archive_and_restore_show_progress_on_terminals() {
     let mut window = TerminalWindow::open(&cli.command(&["rm", "ada"]));
     let suspended = suspend_during_progress(&podling, &ada).await;
     let progress = podling.get(&ada).await.progress.expect("progress of the suspended archive");
-    assert!(matches!(progress.stage(), Stage::Saving | Stage::Proving), "{progress:?}");
+    assert!(matches!(progress.stage(), Stage::Archiving | Stage::Proving), "{progress:?}");
     wait_for("the window shows a progress bar", async || {
         let shown = window.output();
         (shown.contains("ada: archiving") || shown.contains("ada: verifying the archive")).then_some(())
@@ -36,7 +36,8 @@ async fn archive_and_restore_show_progress_on_terminals() {
     for window in [&restore, &call] {
         wait_for("the window shows a progress bar", async || {
             let shown = window.output();
-            (shown.contains("ada: fetching the archive") || shown.contains("ada: unpacking")).then_some(())
+            (shown.contains("ada: downloading the archive") || shown.contains("ada: extracting"))
+                .then_some(())
         })
         .await;
     }

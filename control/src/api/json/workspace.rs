@@ -64,16 +64,17 @@ pub(super) struct JsonWorkspace {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Progress")]
 struct JsonProgress {
-    /// "saving": files are read into the archive. "proving": the archive is read back and compared.
-    /// "fetching": the archive is sent to the agent. "unpacking": files are written from it.
-    #[schemars(extend("enum" = ["saving", "proving", "fetching", "unpacking", "unspecified"]))]
+    /// "archiving": files are read into the archive. "proving": the archive is read back and
+    /// compared. "downloading": the archive is sent to the agent. "extracting": files are written
+    /// from it.
+    #[schemars(extend("enum" = ["archiving", "proving", "downloading", "extracting", "unspecified"]))]
     stage: String,
-    /// Number of files, directories and links so far. Counted only while saving or unpacking.
+    /// Number of files, directories and links so far. Counted only while archiving or extracting.
     entries: u64,
     /// Absent if the total is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     total_entries: Option<u64>,
-    /// Number of bytes so far: of the files while saving or unpacking, otherwise of the zip.
+    /// Number of bytes so far: of the files while archiving or extracting, otherwise of the zip.
     bytes: u64,
     /// Absent if the total is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -45,10 +45,10 @@ fn resources(resources: workspace::Resources) -> Resources {
 
 fn progress(progress: progress::TransferProgress) -> Progress {
     let stage = match progress.stage {
-        progress::TransferStage::Saving => Stage::Saving,
+        progress::TransferStage::Archiving => Stage::Archiving,
         progress::TransferStage::Proving => Stage::Proving,
-        progress::TransferStage::Fetching => Stage::Fetching,
-        progress::TransferStage::Unpacking => Stage::Unpacking,
+        progress::TransferStage::Downloading => Stage::Downloading,
+        progress::TransferStage::Extracting => Stage::Extracting,
     };
     Progress {
         stage: stage.into(),
