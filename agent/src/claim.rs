@@ -47,7 +47,7 @@ pub struct AgentPolicy {
     /// Time between two heartbeats.
     pub heartbeat_interval: Duration,
     /// Bytes of output retained for each terminal that is created from now on.
-    pub ring_bytes: usize,
+    pub byte_log_bytes: usize,
     /// Terminals at once, including ended ones that are retained.
     pub max_terminals: usize,
     /// Processes that clients may run at once.
@@ -69,7 +69,7 @@ impl Default for AgentPolicy {
             cpu_cores: 0.05,
             io_bytes_per_second: 64.0 * 1024.0,
             heartbeat_interval: Duration::from_secs(15),
-            ring_bytes: 1024 * 1024,
+            byte_log_bytes: 1024 * 1024,
             max_terminals: 64,
             max_processes: 256,
         }

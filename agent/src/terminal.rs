@@ -164,7 +164,7 @@ pub struct TerminalInfo {
     /// `Some` once the terminal has ended.
     pub exit: Option<TerminalExit>,
     /// Capacity of the log, in bytes.
-    pub ring_bytes: usize,
+    pub byte_log_bytes: usize,
     /// Number of attached viewers.
     pub viewers: usize,
 }

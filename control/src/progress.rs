@@ -22,8 +22,8 @@ pub struct TransferProgress {
     pub total_bytes: Option<u64>,
 }
 
-/// The stages of an archive (`Archiving`, `Proving`) and of a restore (`Downloading`, `Extracting`), in
-/// order.
+/// The stages of an archive (`Archiving`, `Proving`) and of a restore (`Downloading`, `Extracting`),
+/// in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TransferStage {
     /// Files are written to the archive. `bytes` counts file contents.

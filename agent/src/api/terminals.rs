@@ -159,7 +159,8 @@ impl terminals_server::Terminals for TerminalsService {
         let resize = request.resize.unwrap_or_default();
         let new_size = size(resize.size)?.ok_or_else(|| bad("resize.size", "set"))?;
         let id = TerminalId::new(&request.terminal_id);
-        let (now, owner) = self.terminals.resize(&id, &client, new_size, resize.take).map_err(status)?;
+        let (now, owner) =
+            self.terminals.resize(&id, &client, new_size, resize.take_ownership).map_err(status)?;
         Ok(Response::new(pb::ResizeTerminalResponse { size: Some(cells(now)), owner }))
     }
 

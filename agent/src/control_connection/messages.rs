@@ -29,7 +29,7 @@ const WORK_WINDOW: (Duration, Duration) = (Duration::from_millis(200), Duration:
 /// Upper bound of the policy's longest lease.
 const MAX_LEASE: Duration = Duration::from_secs(24 * 3600);
 /// Bounds of the output retained per terminal, in bytes.
-const RING_BYTES: (u64, u64) = (64 * 1024, 64 * 1024 * 1024);
+const BYTE_LOG_BYTES: (u64, u64) = (64 * 1024, 64 * 1024 * 1024);
 /// Upper bound of the policy's limits for terminals and processes.
 const MAX_TERMINALS_OR_PROCESSES: u32 = 4096;
 
@@ -172,7 +172,7 @@ fn policy(policy: wire::AgentPolicy) -> AgentPolicy {
     let count = |given: u32, default: usize| {
         if given == 0 { default } else { given.min(MAX_TERMINALS_OR_PROCESSES) as usize }
     };
-    let ring = |given: u64| given.clamp(RING_BYTES.0, RING_BYTES.1) as usize;
+    let byte_log = |given: u64| given.clamp(BYTE_LOG_BYTES.0, BYTE_LOG_BYTES.1) as usize;
     AgentPolicy {
         idle_timeout: span(policy.idle_timeout, default.idle_timeout),
         work_cap: span(policy.work_cap, default.work_cap),
@@ -186,7 +186,11 @@ fn policy(policy: wire::AgentPolicy) -> AgentPolicy {
             span(policy.heartbeat_interval, default.heartbeat_interval),
             HEARTBEAT_INTERVAL,
         ),
-        ring_bytes: if policy.ring_bytes == 0 { default.ring_bytes } else { ring(policy.ring_bytes) },
+        byte_log_bytes: if policy.byte_log_bytes == 0 {
+            default.byte_log_bytes
+        } else {
+            byte_log(policy.byte_log_bytes)
+        },
         max_terminals: count(policy.max_terminals, default.max_terminals),
         max_processes: count(policy.max_processes, default.max_processes),
     }
@@ -235,7 +239,7 @@ mod tests {
             work_cap: span(i64::MAX),
             idle_timeout: span(-5),
             cpu_cores: f64::NAN,
-            ring_bytes: u64::MAX,
+            byte_log_bytes: u64::MAX,
             ..Default::default()
         });
         assert_eq!(read.heartbeat_interval, HEARTBEAT_INTERVAL.0);
@@ -243,6 +247,6 @@ mod tests {
         assert_eq!(read.work_cap, MAX_DURATION);
         assert_eq!(read.idle_timeout, AgentPolicy::default().idle_timeout);
         assert_eq!(read.cpu_cores, AgentPolicy::default().cpu_cores);
-        assert_eq!(read.ring_bytes as u64, RING_BYTES.1);
+        assert_eq!(read.byte_log_bytes as u64, BYTE_LOG_BYTES.1);
     }
 }

@@ -157,7 +157,7 @@ impl<'a> ControlSession<'a> {
         outbox: &mpsc::Sender<AgentMessage>,
     ) -> Result<(), DisconnectError> {
         match message {
-            Message::Wait(wire::Wait {}) => tracing::info!("waiting for a claim"),
+            Message::AwaitClaim(wire::AwaitClaim {}) => tracing::info!("waiting for a claim"),
             Message::Claim(claim) => self.accept_claim(messages::claim(claim)?),
             Message::HeartbeatAck(ack) => self.acknowledged(ack.sequence),
             Message::Directive(directive) => self.handle_directive(directive, outbox)?,

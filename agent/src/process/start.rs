@@ -67,7 +67,7 @@ impl RegistryShared {
             epoch: claim.epoch,
             group: child.group,
             gate: self.gate.clone(),
-            state: Mutex::new(ProcessState::new(claim.epoch, claim.policy.ring_bytes, start.stdin)),
+            state: Mutex::new(ProcessState::new(claim.epoch, claim.policy.byte_log_bytes, start.stdin)),
             output_ready: Notify::new(),
             task_wakeup: Notify::new(),
             stdin_progress: Notify::new(),

@@ -51,9 +51,9 @@ pub(super) struct ProcessState {
 }
 
 impl ProcessState {
-    pub(super) fn new(epoch: u64, ring_bytes: usize, stdin: bool) -> Self {
+    pub(super) fn new(epoch: u64, byte_log_bytes: usize, stdin: bool) -> Self {
         Self {
-            outputs: [OutputLog::new(epoch, ring_bytes), OutputLog::new(epoch, ring_bytes)],
+            outputs: [OutputLog::new(epoch, byte_log_bytes), OutputLog::new(epoch, byte_log_bytes)],
             stdin: stdin.then(StdinQueue::default),
             leader: None,
             exit: None,

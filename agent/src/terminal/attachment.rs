@@ -198,9 +198,9 @@ impl AttachmentWriter {
 
     /// Sets the client's window size. `take` also makes the client the owner of the terminal's
     /// size.
-    pub fn resize(&self, size: WindowSize, take: bool) -> Result<(), TerminalError> {
+    pub fn resize(&self, size: WindowSize, take_ownership: bool) -> Result<(), TerminalError> {
         match &self.client {
-            Some(client) if !self.read_only => self.terminal.resize(client, size, take).map(drop),
+            Some(client) if !self.read_only => self.terminal.resize(client, size, take_ownership).map(drop),
             _ => Err(TerminalError::ReadOnly),
         }
     }

@@ -52,7 +52,7 @@ impl TerminalBuilder {
         Self {
             id: TerminalId::random(),
             created: SystemTime::now(),
-            log: ByteLog::new(claim.epoch, claim.policy.ring_bytes),
+            log: ByteLog::new(claim.epoch, claim.policy.byte_log_bytes),
             title: String::new(),
             cwd: String::new(),
         }

@@ -167,9 +167,9 @@ impl Terminals {
         id: &TerminalId,
         client: &ClientId,
         size: WindowSize,
-        take: bool,
+        take_ownership: bool,
     ) -> Result<(WindowSize, bool), TerminalError> {
-        self.find(id)?.resize(client, size, take)
+        self.find(id)?.resize(client, size, take_ownership)
     }
 
     /// Sends a signal by name, such as `INT`.

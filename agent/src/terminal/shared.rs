@@ -71,7 +71,7 @@ impl Terminal {
             created: self.created,
             pid: self.pid,
             exit: state.exit,
-            ring_bytes: state.log.max_bytes(),
+            byte_log_bytes: state.log.max_bytes(),
             viewers: state.viewers.len(),
         }
     }
@@ -192,13 +192,13 @@ impl Terminal {
         &self,
         client: &ClientId,
         size: WindowSize,
-        take: bool,
+        take_ownership: bool,
     ) -> Result<(WindowSize, bool), TerminalError> {
         let mut state = self.state();
         if let Some(exit) = state.exit {
             return Err(TerminalError::TerminalEnded(exit));
         }
-        let change = state.writers.resize(client, size, take);
+        let change = state.writers.resize(client, size, take_ownership);
         self.apply_size(&mut state, change)?;
         Ok((state.size.value, state.writers.is_owner(client)))
     }

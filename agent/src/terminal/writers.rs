@@ -91,18 +91,18 @@ impl AttachedWriters {
     /// Sets the client's window size; `take` makes the client the owner. A client that is not
     /// attached cannot own the size. It may set a size that has no owner, or with `take` override
     /// the owner's size until the next change.
-    pub(super) fn resize(&mut self, client: &ClientId, size: WindowSize, take: bool) -> SizeChange {
+    pub(super) fn resize(&mut self, client: &ClientId, size: WindowSize, take_ownership: bool) -> SizeChange {
         let unowned = self.owner.is_none();
         match self.writers.get_mut(client) {
             Some(writer) => {
                 writer.size = Some(size);
-                if take || unowned || self.owner.as_ref() == Some(client) {
+                if take_ownership || unowned || self.owner.as_ref() == Some(client) {
                     self.owner = Some(client.clone());
                     return SizeChange::Apply(size);
                 }
                 SizeChange::Unchanged
             }
-            None if take || unowned => SizeChange::Apply(size),
+            None if take_ownership || unowned => SizeChange::Apply(size),
             None => SizeChange::Unchanged,
         }
     }

@@ -46,7 +46,7 @@ async fn agent_says_hello_is_claimed_and_sends_heartbeats() {
     assert_eq!(i64::from(hello.pid), i64::from(agent.pid().as_raw_nonzero().get()));
     assert_eq!(hello.start_ticks, info.start_ticks);
     assert_eq!(hello.held_claim, None);
-    session.send(Message::Wait(wire::Wait {})).await;
+    session.send(Message::AwaitClaim(wire::AwaitClaim {})).await;
     session.send(Message::Claim(claim(&key()))).await;
     let first = session.heartbeat().await;
     assert_eq!(first.sequence, 1);

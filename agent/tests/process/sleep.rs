@@ -83,7 +83,7 @@ async fn changed_policy_applies_at_the_next_assessment() {
     let mut other = claim(&harness.key);
     set_short_idle(&mut other);
     let policy = other.policy.as_mut().expect("a policy");
-    (policy.max_terminals, policy.ring_bytes) = (1, 70_000);
+    (policy.max_terminals, policy.byte_log_bytes) = (1, 70_000);
     harness.session.send(Message::Claim(other)).await;
     let reported = harness.session.heartbeat_until(|heartbeat| {
         heartbeat.activity.as_ref().and_then(|a| a.idle_timeout).is_some_and(|timeout| timeout.seconds == 0)
@@ -92,7 +92,7 @@ async fn changed_policy_applies_at_the_next_assessment() {
     harness.prepare_when_idle().await;
     harness.cancel().await;
     harness.create(&["cat"]).await.expect("one");
-    assert_eq!(harness.list().await[0].ring_bytes, 70_000);
+    assert_eq!(harness.list().await[0].byte_log_bytes, 70_000);
     let refused = harness.create(&["cat"]).await.expect_err("a second one");
     assert_eq!(error::reason(&refused), Some(Reason::TooManyTerminals));
 }

@@ -186,7 +186,7 @@ async fn timeout_ends_members_that_outlive_leader() {
 
 #[tokio::test]
 async fn stalled_watchers_do_not_delay_end_all() {
-    let fixture = Fixture::with(AgentPolicy { ring_bytes: 64 * 1024, ..AgentPolicy::default() });
+    let fixture = Fixture::with(AgentPolicy { byte_log_bytes: 64 * 1024, ..AgentPolicy::default() });
     let stalled: Vec<_> = (0..4).map(|_| fixture.sh("yes")).collect();
     let mut reading =
         fixture.sh("trap '' HUP; trap 'seq 1 200000; exit 7' TERM; echo ready; while :; do sleep 0.01; done");

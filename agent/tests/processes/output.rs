@@ -19,7 +19,7 @@ async fn stdout_and_stderr_stay_apart() {
 #[tokio::test]
 async fn slow_reader_loses_nothing_of_100_mb() {
     // A log of 100 KB, so that the command has to wait a thousand times.
-    let fixture = Fixture::with(AgentPolicy { ring_bytes: 100_000, ..AgentPolicy::default() });
+    let fixture = Fixture::with(AgentPolicy { byte_log_bytes: 100_000, ..AgentPolicy::default() });
     let mut watcher = fixture.sh("yes 0123456789abcde | head -c 100000000; echo end >&2");
     let (mut out, mut checked) = (0u64, 0u64);
     let exit = loop {
@@ -50,7 +50,7 @@ async fn slow_reader_loses_nothing_of_100_mb() {
 
 #[tokio::test]
 async fn stalled_watcher_blocks_command_until_it_leaves() {
-    let fixture = Fixture::with(AgentPolicy { ring_bytes: 64 * 1024, ..AgentPolicy::default() });
+    let fixture = Fixture::with(AgentPolicy { byte_log_bytes: 64 * 1024, ..AgentPolicy::default() });
     let mut slow = fixture.sh("head -c 1000000 /dev/zero; echo done > finished");
     let id = id(&mut slow).await;
     let mut quick = fixture.processes.watch(&id, EPOCH, [0, 0]).unwrap();
@@ -95,7 +95,7 @@ async fn reconnected_client_resumes_at_its_offset() {
 
 #[tokio::test]
 async fn discarded_output_is_reported_as_gap() {
-    let fixture = Fixture::with(AgentPolicy { ring_bytes: 1_000, ..AgentPolicy::default() });
+    let fixture = Fixture::with(AgentPolicy { byte_log_bytes: 1_000, ..AgentPolicy::default() });
     let mut watcher = fixture.sh("seq 1 1000");
     let id = id(&mut watcher).await;
     let seen = all(watcher).await;

@@ -7,8 +7,8 @@ use podling_core::{id::WorkspaceId, observed::Failure, status::Urgency, time::Ti
 use podling_proto::{
     agent::v1::{ActivityState, Usage},
     control::v1::{
-        AgentPolicy, Cancel, Claim, ClaimId, Commit, ControlMessage, Directive, DirectiveResult, Dismiss,
-        Done, Drain, HeartbeatAck, Hello, Prepare, TokenKey, Wait, Warn, control_message::Message,
+        AgentPolicy, AwaitClaim, Cancel, Claim, ClaimId, Commit, ControlMessage, Directive, DirectiveResult,
+        Dismiss, Done, Drain, HeartbeatAck, Hello, Prepare, TokenKey, Warn, control_message::Message,
         directive::Directive as DirectiveBody, directive_result,
     },
     error::{self, Reason, WireError},
@@ -115,7 +115,7 @@ pub(super) fn activity(mut activity: ActivityState) -> ActivityState {
 
 pub(super) fn control_message(directive: ToAgent, token_keys: &[TokenKey]) -> ControlMessage {
     message(match directive {
-        ToAgent::Wait => Message::Wait(Wait {}),
+        ToAgent::Wait => Message::AwaitClaim(AwaitClaim {}),
         ToAgent::Claim(content) => Message::Claim(claim(&content, token_keys)),
         ToAgent::Sleep(DirectiveId(id), step) => {
             let step = match step {

@@ -156,12 +156,12 @@ impl Agent {
         assert_eq!(ack.sequence, sequence);
     }
 
-    /// Receives the next message other than `Wait`.
+    /// Receives the next message other than `AwaitClaim`.
     async fn receive(&mut self) -> Option<Message> {
         loop {
             let message = timeout(DEADLINE, self.messages_in.message()).await.expect("an answer");
             match message.ok()??.message? {
-                Message::Wait(_) => {}
+                Message::AwaitClaim(_) => {}
                 message => return Some(message),
             }
         }

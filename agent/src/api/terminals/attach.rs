@@ -30,7 +30,7 @@ pub(super) async fn pump(
             Some(AttachCommand::Input(piece)) => typing.input(input(&piece)),
             Some(AttachCommand::Resize(resize)) => {
                 let size_request = size(resize.size)?.ok_or_else(|| bad("resize.size", "set"))?;
-                unless_ended(writer.resize(size_request, resize.take))?;
+                unless_ended(writer.resize(size_request, resize.take_ownership))?;
             }
             Some(AttachCommand::Ack(offset)) => writer.ack(offset),
             Some(AttachCommand::Signal(signal)) => {

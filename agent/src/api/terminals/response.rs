@@ -25,7 +25,7 @@ pub(super) fn terminal(info: TerminalInfo) -> pb::Terminal {
         created: Some(info.created.into()),
         pid: info.pid.map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs()),
         exit: info.exit.map(exit),
-        ring_bytes: info.ring_bytes as u64,
+        byte_log_bytes: info.byte_log_bytes as u64,
         viewers: info.viewers as u32,
     }
 }

@@ -126,7 +126,7 @@ async fn browser_watches_writes_and_resizes() {
     let Some(pb::watch_terminals_response::Response::Opened(opened)) = first.response else {
         panic!("{first:?}")
     };
-    let resize = pb::Resize { size: Some(pb::Size { rows: 30, cols: 90 }), take: false };
+    let resize = pb::Resize { size: Some(pb::Size { rows: 30, cols: 90 }), take_ownership: false };
     let request =
         pb::ResizeTerminalRequest { terminal_id: id.clone(), client_id: "tab".into(), resize: Some(resize) };
     let resized = fixture.client.resize(request).await.expect("resized").into_inner();

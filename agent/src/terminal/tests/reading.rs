@@ -76,7 +76,7 @@ async fn resuming_viewer_misses_nothing() {
 
 #[tokio::test]
 async fn evicted_stale_and_future_positions_are_distinguished() {
-    let fixture = TerminalFixture::with(AgentPolicy { ring_bytes: 8 * 1024, ..AgentPolicy::default() });
+    let fixture = TerminalFixture::with(AgentPolicy { byte_log_bytes: 8 * 1024, ..AgentPolicy::default() });
     let terminal = fixture.script("seq 10000; exit 0");
     fixture.exit(&terminal.id).await;
     let info = fixture.terminals.get(&terminal.id).expect("kept");

@@ -145,7 +145,7 @@ async fn flooding_terminal_can_be_joined() {
 async fn viewer_too_slow_for_a_flood_gets_gap_and_snapshot() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.open(FLOOD);
-    let ring = terminal.ring_bytes as u64;
+    let byte_log = terminal.byte_log_bytes as u64;
     let printed = || fixture.terminals.get(&terminal.id).expect("there").next;
     let mut slow = fixture.attach(&terminal.id, "slow", ViewerStart::Oldest);
     let mut log = ReceivedOutput::default();
@@ -162,7 +162,7 @@ async fn viewer_too_slow_for_a_flood_gets_gap_and_snapshot() {
                 FrameKind::Gap { from, to } => break (from, to),
                 FrameKind::Data(_) if log.bytes.len() > read + CHUNK_BYTES => {
                     let now = printed();
-                    eventually(|| (printed() > now + 2 * ring).then_some(())).await;
+                    eventually(|| (printed() > now + 2 * byte_log).then_some(())).await;
                 }
                 FrameKind::Screen(_) => panic!("a snapshot without a gap"),
                 FrameKind::KeepAlive => panic!("no frame for 15 s"),

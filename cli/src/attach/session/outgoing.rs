@@ -28,7 +28,7 @@ impl AttachSession {
 
     pub(super) fn next_request(&mut self) -> AttachRequest {
         let request = if let Some(size) = self.resize.take() {
-            Request::Resize(Resize { size: Some(size), take: true })
+            Request::Resize(Resize { size: Some(size), take_ownership: true })
         } else if self.ack_due() {
             self.acked = self.screen.written();
             Request::Ack(self.acked)
