@@ -3,8 +3,8 @@
 
 pub mod activity;
 mod admission;
-pub mod archive_http;
 pub mod archives;
+pub mod export_http;
 pub mod files;
 pub mod files_http;
 pub(crate) mod problem;

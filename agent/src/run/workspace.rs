@@ -14,7 +14,7 @@ use crate::{
     activity::{ActivityMonitor, PresenceProbe, TerminalPresence, assessment::ActivityLevel},
     admission::AdmissionGate,
     api::{
-        activity::ActivityService, archive_http, archives::ArchivesService, files::FilesService, files_http,
+        activity::ActivityService, archives::ArchivesService, export_http, files::FilesService, files_http,
         processes::ProcessesService, terminals::TerminalsService,
     },
     archive::Archives,
@@ -103,7 +103,7 @@ impl WorkspaceRuntime {
             .add_service(files)
             .add_service(archives)
             .add_service(activity);
-        let http = files_http::router(self.files.clone()).merge(archive_http::router(self.archives.clone()));
+        let http = files_http::router(self.files.clone()).merge(export_http::router(self.archives.clone()));
         AgentServices { grpc, names, http }
     }
 

@@ -102,7 +102,7 @@ fn required_verb(http: &Method, path: &str) -> Verb {
             _ => Verb::Admin,
         };
     }
-    if path == "/archive.zip" && matches!(*http, Method::GET | Method::HEAD) {
+    if path == "/export.zip" && matches!(*http, Method::GET | Method::HEAD) {
         return Verb::FilesRead;
     }
     if path == "/metrics" || REFLECTION.iter().any(|service| path.starts_with(service)) {
@@ -134,8 +134,8 @@ mod tests {
         assert_eq!(required_verb(&Method::HEAD, "/files/a"), Verb::FilesRead);
         assert_eq!(required_verb(&Method::PUT, "/files/a"), Verb::FilesWrite);
         assert_eq!(required_verb(&Method::DELETE, "/files/a"), Verb::Admin);
-        assert_eq!(required_verb(&Method::GET, "/archive.zip"), Verb::FilesRead);
-        assert_eq!(required_verb(&Method::POST, "/archive.zip"), Verb::Admin);
+        assert_eq!(required_verb(&Method::GET, "/export.zip"), Verb::FilesRead);
+        assert_eq!(required_verb(&Method::POST, "/export.zip"), Verb::Admin);
         assert_eq!(required_verb(&Method::GET, "/metrics"), Verb::Read);
         let reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
         assert_eq!(required_verb(&Method::POST, reflection), Verb::Read);

@@ -3,7 +3,7 @@
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use podling_agent::api::archive_http;
+use podling_agent::api::export_http;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
@@ -15,7 +15,7 @@ use super::{Fixture, noise, tools};
 async fn get(fixture: &Fixture, path: &str) -> (u16, Option<Vec<u8>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let router = archive_http::router(fixture.archives.clone());
+    let router = export_http::router(fixture.archives.clone());
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
     let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
@@ -31,11 +31,11 @@ async fn get(fixture: &Fixture, path: &str) -> (u16, Option<Vec<u8>>) {
 async fn browser_downloads_directory_as_zip() {
     let fixture = Fixture::new();
     fixture.put("folder/file", noise(3_000_000));
-    let (status, zip) = get(&fixture, "/archive.zip?path=folder").await;
+    let (status, zip) = get(&fixture, "/export.zip?path=folder").await;
     assert_eq!(status, 200);
     assert!(zip.unwrap() == fixture.make("folder").await.zip);
-    assert_eq!(get(&fixture, "/archive.zip?path=gone").await.0, 404);
-    assert_eq!(get(&fixture, "/archive.zip?path=../outside").await.0, 400);
+    assert_eq!(get(&fixture, "/export.zip?path=gone").await.0, 404);
+    assert_eq!(get(&fixture, "/export.zip?path=../outside").await.0, 400);
 }
 
 #[tokio::test]
@@ -43,9 +43,9 @@ async fn incomplete_archive_aborts_download() {
     let fixture = Fixture::new();
     fixture.put("file", "");
     fixture.folder(&"d/".repeat(300));
-    assert_eq!(get(&fixture, "/archive.zip").await, (200, None));
+    assert_eq!(get(&fixture, "/export.zip").await, (200, None));
     // Without a skipped entry the download is a valid zip.
     let fixture = Fixture::new();
     fixture.put("file", "");
-    tools::look(&get(&fixture, "/archive.zip").await.1.unwrap());
+    tools::look(&get(&fixture, "/export.zip").await.1.unwrap());
 }

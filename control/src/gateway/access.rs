@@ -21,7 +21,7 @@ impl AccessRequirement {
                 Method::PUT => Some((Verb::FilesWrite, true)),
                 _ => None,
             },
-            None if path == "/archive.zip" && matches!(*method, Method::GET | Method::HEAD) => {
+            None if path == "/export.zip" && matches!(*method, Method::GET | Method::HEAD) => {
                 Some((Verb::FilesRead, true))
             }
             // Every caller that may see a workspace may see which services its agent has.
@@ -59,7 +59,7 @@ mod tests {
         assert_eq!(needs(Method::GET, "/files/a%2Fb"), (Verb::FilesRead, true));
         assert_eq!(needs(Method::HEAD, "/files/"), (Verb::FilesRead, true));
         assert_eq!(needs(Method::PUT, "/files/a"), (Verb::FilesWrite, true));
-        assert_eq!(needs(Method::GET, "/archive.zip"), (Verb::FilesRead, true));
+        assert_eq!(needs(Method::GET, "/export.zip"), (Verb::FilesRead, true));
     }
 
     #[test]
@@ -69,7 +69,7 @@ mod tests {
             (Method::POST, "/podling.agent.v1.Terminals/Cre%61te"),
             (Method::POST, "/podling.control.v1.Workspaces/Get"),
             (Method::DELETE, "/files/a"),
-            (Method::POST, "/archive.zip"),
+            (Method::POST, "/export.zip"),
             (Method::GET, "/files"),
             (Method::GET, "/metrics"),
             (Method::GET, "/"),

@@ -117,7 +117,7 @@ async fn assert_export_matches(podling: &Podling, workspace: &Workspace, expecte
     let listed = zips::list_zip(&file);
     assert!(listed.is_none_or(|listed| listed == *expected), "the zip of podling export has all entries");
 
-    let request = Request::get("/archive.zip")
+    let request = Request::get("/export.zip")
         .header("authorization", format!("Bearer {}", podling.token()))
         .header("podling-workspace", &workspace.id)
         .body(Bytes::new())
@@ -126,7 +126,7 @@ async fn assert_export_matches(podling: &Podling, workspace: &Workspace, expecte
     assert!(answer.status().is_success(), "{:?}", answer.status());
     fs::write(&file, answer.body()).expect("a file");
     let listed = zips::list_zip(&file);
-    assert!(listed.is_none_or(|listed| listed == *expected), "the zip of GET /archive.zip has all entries");
+    assert!(listed.is_none_or(|listed| listed == *expected), "the zip of GET /export.zip has all entries");
 }
 
 #[tokio::test(flavor = "multi_thread")]

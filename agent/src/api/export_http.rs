@@ -1,6 +1,6 @@
-//! Archive downloads over plain HTTP, for browsers and curl. The router has authorized the calls.
+//! Exports over plain HTTP, for browsers and curl. The router has authorized the calls.
 //!
-//! `GET /archive.zip?path=<directory>` returns the directory (default: the root) as a zip, without
+//! `GET /export.zip?path=<directory>` returns the directory (default: the root) as a zip, without
 //! ignore rules. If an entry could not be read, the response is aborted before its end. Otherwise a
 //! client would take an incomplete archive for a complete one.
 
@@ -22,7 +22,7 @@ use super::{files::parse, problem::problem};
 use crate::archive::{ArchiveError, Archives, CreateEvent, CreateOptions};
 
 pub fn router(archives: Archives) -> Router {
-    Router::new().route("/archive.zip", get(download)).with_state(archives)
+    Router::new().route("/export.zip", get(download)).with_state(archives)
 }
 
 async fn download(State(archives): State<Archives>, request: Request) -> Response {
@@ -67,9 +67,9 @@ mod tests {
     #[test]
     fn directory_is_parsed_from_query() {
         for (uri, path) in [
-            ("/archive.zip", &b""[..]),
-            ("/archive.zip?path=a/b", b"a/b"),
-            ("/archive.zip?x=y&path=caf%E9+1", b"caf\xe9 1"),
+            ("/export.zip", &b""[..]),
+            ("/export.zip?path=a/b", b"a/b"),
+            ("/export.zip?x=y&path=caf%E9+1", b"caf\xe9 1"),
         ] {
             assert_eq!(directory(&Uri::from_static(uri)), path);
         }
