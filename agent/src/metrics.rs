@@ -1,6 +1,9 @@
 //! Metrics of the agent, which it serves at `/metrics` in the OpenMetrics text format.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -27,7 +30,7 @@ struct MetricsInner {
     gauges: Gauges,
 }
 
-/// Gauges that [`AgentMetrics::set_gauges`] sets at each scrape.
+/// Gauges, and counters of other modules, that [`AgentMetrics::set_gauges`] sets at each scrape.
 #[derive(Debug, Default)]
 struct Gauges {
     terminals: Gauge,
@@ -36,10 +39,10 @@ struct Gauges {
     counted_idle: Gauge,
     cpu: Gauge<f64, AtomicU64>,
     memory: Gauge,
-    terminal_bytes: Gauge,
+    terminal_output: Counter,
     viewers: Gauge,
-    commands: Gauge,
-    terminal_panics: Gauge,
+    client_processes: Gauge,
+    terminal_panics: Counter,
     leases: Gauge,
     claimed: Gauge,
 }
@@ -63,7 +66,7 @@ pub struct MetricsReading {
     /// Number of viewers of all terminals.
     pub viewers: u32,
     /// Running processes that clients started.
-    pub commands: u32,
+    pub client_processes: u32,
     /// Panics in a terminal's task or screen since the agent started.
     pub terminal_panics: u64,
     /// Number of keep-awake leases.
@@ -121,9 +124,10 @@ impl AgentMetrics {
             gauges.memory.clone(),
         );
         let help = "Output of all terminals since the agent started";
-        registry.register_with_unit("terminal_output", help, Unit::Bytes, gauges.terminal_bytes.clone());
+        registry.register_with_unit("terminal_output", help, Unit::Bytes, gauges.terminal_output.clone());
         registry.register("viewers", "Viewers of terminals", gauges.viewers.clone());
-        registry.register("commands", "Running processes started by clients", gauges.commands.clone());
+        let help = "Running processes started by clients";
+        registry.register("client_processes", help, gauges.client_processes.clone());
         let help = "Panics in terminal tasks and screens";
         registry.register("terminal_panics", help, gauges.terminal_panics.clone());
         registry.register("leases", "Keep-awake leases", gauges.leases.clone());
@@ -179,10 +183,10 @@ impl AgentMetrics {
         gauges.counted_idle.set(whole(reading.counted_idle_seconds));
         gauges.cpu.set(reading.cpu_cores);
         gauges.memory.set(whole(reading.memory_bytes));
-        gauges.terminal_bytes.set(whole(reading.terminal_bytes));
+        gauges.terminal_output.inner().store(reading.terminal_bytes, Ordering::Relaxed);
         gauges.viewers.set(reading.viewers.into());
-        gauges.commands.set(reading.commands.into());
-        gauges.terminal_panics.set(whole(reading.terminal_panics));
+        gauges.client_processes.set(reading.client_processes.into());
+        gauges.terminal_panics.inner().store(reading.terminal_panics, Ordering::Relaxed);
         gauges.leases.set(reading.leases.into());
         gauges.claimed.set(reading.claimed.into());
     }
@@ -204,4 +208,28 @@ impl Default for AgentMetrics {
 
 fn whole(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_of_other_modules_are_counters() {
+        let metrics = AgentMetrics::new();
+        metrics.set_gauges(MetricsReading {
+            terminal_bytes: 7,
+            terminal_panics: 2,
+            ..MetricsReading::default()
+        });
+        let text = metrics.encode();
+        for line in [
+            "# TYPE podling_agent_terminal_output_bytes counter",
+            "podling_agent_terminal_output_bytes_total 7",
+            "# TYPE podling_agent_terminal_panics counter",
+            "podling_agent_terminal_panics_total 2",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in {text}");
+        }
+    }
 }

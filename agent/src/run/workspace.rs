@@ -153,7 +153,7 @@ impl WorkspaceRuntime {
             memory_bytes: now.usage.memory_bytes,
             terminal_bytes: now.terminal_bytes,
             viewers: self.terminals.list().iter().map(|terminal| terminal.viewers as u32).sum(),
-            commands: self.processes.running() as u32,
+            client_processes: self.processes.running() as u32,
             terminal_panics: task_panics + screen_panics,
             leases: now.leases.len() as u32,
             claimed: self.claims.borrow().is_some(),
