@@ -20,7 +20,7 @@ const SETTLING_WRITES: usize = 3;
 /// Environment variables with the number of idle workspaces (default 4), and the number of
 /// heartbeats of each during which nothing may be written (default 5).
 const IDLE_WORKSPACES: &str = "PODLING_IDLE_WORKSPACES";
-const IDLE_HEARTBEATS: &str = "PODLING_IDLE_BEATS";
+const IDLE_HEARTBEATS: &str = "PODLING_IDLE_HEARTBEATS";
 
 fn status(deployed: &Deployed, name: &str) -> Value {
     let status = deployed.namespace().field(&format!("ws/{name}"), ".status");

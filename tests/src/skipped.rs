@@ -3,7 +3,7 @@
 use std::{env, fs::OpenOptions, io::Write};
 
 /// Environment variable with the path of the file in which `cargo xtask` collects skipped tests.
-const FILE: &str = "PODLING_LEFT_OUT";
+const FILE: &str = "PODLING_SKIPPED_TESTS";
 
 /// Reports that `what` is skipped, and why. Panics in CI, where no test may be skipped.
 pub fn report_skipped(what: &str, why: &str) {

@@ -26,7 +26,7 @@ use crate::program;
 
 /// Environment variable with the path of the file in which tests list what they skip
 /// (`podling_tests::report_skipped`).
-const SKIPPED_LIST: &str = "PODLING_LEFT_OUT";
+const SKIPPED_LIST: &str = "PODLING_SKIPPED_TESTS";
 
 /// Lanes run beside each other, and the steps of one lane run one after the other.
 pub(crate) type Lanes = Vec<Vec<GateStep>>;
