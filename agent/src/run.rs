@@ -30,7 +30,7 @@ use crate::{
     server::{
         Server,
         identity::{AgentIdentity, AgentIdentityError},
-        info::AgentInfo,
+        info::AgentInfoFile,
         listener::{AgentListener, ListenError},
         router::{DescriptorError, RouterParts, router},
     },
@@ -255,7 +255,7 @@ fn write_info(
 ) -> Result<(), StartError> {
     let path = &config.info_file;
     let failed = |source| StartError::Info { path: path.clone(), source };
-    let info = AgentInfo {
+    let info = AgentInfoFile {
         pid: std::process::id(),
         start_ticks: description.start_ticks,
         boot_id: description.boot_id.clone(),

@@ -27,7 +27,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use super::listener::ClientStream;
+use super::listener::ClientSocket;
 use crate::{metrics::AgentMetrics, tasks::ConnectionExecutor};
 
 /// Connections at once. A further one is closed before its TLS handshake.
@@ -146,7 +146,7 @@ impl ConnectionPermit {
     /// and open calls continue. Dropping the future closes the connection.
     pub async fn serve(
         self,
-        io: Box<dyn ClientStream>,
+        io: Box<dyn ClientSocket>,
         tls: TlsAcceptor,
         router: Router,
         closing: CancellationToken,
@@ -160,7 +160,7 @@ impl ConnectionPermit {
 
     async fn serve_until(
         &self,
-        io: Box<dyn ClientStream>,
+        io: Box<dyn ClientSocket>,
         tls: TlsAcceptor,
         router: Router,
         closing: CancellationToken,

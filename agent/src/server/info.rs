@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// Content of the info file, as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AgentInfo {
+pub struct AgentInfoFile {
     pub pid: u32,
     /// Start time in clock ticks since boot, from /proc/PID/stat.
     pub start_ticks: u64,
@@ -23,7 +23,7 @@ pub struct AgentInfo {
     pub fingerprint: String,
 }
 
-impl AgentInfo {
+impl AgentInfoFile {
     /// Writes the file atomically, with mode 0600.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         write_whole(path, &serde_json::to_vec_pretty(self)?)

@@ -41,8 +41,8 @@ pub enum AgentListener {
 }
 
 /// A byte stream to a client, over TCP or a Unix socket.
-pub trait ClientStream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> ClientStream for T {}
+pub trait ClientSocket: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ClientSocket for T {}
 
 impl AgentListener {
     pub async fn bind(at: &ListenAddress) -> Result<Self, ListenError> {
@@ -68,16 +68,16 @@ impl AgentListener {
 
     /// Accepts the next connection. Retries after errors that are temporary or concern one
     /// connection. Returns an error if the listener itself is unusable. Cancel-safe.
-    pub async fn accept(&self) -> io::Result<Box<dyn ClientStream>> {
+    pub async fn accept(&self) -> io::Result<Box<dyn ClientSocket>> {
         loop {
             let taken = match self {
                 Self::Unix(listener, _) => {
-                    listener.accept().await.map(|(io, _)| Box::new(io) as Box<dyn ClientStream>)
+                    listener.accept().await.map(|(io, _)| Box::new(io) as Box<dyn ClientSocket>)
                 }
                 Self::Tcp(listener) => listener.accept().await.map(|(io, _)| {
                     // Nagle's algorithm would delay keystrokes. A failure here costs only latency.
                     let _set = io.set_nodelay(true);
-                    Box::new(io) as Box<dyn ClientStream>
+                    Box::new(io) as Box<dyn ClientSocket>
                 }),
             };
             match taken {

@@ -43,7 +43,7 @@ const OFFSET_GAP_BYTES: u64 = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct InputSequencer {
     epoch: u64,
-    clients: HashMap<ClientId, ClientStream>,
+    clients: HashMap<ClientId, ClientInputStream>,
     /// Limit on remembered clients; lower in tests.
     max_clients: usize,
     /// First offset of a client that is not remembered; above all offsets of evicted clients.
@@ -53,7 +53,7 @@ pub(super) struct InputSequencer {
 }
 
 #[derive(Debug)]
-struct ClientStream {
+struct ClientInputStream {
     /// First offset of this client; lower offsets may belong to an evicted client.
     first_offset: u64,
     /// Offset after the last byte that was queued or written.
@@ -106,7 +106,7 @@ pub(super) enum SequenceError {
     TooManyClients,
 }
 
-impl ClientStream {
+impl ClientInputStream {
     /// Returns whether the client has sent input. A client that has not loses nothing by eviction.
     fn has_typed(&self) -> bool {
         self.accepted > self.first_offset
@@ -251,7 +251,7 @@ impl InputSequencer {
         self.runs = VecDeque::new();
     }
 
-    fn client(&mut self, id: &ClientId, now: Instant) -> &mut ClientStream {
+    fn client(&mut self, id: &ClientId, now: Instant) -> &mut ClientInputStream {
         // Read before the eviction below raises it, because `check` has compared the input with
         // this value.
         let first_offset = self.first_offset;
@@ -263,7 +263,7 @@ impl InputSequencer {
             // Also above the first offset that `check` reported to clients that are not remembered.
             self.first_offset = self.first_offset.max(evicted.accepted).saturating_add(OFFSET_GAP_BYTES);
         }
-        let new = ClientStream {
+        let new = ClientInputStream {
             first_offset,
             accepted: first_offset,
             written: first_offset,

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use podling_agent::server::info::AgentInfo;
+use podling_agent::server::info::AgentInfoFile;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
@@ -123,7 +123,7 @@ impl AgentProcess {
     }
 
     /// Returns the content of `agent.json`, which the agent writes once it listens.
-    pub(crate) async fn info(&self) -> AgentInfo {
+    pub(crate) async fn info(&self) -> AgentInfoFile {
         let path = self.path("state/agent.json");
         wait_for("agent.json", || serde_json::from_slice(&std::fs::read(&path).ok()?).ok()).await
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::Request;
 use http_body_util::Full;
-use podling_agent::server::info::AgentInfo;
+use podling_agent::server::info::AgentInfoFile;
 use podling_proto::{
     agent::v1::{GetActivityRequest, KeepAwakeRequest, activity_client::ActivityClient},
     error,
@@ -176,7 +176,7 @@ async fn thousand_unauthenticated_connections_keep_memory_flat() {
         ActivityClient::with_origin(AgentClient::connect(&agent).await.service(), AgentClient::origin());
     let get = || with_token(GetActivityRequest {}, &token(&key, "read"));
     authenticated.get(get()).await.expect("served");
-    let AgentInfo { fingerprint, .. } = agent.info().await;
+    let AgentInfoFile { fingerprint, .. } = agent.info().await;
     let (tls, socket) = (connector(&fingerprint, "h2"), agent.path("agent.sock"));
     let mut unauthenticated = Vec::new();
     for _ in 0..50 {
