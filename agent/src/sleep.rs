@@ -38,14 +38,14 @@ pub enum SleepDeclined {
     InUse(ActivityLevel),
     /// The workspace is idle, but its counted idle time is shorter than the idle timeout.
     #[error("the workspace has been idle for only {counted:?} of its idle timeout of {timeout:?}")]
-    TooSoon { counted: Duration, timeout: Duration },
+    IdleTooShort { counted: Duration, timeout: Duration },
     /// Requests arrived during the prepare. The gate has admitted them.
     #[error("{}", describe(.0))]
-    RequestsHeld(Vec<Intent>),
+    RequestHeld(Vec<Intent>),
     #[error("no sleep is prepared, or its hold has expired; prepare again")]
     NotPrepared,
     #[error("the workspace is already falling asleep; the commit cannot be cancelled")]
-    Asleep,
+    AlreadyCommitted,
 }
 
 /// Prepares, cancels and commits the sleep of this workspace. Clones share one state.
@@ -74,7 +74,7 @@ impl SleepCoordinator {
         let held = self.gate.held_intents();
         if !force && !held.is_empty() {
             self.gate.resume();
-            return Err(SleepDeclined::RequestsHeld(held));
+            return Err(SleepDeclined::RequestHeld(held));
         }
         // Hold before assessing, so that each intent is either held or part of the assessment.
         if !self.gate.hold(hold.unwrap_or(DEFAULT_HOLD).min(MAX_HOLD), force) {
@@ -93,7 +93,7 @@ impl SleepCoordinator {
     pub fn commit(&self) -> Result<(), SleepDeclined> {
         self.gate.close().map_err(|error| match error {
             CommitError::NotHolding => SleepDeclined::NotPrepared,
-            CommitError::RequestsHeld(intents) => SleepDeclined::RequestsHeld(intents),
+            CommitError::RequestsHeld(intents) => SleepDeclined::RequestHeld(intents),
         })?;
         self.committed.cancel();
         Ok(())
@@ -101,7 +101,7 @@ impl SleepCoordinator {
 
     /// Cancels a prepare and admits the held requests. Fails once the sleep is committed.
     pub fn cancel(&self) -> Result<(), SleepDeclined> {
-        self.gate.resume().then_some(()).ok_or(SleepDeclined::Asleep)
+        self.gate.resume().then_some(()).ok_or(SleepDeclined::AlreadyCommitted)
     }
 
     /// Waits until the sleep is committed.
@@ -129,7 +129,7 @@ impl SleepCoordinator {
         }
         let (counted, timeout) = (now.counted_idle, now.idle_timeout);
         (urgency == SleepUrgency::Idle && counted < timeout)
-            .then_some(SleepDeclined::TooSoon { counted, timeout })
+            .then_some(SleepDeclined::IdleTooShort { counted, timeout })
     }
 }
 

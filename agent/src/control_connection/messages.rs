@@ -114,10 +114,10 @@ pub fn declined(
 pub fn decline_reason(declined: &SleepDeclined) -> wire::DeclineReason {
     match declined {
         SleepDeclined::InUse(_) => wire::DeclineReason::InUse,
-        SleepDeclined::TooSoon { .. } => wire::DeclineReason::IdleTooShort,
-        SleepDeclined::RequestsHeld(_) => wire::DeclineReason::RequestHeld,
+        SleepDeclined::IdleTooShort { .. } => wire::DeclineReason::IdleTooShort,
+        SleepDeclined::RequestHeld(_) => wire::DeclineReason::RequestHeld,
         SleepDeclined::NotPrepared => wire::DeclineReason::NotPrepared,
-        SleepDeclined::Asleep => wire::DeclineReason::AlreadyCommitted,
+        SleepDeclined::AlreadyCommitted => wire::DeclineReason::AlreadyCommitted,
     }
 }
 
