@@ -13,7 +13,7 @@ use crate::{
     backoff::retry_call,
     client::Client,
     failure::CommandFailure,
-    next_transition::{brief, left},
+    next_step::{brief, left},
     output::{self, Tone},
 };
 

@@ -18,7 +18,7 @@ use podling_proto::{
 };
 
 use crate::{
-    next_transition::{queue_position, since},
+    next_step::{queue_position, since},
     output::{Tone, paint, plain},
     progress, resources,
     view::{self, state_tone},

@@ -4,7 +4,7 @@
 //! [`command`] has one module per subcommand. They share the connection to the control plane
 //! ([`target`], [`connector`], [`client`]), retries and waiting ([`backoff`],
 //! [`workspace_watcher`], [`state_waiter`], [`wake_spinner`], [`spinner`]), output ([`output`],
-//! [`view`], [`next_transition`]) and failures ([`failure`], [`for_each_target`]).
+//! [`view`], [`next_step`]) and failures ([`failure`], [`for_each_target`]).
 
 pub mod archive;
 pub mod args;
@@ -21,7 +21,7 @@ pub mod failure;
 pub mod for_each_target;
 #[cfg(test)]
 mod golden;
-pub mod next_transition;
+pub mod next_step;
 pub mod output;
 pub mod partial_file;
 pub mod policy;

@@ -4,7 +4,7 @@ use indicatif::HumanBytes;
 use podling_proto::control::v1::{Resources, State, Workspace};
 use serde::Serialize;
 
-use crate::next_transition::queue_position;
+use crate::next_step::queue_position;
 
 /// CPU and memory of a workspace, as `--json` prints them.
 #[derive(Debug, Serialize)]

@@ -13,7 +13,7 @@ use prost_types::Timestamp;
 use crate::{
     client::Client,
     failure::CommandFailure,
-    next_transition::{self, queue_position},
+    next_step::{self, queue_position},
     output::plain,
     spinner::WorkspaceSpinner,
     view::state_clause,
@@ -118,7 +118,7 @@ impl StateWaiter {
             State::Archiving => self.archiving = true,
             // The workspace is archived before it is deleted, and waits for the next attempt.
             State::Asleep => {
-                let wait = next_transition::left(workspace.next.as_ref().and_then(|next| next.at), now)
+                let wait = next_step::left(workspace.next.as_ref().and_then(|next| next.at), now)
                     .filter(|left| !left.is_zero());
                 if self.archiving || wait.is_some() {
                     return WaitProgress::Retrying(reason(workspace));

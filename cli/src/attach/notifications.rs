@@ -15,7 +15,7 @@ use tonic::Streaming;
 use crate::{
     backoff::RetryBackoff,
     client::{Client, WorkspaceClient},
-    next_transition::{brief, left},
+    next_step::{brief, left},
     state_waiter::describe,
     workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
 };

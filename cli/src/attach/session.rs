@@ -162,7 +162,7 @@ impl AttachSession {
             let takes = self.screen.has_capacity();
             let sends = self.has_request();
             let wake_at = self.wake_at();
-            let room = self.connection.send_permit();
+            let send_permit = self.connection.send_permit();
             tokio::select! {
                 biased;
                 name = signals.next() => return Ok(AttachEnd::Signal(name)),
@@ -170,7 +170,7 @@ impl AttachSession {
                 count = self.stdin.read(&mut buffer), if reads => {
                     self.handle_stdin(&buffer[..count.map_err(terminal_error())?]);
                 }
-                permit = room, if sends => { permit.send(self.next_request()); }
+                permit = send_permit, if sends => { permit.send(self.next_request()); }
                 event = self.connection.next(), if takes => self.handle_event(event)?,
                 seen = &mut self.lookup => self.finish_lookup(seen)?,
                 Some(notification) = self.notifications.next() => self.handle_notification(notification),

@@ -12,7 +12,7 @@ use crate::{
     backoff::retry_call,
     context::Context,
     failure::CommandFailure,
-    next_transition,
+    next_step,
     output::{self, Tone},
     view::{WorkspaceJson, activity_word, state, state_tone},
 };
@@ -63,10 +63,10 @@ fn render(workspaces: &[Workspace], now: SystemTime, owners: bool) -> String {
             (w.name.clone(), Some(Tone::Strong)),
             (w.id.clone(), None),
             (state(w.state()).to_owned(), state_tone(w.state())),
-            (next_transition::since(w.since, now), None),
+            (next_step::since(w.since, now), None),
             (known.unwrap_or("-").to_owned(), None),
-            (next_transition::idle(w).and_then(next_transition::brief).unwrap_or_else(none), None),
-            (next_transition::short(w, now).unwrap_or_else(none), warned.then_some(Tone::Notice)),
+            (next_step::idle(w).and_then(next_step::brief).unwrap_or_else(none), None),
+            (next_step::short(w, now).unwrap_or_else(none), warned.then_some(Tone::Notice)),
             (w.template.clone(), None),
         ];
         if owners {

@@ -6,7 +6,7 @@ use podling_proto::agent::v1::{ActivityLevel, ActivityState, Evidence, Signal};
 
 use crate::{
     duration::{from_wire, show},
-    next_transition::since,
+    next_step::since,
     output::{Tone, counted, paint, plain, table},
     view::activity_word,
 };

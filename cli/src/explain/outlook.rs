@@ -10,7 +10,7 @@ use podling_proto::{
 
 use crate::{
     archive,
-    next_transition::{brief, left, sleeps_in},
+    next_step::{brief, left, sleeps_in},
     output::{Tone, paint},
 };
 

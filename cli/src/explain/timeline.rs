@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::coloured;
 use crate::{
-    next_transition::{brief, since},
+    next_step::{brief, since},
     output::{Tone, paint, plain},
     view::{reason_word, state},
 };

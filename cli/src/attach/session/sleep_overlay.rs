@@ -25,7 +25,7 @@ use crate::{
 
 /// Longest wait for the control plane to report the workspace's state. After that the end of the
 /// terminal counts as an ordinary exit.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Ctrl-C leaves the session while the workspace is asleep, because there is no program to
 /// interrupt.
 const CTRL_C: u8 = 3;
@@ -67,7 +67,7 @@ enum KeyAction {
 /// Starts a lookup of the workspace.
 pub(super) fn look_up(client: &Client, id: &str) -> WorkspaceLookup {
     let (client, id) = (client.clone(), id.to_owned());
-    Box::pin(async move { timeout(LOOK_TIMEOUT, client.find(&id)).await.ok() })
+    Box::pin(async move { timeout(LOOKUP_TIMEOUT, client.find(&id)).await.ok() })
 }
 
 impl AttachSession {
