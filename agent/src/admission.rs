@@ -139,7 +139,7 @@ impl AdmissionGate {
         let now = Instant::now();
         let mut state = self.state();
         let edge = state.expire_hold(now);
-        let shut = match state.phase {
+        let is_closed = match state.phase {
             GatePhase::Closed => true,
             GatePhase::Holding { until, .. } if !state.held.is_empty() => {
                 state.phase = GatePhase::Holding { until, force };
@@ -152,7 +152,7 @@ impl AdmissionGate {
         };
         drop(state);
         self.notify(edge);
-        !shut
+        !is_closed
     }
 
     /// Opens the gate and admits all held requests. Returns `false` if the gate is closed.

@@ -77,7 +77,7 @@ pub enum StartError {
 #[derive(Debug, Clone, Default)]
 struct ShutdownStages {
     /// Processes of the workspace end, and none is started again.
-    ending: CancellationToken,
+    processes_ending: CancellationToken,
     /// Open streams end with a status.
     streams: CancellationToken,
     /// Connections accept no more calls.
@@ -146,7 +146,7 @@ pub async fn run(
     ready.store(false, Ordering::Relaxed);
     set_health(&health, &health_of, ServingStatus::NotServing).await;
     // The processes end before the streams, so that viewers still receive the exits.
-    stages.ending.cancel();
+    stages.processes_ending.cancel();
     tokio::select! {
         () = workspace.end_processes(request.grace) => {}
         () = shutdown.forced() => workspace.end_processes(Duration::ZERO).await,
@@ -198,7 +198,7 @@ fn start(
         launcher: workspace.launcher.clone(),
         fallback: config.command.clone(),
         running: running.clone(),
-        ending: stages.ending.clone(),
+        processes_ending: stages.processes_ending.clone(),
     };
     tasks.supervise("command", move || {
         let command = command.clone();
@@ -216,10 +216,10 @@ fn start(
         let terminals = terminals.clone();
         async move { terminals.persist().await }
     });
-    let (sleeper, ending) = (workspace.clone(), stages.ending.clone());
+    let (sleeper, processes_ending) = (workspace.clone(), stages.processes_ending.clone());
     tasks.supervise("sleep", move || {
-        let (workspace, ending) = (sleeper.clone(), ending.clone());
-        async move { workspace.fall_asleep(&ending).await }
+        let (workspace, processes_ending) = (sleeper.clone(), processes_ending.clone());
+        async move { workspace.fall_asleep(&processes_ending).await }
     });
     let reported = stages.reported.clone();
     tasks.supervise("control connection", move || {

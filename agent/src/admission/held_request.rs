@@ -83,8 +83,8 @@ impl<E> Attempt<E> {
 }
 
 impl<E: From<Rejection>> From<AdmitError> for Attempt<E> {
-    fn from(closed: AdmitError) -> Self {
-        match closed {
+    fn from(error: AdmitError) -> Self {
+        match error {
             AdmitError::Held(hold) => Self::Held(hold),
             AdmitError::Rejected(rejection) => Self::Failed(rejection.into()),
         }

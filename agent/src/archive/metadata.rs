@@ -30,14 +30,14 @@ pub(super) struct EntryMetadata {
 impl EntryMetadata {
     /// Reads the metadata of `name` in `dir`. Does not follow a symbolic link.
     pub(super) fn at(dir: impl AsFd, name: &OsStr) -> Result<Self, Errno> {
-        Self::look(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+        Self::read(dir, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
     pub(super) fn of(fd: impl AsFd) -> Result<Self, Errno> {
-        Self::look(fd, OsStr::new(""), AtFlags::EMPTY_PATH)
+        Self::read(fd, OsStr::new(""), AtFlags::EMPTY_PATH)
     }
 
-    fn look(dir: impl AsFd, name: &OsStr, flags: AtFlags) -> Result<Self, Errno> {
+    fn read(dir: impl AsFd, name: &OsStr, flags: AtFlags) -> Result<Self, Errno> {
         let mask = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
         let stat = match statx(dir.as_fd(), name, flags, mask) {
             Err(Errno::NOSYS | Errno::PERM) => {

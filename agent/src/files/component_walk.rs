@@ -21,7 +21,7 @@ use super::{path::RelPath, root::SymlinkMode};
 const MAX_SYMLINKS: usize = 40;
 /// Attempts to open a path whose last component becomes a link between resolving and opening. After
 /// the last attempt the error is ELOOP.
-const TRIES: usize = 64;
+const MAX_ATTEMPTS: usize = 64;
 
 /// End of a resolved path. It is a name in a directory, or the directory itself if `name` is
 /// `None`.
@@ -34,7 +34,7 @@ pub(super) struct PathEnd {
 /// changes meanwhile.
 pub(super) fn open(root: &OwnedFd, path: &RelPath, flags: OFlags) -> Result<OwnedFd, Errno> {
     let links = if flags.contains(OFlags::NOFOLLOW) { SymlinkMode::NoFollow } else { SymlinkMode::Follow };
-    for _ in 0..TRIES {
+    for _ in 0..MAX_ATTEMPTS {
         let end = resolve_end(root, path, links)?;
         let name = end.name.as_deref().unwrap_or(OsStr::new("."));
         let opened = openat(&end.dir, name, flags | OFlags::NOFOLLOW, Mode::empty());

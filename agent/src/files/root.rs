@@ -34,7 +34,7 @@ use super::{
 
 /// Attempts of openat2, which returns EAGAIN when a rename raced with it. After the last attempt
 /// the error is ELOOP.
-const TRIES: usize = 64;
+const MAX_ATTEMPTS: usize = 64;
 
 /// Method by which paths are resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,7 +177,7 @@ impl WorkspaceRoot {
 /// changes meanwhile.
 fn open_beneath(dir: &OwnedFd, path: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
     let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    for _ in 0..TRIES {
+    for _ in 0..MAX_ATTEMPTS {
         match openat2(dir, path, flags, Mode::empty(), beneath) {
             Err(Errno::AGAIN) => {}
             Err(Errno::XDEV) => return Err(Errno::LOOP),

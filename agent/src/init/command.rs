@@ -32,12 +32,12 @@ pub struct WorkspaceCommand {
     /// Receives the signals that are forwarded to the command.
     pub running: RunningCommand,
     /// Cancelled when the workspace's processes are to end.
-    pub ending: CancellationToken,
+    pub processes_ending: CancellationToken,
 }
 
 impl WorkspaceCommand {
-    /// Starts the command after the claim, and restarts it each time it ends, until `ending` is
-    /// cancelled. Does nothing in maintenance mode. Failures never end the agent.
+    /// Starts the command after the claim, and restarts it each time it ends, until
+    /// `processes_ending` is cancelled. Does nothing in maintenance mode. Failures never end the agent.
     pub async fn keep_running(&self) {
         let mut claims = self.launcher.claims().clone();
         let Ok(claim) = claims.wait_for(Option::is_some).await.map(|claim| claim.clone()) else {
@@ -49,7 +49,7 @@ impl WorkspaceCommand {
         let named = claim.map(|claim| claim.command.clone()).filter(|argv| !argv.is_empty());
         let argv = named.unwrap_or_else(|| self.fallback.clone());
         if !argv.is_empty() {
-            self.ending.run_until_cancelled(self.restart(&argv)).await;
+            self.processes_ending.run_until_cancelled(self.restart(&argv)).await;
         }
     }
 

@@ -123,12 +123,12 @@ impl WorkspaceRuntime {
     }
 
     /// Waits for the commit of a sleep, ends all processes, saves the terminals and syncs the
-    /// files. From then on the agent serves reads only. Cancels `ending`, so that the workspace's
-    /// command is not restarted. The supervisor retries after an error such as a full disk.
-    pub(super) async fn fall_asleep(&self, ending: &CancellationToken) -> io::Result<()> {
+    /// files. From then on the agent serves reads only. Cancels `processes_ending`, so that the
+    /// workspace's command is not restarted. The supervisor retries after an error such as a full disk.
+    pub(super) async fn fall_asleep(&self, processes_ending: &CancellationToken) -> io::Result<()> {
         self.sleep.committed().await;
         tracing::info!("falling asleep");
-        ending.cancel();
+        processes_ending.cancel();
         self.end_processes(DEFAULT_GRACE).await;
         self.terminals.save().await?;
         self.files.drain_and_sync().await?;

@@ -230,11 +230,11 @@ impl InputSequencer {
     /// Registers a stream of the client, which prevents its eviction. Returns false if no client
     /// can be evicted for it.
     pub(super) fn attach(&mut self, client: &ClientId, now: Instant) -> bool {
-        let room = self.clients.contains_key(client) || self.has_capacity(now);
-        if room {
+        let has_capacity = self.clients.contains_key(client) || self.has_capacity(now);
+        if has_capacity {
             self.client(client, now).attached += 1;
         }
-        room
+        has_capacity
     }
 
     /// Unregisters one of the client's streams.

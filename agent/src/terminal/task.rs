@@ -158,7 +158,7 @@ impl TerminalTask {
     fn plan(&mut self) -> WaitPlan {
         let now = Instant::now();
         let terminal = Arc::clone(&self.terminal);
-        let looked = self.read_if_quiet(now);
+        let has_read = self.read_if_quiet(now);
         let mut guard = terminal.state();
         let state = &mut *guard;
         let mut plan = WaitPlan::new(self.feeder.decide(state, now, self.last_read));
@@ -167,7 +167,7 @@ impl TerminalTask {
             self.last_read = now;
         } else if self.pty.is_some() {
             self.plan_read(state, now, &mut plan);
-            if self.has_ended(state, now, looked, &mut plan) {
+            if self.has_ended(state, now, has_read, &mut plan) {
                 self.finish(state);
                 plan = WaitPlan::new(plan.feed);
             } else {
@@ -241,13 +241,13 @@ impl TerminalTask {
     /// Returns whether the terminal has ended, and otherwise plans the next check. A terminal ends
     /// after its leader has exited and one of three things is true. The PTY is closed, an empty
     /// read has confirmed silence, or the session was killed and the remaining output was read.
-    fn has_ended(&self, state: &TerminalState, now: Instant, looked: bool, plan: &mut WaitPlan) -> bool {
+    fn has_ended(&self, state: &TerminalState, now: Instant, has_read: bool, plan: &mut WaitPlan) -> bool {
         let Some(quiet_at) = self.quiet_at() else { return false };
         if state.paused_since.is_some() {
             return false;
         }
         plan.wake_by(quiet_at);
-        self.closed || looked && (state.killed || quiet_at <= now)
+        self.closed || has_read && (state.killed || quiet_at <= now)
     }
 
     fn finish(&mut self, state: &mut TerminalState) {
