@@ -4,22 +4,22 @@
 mod changes;
 #[path = "archives/crafted.rs"]
 mod crafted;
+#[path = "archives/create.rs"]
+mod create;
+#[path = "archives/extract.rs"]
+mod extract;
 #[path = "archives/hostile.rs"]
 mod hostile;
 #[path = "archives/http.rs"]
 mod http;
-#[path = "archives/make.rs"]
-mod make;
-#[path = "archives/round.rs"]
-mod round;
+#[path = "archives/round_trip.rs"]
+mod round_trip;
 /// Shared with the end-to-end tests, so that skipped tests appear in the same summary.
 #[path = "../../tests/src/skipped.rs"]
 #[allow(unreachable_pub, reason = "public items of the tests' library")]
 mod skipped;
 #[path = "archives/tools.rs"]
 mod tools;
-#[path = "archives/unpack.rs"]
-mod unpack;
 #[path = "archives/wire.rs"]
 mod wire;
 
@@ -42,29 +42,29 @@ use podling_agent::{
 };
 
 /// Time limit of any single step.
-const PATIENCE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A workspace, with a directory beside it that must stay out of reach.
-struct Fixture {
+struct ArchiveFixture {
     dir: tempfile::TempDir,
     archives: Archives,
     gate: Arc<AdmissionGate>,
 }
 
 /// A complete archive: its zip, manifest and summary.
-struct Made {
+struct CreatedZip {
     zip: Vec<u8>,
     lines: Vec<ArchivedEntry>,
     done: ArchiveSummary,
 }
 
-impl Fixture {
+impl ArchiveFixture {
     fn new() -> Self {
         // Uses memory where possible, because a disk would only slow the tests down.
         let place = Path::new("/dev/shm");
         let dir = if place.is_dir() { tempfile::tempdir_in(place) } else { tempfile::tempdir() }.unwrap();
-        for folder in ["home", "state", "outside"] {
-            std::fs::create_dir(dir.path().join(folder)).unwrap();
+        for directory in ["home", "state", "outside"] {
+            std::fs::create_dir(dir.path().join(directory)).unwrap();
         }
         std::fs::write(dir.path().join("outside/secret"), "secret").unwrap();
         let home = dir.path().join("home");
@@ -87,7 +87,7 @@ impl Fixture {
         std::fs::write(path, content).unwrap();
     }
 
-    fn folder(&self, name: &str) {
+    fn directory(&self, name: &str) {
         std::fs::create_dir_all(self.path(name)).unwrap();
     }
 
@@ -95,33 +95,33 @@ impl Fixture {
         std::os::unix::fs::symlink(target, self.path(name)).unwrap();
     }
 
-    fn got(&self, name: &str) -> Vec<u8> {
+    fn content(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.path(name)).unwrap()
     }
 
     /// Returns the sorted names in a directory, read from the file system instead of through the
     /// agent.
-    fn names(&self, folder: &str) -> Vec<String> {
-        let entries = std::fs::read_dir(self.path(folder)).unwrap();
+    fn names(&self, directory: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path(directory)).unwrap();
         let mut names: Vec<_> =
             entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         names
     }
 
-    async fn make(&self, path: &str) -> Made {
-        self.make_with(path, CreateOptions { preservation: true, ..CreateOptions::default() }).await
+    async fn create(&self, path: &str) -> CreatedZip {
+        self.create_with(path, CreateOptions { preservation: true, ..CreateOptions::default() }).await
     }
 
-    async fn make_with(&self, path: &str, options: CreateOptions) -> Made {
-        make(&self.archives, path, options).await.unwrap()
+    async fn create_with(&self, path: &str, options: CreateOptions) -> CreatedZip {
+        create(&self.archives, path, options).await.unwrap()
     }
 
-    async fn unpack(&self, zip: &[u8], path: &str) -> Result<(u64, u64), ArchiveError> {
-        self.unpack_with(zip, path, ExtractOptions::default()).await
+    async fn extract(&self, zip: &[u8], path: &str) -> Result<(u64, u64), ArchiveError> {
+        self.extract_with(zip, path, ExtractOptions::default()).await
     }
 
-    async fn unpack_with(
+    async fn extract_with(
         &self,
         zip: &[u8],
         path: &str,
@@ -145,7 +145,7 @@ fn archives(home: &Path, state: &Path) -> (Archives, Arc<AdmissionGate>) {
     (Archives::new(WorkspaceRoot::open(home).unwrap(), gate.clone(), state), gate)
 }
 
-async fn make(archives: &Archives, path: &str, options: CreateOptions) -> Result<Made, ArchiveError> {
+async fn create(archives: &Archives, path: &str, options: CreateOptions) -> Result<CreatedZip, ArchiveError> {
     let events = archives.create(p(path), options).await?;
     collect(events).await
 }
@@ -153,7 +153,7 @@ async fn make(archives: &Archives, path: &str, options: CreateOptions) -> Result
 /// Collects the events of an archive until the summary, which must be the last one.
 async fn collect(
     events: impl futures_util::Stream<Item = Result<CreateEvent, ArchiveError>>,
-) -> Result<Made, ArchiveError> {
+) -> Result<CreatedZip, ArchiveError> {
     let mut events = std::pin::pin!(events);
     let (mut zip, mut lines) = (Vec::new(), Vec::new());
     while let Some(event) = events.next().await {
@@ -163,14 +163,14 @@ async fn collect(
             CreateEvent::Progress(_) => {}
             CreateEvent::Summary(done) => {
                 assert!(events.next().await.is_none(), "the summary is the last event");
-                return Ok(Made { zip, lines, done });
+                return Ok(CreatedZip { zip, lines, done });
             }
         }
     }
     panic!("stream ended without a summary");
 }
 
-impl Made {
+impl CreatedZip {
     fn names(&self) -> Vec<String> {
         self.lines.iter().map(|line| String::from_utf8_lossy(&line.path).into_owned()).collect()
     }

@@ -13,15 +13,18 @@ use std::{
 use futures_util::StreamExt;
 use podling_agent::archive::{ArchiveError, CreateEvent, CreateOptions, MAX_ARCHIVES};
 
-use super::{Fixture, PATIENCE, archives, collect, make, noise, p, skipped::report_skipped, tools};
+use super::{ArchiveFixture, DEADLINE, archives, collect, create, noise, p, skipped::report_skipped, tools};
 
 /// Size of a file that is larger than all queues together. When the first bytes of the zip arrive,
 /// the file cannot have been read to its end.
 const LARGE: usize = 40 << 20;
 
 /// Archives a workspace whose first file is large. Applies `change` after the first event.
-async fn meanwhile(prepare: impl FnOnce(&Fixture), change: impl FnOnce(&Fixture)) -> super::Made {
-    let fixture = Fixture::new();
+async fn meanwhile(
+    prepare: impl FnOnce(&ArchiveFixture),
+    change: impl FnOnce(&ArchiveFixture),
+) -> super::CreatedZip {
+    let fixture = ArchiveFixture::new();
     fixture.put("a large", noise(LARGE));
     prepare(&fixture);
     let events = fixture.archives.create(p(""), CreateOptions::default()).await.unwrap();
@@ -34,35 +37,35 @@ async fn meanwhile(prepare: impl FnOnce(&Fixture), change: impl FnOnce(&Fixture)
 
 #[tokio::test]
 async fn growing_file_is_skipped() {
-    let made = meanwhile(
+    let created = meanwhile(
         |_| {},
         |fixture| {
             File::options().append(true).open(fixture.path("a large")).unwrap().write_all(b"more").unwrap();
         },
     )
     .await;
-    assert_eq!(made.skipped(), [("a large".to_owned(), "it changed while it was read")]);
-    assert_eq!((made.names(), made.done.entries), (vec![], 0));
+    assert_eq!(created.skipped(), [("a large".to_owned(), "it changed while it was read")]);
+    assert_eq!((created.names(), created.done.entries), (vec![], 0));
     // The zip is valid nevertheless.
-    tools::look(&made.zip);
+    tools::list_with_tools(&created.zip);
 }
 
 #[tokio::test]
 async fn shrinking_file_is_skipped() {
-    let made = meanwhile(
+    let created = meanwhile(
         |_| {},
         |fixture| {
             File::options().write(true).open(fixture.path("a large")).unwrap().set_len(1 << 20).unwrap();
         },
     )
     .await;
-    assert_eq!(made.skipped(), [("a large".to_owned(), "it changed while it was read")]);
-    tools::look(&made.zip);
+    assert_eq!(created.skipped(), [("a large".to_owned(), "it changed while it was read")]);
+    tools::list_with_tools(&created.zip);
 }
 
 #[tokio::test]
 async fn overwritten_file_with_reset_mtime_is_skipped() {
-    let made = meanwhile(
+    let created = meanwhile(
         |_| {},
         |fixture| {
             let mut file = File::options().write(true).open(fixture.path("a large")).unwrap();
@@ -72,30 +75,30 @@ async fn overwritten_file_with_reset_mtime_is_skipped() {
         },
     )
     .await;
-    assert_eq!(made.skipped(), [("a large".to_owned(), "it changed while it was read")]);
+    assert_eq!(created.skipped(), [("a large".to_owned(), "it changed while it was read")]);
 }
 
 #[tokio::test]
 async fn removed_file_and_its_directory_are_skipped() {
-    let prepare = |fixture: &Fixture| {
+    let prepare = |fixture: &ArchiveFixture| {
         fixture.put("stays", "");
         fixture.put("z/goes", "");
         fixture.put("zz goes", "");
     };
-    let made = meanwhile(prepare, |fixture| fs::remove_file(fixture.path("zz goes")).unwrap()).await;
+    let created = meanwhile(prepare, |fixture| fs::remove_file(fixture.path("zz goes")).unwrap()).await;
     assert_eq!(
-        made.skipped(),
+        created.skipped(),
         [
             ("zz goes".to_owned(), "it changed while it was read"),
             (String::new(), "its entries changed while it was read")
         ]
     );
-    assert_eq!(made.names(), ["a large", "stays", "z", "z/goes"]);
+    assert_eq!(created.names(), ["a large", "stays", "z", "z/goes"]);
 }
 
 #[tokio::test]
 async fn file_replaced_by_link_is_not_followed() {
-    let made = meanwhile(
+    let created = meanwhile(
         |fixture| fixture.put("z", ""),
         |fixture| {
             fs::remove_file(fixture.path("z")).unwrap();
@@ -104,26 +107,26 @@ async fn file_replaced_by_link_is_not_followed() {
     )
     .await;
     // The archive contains the link, and the directory counts as changed.
-    assert_eq!(made.skipped(), [(String::new(), "its entries changed while it was read")]);
-    if let Some(seen) = tools::look(&made.zip) {
-        assert_eq!(seen.last().unwrap().mode, 0o120_777);
+    assert_eq!(created.skipped(), [(String::new(), "its entries changed while it was read")]);
+    if let Some(listed) = tools::list_with_tools(&created.zip) {
+        assert_eq!(listed.last().unwrap().mode, 0o120_777);
     }
 }
 
 #[tokio::test]
 async fn new_file_marks_directory_as_changed() {
-    let made = meanwhile(|_| {}, |fixture| fixture.put("0 new", "")).await;
-    assert_eq!(made.skipped(), [(String::new(), "its entries changed while it was read")]);
+    let created = meanwhile(|_| {}, |fixture| fixture.put("0 new", "")).await;
+    assert_eq!(created.skipped(), [(String::new(), "its entries changed while it was read")]);
 }
 
 #[test]
 fn constantly_changing_files_never_get_wrong_hash() {
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     for n in 0..1_000 {
         fixture.put(format!("{n}"), "0");
     }
     let stop = AtomicBool::new(false);
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + DEADLINE;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -133,18 +136,18 @@ fn constantly_changing_files_never_get_wrong_hash() {
             }
         });
         let changed = loop {
-            let made = runtime.block_on(fixture.make(""));
-            if made.done.skipped_count > 0 || Instant::now() > until {
-                break made;
+            let created = runtime.block_on(fixture.create(""));
+            if created.done.skipped_count > 0 || Instant::now() > until {
+                break created;
             }
         };
         stop.store(true, Ordering::Relaxed);
         assert!(changed.done.skipped_count > 0, "a changed file is skipped within the time limit");
         assert_eq!(changed.done.skipped_count + changed.done.entries, 1_000);
-        let Some(seen) = tools::look(&changed.zip) else { return };
+        let Some(listed) = tools::list_with_tools(&changed.zip) else { return };
         for line in &changed.lines {
-            let seen = seen.iter().find(|seen| seen.name == line.path).unwrap();
-            assert_eq!(seen.sha256, tools::hex(&line.sha256.unwrap()));
+            let listed = listed.iter().find(|listed| listed.name == line.path).unwrap();
+            assert_eq!(listed.sha256, tools::hex(&line.sha256.unwrap()));
         }
     });
 }
@@ -159,8 +162,8 @@ async fn unreadable_file_is_skipped() {
     }
     let state = tempfile::tempdir().unwrap();
     let (archives, _) = archives(place, state.path());
-    let made = make(&archives, "", CreateOptions::default()).await.unwrap();
-    let skipped = made.skipped();
+    let created = create(&archives, "", CreateOptions::default()).await.unwrap();
+    let skipped = created.skipped();
     assert!(skipped.contains(&("drop_caches".to_owned(), "permission denied")), "{skipped:?}");
     assert!(skipped.contains(&("swappiness".to_owned(), "it changed while it was read")), "{skipped:?}");
 }
@@ -177,22 +180,22 @@ async fn mounted_file_system_is_skipped() {
         ignore: ["shm", "mqueue"].map(|n| n.as_bytes().to_vec()).to_vec(),
         ..Default::default()
     };
-    let made = make(&archives, "", options).await.unwrap();
+    let created = create(&archives, "", options).await.unwrap();
     let said = ("pts".to_owned(), "it is a mount point of another file system");
-    assert!(made.skipped().contains(&said), "{:?}", made.skipped());
-    assert!(!made.names().iter().any(|name| name.starts_with("pts")));
-    assert!(made.names().iter().any(|name| name == "null"), "devices are listed in the manifest");
+    assert!(created.skipped().contains(&said), "{:?}", created.skipped());
+    assert!(!created.names().iter().any(|name| name.starts_with("pts")));
+    assert!(created.names().iter().any(|name| name == "null"), "devices are listed in the manifest");
 }
 
 #[tokio::test]
 async fn too_deep_or_too_long_path_is_skipped() {
-    let fixture = Fixture::new();
-    fixture.folder(&"d/".repeat(300));
-    let made = fixture.make("").await;
-    let [(path, reason)] = &made.skipped()[..] else { panic!("{:?}", made.skipped()) };
+    let fixture = ArchiveFixture::new();
+    fixture.directory(&"d/".repeat(300));
+    let created = fixture.create("").await;
+    let [(path, reason)] = &created.skipped()[..] else { panic!("{:?}", created.skipped()) };
     assert_eq!((path.len(), *reason), (2 * 256 - 1, "it lies more than 256 directories deep"));
 
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     let mut dir = File::open(fixture.home()).unwrap();
     let name = "n".repeat(250);
     for _ in 0..17 {
@@ -201,15 +204,15 @@ async fn too_deep_or_too_long_path_is_skipped() {
             .unwrap()
             .into();
     }
-    let made = fixture.make("").await;
-    let [(_, reason)] = &made.skipped()[..] else { panic!("{:?}", made.skipped()) };
+    let created = fixture.create("").await;
+    let [(_, reason)] = &created.skipped()[..] else { panic!("{:?}", created.skipped()) };
     assert_eq!(*reason, "its path is longer than 4,094 bytes");
-    assert_eq!(made.done.entries, 16);
+    assert_eq!(created.done.entries, 16);
 }
 
 #[tokio::test]
 async fn archive_permit_returns_after_stream_is_dropped() {
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     fixture.put("large", noise(LARGE));
     let mut under_way = Vec::new();
     for _ in 0..MAX_ARCHIVES {
@@ -220,10 +223,10 @@ async fn archive_permit_returns_after_stream_is_dropped() {
     let refused = fixture.archives.create(p(""), CreateOptions::default()).await.err();
     assert_eq!(refused, Some(ArchiveError::TooManyArchives { limit: MAX_ARCHIVES }));
     drop(under_way);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     loop {
-        match make(&fixture.archives, "", CreateOptions::default()).await {
-            Ok(made) => return assert_eq!(made.done.entries, 1),
+        match create(&fixture.archives, "", CreateOptions::default()).await {
+            Ok(created) => return assert_eq!(created.done.entries, 1),
             Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
         tokio::task::yield_now().await;
@@ -232,9 +235,9 @@ async fn archive_permit_returns_after_stream_is_dropped() {
 
 #[tokio::test]
 async fn missing_directory_fails_to_archive() {
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     fixture.put("file", "");
     for path in ["gone", "file"] {
-        assert!(make(&fixture.archives, path, CreateOptions::default()).await.is_err(), "{path}");
+        assert!(create(&fixture.archives, path, CreateOptions::default()).await.is_err(), "{path}");
     }
 }

@@ -4,12 +4,12 @@ use flate2::{Compression, write::DeflateEncoder};
 use std::io::Write;
 
 pub(crate) const FILE: u32 = 0o100_644;
-pub(crate) const FOLDER: u32 = 0o040_755;
+pub(crate) const DIRECTORY: u32 = 0o040_755;
 pub(crate) const LINK: u32 = 0o120_777;
 
 /// A zip entry whose fields are written as they are.
 #[derive(Debug, Clone)]
-pub(crate) struct Entry {
+pub(crate) struct CraftedEntry {
     pub(crate) name: Vec<u8>,
     /// Name in the local header; equal to `name` unless a test changes it.
     pub(crate) local_name: Vec<u8>,
@@ -25,7 +25,7 @@ pub(crate) struct Entry {
     pub(crate) offset: Option<u32>,
 }
 
-impl Entry {
+impl CraftedEntry {
     pub(crate) fn new(name: impl AsRef<[u8]>, mode: u32, content: &[u8]) -> Self {
         let name = name.as_ref().to_vec();
         Self {
@@ -56,7 +56,7 @@ impl Entry {
 }
 
 /// Encodes a zip with these entries.
-pub(crate) fn zip(entries: &[Entry]) -> Vec<u8> {
+pub(crate) fn zip(entries: &[CraftedEntry]) -> Vec<u8> {
     let (mut out, mut directory) = (Vec::new(), Vec::new());
     for entry in entries {
         let offset = entry.offset.unwrap_or(out.len() as u32);

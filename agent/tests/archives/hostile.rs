@@ -6,17 +6,17 @@ use podling_agent::{
 };
 
 use super::{
-    Fixture,
-    crafted::{self, Entry, FILE, FOLDER, LINK, zip},
+    ArchiveFixture,
+    crafted::{self, CraftedEntry, DIRECTORY, FILE, LINK, zip},
 };
 
-fn file(name: impl AsRef<[u8]>) -> Entry {
-    Entry::new(name, FILE, b"content")
+fn file(name: impl AsRef<[u8]>) -> CraftedEntry {
+    CraftedEntry::new(name, FILE, b"content")
 }
 
 async fn refused(zip: &[u8]) -> (String, &'static str) {
-    let fixture = Fixture::new();
-    let refused = fixture.unpack(zip, "into").await;
+    let fixture = ArchiveFixture::new();
+    let refused = fixture.extract(zip, "into").await;
     assert_eq!(fixture.names(""), [""; 0], "nothing was written");
     assert_eq!(std::fs::read_dir(fixture.dir.path().join("state")).unwrap().count(), 0);
     match refused {
@@ -27,7 +27,7 @@ async fn refused(zip: &[u8]) -> (String, &'static str) {
 
 /// Checks that a zip with these entries is rejected because of the entry `name`. A valid entry
 /// comes first, which must not be written either.
-async fn refuses(entries: &[Entry], name: &str, cause: &'static str) {
+async fn refuses(entries: &[CraftedEntry], name: &str, cause: &'static str) {
     let all = [&[file("good")], entries].concat();
     assert_eq!(refused(&zip(&all)).await, (name.to_owned(), cause), "{entries:?}");
 }
@@ -48,12 +48,12 @@ async fn names_outside_destination_are_rejected() {
     ] {
         refuses(&[file(name)], name, cause).await;
     }
-    refuses(&[Entry::new("/", FOLDER, b"")], "/", "its name has an empty part").await;
+    refuses(&[CraftedEntry::new("/", DIRECTORY, b"")], "/", "its name has an empty part").await;
     let part = "x".repeat(256);
     refuses(&[file(&part)], &part, "its name is too long").await;
     let long = "x/".repeat(2_100) + "x";
     refuses(&[file(&long)], &long, "its name is too long").await;
-    let dos = Entry { system: 0, mode: 0, ..file("..\\evil") };
+    let dos = CraftedEntry { system: 0, mode: 0, ..file("..\\evil") };
     refuses(&[dos], "..\\evil", "its name holds a backslash").await;
 }
 
@@ -61,64 +61,74 @@ async fn names_outside_destination_are_rejected() {
 async fn duplicate_names_are_rejected() {
     let twice = "its name occurs twice";
     refuses(&[file("a"), file("b"), file("a")], "a", twice).await;
-    refuses(&[file("a"), Entry::new("a/", FOLDER, b"")], "a/", twice).await;
-    refuses(&[Entry::new("a", LINK, b"b"), file("a")], "a", twice).await;
+    refuses(&[file("a"), CraftedEntry::new("a/", DIRECTORY, b"")], "a/", twice).await;
+    refuses(&[CraftedEntry::new("a", LINK, b"b"), file("a")], "a", twice).await;
 }
 
 #[tokio::test]
 async fn entries_below_file_or_link_are_rejected() {
     let below = "it lies below a file or a link of the zip";
-    refuses(&[Entry::new("a", LINK, b"../outside"), file("a/secret")], "a/secret", below).await;
+    refuses(&[CraftedEntry::new("a", LINK, b"../outside"), file("a/secret")], "a/secret", below).await;
     // Order and depth of the entries make no difference.
-    refuses(&[file("a/b/c/secret"), Entry::new("a/b", LINK, b"/")], "a/b/c/secret", below).await;
+    refuses(&[file("a/b/c/secret"), CraftedEntry::new("a/b", LINK, b"/")], "a/b/c/secret", below).await;
     refuses(&[file("a"), file("a/b")], "a/b", below).await;
 }
 
 #[tokio::test]
 async fn device_and_mismatched_kinds_are_rejected() {
     for mode in [0o020_666, 0o060_666, 0o010_644, 0o140_777] {
-        refuses(&[Entry::new("d", mode, b"")], "d", "it is a device, a pipe or a socket").await;
+        refuses(&[CraftedEntry::new("d", mode, b"")], "d", "it is a device, a pipe or a socket").await;
     }
     let name = "it is a file or a link whose name ends with a slash";
-    refuses(&[Entry::new("d/", FILE, b"")], "d/", name).await;
-    refuses(&[Entry::new("d/", LINK, b"x")], "d/", name).await;
-    refuses(&[Entry::new("d/", FOLDER, b"content")], "d/", "it is a directory with content").await;
+    refuses(&[CraftedEntry::new("d/", FILE, b"")], "d/", name).await;
+    refuses(&[CraftedEntry::new("d/", LINK, b"x")], "d/", name).await;
+    refuses(&[CraftedEntry::new("d/", DIRECTORY, b"content")], "d/", "it is a directory with content").await;
     let nothing = "its link target is empty or holds a NUL byte";
-    refuses(&[Entry::new("l", LINK, b"")], "l", nothing).await;
-    refuses(&[Entry::new("l", LINK, b"a\0b")], "l", nothing).await;
-    let long = Entry::new("l", LINK, &[b'x'; 4_096]);
+    refuses(&[CraftedEntry::new("l", LINK, b"")], "l", nothing).await;
+    refuses(&[CraftedEntry::new("l", LINK, b"a\0b")], "l", nothing).await;
+    let long = CraftedEntry::new("l", LINK, &[b'x'; 4_096]);
     refuses(&[long], "l", "it is a link whose target is too long").await;
 }
 
 #[tokio::test]
 async fn encrypted_and_unknown_methods_are_rejected() {
     for flag in [1, 1 << 6, 1 << 13] {
-        refuses(&[Entry { flags: flag, ..file("e") }], "e", "it is encrypted").await;
+        refuses(&[CraftedEntry { flags: flag, ..file("e") }], "e", "it is encrypted").await;
     }
     let unknown = "its compression method or a flag of it is not supported";
     for method in [1, 9, 12, 93, 99] {
-        refuses(&[Entry { method, ..file("m") }], "m", unknown).await;
+        refuses(&[CraftedEntry { method, ..file("m") }], "m", unknown).await;
     }
-    refuses(&[Entry { flags: 1 << 5, ..file("p") }], "p", unknown).await;
+    refuses(&[CraftedEntry { flags: 1 << 5, ..file("p") }], "p", unknown).await;
 }
 
 #[tokio::test]
 async fn zip_bombs_are_rejected() {
     let lies = "it declares more content than it can hold";
-    refuses(&[Entry { size: 8, ..file("s") }], "s", lies).await;
-    refuses(&[Entry { size: 1 << 30, ..Entry::deflated("d", b"tiny") }], "d", lies).await;
+    refuses(&[CraftedEntry { size: 8, ..file("s") }], "s", lies).await;
+    refuses(&[CraftedEntry { size: 1 << 30, ..CraftedEntry::deflated("d", b"tiny") }], "d", lies).await;
     // The ratio is possible, but the declared size is wrong.
-    refuses(&[Entry { size: 1_000, ..Entry::deflated("d", b"tiny") }], "d", "it holds less than it declares")
-        .await;
-    let bomb = Entry { size: 1_000, ..Entry::deflated("d", &vec![0; 10 << 20]) };
+    refuses(
+        &[CraftedEntry { size: 1_000, ..CraftedEntry::deflated("d", b"tiny") }],
+        "d",
+        "it holds less than it declares",
+    )
+    .await;
+    let bomb = CraftedEntry { size: 1_000, ..CraftedEntry::deflated("d", &vec![0; 10 << 20]) };
     refuses(&[bomb], "d", "it holds more than it declares").await;
     // Two entries use the same content.
-    let large = Entry::deflated("one", &vec![0; 1 << 20]);
+    let large = CraftedEntry::deflated("one", &vec![0; 1 << 20]);
     let first = large.content.len() as u32;
     let at = 30 + 4 + 7;
-    let again = Entry { offset: Some(at), content: Vec::new(), ..large.clone() };
-    let again =
-        Entry { name: b"two".to_vec(), local_name: b"two".to_vec(), size: 0, crc: 0, method: 0, ..again };
+    let again = CraftedEntry { offset: Some(at), content: Vec::new(), ..large.clone() };
+    let again = CraftedEntry {
+        name: b"two".to_vec(),
+        local_name: b"two".to_vec(),
+        size: 0,
+        crc: 0,
+        method: 0,
+        ..again
+    };
     assert!(first > 100);
     refuses(&[large, again], "two", "its local header contradicts the zip's central directory").await;
 }
@@ -127,42 +137,42 @@ async fn zip_bombs_are_rejected() {
 async fn overlapping_content_is_rejected() {
     // The second entry lies entirely in the stored content of the first, including its header.
     let inner = zip(&[file("in")]);
-    let outer = Entry::new("out", FILE, &inner);
+    let outer = CraftedEntry::new("out", FILE, &inner);
     let at = (30 + 4 + 7) + 30 + 3;
-    let nested = Entry { offset: Some(at), ..file("in") };
+    let nested = CraftedEntry { offset: Some(at), ..file("in") };
     refuses(&[outer, nested], "in", "it overlaps with another entry").await;
     // Both entries are the same bytes.
-    let same = Entry { offset: Some(0), ..file("good") };
+    let same = CraftedEntry { offset: Some(0), ..file("good") };
     assert_eq!(refused(&zip(&[file("good"), same])).await.1, "it overlaps with another entry");
 }
 
 #[tokio::test]
 async fn content_beyond_free_space_is_rejected() {
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     let disk = rustix::fs::statvfs(fixture.home()).unwrap();
     let packed = disk.f_bavail * disk.f_frsize / 1_032 / 100 + 4_096;
     let content = vec![0; packed as usize];
     let size = u32::try_from(packed * 1_032).unwrap_or(u32::MAX - 1);
-    let bomb = |n: usize| Entry { method: 8, size, content: content.clone(), ..file(format!("{n}")) };
+    let bomb = |n: usize| CraftedEntry { method: 8, size, content: content.clone(), ..file(format!("{n}")) };
     let count = (disk.f_bavail * disk.f_frsize / u64::from(size)) as usize + 2;
     let zip = zip(&(0..count).map(bomb).collect::<Vec<_>>());
-    let refused = fixture.unpack(&zip, "").await;
+    let refused = fixture.extract(&zip, "").await;
     let Err(ArchiveError::File(FileError::DiskFull { .. })) = refused else { panic!("{refused:?}") };
     assert_eq!(fixture.names(""), [""; 0]);
 }
 
 #[tokio::test]
 async fn damaged_content_is_rejected() {
-    refuses(&[Entry { crc: 1, ..file("c") }], "c", "its checksum is wrong").await;
-    let mut broken = Entry::deflated("d", &super::noise(100_000));
+    refuses(&[CraftedEntry { crc: 1, ..file("c") }], "c", "its checksum is wrong").await;
+    let mut broken = CraftedEntry::deflated("d", &super::noise(100_000));
     broken.content[40_000..].fill(0xff);
     let (name, cause) = refused(&zip(&[broken])).await;
     assert_eq!(name, "d");
     assert!(["its content is damaged", "its checksum is wrong"].contains(&cause), "{cause}");
-    let mut longer = Entry::deflated("d", b"content");
+    let mut longer = CraftedEntry::deflated("d", b"content");
     longer.content.extend(b"more");
     refuses(&[longer], "d", "its content is damaged").await;
-    let mut shorter = Entry::deflated("d", &super::noise(1_000));
+    let mut shorter = CraftedEntry::deflated("d", &super::noise(1_000));
     shorter.content.truncate(500);
     refuses(&[shorter], "d", "its content is damaged").await;
 }
@@ -170,10 +180,10 @@ async fn damaged_content_is_rejected() {
 #[tokio::test]
 async fn contradicting_headers_are_rejected() {
     let other = "its local header contradicts the zip's central directory";
-    refuses(&[Entry { local_name: b"b".to_vec(), ..file("a") }], "a", other).await;
-    refuses(&[Entry { offset: Some(1), ..file("a") }], "a", other).await;
+    refuses(&[CraftedEntry { local_name: b"b".to_vec(), ..file("a") }], "a", other).await;
+    refuses(&[CraftedEntry { offset: Some(1), ..file("a") }], "a", other).await;
     refuses(
-        &[Entry { offset: Some(u32::MAX - 1), ..file("a") }],
+        &[CraftedEntry { offset: Some(u32::MAX - 1), ..file("a") }],
         "a",
         "its header or data lies beyond the zip's entries",
     )
@@ -219,6 +229,6 @@ async fn too_many_entries_are_rejected() {
     bytes.extend([0; 12]);
     bytes.extend(1u32.to_le_bytes());
     bytes.extend(crafted::end(u16::MAX, u32::MAX, u32::MAX));
-    let refused = Fixture::new().unpack(&bytes, "").await;
+    let refused = ArchiveFixture::new().extract(&bytes, "").await;
     assert_eq!(refused, Err(ArchiveError::TooManyEntries { limit: MAX_ENTRIES }));
 }

@@ -9,10 +9,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Fixture, noise, tools};
+use super::{ArchiveFixture, noise, tools};
 
 /// Requests `path`, and returns status and body. The body is `None` if the transfer was aborted.
-async fn get(fixture: &Fixture, path: &str) -> (u16, Option<Vec<u8>>) {
+async fn get(fixture: &ArchiveFixture, path: &str) -> (u16, Option<Vec<u8>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let router = export_http::router(fixture.archives.clone());
@@ -29,23 +29,23 @@ async fn get(fixture: &Fixture, path: &str) -> (u16, Option<Vec<u8>>) {
 
 #[tokio::test]
 async fn browser_downloads_directory_as_zip() {
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     fixture.put("folder/file", noise(3_000_000));
     let (status, zip) = get(&fixture, "/export.zip?path=folder").await;
     assert_eq!(status, 200);
-    assert!(zip.unwrap() == fixture.make("folder").await.zip);
+    assert!(zip.unwrap() == fixture.create("folder").await.zip);
     assert_eq!(get(&fixture, "/export.zip?path=gone").await.0, 404);
     assert_eq!(get(&fixture, "/export.zip?path=../outside").await.0, 400);
 }
 
 #[tokio::test]
 async fn incomplete_archive_aborts_download() {
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     fixture.put("file", "");
-    fixture.folder(&"d/".repeat(300));
+    fixture.directory(&"d/".repeat(300));
     assert_eq!(get(&fixture, "/export.zip").await, (200, None));
     // Without a skipped entry the download is a valid zip.
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     fixture.put("file", "");
-    tools::look(&get(&fixture, "/export.zip").await.1.unwrap());
+    tools::list_with_tools(&get(&fixture, "/export.zip").await.1.unwrap());
 }

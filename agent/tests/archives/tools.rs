@@ -6,7 +6,7 @@ use crate::skipped::report_skipped;
 
 /// A zip entry as Python reads it.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct ListedEntry {
     pub(crate) name: Vec<u8>,
     /// File type and permission bits.
     pub(crate) mode: u32,
@@ -24,7 +24,7 @@ with zipfile.ZipFile(sys.argv[1]) as z:
 
 /// Checks that unzip and Python find a zip intact, and returns the entries that Python reads.
 /// Returns `None` if Python is not installed.
-pub(crate) fn look(zip: &[u8]) -> Option<Vec<Seen>> {
+pub(crate) fn list_with_tools(zip: &[u8]) -> Option<Vec<ListedEntry>> {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("it.zip");
     fs::write(&file, zip).unwrap();
@@ -36,7 +36,7 @@ pub(crate) fn look(zip: &[u8]) -> Option<Vec<Seen>> {
     };
     assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
     let text = String::from_utf8(listed.stdout).unwrap();
-    Some(text.lines().map(seen).collect())
+    Some(text.lines().map(listed_entry).collect())
 }
 
 /// Checks a zip with `unzip -t`, if it is installed.
@@ -47,13 +47,13 @@ pub(crate) fn check(file: &Path) {
     assert!(tested.status.success(), "{}", String::from_utf8_lossy(&tested.stdout));
 }
 
-fn seen(line: &str) -> Seen {
+fn listed_entry(line: &str) -> ListedEntry {
     let mut words = line.split(' ');
     let mut word = || words.next().unwrap();
     let name = word();
     let name =
         (0..name.len() / 2).map(|n| u8::from_str_radix(&name[2 * n..2 * n + 2], 16).unwrap()).collect();
-    Seen { name, mode: word().parse().unwrap(), sha256: word().to_owned() }
+    ListedEntry { name, mode: word().parse().unwrap(), sha256: word().to_owned() }
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

@@ -7,7 +7,8 @@ use podling_proto::{
     agent::v1::{
         CreateArchiveRequest, ExtractArchiveRequest, ExtractOpen, FileKind, Path,
         archives_client::ArchivesClient, archives_server::ArchivesServer,
-        create_archive_response::Message as Made, extract_archive_response::Message as Unpacked, path,
+        create_archive_response::Message as CreateMessage,
+        extract_archive_response::Message as ExtractMessage, path,
     },
     error::{Reason, detail, reason},
 };
@@ -19,13 +20,13 @@ use tonic::{
 };
 
 use super::{
-    Fixture,
-    crafted::{Entry, FILE, zip},
+    ArchiveFixture,
+    crafted::{CraftedEntry, FILE, zip},
     noise,
 };
 
 /// Serves the fixture's archives until the set is dropped.
-async fn serve(fixture: &Fixture) -> (ArchivesClient<Channel>, JoinSet<()>) {
+async fn serve(fixture: &ArchiveFixture) -> (ArchivesClient<Channel>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let service = ArchivesServer::new(ArchivesService::new(fixture.archives.clone()));
@@ -43,7 +44,7 @@ async fn extract(
     client: &mut ArchivesClient<Channel>,
     open: ExtractOpen,
     zip: &[u8],
-) -> Result<Option<Unpacked>, Status> {
+) -> Result<Option<ExtractMessage>, Status> {
     let mut messages = vec![ExtractArchiveRequest { open: Some(open), data: Bytes::new() }];
     let data =
         zip.chunks(1 << 20).map(|data| ExtractArchiveRequest { open: None, data: data.to_vec().into() });
@@ -58,7 +59,7 @@ async fn extract(
 
 #[tokio::test]
 async fn client_creates_and_extracts_archive() {
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     fixture.put(b"caf\xe9", noise(5_000_000));
     fixture.put("folder/inner", "words ".repeat(100));
     fixture.link("folder", "link");
@@ -69,11 +70,11 @@ async fn client_creates_and_extracts_archive() {
     while let Some(answer) = answers.message().await.unwrap() {
         assert!(done.is_none(), "the summary is the last event");
         match answer.message.unwrap() {
-            Made::Data(data) => {
+            CreateMessage::Data(data) => {
                 assert!(data.len() <= 256 * 1024);
                 zip.extend_from_slice(&data);
             }
-            Made::Entry(entry) => {
+            CreateMessage::Entry(entry) => {
                 if entry.kind() == FileKind::File {
                     assert!(
                         entry.path != b"caf\xe9" || zip.len() > 5_000_000,
@@ -82,8 +83,8 @@ async fn client_creates_and_extracts_archive() {
                 }
                 entries.push(entry);
             }
-            Made::Progress(_) => {}
-            Made::Done(last) => done = Some(last),
+            CreateMessage::Progress(_) => {}
+            CreateMessage::Done(last) => done = Some(last),
         }
     }
     let done = done.unwrap();
@@ -101,18 +102,19 @@ async fn client_creates_and_extracts_archive() {
     );
 
     let open = ExtractOpen { path: text("copy"), replace: false, sha256: done.archive_sha256 };
-    let Some(Unpacked::Done(unpacked)) = extract(&mut client, open.clone(), &zip).await.unwrap() else {
+    let Some(ExtractMessage::Done(extracted)) = extract(&mut client, open.clone(), &zip).await.unwrap()
+    else {
         panic!("no final message");
     };
-    assert_eq!((unpacked.entries, unpacked.bytes > done.bytes), (4, true));
-    assert_eq!(fixture.got("copy/folder/inner"), fixture.got("folder/inner"));
+    assert_eq!((extracted.entries, extracted.bytes > done.bytes), (4, true));
+    assert_eq!(fixture.content("copy/folder/inner"), fixture.content("folder/inner"));
     let again = extract(&mut client, open, &zip).await.unwrap_err();
     assert_eq!(reason(&again), Some(Reason::PathExists), "{again}");
 }
 
 #[tokio::test]
 async fn invalid_calls_return_reasons() {
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     let (mut client, _server) = serve(&fixture).await;
     let request = CreateArchiveRequest { preservation: true, ignore_files: true, ..Default::default() };
     let status = client.create(request).await.unwrap_err();
@@ -125,7 +127,7 @@ async fn invalid_calls_return_reasons() {
     let request = CreateArchiveRequest { path: text("gone"), ..Default::default() };
     assert_eq!(reason(&client.create(request).await.unwrap_err()), Some(Reason::PathNotFound));
 
-    let evil = zip(&[Entry::new("../evil", FILE, b"")]);
+    let evil = zip(&[CraftedEntry::new("../evil", FILE, b"")]);
     let status = extract(&mut client, ExtractOpen::default(), &evil).await.unwrap_err();
     assert_eq!(
         (reason(&status), detail(&status, "entry")),

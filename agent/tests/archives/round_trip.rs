@@ -14,13 +14,13 @@ use std::{
 use proptest::prelude::*;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
-use super::Fixture;
+use super::ArchiveFixture;
 
 #[derive(Debug, Clone)]
 enum Node {
     File(Vec<u8>, u32, SystemTime),
     Link(Vec<u8>, SystemTime),
-    Folder(BTreeMap<Vec<u8>, Node>, u32, SystemTime),
+    Directory(BTreeMap<Vec<u8>, Node>, u32, SystemTime),
 }
 
 /// Generates file names: plain words, Unicode, and arbitrary bytes.
@@ -54,12 +54,12 @@ fn node() -> impl Strategy<Value = Node> {
     ];
     leaf.prop_recursive(4, 24, 6, |inner| {
         (prop::collection::btree_map(name(), inner, 0..6), 0o500..=0o777u32, time())
-            .prop_map(|(entries, mode, time)| Node::Folder(entries, mode, time))
+            .prop_map(|(entries, mode, time)| Node::Directory(entries, mode, time))
     })
 }
 
 impl Node {
-    fn make(&self, at: &Path) {
+    fn write_to(&self, at: &Path) {
         let time = match self {
             Self::File(content, mode, time) => {
                 fs::write(at, content).unwrap();
@@ -70,10 +70,10 @@ impl Node {
                 std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), at).unwrap();
                 time
             }
-            Self::Folder(entries, mode, time) => {
+            Self::Directory(entries, mode, time) => {
                 fs::create_dir(at).unwrap();
                 for (name, node) in entries {
-                    node.make(&at.join(std::ffi::OsStr::from_bytes(name)));
+                    node.write_to(&at.join(std::ffi::OsStr::from_bytes(name)));
                 }
                 fs::set_permissions(at, fs::Permissions::from_mode(*mode)).unwrap();
                 time
@@ -95,14 +95,14 @@ impl Node {
 }
 
 /// Path, kind and mode, time, content.
-type Entry = (Vec<u8>, u32, (i64, i64), Vec<u8>);
+type EntrySnapshot = (Vec<u8>, u32, (i64, i64), Vec<u8>);
 
 /// Returns all entries below `root`, with everything that an archive preserves.
-fn picture(root: &Path) -> BTreeSet<Entry> {
-    let mut seen = BTreeSet::new();
+fn snapshot(root: &Path) -> BTreeSet<EntrySnapshot> {
+    let mut entries = BTreeSet::new();
     let mut todo = vec![root.to_owned()];
-    while let Some(folder) = todo.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
+    while let Some(directory) = todo.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
             let meta = path.symlink_metadata().unwrap();
             let content = if meta.is_symlink() {
@@ -114,10 +114,10 @@ fn picture(root: &Path) -> BTreeSet<Entry> {
                 Vec::new()
             };
             let name = path.strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec();
-            seen.insert((name, meta.mode(), (meta.mtime(), meta.mtime_nsec()), content));
+            entries.insert((name, meta.mode(), (meta.mtime(), meta.mtime_nsec()), content));
         }
     }
-    seen
+    entries
 }
 
 proptest! {
@@ -126,14 +126,14 @@ proptest! {
     #[test]
     fn any_tree_survives_round_trip(entries in prop::collection::btree_map(name(), node(), 0..8)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let fixture = Fixture::new();
-        Node::Folder(entries, 0o755, UNIX_EPOCH).make(&fixture.path("tree"));
-        let before = picture(&fixture.path("tree"));
-        let made = runtime.block_on(fixture.make("tree"));
-        prop_assert_eq!(made.skipped(), []);
-        let (entries, bytes) = runtime.block_on(fixture.unpack(&made.zip, "new/copy")).unwrap();
-        prop_assert_eq!((entries, bytes <= made.done.bytes + 100_000), (made.done.entries, true));
-        prop_assert!(picture(&fixture.path("new/copy")) == before);
+        let fixture = ArchiveFixture::new();
+        Node::Directory(entries, 0o755, UNIX_EPOCH).write_to(&fixture.path("tree"));
+        let before = snapshot(&fixture.path("tree"));
+        let created = runtime.block_on(fixture.create("tree"));
+        prop_assert_eq!(created.skipped(), []);
+        let (entries, bytes) = runtime.block_on(fixture.extract(&created.zip, "new/copy")).unwrap();
+        prop_assert_eq!((entries, bytes <= created.done.bytes + 100_000), (created.done.entries, true));
+        prop_assert!(snapshot(&fixture.path("new/copy")) == before);
         let leftovers = fixture.dir.path().join("state").read_dir().unwrap().count();
         prop_assert_eq!(leftovers, 0, "no spool file remains");
     }

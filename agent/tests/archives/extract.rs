@@ -15,17 +15,17 @@ use podling_agent::{
 use ring::digest::{SHA256, digest};
 
 use super::{
-    Fixture,
-    crafted::{Entry, FILE, FOLDER, LINK, zip},
+    ArchiveFixture,
+    crafted::{CraftedEntry, DIRECTORY, FILE, LINK, zip},
     p,
     skipped::report_skipped,
 };
 
 fn three() -> Vec<u8> {
     zip(&[
-        Entry::new("new", FILE, b"new"),
-        Entry::deflated("d/old", b"from the zip"),
-        Entry::new("l", LINK, b"d"),
+        CraftedEntry::new("new", FILE, b"new"),
+        CraftedEntry::deflated("d/old", b"from the zip"),
+        CraftedEntry::new("l", LINK, b"d"),
     ])
 }
 
@@ -35,15 +35,15 @@ fn replacing() -> ExtractOptions {
 
 #[tokio::test]
 async fn existing_files_are_replaced_only_on_request() {
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     fixture.put("d/old", "here before");
     fixture.put("d/other", "untouched");
-    let refused = fixture.unpack(&three(), "").await;
+    let refused = fixture.extract(&three(), "").await;
     assert_eq!(refused, Err(FileError::Exists { path: "d/old".into() }.into()));
     assert_eq!(fixture.names(""), ["d"]);
-    assert_eq!(fixture.unpack_with(&three(), "", replacing()).await.unwrap(), (3, 16));
+    assert_eq!(fixture.extract_with(&three(), "", replacing()).await.unwrap(), (3, 16));
     assert_eq!(
-        (fixture.got("d/old"), fixture.got("d/other")),
+        (fixture.content("d/old"), fixture.content("d/other")),
         (b"from the zip".to_vec(), b"untouched".to_vec())
     );
     assert_eq!(
@@ -51,33 +51,34 @@ async fn existing_files_are_replaced_only_on_request() {
         (vec!["d".into(), "l".into(), "new".into()], vec!["old".into(), "other".into()])
     );
     // The second extraction also replaces the link.
-    assert_eq!(fixture.unpack_with(&three(), "", replacing()).await.unwrap(), (3, 16));
+    assert_eq!(fixture.extract_with(&three(), "", replacing()).await.unwrap(), (3, 16));
 }
 
 #[tokio::test]
 async fn entry_of_other_kind_is_not_replaced() {
     for (there, problem) in [("new/", "is a directory"), ("l/", "is a directory")] {
-        let fixture = Fixture::new();
-        fixture.folder(there);
-        let refused = fixture.unpack_with(&three(), "", replacing()).await;
+        let fixture = ArchiveFixture::new();
+        fixture.directory(there);
+        let refused = fixture.extract_with(&three(), "", replacing()).await;
         let path = there.trim_end_matches('/').to_owned();
         assert_eq!(refused, Err(FileError::WrongKind { path, problem }.into()));
         assert_eq!(fixture.names("").len(), 1);
     }
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     fixture.put("e", "a file");
-    let refused = fixture.unpack_with(&zip(&[Entry::new("e/", FOLDER, b"")]), "", replacing()).await;
+    let refused =
+        fixture.extract_with(&zip(&[CraftedEntry::new("e/", DIRECTORY, b"")]), "", replacing()).await;
     assert_eq!(refused, Err(FileError::WrongKind { path: "e".into(), problem: "is not a directory" }.into()));
 }
 
 #[tokio::test]
 async fn extraction_never_follows_workspace_links() {
     for target in ["../outside", "elsewhere"] {
-        let fixture = Fixture::new();
-        fixture.folder("elsewhere");
+        let fixture = ArchiveFixture::new();
+        fixture.directory("elsewhere");
         fixture.link(target, "d");
         for options in [ExtractOptions::default(), replacing()] {
-            let refused = fixture.unpack_with(&three(), "", options).await;
+            let refused = fixture.extract_with(&three(), "", options).await;
             assert!(matches!(refused, Err(ArchiveError::File(FileError::WrongKind { .. }))), "{refused:?}");
         }
         assert_eq!(
@@ -87,30 +88,33 @@ async fn extraction_never_follows_workspace_links() {
         assert_eq!(fixture.names("../outside"), ["secret"]);
     }
     // A link in place of a file is replaced, and its target is unchanged.
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     fixture.link("../outside/secret", "new");
-    fixture.unpack_with(&three(), "", replacing()).await.unwrap();
+    fixture.extract_with(&three(), "", replacing()).await.unwrap();
     assert!(fixture.path("new").symlink_metadata().unwrap().is_file());
-    assert_eq!(fixture.got("../outside/secret"), b"secret");
+    assert_eq!(fixture.content("../outside/secret"), b"secret");
 }
 
 #[tokio::test]
 async fn setuid_and_setgid_are_not_extracted() {
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     let modes = [("suid", 0o104_755), ("sgid", 0o102_755), ("sticky", 0o101_700), ("none", 0o100_000)];
-    fixture.unpack(&zip(&modes.map(|(name, mode)| Entry::new(name, mode, b""))), "").await.unwrap();
-    let got = |name: &str| fixture.path(name).metadata().unwrap().mode() & 0o7777;
-    assert_eq!(modes.map(|(name, _)| got(name)), [0o755, 0o755, 0o1700, 0]);
-    let dos = Entry { system: 0, mode: 0, ..Entry::new("dos", FILE, b"") };
-    fixture.unpack(&zip(&[dos]), "").await.unwrap();
-    assert_eq!(got("dos"), 0o644);
+    fixture.extract(&zip(&modes.map(|(name, mode)| CraftedEntry::new(name, mode, b""))), "").await.unwrap();
+    let mode_of = |name: &str| fixture.path(name).metadata().unwrap().mode() & 0o7777;
+    assert_eq!(modes.map(|(name, _)| mode_of(name)), [0o755, 0o755, 0o1700, 0]);
+    let dos = CraftedEntry { system: 0, mode: 0, ..CraftedEntry::new("dos", FILE, b"") };
+    fixture.extract(&zip(&[dos]), "").await.unwrap();
+    assert_eq!(mode_of("dos"), 0o644);
 }
 
 #[tokio::test]
 async fn link_targets_are_preserved() {
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     let links = [("a", "/etc/passwd"), ("b", "../../.."), ("c", "a\\b")];
-    fixture.unpack(&zip(&links.map(|(name, to)| Entry::new(name, LINK, to.as_bytes()))), "").await.unwrap();
+    fixture
+        .extract(&zip(&links.map(|(name, to)| CraftedEntry::new(name, LINK, to.as_bytes()))), "")
+        .await
+        .unwrap();
     for (name, to) in links {
         assert_eq!(fs::read_link(fixture.path(name)).unwrap(), Path::new(to));
     }
@@ -118,29 +122,29 @@ async fn link_targets_are_preserved() {
 
 #[tokio::test]
 async fn zip_with_wrong_digest_is_rejected() {
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     let zip = three();
     let right: [u8; 32] = digest(&SHA256, &zip).as_ref().try_into().unwrap();
     let options = |sha256| ExtractOptions { sha256: Some(sha256), ..ExtractOptions::default() };
-    let refused = fixture.unpack_with(&zip, "", options([0; 32])).await;
+    let refused = fixture.extract_with(&zip, "", options([0; 32])).await;
     assert!(matches!(refused, Err(ArchiveError::File(FileError::DigestMismatch { .. }))), "{refused:?}");
     assert_eq!(fixture.names(""), [""; 0]);
-    fixture.unpack_with(&zip, "", options(right)).await.unwrap();
+    fixture.extract_with(&zip, "", options(right)).await.unwrap();
 }
 
 #[tokio::test]
 async fn only_extraction_counts_as_intent() {
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     fixture.put("file", "");
-    let made = fixture.make("").await;
+    let created = fixture.create("").await;
     assert_eq!(fixture.gate.last_admitted(Intent::ClientWrite), None);
-    fixture.unpack(&made.zip, "copy").await.unwrap();
+    fixture.extract(&created.zip, "copy").await.unwrap();
     assert!(fixture.gate.last_admitted(Intent::ClientWrite).is_some());
 }
 
 #[tokio::test]
 async fn incomplete_upload_leaves_nothing() {
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     let mut places = Vec::new();
     for _ in 0..MAX_ARCHIVES {
         let mut receiving = fixture.archives.receive(p("into"), ExtractOptions::default()).await.unwrap();
@@ -152,16 +156,16 @@ async fn incomplete_upload_leaves_nothing() {
     drop(places);
     assert_eq!(fixture.names(""), [""; 0]);
     assert_eq!(fs::read_dir(fixture.dir.path().join("state")).unwrap().count(), 0);
-    fixture.unpack(&three(), "into").await.unwrap();
+    fixture.extract(&three(), "into").await.unwrap();
 }
 
 #[tokio::test]
 async fn zips_of_other_tools_are_extracted() {
-    let fixture = Fixture::new();
+    let fixture = ArchiveFixture::new();
     fixture.put("tree/deep/er/file", "words ".repeat(99_999));
     fixture.put("tree/häuser", "");
     fixture.put("tree/picture", super::noise(100_000));
-    fixture.folder("tree/empty");
+    fixture.directory("tree/empty");
     fixture.link("deep", "tree/link");
     fs::set_permissions(fixture.path("tree/picture"), fs::Permissions::from_mode(0o640)).unwrap();
     let shell = |script: &str| {
@@ -184,11 +188,11 @@ async fn zips_of_other_tools_are_extracted() {
             continue;
         };
         let copy = format!("copy{n}");
-        fixture.unpack(&zip, &copy).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        fixture.extract(&zip, &copy).await.unwrap_or_else(|error| panic!("{what}: {error}"));
         for name in ["deep/er/file", "häuser", "picture"] {
             assert_eq!(
-                fixture.got(&format!("{copy}/{name}")),
-                fixture.got(&format!("tree/{name}")),
+                fixture.content(&format!("{copy}/{name}")),
+                fixture.content(&format!("tree/{name}")),
                 "{what}"
             );
         }
