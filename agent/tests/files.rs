@@ -25,12 +25,12 @@ use podling_agent::{
 };
 
 /// A workspace, with a directory beside it that must stay out of reach.
-struct Fixture {
+struct FilesFixture {
     dir: tempfile::TempDir,
     files: Files,
 }
 
-impl Fixture {
+impl FilesFixture {
     fn new(resolver: PathResolver) -> Self {
         Self::within(resolver, tempfile::tempdir().unwrap())
     }
@@ -70,7 +70,7 @@ impl Fixture {
         std::os::unix::fs::symlink(target, self.home().join(name)).unwrap();
     }
 
-    fn got(&self, name: &str) -> Vec<u8> {
+    fn content(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.home().join(name)).unwrap()
     }
 
@@ -98,8 +98,8 @@ impl Fixture {
 
     /// Returns the sorted names in a directory, read from the file system instead of through
     /// `Files`.
-    fn names(&self, folder: &str) -> Vec<String> {
-        let entries = std::fs::read_dir(self.home().join(folder)).unwrap();
+    fn names(&self, directory: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.home().join(directory)).unwrap();
         let mut names: Vec<_> =
             entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
         names.sort();
@@ -107,10 +107,10 @@ impl Fixture {
     }
 
     /// Waits until a directory has exactly these names. Panics after 15 s.
-    async fn settles(&self, folder: &str, names: &[&str]) {
+    async fn settles(&self, directory: &str, names: &[&str]) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(15);
-        while self.names(folder) != names {
-            assert!(tokio::time::Instant::now() < deadline, "{:?}", self.names(folder));
+        while self.names(directory) != names {
+            assert!(tokio::time::Instant::now() < deadline, "{:?}", self.names(directory));
             tokio::task::yield_now().await;
         }
     }

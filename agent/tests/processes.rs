@@ -29,18 +29,18 @@ use podling_proto::token::VerifyingKeys;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 /// Time limit of any single step, on a busy machine.
-const SOON: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(20);
 const EPOCH: u64 = 7;
 
 /// A workspace in which commands can be started.
-struct Fixture {
+struct ProcessFixture {
     home: tempfile::TempDir,
     processes: ProcessRegistry,
     gate: Arc<AdmissionGate>,
     _reaper: JoinSet<()>,
 }
 
-impl Fixture {
+impl ProcessFixture {
     fn new() -> Self {
         Self::with(AgentPolicy::default())
     }
@@ -81,14 +81,14 @@ fn sh(script: &str) -> ProcessSpec {
 
 /// Everything that a watcher received.
 #[derive(Debug, Default)]
-struct Seen {
+struct WatchedOutput {
     out: Vec<u8>,
     err: Vec<u8>,
     gaps: Vec<(OutputStream, u64, u64)>,
     exit: Option<ProcessExit>,
 }
 
-impl Seen {
+impl WatchedOutput {
     fn code(&self) -> Option<i32> {
         match self.exit.as_ref()?.status {
             ExitStatus::Code(code) => Some(code),
@@ -105,7 +105,7 @@ impl Seen {
 }
 
 async fn next(watcher: &mut ProcessWatcher) -> Option<ProcessEvent> {
-    timeout(SOON, watcher.next()).await.expect("next event").unwrap()
+    timeout(DEADLINE, watcher.next()).await.expect("next event").unwrap()
 }
 
 /// Returns the id from the first event of a watcher.
@@ -118,8 +118,8 @@ async fn id(watcher: &mut ProcessWatcher) -> ProcessId {
 
 /// Watches until the exit, from the offsets `at` of stdout and stderr. Checks that the events are
 /// consistent.
-async fn rest(mut watcher: ProcessWatcher, mut at: [u64; 2]) -> Seen {
-    let mut seen = Seen::default();
+async fn rest(mut watcher: ProcessWatcher, mut at: [u64; 2]) -> WatchedOutput {
+    let mut seen = WatchedOutput::default();
     while let Some(event) = next(&mut watcher).await {
         assert!(seen.exit.is_none(), "event after the exit: {event:?}");
         match event {
@@ -148,13 +148,13 @@ async fn rest(mut watcher: ProcessWatcher, mut at: [u64; 2]) -> Seen {
     seen
 }
 
-async fn all(watcher: ProcessWatcher) -> Seen {
+async fn all(watcher: ProcessWatcher) -> WatchedOutput {
     rest(watcher, [0, 0]).await
 }
 
-/// Polls until `condition` holds. Panics with `what` after [`SOON`].
+/// Polls until `condition` holds. Panics with `what` after [`DEADLINE`].
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + SOON;
+    let deadline = tokio::time::Instant::now() + DEADLINE;
     while !condition() {
         assert!(tokio::time::Instant::now() < deadline, "{what}");
         tokio::time::sleep(Duration::from_millis(2)).await;

@@ -25,13 +25,13 @@ use crate::{
 const SOON: Duration = Duration::from_secs(20);
 const MIB: u64 = 1024 * 1024;
 
-struct Fixture {
+struct RegistryFixture {
     processes: ProcessRegistry,
     home: tempfile::TempDir,
     _reaper: JoinSet<()>,
 }
 
-impl Fixture {
+impl RegistryFixture {
     fn with(policy: AgentPolicy) -> Self {
         let home = tempfile::tempdir().unwrap();
         let claim = Claim {
@@ -85,7 +85,7 @@ async fn exit(mut watcher: ProcessWatcher) -> super::ProcessExit {
 
 #[tokio::test]
 async fn returned_run_leaves_no_process() {
-    let fixture = Fixture::with(AgentPolicy::default());
+    let fixture = RegistryFixture::with(AgentPolicy::default());
     let script = "head -c 100000 /dev/zero; while [ ! -e go ]; do sleep 0.01; done";
     let mut call = Box::pin(fixture.processes.run(RunSpec { program: sh(script), ..RunSpec::default() }));
     tokio::select! {
@@ -100,7 +100,7 @@ async fn returned_run_leaves_no_process() {
 
 #[tokio::test]
 async fn run_of_gone_caller_is_removed() {
-    let fixture = Fixture::with(AgentPolicy::default());
+    let fixture = RegistryFixture::with(AgentPolicy::default());
     let mut call =
         Box::pin(fixture.processes.run(RunSpec { program: sh("sleep 1000"), ..RunSpec::default() }));
     tokio::select! {
@@ -115,7 +115,7 @@ async fn run_of_gone_caller_is_removed() {
 
 #[tokio::test]
 async fn ended_output_is_bounded_and_exit_stays_known() {
-    let fixture = Fixture::with(AgentPolicy::default());
+    let fixture = RegistryFixture::with(AgentPolicy::default());
     let fits = table::MAX_ENDED_BYTES / MIB;
     for n in 0..fits + 4 {
         let program = sh(&format!("head -c {MIB} /dev/zero; exit {n}"));
@@ -140,7 +140,7 @@ async fn ended_output_is_bounded_and_exit_stays_known() {
 
 #[tokio::test]
 async fn ended_processes_are_bounded_except_watched() {
-    let fixture = Fixture::with(AgentPolicy { max_processes: 2, ..AgentPolicy::default() });
+    let fixture = RegistryFixture::with(AgentPolicy { max_processes: 2, ..AgentPolicy::default() });
     let start = |script| {
         fixture
             .processes
@@ -167,7 +167,7 @@ async fn ended_processes_are_bounded_except_watched() {
 
 #[tokio::test]
 async fn collected_output_of_all_runs_is_bounded() {
-    let fixture = Fixture::with(AgentPolicy::default());
+    let fixture = RegistryFixture::with(AgentPolicy::default());
     let bytes = fixture.processes.shared.run_bytes.clone();
     let left = bytes.available_permits() as u32;
     let others = bytes.clone().try_acquire_many_owned(left - 1000).unwrap();

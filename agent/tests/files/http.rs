@@ -6,7 +6,7 @@ use http_body_util::BodyExt;
 use podling_agent::api::files_http::router;
 use tower::ServiceExt;
 
-use super::Fixture;
+use super::FilesFixture;
 
 async fn call(router: &Router, request: http::request::Builder, body: impl Into<Body>) -> Response {
     router.clone().oneshot(request.body(body.into()).unwrap()).await.unwrap()
@@ -22,7 +22,7 @@ fn header_of(response: &Response, name: header::HeaderName) -> &str {
 
 #[tokio::test]
 async fn download_resumes_with_range() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         let content: Vec<u8> = (0..700_000u32).map(|n| (n % 253) as u8).collect();
         fixture.put("my data/été.bin", &content);
         let router = router(fixture.files.clone());
@@ -69,7 +69,7 @@ async fn download_resumes_with_range() {
 
 #[tokio::test]
 async fn upload_is_verified_and_returns_digest() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         let router = router(fixture.files.clone());
         // echo -n hello | sha256sum
         let hex = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
@@ -91,14 +91,14 @@ async fn upload_is_verified_and_returns_digest() {
         let only =
             call(&router, Request::put("/files/new/hello.txt").header("if-none-match", "*"), "bye").await;
         assert_eq!(only.status(), StatusCode::CONFLICT);
-        assert_eq!(fixture.got("new/hello.txt"), b"hello");
+        assert_eq!(fixture.content("new/hello.txt"), b"hello");
         assert_eq!(fixture.names("new"), ["hello.txt"]);
     }
 }
 
 #[tokio::test]
 async fn broken_upload_is_the_clients_error_and_old_file_stays() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         fixture.put("notes", "old");
         let pieces = [Ok("half"), Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset))];
         let broken = Body::from_stream(futures_util::stream::iter(pieces));
@@ -106,13 +106,13 @@ async fn broken_upload_is_the_clients_error_and_old_file_stays() {
         assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
         assert_eq!(problem_of(refused).await["reason"], "BAD_FIELD");
         fixture.settles("", &["notes"]).await;
-        assert_eq!(fixture.got("notes"), b"old");
+        assert_eq!(fixture.content("notes"), b"old");
     }
 }
 
 #[tokio::test]
 async fn http_errors_are_problem_details_with_reasons() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         fixture.put("folder/file", "");
         fixture.link("../outside", "out");
         let router = router(fixture.files.clone());

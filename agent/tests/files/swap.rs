@@ -9,7 +9,7 @@ use std::{
 use podling_agent::files::{FileError, PathResolver, SymlinkMode, WriteOptions};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::{Fixture, p};
+use super::{FilesFixture, p};
 
 /// Rounds for each resolver. A round makes about ten calls.
 const ROUNDS: usize = 1_500;
@@ -26,18 +26,18 @@ fn component_walk_confines_racing_access() {
 
 fn nothing_outside_is_touched(resolver: PathResolver) {
     // In memory, because on a disk every sync would wait for a million renames.
-    let fixture = Fixture::in_memory(resolver);
+    let fixture = FilesFixture::in_memory(resolver);
     let outside = fixture.dir.path().join("outside");
-    for folder in ["sub/deep", "x"] {
-        std::fs::create_dir_all(outside.join(folder)).unwrap();
-        std::fs::write(outside.join(folder).join("file"), "secret").unwrap();
+    for directory in ["sub/deep", "x"] {
+        std::fs::create_dir_all(outside.join(directory)).unwrap();
+        std::fs::write(outside.join(directory).join("file"), "secret").unwrap();
     }
     std::fs::write(outside.join("file"), "secret").unwrap();
     let before = snapshot(&outside);
     fixture.put("a/file", "mine");
     fixture.link("../outside", "link");
     let (stop, swaps) = (AtomicBool::new(false), AtomicU64::new(0));
-    let mut tally = Tally::default();
+    let mut access_counts = AccessCounts::default();
     let home = fixture.home();
     std::thread::scope(|scope| {
         let swapper = scope.spawn(|| {
@@ -55,7 +55,7 @@ fn nothing_outside_is_touched(resolver: PathResolver) {
         let rounds = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             runtime.block_on(async {
                 for round in 0..ROUNDS {
-                    one_round(&fixture, round, &mut tally).await;
+                    one_round(&fixture, round, &mut access_counts).await;
                 }
             });
         }));
@@ -65,20 +65,21 @@ fn nothing_outside_is_touched(resolver: PathResolver) {
     });
     assert_eq!(snapshot(&outside), before, "entries outside are unchanged");
     let swaps = swaps.into_inner();
-    println!("{resolver:?}: {} calls, {swaps} swaps, {} refused", tally.done + tally.refused, tally.refused);
+    let AccessCounts { done, refused } = access_counts;
+    println!("{resolver:?}: {} calls, {swaps} swaps, {refused} refused", done + refused);
     assert!(
-        tally.done > 100 && tally.refused > 100,
-        "the race must happen often enough: {tally:?}, {swaps} swaps"
+        done > 100 && refused > 100,
+        "the race must happen often enough: {access_counts:?}, {swaps} swaps"
     );
 }
 
 #[derive(Debug, Default)]
-struct Tally {
+struct AccessCounts {
     done: u64,
     refused: u64,
 }
 
-impl Tally {
+impl AccessCounts {
     fn note<T>(&mut self, result: Result<T, FileError>) -> Option<T> {
         match result {
             Ok(value) => {
@@ -101,26 +102,26 @@ impl Tally {
     }
 }
 
-async fn one_round(fixture: &Fixture, round: usize, tally: &mut Tally) {
+async fn one_round(fixture: &FilesFixture, round: usize, access_counts: &mut AccessCounts) {
     let files = &fixture.files;
-    if let Some(entry) = tally.note(files.stat(p("a/file"), SymlinkMode::Follow).await) {
+    if let Some(entry) = access_counts.note(files.stat(p("a/file"), SymlinkMode::Follow).await) {
         assert_eq!(entry.size, 4, "the size of the file inside");
     }
-    if let Some(content) = tally.note(fixture.read("a/file").await) {
+    if let Some(content) = access_counts.note(fixture.read("a/file").await) {
         assert_eq!(content, b"mine", "the content of the file inside");
     }
-    if let Some(entries) = tally.note(fixture.list("a").await) {
+    if let Some(entries) = access_counts.note(fixture.list("a").await) {
         assert!(entries.iter().all(|entry| entry.name != b"secret"), "only names inside are listed");
     }
-    tally.note(fixture.write("a/file", b"mine", WriteOptions::default()).await);
+    access_counts.note(fixture.write("a/file", b"mine", WriteOptions::default()).await);
     let deep = WriteOptions { make_parents: true, ..WriteOptions::default() };
-    tally.note(fixture.write("a/sub/deep/file", b"mine", deep).await);
-    if let Some(id) = tally.note(files.begin_upload(p("a/chunked"), WriteOptions::default()).await) {
-        tally.note(files.chunk(id, 0, "mine".into(), true).await);
+    access_counts.note(fixture.write("a/sub/deep/file", b"mine", deep).await);
+    if let Some(id) = access_counts.note(files.begin_upload(p("a/chunked"), WriteOptions::default()).await) {
+        access_counts.note(files.chunk(id, 0, "mine".into(), true).await);
     }
-    tally.note(files.mkdir(p(&format!("a/made-{}", round % 7)), Some(0o700), true).await);
-    tally.note(files.rename(p("a/sub"), p("a/x"), true).await);
-    tally.note(files.remove(p("a/x"), true).await);
+    access_counts.note(files.mkdir(p(&format!("a/made-{}", round % 7)), Some(0o700), true).await);
+    access_counts.note(files.rename(p("a/sub"), p("a/x"), true).await);
+    access_counts.note(files.remove(p("a/x"), true).await);
     // A tree that contains the swapped pair is removed as a whole.
     let tree = fixture.home().join("tree");
     if !tree.exists() {
@@ -130,14 +131,14 @@ async fn one_round(fixture: &Fixture, round: usize, tally: &mut Tally) {
         std::os::unix::fs::symlink(fixture.dir.path().join("outside"), building.join("y")).unwrap();
         std::fs::rename(building, tree).unwrap();
     }
-    tally.note(files.remove(p("tree"), true).await);
+    access_counts.note(files.remove(p("tree"), true).await);
 }
 
 /// Returns path, kind, mode, size, time and content of a directory and all entries below it.
-fn snapshot(folder: &Path) -> Vec<String> {
+fn snapshot(directory: &Path) -> Vec<String> {
     use std::os::unix::fs::MetadataExt;
     let mut seen = Vec::new();
-    let mut todo = vec![folder.to_owned()];
+    let mut todo = vec![directory.to_owned()];
     while let Some(path) = todo.pop() {
         let meta = path.symlink_metadata().unwrap();
         let content = if meta.is_file() { std::fs::read(&path).unwrap() } else { Vec::new() };

@@ -8,11 +8,11 @@ use podling_agent::files::{
 };
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use super::{Fixture, p};
+use super::{FilesFixture, p};
 
 #[tokio::test]
 async fn large_directory_is_listed_sorted_in_pages() {
-    for fixture in [PathResolver::Kernel, PathResolver::Walk].map(Fixture::in_memory) {
+    for fixture in [PathResolver::Kernel, PathResolver::Walk].map(FilesFixture::in_memory) {
         for n in 0..20_001 {
             fixture.put(&format!("many/{}", n * 7_919 % 20_011), "");
         }
@@ -28,7 +28,7 @@ async fn large_directory_is_listed_sorted_in_pages() {
 
 #[tokio::test]
 async fn entries_report_kind_for_any_name() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         let strange = OsStr::from_bytes(b"caf\xe9");
         std::fs::write(fixture.home().join(strange), "12345").unwrap();
         fixture.put("folder/inner", "");
@@ -61,7 +61,7 @@ async fn entries_report_kind_for_any_name() {
 
 #[tokio::test]
 async fn links_are_followed_only_inside_root() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         fixture.put("data/2026/values", "1 2 3");
         fixture.put("code/main", "");
         fixture.link("../data/./2026/../2026", "code/latest");
@@ -82,7 +82,7 @@ async fn links_are_followed_only_inside_root() {
 
 #[tokio::test]
 async fn any_range_is_readable() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         let content: Vec<u8> = (0..3_000_001u32).map(|n| (n % 251) as u8).collect();
         fixture.put("big", &content);
         for (offset, length) in [
@@ -105,7 +105,7 @@ async fn any_range_is_readable() {
 
 #[tokio::test]
 async fn read_handles_growing_and_shrinking_file() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         fixture.put("log", vec![1; 4 << 20]);
         let grown = fixture.files.read(p("log")).await.unwrap();
         let file = std::fs::File::options().append(true).open(fixture.home().join("log")).unwrap();
@@ -123,7 +123,7 @@ async fn read_handles_growing_and_shrinking_file() {
 
 #[tokio::test]
 async fn pipe_is_never_opened() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         mknodat(CWD, fixture.home().join("pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         let refused = fixture.files.read(p("pipe")).await.unwrap_err();
         assert!(matches!(refused, FileError::WrongKind { .. }), "{refused}");
@@ -139,7 +139,7 @@ async fn pipe_is_never_opened() {
 
 #[tokio::test]
 async fn rename_replaces_only_on_request() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         let rename = |from, to, replace| fixture.files.rename(p(from), p(to), replace);
         fixture.put("a", "a");
         fixture.put("b", "b");
@@ -147,7 +147,7 @@ async fn rename_replaces_only_on_request() {
         fixture.put("other/file", "");
         assert!(matches!(rename("a", "b", false).await, Err(FileError::Exists { .. })));
         rename("a", "b", true).await.unwrap();
-        assert_eq!(fixture.got("b"), b"a");
+        assert_eq!(fixture.content("b"), b"a");
         assert!(matches!(rename("full", "other", true).await, Err(FileError::NotEmpty { .. })));
         assert!(matches!(rename("full", "full/inside", false).await, Err(FileError::WrongKind { .. })));
         assert!(matches!(rename("gone", "b", true).await, Err(FileError::NotFound { .. })));
@@ -161,7 +161,7 @@ async fn rename_replaces_only_on_request() {
 
 #[tokio::test]
 async fn remove_counts_and_never_follows_links() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         let deep = "d/".repeat(600);
         fixture.put(&format!("tree/{deep}file"), "");
         fixture.put("tree/more/file", "");
@@ -179,7 +179,7 @@ async fn remove_counts_and_never_follows_links() {
 
 #[tokio::test]
 async fn mkdir_creates_one_or_all_parents() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         let mkdir = |path, mode, parents| fixture.files.mkdir(p(path), mode, parents);
         assert!(matches!(mkdir("a/b/c", None, false).await, Err(FileError::NotFound { .. })));
         mkdir("a/b/c", Some(0o2770), true).await.unwrap();

@@ -14,10 +14,10 @@ use podling_proto::{
 use tokio::{net::TcpListener, task::JoinSet};
 use tonic::transport::{Channel, Endpoint};
 
-use super::Fixture;
+use super::FilesFixture;
 
 /// Serves the fixture's files until the set is dropped.
-async fn serve(fixture: &Fixture) -> (FilesClient<Channel>, JoinSet<()>) {
+async fn serve(fixture: &FilesFixture) -> (FilesClient<Channel>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let service = FilesServer::new(FilesService::new(fixture.files.clone()));
@@ -41,7 +41,7 @@ fn open(path: Option<Path>) -> WriteOpen {
 
 #[tokio::test]
 async fn client_writes_lists_reads_and_removes() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         let (mut client, _server) = serve(&fixture).await;
         let content: Vec<u8> = (0..5_000_000u32).map(|n| (n % 249) as u8).collect();
         let mut messages = vec![WriteFileRequest { open: Some(open(raw(b"caf\xe9"))), data: Bytes::new() }];
@@ -78,7 +78,7 @@ async fn client_writes_lists_reads_and_removes() {
 
 #[tokio::test]
 async fn browser_uploads_in_chunks() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         let (mut client, _server) = serve(&fixture).await;
         let first = WriteChunkRequest {
             open: Some(open(text("page.html"))),
@@ -100,13 +100,13 @@ async fn browser_uploads_in_chunks() {
         );
         let done = client.write_chunk(chunk(6, "</html>", true)).await.unwrap().into_inner();
         assert_eq!((done.next_offset, done.finished.unwrap().entry.unwrap().size), (13, 13));
-        assert_eq!(fixture.got("page.html"), b"<html></html>");
+        assert_eq!(fixture.content("page.html"), b"<html></html>");
     }
 }
 
 #[tokio::test]
 async fn aborted_call_leaves_no_temporary_file() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         fixture.put("big", "old");
         let (client, _server) = serve(&fixture).await;
         let (feed, messages) = tokio::sync::mpsc::channel(1);
@@ -120,13 +120,13 @@ async fn aborted_call_leaves_no_temporary_file() {
         }
         calls.abort_all();
         fixture.settles("", &["big"]).await;
-        assert_eq!(fixture.got("big"), b"old");
+        assert_eq!(fixture.content("big"), b"old");
     }
 }
 
 #[tokio::test]
 async fn invalid_calls_return_reasons() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         let (mut client, _server) = serve(&fixture).await;
         for (path, expected) in [
             (text("/etc/passwd"), Reason::BadPath),

@@ -13,7 +13,7 @@ use podling_agent::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Fixture, p, skipped::report_skipped};
+use super::{FilesFixture, p, skipped::report_skipped};
 
 fn sha256(content: &[u8]) -> [u8; 32] {
     ring::digest::digest(&ring::digest::SHA256, content).as_ref().try_into().unwrap()
@@ -21,7 +21,7 @@ fn sha256(content: &[u8]) -> [u8; 32] {
 
 #[tokio::test]
 async fn replaced_file_keeps_its_mode() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         fixture.put("run.sh", "old");
         let path = fixture.home().join("run.sh");
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o751)).unwrap();
@@ -29,7 +29,7 @@ async fn replaced_file_keeps_its_mode() {
         let written = fixture.write("run.sh", &content, WriteOptions::default()).await.unwrap();
         assert_eq!((written.created, written.entry.mode, written.entry.size), (false, 0o751, 5_000_000));
         assert_eq!(written.sha256, sha256(&content));
-        assert!(fixture.got("run.sh") == content);
+        assert!(fixture.content("run.sh") == content);
         assert_eq!(fixture.names(""), ["run.sh"], "no temporary file remains");
 
         let modified = UNIX_EPOCH + Duration::from_millis(1_234_567_891);
@@ -47,21 +47,21 @@ async fn replaced_file_keeps_its_mode() {
 
 #[tokio::test]
 async fn wrong_digest_changes_nothing() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         fixture.put("notes", "old");
         let options = WriteOptions { sha256: Some(sha256(b"promised")), ..Default::default() };
         let refused = fixture.write("notes", b"something else", options.clone()).await.unwrap_err();
         assert!(matches!(refused, FileError::DigestMismatch { .. }), "{refused}");
-        assert_eq!(fixture.got("notes"), b"old");
+        assert_eq!(fixture.content("notes"), b"old");
         assert_eq!(fixture.names(""), ["notes"]);
         fixture.write("notes", b"promised", options).await.unwrap();
-        assert_eq!(fixture.got("notes"), b"promised");
+        assert_eq!(fixture.content("notes"), b"promised");
     }
 }
 
 #[tokio::test]
 async fn create_only_never_replaces_even_in_a_race() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         let only = WriteOptions { create_only: true, ..Default::default() };
         fixture.link("nowhere", "dangling");
         let refused = fixture.write("dangling", b"new", only.clone()).await.unwrap_err();
@@ -69,14 +69,14 @@ async fn create_only_never_replaces_even_in_a_race() {
         let feed = fixture.files.write(p("notes"), only).await.unwrap();
         fixture.put("notes", "theirs");
         assert!(matches!(feed.finish().await, Err(FileError::Exists { .. })));
-        assert_eq!(fixture.got("notes"), b"theirs");
+        assert_eq!(fixture.content("notes"), b"theirs");
         assert_eq!(fixture.names(""), ["dangling", "notes"]);
     }
 }
 
 #[tokio::test]
 async fn write_to_non_file_is_rejected() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         fixture.put("folder/file", "");
         let refused = fixture.write("folder", b"x", WriteOptions::default()).await.unwrap_err();
         assert!(matches!(refused, FileError::WrongKind { .. }), "{refused}");
@@ -89,12 +89,12 @@ async fn write_to_non_file_is_rejected() {
 
 #[tokio::test]
 async fn write_follows_link_inside_and_rejects_outside() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         fixture.put("real/config", "old");
         fixture.link("real/config", "config");
         fixture.link("../outside/secret", "leak");
         fixture.write("config", b"new", WriteOptions::default()).await.unwrap();
-        assert_eq!(fixture.got("real/config"), b"new");
+        assert_eq!(fixture.content("real/config"), b"new");
         assert!(fixture.home().join("config").is_symlink());
         let refused = fixture.write("leak", b"x", WriteOptions::default()).await.unwrap_err();
         assert!(matches!(refused, FileError::Escapes { .. }), "{refused}");
@@ -104,7 +104,7 @@ async fn write_follows_link_inside_and_rejects_outside() {
 
 #[tokio::test]
 async fn dropped_write_leaves_nothing() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         fixture.put("big", "old");
         let mut feed = fixture.files.write(p("big"), WriteOptions::default()).await.unwrap();
         for _ in 0..8 {
@@ -113,7 +113,7 @@ async fn dropped_write_leaves_nothing() {
         assert_eq!(fixture.names("").len(), 2);
         drop(feed);
         fixture.settles("", &["big"]).await;
-        assert_eq!(fixture.got("big"), b"old");
+        assert_eq!(fixture.content("big"), b"old");
         assert!(fixture.list("").await.unwrap().iter().all(|entry| entry.name == b"big"));
     }
 }
@@ -129,7 +129,7 @@ async fn full_disk_is_reported_and_old_file_stays() {
             let _done = Command::new("umount").arg("-l").arg(&self.0).status();
         }
     }
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         let disk = fixture.home().join("disk");
         std::fs::create_dir(&disk).unwrap();
         let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "none"]).arg(&disk).status();
@@ -140,14 +140,14 @@ async fn full_disk_is_reported_and_old_file_stays() {
             fixture.write("disk/notes", &vec![1; 3_000_000], WriteOptions::default()).await.unwrap_err();
         assert!(matches!(refused, FileError::DiskFull { .. }), "{refused}");
         fixture.settles("disk", &["notes"]).await;
-        assert_eq!(fixture.got("disk/notes"), b"old");
+        assert_eq!(fixture.content("disk/notes"), b"old");
         fixture.write("disk/notes", b"it goes on", WriteOptions::default()).await.unwrap();
     }
 }
 
 #[tokio::test]
 async fn upload_accepts_repeats_and_rejects_gaps() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         let options = WriteOptions { sha256: Some(sha256(b"hello world")), ..Default::default() };
         let id = fixture.files.begin_upload(p("greeting"), options).await.unwrap();
         let chunk =
@@ -164,7 +164,7 @@ async fn upload_accepts_repeats_and_rejects_gaps() {
         let done = chunk(9, "ld", true).await.unwrap();
         assert_eq!(done.finished.as_ref().map(|written| written.sha256), Some(sha256(b"hello world")));
         assert_eq!(chunk(9, "ld", true).await.unwrap(), done, "a repeated last chunk gets the same response");
-        assert_eq!(fixture.got("greeting"), b"hello world");
+        assert_eq!(fixture.content("greeting"), b"hello world");
     }
 }
 
@@ -196,7 +196,7 @@ async fn uploads_expire_and_are_bounded() {
 
 #[tokio::test]
 async fn stale_temp_file_is_removed_by_listing() {
-    for fixture in Fixture::both() {
+    for fixture in FilesFixture::both() {
         let (dead, fresh) = (".podling-0123456789abcdef-1.tmp", ".podling-0123456789abcdef-2.tmp");
         fixture.put(&format!("a/{dead}"), "half");
         fixture.put(&format!("a/{fresh}"), "half");

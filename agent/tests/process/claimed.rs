@@ -7,7 +7,7 @@ use podling_proto::{
 
 use crate::{
     agent::AgentProcess,
-    control_plane::{AgentSession, Authority, FakeControlPlane, claim, key},
+    control_plane::{AgentSession, Authority, ScriptedControlPlane, claim, key},
 };
 
 /// Starts an agent, claims it with a claim that `change` adapts, and waits for its first heartbeat.
@@ -15,10 +15,11 @@ use crate::{
 /// are dropped.
 pub(crate) async fn claimed(
     change: impl FnOnce(&mut wire::Claim),
-) -> (AgentProcess, SigningKey, FakeControlPlane, AgentSession) {
+) -> (AgentProcess, SigningKey, ScriptedControlPlane, AgentSession) {
     let authority = Authority::new();
     let dir = tempfile::tempdir().expect("dir");
-    let mut control_plane = FakeControlPlane::start(dir.path(), authority.server("podling-control")).await;
+    let mut control_plane =
+        ScriptedControlPlane::start(dir.path(), authority.server("podling-control")).await;
     let agent = AgentProcess::start_in(dir, &authority.pem, &[]);
     let mut session = control_plane.session().await;
     let key = key();

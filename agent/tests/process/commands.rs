@@ -18,7 +18,7 @@ use crate::{
     agent::{AgentProcess, is_running, wait_for},
     claimed::claimed,
     client::{AgentClient, token, with_token},
-    control_plane::{AgentSession, DEADLINE, FakeControlPlane, to_argv},
+    control_plane::{AgentSession, DEADLINE, ScriptedControlPlane, to_argv},
 };
 
 /// Growth of resident memory that counts as flat, in KiB, because the allocator retains some pages.
@@ -29,7 +29,7 @@ struct CommandHarness {
     client: AgentClient,
     key: SigningKey,
     // Without a control plane the agent would dial again.
-    _control_plane: FakeControlPlane,
+    _control_plane: ScriptedControlPlane,
     _session: AgentSession,
 }
 

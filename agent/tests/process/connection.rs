@@ -16,13 +16,13 @@ use tokio::net::TcpStream;
 use crate::{
     agent::{AgentProcess, CREDENTIAL, is_running, wait_for},
     client::{AgentClient, token, with_token},
-    control_plane::{Authority, FakeControlPlane, WORKSPACE, claim, key, to_argv},
+    control_plane::{Authority, ScriptedControlPlane, WORKSPACE, claim, key, to_argv},
 };
 
-async fn unclaimed() -> (AgentProcess, FakeControlPlane, Authority) {
+async fn unclaimed() -> (AgentProcess, ScriptedControlPlane, Authority) {
     let authority = Authority::new();
     let dir = tempfile::tempdir().expect("dir");
-    let control_plane = FakeControlPlane::start(dir.path(), authority.server("podling-control")).await;
+    let control_plane = ScriptedControlPlane::start(dir.path(), authority.server("podling-control")).await;
     let agent = AgentProcess::start_in(dir, &authority.pem, &[]);
     (agent, control_plane, authority)
 }
@@ -59,7 +59,7 @@ async fn agent_is_claimed_and_listens_over_tcp() {
     let authority = Authority::new();
     let any_port: ListenAddress = "127.0.0.1:0".parse().expect("address");
     let (mut control_plane, address) =
-        FakeControlPlane::start_at(&any_port, authority.server("podling-control")).await;
+        ScriptedControlPlane::start_at(&any_port, authority.server("podling-control")).await;
     let dir = tempfile::tempdir().expect("dir");
     let control = format!("https://{address}");
     let agent = AgentProcess::start_at("127.0.0.1:0", &control, dir, &authority.pem, &[]);
@@ -109,7 +109,7 @@ async fn untrusted_control_plane_receives_no_hello() {
     let (right, wrong) = (Authority::new(), Authority::new());
     for tls in [wrong.server("podling-control"), right.server("another-name")] {
         let dir = tempfile::tempdir().expect("dir");
-        let mut control_plane = FakeControlPlane::start(dir.path(), tls).await;
+        let mut control_plane = ScriptedControlPlane::start(dir.path(), tls).await;
         let agent = AgentProcess::start_in(dir, &right.pem, &[]);
         let refused = || (agent.log().matches("cannot verify that").count() >= 3).then_some(());
         wait_for("three refusals of the untrusted control plane", refused).await;
@@ -137,7 +137,7 @@ async fn restarted_control_plane_finds_the_claim_held() {
     client.get(with_token(agent_wire::GetActivityRequest {}, &token)).await.expect("served");
 
     let mut control_plane =
-        FakeControlPlane::start(agent.dir.path(), authority.server("podling-control")).await;
+        ScriptedControlPlane::start(agent.dir.path(), authority.server("podling-control")).await;
     let mut session = control_plane.session().await;
     assert_eq!(session.hello.boot_id, boot_id);
     assert_eq!(session.hello.held_claim, Some(wire::ClaimId { workspace_id: WORKSPACE.into(), epoch: 1 }));

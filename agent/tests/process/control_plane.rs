@@ -41,7 +41,7 @@ pub(crate) struct Authority {
 }
 
 /// A listener for agents. Dropping it closes all connections without a message.
-pub(crate) struct FakeControlPlane {
+pub(crate) struct ScriptedControlPlane {
     sessions: mpsc::Receiver<AgentSession>,
     _serving: JoinSet<()>,
 }
@@ -82,7 +82,7 @@ impl Authority {
     }
 }
 
-impl FakeControlPlane {
+impl ScriptedControlPlane {
     /// Listens on [`socket`] in `dir`.
     pub(crate) async fn start(dir: &Path, tls: TlsAcceptor) -> Self {
         Self::start_at(&ListenAddress::Unix(socket(dir)), tls).await.0

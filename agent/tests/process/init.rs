@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use crate::{
     agent::{AgentProcess, UNSHARE, wait_for},
     client::{AgentClient, token, with_token},
-    control_plane::{AgentSession, Authority, FakeControlPlane, claim, key, to_argv},
+    control_plane::{AgentSession, Authority, ScriptedControlPlane, claim, key, to_argv},
     skipped::report_skipped,
 };
 
@@ -21,7 +21,7 @@ struct InitContainer {
     agent: AgentProcess,
     key: SigningKey,
     session: AgentSession,
-    _control_plane: FakeControlPlane,
+    _control_plane: ScriptedControlPlane,
 }
 
 impl InitContainer {
@@ -40,7 +40,7 @@ impl InitContainer {
         let authority = Authority::new();
         let dir = tempfile::tempdir().expect("dir");
         let mut control_plane =
-            FakeControlPlane::start(dir.path(), authority.server("podling-control")).await;
+            ScriptedControlPlane::start(dir.path(), authority.server("podling-control")).await;
         let agent = AgentProcess::start_as_init(dir, &authority.pem).await;
         let session = control_plane.session().await;
         assert_eq!(session.hello.pid, 1);

@@ -18,7 +18,7 @@ use rustix::process::Signal;
 use crate::{
     agent::wait_for,
     client::AgentClient,
-    sleep_harness::{Attachment, SleepHarness, set_plain_shell},
+    sleep_harness::{HarnessWriter, SleepHarness, set_plain_shell},
 };
 
 const DONE: DirectiveOutcome = DirectiveOutcome::Done(wire::Done {});
@@ -31,7 +31,7 @@ async fn put_to_sleep(harness: &mut SleepHarness) {
     harness.agent.wait_exit().await;
 }
 
-async fn wait_output(harness: &mut SleepHarness, attachment: &mut Attachment, text: &str) {
+async fn wait_output(harness: &mut SleepHarness, attachment: &mut HarnessWriter, text: &str) {
     harness
         .session
         .with_heartbeats(attachment.receive_until(text, |attachment| attachment.text().contains(text)))

@@ -23,14 +23,14 @@ use crate::{
     agent::{AgentProcess, wait_for},
     claimed::claimed,
     client::{AgentClient, token, with_token},
-    control_plane::{AgentSession, DEADLINE, FakeControlPlane, claim},
+    control_plane::{AgentSession, DEADLINE, ScriptedControlPlane, claim},
 };
 
 /// An agent that tests put to sleep, and its fake control plane.
 pub(crate) struct SleepHarness {
     pub(crate) agent: AgentProcess,
     pub(crate) key: SigningKey,
-    pub(crate) control_plane: FakeControlPlane,
+    pub(crate) control_plane: ScriptedControlPlane,
     pub(crate) session: AgentSession,
     pub(crate) client: AgentClient,
     pub(crate) epoch: u64,
@@ -39,7 +39,7 @@ pub(crate) struct SleepHarness {
 }
 
 /// Attachment of one client to one terminal, as a writer.
-pub(crate) struct Attachment {
+pub(crate) struct HarnessWriter {
     to: mpsc::Sender<pb::AttachRequest>,
     from: Streaming<pb::AttachResponse>,
     pub(crate) epoch: u64,
@@ -172,11 +172,11 @@ impl SleepHarness {
     }
 
     /// Attaches to a terminal, from its oldest byte.
-    pub(crate) async fn attach(&self, id: &str) -> Attachment {
+    pub(crate) async fn attach(&self, id: &str) -> HarnessWriter {
         self.attach_from(id, pb::from::From::Oldest(pb::FromOldest {})).await
     }
 
-    pub(crate) async fn attach_from(&self, id: &str, from: pb::from::From) -> Attachment {
+    pub(crate) async fn attach_from(&self, id: &str, from: pb::from::From) -> HarnessWriter {
         let mut terminals = TerminalsClient::with_origin(self.client.service(), AgentClient::origin());
         let (to, requests) = mpsc::channel(64);
         let open = pb::AttachOpen {
@@ -188,7 +188,7 @@ impl SleepHarness {
         to.send(pb::AttachRequest { request: Some(AttachAction::Open(open)) }).await.expect("sent");
         let from = terminals.attach(self.authorized(ReceiverStream::new(requests))).await;
         let from = from.expect("attached").into_inner();
-        let mut attachment = Attachment {
+        let mut attachment = HarnessWriter {
             to,
             from,
             epoch: 0,
@@ -211,7 +211,7 @@ pub(crate) async fn keep_awake(client: &AgentClient, token: &str, seconds: i64) 
     activity.keep_awake(with_token(lease, token)).await.map(drop)
 }
 
-impl Attachment {
+impl HarnessWriter {
     /// Sends input. Acknowledgement and output are received later.
     pub(crate) async fn type_text(&mut self, text: &str) {
         let input = pb::Input {

@@ -13,13 +13,14 @@ use crate::{
     agent::{AgentProcess, wait_for},
     claimed::claimed,
     client::{AgentClient, token, with_token},
-    control_plane::{AgentSession, Authority, FakeControlPlane, claim, key, to_argv},
+    control_plane::{AgentSession, Authority, ScriptedControlPlane, claim, key, to_argv},
 };
 
-async fn claimed_with(command: &[&str]) -> (AgentProcess, FakeControlPlane, AgentSession) {
+async fn claimed_with(command: &[&str]) -> (AgentProcess, ScriptedControlPlane, AgentSession) {
     let authority = Authority::new();
     let dir = tempfile::tempdir().expect("dir");
-    let mut control_plane = FakeControlPlane::start(dir.path(), authority.server("podling-control")).await;
+    let mut control_plane =
+        ScriptedControlPlane::start(dir.path(), authority.server("podling-control")).await;
     let agent =
         AgentProcess::start_in(dir, &authority.pem, &["sh", "-c", "echo from the command line > which"]);
     let session = control_plane.session().await;

@@ -5,7 +5,7 @@ use std::{os::unix::fs::PermissionsExt, path::Path};
 use podling_agent::{process::ProcessSpec, spawn::Program};
 use podling_proto::error::{Reason, WireError};
 
-use super::{Fixture, all};
+use super::{ProcessFixture, all};
 
 fn script(path: &Path, content: &[u8], mode: u32) {
     std::fs::write(path, content).unwrap();
@@ -14,7 +14,7 @@ fn script(path: &Path, content: &[u8], mode: u32) {
 
 #[tokio::test]
 async fn failed_start_has_a_specific_reason() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let home = fixture.home.path();
     script(&home.join("plain"), b"echo hi\n", 0o644);
     script(&home.join("bad-interpreter"), b"#!/no/such/shell\n", 0o755);

@@ -8,11 +8,11 @@ use podling_agent::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::{Fixture, SOON, all, id, next, sh, until};
+use super::{DEADLINE, ProcessFixture, all, id, next, sh, until};
 
 #[tokio::test]
 async fn exit_reports_code_or_signal() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     for code in [0, 1, 127, 255] {
         assert_eq!(all(fixture.sh(&format!("exit {code}"))).await.code(), Some(code));
     }
@@ -23,7 +23,7 @@ async fn exit_reports_code_or_signal() {
 
 #[tokio::test]
 async fn signal_reaches_whole_group() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let mut watcher = fixture.sh("sleep 100 & echo started; wait; sleep 100");
     let id = id(&mut watcher).await;
     assert!(matches!(next(&mut watcher).await, Some(ProcessEvent::Output { .. })));
@@ -43,7 +43,7 @@ async fn signal_reaches_whole_group() {
 
 #[tokio::test]
 async fn timeout_ends_cooperative_and_deaf_processes() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let timed = |script| ProcessSpec { timeout: Some(Duration::from_millis(300)), ..sh(script) };
     let polite = all(fixture.processes.start(timed("echo before; sleep 100")).await.unwrap()).await;
     assert_eq!((polite.out.as_slice(), polite.signal()), (&b"before\n"[..], Some(15)));
@@ -72,7 +72,7 @@ async fn timeout_ends_cooperative_and_deaf_processes() {
 
 #[tokio::test]
 async fn background_process_does_not_hide_exit() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let seen = all(fixture.sh("sleep 60 & echo $! > pid; echo bye")).await;
     assert_eq!((seen.out.as_slice(), seen.code()), (&b"bye\n"[..], Some(0)));
     assert!(seen.exit.unwrap().held_by_background);
@@ -83,14 +83,14 @@ async fn background_process_does_not_hide_exit() {
 
 #[tokio::test]
 async fn prompt_background_output_precedes_exit() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let seen = all(fixture.sh("(for n in 1 2 3 4 5 6 7 8; do sleep 0.05; echo $n; done) & exit 2")).await;
     assert_eq!((seen.out.as_slice(), seen.code()), (&b"1\n2\n3\n4\n5\n6\n7\n8\n"[..], Some(2)));
 }
 
 #[tokio::test]
 async fn dropped_stream_does_not_end_process() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let watcher = fixture.sh("while [ ! -e go ]; do sleep 0.01; done; echo on > went");
     drop(watcher);
     std::fs::write(fixture.home.path().join("go"), "").unwrap();
@@ -100,7 +100,7 @@ async fn dropped_stream_does_not_end_process() {
 
 #[tokio::test]
 async fn end_all_ends_every_group() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let script = "trap '' HUP TERM; echo ready; while :; do sleep 0.05; done";
     let mut deaf: Vec<_> = (0..3).map(|_| fixture.sh(script)).collect();
     deaf.push(fixture.sh("echo ready; sleep 1000"));
@@ -118,7 +118,7 @@ async fn end_all_ends_every_group() {
 
 #[tokio::test]
 async fn process_limit_is_enforced() {
-    let fixture = Fixture::with(AgentPolicy { max_processes: 2, ..AgentPolicy::default() });
+    let fixture = ProcessFixture::with(AgentPolicy { max_processes: 2, ..AgentPolicy::default() });
     let watchers = [fixture.sh("sleep 100"), fixture.sh("sleep 100")];
     let refused = fixture.processes.start(sh("true")).await.unwrap_err();
     assert!(matches!(refused, ProcessError::TooManyProcesses { limit: 2 }), "{refused}");
@@ -131,7 +131,7 @@ async fn process_limit_is_enforced() {
 }
 
 /// Returns the process id that the script wrote to this file; `None` until it is complete.
-fn named(fixture: &Fixture, file: &str) -> Option<String> {
+fn named(fixture: &ProcessFixture, file: &str) -> Option<String> {
     let pid = std::fs::read_to_string(fixture.home.path().join(file)).ok()?;
     pid.ends_with('\n').then(|| pid.trim().to_owned())
 }
@@ -144,7 +144,7 @@ fn runs(pid: &str) -> bool {
 
 #[tokio::test]
 async fn signal_reaches_group_until_it_is_empty() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let mut watcher = fixture.sh("sleep 1000 & echo $! > pid");
     let id = id(&mut watcher).await;
     assert!(all(watcher).await.exit.unwrap().held_by_background);
@@ -161,7 +161,7 @@ async fn signal_reaches_group_until_it_is_empty() {
 
 #[tokio::test]
 async fn end_all_reaches_group_without_leader() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     all(fixture.sh("(trap '' HUP TERM; while :; do sleep 0.05; done) & echo $! > pid")).await;
     let deaf = named(&fixture, "pid").expect("a pid");
     assert!(runs(&deaf) && fixture.processes.running() == 0);
@@ -171,7 +171,7 @@ async fn end_all_reaches_group_without_leader() {
 
 #[tokio::test]
 async fn timeout_ends_members_that_outlive_leader() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let script = "(trap '' TERM; while :; do sleep 0.05; done) & echo $! > pid; sleep 1000";
     let timed = ProcessSpec { timeout: Some(Duration::from_millis(300)), ..sh(script) };
     let seen = all(fixture.processes.start(timed).await.unwrap()).await;
@@ -186,16 +186,16 @@ async fn timeout_ends_members_that_outlive_leader() {
 
 #[tokio::test]
 async fn stalled_watchers_do_not_delay_end_all() {
-    let fixture = Fixture::with(AgentPolicy { byte_log_bytes: 64 * 1024, ..AgentPolicy::default() });
+    let fixture = ProcessFixture::with(AgentPolicy { byte_log_bytes: 64 * 1024, ..AgentPolicy::default() });
     let stalled: Vec<_> = (0..4).map(|_| fixture.sh("yes")).collect();
     let mut reading =
         fixture.sh("trap '' HUP; trap 'seq 1 200000; exit 7' TERM; echo ready; while :; do sleep 0.01; done");
     id(&mut reading).await;
     assert!(matches!(next(&mut reading).await, Some(ProcessEvent::Output { .. })));
     // Longer than the test's own limit, so a delayed end fails the test.
-    let grace = SOON * 10;
+    let grace = DEADLINE * 10;
     let (ended, seen) =
-        tokio::join!(timeout(SOON, fixture.processes.end_all(grace)), super::rest(reading, [6, 0]));
+        tokio::join!(timeout(DEADLINE, fixture.processes.end_all(grace)), super::rest(reading, [6, 0]));
     ended.expect("end_all waits for processes, not for watchers");
     assert_eq!(fixture.processes.running(), 0);
     assert_eq!(seen.code(), Some(7));
@@ -212,7 +212,7 @@ async fn stalled_watchers_do_not_delay_end_all() {
 /// The runtime has one thread. Blocking this thread has the effect of stopping the agent.
 #[tokio::test]
 async fn last_bytes_are_read_after_agent_was_stopped() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let script = "(while [ ! -e go ]; do sleep 0.01; done; echo last; echo > said; \
                   while [ -e said ]; do sleep 0.05; done) & \
                   echo $$ > leader";

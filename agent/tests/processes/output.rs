@@ -5,11 +5,11 @@ use podling_agent::{
     process::{OutputStream, ProcessError, ProcessEvent, ProcessSpec},
 };
 
-use super::{EPOCH, Fixture, all, id, next, rest, sh};
+use super::{EPOCH, ProcessFixture, all, id, next, rest, sh};
 
 #[tokio::test]
 async fn stdout_and_stderr_stay_apart() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let seen = all(fixture.sh("echo out; echo err >&2; echo $FROM_CLAIM $HOME; exit 3")).await;
     assert_eq!(seen.out, format!("out\nyes {}\n", fixture.home.path().display()).as_bytes());
     assert_eq!((seen.err.as_slice(), seen.code()), (&b"err\n"[..], Some(3)));
@@ -19,7 +19,7 @@ async fn stdout_and_stderr_stay_apart() {
 #[tokio::test]
 async fn slow_reader_loses_nothing_of_100_mb() {
     // A log of 100 KB, so that the command has to wait a thousand times.
-    let fixture = Fixture::with(AgentPolicy { byte_log_bytes: 100_000, ..AgentPolicy::default() });
+    let fixture = ProcessFixture::with(AgentPolicy { byte_log_bytes: 100_000, ..AgentPolicy::default() });
     let mut watcher = fixture.sh("yes 0123456789abcde | head -c 100000000; echo end >&2");
     let (mut out, mut checked) = (0u64, 0u64);
     let exit = loop {
@@ -50,7 +50,7 @@ async fn slow_reader_loses_nothing_of_100_mb() {
 
 #[tokio::test]
 async fn stalled_watcher_blocks_command_until_it_leaves() {
-    let fixture = Fixture::with(AgentPolicy { byte_log_bytes: 64 * 1024, ..AgentPolicy::default() });
+    let fixture = ProcessFixture::with(AgentPolicy { byte_log_bytes: 64 * 1024, ..AgentPolicy::default() });
     let mut slow = fixture.sh("head -c 1000000 /dev/zero; echo done > finished");
     let id = id(&mut slow).await;
     let mut quick = fixture.processes.watch(&id, EPOCH, [0, 0]).unwrap();
@@ -69,7 +69,7 @@ async fn stalled_watcher_blocks_command_until_it_leaves() {
 
 #[tokio::test]
 async fn reconnected_client_resumes_at_its_offset() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let mut watcher =
         fixture.sh("seq 1 2000; read go < /dev/null; while [ ! -e go ]; do sleep 0.01; done; seq 2001 4000");
     let id = id(&mut watcher).await;
@@ -95,7 +95,7 @@ async fn reconnected_client_resumes_at_its_offset() {
 
 #[tokio::test]
 async fn discarded_output_is_reported_as_gap() {
-    let fixture = Fixture::with(AgentPolicy { byte_log_bytes: 1_000, ..AgentPolicy::default() });
+    let fixture = ProcessFixture::with(AgentPolicy { byte_log_bytes: 1_000, ..AgentPolicy::default() });
     let mut watcher = fixture.sh("seq 1 1000");
     let id = id(&mut watcher).await;
     let seen = all(watcher).await;
@@ -108,7 +108,7 @@ async fn discarded_output_is_reported_as_gap() {
 
 #[tokio::test]
 async fn invalid_positions_are_rejected() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let mut watcher = fixture.sh("echo hello");
     let id = id(&mut watcher).await;
     all(watcher).await;
@@ -122,7 +122,7 @@ async fn invalid_positions_are_rejected() {
 
 #[tokio::test]
 async fn repeated_start_watches_same_process() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let start = ProcessSpec { request_id: "once".into(), ..sh("echo ran >> runs; cat runs") };
     let mut first = fixture.processes.start(start.clone()).await.unwrap();
     let mut again = fixture.processes.start(start).await.unwrap();

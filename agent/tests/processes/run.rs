@@ -8,7 +8,7 @@ use podling_agent::{
     spawn::Program,
 };
 
-use super::{Fixture, SOON, sh, until};
+use super::{DEADLINE, ProcessFixture, sh, until};
 
 fn run(script: &str) -> RunSpec {
     RunSpec { program: sh(script).program, ..RunSpec::default() }
@@ -16,7 +16,7 @@ fn run(script: &str) -> RunSpec {
 
 #[tokio::test]
 async fn run_returns_all_output() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let input = vec![b'x'; 1 << 20];
     let command = RunSpec { stdin: input.clone().into(), ..run("cat; echo err >&2; exit 3") };
     let outcome = fixture.processes.run(command).await.unwrap();
@@ -28,7 +28,7 @@ async fn run_returns_all_output() {
 
 #[tokio::test]
 async fn long_output_is_truncated_with_known_length() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let command = RunSpec { max_output: 1_000, ..run("seq 1 1000000; echo short >&2") };
     let outcome = fixture.processes.run(command).await.unwrap();
     let expected: String = (1..=1_000_000).map(|n| format!("{n}\n")).collect();
@@ -41,14 +41,14 @@ async fn long_output_is_truncated_with_known_length() {
 
 #[tokio::test]
 async fn command_that_ignores_stdin_ends() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let command = RunSpec { stdin: vec![0; 1 << 20].into(), ..run("exit 8") };
     assert_eq!(fixture.processes.run(command).await.unwrap().exit.status, ExitStatus::Code(8));
 }
 
 #[tokio::test]
 async fn timed_out_run_returns_earlier_output() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let command = RunSpec { timeout: Some(Duration::from_millis(300)), ..run("echo before; sleep 100") };
     let outcome = fixture.processes.run(command).await.unwrap();
     assert!(outcome.exit.timed_out);
@@ -60,7 +60,7 @@ async fn timed_out_run_returns_earlier_output() {
 
 #[tokio::test]
 async fn dropped_run_ends_its_command() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let mut call = Box::pin(fixture.processes.run(run("echo $$ > pid; sleep 1000")));
     let pid = fixture.home.path().join("pid");
     tokio::select! {
@@ -74,7 +74,7 @@ async fn dropped_run_ends_its_command() {
 
 #[tokio::test]
 async fn run_limits_are_enforced() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let large = RunSpec { stdin: vec![0; (1 << 20) + 1].into(), ..run("cat") };
     assert!(matches!(fixture.processes.run(large).await, Err(ProcessError::TooLarge { .. })));
     let greedy = RunSpec { max_output: (8 << 20) + 1, ..run("cat") };
@@ -83,12 +83,12 @@ async fn run_limits_are_enforced() {
 
 #[tokio::test]
 async fn concurrent_runs_keep_their_outputs() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let calls = (0..40).map(|n| {
         let program = Program { argv: vec!["echo".into(), n.to_string()], ..Program::default() };
         fixture.processes.run(RunSpec { program, ..RunSpec::default() })
     });
-    let outcomes = tokio::time::timeout(SOON, futures_util::future::join_all(calls)).await.unwrap();
+    let outcomes = tokio::time::timeout(DEADLINE, futures_util::future::join_all(calls)).await.unwrap();
     for (n, outcome) in outcomes.into_iter().enumerate() {
         assert_eq!(outcome.unwrap().outputs[0], format!("{n}\n").as_bytes());
     }

@@ -7,7 +7,7 @@ use podling_agent::{
 };
 use tokio::time::timeout;
 
-use super::{EPOCH, Fixture, SOON, all, id, next, sh};
+use super::{DEADLINE, EPOCH, ProcessFixture, all, id, next, sh};
 
 fn reading(script: &str) -> ProcessSpec {
     ProcessSpec { stdin: true, ..sh(script) }
@@ -15,7 +15,7 @@ fn reading(script: &str) -> ProcessSpec {
 
 #[tokio::test]
 async fn repeated_stdin_arrives_once() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let mut watcher = fixture.processes.start(reading("cat")).await.unwrap();
     let id = id(&mut watcher).await;
     let write =
@@ -34,7 +34,7 @@ async fn repeated_stdin_arrives_once() {
 
 #[tokio::test]
 async fn large_stdin_flows_while_output_is_read() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let mut watcher = fixture.processes.start(reading("sha256sum | cut -c1-64; exit 9")).await.unwrap();
     let id = id(&mut watcher).await;
     let content: Vec<u8> = (0..20_000_000u32).map(|n| (n % 241) as u8).collect();
@@ -54,12 +54,13 @@ async fn large_stdin_flows_while_output_is_read() {
 
 #[tokio::test]
 async fn closed_stdin_is_reported() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let mut watcher = fixture.processes.start(reading("exec 0<&-; echo closed; sleep 100")).await.unwrap();
     let id = id(&mut watcher).await;
     next(&mut watcher).await;
     let large = Bytes::from(vec![0; 300_000]);
-    let wrote = timeout(SOON, fixture.processes.write(&id, EPOCH, 0, large, false)).await.unwrap().unwrap();
+    let wrote =
+        timeout(DEADLINE, fixture.processes.write(&id, EPOCH, 0, large, false)).await.unwrap().unwrap();
     assert_eq!(wrote, StdinProgress { next: 0, closed: true });
     fixture.processes.signal(&id, "KILL").unwrap();
 
@@ -67,13 +68,14 @@ async fn closed_stdin_is_reported() {
     let mut watcher = fixture.processes.start(reading("head -c 10 > /dev/null")).await.unwrap();
     let id = super::id(&mut watcher).await;
     let large = Bytes::from(vec![0; 1 << 20]);
-    let wrote = timeout(SOON, fixture.processes.write(&id, EPOCH, 0, large, false)).await.unwrap().unwrap();
+    let wrote =
+        timeout(DEADLINE, fixture.processes.write(&id, EPOCH, 0, large, false)).await.unwrap().unwrap();
     assert!(wrote.closed && wrote.next < 1 << 20, "{wrote:?}");
 }
 
 #[tokio::test]
 async fn process_without_stdin_rejects_writes() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let mut watcher = fixture.sh("cat; sleep 100");
     let id = id(&mut watcher).await;
     let refused = fixture.processes.write(&id, EPOCH, 0, "x".into(), false).await.unwrap_err();

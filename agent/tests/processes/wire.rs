@@ -17,9 +17,9 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{EPOCH, Fixture, SOON, until};
+use super::{DEADLINE, EPOCH, ProcessFixture, until};
 
-async fn serve(fixture: &Fixture) -> (ProcessesClient<Channel>, JoinSet<()>) {
+async fn serve(fixture: &ProcessFixture) -> (ProcessesClient<Channel>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let service = ProcessesServer::new(ProcessesService::new(fixture.processes.clone()));
@@ -35,13 +35,13 @@ fn sh(script: &str) -> Option<Command> {
 }
 
 async fn next(stream: &mut Streaming<ProcessEvent>) -> Event {
-    let message = timeout(SOON, stream.message()).await.unwrap().unwrap();
+    let message = timeout(DEADLINE, stream.message()).await.unwrap().unwrap();
     message.and_then(|message| message.event).expect("stream ended early")
 }
 
 #[tokio::test]
 async fn client_starts_writes_reconnects_and_resumes() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let (mut client, _server) = serve(&fixture).await;
     let request = StartProcessRequest {
         command: sh("cat; echo err >&2; kill -USR1 $$"),
@@ -99,7 +99,7 @@ async fn client_starts_writes_reconnects_and_resumes() {
 
 #[tokio::test]
 async fn run_is_one_call_and_aborting_ends_command() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let (mut client, _server) = serve(&fixture).await;
     let run = |script| RunRequest { command: sh(script), ..Default::default() };
     let answer = client.run(run("echo out; echo err >&2; exit 300")).await.unwrap().into_inner();
@@ -116,7 +116,7 @@ async fn run_is_one_call_and_aborting_ends_command() {
 
 #[tokio::test]
 async fn call_deadline_does_not_end_process() {
-    let fixture = Fixture::new();
+    let fixture = ProcessFixture::new();
     let (mut client, _server) = serve(&fixture).await;
     let command = sh("while [ ! -e go ]; do sleep 0.01; done; echo on > went");
     let deadline = Duration::from_millis(200);

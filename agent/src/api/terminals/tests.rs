@@ -20,14 +20,14 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-struct Fixture {
+struct TerminalsServiceFixture {
     client: TerminalsClient<TerminalsServer<TerminalsService>>,
     _root: tempfile::TempDir,
     _claims: watch::Sender<Option<Arc<Claim>>>,
     _reaper: JoinSet<()>,
 }
 
-fn fixture(claimed: bool) -> Fixture {
+fn fixture(claimed: bool) -> TerminalsServiceFixture {
     let claim = Claim {
         workspace_id: "abcdefghijkl".into(),
         workspace_name: "test".into(),
@@ -46,7 +46,7 @@ fn fixture(claimed: bool) -> Fixture {
     reaper.spawn(async move { reaping.reap().await.expect("signals") });
     let terminals = Terminals::new(Launcher::new(root.path(), claims), children, Arc::default());
     let client = TerminalsClient::new(TerminalsServer::new(TerminalsService::new(terminals)));
-    Fixture { client, _root: root, _claims: tx, _reaper: reaper }
+    TerminalsServiceFixture { client, _root: root, _claims: tx, _reaper: reaper }
 }
 
 fn create(argv: &[&str]) -> pb::CreateTerminalRequest {
