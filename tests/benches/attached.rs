@@ -22,7 +22,7 @@ pub(crate) enum TerminalOutput {
 }
 
 /// Attachment of one client to one terminal.
-pub(crate) struct Attachment {
+pub(crate) struct BenchAttachment {
     requests: mpsc::Sender<AttachRequest>,
     responses: Streaming<AttachResponse>,
     epoch: u64,
@@ -37,7 +37,7 @@ pub(crate) async fn create_terminal(client: &Client, script: &str) -> Result<Str
     Ok(created.terminal.context("Create answered without a terminal")?.id)
 }
 
-impl Attachment {
+impl BenchAttachment {
     /// Attaches from the oldest byte. If `lossless`, the terminal waits for this client instead of
     /// sending a gap.
     pub(crate) async fn open(client: &Client, terminal_id: &str, lossless: bool) -> Result<Self> {

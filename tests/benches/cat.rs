@@ -8,7 +8,7 @@ use podling_tests::{Client, Podling, Workspace};
 use ring::digest::{Context as Digest, SHA256};
 
 use crate::{
-    attached::{self, Attachment, TerminalOutput},
+    attached::{self, BenchAttachment, TerminalOutput},
     raw_pty::RawPty,
     report::{Goal, Report, Row},
     stats::Samples,
@@ -86,10 +86,10 @@ async fn read_attached(
     stalled: bool,
 ) -> Result<f64> {
     let terminal = attached::create_terminal(client, &script(file)).await?;
-    let mut attached = Attachment::open(client, &terminal, true).await?;
+    let mut attached = BenchAttachment::open(client, &terminal, true).await?;
     attached.read_until("ready\r\n").await?;
     // This client never reads, so its flow-control windows fill up and stay full.
-    let _stalled = if stalled { Some(Attachment::open(client, &terminal, false).await?) } else { None };
+    let _stalled = if stalled { Some(BenchAttachment::open(client, &terminal, false).await?) } else { None };
     let start = Instant::now();
     attached.send(b"\n").await?;
     let mut digest = Digest::new(&SHA256);

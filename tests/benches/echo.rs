@@ -10,7 +10,7 @@ use anyhow::Result;
 use podling_tests::{Podling, Workspace};
 
 use crate::{
-    attached::{self, Attachment, TerminalOutput},
+    attached::{self, BenchAttachment, TerminalOutput},
     raw_pty::{RawPty, until_ready},
     report::{Goal, Report, Row},
     ssh::Sshd,
@@ -82,9 +82,9 @@ impl EchoTimes {
     }
 }
 
-async fn attach(client: &podling_tests::Client) -> Result<Attachment> {
+async fn attach(client: &podling_tests::Client) -> Result<BenchAttachment> {
     let terminal = attached::create_terminal(client, SCRIPT).await?;
-    let mut attached = Attachment::open(client, &terminal, false).await?;
+    let mut attached = BenchAttachment::open(client, &terminal, false).await?;
     attached.read_until("ready").await?;
     Ok(attached)
 }
@@ -102,7 +102,7 @@ fn measure_blocking(io: &mut (impl Read + Write), keys: usize) -> Result<Samples
     Ok(samples)
 }
 
-async fn measure_attached(attached: &mut Attachment, keys: usize) -> Result<Samples> {
+async fn measure_attached(attached: &mut BenchAttachment, keys: usize) -> Result<Samples> {
     let mut samples = Samples::new();
     for _ in 0..keys {
         let start = Instant::now();

@@ -7,7 +7,7 @@ use podling_proto::control::v1::{CreateWorkspaceRequest, DeleteWorkspaceRequest}
 use podling_tests::{Client, Podling};
 
 use crate::{
-    attached::{Attachment, contains},
+    attached::{BenchAttachment, contains},
     raw_pty::RawPty,
     report::{Goal, Report, Row},
     stats::Samples,
@@ -55,5 +55,5 @@ async fn created_workspace(podling: &Podling, name: &str) -> Result<f64> {
 /// Opens the shell in a workspace and waits for its prompt.
 pub(crate) async fn open_shell(inside: &Client) -> Result<()> {
     let terminal = crate::attached::create_terminal(inside, SHELL).await?;
-    Attachment::open(inside, &terminal, false).await?.read_until(PROMPT).await
+    BenchAttachment::open(inside, &terminal, false).await?.read_until(PROMPT).await
 }

@@ -54,12 +54,12 @@ fn client_over(address: DialAddress, tls: ClientConfig) -> Client {
     })))
 }
 
-trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+trait AgentByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> AgentByteStream for T {}
 
 impl DialAddress {
-    async fn connect(&self) -> io::Result<Box<dyn ByteStream>> {
+    async fn connect(&self) -> io::Result<Box<dyn AgentByteStream>> {
         Ok(match self {
             Self::Unix(path) => Box::new(connect(path).await?),
             Self::Tcp(address) => Box::new(TcpStream::connect(address).await?),

@@ -62,13 +62,13 @@ pub struct RecordedConnection {
     pub trusted: bool,
 }
 
-type Credentials = Arc<Mutex<Vec<String>>>;
+type ReceivedCredentials = Arc<Mutex<Vec<String>>>;
 type Messages = ReceiverStream<Result<ControlMessage, Status>>;
 
 #[derive(Debug, Clone)]
 struct FakeControlState {
     claim: Claim,
-    credentials: Credentials,
+    credentials: ReceivedCredentials,
 }
 
 // === impl FakeControlPlane ===
