@@ -252,7 +252,7 @@ fn missing_requirement() -> Option<String> {
         return Some("a Kubernetes node needs root; set KUBECONFIG to use another cluster".into());
     }
     let path = env::var_os("PATH").unwrap_or_default();
-    let has = |program: &str| env::split_paths(&path).any(|folder| folder.join(program).exists());
+    let has = |program: &str| env::split_paths(&path).any(|directory| directory.join(program).exists());
     let missing: Vec<_> = PROGRAMS.iter().filter(|program| !has(program)).copied().collect();
     (!missing.is_empty())
         .then(|| format!("not installed: {}; install them, or set KUBECONFIG", missing.join(", ")))

@@ -256,9 +256,9 @@ mod tests {
 
     #[test]
     fn selected_entries_are_copied_with_their_times() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
-        fs::create_dir_all(from.join("a/b")).expect("a folder");
+        let directory = tempfile::tempdir().expect("a directory");
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        fs::create_dir_all(from.join("a/b")).expect("a directory");
         fs::write(from.join("a/b/c"), "text").expect("a file");
         fs::write(from.join("d"), "text").expect("a file");
         copy_some(&from, &to, |name| name == "a").expect("copy");

@@ -42,8 +42,8 @@ pub(crate) fn nice(command: &Command, niceness: &str) -> Command {
             None => nice.env_remove(name),
         };
     }
-    if let Some(folder) = command.get_current_dir() {
-        nice.current_dir(folder);
+    if let Some(directory) = command.get_current_dir() {
+        nice.current_dir(directory);
     }
     nice
 }

@@ -92,9 +92,9 @@ impl Reach {
         Self { packages: Some(packages), stories }
     }
 
-    pub(crate) fn has_package(&self, folder: &Path) -> bool {
-        let folder = folder.strip_prefix(program::root()).unwrap_or(folder);
-        self.packages.as_ref().is_none_or(|packages| packages.contains(folder))
+    pub(crate) fn has_package(&self, directory: &Path) -> bool {
+        let directory = directory.strip_prefix(program::root()).unwrap_or(directory);
+        self.packages.as_ref().is_none_or(|packages| packages.contains(directory))
     }
 
     /// Returns filters for the stories' program, which runs all stories if there is no filter.
@@ -143,14 +143,14 @@ fn dependents(package: &Path, dependencies: &Dependencies) -> BTreeSet<PathBuf> 
 /// Reads the dependencies between the packages of the workspace, including dev-dependencies.
 fn dependencies() -> Result<Dependencies> {
     let root = program::root();
-    let inside = |folder: &Path| folder.strip_prefix(&root).ok().map(Path::to_owned);
+    let inside = |directory: &Path| directory.strip_prefix(&root).ok().map(Path::to_owned);
     let mut all = Dependencies::new();
     for package in workspace_packages()? {
         let manifest = package["manifest_path"].as_str().map(Path::new).and_then(Path::parent);
         let on = package["dependencies"].as_array().cloned().unwrap_or_default();
         let on = on.iter().filter_map(|dependency| inside(Path::new(dependency["path"].as_str()?)));
-        if let Some(folder) = manifest.and_then(inside) {
-            all.insert(folder, on.collect());
+        if let Some(directory) = manifest.and_then(inside) {
+            all.insert(directory, on.collect());
         }
     }
     // The manifest of the tests does not list the binaries that stories run.

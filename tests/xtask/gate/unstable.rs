@@ -116,8 +116,8 @@ mod tests {
 
     /// Creates a failed step. When its test program runs one test again, the test passes if its
     /// name contains `unstable`.
-    fn step(folder: &Path, result: &str) -> StepReport {
-        let script = folder.join("program");
+    fn step(directory: &Path, result: &str) -> StepReport {
+        let script = directory.join("program");
         fs::write(&script, "case $1 in *unstable*) echo passed; exit 0;; *::*) echo failed; exit 1;; esac\n")
             .expect("a script");
         let tests = TestProgram::new(&script, &[]).in_sandbox("sh".into());
@@ -128,9 +128,9 @@ mod tests {
     }
 
     fn run(result: &str) -> (Vec<FailedTest>, StepOutcome) {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut reports = [step(folder.path(), result)];
-        let failed = run_again(&mut reports, folder.path()).expect("it runs");
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut reports = [step(directory.path(), result)];
+        let failed = run_again(&mut reports, directory.path()).expect("it runs");
         for log in failed.iter().flat_map(|test| &test.logs) {
             assert!(log.exists(), "{}", log.display());
         }
