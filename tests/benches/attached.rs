@@ -83,7 +83,7 @@ impl BenchAttachment {
                     Some(frame::Frame::Gap(gap)) => bail!("bytes {} to {} are lost", gap.from, gap.to),
                     _ => {}
                 },
-                Some(Response::InputRejected(refused)) => bail!("input was rejected: {}", refused.reason),
+                Some(Response::InputRejected(rejected)) => bail!("input was rejected: {}", rejected.reason),
                 Some(Response::InputAck(_)) => {}
                 None => bail!("the stream ended"),
             }

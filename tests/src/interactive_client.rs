@@ -193,8 +193,8 @@ impl InteractiveClient {
                     stream.next = end;
                     return Some(true);
                 }
-                AttachReply::InputRejected(refused) => {
-                    assert!(!refused.reason.is_empty(), "rejected without a reason");
+                AttachReply::InputRejected(rejected) => {
+                    assert!(!rejected.reason.is_empty(), "rejected without a reason");
                     return Some(false);
                 }
                 AttachReply::InputAck(_) | AttachReply::Frame(_) => {}

@@ -193,7 +193,7 @@ impl ResumingClient {
                 self.acknowledged = self.acknowledged.max(ack.next_offset);
                 false
             }
-            AttachReply::InputRejected(refused) => panic!("input was rejected: {refused:?}"),
+            AttachReply::InputRejected(rejected) => panic!("input was rejected: {rejected:?}"),
             AttachReply::Frame(frame) => self.handle_frame(frame),
         }
     }

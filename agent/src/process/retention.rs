@@ -32,8 +32,8 @@ impl RetainedProcess {
             let now = Instant::now();
             self.send_signals(now);
             let ends = self.termination.is_under_way() && self.process.group.has_members();
-            let forgotten = self.process.removed.is_cancelled();
-            if forgotten && !ends {
+            let removed = self.process.removed.is_cancelled();
+            if removed && !ends {
                 return;
             }
             // A watcher may have left, so that the limits now apply to this process.
@@ -44,9 +44,9 @@ impl RetainedProcess {
             tokio::select! {
                 () = until(Some(wake_at)) => {}
                 () = self.process.task_wakeup.notified() => {}
-                () = self.process.removed.cancelled(), if !forgotten => {}
+                () = self.process.removed.cancelled(), if !removed => {}
             }
-            if !forgotten && Instant::now() >= remove_at {
+            if !removed && Instant::now() >= remove_at {
                 self.remove();
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! Pure. Input is a byte stream per (epoch, client) with its own offsets. A repeated message is
 //! dropped, and an overlapping message contributes only its new bytes. A message that skips bytes
-//! (a hole) or that is for another epoch is rejected. Accepted bytes wait in one bounded queue, and
+//! (a gap) or that is for another epoch is rejected. Accepted bytes wait in one bounded queue, and
 //! count as written once the PTY has taken them.
 //!
 //! The sequencer cannot remember every client, and no offset may be accepted twice. After an

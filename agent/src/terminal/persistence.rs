@@ -46,8 +46,8 @@ impl Terminals {
     pub(super) async fn remove_journal(&self, id: &TerminalId) {
         let Some(journal) = self.inner.journal.clone().filter(|_| self.inner.persists()) else { return };
         let id = id.clone();
-        let forgotten = spawn_blocking(move || journal.remove(&id)).await.map_err(io::Error::other).flatten();
-        if let Err(error) = forgotten {
+        let removed = spawn_blocking(move || journal.remove(&id)).await.map_err(io::Error::other).flatten();
+        if let Err(error) = removed {
             tracing::warn!(%error, "failed to remove the journal of a closed terminal; retrying");
             self.inner.counters.mark_dirty();
         }

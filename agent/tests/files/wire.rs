@@ -93,9 +93,9 @@ async fn browser_uploads_in_chunks() {
             data: data.into(),
             finish,
         };
-        let hole = client.write_chunk(chunk(7, "x", false)).await.unwrap_err();
+        let gap = client.write_chunk(chunk(7, "x", false)).await.unwrap_err();
         assert_eq!(
-            (reason(&hole), detail(&hole, "expected_offset").as_deref()),
+            (reason(&gap), detail(&gap, "expected_offset").as_deref()),
             (Some(Reason::InputGap), Some("6"))
         );
         let done = client.write_chunk(chunk(6, "</html>", true)).await.unwrap().into_inner();

@@ -154,8 +154,8 @@ async fn upload_accepts_repeats_and_rejects_gaps() {
             |offset, data: &'static str, finish| fixture.files.chunk(id.clone(), offset, data.into(), finish);
         assert_eq!(chunk(0, "hello", false).await.unwrap().next, 5);
         assert_eq!(chunk(0, "hello", false).await.unwrap().next, 5, "a repeat changes nothing");
-        let hole = chunk(9, "ld", false).await.unwrap_err();
-        assert_eq!(hole, FileError::InputGap { offset: 9, expected: 5 });
+        let gap = chunk(9, "ld", false).await.unwrap_err();
+        assert_eq!(gap, FileError::InputGap { offset: 9, expected: 5 });
         assert_eq!(
             chunk(3, "lo wor", false).await.unwrap().next,
             9,

@@ -22,8 +22,8 @@ async fn repeated_stdin_arrives_once() {
         |offset, data: &'static str, end| fixture.processes.write(&id, EPOCH, offset, Bytes::from(data), end);
     assert_eq!(write(0, "hello ", false).await.unwrap(), StdinProgress { next: 6, closed: false });
     assert_eq!(write(0, "hello ", false).await.unwrap().next, 6, "a repeat changes nothing");
-    let hole = write(9, "x", false).await.unwrap_err();
-    assert!(matches!(hole, ProcessError::InputGap { expected: 6 }), "{hole}");
+    let gap = write(9, "x", false).await.unwrap_err();
+    assert!(matches!(gap, ProcessError::InputGap { expected: 6 }), "{gap}");
     let stale = fixture.processes.write(&id, EPOCH - 1, 6, Bytes::new(), false).await.unwrap_err();
     assert!(matches!(stale, ProcessError::StaleEpoch { .. }), "{stale}");
     assert_eq!(write(3, "lo world", true).await.unwrap().next, 11);

@@ -62,9 +62,9 @@ async fn client_starts_writes_reconnects_and_resumes() {
     let Event::Stdout(output) = next(&mut stream).await else { panic!("no output") };
     assert_eq!((output.epoch, output.offset, output.data.as_ref()), (EPOCH, 0, &b"abc"[..]));
     drop(stream);
-    let hole = client.write(write(9, "x", false)).await.unwrap_err();
+    let gap = client.write(write(9, "x", false)).await.unwrap_err();
     assert_eq!(
-        (reason(&hole), detail(&hole, "expected_offset").as_deref()),
+        (reason(&gap), detail(&gap, "expected_offset").as_deref()),
         (Some(Reason::InputGap), Some("3"))
     );
     client.write(write(3, "def", true)).await.unwrap();

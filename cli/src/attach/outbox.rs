@@ -150,7 +150,7 @@ impl InputOutbox {
             self.sent = offset;
             return 0;
         }
-        // The agent has forgotten acknowledged input, or expects input that was never sent. Typing
+        // The agent no longer knows acknowledged input, or expects input that was never sent. Typing
         // the queue at another offset would be a guess.
         let dropped = self.bytes;
         self.restart(offset);
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn forgotten_client_drops_input_and_continues() {
+    fn evicted_client_drops_input_and_continues() {
         let mut outbox = InputOutbox::default();
         outbox.start_stream(1, 0);
         typed(&mut outbox, "make");

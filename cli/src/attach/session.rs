@@ -83,7 +83,7 @@ pub struct AttachSession {
     classifier: InputClassifier,
     /// When an incomplete sequence on stdin counts as typed.
     flush_at: Instant,
-    /// When input that the agent refused for now is sent again. `None` once the agent accepts
+    /// When input that the agent rejected for now is sent again. `None` once the agent accepts
     /// input.
     resend_at: Option<Instant>,
     acked: u64,

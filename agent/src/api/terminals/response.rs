@@ -86,10 +86,10 @@ pub(super) fn attached(event: AttachmentEvent) -> pb::AttachResponse {
     let response = match event {
         AttachmentEvent::Frame(happened) => Wire::Frame(frame(happened)),
         AttachmentEvent::Ack { epoch, next } => Wire::InputAck(pb::InputAck { epoch, next_offset: next }),
-        AttachmentEvent::Rejected(refusal) => Wire::InputRejected(pb::InputRejected {
-            reason: error::name(WireError::from(refusal.error).reason()).to_owned(),
-            epoch: refusal.epoch,
-            expected_offset: refusal.expected,
+        AttachmentEvent::Rejected(rejection) => Wire::InputRejected(pb::InputRejected {
+            reason: error::name(WireError::from(rejection.error).reason()).to_owned(),
+            epoch: rejection.epoch,
+            expected_offset: rejection.expected,
         }),
     };
     pb::AttachResponse { response: Some(response) }

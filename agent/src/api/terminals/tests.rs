@@ -85,7 +85,7 @@ async fn native_client_half_closes_and_reads_to_end() {
     let (tx, rx) = tokio::sync::mpsc::channel(8);
     tx.send(open(&terminal.id, "me")).await.expect("open");
     let mut replies = fixture.client.attach(ReceiverStream::new(rx)).await.expect("attached").into_inner();
-    tx.send(command_message(AttachCommand::Input(typed(7, 5, b"x")))).await.expect("a hole");
+    tx.send(command_message(AttachCommand::Input(typed(7, 5, b"x")))).await.expect("a gap");
     tx.send(command_message(AttachCommand::Input(typed(7, 0, b"hello\n")))).await.expect("input");
     // Closes the request direction; responses continue.
     drop(tx);
@@ -141,9 +141,9 @@ async fn browser_watches_writes_and_resizes() {
     // A repeat, as after a lost response.
     let again = fixture.client.write(write(typed(7, 0, b"hi\n"))).await.expect("known").into_inner();
     assert_eq!(again.next_offset, 3);
-    let hole = fixture.client.write(write(typed(7, 9, b"x"))).await.expect_err("a hole");
-    assert_eq!(reason(&hole), Some(Reason::InputGap));
-    assert_eq!(detail(&hole, "expected_offset").as_deref(), Some("3"));
+    let gap = fixture.client.write(write(typed(7, 9, b"x"))).await.expect_err("a gap");
+    assert_eq!(reason(&gap), Some(Reason::InputGap));
+    assert_eq!(detail(&gap, "expected_offset").as_deref(), Some("3"));
     let stale = fixture.client.write(write(typed(6, 0, b"x"))).await.expect_err("stale");
     assert_eq!((reason(&stale), detail(&stale, "epoch").as_deref()), (Some(Reason::StaleEpoch), Some("7")));
     let (mut output, mut sized) = (Vec::new(), false);

@@ -33,7 +33,7 @@ async fn held_input_keeps_its_order_and_replies_are_not_held() {
         typing.input(user(offset, text));
     }
     assert_eq!(fixture.gate.held_intents(), [Intent::Keystroke; 3]);
-    // A concurrent write after held bytes is held too, instead of rejected as a hole.
+    // A concurrent write after held bytes is held too, instead of rejected as a gap.
     let client = ClientId::new("guest").expect("valid");
     let beside = fixture.terminals.write(&terminal.id, &client, user(12, b"ten\n"));
     tokio::pin!(beside);

@@ -16,7 +16,7 @@ use crate::{
     failure::CommandFailure,
 };
 
-/// Delay before input that the agent refused for now is sent again.
+/// Delay before input that the agent rejected for now is sent again.
 const HOLD_RETRY: Duration = Duration::from_millis(250);
 
 impl AttachSession {
@@ -30,7 +30,7 @@ impl AttachSession {
                     self.resend_at = None;
                     self.outbox.acknowledge(ack.epoch, ack.next_offset);
                 }
-                Response::InputRejected(refused) => return self.handle_rejection(&refused),
+                Response::InputRejected(rejected) => return self.handle_rejection(&rejected),
             },
             ConnectionEvent::Response(AttachResponse { response: None }) => {}
             ConnectionEvent::Ended(status) => return self.handle_end(status),
@@ -133,18 +133,18 @@ impl AttachSession {
         }
     }
 
-    fn handle_rejection(&mut self, refused: &InputRejected) -> Result<(), CommandFailure> {
-        match refused.reason.as_str() {
+    fn handle_rejection(&mut self, rejected: &InputRejected) -> Result<(), CommandFailure> {
+        match rejected.reason.as_str() {
             // The input is sent again from the expected offset. The pause gives the agent time to
             // accept it. While the workspace prepares to sleep, this repeats until the workspace
             // stays awake or falls asleep. If it falls asleep, the input is dropped, and the user
             // is notified.
             "INPUT_GAP" | "INPUT_FULL" | "PREPARING" => {
-                self.outbox.resend_from(refused.expected_offset);
+                self.outbox.resend_from(rejected.expected_offset);
                 self.resend_at = Some(Instant::now() + HOLD_RETRY);
             }
             "STALE_EPOCH" | "CLIENT_EVICTED" => {
-                let begun = self.outbox.start_stream(refused.epoch, refused.expected_offset);
+                let begun = self.outbox.start_stream(rejected.epoch, rejected.expected_offset);
                 self.report_stream_start(begun);
             }
             // The exit event follows.
