@@ -37,7 +37,8 @@ pub struct WorkspaceCommand {
 
 impl WorkspaceCommand {
     /// Starts the command after the claim, and restarts it each time it ends, until
-    /// `processes_ending` is cancelled. Does nothing in maintenance mode. Failures never end the agent.
+    /// `processes_ending` is cancelled. Does nothing in maintenance mode. Failures never end the
+    /// agent.
     pub async fn keep_running(&self) {
         let mut claims = self.launcher.claims().clone();
         let Ok(claim) = claims.wait_for(Option::is_some).await.map(|claim| claim.clone()) else {

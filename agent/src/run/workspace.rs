@@ -124,7 +124,8 @@ impl WorkspaceRuntime {
 
     /// Waits for the commit of a sleep, ends all processes, saves the terminals and syncs the
     /// files. From then on the agent serves reads only. Cancels `processes_ending`, so that the
-    /// workspace's command is not restarted. The supervisor retries after an error such as a full disk.
+    /// workspace's command is not restarted. The supervisor retries after an error such as a full
+    /// disk.
     pub(super) async fn fall_asleep(&self, processes_ending: &CancellationToken) -> io::Result<()> {
         self.sleep.committed().await;
         tracing::info!("falling asleep");
