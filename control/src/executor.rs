@@ -67,12 +67,12 @@ enum CancelHandle {
 /// A request to perform an action, with its inputs.
 #[derive(Debug)]
 pub(crate) enum ActionRequest {
-    Start(StartPlan),
+    StartAgent(StartPlan),
     Resize(ResizePlan),
-    Stop(WorkspaceId, Epoch),
+    StopProcesses(WorkspaceId, Epoch),
     /// Removes the storage. If `known` is set, also removes all archives of the workspace that are
     /// not in it.
-    Remove {
+    RemoveStorage {
         workspace: WorkspaceId,
         known: Option<Vec<StoreKey>>,
     },
@@ -91,7 +91,7 @@ pub(crate) enum ActionRequest {
         spec: Arc<Spec>,
         agent: Arc<AgentView>,
     },
-    Expire {
+    ExpireArchive {
         workspace: WorkspaceId,
         generation: u64,
         key: StoreKey,
@@ -160,12 +160,12 @@ impl<B: Backend> Executor<B> {
         let (permits, limit) = match request {
             ActionRequest::Archive { .. } => (Some(self.archiving.clone()), Some(ARCHIVE_TIME_LIMIT)),
             ActionRequest::Restore { .. } => (Some(self.restoring.clone()), Some(ARCHIVE_TIME_LIMIT)),
-            ActionRequest::Expire { .. } => (Some(self.expiring.clone()), Some(EXPIRE_TIME_LIMIT)),
+            ActionRequest::ExpireArchive { .. } => (Some(self.expiring.clone()), Some(EXPIRE_TIME_LIMIT)),
             // The backend limits these actions itself, or waits until they are cancelled.
-            ActionRequest::Start(_)
+            ActionRequest::StartAgent(_)
             | ActionRequest::Resize(_)
-            | ActionRequest::Stop(..)
-            | ActionRequest::Remove { .. } => (None, None),
+            | ActionRequest::StopProcesses(..)
+            | ActionRequest::RemoveStorage { .. } => (None, None),
         };
         let (expiring, workspace_id) = (self.expiring.clone(), workspace.clone());
         let known = request.known();
@@ -238,15 +238,17 @@ impl ActionRequest {
     /// Returns the workspace and its action.
     fn subject(&self) -> (WorkspaceId, Action) {
         match self {
-            Self::Start(plan) => (plan.workspace.clone(), Action::Start(plan.epoch)),
+            Self::StartAgent(plan) => (plan.workspace.clone(), Action::StartAgent(plan.epoch)),
             Self::Resize(ResizePlan { workspace, epoch, resources, .. }) => {
                 (workspace.clone(), Action::Resize { epoch: *epoch, resources: *resources })
             }
-            Self::Stop(id, _) => (id.clone(), Action::Stop),
-            Self::Remove { workspace, .. } => (workspace.clone(), Action::Remove),
+            Self::StopProcesses(id, _) => (id.clone(), Action::StopProcesses),
+            Self::RemoveStorage { workspace, .. } => (workspace.clone(), Action::RemoveStorage),
             Self::Archive { epoch, spec, .. } => (spec.id.clone(), Action::Archive(*epoch)),
             Self::Restore { epoch, spec, .. } => (spec.id.clone(), Action::Restore(*epoch)),
-            Self::Expire { workspace, generation, .. } => (workspace.clone(), Action::Expire(*generation)),
+            Self::ExpireArchive { workspace, generation, .. } => {
+                (workspace.clone(), Action::ExpireArchive(*generation))
+            }
         }
     }
 
@@ -254,7 +256,7 @@ impl ActionRequest {
     /// by aborting their task.
     fn cancellation(&self) -> Option<CancellationToken> {
         match self {
-            Self::Start(plan) => Some(plan.cancellation.clone()),
+            Self::StartAgent(plan) => Some(plan.cancellation.clone()),
             Self::Resize(resize) => Some(resize.cancellation.clone()),
             _ => None,
         }
@@ -264,13 +266,13 @@ impl ActionRequest {
     /// action.
     fn known(&self) -> Option<Vec<StoreKey>> {
         match self {
-            Self::Remove { known, .. } => known.clone(),
+            Self::RemoveStorage { known, .. } => known.clone(),
             Self::Archive { known, .. } => Some(known.clone()),
-            Self::Start(_)
+            Self::StartAgent(_)
             | Self::Resize(_)
-            | Self::Stop(..)
+            | Self::StopProcesses(..)
             | Self::Restore { .. }
-            | Self::Expire { .. } => None,
+            | Self::ExpireArchive { .. } => None,
         }
     }
 
@@ -282,12 +284,14 @@ impl ActionRequest {
     ) -> Result<ActionOutput, String> {
         let ended = |()| ActionOutput::Ended;
         match self {
-            Self::Start(plan) => {
+            Self::StartAgent(plan) => {
                 backend.ensure(plan).await.map(ActionOutput::Started).map_err(|e| e.to_string())
             }
             Self::Resize(resize) => backend.resize(resize).await.map(ended).map_err(|e| e.to_string()),
-            Self::Stop(id, last) => backend.stop(id, last).await.map(ended).map_err(|e| e.to_string()),
-            Self::Remove { workspace, .. } => {
+            Self::StopProcesses(id, last) => {
+                backend.stop(id, last).await.map(ended).map_err(|e| e.to_string())
+            }
+            Self::RemoveStorage { workspace, .. } => {
                 backend.remove(workspace).await.map(ended).map_err(|e| e.to_string())
             }
             Self::Archive { generation, spec, agent, .. } => {
@@ -297,7 +301,9 @@ impl ActionRequest {
             Self::Restore { key, spec, agent, .. } => {
                 archiver.restore(&spec, &key, &agent, reporter).await.map(ended).map_err(|e| e.to_string())
             }
-            Self::Expire { key, .. } => archiver.expire(&key).await.map(ended).map_err(|e| e.to_string()),
+            Self::ExpireArchive { key, .. } => {
+                archiver.expire(&key).await.map(ended).map_err(|e| e.to_string())
+            }
         }
     }
 }

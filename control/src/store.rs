@@ -89,7 +89,7 @@ pub enum StoreChange {
     /// Creates or replaces the record.
     Put(Arc<WorkspaceRecord>),
     /// Removes the record at this time. Its id is never reused.
-    Forget(WorkspaceId, Timestamp),
+    Remove(WorkspaceId, Timestamp),
     /// Stores the observed time, added up over all runs of the control plane.
     ObservedTime(Duration),
 }
@@ -99,7 +99,7 @@ impl StoreChange {
     pub fn id(&self) -> Option<&WorkspaceId> {
         match self {
             Self::Put(record) => Some(&record.spec.id),
-            Self::Forget(id, _) => Some(id),
+            Self::Remove(id, _) => Some(id),
             Self::ObservedTime(_) => None,
         }
     }

@@ -19,7 +19,7 @@
 //!              │                │  └─ restore ─────▶ Maintenance(Restore, Starting) ─ opened ─▶ (…, Running)
 //!              └────────────────┼─────────────────────────────────────────────────────────────────────┘
 //!                               │ nothing_left
-//!   any ───── discard ─────▶ Deleting: Stop, Remove, Expire each archive, Forget
+//!   any ───── discard ─────▶ Deleting: StopProcesses, RemoveStorage, ExpireArchive (each), RemoveRecord
 //! ```
 //!
 //! Transitions that are not drawn:
@@ -88,7 +88,7 @@ const MAX_TRANSITIONS: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Starts the agent of this epoch.
-    Start(Epoch),
+    StartAgent(Epoch),
     /// Asks the agent to prepare for sleep. The agent declines, or holds new requests from then on.
     Prepare {
         epoch: Epoch,
@@ -104,16 +104,16 @@ pub enum Action {
         resources: Resources,
     },
     /// Ends every process of the workspace. Done when it is confirmed that none is left.
-    Stop,
+    StopProcesses,
     /// Reads the storage into the backup store through this agent, and proves the archive.
     Archive(Epoch),
     /// Fills the storage from its archive through this agent.
     Restore(Epoch),
-    Remove,
+    RemoveStorage,
     /// Removes the archive of this storage generation.
-    Expire(u64),
+    ExpireArchive(u64),
     /// Removes the record. The workspace's id is never reused.
-    Forget,
+    RemoveRecord,
 }
 
 /// The result of [`decide()`]: the new status, and what the driver has to do.

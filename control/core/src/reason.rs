@@ -267,17 +267,17 @@ impl From<SleepRequest> for StateReason {
 impl From<Action> for Operation {
     fn from(action: Action) -> Self {
         match action {
-            Action::Start(_) => Self::StartAgent,
+            Action::StartAgent(_) => Self::StartAgent,
             Action::Prepare { .. } => Self::PrepareSleep,
             Action::Commit(_) => Self::CommitSleep,
             Action::Cancel(_) => Self::CancelSleep,
             Action::Resize { .. } => Self::Resize,
-            Action::Stop => Self::StopProcesses,
+            Action::StopProcesses => Self::StopProcesses,
             Action::Archive(_) => Self::Archive,
             Action::Restore(_) => Self::Restore,
-            Action::Remove => Self::RemoveStorage,
-            Action::Expire(_) => Self::ExpireArchive,
-            Action::Forget => Self::RemoveRecord,
+            Action::RemoveStorage => Self::RemoveStorage,
+            Action::ExpireArchive(_) => Self::ExpireArchive,
+            Action::RemoveRecord => Self::RemoveRecord,
         }
     }
 }

@@ -79,12 +79,12 @@ impl<B: Backend> Driver<B> {
             match (entry.in_flight, action) {
                 (
                     Some(
-                        Action::Archive(_) | Action::Restore(_) | Action::Expire(_) | Action::Resize { .. },
+                        Action::Archive(_) | Action::Restore(_) | Action::ExpireArchive(_) | Action::Resize { .. },
                     ),
                     _,
                 )
                 // A start that continued would block the new action.
-                | (Some(Action::Start(_)), Some(_)) => self.executor.cancel(id),
+                | (Some(Action::StartAgent(_)), Some(_)) => self.executor.cancel(id),
                 _ => {}
             }
         }
@@ -101,7 +101,7 @@ impl<B: Backend> Driver<B> {
             if let (None, Some(action)) = (entry.in_flight, action) {
                 self.dispatch(id, action, now);
             }
-        } else if entry.in_flight != Some(Action::Forget)
+        } else if entry.in_flight != Some(Action::RemoveRecord)
             && let Some(record) = entry.take_unwritten()
         {
             // A queued removal of the record must not be replaced by this write.
@@ -119,17 +119,17 @@ impl<B: Backend> Driver<B> {
     /// Starts an action: in the executor, as a directive to the agent, or as a write of the store.
     fn dispatch(&mut self, id: &WorkspaceId, action: Action, now: Timestamp) {
         let is_restore_source =
-            matches!(action, Action::Expire(generation) if self.is_restore_source(id, generation));
+            matches!(action, Action::ExpireArchive(generation) if self.is_restore_source(id, generation));
         let Some(entry) = self.entries.get_mut(id) else { return };
         #[cfg(debug_assertions)]
         super::failpoint::hit(action, "before");
         let request = match action {
-            Action::Start(epoch) => match entry.secret.take() {
+            Action::StartAgent(epoch) => match entry.secret.take() {
                 Some((of, secret)) if of == epoch => {
                     let (spec, status) = (entry.record.spec.clone(), &entry.record.status);
                     let resources = status.allocated.unwrap_or(spec.resources);
                     let cancellation = CancellationToken::new();
-                    ActionRequest::Start(StartPlan {
+                    ActionRequest::StartAgent(StartPlan {
                         workspace: id.clone(),
                         epoch,
                         secret,
@@ -161,22 +161,22 @@ impl<B: Backend> Driver<B> {
                 let cancellation = CancellationToken::new();
                 ActionRequest::Resize(ResizePlan { workspace: id.clone(), epoch, resources, cancellation })
             }
-            Action::Stop => {
+            Action::StopProcesses => {
                 entry.drain(DRAIN_GRACE);
-                ActionRequest::Stop(id.clone(), entry.epoch())
+                ActionRequest::StopProcesses(id.clone(), entry.epoch())
             }
-            Action::Remove => {
+            Action::RemoveStorage => {
                 let deleting = entry.record.status.phase == Phase::Deleting;
-                ActionRequest::Remove {
+                ActionRequest::RemoveStorage {
                     workspace: id.clone(),
                     known: entry.recorded_archives().filter(|_| deleting),
                 }
             }
-            Action::Expire(_) if is_restore_source => {
+            Action::ExpireArchive(_) if is_restore_source => {
                 let why = Failure::Failed("another workspace must be restored from it first".into());
                 return self.with_entry(id, |entry| entry.observed.done(action, Err(why), now));
             }
-            Action::Archive(_) | Action::Restore(_) | Action::Expire(_) => {
+            Action::Archive(_) | Action::Restore(_) | Action::ExpireArchive(_) => {
                 match entry.archiver_request(action) {
                     Ok(request) => request,
                     Err(problem) => {
@@ -185,9 +185,9 @@ impl<B: Backend> Driver<B> {
                     }
                 }
             }
-            Action::Forget => {
+            Action::RemoveRecord => {
                 entry.in_flight = Some(action);
-                return self.writer.enqueue(id.clone(), StoreChange::Forget(id.clone(), now));
+                return self.writer.enqueue(id.clone(), StoreChange::Remove(id.clone(), now));
             }
         };
         tracing::debug!(workspace = %id, ?action, "action started");
@@ -200,7 +200,7 @@ impl<B: Backend> Driver<B> {
     pub(super) fn handle_result(&mut self, finished: ActionResult) {
         self.fold_result(&finished);
         // After the last process of a deleted workspace has ended, its quota is free.
-        self.queue_changed |= finished.action == Action::Stop;
+        self.queue_changed |= finished.action == Action::StopProcesses;
         self.advance(&finished.workspace);
     }
 
@@ -262,7 +262,7 @@ impl<B: Backend> Driver<B> {
             }
             Observation::Waits { workspace, epoch, waits } => self.with_entry(&workspace, |entry| {
                 let waiting = match entry.in_flight {
-                    Some(Action::Start(of) | Action::Resize { epoch: of, .. }) => of == epoch,
+                    Some(Action::StartAgent(of) | Action::Resize { epoch: of, .. }) => of == epoch,
                     _ => false,
                 };
                 if waiting {

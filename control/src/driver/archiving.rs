@@ -115,10 +115,10 @@ impl WorkspaceEntry {
                 let key = parse(key.ok_or("the workspace has no archive")?)?;
                 Ok(ActionRequest::Restore { epoch, key, spec, agent: agent()? })
             }
-            Action::Expire(generation) => {
+            Action::ExpireArchive(generation) => {
                 let archive = status.archives.iter().find(|archive| archive.generation == generation);
                 let key = parse(&archive.ok_or("the archive is not in the workspace's record")?.key)?;
-                Ok(ActionRequest::Expire { workspace: spec.id.clone(), generation, key })
+                Ok(ActionRequest::ExpireArchive { workspace: spec.id.clone(), generation, key })
             }
             _ => {
                 let (epoch, generation) = (status.epoch, status.storage_generation);

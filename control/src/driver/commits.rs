@@ -36,26 +36,26 @@ impl<B: Backend> Driver<B> {
                 // The next batch contains the current value.
                 (StoreChange::ObservedTime(_), _) => {}
                 (StoreChange::Put(record), Err(error)) => self.roll_back(&record.spec.id, error),
-                (StoreChange::Forget(id, _), Ok(())) => {
+                (StoreChange::Remove(id, _), Ok(())) => {
                     // A workspace whose first write failed was removed from the entries before.
                     let Some(mut entry) = self.entries.remove(&id) else { continue };
                     entry.reject_pending(&DriverError::NoWorkspace(id.clone()));
                     #[cfg(debug_assertions)]
-                    super::failpoint::hit(Action::Forget, "after");
+                    super::failpoint::hit(Action::RemoveRecord, "after");
                     tracing::info!(workspace = %id, "workspace removed");
                     if let Some(at) = entry.scheduled_at {
                         self.schedule.remove(&(at, id));
                     }
                     self.publisher.mark_changed();
                 }
-                (StoreChange::Forget(id, at), Err(_)) if !self.entries.contains_key(&id) => {
-                    self.writer.enqueue(id.clone(), StoreChange::Forget(id, at));
+                (StoreChange::Remove(id, at), Err(_)) if !self.entries.contains_key(&id) => {
+                    self.writer.enqueue(id.clone(), StoreChange::Remove(id, at));
                 }
-                (StoreChange::Forget(id, _), Err(error)) => {
+                (StoreChange::Remove(id, _), Err(error)) => {
                     let (error, now) = (with_causes(error), clock::now());
                     self.with_entry(&id, |entry| {
                         entry.in_flight = None;
-                        entry.observed.done(Action::Forget, Err(Failure::Failed(error)), now);
+                        entry.observed.done(Action::RemoveRecord, Err(Failure::Failed(error)), now);
                     });
                 }
             }
@@ -83,7 +83,7 @@ impl<B: Backend> Driver<B> {
                 // The failed write may have reached the disk. After a restart, the store would then
                 // contain a workspace whose creation was reported as failed, beside the one that a
                 // repeated call creates. Therefore the removal is retried until it is written.
-                self.writer.enqueue(id.clone(), StoreChange::Forget(id.clone(), clock::now()));
+                self.writer.enqueue(id.clone(), StoreChange::Remove(id.clone(), clock::now()));
             }
         }
     }

@@ -48,7 +48,7 @@ impl WorkspaceEntry {
         );
         let sleep_action = matches!(
             self.in_flight,
-            Some(Action::Prepare { .. } | Action::Commit(_) | Action::Cancel(_) | Action::Stop)
+            Some(Action::Prepare { .. } | Action::Commit(_) | Action::Cancel(_) | Action::StopProcesses)
         );
         in_sleep_phase || sleep_action || !self.is_settled()
     }

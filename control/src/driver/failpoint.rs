@@ -17,16 +17,16 @@ pub(super) fn hit(action: Action, moment: &str) {
 
 fn name(action: Action) -> &'static str {
     match action {
-        Action::Start(_) => "start",
+        Action::StartAgent(_) => "start-agent",
         Action::Prepare { .. } => "prepare",
         Action::Commit(_) => "commit",
         Action::Cancel(_) => "cancel",
         Action::Resize { .. } => "resize",
-        Action::Stop => "stop",
+        Action::StopProcesses => "stop-processes",
         Action::Archive(_) => "archive",
         Action::Restore(_) => "restore",
-        Action::Remove => "remove",
-        Action::Expire(_) => "expire",
-        Action::Forget => "forget",
+        Action::RemoveStorage => "remove-storage",
+        Action::ExpireArchive(_) => "expire-archive",
+        Action::RemoveRecord => "remove-record",
     }
 }

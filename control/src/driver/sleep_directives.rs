@@ -38,14 +38,14 @@ impl WorkspaceEntry {
             Action::Prepare { urgency, .. } => SleepStep::Prepare(urgency),
             Action::Commit(_) => SleepStep::Commit,
             Action::Cancel(_) => SleepStep::Cancel,
-            Action::Start(_)
+            Action::StartAgent(_)
             | Action::Resize { .. }
-            | Action::Stop
+            | Action::StopProcesses
             | Action::Archive(_)
             | Action::Restore(_)
-            | Action::Remove
-            | Action::Expire(_)
-            | Action::Forget => return,
+            | Action::RemoveStorage
+            | Action::ExpireArchive(_)
+            | Action::RemoveRecord => return,
         };
         self.in_flight = Some(action);
         self.observed.ordered(action);

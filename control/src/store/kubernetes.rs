@@ -161,11 +161,11 @@ impl Store for KubernetesStore {
     async fn commit(&self, changes: Vec<StoreChange>) -> Vec<CommitResult> {
         let committed = stream::iter(changes).map(|change| async {
             let result = match &change {
-                StoreChange::Put(_) | StoreChange::Forget(..) if !self.leadership.is_leader() => {
+                StoreChange::Put(_) | StoreChange::Remove(..) if !self.leadership.is_leader() => {
                     Err(StoreError::NotLeader)
                 }
                 StoreChange::Put(record) => self.put(record).await,
-                StoreChange::Forget(id, _) => self.remove(id).await,
+                StoreChange::Remove(id, _) => self.remove(id).await,
                 StoreChange::ObservedTime(witnessed) => {
                     self.leadership.set_observed_time(*witnessed);
                     Ok(())

@@ -117,7 +117,7 @@ impl RedbFile {
                             .map_err(|e| Error::from(StorageError::from(io::Error::other(e))))?;
                         tables.workspaces.insert(id, json.as_slice())?;
                     }
-                    StoreChange::Forget(id, Timestamp(at)) => {
+                    StoreChange::Remove(id, Timestamp(at)) => {
                         tables.workspaces.remove(id.as_str())?;
                         tables.tombstones.insert(id.as_str(), at)?;
                     }
@@ -239,7 +239,7 @@ mod tests {
         let watched = Duration::from_secs(70);
         store
             .commit(&[
-                StoreChange::Forget(gone.spec.id.clone(), Timestamp(9)),
+                StoreChange::Remove(gone.spec.id.clone(), Timestamp(9)),
                 StoreChange::ObservedTime(watched),
             ])
             .unwrap();

@@ -55,7 +55,7 @@ impl FakeStore {
         let mut records = self.0.records.lock().unwrap();
         match change {
             StoreChange::Put(record) => drop(records.insert(record.spec.id.clone(), record.clone())),
-            StoreChange::Forget(id, _) => drop(records.remove(id)),
+            StoreChange::Remove(id, _) => drop(records.remove(id)),
             StoreChange::ObservedTime(_) => {}
         }
         Ok(())

@@ -57,7 +57,7 @@ async fn assert_intact(podling: &Podling, ada: &Workspace) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sleep_completes_after_crash_at_each_action() {
-    for action in ["prepare", "commit", "stop"] {
+    for action in ["prepare", "commit", "stop-processes"] {
         for moment in MOMENTS {
             let mut podling = up_to_die_at(action, moment).await;
             let ada = create_with_file(&podling, Policy::default()).await;
@@ -107,7 +107,7 @@ async fn wake_completes_after_crash_at_start() {
         let ada = create_with_file(&podling, Policy::default()).await;
         podling.sleep_and_wait(&ada).await;
         podling.kill_control();
-        podling.restart_dying_at(&format!("start:{moment}")).await;
+        podling.restart_dying_at(&format!("start-agent:{moment}")).await;
         podling.wait_for_state(&ada, State::Asleep).await;
         let _ = podling.wake(&ada).await;
         wait_death_and_restart(&mut podling).await;
@@ -118,7 +118,7 @@ async fn wake_completes_after_crash_at_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn archiving_completes_after_crash_at_each_action() {
-    for action in ["archive", "remove"] {
+    for action in ["archive", "remove-storage"] {
         for moment in MOMENTS {
             let mut podling = up_to_die_at(action, moment).await;
             let policy = Policy { archive_after: wire_duration(SHORTEST), ..Policy::default() };
@@ -152,7 +152,7 @@ async fn restore_completes_after_crash() {
 async fn expiry_completes_after_crash_at_each_action() {
     // If the control plane dies before it records an archive, the next one archives again. No
     // archive may be left.
-    for action in ["archive", "remove", "expire", "forget"] {
+    for action in ["archive", "remove", "expire", "remove-record"] {
         for moment in MOMENTS {
             let mut podling = up_to_die_at(action, moment).await;
             let policy = Policy { keep_archives: wire_duration(SHORTEST), ..Policy::default() };
@@ -184,7 +184,7 @@ async fn unrecorded_archive_is_deleted_with_its_workspace() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn discard_completes_after_crash_at_each_action() {
-    for action in ["stop", "remove", "forget"] {
+    for action in ["stop-processes", "remove-storage", "remove-record"] {
         for moment in MOMENTS {
             let mut podling = up_to_die_at(action, moment).await;
             let ada = create_with_file(&podling, Policy::default()).await;

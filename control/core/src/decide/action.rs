@@ -31,21 +31,24 @@ pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed) -> Option<Ac
             | Phase::Maintenance { stage: MaintenanceStage::Running, .. },
             _,
         ) => None,
-        (Phase::Starting | Phase::Maintenance { .. }, Processes::None) => Some(Action::Start(epoch)),
+        (Phase::Starting | Phase::Maintenance { .. }, Processes::None) => Some(Action::StartAgent(epoch)),
         (Phase::Starting, Processes::Some(agents))
             if mutant::is(Mutant::StartsBeside) && !agents.contains(&epoch) =>
         {
-            Some(Action::Start(epoch))
+            Some(Action::StartAgent(epoch))
         }
         (Phase::Starting | Phase::Maintenance { .. }, Processes::Some(_)) => None,
-        (_, Processes::Some(_)) => Some(Action::Stop),
+        (_, Processes::Some(_)) => Some(Action::StopProcesses),
         (Phase::Deleting, Processes::None) if !observed.removed && !mutant::is(Mutant::ForgetsFirst) => {
-            Some(Action::Remove)
+            Some(Action::RemoveStorage)
         }
-        (Phase::Deleting, Processes::None) => {
-            Some(status.archives.first().map_or(Action::Forget, |oldest| Action::Expire(oldest.generation)))
-        }
-        (Phase::Archived, Processes::None) if status.storage => Some(Action::Remove),
+        (Phase::Deleting, Processes::None) => Some(
+            status
+                .archives
+                .first()
+                .map_or(Action::RemoveRecord, |oldest| Action::ExpireArchive(oldest.generation)),
+        ),
+        (Phase::Archived, Processes::None) if status.storage => Some(Action::RemoveStorage),
         (
             Phase::Queued | Phase::Pending { .. } | Phase::FallingAsleep | Phase::Asleep | Phase::Archived,
             Processes::None,
@@ -72,7 +75,7 @@ fn expire(spec: &Spec, status: &Status, observed: &Observed) -> Option<Action> {
     let oldest = oldest(status)?;
     let over = age(oldest, observed) >= spec.policy.keep_archives || status.archives.len() > MAX_ARCHIVES;
     let expires = if mutant::is(Mutant::ExpiresNewest) { status.archives.last()? } else { oldest };
-    over.then_some(Action::Expire(expires.generation))
+    over.then_some(Action::ExpireArchive(expires.generation))
 }
 
 /// Returns the oldest archive, which is the next to expire. Returns `None` if that archive holds

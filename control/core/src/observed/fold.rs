@@ -34,7 +34,7 @@ impl Observed {
     /// Records that an action was ordered. From then on its effects may have happened.
     pub fn ordered(&mut self, action: Action) {
         match action {
-            Action::Start(_) => {
+            Action::StartAgent(_) => {
                 self.processes = Processes::Some(BTreeSet::new());
                 self.silence = Duration::ZERO;
                 self.waits = None;
@@ -50,16 +50,16 @@ impl Observed {
             Action::Commit(_)
             | Action::Archive(_)
             | Action::Restore(_)
-            | Action::Stop
-            | Action::Remove
-            | Action::Expire(_)
-            | Action::Forget => {}
+            | Action::StopProcesses
+            | Action::RemoveStorage
+            | Action::ExpireArchive(_)
+            | Action::RemoveRecord => {}
         }
     }
 
     /// Records the result of an action.
     pub fn done(&mut self, action: Action, result: Result<Achieved, Failure>, now: Timestamp) {
-        if let Action::Start(_) | Action::Resize { .. } = action {
+        if let Action::StartAgent(_) | Action::Resize { .. } = action {
             self.waits = None;
         }
         match result {
@@ -69,11 +69,11 @@ impl Observed {
     }
 
     fn achieved(&mut self, action: Action, achieved: Achieved) {
-        if !matches!(action, Action::Start(_)) {
+        if !matches!(action, Action::StartAgent(_)) {
             self.last_failure = None;
         }
         match action {
-            Action::Start(epoch) => {
+            Action::StartAgent(epoch) => {
                 // The end of an agent may be reported before the result of its start.
                 let ended = self.ended.as_ref().is_some_and(|ended| ended.epoch == epoch);
                 if let (Processes::Some(agents), false) = (&mut self.processes, ended) {
@@ -92,15 +92,15 @@ impl Observed {
                 }
             }
             Action::Restore(epoch) => self.restored = Some(epoch),
-            Action::Stop => {
+            Action::StopProcesses => {
                 self.processes = Processes::None;
                 self.agent_gone();
             }
-            Action::Remove => self.removed = true,
-            Action::Expire(generation) => {
+            Action::RemoveStorage => self.removed = true,
+            Action::ExpireArchive(generation) => {
                 self.expired.insert(generation);
             }
-            Action::Forget => {}
+            Action::RemoveRecord => {}
         }
     }
 
@@ -109,7 +109,7 @@ impl Observed {
             // The resize may have happened in part.
             self.actual = None;
         }
-        if let Action::Start(epoch) = action {
+        if let Action::StartAgent(epoch) = action {
             self.ended = Some(AgentEnd { epoch, detail: failure.detail().to_owned() });
             return;
         }

@@ -32,7 +32,7 @@ pub(crate) struct Store {
 #[derive(Debug, Clone)]
 pub(crate) enum StoreWrite {
     Put(Rc<StoredRecord>),
-    Forget,
+    Remove,
 }
 
 #[derive(Debug, Default)]

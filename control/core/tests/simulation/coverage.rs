@@ -12,8 +12,17 @@ use podling_core::{
 
 /// The names of all actions.
 const ACTIONS: [&str; 11] = [
-    "Start", "Prepare", "Commit", "Cancel", "Resize", "Stop", "Archive", "Restore", "Remove", "Expire",
-    "Forget",
+    "StartAgent",
+    "Prepare",
+    "Commit",
+    "Cancel",
+    "Resize",
+    "StopProcesses",
+    "Archive",
+    "Restore",
+    "RemoveStorage",
+    "ExpireArchive",
+    "RemoveRecord",
 ];
 /// The names of all transitions of the drawing in `decide.rs`.
 const TRANSITIONS: [&str; 39] = [
@@ -123,9 +132,9 @@ impl Coverage {
             if points().all(|point| point.done == 0) {
                 missing.push(format!("{action} was never done"));
             }
-            // One write both removes the record and completes `Forget`. No crash is possible in
+            // One write both removes the record and completes `RemoveRecord`. No crash is possible in
             // between.
-            let crashes = if action == "Forget" { 1 } else { 2 };
+            let crashes = if action == "RemoveRecord" { 1 } else { 2 };
             for (i, when) in ["before", "after"].iter().enumerate().take(crashes) {
                 let after = |point: &ActionCounts| {
                     if i == 0 { point.crashed[0] } else { point.crashed[1] + point.crashed[2] }
@@ -149,14 +158,14 @@ impl fmt::Display for Coverage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<9} {:<30} {:>9} {:>9} {:>8}  crashed before  after  unsaved",
+            "{:<13} {:<30} {:>9} {:>9} {:>8}  crashed before  after  unsaved",
             "action", "in phase", "ordered", "done", "failed"
         )?;
         for ((action, phase), point) in &self.points {
             let ActionCounts { ordered, done, failed, crashed: [before, after, unsaved] } = point;
             writeln!(
                 f,
-                "{action:<9} {phase:<30} {ordered:>9} {done:>9} {failed:>8}  \
+                "{action:<13} {phase:<30} {ordered:>9} {done:>9} {failed:>8}  \
                  {before:>14} {after:>6} {unsaved:>8}"
             )?;
         }
@@ -168,17 +177,17 @@ impl fmt::Display for Coverage {
 
 pub(crate) fn action_name(action: Action) -> &'static str {
     match action {
-        Action::Start(_) => "Start",
+        Action::StartAgent(_) => "StartAgent",
         Action::Prepare { .. } => "Prepare",
         Action::Commit(_) => "Commit",
         Action::Cancel(_) => "Cancel",
         Action::Resize { .. } => "Resize",
-        Action::Stop => "Stop",
+        Action::StopProcesses => "StopProcesses",
         Action::Archive(_) => "Archive",
         Action::Restore(_) => "Restore",
-        Action::Remove => "Remove",
-        Action::Expire(_) => "Expire",
-        Action::Forget => "Forget",
+        Action::RemoveStorage => "RemoveStorage",
+        Action::ExpireArchive(_) => "ExpireArchive",
+        Action::RemoveRecord => "RemoveRecord",
     }
 }
 

@@ -73,7 +73,8 @@ impl Simulation {
                     | Action::Restore(_)
             );
             // A start is cancelled only if another action is due, so that a slow start can wait.
-            let unwanted_start = matches!(in_flight.action, Action::Start(_)) && decision.action.is_some();
+            let unwanted_start =
+                matches!(in_flight.action, Action::StartAgent(_)) && decision.action.is_some();
             (cancellable || unwanted_start)
                 && in_flight.result.is_none()
                 && decision.action != Some(in_flight.action)
@@ -124,7 +125,7 @@ impl Simulation {
         let number = control.last_order;
         let Some(entry) = control.entries.get_mut(&w) else { return };
         let phase = entry.phase();
-        if let Action::Start(epoch) = action
+        if let Action::StartAgent(epoch) = action
             && entry.start_secret.take() != Some(epoch)
         {
             // An earlier control plane decided this start, and its secret is lost. The epoch is
@@ -141,8 +142,8 @@ impl Simulation {
             Action::Prepare { urgency, .. } => Some(ControlMessage::Prepare { order: number, urgency }),
             Action::Commit(_) => Some(ControlMessage::Commit { order: number }),
             Action::Cancel(_) => Some(ControlMessage::Cancel { order: number }),
-            Action::Forget => {
-                control.queue.insert(w, StoreWrite::Forget);
+            Action::RemoveRecord => {
+                control.queue.insert(w, StoreWrite::Remove);
                 None
             }
             _ => None,
@@ -161,7 +162,7 @@ impl Simulation {
             }
         }
         entry.in_flight = Some(in_flight);
-        if let Action::Expire(generation) = action {
+        if let Action::ExpireArchive(generation) = action {
             self.check_archive_expiry(w, generation);
         }
         if let (Action::Prepare { .. }, Some(workspace)) = (action, self.workspaces.get_mut(&w)) {

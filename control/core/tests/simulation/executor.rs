@@ -36,7 +36,8 @@ impl Simulation {
         let (waits, for_quota) = (self.rng.per_mille(700), self.rng.per_mille(500));
         let entry = self.control.as_mut().and_then(|control| control.entries.get_mut(&w));
         let is_start = |in_flight: &InFlightAction| {
-            matches!(in_flight.action, Action::Start(_) | Action::Resize { .. }) && in_flight.result.is_none()
+            matches!(in_flight.action, Action::StartAgent(_) | Action::Resize { .. })
+                && in_flight.result.is_none()
         };
         if let Some(entry) = entry.filter(|entry| entry.in_flight.as_ref().is_some_and(is_start)) {
             entry.observed.waits = waits.then(|| {
@@ -58,10 +59,10 @@ impl Simulation {
         let Some(durable) = entry.durable.clone() else { return };
         let result = match action {
             // The agent answers prepare, commit and cancel. The store completes forget.
-            Action::Prepare { .. } | Action::Commit(_) | Action::Cancel(_) | Action::Forget => return,
-            Action::Start(epoch) => self.start(w, epoch, task(phase)),
+            Action::Prepare { .. } | Action::Commit(_) | Action::Cancel(_) | Action::RemoveRecord => return,
+            Action::StartAgent(epoch) => self.start(w, epoch, task(phase)),
             Action::Resize { epoch, resources } => self.resize(w, epoch, resources),
-            Action::Stop => self.stop(w),
+            Action::StopProcesses => self.stop(w),
             Action::Archive(epoch) => {
                 let archived = self.archive(w, epoch, generation);
                 if archived.is_ok() {
@@ -73,14 +74,14 @@ impl Simulation {
                 let known = durable.status.archive().map(|archive| &archive.key);
                 self.restore(w, epoch, known.or(durable.spec.source.as_ref()))
             }
-            Action::Remove => {
+            Action::RemoveStorage => {
                 let removed = self.remove(w);
                 if removed.is_ok() && phase == Phase::Deleting {
                     self.remove_unknown_archives(w, &durable.status, None);
                 }
                 removed
             }
-            Action::Expire(generation) => {
+            Action::ExpireArchive(generation) => {
                 let half = self.draw_fault();
                 if let Some(workspace) = self.workspaces.get_mut(&w).filter(|_| !half || generation % 2 == 0)
                 {

@@ -53,7 +53,7 @@ impl Simulation {
                 StoreWrite::Put(record) => {
                     self.store.records.insert(*w, record.clone());
                 }
-                StoreWrite::Forget => {
+                StoreWrite::Remove => {
                     self.check_record_removal(*w);
                     self.store.records.remove(w);
                     self.workspaces.remove(w);
@@ -86,10 +86,10 @@ impl Simulation {
                 }
                 self.advance(w);
             }
-            StoreWrite::Forget => {
+            StoreWrite::Remove => {
                 control.entries.remove(&w);
-                self.coverage.completed(Action::Forget, podling_core::status::Phase::Deleting, true);
-                self.hits_failpoint(Action::Forget, true);
+                self.coverage.completed(Action::RemoveRecord, podling_core::status::Phase::Deleting, true);
+                self.hits_failpoint(Action::RemoveRecord, true);
             }
         }
     }
@@ -115,10 +115,10 @@ impl Simulation {
                     }
                 }
             }
-            StoreWrite::Forget => {
+            StoreWrite::Remove => {
                 entry.in_flight = None;
                 let failure: Result<Achieved, _> = Err(Failure::Failed("disk full".into()));
-                entry.observed.done(Action::Forget, failure, now);
+                entry.observed.done(Action::RemoveRecord, failure, now);
                 self.advance(w);
             }
         }

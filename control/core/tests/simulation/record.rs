@@ -181,5 +181,12 @@ impl Recording {
 }
 
 fn trace_word(failpoint: Failpoint) -> String {
-    format!("{}:{}", failpoint.action.to_lowercase(), if failpoint.after { "after" } else { "before" })
+    let mut action = String::new();
+    for letter in failpoint.action.chars() {
+        if letter.is_uppercase() && !action.is_empty() {
+            action.push('-');
+        }
+        action.push(letter.to_ascii_lowercase());
+    }
+    format!("{action}:{}", if failpoint.after { "after" } else { "before" })
 }

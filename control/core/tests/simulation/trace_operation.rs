@@ -41,19 +41,21 @@ impl TraceOperation {
     /// Returns the actions that the operation usually leads to.
     fn actions(self, phase: Option<Phase>) -> &'static [&'static str] {
         match (self, phase) {
-            (Self::Sleep(_) | Self::Idle(_), _) => &["Prepare", "Commit", "Stop"],
-            (Self::Wake(_), Some(Phase::Asleep)) => &["Start"],
-            (Self::Wake(_) | Self::Restore(_), _) => &["Start", "Restore", "Stop"],
-            (Self::Archive(_), _) => &["Start", "Archive", "Stop", "Remove"],
+            (Self::Sleep(_) | Self::Idle(_), _) => &["Prepare", "Commit", "StopProcesses"],
+            (Self::Wake(_), Some(Phase::Asleep)) => &["StartAgent"],
+            (Self::Wake(_) | Self::Restore(_), _) => &["StartAgent", "Restore", "StopProcesses"],
+            (Self::Archive(_), _) => &["StartAgent", "Archive", "StopProcesses", "RemoveStorage"],
             (Self::Delete(_), Some(Phase::Awake)) => {
-                &["Prepare", "Commit", "Stop", "Start", "Archive", "Remove"]
+                &["Prepare", "Commit", "StopProcesses", "StartAgent", "Archive", "RemoveStorage"]
             }
-            (Self::Delete(_), Some(Phase::Asleep)) => &["Start", "Archive", "Stop", "Remove"],
-            (Self::Discard(_), Some(Phase::Awake)) => &["Stop", "Remove", "Forget"],
-            (Self::Discard(_), Some(Phase::Archived)) => &["Expire", "Forget"],
-            (Self::Discard(_), _) => &["Remove", "Forget"],
-            (Self::Expire(_), _) => &["Expire"],
-            (Self::KillAgent(_), _) => &["Stop", "Start"],
+            (Self::Delete(_), Some(Phase::Asleep)) => {
+                &["StartAgent", "Archive", "StopProcesses", "RemoveStorage"]
+            }
+            (Self::Discard(_), Some(Phase::Awake)) => &["StopProcesses", "RemoveStorage", "RemoveRecord"],
+            (Self::Discard(_), Some(Phase::Archived)) => &["ExpireArchive", "RemoveRecord"],
+            (Self::Discard(_), _) => &["RemoveStorage", "RemoveRecord"],
+            (Self::Expire(_), _) => &["ExpireArchive"],
+            (Self::KillAgent(_), _) => &["StopProcesses", "StartAgent"],
             (
                 Self::Create
                 | Self::Write(_)
@@ -92,7 +94,7 @@ impl Recording {
             self.sim.existing_workspaces().into_iter().all(|w| self.phase(w) == Some(Phase::Awake));
         let next = self
             .pick_failpoint(actions)
-            .filter(|failpoint| wants_failpoint && (all_wake || failpoint.action != "Stop"));
+            .filter(|failpoint| wants_failpoint && (all_wake || failpoint.action != "StopProcesses"));
         if next.is_some() || (has_failpoint && operation.needs_control()) {
             self.kill_control();
             self.restart_control(next);

@@ -42,7 +42,7 @@ impl Simulation {
             return;
         };
         let phase = entry.phase();
-        if entry.in_flight.as_ref().is_some_and(|in_flight| in_flight.action == Action::Forget) {
+        if entry.in_flight.as_ref().is_some_and(|in_flight| in_flight.action == Action::RemoveRecord) {
             // The driver rejects requests while the record is being removed.
             return;
         }

@@ -15,7 +15,7 @@ use crate::fixture::*;
 
 #[test]
 fn shutdown_stops_every_workspace() {
-    let stop = (Phase::FallingAsleep, 3, Some(Action::Stop));
+    let stop = (Phase::FallingAsleep, 3, Some(Action::StopProcesses));
     let later = pending(SECOND);
     assert_table(
         DesiredState::Awake,
@@ -46,16 +46,26 @@ fn shutdown_stops_every_workspace() {
                 "committing, not connected",
                 Phase::Committing,
                 shutting_down(with_processes(agents(&[3]))),
-                (Phase::FallingAsleep, 3, Some(Action::Stop)),
+                (Phase::FallingAsleep, 3, Some(Action::StopProcesses)),
             ),
             (
                 "asleep with leftover processes",
                 Phase::Asleep,
                 shutting_down(with_processes(agents(&[]))),
-                (Phase::Asleep, 3, Some(Action::Stop)),
+                (Phase::Asleep, 3, Some(Action::StopProcesses)),
             ),
-            ("archiving", ARCHIVE_RUNNING, shutting_down(served()), (Phase::Asleep, 3, Some(Action::Stop))),
-            ("restoring", RESTORE_RUNNING, shutting_down(served()), (Phase::Archived, 3, Some(Action::Stop))),
+            (
+                "archiving",
+                ARCHIVE_RUNNING,
+                shutting_down(served()),
+                (Phase::Asleep, 3, Some(Action::StopProcesses)),
+            ),
+            (
+                "restoring",
+                RESTORE_RUNNING,
+                shutting_down(served()),
+                (Phase::Archived, 3, Some(Action::StopProcesses)),
+            ),
         ],
     );
     let requested_meanwhile = outcome(
@@ -73,30 +83,40 @@ fn discard_from_any_phase_removes_everything() {
     assert_table(
         DesiredState::Discarded,
         &[
-            ("awake", Phase::Awake, served(), deleting(Action::Stop)),
-            ("starting", Phase::Starting, with_processes(agents(&[])), deleting(Action::Stop)),
-            ("falling asleep", Phase::Committing, served(), deleting(Action::Stop)),
-            ("archiving", ARCHIVE_RUNNING, served(), deleting(Action::Stop)),
-            ("back-off", pending(SECOND), with_processes(Processes::None), deleting(Action::Remove)),
+            ("awake", Phase::Awake, served(), deleting(Action::StopProcesses)),
+            ("starting", Phase::Starting, with_processes(agents(&[])), deleting(Action::StopProcesses)),
+            ("falling asleep", Phase::Committing, served(), deleting(Action::StopProcesses)),
+            ("archiving", ARCHIVE_RUNNING, served(), deleting(Action::StopProcesses)),
+            ("back-off", pending(SECOND), with_processes(Processes::None), deleting(Action::RemoveStorage)),
             (
                 "processes unknown",
                 Phase::Deleting,
                 with_processes(Processes::Unseen),
                 (Phase::Deleting, 3, None),
             ),
-            ("orphaned processes", Phase::Deleting, with_processes(agents(&[])), deleting(Action::Stop)),
-            ("no processes", Phase::Deleting, with_processes(Processes::None), deleting(Action::Remove)),
+            (
+                "orphaned processes",
+                Phase::Deleting,
+                with_processes(agents(&[])),
+                deleting(Action::StopProcesses),
+            ),
+            (
+                "no processes",
+                Phase::Deleting,
+                with_processes(Processes::None),
+                deleting(Action::RemoveStorage),
+            ),
             (
                 "storage removed",
                 Phase::Deleting,
                 removed(with_processes(Processes::None)),
-                deleting(Action::Forget),
+                deleting(Action::RemoveRecord),
             ),
             (
                 "control plane shuts down meanwhile",
                 Phase::Deleting,
                 shutting_down(with_processes(agents(&[]))),
-                deleting(Action::Stop),
+                deleting(Action::StopProcesses),
             ),
         ],
     );
@@ -104,13 +124,13 @@ fn discard_from_any_phase_removes_everything() {
     let status = archived(status(Phase::Deleting), &[2, 3]);
     assert_eq!(
         outcome(&spec(DesiredState::Discarded), &status, &storage_gone),
-        deleting(Action::Expire(2)),
+        deleting(Action::ExpireArchive(2)),
         "the oldest archive is not removed first"
     );
     let storage_gone = Observed { expired: [2, 3].into(), ..storage_gone };
     assert_eq!(
         outcome(&spec(DesiredState::Discarded), &status, &storage_gone),
-        deleting(Action::Forget),
+        deleting(Action::RemoveRecord),
         "the record is not removed last"
     );
 }
@@ -125,20 +145,24 @@ fn delete_archives_before_removal() {
                 "awake, not connected",
                 Phase::Awake,
                 with_processes(agents(&[3])),
-                (Phase::FallingAsleep, 3, Some(Action::Stop)),
+                (Phase::FallingAsleep, 3, Some(Action::StopProcesses)),
             ),
             (
                 "queued",
                 Phase::Queued,
                 with_processes(Processes::None),
-                (ARCHIVE_STARTING, 4, Some(Action::Start(4))),
+                (ARCHIVE_STARTING, 4, Some(Action::StartAgent(4))),
             ),
         ],
     );
     let never_started = Status { storage: false, ..status(Phase::Queued) };
     let none = with_processes(Processes::None);
     let deleted = outcome(&spec(DesiredState::Deleted), &never_started, &none);
-    assert_eq!(deleted, (Phase::Deleting, 3, Some(Action::Remove)), "empty storage waits for an archive");
+    assert_eq!(
+        deleted,
+        (Phase::Deleting, 3, Some(Action::RemoveStorage)),
+        "empty storage waits for an archive"
+    );
     let archived = archived(Status { storage: false, ..status(Phase::Archived) }, &[3]);
     assert_eq!(
         outcome(&spec(DesiredState::Deleted), &archived, &none),
@@ -165,7 +189,7 @@ fn deletion_without_storage_has_its_own_reason() {
 #[test]
 fn failed_action_is_retried_after_back_off_with_its_reason() {
     let failure = |seconds: u64| ActionFailure {
-        action: Action::Stop,
+        action: Action::StopProcesses,
         failures: 2,
         at: Timestamp(NOW.0 - seconds * 1000),
         failure: Failure::Failed("process does not end".into()),
@@ -181,7 +205,7 @@ fn failed_action_is_retried_after_back_off_with_its_reason() {
         }
     );
     let again = decide(&spec(DesiredState::Discarded), &status(Phase::Deleting), &observed(2), NOW);
-    assert_eq!(again.action, Some(Action::Stop));
+    assert_eq!(again.action, Some(Action::StopProcesses));
     let long = Observed {
         last_failure: Some(ActionFailure { failures: 60, ..failure(0) }),
         ..with_processes(agents(&[]))

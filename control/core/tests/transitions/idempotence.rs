@@ -47,17 +47,17 @@ fn any_urgency() -> impl Strategy<Value = Urgency> {
 
 fn any_action() -> impl Strategy<Value = Action> {
     (any_epoch(), any_urgency(), 0..11).prop_map(|(n, urgency, which)| match which {
-        0 => Action::Start(n),
+        0 => Action::StartAgent(n),
         1 => Action::Prepare { epoch: n, urgency },
         2 => Action::Commit(n),
         3 => Action::Cancel(n),
-        4 => Action::Stop,
+        4 => Action::StopProcesses,
         5 => Action::Archive(n),
         6 => Action::Restore(n),
-        7 => Action::Remove,
-        8 => Action::Expire(n),
+        7 => Action::RemoveStorage,
+        8 => Action::ExpireArchive(n),
         9 => Action::Resize { epoch: n, resources: Resources::default() },
-        _ => Action::Forget,
+        _ => Action::RemoveRecord,
     })
 }
 
@@ -193,7 +193,7 @@ proptest! {
         let once = decide(&spec, &status, &observed, NOW);
         let twice = decide(&spec, &once.status, &observed, NOW);
         prop_assert_eq!(&twice, &once);
-        if let Some(Action::Start(epoch)) = once.action {
+        if let Some(Action::StartAgent(epoch)) = once.action {
             prop_assert!(epoch >= status.epoch, "the epoch of a start decreases");
         }
         if once.status.phase == Phase::Archived && status.phase != Phase::Archived && once.status.storage {

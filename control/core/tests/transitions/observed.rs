@@ -41,7 +41,7 @@ fn reported_use_outlives_the_agent() {
 #[test]
 fn archive_made_again_after_its_removal_is_known() {
     let mut observed = Observed::of_new();
-    observed.done(Action::Expire(3), Ok(Achieved::Done), NOW);
+    observed.done(Action::ExpireArchive(3), Ok(Achieved::Done), NOW);
     let again = Achieved::Archived(Box::new(archive(3, SECOND)));
     observed.done(Action::Archive(3), Ok(again), NOW);
     assert!(observed.archived.is_some() && observed.expired.is_empty());

@@ -19,12 +19,17 @@ fn ended_agent_is_restarted() {
     assert_table(
         DesiredState::Awake,
         &[
-            ("killed", Phase::Awake, ended(with_processes(agents(&[])), 3), (at_once, 3, Some(Action::Stop))),
+            (
+                "killed",
+                Phase::Awake,
+                ended(with_processes(agents(&[])), 3),
+                (at_once, 3, Some(Action::StopProcesses)),
+            ),
             (
                 "gone without a reported end",
                 Phase::Awake,
                 with_processes(agents(&[])),
-                (at_once, 3, Some(Action::Stop)),
+                (at_once, 3, Some(Action::StopProcesses)),
             ),
             ("processes unknown", Phase::Awake, with_processes(Processes::Unseen), (Phase::Awake, 3, None)),
             ("running", Phase::Awake, connected(with_processes(agents(&[3]))), (Phase::Awake, 3, None)),
@@ -41,7 +46,7 @@ fn ended_agent_is_restarted() {
 #[test]
 fn silent_agent_is_restarted_after_the_limit() {
     let at_once = pending(Duration::ZERO);
-    let stop = (at_once, 3, Some(Action::Stop));
+    let stop = (at_once, 3, Some(Action::StopProcesses));
     let awake = (Phase::Awake, 3, None);
     assert_table(
         DesiredState::Awake,
@@ -71,7 +76,7 @@ fn silent_agent_is_restarted_after_the_limit() {
 
 #[test]
 fn unused_agent_that_ends_again_is_not_restarted() {
-    let (stop, at_once) = (Some(Action::Stop), pending(Duration::ZERO));
+    let (stop, at_once) = (Some(Action::StopProcesses), pending(Duration::ZERO));
     let falling_asleep = (Phase::FallingAsleep, 3, stop);
     let with_failures = |failures, phase| Status { failures, ..status(phase) };
     let dead = ended(with_processes(agents(&[])), 3);

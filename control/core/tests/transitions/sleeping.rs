@@ -15,7 +15,7 @@ use crate::fixture::*;
 
 const AWAKE: Outcome = (Phase::Awake, 3, None);
 const COMMITTING: Outcome = (Phase::Committing, 3, Some(Action::Commit(3)));
-const ENDED: Outcome = (Phase::FallingAsleep, 3, Some(Action::Stop));
+const ENDED: Outcome = (Phase::FallingAsleep, 3, Some(Action::StopProcesses));
 
 #[test]
 fn awake_workspace_prepares_to_sleep_when_due() {
@@ -216,7 +216,7 @@ fn sleep_is_cancelled_on_use_request_or_failure() {
             spec(DesiredState::Awake),
             status(PREPARING_IDLE),
             with_processes(agents(&[])),
-            (pending(Duration::ZERO), 3, Some(Action::Stop)),
+            (pending(Duration::ZERO), 3, Some(Action::StopProcesses)),
         ),
         (
             "processes unknown",
@@ -341,7 +341,7 @@ fn workspace_is_asleep_when_nothing_runs() {
 fn request_wakes_a_sleeping_workspace() {
     let none = || with_processes(Processes::None);
     let queued = (Phase::Queued, 3, None);
-    let stop = (Phase::Queued, 3, Some(Action::Stop));
+    let stop = (Phase::Queued, 3, Some(Action::StopProcesses));
     assert_cases(&[
         ("requested", requested(DesiredState::Awake), status(Phase::Asleep), none(), queued),
         (
@@ -349,7 +349,7 @@ fn request_wakes_a_sleeping_workspace() {
             requested(DesiredState::Awake),
             status(Phase::Asleep),
             admitted(none()),
-            (Phase::Starting, 4, Some(Action::Start(4))),
+            (Phase::Starting, 4, Some(Action::StartAgent(4))),
         ),
         (
             "requested long ago",

@@ -15,7 +15,7 @@ use crate::fixture::*;
 
 #[test]
 fn queued_workspace_starts_when_admitted() {
-    let start = (Phase::Starting, 4, Some(Action::Start(4)));
+    let start = (Phase::Starting, 4, Some(Action::StartAgent(4)));
     assert_table(
         DesiredState::Awake,
         &[
@@ -25,13 +25,13 @@ fn queued_workspace_starts_when_admitted() {
                 "admitted, an earlier agent runs",
                 Phase::Queued,
                 admitted(with_processes(agents(&[2]))),
-                (pending(Duration::ZERO), 3, Some(Action::Stop)),
+                (pending(Duration::ZERO), 3, Some(Action::StopProcesses)),
             ),
             (
                 "not admitted, leftover processes",
                 Phase::Queued,
                 with_processes(agents(&[])),
-                (Phase::Queued, 3, Some(Action::Stop)),
+                (Phase::Queued, 3, Some(Action::StopProcesses)),
             ),
             (
                 "control plane shuts down",
@@ -71,17 +71,22 @@ fn pending_workspace_starts_when_nothing_runs() {
                 "no processes",
                 now,
                 with_processes(Processes::None),
-                (Phase::Starting, 4, Some(Action::Start(4))),
+                (Phase::Starting, 4, Some(Action::StartAgent(4))),
             ),
             ("processes unknown", now, with_processes(Processes::Unseen), (now, 3, None)),
-            ("orphaned processes", now, with_processes(agents(&[])), (now, 3, Some(Action::Stop))),
-            ("an earlier agent runs", now, with_processes(agents(&[2])), (now, 3, Some(Action::Stop))),
+            ("orphaned processes", now, with_processes(agents(&[])), (now, 3, Some(Action::StopProcesses))),
+            (
+                "an earlier agent runs",
+                now,
+                with_processes(agents(&[2])),
+                (now, 3, Some(Action::StopProcesses)),
+            ),
             ("back-off", later, with_processes(Processes::None), (later, 3, None)),
             (
                 "orphaned processes in the back-off",
                 later,
                 with_processes(agents(&[])),
-                (later, 3, Some(Action::Stop)),
+                (later, 3, Some(Action::StopProcesses)),
             ),
         ],
     );
@@ -155,7 +160,7 @@ fn start_that_waits_for_quota_is_queued_with_its_reason() {
 #[test]
 fn failed_start_backs_off() {
     let again = pending(FIRST_PAUSE);
-    let stop = (again, 3, Some(Action::Stop));
+    let stop = (again, 3, Some(Action::StopProcesses));
     assert_table(
         DesiredState::Awake,
         &[

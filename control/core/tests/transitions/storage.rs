@@ -15,7 +15,7 @@ use crate::fixture::*;
 
 const RESTORE_STARTING: Phase =
     Phase::Maintenance { task: MaintenanceTask::Restore, stage: MaintenanceStage::Starting };
-const STOP: Option<Action> = Some(Action::Stop);
+const STOP: Option<Action> = Some(Action::StopProcesses);
 
 /// Returns the status of a workspace that fell asleep `since` ago.
 fn asleep_for(since: Duration) -> Status {
@@ -34,7 +34,7 @@ fn with_archive(observed: Observed, generation: u64) -> Observed {
 fn sleeping_workspace_is_archived_when_due() {
     let none = || with_processes(Processes::None);
     let asleep = (Phase::Asleep, 3, None);
-    let starts = (ARCHIVE_STARTING, 4, Some(Action::Start(4)));
+    let starts = (ARCHIVE_STARTING, 4, Some(Action::StartAgent(4)));
     let backing_off = MaintenanceRetry { failures: 1, not_before: NOW.plus(SECOND) };
     assert_cases(&[
         ("asleep for a day", spec(DesiredState::Awake), asleep_for(24 * HOUR), none(), starts),
@@ -117,7 +117,7 @@ fn storage_is_released_once_archived() {
                 "no processes left",
                 Phase::Asleep,
                 with_archive(none(), 3),
-                (Phase::Archived, 3, Some(Action::Remove)),
+                (Phase::Archived, 3, Some(Action::RemoveStorage)),
             ),
             ("an old archive", Phase::Asleep, with_archive(none(), 2), (Phase::Asleep, 3, None)),
             (
@@ -204,7 +204,7 @@ fn released_storage_is_removed_and_its_archive_retained() {
             spec(DesiredState::Awake),
             storage_present(),
             none(),
-            (Phase::Archived, 3, Some(Action::Remove)),
+            (Phase::Archived, 3, Some(Action::RemoveStorage)),
         ),
         (
             "storage removed",
@@ -218,7 +218,7 @@ fn released_storage_is_removed_and_its_archive_retained() {
             requested(DesiredState::Awake),
             storage_present(),
             none(),
-            (Phase::Archived, 3, Some(Action::Remove)),
+            (Phase::Archived, 3, Some(Action::RemoveStorage)),
         ),
     ]);
     let status = decide(&spec(DesiredState::Awake), &storage_present(), &storage_removed(), NOW).status;
@@ -229,7 +229,7 @@ fn released_storage_is_removed_and_its_archive_retained() {
 #[test]
 fn request_restores_from_the_archive() {
     let none = || with_processes(Processes::None);
-    let starts = (RESTORE_STARTING, 4, Some(Action::Start(4)));
+    let starts = (RESTORE_STARTING, 4, Some(Action::StartAgent(4)));
     let fresh: Spec =
         Spec { source: Some(ArchiveKey("another-workspace".into())), ..spec(DesiredState::Awake) };
     let backing_off = MaintenanceRetry { failures: 1, not_before: NOW.plus(SECOND) };
@@ -241,7 +241,7 @@ fn request_restores_from_the_archive() {
             fresh,
             Status::from_archive(NOW),
             none(),
-            (RESTORE_STARTING, 1, Some(Action::Start(1))),
+            (RESTORE_STARTING, 1, Some(Action::StartAgent(1))),
         ),
         (
             "archive has just failed",
@@ -303,21 +303,21 @@ fn archives_expire_oldest_first_then_the_record_is_removed() {
             spec(DesiredState::Awake),
             with(&[(3, 30)], only_archive_left()),
             none(),
-            (Phase::Archived, 3, Some(Action::Expire(3))),
+            (Phase::Archived, 3, Some(Action::ExpireArchive(3))),
         ),
         (
             "the oldest",
             spec(DesiredState::Awake),
             with(&[(1, 31), (3, 1)], only_archive_left()),
             none(),
-            (Phase::Archived, 3, Some(Action::Expire(1))),
+            (Phase::Archived, 3, Some(Action::ExpireArchive(1))),
         ),
         (
             "while awake",
             spec(DesiredState::Awake),
             with(&[(1, 31)], status(Phase::Awake)),
             served(),
-            (Phase::Awake, 3, Some(Action::Expire(1))),
+            (Phase::Awake, 3, Some(Action::ExpireArchive(1))),
         ),
         (
             "archive of the present storage",
@@ -331,7 +331,7 @@ fn archives_expire_oldest_first_then_the_record_is_removed() {
             spec(DesiredState::Awake),
             with(&[(3, 31)], only_archive_left()),
             Observed { expired: [3].into(), ..none() },
-            (Phase::Deleting, 3, Some(Action::Remove)),
+            (Phase::Deleting, 3, Some(Action::RemoveStorage)),
         ),
     ]);
     let restore_backing_off = Status {
@@ -348,7 +348,7 @@ fn archives_expire_oldest_first_then_the_record_is_removed() {
     let many = archived(status(Phase::Awake), &(1..=101).collect::<Vec<_>>());
     assert_eq!(
         outcome(&spec(DesiredState::Awake), &many, &served()).2,
-        Some(Action::Expire(1)),
+        Some(Action::ExpireArchive(1)),
         "the oldest archive above the limit is retained"
     );
 }
