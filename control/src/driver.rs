@@ -62,8 +62,8 @@ use tokio_util::sync::CancellationToken;
 pub use agent_sessions::MAX_AGENT_SESSIONS;
 pub use error::DriverError;
 pub use event::{
-    AgentHello, ClaimContent, ConnectionId, DirectiveAnswer, DirectiveId, Heartbeat, NewWorkspace, SleepStep,
-    SpecEdit, ToAgent,
+    AgentDirective, AgentHello, ClaimContent, ConnectionId, DirectiveAnswer, DirectiveId, Heartbeat,
+    NewWorkspace, SleepStep, SpecEdit,
 };
 pub use handle::DriverHandle;
 pub use requests::{MAX_WORKSPACES, MAX_WORKSPACES_PER_OWNER};

@@ -12,7 +12,7 @@ use std::{
 
 use podling_core::{
     archive::Archive,
-    id::{Name, Owner, WorkspaceId},
+    id::{Owner, WorkspaceId, WorkspaceName},
     reason::{NextStep, StateReason, Wait},
     time::Timestamp,
     workspace::{AgentConnection, Resources, Spec, State},
@@ -143,7 +143,7 @@ impl Snapshot {
 
     /// Returns the owner's workspace of this name. A workspace that is being deleted holds its name
     /// until only its archives are left.
-    pub fn by_name(&self, owner: &Owner, name: &Name) -> Option<&Arc<WorkspaceView>> {
+    pub fn by_name(&self, owner: &Owner, name: &WorkspaceName) -> Option<&Arc<WorkspaceView>> {
         let mut named = self.workspaces.values().filter(|w| w.spec.owner == *owner && w.spec.name == *name);
         named.find(|workspace| !workspace.is_gone())
     }

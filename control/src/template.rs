@@ -112,7 +112,7 @@ fn load_file(file: &Path) -> Result<(String, Template), TemplateError> {
     let name = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
     // The file name without its extension is the template's name. It follows the rules of names of
     // workspaces.
-    if name.parse::<podling_core::id::Name>().is_err() {
+    if name.parse::<podling_core::id::WorkspaceName>().is_err() {
         return Err(bad(
             "its file name is not a template name; use 1 to 63 of a-z, 0-9 and \"-\", beginning with a letter"
                 .into(),

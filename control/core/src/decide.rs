@@ -5,29 +5,34 @@
 //! created ──▶ Queued ── admit ──▶ Pending ── start ──▶ Starting ── hello ──▶ Awake ⟲ healthy, resized
 //!              ▲  ▲                │ ▲                  │ │                  │ │ ▲
 //!              │  │                │ ├── start_failed ──┘ │                  │ │ │
-//!              │  │                │ └── died, silent ────┼──────────────────┤ │ │
+//!              │  │                │ ├── agent_ended ─────┼──────────────────┤ │ │
+//!              │  │                │ └── agent_silent ────┼──────────────────┤ │ │
 //!              │  │                ▼                      ▼                  │ │ cancel_sleep, declined
-//!              │  │             FallingAsleep ◀──────── end_now ─────────────┘ ▼ │
-//!              │  │              │      ▲ ◀─────────── end_now ────────── Preparing
+//!              │  │             FallingAsleep ◀──────── stop_now ────────────┘ ▼ │
+//!              │  │              │      ▲ ◀─────────── stop_now ───────── Preparing
 //!              │  │      stopped │      │                                      │ prepared
 //!              │  │              ▼      └── ready, give_up ── Committing ◀─────┘
-//!              │  └─── wake ── Asleep ◀─ archived, retry_later ──────────────────────┐
-//!              │                │  └─ archive_due ─▶ Maintenance(Archive, Starting) ─ opened ─▶ (…, Running)
+//!              │  └─── wake ── Asleep ◀─ archived, retry_later ────────────────────────────────────┐
+//!              │                │  └─ archive_due ─▶ Archive: Starting ─ maintenance_started ─▶ Running
 //!           restored            │ release_storage
 //!              │                ▼
-//!              │             Archived ◀─ retry_later ────────────────────────────────┐
-//!              │                │  └─ restore ─────▶ Maintenance(Restore, Starting) ─ opened ─▶ (…, Running)
+//!              │             Archived ◀─ retry_later ──────────────────────────────────────────────┐
+//!              │                │  └─ restore ─────▶ Restore: Starting ─ maintenance_started ─▶ Running
 //!              └────────────────┼─────────────────────────────────────────────────────────────────────┘
 //!                               │ nothing_left
 //!   any ───── discard ─────▶ Deleting: StopProcesses, RemoveStorage, ExpireArchive (each), RemoveRecord
 //! ```
 //!
+//! `Archive` and `Restore` stand for the tasks of `Maintenance`.
+//!
 //! Transitions that are not drawn:
 //! - `enqueue` gives a new `Queued` workspace its position in the admission queue.
 //! - `resized` also applies in Pending and Starting.
-//! - `died` also leads from Preparing to Pending.
-//! - `stop_restarting` leads from Awake and Preparing to FallingAsleep. It replaces `died` and
-//!   `silent` when the agent was restarted before and the workspace was not used since.
+//! - `retry_later` also applies while the agent for the task is starting.
+//! - `agent_ended` also leads from Preparing to Pending.
+//! - `stop_restarting` leads from Awake and Preparing to FallingAsleep. It replaces
+//!   `agent_ended` and `agent_silent` when the agent was restarted before and the workspace was not
+//!   used since.
 //! - `cancel_sleep` and `declined` lead to FallingAsleep if the sleep is forced and the agent
 //!   declines it.
 //! - `wake` also leads from Maintenance(Archive) to Queued, so that a request never waits for an
@@ -60,21 +65,21 @@ use crate::{
 };
 
 /// Pause before the first retry of a failed action. Each further failure doubles the pause.
-pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
+pub const MIN_BACKOFF: Duration = Duration::from_secs(1);
 /// Longest pause before a retry. A workspace that cannot start then costs one start every five
 /// minutes.
-pub const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
+pub const MAX_BACKOFF: Duration = Duration::from_secs(5 * 60);
 /// Time that a running agent has to connect. Agents need milliseconds. Time before the agent runs,
 /// such as for pulling its image, is not included.
 pub const HELLO_LIMIT: Duration = Duration::from_secs(60);
 /// Time without a heartbeat after which the agent of an awake workspace is restarted. Otherwise a
 /// broken connection could keep a workspace awake for ever.
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(10 * 60);
-/// Time since waking after which earlier failures are forgotten, if the agent is connected and the
+/// Time since waking after which earlier failures are cleared, if the agent is connected and the
 /// workspace was used.
 pub const HEALTHY_AFTER: Duration = Duration::from_secs(120);
 /// Number of failed commits in a row after which the control plane ends the processes itself.
-pub const COMMIT_TRIES: u32 = 3;
+pub const MAX_COMMIT_ATTEMPTS: u32 = 3;
 /// Most archives retained per workspace. With more, the oldest is removed before its retention is
 /// over.
 pub const MAX_ARCHIVES: usize = 100;
@@ -182,10 +187,10 @@ fn with_wait(status: Status, observed: &Observed, due: Option<Action>) -> Status
 }
 
 /// Shortens the pause after failures, because a request waits for the workspace. The pause still
-/// lasts [`FIRST_PAUSE`] from the failure, so that repeated requests cannot keep the machine busy.
+/// lasts [`MIN_BACKOFF`] from the failure, so that repeated requests cannot keep the machine busy.
 pub fn shorten_backoff(status: &Status, now: Timestamp) -> Status {
     let mut status = status.clone();
-    let soonest = status.since.plus(FIRST_PAUSE).max(now);
+    let soonest = status.since.plus(MIN_BACKOFF).max(now);
     if let Phase::Pending { not_before } = &mut status.phase {
         *not_before = soonest.min(*not_before);
     }

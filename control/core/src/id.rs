@@ -11,7 +11,7 @@ pub const ID_CHARS: usize = 12;
 
 /// The error for a text that is not a valid id, name or owner.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BadName {
+pub enum InvalidIdentifier {
     #[error("{0:?} is not a valid workspace id; an id has 12 characters of a-z and 2-7")]
     Id(String),
     #[error(
@@ -31,7 +31,7 @@ pub struct WorkspaceId(String);
 /// Name of a workspace. Unique among the owner's workspaces that are not deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Name(String);
+pub struct WorkspaceName(String);
 
 /// Name of the user or service that owns a workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -75,14 +75,18 @@ macro_rules! parsed {
             }
         }
         impl FromStr for $type {
-            type Err = BadName;
-            fn from_str(text: &str) -> Result<Self, BadName> {
-                if $check(text) { Ok(Self(text.to_owned())) } else { Err(BadName::$error(text.to_owned())) }
+            type Err = InvalidIdentifier;
+            fn from_str(text: &str) -> Result<Self, InvalidIdentifier> {
+                if $check(text) {
+                    Ok(Self(text.to_owned()))
+                } else {
+                    Err(InvalidIdentifier::$error(text.to_owned()))
+                }
             }
         }
         impl TryFrom<String> for $type {
-            type Error = BadName;
-            fn try_from(text: String) -> Result<Self, BadName> {
+            type Error = InvalidIdentifier;
+            fn try_from(text: String) -> Result<Self, InvalidIdentifier> {
                 text.parse()
             }
         }
@@ -100,7 +104,7 @@ macro_rules! parsed {
 }
 
 parsed!(WorkspaceId, is_id, Id);
-parsed!(Name, is_name, Name);
+parsed!(WorkspaceName, is_name, Name);
 parsed!(Owner, is_owner, Owner);
 
 #[cfg(test)]
@@ -110,10 +114,10 @@ mod tests {
     #[test]
     fn name_must_be_a_dns_label() {
         for good in ["a", "demo", "a-1", "x23456789"] {
-            assert!(good.parse::<Name>().is_ok(), "{good}");
+            assert!(good.parse::<WorkspaceName>().is_ok(), "{good}");
         }
         for bad in ["", "1a", "-a", "a-", "A", "ä", "a_b", "a/b", &"a".repeat(64)] {
-            assert!(bad.parse::<Name>().is_err(), "{bad}");
+            assert!(bad.parse::<WorkspaceName>().is_err(), "{bad}");
         }
     }
 

@@ -16,7 +16,7 @@ use crate::{
 /// Observations of one workspace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
-    pub processes: Processes,
+    pub processes: RunningAgents,
     /// Reason why the start or resize in progress waits, as the backend reports it.
     pub waits: Option<Wait>,
     /// Epoch of an agent and its actual resources, from the backend or from the last resize.
@@ -29,7 +29,7 @@ pub struct Observed {
     /// ticks, so time in which the driver or the machine is suspended is not included.
     pub silence: Duration,
     /// Use that the connected agent last reported.
-    pub used: Used,
+    pub used: UseState,
     /// Epoch of the agent that last reported use.
     pub used_by: Option<Epoch>,
     /// Pending request to sleep unless the workspace is in use. Cleared when prepare is ordered,
@@ -61,7 +61,7 @@ pub struct Observed {
 
 /// Whether a workspace is in use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Used {
+pub enum UseState {
     /// No agent is connected, or the agent does not know.
     #[default]
     Unknown,
@@ -86,7 +86,7 @@ pub enum PrepareState {
 
 /// The processes of a workspace. Two agents may run at once after a lost node comes back.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Processes {
+pub enum RunningAgents {
     /// The backend has not reported yet.
     #[default]
     Unseen,
@@ -127,15 +127,15 @@ pub enum Failure {
 
 /// The result of a successful action.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Achieved {
+pub enum ActionSuccess {
     Done,
     /// An archive was written and proven.
     Archived(Box<Archive>),
 }
 
-impl Processes {
+impl RunningAgents {
     /// Returns whether the agent of this epoch runs.
-    pub fn lives(&self, epoch: Epoch) -> bool {
+    pub fn is_running(&self, epoch: Epoch) -> bool {
         matches!(self, Self::Some(agents) if agents.contains(&epoch))
     }
 }

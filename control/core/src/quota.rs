@@ -62,7 +62,7 @@ impl<'a> QuotaRequest<'a> {
             |status: &Status| status.phase.holds_quota().then(|| status.allocated.unwrap_or(spec.resources));
         let decided = allocated(status).or_else(|| ends.then(|| status.allocated.unwrap_or(spec.resources)));
         let has = match (decided, durable.and_then(allocated)) {
-            (Some(one), Some(other)) => Some(one.most(other)),
+            (Some(one), Some(other)) => Some(one.max(other)),
             (one, other) => one.or(other),
         };
         let waits = match status.phase {

@@ -185,7 +185,7 @@ pub enum NextStep {
     RestartSilentAgent,
     /// The start of an agent that does not connect is given up.
     GiveUpStart,
-    /// Earlier failures are forgotten, because the workspace has been healthy for a while.
+    /// Earlier failures are cleared, because the workspace has been healthy for a while.
     ResetFailures,
     /// The workspace falls asleep.
     Sleep(SleepCause),

@@ -93,7 +93,7 @@ pub enum Phase {
     /// The agent is asked to prepare for sleep. Once prepared, it holds new requests.
     Preparing {
         urgency: Urgency,
-        /// Number of refusals in a row when this prepare began. A different number means a new
+        /// Number of declines in a row when this prepare began. A different number means a new
         /// refusal.
         declined: u32,
     },

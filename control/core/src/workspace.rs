@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     archive::ArchiveKey,
-    id::{Name, Owner, WorkspaceId},
+    id::{Owner, WorkspaceId, WorkspaceName},
     policy::Policy,
     time::Timestamp,
 };
@@ -75,7 +75,7 @@ pub struct Resources {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     pub id: WorkspaceId,
-    pub name: Name,
+    pub name: WorkspaceName,
     /// The owner of a workspace never changes.
     pub owner: Owner,
     /// Name of the template that the workspace was created from.
@@ -117,7 +117,7 @@ impl Resources {
 
     /// Returns the larger value of each resource.
     #[must_use]
-    pub fn most(self, other: Self) -> Self {
+    pub fn max(self, other: Self) -> Self {
         Self {
             cpu_millis: self.cpu_millis.max(other.cpu_millis),
             memory_bytes: self.memory_bytes.max(other.memory_bytes),

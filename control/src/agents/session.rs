@@ -17,7 +17,7 @@ use tonic::{Status, Streaming};
 use super::{session_limiter::SessionPermit, token_bucket::TokenBucket, translate};
 use crate::{
     backend::AgentReviewer,
-    driver::{ConnectionId, DriverError, DriverHandle, Heartbeat, MAX_AGENT_SESSIONS, ToAgent},
+    driver::{AgentDirective, ConnectionId, DriverError, DriverHandle, Heartbeat, MAX_AGENT_SESSIONS},
     server::AuthenticatedGuard,
 };
 
@@ -90,15 +90,15 @@ impl<R: AgentReviewer> AgentSession<R> {
         &self,
         proof: R::CredentialProof,
         inbound: &mut Streaming<AgentMessage>,
-    ) -> Result<mpsc::Receiver<ToAgent>, AgentSessionEnd> {
+    ) -> Result<mpsc::Receiver<AgentDirective>, AgentSessionEnd> {
         let rejected = |what: &str| AgentSessionEnd::Rejected(WireError::new(Reason::BadField, what));
         let first = timeout(HELLO_TIMEOUT, inbound.message()).await;
         let Ok(Ok(Some(AgentMessage { message: Some(Message::Hello(hello)) }))) = first else {
             return Err(rejected("the first message must be hello and arrive within 10 s"));
         };
-        let (to_agent, inbox) = mpsc::channel(INBOX_MESSAGES);
+        let (directives, inbox) = mpsc::channel(INBOX_MESSAGES);
         let instance = self.reviewer.instance(proof, translate::process_account(&hello));
-        match translate::hello(hello, self.workspace.clone(), instance, self.connection, to_agent) {
+        match translate::hello(hello, self.workspace.clone(), instance, self.connection, directives) {
             Ok(hello) => {
                 tracing::debug!(workspace = %self.workspace, instance = %hello.instance, "agent connected");
                 self.driver.hello(hello).await?;
@@ -114,7 +114,7 @@ impl<R: AgentReviewer> AgentSession<R> {
     async fn exchange_messages(
         &self,
         mut inbound: Streaming<AgentMessage>,
-        mut inbox: mpsc::Receiver<ToAgent>,
+        mut inbox: mpsc::Receiver<AgentDirective>,
     ) -> AgentSessionEnd {
         let mut bucket = TokenBucket::new(BURST, PAUSE);
         loop {

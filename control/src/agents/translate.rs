@@ -17,7 +17,9 @@ use tokio::sync::mpsc;
 
 use crate::{
     backend::{InstanceId, ReportedProcess},
-    driver::{AgentHello, ClaimContent, ConnectionId, DirectiveAnswer, DirectiveId, SleepStep, ToAgent},
+    driver::{
+        AgentDirective, AgentHello, ClaimContent, ConnectionId, DirectiveAnswer, DirectiveId, SleepStep,
+    },
     reasons,
 };
 
@@ -56,7 +58,7 @@ pub(super) fn hello(
     workspace: WorkspaceId,
     instance: InstanceId,
     connection: ConnectionId,
-    to_agent: mpsc::Sender<ToAgent>,
+    directives: mpsc::Sender<AgentDirective>,
 ) -> Result<AgentHello, WireError> {
     if !(hello.protocol_min..=hello.protocol_max).contains(&PROTOCOL) {
         let message = format!(
@@ -87,7 +89,7 @@ pub(super) fn hello(
         version: word("version", hello.version)?,
         capabilities: capabilities.map(|name| word("capabilities", name)).collect::<Result<_, _>>()?,
         fingerprint,
-        to_agent,
+        directives,
     })
 }
 
@@ -113,11 +115,11 @@ pub(super) fn activity(mut activity: ActivityState) -> ActivityState {
     activity
 }
 
-pub(super) fn control_message(directive: ToAgent, token_keys: &[TokenKey]) -> ControlMessage {
+pub(super) fn control_message(directive: AgentDirective, token_keys: &[TokenKey]) -> ControlMessage {
     message(match directive {
-        ToAgent::Wait => Message::AwaitClaim(AwaitClaim {}),
-        ToAgent::Claim(content) => Message::Claim(claim(&content, token_keys)),
-        ToAgent::Sleep(DirectiveId(id), step) => {
+        AgentDirective::Wait => Message::AwaitClaim(AwaitClaim {}),
+        AgentDirective::Claim(content) => Message::Claim(claim(&content, token_keys)),
+        AgentDirective::Sleep(DirectiveId(id), step) => {
             let step = match step {
                 SleepStep::Prepare(urgency) => DirectiveBody::Prepare(Prepare {
                     hold: None,
@@ -129,7 +131,7 @@ pub(super) fn control_message(directive: ToAgent, token_keys: &[TokenKey]) -> Co
             };
             Message::Directive(Directive { id, directive: Some(step) })
         }
-        ToAgent::Warn(warning) => {
+        AgentDirective::Warn(warning) => {
             let (at, cause) = warning.unzip();
             let warn = Warn {
                 at: at.map(timestamp),
@@ -137,12 +139,12 @@ pub(super) fn control_message(directive: ToAgent, token_keys: &[TokenKey]) -> Co
             };
             Message::Directive(Directive { id: NO_REPLY_ID, directive: Some(DirectiveBody::Warn(warn)) })
         }
-        ToAgent::Drain { grace } => {
+        AgentDirective::Drain { grace } => {
             // The grace period is a few seconds and always converts.
             let drain = DirectiveBody::Drain(Drain { grace: prost_types::Duration::try_from(grace).ok() });
             Message::Directive(Directive { id: NO_REPLY_ID, directive: Some(drain) })
         }
-        ToAgent::Dismiss(why) => return dismiss(Reason::Conflict, &why),
+        AgentDirective::Dismiss(why) => return dismiss(Reason::Conflict, &why),
     })
 }
 

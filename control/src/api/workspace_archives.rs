@@ -149,7 +149,10 @@ fn new_workspace(
     let old = &view.spec;
     Ok(NewWorkspace {
         owner: old.owner.clone(),
-        name: request.name.parse().map_err(|e: podling_core::id::BadName| bad("name", e.to_string()))?,
+        name: request
+            .name
+            .parse()
+            .map_err(|e: podling_core::id::InvalidIdentifier| bad("name", e.to_string()))?,
         template: old.template.clone(),
         command: old.command.clone(),
         env: old.env.clone(),

@@ -8,7 +8,7 @@
 //! A listing reads only the first two lines.
 
 use podling_core::{
-    id::{Name, Owner, WorkspaceId},
+    id::{Owner, WorkspaceId, WorkspaceName},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -33,7 +33,7 @@ pub(super) const MAX_HEADER_BYTES: u64 = MAX_HEAD_BYTES + MAX_LINE_BYTES;
 #[serde(deny_unknown_fields)]
 pub struct ArchiveLabel {
     pub id: WorkspaceId,
-    pub name: Name,
+    pub name: WorkspaceName,
     pub owner: Owner,
     pub template: String,
     /// Storage generation when the archive began. A proof is not valid for later generations.

@@ -1,6 +1,6 @@
 //! Decides which workspaces hold quota, and which wait for it in the admission queue.
 
-use podling_core::{id::WorkspaceId, observed::Processes, quota, quota::QuotaRequest, status::Phase};
+use podling_core::{id::WorkspaceId, observed::RunningAgents, quota, quota::QuotaRequest, status::Phase};
 
 use super::{Driver, entry::WorkspaceEntry};
 use crate::backend::Backend;
@@ -40,7 +40,7 @@ impl WorkspaceEntry {
     /// holds quota nor waits for it.
     fn quota_request(&self) -> Option<QuotaRequest<'_>> {
         let (spec, status) = (&self.record.spec, &self.record.status);
-        let stopping = status.phase == Phase::Deleting && self.observed.processes != Processes::None;
+        let stopping = status.phase == Phase::Deleting && self.observed.processes != RunningAgents::None;
         QuotaRequest::of(spec, status, self.durable.as_ref().map(|durable| &durable.status), stopping)
     }
 }

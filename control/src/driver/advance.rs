@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use podling_core::{
     decide::{Action, Decision},
     id::WorkspaceId,
-    observed::{Achieved, AgentEnd, Failure, Processes},
+    observed::{ActionSuccess, AgentEnd, Failure, RunningAgents},
     status::{MaintenanceStage, Phase, Status},
     time::Timestamp,
     workspace::Resources,
@@ -193,7 +193,7 @@ impl<B: Backend> Driver<B> {
         tracing::debug!(workspace = %id, ?action, "action started");
         entry.in_flight = Some(action);
         entry.progress = None;
-        entry.observed.ordered(action);
+        entry.observed.action_started(action);
         self.executor.perform(request);
     }
 
@@ -218,16 +218,16 @@ impl<B: Backend> Driver<B> {
         let now = clock::now();
         let result = match &finished.result {
             Ok(ActionOutput::Archived(copy, generation)) => {
-                Ok(Achieved::Archived(Box::new(archive(copy, *generation, now, self.observed_time))))
+                Ok(ActionSuccess::Archived(Box::new(archive(copy, *generation, now, self.observed_time))))
             }
-            Ok(ActionOutput::Started(_) | ActionOutput::Ended) => Ok(Achieved::Done),
+            Ok(ActionOutput::Started(_) | ActionOutput::Ended) => Ok(ActionSuccess::Done),
             Err(error) => Err(Failure::Failed(error.clone())),
         };
         entry.observed.done(finished.action, result, now);
         if let Ok(ActionOutput::Started(instance)) = &finished.result {
             entry.add_instance(instance.clone());
         }
-        if entry.observed.processes == Processes::None {
+        if entry.observed.processes == RunningAgents::None {
             entry.clear_instances();
         }
     }
@@ -249,7 +249,7 @@ impl<B: Backend> Driver<B> {
                 for (id, entry) in &mut self.entries {
                     // For workspaces that were created after the start of the control plane, the
                     // processes are known.
-                    if entry.observed.processes == Processes::Unseen && !unknown.contains(id) {
+                    if entry.observed.processes == RunningAgents::Unseen && !unknown.contains(id) {
                         entry.set_instances(running.iter().filter(|i| i.workspace == *id));
                     }
                 }

@@ -2,11 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use podling_core::observed::{Failure, Processes, Used};
+use podling_core::observed::{Failure, RunningAgents, UseState};
 use podling_proto::agent::v1::{ActivityLevel, ActivityState};
 use tokio::sync::mpsc;
 
-use super::{AgentHello, ConnectionId, Heartbeat, ToAgent, entry::WorkspaceEntry};
+use super::{AgentDirective, AgentHello, ConnectionId, Heartbeat, entry::WorkspaceEntry};
 use crate::snapshot::AgentView;
 
 /// Most sessions of one workspace: two agents, each with a current session and an older one whose
@@ -59,19 +59,19 @@ impl WorkspaceEntry {
     /// Records the activity that the agent has reported.
     pub(super) fn take_activity(&mut self, activity: Arc<ActivityState>) {
         self.observed.use_reported(match activity.level() {
-            ActivityLevel::Active | ActivityLevel::Busy => Used::Yes,
+            ActivityLevel::Active | ActivityLevel::Busy => UseState::Yes,
             ActivityLevel::Idle => {
                 let counted = activity.counted_idle.and_then(|counted| Duration::try_from(counted).ok());
-                Used::No(counted.unwrap_or_default())
+                UseState::No(counted.unwrap_or_default())
             }
-            ActivityLevel::Unspecified => Used::Unknown,
+            ActivityLevel::Unspecified => UseState::Unknown,
         });
         self.activity = Some(activity);
     }
 
     /// Sends a message to the claimed agent. Returns `false` if no agent is claimed or its stream
     /// is full or closed.
-    pub(super) fn send(&self, what: ToAgent) -> bool {
+    pub(super) fn send(&self, what: AgentDirective) -> bool {
         self.sessions
             .iter()
             .find(|session| session.claim == ClaimState::Claimed)
@@ -106,8 +106,9 @@ impl WorkspaceEntry {
     ///
     /// Returns whether an agent was claimed.
     pub(super) fn match_sessions(&mut self) -> bool {
-        let stays =
-            self.wants_agent() || self.instance().is_some() || self.observed.processes == Processes::Unseen;
+        let stays = self.wants_agent()
+            || self.instance().is_some()
+            || self.observed.processes == RunningAgents::Unseen;
         let Some(instance) = self.instance().filter(|_| self.wants_agent()).cloned() else {
             self.sessions.retain_mut(|session| match stays {
                 true => session.wait(),
@@ -140,7 +141,7 @@ impl WorkspaceEntry {
         else {
             return false;
         };
-        if !session.send(ToAgent::Claim(claim)) {
+        if !session.send(AgentDirective::Claim(claim)) {
             self.sessions.clear();
             return false;
         }
@@ -164,7 +165,7 @@ impl WorkspaceEntry {
     /// Asks the agent to end its processes in order, before the backend stops it.
     pub(super) fn drain(&mut self, grace: Duration) {
         self.sessions.retain_mut(|session| {
-            session.claim != ClaimState::Claimed || session.send(ToAgent::Drain { grace })
+            session.claim != ClaimState::Claimed || session.send(AgentDirective::Drain { grace })
         });
     }
 
@@ -182,7 +183,7 @@ impl WorkspaceEntry {
         }
         let timed_out = self.age_directive(gap);
         let epoch = self.epoch();
-        if self.observed.connected != Some(epoch) && self.observed.processes.lives(epoch) {
+        if self.observed.connected != Some(epoch) && self.observed.processes.is_running(epoch) {
             self.observed.silence = self.observed.silence.saturating_add(gap);
         }
         was != self.observed.connected || timed_out
@@ -192,8 +193,8 @@ impl WorkspaceEntry {
 impl SessionEntry {
     /// Queues a message to the agent. Returns `false` if the queue is full or closed; the caller
     /// then drops the session. A full queue means that the agent does not read.
-    fn send(&self, message: ToAgent) -> bool {
-        match self.hello.to_agent.try_send(message) {
+    fn send(&self, message: AgentDirective) -> bool {
+        match self.hello.directives.try_send(message) {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Full(_) | mpsc::error::TrySendError::Closed(_)) => false,
         }
@@ -204,7 +205,7 @@ impl SessionEntry {
             return true;
         }
         self.claim = ClaimState::Waiting;
-        self.send(ToAgent::Wait)
+        self.send(AgentDirective::Wait)
     }
 
     /// Sends the reason to the agent. Returns `false`, so that the caller drops the session.
@@ -212,7 +213,7 @@ impl SessionEntry {
         tracing::info!(
             workspace = %self.hello.workspace, instance = %self.hello.instance, why, "agent dismissed"
         );
-        let _gone = self.send(ToAgent::Dismiss(why.to_owned()));
+        let _gone = self.send(AgentDirective::Dismiss(why.to_owned()));
         false
     }
 }

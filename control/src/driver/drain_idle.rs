@@ -4,7 +4,7 @@
 //! Unlike [`super::DriverHandle::down`], this ends no workspace that is in use. An agent that
 //! declines continues to run, and the next control plane adopts it.
 
-use podling_core::{decide::Action, observed::Used, reason::SleepRequest, status::Phase};
+use podling_core::{decide::Action, observed::UseState, reason::SleepRequest, status::Phase};
 
 use super::{Driver, entry::WorkspaceEntry, event::Reply};
 use crate::backend::Backend;
@@ -17,7 +17,7 @@ impl<B: Backend> Driver<B> {
         self.draining_idle = true;
         self.drain_reply = Some(reply);
         for entry in self.entries.values_mut() {
-            let idle = matches!(entry.observed.used, Used::No(_));
+            let idle = matches!(entry.observed.used, UseState::No(_));
             entry.observed.sleep_request = idle.then_some(SleepRequest::Shutdown);
         }
         self.advance_all();

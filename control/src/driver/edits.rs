@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use podling_core::{
     id::WorkspaceId,
-    observed::{Observed, Processes},
+    observed::{Observed, RunningAgents},
     workspace::{DesiredState, Spec},
 };
 
@@ -35,7 +35,7 @@ impl<B: Backend> Driver<B> {
         if running.is_empty() {
             // Processes of an earlier workspace with this id may be running. They are stopped
             // before a start.
-            entry.observed.processes = Processes::Some(BTreeSet::new());
+            entry.observed.processes = RunningAgents::Some(BTreeSet::new());
         } else {
             entry.set_instances(running.iter());
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use podling_core::{
     decide::{Action, Decision, decide},
-    observed::{AgentEnd, Observed, Processes},
+    observed::{AgentEnd, Observed, RunningAgents},
     reason::NextStep,
     status::{MaintenanceStage, Phase},
     time::Timestamp,
@@ -154,7 +154,7 @@ impl WorkspaceEntry {
     /// workspace runs.
     pub(super) fn allows_shutdown(&self) -> bool {
         self.is_settled()
-            && self.observed.processes == Processes::None
+            && self.observed.processes == RunningAgents::None
             && matches!(self.record.status.phase, Phase::Asleep | Phase::Archived | Phase::Deleting)
     }
 
@@ -176,10 +176,10 @@ impl WorkspaceEntry {
     /// Replaces the running agents with this complete list.
     pub(super) fn set_instances<'a>(&mut self, running: impl Iterator<Item = &'a Instance> + Clone) {
         let epoch = self.epoch();
-        self.observed.listed(running.clone().map(|instance| instance.epoch).collect(), epoch);
+        self.observed.apply_first_list(running.clone().map(|instance| instance.epoch).collect(), epoch);
         self.instances.clear();
         for instance in running {
-            if self.observed.processes.lives(instance.epoch) {
+            if self.observed.processes.is_running(instance.epoch) {
                 self.add_instance(instance.clone());
             }
         }

@@ -1,6 +1,6 @@
 //! Errors of requests to the driver, and their form on the wire.
 
-use podling_core::id::{Name, WorkspaceId};
+use podling_core::id::{WorkspaceId, WorkspaceName};
 use podling_proto::error::{Reason, WireError};
 
 use crate::store::StoreError;
@@ -12,7 +12,7 @@ pub enum DriverError {
     NoWorkspace(WorkspaceId),
     #[error("the owner has another workspace named {name}; choose another name, or use that workspace")]
     NameTaken {
-        name: Name,
+        name: WorkspaceName,
         /// The workspace that has the name.
         id: WorkspaceId,
     },
@@ -43,7 +43,7 @@ pub enum DriverError {
          first, or use force",
         names(.0)
     )]
-    Busy(Vec<Name>),
+    Busy(Vec<WorkspaceName>),
     #[error("the control plane is shutting down")]
     ShuttingDown,
     /// The store write failed, and the decision was rolled back.
@@ -71,8 +71,8 @@ pub(super) fn with_causes(error: &StoreError) -> String {
     std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
 }
 
-fn names(names: &[Name]) -> String {
-    names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
+fn names(names: &[WorkspaceName]) -> String {
+    names.iter().map(WorkspaceName::as_str).collect::<Vec<_>>().join(", ")
 }
 
 impl From<DriverError> for WireError {

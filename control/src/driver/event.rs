@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use podling_core::{
     archive::ArchiveKey,
     decide::Action,
-    id::{Name, Owner, WorkspaceId},
+    id::{Owner, WorkspaceId, WorkspaceName},
     observed::Failure,
     policy::{Policy, PolicyOverrides},
     reason::SleepCause,
@@ -78,7 +78,7 @@ pub(crate) enum DriverEvent {
 #[derive(Debug, Clone)]
 pub struct NewWorkspace {
     pub owner: Owner,
-    pub name: Name,
+    pub name: WorkspaceName,
     pub template: String,
     pub command: Vec<String>,
     /// The template's environment, overridden by the variables in the request.
@@ -131,12 +131,12 @@ pub struct AgentHello {
     pub fingerprint: Fingerprint,
     /// Queue of messages to the agent. A full queue means that the agent does not read. The driver
     /// then drops the session, which closes the stream.
-    pub to_agent: mpsc::Sender<ToAgent>,
+    pub directives: mpsc::Sender<AgentDirective>,
 }
 
 /// A message from the driver to an agent.
 #[derive(Debug, Clone)]
-pub enum ToAgent {
+pub enum AgentDirective {
     /// Tells the agent to stay connected, because the backend has not reported it yet.
     Wait,
     Claim(ClaimContent),

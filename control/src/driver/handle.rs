@@ -112,7 +112,7 @@ impl DriverHandle {
         self.send(DriverEvent::SpecEdited(id, Box::new(edit))).await
     }
 
-    /// Reports an agent's hello. The driver answers through the queue `to_agent`.
+    /// Reports an agent's hello. The driver answers through the queue `directives`.
     pub async fn hello(&self, hello: AgentHello) -> Result<(), DriverError> {
         self.send(DriverEvent::Hello(Box::new(hello))).await
     }

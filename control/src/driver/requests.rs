@@ -105,7 +105,7 @@ impl<B: Backend> Driver<B> {
         let status = if spec.source.is_some() { Status::from_archive(now) } else { Status::new(now) };
         let record = WorkspaceRecord { spec, status, credential: None, log, generation: 0 };
         self.queue_changed = true;
-        self.entries.insert(id.clone(), WorkspaceEntry::new(record, false, Observed::of_new()));
+        self.entries.insert(id.clone(), WorkspaceEntry::new(record, false, Observed::for_new_workspace()));
         Ok((id, true))
     }
 

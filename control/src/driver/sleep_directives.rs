@@ -5,12 +5,12 @@ use std::{sync::Arc, time::Duration};
 
 use podling_core::{
     decide::Action,
-    observed::{Achieved, Failure},
+    observed::{ActionSuccess, Failure},
     reason::{DeclineReason, SleepCause},
     time::Timestamp,
 };
 
-use super::{ClaimContent, DirectiveAnswer, DirectiveId, SleepStep, ToAgent, entry::WorkspaceEntry};
+use super::{AgentDirective, ClaimContent, DirectiveAnswer, DirectiveId, SleepStep, entry::WorkspaceEntry};
 use crate::clock;
 
 /// Time that an agent has to answer a prepare or cancel. Agents need milliseconds.
@@ -48,12 +48,12 @@ impl WorkspaceEntry {
             | Action::RemoveRecord => return,
         };
         self.in_flight = Some(action);
-        self.observed.ordered(action);
+        self.observed.action_started(action);
         self.pending_directive = Some(PendingDirective { directive, action, waited: Duration::ZERO });
         if !self.agent.as_ref().is_some_and(|agent| agent.can("sleep")) {
             let detail = "the agent lacks the capability \"sleep\"".into();
             self.finish_directive(Err(Failure::Declined { reason: DeclineReason::Unspecified, detail }));
-        } else if !self.send(ToAgent::Sleep(directive, step)) {
+        } else if !self.send(AgentDirective::Sleep(directive, step)) {
             self.finish_directive(Err(Failure::Failed("the agent is not connected".into())));
         }
     }
@@ -83,7 +83,7 @@ impl WorkspaceEntry {
                 workspace = %self.record.spec.id, action = ?pending.action, ?failure, "sleep directive failed"
             );
         }
-        self.observed.done(pending.action, result.map(|()| Achieved::Done), clock::now());
+        self.observed.done(pending.action, result.map(|()| ActionSuccess::Done), clock::now());
     }
 
     /// Drops the pending directive after the decision has changed. Its answer is then ignored.
@@ -117,7 +117,7 @@ impl WorkspaceEntry {
             (Some(sent), Some((at, _))) => moved(sent, at),
             (None, Some(_)) | (Some(_), None) => true,
         };
-        if changed && self.send(ToAgent::Warn(warning)) {
+        if changed && self.send(AgentDirective::Warn(warning)) {
             self.warned_for = warning.map(|(at, _)| at);
         }
     }
@@ -132,7 +132,7 @@ impl WorkspaceEntry {
             return;
         }
         let claim = self.claim_content();
-        if self.send(ToAgent::Claim(claim)) {
+        if self.send(AgentDirective::Claim(claim)) {
             self.claimed_spec = Some(spec);
         }
     }

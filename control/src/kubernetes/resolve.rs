@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kube::ResourceExt;
 use podling_core::{
     archive::ArchiveKey,
-    id::{BadName, WorkspaceId},
+    id::{InvalidIdentifier, WorkspaceId},
     policy::Policy,
     time::Timestamp,
     workspace::{DesiredState, Resources, Spec},
@@ -53,7 +53,7 @@ impl DesiredSpec {
 
 /// Returns the id in the spec, or else an id that is derived from the resource's uid. Neither
 /// changes or is reused. Fails if the id in the spec is not valid.
-pub fn id_of(resource: &Workspace) -> Result<WorkspaceId, BadName> {
+pub fn id_of(resource: &Workspace) -> Result<WorkspaceId, InvalidIdentifier> {
     match &resource.spec.id {
         Some(id) => id.parse(),
         None => {
@@ -83,7 +83,10 @@ fn own_name<'a>(resource_name: &'a str, id: &str) -> &'a str {
 
 /// Builds the spec of a workspace whose resource has no record yet. Fails if the name, the owner or
 /// the id of the resource is not valid.
-pub fn resolve(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Result<Spec, BadName> {
+pub fn resolve(
+    resource: &Workspace,
+    template: Option<&WorkspaceTemplateSpec>,
+) -> Result<Spec, InvalidIdentifier> {
     let desired_spec = DesiredSpec::of(resource, template);
     let created = resource.creation_timestamp().map_or(0, |time| time.0.as_millisecond());
     let is_awake = desired_spec.desired_state == DesiredResourceState::Awake;

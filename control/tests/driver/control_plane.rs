@@ -4,8 +4,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use podling_control::{
     driver::{
-        AgentHello, ConnectionId, DirectiveAnswer, DirectiveId, Driver, DriverHandle, Heartbeat,
-        NewWorkspace, SleepStep, ToAgent,
+        AgentDirective, AgentHello, ConnectionId, DirectiveAnswer, DirectiveId, Driver, DriverHandle,
+        Heartbeat, NewWorkspace, SleepStep,
     },
     snapshot::{Fingerprint, WorkspaceView},
     store::{RedbStore, Store},
@@ -114,8 +114,8 @@ impl TestControlPlane {
         epoch: u64,
         boot_id: &str,
         connection: u64,
-    ) -> mpsc::Receiver<ToAgent> {
-        let (to_agent, messages) = mpsc::channel(8);
+    ) -> mpsc::Receiver<AgentDirective> {
+        let (directives, messages) = mpsc::channel(8);
         let hello = AgentHello {
             workspace: id.clone(),
             connection: ConnectionId(connection),
@@ -124,7 +124,7 @@ impl TestControlPlane {
             version: "0.1.0".into(),
             capabilities: vec!["terminals".into(), "sleep".into()],
             fingerprint: Fingerprint([7; 32]),
-            to_agent,
+            directives,
         };
         self.handle.hello(hello).await.expect("the driver");
         messages
@@ -137,7 +137,7 @@ impl TestControlPlane {
         id: &WorkspaceId,
         epoch: u64,
         connection: u64,
-    ) -> mpsc::Receiver<ToAgent> {
+    ) -> mpsc::Receiver<AgentDirective> {
         let mut agent = self.dial(id, epoch, &format!("boot-{epoch}"), connection).await;
         expect_claim(&mut agent, epoch).await;
         assert!(self.heartbeat(id, connection, ActivityLevel::Unspecified).await);
@@ -183,7 +183,7 @@ impl TestControlPlane {
     }
 
     /// Forces the workspace to sleep. Its agent on connection 1 agrees to every step.
-    pub(crate) async fn put_to_sleep(&self, id: &WorkspaceId, agent: &mut mpsc::Receiver<ToAgent>) {
+    pub(crate) async fn put_to_sleep(&self, id: &WorkspaceId, agent: &mut mpsc::Receiver<AgentDirective>) {
         self.handle.sleep(id.clone(), true).await.expect("sleep accepted");
         for expected in [SleepStep::Prepare(Urgency::Forced), SleepStep::Commit] {
             let (directive, step) = next_sleep_step(agent).await;
@@ -195,7 +195,7 @@ impl TestControlPlane {
 
     /// Forces the workspace to sleep. Does not wait for the state `Asleep`, because the workspace
     /// may leave that state at once.
-    pub(crate) async fn complete_sleep(&self, id: &WorkspaceId, agent: &mut mpsc::Receiver<ToAgent>) {
+    pub(crate) async fn complete_sleep(&self, id: &WorkspaceId, agent: &mut mpsc::Receiver<AgentDirective>) {
         self.handle.sleep(id.clone(), true).await.expect("sleep accepted");
         for _ in 0..2 {
             let (directive, _) = next_sleep_step(agent).await;
@@ -204,7 +204,7 @@ impl TestControlPlane {
     }
 
     /// Creates a workspace and serves it with an agent on connection 1.
-    pub(crate) async fn create_awake(&self, name: &str) -> (WorkspaceId, mpsc::Receiver<ToAgent>) {
+    pub(crate) async fn create_awake(&self, name: &str) -> (WorkspaceId, mpsc::Receiver<AgentDirective>) {
         let id = self.create(name).await.spec.id.clone();
         let agent = self.serve(&id, 1, 1).await;
         self.wait(&id, |view| view.state == State::Awake).await;
@@ -227,32 +227,32 @@ pub(crate) fn new_workspace(name: &str) -> NewWorkspace {
     }
 }
 
-pub(crate) async fn expect_claim(agent: &mut mpsc::Receiver<ToAgent>, epoch: u64) {
+pub(crate) async fn expect_claim(agent: &mut mpsc::Receiver<AgentDirective>, epoch: u64) {
     loop {
         match timeout(DEADLINE, agent.recv()).await.expect("an answer") {
-            Some(ToAgent::Claim(claim)) => return assert_eq!(claim.epoch, epoch),
-            Some(ToAgent::Wait) => {}
+            Some(AgentDirective::Claim(claim)) => return assert_eq!(claim.epoch, epoch),
+            Some(AgentDirective::Wait) => {}
             other => panic!("no claim: {other:?}"),
         }
     }
 }
 
 /// Receives the next sleep directive. Skips warnings.
-pub(crate) async fn next_sleep_step(agent: &mut mpsc::Receiver<ToAgent>) -> (DirectiveId, SleepStep) {
+pub(crate) async fn next_sleep_step(agent: &mut mpsc::Receiver<AgentDirective>) -> (DirectiveId, SleepStep) {
     loop {
         match timeout(DEADLINE, agent.recv()).await.expect("a step") {
-            Some(ToAgent::Sleep(directive, step)) => return (directive, step),
-            Some(ToAgent::Warn(_)) => {}
+            Some(AgentDirective::Sleep(directive, step)) => return (directive, step),
+            Some(AgentDirective::Warn(_)) => {}
             other => panic!("no step to sleep: {other:?}"),
         }
     }
 }
 
-pub(crate) async fn expect_dismissal(agent: &mut mpsc::Receiver<ToAgent>) {
+pub(crate) async fn expect_dismissal(agent: &mut mpsc::Receiver<AgentDirective>) {
     loop {
         match timeout(DEADLINE, agent.recv()).await.expect("an answer") {
-            Some(ToAgent::Dismiss(_)) => break,
-            Some(ToAgent::Wait | ToAgent::Drain { .. }) => {}
+            Some(AgentDirective::Dismiss(_)) => break,
+            Some(AgentDirective::Wait | AgentDirective::Drain { .. }) => {}
             other => panic!("no dismissal: {other:?}"),
         }
     }

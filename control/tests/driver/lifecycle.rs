@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use podling_control::{
-    driver::{DriverError, MAX_WORKSPACES_PER_OWNER, NewWorkspace, ToAgent},
+    driver::{AgentDirective, DriverError, MAX_WORKSPACES_PER_OWNER, NewWorkspace},
     snapshot::Fingerprint,
 };
 use podling_core::reason::{Operation, StateReason};
@@ -30,7 +30,10 @@ async fn workspace_is_created_served_and_deleted() {
     assert_eq!(view.state, State::Deleting);
     control.wait_until_gone(&id).await;
     assert_eq!(backend.state().calls, ["start 1", "stop", "remove"]);
-    assert!(matches!(agent.recv().await, Some(ToAgent::Drain { .. })), "the agent was asked to drain first");
+    assert!(
+        matches!(agent.recv().await, Some(AgentDirective::Drain { .. })),
+        "the agent was asked to drain first"
+    );
     expect_dismissal(&mut agent).await;
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podling_control::driver::{DriverError, NewWorkspace, SleepStep, ToAgent};
+use podling_control::driver::{AgentDirective, DriverError, NewWorkspace, SleepStep};
 use podling_core::reason::{DeclineReason, NextStep, SleepCause, StateReason};
 use podling_core::{
     id::WorkspaceId,
@@ -28,7 +28,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 async fn idle(
     control: &TestControlPlane,
     id: &WorkspaceId,
-    agent: &mut mpsc::Receiver<ToAgent>,
+    agent: &mut mpsc::Receiver<AgentDirective>,
 ) -> (bool, SleepStep) {
     let mut warned = false;
     let step = async {
@@ -36,8 +36,8 @@ async fn idle(
             assert!(control.heartbeat_with_idle(id, 1, ActivityLevel::Idle, TIMEOUT).await);
             match timeout(Duration::from_millis(50), agent.recv()).await {
                 Err(_) => {}
-                Ok(Some(ToAgent::Warn(warning))) => warned |= warning.is_some(),
-                Ok(Some(ToAgent::Sleep(directive, step))) => {
+                Ok(Some(AgentDirective::Warn(warning))) => warned |= warning.is_some(),
+                Ok(Some(AgentDirective::Sleep(directive, step))) => {
                     control.answer_directive(id, 1, directive, Ok(())).await;
                     return step;
                 }
@@ -49,7 +49,7 @@ async fn idle(
     (warned, step)
 }
 
-async fn short(control: &TestControlPlane) -> (WorkspaceId, mpsc::Receiver<ToAgent>) {
+async fn short(control: &TestControlPlane) -> (WorkspaceId, mpsc::Receiver<AgentDirective>) {
     let policy = Policy { idle_timeout: TIMEOUT, ..Policy::default() };
     let id = control
         .handle
@@ -192,7 +192,7 @@ async fn changed_policy_reaches_the_agent() {
     let policy = PolicyOverrides { idle_timeout: Some(Duration::from_secs(77)), ..Default::default() };
     control.handle.set_policy(id.clone(), policy).await.unwrap();
     match timeout(DEADLINE, agent.recv()).await.unwrap() {
-        Some(ToAgent::Claim(claim)) => assert_eq!(claim.spec.policy.idle_timeout.as_secs(), 77),
+        Some(AgentDirective::Claim(claim)) => assert_eq!(claim.spec.policy.idle_timeout.as_secs(), 77),
         other => panic!("no claim: {other:?}"),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podling_control::driver::{DriverError, NewWorkspace, ToAgent};
+use podling_control::driver::{AgentDirective, DriverError, NewWorkspace};
 use podling_core::reason::{Operation, StateReason};
 use podling_core::{
     id::WorkspaceId,
@@ -24,7 +24,7 @@ pub(crate) async fn serve(
     backend: &FakeBackend,
     id: &WorkspaceId,
     epoch: u64,
-) -> mpsc::Receiver<ToAgent> {
+) -> mpsc::Receiver<AgentDirective> {
     wait_until_running(backend, id, epoch).await;
     control.serve(id, epoch, epoch).await
 }

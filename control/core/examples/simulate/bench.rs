@@ -9,7 +9,7 @@ use std::{
 use podling_core::{
     decide::decide,
     id::WorkspaceId,
-    observed::{Observed, Processes, Used},
+    observed::{Observed, RunningAgents, UseState},
     policy::Policy,
     status::{Phase, Status},
     time::Timestamp,
@@ -71,9 +71,9 @@ fn workspace(n: u64) -> (Spec, Status, Observed) {
         ..Status::new(NOW)
     };
     let observed = Observed {
-        processes: if awake { Processes::Some([3].into()) } else { Processes::None },
+        processes: if awake { RunningAgents::Some([3].into()) } else { RunningAgents::None },
         connected: awake.then_some(3),
-        used: Used::No(Duration::from_secs(n % 800)),
+        used: UseState::No(Duration::from_secs(n % 800)),
         observed_time: Duration::from_secs(80_000),
         ..Observed::default()
     };

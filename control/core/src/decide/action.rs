@@ -4,7 +4,7 @@ use super::{Action, MAX_ARCHIVES};
 use crate::{
     archive::Archive,
     mutant::{self, Mutant},
-    observed::{Observed, Processes},
+    observed::{Observed, RunningAgents},
     status::{MaintenanceStage, MaintenanceTask, Phase, Status},
     workspace::{DesiredState, Spec},
 };
@@ -14,7 +14,7 @@ pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed) -> Option<Ac
     let epoch = status.epoch;
     let connected = observed.connected == Some(epoch);
     match (status.phase, &observed.processes) {
-        (_, Processes::Unseen) => None,
+        (_, RunningAgents::Unseen) => None,
         (Phase::Awake, _) if connected && observed.prepare_state.may_be_prepared() == Some(epoch) => {
             Some(Action::Cancel(epoch))
         }
@@ -31,27 +31,27 @@ pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed) -> Option<Ac
             | Phase::Maintenance { stage: MaintenanceStage::Running, .. },
             _,
         ) => None,
-        (Phase::Starting | Phase::Maintenance { .. }, Processes::None) => Some(Action::StartAgent(epoch)),
-        (Phase::Starting, Processes::Some(agents))
+        (Phase::Starting | Phase::Maintenance { .. }, RunningAgents::None) => Some(Action::StartAgent(epoch)),
+        (Phase::Starting, RunningAgents::Some(agents))
             if mutant::is(Mutant::StartsBeside) && !agents.contains(&epoch) =>
         {
             Some(Action::StartAgent(epoch))
         }
-        (Phase::Starting | Phase::Maintenance { .. }, Processes::Some(_)) => None,
-        (_, Processes::Some(_)) => Some(Action::StopProcesses),
-        (Phase::Deleting, Processes::None) if !observed.removed && !mutant::is(Mutant::ForgetsFirst) => {
+        (Phase::Starting | Phase::Maintenance { .. }, RunningAgents::Some(_)) => None,
+        (_, RunningAgents::Some(_)) => Some(Action::StopProcesses),
+        (Phase::Deleting, RunningAgents::None) if !observed.removed && !mutant::is(Mutant::ForgetsFirst) => {
             Some(Action::RemoveStorage)
         }
-        (Phase::Deleting, Processes::None) => Some(
+        (Phase::Deleting, RunningAgents::None) => Some(
             status
                 .archives
                 .first()
                 .map_or(Action::RemoveRecord, |oldest| Action::ExpireArchive(oldest.generation)),
         ),
-        (Phase::Archived, Processes::None) if status.storage => Some(Action::RemoveStorage),
+        (Phase::Archived, RunningAgents::None) if status.storage => Some(Action::RemoveStorage),
         (
             Phase::Queued | Phase::Pending { .. } | Phase::FallingAsleep | Phase::Asleep | Phase::Archived,
-            Processes::None,
+            RunningAgents::None,
         ) => expire(spec, status, observed),
     }
 }
@@ -60,7 +60,7 @@ pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed) -> Option<Ac
 fn resize(status: &Status, observed: &Observed) -> Option<Action> {
     let (epoch, resources) = (status.epoch, status.allocated?);
     let is_actual = observed.actual == Some((epoch, resources)) || mutant::is(Mutant::NeverResizes);
-    (!is_actual && observed.processes.lives(epoch)).then_some(Action::Resize { epoch, resources })
+    (!is_actual && observed.processes.is_running(epoch)).then_some(Action::Resize { epoch, resources })
 }
 
 /// Returns the removal of the oldest archive if its retention is over in observed time, or if there

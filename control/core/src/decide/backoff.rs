@@ -1,8 +1,8 @@
-//! Exponential pauses before a failed action is retried, from [`FIRST_PAUSE`] to [`LONGEST_PAUSE`].
+//! Exponential pauses before a failed action is retried, from [`MIN_BACKOFF`] to [`MAX_BACKOFF`].
 
 use std::time::Duration;
 
-use super::{Action, FIRST_PAUSE, LONGEST_PAUSE};
+use super::{Action, MAX_BACKOFF, MIN_BACKOFF};
 use crate::{observed::Observed, time::Timestamp};
 
 /// Returns the end of the pause before `action` is retried. Returns `None` if the pause is over, or
@@ -17,13 +17,13 @@ pub(super) fn of(action: Action, observed: &Observed, now: Timestamp) -> Option<
 pub(super) fn after(failures: u32) -> Duration {
     match failures.checked_sub(1) {
         None => Duration::ZERO,
-        Some(doublings) => FIRST_PAUSE.saturating_mul(1 << doublings.min(16)).min(LONGEST_PAUSE),
+        Some(doublings) => MIN_BACKOFF.saturating_mul(1 << doublings.min(16)).min(MAX_BACKOFF),
     }
 }
 
-/// Returns whether `until` is still to come. A pause longer than [`LONGEST_PAUSE`] means that the
+/// Returns whether `until` is still to come. A pause longer than [`MAX_BACKOFF`] means that the
 /// clock was set back, so the pause is taken as over.
 pub(super) fn is_pending(until: Timestamp, now: Timestamp) -> bool {
     let left = until.since(now);
-    !left.is_zero() && left <= LONGEST_PAUSE
+    !left.is_zero() && left <= MAX_BACKOFF
 }

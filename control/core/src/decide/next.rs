@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{HEALTHY_AFTER, HELLO_LIMIT, SILENCE_LIMIT, action, backoff};
 use crate::{
     decide::Action,
-    observed::{Observed, Processes, Used},
+    observed::{Observed, RunningAgents, UseState},
     reason::{NextStep, SleepCause},
     status::{MaintenanceStage, Phase, Status},
     time::Timestamp,
@@ -30,11 +30,11 @@ fn is_to_come(next: &Next, now: Timestamp) -> bool {
 fn of_phase(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
     let connected = observed.connected == Some(status.epoch);
     let silent = |limit: Duration, step| {
-        (!connected && observed.processes.lives(status.epoch))
+        (!connected && observed.processes.is_running(status.epoch))
             .then(|| (now.plus(limit.saturating_sub(observed.silence)), step))
     };
     match status.phase {
-        Phase::Pending { not_before } if observed.processes == Processes::None => {
+        Phase::Pending { not_before } if observed.processes == RunningAgents::None => {
             Some((not_before, NextStep::RestartAgent))
         }
         Phase::Starting | Phase::Maintenance { stage: MaintenanceStage::Starting, .. } => {
@@ -87,19 +87,19 @@ fn sleeps(
 ) -> [Option<(Timestamp, SleepCause)>; 3] {
     let soonest = declined_until(observed, now).unwrap_or(now);
     let idle = match observed.used {
-        Used::No(counted) => {
+        UseState::No(counted) => {
             let since_request = observed.observed_time.saturating_sub(status.requested_at);
             let left = spec.policy.idle_timeout.saturating_sub(counted.min(since_request));
             Some((now.plus(left).max(soonest), SleepCause::Idle))
         }
-        Used::Yes | Used::Unknown => None,
+        UseState::Yes | UseState::Unknown => None,
     };
     let max_awake = spec.policy.max_awake.map(|longest| {
         let left = longest.saturating_sub(observed.observed_time.saturating_sub(status.woke_at));
         (now.plus(left).max(soonest), SleepCause::MaxAwake)
     });
     let is_requested = spec.desired_state != DesiredState::Awake
-        || observed.sleep_request.is_some() && observed.used != Used::Yes;
+        || observed.sleep_request.is_some() && observed.used != UseState::Yes;
     [idle, max_awake, is_requested.then_some((soonest, SleepCause::Requested))]
 }
 

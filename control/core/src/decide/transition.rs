@@ -16,7 +16,7 @@ use crate::{
 
 /// The arguments of every transition.
 #[derive(Clone, Copy)]
-struct Input<'a> {
+struct TransitionInput<'a> {
     spec: &'a Spec,
     status: &'a Status,
     observed: &'a Observed,
@@ -25,32 +25,32 @@ struct Input<'a> {
 
 /// Returns the status after the first transition that applies, or `None` if none applies.
 pub(super) fn follow(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Status> {
-    let input = Input { spec, status, observed, now };
+    let input = TransitionInput { spec, status, observed, now };
     let first = storage::sync_archives(input).or_else(|| input.discard());
     if first.is_some() {
         return first;
     }
     match status.phase {
         Phase::Queued => {
-            serving::end_now(input).or_else(|| serving::enqueue(input)).or_else(|| serving::admit(input))
+            serving::stop_now(input).or_else(|| serving::enqueue(input)).or_else(|| serving::admit(input))
         }
-        Phase::Pending { not_before } => serving::end_now(input)
+        Phase::Pending { not_before } => serving::stop_now(input)
             .or_else(|| serving::resized(input))
             .or_else(|| serving::start(input, not_before)),
-        Phase::Starting => serving::end_now(input)
+        Phase::Starting => serving::stop_now(input)
             .or_else(|| serving::resized(input))
             .or_else(|| serving::start_failed(input))
             .or_else(|| serving::hello(input)),
         Phase::Awake => serving::stop_restarting(input)
-            .or_else(|| serving::died(input))
-            .or_else(|| sleeping::end_now(input))
-            .or_else(|| serving::silent(input))
+            .or_else(|| serving::agent_ended(input))
+            .or_else(|| sleeping::stop_now(input))
+            .or_else(|| serving::agent_silent(input))
             .or_else(|| sleeping::fall_asleep(input))
             .or_else(|| serving::resized(input))
             .or_else(|| serving::healthy(input)),
         Phase::Preparing { urgency, declined } => serving::stop_restarting(input)
-            .or_else(|| serving::died(input))
-            .or_else(|| sleeping::end_now(input))
+            .or_else(|| serving::agent_ended(input))
+            .or_else(|| sleeping::stop_now(input))
             .or_else(|| sleeping::cancel_sleep(input, urgency, declined))
             .or_else(|| sleeping::prepared(input)),
         Phase::Committing => {
@@ -65,7 +65,7 @@ pub(super) fn follow(spec: &Spec, status: &Status, observed: &Observed, now: Tim
             MaintenanceTask::Restore => None,
         }
         .or_else(|| storage::retry_later(input, task))
-        .or_else(|| storage::opened(input, task)),
+        .or_else(|| storage::maintenance_started(input, task)),
         Phase::Maintenance { task: MaintenanceTask::Archive, stage: MaintenanceStage::Running } => {
             sleeping::wake(input)
                 .or_else(|| storage::archived(input))
@@ -79,7 +79,7 @@ pub(super) fn follow(spec: &Spec, status: &Status, observed: &Observed, now: Tim
     }
 }
 
-impl Input<'_> {
+impl TransitionInput<'_> {
     /// Applies when a request discards the workspace with its files and archives.
     fn discard(self) -> Option<Status> {
         (self.spec.desired_state == DesiredState::Discarded && self.status.phase != Phase::Deleting)
@@ -90,8 +90,8 @@ impl Input<'_> {
         self.observed.connected == Some(self.status.epoch)
     }
 
-    fn lives(self) -> bool {
-        self.observed.processes.lives(self.status.epoch)
+    fn is_running(self) -> bool {
+        self.observed.processes.is_running(self.status.epoch)
     }
 
     /// Returns whether the agent of the present epoch has reported use.

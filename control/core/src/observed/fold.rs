@@ -2,22 +2,24 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{Achieved, ActionFailure, AgentEnd, Failure, Observed, PrepareState, Processes, Used};
+use super::{
+    ActionFailure, ActionSuccess, AgentEnd, Failure, Observed, PrepareState, RunningAgents, UseState,
+};
 use crate::{decide::Action, time::Timestamp, workspace::Epoch};
 
 impl Observed {
     /// Creates the observations of a new workspace. No process can run under an id that was never
     /// used.
-    pub fn of_new() -> Self {
-        Self { processes: Processes::None, ..Self::default() }
+    pub fn for_new_workspace() -> Self {
+        Self { processes: RunningAgents::None, ..Self::default() }
     }
 
     /// Applies the backend's first list of running agents. Later lists are ignored. If the agent of
     /// `epoch`, the last start, is missing, it has ended or was never started. In both cases its
     /// epoch is used up. An agent whose end was reported does not run, even if the list contains
     /// it.
-    pub fn listed(&mut self, mut living: BTreeSet<Epoch>, epoch: Epoch) {
-        if self.processes != Processes::Unseen {
+    pub fn apply_first_list(&mut self, mut living: BTreeSet<Epoch>, epoch: Epoch) {
+        if self.processes != RunningAgents::Unseen {
             return;
         }
         if let Some(ended) = &self.ended {
@@ -28,14 +30,14 @@ impl Observed {
             self.ended =
                 Some(AgentEnd { epoch, detail: "not running when the control plane started".into() });
         }
-        self.processes = Processes::Some(living);
+        self.processes = RunningAgents::Some(living);
     }
 
     /// Records that an action was ordered. From then on its effects may have happened.
-    pub fn ordered(&mut self, action: Action) {
+    pub fn action_started(&mut self, action: Action) {
         match action {
             Action::StartAgent(_) => {
-                self.processes = Processes::Some(BTreeSet::new());
+                self.processes = RunningAgents::Some(BTreeSet::new());
                 self.silence = Duration::ZERO;
                 self.waits = None;
                 // A start creates the storage again.
@@ -58,7 +60,7 @@ impl Observed {
     }
 
     /// Records the result of an action.
-    pub fn done(&mut self, action: Action, result: Result<Achieved, Failure>, now: Timestamp) {
+    pub fn done(&mut self, action: Action, result: Result<ActionSuccess, Failure>, now: Timestamp) {
         if let Action::StartAgent(_) | Action::Resize { .. } = action {
             self.waits = None;
         }
@@ -68,7 +70,7 @@ impl Observed {
         }
     }
 
-    fn achieved(&mut self, action: Action, achieved: Achieved) {
+    fn achieved(&mut self, action: Action, achieved: ActionSuccess) {
         if !matches!(action, Action::StartAgent(_)) {
             self.last_failure = None;
         }
@@ -76,7 +78,7 @@ impl Observed {
             Action::StartAgent(epoch) => {
                 // The end of an agent may be reported before the result of its start.
                 let ended = self.ended.as_ref().is_some_and(|ended| ended.epoch == epoch);
-                if let (Processes::Some(agents), false) = (&mut self.processes, ended) {
+                if let (RunningAgents::Some(agents), false) = (&mut self.processes, ended) {
                     agents.insert(epoch);
                 }
             }
@@ -85,7 +87,7 @@ impl Observed {
             Action::Cancel(_) => self.prepare_state = PrepareState::NotPrepared,
             Action::Resize { epoch, resources } => self.actual = Some((epoch, resources)),
             Action::Archive(_) => {
-                if let Achieved::Archived(archive) = achieved {
+                if let ActionSuccess::Archived(archive) = achieved {
                     // An earlier archive of this generation may have been removed. It exists again.
                     self.expired.remove(&archive.generation);
                     self.archived = Some(archive);
@@ -93,8 +95,8 @@ impl Observed {
             }
             Action::Restore(epoch) => self.restored = Some(epoch),
             Action::StopProcesses => {
-                self.processes = Processes::None;
-                self.agent_gone();
+                self.processes = RunningAgents::None;
+                self.clear_agent();
             }
             Action::RemoveStorage => self.removed = true,
             Action::ExpireArchive(generation) => {
@@ -136,19 +138,19 @@ impl Observed {
     pub fn disconnected(&mut self) {
         self.connected = None;
         self.sleep_request = None;
-        self.used = Used::Unknown;
+        self.used = UseState::Unknown;
     }
 
     /// Records whether the connected agent reports the workspace as used.
-    pub fn use_reported(&mut self, used: Used) {
+    pub fn use_reported(&mut self, used: UseState) {
         self.used = used;
-        if used == Used::Yes {
+        if used == UseState::Yes {
             self.used_by = self.connected;
             self.sleep_request = None;
         }
         // The agent declined to prepare because of this use. Once the use is over, the agent may be
         // asked again without a pause.
-        if used == Used::Yes
+        if used == UseState::Yes
             && matches!(self.last_failure, Some(ActionFailure { action: Action::Prepare { .. }, .. }))
         {
             self.last_failure = None;
@@ -157,18 +159,18 @@ impl Observed {
 
     /// Records that the agent of this epoch ended.
     pub fn agent_ended(&mut self, epoch: Epoch, detail: String) {
-        if let Processes::Some(agents) = &mut self.processes {
+        if let RunningAgents::Some(agents) = &mut self.processes {
             agents.remove(&epoch);
         }
         if self.connected == Some(epoch) {
-            self.agent_gone();
+            self.clear_agent();
         }
         if self.ended.as_ref().is_none_or(|ended| ended.epoch < epoch) {
             self.ended = Some(AgentEnd { epoch, detail });
         }
     }
 
-    fn agent_gone(&mut self) {
+    fn clear_agent(&mut self) {
         self.disconnected();
         self.prepare_state = PrepareState::NotPrepared;
     }

@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use podling_core::{observed::Used, status::Urgency};
+use podling_core::{observed::UseState, status::Urgency};
 
 use super::workspace::{Agent, AgentMessage, AgentStream, ControlMessage};
 
@@ -101,13 +101,13 @@ impl Agent {
             self.sequence += 1;
             let sequence = self.sequence;
             let used = match self.is_used(now) {
-                _ if sequence.is_multiple_of(UNKNOWN_EVERY) => Used::Unknown,
-                true => Used::Yes,
-                false => Used::No(self.idle),
+                _ if sequence.is_multiple_of(UNKNOWN_EVERY) => UseState::Unknown,
+                true => UseState::Yes,
+                false => UseState::No(self.idle),
             };
             if let Some(stream) = &mut self.stream {
                 stream.up.push_back(AgentMessage::Heartbeat { sequence, used });
-                if matches!(used, Used::No(_)) {
+                if matches!(used, UseState::No(_)) {
                     self.unacknowledged.push_back((sequence, now));
                 }
             }

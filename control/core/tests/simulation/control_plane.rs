@@ -8,7 +8,7 @@ use std::{
 
 use podling_core::{
     decide::Action,
-    observed::{Achieved, Failure, Observed, Processes},
+    observed::{ActionSuccess, Failure, Observed, RunningAgents},
     quota::{self, QuotaRequest, Quotas},
     status::{Phase, Status},
     workspace::{Epoch, Resources, Spec},
@@ -90,7 +90,7 @@ pub(crate) struct InFlightAction {
     pub(crate) deadline: u64,
     pub(crate) generation: u64,
     /// The result, from the end of the action until the control plane receives it.
-    pub(crate) result: Option<Result<Achieved, Failure>>,
+    pub(crate) result: Option<Result<ActionSuccess, Failure>>,
 }
 
 impl WorkspaceEntry {
@@ -158,7 +158,7 @@ impl WorkspaceEntry {
 
     fn quota_request(&self) -> Option<QuotaRequest<'_>> {
         let StoredRecord { spec, status } = &*self.record;
-        let ending = self.phase() == Phase::Deleting && self.observed.processes != Processes::None;
+        let ending = self.phase() == Phase::Deleting && self.observed.processes != RunningAgents::None;
         QuotaRequest::of(spec, status, self.durable.as_ref().map(|durable| &durable.status), ending)
     }
 

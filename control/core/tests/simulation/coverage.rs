@@ -30,17 +30,17 @@ const TRANSITIONS: [&str; 39] = [
     "start",
     "start_failed",
     "hello",
-    "died",
-    "silent",
+    "agent_ended",
+    "agent_silent",
     "healthy",
     "resized",
     "stop_restarting",
     "enqueue",
-    "end_now: Queued",
-    "end_now: Pending",
-    "end_now: Starting",
-    "end_now: Awake",
-    "end_now: Preparing",
+    "stop_now: Queued",
+    "stop_now: Pending",
+    "stop_now: Starting",
+    "stop_now: Awake",
+    "stop_now: Preparing",
     "fall_asleep: idle",
     "fall_asleep: requested",
     "fall_asleep: forced",
@@ -55,8 +55,8 @@ const TRANSITIONS: [&str; 39] = [
     "wake: Maintenance(Running)",
     "release_storage",
     "archive_due",
-    "opened: Archive",
-    "opened: Restore",
+    "maintenance_started: Archive",
+    "maintenance_started: Restore",
     "archived",
     "retry_later: Archive",
     "retry_later: Restore",
@@ -237,14 +237,14 @@ fn transition_name(followed: &FollowedTransition) -> &'static str {
         (Phase::Pending { .. }, Phase::Starting, _) => "start",
         (Phase::Starting, Phase::Pending { .. }, _) => "start_failed",
         (Phase::Starting, Phase::Awake, _) => "hello",
-        (Phase::Awake, Phase::Pending { .. }, StateReason::AgentSilent { .. }) => "silent",
-        (_, Phase::Pending { .. }, _) => "died",
+        (Phase::Awake, Phase::Pending { .. }, StateReason::AgentSilent { .. }) => "agent_silent",
+        (_, Phase::Pending { .. }, _) => "agent_ended",
         (_, Phase::FallingAsleep, StateReason::AgentLostUnused { .. }) => "stop_restarting",
-        (Phase::Queued, ..) => "end_now: Queued",
-        (Phase::Pending { .. }, ..) => "end_now: Pending",
-        (Phase::Starting, ..) => "end_now: Starting",
-        (Phase::Awake, Phase::FallingAsleep, _) => "end_now: Awake",
-        (Phase::Preparing { .. }, Phase::FallingAsleep, _) => "end_now: Preparing",
+        (Phase::Queued, ..) => "stop_now: Queued",
+        (Phase::Pending { .. }, ..) => "stop_now: Pending",
+        (Phase::Starting, ..) => "stop_now: Starting",
+        (Phase::Awake, Phase::FallingAsleep, _) => "stop_now: Awake",
+        (Phase::Preparing { .. }, Phase::FallingAsleep, _) => "stop_now: Preparing",
         (Phase::Awake, Phase::Preparing { urgency: Urgency::Forced, .. }, _) => "fall_asleep: forced",
         (Phase::Awake, Phase::Preparing { urgency: Urgency::Requested, .. }, _) => "fall_asleep: requested",
         (Phase::Awake, ..) => "fall_asleep: idle",
@@ -267,8 +267,12 @@ fn transition_name(followed: &FollowedTransition) -> &'static str {
             "wake: Maintenance(Running)"
         }
         (Phase::Maintenance { task: Archive, .. }, Phase::Queued, _) => "wake: Maintenance(Starting)",
-        (Phase::Maintenance { task: Archive, .. }, Phase::Maintenance { .. }, _) => "opened: Archive",
-        (Phase::Maintenance { task: Restore, .. }, Phase::Maintenance { .. }, _) => "opened: Restore",
+        (Phase::Maintenance { task: Archive, .. }, Phase::Maintenance { .. }, _) => {
+            "maintenance_started: Archive"
+        }
+        (Phase::Maintenance { task: Restore, .. }, Phase::Maintenance { .. }, _) => {
+            "maintenance_started: Restore"
+        }
         (Phase::Maintenance { task: Archive, stage }, _, StateReason::Archived { .. })
             if stage == running =>
         {

@@ -6,7 +6,7 @@ use std::{rc::Rc, time::Duration};
 use podling_core::{
     decide::{Action, decide},
     mutant,
-    observed::{AgentEnd, Failure, Processes},
+    observed::{AgentEnd, Failure, RunningAgents},
     status::Phase,
 };
 
@@ -135,7 +135,7 @@ impl Simulation {
             return self.advance(w);
         }
         let generation = entry.record.status.storage_generation;
-        entry.observed.ordered(action);
+        entry.observed.action_started(action);
         let mut in_flight =
             InFlightAction { action, number, phase, deadline: u64::MAX, generation, result: None };
         let down = match action {
@@ -217,7 +217,7 @@ impl Simulation {
             _ => {}
         }
         entry.observed.done(action, result, now);
-        if entry.observed.processes == Processes::None {
+        if entry.observed.processes == RunningAgents::None {
             entry.connection_lost();
         }
         entry.last_completed = Some(action);
@@ -245,7 +245,7 @@ impl Simulation {
                 }
             }
             let epoch = entry.epoch();
-            if !entry.is_connected() && entry.observed.processes.lives(epoch) {
+            if !entry.is_connected() && entry.observed.processes.is_running(epoch) {
                 entry.observed.silence += gap;
             }
             let late = |in_flight: &InFlightAction| in_flight.result.is_none() && in_flight.deadline <= clock;

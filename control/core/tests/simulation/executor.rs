@@ -4,7 +4,7 @@
 use podling_core::{
     archive::{Archive, ArchiveKey},
     decide::Action,
-    observed::{Achieved, Failure},
+    observed::{ActionSuccess, Failure},
     reason::{Wait, WaitReason},
     status::{MaintenanceStage, MaintenanceTask, Phase, Status},
     workspace::{Epoch, Resources},
@@ -16,7 +16,7 @@ use super::{
     workspace::{Agent, SimulatedWorkspace, Storage},
 };
 
-type Outcome = Result<Achieved, Failure>;
+type Outcome = Result<ActionSuccess, Failure>;
 
 fn failed(why: &str) -> Outcome {
     Err(Failure::Failed(why.into()))
@@ -58,7 +58,7 @@ impl Simulation {
         let (action, phase, generation) = (in_flight.action, in_flight.phase, in_flight.generation);
         let Some(durable) = entry.durable.clone() else { return };
         let result = match action {
-            // The agent answers prepare, commit and cancel. The store completes forget.
+            // The agent answers prepare, commit and cancel. The store completes the removal of the record.
             Action::Prepare { .. } | Action::Commit(_) | Action::Cancel(_) | Action::RemoveRecord => return,
             Action::StartAgent(epoch) => self.start(w, epoch, task(phase)),
             Action::Resize { epoch, resources } => self.resize(w, epoch, resources),
@@ -87,7 +87,7 @@ impl Simulation {
                 {
                     workspace.stored_archives.remove(&generation);
                 }
-                if half { failed("backup store unreachable") } else { Ok(Achieved::Done) }
+                if half { failed("backup store unreachable") } else { Ok(ActionSuccess::Done) }
             }
         };
         let entry = self.control.as_mut().and_then(|control| control.entries.get_mut(&w));
@@ -113,7 +113,7 @@ impl Simulation {
             workspace.latest_content = self.last_content;
         }
         workspace.agents.insert(epoch, Agent::new(maintenance, clock));
-        if fails { failed("start outcome unknown") } else { Ok(Achieved::Done) }
+        if fails { failed("start outcome unknown") } else { Ok(ActionSuccess::Done) }
     }
 
     fn resize(&mut self, w: usize, epoch: Epoch, resources: Resources) -> Outcome {
@@ -122,7 +122,7 @@ impl Simulation {
         if !fails || half {
             agent.resources = Some(resources);
         }
-        if fails { failed("resize outcome unknown") } else { Ok(Achieved::Done) }
+        if fails { failed("resize outcome unknown") } else { Ok(ActionSuccess::Done) }
     }
 
     fn stop(&mut self, w: usize) -> Outcome {
@@ -140,7 +140,7 @@ impl Simulation {
             workspace.end(epoch);
         }
         workspace.orphans = false;
-        Ok(Achieved::Done)
+        Ok(ActionSuccess::Done)
     }
 
     /// Returns whether an agent of this epoch runs in maintenance mode, is claimed and is not
@@ -167,7 +167,7 @@ impl Simulation {
         workspace.evidence.archived_at.insert(generation, true_observed_time);
         let key = ArchiveKey(format!("{w}/{generation}"));
         let archive = Archive { key, generation, at, observed_time, entries: 1, bytes: 1, archive_bytes: 1 };
-        Ok(Achieved::Archived(Box::new(archive)))
+        Ok(ActionSuccess::Archived(Box::new(archive)))
     }
 
     /// Removes the workspace's archives that are not in its record from the backup store. Does
@@ -196,7 +196,7 @@ impl Simulation {
                 if workspace.latest_content == 0 {
                     workspace.latest_content = content;
                 }
-                return Ok(Achieved::Done);
+                return Ok(ActionSuccess::Done);
             }
         }
         failed("archive is unreadable")
@@ -219,6 +219,6 @@ impl Simulation {
             return failed("storage is busy");
         }
         workspace.storage = Storage::None;
-        Ok(Achieved::Done)
+        Ok(ActionSuccess::Done)
     }
 }

@@ -4,10 +4,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use podling_core::{
-    decide::{COMMIT_TRIES, SILENCE_LIMIT},
+    decide::{MAX_COMMIT_ATTEMPTS, SILENCE_LIMIT},
     id::WorkspaceId,
     mutant::FollowedTransition,
-    observed::Processes,
+    observed::RunningAgents,
     quota::Quota,
     status::{MaintenanceStage, MaintenanceTask, Phase, Status, Urgency},
     workspace::{DesiredState, Resources, Spec},
@@ -48,7 +48,7 @@ impl Simulation {
             let unheard = true_observed_time.saturating_sub(entry.heard_at) >= SILENCE_LIMIT;
             let wanted = spec.desired_state == DesiredState::Awake;
             let agent = workspace.agents.get(&epoch);
-            let gone = observed.processes != Processes::Unseen && !observed.processes.lives(epoch);
+            let gone = observed.processes != RunningAgents::Unseen && !observed.processes.is_running(epoch);
             let unused = entry.used_by != Some(epoch);
             let awake = true_observed_time.saturating_sub(workspace.evidence.woke_at);
             let overdue = spec.policy.max_awake.is_some_and(|longest| awake >= longest);
@@ -59,7 +59,7 @@ impl Simulation {
                 (Phase::Committing, Phase::FallingAsleep) => {
                     agent.is_none_or(|agent| agent.committed && agent.unsaved == 0)
                         || (!connected && (unheard || observed.shutting_down))
-                        || entry.failed_commits >= COMMIT_TRIES
+                        || entry.failed_commits >= MAX_COMMIT_ATTEMPTS
                         // The agent declined a forced sleep, which use does not prevent.
                         || !wanted
                         || overdue
@@ -79,7 +79,7 @@ impl Simulation {
                 }
                 (_, Phase::Preparing { urgency: Urgency::Forced, .. }) => !wanted || overdue,
                 (_, Phase::Committing) => entry.prepared == Some(epoch),
-                (Phase::Awake, Phase::Pending { .. }) => unheard || !observed.processes.lives(epoch),
+                (Phase::Awake, Phase::Pending { .. }) => unheard || !observed.processes.is_running(epoch),
                 (
                     Phase::Asleep,
                     Phase::Maintenance { task: MaintenanceTask::Archive, stage: MaintenanceStage::Starting },

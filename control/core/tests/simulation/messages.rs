@@ -1,6 +1,6 @@
 //! Messages between agents and the control plane, and the streams that carry them.
 
-use podling_core::observed::{Achieved, Failure, Processes, Used};
+use podling_core::observed::{ActionSuccess, Failure, RunningAgents, UseState};
 
 use super::{
     simulation::Simulation,
@@ -17,8 +17,8 @@ impl Simulation {
         };
         let epoch = entry.epoch();
         let Some(workspace) = self.workspaces.get_mut(&w) else { return false };
-        let serves = entry.wants_agent() && entry.observed.processes.lives(epoch);
-        let listed = entry.observed.processes != Processes::Unseen;
+        let serves = entry.wants_agent() && entry.observed.processes.is_running(epoch);
+        let listed = entry.observed.processes != RunningAgents::Unseen;
         let mut claimed = false;
         for (other, connection) in entry.hellos.clone() {
             let stream = workspace.agents.get_mut(&other).and_then(|agent| agent.stream.as_mut());
@@ -35,7 +35,7 @@ impl Simulation {
                     entry.heard_at = true_observed_time;
                     claimed = true;
                 }
-            } else if listed && !entry.observed.processes.lives(other) && entry.in_flight.is_none() {
+            } else if listed && !entry.observed.processes.is_running(other) && entry.in_flight.is_none() {
                 stream.down.push_back(ControlMessage::Dismiss);
                 entry.hellos.remove(&other);
             }
@@ -81,10 +81,10 @@ impl Simulation {
                 entry.since_heartbeat = Default::default();
                 entry.heard_at = true_observed_time;
                 entry.reported_idle = match used {
-                    Used::No(idle) => Some(idle),
-                    Used::Yes | Used::Unknown => None,
+                    UseState::No(idle) => Some(idle),
+                    UseState::Yes | UseState::Unknown => None,
                 };
-                if used == Used::Yes {
+                if used == UseState::Yes {
                     entry.used_by = Some(epoch);
                 }
                 entry.observed.heartbeat(epoch);
@@ -103,7 +103,7 @@ impl Simulation {
                         reason: podling_core::reason::DeclineReason::InUse,
                         detail: detail.to_owned(),
                     };
-                    in_flight.result = Some(result.map(|()| Achieved::Done).map_err(declined));
+                    in_flight.result = Some(result.map(|()| ActionSuccess::Done).map_err(declined));
                 }
                 return;
             }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use podling_core::{
     decide::Action,
-    observed::{Achieved, Failure, Observed},
+    observed::{ActionSuccess, Failure, Observed},
 };
 
 use super::{
@@ -117,7 +117,7 @@ impl Simulation {
             }
             StoreWrite::Remove => {
                 entry.in_flight = None;
-                let failure: Result<Achieved, _> = Err(Failure::Failed("disk full".into()));
+                let failure: Result<ActionSuccess, _> = Err(Failure::Failed("disk full".into()));
                 entry.observed.done(Action::RemoveRecord, failure, now);
                 self.advance(w);
             }
@@ -216,9 +216,9 @@ impl Simulation {
         let Some(entry) = self.running_control().and_then(|control| control.entries.get_mut(&w)) else {
             return;
         };
-        if entry.observed.processes == podling_core::observed::Processes::Unseen {
+        if entry.observed.processes == podling_core::observed::RunningAgents::Unseen {
             let epoch = entry.epoch();
-            entry.observed.listed(running, epoch);
+            entry.observed.apply_first_list(running, epoch);
             self.advance(w);
         }
     }

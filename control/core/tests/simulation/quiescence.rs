@@ -2,7 +2,7 @@
 //! quiescent state in terms that a replay can check from outside.
 
 use podling_core::{
-    observed::{PrepareState, Processes},
+    observed::{PrepareState, RunningAgents},
     status::{MaintenanceStage, Phase},
     workspace::{DesiredState, State},
 };
@@ -29,10 +29,10 @@ impl Simulation {
             entry.is_settled()
                 && entry.in_flight.is_none()
                 && workspace.unreported_ends.is_empty()
-                && entry.observed.processes != Processes::Unseen
+                && entry.observed.processes != RunningAgents::Unseen
                 && !admitted.contains(w)
                 && (phase_is_quiescent(entry, workspace)
-                    || (failed && entry.observed.processes == Processes::None))
+                    || (failed && entry.observed.processes == RunningAgents::None))
         };
         control.queue.is_empty() && control.writing.is_none() && control.entries.iter().all(quiescent)
     }

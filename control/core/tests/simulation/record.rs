@@ -84,8 +84,8 @@ impl Recording {
 
     /// Fails if a law is broken, or if the trace cannot be replayed.
     fn check(&mut self) -> Result<(), String> {
-        // A replay takes less time than the simulation. Failures that are forgotten here after two
-        // minutes would not be forgotten there.
+        // A replay takes less time than the simulation. Failures that are cleared here after two
+        // minutes would not be cleared there.
         let healthy = self.sim.coverage.took("healthy");
         self.sim.check(!healthy, || "the trace takes too long for a replay: choose another seed".into());
         match self.sim.broken_law.take() {

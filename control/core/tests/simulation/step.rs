@@ -6,7 +6,7 @@ use std::{
 };
 
 use podling_core::{
-    observed::Processes,
+    observed::RunningAgents,
     quota::admission_queue,
     status::{MaintenanceTask, Phase},
     workspace::DesiredState,
@@ -318,7 +318,7 @@ impl Simulation {
                 DesiredState::Awake if workspace.evidence.wake_promised => false,
                 DesiredState::Awake => asleep || (phase == Phase::Awake && serves()),
             };
-            let up_to_date = entry.observed.processes != Processes::Unseen && entry.is_settled();
+            let up_to_date = entry.observed.processes != RunningAgents::Unseen && entry.is_settled();
             let reached = reached && !self.lacks_resources(*w, entry);
             (!reached || !up_to_date).then(|| {
                 let (promised, record) = (workspace.evidence.wake_promised, &entry.record);

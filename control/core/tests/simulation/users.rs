@@ -6,7 +6,7 @@ use podling_core::{
     archive::ArchiveKey,
     decide::{Action, shorten_backoff},
     id::WorkspaceId,
-    observed::{Observed, Used},
+    observed::{Observed, UseState},
     policy::Policy,
     status::{MaintenanceStage, Phase, Status},
     workspace::{DesiredState, Resources, Spec},
@@ -62,7 +62,7 @@ impl Simulation {
             }
             // A request to sleep that the agent may decline.
             55..65 if matches!(phase, Phase::Awake | Phase::Preparing { .. }) => {
-                if spec.desired_state != DesiredState::Awake || entry.observed.used == Used::Yes {
+                if spec.desired_state != DesiredState::Awake || entry.observed.used == UseState::Yes {
                     return;
                 }
                 entry.observed.sleep_request = Some(podling_core::reason::SleepRequest::User);
@@ -190,7 +190,7 @@ impl Simulation {
         self.workspaces.insert(w, workspace);
         let record = Rc::new(StoredRecord { spec, status });
         if let Some(control) = &mut self.control {
-            let mut entry = WorkspaceEntry::new(record, false, Observed::of_new());
+            let mut entry = WorkspaceEntry::new(record, false, Observed::for_new_workspace());
             entry.heard_at = true_observed_time;
             entry.wake_pending = true;
             control.entries.insert(w, entry);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use podling_core::{
-    observed::Used,
+    observed::UseState,
     status::Urgency,
     workspace::{Epoch, Resources},
 };
@@ -104,7 +104,7 @@ pub(crate) enum AgentMessage {
     Hello,
     Heartbeat {
         sequence: u64,
-        used: Used,
+        used: UseState,
     },
     /// Answer to an ordered action. `Err` holds the reason why the agent declined.
     Result {

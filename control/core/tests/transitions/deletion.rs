@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use podling_core::{
     decide::{Action, decide},
-    observed::{ActionFailure, Failure, Observed, Processes},
+    observed::{ActionFailure, Failure, Observed, RunningAgents},
     reason::{Operation, StateReason},
     status::{Phase, Status, Urgency},
     time::Timestamp,
@@ -27,13 +27,13 @@ fn shutdown_stops_every_workspace() {
             (
                 "back-off, no processes",
                 later,
-                shutting_down(with_processes(Processes::None)),
+                shutting_down(with_processes(RunningAgents::None)),
                 (Phase::Asleep, 3, None),
             ),
             (
                 "all processes ended",
                 Phase::FallingAsleep,
-                shutting_down(with_processes(Processes::None)),
+                shutting_down(with_processes(RunningAgents::None)),
                 (Phase::Asleep, 3, None),
             ),
             (
@@ -71,7 +71,7 @@ fn shutdown_stops_every_workspace() {
     let requested_meanwhile = outcome(
         &requested(DesiredState::Awake),
         &status(Phase::Asleep),
-        &shutting_down(with_processes(Processes::None)),
+        &shutting_down(with_processes(RunningAgents::None)),
     );
     assert_eq!(requested_meanwhile, (Phase::Asleep, 3, None), "a workspace wakes during shutdown");
 }
@@ -87,11 +87,16 @@ fn discard_from_any_phase_removes_everything() {
             ("starting", Phase::Starting, with_processes(agents(&[])), deleting(Action::StopProcesses)),
             ("falling asleep", Phase::Committing, served(), deleting(Action::StopProcesses)),
             ("archiving", ARCHIVE_RUNNING, served(), deleting(Action::StopProcesses)),
-            ("back-off", pending(SECOND), with_processes(Processes::None), deleting(Action::RemoveStorage)),
+            (
+                "back-off",
+                pending(SECOND),
+                with_processes(RunningAgents::None),
+                deleting(Action::RemoveStorage),
+            ),
             (
                 "processes unknown",
                 Phase::Deleting,
-                with_processes(Processes::Unseen),
+                with_processes(RunningAgents::Unseen),
                 (Phase::Deleting, 3, None),
             ),
             (
@@ -103,13 +108,13 @@ fn discard_from_any_phase_removes_everything() {
             (
                 "no processes",
                 Phase::Deleting,
-                with_processes(Processes::None),
+                with_processes(RunningAgents::None),
                 deleting(Action::RemoveStorage),
             ),
             (
                 "storage removed",
                 Phase::Deleting,
-                removed(with_processes(Processes::None)),
+                removed(with_processes(RunningAgents::None)),
                 deleting(Action::RemoveRecord),
             ),
             (
@@ -120,7 +125,7 @@ fn discard_from_any_phase_removes_everything() {
             ),
         ],
     );
-    let storage_gone = removed(with_processes(Processes::None));
+    let storage_gone = removed(with_processes(RunningAgents::None));
     let status = archived(status(Phase::Deleting), &[2, 3]);
     assert_eq!(
         outcome(&spec(DesiredState::Discarded), &status, &storage_gone),
@@ -150,13 +155,13 @@ fn delete_archives_before_removal() {
             (
                 "queued",
                 Phase::Queued,
-                with_processes(Processes::None),
+                with_processes(RunningAgents::None),
                 (ARCHIVE_STARTING, 4, Some(Action::StartAgent(4))),
             ),
         ],
     );
     let never_started = Status { storage: false, ..status(Phase::Queued) };
-    let none = with_processes(Processes::None);
+    let none = with_processes(RunningAgents::None);
     let deleted = outcome(&spec(DesiredState::Deleted), &never_started, &none);
     assert_eq!(
         deleted,
@@ -173,7 +178,7 @@ fn delete_archives_before_removal() {
 
 #[test]
 fn deletion_without_storage_has_its_own_reason() {
-    let none = with_processes(Processes::None);
+    let none = with_processes(RunningAgents::None);
     let reason = |status: &Status| {
         let decision = decide(&spec(DesiredState::Deleted), status, &none, NOW);
         assert_eq!(decision.status.phase, Phase::Deleting);

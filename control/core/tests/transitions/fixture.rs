@@ -6,7 +6,7 @@ use podling_core::{
     archive::{Archive, ArchiveKey},
     decide::{Action, decide},
     id::WorkspaceId,
-    observed::{ActionFailure, AgentEnd, Failure, Observed, PrepareState, Processes, Used},
+    observed::{ActionFailure, AgentEnd, Failure, Observed, PrepareState, RunningAgents, UseState},
     policy::Policy,
     reason::DeclineReason,
     status::{MaintenanceStage, MaintenanceTask, Phase, Status, Urgency},
@@ -93,11 +93,11 @@ pub(crate) const ARCHIVE_RUNNING: Phase =
 pub(crate) const RESTORE_RUNNING: Phase =
     Phase::Maintenance { task: MaintenanceTask::Restore, stage: MaintenanceStage::Running };
 
-pub(crate) fn agents(epochs: &[u64]) -> Processes {
-    Processes::Some(epochs.iter().copied().collect::<BTreeSet<_>>())
+pub(crate) fn agents(epochs: &[u64]) -> RunningAgents {
+    RunningAgents::Some(epochs.iter().copied().collect::<BTreeSet<_>>())
 }
 
-pub(crate) fn with_processes(processes: Processes) -> Observed {
+pub(crate) fn with_processes(processes: RunningAgents) -> Observed {
     let actual = Some((3, Resources::default()));
     Observed { processes, actual, observed_time: OBSERVED_TIME, ..Observed::default() }
 }
@@ -116,7 +116,7 @@ pub(crate) fn served() -> Observed {
 }
 
 pub(crate) fn idle(counted: Duration) -> Observed {
-    Observed { used: Used::No(counted), ..served() }
+    Observed { used: UseState::No(counted), ..served() }
 }
 
 /// Records that the agent of epoch 3 has reported use.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use podling_core::{
     decide::{Action, decide},
-    observed::{ActionFailure, AgentEnd, Failure, Observed, PrepareState, Processes, Used},
+    observed::{ActionFailure, AgentEnd, Failure, Observed, PrepareState, RunningAgents, UseState},
     reason::{DeclineReason, SleepRequest, Wait, WaitReason},
     status::{MaintenanceRetry, MaintenanceStage, MaintenanceTask, Phase, Status, Urgency},
     time::Timestamp,
@@ -114,14 +114,14 @@ fn any_status() -> impl Strategy<Value = Status> {
 
 fn any_observed() -> impl Strategy<Value = Observed> {
     let processes = prop_oneof![
-        Just(Processes::Unseen),
-        Just(Processes::None),
-        prop::collection::btree_set(any_epoch(), 0..3).prop_map(Processes::Some),
+        Just(RunningAgents::Unseen),
+        Just(RunningAgents::None),
+        prop::collection::btree_set(any_epoch(), 0..3).prop_map(RunningAgents::Some),
     ];
     let used = prop_oneof![
-        Just(Used::Unknown),
-        Just(Used::Yes),
-        (0_u64..2000).prop_map(|s| Used::No(Duration::from_secs(s))),
+        Just(UseState::Unknown),
+        Just(UseState::Yes),
+        (0_u64..2000).prop_map(|s| UseState::No(Duration::from_secs(s))),
     ];
     let prepare_state = prop_oneof![
         Just(PrepareState::NotPrepared),
@@ -217,7 +217,7 @@ proptest! {
         let later = Duration::from_millis((until.as_millis() as f64 * part) as u64);
         let mut then = observed.clone();
         then.observed_time += later;
-        if then.connected != Some(first.status.epoch) && then.processes.lives(first.status.epoch) {
+        if then.connected != Some(first.status.epoch) && then.processes.is_running(first.status.epoch) {
             then.silence += later;
         }
         let second = decide(&spec, &first.status, &then, NOW.plus(later));

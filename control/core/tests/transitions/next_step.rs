@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use podling_core::{
     decide::{HEALTHY_AFTER, HELLO_LIMIT, SILENCE_LIMIT, decide},
-    observed::{Observed, Processes, Used},
+    observed::{Observed, RunningAgents, UseState},
     status::{Phase, Status},
     workspace::{DesiredState, Spec},
 };
@@ -25,16 +25,22 @@ fn next_decision_is_when_a_step_is_due() {
     let recovering = Status { failures: 1, since: NOW, ..status(Phase::Awake) };
     let mut bounded = spec(DesiredState::Awake);
     bounded.policy.max_awake = Some(20 * HOUR + SECOND);
-    let used = || Observed { used: Used::Yes, used_by: Some(3), ..served() };
+    let used = || Observed { used: UseState::Yes, used_by: Some(3), ..served() };
     let just_requested = Status { requested_at: OBSERVED_TIME - MINUTE, ..status(Phase::Awake) };
     let with_archive = Status { archives: vec![archive(2, 29 * 24 * HOUR)], ..status(Phase::Asleep) };
     let rows = [
-        ("queued", spec(DesiredState::Awake), status(Phase::Queued), with_processes(Processes::None), None),
+        (
+            "queued",
+            spec(DesiredState::Awake),
+            status(Phase::Queued),
+            with_processes(RunningAgents::None),
+            None,
+        ),
         (
             "back-off",
             spec(DesiredState::Awake),
             status(pending(SECOND)),
-            with_processes(Processes::None),
+            with_processes(RunningAgents::None),
             Some(SECOND),
         ),
         (
@@ -73,14 +79,14 @@ fn next_decision_is_when_a_step_is_due() {
             "asleep",
             spec(DesiredState::Awake),
             status(Phase::Asleep),
-            with_processes(Processes::None),
+            with_processes(RunningAgents::None),
             Some(23 * HOUR),
         ),
         (
             "asleep, with an archive",
             spec(DesiredState::Awake),
             with_archive,
-            with_processes(Processes::None),
+            with_processes(RunningAgents::None),
             Some(23 * HOUR),
         ),
     ];
@@ -93,14 +99,14 @@ fn next_decision_is_when_a_step_is_due() {
 fn wait_below_a_millisecond_is_rounded_up() {
     let (nanosecond, millisecond) = (Duration::from_nanos(1), Duration::from_millis(1));
     let due_soon = Status { slept_at: OBSERVED_TIME - 24 * HOUR + nanosecond, ..status(Phase::Asleep) };
-    let asleep = next(&spec(DesiredState::Awake), &due_soon, &with_processes(Processes::None));
+    let asleep = next(&spec(DesiredState::Awake), &due_soon, &with_processes(RunningAgents::None));
     assert_eq!(asleep, Some(millisecond), "the archive is never due");
     let expiring = Status {
         archives: vec![archive(2, 30 * 24 * HOUR - nanosecond)],
         storage: false,
         ..status(Phase::Archived)
     };
-    let archived = next(&spec(DesiredState::Awake), &expiring, &with_processes(Processes::None));
+    let archived = next(&spec(DesiredState::Awake), &expiring, &with_processes(RunningAgents::None));
     assert_eq!(archived, Some(millisecond), "the archive never expires");
 }
 
@@ -113,7 +119,7 @@ fn users_are_warned_before_a_sleep() {
     let rows = [
         ("two minutes before", Phase::Awake, idle(13 * MINUTE), Some(2 * MINUTE)),
         ("too early", Phase::Awake, idle(13 * MINUTE - SECOND), None),
-        ("used again", Phase::Awake, Observed { used: Used::Yes, ..served() }, None),
+        ("used again", Phase::Awake, Observed { used: UseState::Yes, ..served() }, None),
         ("not connected", Phase::Awake, Observed { connected: None, ..idle(13 * MINUTE) }, None),
         ("not awake", Phase::Starting, with_processes(agents(&[3])), None),
     ];
@@ -126,7 +132,7 @@ fn users_are_warned_before_a_sleep() {
     assert_eq!(warned(&short, Phase::Awake, &idle(30 * SECOND)), Some(30 * SECOND));
     let mut bounded = spec(DesiredState::Awake);
     bounded.policy.max_awake = Some(20 * HOUR + MINUTE);
-    let used = Observed { used: Used::Yes, ..served() };
+    let used = Observed { used: UseState::Yes, ..served() };
     assert_eq!(
         warned(&bounded, Phase::Awake, &used),
         Some(MINUTE),

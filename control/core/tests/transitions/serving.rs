@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use podling_core::{
-    decide::{Action, FIRST_PAUSE, HEALTHY_AFTER, SILENCE_LIMIT, decide},
-    observed::{Observed, Processes},
+    decide::{Action, HEALTHY_AFTER, MIN_BACKOFF, SILENCE_LIMIT, decide},
+    observed::{Observed, RunningAgents},
     reason::{Operation, StateReason, Wait, WaitReason},
     status::{Phase, Status},
     time::Timestamp,
@@ -31,7 +31,12 @@ fn ended_agent_is_restarted() {
                 with_processes(agents(&[])),
                 (at_once, 3, Some(Action::StopProcesses)),
             ),
-            ("processes unknown", Phase::Awake, with_processes(Processes::Unseen), (Phase::Awake, 3, None)),
+            (
+                "processes unknown",
+                Phase::Awake,
+                with_processes(RunningAgents::Unseen),
+                (Phase::Awake, 3, None),
+            ),
             ("running", Phase::Awake, connected(with_processes(agents(&[3]))), (Phase::Awake, 3, None)),
             (
                 "an older agent runs too",
@@ -67,7 +72,7 @@ fn silent_agent_is_restarted_after_the_limit() {
             (
                 "processes unknown",
                 Phase::Awake,
-                silent(with_processes(Processes::Unseen), SILENCE_LIMIT),
+                silent(with_processes(RunningAgents::Unseen), SILENCE_LIMIT),
                 awake,
             ),
         ],
@@ -100,14 +105,14 @@ fn unused_agent_that_ends_again_is_not_restarted() {
             wanted(),
             with_failures(1, Phase::Awake),
             used(dead.clone()),
-            (pending(FIRST_PAUSE), 3, stop),
+            (pending(MIN_BACKOFF), 3, stop),
         ),
     ]);
     // The pending request is taken as acted on. The workspace stays asleep until the next request.
     let stopping =
         decide(&requested(DesiredState::Awake), &with_failures(1, Phase::Awake), &dead, NOW).status;
     let asleep =
-        decide(&requested(DesiredState::Awake), &stopping, &with_processes(Processes::None), NOW).status;
+        decide(&requested(DesiredState::Awake), &stopping, &with_processes(RunningAgents::None), NOW).status;
     assert_eq!((asleep.phase, asleep.failures), (Phase::Asleep, 0));
 }
 
@@ -123,8 +128,8 @@ fn failures_are_forgotten_when_used_and_connected() {
     };
     let in_use = used(served());
     assert_eq!(failures(&failed_before(HEALTHY_AFTER), &in_use), 0);
-    assert_eq!(failures(&failed_before(HEALTHY_AFTER - SECOND), &in_use), 4, "forgotten too early");
-    assert_eq!(failures(&failed_before(HEALTHY_AFTER), &served()), 4, "forgotten without use");
+    assert_eq!(failures(&failed_before(HEALTHY_AFTER - SECOND), &in_use), 4, "cleared too early");
+    assert_eq!(failures(&failed_before(HEALTHY_AFTER), &served()), 4, "cleared without use");
     assert_eq!(failures(&failed_before(HEALTHY_AFTER), &with_processes(agents(&[3]))), 4, "not connected");
     let again = decide(
         &spec(DesiredState::Awake),
@@ -135,7 +140,7 @@ fn failures_are_forgotten_when_used_and_connected() {
     .status;
     assert_eq!(
         again.phase,
-        pending(FIRST_PAUSE * 8),
+        pending(MIN_BACKOFF * 8),
         "an agent that ends repeatedly restarts without back-off"
     );
 }
@@ -181,7 +186,7 @@ fn quota_reservation_follows_requested_resources() {
     assert_eq!((both.allocated, both.queued_at), (Some(cpu(2)), Some(OBSERVED_TIME)));
     // A sleeping workspace holds no quota.
     let asleep =
-        decide(&spec, &allocated(Phase::FallingAsleep, 2, since), &with_processes(Processes::None), NOW)
+        decide(&spec, &allocated(Phase::FallingAsleep, 2, since), &with_processes(RunningAgents::None), NOW)
             .status;
     assert_eq!((asleep.phase, asleep.allocated, asleep.queued_at), (Phase::Asleep, None, None));
 }
@@ -215,7 +220,7 @@ fn running_agent_is_resized_to_allocated_resources() {
             "processes unknown",
             requests(large),
             awake(large),
-            Observed { actual: None, ..connected(with_processes(Processes::Unseen)) },
+            Observed { actual: None, ..connected(with_processes(RunningAgents::Unseen)) },
             stays(None),
         ),
     ]);

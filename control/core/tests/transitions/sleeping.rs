@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use podling_core::{
-    decide::{Action, COMMIT_TRIES, SILENCE_LIMIT, decide},
-    observed::{Observed, PrepareState, Processes, Used},
+    decide::{Action, MAX_COMMIT_ATTEMPTS, SILENCE_LIMIT, decide},
+    observed::{Observed, PrepareState, RunningAgents, UseState},
     reason::SleepRequest,
     status::{Phase, Status, Urgency},
     time::Timestamp,
@@ -27,7 +27,7 @@ fn awake_workspace_prepares_to_sleep_when_due() {
     bounded.policy.max_awake = Some(20 * HOUR);
     let mut longer = bounded.clone();
     longer.policy.max_awake = Some(20 * HOUR + SECOND);
-    let used = || Observed { used: Used::Yes, ..served() };
+    let used = || Observed { used: UseState::Yes, ..served() };
     let forced = (PREPARING_FORCED, 3, Some(prepare(Urgency::Forced)));
     assert_cases(&[
         ("idle for its timeout", spec(DesiredState::Awake), awake(), idle(IDLE_TIMEOUT), preparing),
@@ -66,7 +66,7 @@ fn awake_workspace_prepares_to_sleep_when_due() {
 #[test]
 fn sleep_request_is_granted_unless_in_use() {
     let asked_to_sleep = |observed| Observed { sleep_request: Some(SleepRequest::User), ..observed };
-    let in_use = Observed { used: Used::Yes, ..served() };
+    let in_use = Observed { used: UseState::Yes, ..served() };
     let requested_prepare = prepare(Urgency::Requested);
     let idle = || idle(SECOND);
     assert_table(
@@ -125,11 +125,11 @@ fn sleep_request_is_granted_unless_in_use() {
 fn sleep_request_is_cleared_once_acted_on() {
     let asked_to_sleep = || Observed { sleep_request: Some(SleepRequest::User), ..served() };
     let mut ordered = asked_to_sleep();
-    ordered.ordered(prepare(Urgency::Requested));
+    ordered.action_started(prepare(Urgency::Requested));
     let mut lost = asked_to_sleep();
     lost.disconnected();
     let mut used = asked_to_sleep();
-    used.use_reported(Used::Yes);
+    used.use_reported(UseState::Yes);
     assert!(ordered.sleep_request.or(lost.sleep_request).or(used.sleep_request).is_none());
 }
 
@@ -142,7 +142,7 @@ fn declined_prepare_is_retried_after_back_off() {
     assert_eq!(
         later.status.phase,
         Phase::Preparing { urgency: Urgency::Idle, declined: 2 },
-        "an old refusal counts again"
+        "an old decline counts again"
     );
     assert_eq!(later.action, Some(prepare(Urgency::Idle)));
 }
@@ -163,7 +163,7 @@ fn sleep_is_cancelled_on_use_request_or_failure() {
             "used again",
             spec(DesiredState::Awake),
             status(PREPARING_IDLE),
-            Observed { used: Used::Yes, ..served() },
+            Observed { used: UseState::Yes, ..served() },
             AWAKE,
         ),
         (
@@ -192,7 +192,7 @@ fn sleep_is_cancelled_on_use_request_or_failure() {
             "use does not cancel a forced sleep",
             spec(DesiredState::Asleep),
             status(PREPARING_FORCED),
-            Observed { used: Used::Yes, ..served() },
+            Observed { used: UseState::Yes, ..served() },
             (PREPARING_FORCED, 3, Some(prepare(Urgency::Forced))),
         ),
         ("requested meanwhile", requested(DesiredState::Awake), status(PREPARING_FORCED), served(), AWAKE),
@@ -222,7 +222,7 @@ fn sleep_is_cancelled_on_use_request_or_failure() {
             "processes unknown",
             spec(DesiredState::Awake),
             status(PREPARING_IDLE),
-            with_processes(Processes::Unseen),
+            with_processes(RunningAgents::Unseen),
             (PREPARING_IDLE, 3, None),
         ),
     ]);
@@ -241,7 +241,7 @@ fn request_after_max_awake_wakes_once_asleep() {
     let preparing = decide(&bounded, &status(PREPARING_FORCED), &served(), NOW).status;
     assert_eq!((preparing.phase, preparing.observed_request), (PREPARING_FORCED, 1), "the request is lost");
     let falling_asleep = Status { phase: Phase::FallingAsleep, ..preparing };
-    assert_eq!(outcome(&bounded, &falling_asleep, &with_processes(Processes::None)).0, Phase::Queued);
+    assert_eq!(outcome(&bounded, &falling_asleep, &with_processes(RunningAgents::None)).0, Phase::Queued);
 }
 
 #[test]
@@ -294,15 +294,25 @@ fn commit_ends_ready_declined_or_given_up() {
                 COMMITTING,
             ),
             ("prepare fails", Phase::Committing, failed(served(), commit, 1), (Phase::Committing, 3, None)),
-            ("commit fails too often", Phase::Committing, failed(served(), commit, COMMIT_TRIES), ENDED),
+            (
+                "commit fails too often",
+                Phase::Committing,
+                failed(served(), commit, MAX_COMMIT_ATTEMPTS),
+                ENDED,
+            ),
             ("agent ended", Phase::Committing, with_processes(agents(&[])), ENDED),
-            ("no processes", Phase::Committing, with_processes(Processes::None), (Phase::Asleep, 3, None)),
+            (
+                "no processes",
+                Phase::Committing,
+                with_processes(RunningAgents::None),
+                (Phase::Asleep, 3, None),
+            ),
             ("not connected", Phase::Committing, not_connected(SECOND), (Phase::Committing, 3, None)),
             ("not connected for ten minutes", Phase::Committing, not_connected(SILENCE_LIMIT), ENDED),
             (
                 "processes unknown",
                 Phase::Committing,
-                with_processes(Processes::Unseen),
+                with_processes(RunningAgents::Unseen),
                 (Phase::Committing, 3, None),
             ),
         ],
@@ -317,12 +327,17 @@ fn workspace_is_asleep_when_nothing_runs() {
     assert_table(
         DesiredState::Awake,
         &[
-            ("no processes", Phase::FallingAsleep, with_processes(Processes::None), (Phase::Asleep, 3, None)),
+            (
+                "no processes",
+                Phase::FallingAsleep,
+                with_processes(RunningAgents::None),
+                (Phase::Asleep, 3, None),
+            ),
             ("leftover processes", Phase::FallingAsleep, with_processes(agents(&[])), ENDED),
             (
                 "processes unknown",
                 Phase::FallingAsleep,
-                with_processes(Processes::Unseen),
+                with_processes(RunningAgents::Unseen),
                 (Phase::FallingAsleep, 3, None),
             ),
         ],
@@ -330,7 +345,7 @@ fn workspace_is_asleep_when_nothing_runs() {
     let asleep = decide(
         &spec(DesiredState::Awake),
         &status(Phase::FallingAsleep),
-        &with_processes(Processes::None),
+        &with_processes(RunningAgents::None),
         NOW,
     )
     .status;
@@ -339,7 +354,7 @@ fn workspace_is_asleep_when_nothing_runs() {
 
 #[test]
 fn request_wakes_a_sleeping_workspace() {
-    let none = || with_processes(Processes::None);
+    let none = || with_processes(RunningAgents::None);
     let queued = (Phase::Queued, 3, None);
     let stop = (Phase::Queued, 3, Some(Action::StopProcesses));
     assert_cases(&[
@@ -405,11 +420,11 @@ fn unobserved_time_puts_nothing_to_sleep() {
     let awake = decide(&bounded, &status(Phase::Awake), &idle(IDLE_TIMEOUT - SECOND), then).status.phase;
     assert_eq!(awake, Phase::Awake);
     let asleep =
-        decide(&bounded, &status(Phase::Asleep), &with_processes(Processes::None), then).status.phase;
+        decide(&bounded, &status(Phase::Asleep), &with_processes(RunningAgents::None), then).status.phase;
     assert_eq!(asleep, Phase::Asleep);
     let long_ago = Timestamp(0);
     assert_eq!(
-        decide(&bounded, &status(Phase::Asleep), &with_processes(Processes::None), long_ago).action,
+        decide(&bounded, &status(Phase::Asleep), &with_processes(RunningAgents::None), long_ago).action,
         None
     );
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use podling_core::{
-    decide::{Action, FIRST_PAUSE, HELLO_LIMIT, LONGEST_PAUSE, decide, shorten_backoff},
-    observed::{Observed, Processes},
+    decide::{Action, HELLO_LIMIT, MAX_BACKOFF, MIN_BACKOFF, decide, shorten_backoff},
+    observed::{Observed, RunningAgents},
     reason::{StateReason, Wait, WaitReason},
     status::{FAILED_AFTER, Phase, Status},
     time::Timestamp,
@@ -19,8 +19,8 @@ fn queued_workspace_starts_when_admitted() {
     assert_table(
         DesiredState::Awake,
         &[
-            ("not admitted", Phase::Queued, with_processes(Processes::None), (Phase::Queued, 3, None)),
-            ("admitted", Phase::Queued, admitted(with_processes(Processes::None)), start),
+            ("not admitted", Phase::Queued, with_processes(RunningAgents::None), (Phase::Queued, 3, None)),
+            ("admitted", Phase::Queued, admitted(with_processes(RunningAgents::None)), start),
             (
                 "admitted, an earlier agent runs",
                 Phase::Queued,
@@ -36,7 +36,7 @@ fn queued_workspace_starts_when_admitted() {
             (
                 "control plane shuts down",
                 Phase::Queued,
-                shutting_down(admitted(with_processes(Processes::None))),
+                shutting_down(admitted(with_processes(RunningAgents::None))),
                 (Phase::Asleep, 3, None),
             ),
         ],
@@ -44,7 +44,7 @@ fn queued_workspace_starts_when_admitted() {
     let sleep_requested = outcome(
         &spec(DesiredState::Asleep),
         &status(Phase::Queued),
-        &admitted(with_processes(Processes::None)),
+        &admitted(with_processes(RunningAgents::None)),
     );
     assert_eq!(sleep_requested, (Phase::Asleep, 3, None), "an unwanted workspace starts");
 }
@@ -52,9 +52,10 @@ fn queued_workspace_starts_when_admitted() {
 #[test]
 fn created_workspace_joins_the_queue_once() {
     let created =
-        decide(&spec(DesiredState::Awake), &Status::new(NOW), &with_processes(Processes::None), NOW).status;
+        decide(&spec(DesiredState::Awake), &Status::new(NOW), &with_processes(RunningAgents::None), NOW)
+            .status;
     assert_eq!(created.queued_at, Some(OBSERVED_TIME));
-    let later = Observed { observed_time: OBSERVED_TIME + SECOND, ..with_processes(Processes::None) };
+    let later = Observed { observed_time: OBSERVED_TIME + SECOND, ..with_processes(RunningAgents::None) };
     assert_eq!(
         decide(&spec(DesiredState::Awake), &created, &later, NOW).status.queued_at,
         Some(OBSERVED_TIME)
@@ -70,10 +71,10 @@ fn pending_workspace_starts_when_nothing_runs() {
             (
                 "no processes",
                 now,
-                with_processes(Processes::None),
+                with_processes(RunningAgents::None),
                 (Phase::Starting, 4, Some(Action::StartAgent(4))),
             ),
-            ("processes unknown", now, with_processes(Processes::Unseen), (now, 3, None)),
+            ("processes unknown", now, with_processes(RunningAgents::Unseen), (now, 3, None)),
             ("orphaned processes", now, with_processes(agents(&[])), (now, 3, Some(Action::StopProcesses))),
             (
                 "an earlier agent runs",
@@ -81,7 +82,7 @@ fn pending_workspace_starts_when_nothing_runs() {
                 with_processes(agents(&[2])),
                 (now, 3, Some(Action::StopProcesses)),
             ),
-            ("back-off", later, with_processes(Processes::None), (later, 3, None)),
+            ("back-off", later, with_processes(RunningAgents::None), (later, 3, None)),
             (
                 "orphaned processes in the back-off",
                 later,
@@ -90,9 +91,9 @@ fn pending_workspace_starts_when_nothing_runs() {
             ),
         ],
     );
-    let clock_set_back = pending(LONGEST_PAUSE + SECOND);
+    let clock_set_back = pending(MAX_BACKOFF + SECOND);
     let (phase, ..) =
-        outcome(&spec(DesiredState::Awake), &status(clock_set_back), &with_processes(Processes::None));
+        outcome(&spec(DesiredState::Awake), &status(clock_set_back), &with_processes(RunningAgents::None));
     assert_eq!(phase, Phase::Starting, "a clock that was set back delays the start");
 }
 
@@ -101,7 +102,7 @@ fn start_uses_a_new_epoch_and_storage_generation() {
     let decision = decide(
         &spec(DesiredState::Awake),
         &status(pending(Duration::ZERO)),
-        &with_processes(Processes::None),
+        &with_processes(RunningAgents::None),
         NOW,
     );
     assert_eq!((decision.status.epoch, decision.status.storage_generation), (4, 4));
@@ -159,7 +160,7 @@ fn start_that_waits_for_quota_is_queued_with_its_reason() {
 
 #[test]
 fn failed_start_backs_off() {
-    let again = pending(FIRST_PAUSE);
+    let again = pending(MIN_BACKOFF);
     let stop = (again, 3, Some(Action::StopProcesses));
     assert_table(
         DesiredState::Awake,
@@ -203,13 +204,13 @@ fn repeated_start_failures_back_off_and_count_as_failed() {
         assert_eq!(detail, "killed by SIGKILL");
     }
     assert_eq!(backoffs[..4], [1, 2, 4, 8].map(Duration::from_secs));
-    assert!(backoffs.is_sorted() && backoffs.last() == Some(&LONGEST_PAUSE));
+    assert!(backoffs.is_sorted() && backoffs.last() == Some(&MAX_BACKOFF));
 }
 
 #[test]
 fn request_shortens_back_off_to_the_first_pause() {
-    let mut waiting = Status { since: NOW, ..status(pending(LONGEST_PAUSE)) };
-    assert_eq!(shorten_backoff(&waiting, NOW).phase, pending(FIRST_PAUSE));
+    let mut waiting = Status { since: NOW, ..status(pending(MAX_BACKOFF)) };
+    assert_eq!(shorten_backoff(&waiting, NOW).phase, pending(MIN_BACKOFF));
     waiting.since = Timestamp(NOW.0 - 60_000);
     assert_eq!(shorten_backoff(&waiting, NOW).phase, pending(Duration::ZERO));
     assert_eq!(shorten_backoff(&status(Phase::Awake), NOW), status(Phase::Awake));

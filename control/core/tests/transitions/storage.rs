@@ -5,7 +5,7 @@ use std::time::Duration;
 use podling_core::{
     archive::ArchiveKey,
     decide::{Action, HELLO_LIMIT, decide},
-    observed::{Observed, Processes},
+    observed::{Observed, RunningAgents},
     reason::{Operation, StateReason},
     status::{MaintenanceRetry, MaintenanceStage, MaintenanceTask, Phase, Status},
     workspace::{DesiredState, Spec},
@@ -32,7 +32,7 @@ fn with_archive(observed: Observed, generation: u64) -> Observed {
 
 #[test]
 fn sleeping_workspace_is_archived_when_due() {
-    let none = || with_processes(Processes::None);
+    let none = || with_processes(RunningAgents::None);
     let asleep = (Phase::Asleep, 3, None);
     let starts = (ARCHIVE_STARTING, 4, Some(Action::StartAgent(4)));
     let backing_off = MaintenanceRetry { failures: 1, not_before: NOW.plus(SECOND) };
@@ -44,7 +44,7 @@ fn sleeping_workspace_is_archived_when_due() {
             "processes unknown",
             spec(DesiredState::Awake),
             asleep_for(24 * HOUR),
-            with_processes(Processes::Unseen),
+            with_processes(RunningAgents::Unseen),
             asleep,
         ),
         (
@@ -102,7 +102,7 @@ fn maintenance_runs_once_its_agent_connects() {
 
 #[test]
 fn storage_is_released_once_archived() {
-    let none = || with_processes(Processes::None);
+    let none = || with_processes(RunningAgents::None);
     assert_table(
         DesiredState::Awake,
         &[
@@ -152,7 +152,7 @@ fn failed_maintenance_is_retried_after_back_off() {
             (
                 "processes unknown",
                 ARCHIVE_RUNNING,
-                with_processes(Processes::Unseen),
+                with_processes(RunningAgents::Unseen),
                 (ARCHIVE_RUNNING, 3, None),
             ),
         ],
@@ -187,7 +187,7 @@ fn retried_three_times(phase: Phase) -> Status {
 
 #[test]
 fn released_storage_is_removed_and_its_archive_retained() {
-    let none = || with_processes(Processes::None);
+    let none = || with_processes(RunningAgents::None);
     let storage_removed = || Observed { removed: true, ..none() };
     let storage_present = || archived(status(Phase::Archived), &[3]);
     let archived_without_storage = (Phase::Archived, 3, None);
@@ -228,7 +228,7 @@ fn released_storage_is_removed_and_its_archive_retained() {
 
 #[test]
 fn request_restores_from_the_archive() {
-    let none = || with_processes(Processes::None);
+    let none = || with_processes(RunningAgents::None);
     let starts = (RESTORE_STARTING, 4, Some(Action::StartAgent(4)));
     let fresh: Spec =
         Spec { source: Some(ArchiveKey("another-workspace".into())), ..spec(DesiredState::Awake) };
@@ -284,7 +284,7 @@ fn restored_workspace_joins_the_queue() {
 
 #[test]
 fn archives_expire_oldest_first_then_the_record_is_removed() {
-    let none = || with_processes(Processes::None);
+    let none = || with_processes(RunningAgents::None);
     let days = |n: u32| n * 24 * HOUR;
     let with = |ages: &[(u64, u32)], status: Status| Status {
         archives: ages.iter().map(|(g, age)| archive(*g, days(*age))).collect(),

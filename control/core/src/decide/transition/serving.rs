@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::Input;
+use super::TransitionInput;
 use crate::{
     decide::{HEALTHY_AFTER, HELLO_LIMIT, SILENCE_LIMIT, backoff},
     mutant::{self, Mutant},
-    observed::Processes,
+    observed::RunningAgents,
     reason::StateReason,
     status::{Phase, Status},
     time::Timestamp,
@@ -15,7 +15,7 @@ use crate::{
 
 /// Applies when the workspace is desired asleep or deleted, or when the control plane is shutting
 /// down. Ends the processes without asking the agent.
-pub(super) fn end_now(input: Input<'_>) -> Option<Status> {
+pub(super) fn stop_now(input: TransitionInput<'_>) -> Option<Status> {
     let reason = match input.spec.desired_state {
         _ if input.observed.shutting_down => StateReason::ShuttingDown,
         DesiredState::Asleep => StateReason::SleepRequested,
@@ -28,13 +28,13 @@ pub(super) fn end_now(input: Input<'_>) -> Option<Status> {
 }
 
 /// Applies when a queued workspace has no position yet. It joins the admission queue.
-pub(super) fn enqueue(input: Input<'_>) -> Option<Status> {
+pub(super) fn enqueue(input: TransitionInput<'_>) -> Option<Status> {
     let joined = Some(input.observed.observed_time);
     input.status.queued_at.is_none().then(|| Status { queued_at: joined, ..input.status.clone() })
 }
 
 /// Applies when the quota admits the workspace. Allocates the requested resources.
-pub(super) fn admit(input: Input<'_>) -> Option<Status> {
+pub(super) fn admit(input: TransitionInput<'_>) -> Option<Status> {
     input.observed.admitted.then(|| Status {
         allocated: Some(input.spec.resources),
         queued_at: None,
@@ -45,7 +45,7 @@ pub(super) fn admit(input: Input<'_>) -> Option<Status> {
 /// Applies when the requested resources differ from the allocated ones. A decrease is allocated at
 /// once. An increase waits in the admission queue, and the workspace keeps its allocated resources
 /// meanwhile. A withdrawn increase leaves the queue.
-pub(super) fn resized(input: Input<'_>) -> Option<Status> {
+pub(super) fn resized(input: TransitionInput<'_>) -> Option<Status> {
     let requested = input.spec.resources;
     let unchanged = input.status.allocated == Some(requested);
     let admitted = input.observed.admitted || mutant::is(Mutant::GrowsAtOnce);
@@ -63,11 +63,11 @@ pub(super) fn resized(input: Input<'_>) -> Option<Status> {
 
 /// Applies when no process runs and the pause after a failure is over. Takes the next epoch and the
 /// next storage generation.
-pub(super) fn start(input: Input<'_>, not_before: Timestamp) -> Option<Status> {
+pub(super) fn start(input: TransitionInput<'_>, not_before: Timestamp) -> Option<Status> {
     let something_runs = match input.observed.processes {
-        Processes::None => false,
-        Processes::Some(_) => !mutant::is(Mutant::StartsBeside),
-        Processes::Unseen => true,
+        RunningAgents::None => false,
+        RunningAgents::Some(_) => !mutant::is(Mutant::StartsBeside),
+        RunningAgents::Unseen => true,
     };
     if something_runs || backoff::is_pending(not_before, input.now) {
         return None;
@@ -89,24 +89,26 @@ pub(super) fn start(input: Input<'_>, not_before: Timestamp) -> Option<Status> {
 
 /// Applies when the start failed: the agent ended, another agent runs, or the agent did not connect
 /// in time.
-pub(super) fn start_failed(input: Input<'_>) -> Option<Status> {
+pub(super) fn start_failed(input: TransitionInput<'_>) -> Option<Status> {
     let reason = start_failure(input)?;
     Some(input.fail(reason, input.status.failures.saturating_add(1)))
 }
 
 /// Returns why the agent that was started cannot serve, or `None` while the start may still
 /// succeed.
-pub(super) fn start_failure(input: Input<'_>) -> Option<StateReason> {
+pub(super) fn start_failure(input: TransitionInput<'_>) -> Option<StateReason> {
     let (status, observed) = (input.status, input.observed);
     let alone = BTreeSet::from([status.epoch]);
     match (&observed.ended, &observed.processes) {
         (Some(ended), _) if ended.epoch == status.epoch => {
             Some(StateReason::AgentStartFailed { detail: ended.detail.clone() })
         }
-        (_, Processes::Some(agents)) if !agents.is_subset(&alone) && !mutant::is(Mutant::StartsBeside) => {
+        (_, RunningAgents::Some(agents))
+            if !agents.is_subset(&alone) && !mutant::is(Mutant::StartsBeside) =>
+        {
             Some(StateReason::EarlierAgentFound)
         }
-        _ if input.lives() && observed.silence >= HELLO_LIMIT => {
+        _ if input.is_running() && observed.silence >= HELLO_LIMIT => {
             Some(StateReason::AgentHelloTimeout { limit_seconds: HELLO_LIMIT.as_secs() })
         }
         _ => None,
@@ -114,8 +116,8 @@ pub(super) fn start_failure(input: Input<'_>) -> Option<StateReason> {
 }
 
 /// Applies when the agent that was started has connected.
-pub(super) fn hello(input: Input<'_>) -> Option<Status> {
-    (input.connected() && input.lives()).then(|| {
+pub(super) fn hello(input: TransitionInput<'_>) -> Option<Status> {
+    (input.connected() && input.is_running()).then(|| {
         let mut next = input.to(Phase::Awake, StateReason::AgentConnected);
         next.woke_at = input.observed.observed_time;
         next.requested_at = input.observed.observed_time;
@@ -124,8 +126,8 @@ pub(super) fn hello(input: Input<'_>) -> Option<Status> {
 }
 
 /// Applies when the agent no longer runs. The first restart follows without a pause.
-pub(super) fn died(input: Input<'_>) -> Option<Status> {
-    if input.observed.processes == Processes::Unseen || input.lives() {
+pub(super) fn agent_ended(input: TransitionInput<'_>) -> Option<Status> {
+    if input.observed.processes == RunningAgents::Unseen || input.is_running() {
         return None;
     }
     let ended = input.observed.ended.as_ref().filter(|ended| ended.epoch == input.status.epoch);
@@ -134,8 +136,8 @@ pub(super) fn died(input: Input<'_>) -> Option<Status> {
 }
 
 /// Applies when the agent runs, but has sent no heartbeat for [`SILENCE_LIMIT`].
-pub(super) fn silent(input: Input<'_>) -> Option<Status> {
-    let unheard = input.lives() && !input.connected();
+pub(super) fn agent_silent(input: TransitionInput<'_>) -> Option<Status> {
+    let unheard = input.is_running() && !input.connected();
     let silent = input.observed.silence >= SILENCE_LIMIT || mutant::is(Mutant::EndsUnheard);
     (unheard && silent).then(|| {
         let reason = StateReason::AgentSilent { limit_seconds: SILENCE_LIMIT.as_secs() };
@@ -146,8 +148,8 @@ pub(super) fn silent(input: Input<'_>) -> Option<Status> {
 /// Applies when the agent is lost again and the workspace was not used since the last restart. The
 /// workspace falls asleep instead of being restarted. Each new agent counts idle time from zero, so
 /// repeated kills could otherwise keep a workspace awake for ever.
-pub(super) fn stop_restarting(input: Input<'_>) -> Option<Status> {
-    let lost = died(input).or_else(|| silent(input))?;
+pub(super) fn stop_restarting(input: TransitionInput<'_>) -> Option<Status> {
+    let lost = agent_ended(input).or_else(|| agent_silent(input))?;
     (input.status.failures > 0 && !input.was_used()).then(|| {
         let reason = StateReason::AgentLostUnused { cause: lost.reason.as_cause() };
         Status { observed_request: input.spec.request_seq, ..input.to(Phase::FallingAsleep, reason) }
@@ -155,8 +157,8 @@ pub(super) fn stop_restarting(input: Input<'_>) -> Option<Status> {
 }
 
 /// Applies when a workspace with failures has been awake for [`HEALTHY_AFTER`], is connected and
-/// was used. Forgets the failures.
-pub(super) fn healthy(input: Input<'_>) -> Option<Status> {
+/// was used. Clears the failures.
+pub(super) fn healthy(input: TransitionInput<'_>) -> Option<Status> {
     let for_a_while = input.now.since(input.status.since) >= HEALTHY_AFTER;
     let healthy = input.connected() && input.was_used() && for_a_while && input.status.failures > 0;
     healthy.then(|| Status { failures: 0, ..input.status.clone() })

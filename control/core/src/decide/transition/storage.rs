@@ -1,10 +1,10 @@
 //! Transitions that archive, remove and restore the storage of a sleeping workspace.
 
-use super::{Input, serving};
+use super::{TransitionInput, serving};
 use crate::{
     decide::{Action, backoff},
     mutant::{self, Mutant},
-    observed::Processes,
+    observed::RunningAgents,
     reason::StateReason,
     status::{MaintenanceRetry, MaintenanceStage, MaintenanceTask, Phase, Status},
     workspace::DesiredState,
@@ -12,7 +12,7 @@ use crate::{
 
 /// Applies in every phase when an archive was proven or removed, and in `Archived` when the storage
 /// was removed.
-pub(super) fn sync_archives(input: Input<'_>) -> Option<Status> {
+pub(super) fn sync_archives(input: TransitionInput<'_>) -> Option<Status> {
     let (status, observed) = (input.status, input.observed);
     if let Some(archive) = &observed.archived
         && !observed.expired.contains(&archive.generation)
@@ -38,7 +38,7 @@ pub(super) fn sync_archives(input: Input<'_>) -> Option<Status> {
 
 /// Applies when a proven archive holds the storage's present content, so that the storage may be
 /// removed. Also applies to a deleted workspace that never had storage.
-pub(super) fn release_storage(input: Input<'_>) -> Option<Status> {
+pub(super) fn release_storage(input: TransitionInput<'_>) -> Option<Status> {
     if input.observed.shutting_down {
         return None;
     }
@@ -54,7 +54,7 @@ pub(super) fn release_storage(input: Input<'_>) -> Option<Status> {
 
 /// Applies when the workspace has been asleep for `archive_after` or is being deleted, and an
 /// archive slot is free.
-pub(super) fn archive_due(input: Input<'_>) -> Option<Status> {
+pub(super) fn archive_due(input: TransitionInput<'_>) -> Option<Status> {
     let slept = input.observed.observed_time.saturating_sub(input.status.slept_at);
     let slept = match mutant::is(Mutant::TrustsWallClock) {
         true => input.now.since(input.status.since),
@@ -62,46 +62,48 @@ pub(super) fn archive_due(input: Input<'_>) -> Option<Status> {
     };
     let deleted = input.spec.desired_state == DesiredState::Deleted;
     let due = slept >= input.spec.policy.archive_after || deleted;
-    (due && input.status.storage && !input.observed.archive_slots_full && may_open(input)).then(|| {
-        let reason = if deleted { StateReason::ArchiveBeforeDelete } else { StateReason::ArchiveDue };
-        opening(input, MaintenanceTask::Archive, reason)
-    })
+    (due && input.status.storage && !input.observed.archive_slots_full && can_start_maintenance(input)).then(
+        || {
+            let reason = if deleted { StateReason::ArchiveBeforeDelete } else { StateReason::ArchiveDue };
+            start_maintenance(input, MaintenanceTask::Archive, reason)
+        },
+    )
 }
 
 /// Applies when a request wakes a workspace of which only an archive is left.
-pub(super) fn restore(input: Input<'_>) -> Option<Status> {
+pub(super) fn restore(input: TransitionInput<'_>) -> Option<Status> {
     let source = input.status.archive().map(|archive| &archive.key).or(input.spec.source.as_ref())?;
-    (input.is_requested() && !input.status.storage && may_open(input)).then(|| {
+    (input.is_requested() && !input.status.storage && can_start_maintenance(input)).then(|| {
         let reason = StateReason::Restoring { archive: source.clone() };
-        let mut next = opening(input, MaintenanceTask::Restore, reason);
+        let mut next = start_maintenance(input, MaintenanceTask::Restore, reason);
         // From here on the storage may be partly filled. The archive is not changed.
         next.storage = true;
         next
     })
 }
 
-fn may_open(input: Input<'_>) -> bool {
+fn can_start_maintenance(input: TransitionInput<'_>) -> bool {
     !input.observed.shutting_down
-        && input.observed.processes == Processes::None
+        && input.observed.processes == RunningAgents::None
         && !backoff::is_pending(input.status.maintenance_retry.not_before, input.now)
 }
 
 /// Returns the status that starts an agent in maintenance mode. That agent runs no programs of the
 /// user, so the storage generation stays.
-fn opening(input: Input<'_>, task: MaintenanceTask, reason: StateReason) -> Status {
+fn start_maintenance(input: TransitionInput<'_>, task: MaintenanceTask, reason: StateReason) -> Status {
     let mut next = input.to(Phase::Maintenance { task, stage: MaintenanceStage::Starting }, reason);
     next.epoch += 1;
     next
 }
 
 /// Applies when the agent in maintenance mode has connected.
-pub(super) fn opened(input: Input<'_>, task: MaintenanceTask) -> Option<Status> {
-    (input.connected() && input.lives())
+pub(super) fn maintenance_started(input: TransitionInput<'_>, task: MaintenanceTask) -> Option<Status> {
+    (input.connected() && input.is_running())
         .then(|| input.on_to(Phase::Maintenance { task, stage: MaintenanceStage::Running }))
 }
 
 /// Applies when the archive is proven.
-pub(super) fn archived(input: Input<'_>) -> Option<Status> {
+pub(super) fn archived(input: TransitionInput<'_>) -> Option<Status> {
     let archive = input.status.archive()?.key.clone();
     let mut next = input.to(Phase::Asleep, StateReason::Archived { archive });
     next.maintenance_retry = MaintenanceRetry::default();
@@ -109,7 +111,7 @@ pub(super) fn archived(input: Input<'_>) -> Option<Status> {
 }
 
 /// Applies when the storage has been filled from the archive.
-pub(super) fn restored(input: Input<'_>) -> Option<Status> {
+pub(super) fn restored(input: TransitionInput<'_>) -> Option<Status> {
     let done = input.observed.restored == Some(input.status.epoch) || mutant::is(Mutant::RestoresInNoTime);
     done.then(|| {
         let mut next = input.to(Phase::Queued, StateReason::Restored);
@@ -123,7 +125,7 @@ pub(super) fn restored(input: Input<'_>) -> Option<Status> {
 
 /// Applies when maintenance failed or is no longer wanted. The present storage stays if it was
 /// being archived. It is removed if it was being restored, because it may be incomplete.
-pub(super) fn retry_later(input: Input<'_>, task: MaintenanceTask) -> Option<Status> {
+pub(super) fn retry_later(input: TransitionInput<'_>, task: MaintenanceTask) -> Option<Status> {
     let back = match task {
         MaintenanceTask::Archive => Phase::Asleep,
         MaintenanceTask::Restore => Phase::Archived,
@@ -145,7 +147,7 @@ pub(super) fn retry_later(input: Input<'_>, task: MaintenanceTask) -> Option<Sta
     Some(next)
 }
 
-fn failure(input: Input<'_>, task: MaintenanceTask) -> Option<StateReason> {
+fn failure(input: TransitionInput<'_>, task: MaintenanceTask) -> Option<StateReason> {
     let running = matches!(input.status.phase, Phase::Maintenance { stage: MaintenanceStage::Running, .. });
     let action = match task {
         MaintenanceTask::Archive => Action::Archive(input.status.epoch),
@@ -154,8 +156,8 @@ fn failure(input: Input<'_>, task: MaintenanceTask) -> Option<StateReason> {
     let failed = input.observed.last_failure.as_ref().filter(|last| last.action == action);
     match failed {
         Some(last) => Some(last.failure.as_reason(action)),
-        None if running && (input.lives() && input.connected()) => None,
-        None if running && input.observed.processes == Processes::Unseen => None,
+        None if running && (input.is_running() && input.connected()) => None,
+        None if running && input.observed.processes == RunningAgents::Unseen => None,
         None if running => Some(StateReason::MaintenanceAgentLost),
         None => serving::start_failure(input),
     }
@@ -163,7 +165,7 @@ fn failure(input: Input<'_>, task: MaintenanceTask) -> Option<StateReason> {
 
 /// Applies when neither storage nor archives are left, and no source archive is still to be
 /// restored.
-pub(super) fn nothing_left(input: Input<'_>) -> Option<Status> {
+pub(super) fn nothing_left(input: TransitionInput<'_>) -> Option<Status> {
     let fresh = input.spec.source.is_some() && input.status.storage_generation == 0;
     let wanted = fresh && !input.spec.desired_state.is_gone();
     (!input.status.storage && input.status.archives.is_empty() && !wanted).then(|| {
