@@ -175,7 +175,7 @@ impl Children {
                 }
             }
         }
-        table.forget_empty_groups();
+        table.remove_empty_groups();
     }
 
     fn lock(&self) -> MutexGuard<'_, ChildTable> {

@@ -95,7 +95,7 @@ pub struct Driver<B> {
     /// Running agents without a record. The record may exist, but be unreadable at present.
     unknown_agents: Vec<Instance>,
     /// The bits of every workspace id that was ever issued.
-    used: HashSet<u64>,
+    issued_ids: HashSet<u64>,
     /// Set by [`DriverHandle::down`]. The processes of all workspaces end.
     shutting_down: bool,
     /// Set by [`DriverHandle::drain_idle`]. Idle workspaces fall asleep, and the others continue.
@@ -166,7 +166,7 @@ impl<B: Backend> Driver<B> {
         let mut driver = Self {
             entries,
             unknown_agents: Vec::new(),
-            used: loaded.used,
+            issued_ids: loaded.issued_ids,
             shutting_down: false,
             draining_idle: false,
             drain_reply: None,

@@ -23,7 +23,7 @@ use crate::{
     identity::ControlIdentity,
     metrics::ControlMetrics,
     principal::Principal,
-    snapshot::{AgentView, Snapshots},
+    snapshot::{AgentView, SnapshotReceiver},
 };
 
 mod access;
@@ -54,7 +54,7 @@ impl Gateway {
     /// `wakes`. When that queue is full, the held call sends its wake request again later.
     pub fn new(
         identity: Arc<ControlIdentity>,
-        snapshots: Snapshots,
+        snapshots: SnapshotReceiver,
         wakes: mpsc::Sender<WorkspaceId>,
         metrics: Arc<ControlMetrics>,
         streams: CancellationToken,

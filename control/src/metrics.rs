@@ -18,7 +18,7 @@ use prometheus_client::{
 };
 use tonic::Code;
 
-use crate::snapshot::{Snapshots, WorkspaceView};
+use crate::snapshot::{SnapshotReceiver, WorkspaceView};
 
 pub struct ControlMetrics {
     registry: Registry,
@@ -53,7 +53,7 @@ pub struct ExchangeOutcome {
 impl ControlMetrics {
     /// Creates all metrics with the value 0. Workspaces are counted in `snapshots` at each scrape.
     /// `queue` returns the number of events that wait for the driver.
-    pub fn new(snapshots: Snapshots, queue: impl Fn() -> usize + Send + Sync + 'static) -> Self {
+    pub fn new(snapshots: SnapshotReceiver, queue: impl Fn() -> usize + Send + Sync + 'static) -> Self {
         let mut registry = Registry::with_prefix("podling");
         let requests = Family::<RequestLabels, Counter>::default();
         let (held, connections, agent_connections) = (Gauge::default(), Gauge::default(), Gauge::default());
@@ -149,7 +149,7 @@ fn code_name(code: Code) -> String {
 
 /// Counts workspaces by state, and those with an unknown connection.
 #[derive(Debug)]
-struct WorkspaceCollector(Snapshots);
+struct WorkspaceCollector(SnapshotReceiver);
 
 impl Collector for WorkspaceCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {

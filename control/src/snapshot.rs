@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use crate::{backend::InstanceId, progress::TransferProgress, store::LogEntry};
 
 /// Receives new snapshots. A slow receiver sees only the newest one.
-pub type Snapshots = watch::Receiver<Arc<Snapshot>>;
+pub type SnapshotReceiver = watch::Receiver<Arc<Snapshot>>;
 
 /// Every state with its public name, in the order of a workspace's life.
 pub const STATES: &[(State, &str)] = &[
@@ -48,12 +48,12 @@ pub struct Snapshot {
     /// Time counted by ticks of running control planes, over all restarts.
     pub observed_time: Duration,
     /// Progress of the shutdown that `podling down` requested. `None` if there is none.
-    pub down: Option<Down>,
+    pub down: Option<ShutdownProgress>,
 }
 
 /// Progress of a shutdown that ends all workspaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Down {
+pub struct ShutdownProgress {
     /// Workspaces that have not fallen asleep, or whose record is not durable yet.
     pub remaining: usize,
     pub total: usize,

@@ -117,7 +117,7 @@ impl WorkspaceRecord {
 pub struct LoadedRecords {
     pub records: Vec<WorkspaceRecord>,
     /// Bits of the ids that must not be assigned again.
-    pub used: HashSet<u64>,
+    pub issued_ids: HashSet<u64>,
     /// Observed time, added up over all runs of the control plane.
     pub observed_time: Duration,
 }

@@ -109,7 +109,7 @@ pub fn next_step(next: &NextStep) -> String {
         Step::Unspecified => "a step that this version does not know",
         Step::RestartAgent => "the agent is started again",
         Step::GiveUpStart => "the start is given up unless the agent connects",
-        Step::ResetFailures => "earlier failures of the agent are forgotten",
+        Step::ResetFailures => "earlier failures of the agent are cleared",
         Step::RestartSilentAgent => "the agent is restarted unless a heartbeat arrives",
         Step::WarnOfSleep => "users are warned that the workspace falls asleep",
         Step::Sleep => sleep(next.sleep_cause()),

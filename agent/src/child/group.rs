@@ -59,7 +59,7 @@ impl ChildTable {
         is_ours
     }
 
-    pub(super) fn forget_empty_groups(&mut self) {
+    pub(super) fn remove_empty_groups(&mut self) {
         self.leaderless.retain(|id, _| has_members(*id));
     }
 }

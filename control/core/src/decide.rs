@@ -146,7 +146,7 @@ pub fn decide(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp)
         if followed >= MAX_TRANSITIONS {
             break;
         }
-        mutant::took(&status, &next);
+        mutant::record(&status, &next);
         status = next;
     }
     let due = action::of(spec, &status, observed);

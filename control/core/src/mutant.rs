@@ -1,7 +1,7 @@
 //! Deliberate mistakes, and a record of the transitions that decisions follow. Each mistake breaks
 //! one law of the simulation, which thereby proves that it would notice the mistake.
 //!
-//! Without the feature `mutants`, `is` is a constant `false` and `took` does nothing.
+//! Without the feature `mutants`, `is` is a constant `false` and `record` does nothing.
 
 /// A deliberate mistake of the state machine, named for its effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub enum Mutant {
     /// Commit follows although prepare is not confirmed.
     IgnoresPrepare,
     /// The sleep continues although the agent declined the commit.
-    IgnoresRefusal,
+    IgnoresDecline,
     /// Processes are ended before the agent has saved.
     EndsBeforeReady,
     /// Unknown activity counts as idle.
@@ -29,11 +29,11 @@ pub enum Mutant {
     /// A requested sleep ends the processes without asking the agent.
     SleepsInOnePhase,
     /// The record is removed before the storage.
-    ForgetsFirst,
+    RemovesRecordFirst,
     /// The quota admits every workspace.
     AdmitsAll,
     /// An increase of an awake workspace's resources is allocated without quota.
-    GrowsAtOnce,
+    AllocatesWithoutQuota,
     /// Allocated resources never reach the running agent.
     NeverResizes,
     /// The last workspace in the admission queue is admitted first.
@@ -43,14 +43,14 @@ pub enum Mutant {
     /// A request to wake that arrives while the workspace falls asleep is ignored.
     LosesWake,
     /// A new agent is started while an earlier one runs.
-    StartsBeside,
+    StartsSecondAgent,
     /// A start after a failed start reuses the epoch.
     ReusesEpoch,
     /// A restore is taken as done as soon as it begins.
     RestoresInNoTime,
     /// An agent without heartbeats is restarted without waiting for
     /// [`crate::decide::SILENCE_LIMIT`].
-    EndsUnheard,
+    EndsSilentAgent,
 }
 
 #[cfg(feature = "mutants")]
@@ -71,22 +71,22 @@ mod chosen {
         Mutant::KeepsGeneration,
         Mutant::TrustsOldArchive,
         Mutant::IgnoresPrepare,
-        Mutant::IgnoresRefusal,
+        Mutant::IgnoresDecline,
         Mutant::EndsBeforeReady,
         Mutant::SleepsOnUnknown,
         Mutant::TrustsWallClock,
         Mutant::SleepsInOnePhase,
-        Mutant::ForgetsFirst,
+        Mutant::RemovesRecordFirst,
         Mutant::AdmitsAll,
-        Mutant::GrowsAtOnce,
+        Mutant::AllocatesWithoutQuota,
         Mutant::NeverResizes,
         Mutant::ServesLastFirst,
         Mutant::ExpiresNewest,
         Mutant::LosesWake,
-        Mutant::StartsBeside,
+        Mutant::StartsSecondAgent,
         Mutant::ReusesEpoch,
         Mutant::RestoresInNoTime,
-        Mutant::EndsUnheard,
+        Mutant::EndsSilentAgent,
     ];
 
     /// A transition that a decision followed.
@@ -102,7 +102,7 @@ mod chosen {
 
     thread_local! {
         static CHOSEN: Cell<Option<Mutant>> = const { Cell::new(None) };
-        static TAKEN: RefCell<Vec<FollowedTransition>> = const { RefCell::new(Vec::new()) };
+        static RECORDED: RefCell<Vec<FollowedTransition>> = const { RefCell::new(Vec::new()) };
     }
 
     /// Makes the decisions of this thread follow the mutant. `None` restores the correct behaviour.
@@ -111,19 +111,20 @@ mod chosen {
     }
 
     /// Returns the transitions of this thread's decisions since the last call.
-    pub fn taken() -> Vec<FollowedTransition> {
-        TAKEN.take()
+    pub fn take_recorded() -> Vec<FollowedTransition> {
+        RECORDED.take()
     }
 
     pub(crate) fn is(mutant: Mutant) -> bool {
         CHOSEN.get() == Some(mutant)
     }
 
-    pub(crate) fn took(from: &Status, to: &Status) {
+    pub(crate) fn record(from: &Status, to: &Status) {
         let resized =
             from.phase == to.phase && (from.allocated, from.queued_at) != (to.allocated, to.queued_at);
-        let taken = FollowedTransition { from: from.phase, to: to.phase, reason: to.reason.clone(), resized };
-        TAKEN.with_borrow_mut(|all| all.push(taken));
+        let recorded =
+            FollowedTransition { from: from.phase, to: to.phase, reason: to.reason.clone(), resized };
+        RECORDED.with_borrow_mut(|all| all.push(recorded));
     }
 }
 
@@ -133,4 +134,4 @@ pub(crate) const fn is(_mutant: Mutant) -> bool {
 }
 
 #[cfg(not(feature = "mutants"))]
-pub(crate) const fn took(_from: &crate::status::Status, _to: &crate::status::Status) {}
+pub(crate) const fn record(_from: &crate::status::Status, _to: &crate::status::Status) {}

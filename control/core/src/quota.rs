@@ -46,28 +46,29 @@ pub struct QuotaRequest<'a> {
     pub id: &'a WorkspaceId,
     pub owner: &'a Owner,
     /// Resources that the workspace holds.
-    pub has: Option<Resources>,
+    pub held: Option<Resources>,
     /// Observed time at which the workspace joined the queue ([`Status::queued_at`]), and the
-    /// resources that it waits for in place of `has`. A clock that is set back changes no position,
+    /// resources that it waits for in place of `held`. A clock that is set back changes no position,
     /// because the queue is ordered by observed time.
-    pub waits: Option<(Duration, Resources)>,
+    pub requested: Option<(Duration, Resources)>,
 }
 
 impl<'a> QuotaRequest<'a> {
     /// Returns the quota request of a workspace, or `None` if it neither holds quota nor waits for
     /// it. `status` may still be rolled back to `durable`, so the larger reservation of both is
-    /// used. `ends` is set while a workspace that is being deleted still has processes.
-    pub fn of(spec: &'a Spec, status: &Status, durable: Option<&Status>, ends: bool) -> Option<Self> {
+    /// used. `is_stopping` is set while a workspace that is being deleted still has processes.
+    pub fn of(spec: &'a Spec, status: &Status, durable: Option<&Status>, is_stopping: bool) -> Option<Self> {
         let allocated =
             |status: &Status| status.phase.holds_quota().then(|| status.allocated.unwrap_or(spec.resources));
-        let decided = allocated(status).or_else(|| ends.then(|| status.allocated.unwrap_or(spec.resources)));
-        let has = match (decided, durable.and_then(allocated)) {
+        let decided =
+            allocated(status).or_else(|| is_stopping.then(|| status.allocated.unwrap_or(spec.resources)));
+        let held = match (decided, durable.and_then(allocated)) {
             (Some(one), Some(other)) => Some(one.max(other)),
             (one, other) => one.or(other),
         };
-        let waits = match status.phase {
+        let requested = match status.phase {
             // A workspace that has not joined the queue yet comes last.
-            Phase::Queued if has.is_none() => Some(status.queued_at.unwrap_or(Duration::MAX)),
+            Phase::Queued if held.is_none() => Some(status.queued_at.unwrap_or(Duration::MAX)),
             phase
                 if phase.holds_quota()
                     && status.allocated.is_some_and(|allocated| allocated != spec.resources) =>
@@ -76,8 +77,13 @@ impl<'a> QuotaRequest<'a> {
             }
             _ => None,
         };
-        let waits = waits.map(|since| (since, spec.resources));
-        (has.is_some() || waits.is_some()).then_some(Self { id: &spec.id, owner: &spec.owner, has, waits })
+        let requested = requested.map(|since| (since, spec.resources));
+        (held.is_some() || requested.is_some()).then_some(Self {
+            id: &spec.id,
+            owner: &spec.owner,
+            held,
+            requested,
+        })
     }
 }
 
@@ -101,11 +107,11 @@ pub fn admission_queue<'a>(
     let mut owners: BTreeMap<&Owner, QuotaUsage> = BTreeMap::new();
     let mut waiting = Vec::new();
     for request in requests {
-        if let Some(has) = request.has {
-            total.add(has);
-            owners.entry(request.owner).or_default().add(has);
+        if let Some(held) = request.held {
+            total.add(held);
+            owners.entry(request.owner).or_default().add(held);
         }
-        if let Some((since, resources)) = request.waits {
+        if let Some((since, resources)) = request.requested {
             waiting.push((since, resources, request));
         }
     }
@@ -118,7 +124,7 @@ pub fn admission_queue<'a>(
     let mut full_owners = BTreeSet::new();
     for (_, resources, request) in waiting {
         let own = owners.entry(request.owner).or_default();
-        let (own_without, total_without) = (own.without(request.has), total.without(request.has));
+        let (own_without, total_without) = (own.without(request.held), total.without(request.held));
         // A request that can never fit, because the quota was lowered, does not block others.
         let never_fits = !quotas.total.allows(resources) || !quotas.owner.allows(resources);
         if !never_fits && !own_without.fits(resources, &quotas.owner) {

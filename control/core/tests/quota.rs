@@ -14,24 +14,24 @@ struct TestWorkspace {
     id: WorkspaceId,
     owner: Owner,
     resources: Resources,
-    has: Option<Resources>,
-    waits: Option<Duration>,
+    held: Option<Resources>,
+    requested: Option<Duration>,
 }
 
-fn workspace(n: u64, owner: &str, cpu_millis: u64, waits: Option<u64>) -> TestWorkspace {
+fn workspace(n: u64, owner: &str, cpu_millis: u64, requested: Option<u64>) -> TestWorkspace {
     TestWorkspace {
         id: WorkspaceId::from_bits(n),
         owner: owner.parse().expect("valid owner"),
         resources: Resources { cpu_millis, memory_bytes: 1 },
-        has: None,
-        waits: waits.map(Duration::from_secs),
+        held: None,
+        requested: requested.map(Duration::from_secs),
     }
 }
 
 fn quota_request(workspace: &TestWorkspace) -> QuotaRequest<'_> {
-    let has = workspace.has.or(workspace.waits.is_none().then_some(workspace.resources));
-    let waits = workspace.waits.map(|since| (since, workspace.resources));
-    QuotaRequest { id: &workspace.id, owner: &workspace.owner, has, waits }
+    let held = workspace.held.or(workspace.requested.is_none().then_some(workspace.resources));
+    let requested = workspace.requested.map(|since| (since, workspace.resources));
+    QuotaRequest { id: &workspace.id, owner: &workspace.owner, held, requested }
 }
 
 fn cpu(owner: Option<u64>, total: Option<u64>) -> Quotas {
@@ -83,8 +83,8 @@ fn large_workspace_is_not_overtaken_by_small_ones() {
 
 #[test]
 fn resize_waits_in_the_queue_for_its_additional_quota() {
-    let grows = |n, has, wants, since| TestWorkspace {
-        has: Some(Resources { cpu_millis: has, memory_bytes: 1 }),
+    let grows = |n, held, wants, since| TestWorkspace {
+        held: Some(Resources { cpu_millis: held, memory_bytes: 1 }),
         ..workspace(n, "a", wants, Some(since))
     };
     let all = [grows(1, 1, 3, 5), workspace(2, "a", 1, Some(6)), workspace(3, "b", 1, Some(7))];
@@ -138,12 +138,12 @@ proptest! {
         owner in any_quota(),
         total in any_quota(),
     ) {
-        let make = |(n, (owner_index, cpu, waits)): (usize, _)| {
-            workspace(n as u64, &format!("o{owner_index}"), cpu, waits)
+        let make = |(n, (owner_index, cpu, requested)): (usize, _)| {
+            workspace(n as u64, &format!("o{owner_index}"), cpu, requested)
         };
         let all: Vec<TestWorkspace> = workspaces.into_iter().enumerate().map(make).collect();
         let queue = queued(&all, &Quotas { owner, total });
-        let before: Vec<_> = all.iter().filter(|o| o.waits.is_none()).collect();
+        let before: Vec<_> = all.iter().filter(|o| o.requested.is_none()).collect();
         let after = admitted(&all, &queue);
         prop_assert!(after.len() == before.len() || fits(&after, &total));
         for owner_index in 0..4 {
@@ -170,14 +170,14 @@ proptest! {
             let queue = queued(&all, &quotas);
             for workspace in &mut all {
                 if !queue.contains(&workspace.id.bits()) {
-                    workspace.waits = None;
+                    workspace.requested = None;
                 }
             }
-            if all.iter().any(|workspace| workspace.id.bits() == 999 && workspace.waits.is_none()) {
+            if all.iter().any(|workspace| workspace.id.bits() == 999 && workspace.requested.is_none()) {
                 return Ok(());
             }
             // The workspace that was admitted first ends.
-            if let Some(oldest) = all.iter().position(|workspace| workspace.waits.is_none()) {
+            if let Some(oldest) = all.iter().position(|workspace| workspace.requested.is_none()) {
                 all.remove(oldest);
             }
             let arrival = now as u64 + 2;

@@ -18,7 +18,7 @@ use super::caller;
 use crate::{
     identity::{ControlIdentity, MAX_TTL, TokenGrant},
     principal::Principal,
-    snapshot::Snapshots,
+    snapshot::SnapshotReceiver,
 };
 
 /// Lifetime of a token if the request sets none.
@@ -28,12 +28,12 @@ const MIN_TTL: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct TokensService {
     identity: Arc<ControlIdentity>,
-    snapshots: Snapshots,
+    snapshots: SnapshotReceiver,
 }
 
 impl TokensService {
     /// Creates the service. It looks up names of workspaces in `snapshots`.
-    pub fn new(identity: Arc<ControlIdentity>, snapshots: Snapshots) -> Self {
+    pub fn new(identity: Arc<ControlIdentity>, snapshots: SnapshotReceiver) -> Self {
         Self { identity, snapshots }
     }
 

@@ -20,7 +20,7 @@ impl<B: Backend> Driver<B> {
                 .iter_mut()
                 .filter_map(|(id, entry)| {
                     let position = queue.get(id).copied();
-                    let waits = entry.quota_request().is_some_and(|request| request.waits.is_some());
+                    let waits = entry.quota_request().is_some_and(|request| request.requested.is_some());
                     let changed = entry.queue_position != position
                         || (waits && position.is_none() != entry.observed.admitted);
                     entry.queue_position = position;

@@ -39,7 +39,7 @@ impl<B: Backend> Driver<B> {
         } else {
             entry.set_instances(running.iter());
         }
-        self.used.insert(id.bits());
+        self.issued_ids.insert(id.bits());
         self.queue_changed = true;
         self.entries.insert(id.clone(), entry);
         self.advance(&id);

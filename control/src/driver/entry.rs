@@ -188,17 +188,17 @@ impl WorkspaceEntry {
     pub(super) fn instance_ended(&mut self, instance: &Instance, how: String) {
         self.instances.retain(|other| other.id != instance.id);
         self.observed.agent_ended(instance.epoch, how);
-        self.forget_agent();
+        self.clear_agent();
     }
 
     /// Records that no agent runs.
     pub(super) fn clear_instances(&mut self) {
         self.instances.clear();
-        self.forget_agent();
+        self.clear_agent();
     }
 
     /// Removes the claimed agent unless it is the running agent of the current epoch.
-    fn forget_agent(&mut self) {
+    fn clear_agent(&mut self) {
         if self.instance().is_none() {
             self.agent = None;
             self.activity = None;

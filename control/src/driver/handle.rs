@@ -10,7 +10,7 @@ use super::{
     event::{DriverEvent, Reply},
 };
 use crate::{
-    snapshot::{Snapshots, WorkspaceView},
+    snapshot::{SnapshotReceiver, WorkspaceView},
     store::WorkspaceRecord,
 };
 
@@ -22,15 +22,15 @@ pub(super) const EVENT_QUEUE: usize = 1024;
 #[derive(Debug, Clone)]
 pub struct DriverHandle {
     events: mpsc::Sender<DriverEvent>,
-    snapshots: Snapshots,
+    snapshots: SnapshotReceiver,
 }
 
 impl DriverHandle {
-    pub(super) fn new(events: mpsc::Sender<DriverEvent>, snapshots: Snapshots) -> Self {
+    pub(super) fn new(events: mpsc::Sender<DriverEvent>, snapshots: SnapshotReceiver) -> Self {
         Self { events, snapshots }
     }
 
-    pub fn snapshots(&self) -> Snapshots {
+    pub fn snapshots(&self) -> SnapshotReceiver {
         self.snapshots.clone()
     }
 

@@ -8,7 +8,7 @@ use tokio::{sync::watch, time::Instant};
 use super::Driver;
 use crate::{
     backend::Backend,
-    snapshot::{Down, Snapshot, Snapshots},
+    snapshot::{ShutdownProgress, Snapshot, SnapshotReceiver},
 };
 
 /// Shortest pause after a snapshot, for each workspace in it. Copying the map takes about 0.1 µs
@@ -28,7 +28,7 @@ pub(super) struct SnapshotPublisher {
 }
 
 impl SnapshotPublisher {
-    pub(super) fn new(now: Timestamp) -> (Self, Snapshots) {
+    pub(super) fn new(now: Timestamp) -> (Self, SnapshotReceiver) {
         let (snapshots, receiver) = watch::channel(Arc::default());
         (Self { snapshots, generation: now.0, changed: true, not_before: Instant::now() }, receiver)
     }
@@ -95,7 +95,7 @@ impl<B: Backend> Driver<B> {
             generation: self.publisher.generation,
             workspaces: views.collect(),
             observed_time: self.observed_time,
-            down: self.shutting_down.then_some(Down { remaining, total }),
+            down: self.shutting_down.then_some(ShutdownProgress { remaining, total }),
         };
         self.publisher.snapshots.send_replace(Arc::new(snapshot));
         self.publisher.changed = false;

@@ -321,7 +321,7 @@ impl<B: Backend> Driver<B> {
             // fail once it is seeded.
             SystemRandom::new().fill(&mut bits).expect("the kernel's random source failed");
             let id = WorkspaceId::from_bits(u64::from_ne_bytes(bits));
-            if self.used.insert(id.bits()) {
+            if self.issued_ids.insert(id.bits()) {
                 return id;
             }
         }

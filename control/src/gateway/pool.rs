@@ -72,7 +72,7 @@ impl AgentPools {
         let permit = pool.reserve()?;
         let dialed = permit.0.dialed.get_or_try_init(|| dial(agent, &self.tasks));
         let dialed = timeout(DIAL_TIMEOUT, dialed).await.unwrap_or(Err(AgentDialError::Timeout));
-        let sender = dialed.inspect_err(|_| pool.forget(&permit.0))?.sender.clone();
+        let sender = dialed.inspect_err(|_| pool.remove(&permit.0))?.sender.clone();
         Ok(PooledStream { sender, _permit: permit })
     }
 
@@ -126,7 +126,7 @@ impl AgentPool {
         Ok(StreamPermit::on(&connection))
     }
 
-    fn forget(&self, failed: &Arc<PooledConnection>) {
+    fn remove(&self, failed: &Arc<PooledConnection>) {
         self.connections().retain(|connection| !Arc::ptr_eq(connection, failed));
     }
 

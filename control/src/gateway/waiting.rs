@@ -18,7 +18,7 @@ use super::{
 use crate::{
     principal::Principal,
     reasons,
-    snapshot::{AgentView, Snapshots, WorkspaceView},
+    snapshot::{AgentView, SnapshotReceiver, WorkspaceView},
 };
 
 /// Longest time for which a request is held. Then the request fails with WAKE_TIMEOUT. Longer than
@@ -30,7 +30,7 @@ pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct AgentWaiter {
-    snapshots: Snapshots,
+    snapshots: SnapshotReceiver,
     wakes: mpsc::Sender<WorkspaceId>,
     queue: WakeQueue,
 }
@@ -43,7 +43,7 @@ enum ForwardDecision {
 }
 
 impl AgentWaiter {
-    pub(super) fn new(snapshots: Snapshots, wakes: mpsc::Sender<WorkspaceId>, gauge: Gauge) -> Self {
+    pub(super) fn new(snapshots: SnapshotReceiver, wakes: mpsc::Sender<WorkspaceId>, gauge: Gauge) -> Self {
         Self { snapshots, wakes, queue: WakeQueue::new(gauge) }
     }
 
@@ -109,7 +109,7 @@ impl AgentWaiter {
 }
 
 fn find(
-    snapshots: &mut Snapshots,
+    snapshots: &mut SnapshotReceiver,
     caller: &Principal,
     id: &WorkspaceId,
 ) -> Result<Arc<WorkspaceView>, WireError> {

@@ -23,7 +23,7 @@ use crate::{
     lease::{Leader, Leadership, LeaseCandidate},
     open_files::OpenFiles,
     server::TcpAcceptor,
-    snapshot::Snapshots,
+    snapshot::SnapshotReceiver,
     store::{KubernetesStore, RedbStore, Store},
     template::{TemplateFollower, Templates},
 };
@@ -40,7 +40,7 @@ pub(super) struct Platform<B, R> {
     pub(super) store: Arc<dyn Store>,
     /// Whether this replica is the leader. Permanent on one machine.
     pub(super) leadership: Arc<Leadership>,
-    pub(super) reviewer: Box<dyn FnOnce(Snapshots) -> Result<R, BackendError> + Send>,
+    pub(super) reviewer: Box<dyn FnOnce(SnapshotReceiver) -> Result<R, BackendError> + Send>,
     pub(super) templates: watch::Receiver<Arc<Templates>>,
     /// The public listener if it is bound already, as in a standby replica.
     pub(super) public: Option<Arc<TcpAcceptor>>,

@@ -89,7 +89,7 @@ impl KubernetesStore {
     }
 
     /// Drops the cache of this workspace if it is empty.
-    fn forget_if_empty(&self, id: &WorkspaceId) {
+    fn drop_if_empty(&self, id: &WorkspaceId) {
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         if caches.get(id).is_some_and(|cache| cache.is_empty()) {
             caches.remove(id);
@@ -132,7 +132,7 @@ impl Store for KubernetesStore {
             match stored::read(&name, json.as_bytes()) {
                 Ok(record) => {
                     self.cache(&record.spec.id).set_archived(&record).await;
-                    loaded.used.insert(record.spec.id.bits());
+                    loaded.issued_ids.insert(record.spec.id.bits());
                     loaded.records.push(record);
                 }
                 Err(problem) => log_unreadable(&name, &problem),
@@ -143,7 +143,7 @@ impl Store for KubernetesStore {
         let workspaces = self.all_workspaces.list(&ListParams::default()).await.map_err(reading)?;
         for resource in dedupe_by_id(workspaces.into_iter().filter_map(readable).collect(), &gone) {
             let name = resource.name_any();
-            loaded.used.extend(id_of(&resource).ok().map(|id| id.bits()));
+            loaded.issued_ids.extend(id_of(&resource).ok().map(|id| id.bits()));
             match record(&resource, templates.get(&resource.spec.template)) {
                 Ok(record) => {
                     self.cache(&record.spec.id).set_loaded(resource, &record).await;

@@ -136,7 +136,7 @@ impl RedbFile {
         let mut loaded = LoadedRecords::default();
         for entry in transaction.open_table(WORKSPACES)?.iter()? {
             let (key, json) = entry?;
-            loaded.used.extend(bits(key.value()));
+            loaded.issued_ids.extend(bits(key.value()));
             match stored::read(key.value(), json.value()) {
                 Ok(record) => loaded.records.push(record),
                 Err(problem) => tracing::error!(
@@ -147,7 +147,7 @@ impl RedbFile {
             }
         }
         for entry in transaction.open_table(TOMBSTONES)?.iter()? {
-            loaded.used.extend(bits(entry?.0.value()));
+            loaded.issued_ids.extend(bits(entry?.0.value()));
         }
         let watched = transaction.open_table(WATCH)?.get(WITNESSED)?;
         loaded.observed_time = Duration::from_millis(watched.map_or(0, |millis| millis.value()));
@@ -246,7 +246,7 @@ mod tests {
         drop(store);
         let loaded = RedbFile::open(&path).unwrap().load().unwrap();
         assert_eq!(loaded.records, [kept]);
-        assert_eq!(loaded.used, [1, 2].into());
+        assert_eq!(loaded.issued_ids, [1, 2].into());
         assert_eq!(loaded.observed_time, watched);
         assert_eq!(
             std::fs::metadata(&path).unwrap().mode() & 0o777,
@@ -273,7 +273,7 @@ mod tests {
         for _ in 0..2 {
             let loaded = RedbFile::open(&path).unwrap().load().unwrap();
             assert_eq!(loaded.records.len(), 1);
-            assert_eq!(loaded.used, [1, 2, 3].into(), "their ids are not reused");
+            assert_eq!(loaded.issued_ids, [1, 2, 3].into(), "their ids are not reused");
         }
     }
 }

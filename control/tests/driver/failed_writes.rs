@@ -99,5 +99,5 @@ async fn unsaved_changes_are_rolled_back_and_saved_state_stays() {
     });
     let loaded = store.await.expect("the store").load().await.unwrap();
     assert_eq!(loaded.records.len(), 2);
-    assert_eq!(loaded.used.len(), 2 + tries, "each rejected workspace has a tombstone");
+    assert_eq!(loaded.issued_ids.len(), 2 + tries, "each rejected workspace has a tombstone");
 }

@@ -33,13 +33,15 @@ pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed) -> Option<Ac
         ) => None,
         (Phase::Starting | Phase::Maintenance { .. }, RunningAgents::None) => Some(Action::StartAgent(epoch)),
         (Phase::Starting, RunningAgents::Some(agents))
-            if mutant::is(Mutant::StartsBeside) && !agents.contains(&epoch) =>
+            if mutant::is(Mutant::StartsSecondAgent) && !agents.contains(&epoch) =>
         {
             Some(Action::StartAgent(epoch))
         }
         (Phase::Starting | Phase::Maintenance { .. }, RunningAgents::Some(_)) => None,
         (_, RunningAgents::Some(_)) => Some(Action::StopProcesses),
-        (Phase::Deleting, RunningAgents::None) if !observed.removed && !mutant::is(Mutant::ForgetsFirst) => {
+        (Phase::Deleting, RunningAgents::None)
+            if !observed.removed && !mutant::is(Mutant::RemovesRecordFirst) =>
+        {
             Some(Action::RemoveStorage)
         }
         (Phase::Deleting, RunningAgents::None) => Some(

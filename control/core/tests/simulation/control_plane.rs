@@ -166,12 +166,12 @@ impl WorkspaceEntry {
     fn waits(&self) -> bool {
         let would_use =
             matches!(self.phase(), Phase::Queued | Phase::Pending { .. } | Phase::Starting | Phase::Awake);
-        would_use && self.quota_request().is_some_and(|quota_request| quota_request.waits.is_some())
+        would_use && self.quota_request().is_some_and(|quota_request| quota_request.requested.is_some())
     }
 
     /// Returns the resources that the workspace holds of its owner's quota.
-    pub(crate) fn has(&self) -> Option<Resources> {
-        self.quota_request()?.has
+    pub(crate) fn held(&self) -> Option<Resources> {
+        self.quota_request()?.held
     }
 }
 
@@ -197,6 +197,6 @@ impl ControlPlane {
     }
 
     pub(crate) fn holders(&self) -> impl Iterator<Item = &WorkspaceEntry> {
-        self.entries.values().filter(|entry| entry.has().is_some())
+        self.entries.values().filter(|entry| entry.held().is_some())
     }
 }

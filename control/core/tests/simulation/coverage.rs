@@ -118,7 +118,7 @@ impl Coverage {
     }
 
     /// Returns whether this transition was followed.
-    pub(crate) fn took(&self, transition: &str) -> bool {
+    pub(crate) fn has_followed(&self, transition: &str) -> bool {
         self.transitions.contains_key(transition)
     }
 

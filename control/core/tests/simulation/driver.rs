@@ -34,9 +34,9 @@ impl Simulation {
             entry.observed.admitted = admitted;
             entry.observed.shutting_down = shutting_down;
             entry.observed.observed_time = observed_time;
-            mutant::taken();
+            mutant::take_recorded();
             let decision = decide(&entry.record.spec, &entry.record.status, &entry.observed, now);
-            let followed = mutant::taken();
+            let followed = mutant::take_recorded();
             let again = decide(&entry.record.spec, &decision.status, &entry.observed, now);
             let before = entry.record.clone();
             if decision.status != before.status {

@@ -147,7 +147,7 @@ impl Simulation {
         // fit beside it.
         let held = |by: &dyn Fn(&Spec) -> bool, one: &Spec| {
             let holders = control.holders().filter(|holder| by(&holder.record.spec));
-            holders.filter_map(WorkspaceEntry::has).chain([one.resources]).collect::<Vec<_>>()
+            holders.filter_map(WorkspaceEntry::held).chain([one.resources]).collect::<Vec<_>>()
         };
         let overtaken = earlier.iter().find(|(_, entry)| {
             let spec = &entry.record.spec;
@@ -164,10 +164,10 @@ impl Simulation {
             let StoredRecord { spec, status } = &*entry.record;
             let was = entry.durable.as_ref().map(|record| record.status.phase);
             let (owner, cpu) = (&spec.owner, spec.resources.cpu_millis);
-            let (phase, joined, has) =
-                (status.phase, status.queued_at, entry.has().map(|has| has.cpu_millis));
+            let (phase, joined, held) =
+                (status.phase, status.queued_at, entry.held().map(|held| held.cpu_millis));
             format!(
-                "w{w} of {owner}, cpu {cpu}, holds {has:?}: {phase:?}, stored {was:?}, queued at {joined:?}"
+                "w{w} of {owner}, cpu {cpu}, holds {held:?}: {phase:?}, stored {was:?}, queued at {joined:?}"
             )
         });
         let details = details.collect::<Vec<_>>().join("\n");

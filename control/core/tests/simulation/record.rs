@@ -86,7 +86,7 @@ impl Recording {
     fn check(&mut self) -> Result<(), String> {
         // A replay takes less time than the simulation. Failures that are cleared here after two
         // minutes would not be cleared there.
-        let healthy = self.sim.coverage.took("healthy");
+        let healthy = self.sim.coverage.has_followed("healthy");
         self.sim.check(!healthy, || "the trace takes too long for a replay: choose another seed".into());
         match self.sim.broken_law.take() {
             Some(law) => Err(format!(

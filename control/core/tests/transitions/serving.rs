@@ -117,7 +117,7 @@ fn unused_agent_that_ends_again_is_not_restarted() {
 }
 
 #[test]
-fn failures_are_forgotten_when_used_and_connected() {
+fn failures_are_cleared_when_used_and_connected() {
     let failed_before = |ago: Duration| Status {
         failures: 4,
         since: Timestamp(NOW.0 - ago.as_millis() as u64),

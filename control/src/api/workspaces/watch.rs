@@ -19,14 +19,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::{parse::WorkspaceScope, show::workspace};
-use crate::snapshot::{Snapshot, Snapshots};
+use crate::snapshot::{Snapshot, SnapshotReceiver};
 
 /// Longest silence of the stream before a keep-alive event. Proxies close streams that are silent
 /// for a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 struct WorkspaceWatch {
-    snapshots: Snapshots,
+    snapshots: SnapshotReceiver,
     whose: WorkspaceScope,
     only: Option<WorkspaceId>,
     closing: CancellationToken,
@@ -40,7 +40,7 @@ struct WorkspaceWatch {
 
 /// Yields the workspaces that exist, then every change, until `closing` is cancelled.
 pub(super) fn watch_events(
-    mut snapshots: Snapshots,
+    mut snapshots: SnapshotReceiver,
     whose: WorkspaceScope,
     only: Option<WorkspaceId>,
     closing: CancellationToken,
@@ -114,7 +114,7 @@ impl WorkspaceWatch {
 }
 
 /// Yields the progress of `down` until no process of a workspace is left.
-pub(super) fn down_progress(snapshots: Snapshots) -> impl Stream<Item = Result<DownResponse, Status>> {
+pub(super) fn down_progress(snapshots: SnapshotReceiver) -> impl Stream<Item = Result<DownResponse, Status>> {
     stream::unfold(Some((snapshots, None)), |state| async move {
         let (mut snapshots, sent_versions) = state?;
         let differs =

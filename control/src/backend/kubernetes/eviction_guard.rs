@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::{cluster::ClusterClient, retry::is_code};
 use crate::{
     kubernetes::objects::pod_name,
-    snapshot::{Snapshots, WorkspaceView},
+    snapshot::{SnapshotReceiver, WorkspaceView},
 };
 
 /// Annotations of the cluster-autoscaler (its FAQ, "What types of pods can prevent CA from removing
@@ -48,7 +48,7 @@ impl EvictionGuard {
     }
 
     /// Runs until the driver has ended.
-    pub async fn run(mut self, snapshots: Snapshots) {
+    pub async fn run(mut self, snapshots: SnapshotReceiver) {
         while snapshots.has_changed().is_ok() {
             let snapshot = snapshots.borrow().clone();
             let used: BTreeMap<_, _> =

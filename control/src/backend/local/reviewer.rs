@@ -8,7 +8,7 @@ use podling_core::id::WorkspaceId;
 use super::process::HostBoot;
 use crate::{
     backend::{AgentReviewer, BackendError, InstanceId, ReportedProcess, ReviewedCredential},
-    snapshot::{Fingerprint, Snapshots},
+    snapshot::{Fingerprint, SnapshotReceiver},
 };
 
 /// Returns the credential of this workspace's agent.
@@ -19,14 +19,14 @@ pub(super) fn credential(workspace: &WorkspaceId, secret: &str) -> String {
 /// Authenticates the agents that the local backend started.
 #[derive(Debug)]
 pub struct LocalReviewer {
-    snapshots: Snapshots,
+    snapshots: SnapshotReceiver,
     host: HostBoot,
 }
 
 impl LocalReviewer {
     /// Creates a reviewer. `snapshots` contain the digests of the secrets. Fails if the machine's
     /// boot ID cannot be read.
-    pub fn new(snapshots: Snapshots) -> Result<Self, BackendError> {
+    pub fn new(snapshots: SnapshotReceiver) -> Result<Self, BackendError> {
         let host = HostBoot::current()?;
         Ok(Self { snapshots, host })
     }

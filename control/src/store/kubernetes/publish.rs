@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     clock,
-    snapshot::{Snapshots, WorkspaceView},
+    snapshot::{SnapshotReceiver, WorkspaceView},
     store::LogEntry,
 };
 
@@ -34,7 +34,7 @@ struct PublishedStatus {
 
 impl KubernetesStore {
     /// Publishes statuses until the driver ends.
-    pub async fn publish_status(&self, snapshots: Snapshots) {
+    pub async fn publish_status(&self, snapshots: SnapshotReceiver) {
         let mut all_published: BTreeMap<WorkspaceId, PublishedStatus> = BTreeMap::new();
         while snapshots.has_changed().is_ok() {
             let snapshot = snapshots.borrow().clone();

@@ -127,7 +127,7 @@ impl ResourceCache {
 
     /// Undoes [`Self::mark_released`], when the watch reports the deletion or the removal has
     /// failed. Returns whether the resource was marked.
-    pub(super) fn forget_released(&self, resource: &Workspace) -> bool {
+    pub(super) fn take_released(&self, resource: &Workspace) -> bool {
         let uid = resource.uid().unwrap_or_default();
         self.released.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid)
     }
@@ -277,11 +277,8 @@ mod tests {
         cache.mark_released(&first);
         cache.mark_released(&second);
         assert!(cache.is_released(&first) && cache.is_released(&second));
-        assert!(
-            cache.forget_released(&first) && !cache.forget_released(&first),
-            "the deletion is reported once"
-        );
+        assert!(cache.take_released(&first) && !cache.take_released(&first), "the deletion is reported once");
         assert!(!cache.is_empty(), "the second deletion is not reported yet");
-        assert!(cache.forget_released(&second) && cache.is_empty());
+        assert!(cache.take_released(&second) && cache.is_empty());
     }
 }

@@ -157,8 +157,8 @@ impl KubernetesStore {
     fn handle_deletion(&self, resource: &Workspace) {
         let Ok(id) = id_of(resource) else { return };
         let cache = self.cache(&id);
-        if cache.forget_released(resource) {
-            self.forget_if_empty(&id);
+        if cache.take_released(resource) {
+            self.drop_if_empty(&id);
         } else if cache.latest().is_some_and(|latest| latest.uid() == resource.uid()) {
             tracing::warn!(workspace = %id, "workspace resource is gone; its data is retained");
             cache.mark_deleted();

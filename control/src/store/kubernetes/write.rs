@@ -111,7 +111,7 @@ impl KubernetesStore {
         }
         *written = LastWrite::default();
         drop(written);
-        self.forget_if_empty(id);
+        self.drop_if_empty(id);
         Ok(())
     }
 
@@ -229,7 +229,7 @@ impl KubernetesStore {
         match done {
             Ok(()) => cache.mark_deleted(),
             Err(_) => {
-                cache.forget_released(&latest);
+                cache.take_released(&latest);
             }
         }
         done.map_err(|error| failed(operation(), error))

@@ -48,7 +48,7 @@ pub(super) fn admit(input: TransitionInput<'_>) -> Option<Status> {
 pub(super) fn resized(input: TransitionInput<'_>) -> Option<Status> {
     let requested = input.spec.resources;
     let unchanged = input.status.allocated == Some(requested);
-    let admitted = input.observed.admitted || mutant::is(Mutant::GrowsAtOnce);
+    let admitted = input.observed.admitted || mutant::is(Mutant::AllocatesWithoutQuota);
     let is_allocated =
         input.status.allocated.is_none_or(|allocated| admitted || requested.fits_in(allocated));
     let status = input.status.clone();
@@ -66,7 +66,7 @@ pub(super) fn resized(input: TransitionInput<'_>) -> Option<Status> {
 pub(super) fn start(input: TransitionInput<'_>, not_before: Timestamp) -> Option<Status> {
     let something_runs = match input.observed.processes {
         RunningAgents::None => false,
-        RunningAgents::Some(_) => !mutant::is(Mutant::StartsBeside),
+        RunningAgents::Some(_) => !mutant::is(Mutant::StartsSecondAgent),
         RunningAgents::Unseen => true,
     };
     if something_runs || backoff::is_pending(not_before, input.now) {
@@ -104,7 +104,7 @@ pub(super) fn start_failure(input: TransitionInput<'_>) -> Option<StateReason> {
             Some(StateReason::AgentStartFailed { detail: ended.detail.clone() })
         }
         (_, RunningAgents::Some(agents))
-            if !agents.is_subset(&alone) && !mutant::is(Mutant::StartsBeside) =>
+            if !agents.is_subset(&alone) && !mutant::is(Mutant::StartsSecondAgent) =>
         {
             Some(StateReason::EarlierAgentFound)
         }
@@ -138,7 +138,7 @@ pub(super) fn agent_ended(input: TransitionInput<'_>) -> Option<Status> {
 /// Applies when the agent runs, but has sent no heartbeat for [`SILENCE_LIMIT`].
 pub(super) fn agent_silent(input: TransitionInput<'_>) -> Option<Status> {
     let unheard = input.is_running() && !input.connected();
-    let silent = input.observed.silence >= SILENCE_LIMIT || mutant::is(Mutant::EndsUnheard);
+    let silent = input.observed.silence >= SILENCE_LIMIT || mutant::is(Mutant::EndsSilentAgent);
     (unheard && silent).then(|| {
         let reason = StateReason::AgentSilent { limit_seconds: SILENCE_LIMIT.as_secs() };
         input.fail(reason, input.status.failures)

@@ -147,7 +147,7 @@ pub(super) fn declined(input: TransitionInput<'_>) -> Option<Status> {
     }
     let last = commit_failure(input)?;
     match &last.failure {
-        Failure::Declined { .. } if mutant::is(Mutant::IgnoresRefusal) => {
+        Failure::Declined { .. } if mutant::is(Mutant::IgnoresDecline) => {
             Some(input.to(Phase::FallingAsleep, last.failure.as_reason(last.action)))
         }
         // A forced sleep does not ask the agent a second time. An agent that declines is ended.
