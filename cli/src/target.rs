@@ -82,7 +82,7 @@ impl ControlPlaneTarget {
 
 /// Returns the data directory: `--data`, `PODLING_DATA` or the default.
 pub fn data_directory(global: &GlobalOptions) -> Result<PathBuf, CommandFailure> {
-    config::data_folder(global.data.as_deref(), &|name| std::env::var(name).ok())
+    config::data_directory(global.data.as_deref(), &|name| std::env::var(name).ok())
         .map_err(|error| CommandFailure::Usage(error.to_string()))
 }
 

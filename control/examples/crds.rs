@@ -3,10 +3,10 @@
 use std::{fs, path::Path};
 
 fn main() -> anyhow::Result<()> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
-    fs::create_dir_all(&folder)?;
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
+    fs::create_dir_all(&directory)?;
     for (name, text) in podling_control::kubernetes::definitions()? {
-        fs::write(folder.join(name), text)?;
+        fs::write(directory.join(name), text)?;
     }
     Ok(())
 }

@@ -149,7 +149,7 @@ impl ControlConfig {
         let env = &|name: &str| env(name).filter(|text| !text.is_empty());
         let mut sources = ConfigSources::new(args, env);
         // The configuration file may be in the data directory, so it cannot set that directory.
-        let data = data_folder(data, env)?;
+        let data = data_directory(data, env)?;
         let named = args.config.clone().or_else(|| env("PODLING_CONFIG").map(PathBuf::from));
         if let Some(text) = read(named.as_deref(), &data.join("config.toml"))? {
             sources.file(&text.0, &text.1)?;
@@ -167,7 +167,7 @@ impl ControlConfig {
         };
         let usual =
             |key: &str, usual: &str| text(key).unwrap_or_else(|| sources::ConfigValue::default(usual));
-        let backend = match usual("backend", "local").parse(values::is_kubernetes)? {
+        let backend = match usual("backend", "local").parse(values::backend_is_kubernetes)? {
             false => BackendKind::Local,
             true => BackendKind::Kubernetes(KubernetesConfig {
                 namespace: text("namespace").map(|v| v.parse(values::label)).transpose()?,
@@ -188,14 +188,15 @@ impl ControlConfig {
             log_format: text("log_format").map_or(Ok(LogFormat::Text), |v| v.parse(values::log_format))?,
             templates: [
                 Some(data.join("templates")),
-                text("templates").map(|v| v.parse(values::folder)).transpose()?,
+                text("templates").map(|v| v.parse(values::directory)).transpose()?,
             ]
             .into_iter()
             .flatten()
             .collect(),
             default_template: text("default_template").map_or_else(|| "shell".to_owned(), |v| v.text),
-            backups: text("backups").map_or_else(|| folder_url(&data.join("backups")), |v| v.text),
-            scratch: text("scratch").map_or_else(|| Ok(data.join("scratch")), |v| v.parse(values::folder))?,
+            backups: text("backups").map_or_else(|| directory_url(&data.join("backups")), |v| v.text),
+            scratch: text("scratch")
+                .map_or_else(|| Ok(data.join("scratch")), |v| v.parse(values::directory))?,
             agent_command: Some(sources.list("agent_command", ' ').texts())
                 .filter(|words| !words.is_empty())
                 .unwrap_or(defaults.agent_command),
@@ -203,7 +204,7 @@ impl ControlConfig {
             quotas: Quotas { owner: quota("quota")?, total: quota("capacity")? },
             data,
         };
-        let plaintext = text("allow_plaintext").map_or(Ok(false), |v| v.parse(values::yes_or_no))?;
+        let plaintext = text("allow_plaintext").map_or(Ok(false), |v| v.parse(values::boolean))?;
         if config.tls.is_none() && !plaintext && !is_loopback(config.listen.ip()) {
             return Err(ConfigError::Plaintext { listen: config.listen, origin: listen.source });
         }
@@ -213,7 +214,7 @@ impl ControlConfig {
 
 /// Returns the data directory: the value of `--data`, of PODLING_DATA, or the default in the user's
 /// home.
-pub fn data_folder(
+pub fn data_directory(
     flag: Option<&Path>,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<PathBuf, ConfigError> {
@@ -223,7 +224,7 @@ pub fn data_folder(
         Some((text, ValueSource::Environment("PODLING_DATA".into())))
     };
     match flag.or_else(variable) {
-        Some((text, source)) => sources::ConfigValue { text, source }.parse(values::folder),
+        Some((text, source)) => sources::ConfigValue { text, source }.parse(values::directory),
         None => default_data(env),
     }
 }
@@ -232,7 +233,7 @@ fn default_data(env: &dyn Fn(&str) -> Option<String>) -> Result<PathBuf, ConfigE
     let absolute = |name: &str| env(name).map(PathBuf::from).filter(|path| path.is_absolute());
     absolute("XDG_DATA_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
-        .map(|folder| folder.join("podling"))
+        .map(|directory| directory.join("podling"))
         .ok_or_else(|| ConfigError::Value {
             value: String::new(),
             origin: ValueSource::Environment("HOME".into()),
@@ -267,8 +268,8 @@ fn tls(
 }
 
 /// Returns the URL of an absolute directory.
-fn folder_url(folder: &Path) -> String {
-    Url::from_file_path(folder).map(String::from).unwrap_or_default()
+fn directory_url(directory: &Path) -> String {
+    Url::from_file_path(directory).map(String::from).unwrap_or_default()
 }
 
 fn is_loopback(address: IpAddr) -> bool {

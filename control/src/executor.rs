@@ -61,7 +61,7 @@ enum CancelHandle {
     /// Aborts the task at any point.
     Abort(AbortHandle),
     /// Asks the backend to stop at a safe point.
-    GiveUp(CancellationToken),
+    Graceful(CancellationToken),
 }
 
 /// A request to perform an action, with its inputs.
@@ -193,7 +193,7 @@ impl<B: Backend> Executor<B> {
             result
         });
         let handle = cancellation
-            .map(CancelHandle::GiveUp)
+            .map(CancelHandle::Graceful)
             .or_else(|| limit.map(|_| CancelHandle::Abort(task.clone())));
         if let Some(handle) = handle {
             self.cancellable.insert(workspace.clone(), handle);
@@ -206,7 +206,7 @@ impl<B: Backend> Executor<B> {
     pub(crate) fn cancel(&mut self, workspace: &WorkspaceId) {
         match self.cancellable.remove(workspace) {
             Some(CancelHandle::Abort(task)) => task.abort(),
-            Some(CancelHandle::GiveUp(cancellation)) => cancellation.cancel(),
+            Some(CancelHandle::Graceful(cancellation)) => cancellation.cancel(),
             None => {}
         }
     }

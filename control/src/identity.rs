@@ -82,15 +82,15 @@ impl ControlIdentity {
     /// Reads the secrets in the data directory `data`. Creates missing ones, and replaces a signing
     /// key or a certificate that is too old.
     pub fn open(data: &Path) -> Result<Self, ControlIdentityError> {
-        let folder = data.join("control");
+        let directory = data.join("control");
         secret_file::create_private_dir(data)?;
-        secret_file::create_private_dir(&folder)?;
+        secret_file::create_private_dir(&directory)?;
         Ok(Self {
             root: root::RootToken::open(&root_token_file(data))?,
             // The constant is a valid owner; every test of this module parses it.
             root_owner: ROOT_OWNER.parse().expect("ROOT_OWNER is an owner"),
-            keys: signing::SigningKeys::open(&folder.join("token-keys.json"), now())?,
-            certificate: certificate::ControlCertificate::open(&folder, SystemTime::now())?,
+            keys: signing::SigningKeys::open(&directory.join("token-keys.json"), now())?,
+            certificate: certificate::ControlCertificate::open(&directory, SystemTime::now())?,
             agent_tokens: agent::AgentTokens::default(),
         })
     }

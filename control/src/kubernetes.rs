@@ -29,7 +29,7 @@ pub use self::{
     port::Port,
     resolve::{DesiredSpec, id_of, requested_resources, resolve, resource_names},
     resources::ResourcesSpec,
-    status::{LastArchive, NextTransition, WorkspaceStatus},
+    status::{LastArchive, NextStepStatus, WorkspaceStatus},
     storage::{AccessMode, StorageSpec},
     template::{WorkspaceTemplate, WorkspaceTemplateSpec},
     workspace::{DesiredResourceState, Workspace, WorkspaceSpec},
@@ -39,6 +39,11 @@ pub use self::{
 pub const GROUP: &str = "podling.dev";
 /// API version of all resources.
 pub const VERSION: &str = "v1alpha1";
+
+/// Returns whether the API server rejected a call with this HTTP status code.
+pub(crate) fn has_status_code(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
+}
 
 /// Returns the resource definitions as they are deployed, each with its file name and its JSON.
 pub fn definitions() -> Result<Vec<(&'static str, String)>, serde_json::Error> {

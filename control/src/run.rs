@@ -87,14 +87,14 @@ async fn run_platform(
     ready: Box<dyn FnOnce(ServingInfo) + Send + '_>,
 ) -> Result<(), ControlPlaneError> {
     let files = OpenFiles::raise();
-    let folder = data_dir::DataDirLock::claim(&config.data)?;
+    let data_dir_lock = data_dir::DataDirLock::acquire(&config.data)?;
     match config.backend.clone() {
         config::BackendKind::Local => {
-            serve(platform::local(&config, files)?, config, folder, shutdown, ready).await
+            serve(platform::local(&config, files)?, config, data_dir_lock, shutdown, ready).await
         }
         config::BackendKind::Kubernetes(kubernetes) => {
             let health = HealthListener::bind(kubernetes.health_listen, shutdown.clone()).await?;
-            health.serve_while(run_replica(config, kubernetes, folder, shutdown, ready)).await
+            health.serve_while(run_replica(config, kubernetes, data_dir_lock, shutdown, ready)).await
         }
     }
 }
@@ -103,7 +103,7 @@ async fn run_platform(
 async fn run_replica(
     config: ControlConfig,
     kubernetes: KubernetesConfig,
-    folder: data_dir::DataDirLock,
+    data_dir_lock: data_dir::DataDirLock,
     shutdown: CancellationToken,
     ready: Box<dyn FnOnce(ServingInfo) + Send + '_>,
 ) -> Result<(), ControlPlaneError> {
@@ -111,7 +111,7 @@ async fn run_replica(
     // Shut down while another replica is the leader.
     let Some(platform) = starting.await else { return Ok(()) };
     let (platform, leader) = platform?;
-    let done = serve(platform, config, folder, shutdown, ready).await;
+    let done = serve(platform, config, data_dir_lock, shutdown, ready).await;
     leader.release().await;
     done
 }
@@ -119,7 +119,7 @@ async fn run_replica(
 async fn serve<B: Backend, R: AgentReviewer>(
     platform: Platform<B, R>,
     config: ControlConfig,
-    folder: data_dir::DataDirLock,
+    data_dir_lock: data_dir::DataDirLock,
     shutdown: CancellationToken,
     ready: Box<dyn FnOnce(ServingInfo) + Send + '_>,
 ) -> Result<(), ControlPlaneError> {
@@ -204,7 +204,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
         Ok("the listener for agents")
     });
 
-    folder.announce(&url)?;
+    data_dir_lock.announce(&url)?;
     ready(ServingInfo { url, root_token: crate::identity::root_token_file(&config.data) });
     let early = tokio::select! {
         () = shutdown.cancelled() => None,

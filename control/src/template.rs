@@ -56,10 +56,10 @@ impl Templates {
     /// Loads the built-in templates, then the TOML files of each directory. A later template
     /// replaces an earlier one of the same name. A missing directory is not an error. Fails if a
     /// file is not valid or no template has the name `default`.
-    pub fn load(folders: &[PathBuf], default: &str) -> Result<Self, TemplateError> {
+    pub fn load(directories: &[PathBuf], default: &str) -> Result<Self, TemplateError> {
         let mut by_name = built_in::all();
-        for folder in folders {
-            for file in toml_files(folder)? {
+        for directory in directories {
+            for file in toml_files(directory)? {
                 let (name, template) = load_file(&file)?;
                 by_name.insert(name, Arc::new(template));
             }
@@ -89,9 +89,9 @@ impl Templates {
 }
 
 /// Returns the TOML files of a directory, sorted so that their order is the same at each start.
-fn toml_files(folder: &Path) -> Result<Vec<PathBuf>, TemplateError> {
-    let read = |source| TemplateError::Read { path: folder.to_owned(), source };
-    let entries = match fs::read_dir(folder) {
+fn toml_files(directory: &Path) -> Result<Vec<PathBuf>, TemplateError> {
+    let read = |source| TemplateError::Read { path: directory.to_owned(), source };
+    let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(read(e)),
@@ -129,10 +129,10 @@ mod tests {
 
     #[test]
     fn file_adds_or_replaces_template() {
-        let folder = tempfile::tempdir().expect("folder");
-        fs::write(folder.path().join("ide.toml"), "command = [\"code-server\"]\n").expect("write");
-        fs::write(folder.path().join("shell.toml"), "description = \"ours\"\n").expect("write");
-        let templates = Templates::load(&[folder.path().to_owned()], "ide").expect("templates");
+        let directory = tempfile::tempdir().expect("directory");
+        fs::write(directory.path().join("ide.toml"), "command = [\"code-server\"]\n").expect("write");
+        fs::write(directory.path().join("shell.toml"), "description = \"ours\"\n").expect("write");
+        let templates = Templates::load(&[directory.path().to_owned()], "ide").expect("templates");
         assert_eq!(templates.names().collect::<Vec<_>>(), ["ide", "python", "shell"]);
         let (name, ide) = templates.get("").expect("default");
         assert_eq!((name, ide.command.as_slice()), ("ide", &["code-server".to_owned()][..]));
@@ -141,10 +141,10 @@ mod tests {
 
     #[test]
     fn invalid_file_error_names_file_and_key() {
-        let folder = tempfile::tempdir().expect("folder");
-        let file = folder.path().join("ide.toml");
+        let directory = tempfile::tempdir().expect("directory");
+        let file = directory.path().join("ide.toml");
         fs::write(&file, "[policy]\nidle_timeout = \"soon\"\n").expect("write");
-        let error = Templates::load(&[folder.path().to_owned()], "shell").expect_err("bad").to_string();
+        let error = Templates::load(&[directory.path().to_owned()], "shell").expect_err("bad").to_string();
         assert!(error.contains("ide.toml") && error.contains("policy.idle_timeout"), "{error}");
     }
 

@@ -34,17 +34,17 @@ pub(crate) async fn connect(path: &Path) -> io::Result<UnixStream> {
 
 /// Returns a short path to the same file, and the descriptor that the path needs to stay valid.
 fn short(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "the path of a socket must name a file in a directory",
         ));
     };
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = rustix::fs::open(folder, flags, Mode::empty())?;
-    let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
-    Ok((folder, short))
+    let directory = rustix::fs::open(directory, flags, Mode::empty())?;
+    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+    Ok((directory, short))
 }
 
 #[cfg(test)]
@@ -53,9 +53,9 @@ mod tests {
 
     #[tokio::test]
     async fn socket_below_long_path_is_reachable() {
-        let folder = tempfile::tempdir().expect("folder");
-        let deep = folder.path().join("x".repeat(120)).join("y".repeat(120));
-        std::fs::create_dir_all(&deep).expect("folders");
+        let directory = tempfile::tempdir().expect("directory");
+        let deep = directory.path().join("x".repeat(120)).join("y".repeat(120));
+        std::fs::create_dir_all(&deep).expect("directories");
         let path = deep.join("control.sock");
         let listener = bind(&path).expect("bind");
         let (client, server) = tokio::join!(connect(&path), listener.accept());

@@ -97,7 +97,7 @@ impl<R: AgentReviewer> AgentSession<R> {
             return Err(rejected("the first message must be hello and arrive within 10 s"));
         };
         let (directives, inbox) = mpsc::channel(INBOX_MESSAGES);
-        let instance = self.reviewer.instance(proof, translate::process_account(&hello));
+        let instance = self.reviewer.instance(proof, translate::reported_process(&hello));
         match translate::hello(hello, self.workspace.clone(), instance, self.connection, directives) {
             Ok(hello) => {
                 tracing::debug!(workspace = %self.workspace, instance = %hello.instance, "agent connected");
@@ -128,9 +128,9 @@ impl<R: AgentReviewer> AgentSession<R> {
                 // One future waits for a token and then for a message, so that the driver's
                 // messages pass meanwhile.
                 message = async { bucket.wait_for_token().await; inbound.message().await } => match message {
-                    Ok(Some(AgentMessage { message: Some(Message::Heartbeat(beat)) })) => {
+                    Ok(Some(AgentMessage { message: Some(Message::Heartbeat(heartbeat)) })) => {
                         bucket.try_take();
-                        self.beat(beat).await
+                        self.heartbeat(heartbeat).await
                     }
                     Ok(Some(AgentMessage { message: Some(Message::DirectiveResult(result)) })) => {
                         bucket.try_take();
@@ -155,15 +155,18 @@ impl<R: AgentReviewer> AgentSession<R> {
 
     /// Passes a heartbeat to the driver and acknowledges it once the driver has counted it. Idle
     /// time counts only between acknowledged heartbeats.
-    async fn beat(&self, beat: podling_proto::control::v1::Heartbeat) -> Result<(), AgentSessionEnd> {
+    async fn heartbeat(
+        &self,
+        heartbeat: podling_proto::control::v1::Heartbeat,
+    ) -> Result<(), AgentSessionEnd> {
         let (accepted, was_accepted) = oneshot::channel();
-        let activity = Arc::new(translate::activity(beat.activity.unwrap_or_default()));
+        let activity = Arc::new(translate::activity(heartbeat.activity.unwrap_or_default()));
         let (workspace, connection) = (self.workspace.clone(), self.connection);
         self.driver.heartbeat(Heartbeat { workspace, connection, activity, accepted }).await?;
         match was_accepted.await {
             Ok(()) => {
                 self.heartbeats.inc();
-                self.send(translate::ack(beat.sequence)).await
+                self.send(translate::ack(heartbeat.sequence)).await
             }
             Err(_) => Ok(()),
         }

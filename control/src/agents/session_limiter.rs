@@ -36,7 +36,7 @@ pub(super) struct SessionLimiter(Arc<Mutex<LimiterState>>);
 
 #[derive(Debug, Default)]
 struct LimiterState {
-    of: HashMap<WorkspaceId, WorkspaceSessions>,
+    by_workspace: HashMap<WorkspaceId, WorkspaceSessions>,
     /// Number of tracked workspaces at which idle ones are pruned. Twice as many as the last prune
     /// left, so that pruning is rare.
     prune_at: usize,
@@ -70,11 +70,11 @@ impl SessionLimiter {
         connection: ConnectionId,
     ) -> Result<SessionPermit, WireError> {
         let mut all = self.lock();
-        if all.of.len() >= all.prune_at {
-            all.of.retain(|_, one| !one.sessions.is_empty() || !one.is_full());
-            all.prune_at = MIN_PRUNE_SIZE.max(all.of.len() * 2);
+        if all.by_workspace.len() >= all.prune_at {
+            all.by_workspace.retain(|_, one| !one.sessions.is_empty() || !one.is_full());
+            all.prune_at = MIN_PRUNE_SIZE.max(all.by_workspace.len() * 2);
         }
-        let one = all.of.entry(workspace.clone()).or_default();
+        let one = all.by_workspace.entry(workspace.clone()).or_default();
         if !one.bucket(credential).try_take() {
             let message = "agents of this workspace connect too often; retry in a second";
             let error = WireError::new(Reason::TooManyStreams, message).retry_after(PAUSE);
@@ -122,7 +122,7 @@ impl SessionPermit {
 
 impl Drop for SessionPermit {
     fn drop(&mut self) {
-        if let Some(one) = self.limiter.lock().of.get_mut(&self.workspace) {
+        if let Some(one) = self.limiter.lock().by_workspace.get_mut(&self.workspace) {
             one.sessions.retain(|(connection, _)| *connection != self.connection);
         }
     }
@@ -183,6 +183,6 @@ mod tests {
             limiter.admit(id(n), START, ConnectionId(n)).unwrap();
             tokio::time::advance(PAUSE).await;
         }
-        assert!(limiter.lock().of.len() <= 2 * MIN_PRUNE_SIZE);
+        assert!(limiter.lock().by_workspace.len() <= 2 * MIN_PRUNE_SIZE);
     }
 }

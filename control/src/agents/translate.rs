@@ -48,7 +48,7 @@ const MAX_ACTIVE_FOR: Duration = Duration::from_secs(60);
 const MAX_WORK_WINDOW: Duration = Duration::from_secs(60);
 const MIN_WORK_WINDOW: Duration = Duration::from_secs(1);
 
-pub(super) fn process_account(hello: &Hello) -> ReportedProcess {
+pub(super) fn reported_process(hello: &Hello) -> ReportedProcess {
     ReportedProcess { pid: hello.pid, start_ticks: hello.start_ticks }
 }
 

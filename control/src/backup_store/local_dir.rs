@@ -181,8 +181,8 @@ impl StagedFile {
         let Self { location, target, temporary } = self;
         let renamed = blocking(move || {
             temporary.persist_noclobber(&target).map_err(|error| error.error)?;
-            let synced =
-                File::open(target.parent().unwrap_or(Path::new("/"))).and_then(|folder| folder.sync_all());
+            let synced = File::open(target.parent().unwrap_or(Path::new("/")))
+                .and_then(|directory| directory.sync_all());
             if synced.is_err() {
                 // The name may not survive a power failure, so the file is not treated as stored.
                 let _also_failing = fs::remove_file(&target);
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn directory_is_created_private_below_existing_parent() {
-        let parent = tempfile::tempdir().expect("folder");
+        let parent = tempfile::tempdir().expect("directory");
         let path = parent.path().join("backups");
         LocalDir::open(&path).expect("made");
         assert_eq!(fs::metadata(&path).expect("metadata").mode() & 0o777, 0o700);
@@ -210,9 +210,9 @@ mod tests {
 
     #[test]
     fn directory_writable_by_others_is_rejected() {
-        let folder = tempfile::tempdir().expect("folder");
-        fs::set_permissions(folder.path(), Permissions::from_mode(0o1777)).expect("chmod");
-        let error = LocalDir::open(folder.path()).expect_err("shared").to_string();
+        let directory = tempfile::tempdir().expect("directory");
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o1777)).expect("chmod");
+        let error = LocalDir::open(directory.path()).expect_err("shared").to_string();
         assert!(error.contains("1777") && error.contains("chmod 700"), "{error}");
     }
 
@@ -224,17 +224,17 @@ mod tests {
 
     #[test]
     fn open_removes_only_stale_partial_files() {
-        let folder = tempfile::tempdir().expect("folder");
+        let directory = tempfile::tempdir().expect("directory");
         let make = |name: &str, days: u32| {
-            let file = File::create(folder.path().join(name)).expect("file");
+            let file = File::create(directory.path().join(name)).expect("file");
             let then = std::time::SystemTime::now() - PART_STALE * days;
             file.set_modified(then).expect("time");
         };
         make(".incoming-old.part", 2);
         make(".incoming-new.part", 0);
         make("other.part", 2);
-        LocalDir::open(folder.path()).expect("open");
-        let left = |name: &str| folder.path().join(name).exists();
+        LocalDir::open(directory.path()).expect("open");
+        let left = |name: &str| directory.path().join(name).exists();
         assert!(!left(".incoming-old.part") && left(".incoming-new.part") && left("other.part"));
     }
 }

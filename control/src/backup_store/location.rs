@@ -18,7 +18,7 @@ use super::{
 pub(super) struct StorageLocation {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
-    folder: Option<LocalDir>,
+    local_dir: Option<LocalDir>,
     /// Name of the store in errors, such as "the backup store /backups".
     name: String,
 }
@@ -56,22 +56,22 @@ impl StorageLocation {
             "file" => {
                 let path =
                     url.to_file_path().map_err(|()| wrong("file:// needs an absolute path and no host"))?;
-                Self::folder(&path)
+                Self::local_dir(&path)
             }
             "s3" | "gs" | "az" => Self::cloud(&url),
             _ => Err(wrong("its scheme is not supported")),
         }
     }
 
-    fn folder(path: &FilePath) -> Result<Self, OpenStoreError> {
-        let folder = LocalDir::open(path)?;
+    fn local_dir(path: &FilePath) -> Result<Self, OpenStoreError> {
+        let local_dir = LocalDir::open(path)?;
         let store = LocalFileSystem::new_with_prefix(path).map_err(|error| OpenStoreError::Directory {
             path: path.display().to_string(),
             problem: "cannot be used".to_owned(),
             source: Some(std::io::Error::other(error)),
         })?;
         let name = format!("the backup store {}", path.display());
-        Ok(Self { store: Arc::new(store), prefix: Path::default(), folder: Some(folder), name })
+        Ok(Self { store: Arc::new(store), prefix: Path::default(), local_dir: Some(local_dir), name })
     }
 
     #[cfg(feature = "cloud")]
@@ -86,7 +86,7 @@ impl StorageLocation {
     }
 
     pub(super) fn objects(store: Arc<dyn ObjectStore>, prefix: Path, name: &str) -> Self {
-        Self { store, prefix, folder: None, name: format!("the backup store {name}") }
+        Self { store, prefix, local_dir: None, name: format!("the backup store {name}") }
     }
 
     /// Returns the name of the store in errors.
@@ -96,8 +96,8 @@ impl StorageLocation {
 
     /// Returns the names of all objects directly in this location.
     pub(super) async fn names(&self) -> Result<HashSet<String>, BackupStoreError> {
-        let names = match &self.folder {
-            Some(folder) => folder.names().await?,
+        let names = match &self.local_dir {
+            Some(local_dir) => local_dir.names().await?,
             None => {
                 let prefix = (!self.prefix.is_root()).then_some(&self.prefix);
                 let listed = self.store.list_with_delimiter(prefix).await;
@@ -141,8 +141,8 @@ impl StorageLocation {
     }
 
     pub(super) async fn upload(&self, object: &str) -> Result<ObjectWriter, BackupStoreError> {
-        if let Some(folder) = &self.folder {
-            return Ok(ObjectWriter::LocalDir(folder.upload(object).await?));
+        if let Some(local_dir) = &self.local_dir {
+            return Ok(ObjectWriter::LocalDir(local_dir.upload(object).await?));
         }
         let upload = self.store.put_multipart(&self.path(object)).await;
         let upload = upload.map_err(|e| BackupStoreError::store(&self.name, "writing", object, e))?;

@@ -68,14 +68,14 @@ pub(super) async fn prove(
         return Err(damaged("the end of the zip is not valid".to_owned()));
     };
     let ranged = |object: &str, at, end| {
-        ObjectReader::ranged(location.clone(), object.to_owned(), Handle::current(), at, end)
+        ObjectReader::from_ranges(location.clone(), object.to_owned(), Handle::current(), at, end)
     };
     let (blocks, fed) = mpsc::channel(BLOCKS_AHEAD);
     let check = ArchiveComparison {
         key: key.clone(),
         manifest: ranged(&sidecar, header.length, all),
         directory: ranged(&zip, end.directory.start, end.directory.end),
-        zip: ObjectReader::fed(fed),
+        zip: ObjectReader::from_blocks(fed),
         header,
         end,
     };

@@ -47,9 +47,10 @@ pub(super) struct SpooledManifest {
 impl ManifestSpool {
     pub(super) async fn new(scratch: &Path) -> Result<Self, BackupStoreError> {
         let location = format!("the scratch directory {}", scratch.display());
-        let folder: PathBuf = scratch.to_owned();
+        let directory: PathBuf = scratch.to_owned();
         let files =
-            blocking(move || Ok((tempfile::tempfile_in(&folder)?, tempfile::tempfile_in(&folder)?))).await;
+            blocking(move || Ok((tempfile::tempfile_in(&directory)?, tempfile::tempfile_in(&directory)?)))
+                .await;
         let (lines, names) =
             files.map_err(|e| BackupStoreError::io(&location, "creating a temporary file", e))?;
         let buffered = |file| BufWriter::with_capacity(BUFFER_BYTES, tokio::fs::File::from_std(file));

@@ -40,47 +40,50 @@ fn config_defaults_need_no_settings() {
 
 #[test]
 fn flag_overrides_environment_overrides_file() {
-    let folder = tempfile::tempdir().expect("folder");
+    let directory = tempfile::tempdir().expect("directory");
     let text = "listen = \"127.0.0.1:1\"\nlog_format = \"json\"\nagent_command = [\"my agent\", \"-v\"]\n\
                 cors_origins = [\"https://a.example\"]\n";
-    fs::write(folder.path().join("config.toml"), text).expect("write");
-    let file = load(folder.path().to_owned(), &ControlArgs::default(), &[]).expect("config");
+    fs::write(directory.path().join("config.toml"), text).expect("write");
+    let file = load(directory.path().to_owned(), &ControlArgs::default(), &[]).expect("config");
     assert_eq!((file.listen.port(), file.log_format), (1, LogFormat::Json));
     assert_eq!(file.agent_command, ["my agent", "-v"]);
     let env = [("PODLING_LISTEN", "127.0.0.1:2"), ("PODLING_CORS_ORIGINS", "https://b.example, http://c:1")];
-    let variable = load(folder.path().to_owned(), &ControlArgs::default(), &env).expect("config");
+    let variable = load(directory.path().to_owned(), &ControlArgs::default(), &env).expect("config");
     assert_eq!((variable.listen.port(), variable.log_format), (2, LogFormat::Json));
     assert_eq!(variable.cors_origins, ["https://b.example", "http://c:1"]);
-    let away =
-        load(folder.path().to_owned(), &ControlArgs::default(), &[("PODLING_BACKUPS", "s3://bucket/team")]);
+    let away = load(
+        directory.path().to_owned(),
+        &ControlArgs::default(),
+        &[("PODLING_BACKUPS", "s3://bucket/team")],
+    );
     assert_eq!(away.expect("config").backups, "s3://bucket/team");
     let spaced = load(Some("/my data".into()), &ControlArgs::default(), &[]).expect("config");
     assert_eq!(spaced.backups, "file:///my%20data/backups");
     let flags = ControlArgs { listen: Some("localhost:3".into()), ..ControlArgs::default() };
     assert_eq!(
-        load(folder.path().to_owned(), &flags, &env).expect("config").listen.to_string(),
+        load(directory.path().to_owned(), &flags, &env).expect("config").listen.to_string(),
         "127.0.0.1:3"
     );
 }
 
 #[test]
 fn boolean_and_lists_are_accepted_where_documented() {
-    let folder = tempfile::tempdir().expect("folder");
+    let directory = tempfile::tempdir().expect("directory");
     let text = "listen = \"0.0.0.0:1\"\nallow_plaintext = true\ncors_origins = [\"https://a.example\"]\n\
                 agent_command = [\"agent\"]\n";
-    fs::write(folder.path().join("config.toml"), text).expect("write");
-    let config = load(folder.path().to_owned(), &ControlArgs::default(), &[]).expect("config");
+    fs::write(directory.path().join("config.toml"), text).expect("write");
+    let config = load(directory.path().to_owned(), &ControlArgs::default(), &[]).expect("config");
     assert_eq!((config.cors_origins.len(), config.agent_command.len()), (1, 1));
 }
 
 #[test]
 fn invalid_value_error_names_origin_and_allowed() {
-    let folder = tempfile::tempdir().expect("folder");
-    let file = folder.path().join("config.toml");
+    let directory = tempfile::tempdir().expect("directory");
+    let file = directory.path().join("config.toml");
     let wrong = |text: &str, env: &[(&str, &str)], words: &[&str]| {
         fs::write(&file, text).expect("write");
         let error =
-            load(folder.path().to_owned(), &ControlArgs::default(), env).expect_err("wrong").to_string();
+            load(directory.path().to_owned(), &ControlArgs::default(), env).expect_err("wrong").to_string();
         assert!(words.iter().all(|word| error.contains(word)), "{text}: {error}");
     };
     wrong("", &[("PODLING_LISTEN", "nowhere")], &["nowhere", "PODLING_LISTEN", "127.0.0.1:7411"]);
@@ -106,7 +109,7 @@ fn invalid_value_error_names_origin_and_allowed() {
     wrong("allow_plaintext = \"perhaps\"", &[], &["perhaps", "true", "false"]);
     let flags = ControlArgs { config: Some("/nowhere/podling.toml".into()), ..ControlArgs::default() };
     assert!(
-        load(folder.path().to_owned(), &flags, &[])
+        load(directory.path().to_owned(), &flags, &[])
             .expect_err("missing")
             .to_string()
             .contains("/nowhere/podling.toml")
@@ -115,10 +118,10 @@ fn invalid_value_error_names_origin_and_allowed() {
 
 #[test]
 fn public_address_needs_tls_or_flag() {
-    let folder = tempfile::tempdir().expect("folder");
+    let directory = tempfile::tempdir().expect("directory");
     let open = |listen: &str, allow_plaintext| {
         load(
-            folder.path().to_owned(),
+            directory.path().to_owned(),
             &ControlArgs { listen: Some(listen.into()), allow_plaintext, ..ControlArgs::default() },
             &[],
         )
@@ -132,10 +135,10 @@ fn public_address_needs_tls_or_flag() {
         assert!(open(listen, false).is_ok(), "{listen}");
     }
     for name in ["cert", "key"] {
-        fs::write(folder.path().join(name), "").expect("write");
+        fs::write(directory.path().join(name), "").expect("write");
     }
-    let path = |name| Some(folder.path().join(name).display().to_string());
+    let path = |name| Some(directory.path().join(name).display().to_string());
     let listen = Some("0.0.0.0:1".to_owned());
     let tls = ControlArgs { listen, tls_cert: path("cert"), tls_key: path("key"), ..ControlArgs::default() };
-    assert!(load(folder.path().to_owned(), &tls, &[]).is_ok());
+    assert!(load(directory.path().to_owned(), &tls, &[]).is_ok());
 }

@@ -20,7 +20,7 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
 
 /// Parses a directory, which need not exist yet. Makes it absolute, because child processes have
 /// other working directories.
-pub(super) fn folder(text: &str) -> Result<PathBuf, String> {
+pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
     let path = path::absolute(text).unwrap_or_default();
     if text.is_empty() || path.is_file() { Err("a directory".to_owned()) } else { Ok(path) }
 }
@@ -52,7 +52,7 @@ pub(super) fn origin(text: &str) -> Result<String, String> {
 }
 
 /// Parses the backend's name. Returns whether it is Kubernetes.
-pub(super) fn is_kubernetes(text: &str) -> Result<bool, String> {
+pub(super) fn backend_is_kubernetes(text: &str) -> Result<bool, String> {
     match text {
         "local" => Ok(false),
         "kubernetes" => Ok(true),
@@ -102,7 +102,7 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
     quantity::bytes(text).ok_or_else(|| quantity::BYTES.to_owned())
 }
 
-pub(super) fn yes_or_no(text: &str) -> Result<bool, String> {
+pub(super) fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "true" | "1" | "yes" => Ok(true),
         "false" | "0" | "no" => Ok(false),

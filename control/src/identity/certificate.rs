@@ -52,12 +52,12 @@ pub(super) struct ControlCertificate {
 }
 
 impl ControlCertificate {
-    /// Reads the authority and the certificate from `folder`, and creates missing ones. Replaces a
+    /// Reads the authority and the certificate from `directory`, and creates missing ones. Replaces a
     /// certificate that an agent would reject within [`RENEW_BEFORE`] of `now`.
-    pub(super) fn open(folder: &Path, now: SystemTime) -> Result<Self, CertificateError> {
-        let ca_file = folder.join("ca.pem");
-        let (authority, ca_pem) = authority(folder, &ca_file, now)?;
-        let (certificate, key) = (folder.join("tls.pem"), folder.join("tls.key"));
+    pub(super) fn open(directory: &Path, now: SystemTime) -> Result<Self, CertificateError> {
+        let ca_file = directory.join("ca.pem");
+        let (authority, ca_pem) = authority(directory, &ca_file, now)?;
+        let (certificate, key) = (directory.join("tls.pem"), directory.join("tls.key"));
         if !is_accepted(&ca_pem, &certificate, &key, now + RENEW_BEFORE) {
             let pair = KeyPair::generate().map_err(CertificateError::Make)?;
             let issued = certificate_params(now)
@@ -72,11 +72,11 @@ impl ControlCertificate {
 }
 
 fn authority(
-    folder: &Path,
+    directory: &Path,
     ca_file: &Path,
     now: SystemTime,
 ) -> Result<(Issuer<'static, KeyPair>, String), CertificateError> {
-    let key_file = folder.join("ca.key");
+    let key_file = directory.join("ca.key");
     let unusable = || SecretFileError::Unusable { path: key_file.clone(), what: "a private key in PEM form" };
     let pair = match secret_file::read(&key_file)? {
         Some(pem) => {
@@ -172,17 +172,17 @@ mod tests {
 
     #[test]
     fn certificate_is_renewed_before_expiry() {
-        let folder = tempfile::tempdir().expect("folder");
-        let read = || std::fs::read(folder.path().join("tls.pem")).expect("certificate");
+        let directory = tempfile::tempdir().expect("directory");
+        let read = || std::fs::read(directory.path().join("tls.pem")).expect("certificate");
         let now = SystemTime::now();
-        ControlCertificate::open(folder.path(), now).expect("first start");
-        let (first, ca) = (read(), std::fs::read(folder.path().join("ca.pem")).expect("ca"));
-        ControlCertificate::open(folder.path(), now + Duration::from_secs(300 * 86400)).expect("same");
+        ControlCertificate::open(directory.path(), now).expect("first start");
+        let (first, ca) = (read(), std::fs::read(directory.path().join("ca.pem")).expect("ca"));
+        ControlCertificate::open(directory.path(), now + Duration::from_secs(300 * 86400)).expect("same");
         assert_eq!(read(), first);
-        ControlCertificate::open(folder.path(), now + Duration::from_secs(340 * 86400)).expect("renewed");
+        ControlCertificate::open(directory.path(), now + Duration::from_secs(340 * 86400)).expect("renewed");
         assert_ne!(read(), first);
-        std::fs::write(folder.path().join("tls.pem"), "rubbish").expect("damage");
-        ControlCertificate::open(folder.path(), now).expect("a damaged certificate is replaced");
-        assert_eq!(std::fs::read(folder.path().join("ca.pem")).expect("ca"), ca, "the authority stays");
+        std::fs::write(directory.path().join("tls.pem"), "rubbish").expect("damage");
+        ControlCertificate::open(directory.path(), now).expect("a damaged certificate is replaced");
+        assert_eq!(std::fs::read(directory.path().join("ca.pem")).expect("ca"), ca, "the authority stays");
     }
 }

@@ -61,14 +61,14 @@ pub fn create_private_dir(path: &Path) -> Result<(), SecretFileError> {
 /// new one, also after a crash.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
     let io = |operation| move |source| SecretFileError::Io { operation, path: path.to_owned(), source };
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let temporary = folder.join(format!(".{}.tmp", token::random(9)));
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let temporary = directory.join(format!(".{}.tmp", token::random(9)));
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()
+        File::open(directory)?.sync_all()
     })();
     written.map_err(|source| {
         let _gone = fs::remove_file(&temporary);

@@ -84,8 +84,8 @@ mod tests {
 
     #[test]
     fn token_survives_one_key_rotation_but_not_two() {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join("token-keys.json");
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("token-keys.json");
         let month = KEY_LIFETIME.as_secs();
         let claims = TokenClaims {
             sub: "ada".into(),

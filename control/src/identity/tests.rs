@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn identity() -> (tempfile::TempDir, ControlIdentity, Principal) {
-    let data = tempfile::tempdir().expect("folder");
+    let data = tempfile::tempdir().expect("directory");
     let identity = ControlIdentity::open(data.path()).expect("identity");
     let text = std::fs::read_to_string(root_token_file(data.path())).expect("root token");
     let root = identity.authenticate(Some(text.trim())).expect("root");
@@ -60,13 +60,13 @@ fn data_dir_of_another_user_is_rejected_unchanged() {
     if !rustix::process::geteuid().is_root() {
         return eprintln!("skipped: only root can change a directory's owner");
     }
-    let data = tempfile::tempdir().expect("folder");
+    let data = tempfile::tempdir().expect("directory");
     std::os::unix::fs::chown(data.path(), Some(4711), None).expect("chown");
     std::fs::set_permissions(data.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod");
     let error = ControlIdentity::open(data.path()).expect_err("another's").to_string();
     assert!(error.contains("user 4711"), "{error}");
     let mode = std::fs::metadata(data.path()).expect("metadata").permissions().mode() & 0o777;
-    assert_eq!((mode, std::fs::read_dir(data.path()).expect("folder").count()), (0o755, 0));
+    assert_eq!((mode, std::fs::read_dir(data.path()).expect("directory").count()), (0o755, 0));
 }
 
 #[test]

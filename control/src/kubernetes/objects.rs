@@ -1,7 +1,7 @@
 //! Builds the objects of a workspace in a cluster: its pod and its volume claim. Does no I/O.
 
-mod claim;
 mod pod;
+mod volume_claim;
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use podling_core::{id::WorkspaceId, workspace::Epoch};
 
 pub use self::{
-    claim::claim,
     pod::{pod, pod_name, resource_requirements},
+    volume_claim::volume_claim,
 };
 use super::{Port, ResourcesSpec, SecretKey, StorageSpec, WorkspaceTemplateSpec};
 
@@ -53,8 +53,8 @@ pub struct PodStart {
     /// Named TCP ports of the workspace container.
     pub ports: Vec<Port>,
     /// Name of the workspace's volume claim. An existing claim may have another name than
-    /// [`claim_name`] returns.
-    pub claim_name: String,
+    /// [`volume_claim_name`] returns.
+    pub volume_claim_name: String,
     /// The Workspace resource as the pod's controller, without which `kubectl drain` refuses to
     /// evict the pod. `None` while the resource is being deleted: the garbage collector would
     /// delete the pod in which the archive is made.
@@ -84,7 +84,7 @@ fn labels(workspace: &WorkspaceId) -> BTreeMap<String, String> {
 }
 
 /// Returns the name of the claim that is created for a new workspace.
-pub fn claim_name(workspace: &WorkspaceId) -> String {
+pub fn volume_claim_name(workspace: &WorkspaceId) -> String {
     format!("workspace-{workspace}")
 }
 
@@ -97,7 +97,7 @@ mod tests {
         let template = serde_json::json!({"image": "registry.example.org/python:1"});
         let workspace = WorkspaceId::from_bits(7);
         PodStart {
-            claim_name: claim_name(&workspace),
+            volume_claim_name: volume_claim_name(&workspace),
             workspace,
             epoch: 3,
             template: serde_json::from_value(template).unwrap(),

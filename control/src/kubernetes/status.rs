@@ -41,7 +41,7 @@ pub struct WorkspaceStatus {
     pub idle_since: Option<Time>,
     /// The next transition, if the workspace is not used and nothing else changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next: Option<NextTransition>,
+    pub next: Option<NextStepStatus>,
     /// Uid of the pod that runs the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
@@ -61,7 +61,7 @@ pub struct WorkspaceStatus {
     /// Name of the PersistentVolumeClaim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
-    pub claim_name: Option<String>,
+    pub volume_claim_name: Option<String>,
     /// Digest of the image that ran last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
@@ -82,7 +82,7 @@ pub(super) fn anything(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 
 /// The next transition, if the workspace is not used and nothing else changes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct NextTransition {
+pub struct NextStepStatus {
     /// The step, as a CamelCase code such as Sleep, Archive or RestartAgent.
     #[schemars(length(max = 64))]
     pub step: String,

@@ -46,7 +46,7 @@ struct RunFile<'a> {
 impl DataDirLock {
     /// Makes the directory private and locks it. Fails if other users use the directory, or with
     /// the process id of the control plane that holds the lock.
-    pub(super) fn claim(data: &Path) -> Result<Self, ControlPlaneError> {
+    pub(super) fn acquire(data: &Path) -> Result<Self, ControlPlaneError> {
         let run = data.join("run");
         check_not_shared(data)?;
         secret_file::create_private_dir(data)?;
@@ -128,31 +128,31 @@ mod tests {
 
     #[test]
     fn shared_directory_is_rejected_unchanged() {
-        let data = tempfile::tempdir().expect("folder");
+        let data = tempfile::tempdir().expect("directory");
         let mode = |bits| fs::set_permissions(data.path(), fs::Permissions::from_mode(bits)).expect("chmod");
         let bits = || fs::metadata(data.path()).expect("metadata").mode() & 0o7777;
         mode(0o1777);
         fs::write(data.path().join("theirs"), "").expect("write");
-        let error = DataDirLock::claim(data.path()).expect_err("shared").to_string();
+        let error = DataDirLock::acquire(data.path()).expect_err("shared").to_string();
         assert!(["1777", "theirs", "--data", "chmod 700"].iter().all(|word| error.contains(word)), "{error}");
         assert_eq!(bits(), 0o1777, "the mode is unchanged");
         fs::remove_file(data.path().join("theirs")).expect("remove");
         fs::write(data.path().join("config.toml"), "").expect("write");
-        assert!(DataDirLock::claim(data.path()).is_ok(), "a prepared configuration is accepted");
+        assert!(DataDirLock::acquire(data.path()).is_ok(), "a prepared configuration is accepted");
         assert_eq!(bits(), 0o700);
     }
 
     #[test]
     fn locked_data_dir_error_names_process() {
-        let data = tempfile::tempdir().expect("folder");
-        let held = DataDirLock::claim(data.path()).expect("known");
+        let data = tempfile::tempdir().expect("directory");
+        let held = DataDirLock::acquire(data.path()).expect("known");
         held.announce("http://127.0.0.1:1").expect("announce");
         let up = fs::read_to_string(data.path().join("run/up.json")).expect("up.json");
         assert_eq!(up, format!(r#"{{"url":"http://127.0.0.1:1","pid":{}}}"#, process::id()));
-        let error = DataDirLock::claim(data.path()).expect_err("in use").to_string();
+        let error = DataDirLock::acquire(data.path()).expect_err("in use").to_string();
         assert!(error.contains(&process::id().to_string()) && error.contains("podling down"), "{error}");
         drop(held);
         assert!(!data.path().join("run/up.json").exists(), "the run file is removed at the end");
-        assert!(DataDirLock::claim(data.path()).is_ok());
+        assert!(DataDirLock::acquire(data.path()).is_ok());
     }
 }

@@ -86,15 +86,15 @@ impl ServerConnections {
     {
         let this = self.clone();
         self.tasks.spawn(async move {
-            let peer = this.unauthenticated.admit();
+            let connection_state = this.unauthenticated.admit();
             this.open.inc();
-            let close = peer.close().clone();
+            let close = connection_state.close().clone();
             let served = async {
                 let deadline = timeout(UNAUTHENTICATED_TIMEOUT, io).await;
                 let Ok(Ok(io)) = deadline.inspect_err(|_| tracing::debug!("TLS handshake timed out")) else {
                     return;
                 };
-                let from = peer.clone();
+                let from = connection_state.clone();
                 let service = service_fn(move |mut request: Request<Incoming>| {
                     request.extensions_mut().insert(from.clone());
                     service.clone().oneshot(request)
@@ -117,7 +117,7 @@ impl ServerConnections {
                         () = authentication_check.as_mut() => {
                             // An authenticated connection becomes unauthenticated again when its
                             // last guard is dropped, so the check repeats.
-                            let since = peer.unauthenticated_since().unwrap_or_else(Instant::now);
+                            let since = connection_state.unauthenticated_since().unwrap_or_else(Instant::now);
                             let late = since + UNAUTHENTICATED_TIMEOUT;
                             if late <= Instant::now() {
                                 return;

@@ -111,8 +111,8 @@ impl RouterState {
             Ok(caller) => caller,
             Err(error) => return rejected(error),
         };
-        if let Some(peer) = request.extensions().get::<Arc<ConnectionState>>() {
-            peer.mark_authenticated();
+        if let Some(connection_state) = request.extensions().get::<Arc<ConnectionState>>() {
+            connection_state.mark_authenticated();
         }
         if protocol == WireProtocol::Grpc && request.version() < Version::HTTP_2 {
             let message = "gRPC needs HTTP/2; use gRPC-web (application/grpc-web) over HTTP/1.1";

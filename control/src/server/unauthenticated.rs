@@ -114,7 +114,7 @@ impl ConnectionState {
 
     /// Returns when the connection became unauthenticated. Returns `None` if it is authenticated.
     pub(super) fn unauthenticated_since(&self) -> Option<Instant> {
-        self.unauthenticated.lock().by_age.get(&self.number.load(Relaxed)).map(|stranger| stranger.since)
+        self.unauthenticated.lock().by_age.get(&self.number.load(Relaxed)).map(|connection| connection.since)
     }
 
     /// Returns the token that is cancelled when the connection has to close.
@@ -168,18 +168,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn connection_stays_authenticated_while_guard_lives() {
         let unauthenticated = UnauthenticatedLimiter::default();
-        let peer = unauthenticated.admit();
-        let (first, second) = (peer.authenticated_guard(), peer.authenticated_guard());
+        let connection_state = unauthenticated.admit();
+        let (first, second) =
+            (connection_state.authenticated_guard(), connection_state.authenticated_guard());
         drop(first);
-        assert!(peer.unauthenticated_since().is_none());
+        assert!(connection_state.unauthenticated_since().is_none());
         tokio::time::advance(UNAUTHENTICATED_GRACE).await;
         drop(second);
         assert_eq!(
-            peer.unauthenticated_since(),
+            connection_state.unauthenticated_since(),
             Some(Instant::now()),
             "dropping the last guard makes it unauthenticated again"
         );
-        drop(peer);
+        drop(connection_state);
         assert!(unauthenticated.lock().by_age.is_empty());
     }
 }

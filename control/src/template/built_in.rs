@@ -31,7 +31,7 @@ pub(super) fn all() -> BTreeMap<String, Arc<Template>> {
 
 fn python() -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|folder| folder.join("python3")).find(|file| {
+    env::split_paths(&path).map(|directory| directory.join("python3")).find(|file| {
         file.is_absolute()
             && file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
     })

@@ -45,8 +45,8 @@ fn invalid_url_error_says_what_is_allowed() {
     let wrong = |url: &str| BackupStore::open(url, scratch.path().to_owned()).expect_err("wrong").to_string();
     for (url, problem) in [
         ("/var/backups", "file:///absolute/directory"),
-        ("file://host/folder", "no host"),
-        ("ftp://host/folder", "scheme is not supported"),
+        ("file://host/directory", "no host"),
+        ("ftp://host/directory", "scheme is not supported"),
         ("s3://bucket?region=x", "must not contain \"?\""),
         ("s3://key:secret@bucket/", "environment"),
         ("", "is not the URL of a backup store"),

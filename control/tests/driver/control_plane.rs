@@ -159,13 +159,13 @@ impl TestControlPlane {
         let (accepted, was_accepted) = oneshot::channel();
         let counted_idle = prost_types::Duration::try_from(counted).ok();
         let activity = ActivityState { level: level.into(), counted_idle, ..Default::default() };
-        let beat = Heartbeat {
+        let heartbeat = Heartbeat {
             workspace: id.clone(),
             connection: ConnectionId(connection),
             activity: Arc::new(activity),
             accepted,
         };
-        self.handle.heartbeat(beat).await.expect("the driver");
+        self.handle.heartbeat(heartbeat).await.expect("the driver");
         was_accepted.await.is_ok()
     }
 

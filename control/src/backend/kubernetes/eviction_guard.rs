@@ -12,9 +12,9 @@ use podling_proto::agent::v1::ActivityLevel;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::{cluster::ClusterClient, retry::is_code};
+use super::cluster::ClusterClient;
 use crate::{
-    kubernetes::objects::pod_name,
+    kubernetes::{has_status_code, objects::pod_name},
     snapshot::{SnapshotReceiver, WorkspaceView},
 };
 
@@ -89,7 +89,7 @@ impl EvictionGuard {
             json!({SAFE_TO_EVICT.0: value(SAFE_TO_EVICT.1), DO_NOT_DISRUPT.0: value(DO_NOT_DISRUPT.1)});
         let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
         match self.cluster.pods.patch_metadata(pod, &PatchParams::default(), &patch).await {
-            Err(error) if !is_code(&error, 404) => Err(error),
+            Err(error) if !has_status_code(&error, 404) => Err(error),
             _ => Ok(()),
         }
     }

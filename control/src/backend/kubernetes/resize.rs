@@ -16,12 +16,12 @@ use tokio::sync::mpsc;
 use super::{
     cluster::ClusterClient,
     pod_status, pods,
-    retry::{WaitReporter, is_code, unless_cancelled},
+    retry::{WaitReporter, unless_cancelled},
 };
 use crate::{
     backend::{BackendError, Observation, ResizePlan},
     kubernetes::{
-        ResourcesSpec,
+        ResourcesSpec, has_status_code,
         objects::{CONTAINER, pod_name, resource_requirements},
     },
     watch_backoff::WatchBackoff,
@@ -60,7 +60,7 @@ impl ClusterClient {
             self.retry_transient(operation, reporter, || async {
                 let params = PatchParams::default();
                 match self.pods.patch_subresource("resize", &name, &params, &patch).await {
-                    Err(error) if is_code(&error, 404) => Ok(None),
+                    Err(error) if has_status_code(&error, 404) => Ok(None),
                     done => done.map(Some),
                 }
             })

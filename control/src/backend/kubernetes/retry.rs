@@ -29,10 +29,6 @@ pub(super) fn is_transient(error: &Error) -> bool {
     }
 }
 
-pub(super) fn is_code(error: &Error, code: u16) -> bool {
-    matches!(error, Error::Api(status) if status.code == code)
-}
-
 /// Returns a message if the error means that a ResourceQuota of the namespace is exhausted.
 pub(super) fn quota_exceeded(error: &Error) -> Option<String> {
     match error {

@@ -15,12 +15,13 @@ use super::{
     cluster::ClusterClient,
     pod_status,
     pods::{instance, is_running},
-    retry::{WaitReporter, is_code, unless_cancelled},
+    retry::{WaitReporter, unless_cancelled},
 };
 use crate::{
     backend::{BackendError, Instance, Observation, StartPlan},
     kubernetes::{
-        Port, ResourcesSpec, SecretKey, Variable, Workspace, WorkspaceSpec, WorkspaceTemplateSpec, id_of,
+        Port, ResourcesSpec, SecretKey, Variable, Workspace, WorkspaceSpec, WorkspaceTemplateSpec,
+        has_status_code, id_of,
         objects::{PodStart, pod},
         resource_names,
     },
@@ -51,14 +52,14 @@ impl ClusterClient {
         let controller = resource.as_ref().and_then(controller);
         let own = resource.map(|resource| resource.spec);
         let storage = own.as_ref().and_then(|own| own.storage.as_ref()).unwrap_or(&template.storage);
-        let claim_name = self.ensure_claim(&plan.workspace, storage, reporter).await?;
+        let volume_claim_name = self.ensure_volume_claim(&plan.workspace, storage, reporter).await?;
         let start = PodStart {
             workspace: plan.workspace.clone(),
             epoch: plan.epoch,
             resources: ResourcesSpec::of(plan.resources),
             secrets: secrets(operation, &template, own.as_ref())?,
             ports: ports(&template, own.as_ref()),
-            claim_name,
+            volume_claim_name,
             template_name: plan.spec.template.clone(),
             template,
             controller,
@@ -69,7 +70,7 @@ impl ClusterClient {
             match self.pods.create(&PostParams::default(), &pod).await {
                 // An earlier call whose response was lost, or another control plane, has created
                 // it.
-                Err(error) if is_code(&error, 409) => self.pods.get(&name).await,
+                Err(error) if has_status_code(&error, 409) => self.pods.get(&name).await,
                 created => created,
             }
         });

@@ -18,9 +18,9 @@ use super::{
     cluster::{ClusterClient, delete_by_uid, workspace_selector},
     pod_status,
     pods::epoch,
-    retry::{backend_error, is_code, is_transient},
+    retry::{backend_error, is_transient},
 };
-use crate::{backend::BackendError, watch_backoff::WatchBackoff};
+use crate::{backend::BackendError, kubernetes::has_status_code, watch_backoff::WatchBackoff};
 
 /// Time that the pods have to end: their grace period of 60 s, and 30 s for the node to clean up.
 const STOP_TIMEOUT: Duration = Duration::from_secs(90);
@@ -59,7 +59,7 @@ impl ClusterClient {
                             Ok(_) => {}
                             // The pod was deleted already, or replaced by another one of its name.
                             // The watch reports which.
-                            Err(error) if is_code(&error, 404) || is_code(&error, 409) => {}
+                            Err(error) if has_status_code(&error, 404) || has_status_code(&error, 409) => {}
                             // Retried at the next change of the pod, or by the next call.
                             Err(error) if is_transient(&error) => last_error = Some(error.to_string()),
                             Err(error) => return Err(backend_error(operation, &error)),

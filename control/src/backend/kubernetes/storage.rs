@@ -16,13 +16,13 @@ use tokio::time::timeout;
 
 use super::{
     cluster::{ClusterClient, delete_by_uid, list_by_workspace},
-    retry::{WaitReporter, backend_error, error_text, is_code},
+    retry::{WaitReporter, backend_error, error_text},
 };
 use crate::{
     backend::BackendError,
     kubernetes::{
-        StorageSpec,
-        objects::{KEEP_DATA, claim, claim_name},
+        StorageSpec, has_status_code,
+        objects::{KEEP_DATA, volume_claim, volume_claim_name},
     },
     quantity::bytes,
     watch_backoff::WatchBackoff,
@@ -38,7 +38,7 @@ const MAX_FINALIZER_PATCHES: usize = 4;
 impl ClusterClient {
     /// Returns the name of the workspace's claim. Creates the claim if it is missing. Expands a
     /// claim that is smaller than `storage`; a failure of that is only logged.
-    pub(super) async fn ensure_claim(
+    pub(super) async fn ensure_volume_claim(
         &self,
         workspace: &WorkspaceId,
         storage: &StorageSpec,
@@ -60,11 +60,11 @@ impl ClusterClient {
             }
             return Ok(claim.name_any());
         }
-        let name = claim_name(workspace);
-        let new = claim(workspace, &name, storage);
+        let name = volume_claim_name(workspace);
+        let new = volume_claim(workspace, &name, storage);
         self.retry_transient(&operation, reporter, || async {
             match self.claims.create(&PostParams::default(), &new).await {
-                Err(error) if is_code(&error, 409) => self.claims.get(&name).await,
+                Err(error) if has_status_code(&error, 409) => self.claims.get(&name).await,
                 made => made,
             }
         })
@@ -109,7 +109,7 @@ impl ClusterClient {
     async fn remove_claim(&self, claim: &PersistentVolumeClaim) -> Result<(), kube::Error> {
         let name = claim.name_any();
         match self.claims.delete(&name, &delete_by_uid(claim)).await {
-            Err(error) if is_code(&error, 404) => return Ok(()),
+            Err(error) if has_status_code(&error, 404) => return Ok(()),
             Err(error) => return Err(error),
             Ok(_) => {}
         }
@@ -123,9 +123,9 @@ impl ClusterClient {
             let patch = json!({"metadata": {"finalizers": remaining, "resourceVersion": version}});
             attempts += 1;
             match self.claims.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
-                Err(error) if is_code(&error, 404) => return Ok(()),
+                Err(error) if has_status_code(&error, 404) => return Ok(()),
                 // The cluster may remove its own finalizer at the same time.
-                Err(error) if is_code(&error, 409) && attempts < MAX_FINALIZER_PATCHES => {}
+                Err(error) if has_status_code(&error, 409) && attempts < MAX_FINALIZER_PATCHES => {}
                 done => return done.map(drop),
             }
         }

@@ -31,7 +31,7 @@ pub(super) enum LaunchError {
     #[error("the agent of epoch {0} has already run and ended; it is not started twice")]
     UsedUp(Epoch),
     #[error("the agent of epoch {0} is still running")]
-    AnotherLives(Epoch),
+    AnotherRunning(Epoch),
     #[error("the agent command is empty; set it with --agent-command")]
     NoCommand,
     #[error("cannot run {program}: {source}")]
@@ -53,7 +53,7 @@ pub(super) fn ensure(
     let io = |operation| move |source| LaunchError::Io { operation, source };
     match find(paths, host).map_err(io("find out whether the previous agent runs"))? {
         Some(Ok(agent)) if agent.epoch == plan.epoch => return Ok(agent),
-        Some(Ok(agent)) => return Err(LaunchError::AnotherLives(agent.epoch)),
+        Some(Ok(agent)) => return Err(LaunchError::AnotherRunning(agent.epoch)),
         Some(Err(record)) if record.epoch == plan.epoch => return Err(LaunchError::UsedUp(plan.epoch)),
         Some(Err(_)) | None => {}
     }

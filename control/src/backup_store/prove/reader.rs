@@ -28,12 +28,12 @@ enum BlockSource {
 
 impl ObjectReader {
     /// Creates a reader of an object whose blocks another task sends, from its first byte.
-    pub(super) fn fed(blocks: mpsc::Receiver<Bytes>) -> Self {
+    pub(super) fn from_blocks(blocks: mpsc::Receiver<Bytes>) -> Self {
         Self::new(BlockSource::Fed(blocks), 0)
     }
 
     /// Creates a reader of the bytes from `at` to `end`.
-    pub(super) fn ranged(
+    pub(super) fn from_ranges(
         location: StorageLocation,
         object: String,
         handle: Handle,

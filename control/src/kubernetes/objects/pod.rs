@@ -212,7 +212,7 @@ fn volumes(start: &PodStart, defaults: &PodDefaults) -> Vec<Volume> {
     let mut volumes = vec![
         Volume {
             persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                claim_name: start.claim_name.clone(),
+                claim_name: start.volume_claim_name.clone(),
                 read_only: None,
             }),
             ..named("storage")

@@ -16,7 +16,7 @@ use podling_proto::{
 
 use super::status::{condition, time};
 use crate::{
-    kubernetes::{NextTransition, WorkspaceStatus},
+    kubernetes::{NextStepStatus, WorkspaceStatus},
     reasons,
     snapshot::WorkspaceView,
 };
@@ -164,10 +164,10 @@ fn before(now: Timestamp, by: Duration) -> Timestamp {
     Timestamp(now.0.saturating_sub(u64::try_from(by.as_millis()).unwrap_or(u64::MAX)))
 }
 
-fn next(at: Timestamp, step: NextStep) -> Option<NextTransition> {
+fn next(at: Timestamp, step: NextStep) -> Option<NextStepStatus> {
     let message = text::next_step(&reasons::next_step(at, step));
     let due: Option<Time> = time(at);
-    Some(NextTransition { step: reasons::camel_case_step(step), message, at: due? })
+    Some(NextStepStatus { step: reasons::camel_case_step(step), message, at: due? })
 }
 
 #[cfg(test)]

@@ -14,9 +14,13 @@ use super::{
     KubernetesStore,
     resource_cache::ResourceCache,
     status::{camel_case, word},
-    write::is_code,
 };
-use crate::{clock, kubernetes::Workspace, reasons, store::LogEntry};
+use crate::{
+    clock,
+    kubernetes::{Workspace, has_status_code},
+    reasons,
+    store::LogEntry,
+};
 
 /// Log entries older than this get no Event. API servers retain Events for an hour by default.
 const EVENT_MAX_AGE: Duration = Duration::from_secs(3600);
@@ -40,7 +44,9 @@ impl KubernetesStore {
             match self.events.create(&PostParams::default(), &event).await {
                 // 409: the Event exists. 403: the namespace is being deleted and accepts no
                 // objects.
-                Err(error) if !is_code(&error, 409) && !is_code(&error, 403) => return Err(error),
+                Err(error) if !has_status_code(&error, 409) && !has_status_code(&error, 403) => {
+                    return Err(error);
+                }
                 _ => {}
             }
         }

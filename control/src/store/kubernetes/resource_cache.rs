@@ -243,15 +243,15 @@ pub(super) fn desired_spec(record: &WorkspaceRecord) -> DesiredSpec {
 /// Returns the desired state that the resource should have. It is `Asleep` once the workspace has
 /// fallen asleep, so that a user can wake the workspace by setting `Awake` again.
 fn desired_state(spec: &Spec, status: &Status) -> DesiredResourceState {
-    let called = spec.request_seq > status.observed_request;
-    let rests = match status.phase {
+    let requested = spec.request_seq > status.observed_request;
+    let is_asleep = match status.phase {
         Phase::FallingAsleep | Phase::Asleep | Phase::Maintenance { .. } | Phase::Archived => true,
         Phase::Queued | Phase::Pending { .. } | Phase::Starting | Phase::Awake => false,
         Phase::Preparing { .. } | Phase::Committing => false,
         Phase::Deleting => true,
     };
     match spec.desired_state {
-        DesiredState::Awake if called || !rests => DesiredResourceState::Awake,
+        DesiredState::Awake if requested || !is_asleep => DesiredResourceState::Awake,
         _ => DesiredResourceState::Asleep,
     }
 }

@@ -10,7 +10,7 @@ use super::write::json;
 use crate::{
     kubernetes::{
         LastArchive, Workspace, WorkspaceStatus,
-        objects::{DISCARD, claim_name},
+        objects::{DISCARD, volume_claim_name},
     },
     reasons,
     snapshot::STATES,
@@ -56,7 +56,7 @@ pub(super) fn of(record: &WorkspaceRecord, resource: &Workspace, generation: i64
         observed_generation: generation,
         conditions: conditions.collect(),
         storage_generation: status.storage_generation.try_into().unwrap_or(i64::MAX),
-        claim_name: status.storage.then(|| claim_name(&record.spec.id)),
+        volume_claim_name: status.storage.then(|| volume_claim_name(&record.spec.id)),
         last_archive: status.archives.last().and_then(|archive| {
             Some(LastArchive {
                 name: archive.key.0.clone(),

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     clock,
     kubernetes::{
-        GROUP, VERSION, Workspace, WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceStatus,
+        GROUP, VERSION, Workspace, WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceStatus, has_status_code,
         objects::ARCHIVE_BEFORE_DELETE, resource_names,
     },
     store::{StoreError, WorkspaceRecord, stored::StoredRecord},
@@ -43,10 +43,10 @@ impl KubernetesStore {
         for _ in 0..MAX_WRITE_ATTEMPTS {
             let mut written = cache.written.lock().await;
             match self.write_once(&cache, &mut written, record).await {
-                Err(StoreError::Cluster { source, .. }) if is_code(&source, 409) => {}
+                Err(StoreError::Cluster { source, .. }) if has_status_code(&source, 409) => {}
                 // The resource was removed by force, and the watch has not reported that yet. The
                 // resource is created again, as it is after a reported removal.
-                Err(StoreError::Cluster { source, .. }) if is_code(&source, 404) => {
+                Err(StoreError::Cluster { source, .. }) if has_status_code(&source, 404) => {
                     cache.mark_deleted();
                     continue;
                 }
@@ -176,7 +176,9 @@ impl KubernetesStore {
         for name in resource_names(spec) {
             resource.metadata.name = Some(name.clone());
             let created = match self.workspaces.create(&params, &resource).await {
-                Err(error) if is_code(&error, 409) => self.all_workspaces.get(&name).await.map(readable),
+                Err(error) if has_status_code(&error, 409) => {
+                    self.all_workspaces.get(&name).await.map(readable)
+                }
                 created => created.map(Some),
             };
             let created = created.map_err(|error| failed(format!("create the workspace {name}"), error))?;
@@ -218,7 +220,7 @@ impl KubernetesStore {
         let done = match done.await {
             // The resource was deleted already, or a later one has its name. If neither is true,
             // the error stands.
-            Err(error) if is_code(&error, 404) || is_code(&error, 409) => {
+            Err(error) if has_status_code(&error, 404) || has_status_code(&error, 409) => {
                 let now = self.workspaces.get_opt(&name).await;
                 now.and_then(|now| {
                     if now.is_some_and(|now| now.uid() == latest.uid()) { Err(error) } else { Ok(()) }
@@ -269,19 +271,19 @@ impl KubernetesStore {
             match self.archives.patch(&id, &PatchParams::default(), &patch).await {
                 // The archive resource was deleted, but the archives still exist. The resource is
                 // created again.
-                Err(error) if is_code(&error, 404) => {}
+                Err(error) if has_status_code(&error, 404) => {}
                 done => return done.map(drop).map_err(|error| failed(operation, error)),
             }
         }
         match self.archives.create(&PostParams::default(), &WorkspaceArchive::new(&id, spec)).await {
-            Err(error) if is_code(&error, 409) => Ok(()),
+            Err(error) if has_status_code(&error, 409) => Ok(()),
             done => done.map(drop).map_err(|error| failed(operation, error)),
         }
     }
 
     async fn remove_archive(&self, id: &WorkspaceId) -> Result<(), StoreError> {
         match self.archives.delete(id.as_str(), &DeleteParams::default()).await {
-            Err(error) if !is_code(&error, 404) => {
+            Err(error) if !has_status_code(&error, 404) => {
                 Err(failed(format!("remove the archive resource of {id}"), error))
             }
             _ => Ok(()),
@@ -295,8 +297,4 @@ pub(super) fn json(record: &WorkspaceRecord) -> Value {
     let mut record = record.clone();
     Arc::make_mut(&mut record.spec).env.clear();
     serde_json::to_value(StoredRecord::of(&record)).unwrap_or_default()
-}
-
-pub(super) fn is_code(error: &Error, code: u16) -> bool {
-    matches!(error, Error::Api(status) if status.code == code)
 }

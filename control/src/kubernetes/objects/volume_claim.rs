@@ -10,7 +10,7 @@ use super::{KEEP_DATA, StorageSpec, labels};
 
 /// Builds the claim of a workspace. It outlives the workspace's pods, and is deleted only after its
 /// data is archived or discarded.
-pub fn claim(workspace: &WorkspaceId, name: &str, storage: &StorageSpec) -> PersistentVolumeClaim {
+pub fn volume_claim(workspace: &WorkspaceId, name: &str, storage: &StorageSpec) -> PersistentVolumeClaim {
     PersistentVolumeClaim {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
@@ -34,12 +34,12 @@ pub fn claim(workspace: &WorkspaceId, name: &str, storage: &StorageSpec) -> Pers
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kubernetes::objects::claim_name;
+    use crate::kubernetes::objects::volume_claim_name;
 
     #[test]
     fn claim_survives_deletion_of_other_objects() {
         let workspace = WorkspaceId::from_bits(7);
-        let claim = claim(&workspace, &claim_name(&workspace), &StorageSpec::default());
+        let claim = volume_claim(&workspace, &volume_claim_name(&workspace), &StorageSpec::default());
         assert_eq!(claim.metadata.owner_references, None, "a cascading delete would delete the claim");
         assert_eq!(claim.metadata.finalizers.unwrap(), [KEEP_DATA]);
         let spec = claim.spec.unwrap();
