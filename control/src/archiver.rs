@@ -29,7 +29,7 @@ use crate::{
     backup_store::{self, ArchiveLabel, ArchiveProof, BackupStore, BackupStoreError, StoreKey},
     dial::{AGENT_NAME, AgentDialError, DIAL_TIMEOUT, dial},
     identity::ControlIdentity,
-    lease::Leadership,
+    leader_election::Leadership,
     progress::{ProgressReporter, TransferProgress, TransferStage},
     server::ConnectionTasks,
     snapshot::AgentView,

@@ -19,7 +19,7 @@ mod executor;
 pub mod gateway;
 pub mod identity;
 pub mod kubernetes;
-pub mod lease;
+pub mod leader_election;
 pub mod log;
 pub mod metrics;
 pub mod open_files;

@@ -20,7 +20,7 @@ use podling_control::{
         kubernetes::{KubernetesBackend, KubernetesReviewer},
     },
     kubernetes::objects::PodDefaults,
-    lease::Leadership,
+    leader_election::Leadership,
 };
 use podling_core::{
     id::WorkspaceId,

@@ -31,7 +31,7 @@ pub use self::{eviction_guard::EvictionGuard, reviewer::KubernetesReviewer};
 use crate::{
     backend::{Backend, BackendError, Instance, Observation, ResizePlan, StartPlan},
     kubernetes::objects::PodDefaults,
-    lease::Leadership,
+    leader_election::Leadership,
     watch_backoff::WatchBackoff,
 };
 

@@ -7,7 +7,7 @@ use crate::{
     backup_store::OpenStoreError,
     driver::BackendStreamEnded,
     identity::{ControlIdentityError, SecretFileError},
-    lease::LeadershipLost,
+    leader_election::LeadershipLost,
     store::StoreError,
     template::TemplateError,
 };

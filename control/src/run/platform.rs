@@ -20,7 +20,7 @@ use crate::{
     driver::DriverHandle,
     identity::ControlIdentity,
     kubernetes::objects::PodDefaults,
-    lease::{Leader, Leadership, LeaseCandidate},
+    leader_election::{Leader, Leadership, LeaseCandidate},
     open_files::OpenFiles,
     server::TcpAcceptor,
     snapshot::SnapshotReceiver,

@@ -38,7 +38,7 @@ use crate::{
     kubernetes::{
         DesiredSpec, Workspace, WorkspaceArchive, WorkspaceTemplate, WorkspaceTemplateSpec, id_of, resolve,
     },
-    lease::Leadership,
+    leader_election::Leadership,
 };
 
 /// Concurrent writes of one batch. Further ones wait.
@@ -166,8 +166,8 @@ impl Store for KubernetesStore {
                 }
                 StoreChange::Put(record) => self.put(record).await,
                 StoreChange::Remove(id, _) => self.remove(id).await,
-                StoreChange::ObservedTime(witnessed) => {
-                    self.leadership.set_observed_time(*witnessed);
+                StoreChange::ObservedTime(observed_time) => {
+                    self.leadership.set_observed_time(*observed_time);
                     Ok(())
                 }
             };

@@ -23,7 +23,7 @@ use podling_control::{
     backup_store::BackupStore,
     driver::{Driver, DriverHandle, NewWorkspace},
     identity::ControlIdentity,
-    lease::Leadership,
+    leader_election::Leadership,
     open_files::OpenFiles,
     snapshot::WorkspaceView,
     store::RedbStore,

@@ -17,7 +17,7 @@ use crate::{
         Workspace, WorkspaceTemplate,
         objects::{PodDefaults, WORKSPACE_LABEL},
     },
-    lease::Leadership,
+    leader_election::Leadership,
 };
 
 /// One API handle for each kind of object. Cheap to clone.

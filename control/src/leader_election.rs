@@ -51,7 +51,9 @@ const RENEWAL_FAILURE_LIMIT: Duration = Duration::from_secs(5 * 60);
 /// Annotation of the Lease with the address at which other replicas reach the leader.
 const ADDRESS: &str = "podling.dev/address";
 /// Annotation of the Lease with the observed time, in milliseconds.
-const OBSERVED_TIME: &str = "podling.dev/witnessed-ms";
+const OBSERVED_TIME: &str = "podling.dev/observed-time-ms";
+/// Annotation that earlier versions wrote in place of [`OBSERVED_TIME`]. Only read.
+const FORMER_OBSERVED_TIME: &str = "podling.dev/witnessed-ms";
 
 /// A control plane that tries to acquire the Lease.
 pub struct LeaseCandidate {
@@ -314,7 +316,9 @@ fn holder_identity(lease: &Resource) -> &str {
 }
 
 fn observed_time(lease: &Resource) -> Duration {
-    let millis = lease.annotations().get(OBSERVED_TIME).and_then(|millis| millis.parse().ok());
+    let annotation = |name| lease.annotations().get(name);
+    let millis = annotation(OBSERVED_TIME).or_else(|| annotation(FORMER_OBSERVED_TIME));
+    let millis = millis.and_then(|millis| millis.parse().ok());
     Duration::from_millis(millis.unwrap_or(0))
 }
 
