@@ -81,7 +81,7 @@ fn change_of(id: &str, seen: &mut bool, event: Event) -> Option<WorkspaceChange>
             *seen = true;
             Some(WorkspaceChange::Current(Box::new(workspace)))
         }
-        Event::Gone(gone) => (gone == id).then_some(WorkspaceChange::Deleted),
+        Event::Deleted(deleted) => (deleted == id).then_some(WorkspaceChange::Deleted),
         // The workspace was deleted between two streams. A watch does not send a workspace of which
         // only archives exist.
         Event::Synced(_) => (!*seen).then_some(WorkspaceChange::Deleted),
@@ -103,10 +103,13 @@ mod tests {
         assert!(matches!(there, Some(WorkspaceChange::Current(_))));
         assert!(
             change_of("x", &mut seen, synced()).is_none()
-                && change_of("x", &mut seen, Event::Gone("y".into())).is_none()
+                && change_of("x", &mut seen, Event::Deleted("y".into())).is_none()
         );
         assert!(change_of("x", &mut seen, Event::Keepalive(WatchKeepAlive {})).is_none());
-        assert!(matches!(change_of("x", &mut seen, Event::Gone("x".into())), Some(WorkspaceChange::Deleted)));
+        assert!(matches!(
+            change_of("x", &mut seen, Event::Deleted("x".into())),
+            Some(WorkspaceChange::Deleted)
+        ));
         assert!(
             matches!(change_of("x", &mut false, synced()), Some(WorkspaceChange::Deleted)),
             "deleted between two streams"

@@ -252,7 +252,7 @@ impl Archiver for AgentArchiver {
 
     async fn sweep(&self, workspace: &WorkspaceId, known: &[StoreKey]) -> Result<(), ArchiverError> {
         for unrecorded in self.backups.unrecorded(workspace, known).await? {
-            tracing::info!(backup = %unrecorded, "removing unrecorded archive");
+            tracing::info!(archive = %unrecorded, "removing unrecorded archive");
             self.remove_if_leader(&unrecorded).await?;
         }
         Ok(())
@@ -308,7 +308,7 @@ async fn write_and_prove(
 
 async fn remove_or_log(backups: &BackupStore, key: &StoreKey) {
     if let Err(error) = backups.remove(key).await {
-        tracing::warn!(backup = %key, %error, "failed to remove an unproven archive");
+        tracing::warn!(archive = %key, %error, "failed to remove an unproven archive");
     }
 }
 

@@ -158,7 +158,7 @@ async fn replace_leader_in_each_transition(deployed: &Deployed, loss: Loss) {
     space.kubectl(&["delete", "ws", "barbara", "--wait=false"]).expect_success();
     lose_leader_after(deployed, loss, "barbara", "awake").await;
     space.wait("delete", "ws/barbara").expect_success();
-    let archive = space.field(&format!("wsa/{id}"), ".spec.newest");
+    let archive = space.field(&format!("wsa/{id}"), ".spec.newestArchive");
     assert!(objects_of(deployed, "pvc", &id).is_empty());
 
     space.apply(&workspace("again", &format!(r#", "source": "{archive}""#))).expect_success();
@@ -217,7 +217,8 @@ async fn copied_manifest_does_not_take_over_the_original() {
     })
     .await;
     space.kubectl(&["delete", "ws", "grace"]).expect_success();
-    let archive = space.field(&format!("wsa/{}", copy["spec"]["id"].as_str().unwrap()), ".spec.newest");
+    let archive =
+        space.field(&format!("wsa/{}", copy["spec"]["id"].as_str().unwrap()), ".spec.newestArchive");
     run_cli(deployed, &["restore", &archive]).await;
     assert_eq!(run_cli(deployed, &["run", "grace", "--", "cat", "file"]).await.out(), "kept\n");
     run_cli(deployed, &["rm", "--discard", "grace"]).await;

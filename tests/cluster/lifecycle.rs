@@ -94,7 +94,7 @@ async fn workspace_runs_sleeps_and_is_restored_from_its_archive() {
         deployed.namespace().kubectl(&["get", &archives]).ok.then_some(())
     })
     .await;
-    let archive = deployed.namespace().field(&archives, ".spec.newest");
+    let archive = deployed.namespace().field(&archives, ".spec.newestArchive");
     run_cli(deployed, &["restore", &archive]).await;
     assert_eq!(
         run_cli(deployed, &["run", "ada", "--", "sh", "-c", "cat file; ls"]).await.out(),
@@ -165,7 +165,7 @@ async fn kubectl_alone_controls_the_whole_lifecycle() {
 
     // The archive outlives the resource even if the deletion cascades.
     space.kubectl(&["delete", "ws", "grace", "--cascade=foreground", "--timeout=60s"]).expect_success();
-    let archive = space.field(&format!("wsa/{id}"), ".spec.newest");
+    let archive = space.field(&format!("wsa/{id}"), ".spec.newestArchive");
     assert!(archive.starts_with(&format!("workspace-{id}-")), "{archive}");
     assert!(objects_of(deployed, "pvc", &id).is_empty() && objects_of(deployed, "pods", &id).is_empty());
 }

@@ -194,7 +194,7 @@ async fn deletion_waits_for_the_bucket_or_is_discarded() {
 
     server.start().await;
     space.wait("delete", "ws/gertrude").expect_success();
-    let newest = space.field(&format!("wsa/{id}"), ".spec.newest");
+    let newest = space.field(&format!("wsa/{id}"), ".spec.newestArchive");
     assert!(server.objects().contains(&format!("{newest}.zip")), "{:?}", server.objects());
     run_cli(deployed, &["rm", "--discard", &id]).await;
     wait_for("the removal of its archives", async || server.objects().is_empty().then_some(())).await;

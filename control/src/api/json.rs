@@ -160,7 +160,7 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
                 .named(
                     "watch_workspaces",
                     "Stream the workspaces that exist, then every change. Events: `workspace` (exists or has \
-                     changed), `gone` ({\"id\"}), `synced` (all existing workspaces have been sent), and \
+                     changed), `deleted` ({\"id\"}), `synced` (all existing workspaces have been sent), and \
                      last `problem` (the control plane ends the stream). A comment after 15 s without an \
                      event keeps the stream alive",
                 )

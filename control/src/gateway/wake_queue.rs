@@ -13,9 +13,9 @@ use tokio::sync::watch;
 use super::waiting::RETRY_INTERVAL;
 
 /// Calls held for one workspace. Enough for the tabs of a browser and some tools. Further calls are
-/// rejected with TOO_MANY_WAITING.
+/// rejected with TOO_MANY_HELD_CALLS.
 pub(super) const MAX_HELD_PER_WORKSPACE: usize = 64;
-/// Calls held in total. Further calls are rejected with TOO_MANY_WAITING.
+/// Calls held in total. Further calls are rejected with TOO_MANY_HELD_CALLS.
 const MAX_HELD: usize = 1024;
 
 /// The queues of all workspaces. Clones share them.
@@ -50,7 +50,7 @@ impl WakeQueue {
         self.all().contains_key(id)
     }
 
-    /// Appends a call to the workspace's queue. Fails with `TOO_MANY_WAITING` at the limits.
+    /// Appends a call to the workspace's queue. Fails with `TOO_MANY_HELD_CALLS` at the limits.
     pub(super) fn enqueue(&self, id: &WorkspaceId) -> Result<Ticket, WireError> {
         let mut all = self.all();
         let mine = all.get(id).map_or(0, |queue| queue.held.len());
@@ -61,7 +61,7 @@ impl WakeQueue {
         ] {
             if count >= limit {
                 let message = format!("{limit} calls already wait for {target}; retry later");
-                let error = WireError::new(Reason::TooManyWaiting, message).retry_after(RETRY_INTERVAL);
+                let error = WireError::new(Reason::TooManyHeldCalls, message).retry_after(RETRY_INTERVAL);
                 return Err(error.with("limit", limit).with("what", what));
             }
         }

@@ -20,7 +20,7 @@ use super::{Port, StorageSpec, Variable};
            A new Workspace can start from one of its archives (source).",
     printcolumn(name = "Workspace", type_ = "string", json_path = ".spec.workspace"),
     printcolumn(name = "Owner", type_ = "string", json_path = ".spec.owner"),
-    printcolumn(name = "Archive", type_ = "string", json_path = ".spec.newest"),
+    printcolumn(name = "Archive", type_ = "string", json_path = ".spec.newestArchive"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -34,7 +34,7 @@ pub struct WorkspaceArchiveSpec {
     /// Name of the newest archive in the backup store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 200))]
-    pub newest: Option<String>,
+    pub newest_archive: Option<String>,
     /// Volume of the workspace, if its spec named one. A workspace that is restored from the
     /// archive gets the same volume settings, ports and environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]

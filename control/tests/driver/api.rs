@@ -224,7 +224,7 @@ async fn slow_watcher_receives_only_the_newest_view_and_deletions() {
     let gone = timeout(DEADLINE, async {
         loop {
             match watch.next().await.unwrap().unwrap().event.unwrap() {
-                Event::Gone(gone) => return gone,
+                Event::Deleted(deleted) => return deleted,
                 Event::Workspace(_) | Event::Keepalive(_) | Event::Synced(_) => {}
             }
         }

@@ -139,8 +139,8 @@ async fn watch_reports_workspaces_deletions_and_its_end() {
     let there = watch.until("synced").await;
     assert_eq!((there[0].0.as_str(), &there[0].1["name"]), ("workspace", &json!("demo")));
     control.handle.delete(id.clone(), true).await.unwrap();
-    let (_, gone) = watch.until("gone").await.pop().unwrap();
-    assert_eq!(gone, json!({ "id": id.to_string() }));
+    let (_, deleted) = watch.until("deleted").await.pop().unwrap();
+    assert_eq!(deleted, json!({ "id": id.to_string() }));
     control.shutdown.cancel();
     let (_, problem) = watch.until("problem").await.pop().unwrap();
     assert_eq!((&problem["reason"], &problem["status"]), (&json!("SHUTTING_DOWN"), &json!(503)));

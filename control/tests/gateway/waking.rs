@@ -187,7 +187,7 @@ async fn held_calls_are_limited_and_cancelled_ones_free_slots() {
         status = within(first_rejection) => status,
         _ = &mut pending => panic!("a held call was answered"),
     };
-    assert_eq!((refused.code(), reason(&refused)), (Code::ResourceExhausted, Some(Reason::TooManyWaiting)));
+    assert_eq!((refused.code(), reason(&refused)), (Code::ResourceExhausted, Some(Reason::TooManyHeldCalls)));
     assert_eq!(detail(&refused, "limit").as_deref(), Some("64"));
     drop(pending);
     within(async {

@@ -165,7 +165,7 @@ async fn requests_are_held_for_quota_up_to_a_limit() {
     assert_eq!((served.len(), refused.len()), (HELD, TOO_MANY));
     for answer in refused {
         let status = answer.expect_err("refused");
-        assert_eq!((reason(&status), status.code()), (Reason::TooManyWaiting, Code::ResourceExhausted));
+        assert_eq!((reason(&status), status.code()), (Reason::TooManyHeldCalls, Code::ResourceExhausted));
     }
     assert_eq!(
         podling.wait_until_awake(&ada).await.agent.expect("an agent").epoch,

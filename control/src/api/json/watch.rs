@@ -52,7 +52,7 @@ pub(super) async fn watch(
 fn event(change: Result<WatchWorkspacesResponse, Status>) -> Event {
     let (name, data) = match change.map(|change| change.event) {
         Ok(Some(Change::Workspace(workspace))) => ("workspace", json!(JsonWorkspace::from(workspace))),
-        Ok(Some(Change::Gone(id))) => ("gone", json!({ "id": id })),
+        Ok(Some(Change::Deleted(id))) => ("deleted", json!({ "id": id })),
         Ok(Some(Change::Synced(_))) => ("synced", json!({})),
         // A response of the service always contains an event.
         Ok(Some(Change::Keepalive(_)) | None) => return Event::default().comment("keep-alive"),

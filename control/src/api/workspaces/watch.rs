@@ -100,12 +100,12 @@ impl WorkspaceWatch {
                 self.events.push_back(Event::Workspace(workspace(view)));
             }
         }
-        // A deleted workspace of which only archives are left is treated as gone.
+        // A workspace of which only archives are left is reported as deleted.
         let is_there = |id: &WorkspaceId| snapshot.get(id).is_some_and(|view| self.whose.sees(view));
-        let gone: Vec<_> = self.sent_versions.keys().filter(|id| !is_there(id)).cloned().collect();
-        for id in gone {
+        let deleted: Vec<_> = self.sent_versions.keys().filter(|id| !is_there(id)).cloned().collect();
+        for id in deleted {
             self.sent_versions.remove(&id);
-            self.events.push_back(Event::Gone(id.to_string()));
+            self.events.push_back(Event::Deleted(id.to_string()));
         }
         if !std::mem::replace(&mut self.synced, true) {
             self.events.push_back(Event::Synced(WatchSynced {}));

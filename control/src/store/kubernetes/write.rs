@@ -257,7 +257,7 @@ impl KubernetesStore {
         let mut spec = WorkspaceArchiveSpec {
             workspace: name,
             owner: record.spec.owner.to_string(),
-            newest: record.status.archives.last().map(|archive| archive.key.0.clone()),
+            newest_archive: record.status.archives.last().map(|archive| archive.key.0.clone()),
             storage: None,
             ports: Vec::new(),
             environment: Vec::new(),
