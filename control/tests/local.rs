@@ -9,7 +9,7 @@ use std::{
     process::{Command, ExitCode, Stdio},
 };
 
-use control_plane::{DEADLINE, DataDir, TestControlPlane, kill, marked_processes, pids, read_proc};
+use control_plane::{DEADLINE, DataDir, LocalControlPlane, kill, marked_processes, pids, read_proc};
 use podling_core::reason::StateReason;
 use podling_core::workspace::{AgentConnection, State};
 use tokio::time::timeout;
@@ -35,7 +35,7 @@ fn start_failure(reason: &StateReason) -> &str {
 #[tokio::test]
 async fn workspace_inherits_nothing_and_deletion_leaves_nothing() {
     let data = DataDir::new();
-    let control_plane = TestControlPlane::start(&data, data.agent()).await;
+    let control_plane = LocalControlPlane::start(&data, data.agent()).await;
     let id = control_plane.create("demo").await;
     let view = control_plane
         .wait(&id, |view| view.state == State::Awake && view.connection == AgentConnection::Connected)
@@ -66,7 +66,7 @@ async fn workspace_inherits_nothing_and_deletion_leaves_nothing() {
 #[tokio::test]
 async fn killed_agent_is_replaced_and_its_processes_are_ended() {
     let data = DataDir::new();
-    let control_plane = TestControlPlane::start(&data, data.agent()).await;
+    let control_plane = LocalControlPlane::start(&data, data.agent()).await;
     let id = control_plane.create("demo").await;
     let before = control_plane.wait(&id, |view| view.state == State::Awake).await;
     let old = data.agent_pid(&id);
@@ -99,12 +99,12 @@ async fn killed_agent_is_replaced_and_its_processes_are_ended() {
 #[tokio::test]
 async fn restarted_control_plane_adopts_running_agents() {
     let data = DataDir::new();
-    let control_plane = TestControlPlane::start(&data, data.agent()).await;
+    let control_plane = LocalControlPlane::start(&data, data.agent()).await;
     let id = control_plane.create("demo").await;
     let before = control_plane.wait(&id, |view| view.state == State::Awake).await;
     let pid = data.agent_pid(&id);
     drop(control_plane);
-    let control_plane = TestControlPlane::start(&data, data.agent_again()).await;
+    let control_plane = LocalControlPlane::start(&data, data.agent_again()).await;
     let after = control_plane.wait(&id, |view| view.connection == AgentConnection::Connected).await;
     assert_eq!(before.agent, after.agent, "the same run of the same agent");
     assert_eq!((data.agent_pid(&id), after.restarts), (pid, 0));
@@ -117,7 +117,7 @@ async fn restarted_control_plane_adopts_running_agents() {
 #[tokio::test]
 async fn unreadable_workspace_waits_and_delays_no_other() {
     let data = DataDir::new();
-    let control_plane = TestControlPlane::start(&data, data.agent()).await;
+    let control_plane = LocalControlPlane::start(&data, data.agent()).await;
     let (broken, whole) = (control_plane.create("broken").await, control_plane.create("whole").await);
     for id in [&broken, &whole] {
         control_plane.wait(id, |view| view.state == State::Awake).await;
@@ -128,7 +128,7 @@ async fn unreadable_workspace_waits_and_delays_no_other() {
     std::fs::rename(&record, record.with_extension("aside")).unwrap();
     // A symlink loop cannot be read by root either.
     std::os::unix::fs::symlink(&record, &record).unwrap();
-    let control_plane = TestControlPlane::start(&data, data.agent_again()).await;
+    let control_plane = LocalControlPlane::start(&data, data.agent_again()).await;
     control_plane.wait(&whole, |view| view.connection == AgentConnection::Connected).await;
     let view = control_plane.wait(&broken, |_| true).await;
     assert_eq!(
@@ -144,19 +144,19 @@ async fn unreadable_workspace_waits_and_delays_no_other() {
 #[tokio::test]
 async fn agent_killed_while_control_plane_was_down_is_replaced() {
     let data = DataDir::new();
-    let control_plane = TestControlPlane::start(&data, data.agent()).await;
+    let control_plane = LocalControlPlane::start(&data, data.agent()).await;
     let id = control_plane.create("demo").await;
     control_plane.wait(&id, |view| view.state == State::Awake).await;
     drop(control_plane);
     kill(data.agent_pid(&id));
-    let control_plane = TestControlPlane::start(&data, data.agent_again()).await;
+    let control_plane = LocalControlPlane::start(&data, data.agent_again()).await;
     control_plane.wait(&id, |view| view.agent.as_ref().is_some_and(|agent| agent.epoch == 2)).await;
 }
 
 #[tokio::test]
 async fn down_ends_all_processes_keeps_files_and_allows_wake() {
     let data = DataDir::new();
-    let control_plane = TestControlPlane::start(&data, data.agent()).await;
+    let control_plane = LocalControlPlane::start(&data, data.agent()).await;
     let id = control_plane.create("demo").await;
     control_plane.wait(&id, |view| view.state == State::Awake).await;
     std::fs::write(data.of(&id).join("home/kept"), "kept").unwrap();
@@ -164,7 +164,7 @@ async fn down_ends_all_processes_keeps_files_and_allows_wake() {
     timeout(DEADLINE, control_plane.shutdown.cancelled()).await.expect("the control plane shuts down");
     assert_eq!(marked_processes(&id), [0; 0]);
     drop(control_plane);
-    let control_plane = TestControlPlane::start(&data, data.agent_again()).await;
+    let control_plane = LocalControlPlane::start(&data, data.agent_again()).await;
     control_plane.handle.wake(id.clone()).await.unwrap();
     control_plane.wait(&id, |view| view.state == State::Awake).await;
     assert_eq!(std::fs::read_to_string(data.of(&id).join("home/kept")).unwrap(), "kept");
@@ -173,13 +173,13 @@ async fn down_ends_all_processes_keeps_files_and_allows_wake() {
 #[tokio::test]
 async fn broken_agent_command_is_explained_in_the_reason() {
     let data = DataDir::new();
-    let control_plane = TestControlPlane::start(&data, vec!["/no/such/agent".into()]).await;
+    let control_plane = LocalControlPlane::start(&data, vec!["/no/such/agent".into()]).await;
     let id = control_plane.create("demo").await;
     let view = control_plane.wait(&id, |view| view.restarts > 0).await;
     assert!(start_failure(&view.reason).contains("/no/such/agent"), "{:?}", view.reason);
 
     let data = DataDir::new();
-    let control_plane = TestControlPlane::start(&data, data.script("fails", "exit 3")).await;
+    let control_plane = LocalControlPlane::start(&data, data.script("fails", "exit 3")).await;
     let id = control_plane.create("demo").await;
     let view = control_plane.wait(&id, |view| view.restarts > 0).await;
     let detail = start_failure(&view.reason);
@@ -190,7 +190,7 @@ async fn broken_agent_command_is_explained_in_the_reason() {
 async fn agent_that_ignores_term_is_killed() {
     let data = DataDir::new();
     let stubborn = "trap '' HUP INT TERM; while :; do sleep 1; done";
-    let control_plane = TestControlPlane::start(&data, data.script("stubborn", stubborn)).await;
+    let control_plane = LocalControlPlane::start(&data, data.script("stubborn", stubborn)).await;
     let id = control_plane.create("demo").await;
     control_plane.wait(&id, |view| view.reason == StateReason::AgentStarting).await;
     control_plane.handle.delete(id.clone(), true).await.unwrap();

@@ -57,7 +57,7 @@ pub struct PodlingOptions {
     pub templates: Vec<(&'static str, &'static str)>,
     /// Point at which the first control plane kills itself with SIGKILL: `ACTION:before` or
     /// `ACTION:after`. Only debug builds support it.
-    pub die_at: Option<String>,
+    pub failpoint: Option<String>,
 }
 
 /// A control plane with its workspaces, for one story. Dropping it stops them and asserts that no
@@ -128,10 +128,10 @@ impl Podling {
         self.start(&address).await;
     }
 
-    /// Starts the control plane again with this [`PodlingOptions::die_at`]. It may die before it is
+    /// Starts the control plane again with this [`PodlingOptions::failpoint`]. It may die before it is
     /// ready.
-    pub async fn restart_dying_at(&mut self, at: &str) {
-        self.options.die_at = Some(at.to_owned());
+    pub async fn restart_with_failpoint(&mut self, at: &str) {
+        self.options.failpoint = Some(at.to_owned());
         self.restart().await;
     }
 
@@ -143,8 +143,8 @@ impl Podling {
         if self.pods.is_some() {
             command.envs(["KUBECONFIG"].map(|name| (name, std::env::var(name).expect("a cluster"))));
         }
-        let die_at = self.options.die_at.take();
-        command.envs(die_at.iter().map(|at| ("PODLING_TEST_DIE_AT", at)));
+        let failpoint = self.options.failpoint.take();
+        command.envs(failpoint.iter().map(|at| ("PODLING_TEST_FAILPOINT", at)));
         // A process group of its own, as a shell gives to each job, so that Ctrl-C reaches only
         // this command.
         command.process_group(0).stdin(Stdio::null());
@@ -153,8 +153,9 @@ impl Podling {
         self.up = Some(command.spawn().expect("podling up starts"));
         self.url = wait_for("podling prints its URL", async || {
             if let Some(status) = self.up.as_mut().and_then(|up| up.try_wait().ok().flatten()) {
-                let died_as_requested = die_at.is_some() && status.signal() == Some(Signal::KILL.as_raw());
-                assert!(died_as_requested, "`podling up` ended with {status}: {}", self.log());
+                let crashed_as_requested =
+                    failpoint.is_some() && status.signal() == Some(Signal::KILL.as_raw());
+                assert!(crashed_as_requested, "`podling up` ended with {status}: {}", self.log());
                 return Some(self.url.clone());
             }
             let printed = fs::read_to_string(&ready).ok()?;

@@ -44,11 +44,11 @@ pub enum TraceEvent {
     KillAgent(String),
     /// Kills the control plane with SIGKILL.
     KillControl,
-    /// Starts the control plane again. With a value, it dies at that point: `ACTION:before` or
+    /// Starts the control plane again. With a value, it dies at that failpoint: `ACTION:before` or
     /// `ACTION:after`.
-    UpAgain(Option<String>),
-    /// Waits until the control plane has died at this point.
-    Dies(String),
+    Restart(Option<String>),
+    /// Waits until the control plane has crashed at this failpoint.
+    Crashes(String),
     /// Makes the backup store unavailable.
     StoreAway,
     /// Makes the backup store available again.
@@ -107,9 +107,9 @@ fn event(words: &[&str]) -> Option<TraceEvent> {
         ["policy", name, which, time] => TraceEvent::Policy(own(name), own(which), own(time)),
         ["kill-agent", name] => TraceEvent::KillAgent(own(name)),
         ["kill-control"] => TraceEvent::KillControl,
-        ["up-again"] => TraceEvent::UpAgain(None),
-        ["up-again", death] => TraceEvent::UpAgain(Some(own(death))),
-        ["dies", death] => TraceEvent::Dies(own(death)),
+        ["restart"] => TraceEvent::Restart(None),
+        ["restart", failpoint] => TraceEvent::Restart(Some(own(failpoint))),
+        ["crashes", failpoint] => TraceEvent::Crashes(own(failpoint)),
         ["store-away"] => TraceEvent::StoreAway,
         ["store-back"] => TraceEvent::StoreBack,
         ["fails", name] => TraceEvent::Fails(own(name)),

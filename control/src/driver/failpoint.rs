@@ -4,7 +4,7 @@
 use podling_core::decide::Action;
 
 /// Name of the failpoint: `ACTION:before` or `ACTION:after`, such as `archive:after`.
-const VARIABLE: &str = "PODLING_TEST_DIE_AT";
+const VARIABLE: &str = "PODLING_TEST_FAILPOINT";
 
 /// Kills the process if the failpoint is set to this action and moment.
 pub(super) fn hit(action: Action, moment: &str) {

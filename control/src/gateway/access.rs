@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn wake_header_never_prevents_wake() {
+    fn never_wake_header_prevents_wake() {
         let mut headers = HeaderMap::new();
         headers.insert(metadata::WAKE, HeaderValue::from_static("never"));
         let needs = AccessRequirement::of(&Method::POST, "/podling.agent.v1.Terminals/Attach", &headers);

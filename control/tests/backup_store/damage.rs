@@ -11,7 +11,7 @@ use super::{
 };
 
 /// Makes an archive differ from its manifest.
-type Corruption = fn(&mut SampleArchive);
+type ArchiveDamage = fn(&mut SampleArchive);
 
 /// Changes the content of a file in place.
 fn change(file: &Path, change: impl FnOnce(&mut Vec<u8>)) {
@@ -108,7 +108,7 @@ fn shrink(sample: &mut SampleArchive) {
 /// finds the difference.
 #[tokio::test]
 async fn difference_from_the_manifest_names_the_entry() {
-    let cases: [(&str, &str, Corruption); 9] = [
+    let cases: [(&str, &str, ArchiveDamage); 9] = [
         ("src/main.py", "its content does not match the hash", |s| {
             s.entry(b"src/main.py").sha256 = sha256(b"else")
         }),

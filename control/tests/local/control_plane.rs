@@ -43,7 +43,7 @@ pub(crate) struct DataDir {
 }
 
 /// A running control plane. Dropping it aborts all tasks, as `kill -9` does.
-pub(crate) struct TestControlPlane {
+pub(crate) struct LocalControlPlane {
     pub(crate) handle: DriverHandle,
     pub(crate) shutdown: CancellationToken,
     _tasks: JoinSet<()>,
@@ -102,7 +102,7 @@ impl Drop for DataDir {
     }
 }
 
-impl TestControlPlane {
+impl LocalControlPlane {
     pub(crate) async fn start(data: &DataDir, agent_command: Vec<String>) -> Self {
         let identity = Arc::new(ControlIdentity::open(data.path()).unwrap());
         let store = timeout(DEADLINE, async {

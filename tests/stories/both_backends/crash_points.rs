@@ -21,10 +21,10 @@ const MOMENTS: [&str; 2] = ["before", "after"];
 /// The shortest duration that a policy accepts.
 const SHORTEST: Duration = Duration::from_secs(1);
 
-async fn up_to_die_at(action: &str, moment: &str) -> Podling {
+async fn up_with_failpoint(action: &str, moment: &str) -> Podling {
     let at = format!("{action}:{moment}");
-    eprintln!("--- dying at {at}");
-    Podling::up_with(PodlingOptions { die_at: Some(at), ..PodlingOptions::default() }).await
+    eprintln!("--- failpoint {at}");
+    Podling::up_with(PodlingOptions { failpoint: Some(at), ..PodlingOptions::default() }).await
 }
 
 /// Creates a workspace with a file and a link.
@@ -38,8 +38,8 @@ async fn create_with_file(podling: &Podling, policy: Policy) -> Workspace {
     ada
 }
 
-/// Waits until the control plane has died as requested, and starts it again.
-async fn wait_death_and_restart(podling: &mut Podling) {
+/// Waits until the control plane has crashed at its failpoint, and starts it again.
+async fn wait_crash_and_restart(podling: &mut Podling) {
     let status = podling.wait_exit().await;
     assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "{}", podling.log());
     podling.restart().await;
@@ -59,11 +59,11 @@ async fn assert_intact(podling: &Podling, ada: &Workspace) {
 async fn sleep_completes_after_crash_at_each_action() {
     for action in ["prepare", "commit", "stop-processes"] {
         for moment in MOMENTS {
-            let mut podling = up_to_die_at(action, moment).await;
+            let mut podling = up_with_failpoint(action, moment).await;
             let ada = create_with_file(&podling, Policy::default()).await;
             // The response may be lost because the control plane dies.
             let _ = podling.force_sleep(&ada).await;
-            wait_death_and_restart(&mut podling).await;
+            wait_crash_and_restart(&mut podling).await;
             podling.wait_for_state(&ada, State::Asleep).await;
             assert_eq!(podling.running_agents(), []);
             podling.wake(&ada).await.expect("wake is accepted");
@@ -75,7 +75,7 @@ async fn sleep_completes_after_crash_at_each_action() {
 #[tokio::test(flavor = "multi_thread")]
 async fn cancelled_sleep_survives_crash() {
     for moment in MOMENTS {
-        let mut podling = up_to_die_at("cancel", moment).await;
+        let mut podling = up_with_failpoint("cancel", moment).await;
         let ada = create_with_file(&podling, Policy::default()).await;
         let inside = podling.client().for_workspace(&ada.id);
         let terminal = inside.open(script("echo begun; exec sleep 600")).await;
@@ -87,9 +87,9 @@ async fn cancelled_sleep_survives_crash() {
         let _ = podling.wake(&ada).await;
         if moment == "after" {
             drop(suspended);
-            wait_death_and_restart(&mut podling).await;
+            wait_crash_and_restart(&mut podling).await;
         } else {
-            wait_death_and_restart(&mut podling).await;
+            wait_crash_and_restart(&mut podling).await;
             drop(suspended);
         }
         assert_intact(&podling, &ada).await;
@@ -107,10 +107,10 @@ async fn wake_completes_after_crash_at_start() {
         let ada = create_with_file(&podling, Policy::default()).await;
         podling.sleep_and_wait(&ada).await;
         podling.kill_control();
-        podling.restart_dying_at(&format!("start-agent:{moment}")).await;
+        podling.restart_with_failpoint(&format!("start-agent:{moment}")).await;
         podling.wait_for_state(&ada, State::Asleep).await;
         let _ = podling.wake(&ada).await;
-        wait_death_and_restart(&mut podling).await;
+        wait_crash_and_restart(&mut podling).await;
         podling.wait_until_awake(&ada).await;
         assert_intact(&podling, &ada).await;
     }
@@ -120,11 +120,11 @@ async fn wake_completes_after_crash_at_start() {
 async fn archiving_completes_after_crash_at_each_action() {
     for action in ["archive", "remove-storage"] {
         for moment in MOMENTS {
-            let mut podling = up_to_die_at(action, moment).await;
+            let mut podling = up_with_failpoint(action, moment).await;
             let policy = Policy { archive_after: wire_duration(SHORTEST), ..Policy::default() };
             let ada = create_with_file(&podling, policy).await;
             let _ = podling.force_sleep(&ada).await;
-            wait_death_and_restart(&mut podling).await;
+            wait_crash_and_restart(&mut podling).await;
             podling.wait_for_state(&ada, State::Archived).await;
             assert!(!podling.home_dir(&ada).exists() && podling.running_agents().is_empty());
             podling.wake(&ada).await.expect("wake is accepted");
@@ -136,13 +136,13 @@ async fn archiving_completes_after_crash_at_each_action() {
 #[tokio::test(flavor = "multi_thread")]
 async fn restore_completes_after_crash() {
     for moment in MOMENTS {
-        let mut podling = up_to_die_at("restore", moment).await;
+        let mut podling = up_with_failpoint("restore", moment).await;
         let policy = Policy { archive_after: wire_duration(SHORTEST), ..Policy::default() };
         let ada = create_with_file(&podling, policy).await;
         podling.force_sleep(&ada).await.expect("sleep is accepted");
         podling.wait_for_state(&ada, State::Archived).await;
         let _ = podling.wake(&ada).await;
-        wait_death_and_restart(&mut podling).await;
+        wait_crash_and_restart(&mut podling).await;
         podling.wait_until_awake(&ada).await;
         assert_intact(&podling, &ada).await;
     }
@@ -152,13 +152,13 @@ async fn restore_completes_after_crash() {
 async fn expiry_completes_after_crash_at_each_action() {
     // If the control plane dies before it records an archive, the next one archives again. No
     // archive may be left.
-    for action in ["archive", "remove", "expire", "remove-record"] {
+    for action in ["archive", "remove-storage", "expire-archive", "remove-record"] {
         for moment in MOMENTS {
-            let mut podling = up_to_die_at(action, moment).await;
+            let mut podling = up_with_failpoint(action, moment).await;
             let policy = Policy { keep_archives: wire_duration(SHORTEST), ..Policy::default() };
             let ada = create_with_file(&podling, policy).await;
             delete(&podling, &ada, false).await;
-            wait_death_and_restart(&mut podling).await;
+            wait_crash_and_restart(&mut podling).await;
             assert_gone(&podling, &ada).await;
         }
     }
@@ -166,7 +166,7 @@ async fn expiry_completes_after_crash_at_each_action() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unrecorded_archive_is_deleted_with_its_workspace() {
-    let mut podling = up_to_die_at("archive", "after").await;
+    let mut podling = up_with_failpoint("archive", "after").await;
     let policy = Policy { archive_after: wire_duration(SHORTEST), ..Policy::default() };
     let ada = create_with_file(&podling, policy).await;
     let _ = podling.force_sleep(&ada).await;
@@ -186,10 +186,10 @@ async fn unrecorded_archive_is_deleted_with_its_workspace() {
 async fn discard_completes_after_crash_at_each_action() {
     for action in ["stop-processes", "remove-storage", "remove-record"] {
         for moment in MOMENTS {
-            let mut podling = up_to_die_at(action, moment).await;
+            let mut podling = up_with_failpoint(action, moment).await;
             let ada = create_with_file(&podling, Policy::default()).await;
             delete(&podling, &ada, true).await;
-            wait_death_and_restart(&mut podling).await;
+            wait_crash_and_restart(&mut podling).await;
             assert_gone(&podling, &ada).await;
         }
     }

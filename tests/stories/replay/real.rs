@@ -50,9 +50,9 @@ impl ReplayTarget {
     pub(super) async fn inject(&mut self, event: &TraceEvent, next: Option<&TraceStep>) {
         eprintln!("{:>6.1?} > {event:?}", self.started.elapsed());
         let answer = self.send(event).await;
-        let dies = matches!(next, Some(TraceStep::Inject(TraceEvent::Dies(_))));
+        let crashes = matches!(next, Some(TraceStep::Inject(TraceEvent::Crashes(_))));
         if let Err(status) = answer
-            && !dies
+            && !crashes
         {
             panic!("{event:?}: {status:?}\n{}", self.podling.log());
         }
@@ -82,9 +82,9 @@ impl ReplayTarget {
             }
             TraceEvent::KillAgent(name) => self.podling.kill_agent(self.workspace(name)),
             TraceEvent::KillControl => self.podling.kill_control(),
-            TraceEvent::UpAgain(None) => self.podling.restart().await,
-            TraceEvent::UpAgain(Some(at)) => self.podling.restart_dying_at(at).await,
-            TraceEvent::Dies(at) => {
+            TraceEvent::Restart(None) => self.podling.restart().await,
+            TraceEvent::Restart(Some(at)) => self.podling.restart_with_failpoint(at).await,
+            TraceEvent::Crashes(at) => {
                 let status = self.podling.wait_exit().await;
                 let killed = status.signal() == Some(Signal::KILL.as_raw());
                 assert!(killed, "the control plane dies at {at}: {status}\n{}", self.podling.log());
@@ -182,14 +182,14 @@ impl ReplayTarget {
             // A deleted workspace must leave no directory and no archive.
             let left = dir.exists() || !stored.is_empty();
             return if left {
-                ObservedWorkspace(vec!["forgotten".into()])
+                ObservedWorkspace(vec!["not-removed".into()])
             } else {
                 ObservedWorkspace::default()
             };
         };
         let mut words = vec![self.state(&now)];
         if now.queue_position > 0 {
-            words.push(format!("place={}", now.queue_position));
+            words.push(format!("queue-position={}", now.queue_position));
         }
         let agents =
             self.podling.running_agents().into_iter().filter(|agent| agent.command.contains(&workspace.id));
@@ -198,7 +198,7 @@ impl ReplayTarget {
             words.push(format!("epoch={}", agent.epoch));
         }
         let home = dir.join("home");
-        words.push(format!("storage={}", if home.exists() { "there" } else { "none" }));
+        words.push(format!("storage={}", if home.exists() { "present" } else { "none" }));
         if let Ok(file) = fs::read_to_string(home.join("file")) {
             words.push(format!("file={}", file.trim()));
         }

@@ -16,22 +16,22 @@ use podling_core::{
 
 /// The record of one workspace in the model store.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct StoredRecord {
+pub(crate) struct SimulatedRecord {
     pub(crate) spec: Spec,
     pub(crate) status: Status,
 }
 
 /// The persisted records. Crashes of the control plane and of the machine do not change them.
 #[derive(Debug, Default)]
-pub(crate) struct Store {
-    pub(crate) records: BTreeMap<usize, Rc<StoredRecord>>,
+pub(crate) struct SimulatedStore {
+    pub(crate) records: BTreeMap<usize, Rc<SimulatedRecord>>,
     /// Written with every batch, so that no stored status has a later observed time.
     pub(crate) observed_time: Duration,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) enum StoreWrite {
-    Put(Rc<StoredRecord>),
+    Put(Rc<SimulatedRecord>),
     Remove,
 }
 
@@ -50,9 +50,9 @@ pub(crate) struct ControlPlane {
 
 #[derive(Debug)]
 pub(crate) struct WorkspaceEntry {
-    pub(crate) record: Rc<StoredRecord>,
-    pub(crate) durable: Option<Rc<StoredRecord>>,
-    pub(crate) queued_write: Option<Rc<StoredRecord>>,
+    pub(crate) record: Rc<SimulatedRecord>,
+    pub(crate) durable: Option<Rc<SimulatedRecord>>,
+    pub(crate) queued_write: Option<Rc<SimulatedRecord>>,
     pub(crate) observed: Observed,
     pub(crate) in_flight: Option<InFlightAction>,
     /// Epoch of the next start, while the control plane holds the secret for it.
@@ -94,7 +94,7 @@ pub(crate) struct InFlightAction {
 }
 
 impl WorkspaceEntry {
-    pub(crate) fn new(record: Rc<StoredRecord>, durable: bool, observed: Observed) -> Self {
+    pub(crate) fn new(record: Rc<SimulatedRecord>, durable: bool, observed: Observed) -> Self {
         Self {
             durable: durable.then(|| record.clone()),
             record,
@@ -153,11 +153,11 @@ impl WorkspaceEntry {
 
     /// Replaces the spec, as an accepted request does.
     pub(crate) fn change(&mut self, spec: Spec) {
-        self.record = Rc::new(StoredRecord { spec, status: self.record.status.clone() });
+        self.record = Rc::new(SimulatedRecord { spec, status: self.record.status.clone() });
     }
 
     fn quota_request(&self) -> Option<QuotaRequest<'_>> {
-        let StoredRecord { spec, status } = &*self.record;
+        let SimulatedRecord { spec, status } = &*self.record;
         let ending = self.phase() == Phase::Deleting && self.observed.processes != RunningAgents::None;
         QuotaRequest::of(spec, status, self.durable.as_ref().map(|durable| &durable.status), ending)
     }

@@ -11,7 +11,7 @@ use podling_core::{
 };
 
 use super::{
-    control_plane::{InFlightAction, StoreWrite, StoredRecord},
+    control_plane::{InFlightAction, SimulatedRecord, StoreWrite},
     simulation::Simulation,
     workspace::ControlMessage,
 };
@@ -41,7 +41,7 @@ impl Simulation {
             let before = entry.record.clone();
             if decision.status != before.status {
                 entry.record =
-                    Rc::new(StoredRecord { spec: before.spec.clone(), status: decision.status.clone() });
+                    Rc::new(SimulatedRecord { spec: before.spec.clone(), status: decision.status.clone() });
             }
             let epoch = entry.epoch();
             if entry.wants_agent() && epoch != before.status.epoch {

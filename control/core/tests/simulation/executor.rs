@@ -16,9 +16,9 @@ use super::{
     workspace::{Agent, SimulatedWorkspace, Storage},
 };
 
-type Outcome = Result<ActionSuccess, Failure>;
+type ActionOutcome = Result<ActionSuccess, Failure>;
 
-fn failed(why: &str) -> Outcome {
+fn failed(why: &str) -> ActionOutcome {
     Err(Failure::Failed(why.into()))
 }
 
@@ -96,7 +96,7 @@ impl Simulation {
         }
     }
 
-    fn start(&mut self, w: usize, epoch: Epoch, task: Option<MaintenanceTask>) -> Outcome {
+    fn start(&mut self, w: usize, epoch: Epoch, task: Option<MaintenanceTask>) -> ActionOutcome {
         self.check_start(w, epoch, task);
         let maintenance = task.is_some();
         let (clock, fails, half) = (self.clock, self.draw_fault(), self.rng.per_mille(500));
@@ -109,14 +109,14 @@ impl Simulation {
         // A start creates empty storage if there is none.
         if workspace.storage == Storage::None && task != Some(MaintenanceTask::Restore) {
             self.last_content += 1;
-            workspace.storage = Storage::Whole(self.last_content);
+            workspace.storage = Storage::Complete(self.last_content);
             workspace.latest_content = self.last_content;
         }
         workspace.agents.insert(epoch, Agent::new(maintenance, clock));
         if fails { failed("start outcome unknown") } else { Ok(ActionSuccess::Done) }
     }
 
-    fn resize(&mut self, w: usize, epoch: Epoch, resources: Resources) -> Outcome {
+    fn resize(&mut self, w: usize, epoch: Epoch, resources: Resources) -> ActionOutcome {
         let (fails, half) = (self.draw_fault(), self.rng.per_mille(500));
         let Some(agent) = self.agent(w, epoch) else { return failed("no such agent") };
         if !fails || half {
@@ -125,7 +125,7 @@ impl Simulation {
         if fails { failed("resize outcome unknown") } else { Ok(ActionSuccess::Done) }
     }
 
-    fn stop(&mut self, w: usize) -> Outcome {
+    fn stop(&mut self, w: usize) -> ActionOutcome {
         let fails = self.draw_fault();
         let Some(workspace) = self.workspaces.get_mut(&w) else { return failed("no such workspace") };
         let serves = workspace.serves();
@@ -151,7 +151,7 @@ impl Simulation {
             .is_some_and(|agent| agent.claimed && agent.maintenance && agent.suspended_until <= clock)
     }
 
-    fn archive(&mut self, w: usize, epoch: Epoch, generation: u64) -> Outcome {
+    fn archive(&mut self, w: usize, epoch: Epoch, generation: u64) -> ActionOutcome {
         let responds = self.maintenance_agent_responds(w, epoch);
         let fails = self.draw_fault() || self.backup_store_down;
         let (at, true_observed_time) = (self.now(), self.true_observed_time);
@@ -159,7 +159,7 @@ impl Simulation {
         self.check(!writes, || format!("w{w}: storage is archived while a process may write to it"));
         let observed_time = self.control.as_ref().map(|control| control.observed_time).unwrap_or_default();
         let Some(workspace) = self.workspaces.get_mut(&w) else { return failed("no such workspace") };
-        let Storage::Whole(content) = workspace.storage else { return failed("storage is incomplete") };
+        let Storage::Complete(content) = workspace.storage else { return failed("storage is incomplete") };
         if fails || !responds {
             return failed("archive verification failed");
         }
@@ -184,14 +184,14 @@ impl Simulation {
         }
     }
 
-    fn restore(&mut self, w: usize, epoch: Epoch, from: Option<&ArchiveKey>) -> Outcome {
+    fn restore(&mut self, w: usize, epoch: Epoch, from: Option<&ArchiveKey>) -> ActionOutcome {
         let responds = self.maintenance_agent_responds(w, epoch);
         let (fails, half) = (self.draw_fault() || self.backup_store_down, self.rng.per_mille(500));
         let content = from.and_then(|key| self.archived_content(key));
         let Some(workspace) = self.workspaces.get_mut(&w) else { return failed("no such workspace") };
         if let (Some(content), true) = (content, responds) {
             workspace.only_restored = true;
-            workspace.storage = if fails && half { Storage::Half } else { Storage::Whole(content) };
+            workspace.storage = if fails && half { Storage::Partial } else { Storage::Complete(content) };
             if !fails {
                 if workspace.latest_content == 0 {
                     workspace.latest_content = content;
@@ -208,13 +208,13 @@ impl Simulation {
         self.workspaces.get(&w.parse().ok()?)?.stored_archives.get(&generation.parse().ok()?).copied()
     }
 
-    fn remove(&mut self, w: usize) -> Outcome {
+    fn remove(&mut self, w: usize) -> ActionOutcome {
         self.check_storage_removal(w);
         let (fails, half) = (self.draw_fault(), self.rng.per_mille(500));
         let Some(workspace) = self.workspaces.get_mut(&w) else { return failed("no such workspace") };
         if fails {
             if half && workspace.storage != Storage::None {
-                workspace.storage = Storage::Half;
+                workspace.storage = Storage::Partial;
             }
             return failed("storage is busy");
         }

@@ -14,7 +14,7 @@ use podling_core::{
 };
 
 use super::{
-    control_plane::{StoredRecord, WorkspaceEntry},
+    control_plane::{SimulatedRecord, WorkspaceEntry},
     simulation::Simulation,
     workspace::Storage,
 };
@@ -28,7 +28,7 @@ impl Simulation {
     pub(crate) fn check_transitions(
         &mut self,
         w: usize,
-        before: &StoredRecord,
+        before: &SimulatedRecord,
         followed: &[FollowedTransition],
     ) {
         for step in followed {
@@ -127,7 +127,7 @@ impl Simulation {
 
     /// Checks that a workspace overtakes an earlier one only if the owner of the earlier one has no
     /// quota left.
-    fn check_queue_order(&mut self, w: usize, before: &StoredRecord) {
+    fn check_queue_order(&mut self, w: usize, before: &SimulatedRecord) {
         let Some(control) = &self.control else { return };
         let me = WorkspaceId::from_bits(w as u64);
         let joined = |w: &usize, status: &Status| {
@@ -161,7 +161,7 @@ impl Simulation {
         let overtaken = overtaken.map(|(other, _)| **other);
         let Some(overtaken) = overtaken else { return };
         let details = control.entries.iter().map(|(w, entry)| {
-            let StoredRecord { spec, status } = &*entry.record;
+            let SimulatedRecord { spec, status } = &*entry.record;
             let was = entry.durable.as_ref().map(|record| record.status.phase);
             let (owner, cpu) = (&spec.owner, spec.resources.cpu_millis);
             let (phase, joined, held) =
@@ -184,9 +184,9 @@ impl Simulation {
         let fresh = workspace.started.last().is_none_or(|last| *last < epoch);
         let (storage, latest_content) = (workspace.storage, workspace.latest_content);
         let whole = match storage {
-            Storage::Whole(content) => content == latest_content,
+            Storage::Complete(content) => content == latest_content,
             Storage::None => latest_content == 0 && record.spec.source.is_none(),
-            Storage::Half => false,
+            Storage::Partial => false,
         };
         self.check(!runs, || format!("w{w} agent {epoch} is started while a process runs"));
         self.check(fresh, || format!("w{w} agent {epoch}: the epoch is reused"));
@@ -239,11 +239,11 @@ impl Simulation {
             .get(&w)
             .is_some_and(|record| record.spec.desired_state == DesiredState::Discarded);
         let safe = match workspace.storage {
-            Storage::Whole(content) => {
+            Storage::Complete(content) => {
                 workspace.only_restored
                     || workspace.stored_archives.values().any(|archived| *archived == content)
             }
-            Storage::None | Storage::Half => true,
+            Storage::None | Storage::Partial => true,
         };
         let storage = workspace.storage;
         let runs = workspace.runs();

@@ -50,7 +50,7 @@ impl Recording {
         let mut words = vec![state_name(status.state()).to_owned()];
         if let Some(queue_position) = control.and_then(|control| control.queue_position(w, &self.sim.quotas))
         {
-            words.push(format!("place={queue_position}"));
+            words.push(format!("queue-position={queue_position}"));
         }
         words.push(format!("agents={}", workspace.agents.len()));
         if status.phase == Phase::Awake && !self.epoch_uncertain.contains(&w) {
@@ -58,10 +58,10 @@ impl Recording {
         }
         words.push(match workspace.storage {
             Storage::None => "storage=none".into(),
-            Storage::Half => "storage=half".into(),
-            Storage::Whole(content) => match self.files.get(&content) {
-                Some(file) => format!("storage=there file={file}"),
-                None => "storage=there".into(),
+            Storage::Partial => "storage=partial".into(),
+            Storage::Complete(content) => match self.files.get(&content) {
+                Some(file) => format!("storage=present file={file}"),
+                None => "storage=present".into(),
             },
         });
         // A replay can read the storage generation only from the label of an archive.

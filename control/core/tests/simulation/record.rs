@@ -109,7 +109,7 @@ impl Recording {
             }
             if self.sim.control.is_none() {
                 let Some(hit) = failpoint else { return };
-                self.record_event(format!("dies {}", trace_word(hit)));
+                self.record_event(format!("crashes {}", trace_word(hit)));
                 let again = self.rng.per_mille(300);
                 let next = self.pick_failpoint(next_actions).filter(|next| again && *next != hit);
                 self.restart_control(next);
@@ -146,8 +146,8 @@ impl Recording {
         self.sim.failpoint = failpoint;
         self.sim.start_control();
         match failpoint {
-            Some(failpoint) => self.record_event(format!("up-again {}", trace_word(failpoint))),
-            None => self.record_event("up-again"),
+            Some(failpoint) => self.record_event(format!("restart {}", trace_word(failpoint))),
+            None => self.record_event("restart"),
         }
     }
 

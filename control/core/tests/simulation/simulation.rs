@@ -11,7 +11,7 @@ use podling_core::{
 };
 
 use super::{
-    control_plane::{ControlPlane, Store},
+    control_plane::{ControlPlane, SimulatedStore},
     coverage::Coverage,
     persistence::Failpoint,
     rng::Rng,
@@ -36,7 +36,7 @@ pub(crate) struct Simulation {
     pub(crate) true_observed_time: Duration,
     /// Workspaces by index. The index is the number after `w` in the log and in traces.
     pub(crate) workspaces: BTreeMap<usize, SimulatedWorkspace>,
-    pub(crate) store: Store,
+    pub(crate) store: SimulatedStore,
     pub(crate) control: Option<ControlPlane>,
     pub(crate) quotas: Quotas,
     pub(crate) created: usize,
@@ -61,7 +61,7 @@ impl Simulation {
             clock_offset: 0,
             true_observed_time: Duration::ZERO,
             workspaces: BTreeMap::new(),
-            store: Store::default(),
+            store: SimulatedStore::default(),
             control: Some(ControlPlane::default()),
             quotas: Quotas {
                 owner: Quota { awake: Some(2), cpu_millis: Some(3), memory_bytes: None },

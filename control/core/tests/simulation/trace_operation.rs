@@ -8,7 +8,7 @@ use podling_core::{
     workspace::{DesiredState, Resources},
 };
 
-use super::{control_plane::StoredRecord, record::Recording, workspace::Storage};
+use super::{control_plane::SimulatedRecord, record::Recording, workspace::Storage};
 
 /// Most workspaces that are not deleted, in total and per owner. With more, several workspaces
 /// would be queued. Two that join the queue in the same second have no order that a replay could
@@ -146,7 +146,7 @@ impl Recording {
         }
     }
 
-    fn record(&self, w: usize) -> Option<&StoredRecord> {
+    fn record(&self, w: usize) -> Option<&SimulatedRecord> {
         Some(&self.sim.control.as_ref()?.entries.get(&w)?.record)
     }
 
@@ -156,7 +156,7 @@ impl Recording {
 
     /// Returns the number of workspaces that are not deleted, of one owner or of all.
     fn count_retained(&self, owner: Option<&str>) -> usize {
-        let counts = |record: &StoredRecord| {
+        let counts = |record: &SimulatedRecord| {
             !record.spec.desired_state.is_gone()
                 && owner.is_none_or(|owner| record.spec.owner.as_str() == owner)
         };
@@ -178,7 +178,7 @@ impl Recording {
             add(TraceOperation::Create, 4);
         }
         for w in all {
-            let Some(StoredRecord { spec, status }) = self.record(w) else { continue };
+            let Some(SimulatedRecord { spec, status }) = self.record(w) else { continue };
             match status.phase {
                 Phase::Awake => {
                     add(TraceOperation::Sleep(w), 3);
@@ -263,7 +263,7 @@ impl Recording {
         self.sim.last_content += 1;
         let content = self.sim.last_content;
         let Some(workspace) = self.sim.workspaces.get_mut(&w) else { return };
-        (workspace.storage, workspace.latest_content) = (Storage::Whole(content), content);
+        (workspace.storage, workspace.latest_content) = (Storage::Complete(content), content);
         let file = self.files.len() as u64 + 1;
         self.files.insert(content, file);
         self.record_event(format!("write w{w} {file}"));
@@ -280,7 +280,7 @@ impl Recording {
         let wakes = desired_state == DesiredState::Awake;
         if wakes {
             let status = shorten_backoff(&entry.record.status, now);
-            entry.record = std::rc::Rc::new(StoredRecord { spec: entry.record.spec.clone(), status });
+            entry.record = std::rc::Rc::new(SimulatedRecord { spec: entry.record.spec.clone(), status });
         }
         self.record_event(format!("{verb} w{w}"));
         self.sim.change_spec(w, spec, wakes, !wakes);

@@ -13,7 +13,7 @@ use podling_core::{
 };
 
 use super::{
-    control_plane::{StoredRecord, WorkspaceEntry},
+    control_plane::{SimulatedRecord, WorkspaceEntry},
     simulation::Simulation,
     workspace::{SimulatedWorkspace, Storage},
 };
@@ -58,7 +58,7 @@ impl Simulation {
                 wakes = true;
                 entry.observed.sleep_request = None;
                 let status = shorten_backoff(&entry.record.status, now);
-                entry.record = Rc::new(StoredRecord { spec: entry.record.spec.clone(), status });
+                entry.record = Rc::new(SimulatedRecord { spec: entry.record.spec.clone(), status });
             }
             // A request to sleep that the agent may decline.
             55..65 if matches!(phase, Phase::Awake | Phase::Preparing { .. }) => {
@@ -188,7 +188,7 @@ impl Simulation {
         let workspace = SimulatedWorkspace::new();
         self.log(|| format!("w{w} created by {owner}, from {:?}", spec.source));
         self.workspaces.insert(w, workspace);
-        let record = Rc::new(StoredRecord { spec, status });
+        let record = Rc::new(SimulatedRecord { spec, status });
         if let Some(control) = &mut self.control {
             let mut entry = WorkspaceEntry::new(record, false, Observed::for_new_workspace());
             entry.heard_at = true_observed_time;
@@ -218,9 +218,9 @@ impl Simulation {
             Some(agent) => agent.busy_until > clock && agent.suspended_until <= clock && !agent.committed,
             None => workspace.orphans && workspace.latest_content != 0,
         };
-        if let (true, Storage::Whole(_)) = (wrote, workspace.storage) {
+        if let (true, Storage::Complete(_)) = (wrote, workspace.storage) {
             self.last_content += 1;
-            workspace.storage = Storage::Whole(self.last_content);
+            workspace.storage = Storage::Complete(self.last_content);
             workspace.latest_content = self.last_content;
         }
     }

@@ -16,9 +16,9 @@ use podling_core::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Storage {
     None,
-    Whole(u64),
+    Complete(u64),
     /// Partly removed or partly restored.
-    Half,
+    Partial,
 }
 
 #[derive(Debug)]

@@ -162,15 +162,15 @@ pub(crate) fn prepare(urgency: Urgency) -> Action {
 }
 
 /// The phase, epoch and action after a decision.
-pub(crate) type Outcome = (Phase, u64, Option<Action>);
+pub(crate) type DecisionOutcome = (Phase, u64, Option<Action>);
 
-pub(crate) fn outcome(spec: &Spec, status: &Status, observed: &Observed) -> Outcome {
+pub(crate) fn outcome(spec: &Spec, status: &Status, observed: &Observed) -> DecisionOutcome {
     let decision = decide(spec, status, observed, NOW);
     (decision.status.phase, decision.status.epoch, decision.action)
 }
 
 #[track_caller]
-pub(crate) fn assert_table(desired_state: DesiredState, rows: &[(&str, Phase, Observed, Outcome)]) {
+pub(crate) fn assert_table(desired_state: DesiredState, rows: &[(&str, Phase, Observed, DecisionOutcome)]) {
     for (case, phase, observed, expected) in rows {
         assert_eq!(outcome(&spec(desired_state), &status(*phase), observed), *expected, "{case}");
     }
@@ -178,7 +178,7 @@ pub(crate) fn assert_table(desired_state: DesiredState, rows: &[(&str, Phase, Ob
 
 /// Checks a table like [`assert_table`], with a spec and a status in each row.
 #[track_caller]
-pub(crate) fn assert_cases(rows: &[(&str, Spec, Status, Observed, Outcome)]) {
+pub(crate) fn assert_cases(rows: &[(&str, Spec, Status, Observed, DecisionOutcome)]) {
     for (case, spec, status, observed, expected) in rows {
         assert_eq!(outcome(spec, status, observed), *expected, "{case}");
     }

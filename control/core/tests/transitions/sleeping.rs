@@ -13,9 +13,9 @@ use podling_core::{
 
 use crate::fixture::*;
 
-const AWAKE: Outcome = (Phase::Awake, 3, None);
-const COMMITTING: Outcome = (Phase::Committing, 3, Some(Action::Commit(3)));
-const ENDED: Outcome = (Phase::FallingAsleep, 3, Some(Action::StopProcesses));
+const AWAKE: DecisionOutcome = (Phase::Awake, 3, None);
+const COMMITTING: DecisionOutcome = (Phase::Committing, 3, Some(Action::Commit(3)));
+const ENDED: DecisionOutcome = (Phase::FallingAsleep, 3, Some(Action::StopProcesses));
 
 #[test]
 fn awake_workspace_prepares_to_sleep_when_due() {
