@@ -29,9 +29,6 @@ pub const NO_COMMAND: u8 = 127;
 /// Exit code of `run` if `--timeout` ended the command, as in timeout(1).
 pub const TIMED_OUT: u8 = 124;
 
-/// Message of tonic's transport errors. The source of such an error says more.
-const TRANSPORT_ERROR: &str = "transport error";
-
 /// Appended to `podling --help`.
 pub const EXIT_CODES: &str = "\
 Getting started:
@@ -215,7 +212,9 @@ impl CommandFailure {
         };
         while let Some(error) = cause {
             let cause_text = error.to_string();
-            if !text.contains(&cause_text) && cause_text != TRANSPORT_ERROR {
+            // A transport error with a source says only that it is one. The source says more.
+            let is_wrapper = error.is::<tonic::transport::Error>() && error.source().is_some();
+            if !text.contains(&cause_text) && !is_wrapper {
                 text = format!("{text}: {cause_text}");
             }
             cause = error.source();

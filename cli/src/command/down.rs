@@ -97,10 +97,12 @@ async fn wait_until_stopped(data: &Path) -> Result<(), CommandFailure> {
 
 /// Converts a refusal because of workspaces in use to a failure that names them.
 fn busy_failure(status: Status) -> CommandFailure {
-    match (error::reason(&status), error::detail(&status, "workspaces")) {
-        (Some(Reason::Busy), Some(names)) if !status.message().contains(&names) => CommandFailure::Refused(
-            format!("{} ({names}); to end their processes: podling down --force", status.message()),
-        ),
-        _ => status.into(),
-    }
+    let is_busy = error::reason(&status) == Some(Reason::Busy);
+    let Some(names) = error::detail(&status, "workspaces").filter(|_| is_busy) else { return status.into() };
+    let message = format!(
+        "these workspaces are in use, or not connected so that their activity is unknown: {names}; to end \
+         their processes: podling down --force"
+    );
+    let details = status.details().to_vec().into();
+    Status::with_details_and_metadata(status.code(), message, details, status.metadata().clone()).into()
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Subcommand};
 use podling_proto::{
     control::v1::{CreateTokenRequest, DescribeTokenRequest, TokenInfo},
+    v1::Verb,
     verb,
 };
 use serde::Serialize;
@@ -133,7 +134,7 @@ fn parse_verb(text: &str) -> Result<String, String> {
 
 fn render(info: &TokenInfo, now: SystemTime) -> String {
     let workspaces = match info.workspaces.as_slice() {
-        [] if info.verbs.iter().any(|verb| verb == "admin") => "all".to_owned(),
+        [] if info.verbs.iter().any(|verb| verb == verb::name(Verb::Admin)) => "all".to_owned(),
         [] => format!("all workspaces of {}", info.owner),
         some => some.join(", "),
     };

@@ -14,7 +14,7 @@ use podling_proto::{
     text,
 };
 
-use super::status::{condition, time};
+use super::status::{condition, condition_type, time};
 use crate::{
     kubernetes::{NextStepStatus, WorkspaceStatus},
     reasons,
@@ -30,7 +30,7 @@ const SLACK: Duration = Duration::from_secs(20);
 pub(super) struct DisplayStatus {
     connected: bool,
     resized: Resized,
-    level: Option<&'static str>,
+    level: Option<ActivityLevel>,
     idle_since: Option<Timestamp>,
     next: Option<(Timestamp, NextStep)>,
     pod_uid: Option<String>,
@@ -56,13 +56,9 @@ impl DisplayStatus {
     pub(super) fn of(view: &WorkspaceView, now: Timestamp) -> Self {
         let agent = view.agent.as_deref();
         let activity = view.activity.as_deref().filter(|_| view.state == State::Awake);
-        let level = activity.and_then(|activity| match activity.level() {
-            ActivityLevel::Active => Some("active"),
-            ActivityLevel::Busy => Some("busy"),
-            ActivityLevel::Idle => Some("idle"),
-            ActivityLevel::Unspecified => None,
-        });
-        let idle = activity.filter(|_| level == Some("idle"));
+        let level = activity.map(|activity| activity.level());
+        let level = level.filter(|level| *level != ActivityLevel::Unspecified);
+        let idle = activity.filter(|_| level == Some(ActivityLevel::Idle));
         Self {
             connected: view.connection == AgentConnection::Connected,
             resized: Resized::of(view),
@@ -93,7 +89,7 @@ impl DisplayStatus {
 
     /// Writes the observations into `status`.
     pub(super) fn apply_to(&self, status: &mut WorkspaceStatus, now: Timestamp) {
-        status.activity = self.level.map(str::to_owned);
+        status.activity = self.level.and_then(activity_word).map(str::to_owned);
         status.idle_since = self.idle_since.and_then(time);
         status.next = self.next.as_ref().and_then(|(at, step)| next(*at, *step));
         status.pod_uid.clone_from(&self.pod_uid);
@@ -111,8 +107,8 @@ impl DisplayStatus {
         };
         let is_resized = self.resized == Resized::AsRequested;
         let conditions = [
-            ("AgentConnected", self.connected, connected, ""),
-            ("Resized", is_resized, resized, resized_message),
+            (condition_type::AGENT_CONNECTED, self.connected, connected, ""),
+            (condition_type::RESIZED, is_resized, resized, resized_message),
         ];
         for (kind, holds, reason, message) in conditions {
             let at = status.conditions.iter().position(|condition| condition.type_ == kind);
@@ -139,6 +135,15 @@ impl Resized {
             },
             _ => Self::AsRequested,
         }
+    }
+}
+
+fn activity_word(level: ActivityLevel) -> Option<&'static str> {
+    match level {
+        ActivityLevel::Active => Some("active"),
+        ActivityLevel::Busy => Some("busy"),
+        ActivityLevel::Idle => Some("idle"),
+        ActivityLevel::Unspecified => None,
     }
 }
 
@@ -237,7 +242,7 @@ mod tests {
         };
         let display = DisplayStatus {
             connected: true,
-            level: Some("idle"),
+            level: Some(ActivityLevel::Idle),
             idle_since: Some(after(60)),
             next: Some((after(960), NextStep::Sleep(SleepCause::Idle))),
             pod_uid: Some("6f1c".into()),

@@ -11,6 +11,8 @@ use tokio::time::sleep;
 use super::{KubernetesStore, RETRY_PAUSE, status::word};
 use crate::kubernetes::{Workspace, WorkspaceStatus, id_of, objects::ARCHIVE_BEFORE_DELETE};
 
+/// Reason in the status of a duplicate.
+const DUPLICATE: &str = "Duplicate";
 /// Attempts to write the status of one duplicate. The watch over all workspaces waits during the
 /// attempts, so their number is limited.
 const MAX_STATUS_ATTEMPTS: usize = 60;
@@ -66,7 +68,7 @@ impl KubernetesStore {
         }
         let status = WorkspaceStatus {
             state: word(State::Failed).to_owned(),
-            reason: "Duplicate".to_owned(),
+            reason: DUPLICATE.to_owned(),
             message: why.to_owned(),
             observed_generation: copy.metadata.generation.unwrap_or_default(),
             ..WorkspaceStatus::default()

@@ -17,6 +17,15 @@ use crate::{
     store::WorkspaceRecord,
 };
 
+/// Types of the conditions of a Workspace.
+pub(super) mod condition_type {
+    pub(in super::super) const READY: &str = "Ready";
+    pub(in super::super) const AGENT_CONNECTED: &str = "AgentConnected";
+    pub(in super::super) const STORAGE_READY: &str = "StorageReady";
+    pub(in super::super) const ARCHIVE_PROVEN: &str = "ArchiveProven";
+    pub(in super::super) const RESIZED: &str = "Resized";
+}
+
 /// Maximum length of the status message, in characters; the CRD allows 4096.
 const MAX_MESSAGE: usize = 4096;
 
@@ -30,9 +39,13 @@ pub(super) fn of(record: &WorkspaceRecord, resource: &Workspace, generation: i64
     let proven = status.archive().is_some();
     let state_reason = camel_case(word);
     let conditions = [
-        ("Ready", is_awake, state_reason.as_str()),
-        ("StorageReady", status.storage, if status.storage { "StorageExists" } else { "NoStorage" }),
-        ("ArchiveProven", proven, if proven { "Proven" } else { "NotArchived" }),
+        (condition_type::READY, is_awake, state_reason.as_str()),
+        (
+            condition_type::STORAGE_READY,
+            status.storage,
+            if status.storage { "StorageExists" } else { "NoStorage" },
+        ),
+        (condition_type::ARCHIVE_PROVEN, proven, if proven { "Proven" } else { "NotArchived" }),
     ];
     // The message of ArchiveProven then says how to delete the workspace without an archive.
     let delays_deletion = resource.metadata.deletion_timestamp.is_some() && status.storage && !proven;
@@ -40,7 +53,7 @@ pub(super) fn of(record: &WorkspaceRecord, resource: &Workspace, generation: i64
         let old =
             before.and_then(|before| before.conditions.iter().find(|condition| condition.type_ == kind));
         let mut condition = condition(kind, holds, reason, status.since, generation, old);
-        if kind == "ArchiveProven" && delays_deletion {
+        if kind == condition_type::ARCHIVE_PROVEN && delays_deletion {
             condition.message = format!(
                 "deletion waits until the data is archived; annotate the workspace with {DISCARD}=true \
                  to delete it with its data"
