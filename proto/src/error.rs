@@ -105,7 +105,12 @@ pub fn name(reason: Reason) -> &'static str {
 /// Returns the reason in a status. `None` if the domain is not [`DOMAIN`] or the reason is unknown.
 pub fn reason(status: &Status) -> Option<Reason> {
     let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
-    Reason::from_str_name(&format!("REASON_{}", info.reason))
+    from_name(&info.reason)
+}
+
+/// Returns the reason with this wire name; `None` if it is unknown.
+pub fn from_name(name: &str) -> Option<Reason> {
+    Reason::from_str_name(&format!("REASON_{name}"))
 }
 
 /// Returns one metadata value of a status.

@@ -134,22 +134,25 @@ impl AttachSession {
     }
 
     fn handle_rejection(&mut self, rejected: &InputRejected) -> Result<(), CommandFailure> {
-        match rejected.reason.as_str() {
+        match error::from_name(&rejected.reason) {
             // The input is sent again from the expected offset. The pause gives the agent time to
             // accept it. While the workspace prepares to sleep, this repeats until the workspace
             // stays awake or falls asleep. If it falls asleep, the input is dropped, and the user
             // is notified.
-            "INPUT_GAP" | "INPUT_FULL" | "PREPARING" => {
+            Some(Reason::InputGap | Reason::InputFull | Reason::Preparing) => {
                 self.outbox.resend_from(rejected.expected_offset);
                 self.resend_at = Some(Instant::now() + HOLD_RETRY);
             }
-            "STALE_EPOCH" | "CLIENT_EVICTED" => {
+            Some(Reason::StaleEpoch | Reason::ClientEvicted) => {
                 let begun = self.outbox.start_stream(rejected.epoch, rejected.expected_offset);
                 self.report_stream_start(begun);
             }
             // The exit event follows.
-            "ENDED" => {}
-            other => return Err(CommandFailure::Refused(format!("the terminal rejects input: {other}"))),
+            Some(Reason::Ended) => {}
+            _ => {
+                let message = format!("the terminal rejects input: {}", rejected.reason);
+                return Err(CommandFailure::Refused(message));
+            }
         }
         Ok(())
     }
