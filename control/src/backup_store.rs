@@ -184,7 +184,7 @@ impl BackupStore {
         }
         if let Err(error) = zip.publish().await {
             if let Err(error) = location.remove(&reservation.key.sidecar()).await {
-                tracing::warn!(%error, archive = %reservation.key, "failed to remove sidecar without archive");
+                tracing::warn!(%error, archive = %reservation.key, "failed to remove a sidecar without zip");
             }
             return Err(error);
         }

@@ -20,7 +20,7 @@
 //!              │                │  └─ restore ─────▶ Restore: Starting ─ maintenance_started ─▶ Running
 //!              └────────────────┼─────────────────────────────────────────────────────────────────────┘
 //!                               │ nothing_left
-//!   any ───── discard ─────▶ Deleting: StopProcesses, RemoveStorage, ExpireArchive (each), RemoveRecord
+//!   any ───── discard ─────▶ Deleting: StopProcesses, RemoveStorage, ExpireArchive each, RemoveRecord
 //! ```
 //!
 //! `Archive` and `Restore` stand for the tasks of `Maintenance`.
@@ -30,9 +30,8 @@
 //! - `resized` also applies in Pending and Starting.
 //! - `retry_later` also applies while the agent for the task is starting.
 //! - `agent_ended` also leads from Preparing to Pending.
-//! - `stop_restarting` leads from Awake and Preparing to FallingAsleep. It replaces
-//!   `agent_ended` and `agent_silent` when the agent was restarted before and the workspace was not
-//!   used since.
+//! - `stop_restarting` leads from Awake and Preparing to FallingAsleep. It replaces `agent_ended`
+//!   and `agent_silent` when the agent was restarted before and the workspace was not used since.
 //! - `cancel_sleep` and `declined` lead to FallingAsleep if the sleep is forced and the agent
 //!   declines it.
 //! - `wake` also leads from Maintenance(Archive) to Queued, so that a request never waits for an

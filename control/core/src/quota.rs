@@ -48,8 +48,8 @@ pub struct QuotaRequest<'a> {
     /// Resources that the workspace holds.
     pub held: Option<Resources>,
     /// Observed time at which the workspace joined the queue ([`Status::queued_at`]), and the
-    /// resources that it waits for in place of `held`. A clock that is set back changes no position,
-    /// because the queue is ordered by observed time.
+    /// resources that it waits for in place of `held`. A clock that is set back changes no
+    /// position, because the queue is ordered by observed time.
     pub requested: Option<(Duration, Resources)>,
 }
 

@@ -79,7 +79,10 @@ impl<B: Backend> Driver<B> {
             match (entry.in_flight, action) {
                 (
                     Some(
-                        Action::Archive(_) | Action::Restore(_) | Action::ExpireArchive(_) | Action::Resize { .. },
+                        Action::Archive(_)
+                        | Action::Restore(_)
+                        | Action::ExpireArchive(_)
+                        | Action::Resize { .. },
                     ),
                     _,
                 )

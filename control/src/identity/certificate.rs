@@ -52,8 +52,8 @@ pub(super) struct ControlCertificate {
 }
 
 impl ControlCertificate {
-    /// Reads the authority and the certificate from `directory`, and creates missing ones. Replaces a
-    /// certificate that an agent would reject within [`RENEW_BEFORE`] of `now`.
+    /// Reads the authority and the certificate from `directory`, and creates missing ones. Replaces
+    /// a certificate that an agent would reject within [`RENEW_BEFORE`] of `now`.
     pub(super) fn open(directory: &Path, now: SystemTime) -> Result<Self, CertificateError> {
         let ca_file = directory.join("ca.pem");
         let (authority, ca_pem) = authority(directory, &ca_file, now)?;

@@ -132,8 +132,8 @@ impl Coverage {
             if points().all(|point| point.done == 0) {
                 missing.push(format!("{action} was never done"));
             }
-            // One write both removes the record and completes `RemoveRecord`. No crash is possible in
-            // between.
+            // One write both removes the record and completes `RemoveRecord`. No crash is possible
+            // in between.
             let crashes = if action == "RemoveRecord" { 1 } else { 2 };
             for (i, when) in ["before", "after"].iter().enumerate().take(crashes) {
                 let after = |point: &ActionCounts| {

@@ -58,7 +58,8 @@ impl Simulation {
         let (action, phase, generation) = (in_flight.action, in_flight.phase, in_flight.generation);
         let Some(durable) = entry.durable.clone() else { return };
         let result = match action {
-            // The agent answers prepare, commit and cancel. The store completes the removal of the record.
+            // The agent answers prepare, commit and cancel. The store completes the removal of the
+            // record.
             Action::Prepare { .. } | Action::Commit(_) | Action::Cancel(_) | Action::RemoveRecord => return,
             Action::StartAgent(epoch) => self.start(w, epoch, task(phase)),
             Action::Resize { epoch, resources } => self.resize(w, epoch, resources),
