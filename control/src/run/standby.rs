@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn waiting_connections_are_served_by_this_replica_once_it_is_elected() {
+    async fn waiting_connections_are_served_by_an_elected_replica() {
         let standby = Standby::start().await;
         // This leader is gone: nothing listens there.
         standby.leader.send_replace(Some("127.0.0.3".to_owned()));
