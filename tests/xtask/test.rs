@@ -32,8 +32,9 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
 }
 
 /// Compiles the tests first, which keeps all processors busy. The static binaries and images are
-/// then built in the background beside the unit tests. Lints, docs, the simulation and the examples
-/// in docs are compiled in the background beside three lanes of tests, which mostly wait.
+/// then built in the background beside the unit tests and the stories on processes. Lints, docs, the
+/// simulation and the examples in docs are compiled in the background beside the tests on three
+/// nodes, which mostly wait.
 fn full() -> Result<bool> {
     let mut gate = Gate::new()?;
     let cache = DependencyCache::open()?;
@@ -46,22 +47,23 @@ fn full() -> Result<bool> {
     let mut unit_tests = Vec::new();
     if let Some(programs) = &programs {
         unit_tests.extend(programs.unit_tests(|_| true));
-        stories.push(GateStep::tests(STORIES, programs.stories(&[stories::THREADS])?));
+        let step = GateStep::tests(STORIES, programs.stories(&[stories::THREADS])?);
+        stories.push(step.behind_unit_tests());
     } else {
         ["unit and property tests", STORIES].iter().for_each(|name| gate.not_run(name));
     }
     let preparation = preparation.into_iter().map(GateStep::in_background).collect();
-    let passed = gate.run_lanes(vec![unit_tests, preparation])?;
+    let passed = gate.run_lanes(vec![unit_tests, stories, preparation])?;
 
-    let mut lanes: [Vec<GateStep>; 3] = Default::default();
+    let mut lanes = Vec::new();
     match passed[..] {
-        [_, true] => lanes.iter_mut().zip(tests).for_each(|(lane, step)| lane.push(step)),
+        [.., true] => lanes.extend(tests.into_iter().map(|step| vec![step])),
         _ => gate.not_run(cluster::EVERYTHING),
     }
-    lanes[0].extend(stories);
     let checks = check::lints().into_iter().chain([check::docs(), simulate::step(), doc_examples()]);
     let checks = checks.map(GateStep::in_background).collect();
-    gate.run_lanes(lanes.into_iter().chain([checks]).collect())?;
+    lanes.push(checks);
+    gate.run_lanes(lanes)?;
     cache.iter().filter(|_| gate.has_built()).for_each(DependencyCache::save);
     gate.finish()
 }
@@ -74,7 +76,7 @@ fn quick() -> Result<bool> {
     words::check(&mut gate)?;
     if let Some(programs) = TestPrograms::build(&mut gate, TestSelection::All)? {
         let stories = [reach.story_filters(), vec![QUICK_THREADS]].concat();
-        let stories = GateStep::tests(STORIES, programs.stories(&stories)?);
+        let stories = GateStep::tests(STORIES, programs.stories(&stories)?).behind_unit_tests();
         let unit_tests = programs.unit_tests(|package| reach.has_package(package));
         let [lints, _] = check::lints();
         let lanes = [unit_tests.into_iter().collect(), vec![stories], vec![lints.in_background()]];

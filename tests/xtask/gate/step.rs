@@ -15,6 +15,8 @@ use crate::program;
 
 /// Niceness of background steps. Compilers have no deadlines; the tests that run beside them do.
 const BACKGROUND_NICENESS: &str = "15";
+/// Niceness of stories beside unit tests.
+const STORIES_NICENESS: &str = "5";
 /// Fields `utime`, `stime`, `cutime` and `cstime` of `/proc/PID/stat`, counted from the field after
 /// the command's name.
 const CPU_FIELDS: std::ops::Range<usize> = 11..15;
@@ -87,6 +89,13 @@ impl GateStep {
     /// Lowers the priority of the command, so that steps beside it get the processors first.
     pub(crate) fn in_background(mut self) -> Self {
         self.command = program::nice(&self.command, BACKGROUND_NICENESS);
+        self
+    }
+
+    /// Lowers the priority of stories that run beside unit tests. Stories have deadlines of a minute;
+    /// some unit tests expect an answer within milliseconds.
+    pub(crate) fn behind_unit_tests(mut self) -> Self {
+        self.command = program::nice(&self.command, STORIES_NICENESS);
         self
     }
 
