@@ -36,8 +36,9 @@ impl ClusterClient {
         observation_tx: &mpsc::Sender<Observation>,
     ) -> Result<Instance, BackendError> {
         let operation = format!("start the pod of {}", plan.workspace);
-        unless_cancelled(&operation, &plan.cancellation, self.start_pod(&operation, &plan, observation_tx))
-            .await
+        // Boxed, because the resources that it reads make it too large for a small stack.
+        let starting = Box::pin(self.start_pod(&operation, &plan, observation_tx));
+        unless_cancelled(&operation, &plan.cancellation, starting).await
     }
 
     async fn start_pod(
