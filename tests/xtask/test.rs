@@ -33,8 +33,8 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
 
 /// Compiles the tests first, which keeps all processors busy. The static binaries and images are
 /// then built in the background beside the unit tests and the stories on processes. Lints, docs, the
-/// simulation and the examples in docs are compiled in the background beside the tests on three
-/// nodes, which mostly wait.
+/// simulation and the examples in docs are compiled in the background beside the tests on nodes,
+/// which mostly wait.
 fn full() -> Result<bool> {
     let mut gate = Gate::new()?;
     let cache = DependencyCache::open()?;
@@ -57,7 +57,7 @@ fn full() -> Result<bool> {
 
     let mut lanes = Vec::new();
     match passed[..] {
-        [.., true] => lanes.extend(tests.into_iter().map(|step| vec![step])),
+        [.., true] => lanes.extend(tests),
         _ => gate.not_run(cluster::EVERYTHING),
     }
     let checks = check::lints().into_iter().chain([check::docs(), simulate::step(), doc_examples()]);
