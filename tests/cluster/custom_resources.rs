@@ -113,7 +113,7 @@ fn quantities_of_kubernetes_are_accepted() {
     for (n, quantities) in [
         r#"cpu: "0.5", memory: 256M"#,
         "cpu: 1, memory: 0.5Gi",
-        "cpu: 1.5, memory: 1073741824",
+        r#"cpu: "1.5", memory: 1073741824"#,
         r#"cpu: 500m, memory: "1e9""#,
         "cpu: 2, memory: 524288k",
     ]
