@@ -30,6 +30,10 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// LANG of programs whose environment sets none.
 const DEFAULT_LANG: &str = "C.UTF-8";
 
+/// File names of programs that system accounts have as their shell. They print a refusal, or
+/// nothing, and exit.
+const NO_LOGIN: [&str; 3] = ["nologin", "false", "true"];
+
 /// A program that a client requests to start.
 #[derive(Debug, Clone, Default)]
 pub struct Program {
@@ -98,13 +102,21 @@ impl Launcher {
         Ok(command)
     }
 
-    /// Returns the workspace's shell: `$SHELL` of the claim or the image if it is executable, else
-    /// bash, else sh.
+    /// Returns the absolute path of the program that a terminal opens: `$SHELL` of the claim or the
+    /// image, else bash, else sh. A `$SHELL` without a slash is searched in PATH. A `$SHELL` that
+    /// cannot be executed, or that only refuses logins, is ignored.
     pub fn shell(&self) -> String {
         let claim = self.claims.borrow().clone();
-        let claimed = claim.and_then(|c| c.env.get("SHELL").cloned());
-        let named =
-            claimed.or_else(|| self.inherited.get("SHELL").cloned()).filter(|s| is_executable(Path::new(s)));
+        let variable = |name: &str| {
+            let claimed = claim.as_ref().and_then(|claim| claim.env.get(name));
+            claimed.or_else(|| self.inherited.get(name)).map(String::as_str)
+        };
+        let named = variable("SHELL").filter(|shell| !shell.is_empty()).and_then(|shell| {
+            let path = find(shell, &self.root, variable("PATH").unwrap_or(DEFAULT_PATH)).ok()?;
+            let name = path.file_name()?.to_str()?;
+            let opens = !NO_LOGIN.contains(&name) && is_executable(&path) && runnable(shell, &path).is_ok();
+            opens.then(|| path.to_str().map(str::to_owned))?
+        });
         let known = ["/bin/bash", "/usr/bin/bash"].into_iter().find(|s| is_executable(Path::new(s)));
         named.unwrap_or_else(|| known.unwrap_or("/bin/sh").to_owned())
     }
@@ -150,23 +162,55 @@ impl Launcher {
 mod tests {
     use super::*;
 
-    #[test]
-    fn claim_environment_overrides_image_environment() {
-        let env = [("PATH", "/claim"), ("LANG", "de_DE.UTF-8")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    /// Returns a launcher for a claim with this environment.
+    fn launcher(root: &Path, env: &[(&str, &str)]) -> Launcher {
         let claim = crate::claim::Claim {
             workspace_id: "abcdefghijkl".into(),
             workspace_name: "demo".into(),
             epoch: 1,
             policy: Default::default(),
-            env: env.into(),
+            env: env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
             command: Vec::new(),
             maintenance: false,
             token_keys: Default::default(),
         };
-        let (_claims, claims) = tokio::sync::watch::channel(Some(Arc::new(claim)));
+        Launcher::new(root, tokio::sync::watch::channel(Some(Arc::new(claim))).1)
+    }
+
+    #[test]
+    fn shell_that_cannot_open_a_terminal_is_replaced() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let write = |name: &str, text: &str, mode| {
+            let file = dir.path().join(name);
+            std::fs::write(&file, text).expect("a file");
+            std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(mode))
+                .expect("a mode");
+            file.display().to_string()
+        };
+        let prompt = write("prompt", "#!/bin/sh\n", 0o755);
+        let path = dir.path().to_str().expect("UTF-8");
+        let shell = |shell: &str| launcher(dir.path(), &[("SHELL", shell), ("PATH", path)]).shell();
+        assert_eq!((shell(&prompt), shell("prompt")), (prompt.clone(), prompt), "a name is searched in PATH");
+        let usual = launcher(dir.path(), &[]).shell();
+        for bad in [
+            String::new(),
+            "/no/such/shell".into(),
+            "no-such-shell".into(),
+            path.into(),
+            write("data", "#!/bin/sh\n", 0o644),
+            write("broken", "#!/no/such/interpreter\n", 0o755),
+            write("nologin", "#!/bin/sh\n", 0o755),
+        ] {
+            assert_eq!(shell(&bad), usual, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn claim_environment_overrides_image_environment() {
         let image = [("PATH", "/image"), ("JAVA_HOME", "/jdk"), ("PODLING_AGENT_LISTEN", "unix:/run/a")];
         let image = image.map(|(k, v)| (k.to_owned(), v.to_owned()));
-        let launcher = Launcher::new(Path::new("/"), claims).inheriting(image);
+        let launcher =
+            launcher(Path::new("/"), &[("PATH", "/claim"), ("LANG", "de_DE.UTF-8")]).inheriting(image);
         let forged = HashMap::from([("PODLING_WORKSPACE_ID".to_owned(), "another".to_owned())]);
         let env = launcher.environment(&forged).expect("claimed");
         let get = |name: &str| env.get(name).map(String::as_str);

@@ -5,7 +5,7 @@ use super::{
     builder::TerminalSpec,
     journal::RestartSpec,
     pty::{Pty, PtyPair},
-    shell::is_interactive,
+    shell::{default_argv, is_interactive},
 };
 use crate::{
     child::{Child, Children},
@@ -22,8 +22,8 @@ const TERM: &str = "xterm-256color";
 /// Request to create a terminal.
 #[derive(Debug, Clone, Default)]
 pub struct CreateTerminal {
-    /// Program, environment and directory. An empty `argv` means the workspace's shell as a login
-    /// shell.
+    /// Program, environment and directory. An empty `argv` means the program in `$SHELL`, which
+    /// is started as a login shell if it is a shell.
     pub program: Program,
     pub size: WindowSize,
     /// Display name of at most 100 characters; the program's name if empty.
@@ -61,7 +61,7 @@ impl CreateTerminal {
         let restart = is_interactive(&self.program.argv)
             .then(|| RestartSpec { argv: self.program.argv.clone(), env: self.program.env.clone() });
         if self.program.argv.is_empty() {
-            self.program.argv = vec![launcher.shell(), "-l".into()];
+            self.program.argv = default_argv(launcher.shell());
         }
         let has_term =
             launcher.claims().borrow().as_ref().is_some_and(|claim| claim.env.contains_key("TERM"));
