@@ -4,6 +4,7 @@
 //! samples the processes and notifies watchers. Independent of gRPC.
 
 pub mod assessment;
+pub mod command_failure;
 pub mod cpu_io;
 pub mod idle;
 mod inputs;
@@ -26,6 +27,7 @@ use tokio::{
 
 use self::{
     assessment::{ActivityAssessment, ActivityInputs, ActivityLevel},
+    command_failure::CommandFailure,
     cpu_io::CpuIoSampler,
     idle::{ClockReading, IdleCounter},
     leases::{KeepAwakeLease, LeaseError, LeaseTable},
@@ -62,9 +64,18 @@ pub type PresenceProbe = Box<dyn Fn() -> TerminalPresence + Send + Sync>;
 /// Published to watchers after each change of the activity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ActivityRevision {
-    /// Increases with each change of the level, the evidence, the leases or the sleep warning.
+    /// Increases with each change of the level, the evidence, the leases, the sleep warning or the
+    /// failure of the workspace's command.
     pub revision: u64,
+    pub urgent: UrgentActivity,
+}
+
+/// The part of the activity whose changes are reported to the control plane at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UrgentActivity {
     pub level: ActivityLevel,
+    /// Whether the workspace's own command fails.
+    pub command_fails: bool,
 }
 
 /// Collects and assesses the activity of the workspace. Clones share one state.
@@ -80,6 +91,7 @@ struct ActivityShared {
     cap_anchor: Mutex<CapAnchor>,
     leases: Mutex<LeaseTable>,
     pending_warning: Mutex<PendingWarning>,
+    command_failure: Mutex<Option<Arc<CommandFailure>>>,
     sampler: Mutex<CpuIoSampler>,
     idle: Mutex<IdleCounter>,
     revision: watch::Sender<ActivityRevision>,
@@ -102,9 +114,13 @@ impl ActivityMonitor {
             cap_anchor: Mutex::new(CapAnchor { at: Instant::now(), claimed: false }),
             leases: Mutex::default(),
             pending_warning: Mutex::default(),
+            command_failure: Mutex::default(),
             sampler: Mutex::new(CpuIoSampler::new(ticks, rustix::param::page_size() as u64)),
             idle: Mutex::default(),
-            revision: watch::Sender::new(ActivityRevision { revision: 0, level: ActivityLevel::Idle }),
+            revision: watch::Sender::new(ActivityRevision {
+                revision: 0,
+                urgent: UrgentActivity { level: ActivityLevel::Idle, command_fails: false },
+            }),
             wake: Notify::new(),
         }))
     }
@@ -125,8 +141,8 @@ impl ActivityMonitor {
             }
             let snapshot = self.snapshot();
             if published.as_ref().is_none_or(|published| !published.is_equivalent(&snapshot)) {
-                let level = snapshot.assessment.level;
-                self.0.revision.send_modify(|p| *p = ActivityRevision { revision: p.revision + 1, level });
+                let urgent = snapshot.urgent();
+                self.0.revision.send_modify(|p| *p = ActivityRevision { revision: p.revision + 1, urgent });
             }
             let next_change = snapshot.assessment.next_change_in().unwrap_or(Duration::MAX);
             let pause = next_sample.saturating_duration_since(Instant::now()).min(next_change).max(MIN_PAUSE);
@@ -183,6 +199,7 @@ impl ActivityMonitor {
             idle_timeout: policy.idle_timeout,
             leases,
             warning: lock(&self.0.pending_warning).current(assessment.level, last_intent),
+            command_failure: lock(&self.0.command_failure).clone(),
             usage,
             terminals,
             terminal_bytes,
@@ -225,6 +242,12 @@ impl ActivityMonitor {
     /// Sets the control plane's sleep warning; `None` withdraws it.
     pub fn warn(&self, warning: Option<SleepNotice>) {
         lock(&self.0.pending_warning).warn(warning, Instant::now());
+        self.0.wake.notify_one();
+    }
+
+    /// Sets the failure of the workspace's command. `None` means that the command runs.
+    pub fn set_command_failure(&self, failure: Option<Arc<CommandFailure>>) {
+        *lock(&self.0.command_failure) = failure;
         self.0.wake.notify_one();
     }
 

@@ -4,6 +4,7 @@
 pub mod command;
 pub mod end_all;
 pub mod forward;
+mod output_tail;
 
 use std::{convert::Infallible, io, path::Path, time::SystemTime};
 

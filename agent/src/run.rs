@@ -198,6 +198,7 @@ fn start(
         launcher: workspace.launcher.clone(),
         fallback: config.command.clone(),
         running: running.clone(),
+        activity: workspace.activity.clone(),
         processes_ending: stages.processes_ending.clone(),
     };
     tasks.supervise("command", move || {

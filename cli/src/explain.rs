@@ -10,6 +10,7 @@ pub mod timeline;
 use std::time::SystemTime;
 
 use podling_proto::{
+    agent::v1::CommandFailure,
     control::v1::{
         AgentConnection, ExplainWorkspaceResponse, State, StateReasonCode as Code, Workspace,
         WorkspaceArchive,
@@ -72,12 +73,39 @@ fn headline(workspace: &Workspace, now: SystemTime) -> String {
              and no idle time counts.\n",
         );
     }
+    let failure = workspace.activity.as_ref().and_then(|activity| activity.command_failure.as_ref());
+    if let Some(failure) = failure.filter(|_| has_command_failure(workspace)) {
+        text.push_str(&command_failure(failure));
+    }
     match workspace.restarts {
         0 => {}
         1 => text.push_str("Its agent has failed once since the workspace was last healthy.\n"),
         n => text.push_str(&format!(
             "Its agent has failed {n} times in a row since the workspace was last healthy.\n"
         )),
+    }
+    text
+}
+
+/// Returns whether a section of its own describes the failure of the workspace's command.
+fn has_command_failure(workspace: &Workspace) -> bool {
+    let activity = workspace.activity.as_ref();
+    workspace.state() == State::Awake && activity.is_some_and(|activity| activity.command_failure.is_some())
+}
+
+/// Renders how the workspace's command fails, and the last lines that it printed.
+fn command_failure(failure: &CommandFailure) -> String {
+    let times = match failure.failures {
+        0 | 1 => "has failed".to_owned(),
+        n => format!("has failed {n} times in a row"),
+    };
+    let what = paint("The workspace's command", Tone::Bad);
+    let mut text = format!("{what} {times} ({}). It is restarted.\n", plain(&failure.detail));
+    if failure.output.is_empty() {
+        text.push_str("It printed nothing.\n");
+    } else {
+        text.push_str("The last lines of its output:\n");
+        failure.output.iter().for_each(|line| text.push_str(&format!("  {}\n", plain(line))));
     }
     text
 }
@@ -116,8 +144,13 @@ fn state_and_reason(workspace: &Workspace, now: SystemTime) -> String {
     let separator = match reason.code() {
         // The state itself or a later section says the same.
         Code::AgentStarting | Code::AgentConnected | Code::OnlyArchiveLeft => return text,
+        Code::CommandFailed if has_command_failure(workspace) => return text,
         // These reasons say what happens during the state, not why the state was entered.
-        Code::Waiting | Code::ActionFailed | Code::ArchiveFailed | Code::RestoreFailed => ";",
+        Code::Waiting
+        | Code::ActionFailed
+        | Code::CommandFailed
+        | Code::ArchiveFailed
+        | Code::RestoreFailed => ";",
         _ => ":",
     };
     let reason = match state {
@@ -282,6 +315,28 @@ mod tests {
         let next = Some(NextStep { sleep_cause: SleepCause::Idle.into(), ..next(Step::Sleep, 60).unwrap() });
         let workspace = Workspace { next, ..awake(activity) };
         golden("idle-warned", &explain(workspace, &IN_USE, started(7_320)));
+    }
+
+    #[test]
+    fn workspace_with_a_failing_command_is_explained() {
+        let failure = CommandFailure {
+            program: "jupyter".into(),
+            detail: "jupyter ended: exit code 1".into(),
+            failures: 4,
+            output: vec!["[C 2026-01-02 ServerApp] Bad config: port 8888\u{1b}[0m".into()],
+            ..CommandFailure::default()
+        };
+        let activity = ActivityState {
+            level: ActivityLevel::Idle.into(),
+            counted_idle: span(40),
+            command_failure: Some(failure),
+            ..ActivityState::default()
+        };
+        let failed = detailed(Code::CommandFailed, "jupyter ended: exit code 1");
+        let mut log = started(7_320);
+        log.push(entry(7_319, State::Awake, failed.clone()));
+        let workspace = Workspace { reason: Some(failed), ..awake(activity) };
+        golden("command-failing", &explain(workspace, &IN_USE, log));
     }
 
     #[test]

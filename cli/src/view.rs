@@ -102,6 +102,8 @@ pub struct ActivityJson {
     pub terminals: u32,
     /// Warning that the workspace falls asleep; null if its users are not warned now.
     pub sleep_warning: Option<SleepWarningJson>,
+    /// Failure of the workspace's own command; null if it does not fail.
+    pub command_failure: Option<CommandFailureJson>,
     /// Time at which the agent reported the activity, RFC 3339.
     pub at: Option<String>,
 }
@@ -113,6 +115,20 @@ pub struct SleepWarningJson {
     pub at: Option<String>,
     /// `idle`, `max-awake` or `requested`.
     pub cause: String,
+}
+
+/// Failure of the workspace's own command, as `podling explain --json` prints it.
+#[derive(Debug, Serialize)]
+pub struct CommandFailureJson {
+    pub program: String,
+    /// `not-started` or `ended`.
+    pub kind: String,
+    /// The failure in English: `jupyter ended: exit code 1`.
+    pub detail: String,
+    /// Failures in a row.
+    pub failures: u32,
+    /// The last lines that the command printed, oldest first.
+    pub output: Vec<String>,
 }
 
 /// One signal behind an activity level, as `podling explain --json` prints it.
@@ -315,6 +331,13 @@ impl From<&ActivityState> for ActivityJson {
             sleep_warning: activity.sleep_warning.as_ref().map(|warning| SleepWarningJson {
                 at: warning.at.as_ref().map(ToString::to_string),
                 cause: text::word(warning.cause().as_str_name(), "SLEEP_CAUSE_"),
+            }),
+            command_failure: activity.command_failure.as_ref().map(|failure| CommandFailureJson {
+                program: failure.program.clone(),
+                kind: text::word(failure.kind().as_str_name(), "COMMAND_FAILURE_KIND_"),
+                detail: failure.detail.clone(),
+                failures: failure.failures,
+                output: failure.output.clone(),
             }),
             at: activity.at.as_ref().map(ToString::to_string),
         }

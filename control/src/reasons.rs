@@ -16,6 +16,7 @@ pub(crate) fn state_reason(reason: &StateReason) -> wire::StateReason {
         StateReason::AgentRestarting { .. } => Code::AgentRestarting,
         StateReason::Waiting(_) => Code::Waiting,
         StateReason::AgentConnected => Code::AgentConnected,
+        StateReason::CommandFailed { .. } => Code::CommandFailed,
         StateReason::ActionFailed { .. } => Code::ActionFailed,
         StateReason::AgentStartFailed { .. } => Code::AgentStartFailed,
         StateReason::EarlierAgentFound => Code::EarlierAgentFound,
@@ -53,9 +54,9 @@ pub(crate) fn state_reason(reason: &StateReason) -> wire::StateReason {
     };
     let mut wire = wire::StateReason { code: code.into(), ..wire::StateReason::default() };
     match reason {
-        StateReason::Unspecified { detail } | StateReason::AgentStartFailed { detail } => {
-            wire.detail.clone_from(detail);
-        }
+        StateReason::Unspecified { detail }
+        | StateReason::CommandFailed { detail }
+        | StateReason::AgentStartFailed { detail } => wire.detail.clone_from(detail),
         StateReason::AgentEnded { detail } => wire.detail = detail.clone().unwrap_or_default(),
         StateReason::AgentRestarting { failures, cause } => {
             wire.failures = *failures;

@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fmt, fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -12,8 +13,13 @@ use podling_core::{policy::Policy, workspace::Resources};
 mod built_in;
 mod follower;
 mod parse;
+mod source;
 
 pub use follower::TemplateFollower;
+pub use source::TemplateSource;
+
+/// Longest file of a template, in bytes. A longer one is not valid.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// Defaults of new workspaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,23 +36,39 @@ pub struct Template {
     pub resources: Resources,
 }
 
+/// The templates of a control plane, valid or not.
 #[derive(Debug, Clone)]
 pub struct Templates {
-    by_name: BTreeMap<String, Arc<Template>>,
+    valid: BTreeMap<String, Arc<Template>>,
+    /// Templates that cannot be used. Their names are not in `valid`.
+    invalid: BTreeMap<String, InvalidTemplate>,
     default: String,
 }
 
+/// The problem of a template that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidTemplate {
+    /// File of the template. `None` if the template is a resource.
+    pub file: Option<PathBuf>,
+    /// Line with the problem, from 1. `None` if the problem concerns the whole template.
+    pub line: Option<usize>,
+    /// The problem, with the key and its allowed values.
+    pub problem: String,
+}
+
+/// Why a template cannot be used, or why the templates cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
-    /// A file has an invalid value.
-    #[error("template {file} is not valid: {problem}", file = file.display())]
-    Bad {
-        file: PathBuf,
-        /// The key with the invalid value, and its allowed values.
-        problem: String,
-    },
     #[error("cannot read templates from {path}", path = path.display())]
-    Read { path: PathBuf, source: io::Error },
+    Directory { path: PathBuf, source: io::Error },
+    #[error("template {name} is not valid: {invalid}; correct it and try again")]
+    Invalid { name: String, invalid: InvalidTemplate },
+    #[error("template {name:?} does not exist; templates: {known}")]
+    NotFound {
+        name: String,
+        /// The names of all templates, for display.
+        known: String,
+    },
     /// The default template does not exist.
     #[error("the default template {name:?} does not exist; the templates are {known}")]
     NoDefault { name: String, known: String },
@@ -54,52 +76,102 @@ pub enum TemplateError {
 
 impl Templates {
     /// Loads the built-in templates, then the TOML files of each directory. A later template
-    /// replaces an earlier one of the same name. A missing directory is not an error. Fails if a
-    /// file is not valid or no template has the name `default`.
+    /// replaces an earlier one of the same name, even if it is not valid. A missing directory is
+    /// not an error.
     pub fn load(directories: &[PathBuf], default: &str) -> Result<Self, TemplateError> {
-        let mut by_name = built_in::all();
+        let mut templates = Self::new(built_in::all(), BTreeMap::new(), default);
         for directory in directories {
             for file in toml_files(directory)? {
-                let (name, template) = load_file(&file)?;
-                by_name.insert(name, Arc::new(template));
+                let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                match load_file(&name, &file) {
+                    Ok(template) => {
+                        templates.invalid.remove(&name);
+                        templates.valid.insert(name, Arc::new(template));
+                    }
+                    Err(invalid) => {
+                        templates.valid.remove(&name);
+                        templates.invalid.insert(name, invalid);
+                    }
+                }
             }
         }
-        if !by_name.contains_key(default) {
-            let known = by_name.keys().cloned().collect::<Vec<_>>().join(", ");
-            return Err(TemplateError::NoDefault { name: default.to_owned(), known });
-        }
-        Ok(Self { by_name, default: default.to_owned() })
+        Ok(templates)
     }
 
-    pub fn new(by_name: BTreeMap<String, Arc<Template>>, default: &str) -> Self {
-        Self { by_name, default: default.to_owned() }
+    pub fn new(
+        valid: BTreeMap<String, Arc<Template>>,
+        invalid: BTreeMap<String, InvalidTemplate>,
+        default: &str,
+    ) -> Self {
+        Self { valid, invalid, default: default.to_owned() }
+    }
+
+    /// Logs each template that is not valid. Fails if the default template does not exist. A
+    /// default template that is not valid is only logged, because a user can correct its file.
+    pub fn check(&self) -> Result<(), TemplateError> {
+        for (template, invalid) in &self.invalid {
+            tracing::error!(template, problem = %invalid, "template is not valid");
+        }
+        match self.get("") {
+            Err(TemplateError::NotFound { name, known }) => Err(TemplateError::NoDefault { name, known }),
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// Returns the template of this name, with its name. The empty name selects the default
     /// template.
-    pub fn get(&self, name: &str) -> Option<(&str, &Arc<Template>)> {
+    pub fn get(&self, name: &str) -> Result<(&str, &Arc<Template>), TemplateError> {
         let name = if name.is_empty() { &self.default } else { name };
-        self.by_name.get_key_value(name).map(|(name, template)| (name.as_str(), template))
+        if let Some((name, template)) = self.valid.get_key_value(name) {
+            return Ok((name, template));
+        }
+        let name = name.to_owned();
+        Err(match self.invalid.get(&name) {
+            Some(invalid) => TemplateError::Invalid { name, invalid: invalid.clone() },
+            None => TemplateError::NotFound { name, known: self.known() },
+        })
     }
 
-    /// Returns the names of all templates, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.by_name.keys().map(String::as_str)
+    /// Returns the names of all templates for display. Those that are not valid come last.
+    fn known(&self) -> String {
+        let list = |names: &mut dyn Iterator<Item = &String>| {
+            names.map(String::as_str).collect::<Vec<_>>().join(", ")
+        };
+        let valid = list(&mut self.valid.keys());
+        match self.invalid.is_empty() {
+            true => valid,
+            false => format!("{valid}; not valid: {}", list(&mut self.invalid.keys())),
+        }
     }
 }
 
-/// Returns the TOML files of a directory, sorted so that their order is the same at each start.
+impl fmt::Display for InvalidTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.file {
+            write!(f, "{}", file.display())?;
+            if let Some(line) = self.line {
+                write!(f, ", line {line}")?;
+            }
+            f.write_str(": ")?;
+        }
+        f.write_str(&self.problem)
+    }
+}
+
+/// Returns the TOML files of a directory, sorted so that their order is always the same. Hidden
+/// files, which editors create beside a file that is being edited, are skipped.
 fn toml_files(directory: &Path) -> Result<Vec<PathBuf>, TemplateError> {
-    let read = |source| TemplateError::Read { path: directory.to_owned(), source };
+    let failed = |source| TemplateError::Directory { path: directory.to_owned(), source };
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(read(e)),
+        Err(e) => return Err(failed(e)),
     };
     let mut files = Vec::new();
     for entry in entries {
-        let path = entry.map_err(read)?.path();
-        if path.extension().is_some_and(|e| e == "toml") {
+        let path = entry.map_err(failed)?.path();
+        let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if path.extension().is_some_and(|e| e == "toml") && !is_hidden {
             files.push(path);
         }
     }
@@ -107,50 +179,125 @@ fn toml_files(directory: &Path) -> Result<Vec<PathBuf>, TemplateError> {
     Ok(files)
 }
 
-fn load_file(file: &Path) -> Result<(String, Template), TemplateError> {
-    let bad = |problem| TemplateError::Bad { file: file.to_owned(), problem };
-    let name = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+fn load_file(name: &str, file: &Path) -> Result<Template, InvalidTemplate> {
+    let invalid = |line, problem| InvalidTemplate { file: Some(file.to_owned()), line, problem };
+    let unreadable = |error: io::Error| invalid(None, format!("cannot read the file: {error}"));
     // The file name without its extension is the template's name. It follows the rules of names of
     // workspaces.
     if name.parse::<podling_core::id::WorkspaceName>().is_err() {
-        return Err(bad(
-            "its file name is not a template name; use 1 to 63 of a-z, 0-9 and \"-\", beginning with a letter"
-                .into(),
-        ));
+        let problem = "its file name is not a template name; use 1 to 63 of a-z, 0-9 and \"-\", beginning \
+                       with a letter";
+        return Err(invalid(None, problem.to_owned()));
     }
-    let text =
-        fs::read_to_string(file).map_err(|source| TemplateError::Read { path: file.to_owned(), source })?;
-    Ok((name.to_owned(), parse::template(&text).map_err(bad)?))
+    // Reading a FIFO would never end.
+    if !fs::metadata(file).map_err(unreadable)?.is_file() {
+        return Err(invalid(None, "it is not a regular file".to_owned()));
+    }
+    let mut bytes = Vec::new();
+    let opened = fs::File::open(file).map_err(unreadable)?;
+    opened.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(invalid(None, format!("it is longer than {MAX_FILE_BYTES} bytes")));
+    }
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let valid = &e.as_bytes()[..e.utf8_error().valid_up_to()];
+        let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
+        invalid(Some(line), "it is not UTF-8 text".to_owned())
+    })?;
+    parse::template(&text).map_err(|problem| invalid(problem.line(&text), problem.text))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn load(files: &[(&str, &[u8])], default: &str) -> Templates {
+        let directory = tempfile::tempdir().expect("directory");
+        for (name, content) in files {
+            fs::write(directory.path().join(name), content).expect("write");
+        }
+        Templates::load(&[directory.path().to_owned()], default).expect("templates")
+    }
+
+    fn error(templates: &Templates, name: &str) -> String {
+        templates.get(name).expect_err("not usable").to_string()
+    }
+
     #[test]
     fn file_adds_or_replaces_template() {
-        let directory = tempfile::tempdir().expect("directory");
-        fs::write(directory.path().join("ide.toml"), "command = [\"code-server\"]\n").expect("write");
-        fs::write(directory.path().join("shell.toml"), "description = \"ours\"\n").expect("write");
-        let templates = Templates::load(&[directory.path().to_owned()], "ide").expect("templates");
-        assert_eq!(templates.names().collect::<Vec<_>>(), ["ide", "python", "shell"]);
+        let templates = load(
+            &[("ide.toml", b"command = [\"code-server\"]\n"), ("shell.toml", b"description = \"ours\"\n")],
+            "ide",
+        );
+        assert_eq!(templates.known(), "ide, python, shell");
         let (name, ide) = templates.get("").expect("default");
         assert_eq!((name, ide.command.as_slice()), ("ide", &["code-server".to_owned()][..]));
         assert_eq!(templates.get("shell").expect("shell").1.description, "ours");
     }
 
     #[test]
-    fn invalid_file_error_names_file_and_key() {
+    fn invalid_file_affects_only_its_own_template() {
+        let templates = load(
+            &[
+                ("ide.toml", b"# ours\n[policy]\nidle_timeout = \"soon\"\n"),
+                ("text.toml", b"command = [\"x\"]\ndescription = \"\xff\"\n"),
+                ("half.toml", b"command = [\"x\"]\n[env\n"),
+                ("Upper.toml", b""),
+                ("shell.toml", b"comand = []\n"),
+                ("good.toml", b""),
+                (".good.toml", b"an editor's"),
+            ],
+            "shell",
+        );
+        for (name, place) in [
+            ("ide", "ide.toml, line 3: policy.idle_timeout"),
+            ("text", "text.toml, line 2: it is not UTF-8"),
+            ("half", "half.toml, line 2: "),
+            ("Upper", "Upper.toml: its file name"),
+            ("shell", "shell.toml, line 1: unknown key comand"),
+            ("", "shell.toml, line 1: "),
+        ] {
+            let error = error(&templates, name);
+            assert!(error.contains(place) && error.ends_with("correct it and try again"), "{name}: {error}");
+        }
+        assert!(templates.get("good").is_ok() && templates.get("python").is_ok());
+        assert!(
+            error(&templates, "goood").ends_with("good, python; not valid: Upper, half, ide, shell, text")
+        );
+        assert!(templates.check().is_ok(), "a default template that is not valid can be corrected later");
+    }
+
+    #[test]
+    fn template_that_is_no_regular_file_is_invalid() {
         let directory = tempfile::tempdir().expect("directory");
-        let file = directory.path().join("ide.toml");
-        fs::write(&file, "[policy]\nidle_timeout = \"soon\"\n").expect("write");
-        let error = Templates::load(&[directory.path().to_owned()], "shell").expect_err("bad").to_string();
-        assert!(error.contains("ide.toml") && error.contains("policy.idle_timeout"), "{error}");
+        fs::create_dir(directory.path().join("dir.toml")).expect("a directory");
+        let fifo = directory.path().join("fifo.toml");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+            .expect("a FIFO");
+        std::os::unix::fs::symlink("nowhere", directory.path().join("link.toml")).expect("a link");
+        let templates = Templates::load(&[directory.path().to_owned()], "shell").expect("templates");
+        for name in ["dir", "fifo", "link"] {
+            assert!(error(&templates, name).contains(&format!("{name}.toml: ")), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn changed_file_is_read_without_a_restart() {
+        let directory = tempfile::tempdir().expect("directory");
+        let directories = Arc::from([directory.path().to_owned()]);
+        let source = TemplateSource::Files { directories, default: Arc::from("shell") };
+        assert!(source.current().await.expect("templates").get("ide").is_err());
+        fs::write(directory.path().join("ide.toml"), "description = \"new\"\n").expect("write");
+        let now = source.current().await.expect("templates");
+        assert_eq!(now.get("ide").expect("ide").1.description, "new");
+        fs::remove_file(directory.path().join("ide.toml")).expect("remove");
+        assert!(source.current().await.expect("templates").get("ide").is_err());
     }
 
     #[test]
     fn unknown_default_error_lists_templates() {
-        let error = Templates::load(&[], "pyton").expect_err("unknown").to_string();
+        let error =
+            Templates::load(&[], "pyton").expect("templates").check().expect_err("unknown").to_string();
         assert!(error.contains("pyton") && error.contains("python, shell"), "{error}");
     }
 }

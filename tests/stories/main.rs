@@ -7,3 +7,4 @@ mod first_run;
 mod full_disk;
 mod replay;
 mod repository;
+mod templates;

@@ -22,6 +22,7 @@ use crate::{
     activity::{
         ActivityMonitor, ActivityRevision, ActivitySnapshot,
         assessment::{ActivityEvidence, ActivityLevel, ActivitySignal},
+        command_failure::{CommandFailure, CommandFailureCause},
         leases::{KeepAwakeLease, LeaseError, MAX_LEASES},
         warning::SleepCause,
     },
@@ -140,6 +141,20 @@ fn lease_error(error: LeaseError) -> WireError {
     }
 }
 
+fn command_failure(failure: &CommandFailure) -> wire::CommandFailure {
+    let kind = match failure.cause {
+        CommandFailureCause::NotStarted(_) => wire::CommandFailureKind::NotStarted,
+        CommandFailureCause::Ended(_) => wire::CommandFailureKind::Ended,
+    };
+    wire::CommandFailure {
+        program: failure.program.clone(),
+        kind: kind.into(),
+        detail: failure.describe(),
+        failures: failure.failures,
+        output: failure.output.clone(),
+    }
+}
+
 /// Converts a snapshot to its proto message.
 pub fn activity_state(snapshot: &ActivitySnapshot) -> wire::ActivityState {
     let usage = &snapshot.usage;
@@ -161,6 +176,7 @@ pub fn activity_state(snapshot: &ActivitySnapshot) -> wire::ActivityState {
             at: Some(warning.at.into()),
             cause: sleep_cause(warning.cause).into(),
         }),
+        command_failure: snapshot.command_failure.as_deref().map(command_failure),
     }
 }
 

@@ -1,12 +1,13 @@
 //! Schedules the heartbeats of one stream, and detects missing acknowledgements.
 //!
-//! A changed activity level is reported at once, but at most once per second. A further intent
+//! A changed activity level, or a change of whether the workspace's command fails, is reported at
+//! once, but at most once per second. A further intent
 //! while the level is `active` waits for the next heartbeat, so the control plane's time of the
 //! last intent is at most one interval old. Pure; clock and randomness are arguments.
 
 use std::time::{Duration, Instant};
 
-use crate::activity::assessment::ActivityLevel;
+use crate::activity::UrgentActivity;
 
 /// Intervals without an acknowledgement after which the connection counts as dead.
 const MAX_UNACKNOWLEDGED_INTERVALS: u32 = 3;
@@ -21,7 +22,7 @@ const MIN_CHANGE_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct HeartbeatSchedule {
     sent: u64,
     next: Option<Instant>,
-    last: Option<(Instant, ActivityLevel)>,
+    last: Option<(Instant, UrgentActivity)>,
     waiting: Option<Instant>,
     acknowledged: bool,
 }
@@ -47,10 +48,10 @@ impl HeartbeatSchedule {
         self.sent + 1
     }
 
-    /// Records a sent heartbeat with its level, and schedules the next. `chance` is in 0..1.
-    pub(super) fn sent(&mut self, level: ActivityLevel, now: Instant, interval: Duration, chance: f64) {
+    /// Records a sent heartbeat and what it reported, and schedules the next. `chance` is in 0..1.
+    pub(super) fn sent(&mut self, urgent: UrgentActivity, now: Instant, interval: Duration, chance: f64) {
         self.sent += 1;
-        self.last = Some((now, level));
+        self.last = Some((now, urgent));
         self.waiting.get_or_insert(now);
         self.next = Some(now + interval.mul_f64(1.0 - JITTER + 2.0 * JITTER * chance));
     }
@@ -76,10 +77,10 @@ impl HeartbeatSchedule {
         self.waiting
     }
 
-    /// Makes the next heartbeat due early if the level differs from the last one sent.
-    pub(super) fn activity_changed(&mut self, level: ActivityLevel, now: Instant) {
+    /// Makes the next heartbeat due early if this differs from what the last one reported.
+    pub(super) fn activity_changed(&mut self, urgent: UrgentActivity, now: Instant) {
         if let (Some((at, reported)), Some(due)) = (self.last, self.next)
-            && reported != level
+            && reported != urgent
         {
             self.next = Some(due.min((at + MIN_CHANGE_INTERVAL).max(now)));
         }
@@ -89,32 +90,44 @@ impl HeartbeatSchedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::activity::assessment::ActivityLevel;
 
     const INTERVAL: Duration = Duration::from_secs(15);
+
+    fn at_level(level: ActivityLevel) -> UrgentActivity {
+        UrgentActivity { level, command_fails: false }
+    }
 
     #[test]
     fn heartbeats_keep_interval_and_report_level_changes_early() {
         let (mut heartbeats, start) = (HeartbeatSchedule::default(), Instant::now());
-        heartbeats.activity_changed(ActivityLevel::Active, start);
+        heartbeats.activity_changed(at_level(ActivityLevel::Active), start);
         assert_eq!(heartbeats.next(), None, "not claimed yet");
         heartbeats.start(start, INTERVAL);
         assert_eq!(heartbeats.next(), Some(start));
-        heartbeats.sent(ActivityLevel::Idle, start, INTERVAL, 0.0);
+        heartbeats.sent(at_level(ActivityLevel::Idle), start, INTERVAL, 0.0);
         assert_eq!(heartbeats.next(), Some(start + INTERVAL.mul_f64(0.9)));
-        heartbeats.sent(ActivityLevel::Idle, start, INTERVAL, 1.0);
+        heartbeats.sent(at_level(ActivityLevel::Idle), start, INTERVAL, 1.0);
         let due = heartbeats.next().unwrap();
         assert_eq!(due, start + INTERVAL.mul_f64(1.1));
         heartbeats.start(start, 2 * INTERVAL);
-        heartbeats.activity_changed(ActivityLevel::Idle, start + MIN_CHANGE_INTERVAL);
+        heartbeats.activity_changed(at_level(ActivityLevel::Idle), start + MIN_CHANGE_INTERVAL);
         assert_eq!(
             heartbeats.next(),
             Some(due),
             "neither a repeated claim nor an unchanged level changes the schedule"
         );
-        heartbeats.activity_changed(ActivityLevel::Active, start + MIN_CHANGE_INTERVAL / 4);
+        heartbeats.activity_changed(at_level(ActivityLevel::Active), start + MIN_CHANGE_INTERVAL / 4);
         assert_eq!(heartbeats.next(), Some(start + MIN_CHANGE_INTERVAL));
-        heartbeats.activity_changed(ActivityLevel::Busy, start + MIN_CHANGE_INTERVAL * 3);
+        heartbeats.activity_changed(at_level(ActivityLevel::Busy), start + MIN_CHANGE_INTERVAL * 3);
         assert_eq!(heartbeats.next(), Some(start + MIN_CHANGE_INTERVAL), "an earlier due time stays");
+        let mut failing = HeartbeatSchedule::default();
+        failing.sent(at_level(ActivityLevel::Idle), start, INTERVAL, 0.5);
+        failing.activity_changed(
+            UrgentActivity { level: ActivityLevel::Idle, command_fails: true },
+            start + MIN_CHANGE_INTERVAL,
+        );
+        assert_eq!(failing.next(), Some(start + MIN_CHANGE_INTERVAL), "a failing command is reported early");
         heartbeats.start(start, MIN_CHANGE_INTERVAL / 2);
         assert_eq!(
             heartbeats.next(),
@@ -130,7 +143,7 @@ mod tests {
         heartbeats.start(start, INTERVAL);
         assert_eq!(heartbeats.unacknowledged_since(), None);
         for n in 0..2 {
-            heartbeats.sent(ActivityLevel::Idle, at(n), INTERVAL, 0.5);
+            heartbeats.sent(at_level(ActivityLevel::Idle), at(n), INTERVAL, 0.5);
         }
         assert_eq!(heartbeats.unacknowledged_since(), Some(start));
         assert!(

@@ -138,8 +138,8 @@ impl<'a> ControlSession<'a> {
                 }
                 () = at((!answered).then_some(hello_deadline)) => return Err(DisconnectError::NoAnswer),
                 Ok(()) = revisions.changed() => {
-                    let level = revisions.borrow_and_update().level;
-                    self.heartbeats.activity_changed(level, Instant::now());
+                    let urgent = revisions.borrow_and_update().urgent;
+                    self.heartbeats.activity_changed(urgent, Instant::now());
                 }
                 () = self.connection.sleep.completed(), if !self.committing.is_empty() => {
                     for id in self.committing.drain(..) {
@@ -287,7 +287,7 @@ impl<'a> ControlSession<'a> {
         let snapshot = self.connection.activity.heartbeat(sequence);
         send(outbox, messages::heartbeat(sequence, &snapshot))?;
         self.connection.metrics.heartbeat_sent();
-        self.heartbeats.sent(snapshot.assessment.level, now, self.interval(), fastrand::f64());
+        self.heartbeats.sent(snapshot.urgent(), now, self.interval(), fastrand::f64());
         Ok(())
     }
 

@@ -2,7 +2,8 @@
 
 use podling_proto::{
     agent::v1::{
-        ActivityLevel, ActivityState, CreateTerminalRequest, Signal, terminals_client::TerminalsClient,
+        ActivityLevel, ActivityState, CommandFailureKind, CreateTerminalRequest, Signal,
+        terminals_client::TerminalsClient,
     },
     control::v1::{self as wire, control_message::Message},
 };
@@ -49,6 +50,36 @@ async fn claim_command_overrides_argv_and_is_restarted() {
         ActivityLevel::Idle,
         "the agent still reports activity"
     );
+}
+
+#[tokio::test]
+async fn failing_command_is_reported_with_its_output() {
+    let script = "echo starting; echo 'port 8888 is in use' >&2; exit 3";
+    let (_agent, _control_plane, mut session) = claimed_with(&["sh", "-c", script]).await;
+    let fails = |a: &ActivityState| a.command_failure.as_ref().is_some_and(|failure| failure.failures >= 2);
+    let failing = session.heartbeat_until(|heartbeat| heartbeat.activity.as_ref().is_some_and(fails)).await;
+    let failure = failing.activity.and_then(|activity| activity.command_failure).expect("a failure");
+    assert_eq!((failure.program.as_str(), failure.kind()), ("sh", CommandFailureKind::Ended));
+    assert_eq!(failure.detail, "sh ended: exit code 3");
+    assert_eq!(failure.output, ["starting", "port 8888 is in use"]);
+
+    let (agent, _control_plane, mut session) = claimed_with(&["no-such-ide", "--port=8888"]).await;
+    let fails = |a: &ActivityState| a.command_failure.is_some();
+    let missing = session.heartbeat_until(|heartbeat| heartbeat.activity.as_ref().is_some_and(fails)).await;
+    let failure = missing.activity.and_then(|activity| activity.command_failure).expect("a failure");
+    assert_eq!(failure.kind(), CommandFailureKind::NotStarted);
+    assert!(failure.detail.starts_with("no-such-ide: no such program in PATH"), "{}", failure.detail);
+    assert!(agent.log().contains("no-such-ide"), "the log has the failure too");
+}
+
+#[tokio::test]
+async fn output_of_the_command_reaches_the_agents_log() {
+    // A background process prints after the command itself has ended.
+    let script = "(sleep 0.5; echo printed-late >&2) & echo printed-first >&2";
+    let (agent, _control_plane, mut session) = claimed_with(&["sh", "-c", script]).await;
+    let printed =
+        || ["printed-out", "printed-err", "printed-late"].iter().all(|line| agent.log().contains(line));
+    session.heartbeat_until(|_| printed()).await;
 }
 
 #[tokio::test]

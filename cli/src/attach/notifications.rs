@@ -1,5 +1,5 @@
-//! Notifies an attached user of what happens outside the terminal: sleep warnings and the progress
-//! of a wake. The calls of this module never wake a workspace.
+//! Notifies an attached user of what happens outside the terminal: sleep warnings, failures of the
+//! workspace's command and the progress of a wake. The calls of this module never wake a workspace.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +7,7 @@ use futures_util::{
     StreamExt as _,
     stream::{self, LocalBoxStream},
 };
-use podling_proto::agent::v1::{SleepWarning, WatchActivityRequest, WatchActivityResponse};
+use podling_proto::agent::v1::{ActivityState, WatchActivityRequest, WatchActivityResponse};
 use prost_types::Timestamp;
 use tokio::time::sleep;
 use tonic::Streaming;
@@ -16,6 +16,7 @@ use crate::{
     backoff::RetryBackoff,
     client::{Client, WorkspaceClient},
     next_step::{brief, left},
+    output,
     state_waiter::describe,
     workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
 };
@@ -25,8 +26,13 @@ const COUNTDOWN_STEP: u64 = 10;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Notification {
-    /// The workspace falls asleep at this time unless it is used. `None` withdraws the warning.
-    SleepsAt(Option<Timestamp>),
+    /// The agent reported its activity.
+    Activity {
+        /// The workspace falls asleep at this time unless it is used. `None` withdraws the warning.
+        sleeps_at: Option<Timestamp>,
+        /// How the workspace's command fails; `None` if it does not.
+        command_failure: Option<String>,
+    },
     /// State of a workspace that is waking, as text.
     Status(String),
 }
@@ -46,16 +52,21 @@ pub fn none() -> NotificationStream {
     stream::pending().boxed_local()
 }
 
-/// Returns the sleep warnings of a workspace. Reopens a broken connection without a notification.
-pub fn sleep_warnings(workspace_client: &WorkspaceClient) -> NotificationStream {
+/// Returns the sleep warnings of a workspace, and the failures of its command. Reopens a broken
+/// connection without a notification.
+pub fn activity(workspace_client: &WorkspaceClient) -> NotificationStream {
     let watch = ActivityWatch {
         workspace_client: workspace_client.without_waking(),
         stream: None,
         backoff: RetryBackoff::default(),
     };
     stream::unfold(watch, |mut watch| async move {
-        let warning = watch.next().await;
-        Some((Notification::SleepsAt(warning.and_then(|warning| warning.at)), watch))
+        let activity = watch.next().await;
+        let notification = Notification::Activity {
+            sleeps_at: activity.sleep_warning.and_then(|warning| warning.at),
+            command_failure: command_failure(&activity),
+        };
+        Some((notification, watch))
     })
     .boxed_local()
 }
@@ -76,6 +87,12 @@ pub fn wake_progress(client: &Client, id: &str) -> NotificationStream {
     .boxed_local()
 }
 
+/// Renders how the workspace's command fails. `None` if it does not fail.
+pub fn command_failure(activity: &ActivityState) -> Option<String> {
+    let failure = activity.command_failure.as_ref()?;
+    Some(format!("the workspace's command fails: {}", output::plain(&failure.detail)))
+}
+
 /// Renders a sleep warning for the workspace with this name.
 pub fn warning_text(name: &str, at: Timestamp, now: SystemTime) -> String {
     let left = left(Some(at), now).unwrap_or_default();
@@ -89,7 +106,7 @@ pub fn warning_text(name: &str, at: Timestamp, now: SystemTime) -> String {
 }
 
 impl ActivityWatch {
-    async fn next(&mut self) -> Option<SleepWarning> {
+    async fn next(&mut self) -> ActivityState {
         loop {
             let stream = match &mut self.stream {
                 Some(stream) => stream,
@@ -103,7 +120,7 @@ impl ActivityWatch {
             };
             if let Ok(Some(answer)) = stream.message().await {
                 self.backoff.reset();
-                return answer.activity.unwrap_or_default().sleep_warning;
+                return answer.activity.unwrap_or_default();
             }
             self.stream = None;
             sleep(self.backoff.next_delay()).await;

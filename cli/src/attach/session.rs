@@ -51,6 +51,8 @@ const NOTICE_DELAY: Duration = Duration::from_secs(1);
 const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval at which the countdown to sleep is redrawn.
 const WARNING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the failure of the workspace's command is shown.
+const COMMAND_FAILURE_SHOWN: Duration = Duration::from_secs(10);
 /// Number of random bytes in a client id.
 const CLIENT_ID_BYTES: usize = 12;
 
@@ -97,6 +99,8 @@ pub struct AttachSession {
     notifications: notifications::NotificationStream,
     /// When the workspace falls asleep unless it is used.
     warning: Option<Timestamp>,
+    /// The last failure of the workspace's command, and the time until which it is shown.
+    command_failure: Option<(String, Instant)>,
     /// State of the waking workspace, as text.
     wake_status: String,
     sleep_overlay: SleepOverlay,
@@ -118,6 +122,11 @@ impl AttachSession {
             (AsyncStdio::stdin().map_err(terminal_error())?, AsyncStdio::stdout().map_err(terminal_error())?);
         let screen = ScreenWriter::new(stdout, RawMode::enter().map_err(terminal_error())?);
         let workspace_client = client.workspace_client_for(&workspace);
+        // The caller has shown this failure already.
+        let command_failure = workspace
+            .activity
+            .as_ref()
+            .and_then(|activity| Some((notifications::command_failure(activity)?, Instant::now())));
         Ok(Self {
             client,
             workspace,
@@ -139,6 +148,7 @@ impl AttachSession {
             key,
             notifications: notifications::none(),
             warning: None,
+            command_failure,
             wake_status: String::new(),
             sleep_overlay: SleepOverlay::Awake,
             lookup: Box::pin(std::future::pending()),
@@ -240,7 +250,9 @@ impl AttachSession {
         let notice_at =
             self.connection.lost_since().map(|since| since + NOTICE_DELAY).filter(|at| *at > Instant::now());
         let warn = self.warning.map(|_| Instant::now() + WARNING_INTERVAL);
-        [flush, self.resend_at, leave, notice_at, warn].into_iter().flatten().min().unwrap_or(far)
+        let failure =
+            self.command_failure.as_ref().map(|(_, until)| *until).filter(|until| *until > Instant::now());
+        [flush, self.resend_at, leave, notice_at, warn, failure].into_iter().flatten().min().unwrap_or(far)
     }
 
     fn handle_timer(&mut self) {
@@ -253,7 +265,17 @@ impl AttachSession {
 
     fn handle_notification(&mut self, notification: Notification) {
         match notification {
-            Notification::SleepsAt(at) => self.warning = at,
+            Notification::Activity { sleeps_at, command_failure } => {
+                self.warning = sleeps_at;
+                match command_failure {
+                    Some(failure)
+                        if self.command_failure.as_ref().is_some_and(|(known, _)| *known == failure) => {}
+                    failure => {
+                        let until = Instant::now() + COMMAND_FAILURE_SHOWN;
+                        self.command_failure = failure.map(|failure| (failure, until));
+                    }
+                }
+            }
             Notification::Status(doing) => self.wake_status = doing,
         }
     }
@@ -267,7 +289,10 @@ impl AttachSession {
             }
             _ if is_lost => Some("connection lost, reconnecting …".to_owned()),
             (_, Some(at)) => Some(notifications::warning_text(&self.workspace.name, at, SystemTime::now())),
-            _ => None,
+            _ => {
+                let shown = self.command_failure.as_ref().filter(|(_, until)| *until > Instant::now());
+                shown.map(|(failure, _)| failure.clone())
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ use tonic::Status;
 use crate::{
     attach::{
         key::{self, DetachKey},
-        raw,
+        notifications, raw,
         session::{self, AttachEnd, AttachSession},
     },
     backoff::{is_retryable, retry_call},
@@ -83,6 +83,9 @@ impl AttachArgs {
         let terminal_label = if terminal.name.is_empty() { &terminal.id } else { &terminal.name };
         let terminal_label = output::plain(terminal_label);
         eprintln!("attached to {terminal_label} in {}; detach with {}", self.name, self.detach_key);
+        if let Some(failure) = workspace.activity.as_ref().and_then(notifications::command_failure) {
+            eprintln!("{failure}; its last output: podling explain {}", self.name);
+        }
         let session = AttachSession::new(client, workspace, terminal.id.clone(), is_new, self.detach_key)?;
         // The session has restored the terminal, but the cursor may be in the middle of a line.
         let end = session.run(signals).await.inspect_err(|_| eprintln!())?;

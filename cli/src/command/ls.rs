@@ -78,12 +78,16 @@ fn render(workspaces: &[Workspace], now: SystemTime, owners: bool) -> String {
     output::table(&head, &workspaces.iter().map(row).collect::<Vec<_>>())
 }
 
-/// Renders the problem of a workspace that failed to start or whose agent is not connected. Empty
-/// for other workspaces, whose reasons `podling explain` shows.
+/// Renders the problem of a workspace that failed to start, whose agent is not connected, or whose
+/// command fails. Empty for other workspaces, whose reasons `podling explain` shows.
 fn problem(workspace: &Workspace) -> String {
     match workspace.state() {
         State::Failed => workspace.reason.as_ref().map(text::start_failure).unwrap_or_default(),
         State::Awake if workspace.connection() != AgentConnection::Connected => "agent not connected".into(),
+        State::Awake => {
+            let failure = workspace.activity.as_ref().and_then(|activity| activity.command_failure.as_ref());
+            failure.map(|failure| format!("command fails: {}", failure.detail)).unwrap_or_default()
+        }
         _ => String::new(),
     }
 }
@@ -93,7 +97,7 @@ mod tests {
     use std::time::Duration;
 
     use podling_proto::{
-        agent::v1::{ActivityLevel, ActivityState},
+        agent::v1::{ActivityLevel, ActivityState, CommandFailure},
         control::v1::{NextStep, StateReason, StateReasonCode, next_step::Step},
     };
 
@@ -154,6 +158,11 @@ mod tests {
             connection: AgentConnection::Unknown.into(),
             ..awake("silent", 65, ActivityLevel::Idle, 45)
         };
+        let mut failing = awake("failing", 65, ActivityLevel::Idle, 45);
+        failing.activity.as_mut().expect("activity").command_failure = Some(CommandFailure {
+            detail: "jupyter: no such program in PATH (/usr/bin:/bin)".to_owned(),
+            ..CommandFailure::default()
+        });
         let workspaces = [
             awake("typing", 7_320, ActivityLevel::Active, 0),
             awake("training", 7_320, ActivityLevel::Busy, 0),
@@ -163,6 +172,7 @@ mod tests {
             then(workspace("analysis", State::Asleep, 3_600), Step::Archive, 82_800 + 120),
             then(workspace("old", State::Archived, 86_400), Step::ExpireArchive, 30 * 86_400 - 60),
             silent,
+            failing,
             Workspace { reason: Some(reason), ..workspace("broken", State::Failed, 12) },
         ];
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW.unsigned_abs());

@@ -56,7 +56,7 @@ use std::time::Duration;
 
 use crate::{
     mutant,
-    observed::{ActionFailure, Observed},
+    observed::{ActionFailure, CommandHealth, Observed},
     reason::{NextStep, Operation, SleepCause, StateReason, Wait, WaitReason},
     status::{Phase, Status, Urgency},
     time::Timestamp,
@@ -161,15 +161,23 @@ pub fn decide(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp)
 }
 
 /// Returns the status with its wait up to date. The reason of a start or resize names what it waits
-/// for. The reason of an awake workspace names an action that failed and is retried. Once the wait
-/// is over, the phase's usual reason returns.
+/// for. The reason of an awake workspace names an action that failed and is retried, or else a
+/// command of the workspace that fails. Once the wait is over, the phase's usual reason returns.
 fn with_wait(status: Status, observed: &Observed, due: Option<Action>) -> Status {
     let usual = match status.phase {
         Phase::Starting => StateReason::AgentStarting,
         Phase::Maintenance { stage: crate::status::MaintenanceStage::Starting, .. } => {
             StateReason::AgentStarting
         }
-        Phase::Awake => StateReason::AgentConnected,
+        Phase::Awake => match &observed.command {
+            CommandHealth::Failing(detail) => StateReason::CommandFailed { detail: detail.clone() },
+            CommandHealth::Good => StateReason::AgentConnected,
+            // After a restart of the control plane, the reason stays until the agent reports.
+            CommandHealth::Unknown => match &status.reason {
+                failed @ StateReason::CommandFailed { .. } => failed.clone(),
+                _ => StateReason::AgentConnected,
+            },
+        },
         _ => return status,
     };
     let concerns = |last: &&ActionFailure| status.phase == Phase::Awake && Some(last.action) == due;
@@ -179,7 +187,13 @@ fn with_wait(status: Status, observed: &Observed, due: Option<Action>) -> Status
     });
     let waits = observed.waits.clone().or(failure);
     if waits == status.waits {
-        return status;
+        // A reason that says more, such as a declined sleep, is not replaced.
+        let is_usual =
+            matches!(status.reason, StateReason::AgentConnected | StateReason::CommandFailed { .. });
+        return match status.phase {
+            Phase::Awake if waits.is_none() && is_usual => Status { reason: usual, ..status },
+            _ => status,
+        };
     }
     let reason = waits.as_ref().map_or(usual, Wait::as_reason);
     Status { reason, waits, ..status }

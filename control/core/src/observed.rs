@@ -32,6 +32,8 @@ pub struct Observed {
     pub used: UseState,
     /// Epoch of the agent that last reported use.
     pub used_by: Option<Epoch>,
+    /// State of the workspace's own command, as the agent of the current epoch last reported it.
+    pub command: CommandHealth,
     /// Pending request to sleep unless the workspace is in use. Cleared when prepare is ordered,
     /// when the workspace is used, or when the connection to the agent is lost.
     pub sleep_request: Option<SleepRequest>,
@@ -68,6 +70,18 @@ pub enum UseState {
     Yes,
     /// Not in use, with the idle time that the agent has counted.
     No(Duration),
+}
+
+/// Whether the workspace's own command, such as an IDE, runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum CommandHealth {
+    /// The agent has not reported yet.
+    #[default]
+    Unknown,
+    /// The command runs, or the workspace has none.
+    Good,
+    /// The command fails and is restarted. Holds the agent's description of the failure.
+    Failing(String),
 }
 
 /// Whether the agent of the current epoch is prepared to sleep. A prepared agent holds new

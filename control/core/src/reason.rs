@@ -30,6 +30,8 @@ pub enum StateReason {
     Waiting(Wait),
     /// The agent is connected and serves the workspace.
     AgentConnected,
+    /// The agent is connected, but the workspace's own command fails and is restarted.
+    CommandFailed { detail: String },
     /// An action failed and is retried after a pause.
     ActionFailed { operation: Operation, detail: String },
 

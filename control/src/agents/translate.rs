@@ -31,6 +31,8 @@ const MAX_CAPABILITIES: usize = 32;
 /// Pieces of evidence retained from one heartbeat. Agents send the strongest evidence first.
 const MAX_EVIDENCE: usize = 32;
 const MAX_LEASES: usize = 64;
+/// Lines of a failing command's output retained from one heartbeat.
+const MAX_OUTPUT_LINES: usize = 20;
 /// Longest human-readable text of an agent, in characters; the rest is cut off.
 const MAX_TEXT_CHARS: usize = 200;
 
@@ -108,6 +110,12 @@ pub(super) fn activity(mut activity: ActivityState) -> ActivityState {
     }
     if let Some(warning) = &mut activity.sleep_warning {
         warning.cause = warning.cause().into();
+    }
+    if let Some(failure) = &mut activity.command_failure {
+        failure.kind = failure.kind().into();
+        failure.output.truncate(MAX_OUTPUT_LINES);
+        let lines = [&mut failure.program, &mut failure.detail];
+        lines.into_iter().chain(&mut failure.output).for_each(truncate_line);
     }
     if let Some(usage) = &mut activity.usage {
         sanitize_usage(usage);
@@ -231,7 +239,9 @@ fn sanitize_usage(usage: &mut Usage) {
 
 #[cfg(test)]
 mod tests {
-    use podling_proto::agent::v1::{ActivityLevel, Evidence, Lease, SleepCause, SleepWarning};
+    use podling_proto::agent::v1::{
+        ActivityLevel, CommandFailure, CommandFailureKind, Evidence, Lease, SleepCause, SleepWarning,
+    };
 
     use super::*;
 
@@ -276,8 +286,16 @@ mod tests {
         let lease = Lease { name: "n".repeat(10_000), ..Default::default() };
         let warning = SleepWarning { at: None, cause: 999 };
         let usage = Usage { cpu_cores: f64::NAN, io_bytes_per_second: -1.0, ..Default::default() };
+        let failure = CommandFailure {
+            program: "p".repeat(10_000),
+            kind: 999,
+            detail: "d".repeat(10_000),
+            output: vec!["o".repeat(10_000); 1000],
+            ..Default::default()
+        };
         let taken = activity(ActivityState {
             level: 77,
+            command_failure: Some(failure),
             evidence: vec![evidence; 1000],
             leases: vec![lease; 1000],
             usage: Some(usage),
@@ -288,6 +306,10 @@ mod tests {
         assert_eq!((taken.evidence.len(), taken.leases.len()), (MAX_EVIDENCE, MAX_LEASES));
         assert_eq!(taken.evidence[0].detail.chars().count(), MAX_TEXT_CHARS);
         assert_eq!(taken.leases[0].name.chars().count(), MAX_TEXT_CHARS);
+        let failure = taken.command_failure.expect("a failure");
+        assert_eq!(failure.kind(), CommandFailureKind::Unspecified);
+        assert_eq!((failure.program.len(), failure.detail.len()), (MAX_TEXT_CHARS, MAX_TEXT_CHARS));
+        assert_eq!((failure.output.len(), failure.output[0].len()), (MAX_OUTPUT_LINES, MAX_TEXT_CHARS));
         assert_eq!(taken.sleep_warning.unwrap().cause(), SleepCause::Unspecified);
         let usage = taken.usage.unwrap();
         assert_eq!((usage.cpu_cores, usage.io_bytes_per_second), (0.0, 0.0));

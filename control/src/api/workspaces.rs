@@ -20,13 +20,13 @@ use podling_proto::{
     error::{Reason, WireError},
     v1::Verb,
 };
-use tokio::sync::{Semaphore, watch::Receiver};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use self::{parse::WorkspaceScope, show::workspace};
 use super::caller;
-use crate::{driver::DriverHandle, principal::Principal, snapshot::WorkspaceView, template::Templates};
+use crate::{driver::DriverHandle, principal::Principal, snapshot::WorkspaceView, template::TemplateSource};
 
 /// Most concurrent watches of all callers together. Further watches fail with TOO_MANY_STREAMS.
 /// Each takes about 100 bytes of memory for each workspace that it covers.
@@ -35,7 +35,7 @@ const MAX_WATCHERS: usize = 1000;
 #[derive(Debug, Clone)]
 pub struct WorkspacesService {
     driver: DriverHandle,
-    templates: Receiver<Arc<Templates>>,
+    templates: TemplateSource,
     watchers: Arc<Semaphore>,
     closing: CancellationToken,
 }
@@ -44,11 +44,7 @@ type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl WorkspacesService {
     /// Creates the service. Its streams end when `closing` is cancelled.
-    pub fn new(
-        driver: DriverHandle,
-        templates: Receiver<Arc<Templates>>,
-        closing: CancellationToken,
-    ) -> Self {
+    pub fn new(driver: DriverHandle, templates: TemplateSource, closing: CancellationToken) -> Self {
         Self { driver, templates, watchers: Arc::new(Semaphore::new(MAX_WATCHERS)), closing }
     }
 
@@ -68,7 +64,7 @@ impl Workspaces for WorkspacesService {
         request: Request<CreateWorkspaceRequest>,
     ) -> Result<Response<CreateWorkspaceResponse>, Status> {
         let caller = caller(&request)?;
-        let templates = self.templates.borrow().clone();
+        let templates = self.templates.current().await.map_err(WireError::from)?;
         let new = parse::create(&caller, request.into_inner(), &templates)?;
         let (view, created) = if caller.workspaces.is_some() {
             // A restricted token could not see a workspace that it creates. Therefore it only wakes

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use podling_core::observed::{Failure, RunningAgents, UseState};
+use podling_core::observed::{CommandHealth, Failure, RunningAgents, UseState};
 use podling_proto::agent::v1::{ActivityLevel, ActivityState};
 use tokio::sync::mpsc;
 
@@ -66,6 +66,10 @@ impl WorkspaceEntry {
             }
             ActivityLevel::Unspecified => UseState::Unknown,
         });
+        self.observed.command = match &activity.command_failure {
+            Some(failure) => CommandHealth::Failing(failure.detail.clone()),
+            None => CommandHealth::Good,
+        };
         self.activity = Some(activity);
     }
 

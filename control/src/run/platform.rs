@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use futures_util::future::{BoxFuture, join3};
 use kube::Client;
 use podling_proto::token;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{ControlPlaneError, secrets, standby::forward_until_elected};
@@ -25,7 +25,7 @@ use crate::{
     server::TcpAcceptor,
     snapshot::SnapshotReceiver,
     store::{KubernetesStore, RedbStore, Store},
-    template::{TemplateFollower, Templates},
+    template::{TemplateFollower, TemplateSource, Templates},
 };
 
 /// Random bytes of the identity that this process has in leader election.
@@ -41,7 +41,7 @@ pub(super) struct Platform<B, R> {
     /// Whether this replica is the leader. Permanent on one machine.
     pub(super) leadership: Arc<Leadership>,
     pub(super) reviewer: Box<dyn FnOnce(SnapshotReceiver) -> Result<R, BackendError> + Send>,
-    pub(super) templates: watch::Receiver<Arc<Templates>>,
+    pub(super) templates: TemplateSource,
     /// The public listener if it is bound already, as in a standby replica.
     pub(super) public: Option<Arc<TcpAcceptor>>,
     pub(super) agent_endpoint: AgentEndpoint,
@@ -70,7 +70,11 @@ pub(super) fn local(
     files: OpenFiles,
 ) -> Result<Platform<LocalBackend, LocalReviewer>, ControlPlaneError> {
     let identity = Arc::new(ControlIdentity::open(&config.data)?);
-    let templates = Templates::load(&config.templates, &config.default_template)?;
+    Templates::load(&config.templates, &config.default_template)?.check()?;
+    let templates = TemplateSource::Files {
+        directories: config.templates.as_slice().into(),
+        default: config.default_template.as_str().into(),
+    };
     let backend = LocalBackend::open(LocalConfig {
         data: config.data.clone(),
         agent_command: config.agent_command.clone(),
@@ -83,8 +87,7 @@ pub(super) fn local(
         store: Arc::new(RedbStore::open(&config.data.join("control").join("store.redb"))?),
         leadership: Leadership::permanent(),
         reviewer: Box::new(LocalReviewer::new),
-        // Local templates do not change while the control plane runs.
-        templates: watch::channel(Arc::new(templates)).1,
+        templates,
         public: None,
         agent_endpoint: AgentEndpoint::Socket(control_socket(&config.data)),
         follower: None,
@@ -161,7 +164,7 @@ async fn as_leader(
         store,
         leadership: leader.leadership(),
         reviewer: Box::new(|_| Ok(reviewer)),
-        templates,
+        templates: TemplateSource::Resources(templates),
         public: Some(public),
         agent_endpoint: AgentEndpoint::Tcp(agents),
         follower: Some(Box::new(move |driver| {

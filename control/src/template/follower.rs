@@ -15,18 +15,25 @@ use kube::{
 use podling_core::policy::Policy;
 use tokio::sync::watch;
 
-use super::{Template, Templates};
+use super::{InvalidTemplate, Template, Templates};
 use crate::{
     kubernetes::{WorkspaceTemplate, WorkspaceTemplateSpec, requested_resources},
     watch_backoff::WatchBackoff,
 };
+
+/// The last usable content of each resource, and the problems of those that were never usable.
+#[derive(Debug, Clone, Default)]
+struct KnownResources {
+    valid: BTreeMap<String, Arc<Template>>,
+    invalid: BTreeMap<String, InvalidTemplate>,
+}
 
 #[derive(Debug)]
 pub struct TemplateFollower {
     // An older CRD may have accepted an invalid resource, which must not hide the others.
     resources: Api<DeserializeGuard<WorkspaceTemplate>>,
     default: String,
-    known: BTreeMap<String, Arc<Template>>,
+    known: KnownResources,
     templates: watch::Sender<Arc<Templates>>,
 }
 
@@ -40,53 +47,64 @@ impl TemplateFollower {
     ) -> Result<(Self, watch::Receiver<Arc<Templates>>), kube::Error> {
         let resources: Api<DeserializeGuard<WorkspaceTemplate>> = Api::namespaced(client.clone(), namespace);
         let listed = resources.list(&ListParams::default()).await?;
-        let read = |found| Some((ResourceExt::name_any(&found), template(found)?));
-        let known: BTreeMap<_, _> = listed.into_iter().filter_map(read).collect();
-        let (templates, receiver) = watch::channel(Arc::new(Templates::new(known.clone(), default)));
+        let mut known = KnownResources::default();
+        listed.into_iter().for_each(|found| known.apply(found, None));
+        let (templates, receiver) = watch::channel(Arc::new(known.templates(default)));
         Ok((Self { resources, default: default.to_owned(), known, templates }, receiver))
     }
 
     /// Follows changes of the templates. Never returns.
     pub async fn run(self) {
         let mut known = self.known;
-        let mut listed = BTreeMap::new();
+        let mut listed = KnownResources::default();
         let mut events =
             pin!(watcher(self.resources, watcher::Config::default()).backoff(WatchBackoff::default()));
         while let Some(event) = events.next().await {
             match event {
-                Ok(Event::Init) => listed.clear(),
+                Ok(Event::Init) => listed = KnownResources::default(),
                 Ok(Event::InitApply(resource)) => {
-                    let name = resource.name_any();
-                    let template = template(resource).or_else(|| known.get(&name).cloned());
-                    listed.extend(template.map(|template| (name, template)));
+                    let before = known.valid.get(&resource.name_any()).cloned();
+                    listed.apply(resource, before);
                 }
                 Ok(Event::InitDone) => known = std::mem::take(&mut listed),
                 Ok(Event::Apply(resource)) => {
-                    let name = resource.name_any();
-                    known.extend(template(resource).map(|template| (name, template)));
+                    let before = known.valid.get(&resource.name_any()).cloned();
+                    known.apply(resource, before);
                 }
                 Ok(Event::Delete(resource)) => {
-                    known.remove(&resource.name_any());
+                    known.valid.remove(&resource.name_any());
+                    known.invalid.remove(&resource.name_any());
                 }
                 Err(error) => {
                     tracing::warn!(%error, "failed to watch templates, retrying; using the last known ones")
                 }
             }
-            self.templates.send_replace(Arc::new(Templates::new(known.clone(), &self.default)));
+            self.templates.send_replace(Arc::new(known.templates(&self.default)));
         }
     }
 }
 
-/// Converts a resource. Returns `None` if it is invalid, and logs that. The caller then keeps the
-/// template's previous content.
-fn template(resource: DeserializeGuard<WorkspaceTemplate>) -> Option<Arc<Template>> {
-    match resource.0 {
-        Ok(resource) => Some(Arc::new(from_spec(&resource.spec))),
-        Err(invalid) => {
-            let name = invalid.metadata.name.unwrap_or_default();
-            tracing::error!(name, problem = invalid.error, "ignoring invalid template");
-            None
+impl KnownResources {
+    /// Records a resource. If it is invalid, `before` stays, which is its previous content.
+    fn apply(&mut self, resource: DeserializeGuard<WorkspaceTemplate>, before: Option<Arc<Template>>) {
+        let name = resource.name_any();
+        let valid = match resource.0 {
+            Ok(resource) => Some(Arc::new(from_spec(&resource.spec))),
+            Err(invalid) => {
+                tracing::error!(name, problem = invalid.error, "ignoring invalid template");
+                let problem = format!("the WorkspaceTemplate {name} cannot be read: {}", invalid.error);
+                self.invalid.insert(name.clone(), InvalidTemplate { file: None, line: None, problem });
+                before
+            }
+        };
+        if let Some(template) = valid {
+            self.invalid.remove(&name);
+            self.valid.insert(name, template);
         }
+    }
+
+    fn templates(&self, default: &str) -> Templates {
+        Templates::new(self.valid.clone(), self.invalid.clone(), default)
     }
 }
 

@@ -6,7 +6,7 @@ use futures_util::{StreamExt, poll};
 use podling_control::{
     api::{workspace_archives::WorkspaceArchivesService, workspaces::WorkspacesService},
     principal::Principal,
-    template::Templates,
+    template::TemplateSource,
 };
 use podling_core::{id::WorkspaceId, quota::Quotas, workspace::State};
 use podling_proto::{
@@ -21,7 +21,7 @@ use podling_proto::{
     v1::Verb,
     verb::Verbs,
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::time::timeout;
 use tonic::{Request, Status};
 
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
 };
 
 fn api(control: &TestControlPlane) -> WorkspacesService {
-    let templates = watch::channel(Arc::new(Templates::load(&[], "shell").unwrap())).1;
+    let templates = TemplateSource::Files { directories: Arc::from([]), default: "shell".into() };
     WorkspacesService::new(control.handle.clone(), templates, control.shutdown.clone())
 }
 

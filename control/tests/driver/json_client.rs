@@ -12,11 +12,11 @@ use http_body_util::BodyExt;
 use podling_control::{
     api::{json, workspace_archives::WorkspaceArchivesService, workspaces::WorkspacesService},
     principal::Principal,
-    template::Templates,
+    template::TemplateSource,
 };
 use podling_proto::{v1::Verb, verb::Verbs};
 use serde_json::Value;
-use tokio::{sync::watch, time::timeout};
+use tokio::time::timeout;
 use tower::ServiceExt;
 
 use crate::control_plane::{DEADLINE, TestControlPlane};
@@ -40,7 +40,7 @@ pub(crate) struct Events(BodyDataStream);
 impl Client {
     /// Returns a client of the owner "me" with these verbs.
     pub(crate) fn of(control: &TestControlPlane, verbs: impl IntoIterator<Item = Verb>) -> Self {
-        let templates = watch::channel(Arc::new(Templates::load(&[], "shell").unwrap())).1;
+        let templates = TemplateSource::Files { directories: Arc::from([]), default: "shell".into() };
         let workspaces = WorkspacesService::new(control.handle.clone(), templates, control.shutdown.clone());
         let router = json::router(workspaces, WorkspaceArchivesService::new(control.handle.clone()));
         let verbs = Verbs::only(verbs);

@@ -102,8 +102,7 @@ impl AttachSession {
             }
         }
         self.wake_status.clear();
-        self.notifications =
-            notifications::sleep_warnings(&self.client.workspace_client_for(&self.workspace));
+        self.notifications = notifications::activity(&self.client.workspace_client_for(&self.workspace));
         let earlier = self.screen.position();
         if earlier.is_some_and(|(known, _)| known != epoch) {
             // The log holds the output of earlier epochs; a screen snapshot replaces it.

@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    ActionFailure, ActionSuccess, AgentEnd, Failure, Observed, PrepareState, RunningAgents, UseState,
+    ActionFailure, ActionSuccess, AgentEnd, CommandHealth, Failure, Observed, PrepareState, RunningAgents,
+    UseState,
 };
 use crate::{decide::Action, time::Timestamp, workspace::Epoch};
 
@@ -40,6 +41,7 @@ impl Observed {
                 self.processes = RunningAgents::Some(BTreeSet::new());
                 self.silence = Duration::ZERO;
                 self.waits = None;
+                self.command = CommandHealth::Unknown;
                 // A start creates the storage again.
                 self.removed = false;
             }
@@ -172,6 +174,7 @@ impl Observed {
 
     fn clear_agent(&mut self) {
         self.disconnected();
+        self.command = CommandHealth::Unknown;
         self.prepare_state = PrepareState::NotPrepared;
     }
 }

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use podling_core::{
     decide::{Action, decide},
-    observed::{ActionFailure, AgentEnd, Failure, Observed, PrepareState, RunningAgents, UseState},
-    reason::{DeclineReason, SleepRequest, Wait, WaitReason},
+    observed::{
+        ActionFailure, AgentEnd, CommandHealth, Failure, Observed, PrepareState, RunningAgents, UseState,
+    },
+    reason::{DeclineReason, SleepRequest, StateReason, Wait, WaitReason},
     status::{MaintenanceRetry, MaintenanceStage, MaintenanceTask, Phase, Status, Urgency},
     time::Timestamp,
     workspace::{DesiredState, Resources, Spec},
@@ -104,6 +106,11 @@ fn any_status() -> impl Strategy<Value = Status> {
         storage_generation: counts.3,
         allocated: (counts.1 > 0).then(Resources::default),
         waits: (counts.5 > 200).then(|| any_wait(counts.2)),
+        reason: match counts.5 % 3 {
+            0 => StateReason::AgentConnected,
+            1 => StateReason::CommandFailed { detail: "ide ended".into() },
+            _ => StateReason::UsedAgain,
+        },
         maintenance_retry: MaintenanceRetry {
             failures: counts.4,
             not_before: NOW.plus(Duration::from_secs(counts.5)),
@@ -154,6 +161,11 @@ fn any_observed() -> impl Strategy<Value = Observed> {
             archive_slots_full: flags.3,
             observed_time: OBSERVED_TIME,
             waits: (silence > 500).then(|| any_wait(flags.0)),
+            command: match silence % 3 {
+                0 => CommandHealth::Unknown,
+                1 => CommandHealth::Good,
+                _ => CommandHealth::Failing("ide: no such program".into()),
+            },
             actual: (silence > 300).then(|| (3, Resources::default())),
         },
     )

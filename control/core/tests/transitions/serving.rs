@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use podling_core::{
     decide::{Action, HEALTHY_AFTER, MIN_BACKOFF, SILENCE_LIMIT, decide},
-    observed::{Observed, RunningAgents},
+    observed::{CommandHealth, Observed, RunningAgents},
     reason::{Operation, StateReason, Wait, WaitReason},
     status::{Phase, Status},
     time::Timestamp,
@@ -242,4 +242,27 @@ fn resize_wait_is_the_reason_until_the_wait_ends() {
     );
     let done = decide(&spec, &failed, &served(), NOW).status;
     assert_eq!((done.reason, done.waits), (StateReason::AgentConnected, None));
+}
+
+#[test]
+fn failing_command_is_the_reason_while_awake() {
+    let spec = spec(DesiredState::Awake);
+    let reported = |command| Observed { command, ..served() };
+    let reason = |status: &Status, command| decide(&spec, status, &reported(command), NOW).status.reason;
+    let failing = |detail: &str| CommandHealth::Failing(detail.into());
+    let failed = |detail: &str| StateReason::CommandFailed { detail: detail.into() };
+    let awake = |reason| Status { reason, ..status(Phase::Awake) };
+
+    let good = awake(StateReason::AgentConnected);
+    assert_eq!(reason(&good, failing("ide: no such program")), failed("ide: no such program"));
+    let bad = awake(failed("ide: no such program"));
+    assert_eq!(reason(&bad, failing("ide ended: exit code 1")), failed("ide ended: exit code 1"));
+    assert_eq!(reason(&bad, CommandHealth::Good), StateReason::AgentConnected, "the command recovered");
+    assert_eq!(
+        reason(&bad, CommandHealth::Unknown),
+        failed("ide: no such program"),
+        "a restarted control plane keeps the reason until the agent reports"
+    );
+    let used_again = awake(StateReason::UsedAgain);
+    assert_eq!(reason(&used_again, failing("ide ended")), StateReason::UsedAgain, "that reason says more");
 }

@@ -27,6 +27,25 @@ pub(super) struct JsonActivity {
     /// The warning that users were sent of a coming sleep. Absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     sleep_warning: Option<JsonSleepWarning>,
+    /// Present while the workspace's own command fails.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command_failure: Option<JsonCommandFailure>,
+}
+
+/// Failure of the workspace's own command, such as an IDE. The agent restarts the command.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "CommandFailure")]
+struct JsonCommandFailure {
+    /// Program of the command, as the template names it.
+    program: String,
+    #[schemars(extend("enum" = ["not-started", "ended", "unspecified"]))]
+    kind: String,
+    /// Text for people: "jupyter ended: exit code 1".
+    detail: String,
+    /// Failures in a row.
+    failures: u32,
+    /// The last lines that the command printed, oldest first.
+    output: Vec<String>,
 }
 
 /// One signal that supports the activity level.
@@ -92,6 +111,13 @@ impl From<proto::ActivityState> for JsonActivity {
             sleep_warning: activity.sleep_warning.map(|warning| JsonSleepWarning {
                 cause: enum_label(warning.cause().as_str_name()),
                 at: warning.at.map(Into::into),
+            }),
+            command_failure: activity.command_failure.map(|failure| JsonCommandFailure {
+                kind: enum_label(failure.kind().as_str_name()),
+                program: failure.program,
+                detail: failure.detail,
+                failures: failure.failures,
+                output: failure.output,
             }),
         }
     }

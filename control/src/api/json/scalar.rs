@@ -20,9 +20,10 @@ pub(super) struct Time(String);
 pub(super) struct Seconds(prost_types::Duration);
 
 /// Prefixes of enum values that contain a `_` themselves. All other prefixes end at the first `_`.
-const LONG_PREFIXES: [&str; 6] = [
+const LONG_PREFIXES: [&str; 7] = [
     "ACTIVITY_LEVEL_",
     "AGENT_CONNECTION_",
+    "COMMAND_FAILURE_KIND_",
     "STATE_REASON_CODE_",
     "WAIT_REASON_",
     "DECLINE_REASON_",

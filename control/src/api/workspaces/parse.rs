@@ -9,7 +9,12 @@ use podling_proto::{
     v1::Verb,
 };
 
-use crate::{driver::NewWorkspace, principal::Principal, snapshot::WorkspaceView, template::Templates};
+use crate::{
+    driver::NewWorkspace,
+    principal::Principal,
+    snapshot::WorkspaceView,
+    template::{TemplateError, Templates},
+};
 
 const MAX_REQUEST_ID_CHARS: usize = 64;
 /// Limits of a workspace's own environment: the number of variables, and the bytes of all names and
@@ -71,11 +76,7 @@ pub(super) fn create(
     if request.request_id.chars().count() > MAX_REQUEST_ID_CHARS {
         return Err(bad("request_id", format!("must be at most {MAX_REQUEST_ID_CHARS} characters")));
     }
-    let (template, content) = templates.get(&request.template).ok_or_else(|| {
-        let known = templates.names().collect::<Vec<_>>().join(", ");
-        let message = format!("template {:?} does not exist; templates: {known}", request.template);
-        WireError::new(Reason::TemplateNotFound, message).with("id", &request.template)
-    })?;
+    let (template, content) = templates.get(&request.template)?;
     let mut env = content.env.clone();
     env.extend(variables(request.env)?);
     Ok(NewWorkspace {
@@ -147,6 +148,24 @@ fn variables(env: HashMap<String, String>) -> Result<HashMap<String, String>, Wi
             Err(bad("env", format!("{name:?} is not a valid variable name, or its value contains a NUL")))
         }
         None => Ok(env),
+    }
+}
+
+impl From<TemplateError> for WireError {
+    fn from(error: TemplateError) -> Self {
+        let message = error.to_string();
+        match error {
+            TemplateError::NotFound { name, .. } | TemplateError::NoDefault { name, .. } => {
+                Self::new(Reason::TemplateNotFound, message).with("id", name)
+            }
+            TemplateError::Invalid { name, invalid } => {
+                Self::new(Reason::TemplateInvalid, message).with("id", name).with("cause", invalid)
+            }
+            TemplateError::Directory { source, .. } => {
+                let message = format!("{message}: {source}; make it readable and try again");
+                Self::new(Reason::TemplateInvalid, message).with("cause", source)
+            }
+        }
     }
 }
 
