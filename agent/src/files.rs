@@ -178,6 +178,12 @@ impl Files {
         self.run_change(move |shared| change::mkdir(&shared.root, &path, mode, parents)).await
     }
 
+    /// Sets the permission bits of a directory.
+    pub async fn set_directory_mode(&self, path: RelPath, mode: u32) -> Result<(), FileError> {
+        self.shared.gate.admit(Intent::ClientWrite).await?;
+        self.run_change(move |shared| change::set_directory_mode(&shared.root, &path, mode)).await
+    }
+
     /// Moves an entry. Replaces an existing target only with `replace`.
     pub async fn rename(&self, from: RelPath, to: RelPath, replace: bool) -> Result<(), FileError> {
         self.shared.gate.admit(Intent::ClientWrite).await?;

@@ -106,8 +106,11 @@ impl files_server::Files for FilesService {
 
     async fn mkdir(&self, request: Request<wire::MkdirRequest>) -> FileReply<wire::MkdirResponse> {
         let request = request.into_inner();
-        let mode = mode(request.mode)?;
-        self.files.mkdir(path(request.path)?, mode, request.parents).await.map_err(status)?;
+        let (path, mode) = (path(request.path)?, mode(request.mode)?);
+        self.files.mkdir(path.clone(), mode, request.parents).await.map_err(status)?;
+        if let Some(mode) = mode.filter(|_| request.replace_mode) {
+            self.files.set_directory_mode(path, mode).await.map_err(status)?;
+        }
         Ok(Response::new(wire::MkdirResponse {}))
     }
 
@@ -211,6 +214,8 @@ impl From<FileEntry> for wire::Entry {
             mode: entry.mode,
             modified: Some(entry.modified.into()),
             link_target: entry.link_target,
+            device: entry.device,
+            inode: entry.ino,
         }
     }
 }

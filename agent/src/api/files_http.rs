@@ -235,6 +235,7 @@ mod tests {
                 mode: 0o644,
                 modified,
                 link_target: Vec::new(),
+                device: 1,
                 ino: 1,
             };
             let mut headers = HeaderMap::new();

@@ -47,6 +47,12 @@ pub(crate) fn mkdir(
     location.sync_directory().map_err(map_errno("create", path))
 }
 
+/// Sets the permission bits of a directory. Fails if the agent's user may not read it.
+pub(super) fn set_directory_mode(root: &WorkspaceRoot, path: &RelPath, mode: u32) -> Result<(), FileError> {
+    let directory = root.open_directory(path)?;
+    fchmod(directory, Mode::from_raw_mode(mode)).map_err(map_errno("set the mode of", path))
+}
+
 /// Creates the missing directories above `path`.
 pub(super) fn make_parents(root: &WorkspaceRoot, path: &RelPath) -> Result<(), FileError> {
     for directory in path.ancestors() {

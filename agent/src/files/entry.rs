@@ -31,6 +31,7 @@ pub struct FileEntry {
     pub modified: SystemTime,
     /// Target of a symbolic link as written; empty for other kinds.
     pub link_target: Vec<u8>,
+    pub device: u64,
     pub ino: u64,
 }
 
@@ -48,6 +49,7 @@ impl FileEntry {
             mode: stat.st_mode & 0o7777,
             modified: modified_time(stat),
             link_target,
+            device: stat.st_dev,
             ino: stat.st_ino,
         }
     }

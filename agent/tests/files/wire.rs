@@ -70,7 +70,15 @@ async fn client_writes_lists_reads_and_removes() {
         }
         assert!(read == content[1..3_000_001]);
 
-        client.mkdir(MkdirRequest { path: text("a/b"), mode: 0, parents: true }).await.unwrap();
+        let make = |mode, replace_mode| MkdirRequest { path: text("a/b"), mode, parents: true, replace_mode };
+        client.mkdir(make(0o700, false)).await.unwrap();
+        client.mkdir(make(0o555, false)).await.unwrap();
+        let stat = StatRequest { path: text("a/b"), no_follow: true };
+        let made = client.stat(stat.clone()).await.unwrap().into_inner().entry.unwrap();
+        assert_eq!(made.mode, 0o700, "an existing directory keeps its mode");
+        assert!(made.device != 0 && made.inode != 0);
+        client.mkdir(make(0o750, true)).await.unwrap();
+        assert_eq!(client.stat(stat).await.unwrap().into_inner().entry.unwrap().mode, 0o750);
         let removed = client.remove(RemoveRequest { path: text("a"), recursive: true }).await.unwrap();
         assert_eq!(removed.into_inner().removed, 2);
     }

@@ -42,7 +42,8 @@ pub async fn upload(
     bar: &ProgressBar,
 ) -> Result<(), CommandFailure> {
     for directory in &plan.directories {
-        let request = MkdirRequest { path: Some(directory.wire()), mode: 0, parents: true };
+        let request = 
+            MkdirRequest { path: Some(directory.wire()), mode: 0, parents: true, replace_mode: false };
         retry_call(|| {
             let (mut files, request) = (workspace_client.files(), request.clone());
             async move { files.mkdir(request).await }
