@@ -28,6 +28,7 @@
 //! Transitions that are not drawn:
 //! - `enqueue` gives a new `Queued` workspace its position in the admission queue.
 //! - `resized` also applies in Pending and Starting.
+//! - `open_storage` applies in Starting, when the first agent of the workspace asks for its claim.
 //! - `retry_later` also applies while the agent for the task is starting.
 //! - `agent_ended` also leads from Preparing to Pending.
 //! - `stop_restarting` leads from Awake and Preparing to FallingAsleep. It replaces `agent_ended`

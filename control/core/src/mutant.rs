@@ -12,6 +12,8 @@
 pub enum Mutant {
     /// Storage is removed without an archive.
     RemovesWithoutArchive,
+    /// An agent is claimed before it is durable that the storage may hold files.
+    ClaimsBeforeStorage,
     /// A start does not increment the storage generation.
     KeepsGeneration,
     /// An archive of any storage generation is accepted as an archive of the present content.
@@ -66,8 +68,9 @@ mod chosen {
         status::{Phase, Status},
     };
 
-    pub const ALL: [Mutant; 20] = [
+    pub const ALL: [Mutant; 21] = [
         Mutant::RemovesWithoutArchive,
+        Mutant::ClaimsBeforeStorage,
         Mutant::KeepsGeneration,
         Mutant::TrustsOldArchive,
         Mutant::IgnoresPrepare,

@@ -23,6 +23,9 @@ pub struct Observed {
     pub actual: Option<(Epoch, Resources)>,
     /// The last agent that ended or failed to start.
     pub ended: Option<AgentEnd>,
+    /// Epoch of the running agent that has said hello, while it may not be claimed yet. See
+    /// [`crate::status::Status::permits_claim`].
+    pub greeted: Option<Epoch>,
     /// Epoch of the agent that is claimed and sends heartbeats.
     pub connected: Option<Epoch>,
     /// Time without a heartbeat from the running agent of the current epoch. Counted in driver

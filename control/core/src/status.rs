@@ -48,7 +48,9 @@ pub struct Status {
     /// Number of agents that have had write access to the storage, including those that restored
     /// it. An archive is valid for one value.
     pub storage_generation: u64,
-    /// Whether storage may exist.
+    /// Whether the storage may hold files of the workspace: since the first agent that could write to
+    /// it, and until it is removed. No agent is claimed before this is durable. Without it, an empty
+    /// volume or directory may exist, which is removed without an archive.
     #[serde(default = "yes")]
     pub storage: bool,
     /// Failed starts and lost agents in a row since the workspace was last healthy.
@@ -197,6 +199,12 @@ impl Status {
             archive.generation == self.storage_generation || mutant::is(Mutant::TrustsOldArchive)
         };
         self.archives.iter().rev().find(trusted)
+    }
+
+    /// Returns whether an agent may be claimed while this status is the durable one. A claimed agent
+    /// can write to the storage, so a crash must not lose the fact that it may have.
+    pub fn permits_claim(&self) -> bool {
+        self.storage || mutant::is(Mutant::ClaimsBeforeStorage)
     }
 
     /// Returns the state that API, CRD and CLI show.

@@ -115,6 +115,15 @@ impl Resources {
         self.cpu_millis <= other.cpu_millis && self.memory_bytes <= other.memory_bytes
     }
 
+    /// Returns the smaller value of each resource.
+    #[must_use]
+    pub fn min(self, other: Self) -> Self {
+        Self {
+            cpu_millis: self.cpu_millis.min(other.cpu_millis),
+            memory_bytes: self.memory_bytes.min(other.memory_bytes),
+        }
+    }
+
     /// Returns the larger value of each resource.
     #[must_use]
     pub fn max(self, other: Self) -> Self {

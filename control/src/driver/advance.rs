@@ -8,7 +8,7 @@ use podling_core::{
     observed::{ActionSuccess, AgentEnd, Failure, RunningAgents},
     status::{MaintenanceStage, Phase, Status},
     time::Timestamp,
-    workspace::Resources,
+    workspace::{Resources, Spec},
 };
 use podling_proto::token;
 use tokio::time::Instant;
@@ -130,7 +130,7 @@ impl<B: Backend> Driver<B> {
             Action::StartAgent(epoch) => match entry.secret.take() {
                 Some((of, secret)) if of == epoch => {
                     let (spec, status) = (entry.record.spec.clone(), &entry.record.status);
-                    let resources = status.allocated.unwrap_or(spec.resources);
+                    let resources = start_resources(&spec, status);
                     let cancellation = CancellationToken::new();
                     ActionRequest::StartAgent(StartPlan {
                         workspace: id.clone(),
@@ -335,6 +335,16 @@ impl WorkspaceEntry {
             self.secret = Some((epoch, secret));
         }
         self.record = Arc::new(record);
+    }
+}
+
+/// Returns the resources of the agent that is started in this phase. An agent in maintenance mode
+/// runs no programs, so it gets at most the default resources. It can then be started where the
+/// workspace itself finds no place.
+fn start_resources(spec: &Spec, status: &Status) -> Resources {
+    match status.phase {
+        Phase::Maintenance { .. } => spec.resources.min(Resources::default()),
+        _ => status.allocated.unwrap_or(spec.resources),
     }
 }
 

@@ -106,9 +106,10 @@ impl WorkspaceEntry {
 
     /// Matches sessions with running agents. Claims the newest session of the current epoch's
     /// agent, and dismisses sessions of other agents. Sessions wait while the backend has not
-    /// listed the running agents, or while an agent is about to be stopped.
+    /// listed the running agents, while an agent is about to be stopped, or until the durable status
+    /// permits the claim.
     ///
-    /// Returns whether an agent was claimed.
+    /// Returns whether an agent was claimed, or asks for a claim that is not permitted yet.
     pub(super) fn match_sessions(&mut self) -> bool {
         let stays = self.wants_agent()
             || self.instance().is_some()
@@ -141,10 +142,15 @@ impl WorkspaceEntry {
                 self.connection_lost();
             }
         }
+        let permitted = self.durable.as_ref().is_some_and(|durable| durable.status.permits_claim());
+        let epoch = self.epoch();
         let Some(session) = self.sessions.last_mut().filter(|session| session.claim != ClaimState::Claimed)
         else {
             return false;
         };
+        if !permitted {
+            return self.observed.greeted.replace(epoch) != Some(epoch);
+        }
         if !session.send(AgentDirective::Claim(claim)) {
             self.sessions.clear();
             return false;

@@ -40,6 +40,11 @@ impl FakeStore {
         self.0.reports.write().await
     }
 
+    /// Returns whether the stored status says that the storage may hold files.
+    pub(crate) fn has_storage(&self, id: &WorkspaceId) -> bool {
+        self.0.records.lock().unwrap().get(id).is_some_and(|record| record.status.storage)
+    }
+
     /// Returns whether the stored workspace is deleted and only its archives are left.
     pub(crate) fn is_gone(&self, id: &WorkspaceId) -> bool {
         self.0.records.lock().unwrap().get(id).is_some_and(|record| record.is_gone())

@@ -1,6 +1,6 @@
 //! Archiving, releasing, restoring and discarding storage.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use podling_control::driver::{AgentDirective, DriverError, NewWorkspace};
 use podling_core::reason::{Operation, StateReason};
@@ -8,14 +8,15 @@ use podling_core::{
     id::WorkspaceId,
     policy::{Policy, PolicyOverrides},
     quota::Quotas,
-    workspace::State,
+    workspace::{Resources, State},
 };
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
-    control_plane::{DEADLINE, TestControlPlane, new_workspace, wait_until_running},
+    control_plane::{DEADLINE, TestControlPlane, expect_claim, new_workspace, wait_until_running},
     fake_archiver::FakeArchiver,
     fake_backend::FakeBackend,
+    fake_store::FakeStore,
 };
 
 /// Serves the workspace with an agent of this epoch, on the connection of the same number.
@@ -64,6 +65,62 @@ async fn sleeping_workspace_is_archived_released_and_restored_on_wake() {
     let awake = control.wait(&id, |view| view.state == State::Awake).await;
     assert_eq!(awake.archives.len(), 1, "the archive is retained as long as the policy says");
     assert_eq!(archiver.state().calls, ["archive 1", "restore 1"]);
+}
+
+#[tokio::test]
+async fn workspace_that_never_ran_is_deleted_without_archive() {
+    let (_dir, backend, archiver, control) = fixture().await;
+    backend.state().fail_starts = true;
+    let failing = control.create("failing").await.spec.id.clone();
+    control.wait(&failing, |view| view.restarts > 0).await;
+    control.handle.delete(failing.clone(), false).await.unwrap();
+    control.wait_until_gone(&failing).await;
+
+    // The backend waits for a place that the start never gets.
+    backend.state().fail_starts = false;
+    backend.hold(true);
+    let waiting = control.create("waiting").await.spec.id.clone();
+    control.wait(&waiting, |view| view.state == State::Starting).await;
+    control.handle.delete(waiting.clone(), false).await.unwrap();
+    backend.hold(false);
+    control.wait_until_gone(&waiting).await;
+
+    // The agent runs, but has not asked for its claim.
+    let unclaimed = control.create("unclaimed").await.spec.id.clone();
+    wait_until_running(&backend, &unclaimed, 1).await;
+    control.handle.delete(unclaimed.clone(), false).await.unwrap();
+    control.wait_until_gone(&unclaimed).await;
+    assert!(archiver.state().calls.is_empty(), "nothing is archived: {:?}", archiver.state().calls);
+}
+
+#[tokio::test]
+async fn agent_is_claimed_once_storage_is_recorded() {
+    let (store, backend, archiver) = (FakeStore::default(), FakeBackend::default(), FakeArchiver::default());
+    let quotas = Quotas::default();
+    let control = TestControlPlane::with_store(Arc::new(store.clone()), &backend, &archiver, quotas).await;
+    let id = control.create("demo").await.spec.id.clone();
+    wait_until_running(&backend, &id, 1).await;
+    assert!(!store.has_storage(&id), "no agent can have written yet");
+    store.refuse(3);
+    let mut agent = control.dial(&id, 1, "boot-1", 1).await;
+    expect_claim(&mut agent, 1).await;
+    assert!(store.has_storage(&id), "a crash after the claim must not lose that files may exist");
+}
+
+#[tokio::test]
+async fn maintenance_agent_gets_no_more_than_default_resources() {
+    let (_dir, backend, _archiver, control) = fixture().await;
+    let large = Resources { cpu_millis: 64_000, memory_bytes: 64 << 20 };
+    let created = control.handle.create(NewWorkspace { resources: large, ..new_workspace("demo") }).await;
+    let id = created.unwrap().0.spec.id.clone();
+    let has = || backend.state().running.get(&id).and_then(|instance| instance.resources);
+    let mut agent = serve(&control, &backend, &id, 1).await;
+    assert_eq!(has(), Some(large));
+    control.wait(&id, |view| view.state == State::Awake).await;
+    control.put_to_sleep(&id, &mut agent).await;
+    control.handle.delete(id.clone(), false).await.unwrap();
+    wait_until_running(&backend, &id, 2).await;
+    assert_eq!(has(), Some(Resources { cpu_millis: 1000, memory_bytes: 64 << 20 }));
 }
 
 #[tokio::test]

@@ -37,7 +37,8 @@ pub(super) fn follow(spec: &Spec, status: &Status, observed: &Observed, now: Tim
         Phase::Pending { not_before } => serving::stop_now(input)
             .or_else(|| serving::resized(input))
             .or_else(|| serving::start(input, not_before)),
-        Phase::Starting => serving::stop_now(input)
+        Phase::Starting => serving::open_storage(input)
+            .or_else(|| serving::stop_now(input))
             .or_else(|| serving::resized(input))
             .or_else(|| serving::start_failed(input))
             .or_else(|| serving::hello(input)),

@@ -25,9 +25,10 @@ const ACTIONS: [&str; 11] = [
     "RemoveRecord",
 ];
 /// The names of all transitions of the drawing in `decide.rs`.
-const TRANSITIONS: [&str; 39] = [
+const TRANSITIONS: [&str; 40] = [
     "admit",
     "start",
+    "open_storage",
     "start_failed",
     "hello",
     "agent_ended",
@@ -231,6 +232,7 @@ fn transition_name(followed: &FollowedTransition) -> &'static str {
         (Phase::Archived, Phase::Deleting, StateReason::ArchivesExpired | StateReason::NothingStored) => {
             "nothing_left"
         }
+        (Phase::Starting, Phase::Starting, _) => "open_storage",
         (from, to, _) if from == to => "sync_archives",
         (_, Phase::Deleting, _) => "discard",
         (Phase::Queued, Phase::Pending { .. }, _) => "admit",

@@ -13,7 +13,7 @@ use podling_core::{
 use super::{
     control_plane::InFlightAction,
     simulation::Simulation,
-    workspace::{Agent, SimulatedWorkspace, Storage},
+    workspace::{Agent, EMPTY, SimulatedWorkspace, Storage},
 };
 
 type ActionOutcome = Result<ActionSuccess, Failure>;
@@ -107,11 +107,9 @@ impl Simulation {
             return failed("no such program");
         }
         workspace.only_restored &= maintenance;
-        // A start creates empty storage if there is none.
+        // A start creates empty storage if there is none. The agent writes to it once it is claimed.
         if workspace.storage == Storage::None && task != Some(MaintenanceTask::Restore) {
-            self.last_content += 1;
-            workspace.storage = Storage::Complete(self.last_content);
-            workspace.latest_content = self.last_content;
+            workspace.storage = Storage::Complete(EMPTY);
         }
         workspace.agents.insert(epoch, Agent::new(maintenance, clock));
         if fails { failed("start outcome unknown") } else { Ok(ActionSuccess::Done) }

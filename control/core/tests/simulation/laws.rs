@@ -16,7 +16,7 @@ use podling_core::{
 use super::{
     control_plane::{SimulatedRecord, WorkspaceEntry},
     simulation::Simulation,
-    workspace::Storage,
+    workspace::{EMPTY, Storage},
 };
 
 /// Least difference in observed time for which the order of the admission queue is checked. A crash
@@ -89,7 +89,8 @@ impl Simulation {
                     spec.desired_state == DesiredState::Deleted || slept >= spec.policy.archive_after
                 }
                 (_, Phase::Deleting) => {
-                    let left = !before.status.archives.is_empty() || workspace.storage != Storage::None;
+                    let empty = matches!(workspace.storage, Storage::None | Storage::Complete(EMPTY));
+                    let left = !before.status.archives.is_empty() || !empty;
                     workspace.evidence.discarded || !left || !observed.expired.is_empty()
                 }
                 _ => true,
@@ -185,7 +186,7 @@ impl Simulation {
         let (storage, latest_content) = (workspace.storage, workspace.latest_content);
         let whole = match storage {
             Storage::Complete(content) => content == latest_content,
-            Storage::None => latest_content == 0 && record.spec.source.is_none(),
+            Storage::None => latest_content == EMPTY && record.spec.source.is_none(),
             Storage::Partial => false,
         };
         self.check(!runs, || format!("w{w} agent {epoch} is started while a process runs"));
@@ -240,7 +241,8 @@ impl Simulation {
             .is_some_and(|record| record.spec.desired_state == DesiredState::Discarded);
         let safe = match workspace.storage {
             Storage::Complete(content) => {
-                workspace.only_restored
+                content == EMPTY
+                    || workspace.only_restored
                     || workspace.stored_archives.values().any(|archived| *archived == content)
             }
             Storage::None | Storage::Partial => true,

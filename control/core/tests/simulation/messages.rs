@@ -4,12 +4,13 @@ use podling_core::observed::{ActionSuccess, Failure, RunningAgents, UseState};
 
 use super::{
     simulation::Simulation,
-    workspace::{Agent, AgentMessage, ControlMessage},
+    workspace::{Agent, AgentMessage, ControlMessage, EMPTY, Storage},
 };
 
 impl Simulation {
     /// Matches sessions with running agents. Claims the agent of the present epoch, and dismisses
-    /// agents that do not run according to the backend. Returns whether an agent was claimed.
+    /// agents that do not run according to the backend. Returns whether an agent was claimed, or asks
+    /// for a claim that the durable status does not permit yet.
     pub(crate) fn match_sessions(&mut self, w: usize) -> bool {
         let true_observed_time = self.true_observed_time;
         let Some(entry) = self.control.as_mut().and_then(|control| control.entries.get_mut(&w)) else {
@@ -17,30 +18,34 @@ impl Simulation {
         };
         let epoch = entry.epoch();
         let Some(workspace) = self.workspaces.get_mut(&w) else { return false };
+        let permitted = entry.durable.as_ref().is_some_and(|durable| durable.status.permits_claim());
         let serves = entry.wants_agent() && entry.observed.processes.is_running(epoch);
         let listed = entry.observed.processes != RunningAgents::Unseen;
-        let mut claimed = false;
+        let mut changed = false;
         for (other, connection) in entry.hellos.clone() {
             let stream = workspace.agents.get_mut(&other).and_then(|agent| agent.stream.as_mut());
             let Some(stream) = stream.filter(|stream| stream.connection == connection) else {
                 entry.hellos.remove(&other);
                 continue;
             };
-            if serves && other == epoch {
+            if serves && other == epoch && !permitted {
+                changed |= entry.observed.greeted != Some(epoch);
+                entry.observed.greeted = Some(epoch);
+            } else if serves && other == epoch {
                 if entry.claimed != Some((epoch, connection)) {
                     let idle_timeout = entry.record.spec.policy.idle_timeout;
                     stream.down.push_back(ControlMessage::Claim { idle_timeout });
                     entry.claimed = Some((epoch, connection));
                     entry.since_heartbeat = Default::default();
                     entry.heard_at = true_observed_time;
-                    claimed = true;
+                    changed = true;
                 }
             } else if listed && !entry.observed.processes.is_running(other) && entry.in_flight.is_none() {
                 stream.down.push_back(ControlMessage::Dismiss);
                 entry.hellos.remove(&other);
             }
         }
-        claimed
+        changed
     }
 
     /// Sends the claim again, because the policy has changed.
@@ -119,11 +124,17 @@ impl Simulation {
             return;
         };
         let Some(down) = stream.down.pop_front() else { return };
-        if !agent.receive(down, clock)
-            && let Some(workspace) = self.workspaces.get_mut(&w)
-        {
+        let stays = agent.receive(down, clock);
+        let serves = agent.serves();
+        let Some(workspace) = self.workspaces.get_mut(&w) else { return };
+        if !stays {
             workspace.end(epoch);
             self.log(|| format!("w{w} agent {epoch} was dismissed"));
+        } else if serves && workspace.storage == Storage::Complete(EMPTY) {
+            // The first agent that is claimed starts programs, which write files.
+            self.last_content += 1;
+            workspace.storage = Storage::Complete(self.last_content);
+            workspace.latest_content = self.last_content;
         }
     }
 

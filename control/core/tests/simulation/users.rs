@@ -15,7 +15,7 @@ use podling_core::{
 use super::{
     control_plane::{SimulatedRecord, WorkspaceEntry},
     simulation::Simulation,
-    workspace::{SimulatedWorkspace, Storage},
+    workspace::{EMPTY, SimulatedWorkspace, Storage},
 };
 
 /// Most workspaces that exist at once.
@@ -216,7 +216,7 @@ impl Simulation {
                 typed
             }
             Some(agent) => agent.busy_until > clock && agent.suspended_until <= clock && !agent.committed,
-            None => workspace.orphans && workspace.latest_content != 0,
+            None => workspace.orphans && workspace.latest_content != EMPTY,
         };
         if let (true, Storage::Complete(_)) = (wrote, workspace.storage) {
             self.last_content += 1;

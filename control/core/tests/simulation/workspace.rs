@@ -12,6 +12,9 @@ use podling_core::{
     workspace::{Epoch, Resources},
 };
 
+/// Content of storage to which no agent has written.
+pub(crate) const EMPTY: u64 = 0;
+
 /// Content of the storage. Every write changes the number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Storage {
@@ -24,7 +27,7 @@ pub(crate) enum Storage {
 #[derive(Debug)]
 pub(crate) struct SimulatedWorkspace {
     pub(crate) storage: Storage,
-    /// The content that was written last, even if it is only in an archive now. 0 means that
+    /// The content that was written last, even if it is only in an archive now. [`EMPTY`] means that
     /// nothing was written.
     pub(crate) latest_content: u64,
     /// Content of each archive in the backup store, by storage generation.
@@ -127,7 +130,7 @@ impl SimulatedWorkspace {
     pub(crate) fn new() -> Self {
         Self {
             storage: Storage::None,
-            latest_content: 0,
+            latest_content: EMPTY,
             stored_archives: BTreeMap::new(),
             agents: BTreeMap::new(),
             orphans: false,

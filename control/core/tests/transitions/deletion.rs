@@ -168,6 +168,17 @@ fn delete_archives_before_removal() {
         (Phase::Deleting, 3, Some(Action::RemoveStorage)),
         "empty storage waits for an archive"
     );
+    for phase in [pending(SECOND), Phase::Starting] {
+        let never_ran = Status { storage: false, ..status(phase) };
+        assert_eq!(
+            outcome(&spec(DesiredState::Deleted), &never_ran, &with_processes(agents(&[]))),
+            (Phase::FallingAsleep, 3, Some(Action::StopProcesses)),
+            "{phase:?}: the start is given up"
+        );
+        let stopped = Status { phase: Phase::FallingAsleep, ..never_ran };
+        let removed = outcome(&spec(DesiredState::Deleted), &stopped, &none);
+        assert_eq!(removed, deleted, "{phase:?}: empty storage waits for an archive");
+    }
     let archived = archived(Status { storage: false, ..status(Phase::Archived) }, &[3]);
     assert_eq!(
         outcome(&spec(DesiredState::Deleted), &archived, &none),
@@ -187,6 +198,8 @@ fn deletion_without_storage_has_its_own_reason() {
     assert_eq!(reason(&Status::new(NOW)), StateReason::NothingStored, "the workspace was never started");
     let never_restored = Status::from_archive(NOW);
     assert_eq!(reason(&never_restored), StateReason::NothingStored, "only another workspace has the archive");
+    let never_ran = Status { storage: false, ..status(Phase::Asleep) };
+    assert_eq!(reason(&never_ran), StateReason::NothingStored, "no start succeeded");
     let expired = Status { storage: false, ..status(Phase::Archived) };
     assert_eq!(reason(&expired), StateReason::ArchivesExpired);
 }

@@ -144,6 +144,7 @@ fn any_observed() -> impl Strategy<Value = Observed> {
         |(processes, used, prepare_state, epochs, flags, expired, failure, silence)| Observed {
             processes,
             ended: epochs.0.map(|epoch| AgentEnd { epoch, detail: "ended".into() }),
+            greeted: epochs.1,
             connected: epochs.1,
             silence: Duration::from_secs(silence),
             used,

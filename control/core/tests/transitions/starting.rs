@@ -106,7 +106,24 @@ fn start_uses_a_new_epoch_and_storage_generation() {
         NOW,
     );
     assert_eq!((decision.status.epoch, decision.status.storage_generation), (4, 4));
-    assert!(decision.status.storage);
+}
+
+#[test]
+fn storage_holds_files_from_first_agent_that_asks_for_claim() {
+    let unused = |phase| Status { storage: false, ..status(phase) };
+    let after = |status: &Status, observed: &Observed| {
+        decide(&spec(DesiredState::Awake), status, observed, NOW).status
+    };
+    let started = after(&unused(pending(Duration::ZERO)), &with_processes(RunningAgents::None));
+    assert_eq!((started.phase, started.storage), (Phase::Starting, false), "no agent runs yet");
+    let starting = unused(Phase::Starting);
+    let running = with_processes(agents(&[3]));
+    let running_status = after(&starting, &running);
+    assert!(!running_status.storage && !running_status.permits_claim(), "no agent has said hello");
+    let earlier = Observed { greeted: Some(2), ..running.clone() };
+    assert!(!after(&starting, &earlier).storage, "an agent of an earlier start");
+    let asks = after(&starting, &Observed { greeted: Some(3), ..running });
+    assert_eq!((asks.phase, asks.storage, asks.permits_claim()), (Phase::Starting, true, true));
 }
 
 #[test]

@@ -83,8 +83,14 @@ pub(super) fn start(input: TransitionInput<'_>, not_before: Timestamp) -> Option
     if !mutant::is(Mutant::KeepsGeneration) {
         next.storage_generation += 1;
     }
-    next.storage = true;
     Some(next)
+}
+
+/// Applies when the first agent of a workspace asks for its claim, with which it can write to the
+/// storage. From then on the storage is removed only with an archive.
+pub(super) fn open_storage(input: TransitionInput<'_>) -> Option<Status> {
+    let asks = input.observed.greeted == Some(input.status.epoch);
+    (asks && !input.status.storage).then(|| Status { storage: true, ..input.status.clone() })
 }
 
 /// Applies when the start failed: the agent ended, another agent runs, or the agent did not connect

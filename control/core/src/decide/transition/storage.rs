@@ -169,9 +169,12 @@ pub(super) fn nothing_left(input: TransitionInput<'_>) -> Option<Status> {
     let fresh = input.spec.source.is_some() && input.status.storage_generation == 0;
     let wanted = fresh && !input.spec.desired_state.is_gone();
     (!input.status.storage && input.status.archives.is_empty() && !wanted).then(|| {
+        // A workspace that enters `Archived` with this reason has never had storage.
+        let never_stored = input.status.reason == StateReason::DeleteRequested;
         // Every archive of the workspace has a storage generation above 0.
         let reason = match input.status.storage_generation {
             0 => StateReason::NothingStored,
+            _ if never_stored => StateReason::NothingStored,
             _ => StateReason::ArchivesExpired,
         };
         input.to(Phase::Deleting, reason)
