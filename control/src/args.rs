@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 
 /// Flags of the control plane. The help of each flag names its environment variable. Each flag
-/// except `--config` also has a key in the configuration file, spelled with "_" instead of "-".
-/// `--data` is not among them, because every program defines it itself.
+/// except `--config` and `--create-missing-secrets` also has a key in the configuration file, spelled
+/// with "_" instead of "-". `--data` is not among them, because every program defines it itself.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct ControlArgs {
     /// Read settings from this TOML file [env: PODLING_CONFIG] [default: config.toml in the data
@@ -81,6 +81,11 @@ pub struct ControlArgs {
     /// [default: scratch/ in the data directory]
     #[arg(long, value_name = "DIR")]
     pub scratch: Option<String>,
+    /// Create root token, token keys or CA anew if they are missing although workspaces exist. Give it
+    /// once, and only if there is no backup of them: tokens of a lost key become invalid, and running
+    /// agents that trust a lost CA are restarted
+    #[arg(long)]
+    pub create_missing_secrets: bool,
     /// Start agents with this command, words separated by spaces (local backend only) [env:
     /// PODLING_AGENT_COMMAND] [default: `podling agent`; for podling-control, podling-agent beside
     /// it]

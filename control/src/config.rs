@@ -45,6 +45,8 @@ pub struct ControlConfig {
     pub quotas: Quotas,
     /// Whether a shutdown first puts idle workspaces to sleep.
     pub sleep_idle_on_shutdown: bool,
+    /// Whether this start creates long-lived secrets that are missing although workspaces exist.
+    pub create_missing_secrets: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -201,6 +203,8 @@ impl ControlConfig {
                 .filter(|words| !words.is_empty())
                 .unwrap_or(defaults.agent_command),
             sleep_idle_on_shutdown: defaults.sleep_idle_on_shutdown,
+            // A flag only: a setting that stays would replace the next lost secret without a word.
+            create_missing_secrets: args.create_missing_secrets,
             quotas: Quotas { owner: quota("quota")?, total: quota("capacity")? },
             data,
         };

@@ -37,8 +37,29 @@ pub const MAX_TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// The owner that the root token acts for.
 const ROOT_OWNER: &str = "root";
 
+/// Secrets that other parties depend on, as paths in the data directory. A new one would not be a
+/// replacement: tokens would become invalid, and running agents would reject the control plane. All
+/// other files of the identity follow from these.
+pub const LONG_LIVED_SECRETS: [&str; 3] = ["root-token", "control/token-keys.json", "control/ca.key"];
+
+/// What a start does if a secret of [`LONG_LIVED_SECRETS`] is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MissingSecrets {
+    /// Creates it: at the first start, or because the operator has asked for it.
+    Create,
+    /// Fails, because workspaces exist that depend on the missing one.
+    Refuse,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum ControlIdentityError {
+    /// Long-lived secrets are missing, and the start must not create new ones.
+    #[error("{}", lost_message(.data, .files))]
+    Lost {
+        data: PathBuf,
+        /// Entries of [`LONG_LIVED_SECRETS`].
+        files: Vec<&'static str>,
+    },
     #[error(transparent)]
     File(#[from] SecretFileError),
     #[error(transparent)]
@@ -79,12 +100,17 @@ pub struct ControlIdentity {
 }
 
 impl ControlIdentity {
-    /// Reads the secrets in the data directory `data`. Creates missing ones, and replaces a signing
-    /// key or a certificate that is too old.
-    pub fn open(data: &Path) -> Result<Self, ControlIdentityError> {
+    /// Reads the secrets in the data directory `data`. Creates files that follow from others, and
+    /// replaces a signing key or a certificate that is too old. Creates missing long-lived secrets
+    /// as `missing` says.
+    pub fn open(data: &Path, missing: MissingSecrets) -> Result<Self, ControlIdentityError> {
         let directory = data.join("control");
         secret_file::create_private_dir(data)?;
         secret_file::create_private_dir(&directory)?;
+        let lost = lost_secrets(data);
+        if !lost.is_empty() && missing == MissingSecrets::Refuse {
+            return Err(ControlIdentityError::Lost { data: data.to_owned(), files: lost });
+        }
         Ok(Self {
             root: root::RootToken::open(&root_token_file(data))?,
             // The constant is a valid owner; every test of this module parses it.
@@ -193,6 +219,33 @@ impl fmt::Debug for ControlIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ControlIdentity").field("keys", &self.keys.public).finish_non_exhaustive()
     }
+}
+
+/// Returns the entries of [`LONG_LIVED_SECRETS`] that do not exist in the data directory.
+fn lost_secrets(data: &Path) -> Vec<&'static str> {
+    LONG_LIVED_SECRETS.into_iter().filter(|name| !data.join(name).exists()).collect()
+}
+
+fn lost_message(data: &Path, files: &[&str]) -> String {
+    format!(
+        "{} missing in {}, but workspaces depend on {}; restore the data directory from a backup, or start \
+         once with --create-missing-secrets if there is none: {}",
+        files.join(" and ") + if files.len() == 1 { " is" } else { " are" },
+        data.display(),
+        if files.len() == 1 { "it" } else { "them" },
+        consequences(files),
+    )
+}
+
+/// Says what happens if these long-lived secrets are created anew. Names are entries of
+/// [`LONG_LIVED_SECRETS`].
+pub fn consequences(lost: &[&str]) -> String {
+    let of = |name: &str| match name {
+        "root-token" => "there is a new root token",
+        "control/token-keys.json" => "all tokens that were created before become invalid",
+        _ => "running agents cannot connect any more, and are restarted after 10 minutes",
+    };
+    lost.iter().map(|name| of(name)).collect::<Vec<_>>().join("; ")
 }
 
 /// Returns the path of the root token's file.

@@ -34,6 +34,7 @@ fn config(data: &Path) -> ControlConfig {
         default_template: "shell".to_owned(),
         backups: format!("file://{}", data.join("backups").display()),
         sleep_idle_on_shutdown: true,
+        create_missing_secrets: false,
         quotas: Default::default(),
         agent_command: vec!["/bin/false".to_owned()],
     }

@@ -1,6 +1,7 @@
 //! Tests that need a Kubernetes cluster. `cargo xtask cluster test` and `faults` run them.
 
 mod backend;
+mod backup;
 mod custom_resources;
 mod faults;
 mod ide;

@@ -124,6 +124,12 @@ impl Namespace {
         with_input(&["--namespace", &self.name, "apply", "--filename", "-"], yaml)
     }
 
+    /// Sets the status of Workspaces as a restore of a backup does, in place of the control plane.
+    pub fn apply_status(&self, yaml: &str) -> KubectlOutput {
+        let status = ["--server-side", "--subresource=status", "--field-manager=podling", "--filename", "-"];
+        with_input(&[&["--namespace", &self.name, "apply"], &status[..]].concat(), yaml)
+    }
+
     /// Creates an object and prints the response as JSON. For reviews, which the API server answers
     /// without persisting them.
     pub fn create(&self, json: &str) -> KubectlOutput {

@@ -135,14 +135,45 @@ impl Podling {
         self.restart().await;
     }
 
-    async fn start(&mut self, listen: &str) {
-        self.starts += 1;
-        let ready = self.dir.join(format!("up-{}.out", self.starts));
-        let mut command = self.command(listen);
+    /// Starts the control plane again with one more argument, for this start only.
+    pub async fn restart_with_argument(&mut self, argument: &str) {
+        self.options.args.push(argument.to_owned());
+        self.restart().await;
+        self.options.args.pop();
+    }
+
+    /// Starts a control plane that must fail, and returns what it prints to stderr.
+    pub async fn failing_start(&mut self) -> String {
+        let mut command = self.command("127.0.0.1:0");
+        self.set_environment(&mut command);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(File::create(self.dir.join("failed.log")).expect("a file"));
+        let mut child = command.spawn().expect("podling up starts");
+        let status = wait_exit(&mut child).await;
+        let printed = fs::read_to_string(self.dir.join("failed.log")).expect("a log");
+        assert!(!status.success(), "the start fails: {printed}");
+        printed
+    }
+
+    /// Uses another data directory from the next start on, within the story's directory. The control
+    /// plane must not run.
+    pub fn set_data(&mut self, data: PathBuf) {
+        assert!(self.up.is_none(), "the control plane uses the directory");
+        self.data = data;
+    }
+
+    fn set_environment(&self, command: &mut Command) {
         command.env_clear().envs(self.cli().envs()).current_dir(&self.home);
         if self.pods.is_some() {
             command.envs(["KUBECONFIG"].map(|name| (name, std::env::var(name).expect("a cluster"))));
         }
+    }
+
+    async fn start(&mut self, listen: &str) {
+        self.starts += 1;
+        let ready = self.dir.join(format!("up-{}.out", self.starts));
+        let mut command = self.command(listen);
+        self.set_environment(&mut command);
         let failpoint = self.options.failpoint.take();
         command.envs(failpoint.iter().map(|at| ("PODLING_TEST_FAILPOINT", at)));
         // A process group of its own, as a shell gives to each job, so that Ctrl-C reaches only

@@ -5,6 +5,7 @@ mod control_plane_authentication;
 mod day_in_life;
 mod first_run;
 mod full_disk;
+mod lost_secrets;
 mod replay;
 mod repository;
 mod templates;

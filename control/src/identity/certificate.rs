@@ -1,7 +1,9 @@
 //! The control plane's own certificate authority, and the certificate that it presents to agents.
 //!
-//! Agents receive `ca.pem` when they start, so the authority stays as long as the data directory.
-//! The control plane replaces the certificate at a start in the certificate's last month.
+//! Agents receive `ca.pem` when they start, so the authority's key stays as long as the data
+//! directory. A missing `ca.pem` is created again from the key, and agents with the former one
+//! accept that. The control plane replaces its certificate at a start in the certificate's last
+//! month.
 
 use std::{
     path::{Path, PathBuf},
@@ -42,6 +44,14 @@ pub enum CertificateError {
     Make(#[source] rcgen::Error),
     #[error("cannot use the control plane's certificate")]
     Use(#[source] rustls::Error),
+    /// Agents that trust `ca.pem` would reject every certificate that the key signs.
+    #[error(
+        "{authority} is not the certificate of the key {key}; restore both from the same backup, or delete \
+         {authority} to create it from the key: running agents then cannot connect any more, and are \
+         restarted after 10 minutes",
+        authority = authority.display(), key = key.display()
+    )]
+    Mismatch { authority: PathBuf, key: PathBuf },
 }
 
 /// The certificate for the agents' listener and the authority that agents verify it with.
@@ -57,6 +67,9 @@ impl ControlCertificate {
     pub(super) fn open(directory: &Path, now: SystemTime) -> Result<Self, CertificateError> {
         let ca_file = directory.join("ca.pem");
         let (authority, ca_pem) = authority(directory, &ca_file, now)?;
+        if !is_signed_by(&ca_pem, &authority, now)? {
+            return Err(CertificateError::Mismatch { authority: ca_file, key: directory.join("ca.key") });
+        }
         let (certificate, key) = (directory.join("tls.pem"), directory.join("tls.key"));
         if !is_accepted(&ca_pem, &certificate, &key, now + RENEW_BEFORE) {
             let pair = KeyPair::generate().map_err(CertificateError::Make)?;
@@ -78,23 +91,23 @@ fn authority(
 ) -> Result<(Issuer<'static, KeyPair>, String), CertificateError> {
     let key_file = directory.join("ca.key");
     let unusable = || SecretFileError::Unusable { path: key_file.clone(), what: "a private key in PEM form" };
-    let pair = match secret_file::read(&key_file)? {
+    let (pair, is_new) = match secret_file::read(&key_file)? {
         Some(pem) => {
             let pem = String::from_utf8(pem).map_err(|_| unusable())?;
-            KeyPair::from_pem(&pem).map_err(|_| unusable())?
+            (KeyPair::from_pem(&pem).map_err(|_| unusable())?, false)
         }
-        None => {
-            let pair = KeyPair::generate().map_err(CertificateError::Make)?;
-            secret_file::write(&key_file, pair.serialize_pem().as_bytes())?;
-            pair
-        }
+        None => (KeyPair::generate().map_err(CertificateError::Make)?, true),
     };
     let params = authority_params(now);
     let pem = match secret_file::read(ca_file)? {
-        Some(pem) => String::from_utf8_lossy(&pem).into_owned(),
-        None => {
+        Some(pem) if !is_new => String::from_utf8_lossy(&pem).into_owned(),
+        _ => {
+            // The key last: if the process ends in between, the next start replaces both.
             let pem = params.self_signed(&pair).map_err(CertificateError::Make)?.pem();
             secret_file::write(ca_file, pem.as_bytes())?;
+            if is_new {
+                secret_file::write(&key_file, pair.serialize_pem().as_bytes())?;
+            }
             pem
         }
     };
@@ -127,22 +140,39 @@ fn common_name(name: &str) -> DistinguishedName {
     names
 }
 
+/// Returns whether agents that trust `ca_pem` accept certificates of this authority.
+fn is_signed_by(
+    ca_pem: &str,
+    authority: &Issuer<'_, KeyPair>,
+    now: SystemTime,
+) -> Result<bool, CertificateError> {
+    let pair = KeyPair::generate().map_err(CertificateError::Make)?;
+    let issued = certificate_params(now)
+        .and_then(|params| params.signed_by(&pair, authority))
+        .map_err(CertificateError::Make)?;
+    Ok(is_verified(ca_pem, issued.der(), now).is_some())
+}
+
 /// Returns whether an agent would accept the certificate at time `at`. Verifies the certificate as
 /// an agent does, which also detects damaged files and files of another authority.
 fn is_accepted(ca_pem: &str, certificate: &Path, key: &Path, at: SystemTime) -> bool {
     let check = || {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).ok()?).ok()?;
-        let verifier =
-            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build().ok()?;
-        let leaf = CertificateDer::from_pem_file(certificate).ok()?;
-        let name = ServerName::try_from(NAMES[0]).ok()?;
-        let since_1970 = at.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-        verifier.verify_server_cert(&leaf, &[], &name, &[], UnixTime::since_unix_epoch(since_1970)).ok()?;
+        is_verified(ca_pem, &CertificateDer::from_pem_file(certificate).ok()?, at)?;
         secret_file::read(key).ok()??;
         server_config(certificate, key).ok()
     };
     check().is_some()
+}
+
+/// Verifies the certificate as an agent that trusts `ca_pem` does. `None` if it is rejected.
+fn is_verified(ca_pem: &str, leaf: &CertificateDer<'_>, at: SystemTime) -> Option<()> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).ok()?).ok()?;
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build().ok()?;
+    let name = ServerName::try_from(NAMES[0]).ok()?;
+    let since_1970 = at.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    verifier.verify_server_cert(leaf, &[], &name, &[], UnixTime::since_unix_epoch(since_1970)).ok()?;
+    Some(())
 }
 
 /// Returns a TLS configuration for HTTP/2 and HTTP/1.1 with the certificate chain and the key of
@@ -184,5 +214,34 @@ mod tests {
         std::fs::write(directory.path().join("tls.pem"), "rubbish").expect("damage");
         ControlCertificate::open(directory.path(), now).expect("a damaged certificate is replaced");
         assert_eq!(std::fs::read(directory.path().join("ca.pem")).expect("ca"), ca, "the authority stays");
+    }
+
+    #[test]
+    fn lost_authority_certificate_is_created_from_its_key() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = |name| directory.path().join(name);
+        let now = SystemTime::now();
+        ControlCertificate::open(directory.path(), now).expect("first start");
+        let former = std::fs::read_to_string(path("ca.pem")).expect("ca");
+        for lost in ["ca.pem", "tls.pem", "tls.key"] {
+            std::fs::remove_file(path(lost)).expect("removed");
+        }
+        let later = now + Duration::from_secs(60);
+        ControlCertificate::open(directory.path(), later).expect("second start");
+        let accepts = |ca: &str| is_accepted(ca, &path("tls.pem"), &path("tls.key"), later);
+        assert!(accepts(&former), "an agent with the former authority accepts the new certificate");
+        assert!(accepts(&std::fs::read_to_string(path("ca.pem")).expect("ca")));
+    }
+
+    #[test]
+    fn authority_of_another_key_is_refused() {
+        let [own, other] = [(); 2].map(|()| tempfile::tempdir().expect("directory"));
+        let now = SystemTime::now();
+        for directory in [&own, &other] {
+            ControlCertificate::open(directory.path(), now).expect("first start");
+        }
+        std::fs::copy(other.path().join("ca.key"), own.path().join("ca.key")).expect("copied");
+        let error = ControlCertificate::open(own.path(), now).expect_err("they differ").to_string();
+        assert!(error.contains("is not the certificate of the key"), "{error}");
     }
 }

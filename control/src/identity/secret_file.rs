@@ -18,7 +18,7 @@ pub enum SecretFileError {
     /// The file's mode lets other users access it, or another user owns it.
     #[error(
         "other users can access {path} ({problem}); if its content has not leaked, make yourself its owner \
-         and run `chmod 600 {path}`, otherwise delete it and restart to create a new one",
+         and run `chmod 600 {path}`, otherwise delete it and start once with --create-missing-secrets",
         path = path.display()
     )]
     Exposed {
@@ -36,7 +36,8 @@ pub enum SecretFileError {
     Foreign { path: PathBuf, user: u32 },
     /// The file's content cannot be parsed as `what`.
     #[error(
-        "{path} does not contain {what}; restore it, or delete it and restart to create a new one",
+        "{path} does not contain {what}; restore it from a backup, or delete it and start once with \
+         --create-missing-secrets",
         path = path.display()
     )]
     Unusable { path: PathBuf, what: &'static str },
@@ -74,6 +75,16 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
         let _gone = fs::remove_file(&temporary);
         io("write")(source)
     })
+}
+
+/// Removes a secret file, if it exists.
+pub(crate) fn remove(path: &Path) -> Result<(), SecretFileError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(SecretFileError::Io { operation: "remove", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Reads a secret file. Returns `None` if the file does not exist. Fails with

@@ -10,7 +10,7 @@ use super::*;
 
 fn identity() -> (tempfile::TempDir, ControlIdentity, Principal) {
     let data = tempfile::tempdir().expect("directory");
-    let identity = ControlIdentity::open(data.path()).expect("identity");
+    let identity = ControlIdentity::open(data.path(), MissingSecrets::Create).expect("identity");
     let text = std::fs::read_to_string(root_token_file(data.path())).expect("root token");
     let root = identity.authenticate(Some(text.trim())).expect("root");
     (data, identity, root)
@@ -42,8 +42,39 @@ fn root_token_is_private_and_survives_restart() {
     }
     let text = std::fs::read_to_string(&path).expect("root token");
     assert!(text.starts_with("podling_"));
-    let again = ControlIdentity::open(data.path()).expect("second start");
+    let again = ControlIdentity::open(data.path(), MissingSecrets::Create).expect("second start");
     assert!(again.authenticate(Some(text.trim())).is_ok());
+}
+
+/// Reads all files of the identity.
+fn read_files(data: &Path) -> Vec<(String, Vec<u8>)> {
+    let names = ["root-token", "control/token-keys.json", "control/ca.key", "control/ca.pem"];
+    names.map(|name| (name.to_owned(), std::fs::read(data.join(name)).unwrap_or_default())).into()
+}
+
+#[test]
+fn lost_secret_is_created_only_on_request() {
+    for lost in LONG_LIVED_SECRETS {
+        let (data, _, _) = identity();
+        let before = read_files(data.path());
+        std::fs::remove_file(data.path().join(lost)).expect("removed");
+        let error = ControlIdentity::open(data.path(), MissingSecrets::Refuse).expect_err(lost).to_string();
+        let named = error.contains(&format!("{lost} is missing"));
+        assert!(named && error.contains("--create-missing-secrets"), "{error}");
+        let kept = |(name, content): &(String, Vec<u8>)| name == lost || !content.is_empty();
+        assert!(read_files(data.path()).iter().all(kept), "nothing else changes");
+        assert!(!data.path().join(lost).exists(), "{lost} is not created");
+
+        ControlIdentity::open(data.path(), MissingSecrets::Create).expect("created on request");
+        let after = read_files(data.path());
+        let changed: Vec<_> =
+            before.iter().zip(&after).filter(|(a, b)| a != b).map(|(a, _)| a.0.as_str()).collect();
+        match lost {
+            "control/ca.key" => assert_eq!(changed, ["control/ca.key", "control/ca.pem"]),
+            _ => assert_eq!(changed, [lost]),
+        }
+        ControlIdentity::open(data.path(), MissingSecrets::Refuse).expect("all exist");
+    }
 }
 
 #[test]
@@ -51,7 +82,7 @@ fn readable_root_token_is_rejected_with_remedy() {
     let (data, _, _) = identity();
     let path = root_token_file(data.path());
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("chmod");
-    let error = ControlIdentity::open(data.path()).expect_err("exposed").to_string();
+    let error = ControlIdentity::open(data.path(), MissingSecrets::Create).expect_err("exposed").to_string();
     assert!(error.contains("mode 644") && error.contains("chmod 600") && error.contains("delete"), "{error}");
 }
 
@@ -63,7 +94,8 @@ fn data_dir_of_another_user_is_rejected_unchanged() {
     let data = tempfile::tempdir().expect("directory");
     std::os::unix::fs::chown(data.path(), Some(4711), None).expect("chown");
     std::fs::set_permissions(data.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod");
-    let error = ControlIdentity::open(data.path()).expect_err("another's").to_string();
+    let error =
+        ControlIdentity::open(data.path(), MissingSecrets::Create).expect_err("another's").to_string();
     assert!(error.contains("user 4711"), "{error}");
     let mode = std::fs::metadata(data.path()).expect("metadata").permissions().mode() & 0o777;
     assert_eq!((mode, std::fs::read_dir(data.path()).expect("directory").count()), (0o755, 0));

@@ -51,10 +51,13 @@ impl DesiredSpec {
     }
 }
 
-/// Returns the id in the spec, or else an id that is derived from the resource's uid. Neither
-/// changes or is reused. Fails if the id in the spec is not valid.
+/// Returns the id in the spec, or else that in the record, or else an id that is derived from the
+/// resource's uid. None of them changes or is reused. Fails if the id is not valid.
+///
+/// A resource that was restored from a backup has another uid than before, but the same record.
 pub fn id_of(resource: &Workspace) -> Result<WorkspaceId, InvalidIdentifier> {
-    match &resource.spec.id {
+    let record = || resource.status.as_ref()?.record.as_ref()?.pointer("/spec/id")?.as_str();
+    match resource.spec.id.as_deref().or_else(record) {
         Some(id) => id.parse(),
         None => {
             let digest = digest(&SHA256, resource.uid().unwrap_or_default().as_bytes());
@@ -128,6 +131,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::kubernetes::WorkspaceStatus;
 
     fn workspace(spec: serde_json::Value) -> Workspace {
         let metadata = json!({"name": "demo", "uid": "0b3a", "creationTimestamp": "2026-11-27T00:00:00Z"});
@@ -187,5 +191,10 @@ mod tests {
         let mut other = unnamed.clone();
         other.metadata.uid = Some("0b3b".into());
         assert_ne!(id_of(&unnamed).unwrap(), id_of(&other).unwrap());
+
+        // A restored resource has another uid, and the record of the first one.
+        let record = json!({"schema": 2, "spec": {"id": id_of(&unnamed).unwrap()}});
+        other.status = Some(WorkspaceStatus { record: Some(record), ..WorkspaceStatus::default() });
+        assert_eq!(id_of(&unnamed).unwrap(), id_of(&other).unwrap());
     }
 }

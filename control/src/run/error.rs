@@ -6,11 +6,47 @@ use crate::{
     backend::BackendError,
     backup_store::OpenStoreError,
     driver::BackendStreamEnded,
-    identity::{ControlIdentityError, SecretFileError},
+    identity::{ControlIdentityError, SecretFileError, consequences},
     leader_election::LeadershipLost,
     store::StoreError,
     template::TemplateError,
 };
+
+/// Long-lived secrets are missing in the Secret that the replicas share, although workspaces exist.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the Secret podling-control in namespace {namespace} {problem}, but workspaces depend on it; restore it \
+     from a backup and restart the control plane. If there is no backup, ask for new ones: `{commands}`. \
+     Then {consequences}",
+    problem = self.problem(), commands = self.commands(), consequences = consequences(.files)
+)]
+pub struct LostSecret {
+    pub namespace: String,
+    /// Whether there is a Secret of this name.
+    pub exists: bool,
+    /// The missing keys of the Secret.
+    pub keys: Vec<&'static str>,
+    /// The files that the missing keys stand for.
+    pub files: Vec<&'static str>,
+}
+
+impl LostSecret {
+    fn problem(&self) -> String {
+        if self.exists { format!("lacks {}", self.keys.join(", ")) } else { "does not exist".to_owned() }
+    }
+
+    fn commands(&self) -> String {
+        let kubectl = format!("kubectl -n {}", self.namespace);
+        let annotate = format!(
+            "{kubectl} annotate secret podling-control podling.dev/create-missing-secrets=true && {kubectl} \
+             rollout restart deployment/podling-control"
+        );
+        match self.exists {
+            true => annotate,
+            false => format!("{kubectl} create secret generic podling-control && {annotate}"),
+        }
+    }
+}
 
 /// Errors that prevent a start of the control plane, or that have stopped it.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +85,9 @@ pub enum ControlPlaneError {
     /// Another replica has become the leader.
     #[error(transparent)]
     LeadershipLost(#[from] LeadershipLost),
+    /// Replicas of this control plane share secrets that are lost.
+    #[error(transparent)]
+    LostSecret(#[from] LostSecret),
     /// A request to the cluster failed.
     #[error("cannot {operation}")]
     Cluster {

@@ -1,7 +1,7 @@
 //! Creates the platform on which the control plane runs: processes and a database file on one
 //! machine, or pods and resources in a cluster.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use futures_util::future::{BoxFuture, join3};
 use kube::Client;
@@ -9,7 +9,11 @@ use podling_proto::token;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{ControlPlaneError, secrets, standby::forward_until_elected};
+use super::{
+    ControlPlaneError,
+    secrets::{self, SharedSecret},
+    standby::forward_until_elected,
+};
 use crate::{
     backend::{
         BackendError,
@@ -18,7 +22,7 @@ use crate::{
     },
     config::{ControlConfig, KubernetesConfig},
     driver::DriverHandle,
-    identity::ControlIdentity,
+    identity::{ControlIdentity, MissingSecrets, secret_file},
     kubernetes::objects::PodDefaults,
     leader_election::{Leader, Leadership, LeaseCandidate},
     open_files::OpenFiles,
@@ -69,7 +73,18 @@ pub(super) fn local(
     config: &ControlConfig,
     files: OpenFiles,
 ) -> Result<Platform<LocalBackend, LocalReviewer>, ControlPlaneError> {
-    let identity = Arc::new(ControlIdentity::open(&config.data)?);
+    let control = config.data.join("control");
+    secret_file::create_private_dir(&control)?;
+    let store = RedbStore::open(&control.join("store.redb"))?;
+    // Without the store, the directories of workspaces still show that there were some.
+    let has_directories =
+        || fs::read_dir(config.data.join("workspaces")).is_ok_and(|mut entries| entries.next().is_some());
+    let has_workspaces = store.has_workspaces()? || has_directories();
+    let missing = match has_workspaces && !config.create_missing_secrets {
+        true => MissingSecrets::Refuse,
+        false => MissingSecrets::Create,
+    };
+    let identity = Arc::new(ControlIdentity::open(&config.data, missing)?);
     Templates::load(&config.templates, &config.default_template)?.check()?;
     let templates = TemplateSource::Files {
         directories: config.templates.as_slice().into(),
@@ -84,7 +99,7 @@ pub(super) fn local(
     Ok(Platform {
         identity,
         backend,
-        store: Arc::new(RedbStore::open(&config.data.join("control").join("store.redb"))?),
+        store: Arc::new(store),
         leadership: Leadership::permanent(),
         reviewer: Box::new(LocalReviewer::new),
         templates,
@@ -107,6 +122,7 @@ pub(super) async fn kubernetes(
     let client = Client::try_default().await.map_err(failed)?;
     let namespace = kubernetes.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
     let (public, agents) = (bind(config.listen).await?, bind(kubernetes.agents_listen).await?);
+    let secret = Arc::new(SharedSecret::new(&client, &namespace));
     let leader = {
         let address = kubernetes.advertise.map(|address| address.to_string());
         let candidate =
@@ -118,16 +134,29 @@ pub(super) async fn kubernetes(
             elected.cancel();
             leader
         };
-        let (leader, (), ()) = join3(
+        let standing_by = join3(
             acquiring,
             forward_until_elected(&public, holder, &elected),
             forward_until_elected(&agents, for_agents, &elected),
-        )
-        .await;
+        );
+        let remembering = async {
+            secret.remember().await;
+            std::future::pending().await
+        };
+        let (leader, (), ()) = tokio::select! {
+            elected = standing_by => elected,
+            never = remembering => never,
+        };
         Arc::new(leader)
     };
-    let platform = as_leader(config, kubernetes, client, &namespace, &leader, (public, agents)).await?;
-    Ok((platform, leader))
+    match as_leader(config, kubernetes, client, &namespace, &leader, secret, (public, agents)).await {
+        Ok(platform) => Ok((platform, leader)),
+        Err(error) => {
+            // Another replica may succeed, for example because it remembers a secret that is lost.
+            leader.release().await;
+            Err(error)
+        }
+    }
 }
 
 /// Creates the platform for pods of a replica that is the leader.
@@ -137,10 +166,10 @@ async fn as_leader(
     client: Client,
     namespace: &str,
     leader: &Arc<Leader>,
+    secret: Arc<SharedSecret>,
     (public, agents): (Arc<TcpAcceptor>, Arc<TcpAcceptor>),
 ) -> Result<Platform<KubernetesBackend, KubernetesReviewer>, ControlPlaneError> {
-    secrets::sync(&client, namespace, &config.data).await?;
-    let identity = Arc::new(ControlIdentity::open(&config.data)?);
+    let identity = Arc::new(secret.open(&config.data, config.create_missing_secrets).await?);
     secrets::publish_ca(&client, namespace, CONTROL_CA, identity.ca_file()).await?;
     let defaults = PodDefaults {
         agent_image: kubernetes.agent_image.clone(),
@@ -148,16 +177,17 @@ async fn as_leader(
         control_ca: CONTROL_CA.to_owned(),
         service_account: kubernetes.workspace_account.clone(),
     };
-    let store = Arc::new(KubernetesStore::new(client.clone(), namespace, leader.leadership()));
     let opened = TemplateFollower::open(&client, namespace, &config.default_template).await;
     let (follower, templates) = opened.map_err(|source| ControlPlaneError::Cluster {
         operation: "read the WorkspaceTemplates".into(),
         source: Box::new(source),
     })?;
+    let store = Arc::new(KubernetesStore::new(client.clone(), namespace, leader.leadership()));
     let reviewer = KubernetesReviewer::new(client.clone(), namespace, &kubernetes.workspace_account);
     let backend = KubernetesBackend::new(client, namespace, defaults, leader.leadership());
     let eviction_guard = backend.eviction_guard();
     let (watched, shown, renewing) = (store.clone(), store.clone(), leader.clone());
+    let leadership = leader.leadership();
     Ok(Platform {
         identity,
         backend,
@@ -175,6 +205,7 @@ async fn as_leader(
                     () = shown.publish_status(driver.snapshots()) => Ok("the publisher of statuses"),
                     () = eviction_guard.run(driver.snapshots()) => Ok("the eviction guard"),
                     () = follower.run() => Ok("the watch of WorkspaceTemplates"),
+                    () = secret.restore_when_deleted(&leadership) => Ok("the watch of the Secret"),
                     lost = renewing.renew_until_lost() => Err(lost.into()),
                 }
             })

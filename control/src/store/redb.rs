@@ -55,6 +55,13 @@ impl RedbStore {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         RedbFile::open(path).map(|file| Self(Arc::new(file)))
     }
+
+    /// Returns whether there is a record of a workspace, readable or not.
+    pub fn has_workspaces(&self) -> Result<bool, StoreError> {
+        self.0.with("read", |database| {
+            Ok(database.begin_read()?.open_table(WORKSPACES)?.iter()?.next().is_some())
+        })
+    }
 }
 
 #[tonic::async_trait]

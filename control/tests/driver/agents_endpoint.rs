@@ -6,7 +6,7 @@ use hyper_util::rt::TokioIo;
 use podling_control::{
     agents::AgentsService,
     driver::MAX_AGENT_SESSIONS,
-    identity::{ControlIdentity, PublicTokenKey},
+    identity::{ControlIdentity, MissingSecrets, PublicTokenKey},
     server::{AgentsRouter, ServerListener, ShutdownSignals},
 };
 use podling_core::{
@@ -66,7 +66,7 @@ impl Drop for AgentsEndpoint {
 impl AgentsEndpoint {
     fn open(control: &TestControlPlane, backend: &FakeBackend) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let identity = ControlIdentity::open(dir.path()).unwrap();
+        let identity = ControlIdentity::open(dir.path(), MissingSecrets::Create).unwrap();
         let (stopping, open) = (ShutdownSignals::default(), Gauge::default());
         let keys = [PublicTokenKey { id: "k1".into(), public_key: vec![7; 32] }];
         let service = AgentsService::new(

@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use podling_control::{
     api::tokens::TokensService,
     gateway::Gateway,
-    identity::{ControlIdentity, TokenGrant, root_token_file},
+    identity::{ControlIdentity, MissingSecrets, TokenGrant, root_token_file},
     metrics::ControlMetrics,
     principal::Principal,
     server::{PublicRouter, ServerListener, ShutdownSignals, TcpAcceptor, cors},
@@ -66,7 +66,8 @@ impl Drop for GatewayHarness {
 impl GatewayHarness {
     pub(crate) async fn start() -> Self {
         let data = tempfile::tempdir().expect("directory");
-        let identity = Arc::new(ControlIdentity::open(data.path()).expect("identity"));
+        let identity =
+            Arc::new(ControlIdentity::open(data.path(), MissingSecrets::Create).expect("identity"));
         let root_token =
             std::fs::read_to_string(root_token_file(data.path())).expect("token").trim().to_owned();
         let (snapshots, snapshot_receiver) = watch::channel(Arc::new(Snapshot::default()));

@@ -22,7 +22,7 @@ use podling_control::{
     backend::local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
     backup_store::BackupStore,
     driver::{Driver, DriverHandle, NewWorkspace},
-    identity::ControlIdentity,
+    identity::{ControlIdentity, MissingSecrets},
     leader_election::Leadership,
     open_files::OpenFiles,
     snapshot::WorkspaceView,
@@ -104,7 +104,7 @@ impl Drop for DataDir {
 
 impl LocalControlPlane {
     pub(crate) async fn start(data: &DataDir, agent_command: Vec<String>) -> Self {
-        let identity = Arc::new(ControlIdentity::open(data.path()).unwrap());
+        let identity = Arc::new(ControlIdentity::open(data.path(), MissingSecrets::Create).unwrap());
         let store = timeout(DEADLINE, async {
             loop {
                 match RedbStore::open(&data.path().join("control/store.redb")) {
