@@ -41,6 +41,10 @@ pub struct AgentArgs {
     /// Start a new session, so that the agent outlives the process that started it
     #[arg(long, env = "PODLING_AGENT_OWN_SESSION")]
     own_session: bool,
+    /// Socket on which the C library of the workspace's programs looks up users (that of nscd). If
+    /// the uid has no entry in /etc/passwd, one is added there or served on this socket
+    #[arg(long, env = "PODLING_AGENT_NAME_SERVICE", value_name = "PATH")]
+    name_service: Option<PathBuf>,
     /// Log format on stderr
     #[arg(long, env = "PODLING_AGENT_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     log_format: AgentLogFormat,
@@ -113,6 +117,7 @@ impl AgentArgs {
             root,
             state,
             command: self.command,
+            name_service: self.name_service,
             orphans: OrphanPolicy::Reap,
         })
     }

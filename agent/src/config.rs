@@ -21,6 +21,9 @@ pub struct AgentConfig {
     pub info_file: PathBuf,
     /// The workspace's own command, unless the claim names one. Empty if there is none.
     pub command: Vec<String>,
+    /// Path of the socket of nscd. If it is set, the workspace's user gets an entry in the user
+    /// database.
+    pub name_service: Option<PathBuf>,
     /// Whether this process is the workspace's init, which reaps orphans and ends leftover
     /// processes.
     pub orphans: OrphanPolicy,

@@ -21,6 +21,7 @@ pub mod admission;
 pub mod process;
 pub mod sleep;
 
+pub mod account;
 pub mod archive;
 pub mod byte_log;
 pub mod child;

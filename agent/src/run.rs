@@ -101,9 +101,8 @@ pub async fn run(
 
     let (claims, claimed) = watch::channel(None);
     let children = Children::new(config.orphans).with_limits(limits);
-    let workspace =
-        WorkspaceRuntime::new(&config.root, &config.state, children, claimed.clone(), config.orphans)
-            .map_err(|source| StartError::Root { path: config.root.clone(), source })?;
+    let workspace = WorkspaceRuntime::new(&config, children, claimed.clone())
+        .map_err(|source| StartError::Root { path: config.root.clone(), source })?;
     let (metrics, health, stages) = (AgentMetrics::new(), HealthReporter::new(), ShutdownStages::default());
     let connection = ControlConnection {
         control: config.control.clone(),
@@ -192,6 +191,12 @@ fn start(
             Ok::<_, Infallible>(())
         }
     });
+    if let Some(service) = workspace.name_service.clone() {
+        tasks.supervise("name service", move || {
+            let service = service.clone();
+            async move { service.run().await }
+        });
+    }
     let running = RunningCommand::default();
     let command = WorkspaceCommand {
         children: workspace.children.clone(),

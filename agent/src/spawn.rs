@@ -22,7 +22,10 @@ pub use self::{
     bounds::truncate_argv,
     error::{SpawnError, spawn_failed},
 };
-use crate::claim::ClaimReceiver;
+use crate::{
+    account::{Account, AccountSource},
+    claim::ClaimReceiver,
+};
 
 /// PATH of programs whose environment sets none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -33,6 +36,10 @@ const DEFAULT_LANG: &str = "C.UTF-8";
 /// File names of programs that system accounts have as their shell. They print a refusal, or
 /// nothing, and exit.
 const NO_LOGIN: [&str; 3] = ["nologin", "false", "true"];
+
+/// Prompt of bash for a user whose name programs may not find. Without it, bash shows "I have no
+/// name!". A prompt that the image's own start-up files set takes precedence.
+const NAMELESS_PROMPT: &str = r"podling@\h:\w\$ ";
 
 /// A program that a client requests to start.
 #[derive(Debug, Clone, Default)]
@@ -51,12 +58,30 @@ pub struct Launcher {
     root: Arc<Path>,
     claims: ClaimReceiver,
     inherited: Arc<BTreeMap<String, String>>,
+    account: Arc<AccountVariables>,
+}
+
+/// What programs learn of their user from the environment.
+#[derive(Debug, Default)]
+struct AccountVariables {
+    /// USER and LOGNAME of programs whose environment sets none.
+    user: Option<String>,
+    /// Whether a lookup of the uid may find no name.
+    nameless: bool,
 }
 
 impl Launcher {
     /// Creates a launcher for programs in `root` with the claim's environment.
     pub fn new(root: impl Into<Arc<Path>>, claims: ClaimReceiver) -> Self {
-        Self { root: root.into(), claims, inherited: Arc::default() }
+        Self { root: root.into(), claims, inherited: Arc::default(), account: Arc::default() }
+    }
+
+    /// Sets the user that programs without USER and LOGNAME in their environment run as.
+    #[must_use]
+    pub fn with_account(mut self, account: &Account) -> Self {
+        let nameless = account.source == AccountSource::NameService;
+        self.account = Arc::new(AccountVariables { user: account.user.clone(), nameless });
+        self
     }
 
     /// Adds variables of the agent's own environment, such as those of the image's ENV. The claim's
@@ -135,6 +160,13 @@ impl Launcher {
         // Without a UTF-8 locale many programs mishandle all characters beyond ASCII.
         env.entry("LANG".into()).or_insert_with(|| DEFAULT_LANG.into());
         env.entry("SHELL".into()).or_insert_with(|| self.shell());
+        if let Some(user) = &self.account.user {
+            let user = env.entry("USER".into()).or_insert_with(|| user.clone()).clone();
+            env.entry("LOGNAME".into()).or_insert(user);
+        }
+        if self.account.nameless && env.get("SHELL").is_some_and(|shell| shell.ends_with("/bash")) {
+            env.entry("PS1".into()).or_insert_with(|| NAMELESS_PROMPT.into());
+        }
         env.insert("HOME".into(), self.root.to_string_lossy().into_owned());
         env.extend(added.iter().map(|(k, v)| (k.clone(), v.clone())));
         // Inserted last, so that no caller can override them. The control plane finds the processes
@@ -218,6 +250,7 @@ mod tests {
             (get("PATH"), get("LANG"), get("JAVA_HOME")),
             (Some("/claim"), Some("de_DE.UTF-8"), Some("/jdk"))
         );
+        assert_eq!((get("USER"), get("PS1")), (None, None), "the launcher has no account");
         assert_eq!(get("PODLING_AGENT_LISTEN"), None, "variables for the agent are not passed on");
         assert!(get("SHELL").is_some());
         assert_eq!(
@@ -225,5 +258,20 @@ mod tests {
             Some("abcdefghijkl"),
             "a caller cannot override the workspace id"
         );
+    }
+    #[test]
+    fn user_without_name_is_in_environment() {
+        let missing = crate::account::AccountFiles { passwd: "/absent".into(), group: "/absent".into() };
+        let account = Account::ensure(&missing, Path::new("/workspace"), "/bin/bash");
+        let variables = |env: &[(&str, &str)]| {
+            let launcher = launcher(Path::new("/"), env).with_account(&account);
+            let env = launcher.environment(&HashMap::new()).expect("claimed");
+            ["USER", "LOGNAME", "PS1"].map(|name| env.get(name).cloned().unwrap_or_default())
+        };
+        let prompt = NAMELESS_PROMPT;
+        assert_eq!(variables(&[("SHELL", "/bin/bash")]), ["podling", "podling", prompt]);
+        assert_eq!(variables(&[("SHELL", "/bin/sh")]), ["podling", "podling", ""], "sh does not expand \\h");
+        let own = [("SHELL", "/bin/bash"), ("USER", "ada"), ("PS1", "> ")];
+        assert_eq!(variables(&own), ["ada", "ada", "> "]);
     }
 }

@@ -1,7 +1,7 @@
 //! The parts of the agent that serve the workspace (terminals, processes, files, archives,
 //! activity), with their gRPC and HTTP services.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use podling_proto::agent::v1::{
     activity_server::ActivityServer, archives_server::ArchivesServer, files_server::FilesServer,
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{server::NamedService, service::Routes};
 
 use crate::{
+    account::{Account, AccountFiles, AccountSource, NameService},
     activity::{ActivityMonitor, PresenceProbe, TerminalPresence, assessment::ActivityLevel},
     admission::AdmissionGate,
     api::{
@@ -20,6 +21,7 @@ use crate::{
     archive::Archives,
     child::{Children, OrphanPolicy},
     claim::ClaimReceiver,
+    config::AgentConfig,
     files::{Files, WorkspaceRoot},
     init,
     metrics::{AgentMetrics, MetricsReading},
@@ -38,6 +40,8 @@ pub(super) struct WorkspaceRuntime {
     pub(super) activity: ActivityMonitor,
     pub(super) sleep: SleepCoordinator,
     pub(super) terminals: Terminals,
+    /// `None` if the files of the image have the workspace's user.
+    pub(super) name_service: Option<NameService>,
     archives: Archives,
     processes: ProcessRegistry,
     claims: ClaimReceiver,
@@ -54,20 +58,16 @@ pub(super) struct AgentServices {
 }
 
 impl WorkspaceRuntime {
-    /// Creates the parts for the workspace in `root`. The agent's own files are in `state`. Fails
-    /// if `root` cannot be opened.
-    pub(super) fn new(
-        root: &Path,
-        state: &Path,
-        children: Children,
-        claims: ClaimReceiver,
-        orphans: OrphanPolicy,
-    ) -> io::Result<Self> {
+    /// Creates the parts of the workspace. Fails if its root cannot be opened.
+    pub(super) fn new(config: &AgentConfig, children: Children, claims: ClaimReceiver) -> io::Result<Self> {
+        let (root, state) = (config.root.as_path(), config.state.as_path());
         let gate = Arc::new(AdmissionGate::new());
         // Skips variables that are not UTF-8, because a claim cannot contain them either.
         let image =
             std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
         let launcher = Launcher::new(root, claims.clone()).inheriting(image);
+        let (account, name_service) = account(config, &launcher.shell());
+        let launcher = launcher.with_account(&account);
         let terminals = Terminals::with_journal(state, launcher.clone(), children.clone(), gate.clone());
         let processes = ProcessRegistry::new(launcher.clone(), children.clone(), gate.clone());
         let root = Arc::new(WorkspaceRoot::open(root)?);
@@ -85,7 +85,8 @@ impl WorkspaceRuntime {
             terminals,
             processes,
             claims,
-            orphans,
+            orphans: config.orphans,
+            name_service,
         })
     }
 
@@ -161,6 +162,17 @@ impl WorkspaceRuntime {
         });
         metrics.encode()
     }
+}
+
+/// Returns the account of the workspace's programs, and the service by which they find it.
+fn account(config: &AgentConfig, shell: &str) -> (Account, Option<NameService>) {
+    let files = AccountFiles::default();
+    let Some(socket) = &config.name_service else { return (Account::of_process(&files), None) };
+    let account = Account::ensure(&files, &config.root, shell);
+    let serves = account.source == AccountSource::NameService;
+    let service = serves.then(|| NameService::new(socket, account.database.clone()));
+    tracing::info!(user = account.user, source = ?account.source, "user of the workspace");
+    (account, service)
 }
 
 fn probe(terminals: Terminals) -> PresenceProbe {

@@ -6,7 +6,10 @@ mod volume_claim;
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use podling_core::{id::WorkspaceId, workspace::Epoch};
+use podling_core::{
+    id::{WorkspaceId, WorkspaceName},
+    workspace::Epoch,
+};
 
 pub use self::{
     pod::{pod, pod_name, resource_requirements},
@@ -41,6 +44,8 @@ pub const KEEP_DATA: &str = "podling.dev/keep-data";
 pub struct PodStart {
     pub workspace: WorkspaceId,
     pub epoch: Epoch,
+    /// Name of the workspace, which becomes the pod's hostname.
+    pub name: WorkspaceName,
     /// The template at the time of this start.
     pub template: WorkspaceTemplateSpec,
     /// Name of the WorkspaceTemplate resource.
@@ -100,6 +105,7 @@ mod tests {
             volume_claim_name: volume_claim_name(&workspace),
             workspace,
             epoch: 3,
+            name: "demo".parse().unwrap(),
             template: serde_json::from_value(template).unwrap(),
             resources: ResourcesSpec { cpu: "500m".into(), memory: "2Gi".into() },
             template_name: "python".into(),

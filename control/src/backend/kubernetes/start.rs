@@ -57,6 +57,7 @@ impl ClusterClient {
         let start = PodStart {
             workspace: plan.workspace.clone(),
             epoch: plan.epoch,
+            name: plan.spec.name.clone(),
             resources: ResourcesSpec::of(plan.resources),
             secrets: secrets(operation, &template, own.as_ref())?,
             ports: ports(&template, own.as_ref()),

@@ -27,6 +27,10 @@ const ROOT: &str = "/workspace";
 /// Mount point of the agent's state.
 const STATE: &str = "/var/lib/podling";
 const SCRATCH: &str = "/tmp";
+/// Directory of the socket of nscd. glibc and musl have its path built in. There the agent answers
+/// which name the uid has, if the image does not know the uid.
+const NAME_SERVICE_DIR: &str = "/var/run/nscd";
+const NAME_SERVICE_SOCKET: &str = "/var/run/nscd/socket";
 /// Directory of the injected agent, for images that contain none.
 const INJECTED_AGENT_DIR: &str = "/run/podling/agent";
 /// Grace period of the pod before the node kills it, in seconds. Programs have the first 5 s to
@@ -64,6 +68,8 @@ pub fn pod(start: &PodStart, defaults: &PodDefaults) -> Pod {
             service_account_name: Some(defaults.service_account.clone()),
             // Otherwise the environment would contain variables for each service of the namespace.
             enable_service_links: Some(false),
+            // Prompts show it. A workspace's name is a valid DNS label.
+            hostname: Some(start.name.to_string()),
             // An agent that has ended is started again in a new pod, with the next epoch.
             restart_policy: Some("Never".to_owned()),
             termination_grace_period_seconds: Some(GRACE_SECONDS),
@@ -106,6 +112,7 @@ fn workspace_container(start: &PodStart, defaults: &PodDefaults) -> Container {
         ("PODLING_AGENT_CREDENTIAL_FILE", "/run/podling/token/token"),
         ("PODLING_AGENT_ROOT", ROOT),
         ("PODLING_AGENT_STATE", STATE),
+        ("PODLING_AGENT_NAME_SERVICE", NAME_SERVICE_SOCKET),
         ("HOME", ROOT),
     ];
     let mut mounts = vec![
@@ -114,6 +121,7 @@ fn workspace_container(start: &PodStart, defaults: &PodDefaults) -> Container {
         mount("token", "/run/podling/token"),
         mount("ca", "/run/podling/ca"),
         mount("scratch", SCRATCH),
+        mount("name-service", NAME_SERVICE_DIR),
     ];
     if template.inject {
         mounts.push(VolumeMount { read_only: Some(true), ..mount("agent", INJECTED_AGENT_DIR) });
@@ -232,6 +240,7 @@ fn volumes(start: &PodStart, defaults: &PodDefaults) -> Vec<Volume> {
             ..named("ca")
         },
         Volume { empty_dir: empty.clone(), ..named("scratch") },
+        Volume { empty_dir: empty.clone(), ..named("name-service") },
     ];
     if start.template.inject {
         volumes.push(Volume { empty_dir: empty, ..named("agent") });
@@ -288,6 +297,11 @@ mod tests {
         assert_ne!(name(&start), name(&next));
         assert_eq!(spec(&start).restart_policy.unwrap(), "Never");
         assert_eq!(pod(&next, &defaults()).metadata.annotations.unwrap()[EPOCH_ANNOTATION], "4");
+    }
+
+    #[test]
+    fn hostname_is_the_workspace_name() {
+        assert_eq!(spec(&start()).hostname.as_deref(), Some("demo"));
     }
 
     #[test]
