@@ -5,6 +5,8 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum, parser::ValueSource};
 
+use podling_proto::log::LogFormat;
+
 use crate::{
     child::OrphanPolicy,
     config::{AgentConfig, ControlEndpoint, InvalidValue},
@@ -54,7 +56,7 @@ pub struct AgentArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum AgentLogFormat {
+enum AgentLogFormat {
     /// One human-readable line per event.
     Text,
     /// One JSON object per line.
@@ -68,8 +70,11 @@ impl AgentArgs {
         Ok((Self::from_arg_matches(&matches)?, matches))
     }
 
-    pub fn log_format(&self) -> AgentLogFormat {
-        self.log_format
+    pub fn log_format(&self) -> LogFormat {
+        match self.log_format {
+            AgentLogFormat::Text => LogFormat::Text,
+            AgentLogFormat::Json => LogFormat::Json,
+        }
     }
 
     pub fn own_session(&self) -> bool {

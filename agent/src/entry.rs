@@ -2,6 +2,7 @@
 
 use std::{ffi::OsString, io, panic::AssertUnwindSafe, path::Path, process::ExitCode, time::Duration};
 
+use podling_proto::log::{LogFormat, report_panics_as_json};
 use tokio::runtime::Runtime;
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
@@ -11,7 +12,7 @@ use tracing_subscriber::{
 };
 
 use crate::{
-    args::{AgentArgs, AgentLogFormat},
+    args::AgentArgs,
     config::AgentConfig,
     error_chain, init, install,
     run::run,
@@ -23,6 +24,9 @@ use crate::{
 const EXIT_USAGE: u8 = 2;
 /// Log filter: a level, or levels per module as in `warn,podling_agent::control_connection=debug`.
 const LOG_FILTER_VARIABLE: &str = "PODLING_AGENT_LOG";
+const LOG_FORMAT_VARIABLE: &str = "PODLING_AGENT_LOG_FORMAT";
+/// Name of the program in errors.
+pub(crate) const PROGRAM: &str = "podling-agent";
 /// Exit code for an agent that could not start or failed.
 const EXIT_FAILURE: u8 = 1;
 /// Time that shutdown waits for blocking threads, such as a thread that uses a hung disk. The agent
@@ -42,8 +46,14 @@ pub fn program(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// Runs the agent with the command line `words`, whose first word is the program's name. Returns
 /// when the agent has ended.
 pub fn main_with(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let words: Vec<_> = words.into_iter().collect();
+    let format = early_format(&words);
     let (args, matches) = match AgentArgs::parse_words(words) {
         Ok(read) => read,
+        Err(error) if format == LogFormat::Json && error.use_stderr() => {
+            format.report(PROGRAM, &error.render().to_string());
+            return ExitCode::from(EXIT_USAGE);
+        }
         // This includes --help and --version, which exit with 0.
         Err(error) => error.exit(),
     };
@@ -116,14 +126,23 @@ fn record_end(state: &Path, reason: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn start_log(format: AgentLogFormat) {
+/// Returns the format that the command line or the environment requests, for errors that occur
+/// before the command line is parsed.
+pub(crate) fn early_format(words: &[OsString]) -> LogFormat {
+    LogFormat::requested(words, std::env::var_os(LOG_FORMAT_VARIABLE).as_deref())
+}
+
+fn start_log(format: LogFormat) {
     let filter = std::env::var(LOG_FILTER_VARIABLE).ok().and_then(|filter| filter.parse::<Targets>().ok());
     let filter = filter.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     let log = fmt::layer().with_writer(io::stderr).with_ansi(false);
     // Keeps a subscriber that is already installed, such as the CLI's.
     let _started = match format {
-        AgentLogFormat::Text => registry().with(filter).with(log).try_init(),
-        AgentLogFormat::Json => registry().with(filter).with(log.json()).try_init(),
+        LogFormat::Text => registry().with(filter).with(log).try_init(),
+        LogFormat::Json => {
+            report_panics_as_json(PROGRAM);
+            registry().with(filter).with(log.json()).try_init()
+        }
     };
 }
 

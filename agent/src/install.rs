@@ -11,6 +11,9 @@ use std::{
 };
 
 use clap::Parser;
+use podling_proto::log::LogFormat;
+
+use crate::entry::{PROGRAM, early_format};
 
 /// File name of the copy.
 const NAME: &str = "podling-agent";
@@ -28,14 +31,24 @@ struct InstallArgs {
 
 /// Runs the subcommand; `words` are the program's name and the directory.
 pub(crate) fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let directory = InstallArgs::parse_from(words).directory;
+    let words: Vec<_> = words.into_iter().collect();
+    let format = early_format(&words);
+    let directory = match InstallArgs::try_parse_from(words) {
+        Ok(args) => args.directory,
+        Err(error) if format == LogFormat::Json && error.use_stderr() => {
+            format.report(PROGRAM, &error.render().to_string());
+            return ExitCode::FAILURE;
+        }
+        Err(error) => error.exit(),
+    };
     match install(&directory) {
         Ok(path) => {
             println!("{}", path.display());
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("podling-agent: cannot copy the agent to {}: {error}", directory.display());
+            let message = format!("cannot copy the agent to {}: {error}", directory.display());
+            format.report(PROGRAM, &message);
             ExitCode::FAILURE
         }
     }

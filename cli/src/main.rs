@@ -6,22 +6,41 @@ use clap::Parser as _;
 use podling::{
     args::{CommandLine, PodlingCommand},
     context::Context,
-    failure::CommandFailure,
+    failure::{CommandFailure, USAGE},
 };
+use podling_control::{config::LogFormat, log};
 use tokio::runtime;
 
 /// Hidden subcommand that runs this program as an agent. The embedded control plane starts its
 /// workspaces with it.
 const AGENT: &str = "agent";
+/// Subcommand that runs the control plane.
+const UP: &str = "up";
+const PROGRAM: &str = "podling";
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == AGENT) {
         return podling_agent::main_with(std::env::args_os().skip(1));
     }
-    let command_line = CommandLine::parse();
+    // The control plane's log may be JSON. Then its errors are lines of that log.
+    let is_up = std::env::args_os().any(|word| word == UP);
+    let log_format = if is_up { log::early_format(PROGRAM) } else { LogFormat::Text };
+    let command_line = match CommandLine::try_parse() {
+        Ok(command_line) => command_line,
+        Err(error) if log_format == LogFormat::Json && error.use_stderr() => {
+            log_format.report(PROGRAM, &error.render().to_string());
+            return ExitCode::from(USAGE);
+        }
+        Err(error) => error.exit(),
+    };
     let json = command_line.global.json;
+    let is_up = matches!(command_line.command, PodlingCommand::Up(_));
+    let log_format = if is_up { log_format } else { LogFormat::Text };
     let code = run(command_line).unwrap_or_else(|failure| {
-        failure.report(json);
+        match log_format {
+            LogFormat::Text => failure.report(json),
+            LogFormat::Json => log_format.report(PROGRAM, &failure.describe()),
+        }
         failure.exit_code()
     });
     ExitCode::from(code)

@@ -8,6 +8,7 @@ use std::{
 };
 
 use podling_core::quota::{Quota, Quotas};
+pub use podling_proto::log::LogFormat;
 use url::Url;
 
 use crate::args::ControlArgs;
@@ -80,14 +81,6 @@ pub struct TlsFiles {
     /// The certificate chain, leaf first.
     pub certificate: PathBuf,
     pub key: PathBuf,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LogFormat {
-    #[default]
-    Text,
-    /// One JSON object per line.
-    Json,
 }
 
 /// The origin of a value, for error messages.

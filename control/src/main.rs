@@ -6,12 +6,16 @@ use anyhow::Context;
 use clap::Parser;
 use podling_control::{
     args::ControlArgs,
-    config::{ControlConfig, ProgramDefaults},
+    config::{ControlConfig, LogFormat, ProgramDefaults},
     log,
     run::run,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+const PROGRAM: &str = "podling-control";
+/// Exit code for an invalid command line.
+const EXIT_USAGE: u8 = 2;
 
 /// Run Podling's control plane, which schedules workspaces, monitors their agents, and is the
 /// gateway to them
@@ -27,20 +31,37 @@ struct ControlCli {
 }
 
 fn main() -> ExitCode {
-    match start(&ControlCli::parse()) {
+    let mut format = log::early_format(PROGRAM);
+    let cli = match ControlCli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if format == LogFormat::Json && error.use_stderr() => {
+            format.report(PROGRAM, &error.render().to_string());
+            return ExitCode::from(EXIT_USAGE);
+        }
+        // This includes --help and --version, which exit with 0.
+        Err(error) => error.exit(),
+    };
+    match start(&cli, &mut format) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("podling-control: {error:#}");
+            format.report(PROGRAM, &format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
 }
 
-fn start(cli: &ControlCli) -> anyhow::Result<()> {
+/// Runs the control plane. Sets `format` to that of the configuration as soon as it is known.
+fn start(cli: &ControlCli, format: &mut LogFormat) -> anyhow::Result<()> {
     let defaults = ProgramDefaults { agent_command: vec![agent_beside_us()], sleep_idle_on_shutdown: false };
     let env = |name: &str| env::var(name).ok();
     let config = ControlConfig::load(cli.data.as_deref(), &cli.args, &env, defaults)?;
+    *format = config.log_format;
     log::init(config.log_format);
+    let log_format = config.log_format;
+    let announce = |url: &str| match log_format {
+        LogFormat::Text => println!("podling-control listens at {url}"),
+        LogFormat::Json => log::listening(url),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -50,7 +71,7 @@ fn start(cli: &ControlCli) -> anyhow::Result<()> {
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let shutdown_requested = shutdown.clone();
-        let running = run(config, shutdown, |ready| println!("podling-control listens at {}", ready.url));
+        let running = run(config, shutdown, |ready| announce(&ready.url));
         tokio::pin!(running);
         loop {
             tokio::select! {

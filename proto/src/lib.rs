@@ -1,4 +1,5 @@
-//! Podling's protocol: generated types, the method table, stable errors, and tokens.
+//! Podling's protocol: generated types, the method table, stable errors, tokens, and the format of
+//! logs.
 
 /// Options and reasons shared by both daemons.
 pub mod v1 {
@@ -20,6 +21,7 @@ pub mod control {
     }
 }
 pub mod error;
+pub mod log;
 pub mod method;
 pub mod problem;
 pub mod text;

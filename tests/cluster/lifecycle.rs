@@ -132,6 +132,18 @@ async fn restored_workspace_keeps_volume_ports_and_environment() {
 }
 
 #[tokio::test]
+async fn control_plane_log_has_only_json_lines() {
+    let (_control, deployed) = share_control_plane().await;
+    for pod in control_pods(deployed) {
+        let name = pod["metadata"]["name"].as_str().unwrap();
+        let log = deployed.namespace().kubectl(&["logs", name]).expect_success();
+        for line in log.lines() {
+            assert!(serde_json::from_str::<Value>(line).is_ok_and(|line| line.is_object()), "{name}: {line}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn kubectl_alone_controls_the_whole_lifecycle() {
     let (_control, deployed) = share_control_plane().await;
     let space = deployed.namespace();

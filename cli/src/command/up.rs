@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use podling_control::{
     args,
-    config::{ControlConfig, ProgramDefaults},
+    config::{ControlConfig, LogFormat, ProgramDefaults},
     log,
     run::run,
 };
@@ -49,9 +49,12 @@ struct UpReadyJson<'a> {
     data: &'a Path,
 }
 
-/// Prints a line to stderr. Ignores errors, because the terminal may be gone.
-fn print_status(line: &str) {
-    let _gone = writeln!(io::stderr(), "podling: {line}");
+/// Prints a line to stderr, as the log is written. Ignores errors, because the terminal may be gone.
+fn print_status(format: LogFormat, line: &str) {
+    match format {
+        LogFormat::Text => drop(writeln!(io::stderr(), "podling: {line}")),
+        LogFormat::Json => log::info(line),
+    }
 }
 
 impl UpArgs {
@@ -60,13 +63,14 @@ impl UpArgs {
         let mut signals =
             TerminationSignals::listen().map_err(CommandFailure::io("cannot listen for signals"))?;
         let config = self.config(context)?;
-        log::init(config.log_format);
+        let format = config.log_format;
+        log::init(format);
         let data = std::path::absolute(&config.data).unwrap_or_else(|_| config.data.clone());
         let shutdown = CancellationToken::new();
         let certificate = config.tls.as_ref().map(|files| files.certificate.clone());
         let running = run(config, shutdown.clone(), |ready| {
-            if let Err(failure) = announce(&ready.url, &data, certificate.as_deref(), context) {
-                eprintln!("podling: {}", failure.describe());
+            if let Err(failure) = announce(&ready.url, &data, certificate.as_deref(), context, format) {
+                print_status(format, &failure.describe());
             }
         });
         tokio::pin!(running);
@@ -77,11 +81,12 @@ impl UpArgs {
                 }
                 name = signals.next() => {
                     if shutdown.is_cancelled() {
-                        print_status("stopped at once; workspaces that have not fallen asleep keep running");
+                        print_status(format, "stopped at once; workspaces that have not fallen asleep keep running");
                         return Ok(signal::exit_code(name));
                     }
                     shutdown.cancel();
                     print_status(
+                        format,
                         "stopping; idle workspaces go to sleep, workspaces in use keep running. \
                          Press Ctrl-C again to stop at once",
                     );
@@ -110,9 +115,14 @@ fn announce(
     data: &Path,
     certificate: Option<&Path>,
     context: &Context,
+    format: LogFormat,
 ) -> Result<(), CommandFailure> {
     if context.json() {
         return output::json(&UpReadyJson { url, pid: std::process::id(), data });
+    }
+    if format == LogFormat::Json {
+        log::listening(url);
+        return Ok(());
     }
     // With PODLING_DATA in the environment, other commands find the directory without the flag.
     let needs_data_flag = std::env::var_os("PODLING_DATA").is_none() && context.global.data.is_some();
