@@ -97,6 +97,7 @@ mod tests {
     fn documented_command_lines_parse() {
         for line in [
             "podling create demo --template shell --idle-timeout 5s --json",
+            "podling create demo --cpu 500m --memory 2GiB --storage 100Gi",
             "podling run demo -- ls -l --color",
             "podling run demo ls -l",
             "podling ls --json",
@@ -137,6 +138,8 @@ mod tests {
     fn invalid_command_lines_are_rejected() {
         for line in [
             "podling create",
+            "podling create demo --cpu much",
+            "podling create demo --storage 0",
             "podling run demo",
             "podling keep-awake demo",
             "podling keep-awake demo 5 minutes",

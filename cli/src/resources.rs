@@ -1,6 +1,8 @@
-//! Renders the allocated and the requested resources of a workspace as text and JSON. Pure.
+//! Parses resources, and renders the allocated and the requested resources of a workspace as text
+//! and JSON. Pure.
 
 use indicatif::HumanBytes;
+use podling_control::quantity;
 use podling_proto::control::v1::{Resources, State, Workspace};
 use serde::Serialize;
 
@@ -30,6 +32,16 @@ pub fn describe(workspace: &Workspace) -> String {
             format!("has {} and waits for {}{position}", amount(allocated), amount(&requested))
         }
     }
+}
+
+/// Parses the value of a flag `--cpu` into thousandths of a core.
+pub fn parse_cores(text: &str) -> Result<u64, String> {
+    quantity::cores(text).ok_or_else(|| format!("expected {}", quantity::CORES))
+}
+
+/// Parses the value of a flag `--memory` or `--storage` into bytes.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    quantity::bytes(text).ok_or_else(|| format!("expected {}", quantity::BYTES))
 }
 
 fn amount(resources: &Resources) -> String {

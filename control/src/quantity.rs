@@ -60,6 +60,13 @@ fn quantity(text: &str, parts: u128) -> Option<u64> {
     u64::try_from(numerator.div_ceil(denominator)).ok().filter(|value| *value > 0)
 }
 
+/// Formats a size in the largest binary unit that divides it, as Kubernetes reads it.
+pub fn bytes_words(bytes: u64) -> String {
+    let units = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    let power = if bytes == 0 { 0 } else { bytes.trailing_zeros() / 10 };
+    format!("{}{}", bytes >> (10 * power), units[power as usize])
+}
+
 /// Parses a duration of whole seconds, such as "90s", "15m", "1h30m" or "7d".
 pub fn duration(text: &str) -> Option<Duration> {
     let mut total = Duration::ZERO;
@@ -109,6 +116,11 @@ mod tests {
             [10, 1 << 30, 512 << 20, 524_288_000, 256_000_000, 512 << 20, 1000, 1200, 128_974_848].map(Some)
         );
         assert_eq!((bytes("2E"), bytes("2Ei")), (Some(2_000_000_000_000_000_000), Some(2 << 60)));
+        for (size, words) in
+            [(0, "0"), (1000, "1000"), (20 << 30, "20Gi"), (1536 << 20, "1536Mi"), (1 << 60, "1Ei")]
+        {
+            assert_eq!(bytes_words(size), words);
+        }
         for text in ["", "0", "0GiB", "1GB", "ä", "1.2.3", ".", "-1", "1e", "1ee", "99999999999Ti", "1e99"] {
             assert_eq!((text, bytes(text)), (text, None));
         }

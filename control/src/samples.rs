@@ -18,6 +18,7 @@ pub(crate) fn spec(bits: u64, name: &str) -> Spec {
         env: [("KEY".to_owned(), "value".to_owned())].into(),
         policy: Policy::default(),
         resources: Resources::default(),
+        storage_bytes: None,
         desired_state: DesiredState::Awake,
         request_seq: 1,
         source: None,

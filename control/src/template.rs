@@ -34,6 +34,8 @@ pub struct Template {
     pub policy: Policy,
     /// CPU and memory that a workspace requests from its owner's quota while it is awake.
     pub resources: Resources,
+    /// Size of a new workspace's volume. `None` if workspaces have no volume of their own.
+    pub storage_bytes: Option<u64>,
 }
 
 /// The templates of a control plane, valid or not.

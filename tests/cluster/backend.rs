@@ -148,6 +148,7 @@ fn plan(template: &str) -> StartPlan {
         env: Default::default(),
         policy: Policy::default(),
         resources,
+        storage_bytes: None,
         desired_state: DesiredState::Awake,
         request_seq: 1,
         source: None,

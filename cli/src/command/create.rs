@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use clap::Args;
 use podling_proto::{
-    control::v1::{CreateWorkspaceRequest, Workspace},
+    control::v1::{CreateWorkspaceRequest, Resources, Workspace},
     token,
 };
 
@@ -16,6 +16,7 @@ use crate::{
     failure::CommandFailure,
     output,
     policy::PolicyFlags,
+    resources::{parse_bytes, parse_cores},
     state_waiter::{self, TargetState},
     view::{WorkspaceJson, state_clause},
 };
@@ -23,10 +24,11 @@ use crate::{
 const REQUEST_ID_BYTES: usize = 12;
 
 const EXAMPLES: &str = "\
-The template sets each policy value for which no flag is given.
+The template sets each value for which no flag is given.
 
-Example:
-  podling create demo --template python --idle-timeout 30m --archive-after 2d";
+Examples:
+  podling create demo --template python --idle-timeout 30m --archive-after 2d
+  podling create big --cpu 4 --memory 16GiB --storage 100GiB";
 
 /// Create a workspace and wait until it is awake
 #[derive(Debug, Args)]
@@ -37,6 +39,15 @@ pub struct CreateArgs {
     /// Template of the workspace [default: the default template of the control plane]
     #[arg(short, long, default_value = "", hide_default_value = true)]
     template: String,
+    /// CPU while awake, in cores, for example 2, or 500m for half a core [default: the template's]
+    #[arg(long, value_name = "CORES", value_parser = parse_cores)]
+    cpu: Option<u64>,
+    /// Memory while awake, for example 512MiB or 2GiB [default: the template's]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    memory: Option<u64>,
+    /// Size of the volume, for example 20GiB (Kubernetes backend only) [default: the template's]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    storage: Option<u64>,
     #[command(flatten)]
     policy: PolicyFlags,
     /// Set an environment variable in the workspace; KEY alone copies the value from your shell
@@ -92,6 +103,11 @@ impl CreateArgs {
             request_id: token::random(REQUEST_ID_BYTES),
             reconnect: self.reconnect,
             owner: self.owner,
+            resources: Some(Resources {
+                cpu_millis: self.cpu.unwrap_or_default(),
+                memory_bytes: self.memory.unwrap_or_default(),
+            }),
+            storage_bytes: self.storage.unwrap_or_default(),
         }
     }
 }

@@ -1,11 +1,15 @@
 //! `podling resize`: changes the CPU and memory of a workspace.
 
 use clap::Args;
-use podling_control::quantity;
 use podling_proto::control::v1::{ResizeWorkspaceRequest, Resources};
 
 use crate::{
-    backoff::retry_call, context::Context, failure::CommandFailure, output, resources, view::WorkspaceJson,
+    backoff::retry_call,
+    context::Context,
+    failure::CommandFailure,
+    output,
+    resources::{self, parse_bytes, parse_cores},
+    view::WorkspaceJson,
 };
 
 const EXAMPLES: &str = "\
@@ -22,10 +26,10 @@ pub struct ResizeArgs {
     /// Name or id of the workspace
     name: String,
     /// CPU in cores, for example 2, or 500m for half a core [default: unchanged]
-    #[arg(long, value_parser = cores, required_unless_present = "memory")]
+    #[arg(long, value_parser = parse_cores, required_unless_present = "memory")]
     cpu: Option<u64>,
     /// Memory, for example 512MiB or 2GiB [default: unchanged]
-    #[arg(long, value_parser = bytes)]
+    #[arg(long, value_parser = parse_bytes)]
     memory: Option<u64>,
 }
 
@@ -49,12 +53,4 @@ impl ResizeArgs {
         }
         Ok(0)
     }
-}
-
-fn cores(text: &str) -> Result<u64, String> {
-    quantity::cores(text).ok_or_else(|| format!("expected {}", quantity::CORES))
-}
-
-fn bytes(text: &str) -> Result<u64, String> {
-    quantity::bytes(text).ok_or_else(|| format!("expected {}", quantity::BYTES))
 }

@@ -89,6 +89,9 @@ pub struct Spec {
     /// Resources requested while awake. The reserved ones are [`crate::status::Status::allocated`].
     #[serde(default)]
     pub resources: Resources,
+    /// Requested size of the volume. `None` is the template's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_bytes: Option<u64>,
     pub desired_state: DesiredState,
     /// Number of requests to wake or to sleep so far. A workspace that fell asleep wakes only for a
     /// request later than [`crate::status::Status::observed_request`].

@@ -158,6 +158,7 @@ fn new_workspace(
         env: old.env.clone(),
         policy: old.policy.clone(),
         resources: old.resources,
+        storage_bytes: old.storage_bytes,
         source: Some(archive.key),
         request_id: request.request_id,
         reconnect: false,

@@ -87,6 +87,8 @@ pub struct NewWorkspace {
     pub policy: Policy,
     /// Resources requested while awake.
     pub resources: Resources,
+    /// Requested size of the volume. `None` is the template's.
+    pub storage_bytes: Option<u64>,
     /// Archive to restore the storage from.
     pub source: Option<ArchiveKey>,
     /// Idempotency key. A repeated call with the same key finds the workspace again. Empty if there

@@ -91,6 +91,7 @@ impl<B: Backend> Driver<B> {
             env: new.env,
             policy: new.policy,
             resources: new.resources,
+            storage_bytes: new.storage_bytes,
             desired_state: DesiredState::Awake,
             request_seq: 1,
             source: new.source,

@@ -104,6 +104,7 @@ pub fn resolve(
         env: desired_spec.env,
         policy: desired_spec.policy,
         resources: desired_spec.resources,
+        storage_bytes: None,
         desired_state: if is_awake { DesiredState::Awake } else { DesiredState::Asleep },
         request_seq: u64::from(is_awake),
         source: resource.spec.source.clone().map(ArchiveKey),

@@ -15,6 +15,7 @@ pub(super) fn all() -> BTreeMap<String, Arc<Template>> {
             env: env.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
             policy: Policy::default(),
             resources: Resources::default(),
+            storage_bytes: None,
         })
     };
     // A terminal without a command opens $SHELL, which is the Python interpreter in this template.

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use super::{InvalidTemplate, Template, Templates};
 use crate::{
     kubernetes::{WorkspaceTemplate, WorkspaceTemplateSpec, requested_resources},
+    quantity::bytes,
     watch_backoff::WatchBackoff,
 };
 
@@ -117,5 +118,6 @@ fn from_spec(spec: &WorkspaceTemplateSpec) -> Template {
         env: valued.collect(),
         policy: Policy::default().with(&spec.policy.overrides()),
         resources: requested_resources(Some(&spec.resources)),
+        storage_bytes: bytes(&spec.storage.size),
     }
 }

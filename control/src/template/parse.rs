@@ -83,6 +83,7 @@ pub(super) fn template(text: &str) -> Result<Template, TemplateProblem> {
         env: table.get("env").map_or(Ok(BTreeMap::new()), env)?,
         policy: table.get("policy").map_or(Ok(Policy::default()), policy)?,
         resources: table.get("resources").map_or(Ok(Resources::default()), resources)?,
+        storage_bytes: None,
     })
 }
 

@@ -221,6 +221,7 @@ pub(crate) fn new_workspace(name: &str) -> NewWorkspace {
         env: Default::default(),
         policy: Policy::default(),
         resources: Resources::default(),
+        storage_bytes: None,
         source: None,
         request_id: String::new(),
         reconnect: false,

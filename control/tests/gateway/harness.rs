@@ -232,6 +232,7 @@ fn view(
             env: BTreeMap::new(),
             policy: Policy::default(),
             resources: Resources::default(),
+            storage_bytes: None,
             desired_state: DesiredState::Awake,
             request_seq: 1,
             source: None,

@@ -143,6 +143,7 @@ impl LocalControlPlane {
             env: Default::default(),
             policy: Policy::default(),
             resources: Resources::default(),
+            storage_bytes: None,
             source: None,
             request_id: String::new(),
             reconnect: false,

@@ -53,6 +53,7 @@ fn workspace(n: u64) -> (Spec, Status, Observed) {
         env: [("LANG".into(), "C.UTF-8".into())].into(),
         policy: Policy::default(),
         resources: Default::default(),
+        storage_bytes: None,
         desired_state: DesiredState::Awake,
         request_seq: 1,
         source: None,

@@ -178,6 +178,7 @@ impl Simulation {
             env: Default::default(),
             policy,
             resources,
+            storage_bytes: None,
             desired_state: DesiredState::Awake,
             request_seq: u64::from(source.is_some()),
             source,

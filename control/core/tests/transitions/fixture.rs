@@ -32,6 +32,7 @@ pub(crate) fn spec(desired_state: DesiredState) -> Spec {
         env: Default::default(),
         policy: Policy::default(),
         resources: Default::default(),
+        storage_bytes: None,
         desired_state,
         request_seq: 1,
         source: None,

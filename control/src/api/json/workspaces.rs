@@ -70,6 +70,14 @@ pub(super) struct CreateBody {
     /// Variables of the workspace. They override those of the template.
     #[serde(default)]
     env: HashMap<String, String>,
+    /// Resources requested while awake. An absent field has the template's value.
+    #[serde(default, deserialize_with = "not_null")]
+    resources: Option<ResizeBody>,
+    /// Size of the volume, at least 1 MiB. Default: the template's. Not accepted by the local
+    /// backend, whose workspaces have no volumes.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    storage_bytes: u64,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -92,7 +100,7 @@ pub(super) struct SleepBody {
 }
 
 /// Resources that the workspace requests of its owner's quota while it is awake. An absent field
-/// keeps its value.
+/// keeps its value, which is the template's for a new workspace.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "ResizeWorkspace")]
@@ -149,6 +157,8 @@ pub(super) async fn create(
         reconnect: body.reconnect,
         owner: body.owner,
         env: body.env,
+        resources: body.resources.map(Resources::from),
+        storage_bytes: body.storage_bytes,
     };
     let answer = api.workspaces.create(request_as(caller, request)).await?.into_inner();
     let workspace = JsonWorkspace::from(answer.workspace);
@@ -208,8 +218,7 @@ pub(super) async fn resize(
     PathParam(workspace): PathParam,
     JsonBody(body): JsonBody<ResizeBody>,
 ) -> HandlerResult<Json<JsonWorkspace>> {
-    let resources = Resources { cpu_millis: body.cpu_millis, memory_bytes: body.memory_bytes };
-    let request = ResizeWorkspaceRequest { workspace, resources: Some(resources) };
+    let request = ResizeWorkspaceRequest { workspace, resources: Some(body.into()) };
     let answer = api.workspaces.resize(request_as(caller, request)).await?.into_inner();
     Ok(Json(answer.workspace.into()))
 }
@@ -238,6 +247,12 @@ pub(super) async fn explain(
         remedies,
         log: answer.log.into_iter().map(Into::into).collect(),
     }))
+}
+
+impl From<ResizeBody> for Resources {
+    fn from(body: ResizeBody) -> Self {
+        Self { cpu_millis: body.cpu_millis, memory_bytes: body.memory_bytes }
+    }
 }
 
 impl From<LogEntry> for JsonDecision {

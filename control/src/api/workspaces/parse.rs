@@ -13,7 +13,7 @@ use crate::{
     driver::NewWorkspace,
     principal::Principal,
     snapshot::WorkspaceView,
-    template::{TemplateError, Templates},
+    template::{Template, TemplateError, Templates},
 };
 
 const MAX_REQUEST_ID_CHARS: usize = 64;
@@ -25,6 +25,8 @@ const MAX_VARIABLE_BYTES: usize = 16 * 1024;
 /// never overflow.
 const MAX_CPU_MILLIS: u64 = 10_000_000;
 const MAX_MEMORY_BYTES: u64 = 1 << 50;
+/// Size of a volume, in bytes. The smallest is that of the CRD.
+const STORAGE_RANGE: RangeInclusive<u64> = 1 << 20..=1 << 50;
 /// Range of the durations in a policy.
 const DURATION_RANGE: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 60 * 60);
@@ -86,7 +88,8 @@ pub(super) fn create(
         command: content.command.clone(),
         env,
         policy: content.policy.with(&policy(request.policy.unwrap_or_default())?),
-        resources: content.resources,
+        resources: resources(content.resources, request.resources.unwrap_or_default())?,
+        storage_bytes: storage(request.storage_bytes, content)?,
         source: None,
         request_id: request.request_id,
         reconnect: request.reconnect,
@@ -115,6 +118,19 @@ pub(super) fn policy(policy: Policy) -> Result<PolicyOverrides, WireError> {
         archive_after: span("policy.archive_after", policy.archive_after)?,
         keep_archives: span("policy.keep_archives", policy.keep_archives)?,
     })
+}
+
+/// Validates the requested size of the volume. `None` is the template's.
+fn storage(requested: u64, template: &Template) -> Result<Option<u64>, WireError> {
+    match requested {
+        0 => Ok(None),
+        _ if template.storage_bytes.is_none() => Err(bad(
+            "storage_bytes",
+            "must be 0, because the workspaces of this control plane have no volumes",
+        )),
+        _ if !STORAGE_RANGE.contains(&requested) => Err(bad("storage_bytes", "must be 1 MiB to 1 PiB")),
+        _ => Ok(Some(requested)),
+    }
 }
 
 /// Validates requested resources. A value of 0 keeps the current one.
@@ -208,8 +224,23 @@ mod tests {
         assert_eq!((new.template.as_str(), new.owner.as_str()), ("python", "me"));
         assert_eq!(new.policy.idle_timeout, Duration::from_secs(5));
         assert_eq!(new.policy.presence_cap, Duration::from_secs(60 * 60));
+        assert_eq!(new.resources, Resources::default());
+        let large = wire::Resources { cpu_millis: 2500, memory_bytes: 0 };
+        let large = parsed(CreateWorkspaceRequest { resources: Some(large), ..valid_request() }).unwrap();
+        assert_eq!(large.resources, Resources { cpu_millis: 2500, ..Resources::default() });
         assert!(new.env.contains_key("PYTHONUNBUFFERED") && new.env["KEY"] == "value");
         assert_eq!(parsed(valid_request()).unwrap().template, "shell", "the default");
+    }
+
+    #[test]
+    fn volume_size_needs_a_backend_with_volumes() {
+        let templates = Templates::load(&[], "shell").unwrap();
+        let (_, shell) = templates.get("shell").unwrap();
+        let on_volume = Template { storage_bytes: Some(10 << 30), ..Template::clone(shell) };
+        assert_eq!(storage(0, &on_volume).unwrap(), None, "the template's");
+        assert_eq!(storage(20 << 30, &on_volume).unwrap(), Some(20 << 30));
+        assert!(storage(1, &on_volume).unwrap_err().message().contains("1 MiB"));
+        assert!(storage(20 << 30, shell).unwrap_err().message().contains("no volumes"));
     }
 
     #[test]
@@ -227,6 +258,14 @@ mod tests {
                 CreateWorkspaceRequest { policy: policy(span(i64::MAX)), ..valid_request() },
             ),
             ("env", CreateWorkspaceRequest { env: [("A=B".into(), "".into())].into(), ..valid_request() }),
+            (
+                "resources.cpu_millis",
+                CreateWorkspaceRequest {
+                    resources: Some(wire::Resources { cpu_millis: u64::MAX, memory_bytes: 0 }),
+                    ..valid_request()
+                },
+            ),
+            ("storage_bytes", CreateWorkspaceRequest { storage_bytes: 1 << 30, ..valid_request() }),
             (
                 "env",
                 CreateWorkspaceRequest { env: [("A".into(), "x".repeat(20_000))].into(), ..valid_request() },

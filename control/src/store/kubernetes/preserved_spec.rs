@@ -40,9 +40,11 @@ impl PreservedSpec {
         archive.environment = self.environment.into_iter().filter(is_permitted).collect();
     }
 
-    /// Copies the fields into a new spec. Variables that the spec already has are not replaced.
+    /// Copies the fields into a new spec. Variables that the spec already has are not replaced, and
+    /// neither is its volume if none was preserved.
     pub(super) fn apply_to(self, spec: &mut WorkspaceSpec) {
-        (spec.storage, spec.ports) = (self.storage, self.ports);
+        spec.storage = self.storage.or(spec.storage.take());
+        spec.ports = self.ports;
         for variable in self.environment {
             if spec.environment.iter().all(|own| own.name != variable.name) {
                 spec.environment.push(variable);

@@ -20,9 +20,10 @@ use super::{
 use crate::{
     clock,
     kubernetes::{
-        GROUP, VERSION, Workspace, WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceStatus, has_status_code,
-        objects::ARCHIVE_BEFORE_DELETE, resource_names,
+        GROUP, StorageSpec, VERSION, Workspace, WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceStatus,
+        has_status_code, objects::ARCHIVE_BEFORE_DELETE, resource_names,
     },
+    quantity::bytes_words,
     store::{StoreError, WorkspaceRecord, stored::StoredRecord},
 };
 
@@ -169,6 +170,11 @@ impl KubernetesStore {
         record: &WorkspaceRecord,
     ) -> Result<Arc<Workspace>, StoreError> {
         let (spec, mut resource) = (&record.spec, resource::of(record));
+        if let Some(requested) = spec.storage_bytes {
+            let storage = self.template(&spec.template).await.map(|template| template.storage);
+            let size = bytes_words(requested);
+            resource.spec.storage = Some(StorageSpec { size, ..storage.unwrap_or_default() });
+        }
         let preserved = self.preserved_spec(record, written).await;
         let looking = |error| failed(format!("read the former spec of {}", spec.name), error);
         preserved.map_err(looking)?.apply_to(&mut resource.spec);
