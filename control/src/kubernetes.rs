@@ -10,6 +10,7 @@
 mod archive;
 mod environment;
 pub mod objects;
+mod pod_overrides;
 mod policy;
 mod port;
 mod quantity;
@@ -17,6 +18,7 @@ mod resolve;
 mod resources;
 mod status;
 mod storage;
+mod strategic_merge;
 mod template;
 mod workspace;
 
@@ -25,13 +27,14 @@ use kube::CustomResourceExt;
 pub use self::{
     archive::{WorkspaceArchive, WorkspaceArchiveSpec},
     environment::{SecretKey, Variable},
+    pod_overrides::PodOverrides,
     policy::PolicySpec,
     port::Port,
     resolve::{DesiredSpec, id_of, requested_resources, resolve, resource_names},
     resources::ResourcesSpec,
     status::{LastArchive, NextStepStatus, WorkspaceStatus},
     storage::{AccessMode, StorageSpec},
-    template::{WorkspaceTemplate, WorkspaceTemplateSpec},
+    template::{WorkspaceTemplate, WorkspaceTemplateSpec, WorkspaceTemplateStatus},
     workspace::{DesiredResourceState, Workspace, WorkspaceSpec},
 };
 

@@ -57,9 +57,14 @@ spec:
   command: [code-server, --auth, none]
   tolerations: [{key: workspaces, operator: Exists}]
   nodeSelector: {pool: workspaces}
-  policy: {idleTimeout: 90s, maxAwake: none}"#;
+  policy: {idleTimeout: 90s, maxAwake: none, keepArchives: 1d12h0m0s}
+  podOverrides:
+    metadata: {labels: {team: vision}}
+    spec: {volumes: [{name: x, $patch: delete}], containers: [{name: workspace, resources: {limits: {gpu: 1}}}]}"#;
     space.apply(template).expect_success();
     assert_eq!(space.field("wst/vscode", ".spec.storage.size"), "10Gi");
+    let overrides = space.field("wst/vscode", ".spec.podOverrides.spec.volumes[0]");
+    assert!(overrides.contains("\"$patch\":\"delete\""), "{overrides}");
     let inject = template.replace("command: [code-server, --auth, none]", "inject: true");
     assert!(space.apply(&inject).expect_failure().contains("a template with inject needs a command"));
 }

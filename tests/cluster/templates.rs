@@ -81,6 +81,83 @@ async fn template_change_reaches_inherited_fields_only() {
     }
 }
 
+/// Returns a template of a plain Debian with these overrides, whose image has no user of the pod's uid.
+fn shaped_template(overrides: &str) -> String {
+    let image = image("debian:bookworm-slim");
+    format!(
+        r#"{{"apiVersion": "podling.dev/v1alpha1", "kind": "WorkspaceTemplate", "metadata": {{"name": "shaped"}},
+            "spec": {{"image": "{image}", "inject": true, "command": ["sleep", "infinity"],
+            "resources": {{"cpu": "100m", "memory": "128Mi"}}, "storage": {{"size": "1Gi"}},
+            "podOverrides": {overrides}}}}}"#
+    )
+}
+
+async fn wait_template_ready(deployed: &Deployed, expected: &str) -> String {
+    let condition = r#".status.conditions[?(@.type=="Ready")]"#;
+    let status = |field: &str| deployed.namespace().field("wst/shaped", &format!("{condition}.{field}"));
+    wait_for(&format!("the template to be Ready={expected}"), async || {
+        (status("status") == expected).then(|| status("message"))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn template_shapes_pods_and_invalid_overrides_are_named() {
+    let (_control, deployed) = share_control_plane().await;
+    let space = deployed.namespace();
+    let image = image("debian:bookworm-slim");
+    let overrides = format!(
+        r#"{{"metadata": {{"labels": {{"team": "vision"}}}}, "spec": {{
+            "hostAliases": [{{"ip": "192.0.2.7", "hostnames": ["registry.test"]}}],
+            "volumes": [{{"name": "shared", "emptyDir": {{}}}}],
+            "initContainers": [{{"name": "prepare", "image": "{image}",
+                "command": ["sh", "-c", "echo prepared >/shared/file"],
+                "volumeMounts": [{{"name": "shared", "mountPath": "/shared"}}]}}],
+            "containers": [
+                {{"name": "workspace", "env": [{{"name": "TEAM", "value": "vision"}}],
+                  "volumeMounts": [{{"name": "shared", "mountPath": "/shared"}}]}},
+                {{"name": "sidecar", "image": "{image}", "command": ["sleep", "infinity"]}}]}}}}"#
+    );
+    space.apply(&shaped_template(&overrides)).expect_success();
+    wait_template_ready(deployed, "True").await;
+    let flags = ["--template", "shaped", "--cpu", "150m", "--memory", "160MiB", "--storage", "2GiB"];
+    let made = run_cli(deployed, &[&["create", "maryam", "--json"], &flags[..]].concat()).await.json();
+    let id = made["id"].as_str().unwrap().to_owned();
+    let pod = objects_of(deployed, "pods", &id).remove(0);
+    assert_eq!(pod["metadata"]["labels"]["team"], "vision");
+    assert_eq!(pod["metadata"]["labels"]["podling.dev/template"], "shaped");
+    assert_eq!(pod["spec"]["containers"].as_array().unwrap().len(), 2);
+    let limits = &pod["spec"]["containers"][0]["resources"]["limits"];
+    assert_eq!((&limits["cpu"], &limits["memory"]), (&Value::from("150m"), &Value::from("160Mi")));
+    assert_eq!(space.field("ws/maryam", ".spec.storage.size"), "2Gi");
+    // Lookups of hosts must not be affected by the agent's answers to lookups of users.
+    let script = "cat /shared/file; getent hosts registry.test | cut -d' ' -f1; echo $TEAM; whoami; id -gn; hostname; getent passwd root | cut -d: -f1; \
+                  echo | bash -i 2>&1 | grep -o podling@maryam";
+    let seen = run_cli(deployed, &["run", "maryam", "--", "sh", "-c", script]).await.out();
+    assert_eq!(seen, "prepared\n192.0.2.7\nvision\npodling\npodling\nmaryam\nroot\npodling@maryam\n");
+
+    // The agent's exit ends the pod although the sidecar runs on.
+    let before = uid_of_only_pod(&objects_of(deployed, "pods", &id));
+    let name = pod["metadata"]["name"].as_str().unwrap();
+    space.kubectl(&["exec", name, "--", "sh", "-c", "kill 1"]).expect_success();
+    wait_for("another pod to serve it", async || {
+        let pods = objects_of(deployed, "pods", &id);
+        let awake = space.field("ws/maryam", ".status.state") == "awake";
+        (awake && pods.len() == 1 && uid_of_only_pod(&pods) != before).then_some(())
+    })
+    .await;
+
+    space.apply(&shaped_template(r#"{"spec": {"hostNetwork": true}}"#)).expect_success();
+    let message = wait_template_ready(deployed, "False").await;
+    assert!(message.starts_with("podOverrides.spec.hostNetwork: "), "{message}");
+    let refused = deployed.cli().run(&["create", "other", "--template", "shaped"]).await;
+    assert_ne!(refused.code, Some(0));
+    let refused = refused.err();
+    assert!(refused.contains("template \"shaped\" is not valid: podOverrides.spec.hostNetwork"), "{refused}");
+    assert_eq!(space.field("ws/maryam", ".status.state"), "awake", "running pods keep their shape");
+    run_cli(deployed, &["rm", "--discard", &id]).await;
+}
+
 #[tokio::test]
 async fn secret_of_an_owner_is_not_in_a_namesake_workspace() {
     let (_control, deployed) = share_control_plane().await;

@@ -51,6 +51,11 @@ impl SecretKey {
     /// Returns whether the Secret is reserved for Podling. Each start checks this too, because an
     /// older CRD may have accepted such a reference.
     pub fn is_reserved(&self) -> bool {
-        self.name.starts_with(RESERVED_SECRET_PREFIX)
+        is_reserved_secret(&self.name)
     }
+}
+
+/// Returns whether the Secret of this name is reserved for Podling.
+pub(super) fn is_reserved_secret(name: &str) -> bool {
+    name.starts_with(RESERVED_SECRET_PREFIX)
 }

@@ -1,6 +1,8 @@
 //! Builds the objects of a workspace in a cluster: its pod and its volume claim. Does no I/O.
 
+mod overrides;
 mod pod;
+mod pod_security;
 mod volume_claim;
 
 use std::collections::BTreeMap;
@@ -12,7 +14,8 @@ use podling_core::{
 };
 
 pub use self::{
-    pod::{pod, pod_name, resource_requirements},
+    overrides::InvalidOverride,
+    pod::{AGENT_INIT_CONTAINER, pod, pod_name, resource_requirements, template_problem},
     volume_claim::volume_claim,
 };
 use super::{Port, ResourcesSpec, SecretKey, StorageSpec, WorkspaceTemplateSpec};

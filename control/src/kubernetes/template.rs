@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::Toleration;
+use k8s_openapi::{api::core::v1::Toleration, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable};
+use super::{PodOverrides, PolicySpec, Port, ResourcesSpec, StorageSpec, Variable};
 
 /// Image and defaults of workspaces. A change also applies to existing workspaces that do not set
 /// the value themselves: policy and resources change at once, other values with the next start. A
@@ -19,6 +19,7 @@ use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable};
     namespaced,
     shortname = "wst",
     category = "podling",
+    status = "WorkspaceTemplateStatus",
     derive = "PartialEq",
     doc = "Image and defaults of workspaces. A change also applies to existing workspaces that do not \
            set the value themselves: policy and resources change at once, other values with the next \
@@ -26,6 +27,11 @@ use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable};
     printcolumn(name = "Image", type_ = "string", json_path = ".spec.image"),
     printcolumn(name = "CPU", type_ = "string", json_path = ".spec.resources.cpu"),
     printcolumn(name = "Memory", type_ = "string", json_path = ".spec.resources.memory"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -77,4 +83,23 @@ pub struct WorkspaceTemplateSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub tolerations: Vec<Toleration>,
+    /// Strategic merge patch over the pods that Podling makes, such as extended resources, volumes,
+    /// sidecars, labels or affinity. Takes effect at the next start. The condition Ready says whether
+    /// it is valid; workspaces cannot be created or started while it is not.
+    #[serde(default, skip_serializing_if = "PodOverrides::is_empty")]
+    pub pod_overrides: PodOverrides,
+}
+
+/// Observed state of a template. Only the control plane writes it.
+#[derive(KubeSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkspaceTemplateStatus {
+    /// Generation of the spec that this status follows from.
+    #[serde(default)]
+    pub observed_generation: i64,
+    /// The condition Ready: whether workspaces can be started from the template.
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
 }

@@ -177,7 +177,8 @@ async fn as_leader(
         control_ca: CONTROL_CA.to_owned(),
         service_account: kubernetes.workspace_account.clone(),
     };
-    let opened = TemplateFollower::open(&client, namespace, &config.default_template).await;
+    let opened =
+        TemplateFollower::open(&client, namespace, &config.default_template, leader.leadership()).await;
     let (follower, templates) = opened.map_err(|source| ControlPlaneError::Cluster {
         operation: "read the WorkspaceTemplates".into(),
         source: Box::new(source),

@@ -1,11 +1,16 @@
-//! Follows the `WorkspaceTemplate` resources of a namespace.
+//! Follows the `WorkspaceTemplate` resources of a namespace, and reports in their status whether they
+//! are valid.
 
-use std::{collections::BTreeMap, pin::pin, sync::Arc};
+use std::{collections::BTreeMap, future, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff,
+};
 use kube::{
     Api, Client, ResourceExt,
-    api::ListParams,
+    api::{ListParams, Patch, PatchParams},
     core::DeserializeGuard,
     runtime::{
         WatchStreamExt,
@@ -13,14 +18,26 @@ use kube::{
     },
 };
 use podling_core::policy::Policy;
-use tokio::sync::watch;
+use serde_json::json;
+use tokio::{sync::watch, time::sleep};
 
 use super::{InvalidTemplate, Template, Templates};
 use crate::{
-    kubernetes::{WorkspaceTemplate, WorkspaceTemplateSpec, requested_resources},
+    kubernetes::{
+        GROUP, VERSION, WorkspaceTemplate, WorkspaceTemplateSpec, WorkspaceTemplateStatus, has_status_code,
+        objects::template_problem, requested_resources,
+    },
+    leader_election::Leadership,
     quantity::bytes,
     watch_backoff::WatchBackoff,
 };
+
+/// Field manager of the statuses.
+const MANAGER: &str = "podling";
+/// Pause before statuses are written again that could not be written.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
+/// Maximum length of a condition's message, in characters, as Kubernetes has it.
+const MAX_MESSAGE: usize = 32_768;
 
 /// The last usable content of each resource, and the problems of those that were never usable.
 #[derive(Debug, Clone, Default)]
@@ -29,13 +46,14 @@ struct KnownResources {
     invalid: BTreeMap<String, InvalidTemplate>,
 }
 
-#[derive(Debug)]
 pub struct TemplateFollower {
     // An older CRD may have accepted an invalid resource, which must not hide the others.
     resources: Api<DeserializeGuard<WorkspaceTemplate>>,
+    statuses: Api<WorkspaceTemplate>,
     default: String,
     known: KnownResources,
     templates: watch::Sender<Arc<Templates>>,
+    leadership: Arc<Leadership>,
 }
 
 impl TemplateFollower {
@@ -45,67 +63,175 @@ impl TemplateFollower {
         client: &Client,
         namespace: &str,
         default: &str,
+        leadership: Arc<Leadership>,
     ) -> Result<(Self, watch::Receiver<Arc<Templates>>), kube::Error> {
         let resources: Api<DeserializeGuard<WorkspaceTemplate>> = Api::namespaced(client.clone(), namespace);
+        let statuses = Api::namespaced(client.clone(), namespace);
         let listed = resources.list(&ListParams::default()).await?;
         let mut known = KnownResources::default();
-        listed.into_iter().for_each(|found| known.apply(found, None));
+        listed.into_iter().for_each(|found| drop(known.apply(found, None)));
         let (templates, receiver) = watch::channel(Arc::new(known.templates(default)));
-        Ok((Self { resources, default: default.to_owned(), known, templates }, receiver))
+        let default = default.to_owned();
+        Ok((Self { resources, statuses, default, known, templates, leadership }, receiver))
     }
 
     /// Follows changes of the templates. Never returns.
-    pub async fn run(self) {
-        let mut known = self.known;
+    pub async fn run(mut self) {
         let mut listed = KnownResources::default();
-        let mut events =
-            pin!(watcher(self.resources, watcher::Config::default()).backoff(WatchBackoff::default()));
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(Event::Init) => listed = KnownResources::default(),
-                Ok(Event::InitApply(resource)) => {
-                    let before = known.valid.get(&resource.name_any()).cloned();
-                    listed.apply(resource, before);
-                }
-                Ok(Event::InitDone) => known = std::mem::take(&mut listed),
-                Ok(Event::Apply(resource)) => {
-                    let before = known.valid.get(&resource.name_any()).cloned();
-                    known.apply(resource, before);
-                }
-                Ok(Event::Delete(resource)) => {
-                    known.valid.remove(&resource.name_any());
-                    known.invalid.remove(&resource.name_any());
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "failed to watch templates, retrying; using the last known ones")
+        // Resources whose status may have to be written, by name.
+        let mut unwritten = BTreeMap::new();
+        let mut events = pin!(
+            watcher(self.resources.clone(), watcher::Config::default()).backoff(WatchBackoff::default())
+        );
+        loop {
+            let has_unwritten = !unwritten.is_empty();
+            let retry =
+                async { if has_unwritten { sleep(RETRY_PAUSE).await } else { future::pending().await } };
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(event) => self.apply_event(event, &mut listed, &mut unwritten),
+                    None => return,
+                },
+                () = retry => {}
+            }
+            let mut failed = BTreeMap::new();
+            for (name, resource) in unwritten {
+                if !self.write_status(&name, &resource).await {
+                    failed.insert(name, resource);
                 }
             }
-            self.templates.send_replace(Arc::new(known.templates(&self.default)));
+            unwritten = failed;
+        }
+    }
+
+    fn apply_event(
+        &mut self,
+        event: Result<Event<DeserializeGuard<WorkspaceTemplate>>, watcher::Error>,
+        listed: &mut KnownResources,
+        unwritten: &mut BTreeMap<String, WorkspaceTemplate>,
+    ) {
+        match event {
+            Ok(Event::Init) => *listed = KnownResources::default(),
+            Ok(Event::InitApply(resource)) => {
+                let (name, before) = (resource.name_any(), self.known.valid.get(&resource.name_any()).cloned());
+                unwritten.extend(listed.apply(resource, before).map(|resource| (name, resource)));
+            }
+            Ok(Event::InitDone) => self.known = std::mem::take(listed),
+            Ok(Event::Apply(resource)) => {
+                let (name, before) = (resource.name_any(), self.known.valid.get(&resource.name_any()).cloned());
+                unwritten.extend(self.known.apply(resource, before).map(|resource| (name, resource)));
+            }
+            Ok(Event::Delete(resource)) => {
+                let name = resource.name_any();
+                self.known.valid.remove(&name);
+                self.known.invalid.remove(&name);
+                unwritten.remove(&name);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "failed to watch templates, retrying; using the last known ones")
+            }
+        }
+        self.templates.send_replace(Arc::new(self.known.templates(&self.default)));
+    }
+
+    /// Writes the status of a template if it differs. Returns whether that is done, or hopeless.
+    async fn write_status(&self, name: &str, resource: &WorkspaceTemplate) -> bool {
+        let problem = problem(resource);
+        let status = status(resource, problem.as_deref(), jiff::Timestamp::now());
+        if resource.status.as_ref() == Some(&status) {
+            return true;
+        }
+        if !self.leadership.is_leader() {
+            return false;
+        }
+        if let Some(problem) = problem {
+            tracing::warn!(template = name, problem, "no workspace can be started from a template");
+        }
+        let patch = json!({
+            "apiVersion": format!("{GROUP}/{VERSION}"), "kind": "WorkspaceTemplate",
+            "metadata": {"resourceVersion": resource.resource_version()}, "status": status,
+        });
+        let params = PatchParams::apply(MANAGER).force();
+        match self.statuses.patch_status(name, &params, &Patch::Apply(patch)).await {
+            Ok(_) => true,
+            // The template was deleted or changed, and the watch reports that.
+            Err(error) if [404, 409].iter().any(|code| has_status_code(&error, *code)) => true,
+            Err(error) => {
+                tracing::warn!(template = name, %error, "failed to write the status of a template");
+                false
+            }
         }
     }
 }
 
+impl std::fmt::Debug for TemplateFollower {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TemplateFollower").field("default", &self.default).finish_non_exhaustive()
+    }
+}
+
 impl KnownResources {
-    /// Records a resource. If it is invalid, `before` stays, which is its previous content.
-    fn apply(&mut self, resource: DeserializeGuard<WorkspaceTemplate>, before: Option<Arc<Template>>) {
+    /// Records a resource, and returns it if it can be parsed. If it cannot, `before` stays, which is
+    /// its previous content. A resource whose overrides are not valid is not used.
+    fn apply(
+        &mut self,
+        resource: DeserializeGuard<WorkspaceTemplate>,
+        before: Option<Arc<Template>>,
+    ) -> Option<WorkspaceTemplate> {
         let name = resource.name_any();
-        let valid = match resource.0 {
-            Ok(resource) => Some(Arc::new(from_spec(&resource.spec))),
+        let (valid, problem, resource) = match resource.0 {
+            Ok(resource) => match problem(&resource) {
+                None => (Some(Arc::new(from_spec(&resource.spec))), None, Some(resource)),
+                Some(problem) => (None, Some(problem), Some(resource)),
+            },
             Err(invalid) => {
                 tracing::error!(name, problem = invalid.error, "ignoring invalid template");
                 let problem = format!("the WorkspaceTemplate {name} cannot be read: {}", invalid.error);
-                self.invalid.insert(name.clone(), InvalidTemplate { file: None, line: None, problem });
-                before
+                (before, Some(problem), None)
             }
         };
+        self.valid.remove(&name);
+        self.invalid.remove(&name);
         if let Some(template) = valid {
-            self.invalid.remove(&name);
             self.valid.insert(name, template);
+        } else if let Some(problem) = problem {
+            self.invalid.insert(name, InvalidTemplate { file: None, line: None, problem });
         }
+        resource
     }
 
     fn templates(&self, default: &str) -> Templates {
         Templates::new(self.valid.clone(), self.invalid.clone(), default)
+    }
+}
+
+fn problem(resource: &WorkspaceTemplate) -> Option<String> {
+    template_problem(&resource.name_any(), &resource.spec).map(|problem| problem.to_string())
+}
+
+/// Returns the status of a template. Its condition keeps its transition time while it is the same.
+fn status(
+    resource: &WorkspaceTemplate,
+    problem: Option<&str>,
+    now: jiff::Timestamp,
+) -> WorkspaceTemplateStatus {
+    let generation = resource.metadata.generation.unwrap_or_default();
+    let (status, reason) =
+        if problem.is_none() { ("True", "Valid") } else { ("False", "InvalidPodOverrides") };
+    let old = resource.status.iter().flat_map(|status| &status.conditions);
+    let same = old.into_iter().find(|old| old.type_ == "Ready" && old.status == status);
+    // Kubernetes stores whole seconds. A more precise time would always differ from the stored one.
+    let now = jiff::Timestamp::from_second(now.as_second()).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    WorkspaceTemplateStatus {
+        observed_generation: generation,
+        conditions: vec![Condition {
+            type_: "Ready".to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message: problem.unwrap_or("workspaces can be started").chars().take(MAX_MESSAGE).collect(),
+            observed_generation: Some(generation),
+            last_transition_time: same.map_or(Time(now), |same| same.last_transition_time.clone()),
+        }],
     }
 }
 
@@ -119,5 +245,61 @@ fn from_spec(spec: &WorkspaceTemplateSpec) -> Template {
         policy: Policy::default().with(&spec.policy.overrides()),
         resources: requested_resources(Some(&spec.resources)),
         storage_bytes: bytes(&spec.storage.size),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_names_the_problem_and_keeps_its_time() {
+        let resource = |overrides: serde_json::Value, generation: i64| -> WorkspaceTemplate {
+            serde_json::from_value(json!({
+                "apiVersion": "podling.dev/v1alpha1", "kind": "WorkspaceTemplate",
+                "metadata": {"name": "gpu", "generation": generation},
+                "spec": {"image": "cuda", "podOverrides": overrides},
+            }))
+            .unwrap()
+        };
+        let at = |seconds| jiff::Timestamp::from_second(seconds).unwrap();
+        let show = |resource: &WorkspaceTemplate, seconds| {
+            status(resource, problem(resource).as_deref(), at(seconds))
+        };
+        let mut valid = resource(json!({"spec": {"runtimeClassName": "nvidia"}}), 1);
+        let first = show(&valid, 100);
+        assert_eq!((first.observed_generation, first.conditions[0].status.as_str()), (1, "True"));
+        valid.status = Some(first.clone());
+        assert_eq!(show(&valid, 200), first, "an unchanged status is not written again");
+        let mut broken = resource(json!({"spec": {"hostNetwork": true}}), 2);
+        broken.status = Some(first);
+        let broken = show(&broken, 300);
+        let condition = &broken.conditions[0];
+        assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("False", "InvalidPodOverrides"));
+        assert!(condition.message.starts_with("podOverrides.spec.hostNetwork: "), "{}", condition.message);
+        assert_eq!((broken.observed_generation, condition.last_transition_time.0), (2, at(300)));
+    }
+    #[test]
+    fn template_with_invalid_overrides_is_not_used() {
+        let resource = |overrides: serde_json::Value| -> DeserializeGuard<WorkspaceTemplate> {
+            serde_json::from_value(json!({
+                "apiVersion": "podling.dev/v1alpha1", "kind": "WorkspaceTemplate",
+                "metadata": {"name": "gpu"}, "spec": {"image": "cuda", "podOverrides": overrides},
+            }))
+            .unwrap()
+        };
+        let mut known = KnownResources::default();
+        let refused = |known: &KnownResources| match known.templates("gpu").get("gpu") {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        assert!(known.apply(resource(json!({})), None).is_some());
+        assert_eq!(refused(&known), "");
+        let before = known.valid.get("gpu").cloned();
+        assert!(known.apply(resource(json!({"spec": {"hostPID": true}})), before).is_some());
+        let error = refused(&known);
+        assert!(error.starts_with("template gpu is not valid: podOverrides.spec.hostPID: "), "{error}");
+        known.apply(resource(json!({"spec": {"hostPID": false}})), None);
+        assert_eq!(refused(&known), "");
     }
 }

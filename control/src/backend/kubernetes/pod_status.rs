@@ -4,24 +4,35 @@
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Node, Pod, PodStatus};
 use podling_core::reason::{Wait, WaitReason};
 
+use crate::kubernetes::objects::{AGENT_INIT_CONTAINER, CONTAINER};
+
 /// Maximum length of a quoted message, in characters.
 const MAX_MESSAGE_CHARS: usize = 400;
 /// Number of lines quoted from the end of a program's output.
 const MAX_OUTPUT_LINES: usize = 5;
 
-/// Returns how the pod ended; `None` if it has not ended.
+/// Returns how the pod ended; `None` if it has not ended. A pod whose agent has exited has ended,
+/// even if sidecars run on.
 pub(super) fn ended(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
-    let failed = match status.phase.as_deref()? {
-        "Failed" => true,
-        "Succeeded" => false,
-        _ => return None,
+    let failed = match (status.phase.as_deref()?, agent_exit_code(status)) {
+        ("Failed", _) => true,
+        ("Succeeded", _) => false,
+        (_, Some(code)) => code != 0,
+        (_, None) => return None,
     };
     Some(disrupted(status).unwrap_or_else(|| match pod.metadata.deletion_timestamp {
         Some(_) => "its pod was deleted".to_owned(),
         None if failed => failure(status),
         None => "it exited without an error".to_owned(),
     }))
+}
+
+/// Returns the exit code of the workspace container; `None` if it has not ended.
+fn agent_exit_code(status: &PodStatus) -> Option<i32> {
+    let mut containers = status.container_statuses.iter().flatten();
+    let container = containers.find(|container| container.name == CONTAINER)?;
+    Some(container.state.as_ref()?.terminated.as_ref()?.exit_code)
 }
 
 /// Returns why the cluster ended the pod; `None` if the cluster did not end it.
@@ -58,8 +69,14 @@ fn container_failure(status: &PodStatus) -> Option<String> {
     let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
     let ended =
         containers.filter_map(|container| Some((container, container.state.as_ref()?.terminated.as_ref()?)));
-    let (container, ended) = ended.into_iter().find(|(_, ended)| ended.exit_code != 0)?;
-    let subject = if container.name == "agent" { "copying the agent into the pod failed: " } else { "" };
+    let failed = ended.into_iter().filter(|(_, ended)| ended.exit_code != 0);
+    // A sidecar usually ends because the workspace container has ended.
+    let (container, ended) = failed.min_by_key(|(container, _)| container.name != CONTAINER)?;
+    let subject = match container.name.as_str() {
+        CONTAINER => String::new(),
+        AGENT_INIT_CONTAINER => "copying the agent into the pod failed: ".to_owned(),
+        name => format!("its container {name} failed: "),
+    };
     let how = match (ended.reason.as_deref(), ended.exit_code) {
         (Some("OOMKilled"), _) => "out of memory: the memory limit was reached".to_owned(),
         (Some("ContainerCannotRun" | "StartError"), _) => "its command cannot be run".to_owned(),
@@ -239,6 +256,24 @@ mod tests {
         assert_eq!(ended(&drained).unwrap(), "its pod was evicted, for example by a drain of its node");
         assert_eq!(ended(&pod(json!({"phase": "Succeeded"}))).unwrap(), "it exited without an error");
         assert_eq!(ended(&pod(json!({"phase": "Running"}))), None);
+    }
+
+    #[test]
+    fn agent_exit_ends_the_pod_while_sidecars_run() {
+        let container = |name: &str, state: Value| json!({"name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state});
+        let exited = |code: i32| json!({"terminated": {"exitCode": code}});
+        let with = |phase: &str, agent: Value, sidecar: Value| {
+            let containers = [container("proxy", sidecar), container("workspace", agent)];
+            ended(&pod(json!({"phase": phase, "containerStatuses": containers})))
+        };
+        let running = json!({"running": {}});
+        assert_eq!(with("Running", running.clone(), exited(1)), None, "a sidecar is not the agent");
+        assert_eq!(with("Running", exited(0), running.clone()).unwrap(), "it exited without an error");
+        assert_eq!(with("Running", exited(3), running).unwrap(), "exit code 3");
+        assert_eq!(with("Failed", exited(3), exited(137)).unwrap(), "exit code 3");
+        let setup = container("setup", exited(7));
+        let failed = pod(json!({"phase": "Failed", "initContainerStatuses": [setup]}));
+        assert_eq!(ended(&failed).unwrap(), "its container setup failed: exit code 7");
     }
 
     #[test]

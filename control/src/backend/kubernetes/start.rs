@@ -66,7 +66,11 @@ impl ClusterClient {
             template,
             controller,
         };
-        let pod = pod(&start, &self.defaults);
+        let invalid = |problem| {
+            let template = &plan.spec.template;
+            BackendError::new(operation, format!("the WorkspaceTemplate {template} is not valid: {problem}"))
+        };
+        let pod = pod(&start, &self.defaults).map_err(invalid)?;
         let name = pod.name_any();
         let created = self.retry_transient(operation, reporter, || async {
             match self.pods.create(&PostParams::default(), &pod).await {

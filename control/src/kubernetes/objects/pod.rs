@@ -15,8 +15,8 @@ use k8s_openapi::{
 use podling_core::{id::WorkspaceId, workspace::Epoch};
 
 use super::{
-    AGENT_PORT, AUDIENCE, CONTAINER, EPOCH_ANNOTATION, PodDefaults, PodStart, Port, ResourcesSpec, SecretKey,
-    TEMPLATE_LABEL, labels,
+    AGENT_PORT, AUDIENCE, CONTAINER, EPOCH_ANNOTATION, InvalidOverride, PodDefaults, PodStart, Port,
+    ResourcesSpec, SecretKey, TEMPLATE_LABEL, WorkspaceTemplateSpec, labels, overrides, volume_claim_name,
 };
 use crate::quantity::cores;
 
@@ -27,6 +27,18 @@ const ROOT: &str = "/workspace";
 /// Mount point of the agent's state.
 const STATE: &str = "/var/lib/podling";
 const SCRATCH: &str = "/tmp";
+/// Mount points below which a template cannot mount anything.
+pub(super) const MOUNTS: [&str; 4] = [ROOT, STATE, "/run/podling", NAME_SERVICE_DIR];
+pub(super) const STORAGE_VOLUME: &str = "storage";
+pub(super) const SCRATCH_VOLUME: &str = "scratch";
+/// Volumes that no other container may mount.
+pub(super) const AGENT_VOLUMES: [&str; 4] = ["agent", "ca", "name-service", "token"];
+/// Name of the init container that copies the agent.
+pub const AGENT_INIT_CONTAINER: &str = "agent";
+/// Variable with the home directory of all programs.
+pub(super) const HOME: &str = "HOME";
+/// Annotation that names the container that kubectl selects in a pod with several.
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 /// Directory of the socket of nscd. glibc and musl have its path built in. There the agent answers
 /// which name the uid has, if the image does not know the uid.
 const NAME_SERVICE_DIR: &str = "/var/run/nscd";
@@ -35,7 +47,7 @@ const NAME_SERVICE_SOCKET: &str = "/var/run/nscd/socket";
 const INJECTED_AGENT_DIR: &str = "/run/podling/agent";
 /// Grace period of the pod before the node kills it, in seconds. Programs have the first 5 s to
 /// end. The agent has the rest to save and sync.
-const GRACE_SECONDS: i64 = 60;
+pub(super) const GRACE_SECONDS: i64 = 60;
 /// Lifetime of the agent's token, in seconds. The node renews the token, and the agent reads it
 /// before each connection.
 const TOKEN_SECONDS: i64 = 3600;
@@ -50,8 +62,38 @@ pub fn pod_name(workspace: &WorkspaceId, epoch: Epoch) -> String {
     format!("workspace-{workspace}-{epoch}")
 }
 
-/// Builds the pod of one start.
-pub fn pod(start: &PodStart, defaults: &PodDefaults) -> Pod {
+/// Builds the pod of one start. Fails if the overrides of its template are not valid.
+pub fn pod(start: &PodStart, defaults: &PodDefaults) -> Result<Pod, InvalidOverride> {
+    overrides::apply(plain_pod(start, defaults), &start.template.pod_overrides)
+}
+
+/// Returns why no pod can be made from the template; `None` if it is valid.
+pub fn template_problem(name: &str, template: &WorkspaceTemplateSpec) -> Option<InvalidOverride> {
+    let workspace = WorkspaceId::from_bits(0);
+    let start = PodStart {
+        epoch: 1,
+        name: "workspace".parse().ok()?,
+        template: template.clone(),
+        template_name: name.to_owned(),
+        resources: template.resources.clone(),
+        secrets: Vec::new(),
+        ports: template.ports.clone(),
+        volume_claim_name: volume_claim_name(&workspace),
+        controller: None,
+        workspace,
+    };
+    // The rules do not depend on these settings.
+    let defaults = PodDefaults {
+        agent_image: "agent".to_owned(),
+        control: String::new(),
+        control_ca: String::new(),
+        service_account: "workspace".to_owned(),
+    };
+    pod(&start, &defaults).err()
+}
+
+/// Builds the pod without the overrides of its template.
+fn plain_pod(start: &PodStart, defaults: &PodDefaults) -> Pod {
     let template = &start.template;
     let mut labels = labels(&start.workspace);
     labels.insert(TEMPLATE_LABEL.to_owned(), start.template_name.clone());
@@ -59,7 +101,13 @@ pub fn pod(start: &PodStart, defaults: &PodDefaults) -> Pod {
         metadata: ObjectMeta {
             name: Some(pod_name(&start.workspace, start.epoch)),
             labels: Some(labels),
-            annotations: Some([(EPOCH_ANNOTATION.to_owned(), start.epoch.to_string())].into()),
+            annotations: Some(
+                [
+                    (EPOCH_ANNOTATION.to_owned(), start.epoch.to_string()),
+                    (DEFAULT_CONTAINER.to_owned(), CONTAINER.to_owned()),
+                ]
+                .into(),
+            ),
             owner_references: start.controller.clone().map(|controller| vec![controller]),
             ..ObjectMeta::default()
         },
@@ -113,14 +161,14 @@ fn workspace_container(start: &PodStart, defaults: &PodDefaults) -> Container {
         ("PODLING_AGENT_ROOT", ROOT),
         ("PODLING_AGENT_STATE", STATE),
         ("PODLING_AGENT_NAME_SERVICE", NAME_SERVICE_SOCKET),
-        ("HOME", ROOT),
+        (HOME, ROOT),
     ];
     let mut mounts = vec![
-        with_sub_path(mount("storage", ROOT), "home"),
-        with_sub_path(mount("storage", STATE), "state"),
+        with_sub_path(mount(STORAGE_VOLUME, ROOT), "home"),
+        with_sub_path(mount(STORAGE_VOLUME, STATE), "state"),
         mount("token", "/run/podling/token"),
         mount("ca", "/run/podling/ca"),
-        mount("scratch", SCRATCH),
+        mount(SCRATCH_VOLUME, SCRATCH),
         mount("name-service", NAME_SERVICE_DIR),
     ];
     if template.inject {
@@ -196,7 +244,7 @@ fn agent_init_container(start: &PodStart, defaults: &PodDefaults) -> Container {
     let cpu = cores(&start.resources.cpu).map_or(INJECT_CPU_MILLIS, |own| own.min(INJECT_CPU_MILLIS));
     let resources = ResourcesSpec { cpu: format!("{cpu}m"), memory: INJECT_MEMORY.to_owned() };
     Container {
-        name: "agent".to_owned(),
+        name: AGENT_INIT_CONTAINER.to_owned(),
         image: Some(defaults.agent_image.clone()),
         args: Some(vec!["install".to_owned(), INJECTED_AGENT_DIR.to_owned()]),
         resources: Some(resource_requirements(&resources)),
@@ -223,7 +271,7 @@ fn volumes(start: &PodStart, defaults: &PodDefaults) -> Vec<Volume> {
                 claim_name: start.volume_claim_name.clone(),
                 read_only: None,
             }),
-            ..named("storage")
+            ..named(STORAGE_VOLUME)
         },
         Volume {
             projected: Some(ProjectedVolumeSource {
@@ -239,7 +287,7 @@ fn volumes(start: &PodStart, defaults: &PodDefaults) -> Vec<Volume> {
             }),
             ..named("ca")
         },
-        Volume { empty_dir: empty.clone(), ..named("scratch") },
+        Volume { empty_dir: empty.clone(), ..named(SCRATCH_VOLUME) },
         Volume { empty_dir: empty.clone(), ..named("name-service") },
     ];
     if start.template.inject {
@@ -287,16 +335,16 @@ mod tests {
     use crate::kubernetes::objects::tests::{defaults, start};
 
     fn spec(start: &PodStart) -> PodSpec {
-        pod(start, &defaults()).spec.unwrap()
+        plain_pod(start, &defaults()).spec.unwrap()
     }
 
     #[test]
     fn pod_belongs_to_one_epoch_and_never_restarts() {
         let (start, next) = (start(), PodStart { epoch: 4, ..start() });
-        let name = |start| pod(start, &defaults()).metadata.name.unwrap();
+        let name = |start| plain_pod(start, &defaults()).metadata.name.unwrap();
         assert_ne!(name(&start), name(&next));
         assert_eq!(spec(&start).restart_policy.unwrap(), "Never");
-        assert_eq!(pod(&next, &defaults()).metadata.annotations.unwrap()[EPOCH_ANNOTATION], "4");
+        assert_eq!(plain_pod(&next, &defaults()).metadata.annotations.unwrap()[EPOCH_ANNOTATION], "4");
     }
 
     #[test]
