@@ -29,6 +29,13 @@ const UNITS: [(&str, u128, u128); 16] = [
     ("Ei", 1 << 60, 1),
 ];
 
+/// The notation that [`duration()`] accepts.
+pub const DURATION: &str = "a duration such as \"90s\", \"15m\", \"1h30m\", \"1.5h\" or \"7d\"";
+
+/// Units of durations with their length in milliseconds, largest first.
+pub const DURATION_UNITS: [(&str, u64); 5] =
+    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+
 /// Parses a number of cores into thousandths of a core, rounded up. Returns `None` for 0.
 pub fn cores(text: &str) -> Option<u64> {
     quantity(text, 1_000)
@@ -67,31 +74,36 @@ pub fn bytes_words(bytes: u64) -> String {
     format!("{}{}", bytes >> (10 * power), units[power as usize])
 }
 
-/// Parses a duration of whole seconds, such as "90s", "15m", "1h30m" or "7d".
+/// Parses numbers with units, from the largest unit to the smallest: "90s", "1h30m", "7d", "1.5h".
+/// Each unit occurs at most once. All surfaces of Podling use this grammar, which includes durations
+/// as Kubernetes writes them ("1h0m0s"). Fractions of a millisecond are dropped.
 pub fn duration(text: &str) -> Option<Duration> {
-    let mut total = Duration::ZERO;
-    let mut rest = text;
+    let (mut total, mut rest, mut units) = (0_u64, text, DURATION_UNITS.as_slice());
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let count: u64 = rest[..digits].parse().ok()?;
-        let seconds = match rest.as_bytes()[digits] {
-            b's' => 1,
-            b'm' => 60,
-            b'h' => 60 * 60,
-            b'd' => 24 * 60 * 60,
-            _ => return None,
-        };
-        total = total.checked_add(Duration::from_secs(count.checked_mul(seconds)?))?;
-        rest = &rest[digits + 1..];
+        let (number, tail) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit() && c != '.')?);
+        let (unit, tail) = tail.split_at(tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len()));
+        let place = units.iter().position(|(name, _)| *name == unit)?;
+        let millis = units[place].1;
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+        let (numerator, denominator) = (fraction, 10_u128.checked_pow(fraction.len().try_into().ok()?)?);
+        let part = numerator.parse::<u128>().ok()?.checked_mul(millis.into())? / denominator;
+        let whole = whole.parse::<u64>().ok()?.checked_mul(millis)?;
+        total = total.checked_add(whole)?.checked_add(part.try_into().ok()?)?;
+        (units, rest) = (&units[place + 1..], tail);
     }
-    (!text.is_empty()).then_some(total)
+    (!text.is_empty()).then_some(Duration::from_millis(total))
 }
 
-/// Formats a duration in hours, minutes and seconds, as [`duration()`] and Kubernetes read it.
-/// Fractions of a second are dropped.
+/// Formats a duration as [`duration()`] and Kubernetes read it, without days. Fractions of a
+/// millisecond are dropped.
 pub fn duration_words(time: Duration) -> String {
     let seconds = time.as_secs();
-    let parts = [(seconds / 3600, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
+    let parts = [
+        (seconds / 3600, "h"),
+        (seconds / 60 % 60, "m"),
+        (seconds % 60, "s"),
+        (time.subsec_millis().into(), "ms"),
+    ];
     let words: String =
         parts.iter().filter(|(count, _)| *count > 0).map(|(count, unit)| format!("{count}{unit}")).collect();
     if words.is_empty() { "0s".to_owned() } else { words }
@@ -128,11 +140,56 @@ mod tests {
 
     #[test]
     fn durations_round_trip() {
-        for (seconds, words) in
-            [(90, "1m30s"), (3600, "1h"), (129_600, "36h"), (0, "0s"), (86_461, "24h1m1s")]
-        {
-            let time = Duration::from_secs(seconds);
+        for (millis, words) in [
+            (90_000, "1m30s"),
+            (3_600_000, "1h"),
+            (129_600_000, "36h"),
+            (0, "0s"),
+            (86_461_000, "24h1m1s"),
+            (1_500, "1s500ms"),
+        ] {
+            let time = Duration::from_millis(millis);
             assert_eq!((duration_words(time).as_str(), duration(words)), (words, Some(time)));
+        }
+    }
+
+    #[test]
+    fn duration_accepts_every_unit_in_order() {
+        for (text, seconds) in [
+            ("90s", 90),
+            ("1h0m0s", 3_600),
+            ("1d", 86_400),
+            ("1d2h", 93_600),
+            ("7d12h30m1s", 649_801),
+            ("1.5h", 5_400),
+            ("0.5d", 43_200),
+            ("2000ms", 2),
+            ("0s", 0),
+        ] {
+            assert_eq!((text, duration(text)), (text, Some(Duration::from_secs(seconds))));
+        }
+        assert_eq!(duration("250ms"), Some(Duration::from_millis(250)));
+        assert_eq!(duration("0.0015s"), Some(Duration::from_millis(1)));
+        for bad in [
+            "",
+            "5",
+            "s",
+            "1x",
+            "-1s",
+            "5 s",
+            "5s5m",
+            "5s5s",
+            "5min",
+            "1.h",
+            ".5h",
+            "1.2.3h",
+            "ß",
+            "1d ",
+            "99999999999999999999s",
+            "9999999999999999d",
+            "1.99999999999999999999999999999999999999999h",
+        ] {
+            assert_eq!((bad, duration(bad)), (bad, None));
         }
     }
 }

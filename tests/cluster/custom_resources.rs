@@ -43,7 +43,7 @@ template: vscode
 desiredState: Asleep
 resources: {cpu: 500m, memory: 2Gi}
 storage: {size: 20Gi, className: fast}
-policy: {idleTimeout: 1h30m, warning: 5m, maxAwake: 36h}
+policy: {idleTimeout: 1h30m, warning: 5m, maxAwake: 36h, workCap: 1.5h, archiveAfter: 1d, keepArchives: 365d}
 ports: [{name: ide, port: 8080}, {name: app, port: 3000}]
 environment:
 - {name: EDITOR, value: vi}
@@ -82,8 +82,10 @@ fn invalid_specs_are_rejected_with_a_message() {
         ("owner: ada\ntemplate: python\nresources: {memory: 1GB}", "spec.resources.memory"),
         ("owner: ada\ntemplate: python\nstorage: {size: big}", "spec.storage.size"),
         ("owner: ada\ntemplate: python\npolicy: {idleTimeout: soon}", "spec.policy.idleTimeout"),
-        ("owner: ada\ntemplate: python\npolicy: {idleTimeout: 1.5h}", "spec.policy.idleTimeout"),
-        ("owner: ada\ntemplate: python\npolicy: {maxAwake: 9999h}", "a time from 1s to 8760h"),
+        ("owner: ada\ntemplate: python\npolicy: {idleTimeout: 1h1d}", "spec.policy.idleTimeout"),
+        ("owner: ada\ntemplate: python\npolicy: {maxAwake: 9999h}", "a duration from 1s to 365d"),
+        ("owner: ada\ntemplate: python\npolicy: {keepArchives: 365d1s}", "a duration from 1s to 365d"),
+        ("owner: ada\ntemplate: python\npolicy: {idleTimeout: 500ms}", "a duration from 1s to 365d"),
         ("owner: ada\ntemplate: python\nid: mine", "spec.id"),
         (
             "owner: ada\ntemplate: python\nports: [{name: ide, port: 70000}]",

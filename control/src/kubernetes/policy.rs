@@ -8,34 +8,34 @@ use serde::{Deserialize, Serialize};
 
 use crate::quantity::{duration, duration_words};
 
+/// Durations as [`duration()`] reads them.
+const DURATION_PATTERN: &str = r"^([0-9]+(\.[0-9]+)?d)?([0-9]+(\.[0-9]+)?h)?([0-9]+(\.[0-9]+)?m)?([0-9]+(\.[0-9]+)?s)?([0-9]+(\.[0-9]+)?ms)?$";
+/// Checks the range of a duration. `duration` of CEL knows no days, so they are converted to hours.
+const IN_RANGE: &str = "[(self.contains('d') ? duration(string(double(self.split('d')[0]) * 24.0) + 'h') : \
+     duration('0s')) + (self.endsWith('d') ? duration('0s') : \
+     duration(self.split('d')[self.contains('d') ? 1 : 0]))]\
+     .all(time, time >= duration('1s') && time <= duration('8760h'))";
+
 macro_rules! policy {
     ($($(#[doc = $doc:literal])* $field:ident;)*) => {
-        /// Timeouts and caps in hours, minutes and seconds ("36h", "1h30m", "90s"), from 1 s to 365
-        /// days. Absent values come from the template, or else from Podling's defaults.
+        /// Timeouts and caps as durations ("7d", "36h", "1h30m", "90s"), from 1 s to 365 days. Absent
+        /// values come from the template, or else from Podling's defaults.
         #[derive(KubeSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "camelCase")]
         pub struct PolicySpec {
             $(
                 $(#[doc = $doc])*
                 #[serde(default, skip_serializing_if = "Option::is_none")]
-                #[schemars(length(max = 16), regex(pattern = "^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]
-                #[x_kube(
-                    validation = Rule::new(
-                        "duration(self) >= duration('1s') && duration(self) <= duration('8760h')"
-                    )
-                        .message("must be a time from 1s to 8760h (365 days)")
-                )]
+                #[schemars(length(max = 16), regex(pattern = DURATION_PATTERN))]
+                #[x_kube(validation = Rule::new(IN_RANGE).message("must be a duration from 1s to 365d"))]
                 pub $field: Option<String>,
             )*
             /// Longest time awake, in use or not; "none" means no limit. Default: none.
             #[serde(default, skip_serializing_if = "Option::is_none")]
-            #[schemars(length(max = 16), regex(pattern = "^(none|([0-9]+h)?([0-9]+m)?([0-9]+s)?)$"))]
+            #[schemars(length(max = 16), regex(pattern = format!("^none$|{DURATION_PATTERN}")))]
             #[x_kube(
-                validation = Rule::new(
-                    "self == 'none' || \
-                     duration(self) >= duration('1s') && duration(self) <= duration('8760h')"
-                )
-                    .message("must be none, or a time from 1s to 8760h (365 days)")
+                validation = Rule::new(format!("self == 'none' || {IN_RANGE}"))
+                    .message("must be none, or a duration from 1s to 365d")
             )]
             pub max_awake: Option<String>,
         }
@@ -54,7 +54,7 @@ policy! {
     presence_cap;
     /// Time asleep after which the storage is archived and removed. Default: 24h.
     archive_after;
-    /// Time for which archives are retained. Default: 720h (30 days).
+    /// Time for which archives are retained. Default: 30d.
     keep_archives;
 }
 
@@ -98,6 +98,14 @@ impl PolicySpec {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn timeouts_may_be_days() {
+        let spec: PolicySpec =
+            serde_json::from_str(r#"{"archiveAfter": "1d", "keepArchives": "1.5d12h"}"#).unwrap();
+        let hours = |hours: u64| Some(Duration::from_secs(hours * 3600));
+        assert_eq!((spec.overrides().archive_after, spec.overrides().keep_archives), (hours(24), hours(48)));
+    }
 
     #[test]
     fn policy_spec_contains_every_value() {
