@@ -197,6 +197,10 @@ fn wait_reason(reason: WaitReason) -> wire::WaitReason {
         WaitReason::ApiServerUnavailable => wire::WaitReason::ApiServerUnavailable,
         WaitReason::EarlierPodEnding => wire::WaitReason::EarlierPodEnding,
         WaitReason::VolumePending => wire::WaitReason::VolumePending,
+        WaitReason::MountFailed => wire::WaitReason::MountFailed,
+        WaitReason::PodSandboxFailed => wire::WaitReason::PodSandboxFailed,
+        WaitReason::PodWarning => wire::WaitReason::PodWarning,
+        WaitReason::TemplateMissing => wire::WaitReason::TemplateMissing,
         WaitReason::ActionFailed(_) => wire::WaitReason::ActionFailed,
     }
 }

@@ -31,6 +31,7 @@ use crate::{
     server::{AgentsRouter, PublicRouter, ServerListener, ShutdownSignals, TcpAcceptor, cors},
 };
 
+mod ca_keeper;
 mod data_dir;
 mod error;
 mod health;

@@ -213,6 +213,10 @@ fn wait(wait: WaitReason, failed: Operation, detail: &str) -> String {
         WaitReason::ApiServerUnavailable => "waiting for the API server",
         WaitReason::EarlierPodEnding => "waiting for the pod of an earlier start to end",
         WaitReason::VolumePending => "waiting for its volume",
+        WaitReason::MountFailed => "waiting for a volume of its pod, which cannot be mounted yet",
+        WaitReason::PodSandboxFailed => "waiting for its node to create the pod's sandbox and network",
+        WaitReason::PodWarning => "waiting for its pod, about which its node warns",
+        WaitReason::TemplateMissing => "waiting for its template",
         WaitReason::ActionFailed => return with(&format!("{} failed", operation(failed)), detail),
     };
     with(text, detail)

@@ -156,6 +156,14 @@ pub enum WaitReason {
     EarlierPodEnding,
     /// The volume is not ready.
     VolumePending,
+    /// A volume of the pod, such as its storage or a ConfigMap, cannot be attached or mounted yet.
+    MountFailed,
+    /// The node cannot create the pod's sandbox, which includes its network.
+    PodSandboxFailed,
+    /// The node warns of another problem with the pod.
+    PodWarning,
+    /// The workspace's template does not exist.
+    TemplateMissing,
     /// The action failed and is retried. The workspace stays awake meanwhile.
     ActionFailed(Operation),
 }

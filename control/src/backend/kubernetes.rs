@@ -14,6 +14,7 @@ mod reviewer;
 mod start;
 mod stop;
 mod storage;
+mod warnings;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

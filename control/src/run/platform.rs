@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ControlPlaneError,
+    ca_keeper::keep_ca,
     secrets::{self, SharedSecret},
     standby::forward_until_elected,
 };
@@ -185,8 +186,10 @@ async fn as_leader(
     })?;
     let store = Arc::new(KubernetesStore::new(client.clone(), namespace, leader.leadership()));
     let reviewer = KubernetesReviewer::new(client.clone(), namespace, &kubernetes.workspace_account);
-    let backend = KubernetesBackend::new(client, namespace, defaults, leader.leadership());
+    let backend = KubernetesBackend::new(client.clone(), namespace, defaults, leader.leadership());
     let eviction_guard = backend.eviction_guard();
+    let namespace = namespace.to_owned();
+    let (ca, ca_leadership) = (identity.ca_file().to_owned(), leader.leadership());
     let (watched, shown, renewing) = (store.clone(), store.clone(), leader.clone());
     let leadership = leader.leadership();
     Ok(Platform {
@@ -204,6 +207,9 @@ async fn as_leader(
                     // Fails only if the driver has ended, which its own task reports.
                     _ = watched.watch_resources(&driver) => Ok("the watch of Workspaces"),
                     () = shown.publish_status(driver.snapshots()) => Ok("the publisher of statuses"),
+                    () = keep_ca(client, namespace, CONTROL_CA, &ca, ca_leadership) => {
+                        Ok("the watch of the CA's ConfigMap")
+                    }
                     () = eviction_guard.run(driver.snapshots()) => Ok("the eviction guard"),
                     () = follower.run() => Ok("the watch of WorkspaceTemplates"),
                     () = secret.restore_when_deleted(&leadership) => Ok("the watch of the Secret"),

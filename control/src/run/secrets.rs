@@ -291,6 +291,12 @@ fn data_of(secret: Option<&Secret>) -> SecretData {
     secret.and_then(|secret| secret.data.clone()).unwrap_or_default()
 }
 
+/// Returns whether the ConfigMap contains the CA certificate of the file `ca`.
+pub(super) fn holds_ca(map: &ConfigMap, ca: &Path) -> bool {
+    let published = map.data.as_ref().and_then(|data| data.get("ca.pem"));
+    fs::read_to_string(ca).is_ok_and(|text| published == Some(&text))
+}
+
 /// Returns the Secret's key for a file, which is the file's name without directories.
 fn key(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, PersistentVolumeClaim, Pod};
 use kube::{
     Api, Client, Error, ResourceExt,
     api::{DeleteParams, ListParams, Preconditions},
@@ -26,6 +26,7 @@ pub(super) struct ClusterClient {
     pub(super) namespace: String,
     pub(super) pods: Api<Pod>,
     pub(super) claims: Api<PersistentVolumeClaim>,
+    pub(super) events: Api<Event>,
     pub(super) nodes: Api<Node>,
     pub(super) templates: Api<WorkspaceTemplate>,
     pub(super) workspaces: Api<Workspace>,
@@ -46,6 +47,7 @@ impl ClusterClient {
             claims: Api::namespaced(client.clone(), namespace),
             templates: Api::namespaced(client.clone(), namespace),
             workspaces: Api::namespaced(client.clone(), namespace),
+            events: Api::namespaced(client.clone(), namespace),
             nodes: Api::all(client),
             defaults,
             leadership,

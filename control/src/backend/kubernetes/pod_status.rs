@@ -120,6 +120,8 @@ pub(super) fn waits(pod: &Pod) -> Option<Wait> {
     let (reason, detail) = match scheduled {
         Some((Some("Unschedulable"), message)) => (WaitReason::Unschedulable, short(message)),
         Some((Some("SchedulingGated"), _)) => (WaitReason::SchedulingGated, String::new()),
+        // "SchedulerError": for example, the StorageClass of its claim does not exist.
+        Some((_, message)) => (WaitReason::Unschedulable, short(message)),
         _ => waiting(pod).find_map(|(container, reason, message)| match reason {
             "ErrImagePull" => {
                 Some((WaitReason::ImagePull, format!("{}: {}", container.image, pull_error(message))))
@@ -128,6 +130,17 @@ pub(super) fn waits(pod: &Pod) -> Option<Wait> {
         })?,
     };
     Some(Wait { reason, detail })
+}
+
+/// Returns whether the pod has a node.
+pub(super) fn is_scheduled(pod: &Pod) -> bool {
+    pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())
+}
+
+/// Returns whether the node has mounted the pod's volumes and created its network.
+pub(super) fn is_sandbox_ready(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    status.is_some_and(|status| condition(status, "PodReadyToStartContainers", "True").is_some())
 }
 
 /// Returns why the node can never apply the resize; `None` if it may still apply it.
@@ -203,7 +216,7 @@ fn last_lines(text: &str) -> String {
 }
 
 /// Cuts a text after [`MAX_MESSAGE_CHARS`], and removes a full stop at its end.
-fn short(text: &str) -> String {
+pub(super) fn short(text: &str) -> String {
     let text = text.trim().trim_end_matches('.');
     match text.char_indices().nth(MAX_MESSAGE_CHARS) {
         None => text.to_owned(),
@@ -291,6 +304,12 @@ mod tests {
         let failure = "the image registry.example.org/ide:9 cannot be pulled: it does not exist";
         assert_eq!(start_failure(&waits_for("ImagePullBackOff")).unwrap(), failure);
         assert_eq!(waits(&waits_for("ContainerCreating")), None);
+        let unscheduled = json!([{
+            "type": "PodScheduled", "status": "False", "reason": "SchedulerError",
+            "message": "running \"VolumeBinding\": storageclass.storage.k8s.io \"fast\" not found",
+        }]);
+        let wait = waits(&pod(json!({"phase": "Pending", "conditions": unscheduled}))).unwrap();
+        assert!(wait.reason == WaitReason::Unschedulable && wait.detail.contains("\"fast\""), "{wait:?}");
     }
 
     #[test]

@@ -50,8 +50,12 @@ pub(super) struct WaitReporter<'a> {
 
 impl WaitReporter<'_> {
     pub(super) async fn report(&self, reason: WaitReason, detail: String) {
+        self.set(Some(Wait { reason, detail })).await;
+    }
+
+    /// Reports this wait, or that the start or resize no longer waits.
+    pub(super) async fn set(&self, waits: Option<Wait>) {
         let (workspace, epoch) = (self.workspace.clone(), self.epoch);
-        let waits = Some(Wait { reason, detail });
         // Sending fails only after the driver has ended.
         let _gone = self.to.send(Observation::Waits { workspace, epoch, waits }).await;
     }

@@ -1,6 +1,6 @@
 //! Starts an agent: ensures that the volume claim and the pod exist, and waits until the pod runs.
 
-use std::pin::pin;
+use std::{future::ready, pin::pin, time::Duration};
 
 use futures_util::StreamExt;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerReference};
@@ -9,13 +9,18 @@ use kube::{
     api::PostParams,
     runtime::{WatchStreamExt, watcher::watch_object},
 };
-use tokio::sync::mpsc;
+use podling_core::reason::WaitReason;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, interval_at, timeout},
+};
 
 use super::{
     cluster::ClusterClient,
     pod_status,
     pods::{instance, is_running},
     retry::{WaitReporter, unless_cancelled},
+    warnings::STALLED_AFTER,
 };
 use crate::{
     backend::{BackendError, Instance, Observation, StartPlan},
@@ -27,6 +32,9 @@ use crate::{
     },
     watch_backoff::WatchBackoff,
 };
+
+/// Interval at which a missing template is read again, even if the watch reports nothing.
+const TEMPLATE_RECHECK: Duration = Duration::from_secs(30);
 
 impl ClusterClient {
     /// Ensures that the pod of this epoch runs. Fails if the start is cancelled.
@@ -80,7 +88,7 @@ impl ClusterClient {
                 created => created,
             }
         });
-        self.wait_until_running(operation, created.await?).await
+        self.wait_until_running(operation, created.await?, &start.volume_claim_name, reporter).await
     }
 
     /// Returns the Workspace resource, if there is one.
@@ -101,32 +109,56 @@ impl ClusterClient {
         Ok(None)
     }
 
+    /// Returns the template. Waits until it exists, and reports that.
     async fn template(
         &self,
         operation: &str,
         name: &str,
         reporter: WaitReporter<'_>,
     ) -> Result<WorkspaceTemplateSpec, BackendError> {
-        let found = self.retry_transient(operation, reporter, || self.templates.get_opt(name)).await?;
-        let missing = || {
-            BackendError::new(
-                operation,
-                format!("there is no WorkspaceTemplate {name:?} in the namespace {}", self.namespace),
-            )
-        };
-        Ok(found.ok_or_else(missing)?.spec)
+        loop {
+            let found = self.retry_transient(operation, reporter, || self.templates.get_opt(name)).await?;
+            if let Some(found) = found {
+                return Ok(found.spec);
+            }
+            let why = format!("there is no WorkspaceTemplate {name:?} in the namespace {}", self.namespace);
+            reporter.report(WaitReason::TemplateMissing, why).await;
+            let templates = watch_object(self.templates.clone(), name).backoff(WatchBackoff::default());
+            let mut created = pin!(templates.filter(|seen| ready(matches!(seen, Ok(Some(_))))));
+            // Ends at once if the template was created in the meantime.
+            let _created_or_late = timeout(TEMPLATE_RECHECK, created.next()).await;
+        }
     }
 
-    /// Waits until the pod runs. Fails if the pod cannot start any more. `PodTracker` reports what
-    /// delays the pod.
-    async fn wait_until_running(&self, operation: &str, created: Pod) -> Result<Instance, BackendError> {
-        let uid = created.uid();
+    /// Waits until the pod runs. Fails if the pod cannot start any more. `PodTracker` reports delays
+    /// that the status of the pod names. Delays that only Events name are reported here.
+    async fn wait_until_running(
+        &self,
+        operation: &str,
+        created: Pod,
+        claim: &str,
+        reporter: WaitReporter<'_>,
+    ) -> Result<Instance, BackendError> {
+        let (uid, mut latest, mut stalled) = (created.uid(), created, false);
         let mut updates =
-            pin!(watch_object(self.pods.clone(), &created.name_any()).backoff(WatchBackoff::default()));
-        while let Some(pod) = updates.next().await {
-            let pod = match pod {
-                Ok(pod) => pod.filter(|pod| pod.uid() == uid),
-                Err(error) => {
+            pin!(watch_object(self.pods.clone(), &latest.name_any()).backoff(WatchBackoff::default()));
+        let mut checks = interval_at(Instant::now() + STALLED_AFTER, STALLED_AFTER);
+        loop {
+            let update = tokio::select! {
+                update = updates.next() => update,
+                _ = checks.tick() => {
+                    let stall = self.stall(&latest, claim).await;
+                    if stall.is_some() || stalled {
+                        stalled = stall.is_some();
+                        reporter.set(stall.or_else(|| pod_status::waits(&latest))).await;
+                    }
+                    continue;
+                }
+            };
+            let pod = match update {
+                None => return Err(BackendError::new(operation, "the watch over its pod ended")),
+                Some(Ok(pod)) => pod.filter(|pod| pod.uid() == uid),
+                Some(Err(error)) => {
                     tracing::debug!(%error, "failed to watch pod");
                     continue;
                 }
@@ -143,8 +175,8 @@ impl ClusterClient {
             {
                 return Ok(instance);
             }
+            latest = pod;
         }
-        Err(BackendError::new(operation, "the watch over its pod ended"))
     }
 }
 
