@@ -8,6 +8,7 @@
 #![allow(clippy::duplicated_attributes, reason = "columns differ only in their names")]
 
 mod archive;
+mod claim_state;
 mod environment;
 pub mod objects;
 mod pod_overrides;
@@ -26,6 +27,7 @@ use kube::CustomResourceExt;
 
 pub use self::{
     archive::{WorkspaceArchive, WorkspaceArchiveSpec},
+    claim_state::{ClaimReceiver, VolumeClaimPhase, VolumeClaimState, VolumeClaims, claim_deleted_error},
     environment::{SecretKey, Variable},
     pod_overrides::PodOverrides,
     policy::PolicySpec,

@@ -83,6 +83,8 @@ pub struct WorkspaceView {
     pub actual: Option<Resources>,
     /// Reason why the start or resize in progress cannot proceed yet.
     pub waits: Option<Wait>,
+    /// Whether the storage may hold files of the workspace.
+    pub storage: bool,
     /// Position in the admission queue; 1 is next.
     pub queue_position: Option<usize>,
     /// Progress of archiving or restoring.

@@ -55,7 +55,7 @@ fn list(deployed: &Deployed, kind: &str, label: &str) -> Vec<Value> {
 }
 
 pub(crate) fn workspace_id(deployed: &Deployed, name: &str) -> String {
-    deployed.namespace().field(&format!("ws/{name}"), ".status.record.spec.id")
+    deployed.namespace().field(&format!("ws/{name}"), ".status.id")
 }
 
 pub(crate) fn uid_of_only_pod(pods: &[Value]) -> String {

@@ -14,6 +14,7 @@ mod reviewer;
 mod start;
 mod stop;
 mod storage;
+mod volume_claims;
 mod warnings;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,7 +29,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use self::{cluster::ClusterClient, pods::PodTracker};
-pub use self::{eviction_guard::EvictionGuard, reviewer::KubernetesReviewer};
+pub use self::{
+    eviction_guard::EvictionGuard, reviewer::KubernetesReviewer, volume_claims::VolumeClaimWatcher,
+};
 use crate::{
     backend::{Backend, BackendError, Instance, Observation, ResizePlan, StartPlan},
     kubernetes::objects::PodDefaults,
@@ -59,6 +62,11 @@ impl KubernetesBackend {
     /// Returns the guard that protects pods in use from autoscalers. The caller runs it.
     pub fn eviction_guard(&self) -> EvictionGuard {
         EvictionGuard::new(self.cluster.clone())
+    }
+
+    /// Returns the watcher of the workspaces' volume claims. The caller runs it.
+    pub fn volume_claim_watcher(&self) -> VolumeClaimWatcher {
+        VolumeClaimWatcher::new(self.cluster.clone())
     }
 }
 

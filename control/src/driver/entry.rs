@@ -225,6 +225,7 @@ impl WorkspaceEntry {
             allocated: record.status.allocated.filter(|_| record.status.phase.holds_quota()),
             actual: self.observed.actual.filter(|(of, _)| *of == self.epoch()).map(|(_, has)| has),
             waits: record.status.waits.clone(),
+            storage: record.status.storage,
             queue_position: self.queue_position,
             progress: self.progress.filter(|_| {
                 matches!(record.status.phase, Phase::Maintenance { stage: MaintenanceStage::Running, .. })

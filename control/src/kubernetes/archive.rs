@@ -47,7 +47,7 @@ pub struct WorkspaceArchiveSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub environment: Vec<Variable>,
-    /// The control plane's own record. Opaque, and not a stable interface.
+    /// The control plane's own record, as one string. Opaque, and not a stable interface.
     #[schemars(schema_with = "super::status::anything")]
     pub record: serde_json::Value,
 }

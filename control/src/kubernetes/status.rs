@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 #[derive(KubeSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkspaceStatus {
+    /// Id of the workspace. The names of its pods and its volume claim contain it.
+    #[schemars(length(max = 12))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// State of the workspace: queued, starting, awake, falling-asleep, asleep, archiving,
     /// archived, deleting or failed.
     #[schemars(length(max = 32))]
@@ -27,7 +31,7 @@ pub struct WorkspaceStatus {
     /// Generation of the spec that this status follows from.
     #[serde(default)]
     pub observed_generation: i64,
-    /// Conditions of types Ready, AgentConnected, StorageReady, ArchiveProven and Resized.
+    /// Conditions of types Ready, StorageReady, ArchiveProven, AgentConnected, Resized and Stalled.
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[serde(default)]
@@ -69,15 +73,16 @@ pub struct WorkspaceStatus {
     /// The newest proven archive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_archive: Option<LastArchive>,
-    /// The control plane's own record. Opaque, and not a stable interface.
+    /// The control plane's own record, as one string. Opaque, and not a stable interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "anything")]
     pub record: Option<serde_json::Value>,
 }
 
-/// Returns the schema of an object whose fields the API server does not validate.
+/// Returns the schema of a record, which the API server does not validate. It has no type, because
+/// earlier versions stored an object.
 pub(super) fn anything(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
+    schemars::json_schema!({"x-kubernetes-preserve-unknown-fields": true})
 }
 
 /// The next transition, if the workspace is not used and nothing else changes.

@@ -187,7 +187,8 @@ async fn as_leader(
     let store = Arc::new(KubernetesStore::new(client.clone(), namespace, leader.leadership()));
     let reviewer = KubernetesReviewer::new(client.clone(), namespace, &kubernetes.workspace_account);
     let backend = KubernetesBackend::new(client.clone(), namespace, defaults, leader.leadership());
-    let eviction_guard = backend.eviction_guard();
+    let (eviction_guard, claims) = (backend.eviction_guard(), backend.volume_claim_watcher());
+    let (claims_watched, claims_shown) = (claims.states(), claims.states());
     let namespace = namespace.to_owned();
     let (ca, ca_leadership) = (identity.ca_file().to_owned(), leader.leadership());
     let (watched, shown, renewing) = (store.clone(), store.clone(), leader.clone());
@@ -205,8 +206,11 @@ async fn as_leader(
             Box::pin(async move {
                 tokio::select! {
                     // Fails only if the driver has ended, which its own task reports.
-                    _ = watched.watch_resources(&driver) => Ok("the watch of Workspaces"),
-                    () = shown.publish_status(driver.snapshots()) => Ok("the publisher of statuses"),
+                    _ = watched.watch_resources(&driver, claims_watched) => Ok("the watch of Workspaces"),
+                    () = shown.publish_status(driver.snapshots(), claims_shown) => {
+                        Ok("the publisher of statuses")
+                    }
+                    () = claims.run(driver.snapshots()) => Ok("the watch of volume claims"),
                     () = keep_ca(client, namespace, CONTROL_CA, &ca, ca_leadership) => {
                         Ok("the watch of the CA's ConfigMap")
                     }

@@ -6,8 +6,8 @@
 //! the user's `spec`, only fields whose value in the record has changed are written.
 
 mod display_status;
-mod duplicates;
 mod events;
+mod not_served;
 mod preserved_spec;
 mod publish;
 mod resource;
@@ -17,13 +17,13 @@ mod watch;
 mod write;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use futures_util::{StreamExt, stream};
-use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::{core::v1::PersistentVolumeClaim, events::v1::Event};
 use kube::{
     Api, Client, ResourceExt,
     api::ListParams,
@@ -32,11 +32,16 @@ use kube::{
 use podling_core::{id::WorkspaceId, status::Status};
 use tokio::time::sleep;
 
-use self::{duplicates::dedupe_by_id, resource_cache::ResourceCache};
+use self::{
+    not_served::{dedupe_by_id, has_record},
+    resource_cache::ResourceCache,
+    write::record_json,
+};
 use super::{CommitResult, LoadedRecords, Store, StoreChange, StoreError, WorkspaceRecord, stored};
 use crate::{
     kubernetes::{
-        DesiredSpec, Workspace, WorkspaceArchive, WorkspaceTemplate, WorkspaceTemplateSpec, id_of, resolve,
+        DesiredSpec, Workspace, WorkspaceArchive, WorkspaceTemplate, WorkspaceTemplateSpec, id_of,
+        objects::WORKSPACE_LABEL, resolve,
     },
     leader_election::Leadership,
 };
@@ -56,6 +61,7 @@ pub struct KubernetesStore {
     all_archives: Api<DeserializeGuard<WorkspaceArchive>>,
     all_templates: Api<DeserializeGuard<WorkspaceTemplate>>,
     archives: Api<WorkspaceArchive>,
+    claims: Api<PersistentVolumeClaim>,
     events: Api<Event>,
     caches: Mutex<BTreeMap<WorkspaceId, Arc<ResourceCache>>>,
     leadership: Arc<Leadership>,
@@ -71,6 +77,7 @@ impl KubernetesStore {
             all_archives: Api::namespaced(client.clone(), namespace),
             all_templates: Api::namespaced(client.clone(), namespace),
             archives: Api::namespaced(client.clone(), namespace),
+            claims: Api::namespaced(client.clone(), namespace),
             events: Api::namespaced(client, namespace),
             caches: Mutex::default(),
             leadership,
@@ -108,6 +115,16 @@ impl KubernetesStore {
         }
     }
 
+    /// Returns the ids of the workspaces that have a volume claim, if a resource without a record is
+    /// among `workspaces`.
+    async fn claims_of_new(&self, workspaces: &[Workspace]) -> Result<BTreeSet<String>, kube::Error> {
+        if workspaces.iter().all(has_record) {
+            return Ok(BTreeSet::new());
+        }
+        let claims = self.claims.list(&ListParams::default().labels(WORKSPACE_LABEL)).await?;
+        Ok(claims.iter().filter_map(|claim| claim.labels().get(WORKSPACE_LABEL).cloned()).collect())
+    }
+
     /// Reads all templates, except those that cannot be parsed.
     async fn templates(&self) -> Result<BTreeMap<String, WorkspaceTemplateSpec>, StoreError> {
         let all = self.all_templates.list(&ListParams::default()).await;
@@ -128,7 +145,7 @@ impl Store for KubernetesStore {
         let reading = |source| failed("read the workspaces".into(), source);
         for gone in self.all_archives.list(&ListParams::default()).await.map_err(reading)? {
             let Some(gone) = readable(gone) else { continue };
-            let (name, json) = (gone.name_any(), gone.spec.record.to_string());
+            let (name, json) = (gone.name_any(), record_json(&gone.spec.record));
             match stored::read(&name, json.as_bytes()) {
                 Ok(record) => {
                     self.cache(&record.spec.id).set_archived(&record).await;
@@ -141,10 +158,13 @@ impl Store for KubernetesStore {
         let templates = self.templates().await?;
         let gone = loaded.records.iter().map(|record| record.spec.id.clone()).collect();
         let workspaces = self.all_workspaces.list(&ListParams::default()).await.map_err(reading)?;
-        for resource in dedupe_by_id(workspaces.into_iter().filter_map(readable).collect(), &gone) {
+        let workspaces = dedupe_by_id(workspaces.into_iter().filter_map(readable).collect(), &gone);
+        let claims = self.claims_of_new(&workspaces).await.map_err(reading)?;
+        for resource in workspaces {
             let name = resource.name_any();
+            let has_claim = id_of(&resource).is_ok_and(|id| claims.contains(id.as_str()));
             loaded.issued_ids.extend(id_of(&resource).ok().map(|id| id.bits()));
-            match record(&resource, templates.get(&resource.spec.template)) {
+            match record(&resource, templates.get(&resource.spec.template), has_claim) {
                 Ok(record) => {
                     self.cache(&record.spec.id).set_loaded(resource, &record).await;
                     // A workspace with both a resource and an archive was being moved between
@@ -186,12 +206,16 @@ impl std::fmt::Debug for KubernetesStore {
 /// Returns the record in the status of a resource, or a new record if it has none. The environment
 /// comes from the spec, because stored records omit it. The error says why there is no valid
 /// record.
-fn record(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Result<WorkspaceRecord, String> {
+fn record(
+    resource: &Workspace,
+    template: Option<&WorkspaceTemplateSpec>,
+    has_claim: bool,
+) -> Result<WorkspaceRecord, String> {
     let id = id_of(resource).map_err(|error| error.to_string())?;
     let stored_record = resource.status.as_ref().and_then(|status| status.record.as_ref());
     let mut record = match stored_record {
-        Some(json) => stored::read(id.as_str(), json.to_string().as_bytes())?,
-        None => new_record(resource, template)?,
+        Some(json) => stored::read(id.as_str(), record_json(json).as_bytes())?,
+        None => new_record(resource, template, has_claim)?,
     };
     let DesiredSpec { env, .. } = DesiredSpec::of(resource, template);
     let spec = Arc::make_mut(&mut record.spec);
@@ -199,14 +223,19 @@ fn record(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Res
     Ok(record)
 }
 
-/// Creates the first record of a resource.
+/// Creates the first record of a resource. A claim that exists already holds files: the resource was
+/// recreated without its status, for example from a backup of the cluster.
 fn new_record(
     resource: &Workspace,
     template: Option<&WorkspaceTemplateSpec>,
+    has_claim: bool,
 ) -> Result<WorkspaceRecord, String> {
     let spec = resolve(resource, template).map_err(|error| error.to_string())?;
-    let status =
-        if spec.source.is_some() { Status::from_archive(spec.created) } else { Status::new(spec.created) };
+    let status = match (has_claim, &spec.source) {
+        (true, _) => Status { storage: true, storage_generation: 1, ..Status::new(spec.created) },
+        (false, Some(_)) => Status::from_archive(spec.created),
+        (false, None) => Status::new(spec.created),
+    };
     Ok(WorkspaceRecord { spec: Arc::new(spec), status, credential: None, log: Arc::default(), generation: 0 })
 }
 
@@ -224,4 +253,48 @@ fn log_unreadable(name: &str, problem: &str) {
 
 fn failed(operation: String, source: kube::Error) -> StoreError {
     StoreError::Cluster { operation, source: Box::new(source) }
+}
+
+#[cfg(test)]
+mod tests {
+    use podling_core::status::Phase;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn resource(spec: Value, record: Option<Value>) -> Workspace {
+        let mut owned = json!({"owner": "ada", "template": "python", "id": "abcdefgh2345"});
+        owned.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        let status = record.map(|record| json!({"record": record}));
+        serde_json::from_value(json!({
+            "apiVersion": "podling.dev/v1alpha1", "kind": "Workspace",
+            "metadata": {"name": "demo", "uid": "0b3a", "creationTimestamp": "2026-11-27T00:00:00Z"},
+            "spec": owned, "status": status,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn record_is_read_from_a_string_and_from_an_object() {
+        let stored = record(&resource(json!({}), None), None, false).unwrap();
+        let text = write::record_text(&stored);
+        assert!(text.is_string(), "kubectl describe prints one line");
+        let object: Value = serde_json::from_str(text.as_str().unwrap()).unwrap();
+        for form in [text, object] {
+            assert_eq!(record(&resource(json!({}), Some(form)), None, false).unwrap(), stored);
+        }
+    }
+
+    #[test]
+    fn resource_recreated_beside_its_claim_has_storage() {
+        let storage = |spec: Value, has_claim| {
+            let status = record(&resource(spec, None), None, has_claim).unwrap().status;
+            (status.storage, status.phase)
+        };
+        assert_eq!(storage(json!({}), false), (false, Phase::Queued));
+        assert_eq!(storage(json!({}), true), (true, Phase::Queued), "it is not deleted without an archive");
+        let source = json!({"source": "workspace-abcdefgh2345-20261130-120000"});
+        assert_eq!(storage(source.clone(), false), (false, Phase::Archived));
+        assert_eq!(storage(source, true), (true, Phase::Queued), "it is not filled again");
+    }
 }

@@ -250,6 +250,7 @@ fn view(
         allocated: None,
         actual: None,
         waits: None,
+        storage: true,
         queue_position: None,
         progress: None,
         archives: Vec::new(),

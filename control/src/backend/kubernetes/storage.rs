@@ -21,7 +21,7 @@ use super::{
 use crate::{
     backend::BackendError,
     kubernetes::{
-        StorageSpec, has_status_code,
+        StorageSpec, claim_deleted_error, has_status_code,
         objects::{KEEP_DATA, volume_claim, volume_claim_name},
     },
     quantity::bytes,
@@ -47,9 +47,14 @@ impl ClusterClient {
         let operation = format!("prepare the volume claim of {workspace}");
         let by_workspace = list_by_workspace(workspace);
         let list = self.retry_transient(&operation, reporter, || self.claims.list(&by_workspace)).await?;
-        if let Some(claim) = list.items.into_iter().next() {
-            if claim.metadata.deletion_timestamp.is_some() {
+        let is_deleted = |claim: &PersistentVolumeClaim| claim.metadata.deletion_timestamp.is_some();
+        if let Some(claim) = list.items.into_iter().min_by_key(is_deleted) {
+            if is_deleted(&claim) {
                 return Err(BackendError::new(operation, claim_deleted_error(&claim)));
+            }
+            if let Err(error) = self.protect_claim(&claim).await {
+                let error = error_text(&error);
+                tracing::warn!(%workspace, error, "failed to add the finalizer to the volume claim");
             }
             if self.ensure_leader(&operation).is_ok()
                 && let Err(error) = self.expand_claim(&claim, storage).await
@@ -150,17 +155,4 @@ impl ClusterClient {
         };
         timeout(CLAIM_DELETE_TIMEOUT, gone).await.map_err(timed_out)
     }
-}
-
-/// Explains what to do about a claim that was deleted outside Podling. No pod can use such a claim,
-/// and only Podling's finalizer still protects its data.
-fn claim_deleted_error(claim: &PersistentVolumeClaim) -> String {
-    let volume = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).unwrap_or_default();
-    format!(
-        "the claim {name} was deleted, so no pod can use it any more. Its data is on the volume \
-         {volume:?}: set the volume's persistentVolumeReclaimPolicy to Retain, remove the finalizer \
-         {KEEP_DATA} from the claim, remove the volume's claimRef, and create a claim {name} for it \
-         with the same labels",
-        name = claim.name_any(),
-    )
 }

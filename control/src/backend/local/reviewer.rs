@@ -82,6 +82,7 @@ mod tests {
             allocated: None,
             actual: None,
             waits: None,
+            storage: true,
             queue_position: None,
             progress: None,
             archives: Vec::new(),

@@ -5,18 +5,19 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use podling_core::{
-    reason::NextStep,
+    reason::{NextStep, StateReason, WaitReason},
+    status::{FAILED_AFTER, Status},
     time::Timestamp,
-    workspace::{AgentConnection, State},
+    workspace::State,
 };
 use podling_proto::{
     agent::v1::{ActivityLevel, ActivityState},
     text,
 };
 
-use super::status::{condition, condition_type, time};
+use super::status::{ConditionValue, camel_case, condition_type, time, word};
 use crate::{
-    kubernetes::{NextStepStatus, WorkspaceStatus},
+    kubernetes::{NextStepStatus, VolumeClaimPhase, VolumeClaimState, VolumeClaims, WorkspaceStatus},
     reasons,
     snapshot::WorkspaceView,
 };
@@ -28,7 +29,10 @@ const SLACK: Duration = Duration::from_secs(20);
 /// Observations to display. No decision depends on them.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct DisplayStatus {
+    /// Whether the agent sends heartbeats. A short interruption is not displayed.
     connected: bool,
+    /// The volume claim. `None` until the claims are listed, `Some(None)` if there is none.
+    claim: Option<Option<VolumeClaimState>>,
     resized: Resized,
     level: Option<ActivityLevel>,
     idle_since: Option<Timestamp>,
@@ -52,15 +56,16 @@ enum Resized {
 }
 
 impl DisplayStatus {
-    /// Extracts the displayed observations from a view.
-    pub(super) fn of(view: &WorkspaceView, now: Timestamp) -> Self {
+    /// Extracts the displayed observations from a view. `connected` is the connection to display.
+    pub(super) fn of(view: &WorkspaceView, connected: bool, claims: &VolumeClaims, now: Timestamp) -> Self {
         let agent = view.agent.as_deref();
         let activity = view.activity.as_deref().filter(|_| view.state == State::Awake);
         let level = activity.map(|activity| activity.level());
         let level = level.filter(|level| *level != ActivityLevel::Unspecified);
         let idle = activity.filter(|_| level == Some(ActivityLevel::Idle));
         Self {
-            connected: view.connection == AgentConnection::Connected,
+            connected,
+            claim: claims.listed.then(|| claims.claims.get(&view.spec.id).cloned()),
             resized: Resized::of(view),
             level,
             idle_since: idle.and_then(|activity| idle_since(activity, now)),
@@ -70,6 +75,12 @@ impl DisplayStatus {
             key_fingerprint: agent.map(|agent| agent.fingerprint.to_string()),
             image: agent.and_then(|agent| agent.image.clone()),
         }
+    }
+
+    /// Returns whether the conditions of this status and of `other` differ. The rest may be
+    /// displayed later.
+    pub(super) fn differs_in_conditions(&self, other: &Self) -> bool {
+        (self.connected, &self.claim, &self.resized) != (other.connected, &other.claim, &other.resized)
     }
 
     /// Returns this status. Times that differ from those in `before` by at most [`SLACK`] are
@@ -87,8 +98,8 @@ impl DisplayStatus {
         self
     }
 
-    /// Writes the observations into `status`.
-    pub(super) fn apply_to(&self, status: &mut WorkspaceStatus, now: Timestamp) {
+    /// Writes the observations into `status`, which has the state, reason and message of the record.
+    pub(super) fn apply_to(&self, status: &mut WorkspaceStatus, record: RecordFacts, now: Timestamp) {
         status.activity = self.level.and_then(activity_word).map(str::to_owned);
         status.idle_since = self.idle_since.and_then(time);
         status.next = self.next.as_ref().and_then(|(at, step)| next(*at, *step));
@@ -97,27 +108,145 @@ impl DisplayStatus {
         status.key_fingerprint.clone_from(&self.key_fingerprint);
         // The digest of the last image stays displayed while no agent runs.
         status.image_digest = self.image.clone().or(status.image_digest.take());
-        let connected = if self.connected { "Connected" } else { "Unknown" };
-        let (resized, resized_message) = match &self.resized {
-            Resized::AsRequested => ("AsRequested", ""),
-            Resized::QuotaExceeded => {
-                ("QuotaExceeded", "waiting in the admission queue for quota or capacity")
-            }
-            Resized::Pending { reason, message } => (reason.as_str(), message.as_str()),
-        };
-        let is_resized = self.resized == Resized::AsRequested;
-        let conditions = [
-            (condition_type::AGENT_CONNECTED, self.connected, connected, ""),
-            (condition_type::RESIZED, is_resized, resized, resized_message),
-        ];
-        for (kind, holds, reason, message) in conditions {
-            let at = status.conditions.iter().position(|condition| condition.type_ == kind);
-            let old = at.map(|at| status.conditions.remove(at));
-            let generation = status.observed_generation;
-            let mut condition = condition(kind, holds, reason, now, generation, old.as_ref());
-            message.clone_into(&mut condition.message);
-            status.conditions.insert(at.unwrap_or(status.conditions.len()), condition);
+        if let Some(Some(claim)) = &self.claim {
+            status.volume_claim_name = Some(claim.name.clone());
         }
+        let state = camel_case(&status.state);
+        let is_awake = status.state == word(State::Awake);
+        let ready = match (is_awake, self.connected) {
+            (true, false) => (false, "AgentUnknown", self.connection(is_awake).message),
+            _ => (is_awake, state.as_str(), status.message.clone()),
+        };
+        let ready =
+            ConditionValue { kind: condition_type::READY, holds: ready.0, reason: ready.1, message: ready.2 };
+        let storage = self.storage(record.storage);
+        let stalled = self.stalled(status, record);
+        let (since, now) = (status.since.clone(), time(now));
+        // A state that changes, changes `Ready` at its own time.
+        let ready_at = if is_awake && !self.connected { &now } else { &since };
+        let generation = status.observed_generation;
+        ready.set(&mut status.conditions, ready_at.as_ref(), generation);
+        for value in [storage, self.connection(is_awake), self.resized(), stalled.as_value()] {
+            value.set(&mut status.conditions, now.as_ref(), generation);
+        }
+    }
+
+    fn connection(&self, is_awake: bool) -> ConditionValue<'static> {
+        let (holds, reason, message) = match (self.connected, is_awake) {
+            (true, _) => (true, "Connected", "heartbeats of the agent arrive"),
+            (false, true) => (
+                false,
+                "Unknown",
+                "no heartbeat of the agent arrives; whether the workspace is in use is unknown, and the agent \
+                 is restarted after 10 minutes of silence",
+            ),
+            (false, false) => (false, "NoAgent", "no agent serves the workspace in this state"),
+        };
+        ConditionValue { kind: condition_type::AGENT_CONNECTED, holds, reason, message: message.to_owned() }
+    }
+
+    /// Returns whether the storage is ready. `has_files` says whether it may hold files.
+    fn storage(&self, has_files: bool) -> ConditionValue<'static> {
+        let claim = self.claim.as_ref().and_then(Option::as_ref);
+        let (holds, reason, message) = match (claim, has_files) {
+            (Some(claim), _) if claim.phase == VolumeClaimPhase::Deleted => {
+                (false, "ClaimDeleted", claim.detail.clone())
+            }
+            (Some(claim), _) if claim.phase == VolumeClaimPhase::Lost => (
+                false,
+                "ClaimLost",
+                format!("the volume of the claim {} does not exist any more", claim.name),
+            ),
+            (Some(claim), _) if claim.phase == VolumeClaimPhase::Pending => {
+                let text = format!("the claim {} is not bound to a volume", claim.name);
+                let detail = Some(&claim.detail).filter(|detail| !detail.is_empty());
+                (false, "ClaimPending", detail.map_or(text.clone(), |detail| format!("{text}: {detail}")))
+            }
+            (Some(claim), true) => (true, "StorageExists", format!("the claim {} is bound", claim.name)),
+            (Some(claim), false) => {
+                (false, "NoStorage", format!("no agent has used the claim {} yet", claim.name))
+            }
+            (None, true) if self.claim.is_some() => {
+                (false, "ClaimMissing", "the volume claim does not exist, although it holds files".to_owned())
+            }
+            (None, true) => (true, "StorageExists", "the volume claim exists".to_owned()),
+            (None, false) => (false, "NoStorage", "the workspace has no volume claim".to_owned()),
+        };
+        ConditionValue { kind: condition_type::STORAGE_READY, holds, reason, message }
+    }
+
+    fn resized(&self) -> ConditionValue<'_> {
+        let (holds, reason, message) = match &self.resized {
+            Resized::AsRequested => {
+                (true, "AsRequested", "the agent has the requested resources, or gets them when it starts")
+            }
+            Resized::QuotaExceeded => {
+                (false, "QuotaExceeded", "waiting in the admission queue for quota or capacity")
+            }
+            Resized::Pending { reason, message } => (false, reason.as_str(), message.as_str()),
+        };
+        ConditionValue { kind: condition_type::RESIZED, holds, reason, message: message.to_owned() }
+    }
+
+    /// Returns whether a user or an operator has to act.
+    fn stalled(&self, status: &WorkspaceStatus, record: RecordFacts) -> Stalled {
+        let claim = self.claim.as_ref().and_then(Option::as_ref);
+        let unusable =
+            claim.filter(|claim| matches!(claim.phase, VolumeClaimPhase::Deleted | VolumeClaimPhase::Lost));
+        if status.state == word(State::Failed) || record.stalled {
+            return Stalled(Some((status.reason.clone(), status.message.clone())));
+        }
+        Stalled(unusable.map(|_| {
+            let storage = self.storage(record.storage);
+            (storage.reason.to_owned(), storage.message)
+        }))
+    }
+}
+
+/// The parts of a record that the conditions depend on, besides state, reason and message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RecordFacts {
+    /// Whether the storage may hold files.
+    storage: bool,
+    /// Whether the reason of the state says that the workspace makes no progress by itself.
+    stalled: bool,
+}
+
+impl RecordFacts {
+    /// Extracts the facts from a persisted status.
+    pub(super) fn of(status: &Status) -> Self {
+        Self::new(status.storage, &status.reason)
+    }
+
+    /// Extracts the facts from a view.
+    pub(super) fn of_view(view: &WorkspaceView) -> Self {
+        Self::new(view.storage, &view.reason)
+    }
+
+    fn new(storage: bool, reason: &StateReason) -> Self {
+        let stalled = match reason {
+            StateReason::ArchiveFailed { .. }
+            | StateReason::RestoreFailed { .. }
+            | StateReason::ActionFailed { .. } => true,
+            StateReason::AgentRestarting { failures, .. } => *failures >= FAILED_AFTER,
+            StateReason::Waiting(wait) => wait.reason == WaitReason::TemplateMissing,
+            _ => false,
+        };
+        Self { storage, stalled }
+    }
+}
+
+/// Reason and message, if a user or an operator has to act.
+struct Stalled(Option<(String, String)>);
+
+impl Stalled {
+    fn as_value(&self) -> ConditionValue<'_> {
+        let (reason, message) = match &self.0 {
+            Some((reason, message)) => (reason.as_str(), message.as_str()),
+            None => ("NotStalled", "nothing needs to be done"),
+        };
+        let (kind, message) = (condition_type::STALLED, message.to_owned());
+        ConditionValue { kind, holds: self.0.is_some(), reason, message }
     }
 }
 
@@ -131,7 +260,9 @@ impl Resized {
                     let reason = wait.as_reason();
                     Self::Pending { reason: reasons::camel_case(&reason), message: reasons::message(&reason) }
                 }
-                None => Self::Pending { reason: "InProgress".into(), message: String::new() },
+                None => {
+                    Self::Pending { reason: "InProgress".into(), message: "the resize is in progress".into() }
+                }
             },
             _ => Self::AsRequested,
         }
@@ -179,9 +310,10 @@ fn next(at: Timestamp, step: NextStep) -> Option<NextStepStatus> {
 mod tests {
     use std::{env, fs, path::Path, sync::Arc};
 
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
     use podling_core::{
-        reason::{SleepCause, StateReason, Wait, WaitReason},
-        status::{Phase, Status},
+        reason::{SleepCause, Wait},
+        status::Phase,
     };
     use serde_json::json;
 
@@ -210,7 +342,7 @@ mod tests {
         let log = Arc::default();
         let record = WorkspaceRecord { spec, status, credential: None, log, generation: 1 };
         let mut status = status::of(&record, &resource, 1);
-        display.apply_to(&mut status, after(60));
+        display.apply_to(&mut status, RecordFacts::of(&record.status), after(60));
         status
     }
 
@@ -325,12 +457,110 @@ mod tests {
             ..DisplayStatus::default()
         };
         let mut status = WorkspaceStatus::default();
-        awake.apply_to(&mut status, Timestamp(5_000));
-        DisplayStatus::default().apply_to(&mut status, Timestamp(9_000));
+        let record = RecordFacts { storage: true, stalled: false };
+        awake.apply_to(&mut status, record, Timestamp(5_000));
+        DisplayStatus::default().apply_to(&mut status, record, Timestamp(9_000));
         assert_eq!(status.image_digest.as_deref(), Some("localhost/python@sha256:1"));
         assert_eq!(status.boot_id, None);
-        let [connected, _resized] = &status.conditions[..] else { panic!("{:?}", status.conditions) };
-        assert_eq!((connected.status.as_str(), connected.reason.as_str()), ("False", "Unknown"));
+        let connected = condition(&status, condition_type::AGENT_CONNECTED);
+        assert_eq!((connected.status.as_str(), connected.reason.as_str()), ("False", "NoAgent"));
         assert_eq!(Some(connected.last_transition_time.clone()), time(Timestamp(9_000)));
+    }
+
+    fn condition<'a>(status: &'a WorkspaceStatus, kind: &str) -> &'a Condition {
+        status.conditions.iter().find(|condition| condition.type_ == kind).expect("the condition")
+    }
+
+    /// Returns status and reason of a condition.
+    fn short<'a>(status: &'a WorkspaceStatus, kind: &str) -> (&'a str, &'a str) {
+        let condition = condition(status, kind);
+        assert!(!condition.message.is_empty(), "{kind} has a message");
+        (&condition.status, &condition.reason)
+    }
+
+    fn status_in(phase: Phase, reason: StateReason) -> Status {
+        Status { phase, reason, epoch: 1, storage_generation: 1, storage: true, ..Status::new(SINCE) }
+    }
+
+    fn with_claim(phase: VolumeClaimPhase, detail: &str) -> DisplayStatus {
+        let claim = VolumeClaimState { name: "workspace-abc".into(), phase, detail: detail.into() };
+        DisplayStatus { connected: true, claim: Some(Some(claim)), ..DisplayStatus::default() }
+    }
+
+    #[test]
+    fn awake_workspace_without_connection_is_not_ready() {
+        let awake = || status_in(Phase::Awake, StateReason::AgentConnected);
+        let mut status = workspace_status(awake(), &DisplayStatus::default());
+        assert_eq!(short(&status, "Ready"), ("False", "AgentUnknown"));
+        assert_eq!(short(&status, "AgentConnected"), ("False", "Unknown"));
+        let connected = DisplayStatus { connected: true, ..DisplayStatus::default() };
+        connected.apply_to(&mut status, RecordFacts::of(&awake()), after(90));
+        assert_eq!(short(&status, "Ready"), ("True", "Awake"));
+    }
+
+    #[test]
+    fn transition_time_stays_while_the_condition_does() {
+        let before = workspace_status(status_in(Phase::Asleep, StateReason::Idle), &DisplayStatus::default());
+        let mut conditions = before.conditions.clone();
+        let at = condition(&before, "AgentConnected").last_transition_time.clone();
+        let value = |holds| ConditionValue {
+            kind: condition_type::AGENT_CONNECTED,
+            holds,
+            reason: "Other",
+            message: "other".into(),
+        };
+        value(false).set(&mut conditions, time(after(900)).as_ref(), 2);
+        let types = |conditions: &[Condition]| conditions.iter().map(|c| c.type_.clone()).collect::<Vec<_>>();
+        assert_eq!(types(&conditions), types(&before.conditions), "the order stays");
+        let found = |conditions: &[Condition]| {
+            conditions.iter().find(|c| c.type_ == "AgentConnected").unwrap().last_transition_time.clone()
+        };
+        assert_eq!(found(&conditions), at);
+        value(true).set(&mut conditions, time(after(900)).as_ref(), 2);
+        assert_eq!(Some(found(&conditions)), time(after(900)));
+    }
+
+    #[test]
+    fn storage_is_ready_only_while_its_claim_is_bound() {
+        let storage = |has_files, display: &DisplayStatus| {
+            let record =
+                Status { storage: has_files, ..status_in(Phase::Awake, StateReason::AgentConnected) };
+            let status = workspace_status(record, display);
+            let (holds, reason) = short(&status, "StorageReady");
+            let stalled = short(&status, "Stalled").0 == "True";
+            (holds == "True", reason.to_owned(), stalled, condition(&status, "StorageReady").message.clone())
+        };
+        let (holds, reason, stalled, _) = storage(true, &with_claim(VolumeClaimPhase::Bound, ""));
+        assert_eq!((holds, reason.as_str(), stalled), (true, "StorageExists", false));
+        let detail = "storageclass.storage.k8s.io \"fast\" not found";
+        let (holds, reason, _, message) = storage(false, &with_claim(VolumeClaimPhase::Pending, detail));
+        assert_eq!((holds, reason.as_str()), (false, "ClaimPending"));
+        assert!(message.contains("workspace-abc is not bound") && message.contains(detail), "{message}");
+        let (holds, reason, stalled, message) =
+            storage(true, &with_claim(VolumeClaimPhase::Deleted, "the claim was deleted"));
+        assert_eq!((holds, reason.as_str(), stalled), (false, "ClaimDeleted", true));
+        assert_eq!(message, "the claim was deleted");
+        let (holds, reason, ..) = storage(false, &with_claim(VolumeClaimPhase::Bound, ""));
+        assert_eq!((holds, reason.as_str()), (false, "NoStorage"), "no agent has used it");
+        let missing = DisplayStatus { claim: Some(None), ..DisplayStatus::default() };
+        assert_eq!(storage(true, &missing).1, "ClaimMissing");
+        assert!(storage(true, &DisplayStatus::default()).0, "the claims are not listed yet");
+    }
+
+    #[test]
+    fn workspace_that_needs_somebody_is_stalled() {
+        let stalled = |status: Status| {
+            let status = workspace_status(status, &DisplayStatus::default());
+            let (holds, reason) = short(&status, "Stalled");
+            (holds == "True", reason.to_owned())
+        };
+        let wait = |reason| StateReason::Waiting(Wait { reason, detail: "why".into() });
+        let no_template = status_in(Phase::Starting, wait(WaitReason::TemplateMissing));
+        assert_eq!(stalled(no_template), (true, "TemplateMissing".into()));
+        let no_node = status_in(Phase::Starting, wait(WaitReason::Unschedulable));
+        assert!(!stalled(no_node).0, "a node may be added");
+        let cause = Box::new(StateReason::MaintenanceAgentLost);
+        let no_archive = status_in(Phase::Asleep, StateReason::ArchiveFailed { cause });
+        assert_eq!(stalled(no_archive), (true, "ArchiveFailed".into()));
     }
 }

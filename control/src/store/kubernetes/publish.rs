@@ -4,14 +4,20 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use podling_core::{id::WorkspaceId, workspace::State};
+use podling_core::{
+    id::WorkspaceId,
+    workspace::{AgentConnection, State},
+};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    KubernetesStore, MAX_CONCURRENT_WRITES, display_status::DisplayStatus, resource_cache::ResourceCache,
+    KubernetesStore, MAX_CONCURRENT_WRITES,
+    display_status::{DisplayStatus, RecordFacts},
+    resource_cache::ResourceCache,
 };
 use crate::{
     clock,
+    kubernetes::ClaimReceiver,
     snapshot::{SnapshotReceiver, WorkspaceView},
     store::LogEntry,
 };
@@ -22,6 +28,10 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// activity can change several times a second.
 const MIN_PUBLISH_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Time without a heartbeat after which the displayed conditions say that the agent is not
+/// connected. Agents connect again within seconds.
+const CONNECTION_GRACE: Duration = Duration::from_secs(60);
+
 /// The last publication of a workspace.
 #[derive(Debug, Default)]
 struct PublishedStatus {
@@ -30,31 +40,35 @@ struct PublishedStatus {
     not_before: Option<Instant>,
     /// Newest log entry for which an Event was created.
     last_event: Option<LogEntry>,
+    display: Option<DisplayStatus>,
+    /// Since when no heartbeat arrives from the agent of an awake workspace.
+    unheard_since: Option<Instant>,
 }
 
 impl KubernetesStore {
     /// Publishes statuses until the driver ends.
-    pub async fn publish_status(&self, snapshots: SnapshotReceiver) {
+    pub async fn publish_status(&self, snapshots: SnapshotReceiver, claims: ClaimReceiver) {
         let mut all_published: BTreeMap<WorkspaceId, PublishedStatus> = BTreeMap::new();
         while snapshots.has_changed().is_ok() {
-            let snapshot = snapshots.borrow().clone();
+            let (snapshot, claims) = (snapshots.borrow().clone(), claims.borrow().clone());
             all_published.retain(|id, _| snapshot.workspaces.contains_key(id));
             let mut due = Vec::new();
             for (id, view) in snapshot.workspaces.iter().filter(|(_, view)| !view.is_gone()) {
                 let Some(cache) = self.known_cache(id) else { continue };
                 let published = all_published.entry(id.clone()).or_default();
-                if self.leadership.is_leader() && published.is_due(view, &cache) {
+                let display = DisplayStatus::of(view, published.is_connected(view), &claims, clock::now());
+                if self.leadership.is_leader() && published.is_due(view, &display, &cache) {
                     let unreported = unreported(view, published.last_event.as_ref());
-                    due.push((view.clone(), cache, unreported));
+                    due.push((view.clone(), display, cache, unreported));
                 }
             }
-            let writes = stream::iter(due).map(|(view, cache, unreported)| async move {
+            let writes = stream::iter(due).map(|(view, display, cache, unreported)| async move {
                 let done = async {
                     self.record_events(&cache, &unreported).await?;
-                    self.publish_one(&view, &cache).await
+                    self.publish_one(&view, display.clone(), &cache).await
                 };
                 match done.await {
-                    Ok(()) => Some(view),
+                    Ok(()) => Some((view, display)),
                     Err(error) => {
                         let id = &view.spec.id;
                         tracing::debug!(workspace = %id, %error, "failed to publish status, retrying later");
@@ -63,24 +77,29 @@ impl KubernetesStore {
                 }
             });
             let done: Vec<_> = writes.buffer_unordered(MAX_CONCURRENT_WRITES).collect().await;
-            for view in done.into_iter().flatten() {
-                all_published.entry(view.spec.id.clone()).or_default().record(&view);
+            for (view, display) in done.into_iter().flatten() {
+                all_published.entry(view.spec.id.clone()).or_default().record(&view, display);
             }
             sleep(CHECK_INTERVAL).await;
         }
     }
 
-    async fn publish_one(&self, view: &WorkspaceView, cache: &ResourceCache) -> Result<(), kube::Error> {
+    async fn publish_one(
+        &self,
+        view: &WorkspaceView,
+        display: DisplayStatus,
+        cache: &ResourceCache,
+    ) -> Result<(), kube::Error> {
         let mut written = cache.written.lock().await;
         let Some(latest) = cache.latest() else { return Ok(()) };
         if written.status_modified_externally(&latest) {
             tracing::warn!(workspace = %view.spec.id, "status was modified externally, writing it again");
         }
-        let (now, display) = (clock::now(), cache.update_display(DisplayStatus::of(view, clock::now())));
+        let display = cache.update_display(display);
         // Without a written record there is no status yet. The first write of the record creates
         // it.
         let Some(mut status) = written.status().cloned() else { return Ok(()) };
-        display.apply_to(&mut status, now);
+        display.apply_to(&mut status, RecordFacts::of_view(view), clock::now());
         if latest.status.as_ref() != Some(&status) {
             let stored = self.write_status(&latest, &status).await?;
             written.set_status(&stored);
@@ -91,13 +110,27 @@ impl KubernetesStore {
 }
 
 impl PublishedStatus {
-    fn is_due(&self, view: &WorkspaceView, cache: &ResourceCache) -> bool {
-        let has_changed = self.version != view.version || cache.status_modified_externally();
-        let is_urgent = self.state != Some(view.state);
+    /// Returns the connection to display. An awake workspace counts as connected for
+    /// [`CONNECTION_GRACE`] after its last heartbeat. Otherwise each fail-over of the control plane
+    /// would change the status of every workspace twice.
+    fn is_connected(&mut self, view: &WorkspaceView) -> bool {
+        if view.connection == AgentConnection::Connected || view.state != State::Awake {
+            self.unheard_since = None;
+            return view.connection == AgentConnection::Connected;
+        }
+        self.unheard_since.get_or_insert_with(Instant::now).elapsed() < CONNECTION_GRACE
+    }
+
+    fn is_due(&self, view: &WorkspaceView, display: &DisplayStatus, cache: &ResourceCache) -> bool {
+        let before = self.display.as_ref();
+        let conditions_changed = before.is_none_or(|before| before.differs_in_conditions(display));
+        let is_urgent = self.state != Some(view.state) || conditions_changed;
+        let has_changed = is_urgent || self.version != view.version || cache.status_modified_externally();
         has_changed && (is_urgent || self.not_before.is_none_or(|at| at <= Instant::now()))
     }
 
-    fn record(&mut self, view: &Arc<WorkspaceView>) {
+    fn record(&mut self, view: &Arc<WorkspaceView>, display: DisplayStatus) {
+        self.display = Some(display);
         self.version = view.version;
         self.state = Some(view.state);
         self.not_before = Some(Instant::now() + MIN_PUBLISH_INTERVAL);

@@ -6,7 +6,7 @@ use k8s_openapi::{
 };
 use podling_core::{time::Timestamp, workspace::State};
 
-use super::write::json;
+use super::write::record_text;
 use crate::{
     kubernetes::{
         LastArchive, Workspace, WorkspaceStatus,
@@ -24,50 +24,49 @@ pub(super) mod condition_type {
     pub(in super::super) const STORAGE_READY: &str = "StorageReady";
     pub(in super::super) const ARCHIVE_PROVEN: &str = "ArchiveProven";
     pub(in super::super) const RESIZED: &str = "Resized";
+    /// True if a user or an operator has to act before the workspace makes progress.
+    pub(in super::super) const STALLED: &str = "Stalled";
+
+    /// All types, in the order in which they are displayed.
+    pub(in super::super) const ALL: [&str; 6] =
+        [READY, STORAGE_READY, ARCHIVE_PROVEN, AGENT_CONNECTED, RESIZED, STALLED];
 }
 
 /// Maximum length of the status message, in characters; the CRD allows 4096.
 const MAX_MESSAGE: usize = 4096;
 
 /// Builds the status of a resource with this record. `generation` is the generation of the spec
-/// that the record reflects.
+/// that the record reflects. The conditions that follow from observations are those of the last
+/// status; `DisplayStatus::apply_to` updates them.
 pub(super) fn of(record: &WorkspaceRecord, resource: &Workspace, generation: i64) -> WorkspaceStatus {
     let (status, before) = (&record.status, resource.status.as_ref());
-    let state = status.state();
-    let word = word(state);
-    let is_awake = state == State::Awake;
-    let proven = status.archive().is_some();
-    let state_reason = camel_case(word);
-    let conditions = [
-        (condition_type::READY, is_awake, state_reason.as_str()),
-        (
-            condition_type::STORAGE_READY,
-            status.storage,
-            if status.storage { "StorageExists" } else { "NoStorage" },
-        ),
-        (condition_type::ARCHIVE_PROVEN, proven, if proven { "Proven" } else { "NotArchived" }),
-    ];
-    // The message of ArchiveProven then says how to delete the workspace without an archive.
-    let delays_deletion = resource.metadata.deletion_timestamp.is_some() && status.storage && !proven;
-    let conditions = conditions.into_iter().map(|(kind, holds, reason)| {
-        let old =
-            before.and_then(|before| before.conditions.iter().find(|condition| condition.type_ == kind));
-        let mut condition = condition(kind, holds, reason, status.since, generation, old);
-        if kind == condition_type::ARCHIVE_PROVEN && delays_deletion {
-            condition.message = format!(
+    let mut conditions = before.map(|before| before.conditions.clone()).unwrap_or_default();
+    conditions.retain(|condition| condition_type::ALL.contains(&condition.type_.as_str()));
+    let (proven, reason, message) = match status.archive() {
+        Some(archive) => (true, "Proven", format!("the archive {} holds the present files", archive.key.0)),
+        // The message says how to delete the workspace without an archive.
+        None if resource.metadata.deletion_timestamp.is_some() && status.storage => (
+            false,
+            "NotArchived",
+            format!(
                 "deletion waits until the data is archived; annotate the workspace with {DISCARD}=true \
                  to delete it with its data"
-            );
-        }
-        condition
-    });
+            ),
+        ),
+        None if status.storage => (false, "NotArchived", "no archive holds the present files".to_owned()),
+        None => (false, "NotArchived", "there are no files to archive".to_owned()),
+    };
+    let since = time(status.since);
+    let proven = ConditionValue { kind: condition_type::ARCHIVE_PROVEN, holds: proven, reason, message };
+    proven.set(&mut conditions, since.as_ref(), generation);
     WorkspaceStatus {
-        state: word.to_owned(),
+        id: Some(record.spec.id.to_string()),
+        state: word(status.state()).to_owned(),
         reason: reasons::camel_case(&status.reason),
         message: reasons::message(&status.reason).chars().take(MAX_MESSAGE).collect(),
-        since: time(status.since),
+        since,
         observed_generation: generation,
-        conditions: conditions.collect(),
+        conditions,
         storage_generation: status.storage_generation.try_into().unwrap_or(i64::MAX),
         volume_claim_name: status.storage.then(|| volume_claim_name(&record.spec.id)),
         last_archive: status.archives.last().and_then(|archive| {
@@ -77,7 +76,7 @@ pub(super) fn of(record: &WorkspaceRecord, resource: &Workspace, generation: i64
                 at: time(archive.at)?,
             })
         }),
-        record: Some(json(record)),
+        record: Some(record_text(record)),
         ..WorkspaceStatus::default()
     }
 }
@@ -87,27 +86,37 @@ pub(super) fn word(state: State) -> &'static str {
     STATES.iter().find(|(known, _)| *known == state).map_or("", |(_, word)| word)
 }
 
-/// Builds a condition. It keeps the transition time of `old` if its status is the same.
-pub(super) fn condition(
-    kind: &str,
-    holds: bool,
-    reason: &str,
-    since: Timestamp,
-    generation: i64,
-    old: Option<&Condition>,
-) -> Condition {
-    let status = if holds { "True" } else { "False" };
-    let same = old.filter(|old| old.status == status);
-    Condition {
-        type_: kind.to_owned(),
-        status: status.to_owned(),
-        reason: reason.to_owned(),
-        message: String::new(),
-        observed_generation: Some(generation),
-        last_transition_time: same
-            .map(|old| old.last_transition_time.clone())
-            .or_else(|| time(since))
-            .unwrap_or(Time(jiff::Timestamp::UNIX_EPOCH)),
+/// A condition without its times.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ConditionValue<'a> {
+    pub(super) kind: &'static str,
+    pub(super) holds: bool,
+    /// CamelCase code.
+    pub(super) reason: &'a str,
+    /// English text; never empty.
+    pub(super) message: String,
+}
+
+impl ConditionValue<'_> {
+    /// Adds or replaces the condition, in the order of [`condition_type::ALL`]. Its transition time
+    /// stays if its status is the same, and is `at` otherwise.
+    pub(super) fn set(self, conditions: &mut Vec<Condition>, at: Option<&Time>, generation: i64) {
+        let status = if self.holds { "True" } else { "False" };
+        let old = conditions.iter().position(|condition| condition.type_ == self.kind);
+        let old = old.map(|old| conditions.remove(old)).filter(|old| old.status == status);
+        conditions.push(Condition {
+            type_: self.kind.to_owned(),
+            status: status.to_owned(),
+            reason: self.reason.to_owned(),
+            message: self.message.chars().take(MAX_MESSAGE).collect(),
+            observed_generation: Some(generation),
+            last_transition_time: old
+                .map(|old| old.last_transition_time)
+                .or_else(|| at.cloned())
+                .unwrap_or(Time(jiff::Timestamp::UNIX_EPOCH)),
+        });
+        conditions
+            .sort_by_key(|condition| condition_type::ALL.iter().position(|kind| *kind == condition.type_));
     }
 }
 

@@ -15,15 +15,19 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
+use podling_core::id::WorkspaceId;
 
 use super::{
-    KubernetesStore, duplicates::has_record, log_unreadable, readable, record, resource_cache::ReportedSpec,
+    KubernetesStore,
+    not_served::{NotServedReason, has_record},
+    readable, record,
+    resource_cache::ReportedSpec,
 };
 use crate::{
     driver::{DriverError, DriverHandle, SpecEdit},
     kubernetes::{
-        DesiredResourceState, DesiredSpec, Workspace, WorkspaceTemplate, WorkspaceTemplateSpec, id_of,
-        objects::DISCARD,
+        ClaimReceiver, DesiredResourceState, DesiredSpec, Workspace, WorkspaceTemplate,
+        WorkspaceTemplateSpec, id_of, objects::DISCARD,
     },
     watch_backoff::WatchBackoff,
 };
@@ -32,15 +36,17 @@ use crate::{
 enum NotServed {
     /// The driver has ended.
     DriverGone(DriverError),
-    /// The resource cannot be parsed.
-    Unreadable(String),
-    /// The id belongs to another workspace.
-    Duplicate(Box<Workspace>, String),
+    /// The resource is not served, for this reason.
+    Because(Box<Workspace>, NotServedReason, String),
 }
 
 impl NotServed {
-    fn unreadable(problem: impl ToString) -> Self {
-        Self::Unreadable(problem.to_string())
+    fn invalid(resource: Workspace, problem: impl ToString) -> Self {
+        Self::Because(resource.into(), NotServedReason::Invalid, problem.to_string())
+    }
+
+    fn duplicate(resource: Workspace, problem: String) -> Self {
+        Self::Because(resource.into(), NotServedReason::Duplicate, problem)
     }
 }
 
@@ -52,7 +58,11 @@ impl From<DriverError> for NotServed {
 
 impl KubernetesStore {
     /// Reports edits of workspaces and templates to the driver. Runs until the driver has ended.
-    pub async fn watch_resources(&self, driver: &DriverHandle) -> Result<(), DriverError> {
+    pub async fn watch_resources(
+        &self,
+        driver: &DriverHandle,
+        mut claims: ClaimReceiver,
+    ) -> Result<(), DriverError> {
         let mut workspaces = pin!(
             watcher(self.all_workspaces.clone(), watcher::Config::default()).backoff(WatchBackoff::default())
         );
@@ -62,11 +72,11 @@ impl KubernetesStore {
         let mut known = BTreeMap::new();
         loop {
             tokio::select! {
-                Some(event) = workspaces.next() => self.handle_workspace_event(event, driver).await?,
+                Some(event) = workspaces.next() => self.handle_workspace_event(event, driver, &mut claims).await?,
                 Some(event) = templates.next() => {
                     let Some(name) = changed_template(event, &mut known) else { continue };
                     for resource in self.workspaces_of_template(&name) {
-                        self.handle_change(Workspace::clone(&resource), driver).await?;
+                        self.handle_change(Workspace::clone(&resource), driver, &mut claims).await?;
                     }
                 }
                 else => return Ok(()),
@@ -78,11 +88,12 @@ impl KubernetesStore {
         &self,
         event: Result<Event<DeserializeGuard<Workspace>>, watcher::Error>,
         driver: &DriverHandle,
+        claims: &mut ClaimReceiver,
     ) -> Result<(), DriverError> {
         match event {
             Ok(Event::Apply(resource) | Event::InitApply(resource)) => {
                 if let Some(resource) = readable(resource) {
-                    self.handle_change(resource, driver).await?;
+                    self.handle_change(resource, driver, claims).await?;
                 }
             }
             Ok(Event::Delete(resource)) => {
@@ -105,26 +116,39 @@ impl KubernetesStore {
         latest.filter(|latest| latest.spec.template == template).collect()
     }
 
-    async fn handle_change(&self, resource: Workspace, driver: &DriverHandle) -> Result<(), DriverError> {
-        let name = resource.name_any();
-        match self.report_change(resource, driver).await {
-            Err(NotServed::DriverGone(error)) => return Err(error),
-            Err(NotServed::Unreadable(problem)) => log_unreadable(&name, &problem),
-            Err(NotServed::Duplicate(copy, why)) => self.mark_duplicate(&copy, &why).await,
-            Ok(()) => {}
+    async fn handle_change(
+        &self,
+        resource: Workspace,
+        driver: &DriverHandle,
+        claims: &mut ClaimReceiver,
+    ) -> Result<(), DriverError> {
+        match self.report_change(resource, driver, claims).await {
+            Err(NotServed::DriverGone(error)) => Err(error),
+            Err(NotServed::Because(resource, reason, why)) => {
+                self.mark_not_served(&resource, reason, &why).await;
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
-        Ok(())
     }
 
-    async fn report_change(&self, resource: Workspace, driver: &DriverHandle) -> Result<(), NotServed> {
-        let id = id_of(&resource).map_err(NotServed::unreadable)?;
+    async fn report_change(
+        &self,
+        resource: Workspace,
+        driver: &DriverHandle,
+        claims: &mut ClaimReceiver,
+    ) -> Result<(), NotServed> {
+        let id = match id_of(&resource) {
+            Ok(id) => id,
+            Err(error) => return Err(NotServed::invalid(resource, error)),
+        };
         let cache = self.cache(&id);
         if let Some(other) = cache.latest().filter(|latest| latest.name_any() != resource.name_any()) {
             let why = format!(
                 "its id {id} belongs to the workspace {}; create it without spec.id",
                 other.name_any()
             );
-            return Err(NotServed::Duplicate(resource.into(), why));
+            return Err(NotServed::duplicate(resource, why));
         }
         let template = self.template(&resource.spec.template).await;
         let mut written = cache.written.lock().await;
@@ -137,9 +161,14 @@ impl KubernetesStore {
                     "its id {id} belonged to a deleted workspace; \
                      create it without spec.id, with the archive as spec.source"
                 );
-                return Err(NotServed::Duplicate(resource.into(), why));
+                return Err(NotServed::duplicate(resource, why));
             }
-            let mut record = record(&resource, template.as_ref()).map_err(NotServed::Unreadable)?;
+            // Only a resource without a record is affected by an existing claim.
+            let has_claim = !has_record(&resource) && has_claim(claims, &id).await;
+            let mut record = match record(&resource, template.as_ref(), has_claim) {
+                Ok(record) => record,
+                Err(problem) => return Err(NotServed::invalid(resource, problem)),
+            };
             record.generation = resource.metadata.generation.unwrap_or_default();
             drop(written);
             cache.set_loaded(resource, &record).await;
@@ -164,6 +193,12 @@ impl KubernetesStore {
             cache.mark_deleted();
         }
     }
+}
+
+/// Returns whether the workspace has a volume claim. Waits for the first list of claims.
+async fn has_claim(claims: &mut ClaimReceiver, id: &WorkspaceId) -> bool {
+    // The watch of claims ends only together with this watch.
+    claims.wait_for(|claims| claims.listed).await.is_ok_and(|claims| claims.claims.contains_key(id))
 }
 
 /// Returns the name of the template that an event reports as changed. A template that a list names

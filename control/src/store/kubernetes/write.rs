@@ -1,6 +1,6 @@
 //! Writes records to their resources.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use kube::{
     Error, ResourceExt,
@@ -10,7 +10,9 @@ use podling_core::{id::WorkspaceId, status::Phase};
 use serde_json::{Value, json};
 
 use super::{
-    KubernetesStore, failed,
+    KubernetesStore,
+    display_status::RecordFacts,
+    failed,
     preserved_spec::PreservedSpec,
     readable,
     resource::{self, finalizers, spec_changes},
@@ -139,7 +141,7 @@ impl KubernetesStore {
             cache.observe(now.clone());
         }
         let mut status = status::of(record, &now, written.generation.max(record.generation));
-        cache.display().apply_to(&mut status, clock::now());
+        cache.display().apply_to(&mut status, RecordFacts::of(&record.status), clock::now());
         if now.status.as_ref() == Some(&status) {
             return Ok(now);
         }
@@ -267,7 +269,7 @@ impl KubernetesStore {
             storage: None,
             ports: Vec::new(),
             environment: Vec::new(),
-            record: json(record),
+            record: record_text(record),
         };
         if let Some(latest) = cache.latest() {
             PreservedSpec::of(&latest.spec).save_to(&mut spec);
@@ -297,10 +299,18 @@ impl KubernetesStore {
     }
 }
 
-/// Returns the stored form of a record without its environment. The resource's spec already
-/// contains the environment, which may be sensitive and is not copied elsewhere.
-pub(super) fn json(record: &WorkspaceRecord) -> Value {
+/// Returns the stored form of a record as one string, so that `kubectl describe` prints one line.
+/// Leaves out the environment: the resource's spec already contains it, and it may be sensitive.
+pub(super) fn record_text(record: &WorkspaceRecord) -> Value {
     let mut record = record.clone();
     Arc::make_mut(&mut record.spec).env.clear();
-    serde_json::to_value(StoredRecord::of(&record)).unwrap_or_default()
+    serde_json::to_string(&StoredRecord::of(&record)).unwrap_or_default().into()
+}
+
+/// Returns the JSON of a stored record. Earlier versions stored an object instead of a string.
+pub(super) fn record_json(stored: &Value) -> Cow<'_, str> {
+    match stored {
+        Value::String(json) => json.into(),
+        object => object.to_string().into(),
+    }
 }

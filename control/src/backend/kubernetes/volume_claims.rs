@@ -1,0 +1,185 @@
+//! Watches the volume claims of all workspaces. Publishes their states, and adds Podling's finalizer
+//! to a claim that lacks it: one that a user created to recover a volume, or whose finalizer was
+//! removed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::pin,
+    sync::Arc,
+};
+
+use futures_util::StreamExt;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::{
+    ResourceExt,
+    api::{Patch, PatchParams},
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event, watcher},
+    },
+};
+use podling_core::id::WorkspaceId;
+use serde_json::json;
+use tokio::{
+    sync::watch,
+    time::{Instant, interval_at},
+};
+
+use super::{cluster::ClusterClient, warnings::STALLED_AFTER};
+use crate::{
+    kubernetes::{
+        ClaimReceiver, VolumeClaimPhase, VolumeClaimState, VolumeClaims, has_status_code,
+        objects::{KEEP_DATA, WORKSPACE_LABEL},
+    },
+    snapshot::SnapshotReceiver,
+    watch_backoff::WatchBackoff,
+};
+
+/// Follows the claims of the namespace. The caller runs it.
+#[derive(Debug)]
+pub struct VolumeClaimWatcher {
+    cluster: ClusterClient,
+    /// Claims by uid. A workspace has two while a deleted one is being replaced.
+    known: BTreeMap<String, PersistentVolumeClaim>,
+    /// Uids in the part of the present list that has arrived.
+    listed_uids: BTreeSet<String>,
+    initial_list_done: bool,
+    /// Explanations of claims that stay unbound, by uid.
+    details: BTreeMap<String, String>,
+    published: watch::Sender<Arc<VolumeClaims>>,
+}
+
+impl VolumeClaimWatcher {
+    pub(super) fn new(cluster: ClusterClient) -> Self {
+        Self {
+            cluster,
+            known: BTreeMap::new(),
+            listed_uids: BTreeSet::new(),
+            initial_list_done: false,
+            details: BTreeMap::new(),
+            published: watch::Sender::new(Arc::default()),
+        }
+    }
+
+    /// Returns a receiver of the claims' states.
+    pub fn states(&self) -> ClaimReceiver {
+        self.published.subscribe()
+    }
+
+    /// Runs until the driver has ended.
+    pub async fn run(mut self, snapshots: SnapshotReceiver) {
+        let config = watcher::Config::default().labels(WORKSPACE_LABEL);
+        let mut events = pin!(watcher(self.cluster.claims.clone(), config).backoff(WatchBackoff::default()));
+        let mut checks = interval_at(Instant::now() + STALLED_AFTER, STALLED_AFTER);
+        while snapshots.has_changed().is_ok() {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Ok(event)) => self.apply_event(event, &snapshots).await,
+                    Some(Err(error)) => {
+                        tracing::warn!(%error, "failed to watch volume claims, retrying");
+                    }
+                    None => return,
+                },
+                _ = checks.tick() => self.check(&snapshots).await,
+            }
+            self.publish();
+        }
+    }
+
+    async fn apply_event(&mut self, event: Event<PersistentVolumeClaim>, snapshots: &SnapshotReceiver) {
+        match event {
+            Event::Init => self.listed_uids.clear(),
+            Event::InitApply(claim) | Event::Apply(claim) => {
+                let Some(uid) = claim.uid() else { return };
+                self.listed_uids.insert(uid.clone());
+                self.protect(&claim, snapshots).await;
+                self.known.insert(uid, claim);
+            }
+            Event::InitDone => {
+                self.known.retain(|uid, _| self.listed_uids.contains(uid));
+                self.initial_list_done = true;
+            }
+            Event::Delete(claim) => {
+                let uid = claim.uid().unwrap_or_default();
+                self.known.remove(&uid);
+                self.details.remove(&uid);
+            }
+        }
+    }
+
+    /// Reads why claims stay unbound, and adds finalizers that could not be added before.
+    async fn check(&mut self, snapshots: &SnapshotReceiver) {
+        for (uid, claim) in &self.known {
+            self.protect(claim, snapshots).await;
+            let is_pending = VolumeClaimState::of(claim).phase == VolumeClaimPhase::Pending;
+            let detail = match is_pending {
+                true => self.cluster.latest_warning(uid).await.map(|warning| warning.message),
+                false => None,
+            };
+            match detail {
+                Some(detail) => self.details.insert(uid.clone(), detail),
+                None => self.details.remove(uid),
+            };
+        }
+    }
+
+    /// Adds the finalizer to the claim of a known workspace. A failure is only logged, because
+    /// [`Self::check`] tries again.
+    async fn protect(&self, claim: &PersistentVolumeClaim, snapshots: &SnapshotReceiver) {
+        let is_known = workspace(claim).is_some_and(|id| snapshots.borrow().get(&id).is_some());
+        if is_known && let Err(error) = self.cluster.protect_claim(claim).await {
+            let claim = claim.name_any();
+            tracing::warn!(claim, %error, "failed to add the finalizer to a volume claim, retrying");
+        }
+    }
+
+    fn publish(&self) {
+        let mut claims: BTreeMap<WorkspaceId, VolumeClaimState> = BTreeMap::new();
+        for (uid, claim) in &self.known {
+            let Some(id) = workspace(claim) else { continue };
+            let mut state = VolumeClaimState::of(claim);
+            if let Some(detail) = self.details.get(uid) {
+                state.detail.clone_from(detail);
+            }
+            // A claim that replaces a deleted one is shown instead of it.
+            let hides = |other: &VolumeClaimState| other.phase != VolumeClaimPhase::Deleted;
+            if !claims.get(&id).is_some_and(hides) {
+                claims.insert(id, state);
+            }
+        }
+        let now = VolumeClaims { listed: self.initial_list_done, claims };
+        self.published.send_if_modified(|before| {
+            let differs = **before != now;
+            if differs {
+                *before = Arc::new(now);
+            }
+            differs
+        });
+    }
+}
+
+impl ClusterClient {
+    /// Adds Podling's finalizer to a claim that lacks it and is not being deleted.
+    pub(super) async fn protect_claim(&self, claim: &PersistentVolumeClaim) -> Result<(), kube::Error> {
+        let is_protected = claim.finalizers().iter().any(|finalizer| finalizer == KEEP_DATA);
+        if is_protected
+            || claim.metadata.deletion_timestamp.is_some()
+            || self.ensure_leader("protect a volume claim").is_err()
+        {
+            return Ok(());
+        }
+        let finalizers = [claim.finalizers(), &[KEEP_DATA.to_owned()]].concat();
+        let metadata = json!({"finalizers": finalizers, "resourceVersion": claim.resource_version()});
+        let patch = Patch::Merge(json!({"metadata": metadata}));
+        match self.claims.patch(&claim.name_any(), &PatchParams::default(), &patch).await {
+            // The claim has changed. The watch reports its new state.
+            Err(error) if has_status_code(&error, 404) || has_status_code(&error, 409) => Ok(()),
+            done => done.map(drop),
+        }
+    }
+}
+
+/// Returns the workspace that a claim belongs to.
+fn workspace(claim: &PersistentVolumeClaim) -> Option<WorkspaceId> {
+    claim.labels().get(WORKSPACE_LABEL)?.parse().ok()
+}
