@@ -57,7 +57,8 @@ async fn backup_restores_secrets_workspaces_and_archives() {
 
     // A running leader restores what is deleted from the Secret.
     space.kubectl(&["delete", "secret", "podling-control"]).expect_success();
-    wait_for("the deleted Secret", async || (secret_data(space).as_ref() == Some(&secret)).then_some(())).await;
+    wait_for("the deleted Secret", async || (secret_data(space).as_ref() == Some(&secret)).then_some(()))
+        .await;
     let patch = r#"[{"op": "remove", "path": "/data/ca.key"}]"#;
     space.kubectl(&["patch", "secret", "podling-control", "--type=json", "--patch", patch]).expect_success();
     wait_for("the deleted key", async || (secret_data(space).as_ref() == Some(&secret)).then_some(())).await;

@@ -42,7 +42,7 @@ pub async fn upload(
     bar: &ProgressBar,
 ) -> Result<(), CommandFailure> {
     for directory in &plan.directories {
-        let request = 
+        let request =
             MkdirRequest { path: Some(directory.wire()), mode: 0, parents: true, replace_mode: false };
         retry_call(|| {
             let (mut files, request) = (workspace_client.files(), request.clone());

@@ -113,12 +113,14 @@ impl TemplateFollower {
         match event {
             Ok(Event::Init) => *listed = KnownResources::default(),
             Ok(Event::InitApply(resource)) => {
-                let (name, before) = (resource.name_any(), self.known.valid.get(&resource.name_any()).cloned());
+                let (name, before) =
+                    (resource.name_any(), self.known.valid.get(&resource.name_any()).cloned());
                 unwritten.extend(listed.apply(resource, before).map(|resource| (name, resource)));
             }
             Ok(Event::InitDone) => self.known = std::mem::take(listed),
             Ok(Event::Apply(resource)) => {
-                let (name, before) = (resource.name_any(), self.known.valid.get(&resource.name_any()).cloned());
+                let (name, before) =
+                    (resource.name_any(), self.known.valid.get(&resource.name_any()).cloned());
                 unwritten.extend(self.known.apply(resource, before).map(|resource| (name, resource)));
             }
             Ok(Event::Delete(resource)) => {
