@@ -212,7 +212,8 @@ mod tests {
             "mount -t tmpfs none /run && mkdir /run/nscd && mount --bind {} /run/nscd && chmod 755 /run/nscd \
              && chmod 777 /run/nscd/socket \
              && exec setpriv --reuid 54321 --regid 54322 --groups 998 sh -c \
-             'whoami; id; id podling; getent passwd root 54321 | cut -d: -f1; getent passwd 77 || echo none; echo | bash --norc -i 2>&1 | grep -o podling.$'",
+             'whoami; id; id podling; getent passwd root 54321 | cut -d: -f1; getent passwd 77 || echo none; \
+             echo | bash --norc -i 2>&1 | grep -o podling.$'",
             directory.path().display()
         );
         let seen = tokio::task::spawn_blocking(move || {
@@ -226,7 +227,8 @@ mod tests {
         let seen = seen.await.unwrap();
         let ids = "uid=54321(podling) gid=54322(podling) groups=";
         let expected = format!(
-            "podling\n{ids}54322(podling),998(docker)\n{ids}998(docker),54322(podling)\nroot\npodling\nnone\npodling>"
+            "podling\n{ids}54322(podling),998(docker)\n{ids}998(docker),54322(podling)\n\
+             root\npodling\nnone\npodling>"
         );
         assert!(seen.starts_with(&expected), "{seen}");
     }

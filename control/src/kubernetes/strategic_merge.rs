@@ -230,7 +230,8 @@ fn in_order(merged: Vec<Value>, order: &[Value], key: Option<&str>, before: &[Va
     let mut sorted = Vec::with_capacity(patched.len() + others.len());
     let (mut patched, mut others) = (patched.into_iter().peekable(), others.into_iter().peekable());
     while let (Some(patch), Some(other)) = (patched.peek(), others.peek()) {
-        let is_other_first = matches!((place(before, other), place(before, patch)), (Some(other), Some(patch)) if other < patch);
+        let places = (place(before, other), place(before, patch));
+        let is_other_first = matches!(places, (Some(other), Some(patch)) if other < patch);
         sorted.extend(if is_other_first { others.next() } else { patched.next() });
     }
     sorted.extend(others.chain(patched));

@@ -273,7 +273,11 @@ mod tests {
 
     #[test]
     fn agent_exit_ends_the_pod_while_sidecars_run() {
-        let container = |name: &str, state: Value| json!({"name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state});
+        let container = |name: &str, state: Value| {
+            json!({
+                "name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state,
+            })
+        };
         let exited = |code: i32| json!({"terminated": {"exitCode": code}});
         let with = |phase: &str, agent: Value, sidecar: Value| {
             let containers = [container("proxy", sidecar), container("workspace", agent)];

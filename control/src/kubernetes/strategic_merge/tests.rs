@@ -91,7 +91,8 @@ proptest! {
     fn merged_list_has_the_names_of_both(pod in pod(), patch in pod()) {
         let names = |pod: &Object| {
             let list = pod["spec"]["containers"].as_array().unwrap().iter();
-            let mut names: Vec<_> = list.map(|element| element["name"].as_str().unwrap().to_owned()).collect();
+            let name = |element: &Value| element["name"].as_str().unwrap().to_owned();
+            let mut names: Vec<_> = list.map(name).collect();
             names.sort();
             names
         };

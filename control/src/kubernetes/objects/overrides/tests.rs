@@ -57,7 +57,9 @@ fn pod_gets_what_teams_need() {
             "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
             "nodeSelector": {"gpu": "a100"},
             "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
-                "nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}],
+                "nodeSelectorTerms": [{
+                    "matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}],
+                }],
             }}},
             "securityContext": {"supplementalGroups": [4000], "runAsUser": 2000},
             "volumes": [
@@ -75,7 +77,8 @@ fn pod_gets_what_teams_need() {
                     "env": [{"name": "HF_HOME", "value": "/datasets/hf"}],
                     "envFrom": [{"configMapRef": {"name": "team"}}, {"secretRef": {"name": "team-tokens"}}],
                     "volumeMounts": [
-                        {"name": "datasets", "mountPath": "/datasets"}, {"name": "shm", "mountPath": "/dev/shm"},
+                        {"name": "datasets", "mountPath": "/datasets"},
+                        {"name": "shm", "mountPath": "/dev/shm"},
                     ],
                 },
                 {
