@@ -66,9 +66,66 @@ policy! {
     keep_archives = 30 * DAY;
 }
 
+/// A warning that its idle timeout leaves no time for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "must be at most {} s, half of the idle timeout of {} s; shorten it or raise the idle timeout",
+    .longest.as_secs(), .idle_timeout.as_secs()
+)]
+pub struct WarningTooLong {
+    pub longest: Duration,
+    pub idle_timeout: Duration,
+}
+
 impl Policy {
+    /// Returns the longest warning: half of the idle timeout in whole seconds, and at least 1 s.
+    pub fn longest_warning(&self) -> Duration {
+        Duration::from_secs((self.idle_timeout.as_secs() / 2).max(1))
+    }
+
+    /// Returns this policy with its warning limited to the longest one. A warning that was not
+    /// chosen together with the idle timeout, such as a template's, is limited silently.
+    #[must_use]
+    pub fn with_limited_warning(self) -> Self {
+        Self { warning: self.warning.min(self.longest_warning()), ..self }
+    }
+
+    /// Returns this policy with the values of a request applied. Fails if the request asks for a
+    /// warning longer than the longest one.
+    pub fn requested(&self, own: &PolicyOverrides) -> Result<Self, WarningTooLong> {
+        let policy = self.with(own);
+        let longest = policy.longest_warning();
+        match own.warning {
+            Some(warning) if warning > longest => {
+                Err(WarningTooLong { longest, idle_timeout: policy.idle_timeout })
+            }
+            _ => Ok(policy.with_limited_warning()),
+        }
+    }
+
     /// Returns the time between the warning and the sleep, limited to half the idle timeout.
     pub fn warned_before(&self) -> Duration {
         self.warning.min(self.idle_timeout / 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requested_warning_fits_into_the_idle_timeout() {
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let request = |idle_timeout, warning| {
+            let own = PolicyOverrides { idle_timeout, warning, ..PolicyOverrides::default() };
+            Policy::default().requested(&own).map(|policy| policy.warning.as_secs())
+        };
+        assert_eq!(request(None, None), Ok(120));
+        assert_eq!(request(seconds(300), seconds(150)), Ok(150));
+        assert_eq!(request(seconds(10), None), Ok(5), "the default is limited");
+        assert_eq!(request(seconds(1), seconds(1)), Ok(1), "no time is shorter");
+        let refused = request(seconds(300), seconds(240)).expect_err("too long").to_string();
+        assert!(refused.contains("at most 150 s") && refused.contains("300 s"), "{refused}");
+        assert!(request(None, seconds(451)).is_err(), "half of the default of 15 minutes");
     }
 }

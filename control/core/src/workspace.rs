@@ -63,6 +63,23 @@ pub enum DesiredState {
     Discarded,
 }
 
+/// Most CPU of one workspace, in thousandths of a core: 1000 cores. More is a mistake, such as
+/// thousandths that are given as cores.
+pub const MAX_CPU_MILLIS: u64 = 1_000_000;
+/// Least memory of one workspace, for the agent and a shell: 64 MiB.
+pub const MIN_MEMORY_BYTES: u64 = 64 << 20;
+/// Most memory of one workspace: 64 TiB.
+pub const MAX_MEMORY_BYTES: u64 = 64 << 40;
+
+/// A request for resources that no workspace may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum UnreasonableResources {
+    #[error("must be more than 0 and at most 1000 cores")]
+    Cpu,
+    #[error("must be at least 64 MiB, for the agent and a shell, and at most 64 TiB")]
+    Memory,
+}
+
 /// CPU and memory that an awake workspace takes from its owner's quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Resources {
@@ -113,6 +130,17 @@ impl DesiredState {
 }
 
 impl Resources {
+    /// Fails if no workspace may have these resources.
+    pub fn check(self) -> Result<(), UnreasonableResources> {
+        if !(1..=MAX_CPU_MILLIS).contains(&self.cpu_millis) {
+            return Err(UnreasonableResources::Cpu);
+        }
+        match (MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&self.memory_bytes) {
+            true => Ok(()),
+            false => Err(UnreasonableResources::Memory),
+        }
+    }
+
     /// Returns whether each resource is at most that of `other`.
     pub fn fits_in(self, other: Self) -> bool {
         self.cpu_millis <= other.cpu_millis && self.memory_bytes <= other.memory_bytes

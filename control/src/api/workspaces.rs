@@ -175,6 +175,7 @@ impl Workspaces for WorkspacesService {
     ) -> Result<Response<SetPolicyResponse>, Status> {
         let view = self.find(&caller(&request)?, &request.get_ref().workspace)?;
         let policy = parse::policy(request.into_inner().policy.unwrap_or_default())?;
+        parse::requested_policy(&view.spec.policy, &policy)?;
         let view = self.driver.set_policy(view.spec.id.clone(), policy).await.map_err(WireError::from)?;
         Ok(Response::new(SetPolicyResponse { workspace: Some(workspace(&view)) }))
     }

@@ -220,7 +220,7 @@ impl<B: Backend> Driver<B> {
             return drop(reply.send(Err(refused)));
         }
         if let Some(entry) = self.entries.get_mut(id) {
-            let policy = entry.record.spec.policy.with(policy);
+            let policy = entry.record.spec.policy.with(policy).with_limited_warning();
             if policy != entry.record.spec.policy {
                 tracing::info!(workspace = %id, ?policy, "policy changed");
                 entry.replace_spec(Spec { policy, ..Spec::clone(&entry.record.spec) });

@@ -25,6 +25,8 @@ pub struct VolumeClaims {
 pub struct VolumeClaimState {
     pub name: String,
     pub phase: VolumeClaimPhase,
+    /// Size that the claim requests.
+    pub size: Option<String>,
     /// Text of the cluster that explains the phase. May be empty.
     pub detail: String,
 }
@@ -55,7 +57,9 @@ impl VolumeClaimState {
             VolumeClaimPhase::Deleted => claim_deleted_error(claim),
             _ => String::new(),
         };
-        Self { name: claim.name_any(), phase, detail }
+        let requests = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.requests.as_ref());
+        let size = requests.and_then(|requests| Some(requests.get("storage")?.0.clone()));
+        Self { name: claim.name_any(), phase, size, detail }
     }
 }
 

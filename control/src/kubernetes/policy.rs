@@ -10,11 +10,30 @@ use crate::quantity::{duration, duration_words};
 
 /// Durations as [`duration()`] reads them.
 const DURATION_PATTERN: &str = r"^([0-9]+(\.[0-9]+)?d)?([0-9]+(\.[0-9]+)?h)?([0-9]+(\.[0-9]+)?m)?([0-9]+(\.[0-9]+)?s)?([0-9]+(\.[0-9]+)?ms)?$";
-/// Checks the range of a duration. `duration` of CEL knows no days, so they are converted to hours.
-const IN_RANGE: &str = "[(self.contains('d') ? duration(string(double(self.split('d')[0]) * 24.0) + 'h') : \
-     duration('0s')) + (self.endsWith('d') ? duration('0s') : \
-     duration(self.split('d')[self.contains('d') ? 1 : 0]))]\
-     .all(time, time >= duration('1s') && time <= duration('8760h'))";
+/// Returns the CEL expression that converts the text `value` to a duration. `duration` of CEL knows no
+/// days, so they are converted to hours.
+fn cel_duration(value: &str) -> String {
+    format!(
+        "(({value}.contains('d') ? duration(string(double({value}.split('d')[0]) * 24.0) + 'h') : \
+         duration('0s')) + ({value}.endsWith('d') ? duration('0s') : \
+         duration({value}.split('d')[{value}.contains('d') ? 1 : 0])))"
+    )
+}
+
+/// Returns the CEL rule that checks the range of a duration.
+fn in_range() -> String {
+    let time = cel_duration("self");
+    format!("[{time}].all(time, time >= duration('1s') && time <= duration('8760h'))")
+}
+
+/// Returns the CEL rule for a warning and an idle timeout of the same spec.
+fn warning_fits() -> String {
+    let (warning, idle_timeout) = (cel_duration("self.warning"), cel_duration("self.idleTimeout"));
+    format!(
+        "!has(self.idleTimeout) || !has(self.warning) || \
+         [{warning}].all(time, time <= duration('1s') || time + time <= {idle_timeout})"
+    )
+}
 
 macro_rules! policy {
     ($($(#[doc = $doc:literal])* $field:ident;)*) => {
@@ -22,19 +41,23 @@ macro_rules! policy {
         /// values come from the template, or else from Podling's defaults.
         #[derive(KubeSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "camelCase")]
+        #[x_kube(
+            validation = Rule::new(warning_fits())
+                .message("warning must be at most half of idleTimeout")
+        )]
         pub struct PolicySpec {
             $(
                 $(#[doc = $doc])*
                 #[serde(default, skip_serializing_if = "Option::is_none")]
                 #[schemars(length(max = 16), regex(pattern = DURATION_PATTERN))]
-                #[x_kube(validation = Rule::new(IN_RANGE).message("must be a duration from 1s to 365d"))]
+                #[x_kube(validation = Rule::new(in_range()).message("must be a duration from 1s to 365d"))]
                 pub $field: Option<String>,
             )*
             /// Longest time awake, in use or not; "none" means no limit. Default: none.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             #[schemars(length(max = 16), regex(pattern = format!("^none$|{DURATION_PATTERN}")))]
             #[x_kube(
-                validation = Rule::new(format!("self == 'none' || {IN_RANGE}"))
+                validation = Rule::new(format!("self == 'none' || {}", in_range()))
                     .message("must be none, or a duration from 1s to 365d")
             )]
             pub max_awake: Option<String>,
@@ -83,6 +106,8 @@ impl PolicySpec {
     /// Returns a spec that sets every value of the policy, so that no value comes from a template.
     pub fn of(policy: &Policy) -> Self {
         let words = |time: Duration| Some(duration_words(time));
+        // A record of an earlier version may have a longer warning, which the CRD rejects.
+        let policy = policy.clone().with_limited_warning();
         Self {
             idle_timeout: words(policy.idle_timeout),
             warning: words(policy.warning),

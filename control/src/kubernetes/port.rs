@@ -11,5 +11,9 @@ pub struct Port {
     pub name: String,
     /// Number of the port that a program in the workspace listens on.
     #[schemars(range(min = 1, max = 65535))]
+    #[x_kube(
+        validation = Rule::new("self != 7070")
+            .message("port 7070 belongs to Podling's agent; use another port")
+    )]
     pub port: u16,
 }

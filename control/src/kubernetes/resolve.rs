@@ -45,7 +45,7 @@ impl DesiredSpec {
             resources: requested_resources(
                 spec.resources.as_ref().or(template.map(|template| &template.resources)),
             ),
-            policy: Policy::default().with(&usual).with(&own),
+            policy: Policy::default().with(&usual).with(&own).with_limited_warning(),
             env: variables.filter_map(valued).collect(),
         }
     }

@@ -43,8 +43,11 @@ pub struct StorageSpec {
     #[serde(default = "size", deserialize_with = "quantity::deserialize")]
     #[schemars(schema_with = "quantity::schema")]
     #[x_kube(
-        validation = Rule::new("quantity(string(self)).compareTo(quantity('1Mi')) >= 0")
-            .message("must be at least 1Mi"),
+        validation = Rule::new(
+            "quantity(string(self)).compareTo(quantity('1Mi')) >= 0 && \
+             quantity(string(self)).compareTo(quantity('1Pi')) <= 0"
+        )
+            .message("must be at least 1Mi and at most 1Pi"),
         validation = Rule::new("quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0")
             .message("a volume cannot shrink")
     )]

@@ -68,7 +68,11 @@ pub struct WorkspaceTemplateSpec {
     /// Named container ports of the pod, for `kubectl port-forward`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[x_kube(
+        merge_strategy = ListMerge::Map(vec!["name".into()]),
+        validation = Rule::new("self.all(a, self.exists_one(b, b.port == a.port))")
+            .message("a port number must have only one name")
+    )]
     pub ports: Vec<Port>,
     /// Environment variables of terminals and processes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

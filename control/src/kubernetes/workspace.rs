@@ -34,7 +34,13 @@ use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable, WorkspaceSta
         .message(
             "a workspace's name is 1 to 63 of a-z, 0-9 and '-', starting with a letter \
              and not ending with '-'"
-        )
+        ),
+    validation = Rule::new(
+        "!has(self.spec.storage) || !has(self.status) || !has(self.status.volumeSize) || \
+         (has(oldSelf.spec.storage) && self.spec.storage.size == oldSelf.spec.storage.size) || \
+         quantity(string(self.spec.storage.size)).compareTo(quantity(self.status.volumeSize)) >= 0"
+    )
+        .message("a volume cannot shrink: spec.storage.size is smaller than the claim's, status.volumeSize")
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -53,7 +59,7 @@ pub struct WorkspaceSpec {
     pub id: Option<String>,
     /// Name of the archive whose files the workspace starts with. Never changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 200))]
+    #[schemars(length(min = 1, max = 200), regex(pattern = "^workspace-[a-z2-7]{12}-[0-9]{8}-[0-9]{6}$"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("the source of a workspace never changes"))]
     pub source: Option<String>,
     /// Owner of the workspace. Never changes.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
 use podling_core::{
     policy::{Policy, PolicyOverrides},
-    workspace::Resources,
+    workspace::{Resources, UnreasonableResources},
 };
 use toml::{
     Table, Value,
@@ -142,7 +142,7 @@ fn policy(value: &Value) -> Result<Policy, TemplateProblem> {
             TemplateProblem::at(&["policy", key], text)
         })
     };
-    Ok(Policy::default().with(&PolicyOverrides {
+    let own = PolicyOverrides {
         idle_timeout: time(POLICY_KEYS[0])?,
         work_cap: time(POLICY_KEYS[1])?,
         presence_cap: time(POLICY_KEYS[2])?,
@@ -153,7 +153,9 @@ fn policy(value: &Value) -> Result<Policy, TemplateProblem> {
         },
         archive_after: time(POLICY_KEYS[5])?,
         keep_archives: time(POLICY_KEYS[6])?,
-    }))
+    };
+    let too_long = |error| TemplateProblem::at(&["policy", "warning"], format!("policy.warning {error}"));
+    Policy::default().requested(&own).map_err(too_long)
 }
 
 fn resources(value: &Value) -> Result<Resources, TemplateProblem> {
@@ -167,10 +169,18 @@ fn resources(value: &Value) -> Result<Resources, TemplateProblem> {
         })
     };
     let default = Resources::default();
-    Ok(Resources {
+    let resources = Resources {
         cpu_millis: read("cpu", quantity::cores, default.cpu_millis, quantity::CORES)?,
         memory_bytes: read("memory", quantity::bytes, default.memory_bytes, quantity::BYTES)?,
-    })
+    };
+    resources.check().map_err(|error| {
+        let key = match error {
+            UnreasonableResources::Cpu => "cpu",
+            UnreasonableResources::Memory => "memory",
+        };
+        TemplateProblem::at(&["resources", key], format!("resources.{key} {error}"))
+    })?;
+    Ok(resources)
 }
 
 fn table<'a>(key: &str, value: &'a Value, allowed: &str) -> Result<&'a Table, TemplateProblem> {
@@ -211,7 +221,10 @@ mod tests {
             ("[policy]\n\nidle_timeout = \"0s\"", 3, &["policy.idle_timeout", "0s", "1s"]),
             ("[policy]\nidle = \"1s\"", 2, &["policy.idle", "idle_timeout"]),
             ("policy.work_cap = 5", 1, &["policy.work_cap", "5", "365d"]),
+            ("[policy]\nidle_timeout = \"5m\"\nwarning = \"4m\"", 3, &["policy.warning", "150 s"]),
             ("[resources]\ncpu = 2", 2, &["resources.cpu", "2", "500m"]),
+            ("[resources]\ncpu = \"1000000\"", 2, &["resources.cpu", "1000 cores"]),
+            ("[resources]\nmemory = \"1MiB\"", 2, &["resources.memory", "64 MiB"]),
             ("[env]\ndescription", 2, &[]),
             ("[env]\nA = \"a\"\nA = \"b\"", 3, &["duplicate"]),
         ] {

@@ -57,6 +57,7 @@ async fn invalid_body_is_rejected_with_the_field() {
         ("policy.idle_timeout", "{\"name\": \"demo\", \"policy\": {\"idle_timeout\": \"15m\"}}"),
         ("policy.idle_timeout", "{\"name\": \"demo\", \"policy\": {\"idle_timeout\": -1}}"),
         ("policy.idle_timeout", "{\"name\": \"demo\", \"policy\": {\"idle_timeout\": 0}}"),
+        ("policy.warning", "{\"name\": \"demo\", \"policy\": {\"idle_timeout\": 10, \"warning\": 9}}"),
         ("policy.idle_time", "{\"name\": \"demo\", \"policy\": {\"idle_time\": 5}}"),
         ("env.KEY", "{\"name\": \"demo\", \"env\": {\"KEY\": 5}}"),
     ] {

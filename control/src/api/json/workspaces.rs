@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{StatusCode, header::LOCATION};
+use podling_core::workspace::{MAX_CPU_MILLIS, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES};
 use podling_proto::control::v1::{
     CreateWorkspaceRequest, DeleteWorkspaceRequest, ExplainWorkspaceRequest, GetWorkspaceRequest,
     ListWorkspacesRequest, LogEntry, ResizeWorkspaceRequest, Resources, SetPolicyRequest,
@@ -105,12 +106,13 @@ pub(super) struct SleepBody {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "ResizeWorkspace")]
 pub(super) struct ResizeBody {
-    /// Thousandths of a core.
+    /// Thousandths of a core; at most 1000 cores.
     #[serde(default)]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_CPU_MILLIS))]
     cpu_millis: u64,
+    /// From 64 MiB to 64 TiB.
     #[serde(default)]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = MIN_MEMORY_BYTES, max = MAX_MEMORY_BYTES))]
     memory_bytes: u64,
 }
 

@@ -2,9 +2,12 @@
 
 use std::{collections::HashMap, ops::RangeInclusive, time::Duration};
 
-use podling_core::{policy::PolicyOverrides, workspace::Resources};
+use podling_core::{
+    policy::{Policy, PolicyOverrides},
+    workspace::{Resources, UnreasonableResources},
+};
 use podling_proto::{
-    control::v1::{self as wire, CreateWorkspaceRequest, Policy},
+    control::v1::{self as wire, CreateWorkspaceRequest},
     error::{Reason, WireError},
     v1::Verb,
 };
@@ -21,10 +24,6 @@ const MAX_REQUEST_ID_CHARS: usize = 64;
 /// values together. The environment is stored, and is part of every claim.
 const MAX_VARIABLES: usize = 64;
 const MAX_VARIABLE_BYTES: usize = 16 * 1024;
-/// Largest resources of one workspace. They exceed every machine, but are small enough that sums
-/// never overflow.
-const MAX_CPU_MILLIS: u64 = 10_000_000;
-const MAX_MEMORY_BYTES: u64 = 1 << 50;
 /// Size of a volume, in bytes. The smallest is that of the CRD.
 const STORAGE_RANGE: RangeInclusive<u64> = 1 << 20..=1 << 50;
 /// Range of the durations in a policy.
@@ -87,7 +86,7 @@ pub(super) fn create(
         template: template.to_owned(),
         command: content.command.clone(),
         env,
-        policy: content.policy.with(&policy(request.policy.unwrap_or_default())?),
+        policy: requested_policy(&content.policy, &policy(request.policy.unwrap_or_default())?)?,
         resources: resources(content.resources, request.resources.unwrap_or_default())?,
         storage_bytes: storage(request.storage_bytes, content)?,
         source: None,
@@ -97,7 +96,7 @@ pub(super) fn create(
 }
 
 /// Validates the fields of a policy. Absent fields stay unset.
-pub(super) fn policy(policy: Policy) -> Result<PolicyOverrides, WireError> {
+pub(super) fn policy(policy: wire::Policy) -> Result<PolicyOverrides, WireError> {
     let span = |field: &'static str, given: Option<prost_types::Duration>| {
         let Some(given) = given else { return Ok(None) };
         let span = Duration::try_from(given).ok().filter(|span| DURATION_RANGE.contains(span));
@@ -135,16 +134,25 @@ fn storage(requested: u64, template: &Template) -> Result<Option<u64>, WireError
 
 /// Validates requested resources. A value of 0 keeps the current one.
 pub(super) fn resources(current: Resources, requested: wire::Resources) -> Result<Resources, WireError> {
-    let within = |field: &str, requested: u64, current: u64, max: u64| match requested {
-        0 => Ok(current),
-        _ if requested > max => Err(bad(field, format!("must be at most {max}"))),
-        _ => Ok(requested),
+    let or = |requested: u64, current: u64| if requested == 0 { current } else { requested };
+    let resources = Resources {
+        cpu_millis: or(requested.cpu_millis, current.cpu_millis),
+        memory_bytes: or(requested.memory_bytes, current.memory_bytes),
     };
-    let (cpu, memory) = (requested.cpu_millis, requested.memory_bytes);
-    Ok(Resources {
-        cpu_millis: within("resources.cpu_millis", cpu, current.cpu_millis, MAX_CPU_MILLIS)?,
-        memory_bytes: within("resources.memory_bytes", memory, current.memory_bytes, MAX_MEMORY_BYTES)?,
-    })
+    match resources.check() {
+        Err(error @ UnreasonableResources::Cpu) if requested.cpu_millis != 0 => {
+            Err(bad("resources.cpu_millis", error))
+        }
+        Err(error @ UnreasonableResources::Memory) if requested.memory_bytes != 0 => {
+            Err(bad("resources.memory_bytes", error))
+        }
+        _ => Ok(resources),
+    }
+}
+
+/// Applies the policy of a request to the current one.
+pub(super) fn requested_policy(current: &Policy, own: &PolicyOverrides) -> Result<Policy, WireError> {
+    current.requested(own).map_err(|error| bad("policy.warning", error))
 }
 
 fn variables(env: HashMap<String, String>) -> Result<HashMap<String, String>, WireError> {
@@ -216,7 +224,7 @@ mod tests {
         let span = prost_types::Duration { seconds: 5, nanos: 0 };
         let request = CreateWorkspaceRequest {
             template: "python".into(),
-            policy: Some(Policy { idle_timeout: Some(span), ..Default::default() }),
+            policy: Some(wire::Policy { idle_timeout: Some(span), ..Default::default() }),
             env: [("KEY".to_owned(), "value".to_owned())].into(),
             ..valid_request()
         };
@@ -246,7 +254,9 @@ mod tests {
     #[test]
     fn invalid_request_error_names_field() {
         let span = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
-        let policy = |idle_timeout| Some(Policy { idle_timeout, ..Default::default() });
+        let policy = |idle_timeout| Some(wire::Policy { idle_timeout, ..Default::default() });
+        let warned =
+            |idle_timeout, warning| Some(wire::Policy { idle_timeout, warning, ..Default::default() });
         for (field, request) in [
             ("name", CreateWorkspaceRequest { name: "No Name".into(), ..valid_request() }),
             ("owner", CreateWorkspaceRequest { owner: "a/b".into(), ..valid_request() }),
@@ -257,6 +267,11 @@ mod tests {
                 "policy.idle_timeout",
                 CreateWorkspaceRequest { policy: policy(span(i64::MAX)), ..valid_request() },
             ),
+            (
+                "policy.warning",
+                CreateWorkspaceRequest { policy: warned(span(300), span(240)), ..valid_request() },
+            ),
+            ("policy.warning", CreateWorkspaceRequest { policy: warned(None, span(600)), ..valid_request() }),
             ("env", CreateWorkspaceRequest { env: [("A=B".into(), "".into())].into(), ..valid_request() }),
             (
                 "resources.cpu_millis",
@@ -280,5 +295,27 @@ mod tests {
         assert_eq!(unknown.reason(), Reason::TemplateNotFound);
         let foreign = parsed(CreateWorkspaceRequest { owner: "you".into(), ..valid_request() }).unwrap_err();
         assert_eq!(foreign.reason(), Reason::VerbMissing, "only admin may act for another owner");
+    }
+
+    #[test]
+    fn resize_to_nonsense_names_field() {
+        let current = Resources::default();
+        let resize =
+            |cpu_millis, memory_bytes| resources(current, wire::Resources { cpu_millis, memory_bytes });
+        assert_eq!(resize(0, 0).unwrap(), current, "absent values stay");
+        assert_eq!(resize(2000, 0).unwrap(), Resources { cpu_millis: 2000, ..current });
+        for (cpu_millis, memory_bytes, field) in [
+            (1_000_001, 0, "resources.cpu_millis"),
+            (1_000_000_000, 0, "resources.cpu_millis"),
+            (0, 1, "resources.memory_bytes"),
+            (0, (64 << 40) + 1, "resources.memory_bytes"),
+        ] {
+            let refused = resize(cpu_millis, memory_bytes).unwrap_err();
+            assert_eq!(refused.reason(), Reason::BadField);
+            assert!(refused.message().starts_with(field), "{}", refused.message());
+        }
+        let small = Resources { memory_bytes: 1, ..current };
+        let resized = resources(small, wire::Resources { cpu_millis: 500, memory_bytes: 0 });
+        assert!(resized.is_ok(), "an earlier value does not prevent the change of another one");
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct DisplayStatus {
     connected: bool,
     /// The volume claim. `None` until the claims are listed, `Some(None)` if there is none.
     claim: Option<Option<VolumeClaimState>>,
+    /// Position in the admission queue; 1 is next.
+    queue_position: Option<usize>,
     resized: Resized,
     level: Option<ActivityLevel>,
     idle_since: Option<Timestamp>,
@@ -66,6 +68,7 @@ impl DisplayStatus {
         Self {
             connected,
             claim: claims.listed.then(|| claims.claims.get(&view.spec.id).cloned()),
+            queue_position: view.queue_position,
             resized: Resized::of(view),
             level,
             idle_since: idle.and_then(|activity| idle_since(activity, now)),
@@ -108,14 +111,17 @@ impl DisplayStatus {
         status.key_fingerprint.clone_from(&self.key_fingerprint);
         // The digest of the last image stays displayed while no agent runs.
         status.image_digest = self.image.clone().or(status.image_digest.take());
-        if let Some(Some(claim)) = &self.claim {
-            status.volume_claim_name = Some(claim.name.clone());
+        if let Some(claim) = &self.claim {
+            status.volume_size = claim.as_ref().and_then(|claim| claim.size.clone());
+            if let Some(claim) = claim {
+                status.volume_claim_name = Some(claim.name.clone());
+            }
         }
         let state = camel_case(&status.state);
         let is_awake = status.state == word(State::Awake);
         let ready = match (is_awake, self.connected) {
             (true, false) => (false, "AgentUnknown", self.connection(is_awake).message),
-            _ => (is_awake, state.as_str(), status.message.clone()),
+            _ => (is_awake, state.as_str(), self.state_message(status)),
         };
         let ready =
             ConditionValue { kind: condition_type::READY, holds: ready.0, reason: ready.1, message: ready.2 };
@@ -128,6 +134,17 @@ impl DisplayStatus {
         ready.set(&mut status.conditions, ready_at.as_ref(), generation);
         for value in [storage, self.connection(is_awake), self.resized(), stalled.as_value()] {
             value.set(&mut status.conditions, now.as_ref(), generation);
+        }
+    }
+
+    /// Returns the message of the state. A queued workspace also says what it waits for.
+    fn state_message(&self, status: &WorkspaceStatus) -> String {
+        let message = &status.message;
+        match self.queue_position.filter(|_| status.state == word(State::Queued)) {
+            Some(position) => format!(
+                "{message}; waiting at position {position} of the admission queue for quota or capacity"
+            ),
+            None => message.clone(),
         }
     }
 
@@ -312,14 +329,16 @@ mod tests {
 
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
     use podling_core::{
-        reason::{SleepCause, Wait},
+        reason::{Operation, SleepCause, Wait},
         status::Phase,
+        workspace::AgentConnection,
     };
     use serde_json::json;
 
     use super::*;
     use crate::{
         kubernetes::{Workspace, resolve},
+        samples,
         store::{WorkspaceRecord, kubernetes::status},
     };
 
@@ -483,7 +502,12 @@ mod tests {
     }
 
     fn with_claim(phase: VolumeClaimPhase, detail: &str) -> DisplayStatus {
-        let claim = VolumeClaimState { name: "workspace-abc".into(), phase, detail: detail.into() };
+        let claim = VolumeClaimState {
+            name: "workspace-abc".into(),
+            phase,
+            size: Some("10Gi".into()),
+            detail: detail.into(),
+        };
         DisplayStatus { connected: true, claim: Some(Some(claim)), ..DisplayStatus::default() }
     }
 
@@ -548,7 +572,49 @@ mod tests {
     }
 
     #[test]
-    fn workspace_that_needs_somebody_is_stalled() {
+    fn failing_resize_is_shown_until_it_succeeds() {
+        let failed = Wait {
+            reason: WaitReason::ActionFailed(Operation::Resize),
+            detail: "its node can never provide these resources".into(),
+        };
+        let spec = Arc::new(samples::spec(1, "demo"));
+        let resized = |actual, waits: Option<Wait>| {
+            let view = WorkspaceView {
+                state: State::Awake,
+                reason: waits.as_ref().map_or(StateReason::AgentConnected, Wait::as_reason),
+                allocated: Some(spec.resources),
+                actual,
+                waits,
+                spec: spec.clone(),
+                since: SINCE,
+                connection: AgentConnection::Connected,
+                activity: None,
+                agent: None,
+                next: None,
+                restarts: 0,
+                storage: true,
+                queue_position: None,
+                progress: None,
+                archives: Vec::new(),
+                log: Arc::default(),
+                credential: None,
+                version: 1,
+            };
+            let display = DisplayStatus::of(&view, true, &VolumeClaims::default(), SINCE);
+            let mut status = WorkspaceStatus { state: "awake".into(), ..WorkspaceStatus::default() };
+            display.apply_to(&mut status, RecordFacts::of_view(&view), SINCE);
+            let (holds, reason) = short(&status, "Resized");
+            (holds.to_owned(), reason.to_owned(), condition(&status, "Resized").message.clone())
+        };
+        let (holds, reason, message) = resized(None, Some(failed));
+        assert_eq!((holds.as_str(), reason.as_str()), ("False", "ActionFailed"));
+        assert!(message.contains("can never provide"), "{message}");
+        assert_eq!(resized(None, None).1, "InProgress", "a retry is in progress");
+        assert_eq!(resized(Some(spec.resources), None).0, "True");
+    }
+
+    #[test]
+    fn workspace_that_needs_help_is_stalled() {
         let stalled = |status: Status| {
             let status = workspace_status(status, &DisplayStatus::default());
             let (holds, reason) = short(&status, "Stalled");

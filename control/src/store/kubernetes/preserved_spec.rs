@@ -6,7 +6,9 @@ use kube::Error;
 use super::{KubernetesStore, resource_cache::LastWrite};
 use crate::{
     backup_store::StoreKey,
-    kubernetes::{Port, SecretKey, StorageSpec, Variable, WorkspaceArchiveSpec, WorkspaceSpec},
+    kubernetes::{
+        Port, SecretKey, StorageSpec, Variable, WorkspaceArchiveSpec, WorkspaceSpec, objects::AGENT_PORT,
+    },
     store::WorkspaceRecord,
 };
 
@@ -32,11 +34,13 @@ impl PreservedSpec {
         }
     }
 
-    /// Stores the fields in the archive resource, without references to reserved secrets.
+    /// Stores the fields in the archive resource, without references to reserved secrets and without
+    /// the agent's port. An older CRD may have accepted them, and the present one rejects them.
     pub(super) fn save_to(self, archive: &mut WorkspaceArchiveSpec) {
         let is_permitted =
             |variable: &Variable| !variable.secret.as_ref().is_some_and(SecretKey::is_reserved);
-        (archive.storage, archive.ports) = (self.storage, self.ports);
+        archive.storage = self.storage;
+        archive.ports = self.ports.into_iter().filter(|port| port.port != AGENT_PORT).collect();
         archive.environment = self.environment.into_iter().filter(is_permitted).collect();
     }
 
@@ -90,7 +94,8 @@ mod tests {
         };
         let secret = json!({"name": "TOKEN", "secret": {"name": "tokens", "key": "github"}});
         let own = json!({"name": "ROOT", "secret": {"name": "podling-control", "key": "root-token"}});
-        let before = spec(json!([{"name": "EDITOR", "value": "vi"}, secret, own]));
+        let mut before = spec(json!([{"name": "EDITOR", "value": "vi"}, secret, own]));
+        before.ports.push(Port { name: "agent".into(), port: AGENT_PORT });
         let archive = json!({"workspace": "demo", "owner": "ada", "record": {}});
         let mut archive: WorkspaceArchiveSpec = serde_json::from_value(archive).unwrap();
         PreservedSpec::of(&before).save_to(&mut archive);
