@@ -213,12 +213,17 @@ async fn start_creates_one_pod_and_storage_outlives_it() {
     patch(&volume, r#"{"spec": {"claimRef": null}}"#);
     let metadata = &new_claim["metadata"];
     new_claim["metadata"] = json!({
-        "name": metadata["name"], "labels": metadata["labels"], "finalizers": ["podling.dev/keep-data"],
+        "name": metadata["name"], "labels": metadata["labels"],
     });
     fixture.space.apply(&new_claim.to_string()).expect_success();
     fixture.space.wait("jsonpath={.status.phase}=Bound", &claim).expect_success();
     let third = StartPlan { epoch: 3, ..first.clone() };
     fixture.start(&third).await.unwrap();
+    assert_eq!(
+        fixture.space.field(&claim, ".metadata.finalizers[?(@=='podling.dev/keep-data')]"),
+        "podling.dev/keep-data",
+        "the new claim is protected too"
+    );
     assert_eq!(fixture.in_pod(&third, "cat ~/file"), "kept");
     fixture.backend.stop(first.workspace.clone(), 9).await.unwrap();
     patch(&volume, r#"{"spec": {"persistentVolumeReclaimPolicy": "Delete"}}"#);
@@ -261,6 +266,35 @@ async fn waiting_start_reports_its_cause_until_cancelled() {
     assert!(refused.to_string().contains("the operation was cancelled"), "{refused}");
     fixture.backend.stop(large.workspace.clone(), 9).await.unwrap();
     assert_eq!(fixture.pods(), "");
+}
+
+#[tokio::test]
+async fn start_names_what_is_missing_and_continues() {
+    let mut fixture = BackendFixture::new().await;
+    let plan = plan("later");
+    let (backend, waiting_plan) = (fixture.backend.clone(), plan.clone());
+    let mut starting = JoinSet::new();
+    starting.spawn(async move { backend.ensure(waiting_plan).await });
+    let waits = fixture.wait_waits().await;
+    assert_eq!(waits.reason, WaitReason::TemplateMissing);
+    assert!(waits.detail.contains("there is no WorkspaceTemplate \"later\""), "{waits:?}");
+    // The pod is created without the ConfigMap, and stays in ContainerCreating.
+    fixture.space.kubectl(&["delete", "configmap", "podling-ca"]).expect_success();
+    fixture.space.apply(&template("later", &image("debian:bookworm-slim"))).expect_success();
+    let is_mount = |observation| match observation {
+        Observation::Waits { waits: Some(waits), .. } if waits.reason == WaitReason::MountFailed => {
+            Some(waits)
+        }
+        _ => None,
+    };
+    let waits = fixture.wait_observation("a volume that cannot be mounted", is_mount).await;
+    assert!(waits.detail.contains("configmap \"podling-ca\" not found"), "{waits:?}");
+    fixture
+        .space
+        .kubectl(&["create", "configmap", "podling-ca", "--from-literal=ca.pem=none"])
+        .expect_success();
+    timeout(DEADLINE, starting.join_all()).await.expect("the kubelet tries again").remove(0).unwrap();
+    fixture.backend.stop(plan.workspace, 9).await.unwrap();
 }
 
 #[tokio::test]

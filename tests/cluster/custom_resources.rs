@@ -86,7 +86,14 @@ fn invalid_specs_are_rejected_with_a_message() {
         ("owner: ada\ntemplate: python\npolicy: {maxAwake: 9999h}", "a duration from 1s to 365d"),
         ("owner: ada\ntemplate: python\npolicy: {keepArchives: 365d1s}", "a duration from 1s to 365d"),
         ("owner: ada\ntemplate: python\npolicy: {idleTimeout: 500ms}", "a duration from 1s to 365d"),
+        (
+            "owner: ada\ntemplate: python\npolicy: {idleTimeout: 1d, warning: 13h}",
+            "warning must be at most half of idleTimeout",
+        ),
         ("owner: ada\ntemplate: python\nid: mine", "spec.id"),
+        ("owner: ada\ntemplate: python\nsource: yesterday", "spec.source"),
+        ("owner: ada\ntemplate: python\nstorage: {size: 5Ei}", "at least 1Mi and at most 1Pi"),
+        ("owner: ada\ntemplate: python\nports: [{name: ide, port: 7070}]", "belongs to Podling's agent"),
         (
             "owner: ada\ntemplate: python\nports: [{name: ide, port: 70000}]",
             "should be less than or equal to 65535",
@@ -112,6 +119,31 @@ fn invalid_specs_are_rejected_with_a_message() {
     }
     let refused = space.apply(&workspace("bad.name", "owner: ada\ntemplate: python")).expect_failure();
     assert!(refused.contains("a workspace's name is 1 to 63"), "{refused}");
+    let template = |spec: &str| {
+        let head = "apiVersion: podling.dev/v1alpha1\nkind: WorkspaceTemplate\nmetadata: {name: bad}";
+        space.apply(&format!("{head}\nspec: {{image: python, {spec}}}")).expect_failure()
+    };
+    let refused = template("ports: [{name: agent, port: 7070}]");
+    assert!(refused.contains("belongs to Podling's agent"), "{refused}");
+    let refused = template("policy: {idleTimeout: 1m, warning: 45s}");
+    assert!(refused.contains("warning must be at most half of idleTimeout"), "{refused}");
+}
+
+#[test]
+fn storage_smaller_than_the_claim_is_rejected() {
+    let space = namespace_with_crds();
+    space.apply(&workspace("demo", "owner: ada\ntemplate: python")).expect_success();
+    let patch = |args: &[&str], patch: &str| {
+        space.kubectl(&[&["patch", "ws/demo", "--type=merge", "--patch", patch], args].concat())
+    };
+    // The control plane writes the size of the claim, which follows from the template.
+    patch(&["--subresource=status"], r#"{"status": {"volumeSize": "10Gi"}}"#).expect_success();
+    let refused = patch(&[], r#"{"spec": {"storage": {"size": "5Gi"}}}"#).expect_failure();
+    assert!(refused.contains("smaller than the claim's"), "{refused}");
+    patch(&[], r#"{"spec": {"storage": {"size": "20Gi"}}}"#).expect_success();
+    // A claim that has grown otherwise does not prevent writes of the status or of other fields.
+    patch(&["--subresource=status"], r#"{"status": {"volumeSize": "50Gi"}}"#).expect_success();
+    patch(&[], r#"{"spec": {"desiredState": "Asleep"}}"#).expect_success();
 }
 
 #[test]

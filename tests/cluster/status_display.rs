@@ -100,6 +100,57 @@ async fn status_and_events_show_activity_and_transitions() {
 }
 
 #[tokio::test]
+async fn workspace_that_cannot_start_says_why_and_is_deleted() {
+    let (_control, deployed) = share_control_plane().await;
+    let space = deployed.namespace();
+    let manifest = |name: &str, spec: &str| {
+        format!(
+            r#"{{"apiVersion": "podling.dev/v1alpha1", "kind": "Workspace", "metadata": {{"name": "{name}"}},
+                "spec": {{"owner": "joan", {spec}}}}}"#
+        )
+    };
+    // Three that no agent can ever serve, for different reasons.
+    let small = r#""resources": {"cpu": "10m", "memory": "64Mi"}"#;
+    for (name, spec) in [
+        ("no-template", format!(r#""template": "nothing", {small}"#)),
+        ("no-node", r#""template": "shell", "resources": {"cpu": "900"}"#.to_owned()),
+        ("no-class", format!(r#""template": "shell", {small}, "storage": {{"className": "nothing"}}"#)),
+    ] {
+        space.apply(&manifest(name, &spec)).expect_success();
+    }
+    let message = |name: &str, kind: &str, reason: &str| {
+        let condition = format!(r#".status.conditions[?(@.type=="{kind}")]"#);
+        let found = space.field(&format!("ws/{name}"), &condition);
+        let found: Value = serde_json::from_str(&found).ok()?;
+        (found["reason"] == reason).then(|| found["message"].as_str().unwrap_or_default().to_owned())
+    };
+    for (name, kind, reason, expected) in [
+        ("no-template", "Stalled", "TemplateMissing", "there is no WorkspaceTemplate \"nothing\""),
+        ("no-node", "Ready", "Starting", "Insufficient cpu"),
+        ("no-class", "StorageReady", "ClaimPending", "storageclass.storage.k8s.io \"nothing\" not found"),
+    ] {
+        wait_long(LONG_DEADLINE, &format!("{expected} in {kind} of {name}"), async || {
+            message(name, kind, reason).filter(|message| message.contains(expected)).map(drop)
+        })
+        .await;
+        assert_eq!(condition(&status(deployed, name), "StorageReady"), "False", "{name}");
+    }
+    // A ConfigMap without which no pod starts is written again.
+    let before = space.field("configmap/podling-ca", ".metadata.uid");
+    space.kubectl(&["delete", "configmap", "podling-ca"]).expect_success();
+    wait_for("the ConfigMap with the CA", async || {
+        let found = space.kubectl(&["get", "configmap/podling-ca", "--output=jsonpath={.metadata.uid}"]);
+        found.ok.then(|| found.expect_success()).filter(|uid| *uid != before && !uid.is_empty()).map(drop)
+    })
+    .await;
+    // Nothing was ever written, so there is nothing to archive.
+    let names = ["ws/no-template", "ws/no-node", "ws/no-class"];
+    space.kubectl(&[&["delete", "--timeout=60s"][..], &names].concat()).expect_success();
+    let classes = space.field("pvc", ".items[*].spec.storageClassName");
+    assert!(!classes.contains("nothing"), "the claim is removed: {classes}");
+}
+
+#[tokio::test]
 async fn autoscalers_spare_a_pod_while_it_is_used() {
     let (_control, deployed) = share_control_plane().await;
     run_cli(deployed, &["create", "hedy"]).await;

@@ -154,8 +154,8 @@ impl DisplayStatus {
             (false, true) => (
                 false,
                 "Unknown",
-                "no heartbeat of the agent arrives; whether the workspace is in use is unknown, and the agent \
-                 is restarted after 10 minutes of silence",
+                "no heartbeat of the agent arrives, so it is unknown whether the workspace is in use; the \
+                 agent is restarted after 10 minutes of silence",
             ),
             (false, false) => (false, "NoAgent", "no agent serves the workspace in this state"),
         };
