@@ -222,7 +222,7 @@ impl fmt::Debug for ControlIdentity {
 }
 
 /// Returns the entries of [`LONG_LIVED_SECRETS`] that do not exist in the data directory.
-fn lost_secrets(data: &Path) -> Vec<&'static str> {
+pub fn lost_secrets(data: &Path) -> Vec<&'static str> {
     LONG_LIVED_SECRETS.into_iter().filter(|name| !data.join(name).exists()).collect()
 }
 

@@ -15,7 +15,7 @@ mod follower;
 mod parse;
 mod source;
 
-pub use follower::TemplateFollower;
+pub use follower::{TemplateFollower, TemplateLookup, TemplateSpecs};
 pub use source::TemplateSource;
 
 /// Longest file of a template, in bytes. A longer one is not valid.

@@ -21,6 +21,7 @@ use podling_control::{
     },
     kubernetes::objects::PodDefaults,
     leader_election::Leadership,
+    template::TemplateLookup,
 };
 use podling_core::{
     id::WorkspaceId,
@@ -64,8 +65,7 @@ impl BackendFixture {
             control_ca: "podling-ca".into(),
             service_account: ACCOUNT.into(),
         };
-        let backend =
-            Arc::new(KubernetesBackend::new(client().await, space.name(), defaults, Leadership::permanent()));
+        let backend = Arc::new(backend(client().await, space.name(), defaults));
         let observations = Box::pin(backend.observe());
         let mut fixture = Self { space, backend, observations };
         let is_list = |observation| matches!(observation, Observation::Listed { .. }).then_some(());
@@ -114,6 +114,12 @@ impl BackendFixture {
         let pod = format!("workspace-{}-{}", plan.workspace, plan.epoch);
         self.space.kubectl(&["exec", &pod, "--", "sh", "-c", script]).expect_success()
     }
+}
+
+/// Creates a backend that reads each template when a workspace starts.
+fn backend(client: Client, namespace: &str, defaults: PodDefaults) -> KubernetesBackend {
+    let templates = TemplateLookup::without_follower(&client, namespace);
+    KubernetesBackend::new(client, namespace, defaults, Leadership::permanent(), templates)
 }
 
 async fn client() -> Client {
@@ -171,12 +177,7 @@ async fn start_creates_one_pod_and_storage_outlives_it() {
     );
 
     // The backend of another control plane lists the instance.
-    let other = KubernetesBackend::new(
-        client().await,
-        fixture.space.name(),
-        empty_pod_defaults(),
-        Leadership::permanent(),
-    );
+    let other = backend(client().await, fixture.space.name(), empty_pod_defaults());
     let listed = Box::pin(other.observe()).next().await;
     let Some(Observation::Listed { running, .. }) = listed else { panic!("{listed:?}") };
     assert_eq!(running, std::slice::from_ref(&instance));

@@ -11,9 +11,12 @@ use podling_tests::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::lifecycle::{
-    control_pods, lock_control_plane, objects_of, patch_spec, run_cli, uid_of_only_pod, wait_state,
-    workspace_id,
+use crate::{
+    lifecycle::{
+        control_pods, lock_control_plane, objects_of, patch_spec, run_cli, uid_of_only_pod, wait_state,
+        workspace_id,
+    },
+    status_display::audit_log,
 };
 
 /// Upper bound of the descriptors that a replica needs in these tests.
@@ -168,6 +171,56 @@ async fn replace_leader_in_each_transition(deployed: &Deployed, loss: Loss) {
     let id = workspace_id(deployed, "again");
     assert_eq!(run_cli(deployed, &["run", &id, "--", "cat", "file"]).await.out(), "here\n");
     run_cli(deployed, &["rm", "--discard", &id]).await;
+}
+
+/// Returns the calls of the control plane that the API server has logged after `since` bytes, and
+/// that a leader should not make: reads of templates, which it watches, and creations of Events that
+/// exist.
+fn repeated_calls(log: &str, since: usize) -> Vec<String> {
+    let log = fs::read(log).expect("the audit log");
+    let calls =
+        log[since..].split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
+    let is_repeated = |call: &Value| {
+        let by_control = call["user"]["username"] == "system:serviceaccount:podling:podling-control";
+        let reads_template = call["verb"] == "get" && call["objectRef"]["resource"] == "workspacetemplates";
+        let repeats_event =
+            call["objectRef"]["resource"] == "events" && call["responseStatus"]["code"] == 409;
+        by_control && (reads_template || repeats_event)
+    };
+    calls.filter(is_repeated).map(|call: Value| format!("{} {}", call["verb"], call["requestURI"])).collect()
+}
+
+/// Creates a workspace that sleeps from the start, and waits until its Event exists.
+async fn create_asleep(deployed: &Deployed, name: &str) {
+    deployed.namespace().apply(&workspace(name, r#", "desiredState": "Asleep""#)).expect_success();
+    wait_for("an Event of the workspace", async || {
+        let events =
+            ["get", "events", "--field-selector", &format!("involvedObject.name={name}"), "--output=name"];
+        (!deployed.namespace().kubectl(&events).out.is_empty()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn new_leader_repeats_no_calls() {
+    let Some(log) = audit_log("calls of a new leader") else { return };
+    let (_control, deployed) = lock_control_plane().await;
+    let since = fs::metadata(&log).unwrap().len() as usize;
+    create_asleep(deployed, "edith").await;
+    let (old, pod) = (lease_holder(deployed), leader_pod(deployed));
+    deployed.namespace().kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force"]).expect_success();
+    wait_for("another leader", async || {
+        let now = lease_holder(deployed);
+        (!now.is_empty() && now != old).then_some(())
+    })
+    .await;
+    deployed.wait_ready();
+    // The Events of all other workspaces were handled before those of a new one.
+    create_asleep(deployed, "clarke").await;
+    assert_eq!(repeated_calls(&log, since), [] as [String; 0]);
+    for name in ["edith", "clarke"] {
+        run_cli(deployed, &["rm", "--discard", &workspace_id(deployed, name)]).await;
+    }
 }
 
 #[tokio::test]

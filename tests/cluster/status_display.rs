@@ -227,7 +227,7 @@ fn writes_since(log: &str, since: usize, ids: &BTreeMap<String, String>) -> Vec<
 
 /// Returns the path of the API server's audit log. If there is none, reports that the test of
 /// `what` is skipped.
-fn audit_log(what: &str) -> Option<String> {
+pub(crate) fn audit_log(what: &str) -> Option<String> {
     let log = env::var(AUDIT_LOG).ok();
     if log.is_none() {
         report_skipped(what, &format!("{AUDIT_LOG} does not name the API server's audit log"));

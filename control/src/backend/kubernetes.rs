@@ -36,6 +36,7 @@ use crate::{
     backend::{Backend, BackendError, Instance, Observation, ResizePlan, StartPlan},
     kubernetes::objects::PodDefaults,
     leader_election::Leadership,
+    template::TemplateLookup,
     watch_backoff::WatchBackoff,
 };
 
@@ -53,9 +54,15 @@ pub struct KubernetesBackend {
 impl KubernetesBackend {
     /// Creates a backend that acts in `namespace` with the permissions of `client`, while
     /// `leadership` lasts.
-    pub fn new(client: Client, namespace: &str, defaults: PodDefaults, leadership: Arc<Leadership>) -> Self {
+    pub fn new(
+        client: Client,
+        namespace: &str,
+        defaults: PodDefaults,
+        leadership: Arc<Leadership>,
+        templates: TemplateLookup,
+    ) -> Self {
         let (observation_tx, observations) = mpsc::channel(OBSERVATIONS);
-        let cluster = ClusterClient::new(client, namespace, Arc::new(defaults), leadership);
+        let cluster = ClusterClient::new(client, namespace, Arc::new(defaults), leadership, templates);
         Self { cluster, observation_tx, observations: Mutex::new(Some(observations)) }
     }
 

@@ -184,9 +184,11 @@ async fn as_leader(
         operation: "read the WorkspaceTemplates".into(),
         source: Box::new(source),
     })?;
-    let store = Arc::new(KubernetesStore::new(client.clone(), namespace, leader.leadership()));
+    let lookup = follower.lookup();
+    let store = KubernetesStore::new(client.clone(), namespace, leader.leadership(), lookup.clone());
+    let store = Arc::new(store);
     let reviewer = KubernetesReviewer::new(client.clone(), namespace, &kubernetes.workspace_account);
-    let backend = KubernetesBackend::new(client.clone(), namespace, defaults, leader.leadership());
+    let backend = KubernetesBackend::new(client.clone(), namespace, defaults, leader.leadership(), lookup);
     let (eviction_guard, claims) = (backend.eviction_guard(), backend.volume_claim_watcher());
     let (claims_watched, claims_shown) = (claims.states(), claims.states());
     let namespace = namespace.to_owned();

@@ -32,7 +32,7 @@ use super::{ControlPlaneError, error::LostSecret};
 use crate::{
     identity::{
         ControlIdentity, ControlIdentityError, LONG_LIVED_SECRETS, MissingSecrets, SecretFileError,
-        secret_file,
+        lost_secrets, secret_file,
     },
     kubernetes::{Workspace, WorkspaceArchive, has_status_code},
     leader_election::Leadership,
@@ -152,10 +152,11 @@ impl SharedSecret {
             let found = self.secrets.get_opt(NAME).await.map_err(failed)?;
             let create = found.as_ref().is_some_and(requests_new_secrets);
             self.write_files(data, &data_of(found.as_ref()), create)?;
-            let missing = match create_missing || create || !self.has_workspaces().await.map_err(failed)? {
-                true => MissingSecrets::Create,
-                false => MissingSecrets::Refuse,
-            };
+            let may_create = create_missing
+                || create
+                || lost_secrets(data).is_empty()
+                || !self.has_workspaces().await.map_err(failed)?;
+            let missing = if may_create { MissingSecrets::Create } else { MissingSecrets::Refuse };
             let identity = match ControlIdentity::open(data, missing) {
                 Err(ControlIdentityError::Lost { files, .. }) => {
                     let keys = files.iter().map(|file| key(file)).collect();

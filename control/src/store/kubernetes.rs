@@ -40,10 +40,11 @@ use self::{
 use super::{CommitResult, LoadedRecords, Store, StoreChange, StoreError, WorkspaceRecord, stored};
 use crate::{
     kubernetes::{
-        DesiredSpec, Workspace, WorkspaceArchive, WorkspaceTemplate, WorkspaceTemplateSpec, id_of,
-        objects::WORKSPACE_LABEL, resolve,
+        DesiredSpec, Workspace, WorkspaceArchive, WorkspaceTemplateSpec, id_of, objects::WORKSPACE_LABEL,
+        resolve,
     },
     leader_election::Leadership,
+    template::{TemplateLookup, TemplateSpecs},
 };
 
 /// Concurrent writes of one batch. Further ones wait.
@@ -59,10 +60,12 @@ pub struct KubernetesStore {
     // older CRD may have accepted such a resource.
     all_workspaces: Api<DeserializeGuard<Workspace>>,
     all_archives: Api<DeserializeGuard<WorkspaceArchive>>,
-    all_templates: Api<DeserializeGuard<WorkspaceTemplate>>,
     archives: Api<WorkspaceArchive>,
     claims: Api<PersistentVolumeClaim>,
     events: Api<Event>,
+    templates: TemplateLookup,
+    /// The templates with which the workspaces were loaded.
+    loaded_templates: Mutex<Arc<TemplateSpecs>>,
     caches: Mutex<BTreeMap<WorkspaceId, Arc<ResourceCache>>>,
     leadership: Arc<Leadership>,
 }
@@ -70,15 +73,21 @@ pub struct KubernetesStore {
 impl KubernetesStore {
     /// Creates a store that acts in `namespace` with the permissions of `client`, while
     /// `leadership` lasts.
-    pub fn new(client: Client, namespace: &str, leadership: Arc<Leadership>) -> Self {
+    pub fn new(
+        client: Client,
+        namespace: &str,
+        leadership: Arc<Leadership>,
+        templates: TemplateLookup,
+    ) -> Self {
         Self {
             workspaces: Api::namespaced(client.clone(), namespace),
             all_workspaces: Api::namespaced(client.clone(), namespace),
             all_archives: Api::namespaced(client.clone(), namespace),
-            all_templates: Api::namespaced(client.clone(), namespace),
             archives: Api::namespaced(client.clone(), namespace),
             claims: Api::namespaced(client.clone(), namespace),
             events: Api::namespaced(client, namespace),
+            templates,
+            loaded_templates: Mutex::default(),
             caches: Mutex::default(),
             leadership,
         }
@@ -103,12 +112,12 @@ impl KubernetesStore {
         }
     }
 
-    /// Reads the template of this name; `None` if it does not exist or cannot be parsed. Retries
-    /// until the API server answers.
+    /// Returns the template of this name; `None` if it does not exist or cannot be parsed. If it has
+    /// to be read, retries until the API server answers.
     async fn template(&self, name: &str) -> Option<WorkspaceTemplateSpec> {
         loop {
-            match self.all_templates.get_opt(name).await {
-                Ok(found) => return found?.0.ok().map(|template| template.spec),
+            match self.templates.get(name).await {
+                Ok(found) => return found,
                 Err(error) => tracing::warn!(name, %error, "failed to read the template, retrying"),
             }
             sleep(RETRY_PAUSE).await;
@@ -123,17 +132,6 @@ impl KubernetesStore {
         }
         let claims = self.claims.list(&ListParams::default().labels(WORKSPACE_LABEL)).await?;
         Ok(claims.iter().filter_map(|claim| claim.labels().get(WORKSPACE_LABEL).cloned()).collect())
-    }
-
-    /// Reads all templates, except those that cannot be parsed.
-    async fn templates(&self) -> Result<BTreeMap<String, WorkspaceTemplateSpec>, StoreError> {
-        let all = self.all_templates.list(&ListParams::default()).await;
-        let all = all.map_err(|source| failed("read the templates".into(), source))?;
-        Ok(all
-            .into_iter()
-            .filter_map(|found| found.0.ok())
-            .map(|found| (found.name_any(), found.spec))
-            .collect())
     }
 }
 
@@ -155,7 +153,8 @@ impl Store for KubernetesStore {
                 Err(problem) => log_unreadable(&name, &problem),
             }
         }
-        let templates = self.templates().await?;
+        let templates = self.templates.known();
+        self.loaded_templates.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&templates);
         let gone = loaded.records.iter().map(|record| record.spec.id.clone()).collect();
         let workspaces = self.all_workspaces.list(&ListParams::default()).await.map_err(reading)?;
         let workspaces = dedupe_by_id(workspaces.into_iter().filter_map(readable).collect(), &gone);

@@ -1,5 +1,5 @@
 //! Follows the `WorkspaceTemplate` resources of a namespace, and reports in their status whether they
-//! are valid.
+//! are valid. All components that need templates share the follower's one watch.
 
 use std::{collections::BTreeMap, future, pin::pin, sync::Arc, time::Duration};
 
@@ -39,21 +39,36 @@ const RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// Maximum length of a condition's message, in characters, as Kubernetes has it.
 const MAX_MESSAGE: usize = 32_768;
 
+/// Specs of templates by name, also of those whose overrides are not valid.
+pub type TemplateSpecs = BTreeMap<String, WorkspaceTemplateSpec>;
+
+// An older CRD may have accepted an invalid resource, which must not hide the others.
+type TemplateApi = Api<DeserializeGuard<WorkspaceTemplate>>;
+
 /// The last usable content of each resource, and the problems of those that were never usable.
 #[derive(Debug, Clone, Default)]
 struct KnownResources {
     valid: BTreeMap<String, Arc<Template>>,
     invalid: BTreeMap<String, InvalidTemplate>,
+    /// The last spec of each resource that could be parsed.
+    specs: TemplateSpecs,
 }
 
 pub struct TemplateFollower {
-    // An older CRD may have accepted an invalid resource, which must not hide the others.
-    resources: Api<DeserializeGuard<WorkspaceTemplate>>,
+    resources: TemplateApi,
     statuses: Api<WorkspaceTemplate>,
     default: String,
     known: KnownResources,
     templates: watch::Sender<Arc<Templates>>,
+    specs: watch::Sender<Arc<TemplateSpecs>>,
     leadership: Arc<Leadership>,
+}
+
+/// Looks up the specs that a [`TemplateFollower`] knows.
+#[derive(Debug, Clone)]
+pub struct TemplateLookup {
+    resources: TemplateApi,
+    specs: watch::Receiver<Arc<TemplateSpecs>>,
 }
 
 impl TemplateFollower {
@@ -65,14 +80,19 @@ impl TemplateFollower {
         default: &str,
         leadership: Arc<Leadership>,
     ) -> Result<(Self, watch::Receiver<Arc<Templates>>), kube::Error> {
-        let resources: Api<DeserializeGuard<WorkspaceTemplate>> = Api::namespaced(client.clone(), namespace);
+        let resources: TemplateApi = Api::namespaced(client.clone(), namespace);
         let statuses = Api::namespaced(client.clone(), namespace);
         let listed = resources.list(&ListParams::default()).await?;
         let mut known = KnownResources::default();
         listed.into_iter().for_each(|found| drop(known.apply(found, None)));
         let (templates, receiver) = watch::channel(Arc::new(known.templates(default)));
-        let default = default.to_owned();
-        Ok((Self { resources, statuses, default, known, templates, leadership }, receiver))
+        let (default, specs) = (default.to_owned(), watch::Sender::new(Arc::new(known.specs.clone())));
+        Ok((Self { resources, statuses, default, known, templates, specs, leadership }, receiver))
+    }
+
+    /// Returns a handle that looks up the templates that this follower knows.
+    pub fn lookup(&self) -> TemplateLookup {
+        TemplateLookup { resources: self.resources.clone(), specs: self.specs.subscribe() }
     }
 
     /// Follows changes of the templates. Never returns.
@@ -115,7 +135,12 @@ impl TemplateFollower {
             Ok(Event::InitApply(resource)) => {
                 let (name, before) =
                     (resource.name_any(), self.known.valid.get(&resource.name_any()).cloned());
-                unwritten.extend(listed.apply(resource, before).map(|resource| (name, resource)));
+                let applied = listed.apply(resource, before);
+                if applied.is_none() {
+                    let spec = self.known.specs.get(&name).cloned();
+                    listed.specs.extend(spec.map(|spec| (name.clone(), spec)));
+                }
+                unwritten.extend(applied.map(|resource| (name, resource)));
             }
             Ok(Event::InitDone) => self.known = std::mem::take(listed),
             Ok(Event::Apply(resource)) => {
@@ -127,6 +152,7 @@ impl TemplateFollower {
                 let name = resource.name_any();
                 self.known.valid.remove(&name);
                 self.known.invalid.remove(&name);
+                self.known.specs.remove(&name);
                 unwritten.remove(&name);
             }
             Err(error) => {
@@ -134,6 +160,9 @@ impl TemplateFollower {
             }
         }
         self.templates.send_replace(Arc::new(self.known.templates(&self.default)));
+        if **self.specs.borrow() != self.known.specs {
+            self.specs.send_replace(Arc::new(self.known.specs.clone()));
+        }
     }
 
     /// Writes the status of a template if it differs. Returns whether that is done, or hopeless.
@@ -172,6 +201,34 @@ impl std::fmt::Debug for TemplateFollower {
     }
 }
 
+impl TemplateLookup {
+    /// Returns a handle that reads each template when it is looked up.
+    pub fn without_follower(client: &Client, namespace: &str) -> Self {
+        let (_, specs) = watch::channel(Arc::default());
+        Self { resources: Api::namespaced(client.clone(), namespace), specs }
+    }
+
+    /// Returns the specs that are known now.
+    pub fn known(&self) -> Arc<TemplateSpecs> {
+        self.specs.borrow().clone()
+    }
+
+    /// Returns a receiver of the known specs.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<TemplateSpecs>> {
+        self.specs.clone()
+    }
+
+    /// Returns the spec of this template. Reads the template if it is not known, because it may be
+    /// newer than the last event of the watch. `None` if it does not exist or cannot be parsed.
+    pub async fn get(&self, name: &str) -> Result<Option<WorkspaceTemplateSpec>, kube::Error> {
+        if let Some(spec) = self.specs.borrow().get(name) {
+            return Ok(Some(spec.clone()));
+        }
+        let found = self.resources.get_opt(name).await?;
+        Ok(found.and_then(|found| found.0.ok()).map(|found| found.spec))
+    }
+}
+
 impl KnownResources {
     /// Records a resource, and returns it if it can be parsed. If it cannot, `before` stays, which is
     /// its previous content. A resource whose overrides are not valid is not used.
@@ -181,6 +238,9 @@ impl KnownResources {
         before: Option<Arc<Template>>,
     ) -> Option<WorkspaceTemplate> {
         let name = resource.name_any();
+        if let Ok(resource) = &resource.0 {
+            self.specs.insert(name.clone(), resource.spec.clone());
+        }
         let (valid, problem, resource) = match resource.0 {
             Ok(resource) => match problem(&resource) {
                 None => (Some(Arc::new(from_spec(&resource.spec))), None, Some(resource)),

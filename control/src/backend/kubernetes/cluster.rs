@@ -14,10 +14,11 @@ use super::retry::{WaitReporter, retry_transient};
 use crate::{
     backend::BackendError,
     kubernetes::{
-        Workspace, WorkspaceTemplate,
+        Workspace,
         objects::{PodDefaults, WORKSPACE_LABEL},
     },
     leader_election::Leadership,
+    template::TemplateLookup,
 };
 
 /// One API handle for each kind of object. Cheap to clone.
@@ -28,7 +29,7 @@ pub(super) struct ClusterClient {
     pub(super) claims: Api<PersistentVolumeClaim>,
     pub(super) events: Api<Event>,
     pub(super) nodes: Api<Node>,
-    pub(super) templates: Api<WorkspaceTemplate>,
+    pub(super) templates: TemplateLookup,
     pub(super) workspaces: Api<Workspace>,
     pub(super) defaults: Arc<PodDefaults>,
     leadership: Arc<Leadership>,
@@ -40,12 +41,13 @@ impl ClusterClient {
         namespace: &str,
         defaults: Arc<PodDefaults>,
         leadership: Arc<Leadership>,
+        templates: TemplateLookup,
     ) -> Self {
         Self {
             namespace: namespace.to_owned(),
             pods: Api::namespaced(client.clone(), namespace),
             claims: Api::namespaced(client.clone(), namespace),
-            templates: Api::namespaced(client.clone(), namespace),
+            templates,
             workspaces: Api::namespaced(client.clone(), namespace),
             events: Api::namespaced(client.clone(), namespace),
             nodes: Api::all(client),

@@ -1,6 +1,6 @@
 //! Starts an agent: ensures that the volume claim and the pod exist, and waits until the pod runs.
 
-use std::{future::ready, pin::pin, time::Duration};
+use std::{future::pending, pin::pin, time::Duration};
 
 use futures_util::StreamExt;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerReference};
@@ -117,16 +117,20 @@ impl ClusterClient {
         reporter: WaitReporter<'_>,
     ) -> Result<WorkspaceTemplateSpec, BackendError> {
         loop {
-            let found = self.retry_transient(operation, reporter, || self.templates.get_opt(name)).await?;
+            let found = self.retry_transient(operation, reporter, || self.templates.get(name)).await?;
             if let Some(found) = found {
-                return Ok(found.spec);
+                return Ok(found);
             }
             let why = format!("there is no WorkspaceTemplate {name:?} in the namespace {}", self.namespace);
             reporter.report(WaitReason::TemplateMissing, why).await;
-            let templates = watch_object(self.templates.clone(), name).backoff(WatchBackoff::default());
-            let mut created = pin!(templates.filter(|seen| ready(matches!(seen, Ok(Some(_))))));
+            let mut known = self.templates.subscribe();
+            let created = async {
+                if known.wait_for(|known| known.contains_key(name)).await.is_err() {
+                    pending::<()>().await;
+                }
+            };
             // Ends at once if the template was created in the meantime.
-            let _created_or_late = timeout(TEMPLATE_RECHECK, created.next()).await;
+            let _created_or_late = timeout(TEMPLATE_RECHECK, created).await;
         }
     }
 

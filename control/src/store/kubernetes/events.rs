@@ -1,13 +1,16 @@
 //! Creates a Kubernetes Event for each transition of a workspace, with the reason as its note.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},
     apimachinery::pkg::apis::meta::v1::MicroTime,
     jiff,
 };
-use kube::{Error, Resource, ResourceExt, api::PostParams};
+use kube::{
+    Error, Resource, ResourceExt,
+    api::{ListParams, PostParams},
+};
 use podling_core::{time::Timestamp, workspace::State};
 
 use super::{
@@ -24,23 +27,50 @@ use crate::{
 
 /// Log entries older than this get no Event. API servers retain Events for an hour by default.
 const EVENT_MAX_AGE: Duration = Duration::from_secs(3600);
+/// Events in one response of the API server.
+const EVENTS_PER_PAGE: u32 = 500;
 /// Maximum length of a note, in characters. The API server accepts 1024 bytes.
 const MAX_NOTE: usize = 256;
 /// Reporting controller of the Events.
 const CONTROLLER: &str = "podling.dev/control";
 
 impl KubernetesStore {
-    /// Creates an Event for each entry. The name of an Event follows from the entry, so that no
-    /// other control plane can create the Event again.
+    /// Returns the names of the Events of workspaces that exist already. A new leader does not
+    /// create these again. If they cannot be listed, creates of existing ones fail with 409.
+    pub(super) async fn list_events(&self) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        let mut page = ListParams::default().fields("regarding.kind=Workspace").limit(EVENTS_PER_PAGE);
+        loop {
+            let listed = match self.events.list_metadata(&page).await {
+                Ok(listed) => listed,
+                Err(error) => {
+                    tracing::warn!(%error, "failed to list Events; creating all of the last hour again");
+                    return names;
+                }
+            };
+            names.extend(listed.items.iter().map(ResourceExt::name_any));
+            match listed.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return names,
+            }
+        }
+    }
+
+    /// Creates an Event for each entry, except for those in `existing`. The name of an Event follows
+    /// from the entry, so that no other control plane can create the Event again.
     pub(super) async fn record_events(
         &self,
         cache: &ResourceCache,
         entries: &[LogEntry],
+        existing: &BTreeSet<String>,
     ) -> Result<(), Error> {
         let Some(workspace) = cache.latest() else { return Ok(()) };
         let now = clock::now();
         for entry in entries.iter().filter(|entry| now.since(entry.at) < EVENT_MAX_AGE) {
             let event = self.event(&workspace, entry);
+            if event.metadata.name.as_ref().is_some_and(|name| existing.contains(name)) {
+                continue;
+            }
             match self.events.create(&PostParams::default(), &event).await {
                 // 409: the Event exists. 403: the namespace is being deleted and accepts no
                 // objects.

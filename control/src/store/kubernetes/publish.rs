@@ -49,6 +49,7 @@ impl KubernetesStore {
     /// Publishes statuses until the driver ends.
     pub async fn publish_status(&self, snapshots: SnapshotReceiver, claims: ClaimReceiver) {
         let mut all_published: BTreeMap<WorkspaceId, PublishedStatus> = BTreeMap::new();
+        let existing_events = &self.list_events().await;
         while snapshots.has_changed().is_ok() {
             let (snapshot, claims) = (snapshots.borrow().clone(), claims.borrow().clone());
             all_published.retain(|id, _| snapshot.workspaces.contains_key(id));
@@ -64,7 +65,7 @@ impl KubernetesStore {
             }
             let writes = stream::iter(due).map(|(view, display, cache, unreported)| async move {
                 let done = async {
-                    self.record_events(&cache, &unreported).await?;
+                    self.record_events(&cache, &unreported, existing_events).await?;
                     self.publish_one(&view, display.clone(), &cache).await
                 };
                 match done.await {

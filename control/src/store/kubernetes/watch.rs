@@ -1,7 +1,6 @@
 //! Watches workspaces and templates, and reports edits of them to the driver.
 
 use std::{
-    collections::BTreeMap,
     pin::pin,
     sync::{Arc, PoisonError},
 };
@@ -26,9 +25,10 @@ use super::{
 use crate::{
     driver::{DriverError, DriverHandle, SpecEdit},
     kubernetes::{
-        ClaimReceiver, DesiredResourceState, DesiredSpec, Workspace, WorkspaceTemplate,
-        WorkspaceTemplateSpec, id_of, objects::DISCARD,
+        ClaimReceiver, DesiredResourceState, DesiredSpec, Workspace, WorkspaceTemplateSpec, id_of,
+        objects::DISCARD,
     },
+    template::TemplateSpecs,
     watch_backoff::WatchBackoff,
 };
 
@@ -66,18 +66,21 @@ impl KubernetesStore {
         let mut workspaces = pin!(
             watcher(self.all_workspaces.clone(), watcher::Config::default()).backoff(WatchBackoff::default())
         );
-        let mut templates = pin!(
-            watcher(self.all_templates.clone(), watcher::Config::default()).backoff(WatchBackoff::default())
-        );
-        let mut known = BTreeMap::new();
+        let mut templates = self.templates.subscribe();
+        // The workspaces may have been loaded with templates that have changed since.
+        templates.mark_changed();
+        let mut handled = self.loaded_templates.lock().unwrap_or_else(PoisonError::into_inner).clone();
         loop {
             tokio::select! {
                 Some(event) = workspaces.next() => self.handle_workspace_event(event, driver, &mut claims).await?,
-                Some(event) = templates.next() => {
-                    let Some(name) = changed_template(event, &mut known) else { continue };
-                    for resource in self.workspaces_of_template(&name) {
-                        self.handle_change(Workspace::clone(&resource), driver, &mut claims).await?;
+                Ok(()) = templates.changed() => {
+                    let known = templates.borrow_and_update().clone();
+                    for name in changed_templates(&handled, &known) {
+                        for resource in self.workspaces_of_template(name) {
+                            self.handle_change(Workspace::clone(&resource), driver, &mut claims).await?;
+                        }
                     }
+                    handled = known;
                 }
                 else => return Ok(()),
             }
@@ -201,26 +204,11 @@ async fn has_claim(claims: &mut ClaimReceiver, id: &WorkspaceId) -> bool {
     claims.wait_for(|claims| claims.listed).await.is_ok_and(|claims| claims.claims.contains_key(id))
 }
 
-/// Returns the name of the template that an event reports as changed. A template that a list names
-/// for the first time is treated as unchanged, because the workspaces were loaded with it.
-fn changed_template(
-    event: Result<Event<DeserializeGuard<WorkspaceTemplate>>, watcher::Error>,
-    known: &mut BTreeMap<String, WorkspaceTemplateSpec>,
-) -> Option<String> {
-    let (template, at_first) = match event {
-        Ok(Event::Apply(template)) => (template, false),
-        Ok(Event::InitApply(template)) => (template, true),
-        Ok(Event::Init | Event::InitDone | Event::Delete(_)) => return None,
-        Err(error) => {
-            tracing::warn!(%error, "failed to watch templates; edits are delayed");
-            return None;
-        }
-    };
-    // A template that cannot be parsed keeps its previous value.
-    let template = template.0.ok()?;
-    let before = known.insert(template.name_any(), template.spec.clone());
-    let differs = before.map_or(!at_first, |before| before != template.spec);
-    differs.then(|| template.name_any())
+/// Returns the names of templates that are new or have changed. A template that was deleted keeps
+/// its effect on workspaces until they change.
+fn changed_templates<'t>(before: &TemplateSpecs, now: &'t TemplateSpecs) -> Vec<&'t str> {
+    let changed = now.iter().filter(|(name, spec)| before.get(*name) != Some(*spec));
+    changed.map(|(name, _)| name.as_str()).collect()
 }
 
 impl ReportedSpec {
@@ -257,4 +245,22 @@ impl ReportedSpec {
 fn deletion(resource: &Workspace) -> Option<bool> {
     let discards = resource.annotations().get(DISCARD).is_some_and(|value| value == "true");
     resource.metadata.deletion_timestamp.is_some().then_some(discards)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn new_and_changed_templates_reach_workspaces() {
+        let specs = |images: &[(&str, &str)]| -> TemplateSpecs {
+            let spec = |image: &str| serde_json::from_value(json!({"image": image})).expect("a template");
+            images.iter().map(|(name, image)| ((*name).to_owned(), spec(image))).collect()
+        };
+        let before = specs(&[("same", "a"), ("changed", "a"), ("deleted", "a")]);
+        let now = specs(&[("same", "a"), ("changed", "b"), ("created-while-disconnected", "a")]);
+        assert_eq!(changed_templates(&before, &now), ["changed", "created-while-disconnected"]);
+    }
 }
