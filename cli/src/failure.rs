@@ -250,6 +250,9 @@ fn status_advice(status: &Status) -> Option<String> {
         }
         Reason::TokenExpired => "create a new token with: podling token create",
         Reason::VerbMissing => "use a token that allows this verb: podling token create --verbs …",
+        Reason::WorkspaceNotFound if error::detail(status, "owner").is_some() => {
+            "list the workspaces of all owners with: podling ls --all-owners"
+        }
         Reason::WorkspaceNotFound => "list the workspaces with: podling ls",
         Reason::TerminalNotFound => "open a new one with: podling attach NAME --new",
         // Without an id, the name belongs to a resource that the caller cannot use.

@@ -12,6 +12,9 @@ use podling_proto::{
 
 use crate::snapshot::{Snapshot, WorkspaceView};
 
+/// Workspaces of other owners that an error names.
+const MAX_NAMESAKES: usize = 3;
+
 /// The holder of a valid token. Every authenticated request to the control plane's own services
 /// carries it as an extension.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,14 +72,66 @@ impl Principal {
     ) -> Result<&'a Arc<WorkspaceView>, WireError> {
         // Names come first, because a name may look like an id.
         let by_name = text.parse().ok().and_then(|name| snapshot.by_name(owner, &name));
-        match (text.parse(), by_name.filter(|view| self.sees(view))) {
+        let found = match (text.parse(), by_name.filter(|view| self.sees(view))) {
             (_, Some(view)) => Ok(view),
             (Ok(id), None) => self.find(snapshot, &id),
             (Err(_), None) => Err(not_found(text)),
-        }
+        };
+        found.map_err(|error| match error.reason() {
+            Reason::WorkspaceNotFound => self.namesakes(snapshot, owner, text).unwrap_or(error),
+            _ => error,
+        })
+    }
+
+    /// Returns an error that names the owners of other workspaces of this name, with their ids.
+    /// `None` if the caller sees none.
+    fn namesakes(&self, snapshot: &Snapshot, owner: &Owner, text: &str) -> Option<WireError> {
+        let is_namesake = |view: &&Arc<WorkspaceView>| {
+            view.spec.name.as_str() == text && !view.is_gone() && self.sees(view)
+        };
+        let mut namesakes = snapshot.workspaces.values().filter(is_namesake).peekable();
+        let first = namesakes.peek()?.spec.clone();
+        let shown: Vec<_> = namesakes
+            .take(MAX_NAMESAKES)
+            .map(|view| format!("{} (id {})", view.spec.owner, view.spec.id))
+            .collect();
+        let message = format!(
+            "{owner} has no workspace {text:?}, but workspaces of this name belong to {}; name it by its id, or \
+             use a token of its owner",
+            shown.join(", ")
+        );
+        let error = WireError::new(Reason::WorkspaceNotFound, message).with("id", text);
+        Some(error.with("owner", &first.owner).with("workspace", &first.id))
     }
 }
 
 fn not_found(text: &str) -> WireError {
     WireError::new(Reason::WorkspaceNotFound, format!("workspace {text:?} does not exist")).with("id", text)
+}
+
+#[cfg(test)]
+mod tests {
+    use podling_core::workspace::Spec;
+
+    use super::*;
+    use crate::samples;
+
+    fn principal(owner: &str, verbs: Verbs) -> Principal {
+        Principal { owner: owner.parse().unwrap(), verbs, workspaces: None, expires: None }
+    }
+
+    #[test]
+    fn missing_name_of_another_owner_says_whose_it_is() {
+        let spec = Spec { owner: "alice".parse().unwrap(), ..samples::spec(1, "demo") };
+        let id = spec.id.clone();
+        let workspaces = [(id.clone(), Arc::new(samples::view(spec)))].into();
+        let snapshot = Snapshot { workspaces, ..Snapshot::default() };
+        let find = |principal: &Principal| {
+            principal.find_named(&snapshot, &principal.owner, "demo").unwrap_err().message().to_owned()
+        };
+        let told = find(&principal("root", Verbs::admin()));
+        assert!(told.contains(&format!("belong to alice (id {id})")) && told.contains("by its id"), "{told}");
+        let other = find(&principal("bob", "read".parse().unwrap()));
+        assert!(!other.contains("alice"), "owners do not learn of each other: {other}");
+    }
 }

@@ -1,11 +1,17 @@
 //! Sample values for tests of this crate.
 
+use std::sync::Arc;
+
 use podling_core::{
     id::WorkspaceId,
     policy::Policy,
+    reason::StateReason,
+    status::Status,
     time::Timestamp,
-    workspace::{DesiredState, Resources, Spec},
+    workspace::{AgentConnection, DesiredState, Resources, Spec},
 };
+
+use crate::snapshot::WorkspaceView;
 
 /// Returns a spec whose desired state is awake.
 pub(crate) fn spec(bits: u64, name: &str) -> Spec {
@@ -24,5 +30,30 @@ pub(crate) fn spec(bits: u64, name: &str) -> Spec {
         source: None,
         created: Timestamp(1),
         request_id: "r".into(),
+    }
+}
+
+/// Returns the view of a workspace that was just created.
+pub(crate) fn view(spec: Spec) -> WorkspaceView {
+    WorkspaceView {
+        spec: Arc::new(spec),
+        state: Status::new(Timestamp(0)).state(),
+        reason: StateReason::Created,
+        since: Timestamp(0),
+        connection: AgentConnection::Unknown,
+        activity: None,
+        agent: None,
+        next: None,
+        restarts: 0,
+        allocated: None,
+        actual: None,
+        waits: None,
+        storage: true,
+        queue_position: None,
+        progress: None,
+        archives: Vec::new(),
+        log: Arc::default(),
+        credential: None,
+        version: 1,
     }
 }

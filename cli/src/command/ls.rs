@@ -10,6 +10,7 @@ use podling_proto::{
 
 use crate::{
     backoff::retry_call,
+    client::Client,
     context::Context,
     failure::CommandFailure,
     next_step,
@@ -37,11 +38,31 @@ impl LsArgs {
         if context.json() {
             output::json(&workspaces.iter().map(WorkspaceJson::from).collect::<Vec<_>>())?;
         } else if workspaces.is_empty() {
-            eprintln!("There are no workspaces. Create one with: podling create NAME");
+            eprintln!("{}", none_of(others(&client, self.all_owners).await));
         } else {
             output::print(&render(&workspaces, SystemTime::now(), self.all_owners))?;
         }
         Ok(0)
+    }
+}
+
+/// Returns the number of workspaces of other owners. 0 if the token may not list them.
+async fn others(client: &Client, listed: bool) -> usize {
+    if listed {
+        return 0;
+    }
+    let all = client.workspaces().list(ListWorkspacesRequest { all_owners: true }).await;
+    all.map_or(0, |all| all.into_inner().workspaces.len())
+}
+
+/// Returns the text that stands in place of an empty list.
+fn none_of(others: usize) -> String {
+    let none = "There are no workspaces. Create one with: podling create NAME";
+    match others {
+        0 => none.to_owned(),
+        _ => format!(
+            "You have no workspaces, but other owners have {others}. List them with: podling ls --all-owners"
+        ),
     }
 }
 

@@ -59,37 +59,17 @@ fn constant_time_eq(a: Fingerprint, b: Fingerprint) -> bool {
 mod tests {
     use std::sync::Arc;
 
-    use podling_core::{reason::StateReason, status::Status, time::Timestamp, workspace::AgentConnection};
     use tokio::sync::watch;
 
     use super::*;
     use crate::{
-        samples::spec,
+        samples,
         snapshot::{Snapshot, WorkspaceView},
     };
 
     fn view(bits: u64, secret: Option<&str>) -> WorkspaceView {
-        WorkspaceView {
-            spec: Arc::new(spec(bits, "demo")),
-            state: Status::new(Timestamp(0)).state(),
-            reason: StateReason::Created,
-            since: Timestamp(0),
-            connection: AgentConnection::Unknown,
-            activity: None,
-            agent: None,
-            next: None,
-            restarts: 0,
-            allocated: None,
-            actual: None,
-            waits: None,
-            storage: true,
-            queue_position: None,
-            progress: None,
-            archives: Vec::new(),
-            log: Arc::default(),
-            credential: secret.map(|secret| Fingerprint::of(secret.as_bytes())),
-            version: 1,
-        }
+        let credential = secret.map(|secret| Fingerprint::of(secret.as_bytes()));
+        WorkspaceView { credential, ..samples::view(samples::spec(bits, "demo")) }
     }
 
     #[tokio::test]
