@@ -74,7 +74,8 @@ pub struct ControlArgs {
     pub default_template: Option<String>,
     /// Backup store for archives of workspaces: `file:///absolute/directory`, or in a build with
     /// the feature "cloud" `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`
-    /// [env: PODLING_BACKUPS] [default: backups/ in the data directory]
+    /// [env: PODLING_BACKUPS] [default: backups/ in the data directory; required with --backend
+    /// kubernetes]
     #[arg(long, value_name = "URL")]
     pub backups: Option<String>,
     /// Directory for temporary lists of archive entries, up to 2 GiB each [env: PODLING_SCRATCH]

@@ -119,6 +119,13 @@ pub enum ConfigError {
          --tls-key, listen on 127.0.0.1, or give --allow-plaintext if a proxy adds TLS"
     )]
     Plaintext { listen: SocketAddr, origin: ValueSource },
+    /// Archives in the data directory would be lost with the pod of the control plane.
+    #[error(
+        "the backend kubernetes needs a backup store, because the data directory of a pod does not last; set \
+         PODLING_BACKUPS (--backups) to the URL of a bucket or of a directory on a volume, as the overlays in \
+         deploy/overlays do"
+    )]
+    BackupsMissing,
 }
 
 /// Defaults that differ between `podling-control` and `podling up`.
@@ -174,6 +181,9 @@ impl ControlConfig {
                 workspace_account: usual("workspace_account", "podling-workspace").parse(values::label)?,
             }),
         };
+        if matches!(backend, BackendKind::Kubernetes(_)) && text("backups").is_none() {
+            return Err(ConfigError::BackupsMissing);
+        }
         let listen = text("listen").unwrap_or_else(|| sources::ConfigValue::default("127.0.0.1:7411"));
         let config = Self {
             backend,

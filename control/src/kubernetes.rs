@@ -22,7 +22,9 @@ mod storage;
 mod strategic_merge;
 mod template;
 mod workspace;
+mod yaml;
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 
 pub use self::{
@@ -50,13 +52,17 @@ pub(crate) fn has_status_code(error: &kube::Error, code: u16) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == code)
 }
 
-/// Returns the resource definitions as they are deployed, each with its file name and its JSON.
+/// Returns the resource definitions as they are deployed, each with its file name and its YAML.
 pub fn definitions() -> Result<Vec<(&'static str, String)>, serde_json::Error> {
-    // JSON needs no further library; kubectl and kustomize accept it as YAML.
-    let text = |definition| serde_json::to_string_pretty(&definition).map(|text| text + "\n");
+    let text = |mut definition: CustomResourceDefinition| {
+        let name = definition.spec.names.plural.clone();
+        let labels = [("app.kubernetes.io/name", name), ("app.kubernetes.io/component", "api".to_owned())];
+        definition.metadata.labels = Some(labels.map(|(key, value)| (key.to_owned(), value)).into());
+        serde_json::to_value(definition).map(|value| yaml::document(&value))
+    };
     Ok(vec![
-        ("workspaces.json", text(Workspace::crd())?),
-        ("workspacearchives.json", text(WorkspaceArchive::crd())?),
-        ("workspacetemplates.json", text(WorkspaceTemplate::crd())?),
+        ("workspaces.yaml", text(Workspace::crd())?),
+        ("workspacearchives.yaml", text(WorkspaceArchive::crd())?),
+        ("workspacetemplates.yaml", text(WorkspaceTemplate::crd())?),
     ])
 }

@@ -33,6 +33,7 @@ use tokio::{
 
 use self::leadership::LEADERSHIP_VALIDITY;
 pub use self::leadership::Leadership;
+use crate::kubernetes::objects::control_plane_labels;
 
 /// Name of the Lease resource.
 const NAME: &str = "podling-control";
@@ -298,7 +299,8 @@ impl std::fmt::Debug for LeaseCandidate {
 }
 
 fn lease_metadata() -> ObjectMeta {
-    ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() }
+    let labels = Some(control_plane_labels());
+    ObjectMeta { name: Some(NAME.to_owned()), labels, ..ObjectMeta::default() }
 }
 
 /// Returns whether a creation failed because the namespace is being deleted.

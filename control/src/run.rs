@@ -33,6 +33,7 @@ use crate::{
 
 mod ca_keeper;
 mod data_dir;
+mod disruption_budget;
 mod error;
 mod health;
 mod platform;

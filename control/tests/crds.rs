@@ -2,8 +2,9 @@
 
 use std::{fs, path::Path};
 
-fn is_json(entry: &std::io::Result<fs::DirEntry>) -> bool {
-    entry.as_ref().is_ok_and(|entry| entry.path().extension().is_some_and(|e| e == "json"))
+fn is_definition(entry: &std::io::Result<fs::DirEntry>) -> bool {
+    let text = entry.as_ref().ok().and_then(|entry| fs::read_to_string(entry.path()).ok());
+    text.is_some_and(|text| text.contains("kind: CustomResourceDefinition\n"))
 }
 
 #[test]
@@ -11,7 +12,7 @@ fn deployed_crds_match_the_types() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
     let definitions = podling_control::kubernetes::definitions().unwrap();
     assert_eq!(
-        fs::read_dir(&directory).unwrap().filter(is_json).count(),
+        fs::read_dir(&directory).unwrap().filter(is_definition).count(),
         definitions.len(),
         "deploy/crds has one file for each definition"
     );

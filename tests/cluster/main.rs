@@ -8,6 +8,7 @@ mod ide;
 mod kubectl_golden;
 mod leader_election;
 mod lifecycle;
+mod manifests;
 mod namespace_deletion;
 mod object_storage;
 mod prerequisites;

@@ -30,6 +30,7 @@ pub struct Deployed {
     namespace: Namespace,
     address: String,
     token: String,
+    overlay: PathBuf,
     home: TempDir,
 }
 
@@ -56,7 +57,7 @@ impl Deployed {
             let token = "go-template={{index .data \"root-token\" | base64decode}}";
             let token =
                 namespace.kubectl(&["get", "secret", "podling-control", "--output", token]).expect_success();
-            let this = Self { namespace, address, token, home };
+            let this = Self { namespace, address, token, overlay, home };
             this.wait_reachable();
             this
         })
@@ -80,6 +81,11 @@ impl Deployed {
 
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
+    }
+
+    /// Returns the directory of the overlay that was applied.
+    pub fn overlay(&self) -> &Path {
+        &self.overlay
     }
 
     /// Returns the control plane's metrics in Prometheus text format.

@@ -214,7 +214,11 @@ impl Podling {
             None => Command::new(program(name)),
         };
         match &self.pods {
-            Some(pods) => command.args(pods.arguments()),
+            Some(pods) => {
+                let has_store = self.options.args.iter().any(|arg| arg == "--backups");
+                let store = format!("file://{}", self.data.join("backups").display());
+                command.args(pods.arguments()).args(["--backups", &store].iter().filter(|_| !has_store))
+            }
             None => command.args(["up", "--json"]),
         };
         command.args(["--listen", listen, "--data"]).arg(&self.data).args(&self.options.args);

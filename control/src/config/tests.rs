@@ -142,3 +142,13 @@ fn public_address_needs_tls_or_flag() {
     let tls = ControlArgs { listen, tls_cert: path("cert"), tls_key: path("key"), ..ControlArgs::default() };
     assert!(load(directory.path().to_owned(), &tls, &[]).is_ok());
 }
+
+#[test]
+fn kubernetes_needs_a_backup_store() {
+    let home = ("HOME", "/home/ada");
+    let backend = ("PODLING_BACKEND", "kubernetes");
+    let error = load(None, &ControlArgs::default(), &[home, backend]).expect_err("no store").to_string();
+    assert!(error.contains("PODLING_BACKUPS"), "{error}");
+    let bucket = ("PODLING_BACKUPS", "s3://bucket/team");
+    load(None, &ControlArgs::default(), &[home, backend, bucket]).expect("config");
+}

@@ -84,11 +84,31 @@ pub struct PodDefaults {
 }
 
 fn labels(workspace: &WorkspaceId) -> BTreeMap<String, String> {
-    BTreeMap::from([
-        (WORKSPACE_LABEL.to_owned(), workspace.to_string()),
-        ("app.kubernetes.io/name".to_owned(), "workspace".to_owned()),
-        ("app.kubernetes.io/managed-by".to_owned(), "podling".to_owned()),
-    ])
+    let mut labels = workspace_labels(workspace);
+    labels.insert(WORKSPACE_LABEL.to_owned(), workspace.to_string());
+    labels
+}
+
+/// Returns the recommended labels of an object that belongs to a workspace.
+pub fn workspace_labels(workspace: &WorkspaceId) -> BTreeMap<String, String> {
+    recommended_labels("workspace", workspace.as_str(), "workspace")
+}
+
+/// Returns the recommended labels of an object that the control plane creates for itself.
+pub fn control_plane_labels() -> BTreeMap<String, String> {
+    recommended_labels("podling-control", "podling", "control-plane")
+}
+
+/// Returns labels that tools of Kubernetes group objects by.
+fn recommended_labels(name: &str, instance: &str, component: &str) -> BTreeMap<String, String> {
+    let labels = [
+        ("name", name),
+        ("instance", instance),
+        ("component", component),
+        ("part-of", "podling"),
+        ("managed-by", "podling"),
+    ];
+    labels.map(|(key, value)| (format!("app.kubernetes.io/{key}"), value.to_owned())).into()
 }
 
 /// Returns the name of the claim that is created for a new workspace.

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ControlPlaneError,
     ca_keeper::keep_ca,
+    disruption_budget,
     secrets::{self, SharedSecret},
     standby::forward_until_elected,
 };
@@ -172,6 +173,7 @@ async fn as_leader(
 ) -> Result<Platform<KubernetesBackend, KubernetesReviewer>, ControlPlaneError> {
     let identity = Arc::new(secret.open(&config.data, config.create_missing_secrets).await?);
     secrets::publish_ca(&client, namespace, CONTROL_CA, identity.ca_file()).await?;
+    disruption_budget::apply(&client, namespace).await;
     let defaults = PodDefaults {
         agent_image: kubernetes.agent_image.clone(),
         control: kubernetes.agents_url.clone(),

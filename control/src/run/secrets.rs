@@ -34,7 +34,7 @@ use crate::{
         ControlIdentity, ControlIdentityError, LONG_LIVED_SECRETS, MissingSecrets, SecretFileError,
         lost_secrets, secret_file,
     },
-    kubernetes::{Workspace, WorkspaceArchive, has_status_code},
+    kubernetes::{Workspace, WorkspaceArchive, has_status_code, objects::control_plane_labels},
     leader_election::Leadership,
     watch_backoff::WatchBackoff,
 };
@@ -191,7 +191,8 @@ impl SharedSecret {
     /// removes the request for new secrets. Fails with 409 if another client was faster.
     async fn write(&self, found: Option<&Secret>, content: SecretData) -> Result<(), Error> {
         let Some(found) = found else {
-            let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
+            let labels = Some(control_plane_labels());
+            let metadata = ObjectMeta { name: Some(NAME.to_owned()), labels, ..ObjectMeta::default() };
             let secret = Secret { metadata, data: Some(content), ..Secret::default() };
             return self.secrets.create(&PostParams::default(), &secret).await.map(drop);
         };
@@ -277,7 +278,7 @@ pub(super) async fn publish_ca(
         path: ca.to_owned(),
         source,
     })?;
-    let (metadata, data) = (json!({"name": name}), json!({"ca.pem": text}));
+    let (metadata, data) = (json!({"name": name, "labels": control_plane_labels()}), json!({"ca.pem": text}));
     let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data});
     let done = maps.patch(name, &PatchParams::apply("podling").force(), &Patch::Apply(map)).await;
     done.map(drop).map_err(|source| ControlPlaneError::Cluster { operation, source: Box::new(source) })

@@ -8,7 +8,7 @@ use super::resource_cache::desired_spec;
 use crate::{
     kubernetes::{
         DesiredResourceState, DesiredSpec, PolicySpec, ResourcesSpec, Variable, Workspace, WorkspaceSpec,
-        objects::ARCHIVE_BEFORE_DELETE,
+        objects::{ARCHIVE_BEFORE_DELETE, workspace_labels},
     },
     store::WorkspaceRecord,
 };
@@ -24,6 +24,7 @@ pub(super) fn of(record: &WorkspaceRecord) -> Workspace {
     Workspace {
         metadata: ObjectMeta {
             finalizers: Some(vec![ARCHIVE_BEFORE_DELETE.to_owned()]),
+            labels: Some(workspace_labels(&spec.id)),
             ..ObjectMeta::default()
         },
         spec: WorkspaceSpec {

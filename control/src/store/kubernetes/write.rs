@@ -23,7 +23,9 @@ use crate::{
     clock,
     kubernetes::{
         GROUP, StorageSpec, VERSION, Workspace, WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceStatus,
-        has_status_code, objects::ARCHIVE_BEFORE_DELETE, resource_names,
+        has_status_code,
+        objects::{ARCHIVE_BEFORE_DELETE, workspace_labels},
+        resource_names,
     },
     quantity::bytes_words,
     store::{StoreError, WorkspaceRecord, stored::StoredRecord},
@@ -283,7 +285,9 @@ impl KubernetesStore {
                 done => return done.map(drop).map_err(|error| failed(operation, error)),
             }
         }
-        match self.archives.create(&PostParams::default(), &WorkspaceArchive::new(&id, spec)).await {
+        let mut archive = WorkspaceArchive::new(&id, spec);
+        archive.metadata.labels = Some(workspace_labels(&record.spec.id));
+        match self.archives.create(&PostParams::default(), &archive).await {
             Err(error) if has_status_code(&error, 409) => Ok(()),
             done => done.map(drop).map_err(|error| failed(operation, error)),
         }

@@ -1,0 +1,92 @@
+//! The manifests of `deploy` as an operator applies them: once more, by several teams, and with
+//! permissions of people.
+
+use podling_tests::{cluster::kubectl, deployed::Deployed, tools::repository, wait_for};
+use serde_json::Value;
+
+use crate::lifecycle::share_control_plane;
+
+/// Kinds that several teams share. The manifests of one team must not contain them, because their
+/// deletion would affect the other teams.
+const SHARED_KINDS: [&str; 3] = ["CustomResourceDefinition", "ClusterRole", "PriorityClass"];
+/// Recommended labels of each object, without their common prefix.
+const LABELS: [&str; 5] = ["name", "component", "version", "part-of", "managed-by"];
+
+/// Returns the objects of a directory of `deploy`.
+fn objects_in(directory: &str) -> Vec<Value> {
+    let path = repository().join("deploy").join(directory);
+    let show = ["apply", "--dry-run=client", "--output=json", "--kustomize", path.to_str().expect("a path")];
+    let list: Value = serde_json::from_str(&kubectl(&show).expect_success()).expect("kubectl prints JSON");
+    list["items"].as_array().expect("a list").clone()
+}
+
+fn is_allowed(deployed: &Deployed, user: &str, verb: &str, resource: &str) -> bool {
+    let user = format!("--as={user}");
+    deployed.namespace().kubectl(&["auth", "can-i", verb, resource, &user]).ok
+}
+
+#[tokio::test]
+async fn repeated_apply_changes_nothing() {
+    let (_control, deployed) = share_control_plane().await;
+    let crds = repository().join("deploy/crds");
+    for directory in [crds.as_path(), deployed.overlay()] {
+        let directory = directory.to_str().expect("a path");
+        // The test's own installation applies on the server's side.
+        let first = kubectl(&["apply", "--kustomize", directory]).expect_success();
+        let applied = kubectl(&["apply", "--kustomize", directory]).expect_success();
+        let changed: Vec<_> = applied.lines().filter(|line| !line.ends_with(" unchanged")).collect();
+        assert!(changed.is_empty(), "{changed:#?}\nat first:\n{first}");
+        let diff = kubectl(&["diff", "--server-side", "--kustomize", directory]);
+        assert!(diff.ok && diff.out.is_empty(), "{diff:#?}");
+    }
+}
+
+#[tokio::test]
+async fn manifests_of_a_team_contain_nothing_that_teams_share() {
+    let (_control, deployed) = share_control_plane().await;
+    for directory in ["crds", "overlays/local", "overlays/bucket", "overlays/shared-volume"] {
+        for object in objects_in(directory) {
+            let (kind, metadata) = (object["kind"].as_str().expect("a kind"), &object["metadata"]);
+            let name = format!("{directory}: {kind} {}", metadata["name"]);
+            let is_shared = SHARED_KINDS.contains(&kind);
+            assert_eq!(is_shared, directory == "crds", "{name}");
+            let label = |label: &&str| metadata["labels"][format!("app.kubernetes.io/{label}")].is_string();
+            assert!(LABELS.iter().all(|name| label(&name)), "{name}: {}", metadata["labels"]);
+            assert!(directory != "overlays/bucket" || kind != "PersistentVolumeClaim", "{name}");
+        }
+    }
+    let labels = ["get", "secret,lease,configmap,pdb", "--selector", "app.kubernetes.io/managed-by=podling"];
+    let own = deployed.namespace().kubectl(&[&labels[..], &["--output", "name"]].concat()).expect_success();
+    for expected in ["secret/podling-control", "podling-ca", "lease.coordination", "poddisruptionbudget"] {
+        assert!(own.contains(expected), "{expected}: {own}");
+    }
+}
+
+#[tokio::test]
+async fn roles_of_kubernetes_include_workspaces() {
+    let (_control, deployed) = share_control_plane().await;
+    for role in ["view", "edit", "admin"] {
+        let user = format!("--user={role}er");
+        let bind = ["create", "rolebinding", role, &format!("--clusterrole={role}"), &user];
+        deployed.namespace().kubectl(&bind).expect_success();
+    }
+    let (list, create) = (("list", "workspaces.podling.dev"), ("create", "workspaces.podling.dev"));
+    let (template, status) =
+        (("patch", "workspacetemplates.podling.dev"), ("patch", "workspaces.podling.dev/status"));
+    for (user, allowed, denied) in [
+        ("viewer", vec![list], vec![create, template, status]),
+        ("editer", vec![list, create], vec![template, status]),
+        ("adminer", vec![list, create, template], vec![status]),
+    ] {
+        for (verb, resource) in allowed {
+            // A controller aggregates the roles.
+            wait_for(&format!("{user} may {verb} {resource}"), async || {
+                is_allowed(deployed, user, verb, resource).then_some(())
+            })
+            .await;
+        }
+        for (verb, resource) in denied {
+            assert!(!is_allowed(deployed, user, verb, resource), "{user} must not {verb} {resource}");
+        }
+    }
+}
