@@ -1,7 +1,14 @@
 //! The manifests of `deploy` as an operator applies them: once more, by several teams, and with
 //! permissions of people.
 
-use podling_tests::{cluster::kubectl, deployed::Deployed, tools::repository, wait_for};
+use std::fs;
+
+use podling_tests::{
+    cluster::{Namespace, install_crds, kubectl},
+    deployed::Deployed,
+    tools::repository,
+    wait_for,
+};
 use serde_json::Value;
 
 use crate::lifecycle::share_control_plane;
@@ -89,4 +96,37 @@ async fn roles_of_kubernetes_include_workspaces() {
             assert!(!is_allowed(deployed, user, verb, resource), "{user} must not {verb} {resource}");
         }
     }
+}
+
+#[tokio::test]
+async fn owner_defaults_to_the_creator() {
+    install_crds();
+    let space = Namespace::new();
+    let policy = fs::read_to_string(repository().join("deploy/owner-default/policy.yaml")).expect("a policy");
+    let binding =
+        fs::read_to_string(repository().join("deploy/owner-default/binding.yaml")).expect("a binding");
+    // Only in this namespace, because other tests create workspaces without an owner.
+    let selector = format!("{{matchLabels: {{kubernetes.io/metadata.name: {}}}}}", space.name());
+    let binding = format!("{}\n  matchResources: {{namespaceSelector: {selector}}}\n", binding.trim_end());
+    if !kubectl(&["api-versions"]).expect_success().contains("admissionregistration.k8s.io/v1beta1") {
+        return podling_tests::report_skipped("the default owner", "the API server has no such policies");
+    }
+    space.apply(&format!("{policy}---\n{binding}")).expect_success();
+    for (name, user, owner) in [
+        ("hers", "grace@example.org", "grace@example.org"),
+        ("automatic", "system:serviceaccount:flux:apply", "system.serviceaccount.flux.apply"),
+    ] {
+        let workspace = format!(
+            "{{apiVersion: podling.dev/v1alpha1, kind: Workspace, metadata: {{name: {name}}}, \
+             spec: {{template: python}}}}"
+        );
+        // The API server applies a new policy after a moment.
+        wait_for("a workspace without an owner", async || space.apply_as(user, &workspace).ok.then_some(()))
+            .await;
+        assert_eq!(space.field(&format!("ws/{name}"), ".spec.owner"), owner);
+    }
+    let named = "{apiVersion: podling.dev/v1alpha1, kind: Workspace, metadata: {name: named}, \
+                 spec: {owner: ada, template: python}}";
+    space.apply(named).expect_success();
+    assert_eq!(space.field("ws/named", ".spec.owner"), "ada", "an owner that is given stays");
 }

@@ -124,6 +124,13 @@ impl Namespace {
         with_input(&["--namespace", &self.name, "apply", "--filename", "-"], yaml)
     }
 
+    /// Applies objects as another user, who has all permissions.
+    pub fn apply_as(&self, user: &str, yaml: &str) -> KubectlOutput {
+        let user = format!("--as={user}");
+        let impersonated = ["apply", "--filename", "-", &user, "--as-group=system:masters"];
+        with_input(&[&["--namespace", &self.name], &impersonated[..]].concat(), yaml)
+    }
+
     /// Sets the status of Workspaces as a restore of a backup does, in place of the control plane.
     pub fn apply_status(&self, yaml: &str) -> KubectlOutput {
         let status = ["--server-side", "--subresource=status", "--field-manager=podling", "--filename", "-"];
