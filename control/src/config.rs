@@ -122,8 +122,8 @@ pub enum ConfigError {
     /// Archives in the data directory would be lost with the pod of the control plane.
     #[error(
         "the backend kubernetes needs a backup store, because the data directory of a pod does not last; set \
-         PODLING_BACKUPS (--backups) to the URL of a bucket or of a directory on a volume, as the overlays in \
-         deploy/overlays do"
+         PODLING_BACKUPS (--backups) to the URL of a bucket or of a directory on a volume, as the overlays \
+         in deploy/overlays do"
     )]
     BackupsMissing,
 }

@@ -57,7 +57,7 @@ pub enum ControlIdentityError {
     #[error("{}", lost_message(.data, .files))]
     Lost {
         data: PathBuf,
-        /// Entries of [`LONG_LIVED_SECRETS`].
+        /// The missing ones of [`LONG_LIVED_SECRETS`].
         files: Vec<&'static str>,
     },
     #[error(transparent)]

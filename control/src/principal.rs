@@ -96,8 +96,8 @@ impl Principal {
             .map(|view| format!("{} (id {})", view.spec.owner, view.spec.id))
             .collect();
         let message = format!(
-            "{owner} has no workspace {text:?}, but workspaces of this name belong to {}; name it by its id, or \
-             use a token of its owner",
+            "{owner} has no workspace {text:?}, but workspaces of this name belong to {}; name it by its \
+             id, or use a token of its owner",
             shown.join(", ")
         );
         let error = WireError::new(Reason::WorkspaceNotFound, message).with("id", text);
