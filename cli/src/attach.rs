@@ -8,12 +8,13 @@
 //! - [`display`] queues output on its way to the screen.
 //! - [`raw`] and [`modes`] restore the local terminal at the end.
 //! - [`notifications`] has the sleep warnings and the progress of a wake.
-//! - [`key`] parses the detach key.
+//! - [`key`] parses the detach key, and [`key_event`] decodes keys of keyboard protocols.
 
 pub mod classify;
 pub mod connection;
 pub mod display;
 pub mod key;
+pub mod key_event;
 pub mod modes;
 pub mod notifications;
 pub mod outbox;

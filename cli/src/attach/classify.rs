@@ -4,6 +4,8 @@
 //! the workspace awake as keystrokes do. The agent must also discard a reply to a query that was
 //! only replayed. Each input is therefore sent with its class. Pure.
 
+use super::key_event::KeyEvent;
+
 /// Class of bytes from stdin, by their source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InputClass {
@@ -130,16 +132,10 @@ impl InputClassifier {
         EscapeSequence::Complete(end + 1, kind)
     }
 
-    /// Returns whether the sequence is the detach key as newer keyboard protocols encode it: `CSI
-    /// code ; 5 u` or `CSI 27 ; 5 ; code ~`.
+    /// Returns whether the sequence is the detach key as a keyboard protocol encodes it.
     fn is_detach(&self, body: &[u8], last: u8) -> bool {
         let Some(key) = self.detach.filter(|_| !self.pasting) else { return false };
-        let plain = (key | 0x40).to_ascii_lowercase();
-        match last {
-            b'u' => body == format!("{plain};5").as_bytes(),
-            b'~' => body == format!("27;5;{plain}").as_bytes(),
-            _ => false,
-        }
+        KeyEvent::decode(body, last).is_some_and(|event| event.is_control(key))
     }
 }
 
@@ -257,6 +253,14 @@ mod tests {
         assert_eq!(kinds(b"ab\x1dcd"), [InputClass::User, InputClass::Detach, InputClass::User]);
         assert_eq!(kinds(b"\x1b[93;5u"), [InputClass::Detach]);
         assert_eq!(kinds(b"\x1b[27;5;93~"), [InputClass::Detach]);
+        assert_eq!(kinds(b"\x1b[93;133u"), [InputClass::Detach], "with Num Lock");
+        assert_eq!(
+            kinds(b"\x1b[93:125:93;133:1;29u"),
+            [InputClass::Detach],
+            "with all that a terminal reports"
+        );
+        assert_eq!(kinds(b"\x1b[93;5:3u"), [InputClass::User], "its release");
+        assert_eq!(kinds(b"\x1b[200~\x1b[93;5u\x1b[201~"), [InputClass::User], "pasted");
         let mut without = InputClassifier::new(None);
         assert_eq!(without.feed(b"\x1d"), [(InputClass::User, vec![DETACH])]);
     }

@@ -1,178 +1,60 @@
-//! Tracks the modes that the remote program switches on in the local terminal, so that they can be
-//! switched off again. Also tracks whether the output is between two escape sequences, so that a
-//! notice does not split a sequence.
+//! Tracks what the remote program changes in the local terminal, so that all of it can be restored.
+//! Also tracks whether the output is between two escape sequences, so that a notice does not split
+//! a sequence.
 //!
-//! Pure. Parses only as much of the output as these two purposes need.
+//! Pure. The initial settings of the local terminal are assumed to be its defaults. Only settings
+//! that the program has touched are restored.
 
-use std::collections::BTreeSet;
+mod boundaries;
+#[cfg(test)]
+mod reference;
+mod settings;
 
-/// Longest parameter string that is parsed, in bytes. The rest of a longer string is ignored.
-const MAX_PARAMETERS: usize = 64;
-const ESC: u8 = 0x1b;
-/// DEC private modes that outlive their program, in the order in which they are switched off:
-/// application cursor keys, mouse reports, focus reports, bracketed paste, alternate screens.
-/// Alternate screens are last because leaving them restores the cursor position.
-const RESTORED_MODES: &[u16] =
-    &[1, 9, 66, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 1016, 2004, 47, 1047, 1049];
-/// DEC private modes of the alternate screens.
-const ALTERNATE_SCREENS: &[u16] = &[47, 1047, 1049];
-const CURSOR_VISIBLE: u16 = 25;
+use std::borrow::Cow;
 
-/// State of the parser, and the modes that are switched on.
-#[derive(Debug, Default)]
+use self::{boundaries::SequenceScanner, settings::TerminalSettings};
+
+/// The settings that the remote program has changed, as a parser of its output finds them.
+#[derive(Default)]
 pub struct TerminalModes {
-    state: EscapeParserState,
-    parameters: Vec<u8>,
-    on: BTreeSet<u16>,
-    cursor_hidden: bool,
-    keypad: bool,
-    keyboard_flags: u32,
-}
-
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum EscapeParserState {
-    #[default]
-    Ground,
-    /// Inside a multi-byte character, with this number of bytes to follow.
-    Character(u8),
-    Escape,
-    /// Behind ESC and an intermediate byte. One final byte follows.
-    Intermediate,
-    Control,
-    String,
-    StringEscape,
+    scanner: SequenceScanner,
+    parser: vte::Parser,
+    settings: TerminalSettings,
 }
 
 impl TerminalModes {
     /// Parses output. Returns whether [`Self::restore_sequence`] has changed.
     pub fn feed(&mut self, data: &[u8]) -> bool {
         let before = self.restore_sequence();
-        for &byte in data {
-            self.step(byte);
-        }
+        let (parser, settings) = (&mut self.parser, &mut self.settings);
+        self.scanner.scan(data, |bytes| parser.advance(settings, bytes));
         self.restore_sequence() != before
     }
 
     /// Returns whether the output is between two sequences.
     pub fn is_between_sequences(&self) -> bool {
-        self.state == EscapeParserState::Ground
+        self.scanner.is_ground()
     }
 
-    /// Returns the bytes that restore the terminal. They switch off only modes that are on, because
-    /// leaving an alternate screen that was never entered would move the cursor.
+    /// Returns the bytes that restore the terminal.
     pub fn restore_sequence(&self) -> Vec<u8> {
-        let mut undo = String::new();
-        if self.state != EscapeParserState::Ground {
+        let mut undo = Vec::new();
+        if !self.scanner.is_ground() {
             // Ends a truncated sequence.
-            undo.push_str("\x1b\\");
+            undo.extend_from_slice(b"\x1b\\");
         }
-        for mode in RESTORED_MODES.iter().filter(|mode| self.on.contains(mode)) {
-            undo.push_str(&format!("\x1b[?{mode}l"));
+        let mut settings = Cow::Borrowed(&self.settings);
+        if let Some(command) = self.scanner.open_command() {
+            settings.to_mut().apply_command(command);
         }
-        if self.keypad {
-            undo.push_str("\x1b>");
-        }
-        if self.keyboard_flags > 0 {
-            undo.push_str(&format!("\x1b[<{}u", self.keyboard_flags));
-        }
-        if self.cursor_hidden {
-            undo.push_str("\x1b[?25h");
-        }
-        // Resets colours and attributes.
-        undo.push_str("\x1b[0m");
-        undo.into_bytes()
+        undo.extend_from_slice(settings.restore_sequence().as_bytes());
+        undo
     }
+}
 
-    fn step(&mut self, byte: u8) {
-        self.state = match (self.state, byte) {
-            (EscapeParserState::String, ESC) => EscapeParserState::StringEscape,
-            (EscapeParserState::String, 0x07) | (EscapeParserState::StringEscape, b'\\') => {
-                EscapeParserState::Ground
-            }
-            (EscapeParserState::String, _) => EscapeParserState::String,
-            (_, ESC) => EscapeParserState::Escape,
-            (EscapeParserState::Escape | EscapeParserState::StringEscape, b'[') => {
-                self.parameters.clear();
-                EscapeParserState::Control
-            }
-            (
-                EscapeParserState::Escape | EscapeParserState::StringEscape,
-                b']' | b'P' | b'_' | b'^' | b'X',
-            ) => EscapeParserState::String,
-            (EscapeParserState::Escape | EscapeParserState::StringEscape, 0x20..=0x2f) => {
-                EscapeParserState::Intermediate
-            }
-            (EscapeParserState::Escape | EscapeParserState::StringEscape, _) => {
-                match byte {
-                    b'=' => self.keypad = true,
-                    b'>' => self.keypad = false,
-                    b'c' => *self = Self::default(),
-                    _ => {}
-                }
-                EscapeParserState::Ground
-            }
-            (EscapeParserState::Intermediate, 0x20..=0x2f) => EscapeParserState::Intermediate,
-            (EscapeParserState::Control, 0x20..=0x3f) => {
-                if self.parameters.len() < MAX_PARAMETERS {
-                    self.parameters.push(byte);
-                }
-                EscapeParserState::Control
-            }
-            (EscapeParserState::Control, 0x40..=0x7e) => {
-                self.control(byte);
-                EscapeParserState::Ground
-            }
-            // A control character inside a sequence is executed, and the sequence continues.
-            (EscapeParserState::Control, 0x00..=0x1f) => EscapeParserState::Control,
-            (EscapeParserState::Ground | EscapeParserState::Character(_), 0xc2..=0xdf) => {
-                EscapeParserState::Character(1)
-            }
-            (EscapeParserState::Ground | EscapeParserState::Character(_), 0xe0..=0xef) => {
-                EscapeParserState::Character(2)
-            }
-            (EscapeParserState::Ground | EscapeParserState::Character(_), 0xf0..=0xf4) => {
-                EscapeParserState::Character(3)
-            }
-            (EscapeParserState::Character(left), 0x80..=0xbf) if left > 1 => {
-                EscapeParserState::Character(left - 1)
-            }
-            _ => EscapeParserState::Ground,
-        };
-    }
-
-    fn control(&mut self, last: u8) {
-        let parameters = std::mem::take(&mut self.parameters);
-        match (parameters.split_first(), last) {
-            (Some((b'?', modes)), b'h' | b'l') => {
-                for mode in modes.split(|b| *b == b';') {
-                    self.switch(mode, last == b'h');
-                }
-            }
-            // Keyboard protocol: push and pop of flags.
-            (Some((b'>', _)), b'u') => self.keyboard_flags += 1,
-            (Some((b'<', count)), b'u') => {
-                let count = str::from_utf8(count).ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-                self.keyboard_flags = self.keyboard_flags.saturating_sub(count);
-            }
-            (Some((b'!', _)), b'p') => {
-                self.on.retain(|mode| ALTERNATE_SCREENS.contains(mode));
-                (self.cursor_hidden, self.keypad) = (false, false);
-            }
-            _ => {}
-        }
-    }
-
-    fn switch(&mut self, mode: &[u8], on: bool) {
-        let Some(mode) = str::from_utf8(mode).ok().and_then(|text| text.parse::<u16>().ok()) else { return };
-        if mode == CURSOR_VISIBLE {
-            self.cursor_hidden = !on;
-        } else if RESTORED_MODES.contains(&mode) {
-            if on {
-                self.on.insert(mode);
-            } else {
-                self.on.remove(&mode);
-            }
-        }
+impl std::fmt::Debug for TerminalModes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TerminalModes").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
 
@@ -180,7 +62,7 @@ impl TerminalModes {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{reference::ReferenceTerminal, *};
 
     fn after(output: &[u8]) -> String {
         let mut modes = TerminalModes::default();
@@ -203,6 +85,52 @@ mod tests {
     }
 
     #[test]
+    fn each_changed_setting_is_restored() {
+        let cases: &[(&[u8], &str)] = &[
+            (b"\x1b[5;10r", "\x1b[r\x1b[9999;1H"),
+            (b"\x1b[?1049h\x1b[5;10r", "\x1b[r\x1b[?1049l"),
+            (b"\x1b[?6h", "\x1b[?6l\x1b[9999;1H"),
+            (b"\x1b[4h", "\x1b[4l"),
+            (b"\x1b[2h\x1b[12l", "\x1b[2l\x1b[12h"),
+            (b"\x1b(0", "\x1b(B"),
+            (b"\x1b)0\x0e", "\x1b)B\x0f"),
+            (b"\x1b%@", "\x1b%G"),
+            (b"\x1b[?7l", "\x1b[?7h"),
+            (b"\x1b[?5;2026;9001h", "\x1b[?5l\x1b[?2026l\x1b[?9001l"),
+            (b"\x1b[6 q", "\x1b[0 q"),
+            (b"\x1b[>4;2m", "\x1b[>4m"),
+            (b"\x1b[>1u\x1b[>5u", "\x1b[<2u"),
+            (b"\x1b[=5u", "\x1b[=0u"),
+            (b"\x1b[=5u\x1b[>1u", "\x1b[<1u\x1b[=0u"),
+            (b"\x1b[>1u\x1b[?1049h\x1b[>3u", "\x1b[<1u\x1b[?1049l\x1b[<1u"),
+            (b"\x1b]11;#ff0000\x07\x1b]4;1;red\x1b\\", "\x1b]104\x1b\\\x1b]111\x1b\\"),
+            (b"\x1b]8;;https://example.org\x07", "\x1b]8;;\x1b\\"),
+            (b"\x1b[3g", "\x1b[?5W"),
+            ("\u{9b}?1000h".as_bytes(), "\x1b[?1000l"),
+            (b"\x1b[?10\x0700h", "\x1b[?1000l"),
+        ];
+        for (output, undo) in cases {
+            assert_eq!(after(output), format!("{undo}\x1b[0m"), "{}", output.escape_ascii());
+        }
+        let none: &[&[u8]] = &[
+            b"\x1b[5;10r\x1b[r",
+            b"\x1b[4h\x1b[4l",
+            b"\x1b(0\x1b(B\x0e\x0f",
+            b"\x1b[5 q\x1b[0 q",
+            b"\x1b[>4;1m\x1b[>4m",
+            b"\x1b[>1u\x1b[<u",
+            b"\x1b[=5u\x1b[=0u",
+            b"\x1b]11;?\x07",
+            b"\x1b]11;#000\x07\x1b]111\x07",
+            b"\x1b[?1049h\x1b[?2004h\x1b[>1u\x1bc",
+            b"\x1b[?1000\x18h",
+        ];
+        for output in none {
+            assert_eq!(after(output), "\x1b[0m", "{}", output.escape_ascii());
+        }
+    }
+
+    #[test]
     fn changed_restore_sequence_is_reported() {
         let mut modes = TerminalModes::default();
         assert!(!modes.feed(b"text"));
@@ -216,14 +144,23 @@ mod tests {
 
     #[test]
     fn incomplete_sequence_or_character_is_detected() {
-        let unfinished: &[&[u8]] = &[b"\x1b", b"\x1b[3", b"\x1b]0;title", b"\xe2\x82", b"\x1bP1$r"];
+        let unfinished: &[&[u8]] =
+            &[b"\x1b", b"\x1b[3", b"\x1b]0;title", b"\xe2\x82", b"\x1bP1$r", b"\x1bP1$r\x07", b"\xc2"];
         for output in unfinished {
             let mut modes = TerminalModes::default();
             modes.feed(output);
             assert!(!modes.is_between_sequences(), "{}", output.escape_ascii());
         }
-        let finished: &[&[u8]] =
-            &[b"x", b"\x1b[31m", b"\x1b]0;t\x07", b"\x1b]0;t\x1b\\", "€".as_bytes(), b"\x1b(B"];
+        let finished: &[&[u8]] = &[
+            b"x",
+            b"\x1b[31m",
+            b"\x1b]0;t\x07",
+            b"\x1b]0;t\x1b\\",
+            "€".as_bytes(),
+            b"\x1b(B",
+            b"\x1b[3\x18",
+            b"\x1b]0;t\x18",
+        ];
         for output in finished {
             let mut modes = TerminalModes::default();
             modes.feed(output);
@@ -231,11 +168,110 @@ mod tests {
         }
     }
 
+    #[test]
+    fn endless_strings_take_bounded_memory_and_end() {
+        let mut modes = TerminalModes::default();
+        modes.feed(b"\x1b]52;c;");
+        for _ in 0..64 {
+            modes.feed(&[b'A'; 64 * 1024]);
+        }
+        modes.feed(b"\x07\x1b[4h");
+        assert_eq!(modes.restore_sequence(), b"\x1b[4l\x1b[0m");
+    }
+
+    /// Output with many sequences that change settings, whole or in pieces.
+    fn output() -> impl Strategy<Value = Vec<u8>> {
+        let marker =
+            prop_oneof![4 => Just(""), 3 => Just("?"), 1 => Just(">"), 1 => Just("<"), 1 => Just("=")];
+        let number = prop_oneof![
+            0_u16..30,
+            prop::sample::select(vec![47, 66, 69, 1000, 1002, 1006, 1047, 1048, 1049, 2004, 2026, 9001]),
+        ];
+        let numbers = prop::collection::vec(number, 0..3);
+        let end = prop::sample::select(vec![
+            "h", "l", "r", "u", "m", "f", "n", "p", "q", " q", "\"q", "!p", "i", "g", "W", "$}", "$~", "'z",
+            "s", "c", "J", "H",
+        ]);
+        let control = (marker, numbers, end).prop_map(|(marker, numbers, end)| {
+            let numbers: Vec<_> = numbers.iter().map(u16::to_string).collect();
+            format!("\x1b[{marker}{}{end}", numbers.join(";")).into_bytes()
+        });
+        let other = prop::sample::select(vec![
+            "\x1b(0",
+            "\x1b(B",
+            "\x1b)0",
+            "\x1b*A",
+            "\x1b+B",
+            "\x1b-A",
+            "\x1b$B",
+            "\x1b(%5",
+            "\x0e",
+            "\x0f",
+            "\x1bn",
+            "\x1bo",
+            "\x1b%@",
+            "\x1b%G",
+            "\x1b=",
+            "\x1b>",
+            "\x1bc",
+            "\x1bH",
+            "\x1bl",
+            "\x1bm",
+            "\x1b G",
+            "\x1b F",
+            "\x1b]11;#123456\x07",
+            "\x1b]111\x07",
+            "\x1b]10;red;blue\x1b\\",
+            "\x1b]4;1;red\x07",
+            "\x1b]104\x07",
+            "\x1b]8;;http://x\x07",
+            "\x1b]8;;\x07",
+            "\x1b]22;wait\x07",
+            "\x1b]9;4;1;50\x07",
+            "\x1b]9;4;0\x07",
+            "\x1bP1$r0m\x1b\\",
+            "\x1b_G\x1b\\",
+            "\u{9b}4h",
+            "\x18",
+            "\x1a",
+            "text",
+            "ä€",
+            "\r\n",
+        ]);
+        let part = prop_oneof![
+            6 => control,
+            3 => other.prop_map(|text| text.as_bytes().to_vec()),
+            1 => prop::collection::vec(any::<u8>(), 0..6),
+        ];
+        prop::collection::vec(part, 0..24).prop_map(|parts| parts.concat())
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
+
         #[test]
-        fn split_output_gives_the_same_modes(
-            output in prop::collection::vec(any::<u8>(), 0..200), cut in 0_usize..200
-        ) {
+        fn restored_terminal_has_its_initial_settings(output in output(), cut in 0_usize..300) {
+            // The connection may break anywhere in the output.
+            let output = &output[..cut.min(output.len())];
+            let (mut modes, mut terminal) = (TerminalModes::default(), ReferenceTerminal::default());
+            modes.feed(output);
+            terminal.write(output);
+            let undo = modes.restore_sequence();
+            terminal.write(&undo);
+            prop_assert_eq!(
+                terminal.changes(),
+                Vec::<String>::new(),
+                "{} then {}",
+                output.escape_ascii(),
+                undo.escape_ascii()
+            );
+            // The client restores the terminal during a session, too.
+            modes.feed(&undo);
+            prop_assert_eq!(modes.restore_sequence(), b"\x1b[0m", "{}", output.escape_ascii());
+        }
+
+        #[test]
+        fn split_output_gives_the_same_modes(output in output(), cut in 0_usize..200) {
             let cut = cut.min(output.len());
             let (mut whole, mut halves) = (TerminalModes::default(), TerminalModes::default());
             whole.feed(&output);

@@ -16,6 +16,7 @@ use crate::{
     attach::{
         classify::{ClassifiedInput, InputClass},
         key::DetachKey,
+        key_event::KeyEvent,
         notifications, raw,
     },
     client::Client,
@@ -158,9 +159,24 @@ fn key_action((kind, data): &ClassifiedInput) -> KeyAction {
         // An emulator's automatic reply, such as a focus report, is not a user's request.
         InputClass::Reply => KeyAction::Nothing,
         InputClass::Detach => KeyAction::Leave,
-        InputClass::User if data.contains(&CTRL_C) => KeyAction::Leave,
-        InputClass::User => KeyAction::Wake,
+        InputClass::User => {
+            let event = |action: fn(&KeyEvent) -> bool| reported_key(data).as_ref().is_some_and(action);
+            if data.contains(&CTRL_C) || event(|key| key.is_control(CTRL_C)) {
+                KeyAction::Leave
+            } else if event(KeyEvent::is_incidental) {
+                KeyAction::Nothing
+            } else {
+                KeyAction::Wake
+            }
+        }
     }
+}
+
+/// Returns the key that a keyboard protocol reports by this sequence. `None` for other input, also
+/// for several keys at once.
+fn reported_key(data: &[u8]) -> Option<KeyEvent> {
+    let (last, body) = data.strip_prefix(b"\x1b[")?.split_last()?;
+    KeyEvent::decode(body, *last)
 }
 
 fn asleep_message(workspace: &Workspace, dropped: usize, key: &DetachKey) -> String {
@@ -236,6 +252,14 @@ mod tests {
         );
         assert_eq!(key_action(&piece(InputClass::User, b"\x03")), KeyAction::Leave);
         assert_eq!(key_action(&piece(InputClass::Detach, b"\x1d")), KeyAction::Leave);
+        assert_eq!(key_action(&piece(InputClass::User, b"\x1b[99;133u")), KeyAction::Leave, "Ctrl-C");
+        assert_eq!(key_action(&piece(InputClass::User, b"\x1b[97;129u")), KeyAction::Wake);
+        assert_eq!(key_action(&piece(InputClass::User, b"\x1b[97;1:3u")), KeyAction::Nothing, "a release");
+        assert_eq!(
+            key_action(&piece(InputClass::User, b"\x1b[57442;5u")),
+            KeyAction::Nothing,
+            "Control alone"
+        );
     }
 
     #[test]
