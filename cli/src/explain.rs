@@ -370,6 +370,25 @@ mod tests {
     }
 
     #[test]
+    fn failing_restore_is_explained() {
+        let cause = StateReason {
+            operation: Operation::Restore.into(),
+            ..detailed(Code::ActionFailed, "the workspace's agent failed: data: the disk is full (ENOSPC)")
+        };
+        let failed = StateReason { cause: Some(Box::new(cause)), ..because(Code::RestoreFailed) };
+        let restoring = StateReason { archive: archive().key, ..because(Code::Restoring) };
+        let archived =
+            Workspace { next: next(Step::Restore, 8), ..workspace(State::Archived, 2, failed.clone()) };
+        let log = vec![
+            entry(4, State::Starting, restoring),
+            entry(3, State::Archiving, failed.clone()),
+            entry(2, State::Archived, failed),
+        ];
+        let known = explain(archived, &[Remedy::RemoveCause, Remedy::WakeRetries], log);
+        golden("restore-failing", &ExplainData { archives: vec![archive()], ..known });
+    }
+
+    #[test]
     fn workspace_queued_by_quota_is_explained() {
         let queued = Workspace {
             queue_position: 2,

@@ -156,9 +156,13 @@ pub async fn wait_for(
                 return Err(CommandFailure::Other(format!("{} {why}", last.name)));
             }
             WaitProgress::Retrying(why) if why != last_failure => {
-                let line =
-                    format!("{}: {why}; retrying. Ctrl-C stops this command, not the retries", last.name);
-                spinner.say(&line);
+                let pause = next_step::left(last.next.as_ref().and_then(|next| next.at), SystemTime::now());
+                let when = pause.and_then(next_step::brief).map(|pause| format!(" in {pause}"));
+                spinner.say(&format!(
+                    "{}: {why}; retrying{}. Ctrl-C stops this command, not the retries",
+                    last.name,
+                    when.unwrap_or_default()
+                ));
                 last_failure = why;
             }
             WaitProgress::Retrying(_) | WaitProgress::Pending => {}

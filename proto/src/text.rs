@@ -168,6 +168,10 @@ pub fn remedy(remedy: Remedy, name: &str) -> String {
         Remedy::WakeRetries => format!("{wake} retries the start at once"),
         Remedy::FreeQuota => "a workspace that falls asleep frees quota or capacity".to_owned(),
         Remedy::Restore => format!("`podling restore {name}` restores it from its newest archive"),
+        Remedy::RemoveCause => {
+            "remove the cause that the reason names, such as a full disk; the next attempt then succeeds"
+                .to_owned()
+        }
         Remedy::Discard => format!("`podling rm --discard {name}` deletes it and its archives at once"),
     }
 }

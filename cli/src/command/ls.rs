@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use clap::Args;
 use podling_proto::{
-    control::v1::{AgentConnection, ListWorkspacesRequest, State, Workspace},
+    control::v1::{AgentConnection, ListWorkspacesRequest, State, StateReason, StateReasonCode, Workspace},
     text,
 };
 
@@ -99,11 +99,18 @@ fn render(workspaces: &[Workspace], now: SystemTime, owners: bool) -> String {
     output::table(&head, &workspaces.iter().map(row).collect::<Vec<_>>())
 }
 
-/// Renders the problem of a workspace that failed to start, whose agent is not connected, or whose
-/// command fails. Empty for other workspaces, whose reasons `podling explain` shows.
+/// Renders the problem of a workspace that failed to start, that cannot be archived or restored,
+/// whose agent is not connected, or whose command fails. Empty for other workspaces, whose reasons
+/// `podling explain` shows.
 fn problem(workspace: &Workspace) -> String {
     match workspace.state() {
         State::Failed => workspace.reason.as_ref().map(text::start_failure).unwrap_or_default(),
+        State::Asleep | State::Archiving | State::Archived => {
+            let fails = |reason: &&StateReason| {
+                matches!(reason.code(), StateReasonCode::ArchiveFailed | StateReasonCode::RestoreFailed)
+            };
+            workspace.reason.as_ref().filter(fails).map(text::state_reason).unwrap_or_default()
+        }
         State::Awake if workspace.connection() != AgentConnection::Connected => "agent not connected".into(),
         State::Awake => {
             let failure = workspace.activity.as_ref().and_then(|activity| activity.command_failure.as_ref());
@@ -119,7 +126,7 @@ mod tests {
 
     use podling_proto::{
         agent::v1::{ActivityLevel, ActivityState, CommandFailure},
-        control::v1::{NextStep, StateReason, StateReasonCode, next_step::Step},
+        control::v1::{NextStep, Operation, next_step::Step},
     };
 
     use super::*;
@@ -175,6 +182,17 @@ mod tests {
             detail: "the image python:3.13 cannot be pulled".to_owned(),
             ..StateReason::default()
         };
+        let disk_full = StateReason {
+            code: StateReasonCode::ActionFailed.into(),
+            operation: Operation::Restore.into(),
+            detail: "data: the disk is full".to_owned(),
+            ..StateReason::default()
+        };
+        let restore_failed = StateReason {
+            code: StateReasonCode::RestoreFailed.into(),
+            cause: Some(Box::new(disk_full)),
+            ..StateReason::default()
+        };
         let silent = Workspace {
             connection: AgentConnection::Unknown.into(),
             ..awake("silent", 65, ActivityLevel::Idle, 45)
@@ -195,6 +213,10 @@ mod tests {
             silent,
             failing,
             Workspace { reason: Some(reason), ..workspace("broken", State::Failed, 12) },
+            Workspace {
+                reason: Some(restore_failed),
+                ..then(workspace("full", State::Archived, 8), Step::Restore, 9)
+            },
         ];
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW.unsigned_abs());
         assert_golden("ls", &render(&workspaces, now, false));

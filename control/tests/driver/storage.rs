@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use podling_control::driver::{AgentDirective, DriverError, NewWorkspace};
-use podling_core::reason::{Operation, StateReason};
+use podling_core::reason::{NextStep, Operation, StateReason};
 use podling_core::{
     id::WorkspaceId,
     policy::{Policy, PolicyOverrides},
@@ -156,6 +156,27 @@ async fn failed_archive_keeps_the_storage_and_is_retried() {
     let _maintenance = serve(&control, &backend, &id, 4).await;
     let _agent = serve(&control, &backend, &id, 5).await;
     control.wait(&id, |view| view.state == State::Awake).await;
+}
+
+#[tokio::test]
+async fn failed_restore_shows_why_until_it_is_retried() {
+    let (_dir, backend, archiver, control) = fixture().await;
+    let (id, mut agent) = control.create_awake("demo").await;
+    control.put_to_sleep(&id, &mut agent).await;
+    control.handle.delete(id.clone(), false).await.unwrap();
+    let _maintenance = serve(&control, &backend, &id, 2).await;
+    control.wait(&id, |view| view.is_gone()).await;
+    archiver.state().failures = 1;
+    control.handle.restore(id.clone()).await.unwrap();
+    let _maintenance = serve(&control, &backend, &id, 3).await;
+    let failed = control.wait(&id, |view| view.state == State::Archived && view.next.is_some()).await;
+    let StateReason::RestoreFailed { cause } = &failed.reason else { panic!("{:?}", failed.reason) };
+    assert!(matches!(&**cause, StateReason::ActionFailed { operation: Operation::Restore, .. }), "{cause:?}");
+    assert_eq!(failed.next.map(|(_, step)| step), Some(NextStep::Restore));
+    let _maintenance = serve(&control, &backend, &id, 4).await;
+    let _agent = serve(&control, &backend, &id, 5).await;
+    control.wait(&id, |view| view.state == State::Awake).await;
+    assert_eq!(archiver.state().calls, ["archive 1", "restore 1", "restore 1"]);
 }
 
 #[tokio::test]

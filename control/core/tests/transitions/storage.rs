@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use podling_core::{
     archive::ArchiveKey,
-    decide::{Action, HELLO_LIMIT, decide},
+    decide::{Action, HELLO_LIMIT, MIN_BACKOFF, decide},
     observed::{Observed, RunningAgents},
-    reason::{Operation, StateReason},
+    reason::{NextStep, Operation, StateReason},
     status::{MaintenanceRetry, MaintenanceStage, MaintenanceTask, Phase, Status},
     workspace::{DesiredState, Spec},
 };
@@ -260,6 +260,23 @@ fn request_restores_from_the_archive() {
     ]);
     let restoring = decide(&requested(DesiredState::Awake), &only_archive_left(), &none(), NOW).status;
     assert!(restoring.storage, "a partial restore is not counted as storage");
+}
+
+#[test]
+fn failed_restore_stays_the_reason_until_the_next_attempt() {
+    let spec = requested(DesiredState::Awake);
+    let restoring = archived(status(RESTORE_RUNNING), &[3]);
+    let storage_removed = || Observed { removed: true, ..with_processes(RunningAgents::None) };
+    let failed = decide(&spec, &restoring, &failed(served(), Action::Restore(3), 1), NOW).status;
+    let disk_error = StateReason::ActionFailed { operation: Operation::Restore, detail: "disk error".into() };
+    let reason = StateReason::RestoreFailed { cause: Box::new(disk_error) };
+    assert_eq!((failed.phase, &failed.reason), (Phase::Archived, &reason));
+    // The part that was restored is removed before the next attempt.
+    let decision = decide(&spec, &failed, &storage_removed(), NOW);
+    assert_eq!((decision.status.storage, &decision.status.reason), (false, &reason));
+    assert_eq!(decision.next, Some((NOW.plus(MIN_BACKOFF), NextStep::Restore)));
+    let later = decide(&spec, &decision.status, &storage_removed(), NOW.plus(MIN_BACKOFF)).status;
+    assert_eq!(later.reason, StateReason::Restoring { archive: ArchiveKey("archive-3".into()) });
 }
 
 #[test]

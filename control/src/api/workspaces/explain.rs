@@ -1,6 +1,9 @@
 //! `Workspaces.Explain`: returns the workspace, its last decisions, and what a user can do.
 
-use podling_core::workspace::{DesiredState, State};
+use podling_core::{
+    reason::StateReason,
+    workspace::{DesiredState, State},
+};
 use podling_proto::control::v1::{ExplainWorkspaceResponse, LogEntry, Remedy};
 
 use super::show::{state, timestamp, workspace};
@@ -24,13 +27,23 @@ fn remedies(view: &WorkspaceView) -> &'static [Remedy] {
     match (view.state, view.spec.desired_state) {
         (_, DesiredState::Discarded) | (State::Deleting, _) => &[],
         (State::Archived, DesiredState::Deleted) => &[Remedy::Restore],
+        (_, DesiredState::Deleted) if is_failing(view) => &[Remedy::RemoveCause, Remedy::Discard],
         (_, DesiredState::Deleted) => &[Remedy::Discard],
         (State::Awake, _) => &[Remedy::Use, Remedy::KeepAwake, Remedy::Sleep],
         (State::FallingAsleep, _) => &[Remedy::WakeAfterSleep],
+        (State::Asleep, _) if is_failing(view) => &[Remedy::RemoveCause, Remedy::Wake],
         (State::Asleep, _) => &[Remedy::Wake],
+        (State::Archiving | State::Archived, _) if is_failing(view) => {
+            &[Remedy::RemoveCause, Remedy::WakeRetries]
+        }
         (State::Archiving, _) => &[Remedy::WakeStopsArchiving],
         (State::Archived, _) => &[Remedy::WakeRestores],
         (State::Queued, _) => &[Remedy::FreeQuota],
         (State::Starting | State::Failed, _) => &[Remedy::WakeRetries],
     }
+}
+
+/// Returns whether archiving or restoring failed last, and is retried.
+fn is_failing(view: &WorkspaceView) -> bool {
+    matches!(view.reason, StateReason::ArchiveFailed { .. } | StateReason::RestoreFailed { .. })
 }

@@ -30,8 +30,12 @@ pub(super) fn sync_archives(input: TransitionInput<'_>) -> Option<Status> {
     let removed = observed.removed && status.storage && status.phase == Phase::Archived;
     removed.then(|| {
         let archive = status.archive().map(|archive| archive.key.clone());
-        let reason =
-            archive.map_or_else(|| status.reason.clone(), |archive| StateReason::OnlyArchiveLeft { archive });
+        let reason = match (&status.reason, archive) {
+            // Stays until the next attempt, because it says why there was no success.
+            (failed @ StateReason::RestoreFailed { .. }, _) => failed.clone(),
+            (_, Some(archive)) => StateReason::OnlyArchiveLeft { archive },
+            (other, None) => other.clone(),
+        };
         Status { storage: false, since: input.now, reason, ..status.clone() }
     })
 }
