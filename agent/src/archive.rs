@@ -17,6 +17,7 @@ mod error;
 mod extract;
 mod extract_progress;
 mod glob;
+mod hard_links;
 mod huffman;
 mod ignore;
 mod inspect;
@@ -86,6 +87,8 @@ pub struct CreateOptions {
 pub struct ExtractOptions {
     /// Whether existing files are replaced. If not, they make the extraction fail before it writes.
     pub replace: bool,
+    /// Whether setuid and setgid bits are restored.
+    pub preservation: bool,
     /// Expected SHA-256 of the whole zip.
     pub sha256: Option<[u8; 32]>,
 }
@@ -149,7 +152,7 @@ impl Archives {
         let work = spawn_blocking(move || {
             // Released only when the threads have ended, even if the stream is dropped first.
             let _permit = permit;
-            create::create(dir, rules, events, &scratch)
+            create::create(dir, rules, options.preservation, events, &scratch)
         });
         Ok(event_stream(receiver, work))
     }
@@ -188,16 +191,17 @@ impl Archives {
     fn extract(
         self,
         path: RelPath,
-        replace: bool,
+        options: &ExtractOptions,
         spool: std::fs::File,
         permit: OwnedSemaphorePermit,
     ) -> impl Stream<Item = Result<ExtractEvent, ArchiveError>> + Send + use<> {
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
+        let (replace, preservation) = (options.replace, options.preservation);
         let work = spawn_blocking(move || {
             let _permit = permit;
             let zip = ZipReader::open(spool)?;
             let sum = inspect::inspect(&zip)?;
-            let extraction = Extraction { zip: &zip, root: &self.root, path: &path, replace };
+            let extraction = Extraction { zip: &zip, root: &self.root, path: &path, replace, preservation };
             let admission = || self.recheck_admission();
             let progress = ExtractProgress::new(sum.bytes, &events, &admission);
             extraction.check_destination(sum)?;

@@ -31,8 +31,10 @@ pub struct ArchiveJson {
     /// Time of removal, RFC 3339. Retention counts observed time, so downtime of the control plane
     /// postpones it.
     pub expires: Option<String>,
-    /// Number of files, directories and symbolic links.
+    /// Number of files, directories, links and FIFOs.
     pub entries: u64,
+    /// Number of sockets and devices that were left out, because a zip cannot hold them.
+    pub left_out: u64,
     /// Uncompressed size of all files, in bytes.
     pub bytes: u64,
     /// Size of the zip, in bytes.
@@ -55,6 +57,7 @@ impl From<&WorkspaceArchive> for ArchiveJson {
             created: archive.created.as_ref().map(ToString::to_string),
             expires: archive.expires.as_ref().map(ToString::to_string),
             entries: archive.entries,
+            left_out: archive.left_out,
             bytes: archive.bytes,
             archive_bytes: archive.archive_bytes,
             only_copy: archive.only_copy,
@@ -100,10 +103,23 @@ pub fn table(archives: &[WorkspaceArchive], now: SystemTime, owners: bool) -> St
         if owners {
             row.push((archive.owner.clone(), None));
         }
-        row.push((notes(archive).to_owned(), Some(Tone::Notice)));
+        let left_out = left_out(archive);
+        let notes: Vec<_> =
+            [notes(archive), left_out.as_str()].into_iter().filter(|note| !note.is_empty()).collect();
+        row.push((notes.join(", "), Some(Tone::Notice)));
         row
     };
     output::table(&head, &archives.iter().map(row).collect::<Vec<_>>())
+}
+
+/// Renders the number of entries that a zip cannot hold: "2 sockets or devices left out". Empty if
+/// there are none.
+pub fn left_out(archive: &WorkspaceArchive) -> String {
+    let count = u32::try_from(archive.left_out).unwrap_or(u32::MAX);
+    match count {
+        0 => String::new(),
+        count => format!("{} left out", output::counted(count, "socket or device", "sockets or devices")),
+    }
 }
 
 fn notes(archive: &WorkspaceArchive) -> &'static str {

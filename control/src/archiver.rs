@@ -131,7 +131,7 @@ impl AgentArchiver {
         reporter: Arc<ProgressReporter>,
         store_error: Arc<Mutex<Option<BackupStoreError>>>,
     ) -> impl Stream<Item = ExtractArchiveRequest> + Send + use<> {
-        let open = ExtractOpen { replace: true, ..ExtractOpen::default() };
+        let open = ExtractOpen { replace: true, preservation: true, ..ExtractOpen::default() };
         let first = ExtractArchiveRequest { open: Some(open), ..ExtractArchiveRequest::default() };
         let blocks = Box::pin(self.backups.read(key));
         let rest = stream::unfold(Some((blocks, 0)), move |state| {

@@ -56,7 +56,11 @@ impl archives_server::Archives for ArchivesService {
         let mut messages = request.into_inner();
         let first = messages.message().await?.unwrap_or_default();
         let open = first.open.ok_or_else(|| bad_field("open", "set in the first message"))?;
-        let options = ExtractOptions { replace: open.replace, sha256: sha256(&open.sha256)? };
+        let options = ExtractOptions {
+            replace: open.replace,
+            preservation: open.preservation,
+            sha256: sha256(&open.sha256)?,
+        };
         let data = sized(first.data)?;
         let mut receiving = self.archives.receive(path(open.path)?, options).await.map_err(status)?;
         receiving.push(data).await.map_err(status)?;
@@ -107,6 +111,8 @@ impl From<ArchivedEntry> for wire::ArchiveEntry {
             mode: line.mode,
             modified: Some(line.modified.into()),
             sha256: line.sha256.map(Into::into).unwrap_or_default(),
+            hard_link: line.hard_link,
+            fifo: line.fifo,
         }
     }
 }

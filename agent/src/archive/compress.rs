@@ -105,6 +105,7 @@ fn compress_small(
         compressed_size: content.len() as u64,
         size,
         streamed: false,
+        hard_link: false,
     };
     let entry = match same {
         Ok(()) => Ok(found.entry(&metadata, Some(digested))),

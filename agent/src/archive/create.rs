@@ -27,6 +27,7 @@ use super::{
     deflate::BLOCK_BYTES,
     dispatch::{JobDispatcher, WriteItem},
     error::{ArchiveError, ArchiveStop},
+    hard_links::CountedFiles,
     ignore::IgnoreRules,
     layout::ZipMember,
     manifest::{ArchiveProgress, CreateEvent},
@@ -46,11 +47,12 @@ const QUEUE_ENTRIES: usize = 512;
 /// Interval between two progress messages.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Archives a directory. Blocks until the archive has been sent, the receiver of `events` is
-/// dropped, or an error occurs.
+/// Archives a directory. With `preservation`, further names of a file become links. Blocks until the
+/// archive has been sent, the receiver of `events` is dropped, or an error occurs.
 pub(super) fn create(
     dir: OwnedFd,
     rules: IgnoreRules,
+    preservation: bool,
     events: Sender<CreateEvent>,
     scratch: &Path,
 ) -> Result<(), ArchiveError> {
@@ -70,10 +72,10 @@ pub(super) fn create(
         // worker that is gone.
         drop(todo);
         let counted = rules.clone();
-        scope.spawn(move || sum_sizes(count_dir, counted, budget, total));
+        scope.spawn(move || sum_sizes(count_dir, counted, preservation, budget, total));
         scope.spawn(move || {
             // The writer notices a failure of this thread, because the items end before `Finished`.
-            let _ended = JobDispatcher::new(budget, jobs, order).walk(dir, rules);
+            let _ended = JobDispatcher::new(budget, jobs, order, preservation).walk(dir, rules);
         });
         let written = write_items(items, budget, total, ZipWriter::new(events, scratch));
         budget.cancel();
@@ -88,13 +90,17 @@ fn workers() -> usize {
     thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_WORKERS))
 }
 
-/// Adds up the sizes of all files, as the total of the progress messages.
-fn sum_sizes(dir: OwnedFd, rules: IgnoreRules, budget: &MemoryBudget, total: &AtomicU64) {
+/// Adds up the sizes of all files, as the total of the progress messages. With `preservation`, each
+/// file counts once.
+fn sum_sizes(dir: OwnedFd, rules: IgnoreRules, preservation: bool, budget: &MemoryBudget, total: &AtomicU64) {
     let Ok(mut walk) = TreeWalk::new(dir, rules, budget) else { return };
-    let mut bytes = 0;
+    let (mut bytes, mut counted) = (0, CountedFiles::default());
     loop {
         match walk.next() {
-            Ok(Some(WalkStep::Found(found))) if found.metadata.kind == FileKind::File => {
+            Ok(Some(WalkStep::Found(found)))
+                if found.metadata.kind == FileKind::File
+                    && (!preservation || counted.is_new(&found.metadata)) =>
+            {
                 bytes += found.metadata.size
             }
             Ok(Some(_)) => {}

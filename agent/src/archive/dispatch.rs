@@ -12,6 +12,7 @@ use rustix::fs::readlinkat;
 use super::{
     compress::{CompressJob, Compressed},
     deflate::BLOCK_BYTES,
+    hard_links::FirstNames,
     ignore::IgnoreRules,
     layout::{self, ZipMember},
     manifest::{ArchivedEntry, UnarchivedEntry},
@@ -57,6 +58,8 @@ pub(super) struct JobDispatcher<'a> {
     budget: &'a MemoryBudget,
     jobs: SyncSender<CompressJob>,
     order: SyncSender<WriteItem>,
+    /// Present if further names of a file become links.
+    first_names: Option<FirstNames>,
 }
 
 impl<'a> JobDispatcher<'a> {
@@ -64,12 +67,13 @@ impl<'a> JobDispatcher<'a> {
         budget: &'a MemoryBudget,
         jobs: SyncSender<CompressJob>,
         order: SyncSender<WriteItem>,
+        preservation: bool,
     ) -> Self {
-        Self { budget, jobs, order }
+        Self { budget, jobs, order, first_names: preservation.then(FirstNames::default) }
     }
 
     /// Walks the whole tree below `dir`, then sends [`WriteItem::Finished`].
-    pub(super) fn walk(self, dir: OwnedFd, rules: IgnoreRules) -> Result<(), Cancelled> {
+    pub(super) fn walk(mut self, dir: OwnedFd, rules: IgnoreRules) -> Result<(), Cancelled> {
         let mut walk = match TreeWalk::new(dir, rules, self.budget) {
             Ok(walk) => walk,
             Err(errno) => {
@@ -89,7 +93,11 @@ impl<'a> JobDispatcher<'a> {
         self.send(WriteItem::Finished)
     }
 
-    fn dispatch(&self, found: WalkEntry) -> Result<(), Cancelled> {
+    fn dispatch(&mut self, found: WalkEntry) -> Result<(), Cancelled> {
+        let first = self.first_names.as_mut().and_then(|names| names.target(&found.path, &found.metadata));
+        if let Some(target) = first {
+            return self.link(&found, target, true);
+        }
         match found.metadata.kind {
             FileKind::File if found.metadata.size <= BLOCK_BYTES as u64 => {
                 let reserved = MIN_ENTRY_BYTES + found.metadata.size as usize;
@@ -118,17 +126,26 @@ impl<'a> JobDispatcher<'a> {
                         }));
                     }
                 };
-                let member = found.member(found.path.clone(), layout::IS_SYMLINK, &content);
-                let mut hash = [0; 32];
-                hash.copy_from_slice(digest(&SHA256, &content).as_ref());
-                let entry = found.entry(&found.metadata, Some(hash));
-                self.send(WriteItem::Entry { member: Some(member), content, entry })
+                self.link(&found, content, false)
             }
             FileKind::Other => {
-                let entry = found.entry(&found.metadata, None);
-                self.send(WriteItem::Entry { member: None, content: Vec::new(), entry })
+                let fifo = found.metadata.is_fifo;
+                let member = fifo.then(|| found.member(found.path.clone(), layout::IS_FIFO, &[]));
+                let entry = ArchivedEntry { fifo, ..found.entry(&found.metadata, None) };
+                self.send(WriteItem::Entry { member, content: Vec::new(), entry })
             }
         }
+    }
+
+    /// Sends a symbolic link. With `hard_link`, it stands for a further name of a file.
+    fn link(&self, found: &WalkEntry, target: Vec<u8>, hard_link: bool) -> Result<(), Cancelled> {
+        let member = found.member(found.path.clone(), layout::IS_SYMLINK, &target);
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest(&SHA256, &target).as_ref());
+        let entry = found.entry(&found.metadata, Some(hash));
+        let entry = ArchivedEntry { kind: FileKind::Symlink, size: 0, hard_link, ..entry };
+        let member = Some(ZipMember { hard_link, ..member });
+        self.send(WriteItem::Entry { member, content: target, entry })
     }
 
     fn large(&self, found: &WalkEntry) -> Result<(), Cancelled> {
@@ -147,6 +164,7 @@ impl<'a> JobDispatcher<'a> {
             compressed_size: 0,
             size: metadata.size,
             streamed: true,
+            hard_link: false,
         }))?;
         let mut hash = Context::new(&SHA256);
         let read = loop {
@@ -185,6 +203,7 @@ impl WalkEntry {
             compressed_size: content.len() as u64,
             size: content.len() as u64,
             streamed: false,
+            hard_link: false,
         }
     }
 
@@ -202,6 +221,8 @@ impl WalkEntry {
             mode: metadata.mode,
             modified: metadata.modified_at(),
             sha256,
+            hard_link: false,
+            fifo: false,
         }
     }
 }

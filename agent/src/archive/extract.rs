@@ -1,6 +1,6 @@
-//! Extracts an inspected zip. Creates the directories first, then files and links. Sets the
-//! permissions and times of directories last, so that directories without write permission can be
-//! filled.
+//! Extracts an inspected zip. Creates the directories first, then files and links, then further
+//! names of these files. Sets the permissions and times of directories last, so that directories
+//! without write permission can be filled.
 
 use std::{
     ffi::OsStr,
@@ -18,8 +18,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, Mode, Timespec, Timestamps, UTIME_OMIT, fchmod, fstatvfs, futimens, mkdirat, syncfs,
-        utimensat,
+        AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, chmodat, fchmod, fstatvfs, futimens,
+        mkdirat, openat, syncfs, utimensat,
     },
     io::Errno,
 };
@@ -28,7 +28,7 @@ use super::{
     decode::Decoder,
     error::{ArchiveError, ArchiveStop},
     extract_progress::ExtractProgress,
-    inspect::{CheckedEntry, ZipTotals, link_target, verify_content},
+    inspect::{CheckedEntry, ZipTotals, hard_link_target, link_target, parent_and_name, verify_content},
     metadata::{EntryMetadata, UnixTime},
     read::ZipReader,
     safe_dir_walker::{self, SafeDirWalker},
@@ -42,6 +42,8 @@ const FILE_MODE: u32 = 0o644;
 const DIRECTORY_MODE: u32 = 0o755;
 /// Mode of a directory while it is being filled.
 const FILLING_MODE: u32 = 0o700;
+/// Setuid and setgid. A zip from elsewhere must not give others the rights of the workspace's user.
+const SET_ID: u32 = 0o6000;
 /// Decoded pieces of at least this many bytes become holes if all bytes are zero.
 const MIN_HOLE_BYTES: usize = 4_096;
 
@@ -53,6 +55,8 @@ pub(super) struct Extraction<'a> {
     /// Destination directory, relative to the root.
     pub(super) path: &'a RelPath,
     pub(super) replace: bool,
+    /// Whether setuid and setgid bits are restored.
+    pub(super) preservation: bool,
 }
 
 impl Extraction<'_> {
@@ -120,10 +124,20 @@ impl Extraction<'_> {
         self.for_each_entry(start, |safe, (walker, decoder)| {
             match safe.kind {
                 FileKind::File => self.write_file(safe, walker, decoder, progress)?,
+                // Needs the file, which another thread may not have written yet.
+                FileKind::Symlink if safe.is_hard_link() => return Ok(()),
                 FileKind::Symlink => self.write_link(safe, walker, decoder)?,
-                // Directories exist already; an inspected zip has no other kinds.
-                FileKind::Directory | FileKind::Other => return Ok(()),
+                FileKind::Other => self.write_fifo(safe, walker)?,
+                // Directories exist already.
+                FileKind::Directory => return Ok(()),
             }
+            progress.add_entry()
+        })?;
+        self.for_each_entry(start, |safe, (walker, decoder)| {
+            if !safe.is_hard_link() {
+                return Ok(());
+            }
+            self.write_hard_link(safe, walker, decoder)?;
             progress.add_entry()
         })?;
         let mut walker = SafeDirWalker::new(&base);
@@ -192,7 +206,7 @@ impl Extraction<'_> {
         if end < at {
             file.set_len(at).map_err(write)?;
         }
-        fchmod(&file, Mode::from_raw_mode(safe.mode.unwrap_or(FILE_MODE))).map_err(&failed)?;
+        fchmod(&file, self.mode(safe, FILE_MODE)).map_err(&failed)?;
         if let Some(at) = safe.record.modified {
             futimens(&file, &times(at)).map_err(&failed)?;
         }
@@ -217,6 +231,59 @@ impl Extraction<'_> {
         Ok(temp.rename(dir, name, self.replace).map_err(&failed)?)
     }
 
+    fn write_fifo(&self, safe: &CheckedEntry, walker: &mut SafeDirWalker<'_>) -> Result<(), ArchiveStop> {
+        let (directory, name) = safe.parent_and_name();
+        let failed = self.failed(&safe.path, "write");
+        let dir = walker.open(directory).map_err(&failed)?;
+        let own = duplicate(dir).map_err(&failed)?;
+        let temp = self.root.temp_files().create_fifo(own).map_err(&failed)?;
+        chmodat(temp.dir(), temp.name(), self.mode(safe, FILE_MODE), AtFlags::empty()).map_err(&failed)?;
+        if let Some(at) = safe.record.modified {
+            utimensat(temp.dir(), temp.name(), &times(at), AtFlags::SYMLINK_NOFOLLOW).map_err(&failed)?;
+        }
+        Ok(temp.rename(dir, name, self.replace).map_err(&failed)?)
+    }
+
+    /// Writes a further name of a file that has been extracted. The file is below the destination,
+    /// and no symbolic link is followed to it.
+    fn write_hard_link(
+        &self,
+        safe: &CheckedEntry,
+        walker: &mut SafeDirWalker<'_>,
+        decoder: &mut Decoder,
+    ) -> Result<(), ArchiveStop> {
+        let failed = self.failed(&safe.path, "write");
+        let target = hard_link_target(self.zip, safe, decoder)?;
+        let (first_directory, first_name) = parent_and_name(&target);
+        let first_dir = walker.open(first_directory).and_then(duplicate).map_err(&failed)?;
+        let metadata = EntryMetadata::at(&first_dir, first_name).map_err(&failed)?;
+        if metadata.kind != FileKind::File {
+            // A program has replaced the file since it was extracted.
+            return Err(failed(Errno::LOOP).into());
+        }
+        let (directory, name) = safe.parent_and_name();
+        let dir = walker.open(directory).map_err(&failed)?;
+        let own = || duplicate(dir).map_err(&failed);
+        let linked = self.root.temp_files().create_hard_link(own()?, &first_dir, first_name);
+        let temp = match linked {
+            Ok(temp) => temp,
+            // The file system has no hard links, or no more of this file.
+            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {
+                let (temp, copy) = self.root.temp_files().create(own()?).map_err(&failed)?;
+                copy_file(&first_dir, first_name, &metadata, copy).map_err(&failed)?;
+                temp
+            }
+            Err(errno) => return Err(failed(errno).into()),
+        };
+        Ok(temp.rename(dir, name, self.replace).map_err(&failed)?)
+    }
+
+    /// Returns the permission bits to restore.
+    fn mode(&self, safe: &CheckedEntry, default: u32) -> Mode {
+        let mode = safe.mode.unwrap_or(default);
+        Mode::from_raw_mode(if self.preservation { mode } else { mode & !SET_ID })
+    }
+
     /// Sets permissions and time of a directory that has been filled.
     fn apply_metadata(&self, number: usize, walker: &mut SafeDirWalker<'_>) -> Result<(), ArchiveError> {
         let safe = CheckedEntry::new(self.zip.record(number)?)?;
@@ -227,7 +294,7 @@ impl Extraction<'_> {
         if let Some(at) = safe.record.modified {
             futimens(&dir, &times(at)).map_err(&failed)?;
         }
-        fchmod(&dir, Mode::from_raw_mode(safe.mode.unwrap_or(DIRECTORY_MODE))).map_err(&failed)
+        fchmod(&dir, self.mode(&safe, DIRECTORY_MODE)).map_err(&failed)
     }
 
     /// Runs `work` for each entry on several threads until one fails. `start` makes the state of a
@@ -274,6 +341,15 @@ impl Extraction<'_> {
         let path = self.destination(path);
         move |errno| map_errno(operation, &path)(errno).into()
     }
+}
+
+/// Copies a file with its permissions and time to the empty file `copy`.
+fn copy_file(dir: &OwnedFd, name: &OsStr, metadata: &EntryMetadata, copy: OwnedFd) -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let (mut from, mut to) = (File::from(openat(dir, name, flags, Mode::empty())?), File::from(copy));
+    std::io::copy(&mut from, &mut to).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    fchmod(&to, Mode::from_raw_mode(metadata.mode))?;
+    futimens(&to, &times(metadata.modified))
 }
 
 fn duplicate(dir: &OwnedFd) -> Result<OwnedFd, Errno> {

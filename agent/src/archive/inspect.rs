@@ -3,6 +3,7 @@
 //! - names that are not plain paths below the destination,
 //! - duplicate names, and entries below a link or a file of the zip,
 //! - unknown kinds and compression methods,
+//! - hard links to anything but a file of the zip,
 //! - overlapping content, and lengths beyond their limits.
 //!
 //! Targets of symbolic links are not checked, because the kernel confines every later access.
@@ -15,7 +16,8 @@ use ring::digest::{SHA256, digest};
 use super::{
     decode::Decoder,
     error::ArchiveError,
-    layout::{DEFLATED, IS_DIRECTORY, IS_FILE, IS_SYMLINK, KIND_BITS, STORED, STREAMED, UNIX},
+    hard_links,
+    layout::{DEFLATED, IS_DIRECTORY, IS_FIFO, IS_FILE, IS_SYMLINK, KIND_BITS, STORED, STREAMED, UNIX},
     read::{CentralRecord, ZipReader},
     walk::MAX_PATH,
 };
@@ -30,13 +32,14 @@ const RATIO_SLACK: u64 = 64;
 pub(super) const MAX_TARGET: u64 = 4_095;
 /// Maximum bytes of one part of a path.
 const MAX_PART: usize = 255;
+/// Cause for rejecting a hard link.
+const NOT_A_FILE_OF_THE_ZIP: &str = "it is a hard link to something that is not a file of the zip";
 /// Flags for encrypted content, strong encryption and encrypted headers.
 const ENCRYPTED: u16 = 1 | 1 << 6 | 1 << 13;
 /// Flags that do not change how content is read (deflate options, data descriptor, UTF-8).
 const HARMLESS: u16 = 0b110 | STREAMED | 1 << 11;
-/// Mode bits that are restored. Setuid and setgid are not restored, because an archive must not
-/// grant another user's rights.
-const PERMISSIONS: u32 = 0o1777;
+/// Mode bits of an entry: permissions, setuid, setgid and sticky.
+const PERMISSIONS: u32 = 0o7777;
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct ZipTotals {
@@ -50,6 +53,7 @@ pub(super) struct ZipTotals {
 pub(super) struct CheckedEntry {
     /// Relative to the destination, without a trailing slash.
     pub(super) path: Vec<u8>,
+    /// [`FileKind::Other`] is a FIFO.
     pub(super) kind: FileKind,
     /// Permission bits; `None` for an entry from a system without them.
     pub(super) mode: Option<u32>,
@@ -59,10 +63,18 @@ pub(super) struct CheckedEntry {
 /// Truncated SHA-256 of a name. Two million hashes take 31 MiB, no matter how long the names are.
 type NameHash = [u8; 16];
 
+/// Kind of an entry, as far as other entries depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum NameKind {
+    Directory,
+    File,
+    Other,
+}
+
 /// Checks all entries of a zip, but not their content.
 pub(super) fn inspect(zip: &ZipReader) -> Result<ZipTotals, ArchiveError> {
     let mut sum = ZipTotals::default();
-    let mut names: Vec<(NameHash, bool)> = Vec::with_capacity(zip.len());
+    let mut names: Vec<(NameHash, NameKind)> = Vec::with_capacity(zip.len());
     let mut extents: Vec<(u64, u64, usize)> = Vec::with_capacity(zip.len());
     for number in 0..zip.len() {
         let safe = CheckedEntry::new(zip.record(number)?)?;
@@ -71,7 +83,12 @@ pub(super) fn inspect(zip: &ZipReader) -> Result<ZipTotals, ArchiveError> {
         extents.push((record.header, end, number));
         sum.entries += 1;
         sum.bytes = sum.bytes.saturating_add(record.size);
-        names.push((name_hash(&safe.path), safe.kind == FileKind::Directory));
+        let kind = match safe.kind {
+            FileKind::Directory => NameKind::Directory,
+            FileKind::File => NameKind::File,
+            FileKind::Symlink | FileKind::Other => NameKind::Other,
+        };
+        names.push((name_hash(&safe.path), kind));
     }
     check_overlaps(zip, extents)?;
     check_names(zip, names)?;
@@ -89,8 +106,9 @@ fn check_overlaps(zip: &ZipReader, mut extents: Vec<(u64, u64, usize)>) -> Resul
     }
 }
 
-/// Rejects duplicate names, and entries below an entry that is not a directory.
-fn check_names(zip: &ZipReader, mut names: Vec<(NameHash, bool)>) -> Result<(), ArchiveError> {
+/// Rejects duplicate names, entries below an entry that is not a directory, and hard links to
+/// anything but a file of the zip.
+fn check_names(zip: &ZipReader, mut names: Vec<(NameHash, NameKind)>) -> Result<(), ArchiveError> {
     let in_order: Vec<NameHash> = names.iter().map(|(key, _)| *key).collect();
     names.sort_unstable();
     if let Some([twice, _]) = names.array_windows().find(|[a, b]| a.0 == b.0) {
@@ -98,17 +116,24 @@ fn check_names(zip: &ZipReader, mut names: Vec<(NameHash, bool)>) -> Result<(), 
         return Err(ArchiveError::bad_entry(&zip.record(number)?.name, "its name occurs twice"));
     }
     drop(in_order);
+    let kind = |path: &[u8]| {
+        let found = names.binary_search_by_key(&name_hash(path), |(key, _)| *key);
+        found.ok().map(|at| names[at].1)
+    };
+    let mut decoder = Decoder::new();
     for number in 0..zip.len() {
         let safe = CheckedEntry::new(zip.record(number)?)?;
         let above = safe.path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| &safe.path[..at]);
         for directory in above {
-            let found = names.binary_search_by_key(&name_hash(directory), |(key, _)| *key);
-            if found.is_ok_and(|at| !names[at].1) {
+            if kind(directory).is_some_and(|kind| kind != NameKind::Directory) {
                 return Err(ArchiveError::bad_entry(
                     &safe.record.name,
                     "it lies below a file or a link of the zip",
                 ));
             }
+        }
+        if safe.is_hard_link() && kind(&hard_link_target(zip, &safe, &mut decoder)?) != Some(NameKind::File) {
+            return Err(ArchiveError::bad_entry(&safe.record.name, NOT_A_FILE_OF_THE_ZIP));
         }
     }
     Ok(())
@@ -148,7 +173,23 @@ pub(super) fn link_target(
     Ok(target)
 }
 
+/// Reads the path of the file that a hard link is a further name of, relative to the destination.
+pub(super) fn hard_link_target(
+    zip: &ZipReader,
+    safe: &CheckedEntry,
+    decoder: &mut Decoder,
+) -> Result<Vec<u8>, ArchiveError> {
+    let target = link_target(zip, safe, decoder)?;
+    hard_links::resolve(&safe.path, &target)
+        .ok_or_else(|| ArchiveError::bad_entry(&safe.record.name, NOT_A_FILE_OF_THE_ZIP))
+}
+
 impl CheckedEntry {
+    /// Returns whether the entry is a further name of a file of the zip.
+    pub(super) fn is_hard_link(&self) -> bool {
+        self.kind == FileKind::Symlink && self.record.hard_link
+    }
+
     /// Checks an entry without its content and without other entries.
     pub(super) fn new(record: CentralRecord) -> Result<Self, ArchiveError> {
         let refuse = |cause| Err(ArchiveError::bad_entry(&record.name, cause));
@@ -171,8 +212,9 @@ impl CheckedEntry {
             0 | IS_FILE if !slash => FileKind::File,
             IS_DIRECTORY => FileKind::Directory,
             IS_SYMLINK if !slash => FileKind::Symlink,
+            IS_FIFO if !slash && record.size == 0 => FileKind::Other,
             IS_FILE | IS_SYMLINK => return refuse("it is a file or a link whose name ends with a slash"),
-            _ => return refuse("it is a device, a pipe or a socket"),
+            _ => return refuse("it is a device, a socket or a pipe with content"),
         };
         if kind == FileKind::Directory && record.size != 0 {
             return refuse("it is a directory with content");
@@ -193,11 +235,15 @@ impl CheckedEntry {
 
     /// Splits the path into the parent directory and the name in it.
     pub(super) fn parent_and_name(&self) -> (&[u8], &OsStr) {
-        let at = self.path.iter().rposition(|b| *b == b'/');
-        let (directory, name) =
-            at.map_or((&[][..], &self.path[..]), |at| (&self.path[..at], &self.path[at + 1..]));
-        (directory, OsStr::from_bytes(name))
+        parent_and_name(&self.path)
     }
+}
+
+/// Splits a path into the parent directory and the name in it.
+pub(super) fn parent_and_name(path: &[u8]) -> (&[u8], &OsStr) {
+    let at = path.iter().rposition(|b| *b == b'/');
+    let (directory, name) = at.map_or((&[][..], path), |at| (&path[..at], &path[at + 1..]));
+    (directory, OsStr::from_bytes(name))
 }
 
 fn name_problem(name: &[u8], system: u8) -> Option<&'static str> {

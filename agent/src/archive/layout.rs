@@ -1,7 +1,8 @@
 //! The byte layout of a zip, as in PKWARE's APPNOTE, with Info-ZIP's field for times. Pure.
 //!
 //! Times that are finer than a second, or outside 1901 to 2038, go into an extra field that only
-//! Podling reads (0x6470: seconds as i64, nanoseconds as u32).
+//! Podling reads (0x6470: seconds as i64, nanoseconds as u32). Another one (0x6471, empty) marks a
+//! symbolic link that stands for a hard link.
 
 use super::metadata::UnixTime;
 
@@ -33,11 +34,14 @@ pub(super) const DEFLATED: u16 = 8;
 pub(super) const FIELD_ZIP64: u16 = 0x0001;
 pub(super) const FIELD_TIMES: u16 = 0x5455;
 pub(super) const FIELD_EXACT_TIME: u16 = 0x6470;
+/// Marks a symbolic link that Podling restores as a hard link. Empty.
+pub(super) const FIELD_HARD_LINK: u16 = 0x6471;
 
 /// File types in the upper half of a Unix entry's attributes.
 pub(super) const IS_FILE: u32 = 0o100_000;
 pub(super) const IS_DIRECTORY: u32 = 0o040_000;
 pub(super) const IS_SYMLINK: u32 = 0o120_000;
+pub(super) const IS_FIFO: u32 = 0o010_000;
 pub(super) const KIND_BITS: u32 = 0o170_000;
 
 /// Number of Unix as the host system of an entry.
@@ -63,6 +67,8 @@ pub(super) struct ZipMember {
     pub(super) size: u64,
     /// Whether sizes and checksum follow the content.
     pub(super) streamed: bool,
+    /// Whether the member is a symbolic link that stands for a hard link.
+    pub(super) hard_link: bool,
 }
 
 impl ZipMember {
@@ -133,6 +139,9 @@ impl ZipMember {
         if nanos != 0 || i32::try_from(seconds).is_err() {
             let exact = [&seconds.to_le_bytes()[..], &nanos.to_le_bytes()].concat();
             extra_field(&mut extra, FIELD_EXACT_TIME, &exact);
+        }
+        if self.hard_link {
+            extra_field(&mut extra, FIELD_HARD_LINK, &[]);
         }
         put32(&mut out, CENTRAL_SIGNATURE);
         out.extend_from_slice(&[45, UNIX]);

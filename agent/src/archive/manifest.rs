@@ -18,6 +18,10 @@ pub struct ArchivedEntry {
     pub modified: SystemTime,
     /// Of a file's content or a symbolic link's target; `None` for other kinds.
     pub sha256: Option<[u8; 32]>,
+    /// Whether the entry is a further name of an earlier file. Its kind is [`FileKind::Symlink`].
+    pub hard_link: bool,
+    /// Whether the entry is a FIFO. Its kind is [`FileKind::Other`].
+    pub fifo: bool,
 }
 
 /// An entry that could not be read, or that changed while it was read.

@@ -12,6 +12,9 @@ use crate::files::{FileKind, unix_system_time};
 /// Seconds and nanoseconds since 1970.
 pub(super) type UnixTime = (i64, u32);
 
+/// Device and inode of a file.
+pub(super) type FileIdentity = (u64, u64);
+
 /// Metadata of an entry at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct EntryMetadata {
@@ -21,6 +24,10 @@ pub(super) struct EntryMetadata {
     pub(super) modified: UnixTime,
     /// Time of the last change of content or attributes (ctime), which no program can set.
     pub(super) changed: UnixTime,
+    /// Whether the entry is a FIFO. Its kind is [`FileKind::Other`].
+    pub(super) is_fifo: bool,
+    /// Number of names of the file.
+    pub(super) links: u64,
     device: u64,
     inode: u64,
     /// Mount id; `None` where statx does not report it (before Linux 5.8, gVisor).
@@ -52,6 +59,8 @@ impl EntryMetadata {
             size: stat.stx_size,
             modified: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
             changed: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
+            is_fifo: FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Fifo,
+            links: stat.stx_nlink.into(),
             device: u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor),
             inode: stat.stx_ino,
             mount: has_mount_id.then_some(stat.stx_mnt_id),
@@ -66,6 +75,8 @@ impl EntryMetadata {
             size: u64::try_from(stat.st_size).unwrap_or(0),
             modified: (stat.st_mtime, nanos(stat.st_mtime_nsec)),
             changed: (stat.st_ctime, nanos(stat.st_ctime_nsec)),
+            is_fifo: FileType::from_raw_mode(stat.st_mode) == FileType::Fifo,
+            links: u64::from(stat.st_nlink),
             device: stat.st_dev,
             inode: stat.st_ino,
             mount: None,
@@ -80,6 +91,11 @@ impl EntryMetadata {
             // Layered file systems report several devices for files, but one for directories.
             _ => entry.kind == FileKind::Directory && self.device != entry.device,
         }
+    }
+
+    /// Returns what all names of one file have in common.
+    pub(super) fn identity(&self) -> FileIdentity {
+        (self.device, self.inode)
     }
 
     pub(super) fn modified_at(&self) -> SystemTime {

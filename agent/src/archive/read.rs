@@ -12,8 +12,8 @@ use super::{
     error::{ArchiveError, spool_error},
     layout::{
         CENTRAL_LEN, CENTRAL_SIGNATURE, END_LEN, END_SIGNATURE, END64_LEN, END64_SIGNATURE, FIELD_EXACT_TIME,
-        FIELD_TIMES, FIELD_ZIP64, LOCAL_LEN, LOCAL_SIGNATURE, LOCATOR64_LEN, LOCATOR64_SIGNATURE, STREAMED,
-        ZIP64_MARKER16, ZIP64_MARKER32,
+        FIELD_HARD_LINK, FIELD_TIMES, FIELD_ZIP64, LOCAL_LEN, LOCAL_SIGNATURE, LOCATOR64_LEN,
+        LOCATOR64_SIGNATURE, STREAMED, ZIP64_MARKER16, ZIP64_MARKER32,
     },
     metadata::UnixTime,
 };
@@ -46,6 +46,8 @@ pub(super) struct CentralRecord {
     /// Upper half of the attributes: file type and permissions on Unix.
     pub(super) mode: u32,
     pub(super) modified: Option<UnixTime>,
+    /// Whether the entry is a symbolic link that stands for a hard link.
+    pub(super) hard_link: bool,
 }
 
 impl ZipReader {
@@ -104,6 +106,7 @@ impl ZipReader {
             system: head[5],
             mode: u32_at(&head, 38) >> 16,
             modified: None,
+            hard_link: false,
         };
         record.apply_extra_fields(&extra)?;
         Ok(record)
@@ -167,6 +170,7 @@ impl CentralRecord {
                 FIELD_TIMES if value.len() >= 5 && value[0] & 1 != 0 && self.modified.is_none() => {
                     self.modified = Some((u32_at(value, 1).cast_signed().into(), 0));
                 }
+                FIELD_HARD_LINK => self.hard_link = true,
                 FIELD_EXACT_TIME if value.len() == 12 && u32_at(value, 8) < 1_000_000_000 => {
                     self.modified = Some((u64_at(value, 0).cast_signed(), u32_at(value, 8)));
                 }

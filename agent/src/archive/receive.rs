@@ -86,7 +86,7 @@ impl ArchiveReceiver {
             let (promised, got) = (hex(&promised), hex(&got));
             return Err(FileError::DigestMismatch { path: "the zip".to_owned(), promised, got }.into());
         }
-        Ok(self.archives.extract(self.path, self.options.replace, file, self.permit))
+        Ok(self.archives.extract(self.path, &self.options, file, self.permit))
     }
 
     fn write(&mut self, mut spool: Box<HashedSpool>) -> JoinHandle<Result<Box<HashedSpool>, ArchiveError>> {

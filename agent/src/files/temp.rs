@@ -17,8 +17,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, Mode, OFlags, RenameFlags, linkat, openat, renameat, renameat_with, statat, symlinkat,
-        unlinkat,
+        AtFlags, FileType, Mode, OFlags, RenameFlags, linkat, mknodat, openat, renameat, renameat_with,
+        statat, symlinkat, unlinkat,
     },
     io::Errno,
 };
@@ -62,6 +62,26 @@ impl TempFiles {
     pub(crate) fn create_link(&self, dir: OwnedFd, target: &OsStr) -> Result<TempFile, Errno> {
         let name = self.name();
         symlinkat(target, &dir, &name)?;
+        Ok(TempFile { dir, name, persisted: false })
+    }
+
+    /// Creates a FIFO in `dir` that only the agent's user can open.
+    pub(crate) fn create_fifo(&self, dir: OwnedFd) -> Result<TempFile, Errno> {
+        let name = self.name();
+        mknodat(&dir, &name, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+        Ok(TempFile { dir, name, persisted: false })
+    }
+
+    /// Creates a further name in `dir` of the file `of` in `of_dir`. Does not follow a symbolic
+    /// link.
+    pub(crate) fn create_hard_link(
+        &self,
+        dir: OwnedFd,
+        of_dir: &OwnedFd,
+        of: &OsStr,
+    ) -> Result<TempFile, Errno> {
+        let name = self.name();
+        linkat(of_dir, of, &dir, &name, AtFlags::empty())?;
         Ok(TempFile { dir, name, persisted: false })
     }
 

@@ -21,6 +21,8 @@ pub(crate) struct CraftedEntry {
     pub(crate) crc: u32,
     pub(crate) size: u32,
     pub(crate) content: Vec<u8>,
+    /// Extra fields of the central header.
+    pub(crate) extra: Vec<u8>,
     /// Offset of the local header as the central directory has it; `None` for the correct one.
     pub(crate) offset: Option<u32>,
 }
@@ -38,8 +40,14 @@ impl CraftedEntry {
             crc: crc32fast::hash(content),
             size: content.len() as u32,
             content: content.to_vec(),
+            extra: Vec::new(),
             offset: None,
         }
+    }
+
+    /// Returns a further name of the file to which the relative path `target` leads.
+    pub(crate) fn hard_link(name: &str, target: &[u8]) -> Self {
+        Self { extra: [0x6471u16, 0].map(u16::to_le_bytes).concat(), ..Self::new(name, LINK, target) }
     }
 
     pub(crate) fn deflated(name: &str, content: &[u8]) -> Self {
@@ -70,10 +78,12 @@ pub(crate) fn zip(entries: &[CraftedEntry]) -> Vec<u8> {
         directory.extend([20, entry.system]);
         directory.extend(entry.common());
         directory.extend((entry.name.len() as u16).to_le_bytes());
-        directory.extend([0; 8]);
+        directory.extend((entry.extra.len() as u16).to_le_bytes());
+        directory.extend([0; 6]);
         directory.extend((entry.mode << 16).to_le_bytes());
         directory.extend(offset.to_le_bytes());
         directory.extend(&entry.name);
+        directory.extend(&entry.extra);
     }
     let start = out.len() as u32;
     let count = entries.len() as u16;

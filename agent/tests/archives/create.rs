@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use podling_agent::{
-    archive::{ArchiveError, CreateOptions},
+    archive::{ArchiveError, ArchivedEntry, CreateOptions},
     files::{FileError, FileKind},
 };
 use ring::digest::{SHA256, digest};
@@ -24,6 +24,7 @@ fn every_kind() -> ArchiveFixture {
     fixture.link("../outside/secret", "link");
     fixture.link("nowhere", "locked/dangling");
     mknodat(CWD, fixture.path("pipe"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    mknodat(CWD, fixture.path("socket"), FileType::Socket, Mode::RUSR, 0).unwrap();
     fs::set_permissions(fixture.path("notes.txt"), fs::Permissions::from_mode(0o751)).unwrap();
     fs::set_permissions(fixture.path("locked/inner"), fs::Permissions::from_mode(0o555)).unwrap();
     fs::set_permissions(fixture.path("locked"), fs::Permissions::from_mode(0o555)).unwrap();
@@ -38,19 +39,22 @@ async fn other_tools_read_archive_of_every_kind() {
     assert_eq!(created.done.entries as usize, created.lines.len());
     assert_eq!(created.done.archive_bytes as usize, created.zip.len());
     assert_eq!(created.done.archive_sha256, digest(&SHA256, &created.zip).as_ref());
-    assert_eq!(created.line("pipe").kind, FileKind::Other);
+    assert_eq!((created.line("pipe").kind, created.line("pipe").fifo), (FileKind::Other, true));
+    assert_eq!((created.line("socket").kind, created.line("socket").fifo), (FileKind::Other, false));
     assert_eq!(created.line("link").sha256.unwrap(), digest(&SHA256, b"../outside/secret").as_ref());
     assert_eq!(created.done.bytes, created.lines.iter().map(|line| line.size).sum::<u64>());
 
     let Some(listed) = tools::list_with_tools(&created.zip) else { return };
-    // The zip has all entries but the pipe, in the order and with the hashes of the manifest.
-    let lines: Vec<_> = created.lines.iter().filter(|line| line.kind != FileKind::Other).collect();
+    // The zip has all entries but the socket, in the order and with the hashes of the manifest.
+    let in_zip = |line: &&ArchivedEntry| line.kind != FileKind::Other || line.fifo;
+    let lines: Vec<_> = created.lines.iter().filter(in_zip).collect();
     assert_eq!(listed.len(), lines.len());
     for (listed, line) in listed.iter().zip(lines) {
         let (slash, kind) = match line.kind {
             FileKind::File => (&b""[..], 0o100_000),
             FileKind::Directory => (&b"/"[..], 0o040_000),
-            _ => (&b""[..], 0o120_000),
+            FileKind::Other => (&b""[..], 0o010_000),
+            FileKind::Symlink => (&b""[..], 0o120_000),
         };
         assert_eq!(listed.name, [&line.path[..], slash].concat());
         assert_eq!(listed.mode, kind | line.mode, "{}", String::from_utf8_lossy(&line.path));

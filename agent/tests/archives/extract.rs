@@ -9,15 +9,16 @@ use std::{
 
 use podling_agent::{
     admission::Intent,
-    archive::{ArchiveError, ExtractOptions, MAX_ARCHIVES},
+    archive::{ArchiveError, CreateOptions, ExtractOptions, MAX_ARCHIVES},
     files::FileError,
 };
 use ring::digest::{SHA256, digest};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::{
     ArchiveFixture,
     crafted::{CraftedEntry, DIRECTORY, FILE, LINK, zip},
-    p,
+    noise, p,
     skipped::report_skipped,
 };
 
@@ -105,6 +106,64 @@ async fn setuid_and_setgid_are_not_extracted() {
     let dos = CraftedEntry { system: 0, mode: 0, ..CraftedEntry::new("dos", FILE, b"") };
     fixture.extract(&zip(&[dos]), "").await.unwrap();
     assert_eq!(mode_of("dos"), 0o644);
+}
+
+#[tokio::test]
+async fn preserved_archive_keeps_set_id_bits() {
+    let fixture = ArchiveFixture::new();
+    let modes = [("suid", 0o104_755), ("sgid", 0o102_755), ("sticky", 0o101_700)];
+    let zip = zip(&modes.map(|(name, mode)| CraftedEntry::new(name, mode, b"")));
+    let options = ExtractOptions { preservation: true, ..ExtractOptions::default() };
+    fixture.extract_with(&zip, "", options).await.unwrap();
+    let mode_of = |name: &str| fixture.path(name).metadata().unwrap().mode() & 0o7777;
+    assert_eq!(modes.map(|(name, _)| mode_of(name)), [0o4755, 0o2755, 0o1700]);
+}
+
+#[tokio::test]
+async fn further_names_of_a_file_are_restored() {
+    let fixture = ArchiveFixture::new();
+    fixture.put("tree/b/big", noise(2_900_000));
+    fixture.directory("tree/a/deep");
+    for name in ["a/deep/first", "b/second", "z"] {
+        fs::hard_link(fixture.path("tree/b/big"), fixture.path(format!("tree/{name}"))).unwrap();
+    }
+    fs::set_permissions(fixture.path("tree/z"), fs::Permissions::from_mode(0o640)).unwrap();
+    let created = fixture.create("tree").await;
+    assert_eq!(created.skipped(), []);
+    let linked: Vec<_> = created.lines.iter().filter(|line| line.hard_link).map(|line| &line.path).collect();
+    assert_eq!(linked, [&b"b/big"[..], b"b/second", b"z"], "the first name has the content");
+    assert!(created.zip.len() < 3_000_000, "{} bytes", created.zip.len());
+    for destination in ["copy", "tree"] {
+        fixture.extract_with(&created.zip, destination, replacing()).await.unwrap();
+        let of = |name: &str| fixture.path(format!("{destination}/{name}")).metadata().unwrap();
+        let first = of("a/deep/first");
+        assert_eq!((first.nlink(), first.len(), first.mode() & 0o7777), (4, 2_900_000, 0o640));
+        for name in ["b/big", "b/second", "z"] {
+            assert_eq!(of(name).ino(), first.ino(), "{name}");
+        }
+        assert_eq!(fixture.content(&format!("{destination}/z")), noise(2_900_000));
+        assert_eq!(
+            fixture.names(&format!("{destination}/b")),
+            ["big", "second"],
+            "no temporary file is left"
+        );
+    }
+
+    // An export has the content of each name, because it is for other programs.
+    let exported = fixture.create_with("tree", CreateOptions::default()).await;
+    assert!(exported.lines.iter().all(|line| !line.hard_link) && exported.zip.len() > 11_000_000);
+}
+
+#[tokio::test]
+async fn fifos_are_restored() {
+    let fixture = ArchiveFixture::new();
+    mknodat(CWD, fixture.path("pipe"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    fs::set_permissions(fixture.path("pipe"), fs::Permissions::from_mode(0o622)).unwrap();
+    let created = fixture.create("").await;
+    fixture.extract(&created.zip, "copy").await.unwrap();
+    let copy = fixture.path("copy/pipe").symlink_metadata().unwrap();
+    assert_eq!(copy.mode(), 0o010_622);
+    assert_eq!(copy.modified().unwrap(), fixture.path("pipe").metadata().unwrap().modified().unwrap());
 }
 
 #[tokio::test]

@@ -75,10 +75,48 @@ async fn entries_below_file_or_link_are_rejected() {
 }
 
 #[tokio::test]
-async fn device_and_mismatched_kinds_are_rejected() {
-    for mode in [0o020_666, 0o060_666, 0o010_644, 0o140_777] {
-        refuses(&[CraftedEntry::new("d", mode, b"")], "d", "it is a device, a pipe or a socket").await;
+async fn hard_link_to_anything_but_a_file_of_the_zip_is_rejected() {
+    let cause = "it is a hard link to something that is not a file of the zip";
+    let outside: &[&[u8]] = &[
+        b"/etc/passwd",
+        b"../outside/secret",
+        b"a/../../outside/secret",
+        b"./a",
+        b"missing",
+        b"link",
+        b"d",
+        b"pipe",
+        b"again",
+        b"itself",
+    ];
+    for target in outside {
+        let entries = [
+            file("a"),
+            CraftedEntry::new("d/", DIRECTORY, b""),
+            CraftedEntry::new("link", LINK, b"../outside/secret"),
+            CraftedEntry::new("pipe", 0o010_644, b""),
+            CraftedEntry::hard_link("again", b"a"),
+            CraftedEntry::hard_link("itself", target),
+        ];
+        refuses(&entries, "itself", cause).await;
     }
+    // The file of the zip cannot be reached through a link in the workspace.
+    let fixture = ArchiveFixture::new();
+    fixture.link("../outside", "d");
+    let entries = [file("d/secret"), CraftedEntry::hard_link("copy", b"d/secret")];
+    let refused = fixture.extract(&zip(&entries), "").await;
+    assert!(refused.is_err(), "{refused:?}");
+    assert_eq!(fixture.names(""), ["d"]);
+    assert_eq!(fixture.content("../outside/secret"), b"secret");
+}
+
+#[tokio::test]
+async fn device_and_mismatched_kinds_are_rejected() {
+    let device = "it is a device, a socket or a pipe with content";
+    for mode in [0o020_666, 0o060_666, 0o140_777] {
+        refuses(&[CraftedEntry::new("d", mode, b"")], "d", device).await;
+    }
+    refuses(&[CraftedEntry::new("d", 0o010_644, b"content")], "d", device).await;
     let name = "it is a file or a link whose name ends with a slash";
     refuses(&[CraftedEntry::new("d/", FILE, b"")], "d/", name).await;
     refuses(&[CraftedEntry::new("d/", LINK, b"x")], "d/", name).await;

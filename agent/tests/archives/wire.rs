@@ -101,7 +101,7 @@ async fn client_creates_and_extracts_archive() {
         ]
     );
 
-    let open = ExtractOpen { path: text("copy"), replace: false, sha256: done.archive_sha256 };
+    let open = ExtractOpen { path: text("copy"), sha256: done.archive_sha256, ..Default::default() };
     let Some(ExtractMessage::Done(extracted)) = extract(&mut client, open.clone(), &zip).await.unwrap()
     else {
         panic!("no final message");

@@ -158,8 +158,13 @@ impl RmArgs {
         match archive {
             _ if self.no_wait => format!("{name} is being deleted"),
             Some(archive) => format!(
-                "{name} was deleted; its archive expires {}. Restore the workspace with: podling restore {}",
+                "{name} was deleted; its archive expires {}{}. \
+                 Restore the workspace with: podling restore {}",
                 expires(archive, SystemTime::now()),
+                match archive::left_out(archive) {
+                    none if none.is_empty() => none,
+                    some => format!(" ({some}, because a zip cannot hold them)"),
+                },
                 archive.key
             ),
             None if self.discard => format!("{name} was deleted"),

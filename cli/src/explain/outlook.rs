@@ -70,8 +70,12 @@ pub fn storage(workspace: &Workspace, archives: &[WorkspaceArchive], now: System
         (_, true) => "\nIts files are in its storage. It has no archive.\n".to_owned(),
     };
     for archive in archives.iter().take(MAX_LISTED) {
+        let left_out = match archive::left_out(archive) {
+            none if none.is_empty() => none,
+            some => format!("  {some}"),
+        };
         text.push_str(&format!(
-            "  {}  {}  {}  {} entries  expires {}\n",
+            "  {}  {}  {}  {} entries  expires {}{left_out}\n",
             archive.key,
             archive::age(archive, now),
             archive::size(archive),

@@ -23,8 +23,11 @@ pub struct Archive {
     pub at: Timestamp,
     /// Observed time when the archive was made. Retention is counted from here.
     pub observed_time: Duration,
-    /// Number of files, directories and links.
+    /// Number of files, directories, links and FIFOs in the zip.
     pub entries: u64,
+    /// Number of sockets and devices, which a zip cannot hold. Only the manifest lists them.
+    #[serde(default)]
+    pub left_out: u64,
     /// Size of the files in bytes, before compression.
     pub bytes: u64,
     /// Size of the zip in bytes.

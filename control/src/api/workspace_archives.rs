@@ -182,6 +182,7 @@ fn workspace_archive(
         created: Some(timestamp(archive.at)),
         expires: Some(timestamp(now().plus(left))),
         entries: archive.entries,
+        left_out: archive.left_out,
         bytes: archive.bytes,
         archive_bytes: archive.archive_bytes,
         only_copy: newest && view.state == State::Archived,

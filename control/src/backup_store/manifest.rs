@@ -14,7 +14,7 @@ pub(super) enum EntryKind {
     #[serde(alias = "folder")]
     Directory,
     Symlink,
-    /// A socket, pipe or device. The zip does not contain it.
+    /// A FIFO, or a socket or device, which the zip leaves out.
     Other,
 }
 
@@ -30,6 +30,10 @@ pub(super) struct SidecarEntry {
     pub(super) modified: (i64, u32),
     /// Digest of a file's content or of a symlink's target; `None` for other kinds.
     pub(super) sha256: Option<Sha256Digest>,
+    /// Whether the entry is a further name of an earlier file. The zip has it as a symlink.
+    pub(super) hard_link: bool,
+    /// Whether the entry is a FIFO. Its kind is [`EntryKind::Other`].
+    pub(super) fifo: bool,
 }
 
 /// The stored form of an entry: one JSON object on one line. A path in UTF-8 is stored as text, any
@@ -47,6 +51,10 @@ struct SidecarLine {
     mtime: (i64, u32),
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sha256: Option<Sha256Digest>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    hard_link: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    fifo: bool,
 }
 
 impl SidecarEntry {
@@ -77,9 +85,14 @@ impl SidecarEntry {
                 return Err("it has a digest, but no content".to_owned());
             }
         };
+        if wire.hard_link && kind != EntryKind::Symlink || wire.fifo && kind != EntryKind::Other {
+            return Err("its kind is not valid".to_owned());
+        }
+        let (hard_link, fifo) = (wire.hard_link, wire.fifo);
         let modified = wire.modified.unwrap_or_default();
         let modified = (modified.seconds, u32::try_from(modified.nanos).unwrap_or_default());
-        Ok(Self { path: wire.path, kind, size: wire.size, mode: wire.mode, modified, sha256 })
+        let (path, size, mode) = (wire.path, wire.size, wire.mode);
+        Ok(Self { path, kind, size, mode, modified, sha256, hard_link, fifo })
     }
 
     /// Appends the entry to `to` as one line, with its line feed.
@@ -88,27 +101,28 @@ impl SidecarEntry {
             Ok(text) => (Some(text), None),
             Err(error) => (None, Some(BASE64_STANDARD.encode(error.as_bytes()))),
         };
-        let Self { kind, size, mode, modified: mtime, sha256, .. } = self;
-        serde_json::to_writer(&mut *to, &SidecarLine { path, path_base64, kind, size, mode, mtime, sha256 })?;
+        let Self { kind, size, mode, modified: mtime, sha256, hard_link, fifo, .. } = self;
+        let line = SidecarLine { path, path_base64, kind, size, mode, mtime, sha256, hard_link, fifo };
+        serde_json::to_writer(&mut *to, &line)?;
         to.push(b'\n');
         Ok(())
     }
 
     /// Parses a line, with or without its line feed. `None` if it is not valid.
     pub(super) fn read(line: &[u8]) -> Option<Self> {
-        let SidecarLine { path, path_base64, kind, size, mode, mtime, sha256 } =
+        let SidecarLine { path, path_base64, kind, size, mode, mtime, sha256, hard_link, fifo } =
             serde_json::from_slice(line).ok()?;
         let path = match (path, path_base64) {
             (Some(text), None) => text.into_bytes(),
             (None, Some(coded)) => BASE64_STANDARD.decode(coded).ok()?,
             _ => return None,
         };
-        Some(Self { path, kind, size, mode, modified: mtime, sha256 })
+        Some(Self { path, kind, size, mode, modified: mtime, sha256, hard_link, fifo })
     }
 
     /// Returns whether the zip contains this entry.
     pub(super) fn in_zip(&self) -> bool {
-        self.kind != EntryKind::Other
+        self.kind != EntryKind::Other || self.fifo
     }
 }
 
@@ -125,6 +139,7 @@ mod tests {
             mode: 0o644,
             modified: None,
             sha256: vec![7; 32],
+            ..ArchiveEntry::default()
         }
     }
 
@@ -150,7 +165,9 @@ mod tests {
 
     #[test]
     fn invalid_entry_is_rejected() {
-        let bad: [fn(&mut ArchiveEntry); 9] = [
+        let bad: [fn(&mut ArchiveEntry); 11] = [
+            |e| e.hard_link = true,
+            |e| e.fifo = true,
             |e| e.path.clear(),
             |e| e.path = b"a/".to_vec(),
             |e| e.path = b"a\0b".to_vec(),

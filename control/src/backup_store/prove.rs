@@ -35,8 +35,10 @@ pub struct ArchiveProof {
     /// The archive's label. The proof permits the removal of the storage only while it has the
     /// label's `storage_generation`.
     pub label: ArchiveLabel,
-    /// Entries in the manifest.
+    /// Entries of the zip.
     pub entries: u64,
+    /// Entries that only the manifest lists, because a zip cannot hold them.
+    pub left_out: u64,
     /// Size of all content that was decoded and compared, in bytes.
     pub bytes: u64,
     /// Size of the zip, in bytes.

@@ -41,6 +41,7 @@ pub(super) fn archive(
         at,
         observed_time,
         entries: copy.proof.entries,
+        left_out: copy.proof.left_out,
         bytes: copy.proof.bytes,
         archive_bytes: copy.proof.archive_bytes,
     }

@@ -95,8 +95,8 @@ fn large_archive() -> impl Stream<Item = Result<CreateArchiveResponse, Status>> 
         kind: kind.into(),
         size,
         mode: 0o644,
-        modified: None,
         sha256,
+        ..ArchiveEntry::default()
     };
     let file = entry("zeros".into(), FileKind::File, FILE_BYTES, content.finish().as_ref().to_vec());
     let sockets = (0..SOCKETS).map(move |n| entry(format!("run/socket-{n}"), FileKind::Other, 0, Vec::new()));

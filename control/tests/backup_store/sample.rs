@@ -159,6 +159,7 @@ fn entry(path: &[u8], kind: FileKind) -> ArchiveEntry {
         mode: 0o640,
         modified,
         sha256: Vec::new(),
+        ..ArchiveEntry::default()
     }
 }
 

@@ -90,8 +90,14 @@ impl Archiver for FakeArchiver {
             created: spec.created,
             spec: serde_json::Value::Null,
         };
-        let proof =
-            ArchiveProof { label, entries: 3, bytes: 40, archive_bytes: 20, sha256: Sha256Digest([0; 32]) };
+        let proof = ArchiveProof {
+            label,
+            entries: 3,
+            left_out: 1,
+            bytes: 40,
+            archive_bytes: 20,
+            sha256: Sha256Digest([0; 32]),
+        };
         Ok(ArchivedCopy { key: StoreKey::new(spec.id.clone(), generation), proof })
     }
 

@@ -130,6 +130,46 @@ async fn assert_export_matches(podling: &Podling, workspace: &Workspace, expecte
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn special_files_are_restored_or_named_as_left_out() {
+    let podling = Podling::up().await;
+    let cli = podling.cli();
+    let ada = podling.create("ada", &[]).await;
+    let inside = podling.client().for_workspace(&ada.id);
+    inside
+        .sh("umask 022; mkdir d; head -c 3000000 /dev/urandom > big; ln big d/again; ln big zzz; \
+             ln -s big soft; \
+             echo x > suid; chmod 4755 suid; mkdir shared; chmod 2775 shared; mkfifo -m 640 pipe; \
+             python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"sock\")' || mkfifo -m 640 sock")
+        .await;
+    let home = podling.home_dir(&ada);
+    let mode = |home: &Path, name: &str| fs::symlink_metadata(home.join(name)).expect(name).mode();
+    let names = ["big", "d/again", "zzz", "soft", "suid", "shared", "pipe", "d"];
+    let before = names.map(|name| mode(&home, name));
+    let is_socket = mode(&home, "sock") & 0o170_000 == 0o140_000;
+
+    let printed = cli.run(&["rm", "ada"]).await.ok().out();
+    let archive = cli.run(&["archives", "--json"]).await.ok().json()[0].clone();
+    let left_out = u64::from(is_socket);
+    assert_eq!((&archive["entries"], &archive["left_out"]), (&(9 - left_out).into(), &left_out.into()));
+    assert_eq!(printed.contains("1 socket or device left out"), is_socket, "{printed}");
+    assert!(archive["archive_bytes"].as_u64().is_some_and(|bytes| bytes < 4_000_000), "{archive}");
+    let zip = podling.data().join("backups").join(format!("{}.zip", archive["key"].as_str().expect("a key")));
+    // Other programs read the zip too.
+    drop(zips::list_zip(&zip));
+
+    cli.run(&["restore", "ada"]).await.ok();
+    podling.wait_until_awake(&ada).await;
+    assert_eq!(names.map(|name| mode(&home, name)), before);
+    let inode = |name: &str| {
+        let metadata = fs::metadata(home.join(name)).expect("metadata");
+        (metadata.ino(), metadata.nlink(), metadata.len())
+    };
+    assert_eq!((inode("d/again"), inode("zzz")), (inode("big"), inode("big")));
+    assert_eq!((inode("big").1, inode("big").2), (3, 3_000_000));
+    assert_eq!(home.join("sock").exists(), !is_socket);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn idle_workspace_is_archived_and_restored_by_next_command() {
     let templates = vec![("fleeting", "[policy]\nidle_timeout = \"2s\"\narchive_after = \"1s\"\n")];
     let podling = Podling::up_with(PodlingOptions { templates, ..PodlingOptions::default() }).await;

@@ -165,7 +165,16 @@ impl Simulation {
         workspace.stored_archives.insert(generation, content);
         workspace.evidence.archived_at.insert(generation, true_observed_time);
         let key = ArchiveKey(format!("{w}/{generation}"));
-        let archive = Archive { key, generation, at, observed_time, entries: 1, bytes: 1, archive_bytes: 1 };
+        let archive = Archive {
+            key,
+            generation,
+            at,
+            observed_time,
+            entries: 1,
+            left_out: 0,
+            bytes: 1,
+            archive_bytes: 1,
+        };
         Ok(ActionSuccess::Archived(Box::new(archive)))
     }
 

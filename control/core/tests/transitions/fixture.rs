@@ -70,6 +70,7 @@ pub(crate) fn archive(generation: u64, age: Duration) -> Archive {
         at: NOW,
         observed_time: OBSERVED_TIME - age,
         entries: 1,
+        left_out: 0,
         bytes: 1,
         archive_bytes: 1,
     }

@@ -51,8 +51,11 @@ struct JsonArchive {
     /// Estimated time of removal. Retention advances only while the control plane runs, so downtime
     /// delays the removal.
     expires: Time,
-    /// Number of files, directories and links.
+    /// Number of files, directories, links and FIFOs in the zip.
     entries: u64,
+    /// Number of sockets and devices that were left out, because a zip cannot hold them. The
+    /// manifest beside the zip lists them.
+    left_out: u64,
     /// Size of the files in bytes, before compression.
     bytes: u64,
     /// Size of the zip in bytes.
@@ -111,6 +114,7 @@ impl From<proto::WorkspaceArchive> for JsonArchive {
             created: archive.created.unwrap_or_default().into(),
             expires: archive.expires.unwrap_or_default().into(),
             entries: archive.entries,
+            left_out: archive.left_out,
             bytes: archive.bytes,
             archive_bytes: archive.archive_bytes,
             only_copy: archive.only_copy,

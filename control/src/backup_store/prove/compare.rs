@@ -110,7 +110,8 @@ impl ArchiveComparison {
         if archive_bytes != sidecar.archive_bytes || sha256 != sidecar.sha256 {
             return Err(damaged_archive("the digest of the zip differs from the one that was written"));
         }
-        Ok(ArchiveProof { label: sidecar.label, entries: line_count, bytes, archive_bytes, sha256 })
+        let left_out = line_count - in_zip;
+        Ok(ArchiveProof { label: sidecar.label, entries: in_zip, left_out, bytes, archive_bytes, sha256 })
     }
 
     /// Returns the next header of the zip's central directory.
@@ -144,7 +145,9 @@ fn check_header(entry: &SidecarEntry, central: &CentralHeader) -> Result<(), Str
     let (kind, name) = match entry.kind {
         EntryKind::Directory => (0o040_000, central.name.strip_suffix(b"/").unwrap_or_default()),
         EntryKind::Symlink => (0o120_000, &central.name[..]),
-        EntryKind::File | EntryKind::Other => (0o100_000, &central.name[..]),
+        EntryKind::File => (0o100_000, &central.name[..]),
+        // Other entries of this kind are not in the zip.
+        EntryKind::Other => (0o010_000, &central.name[..]),
     };
     if name != entry.path {
         return Err(format!("the zip has {} instead", EscapedName::new(&central.name)));
@@ -162,7 +165,9 @@ fn check_header(entry: &SidecarEntry, central: &CentralHeader) -> Result<(), Str
         EntryKind::File if central.size != entry.size => {
             Err(format!("the zip has {} bytes of it instead of {}", central.size, entry.size))
         }
-        EntryKind::Directory if central.size != 0 => Err("it is a directory with content".to_owned()),
+        EntryKind::Directory | EntryKind::Other if central.size != 0 => {
+            Err("it is a directory or a FIFO with content".to_owned())
+        }
         _ => Ok(()),
     }
 }
