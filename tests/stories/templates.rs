@@ -89,10 +89,11 @@ async fn failing_command_of_a_template_is_shown() {
     let cli = podling.cli();
     let directory = podling.data().join("templates");
     fs::create_dir_all(&directory).expect("a directory");
-    let ends = "command = [\"sh\", \"-c\", \"echo 'port 8888 is in use' >&2; test -e repaired && exec sleep 1000; exit 3\"]";
+    let script = "echo 'port 8888 is in use' >&2; test -e repaired && exec sleep 1000; exit 3";
+    let ends = format!("command = [\"sh\", \"-c\", \"{script}\"]\n");
     for (name, text) in [
         ("missing", "command = [\"no-such-ide\", \"--port=8888\"]\n"),
-        ("ends", ends),
+        ("ends", ends.as_str()),
         ("runs", "command = [\"sleep\", \"1000\"]\n"),
     ] {
         fs::write(directory.join(format!("{name}.toml")), text).expect("a template");
