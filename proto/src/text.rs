@@ -169,8 +169,7 @@ pub fn remedy(remedy: Remedy, name: &str) -> String {
         Remedy::FreeQuota => "a workspace that falls asleep frees quota or capacity".to_owned(),
         Remedy::Restore => format!("`podling restore {name}` restores it from its newest archive"),
         Remedy::RemoveCause => {
-            "remove the cause that the reason names, such as a full disk; the next attempt then succeeds"
-                .to_owned()
+            "remove the cause that the reason names, such as a full disk, before the next attempt".to_owned()
         }
         Remedy::Discard => format!("`podling rm --discard {name}` deletes it and its archives at once"),
     }
