@@ -69,6 +69,9 @@ pub struct ProcessExit {
     /// True if a background process of the command still held an output when the process counted as
     /// ended.
     pub held_by_background: bool,
+    /// Offset after the last byte of stdin that was read from the pipe. `None` if it is unknown, or
+    /// without a stdin.
+    pub stdin_read: Option<u64>,
     pub ended_at: SystemTime,
 }
 
@@ -183,6 +186,27 @@ impl Process {
             {
                 return Ok(progress);
             }
+            progressed.await;
+        }
+    }
+
+    /// Waits until all bytes of stdin before `offset` are read from the pipe, or until stdin is
+    /// closed. Returns whether the process has closed its stdin or has ended.
+    async fn wait_until_stdin_read(&self, offset: u64) -> bool {
+        loop {
+            let progressed = self.stdin_progress.notified();
+            tokio::pin!(progressed);
+            progressed.as_mut().enable();
+            {
+                let mut state = self.state();
+                let over = state.leader_ended();
+                match state.stdin.as_mut().map_or(Some(true), |stdin| stdin.is_read(offset)) {
+                    Some(is_read) => return !is_read,
+                    None if over => return true,
+                    None => {}
+                }
+            }
+            self.task_wakeup.notify_one();
             progressed.await;
         }
     }

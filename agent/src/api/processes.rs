@@ -59,13 +59,17 @@ impl processes_server::Processes for ProcessesService {
         &self,
         request: Request<wire::WriteProcessRequest>,
     ) -> ProcessReply<wire::WriteProcessResponse> {
-        let wire::WriteProcessRequest { process_id, epoch, offset, data, end } = request.into_inner();
+        let wire::WriteProcessRequest { process_id, epoch, offset, data, end, until_read } =
+            request.into_inner();
         if data.len() > MAX_DATA {
             return Err(status(ProcessError::TooLarge { what: "data", limit: MAX_DATA }));
         }
         let id = ProcessId::from(process_id);
-        let StdinProgress { next, closed } =
+        let StdinProgress { next, mut closed } =
             self.processes.write(&id, epoch, offset, data, end).await.map_err(status)?;
+        if until_read && !closed {
+            closed = self.processes.wait_until_stdin_read(&id, next).await.map_err(status)?;
+        }
         Ok(Response::new(wire::WriteProcessResponse { next_offset: next, closed }))
     }
 
@@ -165,6 +169,7 @@ impl From<ProcessExit> for wire::ProcessExit {
             timed_out: exit.timed_out,
             at: Some(exit.ended_at.into()),
             held_by_background: exit.held_by_background,
+            stdin_read: exit.stdin_read,
         }
     }
 }

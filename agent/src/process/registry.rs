@@ -123,6 +123,12 @@ impl ProcessRegistry {
         self.find(id)?.write(epoch, offset, data, end).await
     }
 
+    /// Waits until all bytes of stdin before `offset` are read from the pipe, or until stdin is
+    /// closed. Returns whether the process has closed its stdin or has ended.
+    pub async fn wait_until_stdin_read(&self, id: &ProcessId, offset: u64) -> Result<bool, ProcessError> {
+        Ok(self.find(id)?.wait_until_stdin_read(offset).await)
+    }
+
     /// Sends a signal by name, such as `INT`, to the group of a process.
     pub fn signal(&self, id: &ProcessId, signal: &str) -> Result<(), ProcessError> {
         self.find(id)?.signal(signal)

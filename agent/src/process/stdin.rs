@@ -38,6 +38,10 @@ pub(super) struct StdinQueue {
     queue: VecDeque<Bytes>,
     end: StdinEnd,
     closed: bool,
+    /// Bytes in the pipe when they were last counted. `None` while they are unknown.
+    unread: Option<u64>,
+    /// A client waits until the process has read the pipe.
+    read_awaited: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -104,12 +108,40 @@ impl StdinQueue {
     /// Records that `bytes` more are in the pipe.
     pub(super) fn wrote(&mut self, bytes: usize) {
         self.written += bytes as u64;
+        self.unread = None;
         if let Some(front) = self.queue.front_mut() {
             front.advance(bytes);
             if front.is_empty() {
                 self.queue.pop_front();
             }
         }
+    }
+
+    /// Returns the offset after the last byte that was read from the pipe, as of the last count.
+    pub(super) fn read(&self) -> Option<u64> {
+        self.unread.map(|unread| self.written.saturating_sub(unread))
+    }
+
+    /// Records how many bytes are in the pipe.
+    pub(super) fn count_unread(&mut self, unread: Option<u64>) {
+        self.unread = unread;
+        self.read_awaited = false;
+    }
+
+    /// Returns whether all bytes before `offset` are read, or `None` while that is not known. The
+    /// pipe then has to be counted.
+    pub(super) fn is_read(&mut self, offset: u64) -> Option<bool> {
+        if self.closed || self.end == StdinEnd::Closed {
+            return Some(!self.closed);
+        }
+        let is_read = self.read().is_some_and(|read| read >= offset);
+        self.read_awaited = !is_read;
+        is_read.then_some(true)
+    }
+
+    /// Returns whether the bytes in the pipe have to be counted for a client.
+    pub(super) fn is_read_awaited(&self) -> bool {
+        self.read_awaited
     }
 
     /// Returns whether a client ended stdin and all bytes are in the pipe. The pipe then has to be
@@ -193,6 +225,22 @@ mod tests {
         stdin.close();
         let progress = offer(&mut stdin, 0, b"never read", true).unwrap().progress;
         assert_eq!(progress, Some(StdinProgress { next: 2, closed: true }));
+    }
+
+    #[test]
+    fn unread_input_is_counted_from_the_pipe() {
+        let mut stdin = StdinQueue::default();
+        assert!(offer(&mut stdin, 0, b"hello", false).unwrap().accepted);
+        assert_eq!(drain(&mut stdin), b"hello");
+        assert_eq!((stdin.read(), stdin.is_read(5)), (None, None));
+        assert!(stdin.is_read_awaited());
+        stdin.count_unread(Some(2));
+        assert!(!stdin.is_read_awaited());
+        assert_eq!((stdin.read(), stdin.is_read(3), stdin.is_read(5)), (Some(3), Some(true), None));
+        stdin.count_unread(Some(0));
+        assert_eq!(stdin.is_read(5), Some(true));
+        stdin.close();
+        assert_eq!((stdin.is_read(5), stdin.read()), (Some(false), Some(5)));
     }
 
     proptest! {

@@ -3,10 +3,12 @@
 
 use std::{
     io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
+use rustix::fs::{Mode, OFlags};
 use tokio::{
     net::unix::pipe::{Receiver, Sender},
     sync::watch,
@@ -26,6 +28,10 @@ const QUIET: Duration = Duration::from_millis(250);
 /// unprivileged process can create, so this covers all output of the command. Later output comes
 /// from a process that left the group, and is dropped.
 const FINAL_READ_BYTES: usize = 1024 * 1024;
+/// Delay between two counts of the bytes in stdin's pipe while a client waits until they are read. No
+/// event reports that a pipe is read. The delay doubles up to the maximum until new bytes arrive.
+const MIN_COUNT_DELAY: Duration = Duration::from_millis(1);
+const MAX_COUNT_DELAY: Duration = Duration::from_millis(50);
 
 pub(super) struct ProcessTask {
     process: Arc<Process>,
@@ -34,6 +40,12 @@ pub(super) struct ProcessTask {
     stdout: Option<Receiver>,
     stderr: Option<Receiver>,
     termination: Termination,
+    /// Stdin's pipe, opened for reading once a client has ended stdin and the write end is closed. It
+    /// preserves and counts what the process has not read.
+    ended_stdin: Option<OwnedFd>,
+    /// Time of the next count of the bytes in stdin's pipe, if a client waits for it.
+    count_at: Instant,
+    count_delay: Duration,
     /// Time at which the outputs count as ended although another process holds them.
     quiet_at: Option<Instant>,
     /// Bytes of each output that may still be read after the KILL.
@@ -99,6 +111,9 @@ impl ProcessTask {
             stdout,
             stderr,
             termination: Termination::new(deadline),
+            ended_stdin: None,
+            count_at: Instant::now(),
+            count_delay: MIN_COUNT_DELAY,
             quiet_at: None,
             final_bytes_left: [FINAL_READ_BYTES; 2],
             output_abandoned: false,
@@ -110,12 +125,11 @@ impl ProcessTask {
     pub(super) async fn run(mut self) -> Termination {
         loop {
             let now = Instant::now();
-            let discard_at = self.apply_requests(now);
+            let check_at = self.apply_requests(now);
             if self.is_finished(now) {
                 return self.finish();
             }
-            let due =
-                [discard_at, self.quiet_at, self.termination.next_deadline()].into_iter().flatten().min();
+            let due = [check_at, self.quiet_at, self.termination.next_deadline()].into_iter().flatten().min();
             let interest = self.wait_interest();
             let wakeup = tokio::select! {
                 () = readable(self.stdout.as_ref().filter(|_| interest.read[0])) => {
@@ -139,7 +153,7 @@ impl ProcessTask {
     }
 
     /// Acts on requests in the shared state, and sends signals that are due. Returns the time at
-    /// which held output has to be checked again.
+    /// which held output has to be checked again, or the pipe of stdin to be counted.
     fn apply_requests(&mut self, now: Instant) -> Option<Instant> {
         let mut state = self.process.state();
         let mut signals = Vec::new();
@@ -151,10 +165,20 @@ impl ProcessTask {
         if let Some(stdin) = &mut state.stdin
             && stdin.is_at_end()
         {
-            self.stdin = None;
+            self.ended_stdin = self.stdin.take().and_then(|pipe| reopen_for_reading(&pipe));
             stdin.finish();
             self.process.stdin_progress.notify_waiters();
         }
+        if let Some(stdin) = &mut state.stdin
+            && stdin.is_read_awaited()
+            && self.count_at <= now
+        {
+            stdin.count_unread(self.stdin.as_ref().and_then(count_unread));
+            self.count_at = now + self.count_delay;
+            self.count_delay = (self.count_delay * 2).min(MAX_COUNT_DELAY);
+            self.process.stdin_progress.notify_waiters();
+        }
+        let count_at = state.stdin.as_ref().filter(|stdin| stdin.is_read_awaited()).map(|_| self.count_at);
         let discard_at = state.check_hold(now);
         // Only a pipe that could be read counts as quiet, not a pipe whose log is full.
         if state.leader.is_some() {
@@ -164,7 +188,7 @@ impl ProcessTask {
         for signal in signals {
             self.process.group.signal(signal);
         }
-        discard_at
+        [discard_at, count_at].into_iter().flatten().min()
     }
 
     fn wait_interest(&self) -> WaitInterest {
@@ -264,11 +288,15 @@ impl ProcessTask {
             let mut state = self.process.state();
             let Some(stdin) = &mut state.stdin else { break };
             match wrote {
-                Ok(bytes) => stdin.wrote(bytes),
+                Ok(bytes) => {
+                    stdin.wrote(bytes);
+                    (self.count_at, self.count_delay) = (Instant::now(), MIN_COUNT_DELAY);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
                     // The process has closed its stdin.
+                    stdin.count_unread(count_unread(pipe));
                     stdin.close();
                     self.stdin = None;
                 }
@@ -281,9 +309,14 @@ impl ProcessTask {
         let mut state = self.process.state();
         state.leader = Some(self.leader.borrow().unwrap_or(ExitStatus::Code(255)));
         if let Some(stdin) = &mut state.stdin {
+            // The pipe is counted before it is closed, because that discards its bytes.
+            let pipe = self.stdin.as_ref().map(AsFd::as_fd);
+            if let Some(pipe) = pipe.or(self.ended_stdin.as_ref().map(AsFd::as_fd)) {
+                stdin.count_unread(count_unread(&pipe));
+            }
             stdin.close();
         }
-        self.stdin = None;
+        (self.stdin, self.ended_stdin) = (None, None);
         self.process.stdin_progress.notify_waiters();
     }
 
@@ -294,6 +327,7 @@ impl ProcessTask {
             status,
             final_offsets: [state.outputs[0].log.next(), state.outputs[1].log.next()],
             timed_out: self.termination.timed_out,
+            stdin_read: state.stdin.as_ref().and_then(|stdin| stdin.read()),
             held_by_background: !self.is_closed() || self.output_abandoned,
             ended_at: SystemTime::now(),
         };
@@ -305,6 +339,18 @@ impl ProcessTask {
         self.process.stdin_progress.notify_waiters();
         self.termination
     }
+}
+
+/// Opens the read end of a pipe whose write end is open. Returns `None` if /proc is not mounted.
+fn reopen_for_reading(pipe: &Sender) -> Option<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", pipe.as_fd().as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).ok()
+}
+
+/// Returns the number of bytes in a pipe.
+fn count_unread(pipe: &impl AsFd) -> Option<u64> {
+    rustix::io::ioctl_fionread(pipe).ok()
 }
 
 async fn leader_end(leader: &mut watch::Receiver<Option<ExitStatus>>) {

@@ -120,7 +120,8 @@ async fn large_stdin_waits_for_a_slow_reader_with_flat_memory() {
             let data = chunk.slice(..chunk.len().min((BYTES - offset) as usize));
             let end = offset + data.len() as u64 == BYTES;
             let process_id = started.process_id.clone();
-            let write = WriteProcessRequest { process_id, epoch: started.epoch, offset, data, end };
+            let epoch = started.epoch;
+            let write = WriteProcessRequest { process_id, epoch, offset, data, end, until_read: false };
             let wrote = timeout(DEADLINE, client.write(with_token(write, &token))).await.expect("in time");
             offset = wrote.expect("written").into_inner().next_offset;
             peak = peak.max(harness.agent.resident_kib());

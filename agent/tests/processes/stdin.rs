@@ -1,6 +1,7 @@
 //! Stdin of processes: each byte is delivered once and in order, and the end is delivered too.
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use podling_agent::{
     admission::Intent,
     process::{ProcessError, ProcessSpec, StdinProgress},
@@ -82,4 +83,30 @@ async fn process_without_stdin_rejects_writes() {
     assert!(matches!(refused, ProcessError::BadField { .. }), "{refused}");
     fixture.processes.signal(&id, "KILL").unwrap();
     assert_eq!(all(watcher).await.signal(), Some(9));
+}
+
+#[tokio::test]
+async fn exit_reports_how_much_stdin_was_read() {
+    let wait = "while [ ! -e go ]; do sleep 0.01; done; ";
+    for (script, ends, read) in [
+        ("exit 0", false, 0),
+        ("exit 0", true, 0),
+        ("read line", false, 3),
+        ("read line", true, 3),
+        ("read line; read line", false, 6),
+        ("cat > /dev/null", true, 9),
+    ] {
+        let fixture = ProcessFixture::new();
+        let mut watcher = fixture.processes.start(reading(&format!("{wait}{script}"))).await.unwrap();
+        let id = id(&mut watcher).await;
+        fixture.processes.write(&id, EPOCH, 0, "ab\ncd\nef\n".into(), ends).await.unwrap();
+        let taken = fixture.processes.wait_until_stdin_read(&id, 1);
+        tokio::pin!(taken);
+        assert!(ends || taken.as_mut().now_or_never().is_none(), "nothing is read before the file exists");
+        std::fs::write(fixture.home.path().join("go"), "").unwrap();
+        timeout(DEADLINE, taken).await.expect("the wait ends").unwrap();
+        let exit = all(watcher).await.exit.unwrap();
+        assert_eq!(exit.stdin_read, Some(read), "{script:?}, end sent: {ends}");
+    }
+    assert_eq!(all(ProcessFixture::new().sh("exit 0")).await.exit.unwrap().stdin_read, None);
 }

@@ -57,6 +57,7 @@ async fn client_starts_writes_reconnects_and_resumes() {
         offset,
         data: data.into(),
         end,
+        until_read: !end,
     };
     assert_eq!(client.write(write(0, "abc", false)).await.unwrap().into_inner().next_offset, 3);
     let Event::Stdout(output) = next(&mut stream).await else { panic!("no output") };
@@ -87,6 +88,7 @@ async fn client_starts_writes_reconnects_and_resumes() {
     };
     assert_eq!((out.as_slice(), err.as_slice()), (&b"def"[..], &b"err\n"[..]));
     assert_eq!((exit.how, exit.stdout_final, exit.stderr_final), (Some(How::Signal("USR1".into())), 6, 4));
+    assert_eq!(exit.stdin_read, Some(6));
     assert!(stream.message().await.unwrap().is_none());
 
     let listed = client.list(ListProcessesRequest {}).await.unwrap().into_inner().processes;

@@ -111,6 +111,7 @@ async fn write(
             offset,
             data: data.clone(),
             end,
+            until_read: false,
         };
         match workspace_client.processes().write(request).await {
             Ok(answer) => return Ok(!answer.into_inner().closed),
