@@ -58,6 +58,10 @@ impl TerminalBuilder {
         }
     }
 
+    pub(super) fn id(&self) -> &TerminalId {
+        &self.id
+    }
+
     /// Creates a builder with the id, title and directory from a journal. The log is empty, and its
     /// offsets start at 0 because the epoch is new.
     pub(super) fn from_journal(metadata: &JournalMetadata, claim: &Claim) -> Self {

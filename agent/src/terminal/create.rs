@@ -3,6 +3,7 @@
 use super::{
     TerminalError, WindowSize,
     builder::TerminalSpec,
+    ids::TerminalId,
     journal::RestartSpec,
     pty::{Pty, PtyPair},
     shell::{default_argv, is_interactive},
@@ -18,6 +19,8 @@ const MAX_NAME_CHARS: usize = 100;
 const MAX_REQUEST_ID_BYTES: usize = 64;
 /// Value of `TERM` unless the request or the claim sets one.
 const TERM: &str = "xterm-256color";
+/// Variable with the terminal's id.
+const ID_VARIABLE: &str = "PODLING_TERMINAL_ID";
 
 /// Request to create a terminal.
 #[derive(Debug, Clone, Default)]
@@ -52,9 +55,11 @@ impl CreateTerminal {
         Ok(())
     }
 
-    /// Starts the program on a new PTY. Blocks for the time of a fork (about 1 ms).
+    /// Starts the program on a new PTY, for the terminal `id`. Blocks for the time of a fork (about
+    /// 1 ms).
     pub(super) fn start(
         mut self,
+        id: &TerminalId,
         launcher: &Launcher,
         children: &Children,
     ) -> Result<StartedProgram, TerminalError> {
@@ -68,6 +73,8 @@ impl CreateTerminal {
         if !has_term {
             self.program.env.entry("TERM".into()).or_insert_with(|| TERM.into());
         }
+        // Programs in the terminal can tell which terminal they are in.
+        self.program.env.insert(ID_VARIABLE.into(), id.to_string());
         let command = launcher.command(&self.program)?;
         let program = self.program.argv[0].clone();
         let pair = PtyPair::open(self.size)?;

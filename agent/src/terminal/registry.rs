@@ -131,9 +131,9 @@ impl Terminals {
             return Err(TerminalError::ShuttingDown.into());
         }
         let inner = &self.inner;
-        let started = create.clone().start(&inner.launcher, &inner.children)?;
-        let terminal =
-            inner.register(&mut table, TerminalBuilder::new(&claim).build_running(started, &inner.gate));
+        let builder = TerminalBuilder::new(&claim);
+        let started = create.clone().start(builder.id(), &inner.launcher, &inner.children)?;
+        let terminal = inner.register(&mut table, builder.build_running(started, &inner.gate));
         drop(table);
         Ok(terminal.info())
     }

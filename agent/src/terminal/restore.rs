@@ -54,7 +54,7 @@ pub(super) fn restore(
         name: metadata.name.clone(),
         request_id: metadata.request_id.clone(),
     };
-    match create.start(launcher, children) {
+    match create.start(builder.id(), launcher, children) {
         Ok(started) => builder.build_running(started, gate),
         Err(error) => {
             let error = error_chain(&error);
