@@ -38,12 +38,34 @@ impl WorkspaceArchivesService {
 
     /// Finds an archive by its key. The id or name of a workspace stands for its newest archive.
     fn find(&self, caller: &Principal, text: &str) -> Result<(Arc<WorkspaceView>, Archive), WireError> {
+        let (view, keyed) = self.find_workspace(caller, text).map_err(|error| match error.reason() {
+            Reason::WorkspaceNotFound => {
+                let message =
+                    format!("no archive has the key {text:?}, and no workspace has this name or id");
+                WireError::new(Reason::ArchiveNotFound, message)
+            }
+            _ => error,
+        })?;
+        let archive = keyed.or_else(|| view.archives.last().cloned()).ok_or_else(|| {
+            let message = format!("there is no archive of {:?}", view.spec.name.as_str());
+            WireError::new(Reason::ArchiveNotFound, message).with("id", &view.spec.id)
+        })?;
+        Ok((view, archive))
+    }
+
+    /// Finds a workspace by its id, its name or the key of one of its archives. Returns the archive
+    /// with that key.
+    fn find_workspace(
+        &self,
+        caller: &Principal,
+        text: &str,
+    ) -> Result<(Arc<WorkspaceView>, Option<Archive>), WireError> {
         let snapshots = self.driver.snapshots();
         let snapshot = snapshots.borrow();
         let mut seen = snapshot.workspaces.values().filter(|view| caller.sees(view));
         let keyed = seen.find_map(|view| {
             let archive = view.archives.iter().find(|archive| archive.key.0 == text)?;
-            Some((view.clone(), archive.clone()))
+            Some((view.clone(), Some(archive.clone())))
         });
         if let Some(found) = keyed {
             return Ok(found);
@@ -63,11 +85,7 @@ impl WorkspaceArchivesService {
                 gone.last().map(|view| Arc::clone(view)).ok_or(error)?
             }
         };
-        let newest = view.archives.last().cloned().ok_or_else(|| {
-            let message = format!("there is no archive of {:?}", view.spec.name.as_str());
-            WireError::new(Reason::ArchiveNotFound, message).with("id", &view.spec.id)
-        })?;
-        Ok((view, newest))
+        Ok((view, None))
     }
 }
 
@@ -84,7 +102,7 @@ impl WorkspaceArchives for WorkspaceArchivesService {
         }
         let only = match request.workspace.as_str() {
             "" => None,
-            text => Some(self.find(&caller, text)?.0.spec.id.clone()),
+            text => Some(self.find_workspace(&caller, text)?.0.spec.id.clone()),
         };
         let snapshot = self.driver.snapshots().borrow().clone();
         let shown = |view: &&Arc<WorkspaceView>| {

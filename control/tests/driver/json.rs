@@ -64,6 +64,19 @@ async fn invalid_body_is_rejected_with_the_field() {
         assert_eq!(create(body).await.refuses(400, "BAD_FIELD")["field"], field, "{body}");
     }
     create(&"[".repeat(100_000)).await.refuses(400, "BAD_FIELD");
+    // Serde would read an array as an object whose fields come in order.
+    for (path, body) in [
+        ("/v1/workspaces", r#"["demo"]"#),
+        ("/v1/workspaces", r#"{"name": "demo", "policy": [900]}"#),
+        ("/v1/workspaces/demo/wake", "[]"),
+        ("/v1/workspaces/demo/sleep", "[true]"),
+    ] {
+        client.raw("POST", path, "application/json", body.into()).await.refuses(400, "BAD_FIELD");
+    }
+    for archive in ["none", "workspace-abcdefghijkl-20260102-030405"] {
+        let restore = client.send("POST", &format!("/v1/archives/{archive}/restore"), None).await;
+        restore.refuses(404, "ARCHIVE_NOT_FOUND");
+    }
     assert!(control.handle.snapshots().borrow().workspaces.is_empty());
 }
 

@@ -5,7 +5,10 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use podling_proto::error::{Reason, WireError};
-use serde::de::DeserializeOwned;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor},
+};
 
 use super::problem_response::ProblemResponse;
 
@@ -78,6 +81,11 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ProblemResponse> {
+    deserialize::<WithoutArrays>(bytes)?;
+    deserialize(bytes)
+}
+
+fn deserialize<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ProblemResponse> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         // The path of a syntax error says nothing about the field. The path "." is the root, which
@@ -89,6 +97,61 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ProblemResponse> {
     Ok(parsed)
 }
 
+/// A JSON value without arrays. Serde accepts an array in place of any object, with its fields in
+/// order, so that `[]` would be a body without fields. No body of the API has an array.
+struct WithoutArrays;
+
+impl<'de> Deserialize<'de> for WithoutArrays {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(WithoutArraysVisitor)
+    }
+}
+
+struct WithoutArraysVisitor;
+
+impl<'de> Visitor<'de> for WithoutArraysVisitor {
+    type Value = WithoutArrays;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object or a scalar")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WithoutArrays, A::Error> {
+        while map.next_entry::<String, WithoutArrays>()?.is_some() {}
+        Ok(WithoutArrays)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<WithoutArrays, A::Error> {
+        // Read to its end, so that the syntax of the whole body is checked first.
+        while array.next_element::<IgnoredAny>()?.is_some() {}
+        Err(A::Error::invalid_type(Unexpected::Seq, &self))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<WithoutArrays, E> {
+        Ok(WithoutArrays)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<WithoutArrays, E> {
+        Ok(WithoutArrays)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<WithoutArrays, E> {
+        Ok(WithoutArrays)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<WithoutArrays, E> {
+        Ok(WithoutArrays)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<WithoutArrays, E> {
+        Ok(WithoutArrays)
+    }
+
+    fn visit_unit<E>(self) -> Result<WithoutArrays, E> {
+        Ok(WithoutArrays)
+    }
+}
+
 fn too_long() -> ProblemResponse {
     let message = format!("the body is longer than {MAX_BODY_BYTES} bytes");
     let error =
@@ -98,4 +161,34 @@ fn too_long() -> ProblemResponse {
 
 fn bad(field: &str, problem: &str) -> WireError {
     WireError::new(Reason::BadField, format!("{field}: {problem}")).with("field", field)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default, PartialEq, serde::Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct OuterBody {
+        name: String,
+        inner: InnerBody,
+    }
+
+    #[derive(Debug, Default, PartialEq, serde::Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct InnerBody {
+        size: Option<f64>,
+        force: bool,
+    }
+
+    #[test]
+    fn array_in_place_of_an_object_is_rejected() {
+        let body = |text: &str| parse::<OuterBody>(text.as_bytes());
+        let full = body(r#"{"name":"a","inner":{"size":1.5,"force":true}}"#).expect("a valid body");
+        assert_eq!(full, OuterBody { name: "a".into(), inner: InnerBody { size: Some(1.5), force: true } });
+        assert_eq!(body(r#"{"inner":{"size":null}}"#).expect("null is a scalar"), OuterBody::default());
+        for text in ["[]", r#"["a"]"#, r#"{"inner":[]}"#, r#"{"inner":[1,true]}"#, "1", "null", r#""x""#] {
+            assert!(body(text).is_err(), "{text}");
+        }
+    }
 }
