@@ -156,6 +156,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
         shutdown_signals.streams.clone(),
     ));
     let health = HealthReporter::new();
+    services::set_health(&health, ServingStatus::Serving).await;
     let tokens = TokensServer::new(TokensService::new(identity.clone(), handle.snapshots()));
     let workspaces = WorkspacesService::new(handle.clone(), templates, shutdown_signals.streams.clone());
     let archives = WorkspaceArchivesService::new(handle.clone());
@@ -206,7 +207,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
         Ok("the listener for agents")
     });
 
-    data_dir_lock.announce(&url)?;
+    data_dir_lock.announce(&url, config.tls.as_ref().map(|files| files.certificate.as_path()))?;
     ready(ServingInfo { url, root_token: crate::identity::root_token_file(&config.data) });
     let early = tokio::select! {
         () = shutdown.cancelled() => None,
@@ -224,7 +225,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
     // The control plane reports that it is not ready. Then each listener closes, cancels streams,
     // drains its connections and closes the rest by force. The driver stops last, so that calls in
     // progress complete.
-    health.set_service_status("", ServingStatus::NotServing).await;
+    services::set_health(&health, ServingStatus::NotServing).await;
     shutdown_signals.draining.cancel();
     tracing::info!("shutting down");
     let listeners = finish(listeners).await;

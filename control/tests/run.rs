@@ -17,6 +17,9 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, metadata::MetadataValue, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 /// Upper bound of each wait.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -93,6 +96,14 @@ async fn control_plane_starts_serves_shuts_down_and_restarts() {
         let token = std::fs::read_to_string(&ready.root_token).expect("root token");
         let bearer: MetadataValue<_> = format!("Bearer {}", token.trim()).parse().expect("ascii");
         let channel = Channel::from_shared(ready.url.clone()).expect("url").connect().await.expect("connect");
+        let mut health = HealthClient::new(channel.clone());
+        for service in ["", "podling.control.v1.Workspaces", "podling.agent.v1.Terminals"] {
+            let request = HealthCheckRequest { service: service.to_owned() };
+            let answer = health.check(request).await.expect("a known service").into_inner();
+            assert_eq!(answer.status(), ServingStatus::Serving, "{service:?}");
+        }
+        let unknown = HealthCheckRequest { service: "podling.control.v1.Nothing".to_owned() };
+        assert_eq!(health.check(unknown).await.expect_err("unknown").code(), tonic::Code::NotFound);
         let mut tokens = TokensClient::with_interceptor(channel, move |mut request: Request<()>| {
             request.metadata_mut().insert("authorization", bearer.clone());
             Ok(request)
@@ -178,6 +189,9 @@ async fn public_address_serves_tls_with_the_given_certificate() {
     let config = ControlConfig::load(Some(&directory), &args, &|_| None, defaults).expect("config");
     let (ready, shutdown, ended) = start(config).await;
     assert!(ready.url.starts_with("https://127.0.0.1:"), "{}", ready.url);
+    let up = std::fs::read_to_string(directory.join("run/up.json")).expect("up.json");
+    let up: serde_json::Value = serde_json::from_str(&up).expect("json");
+    assert_eq!(up["certificate"].as_str(), cert_file.to_str(), "local commands trust this certificate");
     let mut roots = rustls::RootCertStore::empty();
     roots.add(certificate.der().clone()).expect("root");
     let tls = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())

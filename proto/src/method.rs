@@ -18,6 +18,11 @@ impl Method {
         Verb::try_from(self.verb).unwrap_or(Verb::Admin)
     }
 
+    /// Returns the full name of the service, such as `podling.agent.v1.Terminals`.
+    pub fn service(&self) -> Option<&'static str> {
+        self.path.strip_prefix('/')?.split_once('/').map(|(service, _)| service)
+    }
+
     /// Returns whether agents implement the method, so that the gateway forwards it. The control
     /// plane implements all other methods.
     pub fn is_agents(&self) -> bool {
@@ -41,6 +46,7 @@ mod tests {
     fn method_table_matches_options() {
         let attach = find("/podling.agent.v1.Terminals/Attach").expect("Attach");
         assert_eq!((attach.verb(), attach.wakes), (Verb::Terminal, true));
+        assert_eq!(attach.service(), Some("podling.agent.v1.Terminals"));
         let write = find("/podling.agent.v1.Terminals/Write").expect("Write");
         assert_eq!((write.verb(), write.wakes), (Verb::Terminal, false), "a keystroke never wakes");
         let watch = find("/podling.agent.v1.Activity/Watch").expect("Watch");

@@ -41,6 +41,9 @@ pub(super) struct DataDirLock {
 struct RunFile<'a> {
     url: &'a str,
     pid: u32,
+    /// File with the certificate that the public listener serves, as an absolute path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate: Option<PathBuf>,
 }
 
 impl DataDirLock {
@@ -80,9 +83,11 @@ impl DataDirLock {
         Ok(this)
     }
 
-    /// Publishes the control plane's URL for other commands.
-    pub(super) fn announce(&self, url: &str) -> Result<(), SecretFileError> {
-        let up = serde_json::to_vec(&RunFile { url, pid: process::id() }).unwrap_or_default();
+    /// Publishes the control plane's URL and the file of its certificate for other commands.
+    pub(super) fn announce(&self, url: &str, certificate: Option<&Path>) -> Result<(), SecretFileError> {
+        let certificate =
+            certificate.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+        let up = serde_json::to_vec(&RunFile { url, pid: process::id(), certificate }).unwrap_or_default();
         secret_file::write(&self.up, &up)
     }
 
@@ -146,7 +151,7 @@ mod tests {
     fn locked_data_dir_error_names_process() {
         let data = tempfile::tempdir().expect("directory");
         let held = DataDirLock::acquire(data.path()).expect("known");
-        held.announce("http://127.0.0.1:1").expect("announce");
+        held.announce("http://127.0.0.1:1", None).expect("announce");
         let up = fs::read_to_string(data.path().join("run/up.json")).expect("up.json");
         assert_eq!(up, format!(r#"{{"url":"http://127.0.0.1:1","pid":{}}}"#, process::id()));
         let error = DataDirLock::acquire(data.path()).expect_err("in use").to_string();
