@@ -34,5 +34,6 @@ pub mod server;
 pub mod snapshot;
 pub mod store;
 pub mod template;
+pub mod terminal_features;
 mod unix_socket;
 mod watch_backoff;
