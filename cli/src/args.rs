@@ -1,15 +1,18 @@
 //! Defines the command line: the global options and the subcommands.
 
-use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+
+use clap::{ArgMatches, Parser, Subcommand};
 
 use crate::{
     command::{
         archives::ArchivesArgs, attach::AttachArgs, completions::CompletionsArgs, cp::CpArgs,
-        create::CreateArgs, down::DownArgs, explain::ExplainArgs, export::ExportArgs,
+        create::CreateArgs, down::DownArgs, explain::ExplainArgs, export::ExportArgs, hint::HintArgs,
         keep_awake::KeepAwakeArgs, ls::LsArgs, policy::PolicyArgs, resize::ResizeArgs, restore::RestoreArgs,
         rm::RmArgs, run::RunArgs, sleep::SleepArgs, token::TokenArgs, up::UpArgs, wake::WakeArgs,
     },
     context::Context,
+    cp::endpoint::CopyEndpoint,
     failure::{CommandFailure, EXIT_CODES},
     target::GlobalOptions,
 };
@@ -49,6 +52,30 @@ pub enum PodlingCommand {
     Restore(RestoreArgs),
     Token(TokenArgs),
     Completions(CompletionsArgs),
+    #[command(hide = true, aliases = ["ssh", "shell"])]
+    Exec(HintArgs),
+}
+
+/// Arguments that name a workspace.
+const NAME_ARGUMENTS: &[&str] = &["name", "names", "workspace"];
+/// Arguments of `cp`, one of which names a workspace with a path.
+const ENDPOINT_ARGUMENTS: &[&str] = &["from", "to"];
+
+/// Returns the workspace that a command line names. Returns `None` if it names none or several.
+pub fn named_workspace(matches: &ArgMatches) -> Option<String> {
+    let mut matches = matches;
+    while let Some((_, inner)) = matches.subcommand() {
+        matches = inner;
+    }
+    let names = NAME_ARGUMENTS.iter().filter_map(|id| matches.try_get_many::<String>(id).ok().flatten());
+    let mut names: Vec<_> = names.flatten().cloned().collect();
+    let endpoints =
+        ENDPOINT_ARGUMENTS.iter().filter_map(|id| matches.try_get_one::<OsString>(id).ok().flatten());
+    names.extend(endpoints.filter_map(|endpoint| match CopyEndpoint::parse(endpoint) {
+        Ok(CopyEndpoint::Remote { workspace, .. }) => Some(workspace),
+        _ => None,
+    }));
+    if names.len() == 1 { names.pop() } else { None }
 }
 
 impl PodlingCommand {
@@ -73,7 +100,8 @@ impl PodlingCommand {
             Self::Archives(archives) => archives.run(context).await,
             Self::Restore(restore) => restore.run(context).await,
             Self::Token(token) => token.run(context).await,
-            Self::Completions(completions) => completions.run(),
+            Self::Completions(completions) => completions.run(context).await,
+            Self::Exec(exec) => exec.run(),
         }
     }
 }
@@ -91,6 +119,23 @@ mod tests {
     #[test]
     fn command_line_definition_is_consistent() {
         CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn workspace_of_a_command_line_is_found() {
+        for (line, workspace) in [
+            ("podling attach demo", Some("demo")),
+            ("podling run -e A=b demo -- ls name", Some("demo")),
+            ("podling policy set demo --idle-timeout 5m", Some("demo")),
+            ("podling --json wake demo", Some("demo")),
+            ("podling cp demo:a /tmp/b", Some("demo")),
+            ("podling cp a 2019-01-02:x", None),
+            ("podling wake demo other", None),
+            ("podling ls", None),
+        ] {
+            let matches = CommandLine::command().try_get_matches_from(line.split_whitespace()).expect(line);
+            assert_eq!(named_workspace(&matches).as_deref(), workspace, "{line}");
+        }
     }
 
     #[test]

@@ -28,6 +28,7 @@ use crate::{
     backoff::{RetryBackoff, retry_call},
     connector,
     failure::CommandFailure,
+    notice,
     target::ControlPlaneTarget,
 };
 
@@ -161,7 +162,7 @@ where
             done => return done,
         }
         if !is_told && began.elapsed() >= CONNECT_NOTE_AFTER {
-            eprintln!("podling: {url} refuses connections; retrying for {} s", window.as_secs());
+            notice!("podling: {url} refuses connections; retrying for {} s", window.as_secs());
             is_told = true;
         }
         sleep(backoff.next_delay()).await;

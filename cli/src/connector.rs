@@ -1,4 +1,5 @@
-//! Opens connections to a control plane, by TCP or by TLS with the certificates of `--ca`.
+//! Opens connections to a control plane, by TCP or by TLS. Trusts the certificates of `--ca`, or the
+//! certificate that a control plane on this machine announced.
 //!
 //! A data directory contains the address of its control plane. This address is read again for each
 //! connection, because a restarted control plane may listen elsewhere.
@@ -25,6 +26,7 @@ use tower::util::BoxCloneService;
 
 use crate::{
     failure::CommandFailure,
+    pinned_certificate::PinnedCertificateVerifier,
     target::{self, ControlPlaneTarget},
 };
 
@@ -36,7 +38,10 @@ pub type Connector = BoxCloneService<Uri, TokioIo<Box<dyn ByteStream>>, io::Erro
 
 /// Returns a connector for this control plane. Fails if the certificates cannot be loaded.
 pub fn for_target(target: &ControlPlaneTarget) -> Result<Connector, CommandFailure> {
-    let tls = if target.url.starts_with("https://") { Some(tls(target.ca.as_deref())?) } else { None };
+    let tls = match target.url.starts_with("https://") {
+        true => Some(tls(target.ca.as_deref(), target.certificate.as_deref())?),
+        false => None,
+    };
     let data = target.data.clone();
     let connect = move |uri: Uri| -> BoxFuture<'static, io::Result<TokioIo<Box<dyn ByteStream>>>> {
         let (tls, data) = (tls.clone(), data.clone());
@@ -65,13 +70,30 @@ async fn dial(uri: Uri, tls: Option<TlsConnector>) -> io::Result<Box<dyn ByteStr
     Ok(Box::new(tls.connect(name, stream).await?))
 }
 
-fn tls(ca: Option<&Path>) -> Result<TlsConnector, CommandFailure> {
-    let ca = ca.ok_or_else(|| {
-        CommandFailure::Usage(
-            "an https address requires a file of certificates to trust; pass --ca FILE or set PODLING_CA"
-                .to_owned(),
-        )
-    })?;
+/// Trusts the certificates in `ca`, or else the `certificate` of the control plane on this machine.
+fn tls(ca: Option<&Path>, certificate: Option<&Path>) -> Result<TlsConnector, CommandFailure> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| CommandFailure::Other(format!("cannot set up TLS: {error}")))?;
+    let builder = match (ca, certificate) {
+        (Some(ca), _) => builder.with_root_certificates(roots(ca)?),
+        (None, Some(certificate)) => {
+            let verifier = PinnedCertificateVerifier::new(certificate, provider);
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+        }
+        (None, None) => {
+            let message = "an https address requires a file of certificates to trust; pass --ca FILE or set \
+                           PODLING_CA";
+            return Err(CommandFailure::Usage(message.to_owned()));
+        }
+    };
+    let mut config = builder.with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+fn roots(ca: &Path) -> Result<RootCertStore, CommandFailure> {
     let bad = |what: String| {
         CommandFailure::Usage(format!("cannot load certificates from {}: {what}", ca.display()))
     };
@@ -83,12 +105,5 @@ fn tls(ca: Option<&Path>) -> Result<TlsConnector, CommandFailure> {
     if roots.is_empty() {
         return Err(bad("the file contains no certificate".to_owned()));
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| bad(error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(TlsConnector::from(Arc::new(config)))
+    Ok(roots)
 }

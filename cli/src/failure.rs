@@ -9,6 +9,8 @@ use podling_proto::error::{self, Reason};
 use serde::Serialize;
 use tonic::{Code, Status};
 
+use crate::{notice, output, signal};
+
 pub const OK: u8 = 0;
 /// Exit code of a failure without a code of its own.
 pub const ERROR: u8 = 1;
@@ -20,6 +22,10 @@ pub const NOT_FOUND: u8 = 3;
 pub const REFUSED: u8 = 4;
 /// Exit code if the control plane or agent is unreachable or not ready.
 pub const UNAVAILABLE: u8 = 5;
+/// Exit code if a part of the result is missing, such as a file that could not be copied.
+pub const INCOMPLETE: u8 = 6;
+/// Exit code if the reader of standard output is gone: the code of a program that SIGPIPE ended.
+pub const OUTPUT_CLOSED: u8 = 141;
 /// Exit code of `run` if Podling fails, not the command.
 pub const RUN_FAILED: u8 = 125;
 /// Exit code of `run` if the command is not executable.
@@ -44,6 +50,7 @@ Exit codes:
   3  no such workspace, terminal, process, path or archive
   4  refused: the token does not allow the request, or data would be lost
   5  the control plane or agent is unreachable or not ready
+  6  incomplete: a copy or an export lacks files, each of which is listed
 
 `run`, `attach` and `keep-awake NAME -- CMD` exit with the code of the command: 128+n if
 signal n ended it, 127 if it was not found, 126 if it is not executable, 125 if Podling
@@ -63,8 +70,6 @@ pub enum CommandFailure {
     NotRunning {
         /// Directory that was searched for `run/up.json`.
         data: PathBuf,
-        /// True for the default directory. The advice then omits `--data`.
-        default: bool,
     },
     /// The control plane's address does not answer.
     #[error("cannot connect to the control plane at {url}")]
@@ -96,6 +101,19 @@ pub enum CommandFailure {
     Unavailable(String),
     #[error("{0}")]
     Other(String),
+    /// The reader of the output is gone. Like other programs, this one then ends without a message.
+    #[error("the reader of the output is gone")]
+    OutputClosed,
+    /// A signal ended the command. Like other programs, this one then ends without a message.
+    #[error("interrupted by SIG{0}")]
+    Interrupted(&'static str),
+    /// Replaces the advice of `inner`.
+    #[error("{inner}")]
+    Advised {
+        advice: String,
+        #[source]
+        inner: Box<CommandFailure>,
+    },
     /// Overrides the exit code of `inner`.
     #[error("{inner}")]
     Coded {
@@ -122,6 +140,14 @@ impl CommandFailure {
         move |source| Self::Io { doing, source }
     }
 
+    /// Returns a function that converts an error of a write to `name`, for example "standard output".
+    pub fn output(name: &str) -> impl FnOnce(io::Error) -> Self {
+        move |source| match source.kind() {
+            io::ErrorKind::BrokenPipe => Self::OutputClosed,
+            _ => Self::Io { doing: format!("cannot write to {name}"), source },
+        }
+    }
+
     /// Returns the failure for a response that lacks the workspace.
     pub fn no_workspace() -> Self {
         Self::Other("the response of the control plane contains no workspace".to_owned())
@@ -131,6 +157,12 @@ impl CommandFailure {
     #[must_use]
     pub fn with_code(self, code: u8) -> Self {
         Self::Coded { code, inner: Box::new(self) }
+    }
+
+    /// Replaces the advice that belongs to the reason.
+    #[must_use]
+    pub fn with_advice(self, advice: String) -> Self {
+        Self::Advised { advice, inner: Box::new(self) }
     }
 
     /// Returns the exit code of the process.
@@ -143,6 +175,9 @@ impl CommandFailure {
             Self::Io { .. } | Self::Other(_) => ERROR,
             Self::NotFound(_) => NOT_FOUND,
             Self::Refused(_) => REFUSED,
+            Self::OutputClosed => OUTPUT_CLOSED,
+            Self::Interrupted(name) => signal::exit_code(name),
+            Self::Advised { inner, .. } => inner.exit_code(),
             Self::Coded { code, .. } => *code,
         }
     }
@@ -151,37 +186,51 @@ impl CommandFailure {
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Self::Status(status) => error::reason(status),
-            Self::Coded { inner, .. } => inner.reason(),
+            Self::Coded { inner, .. } | Self::Advised { inner, .. } => inner.reason(),
             _ => None,
         }
     }
 
-    /// Returns what the user can do about the failure, if there is a standard answer.
+    /// Returns what the user can do about the failure, if there is a standard answer. Commands in it
+    /// select the same control plane.
     pub fn advice(&self) -> Option<String> {
+        let advice = self.own_advice()?;
+        Some(advice.replace("podling ", &format!("{} ", output::podling())))
+    }
+
+    fn own_advice(&self) -> Option<String> {
         match self {
-            Self::NotRunning { default: true, .. } => Some("start it with: podling up".to_owned()),
-            Self::NotRunning { data, default: false } => {
-                Some(format!("start it with: podling up --data {}", data.display()))
-            }
-            Self::Unreachable { local: true, .. } => {
-                Some("it has probably stopped; start it with: podling up".to_owned())
-            }
-            Self::Unreachable { local: false, .. } => Some("check PODLING_URL (--url)".to_owned()),
+            Self::NotRunning { .. } => Some("start it with: podling up".to_owned()),
+            Self::Unreachable { local, source, .. } => Some(unreachable_advice(*local, source).to_owned()),
             Self::Status(status) => status_advice(status),
-            Self::Coded { inner, .. } => inner.advice(),
+            Self::Advised { advice, .. } => Some(advice.clone()),
+            Self::Coded { inner, .. } => inner.own_advice(),
             _ => None,
+        }
+    }
+
+    /// Puts the name of the workspace into the commands of the advice. `None` leaves the word NAME.
+    #[must_use]
+    pub fn about(self, workspace: Option<&str>) -> Self {
+        let Some((advice, workspace)) = self.own_advice().zip(workspace) else { return self };
+        match advice.contains(" NAME") {
+            true => self.with_advice(advice.replace(" NAME", &format!(" {workspace}"))),
+            false => self,
         }
     }
 
     /// Prints the failure to stderr, as text with advice or as JSON.
     pub fn report(&self, json: bool) {
-        if json {
-            eprintln!("{}", serde_json::json!({ "error": self.view() }));
+        if matches!(self, Self::OutputClosed | Self::Interrupted(_)) {
             return;
         }
-        eprintln!("podling: {}", self.describe());
+        if json {
+            notice!("{}", serde_json::json!({ "error": self.view() }));
+            return;
+        }
+        notice!("podling: {}", self.describe());
         if let Some(advice) = self.advice() {
-            eprintln!("  {advice}");
+            notice!("  {advice}");
         }
     }
 
@@ -197,7 +246,7 @@ impl CommandFailure {
     /// Returns the message with its causes.
     pub fn describe(&self) -> String {
         let mut text = match self {
-            Self::Coded { inner, .. } => return inner.describe(),
+            Self::Coded { inner, .. } | Self::Advised { inner, .. } => return inner.describe(),
             // A status without a message has only its code.
             Self::Status(status) if status.message().is_empty() => {
                 format!("the control plane returned an error: {}", status.code().description())
@@ -226,6 +275,30 @@ impl CommandFailure {
 impl From<Status> for CommandFailure {
     fn from(status: Status) -> Self {
         Self::Status(Box::new(status))
+    }
+}
+
+/// Returns the advice for a control plane that does not answer. A control plane whose certificate is
+/// rejected runs, so that starting it would not help.
+fn unreachable_advice(local: bool, source: &(dyn std::error::Error + 'static)) -> &'static str {
+    let causes = || std::iter::successors(Some(source), |error| error.source());
+    let is_tls = |cause: &(dyn std::error::Error + 'static)| {
+        cause.is::<rustls::Error>()
+            || cause
+                .downcast_ref::<io::Error>()
+                .is_some_and(|error| error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()))
+    };
+    match (causes().any(is_tls), local) {
+        (true, true) => {
+            "it runs, but its certificate is not trusted; unset PODLING_CA (--ca) to trust the \
+             certificate that it was started with"
+        }
+        (true, false) => {
+            "it runs, but its certificate is not trusted for this address; pass the certificate of its \
+             issuer with --ca FILE (PODLING_CA), and an address that the certificate names"
+        }
+        (false, true) => "it has probably stopped; start it with: podling up",
+        (false, false) => "check PODLING_URL (--url)",
     }
 }
 
@@ -319,11 +392,35 @@ mod tests {
 
     #[test]
     fn missing_control_plane_advises_podling_up() {
-        let failure = CommandFailure::NotRunning { data: "/d".into(), default: true };
+        let failure = CommandFailure::NotRunning { data: "/d".into() };
         assert_eq!(failure.exit_code(), UNAVAILABLE);
         assert_eq!(failure.advice().as_deref(), Some("start it with: podling up"));
-        let elsewhere = CommandFailure::NotRunning { data: "/d".into(), default: false };
-        assert_eq!(elsewhere.advice().as_deref(), Some("start it with: podling up --data /d"));
+    }
+
+    #[test]
+    fn rejected_certificate_does_not_advise_to_start() {
+        let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let rejected = io::Error::new(io::ErrorKind::InvalidData, tls);
+        for local in [true, false] {
+            let advice = unreachable_advice(local, &rejected);
+            assert!(advice.starts_with("it runs, but its certificate"), "{advice}");
+        }
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        assert!(unreachable_advice(true, &refused).contains("podling up"));
+        assert!(unreachable_advice(false, &refused).contains("PODLING_URL"));
+    }
+
+    #[test]
+    fn advice_names_the_workspace() {
+        let advice = |reason| of(reason).about(Some("demo")).advice().expect("advice");
+        assert_eq!(advice(Reason::WorkspaceFailed), "see the reason with: podling explain demo");
+        assert_eq!(advice(Reason::TerminalNotFound), "open a new one with: podling attach demo --new");
+        let restore = advice(Reason::NotArchived);
+        assert!(restore.contains("podling wake demo;") && restore.ends_with("--as NEW-NAME"), "{restore}");
+        assert_eq!(of(Reason::DiskFull).about(Some("demo")).advice(), of(Reason::DiskFull).advice());
+        let coded = of(Reason::WakeTimeout).with_code(RUN_FAILED).about(Some("demo"));
+        assert_eq!((coded.exit_code(), coded.reason()), (RUN_FAILED, Some(Reason::WakeTimeout)));
+        assert_eq!(coded.advice().as_deref(), Some("see its state with: podling explain demo"));
     }
 
     #[test]

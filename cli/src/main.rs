@@ -2,11 +2,13 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, FromArgMatches as _};
 use podling::{
-    args::{CommandLine, PodlingCommand},
+    args::{self, CommandLine, PodlingCommand},
     context::Context,
     failure::{CommandFailure, USAGE},
+    output,
+    target::GlobalOptions,
 };
 use podling_control::{config::LogFormat, log};
 use tokio::runtime;
@@ -25,18 +27,25 @@ fn main() -> ExitCode {
     // The control plane's log may be JSON. Then its errors are lines of that log.
     let is_up = std::env::args_os().any(|word| word == UP);
     let log_format = if is_up { log::early_format(PROGRAM) } else { LogFormat::Text };
-    let command_line = match CommandLine::try_parse() {
-        Ok(command_line) => command_line,
+    let parsed = CommandLine::command()
+        .try_get_matches()
+        .and_then(|matches| Ok((args::named_workspace(&matches), CommandLine::from_arg_matches(&matches)?)));
+    let (workspace, CommandLine { global, command }) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) if log_format == LogFormat::Json && error.use_stderr() => {
             log_format.report(PROGRAM, &error.render().to_string());
             return ExitCode::from(USAGE);
         }
         Err(error) => error.exit(),
     };
-    let json = command_line.global.json;
-    let is_up = matches!(command_line.command, PodlingCommand::Up(_));
+    let env = |name: &str| std::env::var_os(name);
+    output::set_repeated_options(global.repeated_options(&env));
+    let global = global.with_environment(&env);
+    let json = global.json;
+    let is_up = matches!(command, PodlingCommand::Up(_));
     let log_format = if is_up { log_format } else { LogFormat::Text };
-    let code = run(command_line).unwrap_or_else(|failure| {
+    let code = run(global, command).unwrap_or_else(|failure| {
+        let failure = failure.about(workspace.as_deref());
         match log_format {
             LogFormat::Text => failure.report(json),
             LogFormat::Json => log_format.report(PROGRAM, &failure.describe()),
@@ -46,8 +55,7 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-fn run(command_line: CommandLine) -> Result<u8, CommandFailure> {
-    let CommandLine { global, command } = command_line;
+fn run(global: GlobalOptions, command: PodlingCommand) -> Result<u8, CommandFailure> {
     let runtime = runtime(&command).enable_all().build().map_err(CommandFailure::io("cannot start"))?;
     let outcome = runtime.block_on(command.run(&Context { global }));
     // A file read that hangs must not delay the exit.

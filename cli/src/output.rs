@@ -1,15 +1,17 @@
 //! Prints for users and scripts: text, colours, tables, JSON, spinners and progress bars.
 //!
-//! Results go to stdout, everything else to stderr. Colours are used only on a terminal and without
-//! NO_COLOR.
+//! Results go to stdout, everything else to stderr. Colours are used only on a terminal that has
+//! them, and without NO_COLOR.
 
 use std::{
     borrow::Cow,
     io::{self, IsTerminal as _, Write as _},
+    sync::OnceLock,
     time::Duration,
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
+use podling_control::terminal_features;
 use serde::Serialize;
 
 use crate::failure::CommandFailure;
@@ -32,13 +34,22 @@ pub fn paint(text: &str, tone: Tone) -> Cow<'_, str> {
     if coloured() { Cow::Owned(escape(text, tone)) } else { Cow::Borrowed(text) }
 }
 
-/// Returns whether the user disabled colours (https://no-color.org).
-fn no_color() -> bool {
-    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+fn coloured() -> bool {
+    terminal_features::allows_colours() && io::stdout().is_terminal()
 }
 
-fn coloured() -> bool {
-    !no_color() && io::stdout().is_terminal()
+/// Options of this invocation that select the control plane. Set once, before a command runs.
+static REPEATED_OPTIONS: OnceLock<String> = OnceLock::new();
+
+/// Sets the options that commands in messages repeat, for example ` --data DIR`.
+pub fn set_repeated_options(options: String) {
+    let _is_set = REPEATED_OPTIONS.set(options);
+}
+
+/// Returns how to call this program with the same control plane: `podling`, or for example `podling
+/// --data DIR`.
+pub fn podling() -> String {
+    format!("podling{}", REPEATED_OPTIONS.get().map_or("", String::as_str))
 }
 
 fn escape(text: &str, tone: Tone) -> String {
@@ -59,6 +70,20 @@ pub fn print(text: &str) -> Result<(), CommandFailure> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.map_err(CommandFailure::io("cannot write to standard output")),
     }
+}
+
+/// Prints a line to stderr, with the arguments of `format!`. Ignores errors, because no other place
+/// remains to report them. `eprintln!` would panic if stderr is full or closed.
+#[macro_export]
+macro_rules! notice {
+    ($($argument:tt)*) => {
+        $crate::output::write_notice(format_args!($($argument)*))
+    };
+}
+
+/// Prints a line to stderr. Ignores errors.
+pub fn write_notice(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Prints a line to stdout.
@@ -106,9 +131,14 @@ pub fn table(head: &[&str], rows: &[Vec<(String, Option<Tone>)>]) -> String {
     out
 }
 
-/// Returns a running spinner on stderr. It is hidden if stderr is not a terminal.
+/// Returns stderr if it can move its cursor.
+fn draw_target() -> ProgressDrawTarget {
+    if terminal_features::is_dumb() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() }
+}
+
+/// Returns a running spinner on stderr. It is hidden if stderr is not a terminal, or a dumb one.
 pub fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
+    let bar = ProgressBar::with_draw_target(None, draw_target())
         .with_style(spinner_style())
         .with_message(message)
         .with_finish(ProgressFinish::AndClear);
@@ -142,7 +172,7 @@ pub fn bytes_bar(total: Option<u64>) -> ProgressBar {
     } else {
         "{spinner} {bytes}  {bytes_per_sec}  {wide_msg}"
     };
-    ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr())
+    ProgressBar::with_draw_target(total, draw_target())
         .with_finish(ProgressFinish::AndClear)
         .with_style(style(template))
 }

@@ -4,7 +4,10 @@
 use indicatif::ProgressBar;
 use podling_proto::control::v1::{Workspace, progress::Stage};
 
-use crate::{output, progress::stage_text, state_waiter::describe};
+use crate::{
+    notice,
+    {output, progress::stage_text, state_waiter::describe},
+};
 
 /// Spinner or bar that shows the state of a workspace. Dropping it clears its line.
 #[derive(Debug)]
@@ -42,7 +45,7 @@ impl WorkspaceSpinner {
 
     /// Prints a line above the spinner.
     pub fn say(&self, line: &str) {
-        self.bar.suspend(|| eprintln!("{line}"));
+        self.bar.suspend(|| notice!("{line}"));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Finds the control plane and the token, by an address or by a data directory.
 
 use std::{
+    ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -16,22 +17,63 @@ const HEADING: &str = "Global options";
 
 #[derive(Debug, Clone, Default, Args)]
 pub struct GlobalOptions {
-    /// Data directory of a control plane on this machine [default: $XDG_DATA_HOME/podling, or
-    /// ~/.local/share/podling]
-    #[arg(long, global = true, help_heading = HEADING, env = "PODLING_DATA", value_name = "DIR")]
+    /// Data directory of a control plane on this machine [env: PODLING_DATA] [default:
+    /// $XDG_DATA_HOME/podling, or ~/.local/share/podling]
+    #[arg(long, global = true, help_heading = HEADING, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Address of a control plane, for example http://127.0.0.1:7411; requires a token
-    #[arg(long, global = true, help_heading = HEADING, env = "PODLING_URL")]
+    /// Address of a control plane, for example http://127.0.0.1:7411; requires a token [env:
+    /// PODLING_URL]
+    #[arg(long, global = true, help_heading = HEADING)]
     pub url: Option<String>,
-    /// Token for the control plane [default: the root token in the data directory]
-    #[arg(long, global = true, help_heading = HEADING, env = "PODLING_TOKEN", hide_env_values = true)]
+    /// Token for the control plane [env: PODLING_TOKEN] [default: the root token in the data
+    /// directory]
+    #[arg(long, global = true, help_heading = HEADING)]
     pub token: Option<String>,
     /// File of certificates (PEM) to trust for an https address; system certificates are not used
-    #[arg(long, global = true, help_heading = HEADING, env = "PODLING_CA", value_name = "FILE")]
+    /// [env: PODLING_CA] [default: with a data directory, the certificate of its control plane]
+    #[arg(long, global = true, help_heading = HEADING, value_name = "FILE")]
     pub ca: Option<PathBuf>,
     /// Print the result as JSON
     #[arg(long, global = true, help_heading = HEADING)]
     pub json: bool,
+}
+
+impl GlobalOptions {
+    /// Fills options that were not given from the environment. The parser does not read it, because
+    /// its usage texts would show options from the environment as if they were required.
+    #[must_use]
+    pub fn with_environment(self, env: &dyn Fn(&str) -> Option<OsString>) -> Self {
+        let value = |name| env(name).filter(|value: &OsString| !value.is_empty());
+        let text = |name| value(name).and_then(|value| value.into_string().ok());
+        let path = |name| value(name).map(PathBuf::from);
+        Self {
+            data: self.data.or_else(|| path("PODLING_DATA")),
+            url: self.url.or_else(|| text("PODLING_URL")),
+            token: self.token.or_else(|| text("PODLING_TOKEN")),
+            ca: self.ca.or_else(|| path("PODLING_CA")),
+            json: self.json,
+        }
+    }
+
+    /// Returns the options with which another command in the same environment finds the same control
+    /// plane. A token is left out, because it is secret.
+    pub fn repeated_options(&self, env: &dyn Fn(&str) -> Option<OsString>) -> String {
+        let without = Self::default().with_environment(env);
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        let mut options = String::new();
+        if let Some(data) = &self.data
+            && without.data.as_ref().map(absolute) != Some(absolute(data))
+        {
+            options.push_str(&format!(" --data {}", data.display()));
+        }
+        if let Some(url) = self.url.as_ref().filter(|_| self.url != without.url) {
+            options.push_str(&format!(" --url {url}"));
+        }
+        if let Some(ca) = self.ca.as_ref().filter(|_| self.ca != without.ca) {
+            options.push_str(&format!(" --ca {}", ca.display()));
+        }
+        options
+    }
 }
 
 /// Address and credentials of a control plane.
@@ -44,6 +86,8 @@ pub struct ControlPlaneTarget {
     /// restarted control plane may listen elsewhere.
     pub data: Option<PathBuf>,
     pub ca: Option<PathBuf>,
+    /// Certificate of the control plane on this machine. It is trusted unless `ca` is given.
+    pub certificate: Option<PathBuf>,
 }
 
 /// Content of `<data>/run/up.json`, written by `podling up`.
@@ -51,6 +95,9 @@ pub struct ControlPlaneTarget {
 pub struct RunningControlPlane {
     pub url: String,
     pub pid: u32,
+    /// File with the certificate that the control plane serves, if it serves TLS.
+    #[serde(default)]
+    pub certificate: Option<PathBuf>,
 }
 
 impl ControlPlaneTarget {
@@ -65,18 +112,17 @@ impl ControlPlaneTarget {
                         .to_owned(),
                 )
             })?;
-            return Ok(Self { url: url.trim_end_matches('/').to_owned(), token, data: None, ca });
+            let url = url.trim_end_matches('/').to_owned();
+            return Ok(Self { url, token, data: None, ca, certificate: None });
         }
         let data = data_directory(global)?;
-        let running = running(&data)?.ok_or_else(|| CommandFailure::NotRunning {
-            data: data.clone(),
-            default: global.data.is_none(),
-        })?;
+        let running = running(&data)?.ok_or_else(|| CommandFailure::NotRunning { data: data.clone() })?;
         let token = match global.token.clone().filter(|token| !token.is_empty()) {
             Some(token) => token,
             None => root_token(&data)?,
         };
-        Ok(Self { url: running.url, token, data: Some(data), ca })
+        let RunningControlPlane { url, certificate, .. } = running;
+        Ok(Self { url, token, data: Some(data), ca, certificate })
     }
 }
 
@@ -132,14 +178,34 @@ mod tests {
     }
 
     #[test]
+    fn flags_take_precedence_and_are_repeated_in_advice() {
+        let env = |name: &str| match name {
+            "PODLING_DATA" => Some(OsString::from("/env")),
+            "PODLING_TOKEN" => Some(OsString::from("secret")),
+            "PODLING_URL" => Some(OsString::new()),
+            _ => None,
+        };
+        let none = GlobalOptions::default().with_environment(&env);
+        assert_eq!((none.data.clone(), none.url.clone()), (Some("/env".into()), None));
+        assert_eq!(none.repeated_options(&env), "", "the environment of another command is the same");
+        let flags = GlobalOptions { data: Some("/flag".into()), ..GlobalOptions::default() };
+        assert_eq!(flags.clone().with_environment(&env).repeated_options(&env), " --data /flag");
+        assert_eq!(flags.repeated_options(&|_| None), " --data /flag");
+        let remote = GlobalOptions {
+            url: Some("https://x".to_owned()),
+            token: Some("secret".to_owned()),
+            ca: Some("/ca".into()),
+            ..GlobalOptions::default()
+        };
+        assert_eq!(remote.repeated_options(&env), " --url https://x --ca /ca");
+    }
+
+    #[test]
     fn stale_up_file_is_ignored() {
         // Larger than any process id.
         let directory = data_dir(u32::MAX);
         let global = GlobalOptions { data: Some(directory.path().into()), ..GlobalOptions::default() };
-        assert!(matches!(
-            ControlPlaneTarget::find(&global),
-            Err(CommandFailure::NotRunning { default: false, .. })
-        ));
+        assert!(matches!(ControlPlaneTarget::find(&global), Err(CommandFailure::NotRunning { .. })));
     }
 
     #[test]

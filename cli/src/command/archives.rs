@@ -11,7 +11,7 @@ use crate::{
     client::Client,
     context::Context,
     failure::CommandFailure,
-    output,
+    notice, output,
 };
 
 /// List the archives of workspaces, including deleted ones
@@ -40,7 +40,7 @@ impl ArchivesArgs {
         } else if archives.is_empty() {
             let message =
                 "There are no archives. A workspace is archived after a long sleep, and before it is deleted";
-            eprintln!("{message}.");
+            notice!("{message}.");
         } else {
             output::print(&archive::table(&archives, SystemTime::now(), self.all_owners))?;
         }

@@ -25,7 +25,7 @@ use crate::{
     command::wake::wake,
     context::Context,
     failure::{self, CommandFailure},
-    output,
+    notice, output,
     run::input::TerminationSignals,
     signal,
     state_waiter::{self, TargetState},
@@ -72,38 +72,44 @@ pub struct AttachArgs {
 impl AttachArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         if !session::is_terminal() {
-            let message = "standard input is not a terminal; in scripts, use: podling run NAME -- CMD";
-            return Err(CommandFailure::Usage(message.to_owned()));
+            let message = format!(
+                "standard input is not a terminal; in scripts, use: podling run {} -- CMD",
+                self.name
+            );
+            return Err(CommandFailure::Usage(message));
         }
         let signals =
             TerminationSignals::listen().map_err(CommandFailure::io("cannot listen for signals"))?;
         let client = context.client().await?;
         let workspace = client.find(&self.name).await?;
         let (terminal, is_new) = self.terminal(&client, &workspace).await?;
+        if is_inside(&workspace.id, &terminal.id) {
+            return Err(CommandFailure::Refused(inside_message(&workspace.name, &terminal.name)));
+        }
         let terminal_label = if terminal.name.is_empty() { &terminal.id } else { &terminal.name };
         let terminal_label = output::plain(terminal_label);
-        eprintln!("attached to {terminal_label} in {}; detach with {}", self.name, self.detach_key);
+        notice!("attached to {terminal_label} in {}; detach with {}", self.name, self.detach_key);
         if let Some(failure) = workspace.activity.as_ref().and_then(notifications::command_failure) {
-            eprintln!("{failure}; its last output: podling explain {}", self.name);
+            notice!("{failure}; its last output: podling explain {}", self.name);
         }
         let session = AttachSession::new(client, workspace, terminal.id.clone(), is_new, self.detach_key)?;
         // The session has restored the terminal, but the cursor may be in the middle of a line.
-        let end = session.run(signals).await.inspect_err(|_| eprintln!())?;
+        let end = session.run(signals).await.inspect_err(|_| notice!(""))?;
         Ok(match end {
             AttachEnd::Exited(exit) => {
-                eprintln!("\r\n{terminal_label} in {} {}", self.name, describe_exit(&exit));
+                notice!("\r\n{terminal_label} in {} {}", self.name, describe_exit(&exit));
                 exit_code(&exit)
             }
             AttachEnd::Detached { unsent } => {
                 if unsent > 0 {
-                    eprintln!("\r\nthe connection was broken: the last {unsent} bytes typed may be lost");
+                    notice!("\r\nthe connection was broken: the last {unsent} bytes typed may be lost");
                 }
                 let argument = if terminal_label == DEFAULT_TERMINAL {
                     String::new()
                 } else {
                     format!(" {}", terminal.id)
                 };
-                eprintln!(
+                notice!(
                     "\r\ndetached; the terminal keeps running. \
                      Attach again with: podling attach {}{argument}",
                     self.name
@@ -111,7 +117,7 @@ impl AttachArgs {
                 failure::OK
             }
             AttachEnd::LeftAsleep => {
-                eprintln!(
+                notice!(
                     "\r\ndetached; {} is asleep. Wake it and attach again with: podling attach {0}",
                     self.name
                 );
@@ -176,6 +182,21 @@ impl AttachArgs {
             .terminal
             .ok_or_else(|| CommandFailure::Other("the response of the agent contains no terminal".to_owned()))
     }
+}
+
+/// Returns whether this program runs in the terminal. Attaching would show the terminal in itself:
+/// each byte of output would be output of the terminal again, without end.
+fn is_inside(workspace_id: &str, terminal_id: &str) -> bool {
+    let is = |name, value: &str| std::env::var(name).is_ok_and(|inside| inside == value);
+    is("PODLING_WORKSPACE_ID", workspace_id) && is("PODLING_TERMINAL_ID", terminal_id)
+}
+
+fn inside_message(workspace: &str, terminal: &str) -> String {
+    let terminal = output::plain(terminal);
+    format!(
+        "cannot attach to {terminal} in {workspace} from inside it, because it would show its own output \
+         without end; to open another terminal: podling attach {workspace} --new"
+    )
 }
 
 async fn list(workspace_client: &WorkspaceClient) -> Result<Vec<Terminal>, Status> {

@@ -1,27 +1,105 @@
 //! `podling completions`: prints shell completions.
 
+use std::time::Duration;
+
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
+use podling_proto::control::v1::ListWorkspacesRequest;
+use tokio::time::timeout;
 
-use crate::{args::CommandLine, failure::CommandFailure, output};
+use crate::{
+    args::CommandLine,
+    context::Context,
+    failure::{self, CommandFailure},
+    output,
+};
 
 const EXAMPLE: &str = "\
 Example, for bash:
   podling completions bash > ~/.local/share/bash-completion/completions/podling";
 
+/// Additions to the generated scripts, which complete the names of workspaces.
+const BASH_NAMES: &str = include_str!("completions.bash");
+const FISH_NAMES: &str = include_str!("completions.fish");
+const ZSH_NAMES: &str = "
+_podling_names() {
+    local -a names
+    names=(${(f)\"$(podling completions --names 2>/dev/null)\"})
+    compadd -a names
+}
+";
+/// Time limit for listing names, because the user waits for it at a prompt.
+const NAMES_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Print a shell completion script
+///
+/// The script also completes the names of workspaces, which it asks the control plane for.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLE)]
 pub struct CompletionsArgs {
     /// Shell to complete for
-    shell: Shell,
+    #[arg(required_unless_present = "names")]
+    shell: Option<Shell>,
+    /// Print the names of workspaces, one a line
+    #[arg(long, hide = true, conflicts_with = "shell")]
+    names: bool,
 }
 
 impl CompletionsArgs {
-    pub fn run(self) -> Result<u8, CommandFailure> {
-        let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut CommandLine::command(), "podling", &mut script);
-        output::print(&String::from_utf8_lossy(&script))?;
-        Ok(0)
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
+        match self.shell {
+            Some(shell) => output::print(&script(shell))?,
+            None => {
+                // A message would appear in the line that the user types.
+                if let Ok(Ok(names)) = timeout(NAMES_TIMEOUT, names(context)).await {
+                    output::print(&names)?;
+                }
+            }
+        }
+        Ok(failure::OK)
+    }
+}
+
+async fn names(context: &Context) -> Result<String, CommandFailure> {
+    let request = ListWorkspacesRequest::default();
+    let workspaces = context.client().await?.workspaces().list(request).await?.into_inner().workspaces;
+    Ok(workspaces.iter().map(|workspace| format!("{}\n", workspace.name)).collect())
+}
+
+fn script(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut CommandLine::command(), "podling", &mut script);
+    let script = String::from_utf8_lossy(&script).into_owned();
+    match shell {
+        Shell::Bash => script + BASH_NAMES,
+        Shell::Fish => script + FISH_NAMES,
+        Shell::Zsh => zsh_with_names(&script),
+        _ => script,
+    }
+}
+
+/// Completes each argument that names a workspace by the function of [`ZSH_NAMES`].
+fn zsh_with_names(script: &str) -> String {
+    let complete_names = |line: &str| match line.contains("ame or id of the workspace") {
+        true => line.replace(":_default'", ":_podling_names'"),
+        false => line.to_owned(),
+    };
+    let (head, rest) = script.split_once('\n').unwrap_or((script, ""));
+    let rest: Vec<_> = rest.lines().map(complete_names).collect();
+    format!("{head}\n{ZSH_NAMES}{}\n", rest.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_of_usual_shells_complete_names() {
+        for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
+            assert!(script(shell).contains("completions --names"), "{shell}");
+        }
+        let zsh = script(Shell::Zsh);
+        assert!(zsh.starts_with("#compdef podling\n"));
+        assert!(zsh.matches(":_podling_names'").count() >= 5, "{zsh}");
     }
 }

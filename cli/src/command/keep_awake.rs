@@ -25,7 +25,7 @@ use crate::{
     context::Context,
     duration,
     failure::{self, CommandFailure},
-    output,
+    notice, output,
     run::input::TerminationSignals,
     signal,
 };
@@ -143,7 +143,7 @@ impl KeepAwakeArgs {
             Err(failure) => Err(failure),
         };
         if !matches!(timeout(RELEASE_TIMEOUT, lease_holder.extend(Duration::ZERO)).await, Ok(Ok(_))) {
-            eprintln!(
+            notice!(
                 "podling: cannot release the lease; it expires within {}",
                 duration::show(LEASE_DURATION)
             );
@@ -198,7 +198,7 @@ impl HeldLease {
             match self.extend(LEASE_DURATION).await {
                 Ok(_) => failing = false,
                 Err(failure) if !std::mem::replace(&mut failing, true) => {
-                    eprintln!(
+                    notice!(
                         "podling: cannot renew the lease, so the workspace may fall asleep: {}",
                         failure.describe()
                     );
@@ -234,6 +234,6 @@ fn forward_signal(pid: Option<u32>, name: &str) {
     if let Some(pid) = pid
         && let Err(error) = kill_process(pid, signal)
     {
-        eprintln!("podling: cannot forward SIG{name}: {error}");
+        notice!("podling: cannot forward SIG{name}: {error}");
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     client::Client,
     context::Context,
     failure::CommandFailure,
-    next_step,
+    next_step, notice,
     output::{self, Tone},
     view::{WorkspaceJson, activity_word, state, state_tone},
 };
@@ -38,7 +38,7 @@ impl LsArgs {
         if context.json() {
             output::json(&workspaces.iter().map(WorkspaceJson::from).collect::<Vec<_>>())?;
         } else if workspaces.is_empty() {
-            eprintln!("{}", none_of(others(&client, self.all_owners).await));
+            notice!("{}", none_of(others(&client, self.all_owners).await));
         } else {
             output::print(&render(&workspaces, SystemTime::now(), self.all_owners))?;
         }
@@ -57,11 +57,11 @@ async fn others(client: &Client, listed: bool) -> usize {
 
 /// Returns the text that stands in place of an empty list.
 fn none_of(others: usize) -> String {
-    let none = "There are no workspaces. Create one with: podling create NAME";
+    let podling = output::podling();
     match others {
-        0 => none.to_owned(),
+        0 => format!("There are no workspaces. Create one with: {podling} create NAME"),
         _ => format!(
-            "You have no workspaces, but other owners have {others}. List them with: podling ls --all-owners"
+            "You have no workspaces, but other owners have {others}. List them with: {podling} ls --all-owners"
         ),
     }
 }

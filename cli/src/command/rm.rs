@@ -21,7 +21,7 @@ use crate::{
     duration::{from_wire, show},
     failure::CommandFailure,
     for_each_target::FailureCollector,
-    output,
+    notice, output,
     state_waiter::{self, TargetState},
 };
 
@@ -76,7 +76,7 @@ impl RmArgs {
         let mut accepted = Vec::new();
         for workspace in found {
             if !self.discard && !context.json() {
-                eprintln!("{}", archive_notice(&workspace));
+                notice!("{}", archive_notice(&workspace));
             }
             accepted.extend(failures.ok_or_collect(self.request_deletion(&client, workspace).await));
         }
@@ -105,7 +105,7 @@ impl RmArgs {
             return Ok(true);
         }
         for workspace in workspaces {
-            eprintln!("{}", discard_warning(workspace));
+            notice!("{}", discard_warning(workspace));
         }
         if self.yes {
             return Ok(true);

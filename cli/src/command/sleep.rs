@@ -44,7 +44,9 @@ impl SleepArgs {
         let mut failures = FailureCollector::new(context.json());
         let mut accepted = Vec::new();
         for name in &self.names {
-            accepted.extend(failures.ok_or_collect(self.request_sleep(&client, name).await));
+            let requested = self.request_sleep(&client, name).await;
+            let requested = requested.map_err(|failure| failure.about(Some(name)));
+            accepted.extend(failures.ok_or_collect(requested));
         }
         let mut asleep = Vec::new();
         for workspace in accepted {

@@ -1,6 +1,7 @@
 //! `podling up`: runs the control plane in the foreground.
 
 use std::{
+    ffi::OsString,
     io::{self, Write},
     path::Path,
 };
@@ -8,7 +9,7 @@ use std::{
 use clap::Args;
 use podling_control::{
     args,
-    config::{ControlConfig, LogFormat, ProgramDefaults},
+    config::{self, ControlConfig, LogFormat, ProgramDefaults},
     log,
     run::run,
 };
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     context::Context,
     failure::CommandFailure,
+    notice,
     output::{self, Tone, paint},
     run::input::TerminationSignals,
     signal,
@@ -124,15 +126,23 @@ fn announce(
         log::listening(url);
         return Ok(());
     }
-    // With PODLING_DATA in the environment, other commands find the directory without the flag.
-    let needs_data_flag = std::env::var_os("PODLING_DATA").is_none() && context.global.data.is_some();
     if let Some(certificate) = certificate {
-        eprintln!(
-            "Let other commands trust the certificate of this control plane: export PODLING_CA={}",
+        notice!(
+            "Commands with this data directory trust the certificate {}. Elsewhere, pass --ca with the \
+             certificate of its issuer",
             certificate.display()
         );
     }
+    let needs_data_flag = needs_data_flag(data, &|name| std::env::var_os(name));
     output::print(&welcome(url, data, needs_data_flag, &program()))
+}
+
+/// Returns whether other commands in this environment would use another data directory without the
+/// flag.
+fn needs_data_flag(data: &Path, env: &dyn Fn(&str) -> Option<OsString>) -> bool {
+    let text = |name: &str| env(name).and_then(|value| value.into_string().ok());
+    let found = config::data_directory(None, &text).ok();
+    found.and_then(|found| std::path::absolute(found).ok()).as_deref() != Some(data)
 }
 
 /// Returns the name by which this program was called, so that the printed commands work unchanged.
@@ -166,6 +176,18 @@ fn error_chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn data_flag_is_shown_if_environment_selects_another_directory() {
+        let env = |name: &str| match name {
+            "PODLING_DATA" => Some(OsString::from("/env")),
+            "HOME" => Some(OsString::from("/home/a")),
+            _ => None,
+        };
+        assert!(needs_data_flag(Path::new("/flag"), &env) && !needs_data_flag(Path::new("/env"), &env));
+        let home = |name: &str| env(name).filter(|_| name == "HOME");
+        assert!(!needs_data_flag(Path::new("/home/a/.local/share/podling"), &home));
+    }
 
     #[test]
     fn start_message_commands_run_unchanged() {

@@ -38,7 +38,9 @@ impl WakeArgs {
         let mut failures = FailureCollector::new(context.json());
         let mut accepted = Vec::new();
         for name in &self.names {
-            accepted.extend(failures.ok_or_collect(wake(&client, name).await));
+            let requested = wake(&client, name).await;
+            let requested = requested.map_err(|failure| failure.about(Some(name)));
+            accepted.extend(failures.ok_or_collect(requested));
         }
         let mut woken = Vec::new();
         for workspace in accepted {

@@ -9,6 +9,9 @@ use std::{
 
 use podling_proto::agent::v1::{Path as WirePath, path};
 
+/// Characters in the id of a workspace.
+const ID_LENGTH: usize = 12;
+
 /// Source or destination of a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CopyEndpoint {
@@ -51,11 +54,7 @@ impl CopyEndpoint {
             b"-" => return Ok(Self::Stdio),
             _ => {}
         }
-        let is_name = |name: &[u8]| {
-            !name.is_empty()
-                && name.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
-        };
-        let colon = bytes.iter().position(|b| *b == b':').filter(|at| is_name(&bytes[..*at]));
+        let colon = bytes.iter().position(|b| *b == b':').filter(|at| can_be_workspace(&bytes[..*at]));
         let Some(colon) = colon else { return Ok(Self::Local(argument.into())) };
         let (name, path) = (&bytes[..colon], &bytes[colon + 1..]);
         Ok(Self::Remote {
@@ -64,6 +63,15 @@ impl CopyEndpoint {
             is_directory: path.ends_with(b"/"),
         })
     }
+}
+
+/// Returns whether this can be the name or the id of a workspace. A name begins with a letter. An id
+/// has twelve characters of base32 and may begin with a digit.
+fn can_be_workspace(text: &[u8]) -> bool {
+    let is_name = text.first().is_some_and(u8::is_ascii_lowercase)
+        && text.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-');
+    let is_id = text.len() == ID_LENGTH && text.iter().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'));
+    is_name || is_id
 }
 
 impl RemotePath {
@@ -90,6 +98,10 @@ impl RemotePath {
         }
         path.push(name);
         Self(path)
+    }
+
+    pub fn is_root(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Returns the last component. The root has none.
@@ -141,11 +153,14 @@ mod tests {
         assert_eq!(place("demo:"), Ok(remote("demo", "", false)));
         assert_eq!(place("demo:./a//b/"), Ok(remote("demo", "a/b", true)));
         assert_eq!(place("demo:a:b"), Ok(remote("demo", "a:b", false)));
+        assert_eq!(place("2abcdefghij7:a"), Ok(remote("2abcdefghij7", "a", false)));
     }
 
     #[test]
     fn endpoint_without_workspace_name_is_local() {
-        for text in ["file", "./a:b", "/a:b", "dir/", "Upper:case", ":x", "a b:c"] {
+        for text in
+            ["file", "./a:b", "/a:b", "dir/", "Upper:case", ":x", "a b:c", "2019-01-02:x", "12:30", "-a:b"]
+        {
             assert_eq!(place(text), Ok(CopyEndpoint::Local(text.into())));
         }
         assert_eq!(place("-"), Ok(CopyEndpoint::Stdio));
