@@ -4,7 +4,8 @@
 //! [`command`] has one module per subcommand. They share the connection to the control plane
 //! ([`target`], [`connector`], [`client`]), retries and waiting ([`backoff`],
 //! [`workspace_watcher`], [`state_waiter`], [`wake_spinner`], [`spinner`]), output ([`output`],
-//! [`view`], [`next_step`]) and failures ([`failure`], [`for_each_target`]).
+//! [`view`], [`next_step`], [`partial_file`], [`special_file`]) and failures ([`failure`],
+//! [`for_each_target`], [`interrupt`]).
 
 pub mod archive;
 pub mod args;
@@ -21,6 +22,7 @@ pub mod failure;
 pub mod for_each_target;
 #[cfg(test)]
 mod golden;
+pub mod interrupt;
 pub mod next_step;
 pub mod output;
 pub mod partial_file;
@@ -30,6 +32,7 @@ pub mod progress;
 pub mod resources;
 pub mod run;
 pub mod signal;
+pub mod special_file;
 pub mod spinner;
 pub mod state_waiter;
 pub mod stdio;

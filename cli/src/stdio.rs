@@ -45,6 +45,16 @@ impl AsyncStdio {
         Self::new(io::stderr().as_fd(), Interest::WRITABLE)
     }
 
+    /// Reads an open pipe or device.
+    pub fn reading(fd: impl AsFd) -> io::Result<Self> {
+        Self::new(fd.as_fd(), Interest::READABLE)
+    }
+
+    /// Writes to an open pipe or device.
+    pub fn writing(fd: impl AsFd) -> io::Result<Self> {
+        Self::new(fd.as_fd(), Interest::WRITABLE)
+    }
+
     fn new(fd: BorrowedFd<'_>, interest: Interest) -> io::Result<Self> {
         // Registering needs a descriptor of its own: two of the three are often the same terminal.
         #[expect(
@@ -65,18 +75,36 @@ impl AsyncStdio {
     /// Waits until bytes are available and reads once. Returns 0 at the end of the input.
     /// Cancel-safe: if dropped, nothing was read.
     pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.when_readable(|fd| read(fd, buffer)).await
+    }
+
+    /// Waits until bytes are available or the input ends, and calls `read` once. Cancel-safe: if
+    /// dropped, `read` was not called.
+    pub async fn when_readable<T>(&self, mut read: impl FnMut(&OwnedFd) -> io::Result<T>) -> io::Result<T> {
         match &self.0 {
-            StdioDescriptor::File(fd) => read(fd, buffer),
+            StdioDescriptor::File(fd) => read(fd),
             StdioDescriptor::Pollable(ready) => loop {
                 let mut guard = ready.readable().await?;
                 let attempt = guard.try_io(|ready| {
                     is_ready(ready.get_ref(), PollFlags::IN)?;
-                    read(ready.get_ref(), buffer)
+                    read(ready.get_ref())
                 });
                 if let Ok(result) = attempt {
                     return result;
                 }
             },
+        }
+    }
+
+    /// Returns whether a read would not block.
+    pub fn has_input(&self) -> io::Result<bool> {
+        let fd = match &self.0 {
+            StdioDescriptor::File(_) => return Ok(true),
+            StdioDescriptor::Pollable(ready) => ready.get_ref(),
+        };
+        match is_ready(fd, PollFlags::IN) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            ready => ready.map(|()| true),
         }
     }
 

@@ -4,6 +4,7 @@
 mod agent_restarts;
 mod archives;
 mod commands;
+mod copies;
 mod crash_points;
 mod crashes;
 mod foreign_clients;

@@ -8,40 +8,51 @@ use std::{
 
 use clap::Args;
 use indicatif::HumanBytes;
-use podling_proto::agent::v1::FileKind;
-use serde::Serialize;
+use podling_proto::{
+    agent::v1::FileKind,
+    error::{self, Reason},
+};
 
 use crate::{
     client::WorkspaceClient,
     context::Context,
     cp::{
-        download,
+        CopyTally, download,
         endpoint::{CopyEndpoint, RemotePath},
-        plan::{self, SymlinkPolicy},
+        plan::{self, CopyDirectory, SymlinkPolicy},
         upload,
     },
     failure::{self, CommandFailure},
-    output,
+    interrupt::until_signal,
+    notice, output, special_file,
+    stdio::AsyncStdio,
 };
 
 const EXAMPLES: &str = "\
 Examples:
   podling cp src demo:            copy the directory src into the root of demo
   podling cp demo:out/log.txt .   copy a file to the current directory
-  podling cp demo:data.csv -      print a file";
+  podling cp demo:data.csv -      print a file
+  podling cp ./12:30.log demo:    copy a local file whose name contains a colon";
 
 /// Copy files and directories to or from a workspace
 ///
 /// One side is NAME:PATH, where PATH is relative to the root of the workspace. The other side is a
-/// local path, or "-" for standard input or output.
+/// local path, or "-" for standard input or output. A local path with a colon is written ./PATH.
 ///
 /// A directory is copied with its contents. If the destination is an existing directory or ends
 /// with "/", SRC is copied into it; otherwise the copy gets the name DST. SRC/. copies only the
 /// contents. A file arrives completely or not at all, and keeps its permissions and modification
-/// time.
+/// time. A new directory keeps its permissions.
 ///
-/// SRC itself may be a symbolic link, which is followed. Symbolic links inside a directory are
-/// skipped and listed; -L copies their targets.
+/// A path inside a directory that cannot be copied is left out and listed with the reason, and the
+/// other paths are copied. The exit code is then 6.
+///
+/// SRC itself may be a symbolic link, which is followed. Symbolic links inside a directory are left
+/// out and listed; -L copies their targets. A link to a directory that contains it is left out.
+///
+/// If SRC is a pipe or a device on this machine, its content is copied. If DST is one, the content
+/// is written to it.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct CpArgs {
@@ -54,161 +65,199 @@ pub struct CpArgs {
     /// Copy the targets of symbolic links inside directories
     #[arg(short = 'L', long)]
     follow: bool,
-}
-
-/// Result of a copy, as `--json` prints it.
-#[derive(Debug, Default, Serialize)]
-struct CopySummary {
-    files: usize,
-    directories: usize,
-    bytes: u64,
-    skipped: Vec<SkippedPath>,
-}
-
-#[derive(Debug, Serialize)]
-struct SkippedPath {
-    path: String,
-    why: &'static str,
+    /// Leave out symbolic links inside directories without listing them
+    #[arg(long, conflicts_with = "follow")]
+    skip_links: bool,
 }
 
 impl CpArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
-        let parse = |text: &OsStr| {
-            CopyEndpoint::parse(text).map_err(|error| CommandFailure::Usage(error.to_string()))
-        };
-        let symlinks = if self.follow { SymlinkPolicy::Follow } else { SymlinkPolicy::Skip };
-        let (from, to) = (parse(&self.from)?, parse(&self.to)?);
-        let to_stdout = to == CopyEndpoint::Stdio;
-        let summary = match (from, to) {
-            (
-                CopyEndpoint::Remote { workspace, path, .. },
-                to @ (CopyEndpoint::Local(_) | CopyEndpoint::Stdio),
-            ) => {
-                let workspace_client = context.client().await?.workspace_client(&workspace).await?;
-                let contents = names_contents(&self.from);
-                match to {
-                    CopyEndpoint::Local(to) => {
-                        download_path(&workspace_client, path, to, contents, symlinks).await?
-                    }
-                    _ => download_stdout(&workspace_client, &path).await?,
-                }
+        let mut tally = CopyTally::default();
+        let copied = until_signal(self.copy(context, &mut tally)).await;
+        for skipped in &tally.skipped {
+            notice!("left out: {}: {}", skipped.path, skipped.why);
+        }
+        if let Err(failure) = copied {
+            if tally.planned_files > 1 {
+                notice!("podling: stopped after {} of {} files", tally.files, tally.planned_files);
             }
-            (
-                from @ (CopyEndpoint::Local(_) | CopyEndpoint::Stdio),
-                CopyEndpoint::Remote { workspace, path, is_directory },
-            ) => {
-                let workspace_client = context.client().await?.workspace_client(&workspace).await?;
-                match from {
-                    CopyEndpoint::Local(from) => {
-                        upload_path(&workspace_client, &from, path, is_directory, symlinks).await?
-                    }
-                    _ => upload_stdin(&workspace_client, &path).await?,
+            return Err(failure);
+        }
+        // The summary must not be mixed with the content of a file.
+        if self.to != "-" {
+            report(&tally, context.json())?;
+        }
+        Ok(if tally.skipped.is_empty() { failure::OK } else { failure::INCOMPLETE })
+    }
+
+    async fn copy(&self, context: &Context, tally: &mut CopyTally) -> Result<(), CommandFailure> {
+        match (parse(&self.from)?, parse(&self.to)?) {
+            (CopyEndpoint::Remote { workspace, path, .. }, CopyEndpoint::Stdio) => {
+                let workspace_client = connect(context, &workspace, &self.from).await?;
+                let stdout = AsyncStdio::stdout().map_err(CommandFailure::output("standard output"))?;
+                download_stream(&workspace_client, &path, &stdout, "standard output", tally).await
+            }
+            (CopyEndpoint::Remote { workspace, path, .. }, CopyEndpoint::Local(to)) => {
+                let workspace_client = connect(context, &workspace, &self.from).await?;
+                if special_file::is_special(&to) {
+                    let (sink, name) = (special_file::sink(&to).await?, to.display().to_string());
+                    return download_stream(&workspace_client, &path, &sink, &name, tally).await;
                 }
+                self.download(&workspace_client, path, to, tally).await
+            }
+            (CopyEndpoint::Stdio, CopyEndpoint::Remote { workspace, path, .. }) => {
+                let workspace_client = connect(context, &workspace, &self.to).await?;
+                let stdin = AsyncStdio::stdin().map_err(CommandFailure::io("cannot read standard input"))?;
+                upload_stream(&workspace_client, &stdin, "standard input", &path, tally).await
+            }
+            (CopyEndpoint::Local(from), CopyEndpoint::Remote { workspace, path, is_directory }) => {
+                let workspace_client = connect(context, &workspace, &self.to).await?;
+                self.upload(&workspace_client, &from, path, is_directory, tally).await
             }
             (CopyEndpoint::Remote { .. }, CopyEndpoint::Remote { .. }) => {
                 let message = "cannot copy between two workspaces; \
-                             copy to a local path first, and from there to the other workspace";
-                return Err(CommandFailure::Usage(message.to_owned()));
+                               copy to a local path first, and from there to the other workspace";
+                Err(CommandFailure::Usage(message.to_owned()))
             }
             _ => {
-                let message =
-                    "cannot copy between two local paths; write one of them as NAME:PATH".to_owned();
-                return Err(CommandFailure::Usage(message));
+                let message = "cannot copy between two local paths; write one of them as NAME:PATH";
+                Err(CommandFailure::Usage(message.to_owned()))
             }
+        }
+    }
+
+    fn symlinks(&self) -> SymlinkPolicy {
+        match (self.follow, self.skip_links) {
+            (true, _) => SymlinkPolicy::Follow,
+            (false, true) => SymlinkPolicy::Ignore,
+            (false, false) => SymlinkPolicy::Skip,
+        }
+    }
+
+    async fn upload(
+        &self,
+        workspace_client: &WorkspaceClient,
+        from: &Path,
+        to: RemotePath,
+        is_directory: bool,
+        tally: &mut CopyTally,
+    ) -> Result<(), CommandFailure> {
+        let to = if names_contents(from.as_os_str()) {
+            to
+        } else if is_directory || is_remote_directory(workspace_client, &to).await? {
+            to.join(&local_name(from)?)
+        } else {
+            to
         };
-        report(&summary, context.json() && !to_stdout, to_stdout)?;
-        Ok(0)
+        let parent = is_directory.then(|| to.parent()).flatten();
+        let parent = parent.map(|to| CopyDirectory { from: from.display().to_string(), to, mode: None });
+        if special_file::is_special(from) {
+            let (source, name) = (special_file::source(from).await?, from.display().to_string());
+            if let Some(parent) = parent {
+                upload::make_directory(workspace_client, &parent.to, 0).await?;
+            }
+            return upload_stream(workspace_client, &source, &name, &to, tally).await;
+        }
+        let mut plan = plan::plan_upload(from, to, self.symlinks()).await?;
+        if plan.directories.is_empty() {
+            plan.directories.extend(parent);
+        }
+        tally.begin(&mut plan);
+        let bar = output::bytes_bar(Some(plan.bytes()));
+        upload::upload(workspace_client, plan, &bar, tally).await?;
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    async fn download(
+        &self,
+        workspace_client: &WorkspaceClient,
+        from: RemotePath,
+        to: PathBuf,
+        tally: &mut CopyTally,
+    ) -> Result<(), CommandFailure> {
+        let into = !names_contents(&self.from) && (to.as_os_str().as_bytes().ends_with(b"/") || to.is_dir());
+        // The root of a workspace has no name, so its contents are copied.
+        let target = match from.name().filter(|_| into) {
+            Some(name) => to.join(name),
+            None => special_file::replaced_path(to.clone()),
+        };
+        let mut plan = plan::plan_download(workspace_client, from, target, self.symlinks()).await?;
+        if into && plan.directories.is_empty() {
+            plan.directories.push(CopyDirectory { from: to.display().to_string(), to, mode: None });
+        }
+        tally.begin(&mut plan);
+        let bar = output::bytes_bar(Some(plan.bytes()));
+        download::download(workspace_client, plan, &bar, tally).await?;
+        bar.finish_and_clear();
+        Ok(())
     }
 }
 
-async fn upload_path(
-    workspace_client: &WorkspaceClient,
-    from: &Path,
-    to: RemotePath,
-    is_directory: bool,
-    symlinks: SymlinkPolicy,
-) -> Result<CopySummary, CommandFailure> {
-    let to = if names_contents(from.as_os_str()) {
-        to
-    } else if is_directory || is_remote_directory(workspace_client, &to).await? {
-        to.join(&local_name(from)?)
-    } else {
-        to
+fn parse(argument: &OsStr) -> Result<CopyEndpoint, CommandFailure> {
+    CopyEndpoint::parse(argument).map_err(|error| CommandFailure::Usage(error.to_string()))
+}
+
+/// Connects to the workspace that `argument` names. If there is none, but a local file has the name
+/// `argument`, the failure says how to write that file.
+async fn connect(
+    context: &Context,
+    workspace: &str,
+    argument: &OsStr,
+) -> Result<WorkspaceClient, CommandFailure> {
+    let missing = match context.client().await?.workspace_client(workspace).await {
+        Err(failure) if failure.exit_code() == failure::NOT_FOUND => failure,
+        connected => return connected,
     };
-    let mut plan = plan::plan_upload(from, to.clone(), symlinks)?;
-    if is_directory && plan.directories.is_empty() {
-        plan.directories.extend(to.parent());
+    if !Path::new(argument).exists() {
+        return Err(missing);
     }
-    let summary = CopySummary::of(&plan);
-    let bar = output::bytes_bar(Some(plan.bytes()));
-    upload::upload(workspace_client, plan, &bar).await?;
-    bar.finish_and_clear();
-    Ok(summary)
+    let file = output::plain(&argument.to_string_lossy());
+    Err(missing.with_advice(format!("to copy the local file {file}, write it as ./{file}")))
 }
 
-async fn download_path(
+async fn upload_stream(
     workspace_client: &WorkspaceClient,
-    from: RemotePath,
-    to: PathBuf,
-    contents: bool,
-    symlinks: SymlinkPolicy,
-) -> Result<CopySummary, CommandFailure> {
-    let into = !contents && (to.as_os_str().as_bytes().ends_with(b"/") || to.is_dir());
-    // The root of a workspace has no name, so its contents are copied.
-    let target = match from.name().filter(|_| into) {
-        Some(name) => to.join(name),
-        None => to.clone(),
-    };
-    let mut plan = plan::plan_download(workspace_client, from, target, symlinks).await?;
-    if into && plan.directories.is_empty() {
-        plan.directories.push(to);
-    }
-    let summary = CopySummary::of(&plan);
-    let bar = output::bytes_bar(Some(plan.bytes()));
-    download::download(workspace_client, plan, &bar).await?;
-    bar.finish_and_clear();
-    Ok(summary)
-}
-
-async fn upload_stdin(
-    workspace_client: &WorkspaceClient,
+    source: &AsyncStdio,
+    name: &str,
     to: &RemotePath,
-) -> Result<CopySummary, CommandFailure> {
+    tally: &mut CopyTally,
+) -> Result<(), CommandFailure> {
     let bar = output::bytes_bar(None);
-    let bytes = upload::upload_stdin(workspace_client, to, &bar).await?;
+    tally.bytes = upload::upload_stdio(workspace_client, source, name, to, &bar).await?;
+    tally.files = 1;
     bar.finish_and_clear();
-    Ok(CopySummary { files: 1, bytes, ..CopySummary::default() })
+    Ok(())
 }
 
-async fn download_stdout(
+async fn download_stream(
     workspace_client: &WorkspaceClient,
     from: &RemotePath,
-) -> Result<CopySummary, CommandFailure> {
+    sink: &AsyncStdio,
+    name: &str,
+    tally: &mut CopyTally,
+) -> Result<(), CommandFailure> {
     let bar = output::bytes_bar(None);
-    let bytes = download::download_to_stdout(workspace_client, from, &bar).await?;
+    tally.bytes = download::download_to_stdio(workspace_client, from, sink, name, &bar).await?;
+    tally.files = 1;
     bar.finish_and_clear();
-    Ok(CopySummary { files: 1, bytes, ..CopySummary::default() })
+    Ok(())
 }
 
-impl CopySummary {
-    fn of<F, T>(plan: &plan::CopyPlan<F, T>) -> Self {
-        let skipped =
-            plan.skipped.iter().map(|(path, why)| SkippedPath { path: path.clone(), why }).collect();
-        Self { files: plan.files.len(), directories: plan.directories.len(), bytes: plan.bytes(), skipped }
-    }
-}
-
-fn report(summary: &CopySummary, json: bool, quiet: bool) -> Result<(), CommandFailure> {
-    for skipped in &summary.skipped {
-        eprintln!("skipped: {}: {}", skipped.path, skipped.why);
-    }
+fn report(tally: &CopyTally, json: bool) -> Result<(), CommandFailure> {
     if json {
-        output::json(summary)
-    } else if quiet {
-        Ok(())
-    } else {
-        let files = if summary.files == 1 { "1 file" } else { &format!("{} files", summary.files) };
-        output::line(&format!("copied {files}, {}", HumanBytes(summary.bytes)))
+        return output::json(tally);
+    }
+    let count = |count: usize, one: &str, many: &str| {
+        output::counted(u32::try_from(count).unwrap_or(u32::MAX), one, many)
+    };
+    let (files, bytes) = (count(tally.files, "file", "files"), HumanBytes(tally.bytes));
+    match tally.skipped.len() {
+        0 => output::line(&format!("copied {files}, {bytes}")),
+        skipped => {
+            let skipped = count(skipped, "path was", "paths were");
+            output::line(&format!("copied {files}, {bytes}; {skipped} left out"))
+        }
     }
 }
 
@@ -234,7 +283,7 @@ async fn is_remote_directory(
 ) -> Result<bool, CommandFailure> {
     match plan::stat(workspace_client, path).await {
         Ok(entry) => Ok(entry.kind() == FileKind::Directory),
-        Err(failure) if failure.exit_code() == failure::NOT_FOUND => Ok(false),
-        Err(failure) => Err(failure),
+        Err(status) if error::reason(&status) == Some(Reason::PathNotFound) => Ok(false),
+        Err(status) => Err(status.into()),
     }
 }

@@ -18,8 +18,10 @@ use crate::{
     context::Context,
     cp::endpoint::RemotePath,
     failure::{self, CommandFailure},
-    output,
+    interrupt::until_signal,
+    notice, output,
     partial_file::PartialFile,
+    special_file,
     stdio::AsyncStdio,
     wake_spinner::WakeSpinner,
 };
@@ -32,7 +34,7 @@ Example:
 ///
 /// The zip contains permissions, modification times, symbolic links and empty directories. Files
 /// that cannot be read, or that change while they are read, are listed. In that case the zip is
-/// still written, and the exit code is 1.
+/// still written, and the exit code is 6.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ExportArgs {
@@ -69,14 +71,27 @@ struct IncompleteEntry {
     why: String,
 }
 
+/// Permission bits of the zip, to which the umask applies.
+const FILE_MODE: u32 = 0o666;
+
 /// Destination of the zip.
 enum ZipSink {
     Stdout(AsyncStdio),
-    File { file: File, partial_file: PartialFile, path: PathBuf },
+    /// A pipe or a device, and its path.
+    Special(AsyncStdio, String),
+    File {
+        file: File,
+        partial_file: PartialFile,
+        path: PathBuf,
+    },
 }
 
 impl ExportArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
+        until_signal(self.export(context)).await
+    }
+
+    async fn export(self, context: &Context) -> Result<u8, CommandFailure> {
         let path = self.path.as_deref().unwrap_or_default();
         let path =
             RemotePath::parse(path.as_bytes()).map_err(|error| CommandFailure::Usage(error.to_string()))?;
@@ -126,7 +141,7 @@ impl ExportArgs {
         let (file, to_stdout) = sink.finish().await?;
         let summary = ExportSummary::new(file, end);
         summary.report(context.json(), to_stdout)?;
-        Ok(if summary.skipped_count > 0 { failure::ERROR } else { failure::OK })
+        Ok(if summary.skipped_count > 0 { failure::INCOMPLETE } else { failure::OK })
     }
 }
 
@@ -142,21 +157,29 @@ fn update_bar(bar: &mut ProgressBar, progress: ArchiveProgress) {
 impl ZipSink {
     async fn open(path: PathBuf) -> Result<Self, CommandFailure> {
         if path.as_os_str() == "-" {
-            let stdout =
-                AsyncStdio::stdout().map_err(CommandFailure::io("cannot write to standard output"))?;
+            let stdout = AsyncStdio::stdout().map_err(CommandFailure::output("standard output"))?;
             return Ok(Self::Stdout(stdout));
         }
-        let partial_file = PartialFile::beside(&path);
-        let created = File::options().write(true).create_new(true).open(partial_file.path()).await;
-        let file = created.map_err(CommandFailure::io(format!("cannot write {}", path.display())))?;
-        Ok(Self::File { file, partial_file, path })
+        if special_file::is_special(&path) {
+            return Ok(Self::Special(special_file::sink(&path).await?, path.display().to_string()));
+        }
+        if path.is_dir() {
+            let message = format!("cannot write {}: it is a directory; name a file in it", path.display());
+            return Err(CommandFailure::Usage(message));
+        }
+        let path = special_file::replaced_path(path);
+        let created = PartialFile::create_beside(&path, FILE_MODE);
+        let (partial_file, file) =
+            created.map_err(CommandFailure::io(format!("cannot write {}", path.display())))?;
+        Ok(Self::File { file: File::from_std(file), partial_file, path })
     }
 
     async fn write(&mut self, data: &[u8]) -> Result<(), CommandFailure> {
         match self {
             Self::Stdout(stdout) => {
-                stdout.write_all(data).await.map_err(CommandFailure::io("cannot write to standard output"))
+                stdout.write_all(data).await.map_err(CommandFailure::output("standard output"))
             }
+            Self::Special(sink, name) => sink.write_all(data).await.map_err(CommandFailure::output(name)),
             Self::File { file, path, .. } => {
                 let written = file.write_all(data).await;
                 written.map_err(CommandFailure::io(format!("cannot write {}", path.display())))
@@ -167,7 +190,11 @@ impl ZipSink {
     /// Completes the file and gives it its name. Returns the name, and whether the zip went to
     /// standard output.
     async fn finish(self) -> Result<(String, bool), CommandFailure> {
-        let Self::File { mut file, partial_file, path } = self else { return Ok(("-".to_owned(), true)) };
+        let (mut file, partial_file, path) = match self {
+            Self::Stdout(_) => return Ok(("-".to_owned(), true)),
+            Self::Special(_, name) => return Ok((name, false)),
+            Self::File { file, partial_file, path } => (file, partial_file, path),
+        };
         let write_error = || CommandFailure::io(format!("cannot write {}", path.display()));
         file.flush().await.map_err(write_error())?;
         file.sync_all().await.map_err(write_error())?;
@@ -198,11 +225,11 @@ impl ExportSummary {
 
     fn report(&self, json: bool, to_stdout: bool) -> Result<(), CommandFailure> {
         for skipped in &self.skipped {
-            eprintln!("incomplete: {}: {}", skipped.path, skipped.why);
+            notice!("incomplete: {}: {}", skipped.path, skipped.why);
         }
         let unnamed = self.skipped_count.saturating_sub(self.skipped.len() as u64);
         if unnamed > 0 {
-            eprintln!("incomplete: {unnamed} more");
+            notice!("incomplete: {unnamed} more");
         }
         if to_stdout {
             return Ok(());

@@ -1,26 +1,29 @@
 //! Copies files from a workspace to this machine.
 
 use std::{
-    fs::{File as StdFile, Permissions},
-    os::unix::fs::PermissionsExt as _,
-    path::PathBuf,
+    collections::BTreeSet,
+    fs::{self, DirBuilder, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use indicatif::ProgressBar;
 use podling_proto::agent::v1::{Entry, ReadFileRequest, ReadFileResponse};
 use tokio::{
-    fs,
+    fs::File,
     io::{AsyncWriteExt as _, BufWriter},
     time::sleep,
 };
 use tonic::{Status, Streaming};
 
 use super::{
-    CONCURRENT_FILES, MAX_ATTEMPTS,
+    CONCURRENT_FILES, CopyTally, FileAttempts, MAX_ATTEMPTS, OWNER_ACCESS,
     endpoint::RemotePath,
-    plan::{CopyFile, CopyPlan},
+    plan::{CopyDirectory, CopyFile, CopyPlan},
+    skipped::{CopyFailure, FailureScope, RemoteRole, SkipReason, SkippedPath},
 };
 use crate::{
     backoff::{RetryBackoff, is_retryable},
@@ -30,64 +33,179 @@ use crate::{
     stdio::AsyncStdio,
 };
 
-/// Creates the directories of a plan and downloads its files.
+/// Permission bits that are copied. The setuid, setgid and sticky bits of a workspace's files have
+/// no business on this machine.
+const MODE_MASK: u32 = 0o777;
+/// Permission bits of a file until it is complete.
+const PARTIAL_MODE: u32 = 0o600;
+
+/// Creates the directories of a plan and downloads its files. A path that cannot be copied is added
+/// to the skipped paths of `tally`. Returns a failure that concerns the whole copy.
 pub async fn download(
     workspace_client: &WorkspaceClient,
     plan: CopyPlan<RemotePath, PathBuf>,
     bar: &ProgressBar,
+    tally: &mut CopyTally,
 ) -> Result<(), CommandFailure> {
-    for directory in &plan.directories {
-        let create_error =
-            || CommandFailure::io(format!("cannot create the directory {}", directory.display()));
-        fs::create_dir_all(directory).await.map_err(create_error())?;
+    let is_alone = plan.is_single_file;
+    let created = create_directories(plan.directories, tally)?;
+    let (files, orphans): (Vec<_>, Vec<_>) =
+        plan.files.into_iter().partition(|file| !created.is_below_failed(&file.to));
+    let orphan =
+        |file: CopyFile<RemotePath, _>| SkippedPath::new(file.from.show(), SkipReason::ParentMissing);
+    tally.skipped.extend(orphans.into_iter().map(orphan));
+    let mut copies = stream::iter(files)
+        .map(async |file| (file.from.show(), download_file(workspace_client, &file, bar).await))
+        .buffer_unordered(CONCURRENT_FILES);
+    while let Some((from, copied)) = copies.next().await {
+        tally.add(from, copied, is_alone)?;
     }
-    let copies =
-        stream::iter(plan.files).map(|file| async move { download_file(workspace_client, &file, bar).await });
-    copies.buffer_unordered(CONCURRENT_FILES).try_collect().await
+    for (directory, mode) in created.new.into_iter().rev() {
+        if let Err(error) = fs::set_permissions(&directory.to, Permissions::from_mode(mode)) {
+            let CopyFailure { failure, .. } = CopyFailure::write(&directory.to, error);
+            tally.skipped.push(SkippedPath::with_failure(directory.from, SkipReason::Unwritable, &failure));
+        }
+    }
+    Ok(())
 }
 
-/// Writes a file of the workspace to standard output. Returns the number of bytes.
-pub async fn download_to_stdout(
+/// Outcome of creating the directories of a plan.
+#[derive(Default)]
+struct CreatedDirectories {
+    /// Directories that could not be created.
+    failed: BTreeSet<PathBuf>,
+    /// New directories with their final modes. Only the owner may access them until their files are
+    /// copied.
+    new: Vec<(CopyDirectory<PathBuf>, u32)>,
+}
+
+impl CreatedDirectories {
+    fn is_below_failed(&self, path: &Path) -> bool {
+        !self.failed.is_empty() && path.ancestors().skip(1).any(|outer| self.failed.contains(outer))
+    }
+}
+
+fn create_directories(
+    directories: Vec<CopyDirectory<PathBuf>>,
+    tally: &mut CopyTally,
+) -> Result<CreatedDirectories, CommandFailure> {
+    let mut created = CreatedDirectories::default();
+    for (index, directory) in directories.into_iter().enumerate() {
+        if created.is_below_failed(&directory.to) {
+            tally.skipped.push(SkippedPath::new(directory.from, SkipReason::ParentMissing));
+            created.failed.insert(directory.to);
+            continue;
+        }
+        match make_directory(&directory, index == 0) {
+            Ok(is_new) => {
+                tally.directories += 1;
+                if let Some(mode) = directory.mode.filter(|_| is_new) {
+                    created.new.push((directory, mode & MODE_MASK));
+                }
+            }
+            Err(error) => match CopyFailure::write(&directory.to, error) {
+                CopyFailure { failure, scope: FailureScope::Path(reason) } if index > 0 => {
+                    tally.skipped.push(SkippedPath::with_failure(directory.from, reason, &failure));
+                    created.failed.insert(directory.to);
+                }
+                CopyFailure { failure, .. } => return Err(failure),
+            },
+        }
+    }
+    Ok(created)
+}
+
+/// Creates a directory that only its owner may access if its mode is to be copied. An existing
+/// directory keeps its mode. Returns whether the directory is new.
+fn make_directory(directory: &CopyDirectory<PathBuf>, with_parents: bool) -> io::Result<bool> {
+    if let Some(parent) = directory.to.parent().filter(|_| with_parents) {
+        fs::create_dir_all(parent)?;
+    }
+    let mut builder = DirBuilder::new();
+    if directory.mode.is_some() {
+        builder.mode(OWNER_ACCESS);
+    }
+    match builder.create(&directory.to) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.to.is_dir() => Ok(false),
+        created => created.map(|()| true),
+    }
+}
+
+/// Writes a file of the workspace to standard output, a pipe or a device. Returns the number of
+/// bytes.
+pub async fn download_to_stdio(
     workspace_client: &WorkspaceClient,
     from: &RemotePath,
+    sink: &AsyncStdio,
+    name: &str,
     bar: &ProgressBar,
 ) -> Result<u64, CommandFailure> {
-    let stdout = AsyncStdio::stdout().map_err(CommandFailure::io("cannot write to standard output"))?;
     let mut reader = RemoteFileReader::new(workspace_client, from);
-    while let Some(data) = reader.next().await? {
-        match stdout.write_all(&data).await {
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => break,
-            result => result.map_err(CommandFailure::io("cannot write to standard output"))?,
-        }
+    while let Some(data) = reader.next().await.map_err(|CopyFailure { failure, .. }| failure)? {
+        sink.write_all(&data).await.map_err(CommandFailure::output(name))?;
         bar.inc(data.len() as u64);
     }
     Ok(reader.offset)
 }
 
+/// Downloads a file, with several attempts if it changes. Returns its size in bytes.
 async fn download_file(
     workspace_client: &WorkspaceClient,
     file: &CopyFile<RemotePath, PathBuf>,
     bar: &ProgressBar,
-) -> Result<(), CommandFailure> {
+) -> Result<u64, CopyFailure> {
     bar.set_message(file.from.show());
-    let partial_file = PartialFile::beside(&file.to);
-    let write_error = || CommandFailure::io(format!("cannot write {}", file.to.display()));
-    let options = StdFile::options().write(true).create_new(true).clone();
-    let created = fs::OpenOptions::from(options).open(partial_file.path()).await.map_err(write_error())?;
-    let mut local = BufWriter::new(created);
+    let mut attempts = FileAttempts::default();
+    loop {
+        let mut received = 0;
+        match attempt(workspace_client, file, bar, &mut received).await {
+            Ok(()) => return Ok(received),
+            Err(failure) => {
+                bar.set_position(bar.position().saturating_sub(received));
+                sleep(attempts.next_delay(failure)?).await;
+            }
+        }
+    }
+}
+
+async fn attempt(
+    workspace_client: &WorkspaceClient,
+    file: &CopyFile<RemotePath, PathBuf>,
+    bar: &ProgressBar,
+    received: &mut u64,
+) -> Result<(), CopyFailure> {
+    let write_error = |error| CopyFailure::write(&file.to, error);
+    check_replaceable(&file.to).map_err(write_error)?;
     let mut reader = RemoteFileReader::new(workspace_client, &file.from);
-    while let Some(data) = reader.next().await? {
-        local.write_all(&data).await.map_err(write_error())?;
+    // The first chunk is read before the file is created, so that a file that has vanished leaves
+    // no trace in the directory.
+    let mut chunk = reader.next().await?;
+    let (partial_file, local) = PartialFile::create_beside(&file.to, PARTIAL_MODE).map_err(write_error)?;
+    let mut local = BufWriter::new(File::from_std(local));
+    while let Some(data) = chunk {
+        local.write_all(&data).await.map_err(write_error)?;
+        *received += data.len() as u64;
         bar.inc(data.len() as u64);
+        chunk = reader.next().await?;
     }
-    local.flush().await.map_err(write_error())?;
+    local.flush().await.map_err(write_error)?;
     let local = local.into_inner().into_std().await;
-    // The mask drops the setuid, setgid and sticky bits.
-    local.set_permissions(Permissions::from_mode(file.mode & 0o777)).map_err(write_error())?;
-    if let Some(modified) = file.modified {
-        local.set_modified(modified).map_err(write_error())?;
+    let (mode, modified) = reader.attributes().unwrap_or((file.mode, None));
+    local.set_permissions(Permissions::from_mode(mode & MODE_MASK)).map_err(write_error)?;
+    if let Some(modified) = modified {
+        local.set_modified(modified).map_err(write_error)?;
     }
-    fs::rename(partial_file.path(), &file.to).await.map_err(write_error())
+    fs::rename(partial_file.path(), &file.to).map_err(write_error)
+}
+
+/// Fails if a rename would replace an entry that is not a file, such as a device.
+fn check_replaceable(path: &Path) -> io::Result<()> {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
+    if metadata.is_file() || metadata.is_symlink() {
+        return Ok(());
+    }
+    let kind = if metadata.is_dir() { "a directory" } else { "a pipe, a socket or a device" };
+    Err(io::Error::other(format!("the destination is {kind}")))
 }
 
 /// Reads a file of the workspace across broken connections.
@@ -95,17 +213,10 @@ struct RemoteFileReader<'a> {
     workspace_client: &'a WorkspaceClient,
     path: &'a RemotePath,
     offset: u64,
-    first: Option<FileVersion>,
+    first: Option<Entry>,
     stream: Option<Streaming<ReadFileResponse>>,
     backoff: RetryBackoff,
     tries: u32,
-}
-
-/// Size and modification time. If both are equal, the content counts as unchanged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FileVersion {
-    size: u64,
-    modified: Option<SystemTime>,
 }
 
 impl<'a> RemoteFileReader<'a> {
@@ -122,7 +233,7 @@ impl<'a> RemoteFileReader<'a> {
     }
 
     /// Returns the next chunk, or `None` at the end of a complete file.
-    async fn next(&mut self) -> Result<Option<bytes::Bytes>, CommandFailure> {
+    async fn next(&mut self) -> Result<Option<bytes::Bytes>, CopyFailure> {
         loop {
             match self.message().await {
                 Ok(Some(message)) => {
@@ -133,7 +244,7 @@ impl<'a> RemoteFileReader<'a> {
                         return Ok(Some(message.data));
                     }
                 }
-                Ok(None) if self.first.is_some_and(|first| self.offset < first.size) => {
+                Ok(None) if self.first.as_ref().is_some_and(|first| self.offset < first.size) => {
                     return Err(self.changed());
                 }
                 Ok(None) => return Ok(None),
@@ -142,9 +253,15 @@ impl<'a> RemoteFileReader<'a> {
                     self.tries += 1;
                     sleep(self.backoff.next_delay()).await;
                 }
-                Err(status) => return Err(status.into()),
+                Err(status) => return Err(CopyFailure::remote(status, RemoteRole::Source)),
             }
         }
+    }
+
+    /// Returns the permission bits and the modification time of the file that was read.
+    fn attributes(&self) -> Option<(u32, Option<SystemTime>)> {
+        let entry = self.first.as_ref()?;
+        Some((entry.mode, entry.modified.and_then(|at| SystemTime::try_from(at).ok())))
     }
 
     async fn message(&mut self) -> Result<Option<ReadFileResponse>, Status> {
@@ -159,21 +276,17 @@ impl<'a> RemoteFileReader<'a> {
         stream.message().await
     }
 
-    /// Fails if a resumed stream reads another version of the file.
-    fn check(&mut self, stat: Option<Entry>) -> Result<(), CommandFailure> {
+    /// Fails if a resumed stream reads another version of the file: its size, its modification time
+    /// or its inode differ.
+    fn check(&mut self, stat: Option<Entry>) -> Result<(), CopyFailure> {
         let Some(stat) = stat else { return Ok(()) };
-        let modified = stat.modified.and_then(|at| SystemTime::try_from(at).ok());
-        let version = FileVersion { size: stat.size, modified };
-        match self.first.replace(version) {
-            Some(first) if first != version && self.offset > 0 => Err(self.changed()),
-            _ => Ok(()),
-        }
+        let version = |entry: &Entry| (entry.size, entry.modified, entry.device, entry.inode);
+        let is_same = self.first.as_ref().is_none_or(|first| version(first) == version(&stat));
+        self.first = Some(stat);
+        if is_same || self.offset == 0 { Ok(()) } else { Err(self.changed()) }
     }
 
-    fn changed(&self) -> CommandFailure {
-        CommandFailure::Other(format!(
-            "cannot copy {}: it changed while it was read; try again",
-            self.path.show()
-        ))
+    fn changed(&self) -> CopyFailure {
+        CopyFailure::changed(&self.path.show())
     }
 }

@@ -1,80 +1,188 @@
 //! Copies files from this machine to a workspace.
 
-use std::{io, path::PathBuf};
+use std::{
+    collections::BTreeSet, fs::Metadata, io, io::SeekFrom, os::unix::fs::PermissionsExt as _, path::PathBuf,
+};
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use indicatif::ProgressBar;
-use podling_proto::agent::v1::{MkdirRequest, WriteFileRequest, WriteFileResponse, WriteOpen};
+use podling_proto::{
+    agent::v1::{MkdirRequest, WriteFileRequest, WriteFileResponse, WriteOpen},
+    error::{self, Reason},
+};
 use ring::digest::{Context, Digest, SHA256};
-use tokio::{fs, io::AsyncReadExt as _, sync::mpsc, time::sleep};
+use rustix::fs::OFlags;
+use tokio::{
+    fs,
+    io::{AsyncReadExt as _, AsyncSeekExt as _},
+    sync::mpsc,
+    time::sleep,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::{
-    CONCURRENT_FILES, MAX_ATTEMPTS,
+    CONCURRENT_FILES, CopyTally, FileAttempts, OWNER_ACCESS,
     endpoint::RemotePath,
-    plan::{CopyFile, CopyPlan},
+    plan::{CopyDirectory, CopyFile, CopyPlan},
+    skipped::{CopyFailure, FailureScope, RemoteRole, SkipReason, SkippedPath},
 };
-use crate::{
-    backoff::{RetryBackoff, is_retryable, retry_call},
-    client::WorkspaceClient,
-    failure::CommandFailure,
-    stdio::AsyncStdio,
-};
+use crate::{backoff::retry_call, client::WorkspaceClient, failure::CommandFailure, stdio::AsyncStdio};
 
 /// Bytes of data per message.
 const CHUNK: usize = 256 * 1024;
 /// Messages queued for the connection. When the queue is full, reading waits.
 const QUEUE: usize = 4;
+/// The strictest permission bits that the protocol can express. Its 0 stands for a default.
+const STRICTEST_MODE: u32 = 0o400;
 
-enum UploadError {
-    /// The agent refused, or the connection broke.
-    Remote(Status),
-    /// The local file could not be read.
-    Local(CommandFailure),
-}
-
-/// Creates the directories of a plan and uploads its files.
+/// Creates the directories of a plan and uploads its files. A path that cannot be copied is added
+/// to the skipped paths of `tally`. Returns a failure that concerns the whole copy.
 pub async fn upload(
     workspace_client: &WorkspaceClient,
     plan: CopyPlan<PathBuf, RemotePath>,
     bar: &ProgressBar,
+    tally: &mut CopyTally,
 ) -> Result<(), CommandFailure> {
-    for directory in &plan.directories {
-        let request =
-            MkdirRequest { path: Some(directory.wire()), mode: 0, parents: true, replace_mode: false };
-        retry_call(|| {
-            let (mut files, request) = (workspace_client.files(), request.clone());
-            async move { files.mkdir(request).await }
-        })
-        .await?;
+    let is_alone = plan.is_single_file;
+    let created = create_directories(workspace_client, plan.directories, tally).await?;
+    let (files, orphans): (Vec<_>, Vec<_>) =
+        plan.files.into_iter().partition(|file| !created.is_below_failed(&file.to));
+    let orphan = |file: CopyFile<PathBuf, _>| {
+        SkippedPath::new(file.from.display().to_string(), SkipReason::ParentMissing)
+    };
+    tally.skipped.extend(orphans.into_iter().map(orphan));
+    let mut copies = stream::iter(files)
+        .map(async |file| (file.from.display().to_string(), upload_file(workspace_client, &file, bar).await))
+        .buffer_unordered(CONCURRENT_FILES);
+    while let Some((from, copied)) = copies.next().await {
+        tally.add(from, copied, is_alone)?;
     }
-    let copies =
-        stream::iter(plan.files).map(|file| async move { upload_file(workspace_client, &file, bar).await });
-    copies.buffer_unordered(CONCURRENT_FILES).try_collect().await
+    restrict_directories(workspace_client, created.restricted, tally).await
 }
 
+/// Outcome of creating the directories of a plan.
+#[derive(Default)]
+struct CreatedDirectories {
+    /// Directories that could not be created.
+    failed: BTreeSet<RemotePath>,
+    /// New directories with their final modes, which deny access to their owner.
+    restricted: Vec<(CopyDirectory<RemotePath>, u32)>,
+}
+
+impl CreatedDirectories {
+    fn is_below_failed(&self, path: &RemotePath) -> bool {
+        !self.failed.is_empty()
+            && std::iter::successors(path.parent(), RemotePath::parent)
+                .any(|outer| self.failed.contains(&outer))
+    }
+}
+
+async fn create_directories(
+    workspace_client: &WorkspaceClient,
+    directories: Vec<CopyDirectory<RemotePath>>,
+    tally: &mut CopyTally,
+) -> Result<CreatedDirectories, CommandFailure> {
+    let mut created = CreatedDirectories::default();
+    for (index, directory) in directories.into_iter().enumerate() {
+        if created.is_below_failed(&directory.to) {
+            tally.skipped.push(SkippedPath::new(directory.from, SkipReason::ParentMissing));
+            created.failed.insert(directory.to);
+            continue;
+        }
+        let mode = directory.mode.unwrap_or(0);
+        // The owner needs access until the files are copied.
+        let initial_mode = if mode == 0 && directory.mode.is_none() { 0 } else { mode | OWNER_ACCESS };
+        match make_directory(workspace_client, &directory.to, initial_mode).await {
+            Ok(is_new) => {
+                tally.directories += 1;
+                if is_new && initial_mode != mode {
+                    created.restricted.push((directory, mode));
+                }
+            }
+            Err(status) => match CopyFailure::remote(status, RemoteRole::Destination) {
+                CopyFailure { failure, scope: FailureScope::Path(reason) } if index > 0 => {
+                    tally.skipped.push(SkippedPath::with_failure(directory.from, reason, &failure));
+                    created.failed.insert(directory.to);
+                }
+                CopyFailure { failure, .. } => return Err(failure),
+            },
+        }
+    }
+    Ok(created)
+}
+
+/// Creates a directory, with the missing ones above it. An existing directory keeps its mode.
+/// Returns whether the directory is new.
+pub async fn make_directory(
+    workspace_client: &WorkspaceClient,
+    to: &RemotePath,
+    mode: u32,
+) -> Result<bool, Status> {
+    let request = |parents| MkdirRequest { path: Some(to.wire()), mode, parents, replace_mode: false };
+    if to.is_root() {
+        return Ok(false);
+    }
+    match mkdir(workspace_client, request(false)).await {
+        Err(status) if error::reason(&status) == Some(Reason::PathExists) => {
+            mkdir(workspace_client, request(true)).await.map(|()| false)
+        }
+        Err(status) if error::reason(&status) == Some(Reason::PathNotFound) => {
+            mkdir(workspace_client, request(true)).await.map(|()| true)
+        }
+        made => made.map(|()| true),
+    }
+}
+
+async fn mkdir(workspace_client: &WorkspaceClient, request: MkdirRequest) -> Result<(), Status> {
+    let made = retry_call(|| {
+        let (mut files, request) = (workspace_client.files(), request.clone());
+        async move { files.mkdir(request).await }
+    });
+    made.await.map(|_| ())
+}
+
+/// Sets the final modes of directories, innermost first.
+async fn restrict_directories(
+    workspace_client: &WorkspaceClient,
+    restricted: Vec<(CopyDirectory<RemotePath>, u32)>,
+    tally: &mut CopyTally,
+) -> Result<(), CommandFailure> {
+    for (directory, mode) in restricted.into_iter().rev() {
+        let mode = if mode == 0 { STRICTEST_MODE } else { mode };
+        let path = Some(directory.to.wire());
+        let request = MkdirRequest { path, mode, parents: true, replace_mode: true };
+        if let Err(status) = mkdir(workspace_client, request).await {
+            match CopyFailure::remote(status, RemoteRole::Destination) {
+                CopyFailure { failure, scope: FailureScope::Path(reason) } => {
+                    tally.skipped.push(SkippedPath::with_failure(directory.from, reason, &failure));
+                }
+                CopyFailure { failure, .. } => return Err(failure),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Uploads a file, with several attempts if the connection breaks or the file changes. Returns its
+/// size in bytes.
 async fn upload_file(
     workspace_client: &WorkspaceClient,
     file: &CopyFile<PathBuf, RemotePath>,
     bar: &ProgressBar,
-) -> Result<(), CommandFailure> {
+) -> Result<u64, CopyFailure> {
     bar.set_message(file.to.show());
-    let mut backoff = RetryBackoff::default();
-    let mut tries = 0;
+    let mut attempts = FileAttempts::default();
     loop {
-        tries += 1;
         let mut sent = 0;
         match attempt(workspace_client, file, bar, &mut sent).await {
-            Ok(()) => return Ok(()),
-            Err(UploadError::Remote(status)) if is_retryable(&status) && tries < MAX_ATTEMPTS => {
+            Ok(()) => return Ok(sent),
+            Err(failure) => {
                 // The next attempt sends the whole file again.
                 bar.set_position(bar.position().saturating_sub(sent));
-                sleep(backoff.next_delay()).await;
+                sleep(attempts.next_delay(failure)?).await;
             }
-            Err(UploadError::Remote(status)) => return Err(status.into()),
-            Err(UploadError::Local(failure)) => return Err(failure),
         }
     }
 }
@@ -84,111 +192,162 @@ async fn attempt(
     file: &CopyFile<PathBuf, RemotePath>,
     bar: &ProgressBar,
     sent: &mut u64,
-) -> Result<(), UploadError> {
-    let digest = sha256_of_file(&file.from).await.map_err(UploadError::Local)?;
-    let open = WriteOpen {
+) -> Result<(), CopyFailure> {
+    let read_error = |error| CopyFailure::read(&file.from, error);
+    let (mut source, metadata) = open_regular(&file.from).await.map_err(read_error)?;
+    let mut open = WriteOpen {
         path: Some(file.to.wire()),
-        mode: file.mode & 0o7777,
-        sha256: digest.as_ref().to_vec(),
-        modified: file.modified.map(prost_types::Timestamp::from),
+        mode: match metadata.permissions().mode() & 0o7777 {
+            0 => STRICTEST_MODE,
+            mode => mode,
+        },
+        modified: metadata.modified().ok().map(prost_types::Timestamp::from),
         ..WriteOpen::default()
     };
-    let read_error = || CommandFailure::io(format!("cannot read {}", file.from.display()));
-    let mut source = fs::File::open(&file.from).await.map_err(read_error()).map_err(UploadError::Local)?;
-    write(workspace_client, open, async |tx| {
-        loop {
-            let chunk = read_chunk(&mut source).await.map_err(read_error())?;
-            let count = chunk.len() as u64;
-            if count == 0 || tx.send(WriteFileRequest { open: None, data: chunk }).await.is_err() {
+    // Files in /proc report no size, and their content may differ at each read.
+    if metadata.len() == 0 {
+        let chunks = async || read_chunk(&mut source, CHUNK as u64).await.map_err(read_error);
+        return upload_stream(workspace_client, open, chunks, bar, sent).await;
+    }
+    // Content that is appended from now on is not copied. A file that is written all the time has an end.
+    let (digest, length) = hash_prefix(&mut source, metadata.len()).await.map_err(read_error)?;
+    open.sha256 = digest.as_ref().to_vec();
+    source.seek(SeekFrom::Start(0)).await.map_err(read_error)?;
+    let written = write(workspace_client, open, async |tx| {
+        while *sent < length {
+            let data = read_chunk(&mut source, length - *sent).await.map_err(read_error)?;
+            let count = data.len() as u64;
+            if count == 0 {
+                return Err(CopyFailure::changed(&file.from.display().to_string()));
+            }
+            if tx.send(WriteFileRequest { open: None, data }).await.is_err() {
                 return Ok(());
             }
             *sent += count;
             bar.inc(count);
         }
-    })
-    .await?;
-    Ok(())
+        Ok(())
+    });
+    written.await.map(|_| ())
 }
 
-/// Uploads standard input to a file. Returns the number of bytes. The digest is compared after the
-/// upload, because it is not known before.
-pub async fn upload_stdin(
+/// Opens a regular file. Does not wait for the other end of a pipe that has replaced the file.
+async fn open_regular(path: &PathBuf) -> io::Result<(fs::File, Metadata)> {
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path).await?;
+    let metadata = file.metadata().await?;
+    if metadata.is_file() { Ok((file, metadata)) } else { Err(io::Error::other("is not a regular file")) }
+}
+
+/// Uploads standard input, a pipe or a device until its end. Returns the number of bytes.
+pub async fn upload_stdio(
     workspace_client: &WorkspaceClient,
+    source: &AsyncStdio,
+    name: &str,
     to: &RemotePath,
     bar: &ProgressBar,
 ) -> Result<u64, CommandFailure> {
-    let read_error = || CommandFailure::io("cannot read standard input");
-    let stdin = AsyncStdio::stdin().map_err(read_error())?;
-    let mut hash = Context::new(&SHA256);
-    let mut total = 0;
     let open = WriteOpen { path: Some(to.wire()), ..WriteOpen::default() };
+    let mut buffer = vec![0; CHUNK];
+    let chunks = async || match source.read(&mut buffer).await {
+        Ok(count) => Ok(Bytes::copy_from_slice(&buffer[..count])),
+        Err(error) => Err(CopyFailure {
+            failure: CommandFailure::io(format!("cannot read {name}"))(error),
+            scope: FailureScope::Copy,
+        }),
+    };
+    let mut sent = 0;
+    match upload_stream(workspace_client, open, chunks, bar, &mut sent).await {
+        Ok(()) => Ok(sent),
+        Err(CopyFailure { failure, .. }) => Err(failure),
+    }
+}
+
+/// Uploads a source of unknown length. The digest is compared after the upload, because it is not
+/// known before. An empty chunk is the end.
+async fn upload_stream(
+    workspace_client: &WorkspaceClient,
+    open: WriteOpen,
+    mut chunks: impl AsyncFnMut() -> Result<Bytes, CopyFailure>,
+    bar: &ProgressBar,
+    sent: &mut u64,
+) -> Result<(), CopyFailure> {
+    let mut hash = Context::new(&SHA256);
     let written = write(workspace_client, open, async |tx| {
-        let mut buffer = vec![0; CHUNK];
         loop {
-            let count = stdin.read(&mut buffer).await.map_err(read_error())?;
-            let data = Bytes::copy_from_slice(&buffer[..count]);
+            let data = chunks().await?;
             hash.update(&data);
+            let count = data.len() as u64;
             if count == 0 || tx.send(WriteFileRequest { open: None, data }).await.is_err() {
                 return Ok(());
             }
-            total += count as u64;
-            bar.inc(count as u64);
+            *sent += count;
+            bar.inc(count);
         }
-    })
-    .await;
-    let written = match written {
-        Ok(written) => written,
-        Err(UploadError::Remote(status)) => return Err(status.into()),
-        Err(UploadError::Local(failure)) => return Err(failure),
-    };
-    if written.sha256 != hash.finish().as_ref() {
-        let message =
-            format!("cannot copy to {}: the file arrived with a wrong checksum; try again", to.show());
-        return Err(CommandFailure::Other(message));
+    });
+    if written.await?.sha256 == hash.finish().as_ref() {
+        return Ok(());
     }
-    Ok(total)
+    let message = "the file arrived with a wrong checksum; copy it again";
+    Err(CopyFailure { failure: CommandFailure::Other(message.to_owned()), scope: FailureScope::Copy })
 }
 
-/// Makes one `Files.Write` call and sends the messages of `feed`. If `feed` fails, the call is
-/// cancelled, so that the agent does not accept a partial file.
+/// Makes one `Files.Write` call and sends the messages of `feed`. If `feed` fails, the agent rejects
+/// the call, so that it does not accept a partial file.
 async fn write(
     workspace_client: &WorkspaceClient,
     open: WriteOpen,
-    feed: impl AsyncFnOnce(&mpsc::Sender<WriteFileRequest>) -> Result<(), CommandFailure>,
-) -> Result<WriteFileResponse, UploadError> {
+    feed: impl AsyncFnOnce(&mpsc::Sender<WriteFileRequest>) -> Result<(), CopyFailure>,
+) -> Result<WriteFileResponse, CopyFailure> {
     let (tx, rx) = mpsc::channel(QUEUE);
     let mut files = workspace_client.files();
     let call = files.write(ReceiverStream::new(rx));
     tokio::pin!(call);
+    let answered = |answer: Result<tonic::Response<WriteFileResponse>, Status>| {
+        let failed = |status| CopyFailure::remote(status, RemoteRole::Destination);
+        answer.map(tonic::Response::into_inner).map_err(failed)
+    };
     let feeding = async {
         let open = WriteFileRequest { open: Some(open), data: Bytes::new() };
         // A closed channel means that the call has ended; its result has the reason.
         if tx.send(open).await.is_ok() { feed(&tx).await } else { Ok(()) }
     };
-    tokio::select! {
-        answer = &mut call => return answer.map(tonic::Response::into_inner).map_err(UploadError::Remote),
-        fed = feeding => fed.map_err(UploadError::Local)?,
+    let fed = tokio::select! {
+        answer = &mut call => return answered(answer),
+        fed = feeding => fed,
+    };
+    if let Err(failure) = fed {
+        // Closing the channel would mark the end of the file. A second `open` is invalid.
+        let invalid = WriteFileRequest { open: Some(WriteOpen::default()), data: Bytes::new() };
+        tokio::select! {
+            _ = &mut call => return Err(failure),
+            _ = tx.send(invalid) => {}
+        }
+        let _rejected = call.await;
+        return Err(failure);
     }
     // Closing the channel marks the end of the file.
     drop(tx);
-    call.await.map(tonic::Response::into_inner).map_err(UploadError::Remote)
+    answered(call.await)
 }
 
-async fn sha256_of_file(path: &PathBuf) -> Result<Digest, CommandFailure> {
-    let read_error = || CommandFailure::io(format!("cannot read {}", path.display()));
-    let mut file = fs::File::open(path).await.map_err(read_error())?;
+/// Returns the digest and the length of at most the first `limit` bytes.
+async fn hash_prefix(file: &mut fs::File, limit: u64) -> io::Result<(Digest, u64)> {
     let mut hash = Context::new(&SHA256);
+    let mut length = 0;
     loop {
-        let chunk = read_chunk(&mut file).await.map_err(read_error())?;
+        let chunk = read_chunk(file, limit - length).await?;
         if chunk.is_empty() {
-            return Ok(hash.finish());
+            return Ok((hash.finish(), length));
         }
         hash.update(&chunk);
+        length += chunk.len() as u64;
     }
 }
 
-async fn read_chunk(file: &mut fs::File) -> io::Result<Bytes> {
+/// Reads at most `limit` bytes. Returns no bytes at the end.
+async fn read_chunk(file: &mut fs::File, limit: u64) -> io::Result<Bytes> {
     let mut buffer = Vec::with_capacity(CHUNK);
-    file.take(CHUNK as u64).read_to_end(&mut buffer).await?;
+    file.take(limit.min(CHUNK as u64)).read_to_end(&mut buffer).await?;
     Ok(buffer.into())
 }
