@@ -2,4 +2,6 @@
 
 pub mod command_follower;
 pub mod input;
+pub mod local_output;
+pub mod local_stdin;
 pub mod output_positions;

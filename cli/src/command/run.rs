@@ -1,26 +1,28 @@
 //! `podling run`: runs a command in a workspace, connected to the local standard input and output.
 
 use std::{
-    cell::Cell,
     io::{IsTerminal as _, stdin},
-    rc::Rc,
     time::Duration,
 };
 
 use clap::Args;
 use podling_proto::{
-    agent::v1::{Command, StartProcessRequest},
+    agent::v1::{Command, ProcessExit, StartProcessRequest},
     token,
 };
 use tokio::sync::watch;
 
 use crate::{
+    command::hint,
     context::Context,
     duration,
     failure::{self, CommandFailure},
+    notice,
     run::{
-        command_follower::CommandFollower,
+        command_follower::{self, CommandFollower},
         input::{self, TerminationSignals},
+        local_output::OutputHealth,
+        local_stdin::LocalStdin,
     },
     wake_spinner::WakeSpinner,
 };
@@ -30,12 +32,20 @@ const REQUEST_ID_BYTES: usize = 12;
 const EXAMPLES: &str = "\
 Examples:
   podling run demo -- uname -a
-  tar c src | podling run demo -- tar x";
+  tar c src | podling run demo -- tar x
+  while read -r line; do podling run -n demo -- echo \"$line\"; done < lines.txt";
 
 /// Run a command in a workspace
 ///
 /// The command's standard input, output and error, its signals and its exit code are connected to
 /// yours. A sleeping workspace is woken.
+///
+/// Input that the command does not read stays available to the next program, if standard input is a
+/// file or a pipe. A terminal is forwarded only with -i. For an interactive program, use `podling
+/// attach NAME --new -- CMD`.
+///
+/// Output is shown until the command has ended and its output is silent for 250 ms. If a background
+/// process of the command still holds the output then, a message says so.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct RunArgs {
@@ -54,6 +64,12 @@ pub struct RunArgs {
     /// Forward standard input even if it is a terminal
     #[arg(short, long)]
     interactive: bool,
+    /// Do not forward standard input; the command reads from /dev/null
+    #[arg(short, long, conflicts_with = "interactive")]
+    no_stdin: bool,
+    /// Known from other tools; `run` has no terminal
+    #[arg(short, long, hide = true)]
+    tty: bool,
     /// Command and its arguments; no shell interprets them
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     command: Vec<String>,
@@ -62,6 +78,9 @@ pub struct RunArgs {
 impl RunArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let code = |failure: CommandFailure| failure.with_code(failure::RUN_FAILED);
+        if self.tty {
+            return Err(hint::for_terminal(&self.name, &self.command));
+        }
         let signals = TerminationSignals::listen()
             .map_err(CommandFailure::io("cannot listen for signals"))
             .map_err(code)?;
@@ -69,7 +88,12 @@ impl RunArgs {
         let workspace = client.find(&self.name).await.map_err(code)?;
         let workspace_client = client.workspace_client_for(&workspace);
         let wake_spinner = WakeSpinner::new(client, workspace.id);
-        let with_stdin = self.interactive || !stdin().is_terminal();
+        let mut local_stdin = match self.forwards_stdin() {
+            true => Some(
+                LocalStdin::open().map_err(CommandFailure::io("cannot read standard input")).map_err(code)?,
+            ),
+            false => None,
+        };
         let request = StartProcessRequest {
             command: Some(Command {
                 argv: self.command,
@@ -77,34 +101,61 @@ impl RunArgs {
                 cwd: self.cwd,
                 timeout: self.timeout.map(duration::to_wire),
             }),
-            stdin: with_stdin,
+            stdin: local_stdin.is_some(),
             request_id: token::random(REQUEST_ID_BYTES),
         };
         let (started, running) = watch::channel(None);
-        let output_closed = Rc::new(Cell::new(false));
+        let output_health = OutputHealth::default();
         let follower = CommandFollower::new(
             workspace_client.clone(),
             wake_spinner,
             request,
             started,
-            Rc::clone(&output_closed),
+            output_health.clone(),
         )
-        .map_err(CommandFailure::io("cannot use standard output"))?;
-        tokio::select! {
-            code = follower.follow() => code.map(|code| match output_closed.get() {
-                true => crate::signal::exit_code("PIPE"),
-                false => code,
-            }),
-            code = input::forward_signals(workspace_client.clone(), running.clone(), signals) => Ok(code),
-            code = input::end_on_closed_output(
+        .map_err(CommandFailure::io("cannot use standard output"))
+        .map_err(code)?;
+        let feed = async {
+            match &mut local_stdin {
+                Some(stdin) => input::forward_stdin(workspace_client.clone(), running.clone(), stdin).await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            ended = follower.follow() => ended,
+            code = input::forward_signals(workspace_client.clone(), running.clone(), signals) => {
+                return Ok(code);
+            }
+            () = input::end_on_failed_output(
                 workspace_client.clone(),
                 running.clone(),
-                output_closed.clone(),
-            ) => Ok(code),
-            refused = input::forward_stdin(workspace_client.clone(), running.clone()), if with_stdin => {
-                Err(code(refused))
-            }
+                output_health.clone(),
+            ) => Ok(ProcessExit::default()),
+            refused = feed => Err(code(refused)),
+        };
+        if let Some(failure) = output_health.into_failure() {
+            return Err(match failure {
+                CommandFailure::OutputClosed => failure,
+                failure => code(failure),
+            });
         }
+        let exit = ended?;
+        if let (Some(stdin), Some(read)) = (&mut local_stdin, exit.stdin_read)
+            && let Err(error) = stdin.leave_unread(read)
+        {
+            notice!("podling: cannot leave unread input to the next program: {error}");
+        }
+        if exit.held_by_background {
+            notice!(
+                "podling: the command has ended, but a background process of it still runs and holds its \
+                 output; later output is not shown"
+            );
+        }
+        Ok(command_follower::exit_code(&exit))
+    }
+
+    fn forwards_stdin(&self) -> bool {
+        !self.no_stdin && (self.interactive || !stdin().is_terminal())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Starts a remote command, follows it to its end across broken connections, and writes its stdout
 //! and stderr locally.
 
-use std::{cell::Cell, io, rc::Rc, time::Duration};
+use std::{io, time::Duration};
 
 use podling_proto::{
     agent::v1::{
@@ -16,12 +16,15 @@ use tokio::{
 };
 use tonic::{Status, Streaming};
 
-use super::output_positions::{OutputKind, OutputPositions};
+use super::{
+    local_output::OutputHealth,
+    output_positions::{OutputKind, OutputPositions},
+};
 use crate::{
     backoff::{RetryBackoff, is_retryable},
     client::WorkspaceClient,
     failure::{self, CommandFailure},
-    signal,
+    notice, signal,
     stdio::AsyncStdio,
     wake_spinner::WakeSpinner,
 };
@@ -50,8 +53,8 @@ pub struct CommandFollower {
     positions: OutputPositions,
     stdout: AsyncStdio,
     stderr: AsyncStdio,
-    /// Set once the reader of this client's output is gone. Further output is dropped.
-    output_closed: Rc<Cell<bool>>,
+    /// Once a write has failed, further output is dropped.
+    output_health: OutputHealth,
     since: Instant,
 }
 
@@ -63,13 +66,13 @@ enum StreamEnd {
 
 impl CommandFollower {
     /// Creates a follower of the command in `request`. The follower sends to `started` once the
-    /// process runs, and sets `output_closed` once the reader of this client's output is gone.
+    /// process runs, and records the first failed write of its output.
     pub fn new(
         workspace_client: WorkspaceClient,
         wake_spinner: WakeSpinner,
         request: StartProcessRequest,
         started: watch::Sender<Option<StartedProcess>>,
-        output_closed: Rc<Cell<bool>>,
+        output_health: OutputHealth,
     ) -> io::Result<Self> {
         let (stdout, stderr) = (AsyncStdio::stdout()?, AsyncStdio::stderr()?);
         Ok(Self {
@@ -80,13 +83,13 @@ impl CommandFollower {
             positions: OutputPositions::new(0),
             stdout,
             stderr,
-            output_closed,
+            output_health,
             since: Instant::now(),
         })
     }
 
-    /// Follows the command to its end. Returns its exit code.
-    pub async fn follow(mut self) -> Result<u8, CommandFailure> {
+    /// Follows the command to its end. Returns its exit.
+    pub async fn follow(mut self) -> Result<ProcessExit, CommandFailure> {
         let mut backoff = RetryBackoff::default();
         let mut notified = false;
         loop {
@@ -94,21 +97,21 @@ impl CommandFollower {
                 Ok(events) => {
                     backoff.reset();
                     if std::mem::take(&mut notified) {
-                        eprintln!("podling: reconnected");
+                        notice!("podling: reconnected");
                     }
-                    self.drain(events).await?
+                    self.drain(events).await
                 }
                 Err(status) => StreamEnd::Disconnected(status),
             };
             match ended {
-                StreamEnd::Exit(exit) => return Ok(exit_code(&exit)),
+                StreamEnd::Exit(exit) => return Ok(exit),
                 StreamEnd::Disconnected(status) if !self.should_retry(&status) => {
                     return Err(self.failure_of(status));
                 }
                 StreamEnd::Disconnected(_) => {
                     let wait = backoff.next_delay();
                     if !notified && wait > NOTICE_DELAY && self.started.borrow().is_some() {
-                        eprintln!("podling: connection lost, reconnecting …");
+                        notice!("podling: connection lost, reconnecting …");
                         notified = true;
                     }
                     sleep(wait).await;
@@ -141,16 +144,15 @@ impl CommandFollower {
         should_retry(status, self.started.borrow().is_some(), self.since.elapsed())
     }
 
-    async fn drain(&mut self, mut events: Streaming<ProcessEvent>) -> Result<StreamEnd, CommandFailure> {
+    async fn drain(&mut self, mut events: Streaming<ProcessEvent>) -> StreamEnd {
         loop {
             let event = match events.message().await {
                 Ok(Some(event)) => event.event,
                 Ok(None) => {
-                    return Ok(StreamEnd::Disconnected(Status::unavailable(
-                        "the stream ended before the command",
-                    )));
+                    let status = Status::unavailable("the stream ended before the command");
+                    return StreamEnd::Disconnected(status);
                 }
-                Err(status) => return Ok(StreamEnd::Disconnected(status)),
+                Err(status) => return StreamEnd::Disconnected(status),
             };
             match event {
                 Some(process_event::Event::Started(started)) => {
@@ -161,10 +163,10 @@ impl CommandFollower {
                     self.started.send_if_modified(|known| known.replace(started.clone()) != Some(started));
                 }
                 Some(process_event::Event::Stdout(output)) => {
-                    self.write_output(OutputKind::Stdout, output).await?
+                    self.write_output(OutputKind::Stdout, output).await
                 }
                 Some(process_event::Event::Stderr(output)) => {
-                    self.write_output(OutputKind::Stderr, output).await?
+                    self.write_output(OutputKind::Stderr, output).await
                 }
                 Some(process_event::Event::Gap(lost)) => {
                     let to = lost.gap.map_or(0, |gap| gap.to);
@@ -175,30 +177,24 @@ impl CommandFollower {
                     };
                     report_missing(self.positions.gap(which, to));
                 }
-                Some(process_event::Event::Exit(exit)) => return Ok(StreamEnd::Exit(exit)),
+                Some(process_event::Event::Exit(exit)) => return StreamEnd::Exit(exit),
                 Some(process_event::Event::Keepalive(_)) | None => {}
             }
         }
     }
 
-    async fn write_output(&mut self, which: OutputKind, output: Output) -> Result<(), CommandFailure> {
+    async fn write_output(&mut self, which: OutputKind, output: Output) {
         let fresh = self.positions.take(which, output.offset, output.data);
         report_missing(fresh.missing);
-        if self.output_closed.get() {
-            return Ok(());
+        if !self.output_health.is_ok() {
+            return;
         }
         let (stdio, name) = match which {
             OutputKind::Stdout => (&self.stdout, "standard output"),
             OutputKind::Stderr => (&self.stderr, "standard error"),
         };
-        match stdio.write_all(&fresh.data).await {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                self.output_closed.set(true);
-                // Wakes the task `end_on_closed_output`, which waits for changes of `started`.
-                self.started.send_modify(|_| {});
-                Ok(())
-            }
-            result => result.map_err(CommandFailure::io(format!("cannot write to {name}"))),
+        if let Err(error) = stdio.write_all(&fresh.data).await {
+            self.output_health.record(name, error);
         }
     }
 
@@ -226,7 +222,7 @@ fn should_retry(status: &Status, has_started: bool, waited: Duration) -> bool {
 
 fn report_missing(bytes: u64) {
     if bytes > 0 {
-        eprintln!("podling: {bytes} bytes of output were lost while the connection was broken");
+        notice!("podling: {bytes} bytes of output were lost while the connection was broken");
     }
 }
 

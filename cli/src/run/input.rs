@@ -2,7 +2,7 @@
 //!
 //! Input has offsets, so that the agent drops input that is repeated after a broken connection.
 
-use std::{cell::Cell, io, rc::Rc, time::Duration};
+use std::{io, time::Duration};
 
 use bytes::Bytes;
 use podling_proto::{
@@ -16,21 +16,22 @@ use tokio::{
 };
 use tonic::Status;
 
-use super::command_follower::StartedProcess;
+use super::{command_follower::StartedProcess, local_output::OutputHealth, local_stdin::LocalStdin};
 use crate::{
     backoff::{RetryBackoff, is_retryable},
     client::WorkspaceClient,
     failure::CommandFailure,
+    notice,
     signal::exit_code,
-    stdio::{AsyncStdio, READ_BYTES},
+    stdio::READ_BYTES,
 };
 
 /// How long the agent may take to deliver a signal. After that, the client exits without it.
 const SIGNAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a signal waits for the start of the command. After that, the client exits without it.
 const START_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a command may take to exit after SIGPIPE.
-const PIPE_GRACE: Duration = Duration::from_secs(2);
+/// How long a command may take to exit after a failed write of its output, before the next signal.
+const OUTPUT_GRACE: Duration = Duration::from_secs(2);
 
 /// Waits until the command has started. Waits forever if the follower is dropped before that.
 pub async fn wait_until_started(started: &mut watch::Receiver<Option<StartedProcess>>) -> StartedProcess {
@@ -54,14 +55,16 @@ enum StdinError {
 pub async fn forward_stdin(
     workspace_client: WorkspaceClient,
     mut started: watch::Receiver<Option<StartedProcess>>,
+    stdin: &mut LocalStdin,
 ) -> CommandFailure {
+    // Nothing is read before the command runs, so that a failed start takes no input.
     let started = wait_until_started(&mut started).await;
     let mut offset = 0;
-    let fed = match pump(&workspace_client, &started, &mut offset).await {
+    let fed = match pump(&workspace_client, &started, stdin, &mut offset).await {
         Err(StdinError::Read(error)) => {
-            eprintln!("podling: cannot read standard input: {error}");
+            notice!("podling: cannot read standard input: {error}");
             // The command must see the end of its input.
-            write(&workspace_client, &started, offset, Bytes::new(), true).await.map(|_| ())
+            write(&workspace_client, &started, offset, Bytes::new(), InputEnd::Last).await.map(|_| ())
         }
         Err(StdinError::Rejected(status)) => Err(status),
         Ok(()) => Ok(()),
@@ -69,7 +72,7 @@ pub async fn forward_stdin(
     match fed {
         Ok(()) => std::future::pending().await,
         Err(status) => {
-            eprintln!("podling: cannot forward standard input; the command may still run");
+            notice!("podling: cannot forward standard input; the command may still run");
             status.into()
         }
     }
@@ -78,21 +81,36 @@ pub async fn forward_stdin(
 async fn pump(
     workspace_client: &WorkspaceClient,
     started: &StartedProcess,
+    stdin: &mut LocalStdin,
     offset: &mut u64,
 ) -> Result<(), StdinError> {
-    let stdin = AsyncStdio::stdin().map_err(StdinError::Read)?;
     let mut buffer = vec![0; READ_BYTES];
     loop {
         let count = stdin.read(&mut buffer).await.map_err(StdinError::Read)?;
         let data = Bytes::copy_from_slice(&buffer[..count]);
-        let takes_more = write(workspace_client, started, *offset, data, count == 0)
-            .await
-            .map_err(StdinError::Rejected)?;
+        let end = match count {
+            0 => InputEnd::Last,
+            _ if stdin.is_lent() => InputEnd::UntilRead,
+            _ => InputEnd::More,
+        };
+        let takes_more =
+            write(workspace_client, started, *offset, data, end).await.map_err(StdinError::Rejected)?;
         if !takes_more || count == 0 {
             return Ok(());
         }
         *offset += count as u64;
+        stdin.take(*offset).map_err(StdinError::Read)?;
     }
+}
+
+/// What follows a chunk of input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum InputEnd {
+    More,
+    /// More input, but only after the command has read this chunk.
+    UntilRead,
+    /// No more input follows.
+    Last,
 }
 
 /// Sends one chunk, and reconnects as needed. Returns whether the command accepts more input.
@@ -101,7 +119,7 @@ async fn write(
     started: &StartedProcess,
     offset: u64,
     data: Bytes,
-    end: bool,
+    end: InputEnd,
 ) -> Result<bool, Status> {
     let mut backoff = RetryBackoff::default();
     loop {
@@ -110,8 +128,8 @@ async fn write(
             epoch: started.epoch,
             offset,
             data: data.clone(),
-            end,
-            until_read: false,
+            end: end == InputEnd::Last,
+            until_read: end == InputEnd::UntilRead,
         };
         match workspace_client.processes().write(request).await {
             Ok(answer) => return Ok(!answer.into_inner().closed),
@@ -171,31 +189,28 @@ pub async fn forward_signals(
             again = signals.next() => return exit_code(again),
         };
         if !send_signal(&workspace_client, &process, name).await {
-            eprintln!("podling: cannot reach the command; it may still run");
+            notice!("podling: cannot reach the command; it may still run");
             return exit_code(name);
         }
     }
 }
 
-/// Ends the command once the reader of this client's output is gone, as a local pipe would. Returns
-/// the exit code for SIGPIPE.
-pub async fn end_on_closed_output(
+/// Ends the command once this client cannot write its output. Sends the signal that a local command
+/// would get, then TERM and then KILL, each after [`OUTPUT_GRACE`]. Returns once KILL was sent or no
+/// signal can be delivered. The follower usually reports the exit before that.
+pub async fn end_on_failed_output(
     workspace_client: WorkspaceClient,
     mut started: watch::Receiver<Option<StartedProcess>>,
-    output_closed: Rc<Cell<bool>>,
-) -> u8 {
-    while !output_closed.get() {
-        if started.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
+    output_health: OutputHealth,
+) {
+    let first = output_health.wait_failed().await.signal();
     let process = wait_until_started(&mut started).await;
-    if send_signal(&workspace_client, &process, "PIPE").await {
-        sleep(PIPE_GRACE).await;
-        // A command that is still running ignores SIGPIPE.
-        send_signal(&workspace_client, &process, "TERM").await;
+    for signal in [first, "TERM", "KILL"] {
+        if !send_signal(&workspace_client, &process, signal).await {
+            return;
+        }
+        sleep(OUTPUT_GRACE).await;
     }
-    exit_code("PIPE")
 }
 
 /// Returns whether the error means that the command has ended. The follower reports its exit code.
@@ -211,7 +226,7 @@ async fn send_signal(workspace_client: &WorkspaceClient, process: &StartedProces
         Ok(Ok(_)) => true,
         Ok(Err(status)) if has_ended(&status) => true,
         Ok(Err(status)) => {
-            eprintln!("podling: cannot forward SIG{name}: {}", CommandFailure::from(status).describe());
+            notice!("podling: cannot forward SIG{name}: {}", CommandFailure::from(status).describe());
             false
         }
         Err(_) => false,

@@ -1,9 +1,17 @@
 //! `podling run` and `podling cp` as scripts use them.
 
-use std::fs;
+use std::{fs, process::Output};
 
-use podling_tests::{Podling, wait_for};
+use podling_tests::{Cli, Podling, program::program, wait_for, within};
 use rustix::process::{Pid, Signal, kill_process};
+
+/// Runs a script of a local shell that finds `podling` in its PATH. `script` is in $SCRIPT.
+async fn sh(cli: &Cli, line: &str, script: &str) -> Output {
+    let bin = program("podling").parent().expect("a directory").display().to_string();
+    let mut shell = tokio::process::Command::new("sh");
+    shell.args(["-c", &format!("PATH={bin}:$PATH; {line}")]).env_clear().envs(cli.envs());
+    within(line, shell.env("SCRIPT", script).output()).await.expect("the shell runs")
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn run_passes_on_exit_code_streams_and_environment() {
@@ -28,8 +36,11 @@ async fn run_passes_on_exit_code_streams_and_environment() {
         .run(&["run", "-e", "WHO=ada lovelace", "ada", "--", "sh", "-c", "echo $WHO in $(basename $PWD)"])
         .await;
     assert!(set.ok().out().starts_with("ada lovelace in "));
-    // A background process that holds the output open does not block the caller.
-    cli.run(&sh("sleep 300 & echo left")).await.ok();
+    // A background process that holds the output open does not block the caller, who is told that
+    // later output is not shown.
+    let left = cli.run(&sh("sleep 300 & echo left")).await.ok();
+    assert_eq!(left.out(), "left\n");
+    assert!(left.err().contains("a background process of it still runs"), "{}", left.err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,6 +71,64 @@ async fn interrupt_reaches_the_command() {
     let output = podling_tests::within("podling run ends", child.wait_with_output()).await.expect("output");
     assert_eq!(output.status.code(), Some(9));
     assert_eq!(output.stdout, b"interrupted\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn command_ends_when_its_output_cannot_be_written() {
+    let podling = Podling::up().await;
+    let cli = podling.cli();
+    let ada = podling.workspace("ada").await;
+    for (script, redirect) in [
+        ("echo $$ > pid; yes", "> /dev/full"),
+        ("echo $$ > pid; yes >&2", "2> /dev/full"),
+        ("echo $$ > pid; trap '' TERM HUP; while :; do echo y; sleep 0.01; done", "> /dev/full"),
+    ] {
+        let output = sh(&cli, &format!("podling run ada -- sh -c \"$SCRIPT\" {redirect}"), script).await;
+        assert_eq!(output.status.code(), Some(125), "{script}: {output:?}");
+        if redirect.starts_with('>') {
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(text.contains("cannot write to standard output, so the command was ended"), "{text}");
+        }
+        let pid = fs::read_to_string(podling.home_dir(&ada).join("pid")).expect("the command ran");
+        let is_gone = format!("! kill -0 {}", pid.trim());
+        wait_for("the command has ended", async || {
+            cli.run(&["run", "ada", "--", "sh", "-c", &is_gone]).await.code.filter(|code| *code == 0)
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unread_input_is_left_to_the_next_command() {
+    let podling = Podling::up().await;
+    let cli = podling.cli();
+    cli.run(&["create", "ada"]).await.ok();
+    let lines = podling.dir().join("lines");
+    fs::write(&lines, "a\nb\nc\nd\n").expect("a file");
+    let lines = lines.display();
+    for (script, expected) in [
+        ("while read l; do podling run ada -- echo $l; done", "a\nb\nc\nd\n"),
+        // The command reads a line of its own.
+        ("while read l; do podling run ada -- sh -c 'read m; echo $m'; done", "b\nd\n"),
+        ("podling run -n ada -- cat; cat", "a\nb\nc\nd\n"),
+        ("podling run ada -- cat; cat", "a\nb\nc\nd\n"),
+        ("podling run ada -- no-such-program; cat", "a\nb\nc\nd\n"),
+    ] {
+        for input in [format!("({script}) < {lines}"), format!("cat {lines} | ({script})")] {
+            let output = sh(&cli, &input, "").await;
+            assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{input}: {output:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn words_of_other_tools_name_the_right_command() {
+    let podling = Podling::up().await;
+    let cli = podling.cli();
+    let run = cli.run(&["run", "-it", "ada", "--", "bash"]).await.exits(2);
+    assert!(run.err().contains("podling attach ada --new -- bash"), "{}", run.err());
+    let exec = cli.run(&["exec", "ada", "--", "ls"]).await.exits(2);
+    assert!(exec.err().contains("podling run ada -- ls"), "{}", exec.err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
