@@ -58,12 +58,14 @@ fn method_table(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
             return Err("podling.v1.access is not a message".into());
         };
         let verb = message.get_field_by_name("verb").and_then(|v| v.as_enum_number()).unwrap_or_default();
-        let wakes = message.get_field_by_name("wakes").and_then(|v| v.as_bool()).unwrap_or_default();
+        let is_set = |name| message.get_field_by_name(name).and_then(|v| v.as_bool()).unwrap_or_default();
+        let (wakes, in_use) = (is_set("wakes"), is_set("in_use"));
         if verb == 0 {
             return Err(format!("{} has no verb in its option podling.v1.access", method.full_name()).into());
         }
         let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
-        rows.push(format!("    Method {{ path: {path:?}, verb: {verb}, wakes: {wakes} }},\n"));
+        let row = format!("path: {path:?}, verb: {verb}, wakes: {wakes}, in_use: {in_use}");
+        rows.push(format!("    Method {{ {row} }},\n"));
     }
     rows.sort();
     Ok(format!("&[\n{}]\n", rows.concat()))

@@ -4,6 +4,7 @@
 //! samples the processes and notifies watchers. Independent of gRPC.
 
 pub mod assessment;
+pub mod calls;
 pub mod command_failure;
 pub mod cpu_io;
 pub mod idle;
@@ -26,7 +27,8 @@ use tokio::{
 };
 
 use self::{
-    assessment::{ActivityAssessment, ActivityInputs, ActivityLevel},
+    assessment::{ActivityAssessment, ActivityInputs, ActivityLevel, ActivitySignal},
+    calls::ClientCalls,
     command_failure::CommandFailure,
     cpu_io::CpuIoSampler,
     idle::{ClockReading, IdleCounter},
@@ -90,6 +92,7 @@ struct ActivityShared {
     /// claim once it has arrived.
     cap_anchor: Mutex<CapAnchor>,
     leases: Mutex<LeaseTable>,
+    calls: ClientCalls,
     pending_warning: Mutex<PendingWarning>,
     command_failure: Mutex<Option<Arc<CommandFailure>>>,
     sampler: Mutex<CpuIoSampler>,
@@ -113,6 +116,7 @@ impl ActivityMonitor {
             probe,
             cap_anchor: Mutex::new(CapAnchor { at: Instant::now(), claimed: false }),
             leases: Mutex::default(),
+            calls: ClientCalls::default(),
             pending_warning: Mutex::default(),
             command_failure: Mutex::default(),
             sampler: Mutex::new(CpuIoSampler::new(ticks, rustix::param::page_size() as u64)),
@@ -150,6 +154,7 @@ impl ActivityMonitor {
             tokio::select! {
                 () = self.sleep_marking_running(pause) => {}
                 () = self.0.wake.notified() => {}
+                () = self.0.calls.changed() => {}
                 Ok(()) = intents.changed() => {}
                 // A claim changes the policy, and with it the sampling interval.
                 Ok(()) = claims.changed() => next_sample = Instant::now(),
@@ -190,15 +195,18 @@ impl ActivityMonitor {
         let mut observed: Vec<_> = leases.iter().map(inputs::from_lease).collect();
         observed.extend(sampled_at.into_iter().flat_map(|at| inputs::from_work(&usage, at, &policy)));
         observed.extend(inputs::from_presence(presence, now));
+        observed.extend(self.0.calls.signals(last_intent, policy.call_cap, now));
+        // Read after the calls under way, so that a call that ends in between is not missed.
+        let last_use = last_intent.max(self.0.calls.last_ended());
         let signals = ActivityInputs { claimed: self.cap_anchor(now), intents, observed };
         let assessment = ActivityAssessment::assess(&signals, &policy, now);
         let mut idle = lock(&self.0.idle);
-        idle.observe(assessment.level, last_intent);
+        idle.observe(assessment.level, last_use);
         ActivitySnapshot {
             counted_idle: idle.counted(),
             idle_timeout: policy.idle_timeout,
             leases,
-            warning: lock(&self.0.pending_warning).current(assessment.level, last_intent),
+            warning: lock(&self.0.pending_warning).current(assessment.level, last_use),
             command_failure: lock(&self.0.command_failure).clone(),
             usage,
             terminals,
@@ -208,8 +216,19 @@ impl ActivityMonitor {
         }
     }
 
+    /// Returns the table in which the server records calls under way.
+    pub fn calls(&self) -> &ClientCalls {
+        &self.0.calls
+    }
+
     pub fn subscribe(&self) -> watch::Receiver<ActivityRevision> {
         self.0.revision.subscribe()
+    }
+
+    /// Returns whether a client waits for a call that counts.
+    pub fn is_called(&self) -> bool {
+        let evidence = self.snapshot().assessment.evidence;
+        evidence.iter().any(|evidence| evidence.signal == ActivitySignal::ClientCall && !evidence.capped)
     }
 
     /// Creates or renews the lease `name`. Waits while the admission gate holds requests.

@@ -198,6 +198,11 @@ impl AdmissionGate {
         matches!(self.state().phase, GatePhase::Holding { until, .. } if until > Instant::now())
     }
 
+    /// Returns whether the hold is forced, so that the sleep does not depend on use.
+    pub fn is_forced(&self) -> bool {
+        matches!(self.state().phase, GatePhase::Holding { force: true, .. })
+    }
+
     /// Returns the intents of the held requests, in order of arrival.
     pub fn held_intents(&self) -> Vec<Intent> {
         self.state().held.values().map(|held| held.intent).collect()

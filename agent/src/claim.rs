@@ -34,6 +34,8 @@ pub struct AgentPolicy {
     pub work_cap: Duration,
     /// Time after the last intent during which a foreground job counts.
     pub presence_cap: Duration,
+    /// Time after its start or the last intent during which a client's call counts.
+    pub call_cap: Duration,
     /// Longest duration of a keep-awake lease.
     pub lease_cap: Duration,
     /// Time for which the level stays `active` after an intent.
@@ -63,6 +65,7 @@ impl Default for AgentPolicy {
             idle_timeout: Duration::from_secs(15 * 60),
             work_cap: Duration::from_secs(12 * 60 * 60),
             presence_cap: Duration::from_secs(60 * 60),
+            call_cap: Duration::from_secs(12 * 60 * 60),
             lease_cap: Duration::from_secs(24 * 60 * 60),
             active_for: Duration::from_secs(60),
             work_window: Duration::from_secs(60),

@@ -42,6 +42,7 @@ pub use self::{
     watcher::{ProcessEvent, ProcessWatcher},
 };
 use crate::{
+    activity::warning::SleepCause,
     admission::{AdmissionGate, Attempt, Intent},
     child::{ProcessGroup, signals},
 };
@@ -72,6 +73,8 @@ pub struct ProcessExit {
     /// Offset after the last byte of stdin that was read from the pipe. `None` if it is unknown, or
     /// without a stdin.
     pub stdin_read: Option<u64>,
+    /// Set if the agent ended the process because the workspace fell asleep or the agent stopped.
+    pub sleep_cause: Option<SleepCause>,
     pub ended_at: SystemTime,
 }
 

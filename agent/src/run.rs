@@ -33,6 +33,7 @@ use crate::{
         info::AgentInfoFile,
         listener::{AgentListener, ListenError},
         router::{DescriptorError, RouterParts, router},
+        shutdown_trailers::StreamShutdown,
     },
     shutdown::{ShutdownHandle, ShutdownReason, ShutdownRequest},
     tasks::TaskSupervisor,
@@ -120,9 +121,10 @@ pub async fn run(
     let (read, counted) = (workspace.clone(), metrics.clone());
     let parts = RouterParts {
         claims: claimed.clone(),
+        calls: workspace.activity.calls().clone(),
         health: health.clone(),
         ready: readiness(ready.clone(), claimed),
-        closing: stages.streams.clone(),
+        shutdown: StreamShutdown { closing: stages.streams.clone(), sleep: workspace.sleep.clone() },
         metrics: Arc::new(move || read.metrics(&counted)),
     };
     let health_of: Vec<_> = services.names.iter().copied().chain([OVERALL_HEALTH]).collect();

@@ -1,6 +1,7 @@
 //! The server: one TLS listener for gRPC, gRPC-web and plain HTTP. Independent of the services.
 
 pub mod auth;
+pub mod call_tracking;
 pub mod connection;
 pub mod error_response;
 pub mod identity;

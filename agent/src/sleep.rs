@@ -4,12 +4,15 @@
 //! A task waits for [`SleepCoordinator::committed`], ends the processes, and calls
 //! [`SleepCoordinator::complete`] when all data is on disk.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    activity::{ActivityMonitor, assessment::ActivityLevel},
+    activity::{ActivityMonitor, assessment::ActivityLevel, warning::SleepCause},
     admission::{AdmissionGate, CommitError, Intent},
 };
 
@@ -53,13 +56,21 @@ pub enum SleepDeclined {
 pub struct SleepCoordinator {
     gate: Arc<AdmissionGate>,
     activity: ActivityMonitor,
+    /// Cause of the last prepared sleep.
+    cause: Arc<Mutex<SleepCause>>,
     committed: CancellationToken,
     completed: CancellationToken,
 }
 
 impl SleepCoordinator {
     pub fn new(gate: Arc<AdmissionGate>, activity: ActivityMonitor) -> Self {
-        Self { gate, activity, committed: CancellationToken::new(), completed: CancellationToken::new() }
+        Self {
+            gate,
+            activity,
+            cause: Arc::new(Mutex::new(SleepCause::Unspecified)),
+            committed: CancellationToken::new(),
+            completed: CancellationToken::new(),
+        }
     }
 
     pub fn gate(&self) -> &Arc<AdmissionGate> {
@@ -68,8 +79,13 @@ impl SleepCoordinator {
 
     /// Holds requests (phase one) for `hold`, at most [`MAX_HOLD`]. `None` means [`DEFAULT_HOLD`].
     /// If `urgency` does not permit the sleep now, admits the held requests and returns the reason.
-    /// Does nothing if the sleep is already committed.
-    pub fn prepare(&self, hold: Option<Duration>, urgency: SleepUrgency) -> Result<(), SleepDeclined> {
+    /// Does nothing if the sleep is already committed. `cause` is told to clients whose calls end.
+    pub fn prepare(
+        &self,
+        hold: Option<Duration>,
+        urgency: SleepUrgency,
+        cause: SleepCause,
+    ) -> Result<(), SleepDeclined> {
         let force = urgency == SleepUrgency::Forced;
         let held = self.gate.held_intents();
         if !force && !held.is_empty() {
@@ -82,6 +98,7 @@ impl SleepCoordinator {
             // the commit.
             return Ok(());
         }
+        *self.cause.lock().unwrap_or_else(|e| e.into_inner()) = cause;
         self.reason_to_decline(urgency).map_or(Ok(()), |declined| {
             self.gate.resume();
             Err(declined)
@@ -90,7 +107,14 @@ impl SleepCoordinator {
 
     /// Closes the gate for good (phase two). Idempotent. [`Self::completed`] waits until the
     /// processes have ended and all data is on disk.
+    ///
+    /// The gate does not hold calls that only read. If one of them began after the prepare and the
+    /// sleep is not forced, admits the held requests and fails.
     pub fn commit(&self) -> Result<(), SleepDeclined> {
+        if self.gate.is_holding() && !self.gate.is_forced() && self.activity.is_called() {
+            self.gate.resume();
+            return Err(SleepDeclined::InUse(ActivityLevel::Active));
+        }
         self.gate.close().map_err(|error| match error {
             CommitError::NotHolding => SleepDeclined::NotPrepared,
             CommitError::RequestsHeld(intents) => SleepDeclined::RequestHeld(intents),
@@ -102,6 +126,15 @@ impl SleepCoordinator {
     /// Cancels a prepare and admits the held requests. Fails once the sleep is committed.
     pub fn cancel(&self) -> Result<(), SleepDeclined> {
         self.gate.resume().then_some(()).ok_or(SleepDeclined::AlreadyCommitted)
+    }
+
+    /// Returns why the programs and calls of the workspace end: the cause of the committed sleep, or
+    /// [`SleepCause::Shutdown`] if no sleep was committed.
+    pub fn end_cause(&self) -> SleepCause {
+        match self.committed.is_cancelled() {
+            true => *self.cause.lock().unwrap_or_else(|e| e.into_inner()),
+            false => SleepCause::Shutdown,
+        }
     }
 
     /// Waits until the sleep is committed.

@@ -35,6 +35,9 @@ pub const NO_COMMAND: u8 = 127;
 /// Exit code of `run` if `--timeout` ended the command, as in timeout(1).
 pub const TIMED_OUT: u8 = 124;
 
+/// Exit code of `run` if the workspace fell asleep, which ended the command.
+pub const FELL_ASLEEP: u8 = 123;
+
 /// Appended to `podling --help`.
 pub const EXIT_CODES: &str = "\
 Getting started:
@@ -54,7 +57,7 @@ Exit codes:
 
 `run`, `attach` and `keep-awake NAME -- CMD` exit with the code of the command: 128+n if
 signal n ended it, 127 if it was not found, 126 if it is not executable, 125 if Podling
-itself failed, 124 if --timeout ended it.
+itself failed, 124 if --timeout ended it, 123 if the workspace fell asleep or was deleted.
 
 The control plane is selected by --url and --token (PODLING_URL, PODLING_TOKEN), otherwise
 by --data (PODLING_DATA), otherwise by the default data directory.";
@@ -305,7 +308,13 @@ fn unreachable_advice(local: bool, source: &(dyn std::error::Error + 'static)) -
 fn status_code(status: &Status) -> u8 {
     match error::reason(status) {
         Some(Reason::Busy | Reason::PathEscapes) => REFUSED,
-        Some(Reason::NotAwake | Reason::Unclaimed | Reason::Deleting | Reason::Maintenance) => UNAVAILABLE,
+        Some(
+            Reason::NotAwake
+            | Reason::Unclaimed
+            | Reason::Deleting
+            | Reason::Maintenance
+            | Reason::FellAsleep,
+        ) => UNAVAILABLE,
         _ => match status.code() {
             Code::NotFound => NOT_FOUND,
             Code::Unauthenticated | Code::PermissionDenied => REFUSED,
@@ -342,6 +351,7 @@ fn status_advice(status: &Status) -> Option<String> {
         Reason::Preparing | Reason::Maintenance | Reason::Deleting => {
             "see its progress with: podling explain NAME"
         }
+        Reason::FellAsleep => "see why with: podling explain NAME",
         Reason::WorkspaceFailed => "see the reason with: podling explain NAME",
         Reason::AgentUnreachable | Reason::WakeTimeout => "see its state with: podling explain NAME",
         Reason::DiskFull => "free space on the disk of the control plane first",
@@ -380,6 +390,7 @@ mod tests {
             (Reason::NotAwake, UNAVAILABLE),
             (Reason::NotArchived, ERROR),
             (Reason::Maintenance, UNAVAILABLE),
+            (Reason::FellAsleep, UNAVAILABLE),
             (Reason::ArchiveNotFound, NOT_FOUND),
             (Reason::BadField, USAGE),
             (Reason::DiskFull, ERROR),

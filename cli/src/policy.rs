@@ -30,6 +30,10 @@ pub struct PolicyFlags {
     /// workspace awake, for example 1h
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     presence_cap: Option<Duration>,
+    /// Time after its start or the last input for which a client's call, such as a command that
+    /// `podling run` follows, keeps the workspace awake, for example 12h
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    call_cap: Option<Duration>,
     /// Longest time awake, even if in use, for example 12h; "none" for no limit
     #[arg(long, value_name = "DURATION|none", value_parser = duration::parse_or_none)]
     max_awake: Option<Duration>,
@@ -50,6 +54,8 @@ pub struct PolicyJson {
     pub work_cap_seconds: Option<f64>,
     /// Time after the last input of a user or client for which a foreground program keeps it awake.
     pub presence_cap_seconds: Option<f64>,
+    /// Time after its start or the last input for which a client's call keeps it awake.
+    pub call_cap_seconds: Option<f64>,
     pub max_awake_seconds: Option<f64>,
     pub archive_after_seconds: Option<f64>,
     pub keep_archives_seconds: Option<f64>,
@@ -67,6 +73,7 @@ impl PolicyFlags {
             idle_timeout: self.idle_timeout.map(to_wire),
             work_cap: self.work_cap.map(to_wire),
             presence_cap: self.presence_cap.map(to_wire),
+            call_cap: self.call_cap.map(to_wire),
             warning: self.warning.map(to_wire),
             max_awake: self.max_awake.map(to_wire),
             archive_after: self.archive_after.map(to_wire),
@@ -82,6 +89,7 @@ impl From<&Policy> for PolicyJson {
             warning_seconds: seconds(policy.warning),
             work_cap_seconds: seconds(policy.work_cap),
             presence_cap_seconds: seconds(policy.presence_cap),
+            call_cap_seconds: seconds(policy.call_cap),
             max_awake_seconds: seconds(policy.max_awake),
             archive_after_seconds: seconds(policy.archive_after),
             keep_archives_seconds: seconds(policy.keep_archives),
@@ -99,6 +107,11 @@ pub fn render(policy: &Policy) -> String {
             "presence cap",
             policy.presence_cap,
             "time after the last input for which a foreground program keeps it awake",
+        ),
+        (
+            "call cap",
+            policy.call_cap,
+            "time after its start or the last input for which a client's call keeps it awake",
         ),
         ("max awake", policy.max_awake, "time awake after which it falls asleep, even if in use"),
         (

@@ -226,6 +226,7 @@ pub fn signal(signal: Signal) -> &'static str {
         Signal::PortRequest => "port-request",
         Signal::PageVisible => "page-visible",
         Signal::ClientStart => "client-start",
+        Signal::ClientCall => "client-call",
         Signal::Cpu => "cpu",
         Signal::Io => "io",
         Signal::KernelBusy => "kernel-busy",

@@ -8,10 +8,10 @@ use std::{fmt, sync::Arc};
 use axum::body::Body;
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
-use podling_core::id::WorkspaceId;
+use podling_core::{id::WorkspaceId, workspace::State};
 use podling_proto::{
     error::{Reason, WireError},
-    metadata,
+    metadata, text,
     verb::Verbs,
 };
 use tokio::sync::mpsc;
@@ -23,6 +23,7 @@ use crate::{
     identity::ControlIdentity,
     metrics::ControlMetrics,
     principal::Principal,
+    reasons,
     snapshot::{AgentView, SnapshotReceiver},
 };
 
@@ -44,6 +45,7 @@ pub struct Gateway {
     identity: Arc<ControlIdentity>,
     pool: AgentPools,
     waiting: AgentWaiter,
+    snapshots: SnapshotReceiver,
     metrics: Arc<ControlMetrics>,
     /// Cancelled on shutdown, when streams have to end.
     streams: CancellationToken,
@@ -59,8 +61,8 @@ impl Gateway {
         metrics: Arc<ControlMetrics>,
         streams: CancellationToken,
     ) -> Self {
-        let waiting = AgentWaiter::new(snapshots, wakes, metrics.held.clone());
-        Self { identity, pool: AgentPools::default(), waiting, metrics, streams }
+        let waiting = AgentWaiter::new(snapshots.clone(), wakes, metrics.held.clone());
+        Self { identity, pool: AgentPools::default(), waiting, snapshots, metrics, streams }
     }
 
     /// Forwards a request that names a workspace. Returns the agent's response, or an error in the
@@ -96,12 +98,15 @@ impl Gateway {
         let (mut parts, body) = request.into_parts();
         headers::to_agent(&mut parts, protocol, token);
         let (upload, answered) = RelayedRequest::new(body);
-        let (stream, response) = self.send(&id, &agent, Request::from_parts(parts, upload), ticket).await?;
+        let lost = LostAgent { snapshots: self.snapshots.clone(), id: id.clone(), in_use: needs.in_use };
+        let sent = self.send(&id, &agent, Request::from_parts(parts, upload), ticket).await;
+        let (stream, response) = sent.map_err(|error| lost.explain(error))?;
         let (mut parts, body) = response.into_parts();
         headers::to_caller(&mut parts, protocol);
         let count = self.metrics.exchange("gateway", &parts);
         let relay = RelayedResponse::new(body, protocol, parts.headers.contains_key("grpc-status"), count)
             .with_shutdown(&self.streams)
+            .with_lost_agent(lost)
             .with_guards((stream, answered));
         Ok(Response::from_parts(parts, Body::new(relay)))
     }
@@ -170,6 +175,34 @@ fn forward_error(error: AgentDialError, id: &WorkspaceId) -> WireError {
         | AgentDialError::Http(_)
         | AgentDialError::Timeout
         | AgentDialError::Tls(_) => unreachable_agent(id),
+    }
+}
+
+/// Explains to the caller why the agent was lost during an exchange.
+#[derive(Debug)]
+struct LostAgent {
+    snapshots: SnapshotReceiver,
+    id: WorkspaceId,
+    /// Whether the caller waits for the result of the call. Other callers reconnect by themselves.
+    in_use: bool,
+}
+
+impl LostAgent {
+    /// Returns FELL_ASLEEP or DELETING instead of `error` if the workspace is not awake any more.
+    fn explain(&self, error: WireError) -> WireError {
+        if !self.in_use || error.reason() != Reason::AgentUnreachable {
+            return error;
+        }
+        let snapshot = self.snapshots.borrow();
+        let Some(view) = snapshot.get(&self.id) else { return waiting::deleted(&self.id) };
+        match view.state {
+            State::FallingAsleep | State::Asleep | State::Archiving | State::Archived => {
+                let cause = view.reason.sleep_cause().map(reasons::sleep_cause).unwrap_or_default();
+                text::fell_asleep_error(cause).with("id", &self.id)
+            }
+            State::Deleting => waiting::deleted(&self.id),
+            State::Queued | State::Starting | State::Awake | State::Failed => error,
+        }
     }
 }
 

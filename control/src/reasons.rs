@@ -123,6 +123,8 @@ pub(crate) fn sleep_cause(cause: SleepCause) -> agent::SleepCause {
         SleepCause::Idle => agent::SleepCause::Idle,
         SleepCause::MaxAwake => agent::SleepCause::MaxAwake,
         SleepCause::Requested => agent::SleepCause::Requested,
+        SleepCause::Deleted => agent::SleepCause::Deleted,
+        SleepCause::Shutdown => agent::SleepCause::Shutdown,
     }
 }
 

@@ -10,6 +10,8 @@ pub struct Method {
     verb: i32,
     /// Whether a call wakes a sleeping workspace.
     pub wakes: bool,
+    /// Whether a call under way is use of the workspace.
+    pub in_use: bool,
 }
 
 impl Method {
@@ -51,6 +53,9 @@ mod tests {
         assert_eq!((write.verb(), write.wakes), (Verb::Terminal, false), "a keystroke never wakes");
         let watch = find("/podling.agent.v1.Activity/Watch").expect("Watch");
         assert!(!watch.wakes, "watching activity never wakes");
+        assert!(!watch.in_use && !attach.in_use, "a client that only looks on does not keep awake");
+        let run = find("/podling.agent.v1.Processes/Run").expect("Run");
+        assert!(run.in_use, "a client waits for the command");
         assert!(find("/podling.agent.v1.Terminals/Nope").is_none());
     }
 

@@ -13,6 +13,8 @@ use crate::{
         DeclineReason, NextStep, Operation, Remedy, StateReason, StateReasonCode as Code, WaitReason,
         next_step::Step,
     },
+    error::WireError,
+    v1::Reason,
 };
 
 /// Renders why a workspace is in its state, as a clause without a full stop that fits after a
@@ -147,7 +149,29 @@ pub fn sleep(cause: SleepCause) -> &'static str {
             "the workspace falls asleep, because it has been awake for as long as its policy allows"
         }
         SleepCause::Requested => "the workspace falls asleep as requested",
+        SleepCause::Deleted => "the workspace falls asleep, because it is being deleted",
+        SleepCause::Shutdown => "the workspace falls asleep, because the control plane shuts down",
     }
+}
+
+/// Renders why a workspace fell asleep, as a clause without a full stop that follows its name: "demo
+/// fell asleep, because a request asked it to sleep".
+pub fn fell_asleep(cause: SleepCause) -> &'static str {
+    match cause {
+        SleepCause::Unspecified => "fell asleep",
+        SleepCause::Idle => "fell asleep, because it was idle for its whole idle timeout",
+        SleepCause::MaxAwake => "fell asleep, because it was awake for as long as its policy allows",
+        SleepCause::Requested => "fell asleep, because a request asked it to sleep",
+        SleepCause::Deleted => "was put to sleep, because it is being deleted",
+        SleepCause::Shutdown => "was stopped by a shutdown",
+    }
+}
+
+/// Returns the error of a call that a sleep has ended.
+pub fn fell_asleep_error(cause: SleepCause) -> WireError {
+    let message = format!("the workspace {} before the call was completed", fell_asleep(cause));
+    let word = cause.as_str_name().trim_start_matches("SLEEP_CAUSE_").to_lowercase().replace('_', "-");
+    WireError::new(Reason::FellAsleep, message).with("cause", word)
 }
 
 /// Renders what a user can do, as a sentence without a full stop. The commands in the sentence
@@ -156,7 +180,9 @@ pub fn remedy(remedy: Remedy, name: &str) -> String {
     let wake = format!("`podling wake {name}` or `podling attach {name}`");
     match remedy {
         Remedy::Unspecified => "upgrade this client to see what can be done".to_owned(),
-        Remedy::Use => "typing, writing a file through a client, or a busy program keeps it awake".to_owned(),
+        Remedy::Use => {
+            "typing, a command or transfer of a client, or a busy program keeps it awake".to_owned()
+        }
         Remedy::KeepAwake => format!("`podling keep-awake {name} 2h` keeps it awake for that time"),
         Remedy::Sleep => {
             format!("`podling sleep {name}` puts it to sleep now (with --force if it is in use)")

@@ -3,6 +3,7 @@
 
 mod agent_restarts;
 mod archives;
+mod client_calls;
 mod commands;
 mod copies;
 mod crash_points;

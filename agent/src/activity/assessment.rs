@@ -25,6 +25,8 @@ pub enum ActivityLevel {
 pub enum ActivitySignal {
     /// A user or client acted on the workspace.
     Intent(Intent),
+    /// A client waits for a call.
+    ClientCall,
     /// A keep-awake lease that has not expired.
     Lease,
     /// CPU use at or above the policy's threshold.
@@ -105,7 +107,7 @@ impl ActivityAssessment {
             let cap = match observed.signal {
                 ActivitySignal::Cpu | ActivitySignal::Io => anchor + policy.work_cap,
                 ActivitySignal::ForegroundJob => anchor + policy.presence_cap,
-                ActivitySignal::Lease => observed.until.unwrap_or(now),
+                ActivitySignal::Lease | ActivitySignal::ClientCall => observed.until.unwrap_or(now),
                 // Intents are not in `observed`. If one were, it would count like any intent.
                 ActivitySignal::Intent(_) => observed.last_seen + policy.active_for,
             };
@@ -151,7 +153,7 @@ fn evidence(
 /// Returns the level if this signal is the only one that counts.
 fn level_of(signal: ActivitySignal) -> ActivityLevel {
     match signal {
-        ActivitySignal::Intent(_) => ActivityLevel::Active,
+        ActivitySignal::Intent(_) | ActivitySignal::ClientCall => ActivityLevel::Active,
         ActivitySignal::Lease | ActivitySignal::Cpu | ActivitySignal::Io | ActivitySignal::ForegroundJob => {
             ActivityLevel::Busy
         }
@@ -174,11 +176,18 @@ mod tests {
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);
-    const KINDS: [ActivitySignal; 4] =
-        [ActivitySignal::Lease, ActivitySignal::Cpu, ActivitySignal::Io, ActivitySignal::ForegroundJob];
+    const KINDS: [ActivitySignal; 5] = [
+        ActivitySignal::Lease,
+        ActivitySignal::ClientCall,
+        ActivitySignal::Cpu,
+        ActivitySignal::Io,
+        ActivitySignal::ForegroundJob,
+    ];
+    /// Signals that end at a time of their own, not at a cap after the last intent.
+    const TIMED: [ActivitySignal; 2] = [ActivitySignal::Lease, ActivitySignal::ClientCall];
 
     fn observed_signal(signal: ActivitySignal, at: Instant) -> ObservedSignal {
-        let until = (signal == ActivitySignal::Lease).then(|| at + HOUR);
+        let until = TIMED.contains(&signal).then(|| at + HOUR);
         ObservedSignal { signal, detail: "x".into(), last_seen: at, until }
     }
 
@@ -247,7 +256,7 @@ mod tests {
 
     fn signals() -> impl Strategy<Value = (ActivityInputs, Instant)> {
         let intents = prop::collection::vec((0usize..3, 0u64..100_000), 0..4);
-        let observed = prop::collection::vec((0usize..4, 0u64..100_000, 0u64..100_000), 0..6);
+        let observed = prop::collection::vec((0..KINDS.len(), 0u64..100_000, 0u64..100_000), 0..6);
         (intents, observed, 0u64..100_000).prop_map(|(intents, observed, now)| {
             let start = Instant::now();
             let at = |s: u64| start + Duration::from_secs(s);
@@ -258,7 +267,7 @@ mod tests {
                 observed: observed
                     .into_iter()
                     .map(|(k, s, until)| ObservedSignal {
-                        until: (KINDS[k] == ActivitySignal::Lease).then(|| at(until)),
+                        until: TIMED.contains(&KINDS[k]).then(|| at(until)),
                         ..observed_signal(KINDS[k], at(s.min(now)))
                     })
                     .collect(),
@@ -293,11 +302,11 @@ mod tests {
         }
 
         #[test]
-        fn only_lease_outlives_work_cap((signals, _) in signals()) {
+        fn only_lease_or_call_outlives_work_cap((signals, _) in signals()) {
             let policy = AgentPolicy::default();
             let capped = signals.anchor() + policy.work_cap;
             let assessed = ActivityAssessment::assess(&signals, &policy, capped);
-            prop_assert!(assessed.evidence.iter().all(|e| e.capped || e.signal == ActivitySignal::Lease));
+            prop_assert!(assessed.evidence.iter().all(|e| e.capped || TIMED.contains(&e.signal)));
         }
 
         #[test]

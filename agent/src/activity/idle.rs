@@ -43,7 +43,7 @@ pub struct IdleCounter {
     /// Increases with every gap between running marks.
     gaps: u64,
     last_running_mark: Option<ClockReading>,
-    last_intent: Option<Instant>,
+    last_use: Option<Instant>,
     pending: VecDeque<SentHeartbeat>,
     last_acknowledged: Option<SentHeartbeat>,
 }
@@ -64,12 +64,12 @@ impl IdleCounter {
     }
 
     /// Records an assessed level. Resets the counted idle time if the level is not idle, or if
-    /// `last_intent` is new. A new intent resets it even if the `active` level it caused was never
-    /// assessed.
-    pub fn observe(&mut self, level: ActivityLevel, last_intent: Option<Instant>) {
-        if level != ActivityLevel::Idle || last_intent != self.last_intent {
+    /// `last_use`, the last intent or end of a call, is new. New use resets it even if the `active`
+    /// level that it caused was never assessed.
+    pub fn observe(&mut self, level: ActivityLevel, last_use: Option<Instant>) {
+        if level != ActivityLevel::Idle || last_use != self.last_use {
             self.activity_changes += 1;
-            self.last_intent = last_intent;
+            self.last_use = last_use;
             self.counted = Duration::ZERO;
         }
     }

@@ -23,6 +23,10 @@ pub enum SleepCause {
     MaxAwake,
     /// A client requested sleep.
     Requested,
+    /// The workspace is being deleted.
+    Deleted,
+    /// The agent is stopped without a sleep of its own.
+    Shutdown,
 }
 
 /// The last warning, until it is withdrawn or the workspace is used.

@@ -180,12 +180,15 @@ pub fn activity_state(snapshot: &ActivitySnapshot) -> wire::ActivityState {
     }
 }
 
-fn sleep_cause(cause: SleepCause) -> wire::SleepCause {
+/// Converts the cause of a sleep to its proto value.
+pub fn sleep_cause(cause: SleepCause) -> wire::SleepCause {
     match cause {
         SleepCause::Unspecified => wire::SleepCause::Unspecified,
         SleepCause::Idle => wire::SleepCause::Idle,
         SleepCause::MaxAwake => wire::SleepCause::MaxAwake,
         SleepCause::Requested => wire::SleepCause::Requested,
+        SleepCause::Deleted => wire::SleepCause::Deleted,
+        SleepCause::Shutdown => wire::SleepCause::Shutdown,
     }
 }
 
@@ -202,6 +205,7 @@ fn evidence(evidence: &ActivityEvidence) -> wire::Evidence {
         ActivitySignal::Intent(Intent::Keystroke) => wire::Signal::Keystroke,
         ActivitySignal::Intent(Intent::ClientWrite | Intent::Restore) => wire::Signal::ClientWrite,
         ActivitySignal::Intent(Intent::ClientStart) => wire::Signal::ClientStart,
+        ActivitySignal::ClientCall => wire::Signal::ClientCall,
         ActivitySignal::Cpu => wire::Signal::Cpu,
         ActivitySignal::Io => wire::Signal::Io,
         ActivitySignal::ForegroundJob => wire::Signal::ForegroundJob,

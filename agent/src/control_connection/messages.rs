@@ -73,24 +73,30 @@ pub fn heartbeat(sequence: u64, snapshot: &ActivitySnapshot) -> wire::AgentMessa
 /// Parses a warning. Returns `None` for a warning without a time, which withdraws the previous one.
 pub fn warning(warn: wire::Warn) -> Option<SleepNotice> {
     let at = warn.at.and_then(|at| SystemTime::try_from(at).ok())?;
-    let cause = match warn.cause() {
+    Some(SleepNotice { at, cause: sleep_cause(warn.cause()) })
+}
+
+fn sleep_cause(cause: agent_wire::SleepCause) -> SleepCause {
+    match cause {
         agent_wire::SleepCause::Unspecified => SleepCause::Unspecified,
         agent_wire::SleepCause::Idle => SleepCause::Idle,
         agent_wire::SleepCause::MaxAwake => SleepCause::MaxAwake,
         agent_wire::SleepCause::Requested => SleepCause::Requested,
-    };
-    Some(SleepNotice { at, cause })
+        agent_wire::SleepCause::Deleted => SleepCause::Deleted,
+        agent_wire::SleepCause::Shutdown => SleepCause::Shutdown,
+    }
 }
 
-/// Parses a prepare directive into the hold and the urgency. `force` takes precedence over
-/// `requested`.
-pub fn prepare(prepare: &wire::Prepare) -> (Option<Duration>, SleepUrgency) {
+/// Parses a prepare directive into the hold, the urgency and the cause of the sleep. `force` takes
+/// precedence over `requested`.
+pub fn prepare(prepare: &wire::Prepare) -> (Option<Duration>, SleepUrgency, SleepCause) {
     let urgency = match (prepare.force, prepare.requested) {
         (true, _) => SleepUrgency::Forced,
         (false, true) => SleepUrgency::Requested,
         (false, false) => SleepUrgency::Idle,
     };
-    (prepare.hold.and_then(|hold| Duration::try_from(hold).ok()), urgency)
+    let cause = sleep_cause(prepare.cause());
+    (prepare.hold.and_then(|hold| Duration::try_from(hold).ok()), urgency, cause)
 }
 
 /// Builds the message that a directive was executed.
@@ -177,6 +183,7 @@ fn policy(policy: wire::AgentPolicy) -> AgentPolicy {
         idle_timeout: span(policy.idle_timeout, default.idle_timeout),
         work_cap: span(policy.work_cap, default.work_cap),
         presence_cap: span(policy.presence_cap, default.presence_cap),
+        call_cap: span(policy.call_cap, default.call_cap),
         lease_cap: span(policy.lease_cap, default.lease_cap).min(MAX_LEASE),
         active_for: span(policy.active_for, default.active_for),
         work_window: within(span(policy.work_window, default.work_window), WORK_WINDOW),

@@ -237,8 +237,8 @@ impl<'a> ControlSession<'a> {
                 send(outbox, messages::done(id))
             }
             Some(Directive::Prepare(prepare)) => {
-                let (hold, urgency) = messages::prepare(&prepare);
-                self.answer(id, self.connection.sleep.prepare(hold, urgency), outbox)
+                let (hold, urgency, cause) = messages::prepare(&prepare);
+                self.answer(id, self.connection.sleep.prepare(hold, urgency, cause), outbox)
             }
             Some(Directive::Commit(wire::Commit {})) => match self.connection.sleep.commit() {
                 Ok(()) => self.commit(id),

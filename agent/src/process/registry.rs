@@ -18,6 +18,7 @@ use super::{
     table::ProcessTable,
 };
 use crate::{
+    activity::warning::SleepCause,
     admission::{AdmissionGate, Attempt, Intent},
     child::Children,
     claim::Claim,
@@ -145,10 +146,11 @@ impl ProcessRegistry {
         self.shared.table().running()
     }
 
-    /// Ends all processes when the agent shuts down. Later starts fail. Every group gets HUP and
+    /// Ends all processes when the workspace falls asleep or the agent shuts down. Their exits carry
+    /// `cause`. Later starts fail. Every group gets HUP and
     /// TERM at once and KILL after `grace`; watchers do not delay that. Returns once all groups are
     /// empty, or 1 s after the KILL.
-    pub async fn end_all(&self, grace: Duration) {
+    pub async fn end_all(&self, grace: Duration, cause: SleepCause) {
         let mut left = {
             let mut table = self.shared.table();
             table.shutting_down = true;
@@ -156,6 +158,10 @@ impl ProcessRegistry {
         };
         let until = Instant::now() + grace + REAP_GRACE;
         for process in &left {
+            // A process that ended before did not end because of the sleep.
+            if !process.state().leader_ended() {
+                process.state().sleep_cause = Some(cause);
+            }
             process.end(grace);
         }
         loop {

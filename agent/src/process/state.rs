@@ -11,7 +11,7 @@ use super::{
     output::{OutputLog, RequiredOutput},
     stdin::StdinQueue,
 };
-use crate::child::ExitStatus;
+use crate::{activity::warning::SleepCause, child::ExitStatus};
 
 /// Time for which a process with a full log waits while no watcher is connected. After that the
 /// oldest output is discarded.
@@ -35,6 +35,8 @@ pub(super) struct ProcessState {
     /// Grace period before KILL of a requested termination. `None` once the task has taken the
     /// request.
     pub(super) requested_grace: Option<Duration>,
+    /// Cause of the sleep that ends the process, if one does.
+    pub(super) sleep_cause: Option<SleepCause>,
     /// True once termination was requested. A stalled watcher must not delay it.
     terminating: bool,
     /// The process is removed from the table as soon as it has finished, because no client can ask
@@ -60,6 +62,7 @@ impl ProcessState {
             finished_at: None,
             fault: false,
             requested_grace: None,
+            sleep_cause: None,
             terminating: false,
             remove_when_finished: false,
             watchers: HashMap::new(),

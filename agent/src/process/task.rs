@@ -329,6 +329,7 @@ impl ProcessTask {
             timed_out: self.termination.timed_out,
             stdin_read: state.stdin.as_ref().and_then(|stdin| stdin.read()),
             held_by_background: !self.is_closed() || self.output_abandoned,
+            sleep_cause: state.sleep_cause,
             ended_at: SystemTime::now(),
         };
         tracing::info!(process = %self.process.id, ?status, timed_out = exit.timed_out, "process ended");

@@ -15,6 +15,7 @@ use super::{
     Process, ProcessError, ProcessEvent, ProcessRegistry, ProcessSpec, ProcessWatcher, RunSpec, table,
 };
 use crate::{
+    activity::warning::SleepCause,
     admission::AdmissionGate,
     child::{Children, OrphanPolicy},
     claim::{AgentPolicy, Claim},
@@ -161,7 +162,7 @@ async fn ended_processes_are_bounded_except_watched() {
     assert!(matches!(refused, ProcessError::TooManyProcesses { limit: 2 }), "{refused}");
     assert_eq!(exit(read).await.final_offsets, [7, 0]);
     exit(start("exit 0").unwrap()).await;
-    fixture.processes.end_all(Duration::ZERO).await;
+    fixture.processes.end_all(Duration::ZERO, SleepCause::Idle).await;
     drop(beside);
 }
 

@@ -120,7 +120,8 @@ impl WorkspaceRuntime {
                 tracing::error!(%error, "failed to end the workspace's processes");
             }
         };
-        tokio::join!(self.terminals.end_all(grace), self.processes.end_all(grace), rest);
+        let cause = self.sleep.end_cause();
+        tokio::join!(self.terminals.end_all(grace), self.processes.end_all(grace, cause), rest);
     }
 
     /// Waits for the commit of a sleep, ends all processes, saves the terminals and syncs the

@@ -12,7 +12,6 @@ use axum::{
 };
 use http::{StatusCode, Version};
 use podling_proto::{DESCRIPTOR_SET, error::WireError, v1::Reason};
-use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::{
     pb::health_server::HealthServer,
@@ -20,8 +19,11 @@ use tonic_health::{
 };
 use tonic_web::GrpcWebLayer;
 
-use super::{auth, error_response, shutdown_trailers};
-use crate::claim::ClaimReceiver;
+use super::{
+    auth, call_tracking, error_response,
+    shutdown_trailers::{self, StreamShutdown},
+};
+use crate::{activity::calls::ClientCalls, claim::ClaimReceiver};
 
 /// The descriptor set for reflection is unreadable, which indicates a defective build.
 #[derive(Debug, thiserror::Error)]
@@ -37,11 +39,13 @@ const MAX_HEALTH_REQUEST_BYTES: usize = 1024;
 pub struct RouterParts {
     /// Source of the claim, whose keys verify tokens.
     pub claims: ClaimReceiver,
+    /// Table of the calls under way.
+    pub calls: ClientCalls,
     pub health: HealthReporter,
     /// Returns whether the agent is claimed and not shutting down.
     pub ready: Arc<dyn Fn() -> bool + Send + Sync>,
-    /// Cancelled when the agent ends open response streams.
-    pub closing: CancellationToken,
+    /// Ends open response streams when the agent shuts down.
+    pub shutdown: StreamShutdown,
     /// Formats the text of `/metrics`.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
@@ -70,7 +74,7 @@ pub fn router(
         )
         .into_axum_router()
         .reset_fallback()
-        .layer(from_fn_with_state(parts.closing, shutdown_trailers::end_streams))
+        .layer(from_fn_with_state(parts.shutdown, shutdown_trailers::end_streams))
         // Converts gRPC-web to gRPC; gRPC over HTTP/2 passes unchanged.
         .layer(GrpcWebLayer::new())
         .layer(from_fn(only_grpc));
@@ -84,6 +88,7 @@ pub fn router(
         .merge(http)
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
+        .layer(from_fn_with_state(parts.calls, call_tracking::track))
         .layer(from_fn_with_state(parts.claims, auth::check)))
 }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use podling_agent::{
+    activity::warning::SleepCause,
     claim::AgentPolicy,
     process::{ProcessError, ProcessEvent, ProcessSpec},
 };
@@ -108,7 +109,7 @@ async fn end_all_ends_every_group() {
         id(watcher).await;
         assert!(matches!(next(watcher).await, Some(ProcessEvent::Output { .. })));
     }
-    fixture.processes.end_all(Duration::from_millis(300)).await;
+    fixture.processes.end_all(Duration::from_millis(300), SleepCause::Idle).await;
     assert_eq!(fixture.processes.running(), 0);
     for watcher in deaf {
         assert!(super::rest(watcher, [6, 0]).await.signal().is_some());
@@ -165,7 +166,7 @@ async fn end_all_reaches_group_without_leader() {
     all(fixture.sh("(trap '' HUP TERM; while :; do sleep 0.05; done) & echo $! > pid")).await;
     let deaf = named(&fixture, "pid").expect("a pid");
     assert!(runs(&deaf) && fixture.processes.running() == 0);
-    fixture.processes.end_all(Duration::from_millis(200)).await;
+    fixture.processes.end_all(Duration::from_millis(200), SleepCause::Idle).await;
     assert!(!runs(&deaf), "killed after the grace period");
 }
 
@@ -194,8 +195,10 @@ async fn stalled_watchers_do_not_delay_end_all() {
     assert!(matches!(next(&mut reading).await, Some(ProcessEvent::Output { .. })));
     // Longer than the test's own limit, so a delayed end fails the test.
     let grace = DEADLINE * 10;
-    let (ended, seen) =
-        tokio::join!(timeout(DEADLINE, fixture.processes.end_all(grace)), super::rest(reading, [6, 0]));
+    let (ended, seen) = tokio::join!(
+        timeout(DEADLINE, fixture.processes.end_all(grace, SleepCause::Idle)),
+        super::rest(reading, [6, 0])
+    );
     ended.expect("end_all waits for processes, not for watchers");
     assert_eq!(fixture.processes.running(), 0);
     assert_eq!(seen.code(), Some(7));

@@ -25,7 +25,7 @@ pub fn render(activity: &ActivityState, fresh: bool, now: SystemTime) -> String 
     };
     let rows: Vec<_> = activity.evidence.iter().map(row).collect();
     text.push_str(match (activity.level(), rows.is_empty()) {
-        (ActivityLevel::Idle, true) => " (no recent input, and no program is busy)\n",
+        (ActivityLevel::Idle, true) => " (no recent input, no client waits, and no program is busy)\n",
         (_, true) => "\n",
         (ActivityLevel::Idle, false) => ", because none of these signals counts any more:\n\n",
         (_, false) => ", because of these signals:\n\n",
@@ -70,6 +70,8 @@ fn limit(signal: Signal) -> &'static str {
         Signal::Cpu | Signal::Io | Signal::KernelBusy => "work cap reached",
         Signal::ForegroundJob | Signal::IdeHeartbeat => "presence cap reached",
         Signal::Lease => "lease expired",
+        // The agent does not say which of the two ended it.
+        Signal::ClientCall => "call cap reached, or its client takes nothing",
         Signal::Keystroke
         | Signal::ClientWrite
         | Signal::PortRequest
@@ -153,7 +155,7 @@ mod tests {
             ..Default::default()
         };
         let text = render(&idle, false, SystemTime::UNIX_EPOCH + Duration::from_secs(12));
-        assert!(text.contains("Activity 12s ago: idle (no recent input"), "{text}");
+        assert!(text.contains("Activity 12s ago: idle (no recent input, no client waits"), "{text}");
         assert!(text.contains("Idle time so far: 1m."), "{text}");
     }
 }

@@ -5,10 +5,11 @@ use std::{io, time::Duration};
 
 use podling_proto::{
     agent::v1::{
-        Output, OutputStream, ProcessEvent, ProcessExit, StartProcessRequest, WatchProcessRequest,
-        process_event, process_exit::How,
+        Output, OutputStream, ProcessEvent, ProcessExit, SleepCause, StartProcessRequest,
+        WatchProcessRequest, process_event, process_exit::How,
     },
     error::{self, Reason},
+    text,
 };
 use tokio::{
     sync::watch,
@@ -104,7 +105,12 @@ impl CommandFollower {
                 Err(status) => StreamEnd::Disconnected(status),
             };
             match ended {
-                StreamEnd::Exit(exit) => return Ok(exit),
+                StreamEnd::Exit(exit) => {
+                    if let Some(why) = describe_sleep(&exit) {
+                        notice!("podling: {why}");
+                    }
+                    return Ok(exit);
+                }
                 StreamEnd::Disconnected(status) if !self.should_retry(&status) => {
                     return Err(self.failure_of(status));
                 }
@@ -200,13 +206,18 @@ impl CommandFollower {
 
     /// Returns the failure, with its exit code, for a command that cannot be started or followed.
     fn failure_of(&self, status: Status) -> CommandFailure {
+        let has_started = self.started.borrow().is_some();
         let code = match error::reason(&status) {
             Some(Reason::ProgramNotFound) => failure::NO_COMMAND,
             Some(Reason::ProgramNotExecutable | Reason::ProgramBadInterpreter) => failure::CANNOT_RUN,
+            // The command ended with the workspace's agent, and its exit was not received.
+            Some(Reason::FellAsleep | Reason::NotAwake | Reason::Deleting) if has_started => {
+                failure::FELL_ASLEEP
+            }
             _ => failure::RUN_FAILED,
         };
         let is_gone = matches!(error::reason(&status), Some(Reason::ProcessNotFound | Reason::StaleEpoch));
-        if self.started.borrow().is_some() && is_gone {
+        if has_started && is_gone {
             let message = "the command was ended by a restart of the workspace's agent; run it again";
             return CommandFailure::Other(message.to_owned()).with_code(code);
         }
@@ -226,10 +237,22 @@ fn report_missing(bytes: u64) {
     }
 }
 
+/// Renders that the workspace's sleep ended the command, and why. `None` if it did not.
+fn describe_sleep(exit: &ProcessExit) -> Option<String> {
+    let cause = Some(exit.sleep_cause()).filter(|cause| *cause != SleepCause::Unspecified)?;
+    let how = match &exit.how {
+        Some(How::Signal(name)) => format!("SIG{name}"),
+        Some(How::Code(code)) => format!("exit code {code}"),
+        None => "unknown status".to_owned(),
+    };
+    Some(format!("the workspace {}; that ended the command ({how})", text::fell_asleep(cause)))
+}
+
 /// Returns the exit code of this process for the end of a remote command.
 pub fn exit_code(exit: &ProcessExit) -> u8 {
     match &exit.how {
         _ if exit.timed_out => failure::TIMED_OUT,
+        _ if exit.sleep_cause() != SleepCause::Unspecified => failure::FELL_ASLEEP,
         Some(How::Code(code)) => u8::try_from(*code).unwrap_or(failure::ERROR),
         Some(How::Signal(name)) => signal::exit_code(name),
         None => failure::RUN_FAILED,
@@ -257,6 +280,17 @@ mod tests {
     #[test]
     fn process_exit_maps_to_shell_exit_code() {
         let exit = |how, timed_out| ProcessExit { how: Some(how), timed_out, ..ProcessExit::default() };
+        let mut slept = exit(How::Signal("HUP".to_owned()), false);
+        assert_eq!((exit_code(&slept), describe_sleep(&slept)), (129, None));
+        slept.sleep_cause = SleepCause::MaxAwake.into();
+        assert_eq!(exit_code(&slept), failure::FELL_ASLEEP);
+        assert_eq!(
+            describe_sleep(&slept).as_deref(),
+            Some(
+                "the workspace fell asleep, because it was awake for as long as its policy allows; that \
+                 ended the command (SIGHUP)"
+            )
+        );
         assert_eq!(exit_code(&exit(How::Code(0), false)), 0);
         assert_eq!(exit_code(&exit(How::Code(42), false)), 42);
         assert_eq!(exit_code(&exit(How::Signal("KILL".to_owned()), false)), 137);

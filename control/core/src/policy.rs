@@ -60,6 +60,9 @@ policy! {
     /// Longest time after the last intent for which presence (a foreground job) makes the workspace
     /// busy.
     presence_cap = HOUR;
+    /// Longest time after its start or the last intent for which a client's call under way makes the
+    /// workspace active.
+    call_cap = 12 * HOUR;
     /// Time asleep before the storage is archived and removed.
     archive_after = DAY;
     /// Retention of archives, in observed time.

@@ -222,6 +222,10 @@ pub enum SleepCause {
     /// The longest time awake is over.
     MaxAwake,
     Requested,
+    /// The workspace is being deleted.
+    Deleted,
+    /// The control plane is shutting down.
+    Shutdown,
 }
 
 /// A request that an awake workspace sleeps unless it is in use.
@@ -244,6 +248,18 @@ impl StateReason {
             | Self::ArchiveFailed { cause }
             | Self::RestoreFailed { cause } => cause.clone(),
             other => Box::new(other.clone()),
+        }
+    }
+
+    /// Returns the cause of a sleep that this reason explains. `None` for all other reasons.
+    pub fn sleep_cause(&self) -> Option<SleepCause> {
+        match self {
+            Self::Idle => Some(SleepCause::Idle),
+            Self::MaxAwakeReached => Some(SleepCause::MaxAwake),
+            Self::SleepRequested => Some(SleepCause::Requested),
+            Self::DeleteRequested | Self::DiscardRequested => Some(SleepCause::Deleted),
+            Self::IdleAtShutdown | Self::ShuttingDown => Some(SleepCause::Shutdown),
+            _ => None,
         }
     }
 }

@@ -127,12 +127,13 @@ pub(super) fn control_message(directive: AgentDirective, token_keys: &[TokenKey]
     message(match directive {
         AgentDirective::Wait => Message::AwaitClaim(AwaitClaim {}),
         AgentDirective::Claim(content) => Message::Claim(claim(&content, token_keys)),
-        AgentDirective::Sleep(DirectiveId(id), step) => {
+        AgentDirective::Sleep(DirectiveId(id), step, cause) => {
             let step = match step {
                 SleepStep::Prepare(urgency) => DirectiveBody::Prepare(Prepare {
                     hold: None,
                     force: urgency == Urgency::Forced,
                     requested: urgency == Urgency::Requested,
+                    cause: cause.map_or(0, |cause| reasons::sleep_cause(cause).into()),
                 }),
                 SleepStep::Commit => DirectiveBody::Commit(Commit {}),
                 SleepStep::Cancel => DirectiveBody::Cancel(Cancel {}),
@@ -195,6 +196,7 @@ fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
         idle_timeout: span(idle_timeout),
         work_cap: span(spec.policy.work_cap),
         presence_cap: span(spec.policy.presence_cap),
+        call_cap: span(spec.policy.call_cap),
         heartbeat_interval: span(quarter.clamp(MIN_HEARTBEAT_INTERVAL, MAX_HEARTBEAT_INTERVAL)),
         active_for: span(quarter.min(MAX_ACTIVE_FOR)),
         work_window: span(idle_timeout.clamp(MIN_WORK_WINDOW, MAX_WORK_WINDOW)),

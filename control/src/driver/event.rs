@@ -142,8 +142,9 @@ pub enum AgentDirective {
     /// Tells the agent to stay connected, because the backend has not reported it yet.
     Wait,
     Claim(ClaimContent),
-    /// Sends a step of the two-phase sleep. The agent answers with a [`DirectiveAnswer`].
-    Sleep(DirectiveId, SleepStep),
+    /// Sends a step of the two-phase sleep, and why the workspace falls asleep. The agent answers
+    /// with a [`DirectiveAnswer`].
+    Sleep(DirectiveId, SleepStep, Option<SleepCause>),
     /// Warns viewers of a sleep at this time. `None` withdraws the warning.
     Warn(Option<(Timestamp, SleepCause)>),
     /// Tells the agent to end all processes in order, within the grace period.

@@ -53,7 +53,8 @@ impl WorkspaceEntry {
         if !self.agent.as_ref().is_some_and(|agent| agent.can("sleep")) {
             let detail = "the agent lacks the capability \"sleep\"".into();
             self.finish_directive(Err(Failure::Declined { reason: DeclineReason::Unspecified, detail }));
-        } else if !self.send(AgentDirective::Sleep(directive, step)) {
+        } else if !self.send(AgentDirective::Sleep(directive, step, self.record.status.reason.sleep_cause()))
+        {
             self.finish_directive(Err(Failure::Failed("the agent is not connected".into())));
         }
     }

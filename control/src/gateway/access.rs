@@ -9,28 +9,30 @@ pub(super) struct AccessRequirement {
     pub(super) verb: Verb,
     /// Whether the request wakes the workspace and is held until the workspace is awake.
     pub(super) wakes: bool,
+    /// Whether the caller waits for the result, so that the call is use of the workspace.
+    pub(super) in_use: bool,
 }
 
 impl AccessRequirement {
     /// Returns the requirement of a request. An undeclared path requires `admin` and never wakes.
     pub(super) fn of(method: &Method, path: &str, headers: &HeaderMap) -> Self {
         let declared = match method::find(path).filter(|m| m.is_agents()) {
-            Some(rpc) => Some((rpc.verb(), rpc.wakes)),
+            Some(rpc) => Some((rpc.verb(), rpc.wakes, rpc.in_use)),
             None if path.starts_with("/files/") => match *method {
-                Method::GET | Method::HEAD => Some((Verb::FilesRead, true)),
-                Method::PUT => Some((Verb::FilesWrite, true)),
+                Method::GET | Method::HEAD => Some((Verb::FilesRead, true, true)),
+                Method::PUT => Some((Verb::FilesWrite, true, true)),
                 _ => None,
             },
             None if path == "/export.zip" && matches!(*method, Method::GET | Method::HEAD) => {
-                Some((Verb::FilesRead, true))
+                Some((Verb::FilesRead, true, true))
             }
             // Every caller that may see a workspace may see which services its agent has.
-            None if is_health_or_reflection(path) => Some((Verb::Read, false)),
+            None if is_health_or_reflection(path) => Some((Verb::Read, false, false)),
             None => None,
         };
-        let (verb, wakes) = declared.unwrap_or((Verb::Admin, false));
+        let (verb, wakes, in_use) = declared.unwrap_or((Verb::Admin, false, false));
         let never = headers.get(metadata::WAKE).is_some_and(|value| value == "never");
-        Self { verb, wakes: wakes && !never }
+        Self { verb, wakes: wakes && !never, in_use }
     }
 }
 

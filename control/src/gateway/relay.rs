@@ -15,7 +15,7 @@ use podling_proto::error::{Reason, WireError};
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::shutting_down;
+use super::{LostAgent, shutting_down};
 use crate::{error_response::WireProtocol, metrics::ExchangeOutcome};
 
 /// Errors that end a body early.
@@ -89,6 +89,7 @@ pub(super) struct RelayedResponse {
     complete: bool,
     ended: bool,
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    lost_agent: Option<LostAgent>,
     _guards: Option<Box<dyn Any + Send + Sync>>,
 }
 
@@ -100,7 +101,16 @@ impl RelayedResponse {
         complete: bool,
         outcome: ExchangeOutcome,
     ) -> Self {
-        Self { body, protocol, outcome, complete, ended: false, shutdown: None, _guards: None }
+        Self {
+            body,
+            protocol,
+            outcome,
+            complete,
+            ended: false,
+            shutdown: None,
+            lost_agent: None,
+            _guards: None,
+        }
     }
 
     /// Ends the body when `shutdown` is cancelled.
@@ -109,10 +119,25 @@ impl RelayedResponse {
         self
     }
 
+    /// Explains the end to the caller if the agent is lost.
+    pub(super) fn with_lost_agent(mut self, lost: LostAgent) -> Self {
+        self.lost_agent = Some(lost);
+        self
+    }
+
     /// Holds `guards` as long as the exchange lasts.
     pub(super) fn with_guards(mut self, guards: impl Any + Send + Sync) -> Self {
         self._guards = Some(Box::new(guards));
         self
+    }
+
+    fn end_with_lost_agent(&mut self, error: RelayError) -> Result<Frame<Bytes>, RelayError> {
+        let lost = agent_lost();
+        let why = match &self.lost_agent {
+            Some(agent) => agent.explain(lost),
+            None => lost,
+        };
+        self.end_with_error(why, error)
     }
 
     fn end_with_error(&mut self, why: WireError, error: RelayError) -> Result<Frame<Bytes>, RelayError> {
@@ -143,12 +168,12 @@ impl Body for RelayedResponse {
             }
             Poll::Ready(Some(Err(error))) => {
                 tracing::debug!(%error, "agent stream failed");
-                Poll::Ready(Some(self.end_with_error(agent_lost(), RelayError::Http(error))))
+                Poll::Ready(Some(self.end_with_lost_agent(RelayError::Http(error))))
             }
             // The body of a stream that was reset may end without an error. Only trailers prove
             // that a gRPC response is complete.
             Poll::Ready(None) if self.protocol == WireProtocol::Grpc && !self.complete => {
-                Poll::Ready(Some(self.end_with_error(agent_lost(), RelayError::Agent)))
+                Poll::Ready(Some(self.end_with_lost_agent(RelayError::Agent)))
             }
             Poll::Ready(None) => {
                 self.ended = true;

@@ -116,6 +116,12 @@ fn find(
     caller.find(&snapshots.borrow_and_update(), id).cloned()
 }
 
+/// Returns the error for a workspace that no longer exists, or of which only archives are left.
+pub(super) fn deleted(id: &WorkspaceId) -> WireError {
+    let message = "the workspace was deleted; its archives, if it has any, can be restored";
+    WireError::new(Reason::Deleting, message).with("id", id)
+}
+
 /// Returns the error for a request that was held for [`HOLD_TIMEOUT`]. The error names what the
 /// workspace waits for.
 fn wake_timeout(view: &WorkspaceView) -> WireError {

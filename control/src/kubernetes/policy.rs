@@ -75,6 +75,9 @@ policy! {
     /// Time after the last intent for which presence (a foreground job) keeps the workspace awake.
     /// Default: 1h.
     presence_cap;
+    /// Time after its start or the last intent for which a client's call under way, such as a
+    /// command that the client follows, keeps the workspace awake. Default: 12h.
+    call_cap;
     /// Time asleep after which the storage is archived and removed. Default: 24h.
     archive_after;
     /// Time for which archives are retained. Default: 30d.
@@ -94,6 +97,7 @@ impl PolicySpec {
             warning: time(&self.warning),
             work_cap: time(&self.work_cap),
             presence_cap: time(&self.presence_cap),
+            call_cap: time(&self.call_cap),
             archive_after: time(&self.archive_after),
             keep_archives: time(&self.keep_archives),
             max_awake: match self.max_awake.as_deref() {
@@ -113,6 +117,7 @@ impl PolicySpec {
             warning: words(policy.warning),
             work_cap: words(policy.work_cap),
             presence_cap: words(policy.presence_cap),
+            call_cap: words(policy.call_cap),
             archive_after: words(policy.archive_after),
             keep_archives: words(policy.keep_archives),
             max_awake: policy.max_awake.map_or_else(|| Some(NONE.to_owned()), words),

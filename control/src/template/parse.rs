@@ -15,8 +15,16 @@ use super::Template;
 use crate::quantity::{self, DURATION, duration};
 
 const KEYS: [&str; 5] = ["description", "command", "env", "policy", "resources"];
-const POLICY_KEYS: [&str; 7] =
-    ["idle_timeout", "work_cap", "presence_cap", "warning", "max_awake", "archive_after", "keep_archives"];
+const POLICY_KEYS: [&str; 8] = [
+    "idle_timeout",
+    "work_cap",
+    "presence_cap",
+    "warning",
+    "max_awake",
+    "archive_after",
+    "keep_archives",
+    "call_cap",
+];
 const RESOURCE_KEYS: [&str; 2] = ["cpu", "memory"];
 /// Value of `max_awake` for no limit.
 const NO_LIMIT: &str = "none";
@@ -153,6 +161,7 @@ fn policy(value: &Value) -> Result<Policy, TemplateProblem> {
         },
         archive_after: time(POLICY_KEYS[5])?,
         keep_archives: time(POLICY_KEYS[6])?,
+        call_cap: time(POLICY_KEYS[7])?,
     };
     let too_long = |error| TemplateProblem::at(&["policy", "warning"], format!("policy.warning {error}"));
     Policy::default().requested(&own).map_err(too_long)

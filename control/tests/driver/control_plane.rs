@@ -242,7 +242,7 @@ pub(crate) async fn expect_claim(agent: &mut mpsc::Receiver<AgentDirective>, epo
 pub(crate) async fn next_sleep_step(agent: &mut mpsc::Receiver<AgentDirective>) -> (DirectiveId, SleepStep) {
     loop {
         match timeout(DEADLINE, agent.recv()).await.expect("a step") {
-            Some(AgentDirective::Sleep(directive, step)) => return (directive, step),
+            Some(AgentDirective::Sleep(directive, step, _)) => return (directive, step),
             Some(AgentDirective::Warn(_)) => {}
             other => panic!("no step to sleep: {other:?}"),
         }

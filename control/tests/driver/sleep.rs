@@ -37,7 +37,7 @@ async fn idle(
             match timeout(Duration::from_millis(50), agent.recv()).await {
                 Err(_) => {}
                 Ok(Some(AgentDirective::Warn(warning))) => warned |= warning.is_some(),
-                Ok(Some(AgentDirective::Sleep(directive, step))) => {
+                Ok(Some(AgentDirective::Sleep(directive, step, _))) => {
                     control.answer_directive(id, 1, directive, Ok(())).await;
                     return step;
                 }

@@ -100,7 +100,11 @@ fn sleeps(
     });
     let is_requested = spec.desired_state != DesiredState::Awake
         || observed.sleep_request.is_some() && observed.used != UseState::Yes;
-    [idle, max_awake, is_requested.then_some((soonest, SleepCause::Requested))]
+    let requested = match spec.desired_state.is_gone() {
+        true => SleepCause::Deleted,
+        false => SleepCause::Requested,
+    };
+    [idle, max_awake, is_requested.then_some((soonest, requested))]
 }
 
 /// Returns the end of the pause after a prepare or commit that was declined or failed.

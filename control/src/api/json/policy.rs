@@ -27,6 +27,11 @@ pub(super) struct JsonPolicy {
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     presence_cap: Option<Seconds>,
+    /// Longest time after its start or the last intent for which a call under way, such as a command
+    /// that a client follows, makes the workspace `active`; default 12 h.
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Seconds")]
+    call_cap: Option<Seconds>,
     /// Time between the warning of users and the sleep, at most half the idle timeout; default 2
     /// min.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
@@ -53,6 +58,7 @@ impl From<JsonPolicy> for proto::Policy {
             idle_timeout: policy.idle_timeout.map(Into::into),
             work_cap: policy.work_cap.map(Into::into),
             presence_cap: policy.presence_cap.map(Into::into),
+            call_cap: policy.call_cap.map(Into::into),
             warning: policy.warning.map(Into::into),
             max_awake: policy.max_awake.map(Into::into),
             archive_after: policy.archive_after.map(Into::into),
@@ -67,6 +73,7 @@ impl From<proto::Policy> for JsonPolicy {
             idle_timeout: policy.idle_timeout.map(Into::into),
             work_cap: policy.work_cap.map(Into::into),
             presence_cap: policy.presence_cap.map(Into::into),
+            call_cap: policy.call_cap.map(Into::into),
             warning: policy.warning.map(Into::into),
             max_awake: policy.max_awake.map(Into::into),
             archive_after: policy.archive_after.map(Into::into),

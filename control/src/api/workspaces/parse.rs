@@ -112,6 +112,7 @@ pub(super) fn policy(policy: wire::Policy) -> Result<PolicyOverrides, WireError>
         idle_timeout: span("policy.idle_timeout", policy.idle_timeout)?,
         work_cap: span("policy.work_cap", policy.work_cap)?,
         presence_cap: span("policy.presence_cap", policy.presence_cap)?,
+        call_cap: span("policy.call_cap", policy.call_cap)?,
         warning: span("policy.warning", policy.warning)?,
         max_awake,
         archive_after: span("policy.archive_after", policy.archive_after)?,

@@ -99,6 +99,7 @@ fn policy(policy: &policy::Policy) -> Policy {
         idle_timeout: span(policy.idle_timeout),
         work_cap: span(policy.work_cap),
         presence_cap: span(policy.presence_cap),
+        call_cap: span(policy.call_cap),
         warning: span(policy.warning),
         max_awake: policy.max_awake.and_then(span),
         archive_after: span(policy.archive_after),

@@ -1,0 +1,189 @@
+//! Records calls under way, and for each of them whether it waits for its client.
+//!
+//! The bodies of request and response show that. A request body that is polled and has no data waits
+//! for the client. A response body whose frame is not followed by another poll waits until the
+//! client has taken enough of the response: HTTP/2 polls only while the stream has window.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum::{
+    body::{Body, HttpBody},
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use bytes::Bytes;
+use http::Method;
+use http_body::{Frame, SizeHint};
+use podling_proto::method;
+
+use crate::activity::calls::{CallGuard, CallKind, ClientCalls};
+
+/// Records the call if it is use of the workspace. Middleware, behind authorization.
+pub async fn track(State(calls): State<ClientCalls>, request: Request, next: Next) -> Response {
+    let Some(kind) = call_kind(request.method(), request.uri().path()) else {
+        return next.run(request).await;
+    };
+    let call = Arc::new(calls.begin(kind));
+    let sending = Arc::clone(&call);
+    let request = request.map(|body| Body::new(TrackedRequest { body, call: sending }));
+    let response = next.run(request).await;
+    response.map(|body| Body::new(TrackedResponse { body, call }))
+}
+
+/// Returns what a client of this call waits for, or `None` if the call is not use.
+pub(super) fn call_kind(http: &Method, path: &str) -> Option<CallKind> {
+    if let Some(method) = method::find(path) {
+        return method.in_use.then(|| match path {
+            _ if path.starts_with("/podling.agent.v1.Processes/") => CallKind::Command,
+            _ if path.starts_with("/podling.agent.v1.Archives/") => CallKind::Archive,
+            _ => CallKind::Files,
+        });
+    }
+    match *http {
+        Method::GET if path == "/export.zip" => Some(CallKind::Archive),
+        Method::GET | Method::PUT if path.starts_with("/files/") => Some(CallKind::Files),
+        _ => None,
+    }
+}
+
+struct TrackedRequest {
+    body: Body,
+    call: Arc<CallGuard>,
+}
+
+struct TrackedResponse {
+    body: Body,
+    call: Arc<CallGuard>,
+}
+
+impl HttpBody for TrackedRequest {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        self.call.await_request(frame.is_pending());
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for TrackedRequest {
+    fn drop(&mut self) {
+        self.call.await_request(false);
+    }
+}
+
+impl HttpBody for TrackedResponse {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        // The client has taken what it was offered before.
+        self.call.offer_response(false);
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        self.call.offer_response(matches!(frame, Poll::Ready(Some(Ok(_)))));
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        time::{Duration, Instant},
+    };
+
+    use futures_util::{StreamExt, stream};
+    use http_body_util::BodyExt;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::activity::calls::STALLED_AFTER;
+
+    /// Long enough for one poll of a body that has no data.
+    const MOMENT: Duration = Duration::from_millis(10);
+
+    fn tracked(body: Body) -> (ClientCalls, TrackedResponse) {
+        let calls = ClientCalls::default();
+        let call = Arc::new(calls.begin(CallKind::Command));
+        (calls, TrackedResponse { body, call })
+    }
+
+    fn counts_later(calls: &ClientCalls) -> bool {
+        let later = Instant::now() + STALLED_AFTER + Duration::from_secs(1);
+        let signals = calls.signals(None, Duration::from_secs(3600), later);
+        signals.iter().any(|signal| signal.until.is_some_and(|until| until > later))
+    }
+
+    #[tokio::test]
+    async fn response_that_is_not_taken_stalls_its_call() {
+        let parts = stream::iter([Ok::<_, io::Error>("a"), Ok("b")]);
+        let (calls, mut response) = tracked(Body::from_stream(parts.chain(stream::pending())));
+        response.frame().await.expect("a frame").expect("data");
+        assert!(!counts_later(&calls), "the second frame is never taken");
+        response.frame().await.expect("a frame").expect("data");
+        assert!(timeout(MOMENT, response.frame()).await.is_err());
+        assert!(counts_later(&calls), "the client waits for the agent");
+        drop(response);
+        assert!(!counts_later(&calls), "the call has ended");
+    }
+
+    #[tokio::test]
+    async fn upload_without_data_stalls_its_call() {
+        let calls = ClientCalls::default();
+        let call = Arc::new(calls.begin(CallKind::Files));
+        let parts = stream::iter([Ok::<_, io::Error>("a")]);
+        let body = Body::from_stream(parts.chain(stream::pending()));
+        let mut request = TrackedRequest { body, call: Arc::clone(&call) };
+        request.frame().await.expect("a frame").expect("data");
+        assert!(counts_later(&calls), "the agent works on what it has");
+        assert!(timeout(MOMENT, request.frame()).await.is_err());
+        assert!(!counts_later(&calls), "the agent waits for the client");
+        drop(request);
+        assert!(counts_later(&calls), "the agent needs no more data");
+    }
+
+    #[test]
+    fn only_calls_that_a_client_waits_for_are_use() {
+        let kind = |path: &str| call_kind(&Method::POST, path);
+        assert_eq!(kind("/podling.agent.v1.Processes/Watch"), Some(CallKind::Command));
+        assert_eq!(kind("/podling.agent.v1.Archives/Create"), Some(CallKind::Archive));
+        assert_eq!(kind("/podling.agent.v1.Files/Read"), Some(CallKind::Files));
+        for looks_on in
+            ["Terminals/Attach", "Terminals/Watch", "Activity/Watch", "Processes/List", "Files/Stat"]
+        {
+            assert_eq!(kind(&format!("/podling.agent.v1.{looks_on}")), None, "{looks_on}");
+        }
+        assert_eq!(call_kind(&Method::GET, "/export.zip"), Some(CallKind::Archive));
+        assert_eq!(call_kind(&Method::PUT, "/files/a"), Some(CallKind::Files));
+        assert_eq!(call_kind(&Method::HEAD, "/files/a"), None);
+        assert_eq!(call_kind(&Method::GET, "/metrics"), None);
+    }
+}
