@@ -18,5 +18,6 @@ pub mod rm;
 pub mod run;
 pub mod sleep;
 pub mod token;
+pub mod undelete;
 pub mod up;
 pub mod wake;

@@ -348,9 +348,16 @@ fn status_advice(status: &Status) -> Option<String> {
             "wake it with: podling wake NAME; \
              or restore it under another name: podling restore … --as NEW-NAME"
         }
+        Reason::Deleting if error::detail(status, "undelete").as_deref() == Some("true") => {
+            "take the deletion back with: podling undelete NAME"
+        }
         Reason::Preparing | Reason::Maintenance | Reason::Deleting => {
             "see its progress with: podling explain NAME"
         }
+        Reason::CannotUndelete => match error::detail(status, "cause").as_deref() {
+            Some("deleted") => "restore it with: podling restore NAME",
+            _ => "see its progress with: podling explain NAME",
+        },
         Reason::FellAsleep => "see why with: podling explain NAME",
         Reason::WorkspaceFailed => "see the reason with: podling explain NAME",
         Reason::AgentUnreachable | Reason::WakeTimeout => "see its state with: podling explain NAME",

@@ -60,7 +60,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use agent_sessions::MAX_AGENT_SESSIONS;
-pub use error::DriverError;
+pub use error::{CannotUndeleteCause, DriverError};
 pub use event::{
     AgentDirective, AgentHello, ClaimContent, ConnectionId, DirectiveAnswer, DirectiveId, Heartbeat,
     NewWorkspace, SleepStep, SpecEdit,
@@ -238,6 +238,7 @@ impl<B: Backend> Driver<B> {
             DriverEvent::Create(new, reply) => self.create(*new, reply),
             DriverEvent::Delete { id, discard, reply } => self.delete(&id, discard, reply),
             DriverEvent::Wake(id, reply) => self.wake(&id, reply),
+            DriverEvent::Undelete(id, reply) => self.undelete(&id, reply),
             DriverEvent::Sleep { id, force, reply } => self.sleep(&id, force, reply),
             DriverEvent::Restore(id, reply) => self.restore(&id, reply),
             DriverEvent::Resize(id, resources, reply) => self.resize(&id, resources, reply),

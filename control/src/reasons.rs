@@ -31,6 +31,8 @@ pub(crate) fn state_reason(reason: &StateReason) -> wire::StateReason {
         StateReason::ShuttingDown => Code::ShuttingDown,
         StateReason::DeleteRequested => Code::DeleteRequested,
         StateReason::DiscardRequested => Code::DiscardRequested,
+        StateReason::ArchiveNotDue => Code::ArchiveNotDue,
+        StateReason::DeletionCancelled => Code::DeletionCancelled,
         StateReason::RequestedDuringSleep => Code::RequestedDuringSleep,
         StateReason::SleepDeclined { .. } => Code::SleepDeclined,
         StateReason::ActivityUnknown => Code::ActivityUnknown,

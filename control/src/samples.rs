@@ -54,6 +54,7 @@ pub(crate) fn view(spec: Spec) -> WorkspaceView {
         archives: Vec::new(),
         log: Arc::default(),
         credential: None,
+        undelete: true,
         version: 1,
     }
 }

@@ -95,6 +95,8 @@ pub struct WorkspaceView {
     pub log: Arc<VecDeque<LogEntry>>,
     /// SHA-256 of the agent's credential.
     pub credential: Option<Fingerprint>,
+    /// Whether a deletion of the workspace can be taken back.
+    pub undelete: bool,
     /// Grows with every change of this workspace.
     pub version: u64,
 }

@@ -58,6 +58,8 @@ pub fn state_reason(reason: &StateReason) -> String {
         Code::SleepRequested => "a request asked it to sleep",
         Code::ShuttingDown => "shutdown of the control plane",
         Code::DeleteRequested => "a request asked to delete it",
+        Code::ArchiveNotDue => "no longer due to be archived",
+        Code::DeletionCancelled => "a request took its deletion back",
         Code::DiscardRequested => "a request asked to delete it with its files and archives",
         Code::RequestedDuringSleep => "a request arrived before it had fallen asleep",
         Code::SleepDeclined => return with("the agent declined to sleep", declined(reason)),
@@ -90,6 +92,7 @@ pub fn state_reason(reason: &StateReason) -> String {
 pub fn start_failure(reason: &StateReason) -> String {
     match reason.code() {
         Code::AgentStartFailed if !reason.detail.is_empty() => reason.detail.clone(),
+        Code::RestoreFailed => cause(reason),
         _ => state_reason(reason),
     }
 }
@@ -196,6 +199,13 @@ pub fn remedy(remedy: Remedy, name: &str) -> String {
         Remedy::Restore => format!("`podling restore {name}` restores it from its newest archive"),
         Remedy::RemoveCause => {
             "remove the cause that the reason names, such as a full disk, before the next attempt".to_owned()
+        }
+        Remedy::Undelete => {
+            format!("`podling undelete {name}` takes the deletion back, for example to repair its files")
+        }
+        Remedy::RepairVolume => {
+            "a pod that mounts its volume claim can repair its files; archiving is retried by itself"
+                .to_owned()
         }
         Remedy::Discard => format!("`podling rm --discard {name}` deletes it and its archives at once"),
     }

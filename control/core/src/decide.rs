@@ -37,6 +37,9 @@
 //!   declines it.
 //! - `wake` also leads from Maintenance(Archive) to Queued, so that a request never waits for an
 //!   archive.
+//! - `cancel_archive` leads from Maintenance(Archive) to Asleep when the workspace is no longer due to
+//!   be archived. `cancel_sleep` also applies when nothing forces a forced sleep any more. Both follow
+//!   when a deletion is taken back.
 //!
 //! The machine is level-triggered. `decide` follows transitions until none applies. Then the phase
 //! asks for one action until that action is observed to be done. The driver keeps at most one
@@ -59,7 +62,7 @@ use crate::{
     mutant,
     observed::{ActionFailure, CommandHealth, Observed},
     reason::{NextStep, Operation, SleepCause, StateReason, Wait, WaitReason},
-    status::{Phase, Status, Urgency},
+    status::{MaintenanceRetry, MaintenanceTask, Phase, Status, Urgency},
     time::Timestamp,
     workspace::{Epoch, Resources, Spec},
 };
@@ -198,6 +201,22 @@ fn with_wait(status: Status, observed: &Observed, due: Option<Action>) -> Status
     }
     let reason = waits.as_ref().map_or(usual, Wait::as_reason);
     Status { reason, waits, ..status }
+}
+
+/// Records in the status that the deletion was taken back. A sleeping workspace also loses its failed
+/// archives. Transitions leave the phases that the deletion began.
+pub fn undelete(status: &Status, now: Timestamp) -> Status {
+    let mut status = status.clone();
+    match status.phase {
+        Phase::Asleep => {
+            status.since = now;
+            status.maintenance_retry = MaintenanceRetry::default();
+        }
+        Phase::Maintenance { task: MaintenanceTask::Archive, .. } => {}
+        _ => return status,
+    }
+    status.reason = StateReason::DeletionCancelled;
+    status
 }
 
 /// Shortens the pause after failures, because a request waits for the workspace. The pause still

@@ -53,6 +53,8 @@ pub enum Mutant {
     /// An agent without heartbeats is restarted without waiting for
     /// [`crate::decide::SILENCE_LIMIT`].
     EndsSilentAgent,
+    /// The storage is released after its deletion was taken back.
+    IgnoresUndelete,
 }
 
 #[cfg(feature = "mutants")]
@@ -68,7 +70,7 @@ mod chosen {
         status::{Phase, Status},
     };
 
-    pub const ALL: [Mutant; 21] = [
+    pub const ALL: [Mutant; 22] = [
         Mutant::RemovesWithoutArchive,
         Mutant::ClaimsBeforeStorage,
         Mutant::KeepsGeneration,
@@ -90,6 +92,7 @@ mod chosen {
         Mutant::ReusesEpoch,
         Mutant::RestoresInNoTime,
         Mutant::EndsSilentAgent,
+        Mutant::IgnoresUndelete,
     ];
 
     /// A transition that a decision followed.

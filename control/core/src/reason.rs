@@ -63,6 +63,8 @@ pub enum StateReason {
     DeleteRequested,
     /// A request asked to delete the workspace with its files and archives.
     DiscardRequested,
+    /// A request took the deletion of the workspace back.
+    DeletionCancelled,
 
     /// A request arrived before the workspace had fallen asleep.
     RequestedDuringSleep,
@@ -83,6 +85,8 @@ pub enum StateReason {
     ArchiveDue,
     /// The workspace is archived because it is being deleted.
     ArchiveBeforeDelete,
+    /// The workspace is no longer due to be archived, so its archive was cancelled.
+    ArchiveNotDue,
     /// The archive was proven; the storage still exists.
     Archived { archive: ArchiveKey },
     /// The archive is proven and the storage is being removed.

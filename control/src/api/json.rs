@@ -122,6 +122,17 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
             workspaces::wake,
         )
         .add(
+            OpenApiOperation::new(HttpMethod::Post, of("/undelete"), workspaces_rpc("Undelete"))
+                .named(
+                    "undelete_workspace",
+                    "Take the deletion of a workspace back, until its storage is released. Does not wake \
+                     the workspace",
+                )
+                .takes::<EmptyBody>()
+                .answers::<workspace::JsonWorkspace>(200, "The workspace"),
+            workspaces::undelete,
+        )
+        .add(
             OpenApiOperation::new(HttpMethod::Patch, of("/resources"), workspaces_rpc("Resize"))
                 .named(
                     "resize_workspace",

@@ -14,8 +14,9 @@ use podling_proto::{
         DownRequest, DownResponse, ExplainWorkspaceRequest, ExplainWorkspaceResponse, GetWorkspaceRequest,
         GetWorkspaceResponse, ListWorkspacesRequest, ListWorkspacesResponse, ResizeWorkspaceRequest,
         ResizeWorkspaceResponse, SetPolicyRequest, SetPolicyResponse, SleepWorkspaceRequest,
-        SleepWorkspaceResponse, WakeWorkspaceRequest, WakeWorkspaceResponse, WatchWorkspacesRequest,
-        WatchWorkspacesResponse, workspaces_server::Workspaces,
+        SleepWorkspaceResponse, UndeleteWorkspaceRequest, UndeleteWorkspaceResponse, WakeWorkspaceRequest,
+        WakeWorkspaceResponse, WatchWorkspacesRequest, WatchWorkspacesResponse,
+        workspaces_server::Workspaces,
     },
     error::{Reason, WireError},
     v1::Verb,
@@ -137,6 +138,15 @@ impl Workspaces for WorkspacesService {
         let (id, discard) = (view.spec.id.clone(), request.get_ref().discard);
         let view = self.driver.delete(id, discard).await.map_err(WireError::from)?;
         Ok(Response::new(DeleteWorkspaceResponse { workspace: Some(workspace(&view)) }))
+    }
+
+    async fn undelete(
+        &self,
+        request: Request<UndeleteWorkspaceRequest>,
+    ) -> Result<Response<UndeleteWorkspaceResponse>, Status> {
+        let view = self.find(&caller(&request)?, &request.get_ref().workspace)?;
+        let view = self.driver.undelete(view.spec.id.clone()).await.map_err(WireError::from)?;
+        Ok(Response::new(UndeleteWorkspaceResponse { workspace: Some(workspace(&view)) }))
     }
 
     async fn sleep(

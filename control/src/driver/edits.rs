@@ -76,6 +76,7 @@ impl<B: Backend> Driver<B> {
             generation,
             ..WorkspaceRecord::clone(&entry.record)
         });
+        entry.deleted_in_store |= edit.deleted.is_some();
         let wanted = entry.record.spec.desired_state;
         match (edit.deleted, edit.awake) {
             (Some(true), _) if wanted != DesiredState::Discarded => {

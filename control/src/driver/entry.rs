@@ -8,13 +8,14 @@ use podling_core::{
     reason::NextStep,
     status::{MaintenanceStage, Phase},
     time::Timestamp,
-    workspace::{AgentConnection, Epoch, Spec},
+    workspace::{AgentConnection, DesiredState, Epoch, Spec},
 };
 use podling_proto::agent::v1::ActivityState;
 use tokio::time::Instant;
 
 use super::{
-    DriverError, SpecEdit, agent_sessions::SessionEntry, event::Reply, sleep_directives::PendingDirective,
+    DriverError, SpecEdit, agent_sessions::SessionEntry, error::CannotUndeleteCause, event::Reply,
+    sleep_directives::PendingDirective,
 };
 use crate::{
     backend::Instance,
@@ -35,6 +36,8 @@ pub(super) struct WorkspaceEntry {
     /// Edits of the stored spec that are not in a durable record yet. The store reports each edit
     /// only once.
     pub(super) unsaved_edit: Option<SpecEdit>,
+    /// Whether the workspace was deleted in the store. Such a deletion cannot be taken back.
+    pub(super) deleted_in_store: bool,
     pub(super) observed: Observed,
     pub(super) in_flight: Option<Action>,
     /// Progress of the action in flight, if any was reported.
@@ -84,6 +87,7 @@ impl WorkspaceEntry {
             record,
             submitted: None,
             unsaved_edit: None,
+            deleted_in_store: false,
             observed,
             in_flight: None,
             progress: None,
@@ -233,8 +237,21 @@ impl WorkspaceEntry {
             archives: record.status.archives.clone(),
             log: record.log.clone(),
             credential: record.credential.map(|credential| credential.digest),
+            undelete: self.check_undelete().is_ok(),
             version,
         })
+    }
+
+    /// Returns why the deletion of the workspace cannot be taken back, if it cannot.
+    pub(super) fn check_undelete(&self) -> Result<(), CannotUndeleteCause> {
+        let is_discarded = self.record.spec.desired_state == DesiredState::Discarded;
+        match self.record.status.phase {
+            _ if is_discarded => Err(CannotUndeleteCause::Discarded),
+            Phase::Deleting => Err(CannotUndeleteCause::Deleted),
+            _ if self.record.is_gone() => Err(CannotUndeleteCause::Deleted),
+            _ if self.deleted_in_store => Err(CannotUndeleteCause::Kubernetes),
+            _ => Ok(()),
+        }
     }
 
     /// Rejects all pending requests with this error.

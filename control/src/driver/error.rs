@@ -19,8 +19,14 @@ pub enum DriverError {
     /// The name is free among the owner's workspaces, but not among the resources of the namespace.
     #[error("a workspace named {name} exists in this namespace; choose another name")]
     ResourceNameTaken { name: String },
-    #[error("the workspace {0} is being deleted")]
-    Deleting(WorkspaceId),
+    #[error("the workspace {id} is being deleted{}", undelete_hint(.undelete))]
+    Deleting {
+        id: WorkspaceId,
+        /// Whether the deletion can be taken back.
+        undelete: bool,
+    },
+    #[error("cannot take the deletion of {id} back: {cause}")]
+    CannotUndelete { id: WorkspaceId, cause: CannotUndeleteCause },
     /// The number of workspaces has reached a limit.
     #[error("the limit of {limit} workspaces {what} is reached; delete one first")]
     TooManyWorkspaces {
@@ -55,6 +61,32 @@ pub enum DriverError {
     },
 }
 
+/// Why a deletion cannot be taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CannotUndeleteCause {
+    #[error("its files and archives are being discarded")]
+    Discarded,
+    #[error("its storage is gone already; restore its newest archive instead")]
+    Deleted,
+    /// The Workspace resource has a deletionTimestamp, which cannot be removed.
+    #[error(
+        "it was deleted in Kubernetes, which cannot take that back; its volume claim still has the files, \
+         and a pod that mounts the claim can repair them"
+    )]
+    Kubernetes,
+}
+
+impl CannotUndeleteCause {
+    /// Returns the word for the error's metadata.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Discarded => "discarded",
+            Self::Deleted => "deleted",
+            Self::Kubernetes => "kubernetes",
+        }
+    }
+}
+
 impl DriverError {
     /// Converts the error of a store write, for the requests that the write would have fulfilled.
     pub(super) fn not_saved(error: &StoreError) -> Self {
@@ -71,6 +103,11 @@ pub(super) fn with_causes(error: &StoreError) -> String {
     std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
 }
 
+/// Renders that a deletion can be taken back, if it can.
+fn undelete_hint(undelete: &bool) -> &'static str {
+    if *undelete { "; undelete takes that back" } else { "" }
+}
+
 fn names(names: &[WorkspaceName]) -> String {
     names.iter().map(WorkspaceName::as_str).collect::<Vec<_>>().join(", ")
 }
@@ -82,7 +119,12 @@ impl From<DriverError> for WireError {
             DriverError::NoWorkspace(id) => Self::new(Reason::WorkspaceNotFound, message).with("id", id),
             DriverError::NameTaken { id, .. } => Self::new(Reason::NameTaken, message).with("id", id),
             DriverError::ResourceNameTaken { .. } => Self::new(Reason::NameTaken, message),
-            DriverError::Deleting(_) => Self::new(Reason::Deleting, message),
+            DriverError::Deleting { id, undelete } => {
+                Self::new(Reason::Deleting, message).with("id", id).with("undelete", undelete)
+            }
+            DriverError::CannotUndelete { id, cause } => {
+                Self::new(Reason::CannotUndelete, message).with("id", id).with("cause", cause.word())
+            }
             DriverError::TooManyWorkspaces { limit, what } => {
                 Self::new(Reason::TooManyWorkspaces, message).with("limit", limit).with("what", what)
             }

@@ -40,6 +40,8 @@ pub(crate) enum DriverEvent {
     /// Wakes the workspace and shortens its back-off to at most 1 s after the failure, because a
     /// caller waits.
     Wake(WorkspaceId, Reply<Arc<WorkspaceView>>),
+    /// Takes the deletion of the workspace back.
+    Undelete(WorkspaceId, Reply<Arc<WorkspaceView>>),
     Sleep {
         id: WorkspaceId,
         force: bool,

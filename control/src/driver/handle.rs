@@ -51,6 +51,12 @@ impl DriverHandle {
         self.ask(|reply| DriverEvent::Delete { id, discard, reply }).await
     }
 
+    /// Takes the deletion of a workspace back, until its storage is released. Returns once that is
+    /// durable. Does nothing for a workspace that is not being deleted.
+    pub async fn undelete(&self, id: WorkspaceId) -> Result<Arc<WorkspaceView>, DriverError> {
+        self.ask(|reply| DriverEvent::Undelete(id, reply)).await
+    }
+
     /// Puts a workspace to sleep. Unless `force` is set, fails if the workspace is in use or its
     /// activity is unknown. Returns once the request is durable. The snapshots show the progress.
     pub async fn sleep(&self, id: WorkspaceId, force: bool) -> Result<Arc<WorkspaceView>, DriverError> {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use podling_core::{
-    decide::shorten_backoff,
+    decide::{shorten_backoff, undelete},
     id::WorkspaceId,
     observed::Observed,
     policy::PolicyOverrides,
@@ -57,7 +57,9 @@ impl<B: Backend> Driver<B> {
         if let Some(entry) = mine().find(has_name) {
             let id = entry.record.spec.id.clone();
             return match (entry.record.spec.desired_state, new.reconnect) {
-                (DesiredState::Deleted | DesiredState::Discarded, _) => Err(DriverError::Deleting(id)),
+                (DesiredState::Deleted | DesiredState::Discarded, _) => {
+                    Err(DriverError::Deleting { undelete: entry.check_undelete().is_ok(), id })
+                }
                 (DesiredState::Awake | DesiredState::Asleep, false) => {
                     Err(DriverError::NameTaken { name: new.name, id })
                 }
@@ -120,6 +122,33 @@ impl<B: Backend> Driver<B> {
         {
             tracing::info!(workspace = %id, discard, "deletion requested");
             entry.set_desired_state(wanted);
+        }
+        // A caller may have repaired the files that could not be archived.
+        let status = shorten_backoff(&entry.record.status, clock::now());
+        entry.replace_status(status);
+        entry.pending_replies.push(PendingReply::View(reply));
+        self.advance(id);
+    }
+
+    /// Takes the deletion of a workspace back. The workspace stays as it is, asleep or awake.
+    pub(super) fn undelete(&mut self, id: &WorkspaceId, reply: Reply<Arc<WorkspaceView>>) {
+        let shuts_down = self.shutting_down || self.draining_idle;
+        let Some(entry) = self.entries.get_mut(id) else {
+            return drop(reply.send(Err(DriverError::NoWorkspace(id.clone()))));
+        };
+        if entry.record.spec.desired_state.is_gone() || entry.record.status.phase == Phase::Deleting {
+            let refused = match entry.check_undelete() {
+                Err(cause) => Some(DriverError::CannotUndelete { id: id.clone(), cause }),
+                Ok(()) => shuts_down.then_some(DriverError::ShuttingDown),
+            };
+            if let Some(refused) = refused {
+                return drop(reply.send(Err(refused)));
+            }
+            tracing::info!(workspace = %id, "deletion taken back");
+            entry.replace_status(undelete(&entry.record.status, clock::now()));
+            // No request to wake: the workspace stays asleep if it is.
+            let spec = Spec::clone(&entry.record.spec);
+            entry.replace_spec(Spec { desired_state: DesiredState::Awake, ..spec });
         }
         entry.pending_replies.push(PendingReply::View(reply));
         self.advance(id);
@@ -190,7 +219,7 @@ impl<B: Backend> Driver<B> {
         } else if spec.desired_state == DesiredState::Discarded
             || (spec.desired_state == DesiredState::Deleted && !record.is_gone())
         {
-            Some(DriverError::Deleting(id.clone()))
+            Some(DriverError::Deleting { id: id.clone(), undelete: entry.check_undelete().is_ok() })
         } else if record.status.phase != Phase::Archived {
             Some(DriverError::NotArchived(id.clone()))
         } else {
@@ -205,6 +234,7 @@ impl<B: Backend> Driver<B> {
         if let Some(entry) = self.entries.get_mut(id) {
             tracing::info!(workspace = %id, "restore requested");
             entry.set_desired_state(DesiredState::Awake);
+            entry.deleted_in_store = false;
             entry.pending_replies.push(PendingReply::View(reply));
         }
         self.advance(id);
@@ -271,7 +301,7 @@ impl<B: Backend> Driver<B> {
             return Err(DriverError::ShuttingDown);
         }
         if entry.record.spec.desired_state.is_gone() || entry.record.status.phase == Phase::Deleting {
-            return Err(DriverError::Deleting(id.clone()));
+            return Err(DriverError::Deleting { id: id.clone(), undelete: entry.check_undelete().is_ok() });
         }
         Ok(entry)
     }
@@ -310,9 +340,7 @@ impl<B: Backend> Driver<B> {
             entry.set_desired_state(DesiredState::Awake);
         }
         let status = shorten_backoff(&entry.record.status, clock::now());
-        if status != entry.record.status {
-            entry.record = Arc::new(WorkspaceRecord { status, ..WorkspaceRecord::clone(&entry.record) });
-        }
+        entry.replace_status(status);
     }
 
     fn unused_id(&mut self) -> WorkspaceId {
@@ -347,6 +375,12 @@ impl WorkspaceEntry {
     pub(super) fn set_desired_state(&mut self, desired_state: DesiredState) {
         let spec = Spec::clone(&self.record.spec);
         self.replace_spec(Spec { desired_state, request_seq: spec.request_seq + 1, ..spec });
+    }
+
+    fn replace_status(&mut self, status: Status) {
+        if status != self.record.status {
+            self.record = Arc::new(WorkspaceRecord { status, ..WorkspaceRecord::clone(&self.record) });
+        }
     }
 
     fn replace_spec(&mut self, spec: Spec) {

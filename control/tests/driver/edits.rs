@@ -2,15 +2,20 @@
 
 use std::{sync::Arc, time::Duration};
 
-use podling_control::{driver::SpecEdit, store::Store};
+use podling_control::{
+    driver::{CannotUndeleteCause, DriverError, SleepStep, SpecEdit},
+    store::Store,
+};
 use podling_core::{
     policy::Policy,
     quota::Quotas,
-    workspace::{AgentConnection, State},
+    reason::StateReason,
+    status::Urgency,
+    workspace::{AgentConnection, DesiredState, State},
 };
 
 use crate::{
-    control_plane::{TestControlPlane, wait_until_running},
+    control_plane::{TestControlPlane, next_sleep_step, wait_until_running},
     fake_archiver::FakeArchiver,
     fake_backend::FakeBackend,
     fake_store::FakeStore,
@@ -112,4 +117,36 @@ async fn record_readable_again_is_served_by_its_running_agent() {
     let calls = backend.state().calls.clone();
     assert!(!calls.contains(&"stop".to_owned()), "{calls:?}");
     wait_until_running(&backend, &id, 1).await;
+}
+
+#[tokio::test]
+async fn deletion_is_taken_back_unless_kubernetes_began_it() {
+    let (store, backend) = (FakeStore::default(), FakeBackend::default());
+    let archiver = FakeArchiver::default();
+    let control = TestControlPlane::with_store(Arc::new(store), &backend, &archiver, Quotas::default()).await;
+    let (id, mut agent) = control.create_awake("demo").await;
+    let handle = &control.handle;
+    let idle = handle.undelete(id.clone()).await.unwrap();
+    assert_eq!(idle.spec.desired_state, DesiredState::Awake, "there is nothing to take back");
+
+    // The agent is asked to prepare, and serves on.
+    handle.delete(id.clone(), false).await.unwrap();
+    let (directive, step) = next_sleep_step(&mut agent).await;
+    assert_eq!(step, SleepStep::Prepare(Urgency::Forced));
+    let refused = handle.wake(id.clone()).await.unwrap_err();
+    assert_eq!(refused, DriverError::Deleting { id: id.clone(), undelete: true });
+    handle.undelete(id.clone()).await.unwrap();
+    control.answer_directive(&id, 1, directive, Ok(())).await;
+    let (_, step) = next_sleep_step(&mut agent).await;
+    assert_eq!(step, SleepStep::Cancel);
+    control.wait(&id, |view| view.reason == StateReason::DeletionCancelled).await;
+
+    let edit = SpecEdit { generation: 2, deleted: Some(false), ..SpecEdit::default() };
+    handle.apply_edit(id.clone(), edit).await.unwrap();
+    control.wait(&id, |view| view.spec.desired_state == DesiredState::Deleted && !view.undelete).await;
+    let refused = handle.undelete(id.clone()).await.unwrap_err();
+    let cause = CannotUndeleteCause::Kubernetes;
+    assert_eq!(refused, DriverError::CannotUndelete { id: id.clone(), cause });
+    handle.delete(id.clone(), true).await.unwrap();
+    control.wait_until_gone(&id).await;
 }

@@ -26,6 +26,7 @@ fn example(operation: &str, backup: &str) -> (String, Option<Value>, u16) {
         "get_workspace" => ("/v1/workspaces/demo", None, 200),
         "delete_workspace" => ("/v1/workspaces/doomed?discard=true", None, 202),
         "sleep_workspace" => ("/v1/workspaces/demo/sleep", Some(json!({ "force": true })), 202),
+        "undelete_workspace" => ("/v1/workspaces/demo/undelete", None, 200),
         "wake_workspace" => ("/v1/workspaces/demo/wake", None, 202),
         "resize_workspace" => ("/v1/workspaces/demo/resources", Some(json!({ "cpu_millis": 2000 })), 200),
         "set_policy" => ("/v1/workspaces/demo/policy", Some(json!({ "idle_timeout": 60 })), 200),
@@ -108,7 +109,7 @@ async fn answers_match_the_document() {
     assert!(!text.contains(":null") && !text.contains("\"null\""), "absent fields are left out, never null");
 
     let operations = operations(&document);
-    assert_eq!(operations.len(), 13);
+    assert_eq!(operations.len(), 14);
     for (template, method, operation) in &operations {
         let name = operation["operationId"].as_str().expect("an id");
         let answers = &operation["responses"];

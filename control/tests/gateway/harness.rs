@@ -256,6 +256,7 @@ fn view(
         archives: Vec::new(),
         log: Arc::default(),
         credential: None,
+        undelete: true,
         version,
     }
 }

@@ -114,6 +114,12 @@ async fn json_api_covers_the_whole_lifecycle() {
     assert_eq!(call(Method::POST, "/v1/workspaces/ada/wake", None).await.0, StatusCode::ACCEPTED);
     wait_for_json_state(&podling, "ada", "awake").await;
 
+    // A deletion can be taken back.
+    let (status, deleting) = call(Method::DELETE, "/v1/workspaces/ada", None).await;
+    assert_eq!((status, &deleting["deleting"]), (StatusCode::ACCEPTED, &json!(true)));
+    let (status, kept) = call(Method::POST, "/v1/workspaces/ada/undelete", None).await;
+    assert_eq!((status, &kept["deleting"]), (StatusCode::OK, &json!(false)));
+
     // Delete archives the workspace; restore brings it back from the archive.
     assert_eq!(call(Method::DELETE, "/v1/workspaces/ada", None).await.0, StatusCode::ACCEPTED);
     let id = made["id"].as_str().expect("an id");

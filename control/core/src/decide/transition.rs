@@ -62,13 +62,14 @@ pub(super) fn follow(spec: &Spec, status: &Status, observed: &Observed, now: Tim
             .or_else(|| storage::release_storage(input))
             .or_else(|| storage::archive_due(input)),
         Phase::Maintenance { task, stage: MaintenanceStage::Starting } => match task {
-            MaintenanceTask::Archive => sleeping::wake(input),
+            MaintenanceTask::Archive => sleeping::wake(input).or_else(|| storage::cancel_archive(input)),
             MaintenanceTask::Restore => None,
         }
         .or_else(|| storage::retry_later(input, task))
         .or_else(|| storage::maintenance_started(input, task)),
         Phase::Maintenance { task: MaintenanceTask::Archive, stage: MaintenanceStage::Running } => {
             sleeping::wake(input)
+                .or_else(|| storage::cancel_archive(input))
                 .or_else(|| storage::archived(input))
                 .or_else(|| storage::retry_later(input, MaintenanceTask::Archive))
         }

@@ -25,7 +25,7 @@ const ACTIONS: [&str; 11] = [
     "RemoveRecord",
 ];
 /// The names of all transitions of the drawing in `decide.rs`.
-const TRANSITIONS: [&str; 40] = [
+const TRANSITIONS: [&str; 43] = [
     "admit",
     "start",
     "open_storage",
@@ -54,6 +54,9 @@ const TRANSITIONS: [&str; 40] = [
     "wake: Asleep",
     "wake: Maintenance(Starting)",
     "wake: Maintenance(Running)",
+    "cancel_sleep: not forced",
+    "cancel_archive: Starting",
+    "cancel_archive: Running",
     "release_storage",
     "archive_due",
     "maintenance_started: Archive",
@@ -250,6 +253,11 @@ fn transition_name(followed: &FollowedTransition) -> &'static str {
         (Phase::Awake, Phase::Preparing { urgency: Urgency::Forced, .. }, _) => "fall_asleep: forced",
         (Phase::Awake, Phase::Preparing { urgency: Urgency::Requested, .. }, _) => "fall_asleep: requested",
         (Phase::Awake, ..) => "fall_asleep: idle",
+        (
+            Phase::Preparing { .. },
+            Phase::Awake,
+            StateReason::DeletionCancelled | StateReason::AgentConnected,
+        ) => "cancel_sleep: not forced",
         (Phase::Preparing { .. }, Phase::Awake, _) => "cancel_sleep",
         (Phase::Preparing { .. }, ..) => "prepared",
         (Phase::Committing, Phase::Awake, _) => "declined",
@@ -280,6 +288,14 @@ fn transition_name(followed: &FollowedTransition) -> &'static str {
         {
             "archived"
         }
+        (
+            Phase::Maintenance { task: Archive, stage },
+            _,
+            StateReason::DeletionCancelled | StateReason::ArchiveNotDue,
+        ) if followed.to == Phase::Asleep => match stage {
+            MaintenanceStage::Starting => "cancel_archive: Starting",
+            MaintenanceStage::Running => "cancel_archive: Running",
+        },
         (Phase::Maintenance { task: Archive, .. }, ..) => "retry_later: Archive",
         (Phase::Maintenance { task: Restore, stage }, Phase::Queued, _) if stage == running => "restored",
         (Phase::Maintenance { task: Restore, .. }, ..) => "retry_later: Restore",

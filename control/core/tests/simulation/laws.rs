@@ -88,6 +88,13 @@ impl Simulation {
                     let slept = true_observed_time.saturating_sub(slept_at.unwrap_or_default());
                     spec.desired_state == DesiredState::Deleted || slept >= spec.policy.archive_after
                 }
+                // Storage is released only while the workspace is being deleted, or has been asleep
+                // for long enough. A deletion that was taken back releases none.
+                (Phase::Asleep, Phase::Archived) if before.status.storage => {
+                    let slept_at = workspace.evidence.slept_at_times.get(&before.status.slept_at).copied();
+                    let slept = true_observed_time.saturating_sub(slept_at.unwrap_or_default());
+                    spec.desired_state == DesiredState::Deleted || slept >= spec.policy.archive_after
+                }
                 (_, Phase::Deleting) => {
                     let empty = matches!(workspace.storage, Storage::None | Storage::Complete(EMPTY));
                     let left = !before.status.archives.is_empty() || !empty;

@@ -4,7 +4,7 @@ use std::{rc::Rc, time::Duration};
 
 use podling_core::{
     archive::ArchiveKey,
-    decide::{Action, shorten_backoff},
+    decide::{Action, shorten_backoff, undelete},
     id::WorkspaceId,
     observed::{Observed, UseState},
     policy::Policy,
@@ -86,6 +86,16 @@ impl Simulation {
             }
             89..94 if phase != Phase::Deleting => {
                 spec.resources.cpu_millis = 1 + self.rng.below(3);
+            }
+            // The deletion is taken back. That is no request to wake.
+            94..98 if spec.desired_state == DesiredState::Deleted => {
+                let is_gone = phase == Phase::Archived && !entry.record.status.storage;
+                if phase == Phase::Deleting || is_gone {
+                    return;
+                }
+                spec.desired_state = DesiredState::Awake;
+                let status = undelete(&entry.record.status, now);
+                entry.record = Rc::new(SimulatedRecord { spec: entry.record.spec.clone(), status });
             }
             94..100 => spec.policy = policy(which),
             _ => return,

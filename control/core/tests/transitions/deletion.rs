@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use podling_core::{
-    decide::{Action, decide},
-    observed::{ActionFailure, Failure, Observed, RunningAgents},
+    decide::{Action, decide, undelete},
+    observed::{ActionFailure, Failure, Observed, PrepareState, RunningAgents},
     reason::{Operation, StateReason},
-    status::{Phase, Status, Urgency},
+    status::{MaintenanceRetry, Phase, Status, Urgency},
     time::Timestamp,
     workspace::DesiredState,
 };
@@ -185,6 +185,55 @@ fn delete_archives_before_removal() {
         (Phase::Archived, 3, None),
         "the archive of a deleted workspace is not retained"
     );
+}
+
+#[test]
+fn undelete_keeps_storage_in_every_phase() {
+    let after = |phase, reason, observed: &Observed| {
+        let status = Status { reason, slept_at: OBSERVED_TIME - HOUR, ..status(phase) };
+        let decision = decide(&spec(DesiredState::Awake), &undelete(&status, NOW), observed, NOW);
+        (decision.status.phase, decision.action, decision.status.reason)
+    };
+    let taken_back = StateReason::DeletionCancelled;
+    let prepared = Observed { prepare_state: PrepareState::Prepared(3), ..served() };
+    assert_eq!(
+        after(PREPARING_FORCED, StateReason::DeleteRequested, &prepared),
+        (Phase::Awake, Some(Action::Cancel(3)), taken_back.clone()),
+        "a workspace that has not fallen asleep stays awake"
+    );
+    let none = with_processes(RunningAgents::None);
+    for phase in [Phase::FallingAsleep, ARCHIVE_STARTING, ARCHIVE_RUNNING] {
+        let reason = match phase {
+            Phase::FallingAsleep => StateReason::DeleteRequested,
+            _ => StateReason::ArchiveBeforeDelete,
+        };
+        assert_eq!(after(phase, reason, &none), (Phase::Asleep, None, taken_back.clone()), "{phase:?}");
+    }
+    let recent = Status { slept_at: OBSERVED_TIME - HOUR, ..status(ARCHIVE_RUNNING) };
+    let proven = undelete(&archived(recent, &[3]), NOW);
+    let decision = decide(&spec(DesiredState::Awake), &proven, &none, NOW);
+    assert_eq!(decision.status.phase, Phase::Asleep, "an archive that was proven meanwhile releases nothing");
+    let aged = Status { slept_at: OBSERVED_TIME - 25 * HOUR, ..decision.status };
+    let decision = decide(&spec(DesiredState::Awake), &aged, &none, NOW);
+    assert_eq!((decision.status.phase, decision.action), (Phase::Archived, Some(Action::RemoveStorage)));
+}
+
+#[test]
+fn undelete_forgets_archives_that_failed() {
+    let retry = MaintenanceRetry { failures: 4, not_before: NOW.plus(HOUR) };
+    let cause = Box::new(StateReason::MaintenanceAgentLost);
+    let failed = Status {
+        reason: StateReason::ArchiveFailed { cause },
+        maintenance_retry: retry,
+        ..status(Phase::Asleep)
+    };
+    let undeleted = undelete(&failed, NOW);
+    assert_eq!(undeleted.reason, StateReason::DeletionCancelled);
+    let none = with_processes(RunningAgents::None);
+    let again = decide(&spec(DesiredState::Deleted), &undeleted, &none, NOW);
+    assert_eq!(again.action, Some(Action::StartAgent(4)), "a repeated deletion archives at once");
+    let awake = status(Phase::Awake);
+    assert_eq!(undelete(&awake, NOW), awake, "an awake workspace has no traces of it");
 }
 
 #[test]

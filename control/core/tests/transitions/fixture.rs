@@ -50,6 +50,7 @@ pub(crate) fn requested(desired_state: DesiredState) -> Spec {
 /// storage, and the only request was acted on.
 pub(crate) fn status(phase: Phase) -> Status {
     let long_ago = OBSERVED_TIME - 20 * HOUR;
+    let is_archived = matches!(phase, Phase::Maintenance { task: MaintenanceTask::Archive, .. });
     Status {
         phase,
         epoch: 3,
@@ -58,7 +59,8 @@ pub(crate) fn status(phase: Phase) -> Status {
         observed_request: 1,
         woke_at: long_ago,
         requested_at: long_ago,
-        slept_at: OBSERVED_TIME - HOUR,
+        // An archive is due after a day.
+        slept_at: OBSERVED_TIME - if is_archived { 25 * HOUR } else { HOUR },
         ..Status::new(NOW)
     }
 }

@@ -113,12 +113,7 @@ fn storage_is_released_once_archived() {
                 with_archive(served(), 2),
                 (ARCHIVE_RUNNING, 3, Some(Action::Archive(3))),
             ),
-            (
-                "no processes left",
-                Phase::Asleep,
-                with_archive(none(), 3),
-                (Phase::Archived, 3, Some(Action::RemoveStorage)),
-            ),
+            ("no longer due", Phase::Asleep, with_archive(none(), 3), (Phase::Asleep, 3, None)),
             ("an old archive", Phase::Asleep, with_archive(none(), 2), (Phase::Asleep, 3, None)),
             (
                 "control plane shuts down",
@@ -127,6 +122,19 @@ fn storage_is_released_once_archived() {
                 (Phase::Asleep, 3, None),
             ),
         ],
+    );
+    let aged = Status { slept_at: OBSERVED_TIME - 25 * HOUR, ..status(Phase::Asleep) };
+    for (desired_state, status) in
+        [(DesiredState::Awake, aged), (DesiredState::Deleted, status(Phase::Asleep))]
+    {
+        let released = outcome(&spec(desired_state), &status, &with_archive(none(), 3));
+        assert_eq!(released, (Phase::Archived, 3, Some(Action::RemoveStorage)), "{desired_state:?}");
+    }
+    let raised = Status { slept_at: OBSERVED_TIME - HOUR, ..status(ARCHIVE_RUNNING) };
+    assert_eq!(
+        outcome(&spec(DesiredState::Awake), &raised, &served()),
+        (Phase::Asleep, 3, STOP),
+        "an archive goes on although it is no longer due"
     );
     let requested_meanwhile =
         outcome(&requested(DesiredState::Awake), &archived(status(Phase::Asleep), &[3]), &none());

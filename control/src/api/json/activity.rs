@@ -94,7 +94,7 @@ struct JsonSleepWarning {
     /// Announced time of the sleep. May be in the past.
     #[serde(skip_serializing_if = "Option::is_none")]
     at: Option<Time>,
-    #[schemars(extend("enum" = ["idle", "max-awake", "requested", "unspecified"]))]
+    #[schemars(extend("enum" = ["idle", "max-awake", "requested", "deleted", "shutdown", "unspecified"]))]
     cause: String,
 }
 

@@ -47,7 +47,7 @@ pub(super) struct JsonNextStep {
     at: Option<Time>,
     /// The step in English. May change between versions.
     message: String,
-    /// Cause of the sleep, for "sleep": "idle", "max-awake" or "requested".
+    /// Cause of the sleep, for "sleep": "idle", "max-awake", "requested" or "deleted".
     #[serde(skip_serializing_if = "Option::is_none")]
     sleep_cause: Option<String>,
     /// The action that failed, for "retry-action": "start-agent", …

@@ -55,6 +55,9 @@ pub(super) struct JsonWorkspace {
     allocated: Option<JsonResources>,
     /// Whether the workspace was deleted and only its archives are left.
     deleted: bool,
+    /// Whether the workspace is being deleted: it is archived, then removed. The undelete call takes
+    /// that back until the storage is released.
+    deleting: bool,
     /// Progress of archiving or restoring. Absent at other times.
     #[serde(skip_serializing_if = "Option::is_none")]
     progress: Option<JsonProgress>,
@@ -133,6 +136,7 @@ impl From<proto::Workspace> for JsonWorkspace {
             requested: workspace.requested.unwrap_or_default().into(),
             allocated: workspace.allocated.map(Into::into),
             deleted: workspace.deleted,
+            deleting: workspace.deleting,
             progress: workspace.progress.map(Into::into),
         }
     }

@@ -12,7 +12,7 @@ use podling_core::workspace::{MAX_CPU_MILLIS, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES
 use podling_proto::control::v1::{
     CreateWorkspaceRequest, DeleteWorkspaceRequest, ExplainWorkspaceRequest, GetWorkspaceRequest,
     ListWorkspacesRequest, LogEntry, ResizeWorkspaceRequest, Resources, SetPolicyRequest,
-    SleepWorkspaceRequest, WakeWorkspaceRequest, workspaces_server::Workspaces,
+    SleepWorkspaceRequest, UndeleteWorkspaceRequest, WakeWorkspaceRequest, workspaces_server::Workspaces,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -212,6 +212,16 @@ pub(super) async fn wake(
     let answer =
         api.workspaces.wake(request_as(caller, WakeWorkspaceRequest { workspace })).await?.into_inner();
     Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
+}
+
+pub(super) async fn undelete(
+    State(api): State<JsonServices>,
+    Extension(caller): Extension<Principal>,
+    PathParam(workspace): PathParam,
+    JsonBody(EmptyBody {}): JsonBody<EmptyBody>,
+) -> HandlerResult<Json<JsonWorkspace>> {
+    let request = request_as(caller, UndeleteWorkspaceRequest { workspace });
+    Ok(Json(api.workspaces.undelete(request).await?.into_inner().workspace.into()))
 }
 
 pub(super) async fn resize(

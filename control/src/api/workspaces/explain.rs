@@ -27,8 +27,12 @@ fn remedies(view: &WorkspaceView) -> &'static [Remedy] {
     match (view.state, view.spec.desired_state) {
         (_, DesiredState::Discarded) | (State::Deleting, _) => &[],
         (State::Archived, DesiredState::Deleted) => &[Remedy::Restore],
-        (_, DesiredState::Deleted) if is_failing(view) => &[Remedy::RemoveCause, Remedy::Discard],
-        (_, DesiredState::Deleted) => &[Remedy::Discard],
+        (_, DesiredState::Deleted) => match (is_failing(view), view.undelete) {
+            (true, true) => &[Remedy::RemoveCause, Remedy::Undelete, Remedy::Discard],
+            (false, true) => &[Remedy::Undelete, Remedy::Discard],
+            (true, false) => &[Remedy::RemoveCause, Remedy::RepairVolume, Remedy::Discard],
+            (false, false) => &[Remedy::RepairVolume, Remedy::Discard],
+        },
         (State::Awake, _) => &[Remedy::Use, Remedy::KeepAwake, Remedy::Sleep],
         (State::FallingAsleep, _) => &[Remedy::WakeAfterSleep],
         (State::Asleep, _) if is_failing(view) => &[Remedy::RemoveCause, Remedy::Wake],

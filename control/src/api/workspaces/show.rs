@@ -35,6 +35,7 @@ pub(in crate::api) fn workspace(view: &WorkspaceView) -> Workspace {
         allocated: view.allocated.map(resources),
         waiting: view.waits.as_ref().map(reasons::waiting),
         deleted: view.is_gone(),
+        deleting: view.spec.desired_state.is_gone() && !view.is_gone(),
         progress: view.progress.map(progress),
     }
 }

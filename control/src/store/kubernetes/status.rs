@@ -49,8 +49,9 @@ pub(super) fn of(record: &WorkspaceRecord, resource: &Workspace, generation: i64
             false,
             "NotArchived",
             format!(
-                "deletion waits until the data is archived; annotate the workspace with {DISCARD}=true \
-                 to delete it with its data"
+                "deletion waits until the data is archived; a pod that mounts the volume claim can repair \
+                 files that cannot be archived; annotate the workspace with {DISCARD}=true to delete it \
+                 with its data"
             ),
         ),
         None if status.storage => (false, "NotArchived", "no archive holds the present files".to_owned()),

@@ -99,11 +99,26 @@ pub(super) fn cancel_sleep(input: TransitionInput<'_>, urgency: Urgency, decline
         _ if !input.connected() && input.observed.processes != RunningAgents::Unseen => {
             Some(input.to(Phase::Awake, StateReason::ActivityUnknown))
         }
+        _ if urgency == Urgency::Forced && !is_forced(input) => {
+            let reason = match input.status.reason {
+                StateReason::MaxAwakeReached => StateReason::AgentConnected,
+                _ => StateReason::DeletionCancelled,
+            };
+            let mut next = input.to(Phase::Awake, reason);
+            next.requested_at = input.observed.observed_time;
+            Some(next)
+        }
         _ if urgency != Urgency::Forced && input.observed.used == UseState::Yes => {
             Some(input.to(Phase::Awake, StateReason::UsedAgain))
         }
         _ => None,
     }
+}
+
+/// Returns whether the workspace must sleep even if it is in use. The deletion that began a sleep may
+/// be taken back, and the policy may change.
+fn is_forced(input: TransitionInput<'_>) -> bool {
+    input.spec.desired_state != DesiredState::Awake || is_overdue(input)
 }
 
 /// Applies when the agent has confirmed that it holds new requests.
@@ -151,9 +166,7 @@ pub(super) fn declined(input: TransitionInput<'_>) -> Option<Status> {
             Some(input.to(Phase::FallingAsleep, last.failure.as_reason(last.action)))
         }
         // A forced sleep does not ask the agent a second time. An agent that declines is ended.
-        Failure::Declined { .. } if input.spec.desired_state != DesiredState::Awake || is_overdue(input) => {
-            Some(input.on_to(Phase::FallingAsleep))
-        }
+        Failure::Declined { .. } if is_forced(input) => Some(input.on_to(Phase::FallingAsleep)),
         Failure::Declined { .. } => Some(input.to(Phase::Awake, last.failure.as_reason(last.action))),
         Failure::Failed(_) => None,
     }
@@ -168,6 +181,9 @@ pub(super) fn stopped(input: TransitionInput<'_>) -> Option<Status> {
     (input.observed.processes == RunningAgents::None).then(|| {
         let mut next = input.on_to(Phase::Asleep);
         next.slept_at = input.observed.observed_time;
+        if next.reason == StateReason::DeleteRequested && !input.spec.desired_state.is_gone() {
+            next.reason = StateReason::DeletionCancelled;
+        }
         (next.allocated, next.queued_at) = (None, None);
         next.failures = 0;
         if mutant::is(Mutant::LosesWake) {

@@ -41,14 +41,17 @@ pub(super) fn sync_archives(input: TransitionInput<'_>) -> Option<Status> {
 }
 
 /// Applies when a proven archive holds the storage's present content, so that the storage may be
-/// removed. Also applies to a deleted workspace that never had storage.
+/// removed. Also applies to a deleted workspace that never had storage. Does not apply if the
+/// workspace is no longer due to be archived, for example because its deletion was taken back.
 pub(super) fn release_storage(input: TransitionInput<'_>) -> Option<Status> {
     if input.observed.shutting_down {
         return None;
     }
     let archived = input.status.archive().is_some() || mutant::is(Mutant::RemovesWithoutArchive);
     match (input.status.storage, archived) {
-        (true, true) => Some(input.to(Phase::Archived, StateReason::ReleasingStorage)),
+        (true, true) if is_archive_due(input) => {
+            Some(input.to(Phase::Archived, StateReason::ReleasingStorage))
+        }
         (false, _) if input.spec.desired_state == DesiredState::Deleted => {
             Some(input.to(Phase::Archived, StateReason::DeleteRequested))
         }
@@ -59,19 +62,39 @@ pub(super) fn release_storage(input: TransitionInput<'_>) -> Option<Status> {
 /// Applies when the workspace has been asleep for `archive_after` or is being deleted, and an
 /// archive slot is free.
 pub(super) fn archive_due(input: TransitionInput<'_>) -> Option<Status> {
+    let deleted = input.spec.desired_state == DesiredState::Deleted;
+    let may_start =
+        input.status.storage && !input.observed.archive_slots_full && can_start_maintenance(input);
+    (may_start && is_archive_due(input)).then(|| {
+        let reason = if deleted { StateReason::ArchiveBeforeDelete } else { StateReason::ArchiveDue };
+        start_maintenance(input, MaintenanceTask::Archive, reason)
+    })
+}
+
+/// Returns whether the workspace has been asleep for `archive_after` or is being deleted.
+fn is_archive_due(input: TransitionInput<'_>) -> bool {
     let slept = input.observed.observed_time.saturating_sub(input.status.slept_at);
     let slept = match mutant::is(Mutant::TrustsWallClock) {
         true => input.now.since(input.status.since),
         false => slept,
     };
-    let deleted = input.spec.desired_state == DesiredState::Deleted;
-    let due = slept >= input.spec.policy.archive_after || deleted;
-    (due && input.status.storage && !input.observed.archive_slots_full && can_start_maintenance(input)).then(
-        || {
-            let reason = if deleted { StateReason::ArchiveBeforeDelete } else { StateReason::ArchiveDue };
-            start_maintenance(input, MaintenanceTask::Archive, reason)
-        },
-    )
+    slept >= input.spec.policy.archive_after
+        || input.spec.desired_state == DesiredState::Deleted
+        || (mutant::is(Mutant::IgnoresUndelete) && input.status.archive().is_some())
+}
+
+/// Applies when the storage is being archived and is no longer due to be: the deletion was taken
+/// back, or the policy's `archive_after` was increased. The workspace stays asleep with its storage.
+pub(super) fn cancel_archive(input: TransitionInput<'_>) -> Option<Status> {
+    (!is_archive_due(input) && !mutant::is(Mutant::IgnoresUndelete)).then(|| {
+        let reason = match input.status.reason {
+            StateReason::DeletionCancelled => StateReason::DeletionCancelled,
+            _ => StateReason::ArchiveNotDue,
+        };
+        let mut next = input.to(Phase::Asleep, reason);
+        next.maintenance_retry = MaintenanceRetry::default();
+        next
+    })
 }
 
 /// Applies when a request wakes a workspace of which only an archive is left.
