@@ -39,6 +39,8 @@ pub struct StateWaiter {
     /// state means that another request reversed the transition.
     in_transition: bool,
     archiving: bool,
+    /// Whether the control plane reports that the workspace is being deleted. An older one does not.
+    deleting: bool,
 }
 
 /// Consequence of an observed state for the wait.
@@ -63,7 +65,7 @@ impl StateWaiter {
             TargetState::Asleep => start.state() == State::FallingAsleep,
             TargetState::Deleted => false,
         };
-        Self { target, failed_before, in_transition, archiving: false }
+        Self { target, failed_before, in_transition, archiving: false, deleting: start.deleting }
     }
 
     /// Decides what the workspace's present state means for the wait.
@@ -71,6 +73,13 @@ impl StateWaiter {
         match self.target {
             _ if workspace.deleted && self.target != TargetState::Deleted => {
                 WaitProgress::Unreachable("was deleted".to_owned())
+            }
+            TargetState::Awake if workspace.deleting => {
+                let why = reason(workspace);
+                let name = &workspace.name;
+                WaitProgress::Unreachable(format!(
+                    "is being deleted ({why}); take the deletion back with: podling undelete {name}"
+                ))
             }
             TargetState::Awake => self.observe_waking(workspace),
             TargetState::Asleep => self.observe_sleeping(workspace),
@@ -115,6 +124,9 @@ impl StateWaiter {
     fn observe_deletion(&mut self, workspace: &Workspace, now: SystemTime) -> WaitProgress {
         match workspace.state() {
             _ if workspace.deleted => return WaitProgress::Reached,
+            _ if self.deleting && !workspace.deleting => {
+                return WaitProgress::Unreachable("is not deleted, because that was taken back".to_owned());
+            }
             State::Archiving => self.archiving = true,
             // The workspace is archived before it is deleted, and waits for the next attempt.
             State::Asleep => {
@@ -148,6 +160,10 @@ pub async fn wait_for(
             WorkspaceChange::Deleted => {
                 return Err(CommandFailure::NotFound(format!("{} was deleted meanwhile", last.name)));
             }
+            WorkspaceChange::Disconnected => {
+                spinner.say("the control plane does not answer; reconnecting …");
+                continue;
+            }
             WorkspaceChange::Current(now) => last = *now,
         }
         match waiter.observe(&last, SystemTime::now()) {
@@ -156,13 +172,16 @@ pub async fn wait_for(
                 return Err(CommandFailure::Other(format!("{} {why}", last.name)));
             }
             WaitProgress::Retrying(why) if why != last_failure => {
+                let name = &last.name;
                 let pause = next_step::left(last.next.as_ref().and_then(|next| next.at), SystemTime::now());
                 let when = pause.and_then(next_step::brief).map(|pause| format!(" in {pause}"));
-                spinner.say(&format!(
-                    "{}: {why}; retrying{}. Ctrl-C stops this command, not the retries",
-                    last.name,
-                    when.unwrap_or_default()
-                ));
+                let when = when.unwrap_or_default();
+                let mut line =
+                    format!("{name}: {why}; retrying{when}. Ctrl-C stops this command, not the retries");
+                if last.deleting {
+                    line.push_str(&format!(". Take the deletion back with: podling undelete {name}"));
+                }
+                spinner.say(&line);
                 last_failure = why;
             }
             WaitProgress::Retrying(_) | WaitProgress::Pending => {}
@@ -268,6 +287,21 @@ mod tests {
         let new = Workspace { since: Some(Timestamp { seconds: 200, nanos: 0 }), ..old };
         let progress = waiter.observe(&new, NOW);
         assert!(matches!(progress, WaitProgress::Unreachable(why) if why.contains("no such program")));
+    }
+
+    #[test]
+    fn wait_ends_when_deletion_decides_otherwise() {
+        let deleting = Workspace { deleting: true, ..at(State::Asleep, "archiving failed") };
+        let mut waiter = StateWaiter::new(TargetState::Awake, &at(State::Asleep, ""));
+        let progress = waiter.observe(&deleting, NOW);
+        assert!(
+            matches!(&progress, WaitProgress::Unreachable(why) if why.contains("podling undelete demo")),
+            "{progress:?}"
+        );
+        let mut waiter = StateWaiter::new(TargetState::Deleted, &deleting);
+        assert_eq!(waiter.observe(&deleting, NOW), WaitProgress::Pending);
+        let kept = waiter.observe(&at(State::Asleep, "a request took its deletion back"), NOW);
+        assert!(matches!(kept, WaitProgress::Unreachable(why) if why.contains("taken back")));
     }
 
     #[test]

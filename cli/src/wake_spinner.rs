@@ -4,15 +4,22 @@ use std::{
     convert::Infallible,
     future::pending,
     io::{self, IsTerminal as _},
+    time::Duration,
 };
 
 use podling_proto::control::v1::State;
 
+use tokio::time::sleep;
+
 use crate::{
     client::Client,
     spinner::WorkspaceSpinner,
+    state_waiter::describe,
     workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
 };
+
+/// Wait after which a client without a terminal is told what it waits for. Longer than most starts.
+const NOTICE_DELAY: Duration = Duration::from_secs(5);
 
 /// Shows spinners during calls to one workspace.
 #[derive(Debug, Clone)]
@@ -27,15 +34,34 @@ impl WakeSpinner {
     }
 
     /// Awaits `work`. If stderr is a terminal, shows the state of the workspace meanwhile, and
-    /// clears it at the end.
+    /// clears it at the end. Otherwise prints a line after [`NOTICE_DELAY`] that says what `work`
+    /// waits for, and another one when that changes.
     pub async fn show_during<T>(&self, work: impl Future<Output = T>) -> T {
-        if !io::stderr().is_terminal() {
-            return work.await;
-        }
+        let is_terminal = io::stderr().is_terminal();
         tokio::select! {
             biased;
             done = work => done,
-            never = self.show() => match never {},
+            never = self.show(), if is_terminal => match never {},
+            never = self.print(), if !is_terminal => match never {},
+        }
+    }
+
+    async fn print(&self) -> Infallible {
+        sleep(NOTICE_DELAY).await;
+        let mut changes = WorkspaceWatcher::new(self.client.clone(), self.id.clone());
+        let mut printed = String::new();
+        loop {
+            let line = match changes.next().await {
+                Ok(WorkspaceChange::Current(workspace)) if workspace.state() == State::Awake => continue,
+                Ok(WorkspaceChange::Current(workspace)) => describe(&workspace),
+                Ok(WorkspaceChange::Disconnected) => "the control plane does not answer".to_owned(),
+                // The call itself reports the reason.
+                Ok(WorkspaceChange::Deleted) | Err(_) => return pending().await,
+            };
+            if line != printed {
+                eprintln!("podling: waiting: {line}");
+                printed = line;
+            }
         }
     }
 
@@ -43,7 +69,12 @@ impl WakeSpinner {
         let mut changes = WorkspaceWatcher::new(self.client.clone(), self.id.clone());
         let mut shown: Option<WorkspaceSpinner> = None;
         // If the watch fails, nothing is shown: the call itself reports the reason.
-        while let Ok(WorkspaceChange::Current(workspace)) = changes.next().await {
+        loop {
+            let workspace = match changes.next().await {
+                Ok(WorkspaceChange::Current(workspace)) => workspace,
+                Ok(WorkspaceChange::Disconnected) => continue,
+                Ok(WorkspaceChange::Deleted) | Err(_) => break,
+            };
             match (&mut shown, workspace.state()) {
                 (_, State::Awake) => shown = None,
                 (Some(spinner), _) => spinner.show(&workspace),

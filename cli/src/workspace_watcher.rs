@@ -1,9 +1,11 @@
 //! Watches one workspace, and reopens the watch when its connection breaks.
 
+use std::time::Duration;
+
 use podling_proto::control::v1::{
     WatchWorkspacesRequest, WatchWorkspacesResponse, Workspace, watch_workspaces_response::Event,
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tonic::{Code, Status, Streaming};
 
 use crate::{
@@ -17,7 +19,13 @@ pub enum WorkspaceChange {
     Current(Box<Workspace>),
     /// The workspace, or everything but its archives, no longer exists.
     Deleted,
+    /// The control plane has not answered for [`NOTICE_DELAY`]. Reported once for each outage. The
+    /// watch goes on.
+    Disconnected,
 }
+
+/// How long the control plane does not answer before [`WorkspaceChange::Disconnected`].
+const NOTICE_DELAY: Duration = Duration::from_secs(2);
 
 /// Watch of one workspace across any number of connections.
 #[derive(Debug)]
@@ -28,12 +36,21 @@ pub struct WorkspaceWatcher {
     /// Whether the current stream has reported the workspace.
     seen: bool,
     backoff: RetryBackoff,
+    outage: Outage,
+}
+
+/// Whether the control plane answers.
+#[derive(Debug, Clone, Copy)]
+enum Outage {
+    None,
+    Since(Instant),
+    Reported,
 }
 
 impl WorkspaceWatcher {
     /// Watches the workspace with this id.
     pub fn new(client: Client, id: String) -> Self {
-        Self { client, id, stream: None, seen: false, backoff: RetryBackoff::default() }
+        Self { client, id, stream: None, seen: false, backoff: RetryBackoff::default(), outage: Outage::None }
     }
 
     /// Waits for the next change. The first call returns the present workspace.
@@ -42,6 +59,7 @@ impl WorkspaceWatcher {
             match self.next_event().await {
                 Ok(event) => {
                     self.backoff.reset();
+                    self.outage = Outage::None;
                     if let Some(change) = event.and_then(|event| change_of(&self.id, &mut self.seen, event)) {
                         return Ok(change);
                     }
@@ -49,6 +67,14 @@ impl WorkspaceWatcher {
                 Err(status) if status.code() == Code::NotFound => return Ok(WorkspaceChange::Deleted),
                 Err(status) if is_retryable(&status) => {
                     self.stream = None;
+                    match self.outage {
+                        Outage::None => self.outage = Outage::Since(Instant::now()),
+                        Outage::Since(since) if since.elapsed() >= NOTICE_DELAY => {
+                            self.outage = Outage::Reported;
+                            return Ok(WorkspaceChange::Disconnected);
+                        }
+                        Outage::Since(_) | Outage::Reported => {}
+                    }
                     sleep(self.backoff.next_delay()).await;
                 }
                 Err(status) => return Err(status.into()),

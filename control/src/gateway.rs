@@ -196,11 +196,12 @@ impl LostAgent {
         let snapshot = self.snapshots.borrow();
         let Some(view) = snapshot.get(&self.id) else { return waiting::deleted(&self.id) };
         match view.state {
+            _ if view.spec.desired_state.is_gone() => waiting::deleting(view),
             State::FallingAsleep | State::Asleep | State::Archiving | State::Archived => {
                 let cause = view.reason.sleep_cause().map(reasons::sleep_cause).unwrap_or_default();
                 text::fell_asleep_error(cause).with("id", &self.id)
             }
-            State::Deleting => waiting::deleted(&self.id),
+            State::Deleting => waiting::deleting(view),
             State::Queued | State::Starting | State::Awake | State::Failed => error,
         }
     }

@@ -9,3 +9,4 @@ mod lost_secrets;
 mod replay;
 mod repository;
 mod templates;
+mod undelete;

@@ -7,8 +7,9 @@ use futures_util::{
     StreamExt as _,
     stream::{self, LocalBoxStream},
 };
-use podling_proto::agent::v1::{ActivityState, WatchActivityRequest, WatchActivityResponse};
-use prost_types::Timestamp;
+use podling_proto::agent::v1::{
+    ActivityState, SleepCause, SleepWarning, WatchActivityRequest, WatchActivityResponse,
+};
 use tokio::time::sleep;
 use tonic::Streaming;
 
@@ -28,8 +29,8 @@ const COUNTDOWN_STEP: u64 = 10;
 pub enum Notification {
     /// The agent reported its activity.
     Activity {
-        /// The workspace falls asleep at this time unless it is used. `None` withdraws the warning.
-        sleeps_at: Option<Timestamp>,
+        /// The workspace falls asleep at the time in the warning. `None` withdraws the warning.
+        sleep_warning: Option<SleepWarning>,
         /// How the workspace's command fails; `None` if it does not.
         command_failure: Option<String>,
     },
@@ -63,8 +64,8 @@ pub fn activity(workspace_client: &WorkspaceClient) -> NotificationStream {
     stream::unfold(watch, |mut watch| async move {
         let activity = watch.next().await;
         let notification = Notification::Activity {
-            sleeps_at: activity.sleep_warning.and_then(|warning| warning.at),
             command_failure: command_failure(&activity),
+            sleep_warning: activity.sleep_warning.filter(|warning| warning.at.is_some()),
         };
         Some((notification, watch))
     })
@@ -81,6 +82,9 @@ pub fn wake_progress(client: &Client, id: &str) -> NotificationStream {
             }
             // The attempt to attach reports the reason, so no notification is needed.
             Ok(WorkspaceChange::Deleted) | Err(_) => None,
+            Ok(WorkspaceChange::Disconnected) => {
+                Some((Notification::Status("the control plane does not answer".to_owned()), follow))
+            }
         }
     })
     .chain(stream::pending())
@@ -93,16 +97,25 @@ pub fn command_failure(activity: &ActivityState) -> Option<String> {
     Some(format!("the workspace's command fails: {}", output::plain(&failure.detail)))
 }
 
-/// Renders a sleep warning for the workspace with this name.
-pub fn warning_text(name: &str, at: Timestamp, now: SystemTime) -> String {
-    let left = left(Some(at), now).unwrap_or_default();
+/// Renders a sleep warning for the workspace with this name. Only a sleep for idleness depends on a
+/// key.
+pub fn warning_text(name: &str, warning: &SleepWarning, now: SystemTime) -> String {
+    let left = left(warning.at, now).unwrap_or_default();
     // A countdown in seconds distracts, so only the last ten seconds are counted one by one.
     let left = match left.as_secs() {
         seconds @ COUNTDOWN_STEP.. => Duration::from_secs(seconds / COUNTDOWN_STEP * COUNTDOWN_STEP),
         _ => left,
     };
     let when = brief(left).map_or_else(|| "now".to_owned(), |left| format!("in {left}"));
-    format!("{name} falls asleep {when}; press any key to keep it awake")
+    match warning.cause() {
+        SleepCause::Unspecified | SleepCause::Idle => {
+            format!("{name} falls asleep {when}; press any key to keep it awake")
+        }
+        SleepCause::Requested => format!("{name} falls asleep {when}, as requested"),
+        SleepCause::MaxAwake => format!("{name} falls asleep {when}, after its longest time awake"),
+        SleepCause::Deleted => format!("{name} is being deleted; its programs end {when}"),
+        SleepCause::Shutdown => format!("{name} is stopped {when} by a shutdown"),
+    }
 }
 
 impl ActivityWatch {
@@ -135,19 +148,31 @@ mod tests {
     #[test]
     fn sleep_warning_shows_time_left() {
         let now = SystemTime::UNIX_EPOCH;
-        let at = |seconds| Timestamp::from(now + Duration::from_secs(seconds));
+        let of = |seconds, cause: SleepCause| SleepWarning {
+            at: Some((now + Duration::from_secs(seconds)).into()),
+            cause: cause.into(),
+        };
+        let at = |seconds| of(seconds, SleepCause::Idle);
         assert_eq!(
-            warning_text("demo", at(119), now),
+            warning_text("demo", &of(9, SleepCause::Deleted), now),
+            "demo is being deleted; its programs end in 9s",
+            "no key keeps it awake"
+        );
+        assert_eq!(
+            warning_text("demo", &at(119), now),
             "demo falls asleep in 2m; press any key to keep it awake"
         );
         assert_eq!(
-            warning_text("demo", at(29), now),
+            warning_text("demo", &at(29), now),
             "demo falls asleep in 20s; press any key to keep it awake"
         );
         assert_eq!(
-            warning_text("demo", at(9), now),
+            warning_text("demo", &at(9), now),
             "demo falls asleep in 9s; press any key to keep it awake"
         );
-        assert_eq!(warning_text("demo", at(0), now), "demo falls asleep now; press any key to keep it awake");
+        assert_eq!(
+            warning_text("demo", &at(0), now),
+            "demo falls asleep now; press any key to keep it awake"
+        );
     }
 }

@@ -16,11 +16,10 @@ use std::{
 
 use futures_util::StreamExt as _;
 use podling_proto::{
-    agent::v1::{Exit, InputKind, Size},
+    agent::v1::{Exit, InputKind, Size, SleepWarning},
     control::v1::Workspace,
     token,
 };
-use prost_types::Timestamp;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::{Instant, sleep_until},
@@ -97,8 +96,8 @@ pub struct AttachSession {
     leaving: Option<(AttachEnd, Instant)>,
     key: DetachKey,
     notifications: notifications::NotificationStream,
-    /// When the workspace falls asleep unless it is used.
-    warning: Option<Timestamp>,
+    /// When and why the workspace falls asleep.
+    warning: Option<SleepWarning>,
     /// The last failure of the workspace's command, and the time until which it is shown.
     command_failure: Option<(String, Instant)>,
     /// State of the waking workspace, as text.
@@ -249,7 +248,7 @@ impl AttachSession {
         let leave = self.leaving.as_ref().map(|(_, at)| *at);
         let notice_at =
             self.connection.lost_since().map(|since| since + NOTICE_DELAY).filter(|at| *at > Instant::now());
-        let warn = self.warning.map(|_| Instant::now() + WARNING_INTERVAL);
+        let warn = self.warning.as_ref().map(|_| Instant::now() + WARNING_INTERVAL);
         let failure =
             self.command_failure.as_ref().map(|(_, until)| *until).filter(|until| *until > Instant::now());
         [flush, self.resend_at, leave, notice_at, warn, failure].into_iter().flatten().min().unwrap_or(far)
@@ -265,8 +264,8 @@ impl AttachSession {
 
     fn handle_notification(&mut self, notification: Notification) {
         match notification {
-            Notification::Activity { sleeps_at, command_failure } => {
-                self.warning = sleeps_at;
+            Notification::Activity { sleep_warning, command_failure } => {
+                self.warning = sleep_warning;
                 match command_failure {
                     Some(failure)
                         if self.command_failure.as_ref().is_some_and(|(known, _)| *known == failure) => {}
@@ -283,12 +282,14 @@ impl AttachSession {
     /// Returns the notice for the corner of the screen.
     fn notice(&self) -> Option<String> {
         let is_lost = self.connection.lost_since().is_some_and(|since| since.elapsed() >= NOTICE_DELAY);
-        match (&self.sleep_overlay, self.warning) {
+        match (&self.sleep_overlay, &self.warning) {
             (SleepOverlay::Waking(_), _) => {
                 Some(format!("waking … {}", self.wake_status).trim_end().to_owned())
             }
             _ if is_lost => Some("connection lost, reconnecting …".to_owned()),
-            (_, Some(at)) => Some(notifications::warning_text(&self.workspace.name, at, SystemTime::now())),
+            (_, Some(warning)) => {
+                Some(notifications::warning_text(&self.workspace.name, warning, SystemTime::now()))
+            }
             _ => {
                 let shown = self.command_failure.as_ref().filter(|(_, until)| *until > Instant::now());
                 shown.map(|(failure, _)| failure.clone())

@@ -26,6 +26,7 @@ use crate::{
     interrupt::until_signal,
     notice, output, special_file,
     stdio::AsyncStdio,
+    wake_spinner::WakeSpinner,
 };
 
 const EXAMPLES: &str = "\
@@ -93,26 +94,30 @@ impl CpArgs {
     async fn copy(&self, context: &Context, tally: &mut CopyTally) -> Result<(), CommandFailure> {
         match (parse(&self.from)?, parse(&self.to)?) {
             (CopyEndpoint::Remote { workspace, path, .. }, CopyEndpoint::Stdio) => {
-                let workspace_client = connect(context, &workspace, &self.from).await?;
+                let (workspace_client, wake_spinner) = connect(context, &workspace, &self.from).await?;
                 let stdout = AsyncStdio::stdout().map_err(CommandFailure::output("standard output"))?;
-                download_stream(&workspace_client, &path, &stdout, "standard output", tally).await
+                let copied = download_stream(&workspace_client, &path, &stdout, "standard output", tally);
+                wake_spinner.show_during(copied).await
             }
             (CopyEndpoint::Remote { workspace, path, .. }, CopyEndpoint::Local(to)) => {
-                let workspace_client = connect(context, &workspace, &self.from).await?;
+                let (workspace_client, wake_spinner) = connect(context, &workspace, &self.from).await?;
                 if special_file::is_special(&to) {
                     let (sink, name) = (special_file::sink(&to).await?, to.display().to_string());
-                    return download_stream(&workspace_client, &path, &sink, &name, tally).await;
+                    let copied = download_stream(&workspace_client, &path, &sink, &name, tally);
+                    return wake_spinner.show_during(copied).await;
                 }
-                self.download(&workspace_client, path, to, tally).await
+                wake_spinner.show_during(self.download(&workspace_client, path, to, tally)).await
             }
             (CopyEndpoint::Stdio, CopyEndpoint::Remote { workspace, path, .. }) => {
-                let workspace_client = connect(context, &workspace, &self.to).await?;
+                let (workspace_client, wake_spinner) = connect(context, &workspace, &self.to).await?;
                 let stdin = AsyncStdio::stdin().map_err(CommandFailure::io("cannot read standard input"))?;
-                upload_stream(&workspace_client, &stdin, "standard input", &path, tally).await
+                let copied = upload_stream(&workspace_client, &stdin, "standard input", &path, tally);
+                wake_spinner.show_during(copied).await
             }
             (CopyEndpoint::Local(from), CopyEndpoint::Remote { workspace, path, is_directory }) => {
-                let workspace_client = connect(context, &workspace, &self.to).await?;
-                self.upload(&workspace_client, &from, path, is_directory, tally).await
+                let (workspace_client, wake_spinner) = connect(context, &workspace, &self.to).await?;
+                let copied = self.upload(&workspace_client, &from, path, is_directory, tally);
+                wake_spinner.show_during(copied).await
             }
             (CopyEndpoint::Remote { .. }, CopyEndpoint::Remote { .. }) => {
                 let message = "cannot copy between two workspaces; \
@@ -198,16 +203,22 @@ fn parse(argument: &OsStr) -> Result<CopyEndpoint, CommandFailure> {
     CopyEndpoint::parse(argument).map_err(|error| CommandFailure::Usage(error.to_string()))
 }
 
-/// Connects to the workspace that `argument` names. If there is none, but a local file has the name
-/// `argument`, the failure says how to write that file.
+/// Connects to the workspace that `argument` names, and returns the spinner that shows what a copy
+/// waits for. If there is no such workspace, but a local file has the name `argument`, the failure
+/// says how to write that file.
 async fn connect(
     context: &Context,
     workspace: &str,
     argument: &OsStr,
-) -> Result<WorkspaceClient, CommandFailure> {
-    let missing = match context.client().await?.workspace_client(workspace).await {
+) -> Result<(WorkspaceClient, WakeSpinner), CommandFailure> {
+    let client = context.client().await?;
+    let missing = match client.find(workspace).await {
+        Ok(found) => {
+            let workspace_client = client.workspace_client_for(&found);
+            return Ok((workspace_client, WakeSpinner::new(client, found.id)));
+        }
         Err(failure) if failure.exit_code() == failure::NOT_FOUND => failure,
-        connected => return connected,
+        Err(failure) => return Err(failure),
     };
     if !Path::new(argument).exists() {
         return Err(missing);

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use podling_core::{id::WorkspaceId, workspace::State};
+use podling_core::{id::WorkspaceId, reason::StateReason, workspace::State};
 use podling_proto::error::{Reason, WireError};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
@@ -62,8 +62,11 @@ impl AgentWaiter {
             // A request never overtakes requests that are held already.
             ForwardDecision::Forward(agent) if wakes && self.queue.has_waiting(id) => Some(agent),
             ForwardDecision::Forward(agent) => return Ok((agent, None)),
-            ForwardDecision::Reject(error) if view.state != State::Failed || !wakes => return Err(error),
-            // The request retries a failed start, so the earlier failure does not reject it.
+            ForwardDecision::Reject(error) if error.reason() != Reason::WorkspaceFailed || !wakes => {
+                return Err(error);
+            }
+            // The request retries a failed start or restore, so the earlier failure does not reject
+            // it.
             ForwardDecision::Reject(_) | ForwardDecision::Hold => None,
         };
         let is_first = !self.queue.has_waiting(id);
@@ -84,7 +87,12 @@ impl AgentWaiter {
                 let view = find(&mut snapshots, caller, id)?;
                 match decide_forward(&view, true) {
                     ForwardDecision::Forward(agent) if ticket.is_first() => return Ok(agent),
-                    ForwardDecision::Reject(error) if (view.state, view.since) != first => return Err(error),
+                    // The failure from before the request does not end it.
+                    ForwardDecision::Reject(error)
+                        if error.reason() != Reason::WorkspaceFailed || (view.state, view.since) != first =>
+                    {
+                        return Err(error);
+                    }
                     ForwardDecision::Forward(_) | ForwardDecision::Reject(_) | ForwardDecision::Hold => {}
                 }
                 tokio::select! {
@@ -116,10 +124,22 @@ fn find(
     caller.find(&snapshots.borrow_and_update(), id).cloned()
 }
 
-/// Returns the error for a workspace that no longer exists, or of which only archives are left.
+/// Returns the error for a workspace that no longer exists.
 pub(super) fn deleted(id: &WorkspaceId) -> WireError {
     let message = "the workspace was deleted; its archives, if it has any, can be restored";
-    WireError::new(Reason::Deleting, message).with("id", id)
+    WireError::new(Reason::Deleting, message).with("id", id).with("undelete", false)
+}
+
+/// Returns the error for a workspace that is being deleted, or of which only archives are left. No
+/// request wakes such a workspace.
+pub(super) fn deleting(view: &WorkspaceView) -> WireError {
+    if view.is_gone() {
+        return deleted(&view.spec.id);
+    }
+    let back = if view.undelete { "; undelete takes that back" } else { "" };
+    let now = reasons::message(&view.reason);
+    let message = format!("the workspace is being deleted ({now}){back}");
+    WireError::new(Reason::Deleting, message).with("id", &view.spec.id).with("undelete", view.undelete)
 }
 
 /// Returns the error for a request that was held for [`HOLD_TIMEOUT`]. The error names what the
@@ -142,7 +162,19 @@ fn decide_forward(view: &WorkspaceView, wakes: bool) -> ForwardDecision {
         let error = WireError::new(Reason::NotAwake, message).with("state", state);
         ForwardDecision::Reject(error.with("id", &view.spec.id).retry_after(RETRY_INTERVAL))
     };
+    let failed = |what: &str| {
+        let cause = reasons::start_failure(&view.reason);
+        let error = WireError::new(Reason::WorkspaceFailed, format!("the workspace failed {what}: {cause}"));
+        ForwardDecision::Reject(error.with("cause", cause).with("id", &view.spec.id))
+    };
     match view.state {
+        // A request would be held in vain. Calls that do not wake reach the agent to its end.
+        _ if view.spec.desired_state.is_gone() && (wakes || view.agent.is_none()) => {
+            ForwardDecision::Reject(deleting(view))
+        }
+        State::Archived if wakes && matches!(view.reason, StateReason::RestoreFailed { .. }) => {
+            failed("to restore")
+        }
         // The request is forwarded if the sleep is cancelled. Otherwise it is held until the
         // workspace is awake again.
         State::FallingAsleep if wakes => ForwardDecision::Hold,
@@ -159,14 +191,7 @@ fn decide_forward(view: &WorkspaceView, wakes: bool) -> ForwardDecision {
         State::Asleep => not_awake("asleep", "asleep"),
         State::Archiving => not_awake("being archived", "archiving"),
         State::Archived => not_awake("archived", "archived"),
-        State::Deleting => ForwardDecision::Reject(
-            WireError::new(Reason::Deleting, "the workspace is being deleted").with("id", &view.spec.id),
-        ),
-        State::Failed => {
-            let cause = reasons::start_failure(&view.reason);
-            let error =
-                WireError::new(Reason::WorkspaceFailed, format!("the workspace failed to start: {cause}"));
-            ForwardDecision::Reject(error.with("cause", cause).with("id", &view.spec.id))
-        }
+        State::Deleting => ForwardDecision::Reject(deleting(view)),
+        State::Failed => failed("to start"),
     }
 }

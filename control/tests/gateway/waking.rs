@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use podling_control::snapshot::Snapshot;
-use podling_core::{reason::StateReason, workspace::State};
+use podling_control::snapshot::{Snapshot, WorkspaceView};
+use podling_core::{
+    reason::StateReason,
+    workspace::{DesiredState, State},
+};
 use podling_proto::{
     error::{detail, reason},
     v1::Reason,
@@ -134,6 +137,53 @@ async fn held_call_fails_with_its_workspace() {
         }
         let response = within(calls.join_next()).await.expect("call").expect("task");
         assert_eq!(reason(&response), Some(expected));
+    }
+}
+
+/// Changes the workspace in the published snapshot.
+fn change(harness: &GatewayHarness, change: impl Fn(&mut WorkspaceView)) {
+    harness.snapshots.send_modify(|snapshot| {
+        let mut workspaces = snapshot.workspaces.clone();
+        change(Arc::make_mut(workspaces.get_mut(&demo()).expect("workspace")));
+        *snapshot = Arc::new(Snapshot { workspaces, ..Snapshot::default() });
+    });
+}
+
+fn delete(view: &mut WorkspaceView) {
+    Arc::make_mut(&mut view.spec).desired_state = DesiredState::Deleted;
+}
+
+#[tokio::test]
+async fn no_call_waits_for_a_deleted_workspace() {
+    let mut harness = GatewayHarness::start().await;
+    let states = [State::Awake, State::FallingAsleep, State::Asleep, State::Archiving, State::Archived];
+    for state in states {
+        harness.set_workspace(&demo(), "ada", state, None);
+        change(&harness, delete);
+        let refused = harness.call(CREATE, Some(&harness.root_token), Some(&demo())).await;
+        assert_eq!(reason(&refused), Some(Reason::Deleting), "{state:?}");
+        let back = if state == State::Archived { "false" } else { "true" };
+        assert_eq!(detail(&refused, "undelete").as_deref(), Some(back), "{state:?}");
+    }
+    assert!(harness.wakes.try_recv().is_err(), "a request would wake no deleted workspace");
+
+    for (what, expected) in [(true, Reason::Deleting), (false, Reason::WorkspaceFailed)] {
+        harness.set_workspace(&demo(), "ada", State::Starting, None);
+        let request = harness.grpc(CREATE, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
+        let mut h2 = harness.h2().await;
+        let mut calls = JoinSet::new();
+        calls.spawn(async move { status(h2.send_request(request).await.expect("response")).await });
+        assert_eq!(within(harness.wakes.recv()).await, Some(demo()));
+        change(&harness, |view| match what {
+            true => delete(view),
+            false => {
+                view.state = State::Archived;
+                let cause = Box::new(StateReason::MaintenanceAgentLost);
+                view.reason = StateReason::RestoreFailed { cause };
+            }
+        });
+        let ended = within(calls.join_next()).await.expect("call").expect("task");
+        assert_eq!(reason(&ended), Some(expected), "a held call ends with what it waits for");
     }
 }
 

@@ -93,6 +93,10 @@ impl AttachSession {
             return Ok(());
         };
         match (seen, exit) {
+            // No key wakes it, so there is nothing to wait for.
+            (Some(Ok(workspace)), _) if workspace.deleting || workspace.deleted => {
+                return Err(deletion_failure(&workspace));
+            }
             (Some(Ok(workspace)), _) if sleeps(&workspace) => self.fall_asleep(&workspace),
             (_, Some(exit)) => self.leave(AttachEnd::Exited(exit)),
             (Some(Err(failure)), None) => return Err(failure),
@@ -144,7 +148,7 @@ impl AttachSession {
 /// Returns whether the workspace is asleep or falling asleep, so that only a request wakes it.
 fn sleeps(workspace: &Workspace) -> bool {
     match workspace.state() {
-        State::FallingAsleep | State::Asleep | State::Archiving | State::Archived => !workspace.deleted,
+        State::FallingAsleep | State::Asleep | State::Archiving | State::Archived => true,
         State::Unspecified
         | State::Queued
         | State::Starting
@@ -177,6 +181,18 @@ fn key_action((kind, data): &ClassifiedInput) -> KeyAction {
 fn reported_key(data: &[u8]) -> Option<KeyEvent> {
     let (last, body) = data.strip_prefix(b"\x1b[")?.split_last()?;
     KeyEvent::decode(body, *last)
+}
+
+/// Returns the failure that ends the session of a workspace that is being deleted, or was deleted.
+fn deletion_failure(workspace: &Workspace) -> CommandFailure {
+    let name = &workspace.name;
+    CommandFailure::Unavailable(match workspace.deleted {
+        true => format!("{name} was deleted; its archive can be restored with: podling restore {name}"),
+        false => format!(
+            "{name} is being deleted, which ended this terminal; take the deletion back with: podling \
+             undelete {name}"
+        ),
+    })
 }
 
 fn asleep_message(workspace: &Workspace, dropped: usize, key: &DetachKey) -> String {
@@ -270,9 +286,10 @@ mod tests {
         for state in [State::Awake, State::Queued, State::Starting, State::Failed, State::Deleting] {
             assert!(!sleeps(&at(state)), "{state:?}");
         }
+        let said = deletion_failure(&Workspace { deleting: true, ..at(State::FallingAsleep) }).to_string();
         assert!(
-            !sleeps(&Workspace { deleted: true, ..at(State::Archived) }),
-            "a deleted workspace cannot wake"
+            said.starts_with("demo is being deleted") && said.ends_with("podling undelete demo"),
+            "{said}"
         );
     }
 }
