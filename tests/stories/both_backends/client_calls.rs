@@ -61,7 +61,7 @@ async fn command_ended_by_sleep_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn call_that_nobody_reads_does_not_keep_awake() {
+async fn unread_or_dead_call_does_not_keep_awake() {
     let podling = Podling::up().await;
     let policy = idle_timeout_policy(IDLE_TIMEOUT);
     let (ada, bob) = (
