@@ -46,7 +46,7 @@ pub struct KubectlOutput {
 }
 
 pub fn kubectl(args: &[&str]) -> KubectlOutput {
-    with_input(args, "")
+    kubectl_with_input(args, "")
 }
 
 /// Installs Podling's CRDs and waits until the API server has established them.
@@ -121,7 +121,7 @@ impl Namespace {
     }
 
     pub fn apply(&self, yaml: &str) -> KubectlOutput {
-        with_input(&["--namespace", &self.name, "apply", "--filename", "-"], yaml)
+        kubectl_with_input(&["--namespace", &self.name, "apply", "--filename", "-"], yaml)
     }
 
     /// Applies objects as another user, who has all permissions.
@@ -134,18 +134,21 @@ impl Namespace {
     /// Sets the status of Workspaces as a restore of a backup does, in place of the control plane.
     pub fn apply_status(&self, yaml: &str) -> KubectlOutput {
         let status = ["--server-side", "--subresource=status", "--field-manager=podling", "--filename", "-"];
-        with_input(&[&["--namespace", &self.name, "apply"], &status[..]].concat(), yaml)
+        kubectl_with_input(&[&["--namespace", &self.name, "apply"], &status[..]].concat(), yaml)
     }
 
     /// Creates an object and prints the response as JSON. For reviews, which the API server answers
     /// without persisting them.
     pub fn create(&self, json: &str) -> KubectlOutput {
-        with_input(&["--namespace", &self.name, "create", "--output", "json", "--filename", "-"], json)
+        kubectl_with_input(
+            &["--namespace", &self.name, "create", "--output", "json", "--filename", "-"],
+            json,
+        )
     }
 
     /// Posts JSON to a path of the API server.
     pub fn post(&self, path: &str, json: &str) -> KubectlOutput {
-        with_input(&["create", "--raw", path, "--filename", "-"], json)
+        kubectl_with_input(&["create", "--raw", path, "--filename", "-"], json)
     }
 
     /// Waits for a condition in kubectl's syntax, such as `condition=Ready` of `pod/it`. Fails
@@ -188,7 +191,8 @@ impl KubectlOutput {
     }
 }
 
-fn with_input(args: &[&str], input: &str) -> KubectlOutput {
+/// Runs kubectl with `input` on its stdin.
+pub fn kubectl_with_input(args: &[&str], input: &str) -> KubectlOutput {
     assert!(
         env::var_os("KUBECONFIG").is_some(),
         "KUBECONFIG is not set; run `cargo xtask cluster test`, which creates a cluster"
