@@ -7,20 +7,20 @@ use std::{env, fs, os::unix::fs::MetadataExt, path::PathBuf};
 use anyhow::{Context, Result};
 
 use crate::{
-    gate::{Gate, GateStep, Lanes, TestProgram},
+    gate::{Gate, GateStep, TestProgram},
     program,
-    test_programs::{TestPrograms, TestSelection},
+    test_programs::{IMAGE_FEATURES, TestPrograms, TestSelection},
 };
 
 /// Programs that must be installed on this machine to build and boot a node.
 const PROGRAMS: [&str; 9] =
     ["go", "cc", "containerd", "runc", "conntrack", "nft", "buildah", "debootstrap", "openssl"];
 
-/// Target of the binaries in images. They are static, because the images have no C library.
-const TARGET: &str = "x86_64-unknown-linux-musl";
-/// Cargo profile of the binaries in images: that of shipped binaries without link-time
-/// optimisation, which takes minutes.
-const PROFILE: &str = "dist-tested";
+/// Cargo profile of the binaries in images under test. The tests have compiled them already.
+const TESTED: &str = "debug";
+/// Cargo profile of the binaries in images that are measured or used by hand: that of shipped
+/// binaries without link-time optimisation, which takes minutes.
+const OPTIMISED: &str = "dist-tested";
 
 /// Environment variable that lists the images with IDEs that the sandbox makes, and its value.
 const IDES: (&str, &str) = ("PODLING_IDES", "python vscode");
@@ -82,32 +82,27 @@ pub(crate) enum ClusterCommand {
     Bench,
 }
 
-/// Steps that prepare and run tests on nodes.
+/// Steps that prepare and run tests on nodes. There are none if this machine cannot run a node.
 #[derive(Debug, Default)]
 pub(crate) struct ClusterPlan {
-    /// Steps that build binaries, node programs and images, one after the other. They run outside
-    /// of the sandbox, because it has no network.
+    /// Steps that build node programs and base images, one after the other. They run outside of the
+    /// sandbox, because it has no network.
     pub(crate) preparation: Vec<GateStep>,
-    /// The steps of each lane of [`IN_GATE`]. Each step boots a node of its own, and needs all of
-    /// `preparation`.
-    pub(crate) tests: Lanes,
+    /// Steps that make the images with IDEs. Without them, the suite makes these images first.
+    pub(crate) ide_images: Vec<GateStep>,
+    /// Each of these steps boots a node of its own, and needs all of `preparation`.
+    tests: Vec<(NodeTests, GateStep)>,
 }
 
 /// A group of tests that share one node.
-#[derive(Debug, Clone, Copy)]
-enum NodeTests {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NodeTests {
     Suite,
     /// Each test takes the control plane or the node away from all others, so they run one after
     /// the other.
     LeaderElectionAndFaults,
     StoriesOnPods,
 }
-
-/// Groups that the gate runs in two lanes, each group on a node of its own. A node boots in 20 s.
-/// Three nodes at once are more than two processors can do on a slow day: tests then miss their
-/// deadlines.
-const IN_GATE: [&[NodeTests]; 2] =
-    [&[NodeTests::Suite, NodeTests::LeaderElectionAndFaults], &[NodeTests::StoriesOnPods]];
 
 pub(crate) fn run(command: &ClusterCommand) -> Result<bool> {
     let (tests, filter) = match command {
@@ -119,8 +114,8 @@ pub(crate) fn run(command: &ClusterCommand) -> Result<bool> {
     };
     let mut gate = Gate::new()?;
     let programs = TestPrograms::build(&mut gate, TestSelection::Cluster)?;
-    let plan = plan_tests(&mut gate, programs.as_ref(), &[&[tests]], filter.as_deref())?;
-    for step in plan.preparation.into_iter().chain(plan.tests.into_iter().flatten()) {
+    let plan = plan_tests(&mut gate, programs.as_ref(), &[tests], filter.as_deref())?;
+    for step in plan.preparation.into_iter().chain(plan.tests.into_iter().map(|(_, step)| step)) {
         if !gate.run(step)? {
             break;
         }
@@ -149,24 +144,25 @@ fn bench() -> Result<bool> {
 /// Runs a command beside a node that has Podling's images. Returns whether the command succeeded.
 fn in_sandbox(command: &[&str], envs: &[(&str, &str)]) -> Result<bool> {
     let mut gate = Gate::new()?;
-    if !gate.run(static_binaries())? {
+    if !gate.run(optimised_binaries())? {
         return gate.finish();
     }
     let mut sandbox = program::program(script("sandbox"));
-    sandbox.args(command).env(BINARIES, binaries_dir()).envs(envs.iter().copied());
+    let binaries = program::static_binaries(OPTIMISED);
+    sandbox.args(command).env(BINARIES, binaries).envs(envs.iter().copied());
     Ok(sandbox.status().context("cannot start tests/cluster/sandbox")?.success())
 }
 
-/// Plans the groups of [`IN_GATE`] for the gate. Without the programs or a node, the plan is empty,
-/// and the gate records the reason.
+/// Plans all groups of tests. Without the programs or a node, the plan is empty, and the gate records
+/// the reason.
 pub(crate) fn plan(gate: &mut Gate, programs: Option<&TestPrograms>) -> Result<ClusterPlan> {
-    plan_tests(gate, programs, &IN_GATE, None)
+    plan_tests(gate, programs, &NodeTests::ALL, None)
 }
 
 fn plan_tests(
     gate: &mut Gate,
     programs: Option<&TestPrograms>,
-    wanted: &[&[NodeTests]],
+    wanted: &[NodeTests],
     filter: Option<&str>,
 ) -> Result<ClusterPlan> {
     let is_given = env::var_os("KUBECONFIG").is_some();
@@ -179,28 +175,48 @@ fn plan_tests(
         return Ok(ClusterPlan::default());
     };
     if !is_given {
-        let script = |name, path| GateStep::script(name, &script(path));
-        let preparation = vec![
-            static_binaries(),
-            script("programs of a Kubernetes node", "programs/build"),
-            script("an S3 server", "programs/buckets"),
-            script("images", "images/build"),
+        let preparation = [
+            ("programs of a Kubernetes node", "programs/build"),
+            ("an S3 server", "programs/buckets"),
+            ("images", "images/build"),
         ];
-        let lane = |lane: &&[NodeTests]| lane.iter().map(|tests| tests.step(programs, filter)).collect();
-        let tests = wanted.iter().map(lane).collect::<Result<_>>()?;
-        return Ok(ClusterPlan { preparation, tests });
+        let preparation = preparation.map(|(name, path)| GateStep::script(name, &script(path), &[])).into();
+        let ide_image = |name: &str| {
+            let binaries = program::static_binaries(TESTED);
+            GateStep::script(
+                &format!("image {name}"),
+                &script("images/ide"),
+                &[name.as_ref(), binaries.as_ref()],
+            )
+        };
+        let ide_images = IDES.1.split(' ').map(ide_image).collect();
+        let step = |tests: &NodeTests| Ok((*tests, tests.step(programs, filter)?));
+        let tests = wanted.iter().map(step).collect::<Result<_>>()?;
+        return Ok(ClusterPlan { preparation, ide_images, tests });
     }
-    if !matches!(wanted, [[NodeTests::Suite]]) {
+    if wanted != [NodeTests::Suite] {
         gate.skip("stories on pods and faults", "they need a node of their own; unset KUBECONFIG")?;
     }
-    let has_suite = |tests: &NodeTests| matches!(tests, NodeTests::Suite);
-    let suite: Vec<&str> = SUITE.into_iter().chain(filter).collect();
-    let suite = GateStep::tests(NodeTests::Suite.name(), programs.cluster(&suite)?);
-    let tests = if wanted.iter().copied().flatten().any(has_suite) { vec![vec![suite]] } else { Vec::new() };
-    Ok(ClusterPlan { preparation: Vec::new(), tests })
+    let mut plan = ClusterPlan::default();
+    if wanted.contains(&NodeTests::Suite) {
+        let suite: Vec<&str> = SUITE.into_iter().chain(filter).collect();
+        let step = GateStep::tests(NodeTests::Suite.name(), programs.cluster(&suite)?);
+        plan.tests.push((NodeTests::Suite, step));
+    }
+    Ok(plan)
+}
+
+impl ClusterPlan {
+    /// Takes the step of a group out of the plan.
+    pub(crate) fn take(&mut self, tests: NodeTests) -> Option<GateStep> {
+        let index = self.tests.iter().position(|(planned, _)| *planned == tests)?;
+        Some(self.tests.swap_remove(index).1)
+    }
 }
 
 impl NodeTests {
+    const ALL: [Self; 3] = [Self::Suite, Self::LeaderElectionAndFaults, Self::StoriesOnPods];
+
     fn name(self) -> &'static str {
         match self {
             Self::Suite => "cluster's suite",
@@ -225,21 +241,16 @@ impl NodeTests {
                 programs.stories(&with_filter(&STORIES, &[ON_BOTH_BACKENDS]))?.env(PODS.0, PODS.1)
             }
         };
-        let tests = tests.env(BINARIES, binaries_dir()).in_sandbox(script("sandbox"));
+        let tests = tests.env(BINARIES, program::static_binaries(TESTED)).in_sandbox(script("sandbox"));
         Ok(GateStep::tests(self.name(), tests))
     }
 }
 
-/// Returns the step that builds agent and control plane for Podling's images.
-fn static_binaries() -> GateStep {
+/// Returns the step that builds optimised binaries of agent and control plane for images.
+fn optimised_binaries() -> GateStep {
     let packages = ["--package", "podling-agent", "--package", "podling-control"];
-    let buckets = ["--features", "podling-control/cloud"];
-    let args = [&["build", "--quiet", "--profile", PROFILE, "--target", TARGET][..], &packages, &buckets];
-    GateStep::cargo("static binaries", &args.concat(), &[])
-}
-
-fn binaries_dir() -> PathBuf {
-    program::target_dir().join(TARGET).join(PROFILE)
+    let args = [&["build", "--quiet", "--profile", OPTIMISED][..], &packages, &IMAGE_FEATURES];
+    GateStep::cargo_static("static binaries", &args.concat())
 }
 
 fn script(name: &str) -> PathBuf {
@@ -248,8 +259,8 @@ fn script(name: &str) -> PathBuf {
 
 /// Returns why this machine cannot run a node; `None` if it can.
 fn missing_requirement() -> Option<String> {
-    if !cfg!(target_os = "linux") {
-        return Some("a Kubernetes node needs Linux; set KUBECONFIG to use another cluster".into());
+    if program::STATIC_TARGET.is_none() {
+        return Some("a Kubernetes node needs Linux on x86-64; set KUBECONFIG to use another cluster".into());
     }
     if !fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) {
         return Some("a Kubernetes node needs root; set KUBECONFIG to use another cluster".into());

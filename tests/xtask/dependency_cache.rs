@@ -20,7 +20,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{program, test_programs::workspace_packages};
 
 /// Directories below the target directory that the gate's builds fill.
-const PROFILES: [&str; 3] = ["debug", "dist-tested", "x86_64-unknown-linux-musl/dist-tested"];
+const PROFILES: [&str; 2] = ["debug", "x86_64-unknown-linux-musl/debug"];
 const FINGERPRINTS: &str = ".fingerprint";
 const BUILD_SCRIPTS: &str = "build";
 const LIBRARIES: &str = "deps";
@@ -50,7 +50,10 @@ impl DependencyCache {
         let Some(cache) = program::cache_dir() else { return Ok(None) };
         let entry = cache.join("dependencies").join(key()?);
         let target = program::target_dir();
-        let is_fresh = !has_compiled(&target.join(PROFILES[0]))?;
+        let mut is_fresh = true;
+        for profile in PROFILES {
+            is_fresh &= !has_compiled(&target.join(profile))?;
+        }
         Ok(Some(Self { entry, target, is_fresh }))
     }
 

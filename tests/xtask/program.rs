@@ -15,6 +15,15 @@ use std::{
 const SET_BY_CARGO: [&str; 5] =
     ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_LINKS", "CARGO_MANIFEST_PATH", "CARGO_PKG_", "CARGO_PRIMARY_"];
 
+/// Target of the binaries and tests that the gate compiles. Its binaries are static, so they run on
+/// this machine and in images that have no C library, and are compiled once for both. `None` selects
+/// the machine's own target, where no Kubernetes node runs.
+pub(crate) const STATIC_TARGET: Option<&str> = if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+    Some("x86_64-unknown-linux-musl")
+} else {
+    None
+};
+
 /// Returns a command for the cargo that runs xtask.
 pub(crate) fn cargo() -> Command {
     program(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
@@ -66,6 +75,12 @@ pub(crate) fn target_dir() -> PathBuf {
         Some(target) => root().join(target),
         None => root().join("target"),
     }
+}
+
+/// Returns the directory of what cargo builds with this profile for [`STATIC_TARGET`].
+pub(crate) fn static_binaries(profile: &str) -> PathBuf {
+    let target = target_dir();
+    STATIC_TARGET.map_or(target.clone(), |name| target.join(name)).join(profile)
 }
 
 /// Returns the directory that caches node programs, images and compiled dependencies for all

@@ -5,7 +5,7 @@ use anyhow::Result;
 
 use crate::{
     check,
-    cluster::{self, ClusterPlan},
+    cluster::{self, ClusterPlan, NodeTests},
     dependency_cache::DependencyCache,
     gate::{Gate, GateStep},
     reach::Reach,
@@ -31,10 +31,9 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     if args.quick { quick() } else { full() }
 }
 
-/// Compiles the tests first, which keeps all processors busy. The static binaries and images are
-/// then built in the background beside the unit tests and the stories on processes. Lints, docs, the
-/// simulation and the examples in docs are compiled in the background beside the tests on nodes,
-/// which mostly wait.
+/// Compiles the tests first, which keeps all processors busy. Then three lanes of tests, which mostly
+/// wait, take about the same time beside each other. Compilers and image builders run in a fourth lane
+/// at low priority.
 fn full() -> Result<bool> {
     let mut gate = Gate::new()?;
     let cache = DependencyCache::open()?;
@@ -42,28 +41,32 @@ fn full() -> Result<bool> {
     gate.run(check::format())?;
     words::check(&mut gate)?;
     let programs = TestPrograms::build(&mut gate, TestSelection::All)?;
-    let ClusterPlan { preparation, tests } = cluster::plan(&mut gate, programs.as_ref())?;
-    let mut stories = Vec::new();
-    let mut unit_tests = Vec::new();
+    let mut cluster = cluster::plan(&mut gate, programs.as_ref())?;
+    let mut is_prepared = true;
+    for step in std::mem::take(&mut cluster.preparation) {
+        is_prepared &= gate.run(step)?;
+    }
+    let (mut unit_tests, mut stories) = (None, None);
     if let Some(programs) = &programs {
-        unit_tests.extend(programs.unit_tests(|_| true));
-        let step = GateStep::tests(STORIES, programs.stories(&[stories::THREADS])?);
-        stories.push(step.behind_unit_tests());
+        unit_tests = programs.unit_tests(|_| true);
+        stories = Some(GateStep::tests(STORIES, programs.stories(&[stories::THREADS])?).behind_unit_tests());
     } else {
         ["unit and property tests", STORIES].iter().for_each(|name| gate.not_run(name));
     }
-    let preparation = preparation.into_iter().map(GateStep::in_background).collect();
-    let passed = gate.run_lanes(vec![unit_tests, stories, preparation])?;
-
-    let mut lanes = Vec::new();
-    match passed[..] {
-        [.., true] => lanes.extend(tests),
-        _ => gate.not_run(cluster::EVERYTHING),
+    if !is_prepared {
+        gate.not_run(cluster::EVERYTHING);
+        cluster = ClusterPlan::default();
     }
-    let checks = check::lints().into_iter().chain([check::docs(), simulate::step(), doc_examples()]);
-    let checks = checks.map(GateStep::in_background).collect();
-    lanes.push(checks);
-    gate.run_lanes(lanes)?;
+    let compiled = check::lints().into_iter().chain([check::docs(), simulate::step(), doc_examples()]);
+    let background = cluster.ide_images.drain(..).chain(compiled);
+    let background = background.map(GateStep::in_background).collect();
+    let tests = [
+        [unit_tests, cluster.take(NodeTests::StoriesOnPods)],
+        [stories, cluster.take(NodeTests::Suite)],
+        [cluster.take(NodeTests::LeaderElectionAndFaults), None],
+    ];
+    let tests = tests.into_iter().map(|lane| lane.into_iter().flatten().collect());
+    gate.run_lanes(tests.chain([background]).collect())?;
     cache.iter().filter(|_| gate.has_built()).for_each(DependencyCache::save);
     gate.finish()
 }
@@ -88,5 +91,5 @@ fn quick() -> Result<bool> {
 }
 
 fn doc_examples() -> GateStep {
-    GateStep::cargo("examples in docs", &["test", "--workspace", "--quiet", "--doc"], &[])
+    GateStep::cargo_static("examples in docs", &["test", "--workspace", "--quiet", "--doc"])
 }

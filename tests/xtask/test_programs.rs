@@ -1,5 +1,6 @@
 //! Builds the test programs of the workspace. One call of cargo builds all of them and the
-//! binaries, so that each dependency is compiled with one set of features.
+//! binaries, with one set of features and for one target, so that each crate is compiled once. The
+//! images contain the same binaries.
 
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,8 @@ use crate::{
 const STORIES: &str = "stories";
 /// Name of the cluster tests' program.
 const CLUSTER: &str = "cluster";
+/// Features of the control plane in images. All binaries have them, so that nothing is compiled twice.
+pub(crate) const IMAGE_FEATURES: [&str; 2] = ["--features", "podling-control/cloud"];
 /// Argument for unit tests. Many of them wait for clocks or processes, so more run at once than
 /// there are processors.
 const UNIT_THREADS: &str = "--test-threads=4";
@@ -57,7 +60,8 @@ impl TestPrograms {
             TestSelection::Cluster => &["--test", STORIES, "--test", CLUSTER],
         };
         let build = ["build", "--workspace", "--quiet", "--message-format=json-render-diagnostics", "--bins"];
-        let step = GateStep::cargo("binaries and tests, built", &[&build[..], tests].concat(), &[]);
+        let args = [&build[..], &IMAGE_FEATURES, tests].concat();
+        let step = GateStep::cargo_static("binaries and tests, built", &args);
         let Some(messages) = gate.run_for_output(step)? else { return Ok(None) };
         Ok(Some(Self::from_messages(&messages)?))
     }

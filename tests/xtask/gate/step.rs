@@ -1,6 +1,7 @@
 //! One step of the gate: its command, and afterwards its result and the time that it took.
 
 use std::{
+    ffi::OsStr,
     io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -65,10 +66,17 @@ impl GateStep {
         Self { name: name.to_owned(), shown, command, tests: None }
     }
 
+    /// Creates a step that runs cargo for [`program::STATIC_TARGET`].
+    pub(crate) fn cargo_static(name: &str, args: &[&str]) -> Self {
+        let target = program::STATIC_TARGET.map(|target| ["--target", target]);
+        Self::cargo(name, &[args, target.as_ref().map_or(&[], |args| &args[..])].concat(), &[])
+    }
+
     /// Creates a step that runs a script of this repository.
-    pub(crate) fn script(name: &str, path: &Path) -> Self {
-        let command = program::program(path);
-        Self { name: name.to_owned(), shown: path.display().to_string(), command, tests: None }
+    pub(crate) fn script(name: &str, path: &Path, args: &[&OsStr]) -> Self {
+        let mut command = program::program(path);
+        command.args(args);
+        Self { name: name.to_owned(), shown: program::shown(&command), command, tests: None }
     }
 
     /// Creates a step that runs a shell script with paths as its arguments.
