@@ -75,7 +75,11 @@ impl DependencyCache {
     }
 
     fn try_restore(&self) -> Result<()> {
-        if !self.entry.is_dir() || !self.is_fresh {
+        if !self.is_fresh {
+            return Ok(());
+        }
+        if !self.entry.is_dir() {
+            println!("no compiled dependencies in {}, so cargo compiles them", self.entry.display());
             return Ok(());
         }
         let began = Instant::now();
