@@ -59,7 +59,7 @@ async fn manifests_of_a_team_contain_nothing_that_teams_share() {
             let is_shared = SHARED_KINDS.contains(&kind);
             assert_eq!(is_shared, directory == "crds", "{name}");
             let label = |label: &&str| metadata["labels"][format!("app.kubernetes.io/{label}")].is_string();
-            assert!(LABELS.iter().all(|name| label(&name)), "{name}: {}", metadata["labels"]);
+            assert!(LABELS.iter().all(label), "{name}: {}", metadata["labels"]);
             assert!(directory != "overlays/bucket" || kind != "PersistentVolumeClaim", "{name}");
         }
     }

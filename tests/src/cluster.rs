@@ -128,7 +128,7 @@ impl Namespace {
     pub fn apply_as(&self, user: &str, yaml: &str) -> KubectlOutput {
         let user = format!("--as={user}");
         let impersonated = ["apply", "--filename", "-", &user, "--as-group=system:masters"];
-        with_input(&[&["--namespace", &self.name], &impersonated[..]].concat(), yaml)
+        kubectl_with_input(&[&["--namespace", &self.name], &impersonated[..]].concat(), yaml)
     }
 
     /// Sets the status of Workspaces as a restore of a backup does, in place of the control plane.

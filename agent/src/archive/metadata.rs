@@ -76,7 +76,7 @@ impl EntryMetadata {
             modified: (stat.st_mtime, nanos(stat.st_mtime_nsec)),
             changed: (stat.st_ctime, nanos(stat.st_ctime_nsec)),
             is_fifo: FileType::from_raw_mode(stat.st_mode) == FileType::Fifo,
-            links: u64::from(stat.st_nlink),
+            links: stat.st_nlink,
             device: stat.st_dev,
             inode: stat.st_ino,
             mount: None,

@@ -105,7 +105,8 @@ impl SleepHarness {
 
     pub(crate) async fn prepare(&mut self, force: bool, hold: Option<Duration>) -> DirectiveOutcome {
         let hold = hold.map(|hold| hold.try_into().expect("a duration"));
-        self.run_directive(Directive::Prepare(wire::Prepare { hold, force, requested: false })).await
+        let request = wire::Prepare { hold, force, ..wire::Prepare::default() };
+        self.run_directive(Directive::Prepare(request)).await
     }
 
     /// Sends Prepare as for a user's request. The agent then ignores the idle timeout, but declines

@@ -10,28 +10,28 @@ use crate::quantity::{duration, duration_words};
 
 /// Durations as [`duration()`] reads them.
 const DURATION_PATTERN: &str = r"^([0-9]+(\.[0-9]+)?d)?([0-9]+(\.[0-9]+)?h)?([0-9]+(\.[0-9]+)?m)?([0-9]+(\.[0-9]+)?s)?([0-9]+(\.[0-9]+)?ms)?$";
-/// Returns the CEL expression that converts the text `value` to a duration. `duration` of CEL knows no
-/// days, so they are converted to hours.
-fn cel_duration(value: &str) -> String {
+/// Returns the CEL expression that converts the text `value` to whole seconds. `duration` of CEL
+/// knows no days, and an expression that builds new texts exceeds the API server's cost limit.
+fn cel_seconds(value: &str) -> String {
     format!(
-        "(({value}.contains('d') ? duration(string(double({value}.split('d')[0]) * 24.0) + 'h') : \
-         duration('0s')) + ({value}.endsWith('d') ? duration('0s') : \
-         duration({value}.split('d')[{value}.contains('d') ? 1 : 0])))"
+        "(({value}.contains('d') ? double({value}.substring(0, {value}.indexOf('d'))) * 86400.0 : 0.0) + \
+         ({value}.endsWith('d') ? 0.0 : \
+         double(duration({value}.substring({value}.indexOf('d') + 1)).getSeconds())))"
     )
 }
 
-/// Returns the CEL rule that checks the range of a duration.
+/// Returns the CEL rule that checks the range of a duration: 1 s to 365 days.
 fn in_range() -> String {
-    let time = cel_duration("self");
-    format!("[{time}].all(time, time >= duration('1s') && time <= duration('8760h'))")
+    let seconds = cel_seconds("self");
+    format!("{seconds} >= 1.0 && {seconds} <= 31536000.0")
 }
 
 /// Returns the CEL rule for a warning and an idle timeout of the same spec.
 fn warning_fits() -> String {
-    let (warning, idle_timeout) = (cel_duration("self.warning"), cel_duration("self.idleTimeout"));
+    let (warning, idle_timeout) = (cel_seconds("self.warning"), cel_seconds("self.idleTimeout"));
     format!(
-        "!has(self.idleTimeout) || !has(self.warning) || \
-         [{warning}].all(time, time <= duration('1s') || time + time <= {idle_timeout})"
+        "!has(self.idleTimeout) || !has(self.warning) || {warning} <= 1.0 || \
+         {warning} * 2.0 <= {idle_timeout}"
     )
 }
 

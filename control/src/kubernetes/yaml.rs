@@ -109,9 +109,9 @@ mod tests {
             "nested": {"empty": {}, "list": [{"name": "x", "tags": ["a"]}, [1, 2], []]},
             "text": "first\n\n  second",
         });
-        let expected = "kind: Thing\nquoted:\n- \"a: b\"\n- \"yes\"\n- \"1Gi\"\n- \"\"\n- \"#\"\nnumber: 7\n\
-                        none: null\nnested:\n  empty: {}\n  list:\n  - name: x\n    tags:\n    - a\n\
-                        \x20 - - 1\n    - 2\n  - []\ntext: |-\n  first\n\n    second\n";
+        let expected = "kind: Thing\nnested:\n  empty: {}\n  list:\n  - name: x\n    tags:\n    - a\n\
+                        \x20 - - 1\n    - 2\n  - []\nnone: null\nnumber: 7\nquoted:\n- \"a: b\"\n- \"yes\"\n\
+                        - \"1Gi\"\n- \"\"\n- \"#\"\ntext: |-\n  first\n\n    second\n";
         assert_eq!(document(&value), expected);
     }
 }

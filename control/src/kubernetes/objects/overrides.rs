@@ -253,7 +253,7 @@ fn check_workspace_container(base: &Value, container: &Value, path: &str) -> Che
     }
     let mounts = |container: &Value| elements(&container["volumeMounts"]).cloned().collect::<Vec<_>>();
     let (own, mounts) = (mounts(base), mounts(container));
-    for mount in own.iter().filter(|mount| !mounts.contains(mount)) {
+    if let Some(mount) = own.iter().find(|mount| !mounts.contains(mount)) {
         let at = mount["mountPath"].as_str().unwrap_or_default();
         return Err(broken(format!("{path}.volumeMounts[{at}]"), "the agent needs this mount as it is"));
     }

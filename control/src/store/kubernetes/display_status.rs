@@ -585,20 +585,8 @@ mod tests {
                 allocated: Some(spec.resources),
                 actual,
                 waits,
-                spec: spec.clone(),
-                since: SINCE,
                 connection: AgentConnection::Connected,
-                activity: None,
-                agent: None,
-                next: None,
-                restarts: 0,
-                storage: true,
-                queue_position: None,
-                progress: None,
-                archives: Vec::new(),
-                log: Arc::default(),
-                credential: None,
-                version: 1,
+                ..samples::view((*spec).clone())
             };
             let display = DisplayStatus::of(&view, true, &VolumeClaims::default(), SINCE);
             let mut status = WorkspaceStatus { state: "awake".into(), ..WorkspaceStatus::default() };
