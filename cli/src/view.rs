@@ -121,11 +121,11 @@ pub struct SleepWarningJson {
 #[derive(Debug, Serialize)]
 pub struct CommandFailureJson {
     pub program: String,
-    /// `not-started` or `ended`.
+    /// What happened to the program: `not-started` or `ended`.
     pub kind: String,
     /// The failure in English: `jupyter ended: exit code 1`.
     pub detail: String,
-    /// Failures in a row.
+    /// Number of failures since the command last ran without one.
     pub failures: u32,
     /// The last lines that the command printed, oldest first.
     pub output: Vec<String>,

@@ -34,7 +34,7 @@ impl WakeSpinner {
     }
 
     /// Awaits `work`. If stderr is a terminal, shows the state of the workspace meanwhile, and
-    /// clears it at the end. Otherwise prints a line after [`NOTICE_DELAY`] that says what `work`
+    /// clears it at the end. Otherwise prints a line after `NOTICE_DELAY` that says what `work`
     /// waits for, and another one when that changes.
     pub async fn show_during<T>(&self, work: impl Future<Output = T>) -> T {
         let is_terminal = io::stderr().is_terminal();

@@ -19,7 +19,7 @@ pub enum WorkspaceChange {
     Current(Box<Workspace>),
     /// The workspace, or everything but its archives, no longer exists.
     Deleted,
-    /// The control plane has not answered for [`NOTICE_DELAY`]. Reported once for each outage. The
+    /// The control plane has not answered for `NOTICE_DELAY`. Reported once for each outage. The
     /// watch goes on.
     Disconnected,
 }

@@ -8,7 +8,7 @@ pub fn is_dumb() -> bool {
 }
 
 /// Returns whether colours may be used: the terminal has them, and the user has not disabled them
-/// (https://no-color.org).
+/// (<https://no-color.org>).
 pub fn allows_colours() -> bool {
     allows_colours_in(|name| std::env::var_os(name))
 }

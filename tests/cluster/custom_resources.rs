@@ -60,7 +60,9 @@ spec:
   policy: {idleTimeout: 90s, maxAwake: none, keepArchives: 1d12h0m0s}
   podOverrides:
     metadata: {labels: {team: vision}}
-    spec: {volumes: [{name: x, $patch: delete}], containers: [{name: workspace, resources: {limits: {gpu: 1}}}]}"#;
+    spec:
+      volumes: [{name: x, $patch: delete}]
+      containers: [{name: workspace, resources: {limits: {gpu: 1}}}]"#;
     space.apply(template).expect_success();
     assert_eq!(space.field("wst/vscode", ".spec.storage.size"), "10Gi");
     let overrides = space.field("wst/vscode", ".spec.podOverrides.spec.volumes[0]");

@@ -86,7 +86,8 @@ fn shaped_template(overrides: &str) -> String {
     let image = image("debian:bookworm-slim");
     format!(
         r#"{{"apiVersion": "podling.dev/v1alpha1", "kind": "WorkspaceTemplate",
-            "metadata": {{"name": "shaped"}}, "spec": {{"image": "{image}", "inject": true, "command": ["sleep", "infinity"],
+            "metadata": {{"name": "shaped"}},
+            "spec": {{"image": "{image}", "inject": true, "command": ["sleep", "infinity"],
             "resources": {{"cpu": "100m", "memory": "128Mi"}}, "storage": {{"size": "1Gi"}},
             "podOverrides": {overrides}}}}}"#
     )

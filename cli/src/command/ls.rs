@@ -61,7 +61,8 @@ fn none_of(others: usize) -> String {
     match others {
         0 => format!("There are no workspaces. Create one with: {podling} create NAME"),
         _ => format!(
-            "You have no workspaces, but other owners have {others}. List them with: {podling} ls --all-owners"
+            "You have no workspaces, but other owners have {others}. List them with: \
+             {podling} ls --all-owners"
         ),
     }
 }

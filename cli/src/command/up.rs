@@ -83,7 +83,8 @@ impl UpArgs {
                 }
                 name = signals.next() => {
                     if shutdown.is_cancelled() {
-                        print_status(format, "stopped at once; workspaces that have not fallen asleep keep running");
+                        let stopped = "stopped at once; workspaces that have not fallen asleep keep running";
+                        print_status(format, stopped);
                         return Ok(signal::exit_code(name));
                     }
                     shutdown.cancel();

@@ -196,7 +196,7 @@ pub async fn forward_signals(
 }
 
 /// Ends the command once this client cannot write its output. Sends the signal that a local command
-/// would get, then TERM and then KILL, each after [`OUTPUT_GRACE`]. Returns once KILL was sent or no
+/// would get, then TERM and then KILL, each after `OUTPUT_GRACE`. Returns once KILL was sent or no
 /// signal can be delivered. The follower usually reports the exit before that.
 pub async fn end_on_failed_output(
     workspace_client: WorkspaceClient,

@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::quantity::{duration, duration_words};
 
 /// Durations as [`duration()`] reads them.
-const DURATION_PATTERN: &str = r"^([0-9]+(\.[0-9]+)?d)?([0-9]+(\.[0-9]+)?h)?([0-9]+(\.[0-9]+)?m)?([0-9]+(\.[0-9]+)?s)?([0-9]+(\.[0-9]+)?ms)?$";
+const DURATION_PATTERN: &str = concat!(
+    r"^([0-9]+(\.[0-9]+)?d)?([0-9]+(\.[0-9]+)?h)?([0-9]+(\.[0-9]+)?m)?",
+    r"([0-9]+(\.[0-9]+)?s)?([0-9]+(\.[0-9]+)?ms)?$"
+);
 /// Returns the CEL expression that converts the text `value` to whole seconds. `duration` of CEL
 /// knows no days, and an expression that builds new texts exceeds the API server's cost limit.
 fn cel_seconds(value: &str) -> String {

@@ -29,7 +29,7 @@ enum ScannerState {
     Escape,
     /// After ESC and intermediate bytes.
     Intermediate,
-    /// After `ESC [`.
+    /// After `ESC [`, until a final byte.
     Control,
     /// After `ESC ]`. BEL ends this string.
     Command,

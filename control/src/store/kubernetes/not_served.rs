@@ -55,7 +55,7 @@ impl KubernetesStore {
                     Ok(()) => return,
                     Err(Error::Api(status)) if status.code < 500 && status.code != 429 => return,
                     Err(error) => {
-                        tracing::warn!(name, %error, "failed to write why a workspace is not served, retrying")
+                        tracing::warn!(name, %error, "cannot show why a workspace is not served");
                     }
                 }
             }

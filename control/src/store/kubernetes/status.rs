@@ -92,7 +92,7 @@ pub(super) fn word(state: State) -> &'static str {
 pub(super) struct ConditionValue<'a> {
     pub(super) kind: &'static str,
     pub(super) holds: bool,
-    /// CamelCase code.
+    /// Code in CamelCase, for programs.
     pub(super) reason: &'a str,
     /// English text; never empty.
     pub(super) message: String,

@@ -72,7 +72,9 @@ impl KubernetesStore {
         let mut handled = self.loaded_templates.lock().unwrap_or_else(PoisonError::into_inner).clone();
         loop {
             tokio::select! {
-                Some(event) = workspaces.next() => self.handle_workspace_event(event, driver, &mut claims).await?,
+                Some(event) = workspaces.next() => {
+                    self.handle_workspace_event(event, driver, &mut claims).await?;
+                }
                 Ok(()) = templates.changed() => {
                     let known = templates.borrow_and_update().clone();
                     for name in changed_templates(&handled, &known) {
