@@ -123,6 +123,8 @@ fn write_items(
     let mut streamed: Option<(ZipMember, u64, u64)> = None;
     loop {
         let Ok(item) = items.recv() else { return Err(fault()) };
+        // Sparse files compress to so little that seconds could pass before the next send.
+        writer.check_receiver()?;
         match item {
             WriteItem::Entry { member, content, entry } => {
                 if let Some(member) = member {

@@ -186,6 +186,11 @@ impl<'a> ZipWriter<'a> {
             .try_for_each(|entry| self.send(CreateEvent::Entry(entry)))
     }
 
+    /// Fails if nothing receives the archive any more.
+    pub(super) fn check_receiver(&self) -> Result<(), ArchiveStop> {
+        if self.events.is_closed() { Err(ArchiveStop::ReceiverDropped) } else { Ok(()) }
+    }
+
     fn send(&self, event: CreateEvent) -> Result<(), ArchiveStop> {
         self.events.blocking_send(event).map_err(|_| ArchiveStop::ReceiverDropped)
     }

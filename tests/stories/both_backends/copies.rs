@@ -226,6 +226,9 @@ async fn interrupted_copy_leaves_no_temporary_file() {
     wait_for("the agent removes its temporary file", async || temporary().is_none().then_some(())).await;
     assert!(!home.join("up").exists());
 
+    // The agent ends interrupted exports, so that others can begin.
+    let small = ["export", "ada", "/dev/null", "--ignore", "big"];
+    wait_for("another export begins", async || (cli.run(&small).await.code == Some(0)).then_some(())).await;
     // The reader of the output is gone.
     for command in ["podling export ada -", "podling cp ada:big -"] {
         let bin =
