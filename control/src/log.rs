@@ -34,6 +34,14 @@ pub fn listening(url: &str) {
     tracing::info!(url, "listening");
 }
 
+/// Says that `program` listens at `url`: on stdout, or as a line of a JSON log.
+pub fn announce(format: LogFormat, program: &str, url: &str) {
+    match format {
+        LogFormat::Text => println!("{program} listens at {url}"),
+        LogFormat::Json => listening(url),
+    }
+}
+
 /// Starts logging to stderr. The program calls it once; without the call nothing is logged.
 pub fn init(format: LogFormat) {
     let filter = EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));

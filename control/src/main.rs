@@ -57,21 +57,14 @@ fn start(cli: &ControlCli, format: &mut LogFormat) -> anyhow::Result<()> {
     let config = ControlConfig::load(cli.data.as_deref(), &cli.args, &env, defaults)?;
     *format = config.log_format;
     log::init(config.log_format);
-    let log_format = config.log_format;
-    let announce = |url: &str| match log_format {
-        LogFormat::Text => println!("podling-control listens at {url}"),
-        LogFormat::Json => log::listening(url),
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the async runtime")?;
+    let announced = *format;
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     let ended = runtime.block_on(async {
         let shutdown = CancellationToken::new();
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let shutdown_requested = shutdown.clone();
-        let running = run(config, shutdown, |ready| announce(&ready.url));
+        let running = run(config, shutdown, |ready| log::announce(announced, PROGRAM, &ready.url));
         tokio::pin!(running);
         loop {
             tokio::select! {

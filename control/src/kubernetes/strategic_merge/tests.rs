@@ -1,3 +1,5 @@
+//! Tests of strategic merge: examples, properties, and results of Kubernetes itself.
+
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -1,3 +1,5 @@
+//! Tests of the checks that overridden pods must pass.
+
 use k8s_openapi::api::core::v1::PodSpec;
 
 use super::*;
