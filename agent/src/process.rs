@@ -71,7 +71,7 @@ pub struct ProcessExit {
     /// ended.
     pub held_by_background: bool,
     /// Offset after the last byte of stdin that was read from the pipe. `None` if it is unknown, or
-    /// without a stdin.
+    /// if the process has no stdin.
     pub stdin_read: Option<u64>,
     /// Set if the agent ended the process because the workspace fell asleep or the agent stopped.
     pub sleep_cause: Option<SleepCause>,

@@ -79,7 +79,7 @@ impl SleepCoordinator {
 
     /// Holds requests (phase one) for `hold`, at most [`MAX_HOLD`]. `None` means [`DEFAULT_HOLD`].
     /// If `urgency` does not permit the sleep now, admits the held requests and returns the reason.
-    /// Does nothing if the sleep is already committed. `cause` is told to clients whose calls end.
+    /// Does nothing if the sleep is already committed. `cause` is reported to clients whose calls end.
     pub fn prepare(
         &self,
         hold: Option<Duration>,

@@ -61,7 +61,7 @@ pub struct Launcher {
     account: Arc<AccountVariables>,
 }
 
-/// What programs learn of their user from the environment.
+/// Environment variables of programs that describe their user.
 #[derive(Debug, Default)]
 struct AccountVariables {
     /// USER and LOGNAME of programs whose environment sets none.

@@ -125,7 +125,7 @@ impl StateWaiter {
         match workspace.state() {
             _ if workspace.deleted => return WaitProgress::Reached,
             _ if self.deleting && !workspace.deleting => {
-                return WaitProgress::Unreachable("is not deleted, because that was taken back".to_owned());
+                return WaitProgress::Unreachable("is not deleted; the deletion was taken back".to_owned());
             }
             State::Archiving => self.archiving = true,
             // The workspace is archived before it is deleted, and waits for the next attempt.

@@ -121,7 +121,7 @@ pub struct SleepWarningJson {
 #[derive(Debug, Serialize)]
 pub struct CommandFailureJson {
     pub program: String,
-    /// What happened to the program: `not-started` or `ended`.
+    /// Kind of the failure: `not-started` or `ended`.
     pub kind: String,
     /// The failure in English: `jupyter ended: exit code 1`.
     pub detail: String,

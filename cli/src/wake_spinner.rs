@@ -18,7 +18,8 @@ use crate::{
     workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
 };
 
-/// Wait after which a client without a terminal is told what it waits for. Longer than most starts.
+/// Wait after which a line says what the command waits for, if stderr is not a terminal. Longer than
+/// most starts.
 const NOTICE_DELAY: Duration = Duration::from_secs(5);
 
 /// Shows spinners during calls to one workspace.

@@ -20,7 +20,7 @@ pub enum WorkspaceChange {
     /// The workspace, or everything but its archives, no longer exists.
     Deleted,
     /// The control plane has not answered for `NOTICE_DELAY`. Reported once for each outage. The
-    /// watch goes on.
+    /// watch continues.
     Disconnected,
 }
 

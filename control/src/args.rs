@@ -82,9 +82,9 @@ pub struct ControlArgs {
     /// [default: scratch/ in the data directory]
     #[arg(long, value_name = "DIR")]
     pub scratch: Option<String>,
-    /// Create root token, token keys or CA anew if they are missing although workspaces exist. Give it
-    /// once, and only if there is no backup of them: tokens of a lost key become invalid, and running
-    /// agents that trust a lost CA are restarted
+    /// Create a missing root token, token keys or CA although workspaces exist. For one start, and only
+    /// if there is no backup of them: tokens of a lost key become invalid, and running agents that
+    /// trust a lost CA are restarted
     #[arg(long)]
     pub create_missing_secrets: bool,
     /// Start agents with this command, words separated by spaces (local backend only) [env:

@@ -206,7 +206,7 @@ impl ControlConfig {
                 .filter(|words| !words.is_empty())
                 .unwrap_or(defaults.agent_command),
             sleep_idle_on_shutdown: defaults.sleep_idle_on_shutdown,
-            // A flag only: a setting that stays would replace the next lost secret without a word.
+            // Only a flag, because a persistent setting would silently replace the next lost secret.
             create_missing_secrets: args.create_missing_secrets,
             quotas: Quotas { owner: quota("quota")?, total: quota("capacity")? },
             data,

@@ -37,17 +37,17 @@ pub const MAX_TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// The owner that the root token acts for.
 const ROOT_OWNER: &str = "root";
 
-/// Secrets that other parties depend on, as paths in the data directory. A new one would not be a
-/// replacement: tokens would become invalid, and running agents would reject the control plane. All
-/// other files of the identity follow from these.
+/// Secrets that other parties depend on, as paths in the data directory. With a new one, tokens would
+/// become invalid, or running agents would reject the control plane. All other files of the identity
+/// are derived from these secrets.
 pub const LONG_LIVED_SECRETS: [&str; 3] = ["root-token", "control/token-keys.json", "control/ca.key"];
 
-/// What a start does if a secret of [`LONG_LIVED_SECRETS`] is missing.
+/// Behaviour of a start if a secret of [`LONG_LIVED_SECRETS`] is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MissingSecrets {
-    /// Creates it: at the first start, or because the operator has asked for it.
+    /// Creates the secret. For the first start, and for a request of the operator.
     Create,
-    /// Fails, because workspaces exist that depend on the missing one.
+    /// Fails, because workspaces exist that depend on the missing secret.
     Refuse,
 }
 
@@ -228,8 +228,8 @@ pub fn lost_secrets(data: &Path) -> Vec<&'static str> {
 
 fn lost_message(data: &Path, files: &[&str]) -> String {
     format!(
-        "{} missing in {}, but workspaces depend on {}; restore the data directory from a backup, or start \
-         once with --create-missing-secrets if there is none: {}",
+        "{} missing in {}, but workspaces depend on {}; restore the data directory from a backup, or, if \
+         there is no backup, start once with --create-missing-secrets: {}",
         files.join(" and ") + if files.len() == 1 { " is" } else { " are" },
         data.display(),
         if files.len() == 1 { "it" } else { "them" },

@@ -1,4 +1,4 @@
-//! What the user's terminal can show, by the environment.
+//! Capabilities of the user's terminal, according to the environment.
 
 use std::ffi::OsString;
 

@@ -1,7 +1,7 @@
 //! Answers lookups of users and groups on the socket of nscd, in the protocol of nscd (version 2).
 //!
 //! glibc and musl define the protocol in their `nscd-client.h` and `nscd.h`. A client sends one
-//! request for each connection. Where an answer does not come, it reads the files. An answer "not
+//! request for each connection. Without an answer, it reads the files. An answer "not
 //! found" is final for glibc, so the database has all entries of the files too. Requests for hosts,
 //! services and shared memory are not answered, and the C library then works as without nscd.
 
@@ -104,7 +104,7 @@ fn answer(database: &AccountDatabase, request: i32, key: &str) -> Option<Vec<u8>
     })
 }
 
-/// `pw_response_header` of glibc, and the strings whose lengths it has.
+/// Encodes `pw_response_header` of glibc, and the strings whose lengths it contains.
 fn user(found: Option<&UserEntry>) -> Vec<u8> {
     let Some(user) = found else { return words(&[VERSION, 0, 0, 0, -1, -1, 0, 0, 0]) };
     let UserEntry { name, uid, gid, comment, home, shell } = user;
@@ -124,7 +124,7 @@ fn user(found: Option<&UserEntry>) -> Vec<u8> {
     answer
 }
 
-/// `gr_response_header` of glibc, the lengths of the members, and the strings.
+/// Encodes `gr_response_header` of glibc, the lengths of the members, and the strings.
 fn group(found: Option<&GroupEntry>) -> Vec<u8> {
     let Some(group) = found else { return words(&[VERSION, 0, 0, 0, -1, 0]) };
     let (name, password) = (terminated(&group.name), terminated("x"));
@@ -137,7 +137,7 @@ fn group(found: Option<&GroupEntry>) -> Vec<u8> {
     answer
 }
 
-/// `initgr_response_header` of glibc, and the gids.
+/// Encodes `initgr_response_header` of glibc, and the gids.
 fn groups_of_user(database: &AccountDatabase, user: &str) -> Vec<u8> {
     let gids = database.supplementary_groups(user);
     let is_known = database.user_by_name(user).is_some() || !gids.is_empty();

@@ -1,8 +1,9 @@
 //! Calls of clients that are under way, such as a command that a client follows or an export.
 //!
-//! A call is use of the workspace while its client waits for it. A call that waits for its client is
-//! stalled after [`STALLED_AFTER`]: the client takes no response, or sends none of the request that
-//! the call needs. A stalled call does not count until its client goes on.
+//! A call is use of the workspace while its client waits for it. A call waits for its client while
+//! the client does not take the response, or does not send the part of the request that the call
+//! needs. Such a call is stalled after [`STALLED_AFTER`], and does not count until its client sends or
+//! takes data again.
 //!
 //! [`ClientCalls`] owns the table of calls. [`CallGuard`] is one entry, which dropping removes.
 
@@ -23,7 +24,7 @@ pub const STALLED_AFTER: Duration = Duration::from_secs(30);
 /// costs one assessment a second.
 const MIN_NOTIFY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a client waits for.
+/// The result that a client waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum CallKind {
     /// The output or the end of a command.
@@ -49,7 +50,7 @@ struct CallsShared {
 struct CallTable {
     next_id: u64,
     open: HashMap<u64, ClientCall>,
-    /// Time at which the last call ended that counted.
+    /// Time at which the last call that counted ended.
     last_ended: Option<Instant>,
     last_notified: Option<Instant>,
 }
@@ -92,7 +93,7 @@ impl ClientCall {
         self.awaits_request.max(self.response_untaken)
     }
 
-    /// Returns the time at which the call stops to count unless its client goes on.
+    /// Returns the time at which the call stops counting unless its client sends or takes data.
     fn stalls_at(&self) -> Option<Instant> {
         self.waits_for_client().map(|since| since + STALLED_AFTER)
     }
@@ -118,8 +119,7 @@ impl ClientCalls {
         self.0.changed.notified().await;
     }
 
-    /// Returns the time at which the last call ended that counted. The time of a call under way is
-    /// not included.
+    /// Returns the time at which the last call that counted ended. Calls under way are not included.
     pub fn last_ended(&self) -> Option<Instant> {
         self.table().last_ended
     }
@@ -197,7 +197,7 @@ impl Drop for CallGuard {
         let now = Instant::now();
         let mut table = self.calls.table();
         let ended = table.open.remove(&self.id);
-        // The end of a stalled call is no use.
+        // The end of a stalled call does not count as use.
         if ended.is_some_and(|call| call.stalls_at().is_none_or(|at| at > now)) {
             table.last_ended = Some(now);
         }

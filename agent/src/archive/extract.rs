@@ -267,7 +267,7 @@ impl Extraction<'_> {
         let linked = self.root.temp_files().create_hard_link(own()?, &first_dir, first_name);
         let temp = match linked {
             Ok(temp) => temp,
-            // The file system has no hard links, or no more of this file.
+            // The file system does not support hard links, or allows no more links to this file.
             Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {
                 let (temp, copy) = self.root.temp_files().create(own()?).map_err(&failed)?;
                 copy_file(&first_dir, first_name, &metadata, copy).map_err(&failed)?;

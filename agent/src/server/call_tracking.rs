@@ -1,7 +1,7 @@
 //! Records calls under way, and for each of them whether it waits for its client.
 //!
-//! The bodies of request and response show that. A request body that is polled and has no data waits
-//! for the client. A response body whose frame is not followed by another poll waits until the
+//! The bodies of request and response show that. If a request body is polled and has no data, the call
+//! waits for the client. A response body whose frame is not followed by another poll waits until the
 //! client has taken enough of the response: HTTP/2 polls only while the stream has window.
 
 use std::{

@@ -106,7 +106,8 @@ fn unmodified(character: u8) -> u32 {
     u32::from((character | 0x40).to_ascii_lowercase())
 }
 
-/// Returns whether Control and Shift and this key is another combination than Control and the key.
+/// Returns whether the key is an ASCII letter. For a letter, Control and Shift is another combination
+/// than Control alone.
 fn is_letter(key: u32) -> bool {
     char::from_u32(key).is_some_and(|key| key.is_ascii_alphabetic())
 }

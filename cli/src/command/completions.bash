@@ -23,7 +23,7 @@ _podling_with_names() {
             ((positional == 0)) || return
             ;;
         policy) ((positional == 1)) || return ;;
-        sleep | wake | rm) ;;
+        sleep | wake | rm | undelete) ;;
         cp)
             ((positional < 2)) || return
             [[ "$COMP_LINE" == *: || "$cur" == : ]] && return

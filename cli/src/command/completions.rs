@@ -80,7 +80,8 @@ fn script(shell: Shell) -> String {
 
 /// Completes each argument that names a workspace by the function of [`ZSH_NAMES`].
 fn zsh_with_names(script: &str) -> String {
-    let complete_names = |line: &str| match line.contains("ame or id of the workspace") {
+    let names = ["ame or id of the workspace", "ames or ids of the workspaces"];
+    let complete_names = |line: &str| match names.iter().any(|names| line.contains(names)) {
         true => line.replace(":_default'", ":_podling_names'"),
         false => line.to_owned(),
     };
@@ -94,12 +95,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scripts_of_usual_shells_complete_names() {
-        for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
-            assert!(script(shell).contains("completions --names"), "{shell}");
-        }
+    fn each_command_completes_names_of_workspaces() {
+        let takes_workspaces = |command: &clap::Command| {
+            command.get_positionals().any(|argument| argument.get_id().as_str().starts_with("workspace"))
+        };
+        let commands = CommandLine::command();
+        let named: Vec<_> = commands.get_subcommands().filter(|command| takes_workspaces(command)).collect();
+        assert!(named.len() >= 10, "{named:?}");
         let zsh = script(Shell::Zsh);
         assert!(zsh.starts_with("#compdef podling\n"));
-        assert!(zsh.matches(":_podling_names'").count() >= 5, "{zsh}");
+        assert!(zsh.matches(":_podling_names'").count() >= named.len(), "{zsh}");
+        for command in named {
+            let name = command.get_name();
+            let is_listed =
+                |text: &str| text.split(|c: char| !c.is_alphanumeric() && c != '-').any(|w| w == name);
+            assert!(is_listed(BASH_NAMES), "bash: {name}");
+            assert!(is_listed(FISH_NAMES), "fish: {name}");
+        }
     }
 }

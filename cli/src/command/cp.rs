@@ -44,7 +44,7 @@ Examples:
 /// A directory is copied with its contents. If the destination is an existing directory or ends
 /// with "/", SRC is copied into it; otherwise the copy gets the name DST. SRC/. copies only the
 /// contents. A file arrives completely or not at all, and keeps its permissions and modification
-/// time. A new directory keeps its permissions.
+/// time. A new directory gets the permissions of its source.
 ///
 /// A path inside a directory that cannot be copied is left out and listed with the reason, and the
 /// other paths are copied. The exit code is then 6.

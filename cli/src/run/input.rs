@@ -103,7 +103,7 @@ async fn pump(
     }
 }
 
-/// What follows a chunk of input.
+/// The input that follows a chunk of input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum InputEnd {
     More,

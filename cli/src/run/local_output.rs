@@ -1,6 +1,6 @@
 //! Standard output and error of this client while a remote command runs.
 //!
-//! If the local output fails, the command is ended, as a local command would be whose writes fail.
+//! If a write to the local output fails, the command is ended, like a local command whose writes fail.
 
 use std::{
     cell::{Ref, RefCell},

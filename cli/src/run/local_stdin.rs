@@ -4,8 +4,8 @@
 //! Several commands of a shell script share one standard input, as in `while read line; do podling
 //! run demo -- echo "$line"; done < lines`. A local command takes only what it reads. This client
 //! cannot know in advance what the remote command will read. It therefore sets a file back to the
-//! first byte that the command did not read. Of a pipe it takes only bytes that the command has
-//! read, and sends a copy of the others.
+//! first byte that the command did not read. From a pipe it takes only bytes that the command
+//! has read, and sends a copy of the others.
 
 use std::{
     io,

@@ -69,7 +69,7 @@ policy! {
     keep_archives = 30 * DAY;
 }
 
-/// A warning that its idle timeout leaves no time for.
+/// A warning that is longer than half of its idle timeout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "must be at most {} s, half of the idle timeout of {} s; shorten it or raise the idle timeout",

@@ -168,7 +168,8 @@ fn decide_forward(view: &WorkspaceView, wakes: bool) -> ForwardDecision {
         ForwardDecision::Reject(error.with("cause", cause).with("id", &view.spec.id))
     };
     match view.state {
-        // A request would be held in vain. Calls that do not wake reach the agent to its end.
+        // No request can wake this workspace, so the call is not held. Calls that do not wake are
+        // forwarded until the agent has ended.
         _ if view.spec.desired_state.is_gone() && (wakes || view.agent.is_none()) => {
             ForwardDecision::Reject(deleting(view))
         }

@@ -31,7 +31,7 @@ pub(super) async fn keep_ca(
         match seen {
             Ok(Some(map)) if secrets::holds_ca(&map, ca) => continue,
             Ok(_) => {
-                tracing::warn!(name, "the ConfigMap with the CA is missing or changed, writing it again")
+                tracing::warn!(name, "the ConfigMap with the CA is missing or changed; writing it again")
             }
             Err(error) => {
                 tracing::debug!(name, %error, "failed to watch the ConfigMap with the CA");
@@ -42,7 +42,7 @@ pub(super) async fn keep_ca(
             if leadership.is_leader() {
                 match secrets::publish_ca(&client, &namespace, name, ca).await {
                     Ok(()) => break,
-                    Err(error) => tracing::warn!(%error, "failed to write the ConfigMap, retrying"),
+                    Err(error) => tracing::warn!(%error, "failed to write the ConfigMap; retrying"),
                 }
             }
             sleep(RETRY_PAUSE).await;

@@ -16,7 +16,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the Secret podling-control in namespace {namespace} {problem}, but workspaces depend on it; restore it \
-     from a backup and restart the control plane. If there is no backup, ask for new ones: `{commands}`. \
+     from a backup and restart the control plane. If there is no backup, request new secrets: `{commands}`. \
      Then {consequences}",
     problem = self.problem(), commands = self.commands(), consequences = consequences(.files)
 )]

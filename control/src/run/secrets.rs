@@ -101,7 +101,7 @@ impl SharedSecret {
             let mut secret = match version {
                 Ok(secret) => secret,
                 Err(error) => {
-                    tracing::warn!(%error, "failed to watch the Secret {NAME}, retrying");
+                    tracing::warn!(%error, "failed to watch the Secret {NAME}; retrying");
                     continue;
                 }
             };
@@ -120,12 +120,12 @@ impl SharedSecret {
                         tracing::warn!(%error, "failed to restore the Secret {NAME}");
                         break;
                     }
-                    Err(error) => tracing::warn!(%error, "failed to restore the Secret {NAME}, retrying"),
+                    Err(error) => tracing::warn!(%error, "failed to restore the Secret {NAME}; retrying"),
                 }
                 sleep(RETRY_PAUSE).await;
                 match self.secrets.get_opt(NAME).await {
                     Ok(now) => secret = now,
-                    Err(error) => tracing::warn!(%error, "failed to read the Secret {NAME}, retrying"),
+                    Err(error) => tracing::warn!(%error, "failed to read the Secret {NAME}; retrying"),
                 }
             }
         }
@@ -133,8 +133,8 @@ impl SharedSecret {
 
     /// Writes the secrets into the data directory, and opens the identity there. The Secret has
     /// precedence over what this replica remembers, and that over files in the data directory.
-    /// Writes to the Secret what it lacks, and what the identity has replaced, such as a signing
-    /// key that was too old.
+    /// Writes to the Secret the files that it lacks, and files that the identity has replaced, such
+    /// as a signing key that was too old.
     ///
     /// Fails if a long-lived secret is missing although workspaces exist, unless `create_missing`
     /// is set or the Secret has the annotation [`CREATE_MISSING`].

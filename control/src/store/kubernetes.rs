@@ -118,7 +118,7 @@ impl KubernetesStore {
         loop {
             match self.templates.get(name).await {
                 Ok(found) => return found,
-                Err(error) => tracing::warn!(name, %error, "failed to read the template, retrying"),
+                Err(error) => tracing::warn!(name, %error, "failed to read the template; retrying"),
             }
             sleep(RETRY_PAUSE).await;
         }

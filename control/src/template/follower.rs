@@ -36,7 +36,7 @@ use crate::{
 const MANAGER: &str = "podling";
 /// Pause before statuses are written again that could not be written.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
-/// Maximum length of a condition's message, in characters, as Kubernetes has it.
+/// Longest message of a condition that Kubernetes accepts, in characters.
 const MAX_MESSAGE: usize = 32_768;
 
 /// Specs of templates by name, also of those whose overrides are not valid.
@@ -156,7 +156,7 @@ impl TemplateFollower {
                 unwritten.remove(&name);
             }
             Err(error) => {
-                tracing::warn!(%error, "failed to watch templates, retrying; using the last known ones")
+                tracing::warn!(%error, "failed to watch templates; using the last known ones and retrying")
             }
         }
         self.templates.send_replace(Arc::new(self.known.templates(&self.default)));
@@ -165,7 +165,7 @@ impl TemplateFollower {
         }
     }
 
-    /// Writes the status of a template if it differs. Returns whether that is done, or hopeless.
+    /// Writes the status of a template if it differs. Returns false if the write has to be retried.
     async fn write_status(&self, name: &str, resource: &WorkspaceTemplate) -> bool {
         let problem = problem(resource);
         let status = status(resource, problem.as_deref(), jiff::Timestamp::now());

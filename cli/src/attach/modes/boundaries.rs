@@ -38,7 +38,7 @@ enum ScannerState {
 }
 
 impl SequenceScanner {
-    /// Returns whether the output is between two sequences and characters.
+    /// Returns whether the output is neither inside a sequence nor inside a character.
     pub(super) fn is_ground(&self) -> bool {
         self.state == ScannerState::Ground && !self.has_c1_lead
     }

@@ -190,7 +190,7 @@ impl TerminalSettings {
         let first = numbers.first().copied().unwrap_or(0);
         match last {
             'h' | 'l' => numbers.iter().for_each(|mode| self.set_private_mode(*mode, last == 'h')),
-            // Restores saved values, which may be any.
+            // Restores saved values, which are unknown. They are assumed to differ from the defaults.
             'r' => {
                 for mode in numbers.iter().filter(|mode| !ALTERNATE_SCREENS.contains(mode)) {
                     self.set_private_mode(*mode, !is_on_by_default(*mode));

@@ -56,7 +56,7 @@ impl EvictionGuard {
             self.pods.retain(|pod, _| used.contains_key(pod));
             for (pod, used) in used {
                 if let Err(error) = self.update(&pod, used).await {
-                    tracing::debug!(pod, %error, "failed to update autoscaler annotations, retrying");
+                    tracing::debug!(pod, %error, "failed to update autoscaler annotations; retrying");
                 }
             }
             sleep(POLL_INTERVAL).await;

@@ -76,7 +76,7 @@ impl VolumeClaimWatcher {
                 event = events.next() => match event {
                     Some(Ok(event)) => self.apply_event(event, &snapshots).await,
                     Some(Err(error)) => {
-                        tracing::warn!(%error, "failed to watch volume claims, retrying");
+                        tracing::warn!(%error, "failed to watch volume claims; retrying");
                     }
                     None => return,
                 },
@@ -129,7 +129,7 @@ impl VolumeClaimWatcher {
         let is_known = workspace(claim).is_some_and(|id| snapshots.borrow().get(&id).is_some());
         if is_known && let Err(error) = self.cluster.protect_claim(claim).await {
             let claim = claim.name_any();
-            tracing::warn!(claim, %error, "failed to add the finalizer to a volume claim, retrying");
+            tracing::warn!(claim, %error, "failed to add the finalizer to a volume claim; retrying");
         }
     }
 

@@ -25,7 +25,7 @@ const MAX_EVENTS: u32 = 100;
 /// Reasons of Events that repeat what the status of the pod says.
 const IN_POD_STATUS: [&str; 5] = ["FailedScheduling", "Failed", "BackOff", "InspectFailed", "Unhealthy"];
 
-/// What an Event of type Warning says.
+/// Content of an Event of type Warning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Warning {
     reason: String,

@@ -38,7 +38,7 @@ pub(super) async fn wait_end(process: ProcessHandle, paths: &WorkspacePaths) -> 
             Err(error) => error.into_parts(),
         };
         // This error does not mean that the agent has ended.
-        tracing::warn!(%error, "failed to watch agent, retrying");
+        tracing::warn!(%error, "failed to watch agent; retrying");
         pidfd = kept;
         sleep(WATCH_RETRY_DELAY).await;
     };

@@ -39,8 +39,8 @@ pub const AGENT_INIT_CONTAINER: &str = "agent";
 pub(super) const HOME: &str = "HOME";
 /// Annotation that names the container that kubectl selects in a pod with several.
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
-/// Directory of the socket of nscd. glibc and musl have its path built in. There the agent answers
-/// which name the uid has, if the image does not know the uid.
+/// Directory of the socket of nscd, whose path is built into glibc and musl. If the image has no entry
+/// for the uid, the agent answers lookups of the user on this socket.
 const NAME_SERVICE_DIR: &str = "/var/run/nscd";
 const NAME_SERVICE_SOCKET: &str = "/var/run/nscd/socket";
 /// Directory of the injected agent, for images that contain none.

@@ -128,7 +128,7 @@ impl DisplayStatus {
         let storage = self.storage(record.storage);
         let stalled = self.stalled(status, record);
         let (since, now) = (status.since.clone(), time(now));
-        // A state that changes, changes `Ready` at its own time.
+        // If the state changed `Ready`, the transition time is that of the state.
         let ready_at = if is_awake && !self.connected { &now } else { &since };
         let generation = status.observed_generation;
         ready.set(&mut status.conditions, ready_at.as_ref(), generation);

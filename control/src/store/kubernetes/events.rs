@@ -56,7 +56,7 @@ impl KubernetesStore {
         }
     }
 
-    /// Creates an Event for each entry, except for those in `existing`. The name of an Event follows
+    /// Creates an Event for each entry, except for Events in `existing`. The name of an Event follows
     /// from the entry, so that no other control plane can create the Event again.
     pub(super) async fn record_events(
         &self,

@@ -31,7 +31,7 @@ pub(super) fn sync_archives(input: TransitionInput<'_>) -> Option<Status> {
     removed.then(|| {
         let archive = status.archive().map(|archive| archive.key.clone());
         let reason = match (&status.reason, archive) {
-            // Stays until the next attempt, because it says why there was no success.
+            // Stays until the next attempt, because it says why the last one failed.
             (failed @ StateReason::RestoreFailed { .. }, _) => failed.clone(),
             (_, Some(archive)) => StateReason::OnlyArchiveLeft { archive },
             (other, None) => other.clone(),
