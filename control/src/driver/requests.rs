@@ -145,7 +145,14 @@ impl<B: Backend> Driver<B> {
                 return drop(reply.send(Err(refused)));
             }
             tracing::info!(workspace = %id, "deletion taken back");
-            entry.replace_status(undelete(&entry.record.status, clock::now()));
+            let mut status = undelete(&entry.record.status, clock::now());
+            let is_asleep =
+                matches!(status.phase, Phase::Asleep | Phase::Maintenance { .. } | Phase::Archived);
+            if is_asleep {
+                // The deletion counted as a request, which must not wake the workspace now.
+                status.observed_request = entry.record.spec.request_seq;
+            }
+            entry.replace_status(status);
             // No request to wake: the workspace stays asleep if it is.
             let spec = Spec::clone(&entry.record.spec);
             entry.replace_spec(Spec { desired_state: DesiredState::Awake, ..spec });

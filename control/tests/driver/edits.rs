@@ -150,3 +150,24 @@ async fn deletion_is_taken_back_unless_kubernetes_began_it() {
     handle.delete(id.clone(), true).await.unwrap();
     control.wait_until_gone(&id).await;
 }
+
+#[tokio::test]
+async fn undelete_does_not_wake_a_sleeping_workspace() {
+    let (store, backend) = (FakeStore::default(), FakeBackend::default());
+    let archiver = FakeArchiver::default();
+    let control = TestControlPlane::with_store(Arc::new(store), &backend, &archiver, Quotas::default()).await;
+    let (id, mut agent) = control.create_awake("demo").await;
+    control.put_to_sleep(&id, &mut agent).await;
+    control.wait(&id, |view| view.state == State::Asleep).await;
+    let log = control.wait(&id, |view| view.state == State::Asleep).await.log.len();
+
+    // The agent that archives does not connect, so the deletion waits for it.
+    control.handle.delete(id.clone(), false).await.unwrap();
+    control.wait(&id, |view| view.state == State::Archiving).await;
+    control.handle.undelete(id.clone()).await.unwrap();
+    let asleep = control.wait(&id, |view| view.state == State::Asleep).await;
+    assert_eq!(asleep.reason, StateReason::DeletionCancelled);
+    // A start would be decided at once.
+    let again = control.handle.undelete(id.clone()).await.unwrap();
+    assert_eq!((again.state, again.log.len() - log), (State::Asleep, 2), "{:?}", again.log);
+}
