@@ -23,6 +23,9 @@ pub const STALLED_AFTER: Duration = Duration::from_secs(30);
 /// Shortest time between two notifications about calls. A client that makes many short calls thus
 /// costs one assessment a second.
 const MIN_NOTIFY_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest pause between two calls that count as one for their cap. A client that reconnects after a
+/// broken connection continues its call.
+const MAX_RECONNECT: Duration = Duration::from_secs(60);
 
 /// The result that a client waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,14 +53,27 @@ struct CallsShared {
 struct CallTable {
     next_id: u64,
     open: HashMap<u64, ClientCall>,
+    /// The last calls of each kind that followed each other without a longer pause.
+    series: HashMap<CallKind, CallSeries>,
     /// Time at which the last call that counted ended.
     last_ended: Option<Instant>,
     last_notified: Option<Instant>,
 }
 
+/// Calls of one kind that overlap, or follow each other within [`MAX_RECONNECT`].
+#[derive(Debug, Clone, Copy)]
+struct CallSeries {
+    started: Instant,
+    /// Time at which the last call ended. Not meaningful while one is under way.
+    ended: Instant,
+    /// Time until which its calls counted when they were last assessed.
+    capped_at: Option<Instant>,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct ClientCall {
     kind: CallKind,
+    /// Begin of its series.
     started: Instant,
     /// Time since which the call waits for more of its request.
     awaits_request: Option<Instant>,
@@ -106,7 +122,8 @@ impl ClientCalls {
         let mut table = self.table();
         let id = table.next_id;
         table.next_id += 1;
-        let call = ClientCall { kind, started: now, awaits_request: None, response_untaken: None };
+        let started = table.continue_series(kind, now);
+        let call = ClientCall { kind, started, awaits_request: None, response_untaken: None };
         table.open.insert(id, call);
         let notify = table.open.len() == 1 && table.may_notify(now);
         drop(table);
@@ -125,11 +142,16 @@ impl ClientCalls {
     }
 
     /// Converts the calls to signals: for each kind one of the calls that count, and one of those
-    /// that do not. A call counts until `cap` after its start or after `last_intent`.
+    /// that do not. A call counts until `cap` after the begin of its series or after
+    /// `last_intent`.
     pub fn signals(&self, last_intent: Option<Instant>, cap: Duration, now: Instant) -> Vec<ObservedSignal> {
-        let table = self.table();
+        let mut table = self.table();
         let mut signals = Vec::new();
         for kind in [CallKind::Command, CallKind::Archive, CallKind::Files] {
+            if let Some(series) = table.series.get_mut(&kind) {
+                series.capped_at =
+                    Some(last_intent.map_or(series.started, |at| at.max(series.started)) + cap);
+            }
             let of_kind = table.open.values().filter(|call| call.kind == kind).map(|call| {
                 let capped = last_intent.map_or(call.started, |at| at.max(call.started)) + cap;
                 let until = call.stalls_at().map_or(capped, |at| at.min(capped));
@@ -161,6 +183,27 @@ impl ClientCalls {
 }
 
 impl CallTable {
+    /// Returns the begin of the series that a new call continues or begins.
+    fn continue_series(&mut self, kind: CallKind, now: Instant) -> Instant {
+        let is_open = self.open.values().any(|call| call.kind == kind);
+        let new = CallSeries { started: now, ended: now, capped_at: None };
+        let series = self.series.entry(kind).or_insert(new);
+        if !is_open && now.duration_since(series.ended) > MAX_RECONNECT {
+            *series = new;
+        }
+        series.started
+    }
+
+    /// Records the end of a call. Returns whether the call still counted.
+    fn end(&mut self, call: &ClientCall, now: Instant) -> bool {
+        let mut is_capped = false;
+        if let Some(series) = self.series.get_mut(&call.kind) {
+            series.ended = now;
+            is_capped = series.capped_at.is_some_and(|at| at <= now);
+        }
+        !is_capped && call.stalls_at().is_none_or(|at| at > now)
+    }
+
     fn may_notify(&mut self, now: Instant) -> bool {
         let may = self.last_notified.is_none_or(|last| now.duration_since(last) >= MIN_NOTIFY_INTERVAL);
         if may {
@@ -197,8 +240,8 @@ impl Drop for CallGuard {
         let now = Instant::now();
         let mut table = self.calls.table();
         let ended = table.open.remove(&self.id);
-        // The end of a stalled call does not count as use.
-        if ended.is_some_and(|call| call.stalls_at().is_none_or(|at| at > now)) {
+        // The end of a call that does not count is no use.
+        if ended.is_some_and(|call| table.end(&call, now)) {
             table.last_ended = Some(now);
         }
         let notify = table.open.is_empty() && table.may_notify(now);
@@ -231,6 +274,20 @@ mod tests {
             "a call holds no workspace for ever"
         );
         assert_eq!(counts(&calls, Some(soon), late), [(follows, true)], "an intent restarts the cap");
+    }
+
+    #[test]
+    fn reconnected_call_has_the_cap_of_the_first() {
+        let (calls, start) = (ClientCalls::default(), Instant::now());
+        drop(calls.begin(CallKind::Command));
+        let _again = calls.begin(CallKind::Command);
+        let late = start + HOUR + Duration::from_secs(1);
+        let series = calls.table().series[&CallKind::Command];
+        assert_eq!(calls.table().open.values().next().expect("a call").started, series.started);
+        assert!(!counts(&calls, None, late)[0].1, "reconnecting does not restart the cap");
+        assert_eq!(calls.table().continue_series(CallKind::Files, late), late);
+        let later = late + MAX_RECONNECT + Duration::from_secs(1);
+        assert_eq!(calls.table().continue_series(CallKind::Files, later), later, "a new series begins");
     }
 
     #[test]
