@@ -56,8 +56,13 @@ impl DesiredSpec {
 ///
 /// A resource that was restored from a backup has another uid than before, but the same record.
 pub fn id_of(resource: &Workspace) -> Result<WorkspaceId, InvalidIdentifier> {
-    let record = || resource.status.as_ref()?.record.as_ref()?.pointer("/spec/id")?.as_str();
-    match resource.spec.id.as_deref().or_else(record) {
+    let recorded = || {
+        let status = resource.status.as_ref()?;
+        let record = status.record.as_ref()?;
+        // Earlier versions stored an object, and no `status.id`.
+        status.id.as_deref().or_else(|| record.pointer("/spec/id")?.as_str())
+    };
+    match resource.spec.id.as_deref().or_else(recorded) {
         Some(id) => id.parse(),
         None => {
             let digest = digest(&SHA256, resource.uid().unwrap_or_default().as_bytes());
@@ -193,9 +198,13 @@ mod tests {
         other.metadata.uid = Some("0b3b".into());
         assert_ne!(id_of(&unnamed).unwrap(), id_of(&other).unwrap());
 
-        // A restored resource has another uid, and the record of the first one.
-        let record = json!({"schema": 2, "spec": {"id": id_of(&unnamed).unwrap()}});
-        other.status = Some(WorkspaceStatus { record: Some(record), ..WorkspaceStatus::default() });
-        assert_eq!(id_of(&unnamed).unwrap(), id_of(&other).unwrap());
+        // A restored resource has another uid, and the status of the first one. Earlier versions
+        // stored the record as an object, and no id beside it.
+        let first = id_of(&unnamed).unwrap();
+        let object = json!({"schema": 2, "spec": {"id": first}});
+        for (id, record) in [(Some(first.to_string()), json!(object.to_string())), (None, object)] {
+            other.status = Some(WorkspaceStatus { id, record: Some(record), ..WorkspaceStatus::default() });
+            assert_eq!(id_of(&other).unwrap(), first);
+        }
     }
 }

@@ -78,6 +78,9 @@ pub(super) fn of(record: &WorkspaceRecord, resource: &Workspace, generation: i64
             })
         }),
         record: Some(record_text(record)),
+        // Observations that stay displayed until there are newer ones.
+        image_digest: before.and_then(|before| before.image_digest.clone()),
+        volume_size: before.and_then(|before| before.volume_size.clone()),
         ..WorkspaceStatus::default()
     }
 }
