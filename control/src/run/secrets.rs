@@ -115,11 +115,6 @@ impl SharedSecret {
                 tracing::warn!(names, "secrets were deleted from the Secret {NAME}; writing them back");
                 match self.write(secret.as_ref(), missing).await {
                     Ok(()) => break,
-                    // The namespace is being deleted.
-                    Err(error) if has_status_code(&error, 403) => {
-                        tracing::warn!(%error, "failed to restore the Secret {NAME}");
-                        break;
-                    }
                     Err(error) => tracing::warn!(%error, "failed to restore the Secret {NAME}; retrying"),
                 }
                 sleep(RETRY_PAUSE).await;

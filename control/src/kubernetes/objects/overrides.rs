@@ -215,10 +215,31 @@ fn check_volumes(base: &Value, volumes: &Value) -> Checked {
                 return Err(broken(path, problem));
             }
         }
+        check_claim_template(&volume["ephemeral"]["volumeClaimTemplate"], &path)?;
         let claim = volume["persistentVolumeClaim"]["claimName"].as_str().unwrap_or_default();
         if is_own_claim(claim) {
             let problem = format!("the claim {claim} belongs to Podling; use another one");
             return Err(broken(path, problem));
+        }
+    }
+    Ok(())
+}
+
+/// Checks the claim of an ephemeral volume. It must not look like the storage of a workspace, nor copy
+/// the content of one.
+fn check_claim_template(template: &Value, path: &str) -> Checked {
+    for kind in ["labels", "annotations"] {
+        let mut names = template["metadata"][kind].as_object().into_iter().flat_map(|names| names.keys());
+        if names.any(|name| name.starts_with(OWN_PREFIX)) {
+            let problem = format!("names that begin with {OWN_PREFIX} are reserved");
+            return Err(broken(path.to_owned(), problem));
+        }
+    }
+    for source in ["dataSource", "dataSourceRef"] {
+        let source = &template["spec"][source];
+        if source["kind"] == "PersistentVolumeClaim" && is_own_claim(name_of(source)) {
+            let problem = format!("the claim {} belongs to Podling; use another one", name_of(source));
+            return Err(broken(path.to_owned(), problem));
         }
     }
     Ok(())

@@ -36,7 +36,10 @@ pub(super) fn sync_archives(input: TransitionInput<'_>) -> Option<Status> {
             (_, Some(archive)) => StateReason::OnlyArchiveLeft { archive },
             (other, None) => other.clone(),
         };
-        Status { storage: false, since: input.now, reason, ..status.clone() }
+        // The time identifies a failure for those who wait. Its clean-up is no new failure.
+        let has_failed = matches!(reason, StateReason::RestoreFailed { .. });
+        let since = if has_failed { status.since } else { input.now };
+        Status { storage: false, since, reason, ..status.clone() }
     })
 }
 
