@@ -13,6 +13,7 @@ use tokio::time::sleep;
 
 use crate::{
     client::Client,
+    notice,
     spinner::WorkspaceSpinner,
     state_waiter::describe,
     workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
@@ -60,7 +61,7 @@ impl WakeSpinner {
                 Ok(WorkspaceChange::Deleted) | Err(_) => return pending().await,
             };
             if line != printed {
-                eprintln!("podling: waiting: {line}");
+                notice!("podling: waiting: {line}");
                 printed = line;
             }
         }

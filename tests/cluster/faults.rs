@@ -281,14 +281,14 @@ async fn exhausted_namespace_quota_queues_the_workspace() {
 #[ignore = "removes the validation rules of a CRD"]
 async fn invalid_spec_affects_only_its_workspace_until_repaired() {
     const CRD: &str = "crd/workspaces.podling.dev";
-    const SPEC: &str = "/spec/versions/0/schema/openAPIV3Schema/properties/spec";
+    const SCHEMA: &str = "/spec/versions/0/schema/openAPIV3Schema";
     let (_control, deployed) = lock_control_plane().await;
     let space = deployed.namespace();
     let (id, pod) = create_busy_workspace(deployed, "niklaus").await;
     run_cli(deployed, &["create", "ole"]).await;
-    let rules = space.field(CRD, ".spec.versions[0].schema.openAPIV3Schema.properties.spec");
+    let rules = space.field(CRD, ".spec.versions[0].schema.openAPIV3Schema");
     let replace = |rules: &str| {
-        let patch = format!(r#"[{{"op": "replace", "path": "{SPEC}", "value": {rules}}}]"#);
+        let patch = format!(r#"[{{"op": "replace", "path": "{SCHEMA}", "value": {rules}}}]"#);
         space.kubectl(&["patch", CRD, "--type=json", "--patch", &patch]).expect_success();
     };
     let edited = async |spec: &str| {

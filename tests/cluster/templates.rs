@@ -117,7 +117,8 @@ async fn template_shapes_pods_and_invalid_overrides_are_named() {
             "containers": [
                 {{"name": "workspace", "env": [{{"name": "TEAM", "value": "vision"}}],
                   "volumeMounts": [{{"name": "shared", "mountPath": "/shared"}}]}},
-                {{"name": "sidecar", "image": "{image}", "command": ["sleep", "infinity"]}}]}}}}"#
+                {{"name": "sidecar", "image": "{image}",
+                  "command": ["sh", "-c", "trap exit TERM; sleep infinity & wait"]}}]}}}}"#
     );
     space.apply(&shaped_template(&overrides)).expect_success();
     wait_template_ready(deployed, "True").await;

@@ -57,16 +57,22 @@ pub async fn download(
     let mut copies = stream::iter(files)
         .map(async |file| (file.from.show(), download_file(workspace_client, &file, bar).await))
         .buffer_unordered(CONCURRENT_FILES);
+    let mut outcome = Ok(());
     while let Some((from, copied)) = copies.next().await {
-        tally.add(from, copied, is_alone)?;
+        outcome = tally.add(from, copied, is_alone);
+        if outcome.is_err() {
+            break;
+        }
     }
+    drop(copies);
+    // Also after a failure, because a repeated copy keeps the modes of directories that exist.
     for (directory, mode) in created.new.into_iter().rev() {
         if let Err(error) = fs::set_permissions(&directory.to, Permissions::from_mode(mode)) {
             let CopyFailure { failure, .. } = CopyFailure::write(&directory.to, error);
             tally.skipped.push(SkippedPath::with_failure(directory.from, SkipReason::Unwritable, &failure));
         }
     }
-    Ok(())
+    outcome
 }
 
 /// Outcome of creating the directories of a plan.

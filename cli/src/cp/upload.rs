@@ -56,10 +56,17 @@ pub async fn upload(
     let mut copies = stream::iter(files)
         .map(async |file| (file.from.display().to_string(), upload_file(workspace_client, &file, bar).await))
         .buffer_unordered(CONCURRENT_FILES);
+    let mut outcome = Ok(());
     while let Some((from, copied)) = copies.next().await {
-        tally.add(from, copied, is_alone)?;
+        outcome = tally.add(from, copied, is_alone);
+        if outcome.is_err() {
+            break;
+        }
     }
-    restrict_directories(workspace_client, created.restricted, tally).await
+    drop(copies);
+    // Also after a failure, because a repeated copy keeps the modes of directories that exist.
+    let restricted = restrict_directories(workspace_client, created.restricted, tally).await;
+    outcome.and(restricted)
 }
 
 /// Outcome of creating the directories of a plan.
