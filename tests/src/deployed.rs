@@ -52,6 +52,8 @@ impl Deployed {
             kubectl(&["apply", "--kustomize", overlay.to_str().expect("a path")]).expect_success();
             let namespace = Namespace::existing("podling");
             rolled_out(&namespace);
+            // A replica that stands by is ready before the leader has created the Secret.
+            namespace.wait("create", "secret/podling-control").expect_success();
             let address = format!("{}:7411", namespace.field("service/podling", ".spec.clusterIP"));
             // The command with which the installation guide reads the Secret.
             let token = "go-template={{index .data \"root-token\" | base64decode}}";
