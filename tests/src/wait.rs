@@ -5,8 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Timeout of a wait, long enough for a loaded machine with two cores.
-pub const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Timeout of a wait, long enough for a loaded machine with two cores. The pods of other stories may
+/// take all processors of the node for more than a minute, and a new pod then waits for one to end.
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Minimum pause between two polls.
 pub(crate) const MIN_POLL_PAUSE: Duration = Duration::from_millis(20);
 /// Ratio of a pause to the duration of the poll before it. A poll with kubectl takes up to 100 ms
