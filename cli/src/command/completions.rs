@@ -28,6 +28,13 @@ _podling_names() {
     compadd -a names
 }
 ";
+/// Words in the help of each argument that names a workspace. A script for zsh contains the help.
+const NAMES_IN_HELP: [&str; 4] = [
+    "ame or id of the workspace",
+    "ames or ids of the workspaces",
+    "ame or id of a workspace",
+    "this workspace (name or id)",
+];
 /// Time limit for listing names, because the user waits for it at a prompt.
 const NAMES_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -80,8 +87,7 @@ fn script(shell: Shell) -> String {
 
 /// Completes each argument that names a workspace by the function of [`ZSH_NAMES`].
 fn zsh_with_names(script: &str) -> String {
-    let names = ["ame or id of the workspace", "ames or ids of the workspaces"];
-    let complete_names = |line: &str| match names.iter().any(|names| line.contains(names)) {
+    let complete_names = |line: &str| match NAMES_IN_HELP.iter().any(|names| line.contains(names)) {
         true => line.replace(":_default'", ":_podling_names'"),
         false => line.to_owned(),
     };
