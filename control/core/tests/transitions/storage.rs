@@ -280,8 +280,9 @@ fn failed_restore_stays_the_reason_until_the_next_attempt() {
     let reason = StateReason::RestoreFailed { cause: Box::new(disk_error) };
     assert_eq!((failed.phase, &failed.reason), (Phase::Archived, &reason));
     // The part that was restored is removed before the next attempt.
-    let decision = decide(&spec, &failed, &storage_removed(), NOW);
+    let decision = decide(&spec, &failed, &storage_removed(), NOW.plus(MIN_BACKOFF / 2));
     assert_eq!((decision.status.storage, &decision.status.reason), (false, &reason));
+    assert_eq!(decision.status.since, NOW, "the clean-up is no new failure");
     assert_eq!(decision.next, Some((NOW.plus(MIN_BACKOFF), NextStep::Restore)));
     let later = decide(&spec, &decision.status, &storage_removed(), NOW.plus(MIN_BACKOFF)).status;
     assert_eq!(later.reason, StateReason::Restoring { archive: ArchiveKey("archive-3".into()) });
