@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use podling_core::observed::{CommandHealth, Failure, RunningAgents, UseState};
 use podling_proto::agent::v1::{ActivityLevel, ActivityState};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{AgentDirective, AgentHello, ConnectionId, Heartbeat, entry::WorkspaceEntry};
 use crate::snapshot::AgentView;
@@ -14,6 +14,10 @@ use crate::snapshot::AgentView;
 pub const MAX_AGENT_SESSIONS: usize = 4;
 /// Silence after which the connection is unknown: three and a half heartbeat intervals.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(53);
+
+/// Shortest time between two stored texts of a command that keeps failing. An agent may report another
+/// text with each heartbeat, and each stored text is a write.
+const MIN_COMMAND_CHANGE: Duration = Duration::from_secs(10);
 
 /// The stream of an agent that has said hello.
 #[derive(Debug)]
@@ -66,11 +70,25 @@ impl WorkspaceEntry {
             }
             ActivityLevel::Unspecified => UseState::Unknown,
         });
-        self.observed.command = match &activity.command_failure {
+        self.take_command_health(match &activity.command_failure {
             Some(failure) => CommandHealth::Failing(failure.detail.clone()),
             None => CommandHealth::Good,
-        };
+        });
         self.activity = Some(activity);
+    }
+
+    /// Records the state of the workspace's command. While the command keeps failing, its text changes
+    /// at most once per [`MIN_COMMAND_CHANGE`].
+    fn take_command_health(&mut self, health: CommandHealth) {
+        let keeps_failing = matches!(
+            (&self.observed.command, &health),
+            (CommandHealth::Failing(_), CommandHealth::Failing(_))
+        );
+        let is_due = self.command_changed_at.is_none_or(|at| at.elapsed() >= MIN_COMMAND_CHANGE);
+        if health != self.observed.command && (is_due || !keeps_failing) {
+            self.observed.command = health;
+            self.command_changed_at = Some(Instant::now());
+        }
     }
 
     /// Sends a message to the claimed agent. Returns `false` if no agent is claimed or its stream

@@ -60,6 +60,8 @@ pub(super) struct WorkspaceEntry {
     pub(super) agent: Option<Arc<AgentView>>,
     /// The activity that the agent reported last.
     pub(super) activity: Option<Arc<ActivityState>>,
+    /// When the observed state of the workspace's command changed last.
+    pub(super) command_changed_at: Option<Instant>,
     /// The next step and its wall-clock time, for display.
     pub(super) next: Option<(Timestamp, NextStep)>,
     /// When the next decision is due, on the monotonic clock.
@@ -100,6 +102,7 @@ impl WorkspaceEntry {
             sessions: Vec::new(),
             agent: None,
             activity: None,
+            command_changed_at: None,
             next: None,
             scheduled_at: None,
             pending_replies: Vec::new(),

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use podling_control::driver::ConnectionId;
-use podling_core::reason::NextStep;
+use podling_core::reason::{NextStep, StateReason};
 use podling_core::workspace::{AgentConnection, State};
-use podling_proto::agent::v1::ActivityLevel;
+use podling_proto::agent::v1::{ActivityLevel, ActivityState, CommandFailure};
 use tokio::time::Instant;
 
 use crate::{
@@ -106,4 +106,27 @@ async fn suspended_machine_counts_no_silence() {
     let view = control.handle.snapshots().borrow().get(&id).unwrap().clone();
     assert_eq!((view.state, view.connection, view.restarts), (State::Awake, AgentConnection::Unknown, 0));
     assert_eq!(backend.state().calls, ["start 1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn text_of_failing_command_changes_at_most_every_10_s() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (id, _agent) = control.create_awake("demo").await;
+    let failed = |detail: &str| StateReason::CommandFailed { detail: detail.into() };
+    let report = async |detail: Option<&str>| {
+        let failure = |detail: &str| CommandFailure { detail: detail.into(), ..Default::default() };
+        let activity = ActivityState { command_failure: detail.map(failure), ..Default::default() };
+        assert!(control.send_activity(&id, 1, activity).await);
+        // Answered once the record is durable, so the view shows what was stored.
+        control.handle.wake(id.clone()).await.unwrap().reason.clone()
+    };
+    assert_eq!(report(Some("first")).await, failed("first"));
+    for n in 0..20 {
+        assert_eq!(report(Some(&format!("text {n}"))).await, failed("first"), "it changed just now");
+    }
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(report(Some("second")).await, failed("second"));
+    assert_eq!(report(None).await, StateReason::AgentConnected, "a recovery is stored at once");
+    assert_eq!(report(Some("third")).await, failed("third"), "a failure is stored at once");
 }

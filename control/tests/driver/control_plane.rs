@@ -156,9 +156,19 @@ impl TestControlPlane {
         level: ActivityLevel,
         counted: Duration,
     ) -> bool {
-        let (accepted, was_accepted) = oneshot::channel();
         let counted_idle = prost_types::Duration::try_from(counted).ok();
         let activity = ActivityState { level: level.into(), counted_idle, ..Default::default() };
+        self.send_activity(id, connection, activity).await
+    }
+
+    /// Sends a heartbeat with this activity. Returns whether it was accepted.
+    pub(crate) async fn send_activity(
+        &self,
+        id: &WorkspaceId,
+        connection: u64,
+        activity: ActivityState,
+    ) -> bool {
+        let (accepted, was_accepted) = oneshot::channel();
         let heartbeat = Heartbeat {
             workspace: id.clone(),
             connection: ConnectionId(connection),
