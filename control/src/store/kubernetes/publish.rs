@@ -14,6 +14,7 @@ use super::{
     KubernetesStore, MAX_CONCURRENT_WRITES,
     display_status::{DisplayStatus, RecordFacts},
     resource_cache::ResourceCache,
+    status::word,
 };
 use crate::{
     clock,
@@ -88,13 +89,18 @@ impl KubernetesStore {
     async fn publish_one(
         &self,
         view: &WorkspaceView,
-        display: DisplayStatus,
+        mut display: DisplayStatus,
         cache: &ResourceCache,
     ) -> Result<(), kube::Error> {
         let mut written = cache.written.lock().await;
         let Some(latest) = cache.latest() else { return Ok(()) };
         if written.status_modified_externally(&latest) {
             tracing::warn!(workspace = %view.spec.id, "status was modified externally, writing it again");
+        }
+        let is_awake = written.status().is_some_and(|status| status.state == word(State::Awake));
+        if is_awake && view.state != State::Awake {
+            // The record is newer than the view.
+            display.becomes_awake();
         }
         let display = cache.update_display(display);
         // Without a written record there is no status yet. The first write of the record creates

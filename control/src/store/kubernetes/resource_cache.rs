@@ -10,7 +10,7 @@ use std::{
 use kube::ResourceExt;
 use podling_core::{
     status::{Phase, Status},
-    workspace::{DesiredState, Spec},
+    workspace::{DesiredState, Spec, State},
 };
 use serde_json::Value;
 use tokio::{
@@ -18,7 +18,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::display_status::DisplayStatus;
+use super::{display_status::DisplayStatus, status::word};
 use crate::{
     kubernetes::{DesiredResourceState, DesiredSpec, Workspace, WorkspaceStatus},
     store::WorkspaceRecord,
@@ -104,9 +104,15 @@ impl ResourceCache {
         seen.clone()
     }
 
-    /// Returns the observations that the next status displays.
-    pub(super) fn display(&self) -> DisplayStatus {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Returns the observations that the next status displays, for this record.
+    pub(super) fn display(&self, record: &Status) -> DisplayStatus {
+        let was_awake =
+            self.latest().and_then(|latest| Some(latest.status.as_ref()?.state == word(State::Awake)));
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if record.state() == State::Awake && was_awake != Some(true) {
+            seen.becomes_awake();
+        }
+        seen.clone()
     }
 
     /// Returns whether another client has changed the status. False while a write is in progress.
@@ -160,6 +166,9 @@ impl ResourceCache {
     pub(super) async fn set_loaded(&self, resource: Workspace, record: &WorkspaceRecord) {
         let mut written = self.written.lock().await;
         written.set_status(&resource);
+        if let Some(status) = &resource.status {
+            *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = DisplayStatus::loaded(status);
+        }
         self.observe(resource);
         written.desired_spec = Some(desired_spec(record));
         // The watch compares the resource with this spec, so it reports edits that were made while

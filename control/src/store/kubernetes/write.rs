@@ -143,7 +143,7 @@ impl KubernetesStore {
             cache.observe(now.clone());
         }
         let mut status = status::of(record, &now, written.generation.max(record.generation));
-        cache.display().apply_to(&mut status, RecordFacts::of(&record.status), clock::now());
+        cache.display(&record.status).apply_to(&mut status, RecordFacts::of(&record.status), clock::now());
         if now.status.as_ref() == Some(&status) {
             return Ok(now);
         }
