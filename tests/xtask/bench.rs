@@ -14,8 +14,7 @@ const MUSL: &str = "x86_64-unknown-linux-musl";
 const GNU: &str = "x86_64-unknown-linux-gnu";
 
 /// Arguments of cargo that build the program that measures decisions.
-const SIMULATE: [&str; 8] =
-    ["build", "--release", "--package", "podling-core", "--features", "mutants", "--example", "simulate"];
+const SIMULATE: [&str; 6] = ["build", "--release", "--package", "podling-core", "--example", "simulate"];
 
 /// Names of the groups of benchmarks in `tests/benches/groups.rs`.
 const GROUPS: [&str; 11] =

@@ -1,5 +1,4 @@
-//! `cargo xtask simulate` runs the simulation of the lifecycle (`control/core/tests/simulation`),
-//! which needs the feature `mutants`.
+//! `cargo xtask simulate` runs the simulation of the lifecycle (`control/core/tests/simulation`).
 
 use anyhow::Result;
 
@@ -24,8 +23,7 @@ pub(crate) struct SimulateArgs {
 /// Runs one simulation, which prints its coverage, or the trace up to the broken law.
 pub(crate) fn run(args: &SimulateArgs) -> Result<bool> {
     let (seed, steps) = (args.seed.to_string(), args.steps.to_string());
-    let mut cargo = vec!["run", "--quiet", "--package", "podling-core"];
-    cargo.extend(["--features", "mutants", "--example", "simulate"]);
+    let mut cargo = vec!["run", "--quiet", "--package", "podling-core", "--example", "simulate"];
     let record = args.record.map(|seed| seed.to_string());
     if let Some(seed) = &record {
         cargo.extend(["--", "--record", seed]);
@@ -42,7 +40,6 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<bool> {
 /// Returns the gate's step that runs the simulation as a test. Millions of simulated steps must
 /// keep every law, and every mutant must break one.
 pub(crate) fn step() -> GateStep {
-    let cargo =
-        ["test", "--package", "podling-core", "--quiet", "--features", "mutants", "--test", "simulation"];
+    let cargo = ["test", "--package", "podling-core", "--quiet", "--test", "simulation"];
     GateStep::cargo("simulation and its mutants", &cargo, &[])
 }

@@ -41,6 +41,8 @@
 //!   be archived. `cancel_sleep` also applies when nothing forces a forced sleep any more. Both follow
 //!   when a deletion is taken back.
 //!
+//! - `stop_now` is `stop_awake` in Awake and Preparing.
+//!
 //! The machine is level-triggered. `decide` follows transitions until none applies. Then the phase
 //! asks for one action until that action is observed to be done. The driver keeps at most one
 //! action per workspace in flight. It orders an action only once the status that asks for it is
@@ -51,20 +53,20 @@
 //! workspace without storage also enters `Archived`. A workspace enters `Deleting` on an explicit
 //! discard, or when neither storage nor archives are left.
 
-mod action;
-mod backoff;
 mod next;
 mod transition;
 
 use std::time::Duration;
 
+pub use transition::{Transition, TransitionInput};
+
 use crate::{
-    mutant,
-    observed::{ActionFailure, CommandHealth, Observed},
+    archive::Archive,
+    observed::{ActionFailure, CommandHealth, Observed, RunningAgents},
     reason::{NextStep, Operation, SleepCause, StateReason, Wait, WaitReason},
-    status::{MaintenanceRetry, MaintenanceTask, Phase, Status, Urgency},
+    status::{MaintenanceRetry, MaintenanceStage, MaintenanceTask, Phase, Status, Urgency},
     time::Timestamp,
-    workspace::{Epoch, Resources, Spec},
+    workspace::{DesiredState, Epoch, Resources, Spec},
 };
 
 /// Pause before the first retry of a failed action. Each further failure doubles the pause.
@@ -124,6 +126,48 @@ pub enum Action {
     RemoveRecord,
 }
 
+/// The arrows of the drawing above, and the choice of the action, as a table.
+///
+/// The product has one table, [`StateMachine::PRODUCT`]. The simulation proves that its laws notice
+/// mistakes: it runs tables in which one function is wrong.
+#[derive(Debug, Clone, Copy)]
+pub struct StateMachine {
+    pub sync_archives: Transition,
+    pub discard: Transition,
+    pub enqueue: Transition,
+    pub admit: Transition,
+    pub stop_now: Transition,
+    pub resized: Transition,
+    pub start: Transition,
+    pub open_storage: Transition,
+    pub start_failed: Transition,
+    pub hello: Transition,
+    pub agent_ended: Transition,
+    pub agent_silent: Transition,
+    pub stop_restarting: Transition,
+    pub healthy: Transition,
+    pub stop_awake: Transition,
+    pub fall_asleep: Transition,
+    pub cancel_sleep: Transition,
+    pub prepared: Transition,
+    pub ready: Transition,
+    pub give_up: Transition,
+    pub declined: Transition,
+    pub stopped: Transition,
+    pub wake: Transition,
+    pub release_storage: Transition,
+    pub archive_due: Transition,
+    pub cancel_archive: Transition,
+    pub restore: Transition,
+    pub maintenance_started: Transition,
+    pub archived: Transition,
+    pub restored: Transition,
+    pub retry_later: Transition,
+    pub nothing_left: Transition,
+    /// Returns the action that the status asks for.
+    pub due_action: fn(&Spec, &Status, &Observed) -> Option<Action>,
+}
+
 /// The result of [`decide()`]: the new status, and what the driver has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
@@ -136,32 +180,156 @@ pub struct Decision {
     pub warning: Option<(Timestamp, SleepCause)>,
 }
 
-/// Decides what follows from the spec, the status and the observations. Pure. Deciding again from
-/// the returned status changes nothing.
+/// Decides what follows from the spec, the status and the observations, by the product's
+/// [`StateMachine`].
 pub fn decide(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Decision {
-    let mut status = status.clone();
-    // The loop ends, because no transition leads back under the same observations. A new start
-    // needs a higher epoch than the one that ended. Every failure is followed by a pause, or by
-    // processes that have to end first.
-    for followed in 0.. {
-        let Some(next) = transition::follow(spec, &status, observed, now) else { break };
-        debug_assert!(followed < MAX_TRANSITIONS, "{status:?} cycles under {observed:?}");
-        if followed >= MAX_TRANSITIONS {
-            break;
+    StateMachine::PRODUCT.decide(spec, status, observed, now)
+}
+
+impl StateMachine {
+    /// Decides what follows from the spec, the status and the observations. Pure. Deciding again from
+    /// the returned status changes nothing.
+    pub fn decide(&self, spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Decision {
+        let mut status = status.clone();
+        // The loop ends, because no transition leads back under the same observations. A new start
+        // needs a higher epoch than the one that ended. Every failure is followed by a pause, or by
+        // processes that have to end first.
+        for followed in 0.. {
+            let input = TransitionInput { spec, status: &status, observed, now };
+            let Some(next) = self.follow(input) else { break };
+            debug_assert!(followed < MAX_TRANSITIONS, "{status:?} cycles under {observed:?}");
+            if followed >= MAX_TRANSITIONS {
+                break;
+            }
+            status = next;
         }
-        mutant::record(&status, &next);
-        status = next;
+        let due = (self.due_action)(spec, &status, observed);
+        status = with_wait(status, observed, due);
+        let retried = due.and_then(|action| Some((paused_until(action, observed, now)?, action)));
+        if let (Some(_), Some(last)) = (retried, &observed.last_failure) {
+            status.reason = last.failure.as_reason(last.action);
+        }
+        let retry = retried.map(|(at, action)| (at, NextStep::RetryAction(action.into())));
+        let next = retry.into_iter().chain(next::of(spec, &status, observed, now)).min();
+        let warning = next::warning(spec, &status, observed, now);
+        Decision { action: due.filter(|_| retried.is_none()), status, next, warning }
     }
-    let due = action::of(spec, &status, observed);
-    status = with_wait(status, observed, due);
-    let retried = due.and_then(|action| Some((backoff::of(action, observed, now)?, action)));
-    if let (Some(_), Some(last)) = (retried, &observed.last_failure) {
-        status.reason = last.failure.as_reason(last.action);
+
+    /// Returns the status after the first transition that applies, or `None` if none applies.
+    pub fn follow(&self, input: TransitionInput<'_>) -> Option<Status> {
+        use MaintenanceStage::{Running, Starting};
+        use MaintenanceTask::{Archive, Restore};
+        let arrows: &[Transition] = match input.status.phase {
+            Phase::Queued => &[self.stop_now, self.enqueue, self.admit],
+            Phase::Pending { .. } => &[self.stop_now, self.resized, self.start],
+            Phase::Starting => {
+                &[self.open_storage, self.stop_now, self.resized, self.start_failed, self.hello]
+            }
+            Phase::Awake => &[
+                self.stop_restarting,
+                self.agent_ended,
+                self.stop_awake,
+                self.agent_silent,
+                self.fall_asleep,
+                self.resized,
+                self.healthy,
+            ],
+            Phase::Preparing { .. } => {
+                &[self.stop_restarting, self.agent_ended, self.stop_awake, self.cancel_sleep, self.prepared]
+            }
+            Phase::Committing => &[self.ready, self.give_up, self.declined],
+            Phase::FallingAsleep => &[self.stopped],
+            Phase::Asleep => &[self.wake, self.release_storage, self.archive_due],
+            Phase::Maintenance { task: Archive, stage: Starting } => {
+                &[self.wake, self.cancel_archive, self.retry_later, self.maintenance_started]
+            }
+            Phase::Maintenance { task: Archive, stage: Running } => {
+                &[self.wake, self.cancel_archive, self.archived, self.retry_later]
+            }
+            Phase::Maintenance { task: Restore, stage: Starting } => {
+                &[self.retry_later, self.maintenance_started]
+            }
+            Phase::Maintenance { task: Restore, stage: Running } => &[self.restored, self.retry_later],
+            Phase::Archived => &[self.nothing_left, self.restore],
+            Phase::Deleting => &[],
+        };
+        [self.sync_archives, self.discard].iter().chain(arrows).find_map(|arrow| arrow(input))
     }
-    let retry = retried.map(|(at, action)| (at, NextStep::RetryAction(action.into())));
-    let next = retry.into_iter().chain(next::of(spec, &status, observed, now)).min();
-    let warning = next::warning(spec, &status, observed, now);
-    Decision { action: due.filter(|_| retried.is_none()), status, next, warning }
+}
+
+/// Returns the action that the status asks for now.
+fn due_action(spec: &Spec, status: &Status, observed: &Observed) -> Option<Action> {
+    let epoch = status.epoch;
+    let connected = observed.connected == Some(epoch);
+    match (status.phase, &observed.processes) {
+        (_, RunningAgents::Unseen) => None,
+        (Phase::Awake, _) if connected && observed.prepare_state.may_be_prepared() == Some(epoch) => {
+            Some(Action::Cancel(epoch))
+        }
+        (Phase::Awake, _) => expire(spec, status, observed).or_else(|| resize(status, observed)),
+        (Phase::Preparing { urgency, .. }, _) if connected => Some(Action::Prepare { epoch, urgency }),
+        (Phase::Committing, _) if connected => Some(Action::Commit(epoch)),
+        (Phase::Maintenance { task, stage: MaintenanceStage::Running }, _) if connected => Some(match task {
+            MaintenanceTask::Archive => Action::Archive(epoch),
+            MaintenanceTask::Restore => Action::Restore(epoch),
+        }),
+        (
+            Phase::Preparing { .. }
+            | Phase::Committing
+            | Phase::Maintenance { stage: MaintenanceStage::Running, .. },
+            _,
+        ) => None,
+        (Phase::Starting | Phase::Maintenance { .. }, RunningAgents::None) => Some(Action::StartAgent(epoch)),
+        (Phase::Starting | Phase::Maintenance { .. }, RunningAgents::Some(_)) => None,
+        (_, RunningAgents::Some(_)) => Some(Action::StopProcesses),
+        (Phase::Deleting, RunningAgents::None) if !observed.removed => Some(Action::RemoveStorage),
+        (Phase::Deleting, RunningAgents::None) => Some(
+            status
+                .archives
+                .first()
+                .map_or(Action::RemoveRecord, |oldest| Action::ExpireArchive(oldest.generation)),
+        ),
+        (Phase::Archived, RunningAgents::None) if status.storage => Some(Action::RemoveStorage),
+        (
+            Phase::Queued | Phase::Pending { .. } | Phase::FallingAsleep | Phase::Asleep | Phase::Archived,
+            RunningAgents::None,
+        ) => expire(spec, status, observed),
+    }
+}
+
+/// Returns a resize unless the agent is known to have the allocated resources.
+fn resize(status: &Status, observed: &Observed) -> Option<Action> {
+    let (epoch, resources) = (status.epoch, status.allocated?);
+    let is_actual = observed.actual == Some((epoch, resources));
+    (!is_actual && observed.processes.is_running(epoch)).then_some(Action::Resize { epoch, resources })
+}
+
+/// Returns the removal of the oldest archive if its retention is over in observed time, or if there
+/// are more than [`MAX_ARCHIVES`].
+fn expire(spec: &Spec, status: &Status, observed: &Observed) -> Option<Action> {
+    // A pending request needs this archive to restore the workspace.
+    let is_requested =
+        spec.desired_state == DesiredState::Awake && spec.request_seq > status.observed_request;
+    if status.phase == Phase::Archived && is_requested {
+        return None;
+    }
+    let oldest = oldest_archive(status)?;
+    let over =
+        archive_age(oldest, observed) >= spec.policy.keep_archives || status.archives.len() > MAX_ARCHIVES;
+    over.then_some(Action::ExpireArchive(oldest.generation))
+}
+
+/// Returns the oldest archive, which is the next to expire. Returns `None` if that archive holds
+/// the content of the present storage, because the storage is removed only while the archive
+/// exists.
+fn oldest_archive(status: &Status) -> Option<&Archive> {
+    let needed = |archive: &&Archive| status.storage && archive.generation == status.storage_generation;
+    status.archives.first().filter(|archive| !needed(archive))
+}
+
+/// Returns the age of an archive in observed time.
+fn archive_age(archive: &Archive, observed: &Observed) -> Duration {
+    observed.observed_time.saturating_sub(archive.observed_time)
 }
 
 /// Returns the status with its wait up to date. The reason of a start or resize names what it waits
@@ -170,9 +338,7 @@ pub fn decide(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp)
 fn with_wait(status: Status, observed: &Observed, due: Option<Action>) -> Status {
     let usual = match status.phase {
         Phase::Starting => StateReason::AgentStarting,
-        Phase::Maintenance { stage: crate::status::MaintenanceStage::Starting, .. } => {
-            StateReason::AgentStarting
-        }
+        Phase::Maintenance { stage: MaintenanceStage::Starting, .. } => StateReason::AgentStarting,
         Phase::Awake => match &observed.command {
             CommandHealth::Failing(detail) => StateReason::CommandFailed { detail: detail.clone() },
             CommandHealth::Good => StateReason::AgentConnected,
@@ -229,4 +395,28 @@ pub fn shorten_backoff(status: &Status, now: Timestamp) -> Status {
     }
     status.maintenance_retry.not_before = soonest.min(status.maintenance_retry.not_before);
     status
+}
+
+/// Returns the end of the pause before `action` is retried. Returns `None` if the pause is over, or
+/// if the last failure is of another action.
+fn paused_until(action: Action, observed: &Observed, now: Timestamp) -> Option<Timestamp> {
+    let last = observed.last_failure.as_ref().filter(|last| last.action == action)?;
+    let until = last.at.plus(backoff(last.failures));
+    is_pending(until, now).then_some(until)
+}
+
+/// Returns the pause after this many failures in a row. It doubles from [`MIN_BACKOFF`] to
+/// [`MAX_BACKOFF`].
+fn backoff(failures: u32) -> Duration {
+    match failures.checked_sub(1) {
+        None => Duration::ZERO,
+        Some(doublings) => MIN_BACKOFF.saturating_mul(1 << doublings.min(16)).min(MAX_BACKOFF),
+    }
+}
+
+/// Returns whether `until` is still to come. A pause longer than [`MAX_BACKOFF`] means that the
+/// clock was set back, so the pause is taken as over.
+fn is_pending(until: Timestamp, now: Timestamp) -> bool {
+    let left = until.since(now);
+    !left.is_zero() && left <= MAX_BACKOFF
 }

@@ -6,7 +6,6 @@
 pub mod archive;
 pub mod decide;
 pub mod id;
-pub mod mutant;
 pub mod observed;
 pub mod policy;
 pub mod quota;

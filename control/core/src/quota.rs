@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{Owner, WorkspaceId},
-    mutant::{self, Mutant},
     status::{Phase, Status},
     workspace::{Resources, Spec},
 };
@@ -116,9 +115,6 @@ pub fn admission_queue<'a>(
         }
     }
     waiting.sort_by_key(|(since, _, request)| (*since, request.id));
-    if mutant::is(Mutant::ServesLastFirst) {
-        waiting.reverse();
-    }
     let mut queue = AdmissionQueue::new();
     let mut total_is_full = false;
     let mut full_owners = BTreeSet::new();
@@ -169,7 +165,6 @@ impl QuotaUsage {
     fn fits(mut self, resources: Resources, quota: &Quota) -> bool {
         self.add(resources);
         let within = |used: u64, most: Option<u64>| most.is_none_or(|most| used <= most);
-        let within = |used, most| within(used, most) || mutant::is(Mutant::AdmitsAll);
         within(self.awake, quota.awake)
             && within(self.cpu_millis, quota.cpu_millis)
             && within(self.memory_bytes, quota.memory_bytes)

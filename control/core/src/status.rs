@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     archive::Archive,
-    mutant::{self, Mutant},
     reason::{StateReason, Wait},
     time::Timestamp,
     workspace::{Epoch, Resources, State},
@@ -195,16 +194,13 @@ impl Status {
 
     /// Returns the archive of the storage's present content, if there is one.
     pub fn archive(&self) -> Option<&Archive> {
-        let trusted = |archive: &&Archive| {
-            archive.generation == self.storage_generation || mutant::is(Mutant::TrustsOldArchive)
-        };
-        self.archives.iter().rev().find(trusted)
+        self.archives.iter().rev().find(|archive| archive.generation == self.storage_generation)
     }
 
     /// Returns whether an agent may be claimed while this status is the durable one. A claimed agent
     /// can write to the storage, so a crash must not lose the fact that it may have.
     pub fn permits_claim(&self) -> bool {
-        self.storage || mutant::is(Mutant::ClaimsBeforeStorage)
+        self.storage
     }
 
     /// Returns the state that API, CRD and CLI show.

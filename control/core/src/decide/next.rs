@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::{HEALTHY_AFTER, HELLO_LIMIT, SILENCE_LIMIT, action, backoff};
+use super::{
+    Action, HEALTHY_AFTER, HELLO_LIMIT, SILENCE_LIMIT, archive_age, is_pending, oldest_archive, paused_until,
+};
 use crate::{
-    decide::Action,
     observed::{Observed, RunningAgents, UseState},
     reason::{NextStep, SleepCause},
     status::{MaintenanceStage, Phase, Status},
@@ -61,7 +62,7 @@ fn of_phase(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -
             });
             status.storage.then(|| (due.max(retry(status, now)), NextStep::Archive))
         }
-        Phase::Archived => backoff::is_pending(status.maintenance_retry.not_before, now)
+        Phase::Archived => is_pending(status.maintenance_retry.not_before, now)
             .then_some((status.maintenance_retry.not_before, NextStep::Restore)),
         Phase::Queued
         | Phase::Pending { .. }
@@ -75,7 +76,7 @@ fn of_phase(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -
 /// Returns the end of the pause after failed maintenance, or `now` if there is no pause.
 fn retry(status: &Status, now: Timestamp) -> Timestamp {
     let until = status.maintenance_retry.not_before;
-    if backoff::is_pending(until, now) { until } else { now }
+    if is_pending(until, now) { until } else { now }
 }
 
 /// Returns for each cause when it puts an awake workspace to sleep, if no event comes before.
@@ -111,7 +112,7 @@ fn sleeps(
 fn declined_until(observed: &Observed, now: Timestamp) -> Option<Timestamp> {
     let action = observed.last_failure.as_ref()?.action;
     matches!(action, Action::Prepare { .. } | Action::Commit(_))
-        .then(|| backoff::of(action, observed, now))?
+        .then(|| paused_until(action, observed, now))?
 }
 
 /// Returns when and why the workspace falls asleep, if its users must be warned now.
@@ -129,7 +130,7 @@ pub(super) fn warning(
 
 /// Returns when the retention of the oldest archive is over.
 fn expiry(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
-    let age = action::age(action::oldest(status)?, observed);
+    let age = archive_age(oldest_archive(status)?, observed);
     let left = spec.policy.keep_archives.saturating_sub(age);
     Some((now.plus(left), NextStep::ExpireArchive))
 }

@@ -9,10 +9,12 @@ use std::{
 use podling_core::{
     decide::Action,
     observed::{ActionSuccess, Failure, Observed, RunningAgents},
-    quota::{self, QuotaRequest, Quotas},
+    quota::{self, AdmissionQueue, QuotaRequest, Quotas},
     status::{Phase, Status},
     workspace::{Epoch, Resources, Spec},
 };
+
+use super::mutant::Mutant;
 
 /// The record of one workspace in the model store.
 #[derive(Debug, Clone, PartialEq)]
@@ -176,16 +178,23 @@ impl WorkspaceEntry {
 }
 
 impl ControlPlane {
-    fn quota_requests(&self) -> impl Iterator<Item = QuotaRequest<'_>> {
-        self.entries.values().filter_map(WorkspaceEntry::quota_request)
+    fn admission_queue(&self, quotas: &Quotas, mutant: Option<Mutant>) -> AdmissionQueue {
+        let requests = self.entries.values().filter_map(WorkspaceEntry::quota_request);
+        match mutant {
+            None => quota::admission_queue(requests, quotas),
+            Some(mutant) => {
+                let requests = requests.map(|request| mutant.quota_request(request));
+                quota::admission_queue(requests, &mutant.quotas(quotas))
+            }
+        }
     }
 
     /// Returns the indices of the waiting workspaces that the quotas admit.
-    pub(crate) fn admitted(&self, quotas: &Quotas) -> BTreeSet<usize> {
+    pub(crate) fn admitted(&self, quotas: &Quotas, mutant: Option<Mutant>) -> BTreeSet<usize> {
         if !self.entries.values().any(WorkspaceEntry::waits) {
             return BTreeSet::new();
         }
-        let queue = quota::admission_queue(self.quota_requests(), quotas);
+        let queue = self.admission_queue(quotas, mutant);
         let waits = |entry: &WorkspaceEntry| entry.waits() && !queue.contains_key(&entry.record.spec.id);
         self.entries.iter().filter(|(_, entry)| waits(entry)).map(|(w, _)| *w).collect()
     }
@@ -193,7 +202,7 @@ impl ControlPlane {
     /// Returns the position of a workspace in the admission queue; 1 is next.
     pub(crate) fn queue_position(&self, w: usize, quotas: &Quotas) -> Option<usize> {
         let id = &self.entries.get(&w)?.record.spec.id;
-        quota::admission_queue(self.quota_requests(), quotas).get(id).copied()
+        self.admission_queue(quotas, None).get(id).copied()
     }
 
     pub(crate) fn holders(&self) -> impl Iterator<Item = &WorkspaceEntry> {

@@ -5,9 +5,8 @@ use std::{collections::BTreeMap, fmt};
 
 use podling_core::{
     decide::Action,
-    mutant::FollowedTransition,
     reason::StateReason,
-    status::{MaintenanceStage, Phase, Urgency},
+    status::{MaintenanceStage, Phase, Status, Urgency},
 };
 
 /// The names of all actions.
@@ -70,6 +69,25 @@ const TRANSITIONS: [&str; 43] = [
     "discard",
     "sync_archives",
 ];
+
+/// A transition that a decision followed.
+#[derive(Debug, Clone)]
+pub(crate) struct FollowedTransition {
+    pub(crate) from: Phase,
+    pub(crate) to: Phase,
+    /// The reason after the transition.
+    pub(crate) reason: StateReason,
+    /// Whether only the quota reservation or the queue position changed, and the phase did not.
+    pub(crate) resized: bool,
+}
+
+impl FollowedTransition {
+    pub(crate) fn new(from: &Status, to: &Status) -> Self {
+        let resized =
+            from.phase == to.phase && (from.allocated, from.queued_at) != (to.allocated, to.queued_at);
+        Self { from: from.phase, to: to.phase, reason: to.reason.clone(), resized }
+    }
+}
 
 #[derive(Debug, Default, Clone)]
 struct ActionCounts {

@@ -4,14 +4,14 @@
 use std::{rc::Rc, time::Duration};
 
 use podling_core::{
-    decide::{Action, decide},
-    mutant,
+    decide::{Action, StateMachine, TransitionInput},
     observed::{AgentEnd, Failure, RunningAgents},
     status::Phase,
 };
 
 use super::{
     control_plane::{InFlightAction, SimulatedRecord, StoreWrite},
+    coverage::FollowedTransition,
     simulation::Simulation,
     workspace::ControlMessage,
 };
@@ -26,18 +26,20 @@ impl Simulation {
     /// writing.
     pub(crate) fn advance(&mut self, w: usize) {
         let (now, clock, quotas) = (self.now(), self.clock, self.quotas);
+        let (machine, mutant) = (self.machine, self.mutant);
         let decision = loop {
             let Some(control) = self.control.as_mut() else { return };
-            let admitted = control.admitted(&quotas).contains(&w);
+            let admitted = control.admitted(&quotas, mutant).contains(&w);
             let (shutting_down, observed_time) = (control.shutting_down, control.observed_time);
             let Some(entry) = control.entries.get_mut(&w) else { return };
             entry.observed.admitted = admitted;
             entry.observed.shutting_down = shutting_down;
             entry.observed.observed_time = observed_time;
-            mutant::take_recorded();
-            let decision = decide(&entry.record.spec, &entry.record.status, &entry.observed, now);
-            let followed = mutant::take_recorded();
-            let again = decide(&entry.record.spec, &decision.status, &entry.observed, now);
+            let (spec, status) = (&entry.record.spec, &entry.record.status);
+            let decision = machine.decide(spec, status, &entry.observed, now);
+            let followed =
+                followed(&machine, TransitionInput { spec, status, observed: &entry.observed, now });
+            let again = machine.decide(spec, &decision.status, &entry.observed, now);
             let before = entry.record.clone();
             if decision.status != before.status {
                 entry.record =
@@ -96,11 +98,13 @@ impl Simulation {
 
     /// Decides for every queued workspace that the quota now admits.
     pub(crate) fn admit(&mut self) {
-        let quotas = self.quotas;
+        let (quotas, mutant) = (self.quotas, self.mutant);
         loop {
             let Some(control) = self.running_control() else { return };
-            let next =
-                control.admitted(&quotas).into_iter().find(|w| !control.shutting_down || *w == usize::MAX);
+            let next = control
+                .admitted(&quotas, mutant)
+                .into_iter()
+                .find(|w| !control.shutting_down || *w == usize::MAX);
             let Some(w) = next else { return };
             self.advance(w);
             let still_queued = |sim: &Self| {
@@ -261,4 +265,14 @@ impl Simulation {
             self.advance(w);
         }
     }
+}
+
+/// Returns the transitions that a decision follows.
+fn followed(machine: &StateMachine, input: TransitionInput<'_>) -> Vec<FollowedTransition> {
+    let (mut followed, mut status) = (Vec::new(), input.status.clone());
+    while let Some(next) = machine.follow(TransitionInput { status: &status, ..input }) {
+        followed.push(FollowedTransition::new(&status, &next));
+        status = next;
+    }
+    followed
 }

@@ -6,7 +6,6 @@ use std::{collections::BTreeMap, time::Duration};
 use podling_core::{
     decide::{MAX_COMMIT_ATTEMPTS, SILENCE_LIMIT},
     id::WorkspaceId,
-    mutant::FollowedTransition,
     observed::RunningAgents,
     quota::Quota,
     status::{MaintenanceStage, MaintenanceTask, Phase, Status, Urgency},
@@ -15,6 +14,7 @@ use podling_core::{
 
 use super::{
     control_plane::{SimulatedRecord, WorkspaceEntry},
+    coverage::FollowedTransition,
     simulation::Simulation,
     workspace::{EMPTY, Storage},
 };

@@ -3,6 +3,7 @@
 use podling_core::observed::{ActionSuccess, Failure, RunningAgents, UseState};
 
 use super::{
+    mutant::Mutant,
     simulation::Simulation,
     workspace::{Agent, AgentMessage, ControlMessage, EMPTY, Storage},
 };
@@ -18,7 +19,9 @@ impl Simulation {
         };
         let epoch = entry.epoch();
         let Some(workspace) = self.workspaces.get_mut(&w) else { return false };
-        let permitted = entry.durable.as_ref().is_some_and(|durable| durable.status.permits_claim());
+        let permitted = entry.durable.as_ref().is_some_and(|durable| {
+            durable.status.permits_claim() || self.mutant == Some(Mutant::ClaimsBeforeStorage)
+        });
         let serves = entry.wants_agent() && entry.observed.processes.is_running(epoch);
         let listed = entry.observed.processes != RunningAgents::Unseen;
         let mut changed = false;

@@ -22,7 +22,7 @@ impl Simulation {
     /// whose archive or restore has failed once is quiescent too.
     pub(crate) fn is_quiescent(&self) -> bool {
         let Some(control) = &self.control else { return false };
-        let admitted = control.admitted(&self.quotas);
+        let admitted = control.admitted(&self.quotas, self.mutant);
         let quiescent = |(w, entry): (&usize, &WorkspaceEntry)| {
             let Some(workspace) = self.workspaces.get(w) else { return false };
             let failed = self.backup_store_down && entry.record.status.maintenance_retry.failures > 0;

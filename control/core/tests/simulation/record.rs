@@ -55,7 +55,7 @@ pub(crate) fn traces() -> PathBuf {
 pub(crate) fn record(seed: u64) -> Result<String, String> {
     let mut rng = Rng::new(seed);
     let with_owner_quota = rng.per_mille(500);
-    let mut sim = Simulation::new(seed);
+    let mut sim = Simulation::new(seed, None);
     let quota = |limited: bool, awake| Quota {
         awake: limited.then_some(awake),
         cpu_millis: None,

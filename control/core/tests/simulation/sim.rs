@@ -14,6 +14,7 @@ mod driver;
 mod executor;
 mod laws;
 mod messages;
+mod mutant;
 mod persistence;
 mod quiescence;
 mod record;
@@ -24,9 +25,8 @@ mod trace_operation;
 mod users;
 mod workspace;
 
-use podling_core::mutant::{self, Mutant};
-
 pub(crate) use coverage::Coverage;
+pub(crate) use mutant::Mutant;
 pub(crate) use record::{record, traces};
 
 /// Number of steps with faults before the simulation has to converge without them.
@@ -59,8 +59,7 @@ pub(crate) fn run(
     mutant: Option<Mutant>,
     coverage: &mut Coverage,
 ) -> Result<(), Box<BrokenLaw>> {
-    mutant::choose(mutant);
-    let mut sim = simulation::Simulation::new(seed);
+    let mut sim = simulation::Simulation::new(seed, mutant);
     let mut episode = seed;
     while sim.steps < steps && sim.broken_law.is_none() {
         sim.fault_rate = FAULT_RATES[(episode % FAULT_RATES.len() as u64) as usize];
@@ -73,7 +72,6 @@ pub(crate) fn run(
         }
         episode += 1;
     }
-    mutant::choose(None);
     coverage.add(&sim.coverage);
     match sim.broken_law {
         None => Ok(()),

@@ -6,6 +6,7 @@ use std::{
 };
 
 use podling_core::{
+    decide::StateMachine,
     quota::{Quota, Quotas},
     time::Timestamp,
 };
@@ -13,6 +14,7 @@ use podling_core::{
 use super::{
     control_plane::{ControlPlane, SimulatedStore},
     coverage::Coverage,
+    mutant::Mutant,
     persistence::Failpoint,
     rng::Rng,
     workspace::SimulatedWorkspace,
@@ -25,6 +27,9 @@ const WALL_CLOCK_START: u64 = 1_700_000_000_000;
 
 #[derive(Debug)]
 pub(crate) struct Simulation {
+    /// The deliberate mistake of this run.
+    pub(crate) mutant: Option<Mutant>,
+    pub(crate) machine: StateMachine,
     pub(crate) rng: Rng,
     pub(crate) steps: u64,
     /// Monotonic clock, in milliseconds.
@@ -53,8 +58,10 @@ pub(crate) struct Simulation {
 }
 
 impl Simulation {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64, mutant: Option<Mutant>) -> Self {
         Self {
+            mutant,
+            machine: mutant.map_or(StateMachine::PRODUCT, Mutant::machine),
             rng: Rng::new(seed),
             steps: 0,
             clock: 0,

@@ -1,9 +1,8 @@
 //! Transitions that archive, remove and restore the storage of a sleeping workspace.
 
-use super::{TransitionInput, serving};
+use super::{TransitionInput, start_failure};
 use crate::{
-    decide::{Action, backoff},
-    mutant::{self, Mutant},
+    decide::{Action, backoff, is_pending},
     observed::RunningAgents,
     reason::StateReason,
     status::{MaintenanceRetry, MaintenanceStage, MaintenanceTask, Phase, Status},
@@ -50,8 +49,7 @@ pub(super) fn release_storage(input: TransitionInput<'_>) -> Option<Status> {
     if input.observed.shutting_down {
         return None;
     }
-    let archived = input.status.archive().is_some() || mutant::is(Mutant::RemovesWithoutArchive);
-    match (input.status.storage, archived) {
+    match (input.status.storage, input.status.archive().is_some()) {
         (true, true) if is_archive_due(input) => {
             Some(input.to(Phase::Archived, StateReason::ReleasingStorage))
         }
@@ -77,19 +75,13 @@ pub(super) fn archive_due(input: TransitionInput<'_>) -> Option<Status> {
 /// Returns whether the workspace has been asleep for `archive_after` or is being deleted.
 fn is_archive_due(input: TransitionInput<'_>) -> bool {
     let slept = input.observed.observed_time.saturating_sub(input.status.slept_at);
-    let slept = match mutant::is(Mutant::TrustsWallClock) {
-        true => input.now.since(input.status.since),
-        false => slept,
-    };
-    slept >= input.spec.policy.archive_after
-        || input.spec.desired_state == DesiredState::Deleted
-        || (mutant::is(Mutant::IgnoresUndelete) && input.status.archive().is_some())
+    slept >= input.spec.policy.archive_after || input.spec.desired_state == DesiredState::Deleted
 }
 
 /// Applies when the storage is being archived and is no longer due to be: the deletion was taken
 /// back, or the policy's `archive_after` was increased. The workspace stays asleep with its storage.
 pub(super) fn cancel_archive(input: TransitionInput<'_>) -> Option<Status> {
-    (!is_archive_due(input) && !mutant::is(Mutant::IgnoresUndelete)).then(|| {
+    (!is_archive_due(input)).then(|| {
         let reason = match input.status.reason {
             StateReason::DeletionCancelled => StateReason::DeletionCancelled,
             _ => StateReason::ArchiveNotDue,
@@ -115,7 +107,7 @@ pub(super) fn restore(input: TransitionInput<'_>) -> Option<Status> {
 fn can_start_maintenance(input: TransitionInput<'_>) -> bool {
     !input.observed.shutting_down
         && input.observed.processes == RunningAgents::None
-        && !backoff::is_pending(input.status.maintenance_retry.not_before, input.now)
+        && !is_pending(input.status.maintenance_retry.not_before, input.now)
 }
 
 /// Returns the status that starts an agent in maintenance mode. That agent runs no programs of the
@@ -127,7 +119,8 @@ fn start_maintenance(input: TransitionInput<'_>, task: MaintenanceTask, reason: 
 }
 
 /// Applies when the agent in maintenance mode has connected.
-pub(super) fn maintenance_started(input: TransitionInput<'_>, task: MaintenanceTask) -> Option<Status> {
+pub(super) fn maintenance_started(input: TransitionInput<'_>) -> Option<Status> {
+    let Phase::Maintenance { task, .. } = input.status.phase else { return None };
     (input.connected() && input.is_running())
         .then(|| input.on_to(Phase::Maintenance { task, stage: MaintenanceStage::Running }))
 }
@@ -142,8 +135,7 @@ pub(super) fn archived(input: TransitionInput<'_>) -> Option<Status> {
 
 /// Applies when the storage has been filled from the archive.
 pub(super) fn restored(input: TransitionInput<'_>) -> Option<Status> {
-    let done = input.observed.restored == Some(input.status.epoch) || mutant::is(Mutant::RestoresInNoTime);
-    done.then(|| {
+    (input.observed.restored == Some(input.status.epoch)).then(|| {
         let mut next = input.to(Phase::Queued, StateReason::Restored);
         next.queued_at = Some(input.observed.observed_time);
         next.storage_generation += 1;
@@ -155,7 +147,8 @@ pub(super) fn restored(input: TransitionInput<'_>) -> Option<Status> {
 
 /// Applies when maintenance failed or is no longer wanted. The present storage stays if it was
 /// being archived. It is removed if it was being restored, because it may be incomplete.
-pub(super) fn retry_later(input: TransitionInput<'_>, task: MaintenanceTask) -> Option<Status> {
+pub(super) fn retry_later(input: TransitionInput<'_>) -> Option<Status> {
+    let Phase::Maintenance { task, .. } = input.status.phase else { return None };
     let back = match task {
         MaintenanceTask::Archive => Phase::Asleep,
         MaintenanceTask::Restore => Phase::Archived,
@@ -173,7 +166,7 @@ pub(super) fn retry_later(input: TransitionInput<'_>, task: MaintenanceTask) -> 
     };
     let mut next = input.to(back, reason);
     next.maintenance_retry.failures = next.maintenance_retry.failures.saturating_add(1);
-    next.maintenance_retry.not_before = input.now.plus(backoff::after(next.maintenance_retry.failures));
+    next.maintenance_retry.not_before = input.now.plus(backoff(next.maintenance_retry.failures));
     Some(next)
 }
 
@@ -189,7 +182,7 @@ fn failure(input: TransitionInput<'_>, task: MaintenanceTask) -> Option<StateRea
         None if running && (input.is_running() && input.connected()) => None,
         None if running && input.observed.processes == RunningAgents::Unseen => None,
         None if running => Some(StateReason::MaintenanceAgentLost),
-        None => serving::start_failure(input),
+        None => start_failure(input),
     }
 }
 
