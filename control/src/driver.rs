@@ -26,58 +26,57 @@
 //! change memory only. On shutdown, actions in flight get a grace period. An action that is
 //! unfinished after it is handled as after a crash.
 
-mod admission;
-mod advance;
-mod agent_sessions;
-mod archiving;
-mod commits;
-mod drain_idle;
-mod edits;
 mod entry;
 mod error;
-mod event;
-#[cfg(debug_assertions)]
-mod failpoint;
 mod handle;
+mod index;
 mod publish;
 mod requests;
-mod sleep_directives;
 mod writer;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet},
     pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
 use futures_util::{Stream, StreamExt};
-use podling_core::{id::WorkspaceId, observed::Observed, quota::Quotas};
+use podling_core::{
+    decide::Action,
+    id::WorkspaceId,
+    observed::Observed,
+    quota::{Quotas, admission_queue},
+};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-pub use agent_sessions::MAX_AGENT_SESSIONS;
-pub use error::{CannotUndeleteCause, DriverError};
-pub use event::{
-    AgentDirective, AgentHello, ClaimContent, ConnectionId, DirectiveAnswer, DirectiveId, Heartbeat,
-    NewWorkspace, SleepStep, SpecEdit,
+pub use self::{
+    entry::MAX_AGENT_SESSIONS,
+    error::{CannotUndeleteCause, DriverError},
+    handle::{
+        AgentDirective, AgentHello, ClaimContent, ConnectionId, DirectiveAnswer, DirectiveId, DriverHandle,
+        Heartbeat, NewWorkspace, SleepStep, SpecEdit,
+    },
+    requests::{MAX_WORKSPACES, MAX_WORKSPACES_PER_OWNER},
 };
-pub use handle::DriverHandle;
-pub use requests::{MAX_WORKSPACES, MAX_WORKSPACES_PER_OWNER};
-
 use self::{
-    entry::WorkspaceEntry, event::DriverEvent, handle::EVENT_QUEUE, publish::SnapshotPublisher,
+    entry::{BegunAction, DecisionContext, PendingReply, WorkspaceEntry},
+    handle::{DriverEvent, EVENT_QUEUE, Reply, WorkspaceChange},
+    index::WorkspaceIndex,
+    publish::SnapshotPublisher,
     writer::StoreWriter,
 };
 use crate::{
     archiver::Archiver,
     backend::{Backend, Instance, Observation},
     clock,
-    executor::{Executor, ProgressSink},
-    store::{Store, StoreError},
+    executor::{ActionResult, Executor, ProgressSink},
+    snapshot::{ShutdownProgress, Snapshot},
+    store::{Store, StoreChange, StoreError},
 };
 
 /// Interval between two ticks. Observed time and the silence of agents are measured with this
@@ -86,6 +85,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// Longest gap between two ticks that is added to the observed time. A longer gap means that the
 /// driver or the machine was suspended.
 const MAX_TICK_GAP: Duration = Duration::from_secs(5);
+/// Most workspaces that are archived at the same time. Each of them runs an agent in maintenance
+/// mode. The others wait for a slot.
+const MAX_ARCHIVING: usize = 4;
 /// Time for actions and writes in flight to finish when the driver ends.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
@@ -101,24 +103,14 @@ pub struct Driver<B> {
     /// Set by [`DriverHandle::drain_idle`]. Idle workspaces fall asleep, and the others continue.
     draining_idle: bool,
     /// Answered once all idle workspaces are asleep.
-    drain_reply: Option<event::Reply<()>>,
+    drain_reply: Option<Reply<()>>,
     quotas: Quotas,
-    /// Set when the admission queue must be recomputed.
-    queue_changed: bool,
-    /// Number of workspaces that are being archived. With `MAX_ARCHIVING` of them, no further one
-    /// starts.
-    archiving_count: usize,
-    /// Set when a workspace has finished archiving, so that another may start.
-    archive_slot_freed: bool,
+    index: WorkspaceIndex,
     /// Observed time as of the last tick, over all runs of the control plane.
     observed_time: Duration,
     last_tick: Instant,
     /// Id of the last directive sent to an agent.
     last_directive: u64,
-    /// Times of the next decisions, on the monotonic clock.
-    schedule: BTreeSet<(Instant, WorkspaceId)>,
-    /// Workspaces that have pending replies and whose record is durable.
-    ready_to_answer: BTreeSet<WorkspaceId>,
     writer: StoreWriter,
     executor: Executor<B>,
     publisher: SnapshotPublisher,
@@ -145,13 +137,9 @@ impl<B: Backend> Driver<B> {
         shutdown: CancellationToken,
     ) -> Result<(Self, DriverHandle), StoreError> {
         let loaded = store.load().await?;
-        let phases = loaded.records.iter().map(|record| record.status.phase);
-        let archiving_count = phases.filter(|phase| archiving::is_archiving(*phase)).count();
-        let entries = loaded
-            .records
-            .into_iter()
-            .map(|record| (record.spec.id.clone(), WorkspaceEntry::new(record, true, Observed::default())))
-            .collect();
+        let entry = |record| WorkspaceEntry::new(record, true, Observed::default());
+        let entries: BTreeMap<_, _> =
+            loaded.records.into_iter().map(|record| (record.spec.id.clone(), entry(record))).collect();
         let backend = Arc::new(backend);
         let (sender, events) = mpsc::channel(EVENT_QUEUE);
         // The sender is weak, so that the driver ends when the last handle is dropped. A report is
@@ -171,14 +159,10 @@ impl<B: Backend> Driver<B> {
             draining_idle: false,
             drain_reply: None,
             quotas,
-            queue_changed: true,
-            archiving_count,
-            archive_slot_freed: false,
+            index: WorkspaceIndex::default(),
             observed_time: loaded.observed_time,
             last_tick: Instant::now(),
             last_directive: 0,
-            schedule: BTreeSet::new(),
-            ready_to_answer: BTreeSet::new(),
             writer: StoreWriter::new(store, loaded.observed_time),
             observations: Box::pin(backend.observe()),
             executor: Executor::new(backend, archiver, ProgressSink::new(report)),
@@ -186,6 +170,8 @@ impl<B: Backend> Driver<B> {
             events,
             shutdown,
         };
+        // A decision depends on the archive slots that all records hold.
+        driver.entries.keys().cloned().collect::<Vec<_>>().iter().for_each(|id| driver.update_index(id));
         // Publishes before a handle exists, so that the first reader finds the stored workspaces.
         driver.advance_all();
         driver.admit_queued();
@@ -209,7 +195,7 @@ impl<B: Backend> Driver<B> {
                 observation = self.observations.next() => {
                     self.handle_observation(observation.ok_or(BackendStreamEnded)?);
                 }
-                result = self.executor.next() => self.handle_result(result),
+                result = self.executor.next() => self.handle_result(&result),
                 committed = self.writer.next_batch() => self.batch_committed(committed),
                 () = sleep_until(wakeup) => {
                     let now = Instant::now();
@@ -225,7 +211,9 @@ impl<B: Backend> Driver<B> {
             self.fill_archive_slots();
             self.writer.start_batch();
             self.answer_ready();
-            self.publish_if_due();
+            if self.publisher.due_at().is_some_and(|at| at <= Instant::now()) {
+                self.publish();
+            }
             self.finish_idle_drain();
             self.finish_if_down();
         }
@@ -236,19 +224,16 @@ impl<B: Backend> Driver<B> {
     fn handle_event(&mut self, event: DriverEvent) {
         match event {
             DriverEvent::Create(new, reply) => self.create(*new, reply),
-            DriverEvent::Delete { id, discard, reply } => self.delete(&id, discard, reply),
-            DriverEvent::Wake(id, reply) => self.wake(&id, reply),
-            DriverEvent::Undelete(id, reply) => self.undelete(&id, reply),
-            DriverEvent::Sleep { id, force, reply } => self.sleep(&id, force, reply),
-            DriverEvent::Restore(id, reply) => self.restore(&id, reply),
-            DriverEvent::Resize(id, resources, reply) => self.resize(&id, resources, reply),
-            DriverEvent::SetPolicy(id, policy, reply) => self.set_policy(&id, &policy, reply),
+            DriverEvent::Change(id, change, reply) => self.change(&id, change, reply),
             DriverEvent::StoredWorkspace(record) => self.add_stored(*record),
-            DriverEvent::SpecEdited(id, edit) => self.apply_edit(&id, *edit),
+            DriverEvent::SpecEdited(id, edit) => self.with_entry(&id, |entry| entry.apply_edit(*edit)),
             DriverEvent::Down { force, reply } => self.down(force, reply),
             DriverEvent::DrainIdle(reply) => self.drain_idle(reply),
             DriverEvent::Progress { workspace, action, progress } => {
-                self.record_progress(&workspace, action, progress)
+                if let Some(entry) = self.entries.get_mut(&workspace) {
+                    entry.record_progress(action, progress);
+                    self.update_index(&workspace);
+                }
             }
             DriverEvent::Hello(hello) => {
                 let id = hello.workspace.clone();
@@ -268,6 +253,205 @@ impl<B: Backend> Driver<B> {
         }
     }
 
+    fn handle_observation(&mut self, observation: Observation) {
+        match observation {
+            Observation::Listed { running, unknown } => {
+                for instance in &running {
+                    if !self.entries.contains_key(&instance.workspace) {
+                        // Ending an unknown agent could lose work. Leaving it alone only costs its
+                        // resources.
+                        tracing::warn!(
+                            workspace = %instance.workspace,
+                            "running agent belongs to no known workspace; leaving it alone"
+                        );
+                        self.unknown_agents.push(instance.clone());
+                    }
+                }
+                for (id, entry) in self.entries.iter_mut().filter(|(id, _)| !unknown.contains(*id)) {
+                    entry.set_instances(running.iter().filter(|instance| instance.workspace == *id));
+                }
+                self.advance_all();
+            }
+            Observation::Ended { instance, detail: how } => {
+                tracing::info!(workspace = %instance.workspace, epoch = instance.epoch, how, "agent ended");
+                self.unknown_agents.retain(|other| other.id != instance.id);
+                self.with_entry(&instance.workspace.clone(), |entry| entry.instance_ended(&instance, how));
+            }
+            Observation::Waits { workspace, epoch, waits } => {
+                self.with_entry(&workspace, |entry| entry.set_waits(epoch, waits));
+            }
+        }
+    }
+
+    fn handle_result(&mut self, finished: &ActionResult) {
+        let observed_time = self.observed_time;
+        self.with_entry(&finished.workspace, |entry| entry.finish(finished, observed_time));
+    }
+
+    // === Decisions ===
+
+    /// Folds an event into the workspace's entry and advances the workspace.
+    fn with_entry(&mut self, id: &WorkspaceId, fold: impl FnOnce(&mut WorkspaceEntry)) {
+        if let Some(entry) = self.entries.get_mut(id) {
+            fold(entry);
+            self.advance(id);
+        }
+    }
+
+    fn advance_all(&mut self) {
+        for id in self.entries.keys().cloned().collect::<Vec<_>>() {
+            self.advance(&id);
+        }
+    }
+
+    /// Decides for a workspace, then writes its record or starts its action. Decides again if the
+    /// action failed at once.
+    fn advance(&mut self, id: &WorkspaceId) {
+        let context = DecisionContext {
+            observed_time: self.observed_time + self.observed_gap(Instant::now()),
+            // While idle workspaces are drained no archive is started, because it would not finish.
+            archive_slots_full: self.index.archiving() >= MAX_ARCHIVING || self.draining_idle,
+        };
+        while let Some(effects) = self.entries.get_mut(id).map(|entry| entry.decide(context)) {
+            if effects.cancel {
+                self.executor.cancel(id);
+            }
+            if let Some(record) = effects.write {
+                self.writer.enqueue(id.clone(), StoreChange::Put(record));
+            }
+            if effects.begin.is_none_or(|action| self.begin(id, action)) {
+                break;
+            }
+        }
+        self.update_index(id);
+    }
+
+    /// Begins an action: in the executor, as a directive to the agent, or as a write of the store.
+    /// Returns `false` if the action failed at once.
+    fn begin(&mut self, id: &WorkspaceId, action: Action) -> bool {
+        let is_needed_elsewhere = match action {
+            Action::ExpireArchive(generation) => self.is_restore_source(id, generation),
+            _ => false,
+        };
+        let Some(entry) = self.entries.get_mut(id) else { return true };
+        self.last_directive += 1;
+        let begun = match is_needed_elsewhere {
+            true => entry.fail(action, "another workspace must be restored from it first".into()),
+            false => entry.begin(action, DirectiveId(self.last_directive)),
+        };
+        match begun {
+            BegunAction::Request(request) => self.executor.perform(request),
+            BegunAction::Directive => {}
+            BegunAction::RemoveRecord(at) => {
+                self.writer.enqueue(id.clone(), StoreChange::Remove(id.clone(), at));
+            }
+            BegunAction::Failed => return false,
+        }
+        true
+    }
+
+    /// Returns whether another workspace has yet to be restored from this archive.
+    fn is_restore_source(&self, id: &WorkspaceId, generation: u64) -> bool {
+        let key = self.entries.get(id).and_then(|entry| entry.archive_key(generation));
+        key.is_some_and(|key| self.entries.values().any(|entry| entry.needs_archive(key)))
+    }
+
+    /// Updates the view and the indexed facts of a workspace that may have changed.
+    fn update_index(&mut self, id: &WorkspaceId) {
+        let entry = self.entries.get_mut(id);
+        if entry.is_none() {
+            self.publisher.mark_changed();
+        }
+        self.index.update(
+            id,
+            entry.map(|entry| {
+                if entry.refresh_view(self.publisher.next_version()) {
+                    self.publisher.mark_changed();
+                }
+                entry.facts()
+            }),
+        );
+    }
+
+    /// Recomputes the admission queue if it may have changed, and admits every workspace that now
+    /// fits its quota.
+    fn admit_queued(&mut self) {
+        // While the control plane stops, quota that is released is left to the next control plane.
+        while !self.draining_idle && self.index.take_quota_change() {
+            let requests = self.entries.values().filter_map(WorkspaceEntry::quota_request);
+            let queue = admission_queue(requests, &self.quotas);
+            let affected: Vec<_> = self
+                .entries
+                .iter_mut()
+                .filter_map(|(id, entry)| {
+                    entry.set_queue_position(queue.get(id).copied()).then(|| id.clone())
+                })
+                .collect();
+            for id in affected {
+                self.advance(&id);
+            }
+        }
+    }
+
+    /// Advances the sleeping workspaces that found no archive slot, if one is free now.
+    fn fill_archive_slots(&mut self) {
+        if self.index.archiving() < MAX_ARCHIVING && !self.draining_idle {
+            for id in self.index.without_archive_slot() {
+                self.advance(&id);
+            }
+        }
+    }
+
+    /// Answers the callers whose workspace's record is durable. Publishes a snapshot first, so that
+    /// it contains what the replies report. One snapshot serves all records of a batch.
+    fn answer_ready(&mut self) {
+        let answerable = self.index.answerable();
+        if !answerable.is_empty() && self.publisher.is_changed() {
+            self.publish();
+        }
+        for id in answerable {
+            let restores = self.entries.get_mut(&id).map(WorkspaceEntry::answer_pending);
+            for reply in restores.into_iter().flatten() {
+                self.change(&id, WorkspaceChange::Restore, reply);
+            }
+            self.update_index(&id);
+        }
+    }
+
+    fn publish(&mut self) {
+        let views = self.entries.iter().filter_map(|(id, entry)| Some((id.clone(), entry.view()?.clone())));
+        let there: Vec<_> = self.entries.values().filter(|entry| !entry.record().is_gone()).collect();
+        let remaining = there.iter().filter(|entry| !entry.allows_shutdown()).count();
+        let down = self.shutting_down.then_some(ShutdownProgress { remaining, total: there.len() });
+        let workspaces = views.collect();
+        let observed_time = self.observed_time;
+        self.publisher.publish(Snapshot { workspaces, observed_time, down, ..Snapshot::default() });
+    }
+
+    // === Time ===
+
+    /// Adds `gap` to the observed time and to the silence of every agent.
+    fn tick(&mut self, gap: Duration) {
+        self.observed_time = self.observed_time.saturating_add(gap);
+        self.writer.set_observed_time(self.observed_time);
+        let affected: Vec<_> = self
+            .entries
+            .iter_mut()
+            .filter_map(|(id, entry)| entry.advance_time(gap).then(|| id.clone()))
+            .collect();
+        for id in affected {
+            self.advance(&id);
+        }
+    }
+
+    /// Advances every workspace whose scheduled time has come.
+    fn run_scheduled(&mut self, now: Instant) {
+        // Each decision is followed by a later one, or by none.
+        while let Some(id) = self.index.due(now) {
+            self.advance(&id);
+        }
+    }
+
     /// Returns the time since the last tick, or zero if the driver was suspended meanwhile.
     fn observed_gap(&self, now: Instant) -> Duration {
         let gap = now.duration_since(self.last_tick);
@@ -275,8 +459,7 @@ impl<B: Backend> Driver<B> {
     }
 
     fn next_wakeup(&self, tick: Instant) -> Instant {
-        let scheduled = self.schedule.first().map(|(at, _)| *at);
-        [scheduled, self.writer.retry_at(), self.publisher.due_at()]
+        [self.index.next_decision_at(), self.writer.retry_at(), self.publisher.due_at()]
             .into_iter()
             .flatten()
             .fold(tick, Instant::min)
@@ -291,7 +474,11 @@ impl<B: Backend> Driver<B> {
                 self.writer.start_batch();
                 let wakeup = self.writer.retry_at().unwrap_or_else(|| Instant::now() + TICK);
                 tokio::select! {
-                    result = self.executor.next() => self.fold_result(&result),
+                    result = self.executor.next() => {
+                        if let Some(entry) = self.entries.get_mut(&result.workspace) {
+                            entry.finish(&result, self.observed_time);
+                        }
+                    }
                     committed = self.writer.next_batch() => self.batch_committed(committed),
                     () = sleep_until(wakeup) => {}
                 }

@@ -35,6 +35,10 @@ const MAX_CONCURRENT_EXPIRIES: usize = 4;
 /// Time limit for one removal, so that a backup store that hangs does not hold a slot for ever.
 const EXPIRE_TIME_LIMIT: Duration = Duration::from_secs(60);
 
+/// Environment variable of debug builds that names a failpoint: `ACTION:before` or `ACTION:after`, such
+/// as `archive:after`.
+const FAILPOINT: &str = "PODLING_TEST_FAILPOINT";
+
 /// Receives the progress of actions. The function must not block.
 #[derive(Clone)]
 pub(crate) struct ProgressSink(Arc<dyn Fn(WorkspaceId, Action, TransferProgress) + Send + Sync>);
@@ -317,4 +321,28 @@ async fn sweep(archiver: &dyn Archiver, workspace: &WorkspaceId, known: &[StoreK
         Err(_) => format!("timed out after {} s", EXPIRE_TIME_LIMIT.as_secs()),
     };
     tracing::warn!(%workspace, error, "failed to remove unrecorded archives");
+}
+
+/// Kills the process, as a crash does, if the failpoint for tests is set to this action and moment:
+/// "before" the action starts, or "after" its result arrived and before that is recorded. Does nothing
+/// in release builds.
+pub(crate) fn failpoint(action: Action, moment: &str) {
+    let name = match action {
+        Action::StartAgent(_) => "start-agent",
+        Action::Prepare { .. } => "prepare",
+        Action::Commit(_) => "commit",
+        Action::Cancel(_) => "cancel",
+        Action::Resize { .. } => "resize",
+        Action::StopProcesses => "stop-processes",
+        Action::Archive(_) => "archive",
+        Action::Restore(_) => "restore",
+        Action::RemoveStorage => "remove-storage",
+        Action::ExpireArchive(_) => "expire-archive",
+        Action::RemoveRecord => "remove-record",
+    };
+    if cfg!(debug_assertions) && std::env::var(FAILPOINT).is_ok_and(|at| at == format!("{name}:{moment}")) {
+        tracing::error!(?action, moment, "failpoint reached; killing the process");
+        // SIGKILL prevents unwinding and cleanup.
+        let _dead = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    }
 }

@@ -1,88 +1,133 @@
-//! The driver's memory of one workspace.
+//! One workspace in the driver's memory: its record, observations, sessions and pending work.
+//!
+//! All changes of a workspace pass through this module. It knows no other workspace, and neither the
+//! store nor the executor: [`WorkspaceEntry::decide`] returns what the driver has to do.
 
-use std::sync::Arc;
+mod actions;
+mod changes;
+mod sessions;
+
+use std::{sync::Arc, time::Duration};
 
 use podling_core::{
     decide::{Action, Decision, decide},
-    observed::{AgentEnd, Observed, RunningAgents},
+    observed::{Failure, Observed, RunningAgents},
+    quota::QuotaRequest,
     reason::NextStep,
-    status::{MaintenanceStage, Phase},
+    status::{MaintenanceStage, MaintenanceTask, Phase, Status},
     time::Timestamp,
     workspace::{AgentConnection, DesiredState, Epoch, Spec},
 };
-use podling_proto::agent::v1::ActivityState;
+use podling_proto::{
+    agent::v1::{ActivityLevel, ActivityState},
+    token,
+};
 use tokio::time::Instant;
 
+pub(crate) use self::actions::BegunAction;
+pub use self::sessions::MAX_AGENT_SESSIONS;
+use self::sessions::{PendingDirective, SessionEntry};
 use super::{
-    DriverError, SpecEdit, agent_sessions::SessionEntry, error::CannotUndeleteCause, event::Reply,
-    sleep_directives::PendingDirective,
+    DriverError, SpecEdit,
+    error::{CannotUndeleteCause, with_causes},
+    handle::Reply,
+    index::IndexedFacts,
 };
 use crate::{
     backend::Instance,
-    progress::TransferProgress,
-    snapshot::{AgentView, WorkspaceView},
-    store::WorkspaceRecord,
+    clock,
+    progress::{TransferProgress, TransferStage},
+    reasons,
+    snapshot::{AgentView, Fingerprint, WorkspaceView},
+    store::{CredentialDigest, LOG_ENTRIES, LogEntry, StoreError, WorkspaceRecord},
 };
 
-/// The driver's memory of one workspace: its record, observations, sessions and pending work.
+/// Number of random bytes in an agent's secret.
+const SECRET_BYTES: usize = 32;
+/// Shortest delay before the next decision for a workspace. Deadlines have whole milliseconds.
+/// Without this delay, the driver would spin during the last fraction of a millisecond.
+const MIN_DELAY: Duration = Duration::from_millis(10);
+
+/// The driver's memory of one workspace.
 #[derive(Debug)]
-pub(super) struct WorkspaceEntry {
+pub(crate) struct WorkspaceEntry {
     /// The latest decision. It is durable once `durable` is the same `Arc`.
-    pub(super) record: Arc<WorkspaceRecord>,
+    record: Arc<WorkspaceRecord>,
     /// The record in the store. `None` before the first successful write.
-    pub(super) durable: Option<Arc<WorkspaceRecord>>,
+    durable: Option<Arc<WorkspaceRecord>>,
     /// The record that the writer was given last.
-    pub(super) submitted: Option<Arc<WorkspaceRecord>>,
+    submitted: Option<Arc<WorkspaceRecord>>,
     /// Edits of the stored spec that are not in a durable record yet. The store reports each edit
     /// only once.
-    pub(super) unsaved_edit: Option<SpecEdit>,
+    unsaved_edit: Option<SpecEdit>,
     /// Whether the workspace was deleted in the store. Such a deletion cannot be taken back.
-    pub(super) deleted_in_store: bool,
-    pub(super) observed: Observed,
-    pub(super) in_flight: Option<Action>,
+    deleted_in_store: bool,
+    observed: Observed,
+    in_flight: Option<Action>,
     /// Progress of the action in flight, if any was reported.
-    pub(super) progress: Option<TransferProgress>,
+    progress: Option<TransferProgress>,
     /// The sleep directive that the agent has not answered yet.
-    pub(super) pending_directive: Option<PendingDirective>,
+    pending_directive: Option<PendingDirective>,
     /// Time of the sleep in the last warning that the agent was sent.
-    pub(super) warned_for: Option<Timestamp>,
+    warned_for: Option<Timestamp>,
     /// The spec in the last claim that the agent was sent.
-    pub(super) claimed_spec: Option<Arc<Spec>>,
+    claimed_spec: Option<Arc<Spec>>,
     /// Position in the admission queue; 1 is next.
-    pub(super) queue_position: Option<usize>,
+    queue_position: Option<usize>,
     /// Epoch and secret of the next start. Moved into the request when the start begins.
-    pub(super) secret: Option<(Epoch, String)>,
+    secret: Option<(Epoch, String)>,
     /// Running agents of all epochs.
-    pub(super) instances: Vec<Instance>,
+    instances: Vec<Instance>,
     /// Sessions of agents, oldest first; at most `MAX_AGENT_SESSIONS`.
-    pub(super) sessions: Vec<SessionEntry>,
+    sessions: Vec<SessionEntry>,
     /// The claimed agent of the current epoch.
-    pub(super) agent: Option<Arc<AgentView>>,
+    agent: Option<Arc<AgentView>>,
     /// The activity that the agent reported last.
-    pub(super) activity: Option<Arc<ActivityState>>,
+    activity: Option<Arc<ActivityState>>,
     /// When the observed state of the workspace's command changed last.
-    pub(super) command_changed_at: Option<Instant>,
+    command_changed_at: Option<Instant>,
     /// The next step and its wall-clock time, for display.
-    pub(super) next: Option<(Timestamp, NextStep)>,
+    next: Option<(Timestamp, NextStep)>,
     /// When the next decision is due, on the monotonic clock.
-    pub(super) scheduled_at: Option<Instant>,
+    scheduled_at: Option<Instant>,
     /// Replies that are sent once the record is durable.
-    pub(super) pending_replies: Vec<PendingReply>,
+    pending_replies: Vec<PendingReply>,
     /// The view in the published snapshot.
-    pub(super) view: Option<Arc<WorkspaceView>>,
+    view: Option<Arc<WorkspaceView>>,
 }
 
 /// A reply that is sent once the workspace's record is durable.
 #[derive(Debug)]
-pub(super) enum PendingReply {
+pub(crate) enum PendingReply {
+    /// The flag says whether the workspace was created.
     Created(Reply<(Arc<WorkspaceView>, bool)>, bool),
     View(Reply<Arc<WorkspaceView>>),
     /// A request to restore, which is handled once the deletion is durable.
     Restore(Reply<Arc<WorkspaceView>>),
 }
 
+/// The state of the control plane that a decision depends on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DecisionContext {
+    pub(crate) observed_time: Duration,
+    /// Whether no further archive may start.
+    pub(crate) archive_slots_full: bool,
+}
+
+/// What the driver has to do after a decision.
+#[derive(Debug)]
+pub(crate) struct DecidedEffects {
+    /// The action in flight is not wanted any more, and can be cancelled.
+    pub(crate) cancel: bool,
+    /// The record to write. No action begins before it is durable.
+    pub(crate) write: Option<Arc<WorkspaceRecord>>,
+    /// The action to begin.
+    pub(crate) begin: Option<Action>,
+}
+
 impl WorkspaceEntry {
-    pub(super) fn new(record: WorkspaceRecord, durable: bool, observed: Observed) -> Self {
+    /// Creates the entry of a new workspace, or of a record from the store, which is `durable`.
+    pub(crate) fn new(record: WorkspaceRecord, durable: bool, observed: Observed) -> Self {
         let record = Arc::new(record);
         Self {
             durable: durable.then(|| record.clone()),
@@ -110,113 +155,257 @@ impl WorkspaceEntry {
         }
     }
 
+    /// Returns the latest decided record, which may not be durable yet.
+    pub(crate) fn record(&self) -> &Arc<WorkspaceRecord> {
+        &self.record
+    }
+
     /// Returns the epoch of the last decided start.
-    pub(super) fn epoch(&self) -> Epoch {
+    fn epoch(&self) -> Epoch {
         self.record.status.epoch
     }
 
     /// Returns whether the latest decision is durable.
-    pub(super) fn is_settled(&self) -> bool {
+    pub(crate) fn is_settled(&self) -> bool {
         self.durable.as_ref().is_some_and(|durable| Arc::ptr_eq(durable, &self.record))
     }
 
-    /// Returns the record if the writer was not given it yet, and marks it as given.
-    pub(super) fn take_unwritten(&mut self) -> Option<Arc<WorkspaceRecord>> {
-        if self.submitted.as_ref().is_some_and(|submitted| Arc::ptr_eq(submitted, &self.record)) {
+    /// Returns whether the control plane may exit: the record is durable and no process of the
+    /// workspace runs.
+    pub(crate) fn allows_shutdown(&self) -> bool {
+        self.is_settled()
+            && self.observed.processes == RunningAgents::None
+            && matches!(self.record.status.phase, Phase::Asleep | Phase::Archived | Phase::Deleting)
+    }
+
+    /// Returns whether a step of the sleep, its cancellation, or a write is in flight.
+    pub(crate) fn is_falling_asleep(&self) -> bool {
+        let in_sleep_phase = matches!(
+            self.record.status.phase,
+            Phase::Preparing { .. } | Phase::Committing | Phase::FallingAsleep
+        );
+        let sleep_action = matches!(
+            self.in_flight,
+            Some(Action::Prepare { .. } | Action::Commit(_) | Action::Cancel(_) | Action::StopProcesses)
+        );
+        in_sleep_phase || sleep_action || !self.is_settled()
+    }
+
+    /// Returns whether a stop could end work: the workspace is active or busy, or its agent is not
+    /// connected.
+    pub(crate) fn is_in_use(&self) -> bool {
+        let unknown = self.observed.connected.is_none();
+        let used = self.activity.as_ref().is_some_and(|activity| match activity.level() {
+            ActivityLevel::Active | ActivityLevel::Busy => true,
+            ActivityLevel::Idle | ActivityLevel::Unspecified => false,
+        });
+        self.record.status.phase == Phase::Awake
+            && self.record.spec.desired_state == DesiredState::Awake
+            && (unknown || used)
+    }
+
+    /// Returns why the deletion of the workspace cannot be taken back, if it cannot.
+    pub(crate) fn check_undelete(&self) -> Result<(), CannotUndeleteCause> {
+        let is_discarded = self.record.spec.desired_state == DesiredState::Discarded;
+        match self.record.status.phase {
+            _ if is_discarded => Err(CannotUndeleteCause::Discarded),
+            Phase::Deleting => Err(CannotUndeleteCause::Deleted),
+            _ if self.record.is_gone() => Err(CannotUndeleteCause::Deleted),
+            _ if self.deleted_in_store => Err(CannotUndeleteCause::Kubernetes),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the workspace's request to the admission queue, or `None` if the workspace neither
+    /// holds quota nor waits for it.
+    pub(crate) fn quota_request(&self) -> Option<QuotaRequest<'_>> {
+        let (spec, status) = (&self.record.spec, &self.record.status);
+        let stopping = status.phase == Phase::Deleting && self.observed.processes != RunningAgents::None;
+        QuotaRequest::of(spec, status, self.durable.as_ref().map(|durable| &durable.status), stopping)
+    }
+
+    /// Sets the position in the admission queue. A waiting workspace without a position is admitted.
+    /// Returns whether the workspace must be advanced.
+    pub(crate) fn set_queue_position(&mut self, position: Option<usize>) -> bool {
+        let waits = self.quota_request().is_some_and(|request| request.requested.is_some());
+        let admitted = waits && position.is_none();
+        let changed = self.queue_position != position || (waits && admitted != self.observed.admitted);
+        (self.queue_position, self.observed.admitted) = (position, admitted);
+        changed
+    }
+
+    /// Returns the facts by which the driver finds this workspace.
+    pub(crate) fn facts(&self) -> IndexedFacts {
+        let phase = self.record.status.phase;
+        IndexedFacts {
+            scheduled_at: self.scheduled_at,
+            holds_archive_slot: matches!(phase, Phase::Maintenance { task: MaintenanceTask::Archive, .. }),
+            found_no_archive_slot: phase == Phase::Asleep && self.observed.archive_slots_full,
+            is_answerable: self.is_settled() && !self.pending_replies.is_empty(),
+            quota: self.quota_request().map(|request| (request.held, request.requested)),
+        }
+    }
+
+    // === Decisions ===
+
+    /// Decides, records the decision, and sends the agent what follows from it.
+    pub(crate) fn decide(&mut self, context: DecisionContext) -> DecidedEffects {
+        let now = clock::now();
+        self.observed.observed_time = context.observed_time;
+        self.observed.archive_slots_full = context.archive_slots_full;
+        let (action, next, warning) = loop {
+            let (spec, status) = (&self.record.spec, &self.record.status);
+            let Decision { status, action, next, warning } = decide(spec, status, &self.observed, now);
+            self.record_decision(status, now);
+            // The decision may want an agent that is waiting for its claim. If that agent is claimed
+            // now, decide again.
+            if !self.match_sessions() {
+                break (action, next, warning);
+            }
+        };
+        self.send_warning(warning);
+        self.resend_claim();
+        let mut cancel = false;
+        if action != self.in_flight {
+            // The directive in flight belongs to an earlier decision.
+            self.abandon_directive();
+            cancel = match self.in_flight {
+                Some(
+                    Action::Archive(_)
+                    | Action::Restore(_)
+                    | Action::ExpireArchive(_)
+                    | Action::Resize { .. },
+                ) => true,
+                // A start that continued would block the new action.
+                Some(Action::StartAgent(_)) => action.is_some(),
+                _ => false,
+            };
+        }
+        self.next = next;
+        self.scheduled_at = next.map(|(at, _)| Instant::now() + at.since(now).max(MIN_DELAY));
+        let begin = action.filter(|_| self.is_settled() && self.in_flight.is_none());
+        DecidedEffects { cancel, write: self.take_unwritten(), begin }
+    }
+
+    /// Returns the record if it has to be written and the writer was not given it yet. Marks it as
+    /// given.
+    fn take_unwritten(&mut self) -> Option<Arc<WorkspaceRecord>> {
+        let is_submitted =
+            self.submitted.as_ref().is_some_and(|submitted| Arc::ptr_eq(submitted, &self.record));
+        // A queued removal of the record must not be replaced by this write.
+        if self.is_settled() || is_submitted || self.in_flight == Some(Action::RemoveRecord) {
             return None;
         }
         self.submitted = Some(self.record.clone());
         self.submitted.clone()
     }
 
-    /// Returns whether an agent should be running and claimed in the current phase.
-    pub(super) fn wants_agent(&self) -> bool {
-        match self.record.status.phase {
-            Phase::Starting
-            | Phase::Awake
-            | Phase::Preparing { .. }
-            | Phase::Committing
-            | Phase::Maintenance { .. } => true,
-            Phase::Queued
-            | Phase::Pending { .. }
-            | Phase::FallingAsleep
-            | Phase::Asleep
-            | Phase::Archived
-            | Phase::Deleting => false,
+    /// Records the decided status. A new start gets a new secret.
+    fn record_decision(&mut self, status: Status, now: Timestamp) {
+        if status == self.record.status {
+            return;
+        }
+        if status.phase != self.record.status.phase || status.reason != self.record.status.reason {
+            tracing::info!(
+                workspace = %self.record.spec.id, state = ?status.state(), epoch = status.epoch,
+                reason = %reasons::camel_case(&status.reason),
+                detail = %reasons::message(&status.reason), "workspace changed state"
+            );
+        }
+        let mut record = WorkspaceRecord { status, ..WorkspaceRecord::clone(&self.record) };
+        append_log(&mut record, now);
+        if matches!(
+            record.status.phase,
+            Phase::Starting | Phase::Maintenance { stage: MaintenanceStage::Starting, .. }
+        ) && record.status.epoch != self.record.status.epoch
+        {
+            let (epoch, secret) = (record.status.epoch, token::random(SECRET_BYTES));
+            record.credential = Some(CredentialDigest { epoch, digest: Fingerprint::of(secret.as_bytes()) });
+            self.secret = Some((epoch, secret));
+        }
+        self.record = Arc::new(record);
+    }
+
+    // === Durability ===
+
+    /// Records that this record is durable.
+    pub(crate) fn committed(&mut self, record: Arc<WorkspaceRecord>) {
+        self.durable = Some(record);
+        if self.is_settled() {
+            self.unsaved_edit = None;
         }
     }
 
-    /// Returns whether the agent should run in maintenance mode.
-    pub(super) fn wants_maintenance(&self) -> bool {
-        matches!(self.record.status.phase, Phase::Maintenance { .. })
+    /// Rolls the record back to the durable one after a failed write, and rejects the pending
+    /// requests. Returns `false` if there is no durable record.
+    pub(crate) fn roll_back(&mut self, error: &StoreError) -> bool {
+        self.reject_pending(&DriverError::not_saved(error));
+        let Some(durable) = self.durable.clone() else { return false };
+        (self.record, self.submitted) = (durable, None);
+        self.reapply_unsaved_edit();
+        true
     }
 
-    /// Returns the running agent of the current epoch.
-    pub(super) fn instance(&self) -> Option<&Instance> {
-        let epoch = self.epoch();
-        self.instances.iter().find(|instance| instance.epoch == epoch)
+    /// Records that the removal of the record failed.
+    pub(crate) fn removal_failed(&mut self, error: &StoreError) {
+        self.in_flight = None;
+        let failure = Failure::Failed(with_causes(error));
+        self.observed.done(Action::RemoveRecord, Err(failure), clock::now());
     }
 
-    /// Returns whether the control plane may exit: the record is durable and no process of the
-    /// workspace runs.
-    pub(super) fn allows_shutdown(&self) -> bool {
-        self.is_settled()
-            && self.observed.processes == RunningAgents::None
-            && matches!(self.record.status.phase, Phase::Asleep | Phase::Archived | Phase::Deleting)
+    /// Sends this reply once the record is durable.
+    pub(crate) fn reply_when_durable(&mut self, reply: PendingReply) {
+        self.pending_replies.push(reply);
     }
 
-    pub(super) fn decide(&self, now: Timestamp) -> Decision {
-        decide(&self.record.spec, &self.record.status, &self.observed, now)
-    }
-
-    /// Records a running agent, unless it is known already or has ended.
-    pub(super) fn add_instance(&mut self, instance: Instance) {
-        // The end of an agent may be reported before its start.
-        let ended = |ended: &AgentEnd| ended.epoch == instance.epoch;
-        let known = self.instances.iter().any(|known| known.id == instance.id);
-        if !self.observed.ended.as_ref().is_some_and(ended) && !known {
-            self.observed.actual = instance.resources.map(|has| (instance.epoch, has));
-            self.instances.push(instance);
-        }
-    }
-
-    /// Replaces the running agents with this complete list.
-    pub(super) fn set_instances<'a>(&mut self, running: impl Iterator<Item = &'a Instance> + Clone) {
-        let epoch = self.epoch();
-        self.observed.apply_first_list(running.clone().map(|instance| instance.epoch).collect(), epoch);
-        self.instances.clear();
-        for instance in running {
-            if self.observed.processes.is_running(instance.epoch) {
-                self.add_instance(instance.clone());
+    /// Rejects all pending requests with this error.
+    pub(crate) fn reject_pending(&mut self, error: &DriverError) {
+        for pending in self.pending_replies.drain(..) {
+            // A caller that has gone away needs no answer.
+            match pending {
+                PendingReply::Created(reply, _) => drop(reply.send(Err(error.clone()))),
+                PendingReply::View(reply) | PendingReply::Restore(reply) => {
+                    drop(reply.send(Err(error.clone())))
+                }
             }
         }
     }
 
-    pub(super) fn instance_ended(&mut self, instance: &Instance, how: String) {
-        self.instances.retain(|other| other.id != instance.id);
-        self.observed.agent_ended(instance.epoch, how);
-        self.clear_agent();
-    }
-
-    /// Records that no agent runs.
-    pub(super) fn clear_instances(&mut self) {
-        self.instances.clear();
-        self.clear_agent();
-    }
-
-    /// Removes the claimed agent unless it is the running agent of the current epoch.
-    fn clear_agent(&mut self) {
-        if self.instance().is_none() {
-            self.agent = None;
-            self.activity = None;
-            self.warned_for = None;
-            self.claimed_spec = None;
+    /// Answers the pending requests with the current view, except requests to restore. Returns
+    /// those, because they may begin now.
+    pub(crate) fn answer_pending(&mut self) -> Vec<Reply<Arc<WorkspaceView>>> {
+        let mut restores = Vec::new();
+        let Some(view) = &self.view else { return restores };
+        for pending in self.pending_replies.drain(..) {
+            // A caller that has gone away needs no answer.
+            match pending {
+                PendingReply::Created(reply, created) => drop(reply.send(Ok((view.clone(), created)))),
+                PendingReply::View(reply) => drop(reply.send(Ok(view.clone()))),
+                PendingReply::Restore(reply) => restores.push(reply),
+            }
         }
+        restores
     }
 
-    /// Builds the view of the durable record and the last observations. Returns `None` before the
-    /// first record is durable.
-    pub(super) fn build_view(&self, version: u64) -> Option<WorkspaceView> {
+    // === The published view ===
+
+    /// Returns the view in the published snapshot. `None` before the first record is durable.
+    pub(crate) fn view(&self) -> Option<&Arc<WorkspaceView>> {
+        self.view.as_ref()
+    }
+
+    /// Rebuilds the view. If it has changed, it gets this version. Returns whether it has.
+    pub(crate) fn refresh_view(&mut self, version: u64) -> bool {
+        let current = self.view.as_ref().map_or(0, |view| view.version);
+        let Some(view) = self.build_view(current).filter(|view| self.view.as_deref() != Some(view)) else {
+            return false;
+        };
+        self.view = Some(Arc::new(WorkspaceView { version, ..view }));
+        true
+    }
+
+    /// Builds the view of the durable record and the last observations.
+    fn build_view(&self, version: u64) -> Option<WorkspaceView> {
         let record = self.durable.as_ref()?;
         let connected = self.observed.connected == Some(record.status.epoch);
         Some(WorkspaceView {
@@ -245,44 +434,29 @@ impl WorkspaceEntry {
         })
     }
 
-    /// Returns why the deletion of the workspace cannot be taken back, if it cannot.
-    pub(super) fn check_undelete(&self) -> Result<(), CannotUndeleteCause> {
-        let is_discarded = self.record.spec.desired_state == DesiredState::Discarded;
-        match self.record.status.phase {
-            _ if is_discarded => Err(CannotUndeleteCause::Discarded),
-            Phase::Deleting => Err(CannotUndeleteCause::Deleted),
-            _ if self.record.is_gone() => Err(CannotUndeleteCause::Deleted),
-            _ if self.deleted_in_store => Err(CannotUndeleteCause::Kubernetes),
-            _ => Ok(()),
+    /// Records the progress of an action. Progress is only displayed; no decision depends on it.
+    pub(crate) fn record_progress(&mut self, action: Action, mut progress: TransferProgress) {
+        if self.in_flight != Some(action) {
+            return;
         }
+        if progress.stage == TransferStage::Extracting {
+            // The number is unknown if the files come from the archive of another workspace.
+            progress.total_entries = self.record.status.archive().map(|archive| archive.entries);
+        }
+        self.progress = Some(progress);
     }
+}
 
-    /// Rejects all pending requests with this error.
-    pub(super) fn reject_pending(&mut self, error: &DriverError) {
-        for pending in self.pending_replies.drain(..) {
-            // A caller that has gone away needs no answer.
-            match pending {
-                PendingReply::Created(reply, _) => drop(reply.send(Err(error.clone()))),
-                PendingReply::View(reply) | PendingReply::Restore(reply) => {
-                    drop(reply.send(Err(error.clone())))
-                }
-            }
-        }
+/// Appends the record's state to its log, unless neither state nor reason has changed.
+fn append_log(record: &mut WorkspaceRecord, now: Timestamp) {
+    let entry = LogEntry { at: now, state: record.status.state(), reason: record.status.reason.clone() };
+    let is_repeated = |last: &LogEntry| last.state == entry.state && last.reason == entry.reason;
+    if record.log.back().is_some_and(is_repeated) {
+        return;
     }
-
-    /// Answers the pending requests with the current view, except requests to restore. Returns
-    /// those, because they may begin now.
-    pub(super) fn answer_pending(&mut self) -> Vec<Reply<Arc<WorkspaceView>>> {
-        let mut restores = Vec::new();
-        let Some(view) = &self.view else { return restores };
-        for pending in self.pending_replies.drain(..) {
-            // A caller that has gone away needs no answer.
-            match pending {
-                PendingReply::Created(reply, created) => drop(reply.send(Ok((view.clone(), created)))),
-                PendingReply::View(reply) => drop(reply.send(Ok(view.clone()))),
-                PendingReply::Restore(reply) => restores.push(reply),
-            }
-        }
-        restores
+    let log = Arc::make_mut(&mut record.log);
+    log.push_back(entry);
+    while log.len() > LOG_ENTRIES {
+        log.pop_front();
     }
 }

@@ -89,7 +89,7 @@ impl CannotUndeleteCause {
 
 impl DriverError {
     /// Converts the error of a store write, for the requests that the write would have fulfilled.
-    pub(super) fn not_saved(error: &StoreError) -> Self {
+    pub(crate) fn not_saved(error: &StoreError) -> Self {
         match error {
             StoreError::NameTaken { name } => Self::ResourceNameTaken { name: name.clone() },
             _ => Self::NotSaved { problem: with_causes(error), disk_full: error.is_disk_full() },
@@ -98,7 +98,7 @@ impl DriverError {
 }
 
 /// Joins the error and its causes with ": ".
-pub(super) fn with_causes(error: &StoreError) -> String {
+pub(crate) fn with_causes(error: &StoreError) -> String {
     let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
     std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
 }

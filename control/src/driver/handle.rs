@@ -1,22 +1,33 @@
-//! The interface for requests to the driver.
+//! The interface of the driver: the handle that sends requests, and all events that the driver
+//! handles.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use podling_core::{id::WorkspaceId, policy::PolicyOverrides, workspace::Resources};
+use podling_core::{
+    archive::ArchiveKey,
+    decide::Action,
+    id::{Owner, WorkspaceId, WorkspaceName},
+    observed::Failure,
+    policy::{Policy, PolicyOverrides},
+    reason::SleepCause,
+    status::Urgency,
+    time::Timestamp,
+    workspace::{Epoch, Resources, Spec},
+};
+use podling_proto::agent::v1::ActivityState;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{
-    AgentHello, ConnectionId, DirectiveAnswer, DriverError, Heartbeat, NewWorkspace, SpecEdit,
-    event::{DriverEvent, Reply},
-};
+use super::DriverError;
 use crate::{
-    snapshot::{SnapshotReceiver, WorkspaceView},
+    backend::InstanceId,
+    progress::TransferProgress,
+    snapshot::{Fingerprint, SnapshotReceiver, WorkspaceView},
     store::WorkspaceRecord,
 };
 
 /// Capacity of the event queue. When the queue is full, senders wait. The driver handles an event
 /// in about 10 µs.
-pub(super) const EVENT_QUEUE: usize = 1024;
+pub(crate) const EVENT_QUEUE: usize = 1024;
 
 /// Sends requests to the driver. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -26,7 +37,7 @@ pub struct DriverHandle {
 }
 
 impl DriverHandle {
-    pub(super) fn new(events: mpsc::Sender<DriverEvent>, snapshots: SnapshotReceiver) -> Self {
+    pub(crate) fn new(events: mpsc::Sender<DriverEvent>, snapshots: SnapshotReceiver) -> Self {
         Self { events, snapshots }
     }
 
@@ -48,25 +59,25 @@ impl DriverHandle {
     /// Archives a workspace, then deletes it. With `discard`, deletes it with its files and
     /// archives instead. Returns once the request is durable.
     pub async fn delete(&self, id: WorkspaceId, discard: bool) -> Result<Arc<WorkspaceView>, DriverError> {
-        self.ask(|reply| DriverEvent::Delete { id, discard, reply }).await
+        self.change(id, WorkspaceChange::Delete { discard }).await
     }
 
     /// Takes the deletion of a workspace back, until its storage is released. Returns once that is
     /// durable. Does nothing for a workspace that is not being deleted.
     pub async fn undelete(&self, id: WorkspaceId) -> Result<Arc<WorkspaceView>, DriverError> {
-        self.ask(|reply| DriverEvent::Undelete(id, reply)).await
+        self.change(id, WorkspaceChange::Undelete).await
     }
 
     /// Puts a workspace to sleep. Unless `force` is set, fails if the workspace is in use or its
     /// activity is unknown. Returns once the request is durable. The snapshots show the progress.
     pub async fn sleep(&self, id: WorkspaceId, force: bool) -> Result<Arc<WorkspaceView>, DriverError> {
-        self.ask(|reply| DriverEvent::Sleep { id, force, reply }).await
+        self.change(id, WorkspaceChange::Sleep { force }).await
     }
 
     /// Restores an archived or deleted workspace of which only archives are left. Returns once the
     /// request is durable.
     pub async fn restore(&self, id: WorkspaceId) -> Result<Arc<WorkspaceView>, DriverError> {
-        self.ask(|reply| DriverEvent::Restore(id, reply)).await
+        self.change(id, WorkspaceChange::Restore).await
     }
 
     /// Changes a workspace's requested resources. Returns once the request is durable. An increase
@@ -76,7 +87,7 @@ impl DriverHandle {
         id: WorkspaceId,
         resources: Resources,
     ) -> Result<Arc<WorkspaceView>, DriverError> {
-        self.ask(|reply| DriverEvent::Resize(id, resources, reply)).await
+        self.change(id, WorkspaceChange::Resize(resources)).await
     }
 
     /// Overrides parts of a workspace's policy. Returns once the change is durable. The agent is
@@ -86,13 +97,13 @@ impl DriverHandle {
         id: WorkspaceId,
         policy: PolicyOverrides,
     ) -> Result<Arc<WorkspaceView>, DriverError> {
-        self.ask(|reply| DriverEvent::SetPolicy(id, Box::new(policy), reply)).await
+        self.change(id, WorkspaceChange::SetPolicy(Box::new(policy))).await
     }
 
     /// Wakes a workspace and shortens the back-off of a failed start to at most 1 s after the
     /// failure. Returns once the request is durable. The snapshots show the progress.
     pub async fn wake(&self, id: WorkspaceId) -> Result<Arc<WorkspaceView>, DriverError> {
-        self.ask(|reply| DriverEvent::Wake(id, reply)).await
+        self.change(id, WorkspaceChange::Wake).await
     }
 
     /// Ends the processes of all workspaces, then the control plane. Storage stays. Unless `force`
@@ -136,6 +147,14 @@ impl DriverHandle {
         self.send(DriverEvent::Disconnected(id, connection)).await
     }
 
+    async fn change(
+        &self,
+        id: WorkspaceId,
+        change: WorkspaceChange,
+    ) -> Result<Arc<WorkspaceView>, DriverError> {
+        self.ask(|reply| DriverEvent::Change(id, change, reply)).await
+    }
+
     async fn ask<T>(&self, event: impl FnOnce(Reply<T>) -> DriverEvent) -> Result<T, DriverError> {
         let (reply, receiver) = oneshot::channel();
         self.send(event(reply)).await?;
@@ -145,4 +164,190 @@ impl DriverHandle {
     async fn send(&self, event: DriverEvent) -> Result<(), DriverError> {
         self.events.send(event).await.map_err(|_| DriverError::ShuttingDown)
     }
+}
+
+// === Events ===
+
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, DriverError>>;
+
+/// An event for the driver, from the API, the store's watcher, or an agent.
+#[derive(Debug)]
+pub(crate) enum DriverEvent {
+    /// Creates a workspace, or finds the one that an earlier call created. The reply contains
+    /// `true` if it was created.
+    Create(Box<NewWorkspace>, Reply<(Arc<WorkspaceView>, bool)>),
+    /// Changes a workspace. Answered once the change is durable.
+    Change(WorkspaceId, WorkspaceChange, Reply<Arc<WorkspaceView>>),
+    /// A workspace was created in the store, or has become readable again.
+    StoredWorkspace(Box<WorkspaceRecord>),
+    /// The spec was edited in the store.
+    SpecEdited(WorkspaceId, Box<SpecEdit>),
+    /// Ends the processes of all workspaces, then the control plane.
+    Down {
+        force: bool,
+        reply: Reply<()>,
+    },
+    /// Puts idle workspaces to sleep, because the control plane is about to stop.
+    DrainIdle(Reply<()>),
+    /// Progress of an action. Progress is only shown; it changes no status and is not stored.
+    Progress {
+        workspace: WorkspaceId,
+        action: Action,
+        progress: TransferProgress,
+    },
+    /// An authenticated agent said hello.
+    Hello(Box<AgentHello>),
+    Heartbeat(Heartbeat),
+    DirectiveAnswered(DirectiveAnswer),
+    /// An agent's stream ended.
+    Disconnected(WorkspaceId, ConnectionId),
+}
+
+/// A request to change a workspace.
+#[derive(Debug)]
+pub(crate) enum WorkspaceChange {
+    Delete {
+        discard: bool,
+    },
+    /// Takes the deletion of the workspace back.
+    Undelete,
+    /// Wakes the workspace and shortens its back-off to at most 1 s after the failure, because a
+    /// caller waits.
+    Wake,
+    Sleep {
+        force: bool,
+    },
+    /// Restores a workspace of which only archives are left.
+    Restore,
+    SetPolicy(Box<PolicyOverrides>),
+    Resize(Resources),
+}
+
+/// A validated request for a new workspace, with the template's values filled in.
+#[derive(Debug, Clone)]
+pub struct NewWorkspace {
+    pub owner: Owner,
+    pub name: WorkspaceName,
+    pub template: String,
+    pub command: Vec<String>,
+    /// The template's environment, overridden by the variables in the request.
+    pub env: BTreeMap<String, String>,
+    /// The template's policy, overridden by the values in the request.
+    pub policy: Policy,
+    /// Resources requested while awake.
+    pub resources: Resources,
+    /// Requested size of the volume. `None` is the template's.
+    pub storage_bytes: Option<u64>,
+    /// Archive to restore the storage from.
+    pub source: Option<ArchiveKey>,
+    /// Idempotency key. A repeated call with the same key finds the workspace again. Empty if there
+    /// is none.
+    pub request_id: String,
+    /// If the owner already has a workspace of this name, wakes and returns it.
+    pub reconnect: bool,
+}
+
+/// A change of a workspace's spec that was made in the store, outside the API. Absent fields are
+/// unchanged.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SpecEdit {
+    /// The `metadata.generation` of the Workspace resource.
+    pub generation: i64,
+    /// `true` wakes the workspace, `false` puts it to sleep.
+    pub awake: Option<bool>,
+    pub resources: Option<Resources>,
+    pub policy: Option<Policy>,
+    pub env: Option<BTreeMap<String, String>>,
+    /// Deletes the workspace. `false` archives it first; `true` discards its files and archives.
+    pub deleted: Option<bool>,
+}
+
+/// Identifies one stream of one agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(pub u64);
+
+/// The first message of an agent. The workspace follows from the credential. Boot id, version,
+/// capabilities and fingerprint are what the agent reports.
+#[derive(Debug)]
+pub struct AgentHello {
+    /// The workspace that the agent's credential proves.
+    pub workspace: WorkspaceId,
+    pub connection: ConnectionId,
+    pub instance: InstanceId,
+    /// Identifies one run of the agent.
+    pub boot_id: String,
+    pub version: String,
+    pub capabilities: Vec<String>,
+    /// Fingerprint of the certificate that the agent presents to the gateway.
+    pub fingerprint: Fingerprint,
+    /// Queue of messages to the agent. A full queue means that the agent does not read. The driver
+    /// then drops the session, which closes the stream.
+    pub directives: mpsc::Sender<AgentDirective>,
+}
+
+/// A message from the driver to an agent.
+#[derive(Debug, Clone)]
+pub enum AgentDirective {
+    /// Tells the agent to stay connected, because the backend has not reported it yet.
+    Wait,
+    Claim(ClaimContent),
+    /// Sends a step of the two-phase sleep, and why the workspace falls asleep. The agent answers
+    /// with a [`DirectiveAnswer`].
+    Sleep(DirectiveId, SleepStep, Option<SleepCause>),
+    /// Warns viewers of a sleep at this time. `None` withdraws the warning.
+    Warn(Option<(Timestamp, SleepCause)>),
+    /// Tells the agent to end all processes in order, within the grace period.
+    Drain {
+        grace: Duration,
+    },
+    /// Tells the agent to exit, with the reason as text.
+    Dismiss(String),
+}
+
+/// The content of a claim: which workspace the agent serves, and how.
+#[derive(Debug, Clone)]
+pub struct ClaimContent {
+    pub spec: Arc<Spec>,
+    pub epoch: Epoch,
+    /// The agent serves only the storage: it offers no terminals, processes or input.
+    pub maintenance: bool,
+}
+
+/// Identifies a directive within one run of the control plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirectiveId(pub u64);
+
+/// A step of the two-phase sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SleepStep {
+    /// Checks activity again. If the workspace is idle, new input is held.
+    Prepare(Urgency),
+    /// Ends all programs and saves the terminals.
+    Commit,
+    /// Admits the held input and ends the preparation.
+    Cancel,
+}
+
+/// An agent's answer to a directive.
+#[derive(Debug)]
+pub struct DirectiveAnswer {
+    /// The workspace that the agent's credential proves.
+    pub workspace: WorkspaceId,
+    pub connection: ConnectionId,
+    pub directive: DirectiveId,
+    pub result: Result<(), Failure>,
+    /// The agent's activity, if the answer includes it.
+    pub activity: Option<Arc<ActivityState>>,
+}
+
+/// A heartbeat of an agent. The API has limited its size.
+#[derive(Debug)]
+pub struct Heartbeat {
+    /// The workspace that the agent's credential proves.
+    pub workspace: WorkspaceId,
+    pub connection: ConnectionId,
+    pub activity: Arc<ActivityState>,
+    /// Receives `()` once the heartbeat was handled. Only then may it be acknowledged. Dropped if
+    /// the agent is not claimed.
+    pub accepted: oneshot::Sender<()>,
 }

@@ -1,24 +1,20 @@
-//! Publishes snapshots, and sends the replies that must follow them.
+//! Publishes snapshots at a bounded rate.
 
 use std::{sync::Arc, time::Duration};
 
-use podling_core::{id::WorkspaceId, time::Timestamp};
+use podling_core::time::Timestamp;
 use tokio::{sync::watch, time::Instant};
 
-use super::Driver;
-use crate::{
-    backend::Backend,
-    snapshot::{ShutdownProgress, Snapshot, SnapshotReceiver},
-};
+use crate::snapshot::{Snapshot, SnapshotReceiver};
 
 /// Shortest pause after a snapshot, for each workspace in it. Copying the map takes about 0.1 µs
 /// for each workspace, so snapshots take at most a twentieth of the driver's time. With 100
 /// workspaces the pause is 0.2 ms.
 const PAUSE_PER_WORKSPACE: Duration = Duration::from_micros(2);
 
-/// Publishes snapshots at a bounded rate.
+/// The sender of snapshots.
 #[derive(Debug)]
-pub(super) struct SnapshotPublisher {
+pub(crate) struct SnapshotPublisher {
     snapshots: watch::Sender<Arc<Snapshot>>,
     /// Generation of the newest snapshot or view. Starts at the wall-clock time in milliseconds, so
     /// that it also grows over restarts.
@@ -28,78 +24,38 @@ pub(super) struct SnapshotPublisher {
 }
 
 impl SnapshotPublisher {
-    pub(super) fn new(now: Timestamp) -> (Self, SnapshotReceiver) {
+    pub(crate) fn new(now: Timestamp) -> (Self, SnapshotReceiver) {
         let (snapshots, receiver) = watch::channel(Arc::default());
         (Self { snapshots, generation: now.0, changed: true, not_before: Instant::now() }, receiver)
     }
 
-    pub(super) fn mark_changed(&mut self) {
+    /// Returns the version of the next view that changes.
+    pub(crate) fn next_version(&self) -> u64 {
+        self.generation + 1
+    }
+
+    /// Records that a view has changed or was removed.
+    pub(crate) fn mark_changed(&mut self) {
+        self.generation += 1;
         self.changed = true;
     }
 
+    /// Returns whether a view has changed since the last snapshot.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.changed
+    }
+
     /// Returns when the next snapshot may be published, or `None` if nothing has changed.
-    pub(super) fn due_at(&self) -> Option<Instant> {
+    pub(crate) fn due_at(&self) -> Option<Instant> {
         self.changed.then_some(self.not_before)
     }
-}
 
-impl<B: Backend> Driver<B> {
-    /// Rebuilds the workspace's view. If the record is durable, its pending replies become ready.
-    pub(super) fn refresh_view(&mut self, id: &WorkspaceId) {
-        let Some(entry) = self.entries.get_mut(id) else { return };
-        let version = entry.view.as_ref().map_or(0, |view| view.version);
-        let Some(mut view) = entry.build_view(version) else { return };
-        if entry.view.as_deref() != Some(&view) {
-            self.publisher.generation += 1;
-            self.publisher.changed = true;
-            view.version = self.publisher.generation;
-            entry.view = Some(Arc::new(view));
-        }
-        if entry.is_settled() && !entry.pending_replies.is_empty() {
-            self.ready_to_answer.insert(id.clone());
-        }
-    }
-
-    /// Answers the callers whose workspace's record is durable. Publishes a snapshot first, so that
-    /// it contains what the replies report. One snapshot serves all records of a batch.
-    pub(super) fn answer_ready(&mut self) {
-        if self.ready_to_answer.is_empty() {
-            return;
-        }
-        if self.publisher.changed {
-            self.publish();
-        }
-        for id in std::mem::take(&mut self.ready_to_answer) {
-            // If the record has changed again, its callers are answered once that change is
-            // durable.
-            let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.is_settled()) else { continue };
-            for reply in entry.answer_pending() {
-                self.restore(&id, reply);
-            }
-        }
-    }
-
-    pub(super) fn publish_if_due(&mut self) {
-        if self.publisher.changed && self.publisher.not_before <= Instant::now() {
-            self.publish();
-        }
-    }
-
-    pub(super) fn publish(&mut self) {
-        let views = self.entries.iter().filter_map(|(id, entry)| Some((id.clone(), entry.view.clone()?)));
-        self.publisher.generation += 1;
-        let there: Vec<_> = self.entries.values().filter(|entry| !entry.record.is_gone()).collect();
-        let total = there.len();
-        let remaining = there.into_iter().filter(|entry| !entry.allows_shutdown()).count();
-        let snapshot = Snapshot {
-            generation: self.publisher.generation,
-            workspaces: views.collect(),
-            observed_time: self.observed_time,
-            down: self.shutting_down.then_some(ShutdownProgress { remaining, total }),
-        };
-        self.publisher.snapshots.send_replace(Arc::new(snapshot));
-        self.publisher.changed = false;
-        let pause = PAUSE_PER_WORKSPACE.saturating_mul(u32::try_from(self.entries.len()).unwrap_or(u32::MAX));
-        self.publisher.not_before = Instant::now() + pause;
+    /// Publishes the snapshot, with the next generation.
+    pub(crate) fn publish(&mut self, snapshot: Snapshot) {
+        self.generation += 1;
+        let count = u32::try_from(snapshot.workspaces.len()).unwrap_or(u32::MAX);
+        self.snapshots.send_replace(Arc::new(Snapshot { generation: self.generation, ..snapshot }));
+        self.changed = false;
+        self.not_before = Instant::now() + PAUSE_PER_WORKSPACE.saturating_mul(count);
     }
 }

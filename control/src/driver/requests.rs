@@ -1,24 +1,18 @@
-//! Requests of callers. Each is accepted, or rejected with a reason. A request that is already
-//! fulfilled is accepted and changes nothing.
+//! Requests of callers, and changes that were made in the store. Each request is accepted, or
+//! rejected with a reason. A request that is already fulfilled is accepted and changes nothing.
 
 use std::sync::Arc;
 
 use podling_core::{
-    decide::{shorten_backoff, undelete},
     id::WorkspaceId,
     observed::Observed,
-    policy::PolicyOverrides,
-    reason::SleepRequest,
     status::{Phase, Status},
     workspace::{DesiredState, Resources, Spec},
 };
-use podling_proto::agent::v1::ActivityLevel;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::{
-    Driver, DriverError, NewWorkspace,
-    entry::{PendingReply, WorkspaceEntry},
-    event::Reply,
+    Driver, DriverError, NewWorkspace, PendingReply, Reply, WorkspaceEntry, handle::WorkspaceChange,
 };
 use crate::{backend::Backend, clock, snapshot::WorkspaceView, store::WorkspaceRecord};
 
@@ -30,33 +24,33 @@ pub const MAX_WORKSPACES: usize = 10_000;
 
 impl<B: Backend> Driver<B> {
     pub(super) fn create(&mut self, new: NewWorkspace, reply: Reply<(Arc<WorkspaceView>, bool)>) {
-        let (id, created) = match self.find_or_create(new) {
-            Ok(found) => found,
+        match self.find_or_create(new) {
+            Ok((id, created)) => {
+                self.with_entry(&id, |entry| {
+                    entry.reply_when_durable(PendingReply::Created(reply, created));
+                });
+            }
             // A caller that has gone away needs no answer.
-            Err(refused) => return drop(reply.send(Err(refused))),
-        };
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.pending_replies.push(PendingReply::Created(reply, created));
+            Err(refused) => drop(reply.send(Err(refused))),
         }
-        self.advance(&id);
     }
 
     fn find_or_create(&mut self, new: NewWorkspace) -> Result<(WorkspaceId, bool), DriverError> {
         if self.shutting_down || self.draining_idle {
             return Err(DriverError::ShuttingDown);
         }
-        let mine = || self.entries.values().filter(|entry| entry.record.spec.owner == new.owner);
+        let mine = || self.entries.values().filter(|entry| entry.record().spec.owner == new.owner);
         let repeated = |entry: &&WorkspaceEntry| {
-            !new.request_id.is_empty() && entry.record.spec.request_id == new.request_id
+            !new.request_id.is_empty() && entry.record().spec.request_id == new.request_id
         };
         if let Some(entry) = mine().find(repeated) {
-            return Ok((entry.record.spec.id.clone(), false));
+            return Ok((entry.record().spec.id.clone(), false));
         }
         let has_name =
-            |entry: &&WorkspaceEntry| entry.record.spec.name == new.name && !entry.record.is_gone();
+            |entry: &&WorkspaceEntry| entry.record().spec.name == new.name && !entry.record().is_gone();
         if let Some(entry) = mine().find(has_name) {
-            let id = entry.record.spec.id.clone();
-            return match (entry.record.spec.desired_state, new.reconnect) {
+            let id = entry.record().spec.id.clone();
+            return match (entry.record().spec.desired_state, new.reconnect) {
                 (DesiredState::Deleted | DesiredState::Discarded, _) => {
                     Err(DriverError::Deleting { undelete: entry.check_undelete().is_ok(), id })
                 }
@@ -64,7 +58,9 @@ impl<B: Backend> Driver<B> {
                     Err(DriverError::NameTaken { name: new.name, id })
                 }
                 (DesiredState::Awake | DesiredState::Asleep, true) => {
-                    self.request_wake(&id);
+                    if let Some(entry) = self.entries.get_mut(&id) {
+                        entry.request_wake();
+                    }
                     Ok((id, false))
                 }
             };
@@ -107,247 +103,209 @@ impl<B: Backend> Driver<B> {
         let (spec, log) = (Arc::new(spec), Arc::default());
         let status = if spec.source.is_some() { Status::from_archive(now) } else { Status::new(now) };
         let record = WorkspaceRecord { spec, status, credential: None, log, generation: 0 };
-        self.queue_changed = true;
         self.entries.insert(id.clone(), WorkspaceEntry::new(record, false, Observed::for_new_workspace()));
         Ok((id, true))
     }
 
-    pub(super) fn delete(&mut self, id: &WorkspaceId, discard: bool, reply: Reply<Arc<WorkspaceView>>) {
-        let Some(entry) = self.entries.get_mut(id) else {
-            return drop(reply.send(Err(DriverError::NoWorkspace(id.clone()))));
-        };
-        let wanted = if discard { DesiredState::Discarded } else { DesiredState::Deleted };
-        if entry.record.spec.desired_state != wanted
-            && entry.record.spec.desired_state != DesiredState::Discarded
-        {
-            tracing::info!(workspace = %id, discard, "deletion requested");
-            entry.set_desired_state(wanted);
-        }
-        // A caller may have repaired the files that could not be archived.
-        let status = shorten_backoff(&entry.record.status, clock::now());
-        entry.replace_status(status);
-        entry.pending_replies.push(PendingReply::View(reply));
-        self.advance(id);
-    }
-
-    /// Takes the deletion of a workspace back. The workspace stays as it is, asleep or awake.
-    pub(super) fn undelete(&mut self, id: &WorkspaceId, reply: Reply<Arc<WorkspaceView>>) {
-        let shuts_down = self.shutting_down || self.draining_idle;
-        let Some(entry) = self.entries.get_mut(id) else {
-            return drop(reply.send(Err(DriverError::NoWorkspace(id.clone()))));
-        };
-        if entry.record.spec.desired_state.is_gone() || entry.record.status.phase == Phase::Deleting {
-            let refused = match entry.check_undelete() {
-                Err(cause) => Some(DriverError::CannotUndelete { id: id.clone(), cause }),
-                Ok(()) => shuts_down.then_some(DriverError::ShuttingDown),
-            };
-            if let Some(refused) = refused {
-                return drop(reply.send(Err(refused)));
-            }
-            tracing::info!(workspace = %id, "deletion taken back");
-            let mut status = undelete(&entry.record.status, clock::now());
-            let is_asleep =
-                matches!(status.phase, Phase::Asleep | Phase::Maintenance { .. } | Phase::Archived);
-            if is_asleep {
-                // The deletion counted as a request, which must not wake the workspace now.
-                status.observed_request = entry.record.spec.request_seq;
-            }
-            entry.replace_status(status);
-            // No request to wake: the workspace stays asleep if it is.
-            let spec = Spec::clone(&entry.record.spec);
-            entry.replace_spec(Spec { desired_state: DesiredState::Awake, ..spec });
-        }
-        entry.pending_replies.push(PendingReply::View(reply));
-        self.advance(id);
-    }
-
-    pub(super) fn wake(&mut self, id: &WorkspaceId, reply: Reply<Arc<WorkspaceView>>) {
-        if let Err(refused) = self.modifiable(id) {
-            return drop(reply.send(Err(refused)));
-        }
-        self.request_wake(id);
-        if let Some(entry) = self.entries.get_mut(id) {
-            entry.pending_replies.push(PendingReply::View(reply));
-        }
-        self.advance(id);
-    }
-
-    /// Puts a workspace to sleep. Without `force`, fails if the workspace is in use or its activity
-    /// is unknown.
-    pub(super) fn sleep(&mut self, id: &WorkspaceId, force: bool, reply: Reply<Arc<WorkspaceView>>) {
-        let refused = match self.modifiable(id) {
-            Err(refused) => Some(refused),
-            Ok(entry) if !force && in_use(entry) => {
-                Some(DriverError::Busy(vec![entry.record.spec.name.clone()]))
-            }
-            Ok(_) => None,
-        };
-        if let Some(refused) = refused {
-            return drop(reply.send(Err(refused)));
-        }
-        if let Some(entry) = self.entries.get_mut(id) {
-            if entry.record.spec.desired_state != DesiredState::Asleep {
-                tracing::info!(workspace = %id, force, "sleep requested");
-                match entry.record.status.phase {
-                    // Only the agent knows the current activity.
-                    Phase::Awake | Phase::Preparing { .. } if !force => {
-                        entry.observed.sleep_request = Some(SleepRequest::User)
-                    }
-                    _ => entry.set_desired_state(DesiredState::Asleep),
-                }
-            }
-            entry.pending_replies.push(PendingReply::View(reply));
-        }
-        self.advance(id);
-    }
-
-    /// Restores a workspace of which only archives are left. A deleted workspace gets its name
-    /// back, unless the owner has given the name to another workspace.
-    pub(super) fn restore(&mut self, id: &WorkspaceId, reply: Reply<Arc<WorkspaceView>>) {
-        let Some(entry) = self.entries.get_mut(id) else {
-            return drop(reply.send(Err(DriverError::NoWorkspace(id.clone()))));
-        };
+    /// Changes a workspace, and answers once the change is durable.
+    pub(super) fn change(
+        &mut self,
+        id: &WorkspaceId,
+        change: WorkspaceChange,
+        reply: Reply<Arc<WorkspaceView>>,
+    ) {
         // A caller may see the deletion in the store before the driver learns that the write
         // succeeded.
-        if entry.record.is_gone() && !entry.is_settled() {
-            return entry.pending_replies.push(PendingReply::Restore(reply));
+        let is_unsettled = |entry: &&mut WorkspaceEntry| entry.record().is_gone() && !entry.is_settled();
+        if matches!(change, WorkspaceChange::Restore)
+            && let Some(entry) = self.entries.get_mut(id).filter(is_unsettled)
+        {
+            return entry.reply_when_durable(PendingReply::Restore(reply));
         }
-        let record = entry.record.clone();
+        match self.apply_change(id, change) {
+            Ok(()) => self.with_entry(id, |entry| entry.reply_when_durable(PendingReply::View(reply))),
+            // A caller that has gone away needs no answer.
+            Err(refused) => drop(reply.send(Err(refused))),
+        }
+    }
+
+    fn apply_change(&mut self, id: &WorkspaceId, change: WorkspaceChange) -> Result<(), DriverError> {
+        match change {
+            WorkspaceChange::Delete { discard } => self.entry(id)?.delete(discard),
+            WorkspaceChange::Undelete => self.undelete(id)?,
+            WorkspaceChange::Wake => self.modifiable(id)?.request_wake(),
+            WorkspaceChange::Sleep { force } => {
+                let entry = self.modifiable(id)?;
+                if !force && entry.is_in_use() {
+                    return Err(DriverError::Busy(vec![entry.record().spec.name.clone()]));
+                }
+                entry.request_sleep(force);
+            }
+            WorkspaceChange::Restore => self.check_restore(id)?.request_restore(),
+            WorkspaceChange::SetPolicy(policy) => self.modifiable(id)?.set_policy(&policy),
+            WorkspaceChange::Resize(resources) => {
+                let fits = self.fits_quota(resources);
+                let entry = self.modifiable(id)?;
+                if !fits {
+                    return Err(DriverError::TooLarge);
+                }
+                entry.resize(resources);
+            }
+        }
+        Ok(())
+    }
+
+    fn undelete(&mut self, id: &WorkspaceId) -> Result<(), DriverError> {
+        let is_stopping = self.is_stopping();
+        let entry = self.entry(id)?;
+        if is_being_deleted(entry) {
+            entry.check_undelete().map_err(|cause| DriverError::CannotUndelete { id: id.clone(), cause })?;
+            if is_stopping {
+                return Err(DriverError::ShuttingDown);
+            }
+            entry.undelete();
+        }
+        Ok(())
+    }
+
+    /// Returns the workspace if only archives of it are left. A deleted workspace gets its name back,
+    /// unless the owner has given the name to another workspace.
+    fn check_restore(&mut self, id: &WorkspaceId) -> Result<&mut WorkspaceEntry, DriverError> {
+        let is_stopping = self.is_stopping();
+        let entry = self.entry(id)?;
+        let (record, undelete) = (entry.record().clone(), entry.check_undelete().is_ok());
         let spec = &record.spec;
-        let has_name = |other: &&WorkspaceEntry| {
-            let theirs = &other.record.spec;
-            theirs.id != *id
-                && theirs.owner == spec.owner
-                && theirs.name == spec.name
-                && !other.record.is_gone()
-        };
-        let refused = if self.shutting_down || self.draining_idle {
-            Some(DriverError::ShuttingDown)
-        } else if spec.desired_state == DesiredState::Discarded
+        if is_stopping {
+            return Err(DriverError::ShuttingDown);
+        }
+        if spec.desired_state == DesiredState::Discarded
             || (spec.desired_state == DesiredState::Deleted && !record.is_gone())
         {
-            Some(DriverError::Deleting { id: id.clone(), undelete: entry.check_undelete().is_ok() })
-        } else if record.status.phase != Phase::Archived {
-            Some(DriverError::NotArchived(id.clone()))
-        } else {
-            self.entries.values().find(has_name).map(|other| DriverError::NameTaken {
-                name: spec.name.clone(),
-                id: other.record.spec.id.clone(),
-            })
-        };
-        if let Some(refused) = refused {
-            return drop(reply.send(Err(refused)));
+            return Err(DriverError::Deleting { id: id.clone(), undelete });
         }
-        if let Some(entry) = self.entries.get_mut(id) {
-            tracing::info!(workspace = %id, "restore requested");
-            entry.set_desired_state(DesiredState::Awake);
-            entry.deleted_in_store = false;
-            entry.pending_replies.push(PendingReply::View(reply));
+        if record.status.phase != Phase::Archived {
+            return Err(DriverError::NotArchived(id.clone()));
         }
-        self.advance(id);
-    }
-
-    pub(super) fn set_policy(
-        &mut self,
-        id: &WorkspaceId,
-        policy: &PolicyOverrides,
-        reply: Reply<Arc<WorkspaceView>>,
-    ) {
-        if let Err(refused) = self.modifiable(id) {
-            return drop(reply.send(Err(refused)));
+        let others = self.entries.values().map(WorkspaceEntry::record).filter(|other| other.spec.id != *id);
+        let mut others = others.filter(|other| other.spec.owner == spec.owner && !other.is_gone());
+        match others.find(|other| other.spec.name == spec.name) {
+            Some(other) => Err(DriverError::NameTaken { name: spec.name.clone(), id: other.spec.id.clone() }),
+            None => self.entry(id),
         }
-        if let Some(entry) = self.entries.get_mut(id) {
-            let policy = entry.record.spec.policy.with(policy).with_limited_warning();
-            if policy != entry.record.spec.policy {
-                tracing::info!(workspace = %id, ?policy, "policy changed");
-                entry.replace_spec(Spec { policy, ..Spec::clone(&entry.record.spec) });
-            }
-            entry.pending_replies.push(PendingReply::View(reply));
-        }
-        self.advance(id);
-    }
-
-    /// Changes the requested resources. A decrease takes effect at once. An increase may wait in
-    /// the admission queue, and the workspace keeps its allocated resources meanwhile.
-    pub(super) fn resize(
-        &mut self,
-        id: &WorkspaceId,
-        resources: Resources,
-        reply: Reply<Arc<WorkspaceView>>,
-    ) {
-        let refused = match self.modifiable(id) {
-            Err(refused) => Some(refused),
-            Ok(_) if !self.fits_quota(resources) => Some(DriverError::TooLarge),
-            Ok(_) => None,
-        };
-        if let Some(refused) = refused {
-            return drop(reply.send(Err(refused)));
-        }
-        if let Some(entry) = self.entries.get_mut(id) {
-            if resources != entry.record.spec.resources {
-                tracing::info!(workspace = %id, ?resources, "resize requested");
-                entry.replace_spec(Spec { resources, ..Spec::clone(&entry.record.spec) });
-                // The quota admitted the earlier resources, not the new ones.
-                entry.observed.admitted = false;
-                self.queue_changed = true;
-            }
-            entry.pending_replies.push(PendingReply::View(reply));
-        }
-        self.advance(id);
     }
 
     fn fits_quota(&self, resources: Resources) -> bool {
         self.quotas.owner.allows(resources) && self.quotas.total.allows(resources)
     }
 
+    /// Returns whether the control plane is about to stop.
+    fn is_stopping(&self) -> bool {
+        self.shutting_down || self.draining_idle
+    }
+
+    fn entry(&mut self, id: &WorkspaceId) -> Result<&mut WorkspaceEntry, DriverError> {
+        self.entries.get_mut(id).ok_or_else(|| DriverError::NoWorkspace(id.clone()))
+    }
+
     /// Returns the workspace. Fails if the workspace is being deleted or the control plane is
     /// stopping.
-    fn modifiable(&self, id: &WorkspaceId) -> Result<&WorkspaceEntry, DriverError> {
-        let entry = self.entries.get(id).ok_or_else(|| DriverError::NoWorkspace(id.clone()))?;
-        if self.shutting_down || self.draining_idle {
+    fn modifiable(&mut self, id: &WorkspaceId) -> Result<&mut WorkspaceEntry, DriverError> {
+        let is_stopping = self.is_stopping();
+        let entry = self.entry(id)?;
+        if is_stopping {
             return Err(DriverError::ShuttingDown);
         }
-        if entry.record.spec.desired_state.is_gone() || entry.record.status.phase == Phase::Deleting {
+        if is_being_deleted(entry) {
             return Err(DriverError::Deleting { id: id.clone(), undelete: entry.check_undelete().is_ok() });
         }
         Ok(entry)
     }
 
+    /// Adds a workspace that was created in the store, or that has become readable again.
+    pub(super) fn add_stored(&mut self, record: WorkspaceRecord) {
+        let id = record.spec.id.clone();
+        if self.entries.contains_key(&id) {
+            return;
+        }
+        if self.entries.len() >= MAX_WORKSPACES {
+            tracing::error!(
+                workspace = %id, limit = MAX_WORKSPACES, "workspace limit reached; ignoring workspace"
+            );
+            return;
+        }
+        tracing::info!(
+            workspace = %id, name = %record.spec.name, owner = %record.spec.owner,
+            "workspace found in the store"
+        );
+        let mut entry = WorkspaceEntry::new(record, true, Observed::default());
+        let running: Vec<_> =
+            self.unknown_agents.extract_if(.., |instance| instance.workspace == id).collect();
+        match running.is_empty() {
+            true => entry.expect_leftovers(),
+            false => entry.set_instances(running.iter()),
+        }
+        self.issued_ids.insert(id.bits());
+        self.entries.insert(id.clone(), entry);
+        self.advance(&id);
+    }
+
+    // === The end of the control plane ===
+
     /// Ends all processes, then the control plane. Without `force`, fails if a workspace is in use
     /// or its activity is unknown.
     pub(super) fn down(&mut self, force: bool, reply: Reply<()>) {
-        let mut busy: Vec<_> =
-            self.entries.values().filter(|entry| in_use(entry)).map(|e| e.record.spec.name.clone()).collect();
+        let busy = self.entries.values().filter(|entry| entry.is_in_use());
+        let mut busy: Vec<_> = busy.map(|entry| entry.record().spec.name.clone()).collect();
         if !force && !self.shutting_down && !busy.is_empty() {
             busy.sort();
             return drop(reply.send(Err(DriverError::Busy(busy))));
         }
         tracing::info!(force, "shutting down; ending the processes of all workspaces");
         self.shutting_down = true;
-        for id in self.entries.keys().cloned().collect::<Vec<_>>() {
-            if let Some(entry) = self.entries.get_mut(&id) {
-                entry.observed.shutting_down = true;
-            }
-            self.advance(&id);
-        }
+        self.entries.values_mut().for_each(WorkspaceEntry::shut_down);
+        self.advance_all();
         self.publish();
         drop(reply.send(Ok(())));
     }
 
-    /// Requests a wake, unless the workspace is awake or already waking. Shortens the back-off to at
-    /// most 1 s after the failure, because a caller waits.
-    pub(super) fn request_wake(&mut self, id: &WorkspaceId) {
-        let Some(entry) = self.entries.get_mut(id) else { return };
-        entry.observed.sleep_request = None;
-        let record = &entry.record;
-        let answered = record.spec.request_seq <= record.status.observed_request;
-        if record.spec.desired_state == DesiredState::Asleep
-            || (answered && is_asleep_or_going(record.status.phase))
+    /// Cancels `shutdown` once every process has ended after [`super::DriverHandle::down`].
+    pub(super) fn finish_if_down(&mut self) {
+        if self.shutting_down
+            && self.writer.is_idle()
+            && self.entries.values().all(WorkspaceEntry::allows_shutdown)
         {
-            entry.set_desired_state(DesiredState::Awake);
+            self.publish();
+            tracing::info!("all workspaces are asleep");
+            self.shutdown.cancel();
         }
-        let status = shorten_backoff(&entry.record.status, clock::now());
-        entry.replace_status(status);
+    }
+
+    /// Puts idle workspaces to sleep in two phases, before the control plane stops. `reply` is
+    /// answered once they are asleep. From now on, new workspaces and wakes are rejected.
+    ///
+    /// Unlike [`super::DriverHandle::down`], this ends no workspace that is in use. An agent that
+    /// declines continues to run, and the next control plane adopts it.
+    pub(super) fn drain_idle(&mut self, reply: Reply<()>) {
+        tracing::info!("stopping; putting idle workspaces to sleep and leaving the others running");
+        self.draining_idle = true;
+        self.drain_reply = Some(reply);
+        self.entries.values_mut().for_each(WorkspaceEntry::sleep_if_idle);
+        self.advance_all();
+    }
+
+    /// Answers the drain once no workspace is falling asleep. Ends it early if its caller has gone
+    /// away.
+    pub(super) fn finish_idle_drain(&mut self) {
+        let is_over = |reply: &mut Reply<()>| {
+            reply.is_closed() || !self.entries.values().any(WorkspaceEntry::is_falling_asleep)
+        };
+        if let Some(reply) = self.drain_reply.take_if(is_over) {
+            // An agent that was not asked yet continues to run. The control plane ends soon, and
+            // could not complete its sleep.
+            self.entries.values_mut().for_each(WorkspaceEntry::cancel_sleep_request);
+            // A caller that has gone away needs no answer.
+            drop(reply.send(Ok(())));
+        }
     }
 
     fn unused_id(&mut self) -> WorkspaceId {
@@ -364,47 +322,8 @@ impl<B: Backend> Driver<B> {
     }
 }
 
-/// Returns whether a workspace in this phase wakes only for a new request.
-fn is_asleep_or_going(phase: Phase) -> bool {
-    match phase {
-        Phase::Queued | Phase::Pending { .. } | Phase::Starting | Phase::Awake | Phase::Deleting => false,
-        Phase::Preparing { .. }
-        | Phase::Committing
-        | Phase::FallingAsleep
-        | Phase::Asleep
-        | Phase::Maintenance { .. }
-        | Phase::Archived => true,
-    }
-}
-
-impl WorkspaceEntry {
-    /// Sets the desired state as a new request.
-    pub(super) fn set_desired_state(&mut self, desired_state: DesiredState) {
-        let spec = Spec::clone(&self.record.spec);
-        self.replace_spec(Spec { desired_state, request_seq: spec.request_seq + 1, ..spec });
-    }
-
-    fn replace_status(&mut self, status: Status) {
-        if status != self.record.status {
-            self.record = Arc::new(WorkspaceRecord { status, ..WorkspaceRecord::clone(&self.record) });
-        }
-    }
-
-    fn replace_spec(&mut self, spec: Spec) {
-        self.record =
-            Arc::new(WorkspaceRecord { spec: Arc::new(spec), ..WorkspaceRecord::clone(&self.record) });
-    }
-}
-
-/// Returns whether a stop could end work: the workspace is active or busy, or its agent is not
-/// connected.
-fn in_use(entry: &WorkspaceEntry) -> bool {
-    let unknown = entry.observed.connected.is_none();
-    let used = entry.activity.as_ref().is_some_and(|activity| match activity.level() {
-        ActivityLevel::Active | ActivityLevel::Busy => true,
-        ActivityLevel::Idle | ActivityLevel::Unspecified => false,
-    });
-    entry.record.status.phase == Phase::Awake
-        && entry.record.spec.desired_state == DesiredState::Awake
-        && (unknown || used)
+/// Returns whether a deletion of the workspace was requested or has begun.
+fn is_being_deleted(entry: &WorkspaceEntry) -> bool {
+    let record = entry.record();
+    record.spec.desired_state.is_gone() || record.status.phase == Phase::Deleting
 }

@@ -1,11 +1,18 @@
-//! Writes changes to the store in batches, one batch at a time, outside the driver's task.
+//! Writes changes to the store in batches, one batch at a time, outside the driver's task. Finished
+//! writes make records durable, and failed ones roll decisions back.
 
 use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
 
-use podling_core::id::WorkspaceId;
+use podling_core::{decide::Action, id::WorkspaceId};
 use tokio::{task::JoinSet, time::Instant};
 
-use crate::store::{CommitResult, Store, StoreChange};
+use super::{Driver, DriverError};
+use crate::{
+    backend::Backend,
+    clock,
+    executor::failpoint,
+    store::{CommitResult, Store, StoreChange, StoreError},
+};
 
 /// Pause after a batch in which every write failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -15,7 +22,7 @@ const OBSERVED_TIME_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Queues changes and writes them in batches.
 #[derive(Debug)]
-pub(super) struct StoreWriter {
+pub(crate) struct StoreWriter {
     store: Arc<dyn Store>,
     /// At most one change for each workspace. A newer change replaces an older one.
     pending: BTreeMap<WorkspaceId, StoreChange>,
@@ -28,7 +35,7 @@ pub(super) struct StoreWriter {
 
 impl StoreWriter {
     /// Creates a writer for a store that holds this observed time.
-    pub(super) fn new(store: Arc<dyn Store>, observed_time: Duration) -> Self {
+    pub(crate) fn new(store: Arc<dyn Store>, observed_time: Duration) -> Self {
         Self {
             store,
             pending: BTreeMap::new(),
@@ -41,18 +48,18 @@ impl StoreWriter {
 
     /// Sets the observed time. It is written with the next batch, at the latest after
     /// [`OBSERVED_TIME_INTERVAL`].
-    pub(super) fn set_observed_time(&mut self, observed_time: Duration) {
+    pub(crate) fn set_observed_time(&mut self, observed_time: Duration) {
         self.observed_time = observed_time;
     }
 
     /// Adds a change to the next batch. It replaces the workspace's queued change.
-    pub(super) fn enqueue(&mut self, id: WorkspaceId, change: StoreChange) {
+    pub(crate) fn enqueue(&mut self, id: WorkspaceId, change: StoreChange) {
         self.pending.insert(id, change);
     }
 
     /// Starts a batch if a change is queued or the observed time is due. Does nothing while a batch
     /// is being written, or during the pause after a failed batch.
-    pub(super) fn start_batch(&mut self) {
+    pub(crate) fn start_batch(&mut self) {
         let due = self.observed_time.saturating_sub(self.persisted_time) >= OBSERVED_TIME_INTERVAL;
         if (self.pending.is_empty() && !due)
             || !self.writing.is_empty()
@@ -73,7 +80,7 @@ impl StoreWriter {
     ///
     /// If the write of a workspace failed, its queued change is dropped and returned with the same
     /// error.
-    pub(super) async fn next_batch(&mut self) -> Vec<CommitResult> {
+    pub(crate) async fn next_batch(&mut self) -> Vec<CommitResult> {
         let mut committed = match self.writing.join_next().await {
             None => pending().await,
             Some(Ok(results)) => results,
@@ -91,17 +98,72 @@ impl StoreWriter {
 
     /// Returns when to call [`StoreWriter::start_batch`] again after a failed batch, if changes are
     /// queued.
-    pub(super) fn retry_at(&self) -> Option<Instant> {
+    pub(crate) fn retry_at(&self) -> Option<Instant> {
         self.not_before.filter(|_| !self.pending.is_empty())
     }
 
     /// Returns the number of queued changes, without those being written.
-    pub(super) fn pending(&self) -> usize {
+    pub(crate) fn pending(&self) -> usize {
         self.pending.len()
     }
 
     /// Returns whether nothing is queued or being written.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.pending.is_empty() && self.writing.is_empty()
+    }
+}
+
+impl<B: Backend> Driver<B> {
+    /// Handles a finished batch. Each change in it may have succeeded or failed.
+    pub(super) fn batch_committed(&mut self, committed: Vec<CommitResult>) {
+        let mut failures = committed.iter().filter_map(|(_, result)| result.as_ref().err());
+        if let Some(error) = failures.next() {
+            tracing::error!(
+                error = error as &dyn std::error::Error,
+                changes = 1 + failures.count(),
+                "failed to write the store; rolling decisions back"
+            );
+        }
+        for (change, result) in committed {
+            match (change, &result) {
+                (StoreChange::Put(record), Ok(())) => {
+                    let id = record.spec.id.clone();
+                    self.with_entry(&id, |entry| entry.committed(record));
+                }
+                // The next batch contains the current value.
+                (StoreChange::ObservedTime(_), _) => {}
+                (StoreChange::Put(record), Err(error)) => self.roll_back(&record.spec.id, error),
+                (StoreChange::Remove(id, _), Ok(())) => {
+                    // A workspace whose first write failed was removed from the entries before.
+                    let Some(mut entry) = self.entries.remove(&id) else { continue };
+                    entry.reject_pending(&DriverError::NoWorkspace(id.clone()));
+                    failpoint(Action::RemoveRecord, "after");
+                    tracing::info!(workspace = %id, "workspace removed");
+                    self.update_index(&id);
+                }
+                (StoreChange::Remove(id, at), Err(_)) if !self.entries.contains_key(&id) => {
+                    self.writer.enqueue(id.clone(), StoreChange::Remove(id, at));
+                }
+                (StoreChange::Remove(id, _), Err(error)) => {
+                    self.with_entry(&id, |entry| entry.removal_failed(error));
+                }
+            }
+        }
+    }
+
+    /// Rolls the workspace's record back to the stored one.
+    fn roll_back(&mut self, id: &WorkspaceId, error: &StoreError) {
+        match self.entries.get_mut(id).map(|entry| entry.roll_back(error)) {
+            Some(true) => self.advance(id),
+            Some(false) => {
+                self.entries.remove(id);
+                self.update_index(id);
+                // The failed write may have reached the disk. After a restart, the store would then
+                // contain a workspace whose creation was reported as failed, beside the one that a
+                // repeated call creates. Therefore the removal is retried until it is written.
+                self.writer.enqueue(id.clone(), StoreChange::Remove(id.clone(), clock::now()));
+            }
+            None => {}
+        }
     }
 }

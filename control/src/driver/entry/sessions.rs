@@ -1,13 +1,28 @@
-//! Sessions of agents: claims, dismissals, heartbeats, and the detection of silence.
+//! Sessions of agents: claims, dismissals, heartbeats, the detection of silence, and the directives
+//! of the two-phase sleep.
 
 use std::{sync::Arc, time::Duration};
 
-use podling_core::observed::{CommandHealth, Failure, RunningAgents, UseState};
+use podling_core::{
+    decide::Action,
+    observed::{ActionSuccess, CommandHealth, Failure, RunningAgents, UseState},
+    reason::{DeclineReason, SleepCause},
+    status::Phase,
+    time::Timestamp,
+};
 use podling_proto::agent::v1::{ActivityLevel, ActivityState};
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{AgentDirective, AgentHello, ConnectionId, Heartbeat, entry::WorkspaceEntry};
-use crate::snapshot::AgentView;
+use super::WorkspaceEntry;
+use crate::{
+    clock,
+    driver::{
+        AgentDirective, AgentHello, ClaimContent, ConnectionId, DirectiveAnswer, DirectiveId, Heartbeat,
+        SleepStep,
+    },
+    executor::failpoint,
+    snapshot::AgentView,
+};
 
 /// Most sessions of one workspace: two agents, each with a current session and an older one whose
 /// end has not been noticed. A further hello ends the oldest session.
@@ -18,6 +33,15 @@ const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(53);
 /// Shortest time between two stored texts of a command that keeps failing. An agent may report another
 /// text with each heartbeat, and each stored text is a write.
 const MIN_COMMAND_CHANGE: Duration = Duration::from_secs(10);
+
+/// Time that an agent has to answer a prepare or cancel. Agents need milliseconds.
+const PREPARE_LIMIT: Duration = Duration::from_secs(15);
+/// Time that an agent has to answer a commit. The agent ends all programs (HUP, TERM and KILL take
+/// some seconds) and saves the terminals.
+const COMMIT_LIMIT: Duration = Duration::from_secs(45);
+/// Largest change of the announced sleep time for which no new warning is sent. Each heartbeat
+/// changes the time slightly.
+const WARNING_SLACK: Duration = Duration::from_secs(5);
 
 /// The stream of an agent that has said hello.
 #[derive(Debug)]
@@ -37,8 +61,17 @@ enum ClaimState {
     Claimed,
 }
 
+/// A sleep directive that the agent has not answered yet.
+#[derive(Debug)]
+pub(super) struct PendingDirective {
+    directive: DirectiveId,
+    action: Action,
+    /// Observed time since it was sent.
+    waited: Duration,
+}
+
 impl WorkspaceEntry {
-    pub(super) fn hello(&mut self, hello: AgentHello) {
+    pub(crate) fn hello(&mut self, hello: AgentHello) {
         if self.sessions.len() >= MAX_AGENT_SESSIONS {
             self.session_ended(self.sessions[0].hello.connection);
         }
@@ -46,7 +79,7 @@ impl WorkspaceEntry {
     }
 
     /// Handles a heartbeat. Heartbeats of sessions that are not claimed are ignored.
-    pub(super) fn heartbeat(&mut self, heartbeat: Heartbeat) {
+    pub(crate) fn heartbeat(&mut self, heartbeat: Heartbeat) {
         let epoch = self.epoch();
         let session =
             self.sessions.iter_mut().find(|session| session.hello.connection == heartbeat.connection);
@@ -61,7 +94,7 @@ impl WorkspaceEntry {
     }
 
     /// Records the activity that the agent has reported.
-    pub(super) fn take_activity(&mut self, activity: Arc<ActivityState>) {
+    fn take_activity(&mut self, activity: Arc<ActivityState>) {
         self.observed.use_reported(match activity.level() {
             ActivityLevel::Active | ActivityLevel::Busy => UseState::Yes,
             ActivityLevel::Idle => {
@@ -93,14 +126,14 @@ impl WorkspaceEntry {
 
     /// Sends a message to the claimed agent. Returns `false` if no agent is claimed or its stream
     /// is full or closed.
-    pub(super) fn send(&self, what: AgentDirective) -> bool {
+    fn send(&self, what: AgentDirective) -> bool {
         self.sessions
             .iter()
             .find(|session| session.claim == ClaimState::Claimed)
             .is_some_and(|session| session.send(what))
     }
 
-    pub(super) fn claimed_connection(&self) -> Option<ConnectionId> {
+    fn claimed_connection(&self) -> Option<ConnectionId> {
         let claimed = self.sessions.iter().find(|session| session.claim == ClaimState::Claimed);
         claimed.map(|session| session.hello.connection)
     }
@@ -113,7 +146,7 @@ impl WorkspaceEntry {
         self.warned_for = None;
     }
 
-    pub(super) fn session_ended(&mut self, connection: ConnectionId) {
+    pub(crate) fn session_ended(&mut self, connection: ConnectionId) {
         let Some(at) = self.sessions.iter().position(|session| session.hello.connection == connection) else {
             return;
         };
@@ -199,7 +232,7 @@ impl WorkspaceEntry {
 
     /// Adds observed time to the silence of the claimed session and of the running agent. Returns
     /// whether the workspace must be advanced.
-    pub(super) fn advance_time(&mut self, gap: Duration) -> bool {
+    pub(crate) fn advance_time(&mut self, gap: Duration) -> bool {
         let was = self.observed.connected;
         let mut lost = false;
         for session in self.sessions.iter_mut().filter(|session| session.claim == ClaimState::Claimed) {
@@ -215,6 +248,136 @@ impl WorkspaceEntry {
             self.observed.silence = self.observed.silence.saturating_add(gap);
         }
         was != self.observed.connected || timed_out
+    }
+
+    /// Returns whether an agent should be running and claimed in the current phase.
+    fn wants_agent(&self) -> bool {
+        match self.record.status.phase {
+            Phase::Starting
+            | Phase::Awake
+            | Phase::Preparing { .. }
+            | Phase::Committing
+            | Phase::Maintenance { .. } => true,
+            Phase::Queued
+            | Phase::Pending { .. }
+            | Phase::FallingAsleep
+            | Phase::Asleep
+            | Phase::Archived
+            | Phase::Deleting => false,
+        }
+    }
+
+    // === Directives of the two-phase sleep ===
+
+    /// Sends a sleep directive to the agent. The directive fails at once if no agent is connected.
+    pub(super) fn send_directive(&mut self, directive: DirectiveId, action: Action) {
+        let step = match action {
+            Action::Prepare { urgency, .. } => SleepStep::Prepare(urgency),
+            Action::Commit(_) => SleepStep::Commit,
+            Action::Cancel(_) => SleepStep::Cancel,
+            Action::StartAgent(_)
+            | Action::Resize { .. }
+            | Action::StopProcesses
+            | Action::Archive(_)
+            | Action::Restore(_)
+            | Action::RemoveStorage
+            | Action::ExpireArchive(_)
+            | Action::RemoveRecord => return,
+        };
+        self.in_flight = Some(action);
+        self.observed.action_started(action);
+        self.pending_directive = Some(PendingDirective { directive, action, waited: Duration::ZERO });
+        if !self.agent.as_ref().is_some_and(|agent| agent.can("sleep")) {
+            let detail = "the agent lacks the capability \"sleep\"".into();
+            self.finish_directive(Err(Failure::Declined { reason: DeclineReason::Unspecified, detail }));
+        } else if !self.send(AgentDirective::Sleep(directive, step, self.record.status.reason.sleep_cause()))
+        {
+            self.finish_directive(Err(Failure::Failed("the agent is not connected".into())));
+        }
+    }
+
+    /// Handles an answer. Ignores it unless it answers the pending directive and comes from the
+    /// claimed session.
+    pub(crate) fn directive_answered(&mut self, answer: DirectiveAnswer) {
+        let is_pending =
+            self.pending_directive.as_ref().is_some_and(|pending| pending.directive == answer.directive);
+        if !is_pending || self.claimed_connection() != Some(answer.connection) {
+            return;
+        }
+        if let Some(activity) = answer.activity {
+            self.take_activity(activity);
+        }
+        self.finish_directive(answer.result);
+    }
+
+    /// Records the result of the pending directive.
+    fn finish_directive(&mut self, result: Result<(), Failure>) {
+        let Some(pending) = self.pending_directive.take() else { return };
+        failpoint(pending.action, "after");
+        self.in_flight = None;
+        if let Err(failure) = &result {
+            tracing::info!(
+                workspace = %self.record.spec.id, action = ?pending.action, ?failure, "sleep directive failed"
+            );
+        }
+        self.observed.done(pending.action, result.map(|()| ActionSuccess::Done), clock::now());
+    }
+
+    /// Drops the pending directive after the decision has changed. Its answer is then ignored.
+    pub(super) fn abandon_directive(&mut self) {
+        if self.pending_directive.take().is_some() {
+            self.in_flight = None;
+        }
+    }
+
+    /// Adds observed time to the pending directive. Returns whether the directive timed out.
+    fn age_directive(&mut self, gap: Duration) -> bool {
+        let Some(pending) = &mut self.pending_directive else { return false };
+        pending.waited = pending.waited.saturating_add(gap);
+        let limit = match pending.action {
+            Action::Commit(_) => COMMIT_LIMIT,
+            _ => PREPARE_LIMIT,
+        };
+        let timed_out = pending.waited >= limit;
+        if timed_out {
+            self.finish_directive(Err(Failure::Failed(format!("the agent did not answer within {limit:?}"))));
+        }
+        timed_out
+    }
+
+    /// Sends the agent the time of its next sleep, if the time has changed by more than
+    /// [`WARNING_SLACK`].
+    pub(super) fn send_warning(&mut self, warning: Option<(Timestamp, SleepCause)>) {
+        let moved = |sent: Timestamp, at: Timestamp| sent.since(at).max(at.since(sent)) > WARNING_SLACK;
+        let changed = match (self.warned_for, warning) {
+            (None, None) => false,
+            (Some(sent), Some((at, _))) => moved(sent, at),
+            (None, Some(_)) | (Some(_), None) => true,
+        };
+        if changed && self.send(AgentDirective::Warn(warning)) {
+            self.warned_for = warning.map(|(at, _)| at);
+        }
+    }
+
+    /// Sends the claim again if the policy has changed since the last claim.
+    pub(super) fn resend_claim(&mut self) {
+        // A policy is sent only once it is durable.
+        let spec = self.record.spec.clone();
+        if !self.is_settled()
+            || self.claimed_spec.as_ref().is_none_or(|claimed| claimed.policy == spec.policy)
+        {
+            return;
+        }
+        let claim = self.claim_content();
+        if self.send(AgentDirective::Claim(claim)) {
+            self.claimed_spec = Some(spec);
+        }
+    }
+
+    /// Returns the claim for the agent of the current epoch.
+    fn claim_content(&self) -> ClaimContent {
+        let maintenance = matches!(self.record.status.phase, Phase::Maintenance { .. });
+        ClaimContent { spec: Arc::clone(&self.record.spec), epoch: self.epoch(), maintenance }
     }
 }
 
