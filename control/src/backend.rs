@@ -17,7 +17,8 @@ use podling_core::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::reviewer::{AgentReviewer, ReportedProcess, ReviewedCredential};
-use crate::snapshot::AgentAddress;
+use crate::agent_address::AgentAddress;
+pub use crate::agent_address::InstanceId;
 
 /// Runs agents and holds storage.
 ///
@@ -105,12 +106,6 @@ pub enum Observation {
     Waits { workspace: WorkspaceId, epoch: Epoch, waits: Option<Wait> },
 }
 
-/// Globally unique id of one started agent. The local backend uses the process id, its start time
-/// and the machine's boot ID; the Kubernetes backend uses the pod's uid. An [`AgentReviewer`]
-/// derives the same id when the agent connects.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct InstanceId(pub String);
-
 /// An agent that a backend runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
@@ -150,11 +145,5 @@ impl fmt::Debug for StartPlan {
             .field("workspace", &self.workspace)
             .field("epoch", &self.epoch)
             .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Display for InstanceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }

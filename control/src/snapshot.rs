@@ -3,9 +3,6 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    fmt,
-    path::PathBuf,
-    str::FromStr,
     sync::Arc,
     time::Duration,
 };
@@ -14,14 +11,15 @@ use podling_core::{
     archive::Archive,
     id::{Owner, WorkspaceId, WorkspaceName},
     reason::{NextStep, StateReason, Wait},
+    status::LogEntry,
     time::Timestamp,
     workspace::{AgentConnection, Resources, Spec, State},
 };
 use podling_proto::agent::v1::ActivityState;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{backend::InstanceId, progress::TransferProgress, store::LogEntry};
+pub use crate::agent_address::{AgentAddress, BadFingerprint, Fingerprint};
+use crate::{agent_address::InstanceId, progress::TransferProgress};
 
 /// Receives new snapshots. A slow receiver sees only the newest one.
 pub type SnapshotReceiver = watch::Receiver<Arc<Snapshot>>;
@@ -118,27 +116,6 @@ pub struct AgentView {
     pub image: Option<String>,
 }
 
-/// Address of an agent. The connection always uses TLS.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AgentAddress {
-    /// A unix socket. Its path may be longer than `sun_path` allows, so connect to it with the
-    /// module `unix_socket`.
-    Unix(PathBuf),
-    /// A TCP address, as `HOST:PORT`.
-    Tcp(String),
-}
-
-/// SHA-256 of a certificate in DER form, or of a credential. Written as 64 hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Fingerprint(pub [u8; 32]);
-
-/// Parse error of a [`Fingerprint`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a fingerprint must have 64 hexadecimal digits")]
-pub struct BadFingerprint;
-
 impl Snapshot {
     /// Returns the workspace with this id.
     pub fn get(&self, id: &WorkspaceId) -> Option<&Arc<WorkspaceView>> {
@@ -164,58 +141,5 @@ impl AgentView {
     /// Returns whether the agent announced this capability.
     pub fn can(&self, capability: &str) -> bool {
         self.capabilities.iter().any(|known| known == capability)
-    }
-}
-
-// === impl Fingerprint ===
-
-impl Fingerprint {
-    /// Computes the fingerprint of a certificate in DER form, or of a credential.
-    pub fn of(certificate: &[u8]) -> Self {
-        let mut bytes = [0; 32];
-        bytes.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, certificate).as_ref());
-        Self(bytes)
-    }
-}
-
-impl fmt::Display for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for Fingerprint {
-    type Err = BadFingerprint;
-
-    fn from_str(text: &str) -> Result<Self, BadFingerprint> {
-        if text.len() != 64 || !text.is_ascii() {
-            return Err(BadFingerprint);
-        }
-        let mut bytes = [0; 32];
-        for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-            let digits = str::from_utf8(digits).map_err(|_| BadFingerprint)?;
-            *byte = u8::from_str_radix(digits, 16).map_err(|_| BadFingerprint)?;
-        }
-        Ok(Self(bytes))
-    }
-}
-
-impl TryFrom<String> for Fingerprint {
-    type Error = BadFingerprint;
-
-    fn try_from(text: String) -> Result<Self, BadFingerprint> {
-        text.parse()
-    }
-}
-
-impl From<Fingerprint> for String {
-    fn from(fingerprint: Fingerprint) -> Self {
-        fingerprint.to_string()
     }
 }

@@ -18,15 +18,16 @@ use std::{
 
 use podling_core::{
     id::WorkspaceId,
-    reason::StateReason,
     status::{Phase, Status},
     time::Timestamp,
-    workspace::{Epoch, Spec, State},
+    workspace::{Epoch, Spec},
 };
 use serde::{Deserialize, Serialize};
 
+pub use podling_core::status::LogEntry;
+
 pub use self::{kubernetes::KubernetesStore, redb::RedbStore};
-use crate::snapshot::Fingerprint;
+use crate::agent_address::Fingerprint;
 
 /// Persists records. Only one driver uses a store at a time, and its calls are sequential.
 #[tonic::async_trait]
@@ -65,15 +66,6 @@ pub struct WorkspaceRecord {
 /// Decisions retained for each workspace. They take about 4 KiB and cover some days of ordinary
 /// use.
 pub const LOG_ENTRIES: usize = 40;
-
-/// A decision of the driver about a workspace.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogEntry {
-    pub at: Timestamp,
-    /// State that the workspace entered.
-    pub state: State,
-    pub reason: StateReason,
-}
 
 /// SHA-256 of an agent's secret. Only the agent's credential file contains the secret itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -58,15 +58,16 @@ mod transition;
 
 use std::time::Duration;
 
-pub use transition::{Transition, TransitionInput};
+pub use self::transition::{Transition, TransitionInput};
+pub use crate::action::Action;
 
 use crate::{
     archive::Archive,
     observed::{ActionFailure, CommandHealth, Observed, RunningAgents},
     reason::{NextStep, Operation, SleepCause, StateReason, Wait, WaitReason},
-    status::{MaintenanceRetry, MaintenanceStage, MaintenanceTask, Phase, Status, Urgency},
+    status::{MaintenanceRetry, MaintenanceStage, MaintenanceTask, Phase, Status},
     time::Timestamp,
-    workspace::{DesiredState, Epoch, Resources, Spec},
+    workspace::{DesiredState, Spec},
 };
 
 /// Pause before the first retry of a failed action. Each further failure doubles the pause.
@@ -93,38 +94,6 @@ pub const MAX_ARCHIVES: usize = 100;
 /// that reaches the limit has found a cycle, which is a bug. It fails an assertion in debug builds.
 /// In release builds it stops, so that one workspace does not block the others.
 const MAX_TRANSITIONS: usize = 16;
-
-/// A side effect, as data. Every action is idempotent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// Starts the agent of this epoch.
-    StartAgent(Epoch),
-    /// Asks the agent to prepare for sleep. The agent declines, or holds new requests from then on.
-    Prepare {
-        epoch: Epoch,
-        urgency: Urgency,
-    },
-    /// Makes the agent end its programs and save the terminals.
-    Commit(Epoch),
-    /// Cancels the sleep. The agent admits the requests that it holds.
-    Cancel(Epoch),
-    /// Sets the resources of a running agent to the allocated ones, without ending any process.
-    Resize {
-        epoch: Epoch,
-        resources: Resources,
-    },
-    /// Ends every process of the workspace. Done when it is confirmed that none is left.
-    StopProcesses,
-    /// Reads the storage into the backup store through this agent, and proves the archive.
-    Archive(Epoch),
-    /// Fills the storage from its archive through this agent.
-    Restore(Epoch),
-    RemoveStorage,
-    /// Removes the archive of this storage generation.
-    ExpireArchive(u64),
-    /// Removes the record. The workspace's id is never reused.
-    RemoveRecord,
-}
 
 /// The arrows of the drawing above, and the choice of the action, as a table.
 ///

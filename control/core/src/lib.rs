@@ -3,6 +3,7 @@
 //! The code does no IO and reads no clock: `now` is always an argument. A test of the repository
 //! refuses tokio, kube, tonic, axum and other IO crates in the manifest.
 
+pub mod action;
 pub mod archive;
 pub mod decide;
 pub mod id;

@@ -4,8 +4,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
+    action::Action,
     archive::Archive,
-    decide::Action,
     reason::{DeclineReason, Operation, SleepRequest, StateReason, Wait},
     time::Timestamp,
     workspace::{Epoch, Resources},

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{archive::ArchiveKey, decide::Action};
+use crate::archive::ArchiveKey;
 
 /// Reason for the state of a workspace.
 ///
@@ -290,24 +290,6 @@ impl From<SleepRequest> for StateReason {
         match request {
             SleepRequest::User => Self::SleepRequested,
             SleepRequest::Shutdown => Self::IdleAtShutdown,
-        }
-    }
-}
-
-impl From<Action> for Operation {
-    fn from(action: Action) -> Self {
-        match action {
-            Action::StartAgent(_) => Self::StartAgent,
-            Action::Prepare { .. } => Self::PrepareSleep,
-            Action::Commit(_) => Self::CommitSleep,
-            Action::Cancel(_) => Self::CancelSleep,
-            Action::Resize { .. } => Self::Resize,
-            Action::StopProcesses => Self::StopProcesses,
-            Action::Archive(_) => Self::Archive,
-            Action::Restore(_) => Self::Restore,
-            Action::RemoveStorage => Self::RemoveStorage,
-            Action::ExpireArchive(_) => Self::ExpireArchive,
-            Action::RemoveRecord => Self::RemoveRecord,
         }
     }
 }

@@ -67,6 +67,15 @@ pub struct Status {
     pub waits: Option<Wait>,
 }
 
+/// One decision about a workspace, for its log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEntry {
+    pub at: Timestamp,
+    /// State that the workspace entered.
+    pub state: State,
+    pub reason: StateReason,
+}
+
 /// The failed attempts in a row to archive or to restore.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MaintenanceRetry {

@@ -247,7 +247,7 @@ impl LocalRuntime {
             epoch: *epoch,
             id: id.clone(),
             boot_id: None,
-            address: crate::snapshot::AgentAddress::Unix(paths.socket.clone()),
+            address: crate::agent_address::AgentAddress::Unix(paths.socket.clone()),
             resources: None,
             image: None,
         }

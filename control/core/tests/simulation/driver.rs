@@ -1,4 +1,4 @@
-//! Model of the driver, as `control/src/driver/advance.rs` implements it. It decides, waits until
+//! Model of the driver, as `control/src/driver.rs` implements it. It decides, waits until
 //! the status is durable, and orders the action.
 
 use std::{rc::Rc, time::Duration};
