@@ -2,10 +2,8 @@
 //!
 //! A store makes no decisions: it writes what the driver has decided.
 
-mod file;
 mod kubernetes;
 mod redb;
-mod reserve;
 mod stored;
 
 use std::{

@@ -6,11 +6,7 @@
 //! the user's `spec`, only fields whose value in the record has changed are written.
 
 mod display_status;
-mod events;
-mod not_served;
-mod preserved_spec;
 mod publish;
-mod resource;
 mod resource_cache;
 mod status;
 mod watch;
@@ -33,9 +29,8 @@ use podling_core::{id::WorkspaceId, status::Status};
 use tokio::time::sleep;
 
 use self::{
-    not_served::{dedupe_by_id, has_record},
     resource_cache::ResourceCache,
-    write::record_json,
+    status::{dedupe_by_id, has_record},
 };
 use super::{CommitResult, LoadedRecords, Store, StoreChange, StoreError, WorkspaceRecord, stored};
 use crate::{
@@ -143,7 +138,7 @@ impl Store for KubernetesStore {
         let reading = |source| failed("read the workspaces".into(), source);
         for gone in self.all_archives.list(&ListParams::default()).await.map_err(reading)? {
             let Some(gone) = readable(gone) else { continue };
-            let (name, json) = (gone.name_any(), record_json(&gone.spec.record));
+            let (name, json) = (gone.name_any(), stored::text_of(&gone.spec.record));
             match stored::read(&name, json.as_bytes()) {
                 Ok(record) => {
                     self.cache(&record.spec.id).set_archived(&record).await;
@@ -213,7 +208,7 @@ fn record(
     let id = id_of(resource).map_err(|error| error.to_string())?;
     let stored_record = resource.status.as_ref().and_then(|status| status.record.as_ref());
     let mut record = match stored_record {
-        Some(json) => stored::read(id.as_str(), record_json(json).as_bytes())?,
+        Some(json) => stored::read(id.as_str(), stored::text_of(json).as_bytes())?,
         None => new_record(resource, template, has_claim)?,
     };
     let DesiredSpec { env, .. } = DesiredSpec::of(resource, template);
@@ -276,7 +271,7 @@ mod tests {
     #[test]
     fn record_is_read_from_a_string_and_from_an_object() {
         let stored = record(&resource(json!({}), None), None, false).unwrap();
-        let text = write::record_text(&stored);
+        let text = stored::to_text(&stored);
         assert!(text.is_string(), "kubectl describe prints one line");
         let object: Value = serde_json::from_str(text.as_str().unwrap()).unwrap();
         for form in [text, object] {

@@ -1,23 +1,31 @@
 //! The store in one redb file. Records are JSON with a schema number.
 //!
 //! A record that cannot be read is logged and skipped, never deleted. Its id is not reused, and the
-//! workspace's storage is not removed.
+//! workspace's storage is not removed. Only one process can open the file at a time. A file that cannot
+//! be read is never replaced.
 
 use std::{
+    fs::{self, File, OpenOptions},
     io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use ::redb::{Database, Error, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+use ::redb::{
+    Builder, Database, DatabaseError, Error, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+};
 use podling_core::time::Timestamp;
+use rustix::fs::{FallocateFlags, fallocate};
 use tokio::task::{JoinError, spawn_blocking};
 
 use super::{
     CommitResult, LoadedRecords, Store, StoreChange, StoreError,
-    file::{catch_redb_panic, open},
-    reserve::DiskReserve,
     stored::{self, StoredRecord, bits},
 };
 
@@ -28,6 +36,13 @@ const WATCH: TableDefinition<'_, &str, u64> = TableDefinition::new("watch");
 const WITNESSED: &str = "witnessed";
 /// Maps the id of a removed workspace to the time of removal, in milliseconds since 1970.
 const TOMBSTONES: TableDefinition<'_, &str, u64> = TableDefinition::new("tombstones");
+
+/// Size of the page cache, in bytes. It need not hold all records (10,000 records of 1 KiB are
+/// 10 MiB), because they are read only once, at the start.
+const CACHE_BYTES: usize = 8 * 1024 * 1024;
+
+/// Size of the reserve, in bytes. Suffices for hundreds of changed records and their pages.
+const RESERVE_BYTES: u64 = 1024 * 1024;
 
 /// A store in one redb file.
 #[derive(Debug)]
@@ -84,7 +99,7 @@ impl Store for RedbStore {
 
 impl RedbFile {
     fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = Mutex::new(Some(open(path)?));
+        let database = Mutex::new(Some(open_database(path)?));
         let reserve = DiskReserve::new(path.with_extension("reserve"));
         let store = Self { path: path.to_owned(), database, reserve };
         // Creates all tables, because a read fails if a table is missing.
@@ -186,7 +201,7 @@ impl RedbFile {
         let mut held = self.database.lock().unwrap_or_else(PoisonError::into_inner);
         let database = match held.take() {
             Some(database) => database,
-            None => open(&self.path)?,
+            None => open_database(&self.path)?,
         };
         let failed = |source: Error| match source {
             Error::Corrupted(_) => StoreError::Damaged { path: self.path.clone(), source: Box::new(source) },
@@ -215,72 +230,105 @@ fn resume_panic<T>(done: Result<T, JoinError>) -> T {
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::MetadataExt;
+// === The file ===
 
-    use podling_core::{id::WorkspaceId, status::Status};
+/// Opens the file; creates it with mode 0600 if it is missing.
+fn open_database(path: &Path) -> Result<Database, StoreError> {
+    let opening = |source| StoreError::Open { path: path.to_owned(), source };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(opening)?;
+    let inode = file.metadata().map_err(opening)?.ino();
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    let opened =
+        catch_redb_panic(|| Ok(builder.create_file(file))).unwrap_or_else(|panic| Err(damaged(panic)));
+    opened.map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen => {
+            StoreError::InUse { path: path.to_owned(), pid: lock_holder(inode) }
+        }
+        DatabaseError::UpgradeRequired(version) => StoreError::OtherFormat { path: path.to_owned(), version },
+        DatabaseError::Storage(StorageError::Io(source)) if source.kind() != io::ErrorKind::InvalidData => {
+            opening(source)
+        }
+        other => StoreError::Damaged { path: path.to_owned(), source: Box::new(other.into()) },
+    })
+}
 
-    use super::*;
-    use crate::{samples::spec, store::WorkspaceRecord};
+/// Converts a panic of redb into an error. redb panics on inconsistent pages, which must be
+/// reported as damage.
+fn catch_redb_panic<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let words = panic.downcast_ref::<String>().map(String::as_str);
+        let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("redb panicked");
+        Err(Error::Corrupted(words.to_owned()))
+    })
+}
 
-    fn record(bits: u64, name: &str) -> WorkspaceRecord {
-        WorkspaceRecord {
-            spec: Arc::new(spec(bits, name)),
-            status: Status::new(Timestamp(1)),
-            credential: None,
-            log: Arc::default(),
-            generation: 0,
+fn damaged(error: Error) -> DatabaseError {
+    DatabaseError::Storage(StorageError::Corrupted(error.to_string()))
+}
+
+/// Returns the id of the process that holds a lock on the file, according to /proc/locks.
+fn lock_holder(inode: u64) -> Option<u32> {
+    let locks = io::read_to_string(File::open("/proc/locks").ok()?).ok()?;
+    // "1: FLOCK  ADVISORY  WRITE 4711 08:01:123456 0 EOF"
+    let holder = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let file = words.iter().rev().nth(2)?;
+        (file.rsplit(':').next()? == inode.to_string()).then_some(words.iter().rev().nth(3)?.parse().ok()?)
+    };
+    locks.lines().find_map(holder)
+}
+
+// === The disk reserve ===
+
+/// A file that occupies the reserved space.
+#[derive(Debug)]
+struct DiskReserve {
+    path: PathBuf,
+    allocated: AtomicBool,
+}
+
+impl DiskReserve {
+    /// Creates the handle. [`Self::ensure`] allocates the space.
+    fn new(path: PathBuf) -> Self {
+        Self { path, allocated: AtomicBool::new(false) }
+    }
+
+    /// Allocates the reserve if it is not allocated yet. A failure is logged, and the next call
+    /// retries.
+    fn ensure(&self) {
+        if self.allocated.load(Ordering::Relaxed) {
+            return;
+        }
+        match self.allocate() {
+            Ok(()) => self.allocated.store(true, Ordering::Relaxed),
+            Err(error) => {
+                tracing::debug!(%error, path = %self.path.display(), "failed to allocate the disk reserve");
+                // A partial allocation would take space from the database.
+                let _ = fs::remove_file(&self.path);
+            }
         }
     }
 
-    #[test]
-    fn commits_survive_reopening_and_removed_ids_stay_taken() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("store.redb");
-        let (kept, gone) = (record(1, "kept"), record(2, "gone"));
-        let store = RedbFile::open(&path).unwrap();
-        store
-            .commit(&[StoreChange::Put(Arc::new(kept.clone())), StoreChange::Put(Arc::new(gone.clone()))])
-            .unwrap();
-        let watched = Duration::from_secs(70);
-        store
-            .commit(&[
-                StoreChange::Remove(gone.spec.id.clone(), Timestamp(9)),
-                StoreChange::ObservedTime(watched),
-            ])
-            .unwrap();
-        drop(store);
-        let loaded = RedbFile::open(&path).unwrap().load().unwrap();
-        assert_eq!(loaded.records, [kept]);
-        assert_eq!(loaded.issued_ids, [1, 2].into());
-        assert_eq!(loaded.observed_time, watched);
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().mode() & 0o777,
-            0o600,
-            "the file holds names of secrets"
-        );
+    fn allocate(&self) -> io::Result<()> {
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&self.path)?;
+        Ok(fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES)?)
     }
 
-    #[test]
-    fn unreadable_record_is_skipped_and_not_deleted() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("store.redb");
-        let store = RedbFile::open(&path).unwrap();
-        store.commit(&[StoreChange::Put(Arc::new(record(1, "good")))]).unwrap();
-        let (bad, newer) = (WorkspaceId::from_bits(2), WorkspaceId::from_bits(3));
-        store
-            .write("spoil", |tables| {
-                tables.workspaces.insert(bad.as_str(), &b"{\"schema\":1,"[..])?;
-                tables.workspaces.insert(newer.as_str(), &b"{\"schema\":2,\"spec\":\"otherwise\"}"[..])?;
-                Ok(())
-            })
-            .unwrap();
-        drop(store);
-        for _ in 0..2 {
-            let loaded = RedbFile::open(&path).unwrap().load().unwrap();
-            assert_eq!(loaded.records.len(), 1);
-            assert_eq!(loaded.issued_ids, [1, 2, 3].into(), "their ids are not reused");
-        }
+    /// Frees the reserve. Returns whether there was one.
+    fn release(&self) -> bool {
+        self.allocated.store(false, Ordering::Relaxed);
+        fs::remove_file(&self.path).is_ok()
     }
 }
+
+#[cfg(test)]
+mod tests;

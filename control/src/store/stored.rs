@@ -2,6 +2,8 @@
 //!
 //! Records of schema 1 are converted when they are read. The next write stores them with schema 2.
 
+use std::{borrow::Cow, sync::Arc};
+
 use podling_core::id::WorkspaceId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -48,6 +50,22 @@ pub(super) fn read(id: &str, json: &[u8]) -> Result<WorkspaceRecord, String> {
         return Err(format!("it contains the id {}", record.spec.id));
     }
     Ok(record)
+}
+
+/// Returns the stored form of a record as one string, so that `kubectl describe` prints one line.
+/// Leaves out the environment: the resource's spec already contains it, and it may be sensitive.
+pub(super) fn to_text(record: &WorkspaceRecord) -> Value {
+    let mut record = record.clone();
+    Arc::make_mut(&mut record.spec).env.clear();
+    serde_json::to_string(&StoredRecord::of(&record)).unwrap_or_default().into()
+}
+
+/// Returns the JSON of a stored record. Earlier versions stored an object instead of a string.
+pub(super) fn text_of(stored: &Value) -> Cow<'_, str> {
+    match stored {
+        Value::String(json) => json.into(),
+        object => object.to_string().into(),
+    }
 }
 
 /// Returns the bits of an id; `None` if the text is not an id.

@@ -15,7 +15,7 @@ use podling_proto::{
     text,
 };
 
-use super::status::{ConditionValue, camel_case, condition_type, time, word};
+use super::status::{ConditionType, ConditionValue, camel_case, time, word};
 use crate::{
     kubernetes::{NextStepStatus, VolumeClaimPhase, VolumeClaimState, VolumeClaims, WorkspaceStatus},
     reasons,
@@ -28,7 +28,7 @@ const SLACK: Duration = Duration::from_secs(20);
 
 /// Observations to display. No decision depends on them.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct DisplayStatus {
+pub(crate) struct DisplayStatus {
     /// Whether the agent sends heartbeats. A short interruption is not displayed.
     connected: bool,
     /// The volume claim. `None` until the claims are listed, `Some(None)` if there is none.
@@ -59,7 +59,7 @@ enum Resized {
 
 impl DisplayStatus {
     /// Extracts the displayed observations from a view. `connected` is the connection to display.
-    pub(super) fn of(view: &WorkspaceView, connected: bool, claims: &VolumeClaims, now: Timestamp) -> Self {
+    pub(crate) fn of(view: &WorkspaceView, connected: bool, claims: &VolumeClaims, now: Timestamp) -> Self {
         let agent = view.agent.as_deref();
         let activity = view.activity.as_deref().filter(|_| view.state == State::Awake);
         let level = activity.map(|activity| activity.level());
@@ -82,9 +82,9 @@ impl DisplayStatus {
 
     /// Reads the observations that an earlier control plane displayed. They stay displayed until the
     /// first observation of this one.
-    pub(super) fn loaded(status: &WorkspaceStatus) -> Self {
+    pub(crate) fn loaded(status: &WorkspaceStatus) -> Self {
         let connected = |condition: &Condition| {
-            condition.type_ == condition_type::AGENT_CONNECTED && condition.status == "True"
+            condition.type_ == ConditionType::AgentConnected.as_str() && condition.status == "True"
         };
         Self {
             connected: status.conditions.iter().any(connected),
@@ -98,20 +98,20 @@ impl DisplayStatus {
 
     /// Records that the workspace becomes awake. The first heartbeat of its agent makes it so, hence the
     /// agent is connected, although no view with that connection was observed yet.
-    pub(super) fn becomes_awake(&mut self) {
+    pub(crate) fn becomes_awake(&mut self) {
         self.connected = true;
     }
 
     /// Returns whether the conditions of this status and of `other` differ. The rest may be
     /// displayed later.
-    pub(super) fn differs_in_conditions(&self, other: &Self) -> bool {
+    pub(crate) fn differs_in_conditions(&self, other: &Self) -> bool {
         (self.connected, &self.claim, &self.resized) != (other.connected, &other.claim, &other.resized)
     }
 
     /// Returns this status. Times that differ from those in `before` by at most [`SLACK`] are
     /// replaced by them.
     #[must_use]
-    pub(super) fn steady(mut self, before: &Self) -> Self {
+    pub(crate) fn steady(mut self, before: &Self) -> Self {
         if let (Some(now), Some(shown)) = (&mut self.idle_since, before.idle_since) {
             *now = steady(*now, shown);
         }
@@ -124,7 +124,7 @@ impl DisplayStatus {
     }
 
     /// Writes the observations into `status`, which has the state, reason and message of the record.
-    pub(super) fn apply_to(&self, status: &mut WorkspaceStatus, record: RecordFacts, now: Timestamp) {
+    pub(crate) fn apply_to(&self, status: &mut WorkspaceStatus, record: RecordFacts, now: Timestamp) {
         status.activity = self.level.and_then(activity_word).map(str::to_owned);
         status.idle_since = self.idle_since.and_then(time);
         status.next = self.next.as_ref().and_then(|(at, step)| next(*at, *step));
@@ -146,7 +146,7 @@ impl DisplayStatus {
             _ => (is_awake, state.as_str(), self.state_message(status)),
         };
         let ready =
-            ConditionValue { kind: condition_type::READY, holds: ready.0, reason: ready.1, message: ready.2 };
+            ConditionValue { kind: ConditionType::Ready, holds: ready.0, reason: ready.1, message: ready.2 };
         let storage = self.storage(record.storage);
         let stalled = self.stalled(status, record);
         let (since, now) = (status.since.clone(), time(now));
@@ -181,7 +181,7 @@ impl DisplayStatus {
             ),
             (false, false) => (false, "NoAgent", "no agent serves the workspace in this state"),
         };
-        ConditionValue { kind: condition_type::AGENT_CONNECTED, holds, reason, message: message.to_owned() }
+        ConditionValue { kind: ConditionType::AgentConnected, holds, reason, message: message.to_owned() }
     }
 
     /// Returns whether the storage is ready. `has_files` says whether it may hold files.
@@ -211,7 +211,7 @@ impl DisplayStatus {
             (None, true) => (true, "StorageExists", "the volume claim exists".to_owned()),
             (None, false) => (false, "NoStorage", "the workspace has no volume claim".to_owned()),
         };
-        ConditionValue { kind: condition_type::STORAGE_READY, holds, reason, message }
+        ConditionValue { kind: ConditionType::StorageReady, holds, reason, message }
     }
 
     fn resized(&self) -> ConditionValue<'_> {
@@ -224,7 +224,7 @@ impl DisplayStatus {
             }
             Resized::Pending { reason, message } => (false, reason.as_str(), message.as_str()),
         };
-        ConditionValue { kind: condition_type::RESIZED, holds, reason, message: message.to_owned() }
+        ConditionValue { kind: ConditionType::Resized, holds, reason, message: message.to_owned() }
     }
 
     /// Returns whether a user or an operator has to act.
@@ -244,7 +244,7 @@ impl DisplayStatus {
 
 /// The parts of a record that the conditions depend on, besides state, reason and message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct RecordFacts {
+pub(crate) struct RecordFacts {
     /// Whether the storage may hold files.
     storage: bool,
     /// Whether the reason of the state says that the workspace makes no progress by itself.
@@ -253,12 +253,12 @@ pub(super) struct RecordFacts {
 
 impl RecordFacts {
     /// Extracts the facts from a persisted status.
-    pub(super) fn of(status: &Status) -> Self {
+    pub(crate) fn of(status: &Status) -> Self {
         Self::new(status.storage, &status.reason)
     }
 
     /// Extracts the facts from a view.
-    pub(super) fn of_view(view: &WorkspaceView) -> Self {
+    pub(crate) fn of_view(view: &WorkspaceView) -> Self {
         Self::new(view.storage, &view.reason)
     }
 
@@ -284,7 +284,7 @@ impl Stalled {
             Some((reason, message)) => (reason.as_str(), message.as_str()),
             None => ("NotStalled", "nothing needs to be done"),
         };
-        let (kind, message) = (condition_type::STALLED, message.to_owned());
+        let (kind, message) = (ConditionType::Stalled, message.to_owned());
         ConditionValue { kind, holds: self.0.is_some(), reason, message }
     }
 }

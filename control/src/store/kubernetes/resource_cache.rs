@@ -20,7 +20,11 @@ use tokio::{
 
 use super::{display_status::DisplayStatus, status::word};
 use crate::{
-    kubernetes::{DesiredResourceState, DesiredSpec, Workspace, WorkspaceStatus},
+    driver::SpecEdit,
+    kubernetes::{
+        DesiredResourceState, DesiredSpec, Workspace, WorkspaceStatus, WorkspaceTemplateSpec,
+        objects::DISCARD,
+    },
     store::WorkspaceRecord,
 };
 
@@ -29,11 +33,11 @@ const WATCH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Cache and write lock of one workspace's resource.
 #[derive(Debug)]
-pub(super) struct ResourceCache {
+pub(crate) struct ResourceCache {
     /// Latest known version, from the watch or a response.
     latest: watch::Sender<Option<Arc<Workspace>>>,
     /// Locked while the resource is written or a watch event is handled.
-    pub(super) written: Mutex<LastWrite>,
+    pub(crate) written: Mutex<LastWrite>,
     /// Observations that the status displays and the record does not contain.
     seen: StdMutex<DisplayStatus>,
     /// Uids of the resources that this store has released, until the watch reports their deletion.
@@ -43,15 +47,15 @@ pub(super) struct ResourceCache {
 
 /// Content of the last write.
 #[derive(Debug, Default)]
-pub(super) struct LastWrite {
+pub(crate) struct LastWrite {
     /// Desired spec that follows from the last written record.
-    pub(super) desired_spec: Option<DesiredSpec>,
+    desired_spec: Option<DesiredSpec>,
     /// Whether the workspace has a `WorkspaceArchive`.
-    pub(super) archived: bool,
+    archived: bool,
     /// Generation that this store's last edit of the spec resulted in.
-    pub(super) generation: i64,
+    generation: i64,
     /// The spec that was reported to the driver; `None` if the workspace was not reported.
-    pub(super) reported: Option<ReportedSpec>,
+    reported: Option<ReportedSpec>,
     /// The status that this store wrote last.
     status: Option<WorkspaceStatus>,
     /// Newest resource version that has this status.
@@ -60,11 +64,11 @@ pub(super) struct LastWrite {
 
 /// The part of a resource that is reported to the driver.
 #[derive(Debug)]
-pub(super) struct ReportedSpec {
-    pub(super) desired_spec: DesiredSpec,
-    pub(super) generation: i64,
+struct ReportedSpec {
+    desired_spec: DesiredSpec,
+    generation: i64,
     /// `None` unless the resource is being deleted; otherwise whether its data is discarded.
-    pub(super) deleted: Option<bool>,
+    deleted: Option<bool>,
 }
 
 impl Default for ResourceCache {
@@ -79,13 +83,13 @@ impl Default for ResourceCache {
 }
 
 impl ResourceCache {
-    pub(super) fn latest(&self) -> Option<Arc<Workspace>> {
+    pub(crate) fn latest(&self) -> Option<Arc<Workspace>> {
         self.latest.borrow().clone()
     }
 
     /// Stores a version of the resource if it is newer than the latest one, and returns whether it
     /// is. Responses and watch events may arrive in either order.
-    pub(super) fn observe(&self, resource: Workspace) -> bool {
+    pub(crate) fn observe(&self, resource: Workspace) -> bool {
         self.latest.send_if_modified(|latest| {
             let older = latest.as_ref().is_some_and(|latest| {
                 latest.uid() == resource.uid() && version(latest) >= version(&resource)
@@ -98,14 +102,14 @@ impl ResourceCache {
     }
 
     /// Stores the displayed observations and returns them, after [`DisplayStatus::steady`].
-    pub(super) fn update_display(&self, now: DisplayStatus) -> DisplayStatus {
+    pub(crate) fn update_display(&self, now: DisplayStatus) -> DisplayStatus {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         *seen = now.steady(&seen);
         seen.clone()
     }
 
     /// Returns the observations that the next status displays, for this record.
-    pub(super) fn display(&self, record: &Status) -> DisplayStatus {
+    pub(crate) fn display(&self, record: &Status) -> DisplayStatus {
         let was_awake =
             self.latest().and_then(|latest| Some(latest.status.as_ref()?.state == word(State::Awake)));
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -116,37 +120,37 @@ impl ResourceCache {
     }
 
     /// Returns whether another client has changed the status. False while a write is in progress.
-    pub(super) fn status_modified_externally(&self) -> bool {
+    pub(crate) fn status_modified_externally(&self) -> bool {
         let (Some(latest), Ok(mut written)) = (self.latest(), self.written.try_lock()) else { return false };
         written.status_modified_externally(&latest)
     }
 
     /// Records that the resource does not exist any more.
-    pub(super) fn mark_deleted(&self) {
+    pub(crate) fn mark_deleted(&self) {
         self.latest.send_replace(None);
     }
 
     /// Records that this store removes the resource. Watch events about it are ignored from now on.
-    pub(super) fn mark_released(&self, resource: &Workspace) {
+    pub(crate) fn mark_released(&self, resource: &Workspace) {
         self.released.lock().unwrap_or_else(PoisonError::into_inner).extend(resource.uid());
     }
 
     /// Undoes [`Self::mark_released`], when the watch reports the deletion or the removal has
     /// failed. Returns whether the resource was marked.
-    pub(super) fn take_released(&self, resource: &Workspace) -> bool {
+    pub(crate) fn take_released(&self, resource: &Workspace) -> bool {
         let uid = resource.uid().unwrap_or_default();
         self.released.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid)
     }
 
     /// Returns whether this store has released the resource.
-    pub(super) fn is_released(&self, resource: &Workspace) -> bool {
+    pub(crate) fn is_released(&self, resource: &Workspace) -> bool {
         let uid = resource.uid().unwrap_or_default();
         self.released.lock().unwrap_or_else(PoisonError::into_inner).contains(&uid)
     }
 
     /// Returns whether there is no resource, no archive and no pending deletion. False while a
     /// write is in progress.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         let has_released = !self.released.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         !has_released
             && self.latest().is_none()
@@ -155,7 +159,7 @@ impl ResourceCache {
 
     /// Waits until the cached version is no longer `than`, at most [`WATCH_TIMEOUT`]. Returns
     /// whether it has changed.
-    pub(super) async fn wait_newer_than(&self, than: &Workspace) -> bool {
+    pub(crate) async fn wait_newer_than(&self, than: &Workspace) -> bool {
         let mut latest = self.latest.subscribe();
         let newer = |now: &Option<Arc<Workspace>>| {
             now.as_ref().is_none_or(|now| now.resource_version() != than.resource_version())
@@ -163,44 +167,94 @@ impl ResourceCache {
         timeout(WATCH_TIMEOUT, latest.wait_for(newer)).await.is_ok_and(|seen| seen.is_ok())
     }
 
-    pub(super) async fn set_loaded(&self, resource: Workspace, record: &WorkspaceRecord) {
+    pub(crate) async fn set_loaded(&self, resource: Workspace, record: &WorkspaceRecord) {
         let mut written = self.written.lock().await;
         written.set_status(&resource);
         if let Some(status) = &resource.status {
             *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = DisplayStatus::loaded(status);
         }
         self.observe(resource);
-        written.desired_spec = Some(desired_spec(record));
+        written.record_written(record);
         // The watch compares the resource with this spec, so it reports edits that were made while
         // no control plane ran.
-        written.reported = Some(ReportedSpec {
-            desired_spec: desired_spec(record),
-            generation: record.generation,
-            deleted: None,
-        });
+        written.reported = Some(ReportedSpec::of_record(record, record.generation));
     }
 
-    pub(super) async fn set_archived(&self, record: &WorkspaceRecord) {
+    pub(crate) async fn set_archived(&self, record: &WorkspaceRecord) {
         let mut written = self.written.lock().await;
         written.archived = true;
-        written.desired_spec = Some(desired_spec(record));
+        written.record_written(record);
     }
 }
 
 impl LastWrite {
+    /// Returns whether the workspace has a `WorkspaceArchive`.
+    pub(crate) fn is_archived(&self) -> bool {
+        self.archived
+    }
+
+    pub(crate) fn set_archived(&mut self, archived: bool) {
+        self.archived = archived;
+    }
+
+    /// Returns whether the workspace was reported to the driver.
+    pub(crate) fn is_reported(&self) -> bool {
+        self.reported.is_some()
+    }
+
+    /// Records that the resource was removed. From now on, the watch treats another resource with this
+    /// id as a duplicate.
+    pub(crate) fn forget_reported(&mut self) {
+        self.reported = None;
+    }
+
+    /// Records that this store created the resource from the record. The watch reports later
+    /// differences from its spec as edits.
+    pub(crate) fn record_created(&mut self, created: &Workspace, record: &WorkspaceRecord) {
+        self.generation = created.metadata.generation.unwrap_or_default();
+        self.reported = Some(ReportedSpec::of_record(record, self.generation));
+    }
+
+    /// Records that the record was written.
+    pub(crate) fn record_written(&mut self, record: &WorkspaceRecord) {
+        self.desired_spec = Some(desired_spec(record));
+    }
+
+    /// Returns the generation that this store's last edit of the spec resulted in.
+    pub(crate) fn generation(&self) -> i64 {
+        self.generation
+    }
+
+    /// Returns the desired specs of the last written record, and of resource and template as last
+    /// read.
+    pub(crate) fn desired_specs(&self) -> (Option<&DesiredSpec>, Option<&DesiredSpec>) {
+        (self.desired_spec.as_ref(), self.reported.as_ref().map(|reported| &reported.desired_spec))
+    }
+
+    /// Returns the difference of the resource from the reported spec, and records it as reported.
+    /// `None` if there is no difference.
+    pub(crate) fn take_edit(
+        &mut self,
+        resource: &Workspace,
+        template: Option<&WorkspaceTemplateSpec>,
+    ) -> Option<SpecEdit> {
+        let reported = self.reported.get_or_insert_with(|| ReportedSpec::of(resource, template));
+        reported.take_edit(resource, template)
+    }
+
     /// Records the status of `now` as the status that this store wrote last.
-    pub(super) fn set_status(&mut self, now: &Workspace) {
+    pub(crate) fn set_status(&mut self, now: &Workspace) {
         self.status.clone_from(&now.status);
         self.version = now.resource_version();
     }
 
     /// Returns the status that this store wrote last.
-    pub(super) fn status(&self) -> Option<&WorkspaceStatus> {
+    pub(crate) fn status(&self) -> Option<&WorkspaceStatus> {
         self.status.as_ref()
     }
 
     /// Returns whether another client has changed the status since this store's last write.
-    pub(super) fn status_modified_externally(&mut self, now: &Workspace) -> bool {
+    pub(crate) fn status_modified_externally(&mut self, now: &Workspace) -> bool {
         if self.status.is_none() || self.version == now.resource_version() {
             return false;
         }
@@ -215,7 +269,7 @@ impl LastWrite {
 
     /// Records this store's own edit of the spec, so that it is not reported to the driver as a
     /// user's edit.
-    pub(super) fn record_own_edit(&mut self, now: &Workspace, record: &WorkspaceRecord, changed: &Value) {
+    pub(crate) fn record_own_edit(&mut self, now: &Workspace, record: &WorkspaceRecord, changed: &Value) {
         self.generation = now.metadata.generation.unwrap_or_default();
         let Some(reported) = &mut self.reported else { return };
         reported.generation = self.generation;
@@ -231,6 +285,44 @@ impl LastWrite {
             reported.desired_spec.policy = record.spec.policy.clone();
         }
     }
+}
+
+impl ReportedSpec {
+    fn of_record(record: &WorkspaceRecord, generation: i64) -> Self {
+        Self { desired_spec: desired_spec(record), generation, deleted: None }
+    }
+
+    fn of(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Self {
+        let generation = resource.metadata.generation.unwrap_or_default();
+        Self { desired_spec: DesiredSpec::of(resource, template), generation, deleted: None }
+    }
+
+    fn take_edit(
+        &mut self,
+        resource: &Workspace,
+        template: Option<&WorkspaceTemplateSpec>,
+    ) -> Option<SpecEdit> {
+        let now = Self { deleted: deletion(resource), ..Self::of(resource, template) };
+        let (a, b) = (&self.desired_spec, &now.desired_spec);
+        let edit = SpecEdit {
+            generation: now.generation,
+            awake: (a.desired_state != b.desired_state)
+                .then_some(b.desired_state == DesiredResourceState::Awake),
+            resources: (a.resources != b.resources).then_some(b.resources),
+            policy: (a.policy != b.policy).then(|| b.policy.clone()),
+            env: (a.env != b.env).then(|| b.env.clone()),
+            deleted: now.deleted.filter(|_| now.deleted != self.deleted),
+        };
+        let changed = edit != SpecEdit { generation: self.generation, ..SpecEdit::default() };
+        *self = now;
+        changed.then_some(edit)
+    }
+}
+
+/// Returns whether the deletion discards the data; `None` if the resource is not being deleted.
+fn deletion(resource: &Workspace) -> Option<bool> {
+    let discards = resource.annotations().get(DISCARD).is_some_and(|value| value == "true");
+    resource.metadata.deletion_timestamp.is_some().then_some(discards)
 }
 
 /// Returns the resource version as a number, which the API server increases with each change.

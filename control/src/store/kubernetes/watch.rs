@@ -17,17 +17,12 @@ use kube::{
 use podling_core::id::WorkspaceId;
 
 use super::{
-    KubernetesStore,
-    not_served::{NotServedReason, has_record},
-    readable, record,
-    resource_cache::ReportedSpec,
+    KubernetesStore, readable, record,
+    status::{NotServedReason, has_record},
 };
 use crate::{
-    driver::{DriverError, DriverHandle, SpecEdit},
-    kubernetes::{
-        ClaimReceiver, DesiredResourceState, DesiredSpec, Workspace, WorkspaceTemplateSpec, id_of,
-        objects::DISCARD,
-    },
+    driver::{DriverError, DriverHandle},
+    kubernetes::{ClaimReceiver, Workspace, id_of},
     template::TemplateSpecs,
     watch_backoff::WatchBackoff,
 };
@@ -160,8 +155,8 @@ impl KubernetesStore {
         if cache.is_released(&resource) {
             return Ok(());
         }
-        if written.reported.is_none() && cache.latest().is_none() {
-            if written.archived && !has_record(&resource) {
+        if !written.is_reported() && cache.latest().is_none() {
+            if written.is_archived() && !has_record(&resource) {
                 let why = format!(
                     "its id {id} belonged to a deleted workspace; \
                      create it without spec.id, with the archive as spec.source"
@@ -181,8 +176,7 @@ impl KubernetesStore {
         }
         cache.observe(resource);
         let Some(latest) = cache.latest() else { return Ok(()) };
-        let reported = written.reported.get_or_insert_with(|| ReportedSpec::of(&latest, template.as_ref()));
-        match reported.take_edit(&latest, template.as_ref()) {
+        match written.take_edit(&latest, template.as_ref()) {
             Some(edit) => Ok(driver.apply_edit(id, edit).await?),
             None => Ok(()),
         }
@@ -211,42 +205,6 @@ async fn has_claim(claims: &mut ClaimReceiver, id: &WorkspaceId) -> bool {
 fn changed_templates<'t>(before: &TemplateSpecs, now: &'t TemplateSpecs) -> Vec<&'t str> {
     let changed = now.iter().filter(|(name, spec)| before.get(*name) != Some(*spec));
     changed.map(|(name, _)| name.as_str()).collect()
-}
-
-impl ReportedSpec {
-    fn of(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Self {
-        let generation = resource.metadata.generation.unwrap_or_default();
-        Self { desired_spec: DesiredSpec::of(resource, template), generation, deleted: None }
-    }
-
-    /// Returns the difference from the reported spec, and records it as reported. `None` if there
-    /// is no difference.
-    fn take_edit(
-        &mut self,
-        resource: &Workspace,
-        template: Option<&WorkspaceTemplateSpec>,
-    ) -> Option<SpecEdit> {
-        let now = Self { deleted: deletion(resource), ..Self::of(resource, template) };
-        let (a, b) = (&self.desired_spec, &now.desired_spec);
-        let edit = SpecEdit {
-            generation: now.generation,
-            awake: (a.desired_state != b.desired_state)
-                .then_some(b.desired_state == DesiredResourceState::Awake),
-            resources: (a.resources != b.resources).then_some(b.resources),
-            policy: (a.policy != b.policy).then(|| b.policy.clone()),
-            env: (a.env != b.env).then(|| b.env.clone()),
-            deleted: now.deleted.filter(|_| now.deleted != self.deleted),
-        };
-        let changed = edit != SpecEdit { generation: self.generation, ..SpecEdit::default() };
-        *self = now;
-        changed.then_some(edit)
-    }
-}
-
-/// Returns whether the deletion discards the data; `None` if the resource is not being deleted.
-fn deletion(resource: &Workspace) -> Option<bool> {
-    let discards = resource.annotations().get(DISCARD).is_some_and(|value| value == "true");
-    resource.metadata.deletion_timestamp.is_some().then_some(discards)
 }
 
 #[cfg(test)]

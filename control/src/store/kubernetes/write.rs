@@ -1,10 +1,14 @@
-//! Writes records to their resources.
+//! Writes records to their resources. In the user's `spec`, only fields whose value in the record has
+//! changed are written.
+//!
+//! Fields of a spec that are not part of the record are preserved in the `WorkspaceArchive` of a deleted
+//! workspace. A restored workspace gets them back.
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 use kube::{
     Error, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
 };
 use podling_core::{id::WorkspaceId, status::Phase};
 use serde_json::{Value, json};
@@ -12,23 +16,22 @@ use serde_json::{Value, json};
 use super::{
     KubernetesStore,
     display_status::RecordFacts,
-    failed,
-    preserved_spec::PreservedSpec,
-    readable,
-    resource::{self, finalizers, spec_changes},
-    resource_cache::{LastWrite, ReportedSpec, ResourceCache, desired_spec},
+    failed, readable,
+    resource_cache::{LastWrite, ResourceCache, desired_spec},
     status,
 };
 use crate::{
+    backup_store::StoreKey,
     clock,
     kubernetes::{
-        GROUP, StorageSpec, VERSION, Workspace, WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceStatus,
+        DesiredResourceState, DesiredSpec, GROUP, PolicySpec, Port, ResourcesSpec, SecretKey, StorageSpec,
+        VERSION, Variable, Workspace, WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceSpec, WorkspaceStatus,
         has_status_code,
-        objects::{ARCHIVE_BEFORE_DELETE, workspace_labels},
+        objects::{AGENT_PORT, ARCHIVE_BEFORE_DELETE, workspace_labels},
         resource_names,
     },
     quantity::bytes_words,
-    store::{StoreError, WorkspaceRecord, stored::StoredRecord},
+    store::{StoreError, WorkspaceRecord, stored},
 };
 
 /// Field manager of the store's writes.
@@ -61,7 +64,7 @@ impl KubernetesStore {
             // this write; the lock is released so that the watch can report it. A change of the
             // status is overwritten.
             let Some(before) = cache.latest() else { return Err(changed()) };
-            known = known.max(Some(written.generation));
+            known = known.max(Some(written.generation()));
             drop(written);
             cache.wait_newer_than(&before).await;
             if generation(cache.latest()) > known {
@@ -79,13 +82,12 @@ impl KubernetesStore {
     ) -> Result<(), StoreError> {
         // No new resource is created for a workspace whose last archive is being removed.
         let removes_last_archive =
-            record.status.phase == Phase::Deleting && written.archived && cache.latest().is_none();
+            record.status.phase == Phase::Deleting && written.is_archived() && cache.latest().is_none();
         if record.is_gone() || removes_last_archive {
-            self.write_archive(cache, record, written.archived).await?;
-            written.archived = true;
+            self.write_archive(cache, record, written.is_archived()).await?;
+            written.set_archived(true);
             self.remove_workspace(cache).await?;
-            // From now on, the watch treats another resource with this id as a duplicate.
-            written.reported = None;
+            written.forget_reported();
         } else {
             let latest = match cache.latest() {
                 Some(latest) => latest,
@@ -96,12 +98,12 @@ impl KubernetesStore {
                 done.map_err(|error| failed(format!("write the workspace {}", record.spec.name), error))?;
             written.set_status(&done);
             cache.observe(done);
-            if written.archived {
+            if written.is_archived() {
                 self.remove_archive(&record.spec.id).await?;
-                written.archived = false;
+                written.set_archived(false);
             }
         }
-        written.desired_spec = Some(desired_spec(record));
+        written.record_written(record);
         Ok(())
     }
 
@@ -110,9 +112,9 @@ impl KubernetesStore {
         let cache = self.cache(id);
         let mut written = cache.written.lock().await;
         self.remove_workspace(&cache).await?;
-        if written.archived {
+        if written.is_archived() {
             self.remove_archive(id).await?;
-            written.archived = false;
+            written.set_archived(false);
         }
         *written = LastWrite::default();
         drop(written);
@@ -130,8 +132,8 @@ impl KubernetesStore {
     ) -> Result<Workspace, Error> {
         let name = latest.name_any();
         let mut now = latest.clone();
-        let observed = written.reported.as_ref().map(|reported| &reported.desired_spec);
-        if let Some(spec) = spec_changes(latest, record, written.desired_spec.as_ref(), observed) {
+        let (before, observed) = written.desired_specs();
+        if let Some(spec) = spec_changes(latest, record, before, observed) {
             let metadata =
                 json!({"resourceVersion": now.resource_version(), "finalizers": finalizers(latest)});
             let patch = Patch::Merge(json!({"metadata": metadata, "spec": &spec}));
@@ -142,7 +144,7 @@ impl KubernetesStore {
             // spec would be reported to the driver as an edit.
             cache.observe(now.clone());
         }
-        let mut status = status::of(record, &now, written.generation.max(record.generation));
+        let mut status = status::of(record, &now, written.generation().max(record.generation));
         cache.display(&record.status).apply_to(&mut status, RecordFacts::of(&record.status), clock::now());
         if now.status.as_ref() == Some(&status) {
             return Ok(now);
@@ -173,7 +175,7 @@ impl KubernetesStore {
         written: &mut LastWrite,
         record: &WorkspaceRecord,
     ) -> Result<Arc<Workspace>, StoreError> {
-        let (spec, mut resource) = (&record.spec, resource::of(record));
+        let (spec, mut resource) = (&record.spec, new_resource(record));
         if let Some(requested) = spec.storage_bytes {
             let storage = self.template(&spec.template).await.map(|template| template.storage);
             let size = bytes_words(requested);
@@ -199,13 +201,7 @@ impl KubernetesStore {
             if created.spec.id.as_deref() != Some(spec.id.as_str()) {
                 continue;
             }
-            written.generation = created.metadata.generation.unwrap_or_default();
-            // The watch reports later differences from this spec as edits.
-            written.reported = Some(ReportedSpec {
-                desired_spec: desired_spec(record),
-                generation: written.generation,
-                deleted: None,
-            });
+            written.record_created(&created, record);
             cache.observe(created.clone());
             return Ok(Arc::new(created));
         }
@@ -271,7 +267,7 @@ impl KubernetesStore {
             storage: None,
             ports: Vec::new(),
             environment: Vec::new(),
-            record: record_text(record),
+            record: stored::to_text(record),
         };
         if let Some(latest) = cache.latest() {
             PreservedSpec::of(&latest.spec).save_to(&mut spec);
@@ -301,20 +297,207 @@ impl KubernetesStore {
             _ => Ok(()),
         }
     }
+
+    /// Returns the fields for a resource that is created. They come from the workspace's own
+    /// archive resource, or else from the workspace whose archive is its source.
+    async fn preserved_spec(
+        &self,
+        record: &WorkspaceRecord,
+        written: &LastWrite,
+    ) -> Result<PreservedSpec, Error> {
+        let source =
+            || record.spec.source.as_ref()?.0.parse().ok().map(|key: StoreKey| key.workspace().clone());
+        let source_id = if written.is_archived() { Some(record.spec.id.clone()) } else { source() };
+        let Some(source_id) = source_id else { return Ok(PreservedSpec::default()) };
+        if let Some(there) = self.known_cache(&source_id).and_then(|cache| cache.latest()) {
+            return Ok(PreservedSpec::of(&there.spec));
+        }
+        let archive = self.archives.get_opt(source_id.as_str()).await?;
+        Ok(archive.map(|archive| PreservedSpec::of_archive(archive.spec)).unwrap_or_default())
+    }
 }
 
-/// Returns the stored form of a record as one string, so that `kubectl describe` prints one line.
-/// Leaves out the environment: the resource's spec already contains it, and it may be sensitive.
-pub(super) fn record_text(record: &WorkspaceRecord) -> Value {
-    let mut record = record.clone();
-    Arc::make_mut(&mut record.spec).env.clear();
-    serde_json::to_string(&StoredRecord::of(&record)).unwrap_or_default().into()
+// === The resource of a record ===
+
+/// Builds the resource of a workspace that has none. The caller sets its name.
+fn new_resource(record: &WorkspaceRecord) -> Workspace {
+    let spec = &record.spec;
+    let variable = |(name, value): (&String, &String)| Variable {
+        name: name.clone(),
+        value: Some(value.clone()),
+        secret: None,
+    };
+    Workspace {
+        metadata: ObjectMeta {
+            finalizers: Some(vec![ARCHIVE_BEFORE_DELETE.to_owned()]),
+            labels: Some(workspace_labels(&spec.id)),
+            ..ObjectMeta::default()
+        },
+        spec: WorkspaceSpec {
+            id: Some(spec.id.to_string()),
+            source: spec.source.as_ref().map(|source| source.0.clone()),
+            owner: spec.owner.to_string(),
+            template: spec.template.clone(),
+            desired_state: desired_spec(record).desired_state,
+            resources: Some(ResourcesSpec::of(spec.resources)),
+            storage: None,
+            policy: Some(PolicySpec::of(&spec.policy)),
+            ports: Vec::new(),
+            environment: spec.env.iter().map(variable).collect(),
+        },
+        status: None,
+    }
 }
 
-/// Returns the JSON of a stored record. Earlier versions stored an object instead of a string.
-pub(super) fn record_json(stored: &Value) -> Cow<'_, str> {
-    match stored {
-        Value::String(json) => json.into(),
-        object => object.to_string().into(),
+/// Returns the changes of the user's spec that the record requires; `None` if nothing changes. The
+/// object is empty if only the finalizer is missing. `before` is the desired spec at the last
+/// write. `observed` is the desired spec of resource and template as last read; values that are the
+/// same there are not written.
+fn spec_changes(
+    latest: &Workspace,
+    record: &WorkspaceRecord,
+    before: Option<&DesiredSpec>,
+    observed: Option<&DesiredSpec>,
+) -> Option<Value> {
+    let (now, has) = (desired_spec(record), latest.spec.desired_state);
+    let mut spec = serde_json::Map::new();
+    let changed =
+        |differs: fn(&DesiredSpec, &DesiredSpec) -> bool| before.is_none_or(|before| differs(before, &now));
+    let is_new = |differs: fn(&DesiredSpec, &DesiredSpec) -> bool| {
+        before.is_some() && changed(differs) && observed.is_none_or(|observed| differs(observed, &now))
+    };
+    if now.desired_state != has && changed(|a, b| a.desired_state != b.desired_state) {
+        let word = match now.desired_state {
+            DesiredResourceState::Awake => "Awake",
+            DesiredResourceState::Asleep => "Asleep",
+        };
+        spec.insert("desiredState".into(), word.into());
+    }
+    if is_new(|a, b| a.resources != b.resources) {
+        spec.insert("resources".into(), json!(ResourcesSpec::of(now.resources)));
+    }
+    if is_new(|a, b| a.policy != b.policy) {
+        spec.insert("policy".into(), json!(PolicySpec::of(&now.policy)));
+    }
+    let has_finalizer = latest.finalizers().iter().any(|finalizer| finalizer == ARCHIVE_BEFORE_DELETE);
+    let add_finalizer = !has_finalizer && latest.metadata.deletion_timestamp.is_none();
+    (add_finalizer || !spec.is_empty()).then_some(Value::Object(spec))
+}
+
+/// Returns the finalizers of the resource and Podling's own, which keeps the resource until its
+/// data is archived. The API server accepts no new finalizer once the resource is being deleted.
+fn finalizers(latest: &Workspace) -> Vec<String> {
+    let mut finalizers = latest.finalizers().to_vec();
+    if latest.metadata.deletion_timestamp.is_none()
+        && !finalizers.iter().any(|finalizer| finalizer == ARCHIVE_BEFORE_DELETE)
+    {
+        finalizers.push(ARCHIVE_BEFORE_DELETE.to_owned());
+    }
+    finalizers
+}
+
+// === Preserved fields ===
+
+/// The part of a workspace's spec that its record does not contain.
+#[derive(Debug, Default)]
+struct PreservedSpec {
+    storage: Option<StorageSpec>,
+    ports: Vec<Port>,
+    environment: Vec<Variable>,
+}
+
+impl PreservedSpec {
+    fn of_archive(archive: WorkspaceArchiveSpec) -> Self {
+        Self { storage: archive.storage, ports: archive.ports, environment: archive.environment }
+    }
+
+    /// Extracts the fields from a spec.
+    fn of(spec: &WorkspaceSpec) -> Self {
+        Self {
+            storage: spec.storage.clone(),
+            ports: spec.ports.clone(),
+            environment: spec.environment.clone(),
+        }
+    }
+
+    /// Stores the fields in the archive resource, without references to reserved secrets and without
+    /// the agent's port. An older CRD may have accepted them, and the present one rejects them.
+    fn save_to(self, archive: &mut WorkspaceArchiveSpec) {
+        let is_permitted =
+            |variable: &Variable| !variable.secret.as_ref().is_some_and(SecretKey::is_reserved);
+        archive.storage = self.storage;
+        archive.ports = self.ports.into_iter().filter(|port| port.port != AGENT_PORT).collect();
+        archive.environment = self.environment.into_iter().filter(is_permitted).collect();
+    }
+
+    /// Copies the fields into a new spec. Variables that the spec already has are not replaced, and
+    /// neither is its volume if none was preserved.
+    fn apply_to(self, spec: &mut WorkspaceSpec) {
+        spec.storage = self.storage.or(spec.storage.take());
+        spec.ports = self.ports;
+        for variable in self.environment {
+            if spec.environment.iter().all(|own| own.name != variable.name) {
+                spec.environment.push(variable);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use podling_core::{policy::Policy, status::Status, time::Timestamp, workspace::Spec};
+
+    use super::*;
+    use crate::samples;
+
+    /// A record with an idle timeout of this many hours.
+    fn record(hours: u64) -> WorkspaceRecord {
+        let policy = Policy { idle_timeout: Duration::from_secs(hours * 3600), ..Policy::default() };
+        let spec = Spec { policy, ..samples::spec(1, "demo") };
+        let status = Status::new(Timestamp(0));
+        WorkspaceRecord { spec: Arc::new(spec), status, credential: None, log: Arc::default(), generation: 0 }
+    }
+
+    #[test]
+    fn value_observed_in_spec_or_template_is_not_written() {
+        let (before, now) = (record(1), record(2));
+        let written = |observed: &WorkspaceRecord| {
+            let changes = spec_changes(
+                &new_resource(&before),
+                &now,
+                Some(&desired_spec(&before)),
+                Some(&desired_spec(observed)),
+            );
+            changes.map(|spec| spec["policy"]["idleTimeout"].clone())
+        };
+        assert_eq!(written(&now), None, "the value was read from the resource");
+        assert_eq!(written(&before).unwrap(), "2h", "the value came through the API");
+    }
+
+    #[test]
+    fn restored_workspace_has_its_former_spec_fields() {
+        let spec = |environment| -> WorkspaceSpec {
+            let spec = json!({
+                "owner": "ada", "template": "python", "storage": {"size": "20Gi"},
+                "ports": [{"name": "ide", "port": 80}], "environment": environment,
+            });
+            serde_json::from_value(spec).unwrap()
+        };
+        let secret = json!({"name": "TOKEN", "secret": {"name": "tokens", "key": "github"}});
+        let own = json!({"name": "ROOT", "secret": {"name": "podling-control", "key": "root-token"}});
+        let mut before = spec(json!([{"name": "EDITOR", "value": "vi"}, secret, own]));
+        before.ports.push(Port { name: "agent".into(), port: AGENT_PORT });
+        let archive = json!({"workspace": "demo", "owner": "ada", "record": {}});
+        let mut archive: WorkspaceArchiveSpec = serde_json::from_value(archive).unwrap();
+        PreservedSpec::of(&before).save_to(&mut archive);
+        let mut after = WorkspaceSpec {
+            storage: None,
+            ports: Vec::new(),
+            ..spec(json!([{"name": "EDITOR", "value": "nano"}]))
+        };
+        PreservedSpec::of_archive(archive).apply_to(&mut after);
+        assert_eq!(after, spec(json!([{"name": "EDITOR", "value": "nano"}, secret])));
     }
 }

@@ -164,7 +164,7 @@ fn image_of_the_last_run_stays_displayed() {
     DisplayStatus::default().apply_to(&mut status, record, Timestamp(9_000));
     assert_eq!(status.image_digest.as_deref(), Some("localhost/python@sha256:1"));
     assert_eq!(status.boot_id, None);
-    let connected = condition(&status, condition_type::AGENT_CONNECTED);
+    let connected = condition(&status, "AgentConnected");
     assert_eq!((connected.status.as_str(), connected.reason.as_str()), ("False", "NoAgent"));
     assert_eq!(Some(connected.last_transition_time.clone()), time(Timestamp(9_000)));
 }
@@ -242,7 +242,7 @@ fn transition_time_stays_while_the_condition_does() {
     let mut conditions = before.conditions.clone();
     let at = condition(&before, "AgentConnected").last_transition_time.clone();
     let value = |holds| ConditionValue {
-        kind: condition_type::AGENT_CONNECTED,
+        kind: ConditionType::AgentConnected,
         holds,
         reason: "Other",
         message: "other".into(),
