@@ -30,7 +30,6 @@ mod entry;
 mod error;
 mod handle;
 mod index;
-mod publish;
 mod requests;
 mod writer;
 
@@ -67,7 +66,6 @@ use self::{
     entry::{BegunAction, DecisionContext, PendingReply, WorkspaceEntry},
     handle::{DriverEvent, EVENT_QUEUE, Reply, WorkspaceChange},
     index::WorkspaceIndex,
-    publish::SnapshotPublisher,
     writer::StoreWriter,
 };
 use crate::{
@@ -75,7 +73,7 @@ use crate::{
     backend::{Backend, Instance, Observation},
     clock,
     executor::{ActionResult, Executor, ProgressSink},
-    snapshot::{ShutdownProgress, Snapshot},
+    snapshot::{ShutdownProgress, Snapshot, SnapshotPublisher},
     store::{Store, StoreChange, StoreError},
 };
 

@@ -16,17 +16,14 @@ use podling_core::{
     reason::NextStep,
     status::{MaintenanceStage, MaintenanceTask, Phase, Status},
     time::Timestamp,
-    workspace::{AgentConnection, DesiredState, Epoch, Spec},
+    workspace::{AgentConnection, DesiredState, Epoch},
 };
-use podling_proto::{
-    agent::v1::{ActivityLevel, ActivityState},
-    token,
-};
+use podling_proto::{agent::v1::ActivityLevel, token};
 use tokio::time::Instant;
 
 pub(crate) use self::actions::BegunAction;
+use self::sessions::AgentSessions;
 pub use self::sessions::MAX_AGENT_SESSIONS;
-use self::sessions::{PendingDirective, SessionEntry};
 use super::{
     DriverError, SpecEdit,
     error::{CannotUndeleteCause, with_causes},
@@ -38,7 +35,7 @@ use crate::{
     clock,
     progress::{TransferProgress, TransferStage},
     reasons,
-    snapshot::{AgentView, Fingerprint, WorkspaceView},
+    snapshot::{Fingerprint, WorkspaceView},
     store::{CredentialDigest, LOG_ENTRIES, LogEntry, StoreError, WorkspaceRecord},
 };
 
@@ -66,26 +63,13 @@ pub(crate) struct WorkspaceEntry {
     in_flight: Option<Action>,
     /// Progress of the action in flight, if any was reported.
     progress: Option<TransferProgress>,
-    /// The sleep directive that the agent has not answered yet.
-    pending_directive: Option<PendingDirective>,
-    /// Time of the sleep in the last warning that the agent was sent.
-    warned_for: Option<Timestamp>,
-    /// The spec in the last claim that the agent was sent.
-    claimed_spec: Option<Arc<Spec>>,
     /// Position in the admission queue; 1 is next.
     queue_position: Option<usize>,
     /// Epoch and secret of the next start. Moved into the request when the start begins.
     secret: Option<(Epoch, String)>,
     /// Running agents of all epochs.
     instances: Vec<Instance>,
-    /// Sessions of agents, oldest first; at most `MAX_AGENT_SESSIONS`.
-    sessions: Vec<SessionEntry>,
-    /// The claimed agent of the current epoch.
-    agent: Option<Arc<AgentView>>,
-    /// The activity that the agent reported last.
-    activity: Option<Arc<ActivityState>>,
-    /// When the observed state of the workspace's command changed last.
-    command_changed_at: Option<Instant>,
+    sessions: AgentSessions,
     /// The next step and its wall-clock time, for display.
     next: Option<(Timestamp, NextStep)>,
     /// When the next decision is due, on the monotonic clock.
@@ -138,16 +122,10 @@ impl WorkspaceEntry {
             observed,
             in_flight: None,
             progress: None,
-            pending_directive: None,
-            warned_for: None,
-            claimed_spec: None,
             queue_position: None,
             secret: None,
             instances: Vec::new(),
-            sessions: Vec::new(),
-            agent: None,
-            activity: None,
-            command_changed_at: None,
+            sessions: AgentSessions::default(),
             next: None,
             scheduled_at: None,
             pending_replies: Vec::new(),
@@ -195,7 +173,7 @@ impl WorkspaceEntry {
     /// connected.
     pub(crate) fn is_in_use(&self) -> bool {
         let unknown = self.observed.connected.is_none();
-        let used = self.activity.as_ref().is_some_and(|activity| match activity.level() {
+        let used = self.sessions.activity().is_some_and(|activity| match activity.level() {
             ActivityLevel::Active | ActivityLevel::Busy => true,
             ActivityLevel::Idle | ActivityLevel::Unspecified => false,
         });
@@ -414,8 +392,8 @@ impl WorkspaceEntry {
             reason: record.status.reason.clone(),
             since: record.status.since,
             connection: if connected { AgentConnection::Connected } else { AgentConnection::Unknown },
-            activity: self.activity.clone(),
-            agent: self.agent.clone(),
+            activity: self.sessions.activity().cloned(),
+            agent: self.sessions.agent().cloned(),
             next: self.next,
             restarts: record.status.failures,
             allocated: record.status.allocated.filter(|_| record.status.phase.holds_quota()),

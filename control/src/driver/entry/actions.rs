@@ -147,7 +147,7 @@ impl WorkspaceEntry {
         let (spec, status) = (self.record.spec.clone(), &self.record.status);
         let known =
             self.recorded_archives().ok_or("the record holds an archive key that cannot be parsed")?;
-        let agent = self.agent.clone().ok_or(NO_AGENT)?;
+        let agent = self.sessions.agent().cloned().ok_or(NO_AGENT)?;
         let (epoch, generation) = (status.epoch, status.storage_generation);
         Ok(ActionRequest::Archive { epoch, generation, spec, agent, known })
     }
@@ -156,7 +156,12 @@ impl WorkspaceEntry {
         let (spec, status) = (self.record.spec.clone(), &self.record.status);
         let key = status.archive().map(|archive| &archive.key).or(spec.source.as_ref());
         let key = store_key(key.ok_or("the workspace has no archive")?)?;
-        Ok(ActionRequest::Restore { epoch, key, agent: self.agent.clone().ok_or(NO_AGENT)?, spec })
+        Ok(ActionRequest::Restore {
+            epoch,
+            key,
+            agent: self.sessions.agent().cloned().ok_or(NO_AGENT)?,
+            spec,
+        })
     }
 
     fn expire_request(&self, generation: u64) -> Result<ActionRequest, String> {
@@ -242,10 +247,7 @@ impl WorkspaceEntry {
     /// Removes the claimed agent unless it is the running agent of the current epoch.
     fn clear_agent(&mut self) {
         if self.instance().is_none() {
-            self.agent = None;
-            self.activity = None;
-            self.warned_for = None;
-            self.claimed_spec = None;
+            self.sessions.forget_agent();
         }
     }
 }

@@ -9,6 +9,7 @@ use podling_core::{
     reason::{DeclineReason, SleepCause},
     status::Phase,
     time::Timestamp,
+    workspace::Spec,
 };
 use podling_proto::agent::v1::{ActivityLevel, ActivityState};
 use tokio::{sync::mpsc, time::Instant};
@@ -43,9 +44,28 @@ const COMMIT_LIMIT: Duration = Duration::from_secs(45);
 /// changes the time slightly.
 const WARNING_SLACK: Duration = Duration::from_secs(5);
 
+/// The sessions of a workspace's agents, and what follows from the claimed one.
+#[derive(Debug, Default)]
+pub(super) struct AgentSessions {
+    /// Oldest first; at most [`MAX_AGENT_SESSIONS`].
+    open: Vec<SessionEntry>,
+    /// The claimed agent of the current epoch.
+    agent: Option<Arc<AgentView>>,
+    /// The spec in the last claim that the agent was sent.
+    claimed_spec: Option<Arc<Spec>>,
+    /// The activity that the agent reported last.
+    activity: Option<Arc<ActivityState>>,
+    /// When the observed state of the workspace's command changed last.
+    command_changed_at: Option<Instant>,
+    /// Time of the sleep in the last warning that the agent was sent.
+    warned_for: Option<Timestamp>,
+    /// The sleep directive that the agent has not answered yet.
+    pending_directive: Option<PendingDirective>,
+}
+
 /// The stream of an agent that has said hello.
 #[derive(Debug)]
-pub(super) struct SessionEntry {
+struct SessionEntry {
     hello: AgentHello,
     claim: ClaimState,
     /// Observed time since the last heartbeat.
@@ -63,7 +83,7 @@ enum ClaimState {
 
 /// A sleep directive that the agent has not answered yet.
 #[derive(Debug)]
-pub(super) struct PendingDirective {
+struct PendingDirective {
     directive: DirectiveId,
     action: Action,
     /// Observed time since it was sent.
@@ -72,20 +92,20 @@ pub(super) struct PendingDirective {
 
 impl WorkspaceEntry {
     pub(crate) fn hello(&mut self, hello: AgentHello) {
-        if self.sessions.len() >= MAX_AGENT_SESSIONS {
-            self.session_ended(self.sessions[0].hello.connection);
+        if self.sessions.open.len() >= MAX_AGENT_SESSIONS {
+            self.session_ended(self.sessions.open[0].hello.connection);
         }
-        self.sessions.push(SessionEntry { hello, claim: ClaimState::New, silence: Duration::ZERO });
+        self.sessions.open.push(SessionEntry { hello, claim: ClaimState::New, silence: Duration::ZERO });
     }
 
     /// Handles a heartbeat. Heartbeats of sessions that are not claimed are ignored.
     pub(crate) fn heartbeat(&mut self, heartbeat: Heartbeat) {
         let epoch = self.epoch();
         let session =
-            self.sessions.iter_mut().find(|session| session.hello.connection == heartbeat.connection);
+            self.sessions.open.iter_mut().find(|session| session.hello.connection == heartbeat.connection);
         let Some(session) = session.filter(|session| session.claim == ClaimState::Claimed) else { return };
         session.silence = Duration::ZERO;
-        if self.agent.as_ref().is_some_and(|agent| agent.epoch == epoch) {
+        if self.sessions.agent.as_ref().is_some_and(|agent| agent.epoch == epoch) {
             self.observed.heartbeat(epoch);
         }
         self.take_activity(heartbeat.activity);
@@ -107,7 +127,7 @@ impl WorkspaceEntry {
             Some(failure) => CommandHealth::Failing(failure.detail.clone()),
             None => CommandHealth::Good,
         });
-        self.activity = Some(activity);
+        self.sessions.activity = Some(activity);
     }
 
     /// Records the state of the workspace's command. While the command keeps failing, its text changes
@@ -117,10 +137,10 @@ impl WorkspaceEntry {
             (&self.observed.command, &health),
             (CommandHealth::Failing(_), CommandHealth::Failing(_))
         );
-        let is_due = self.command_changed_at.is_none_or(|at| at.elapsed() >= MIN_COMMAND_CHANGE);
+        let is_due = self.sessions.command_changed_at.is_none_or(|at| at.elapsed() >= MIN_COMMAND_CHANGE);
         if health != self.observed.command && (is_due || !keeps_failing) {
             self.observed.command = health;
-            self.command_changed_at = Some(Instant::now());
+            self.sessions.command_changed_at = Some(Instant::now());
         }
     }
 
@@ -128,13 +148,14 @@ impl WorkspaceEntry {
     /// is full or closed.
     fn send(&self, what: AgentDirective) -> bool {
         self.sessions
+            .open
             .iter()
             .find(|session| session.claim == ClaimState::Claimed)
             .is_some_and(|session| session.send(what))
     }
 
     fn claimed_connection(&self) -> Option<ConnectionId> {
-        let claimed = self.sessions.iter().find(|session| session.claim == ClaimState::Claimed);
+        let claimed = self.sessions.open.iter().find(|session| session.claim == ClaimState::Claimed);
         claimed.map(|session| session.hello.connection)
     }
 
@@ -143,14 +164,15 @@ impl WorkspaceEntry {
     fn connection_lost(&mut self) {
         self.observed.disconnected();
         self.finish_directive(Err(Failure::Failed("the connection to the agent was lost".into())));
-        self.warned_for = None;
+        self.sessions.warned_for = None;
     }
 
     pub(crate) fn session_ended(&mut self, connection: ConnectionId) {
-        let Some(at) = self.sessions.iter().position(|session| session.hello.connection == connection) else {
+        let Some(at) = self.sessions.open.iter().position(|session| session.hello.connection == connection)
+        else {
             return;
         };
-        if self.sessions.remove(at).claim == ClaimState::Claimed {
+        if self.sessions.open.remove(at).claim == ClaimState::Claimed {
             self.connection_lost();
         }
     }
@@ -166,15 +188,19 @@ impl WorkspaceEntry {
             || self.instance().is_some()
             || self.observed.processes == RunningAgents::Unseen;
         let Some(instance) = self.instance().filter(|_| self.wants_agent()).cloned() else {
-            self.sessions.retain_mut(|session| match stays {
+            self.sessions.open.retain_mut(|session| match stays {
                 true => session.wait(),
                 false => session.dismiss("this workspace needs no agent now"),
             });
             return false;
         };
-        let named =
-            self.agent.as_ref().map(|agent| agent.boot_id.clone()).or_else(|| instance.boot_id.clone());
-        self.sessions.retain_mut(|session| {
+        let named = self
+            .sessions
+            .agent
+            .as_ref()
+            .map(|agent| agent.boot_id.clone())
+            .or_else(|| instance.boot_id.clone());
+        self.sessions.open.retain_mut(|session| {
             if session.hello.instance != instance.id {
                 session.dismiss("another agent serves this workspace")
             } else if named.as_ref().is_some_and(|boot_id| *boot_id != session.hello.boot_id) {
@@ -186,8 +212,8 @@ impl WorkspaceEntry {
         let claim = self.claim_content();
         // An agent connects again only after it has given up its earlier stream, so the newest
         // session is the valid one.
-        if self.sessions.len() > 1 {
-            self.sessions.drain(..self.sessions.len() - 1);
+        if self.sessions.open.len() > 1 {
+            self.sessions.open.drain(..self.sessions.open.len() - 1);
             if self.claimed_connection().is_none() {
                 // The directive was sent to the earlier session, which cannot answer it.
                 self.connection_lost();
@@ -195,7 +221,8 @@ impl WorkspaceEntry {
         }
         let permitted = self.durable.as_ref().is_some_and(|durable| durable.status.permits_claim());
         let epoch = self.epoch();
-        let Some(session) = self.sessions.last_mut().filter(|session| session.claim != ClaimState::Claimed)
+        let Some(session) =
+            self.sessions.open.last_mut().filter(|session| session.claim != ClaimState::Claimed)
         else {
             return false;
         };
@@ -203,14 +230,14 @@ impl WorkspaceEntry {
             return self.observed.greeted.replace(epoch) != Some(epoch);
         }
         if !session.send(AgentDirective::Claim(claim)) {
-            self.sessions.clear();
+            self.sessions.open.clear();
             return false;
         }
         // The agent becomes connected with its first heartbeat, which confirms the claim. Before
         // that it would reject every call.
         session.claim = ClaimState::Claimed;
-        self.claimed_spec = Some(self.record.spec.clone());
-        self.agent = Some(Arc::new(AgentView {
+        self.sessions.claimed_spec = Some(self.record.spec.clone());
+        self.sessions.agent = Some(Arc::new(AgentView {
             boot_id: session.hello.boot_id.clone(),
             epoch: instance.epoch,
             version: session.hello.version.clone(),
@@ -225,7 +252,7 @@ impl WorkspaceEntry {
 
     /// Asks the agent to end its processes in order, before the backend stops it.
     pub(super) fn drain(&mut self, grace: Duration) {
-        self.sessions.retain_mut(|session| {
+        self.sessions.open.retain_mut(|session| {
             session.claim != ClaimState::Claimed || session.send(AgentDirective::Drain { grace })
         });
     }
@@ -235,7 +262,7 @@ impl WorkspaceEntry {
     pub(crate) fn advance_time(&mut self, gap: Duration) -> bool {
         let was = self.observed.connected;
         let mut lost = false;
-        for session in self.sessions.iter_mut().filter(|session| session.claim == ClaimState::Claimed) {
+        for session in self.sessions.open.iter_mut().filter(|session| session.claim == ClaimState::Claimed) {
             session.silence = session.silence.saturating_add(gap);
             lost |= session.silence >= HEARTBEAT_TIMEOUT;
         }
@@ -286,8 +313,9 @@ impl WorkspaceEntry {
         };
         self.in_flight = Some(action);
         self.observed.action_started(action);
-        self.pending_directive = Some(PendingDirective { directive, action, waited: Duration::ZERO });
-        if !self.agent.as_ref().is_some_and(|agent| agent.can("sleep")) {
+        self.sessions.pending_directive =
+            Some(PendingDirective { directive, action, waited: Duration::ZERO });
+        if !self.sessions.agent.as_ref().is_some_and(|agent| agent.can("sleep")) {
             let detail = "the agent lacks the capability \"sleep\"".into();
             self.finish_directive(Err(Failure::Declined { reason: DeclineReason::Unspecified, detail }));
         } else if !self.send(AgentDirective::Sleep(directive, step, self.record.status.reason.sleep_cause()))
@@ -299,8 +327,11 @@ impl WorkspaceEntry {
     /// Handles an answer. Ignores it unless it answers the pending directive and comes from the
     /// claimed session.
     pub(crate) fn directive_answered(&mut self, answer: DirectiveAnswer) {
-        let is_pending =
-            self.pending_directive.as_ref().is_some_and(|pending| pending.directive == answer.directive);
+        let is_pending = self
+            .sessions
+            .pending_directive
+            .as_ref()
+            .is_some_and(|pending| pending.directive == answer.directive);
         if !is_pending || self.claimed_connection() != Some(answer.connection) {
             return;
         }
@@ -312,7 +343,7 @@ impl WorkspaceEntry {
 
     /// Records the result of the pending directive.
     fn finish_directive(&mut self, result: Result<(), Failure>) {
-        let Some(pending) = self.pending_directive.take() else { return };
+        let Some(pending) = self.sessions.pending_directive.take() else { return };
         failpoint(pending.action, "after");
         self.in_flight = None;
         if let Err(failure) = &result {
@@ -325,14 +356,14 @@ impl WorkspaceEntry {
 
     /// Drops the pending directive after the decision has changed. Its answer is then ignored.
     pub(super) fn abandon_directive(&mut self) {
-        if self.pending_directive.take().is_some() {
+        if self.sessions.pending_directive.take().is_some() {
             self.in_flight = None;
         }
     }
 
     /// Adds observed time to the pending directive. Returns whether the directive timed out.
     fn age_directive(&mut self, gap: Duration) -> bool {
-        let Some(pending) = &mut self.pending_directive else { return false };
+        let Some(pending) = &mut self.sessions.pending_directive else { return false };
         pending.waited = pending.waited.saturating_add(gap);
         let limit = match pending.action {
             Action::Commit(_) => COMMIT_LIMIT,
@@ -349,13 +380,13 @@ impl WorkspaceEntry {
     /// [`WARNING_SLACK`].
     pub(super) fn send_warning(&mut self, warning: Option<(Timestamp, SleepCause)>) {
         let moved = |sent: Timestamp, at: Timestamp| sent.since(at).max(at.since(sent)) > WARNING_SLACK;
-        let changed = match (self.warned_for, warning) {
+        let changed = match (self.sessions.warned_for, warning) {
             (None, None) => false,
             (Some(sent), Some((at, _))) => moved(sent, at),
             (None, Some(_)) | (Some(_), None) => true,
         };
         if changed && self.send(AgentDirective::Warn(warning)) {
-            self.warned_for = warning.map(|(at, _)| at);
+            self.sessions.warned_for = warning.map(|(at, _)| at);
         }
     }
 
@@ -364,13 +395,13 @@ impl WorkspaceEntry {
         // A policy is sent only once it is durable.
         let spec = self.record.spec.clone();
         if !self.is_settled()
-            || self.claimed_spec.as_ref().is_none_or(|claimed| claimed.policy == spec.policy)
+            || self.sessions.claimed_spec.as_ref().is_none_or(|claimed| claimed.policy == spec.policy)
         {
             return;
         }
         let claim = self.claim_content();
         if self.send(AgentDirective::Claim(claim)) {
-            self.claimed_spec = Some(spec);
+            self.sessions.claimed_spec = Some(spec);
         }
     }
 
@@ -378,6 +409,23 @@ impl WorkspaceEntry {
     fn claim_content(&self) -> ClaimContent {
         let maintenance = matches!(self.record.status.phase, Phase::Maintenance { .. });
         ClaimContent { spec: Arc::clone(&self.record.spec), epoch: self.epoch(), maintenance }
+    }
+}
+
+impl AgentSessions {
+    /// Returns the claimed agent of the current epoch.
+    pub(super) fn agent(&self) -> Option<&Arc<AgentView>> {
+        self.agent.as_ref()
+    }
+
+    /// Returns the activity that the agent reported last.
+    pub(super) fn activity(&self) -> Option<&Arc<ActivityState>> {
+        self.activity.as_ref()
+    }
+
+    /// Forgets the claimed agent, which has ended.
+    pub(super) fn forget_agent(&mut self) {
+        (self.agent, self.claimed_spec, self.activity, self.warned_for) = (None, None, None, None);
     }
 }
 
