@@ -7,9 +7,10 @@ use std::{
     io::Write,
     panic::PanicHookInfo,
     sync::Once,
-    time::{SystemTime, UNIX_EPOCH},
+    time::SystemTime,
 };
 
+use prost_types::Timestamp;
 use serde_json::{Map, Value, json};
 
 /// Format of the log on stderr.
@@ -80,30 +81,21 @@ fn panic_line(program: &str, panic: &PanicHookInfo<'_>, backtrace: &Backtrace) -
 /// Returns one line at the level `ERROR`, with its end.
 fn json_line(target: &str, message: &str, mut fields: Map<String, Value>) -> String {
     fields.insert("message".into(), message.trim_end().into());
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let timestamp = rfc3339(since.as_secs(), since.subsec_micros());
+    let timestamp = rfc3339(SystemTime::now());
     format!("{}\n", json!({"timestamp": timestamp, "level": "ERROR", "fields": fields, "target": target}))
 }
 
-/// Formats a time in UTC with microseconds.
-fn rfc3339(unix_seconds: u64, micros: u32) -> String {
-    let (days, second) = (unix_seconds / 86_400, unix_seconds % 86_400);
-    // The calendar repeats every 400 years, which begin on 1 March here, so that a leap day is the
-    // last day of a year.
-    let day = days + 719_468;
-    let (era, day_of_era) = (day / 146_097, day % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let date = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{date:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
+/// Formats a time in UTC with microseconds, as `tracing-subscriber` does.
+fn rfc3339(time: SystemTime) -> String {
+    let mut time = Timestamp::from(time);
+    time.nanos -= time.nanos % 1000;
+    time.to_string()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -115,7 +107,8 @@ mod tests {
             (4_107_542_400, "2100-03-01T00:00:00.000007Z"),
             (1_796_099_452, "2026-12-01T04:30:52.000007Z"),
         ] {
-            assert_eq!(rfc3339(seconds, 7), text);
+            let time = SystemTime::UNIX_EPOCH + Duration::new(seconds, 7_654);
+            assert_eq!(rfc3339(time), text);
         }
     }
 
