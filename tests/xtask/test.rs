@@ -11,7 +11,7 @@ use crate::{
     reach::Reach,
     simulate,
     stories::{self, STORIES},
-    test_programs::{TestPrograms, TestSelection},
+    test_programs::{IMAGE_FEATURES, TestPrograms, TestSelection},
     words,
 };
 
@@ -91,5 +91,7 @@ fn quick() -> Result<bool> {
 }
 
 fn doc_examples() -> GateStep {
-    GateStep::cargo_static("examples in docs", &["test", "--workspace", "--quiet", "--doc"])
+    // With the features of the other builds. Otherwise cargo compiles dependencies again.
+    let args = [&["test", "--workspace", "--quiet", "--doc"][..], &IMAGE_FEATURES].concat();
+    GateStep::cargo_static("examples in docs", &args)
 }
