@@ -98,9 +98,10 @@ impl Gateway {
         let (mut parts, body) = request.into_parts();
         headers::to_agent(&mut parts, protocol, token);
         let (upload, answered) = RelayedRequest::new(body);
-        let lost = LostAgent { snapshots: self.snapshots.clone(), id: id.clone(), in_use: needs.in_use };
+        // The caller of a call in use waits for its result. Other callers reconnect by themselves.
+        let lost = needs.in_use.then(|| LostAgent { snapshots: self.snapshots.clone(), id: id.clone() });
         let sent = self.send(&id, &agent, Request::from_parts(parts, upload), ticket).await;
-        let (stream, response) = sent.map_err(|error| lost.explain(error))?;
+        let (stream, response) = sent.map_err(|error| explain_lost(lost.as_ref(), error))?;
         let (mut parts, body) = response.into_parts();
         headers::to_caller(&mut parts, protocol);
         let count = self.metrics.exchange("gateway", &parts);
@@ -183,14 +184,12 @@ fn forward_error(error: AgentDialError, id: &WorkspaceId) -> WireError {
 struct LostAgent {
     snapshots: SnapshotReceiver,
     id: WorkspaceId,
-    /// Whether the caller waits for the result of the call. Other callers reconnect by themselves.
-    in_use: bool,
 }
 
 impl LostAgent {
     /// Returns FELL_ASLEEP or DELETING instead of `error` if the workspace is not awake any more.
     fn explain(&self, error: WireError) -> WireError {
-        if !self.in_use || error.reason() != Reason::AgentUnreachable {
+        if error.reason() != Reason::AgentUnreachable {
             return error;
         }
         let snapshot = self.snapshots.borrow();
@@ -204,6 +203,14 @@ impl LostAgent {
             State::Deleting => waiting::deleting(view),
             State::Queued | State::Starting | State::Awake | State::Failed => error,
         }
+    }
+}
+
+/// Returns the explained error, or `error` itself for a call that is not in use.
+fn explain_lost(lost: Option<&LostAgent>, error: WireError) -> WireError {
+    match lost {
+        Some(lost) => lost.explain(error),
+        None => error,
     }
 }
 

@@ -15,7 +15,7 @@ use podling_proto::error::{Reason, WireError};
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::{LostAgent, shutting_down};
+use super::{LostAgent, explain_lost, shutting_down};
 use crate::{error_response::WireProtocol, metrics::ExchangeOutcome};
 
 /// Errors that end a body early.
@@ -119,9 +119,9 @@ impl RelayedResponse {
         self
     }
 
-    /// Explains the end to the caller if the agent is lost.
-    pub(super) fn with_lost_agent(mut self, lost: LostAgent) -> Self {
-        self.lost_agent = Some(lost);
+    /// Explains the end to the caller if the agent is lost. `None` for a call that is not in use.
+    pub(super) fn with_lost_agent(mut self, lost: Option<LostAgent>) -> Self {
+        self.lost_agent = lost;
         self
     }
 
@@ -132,11 +132,7 @@ impl RelayedResponse {
     }
 
     fn end_with_lost_agent(&mut self, error: RelayError) -> Result<Frame<Bytes>, RelayError> {
-        let lost = agent_lost();
-        let why = match &self.lost_agent {
-            Some(agent) => agent.explain(lost),
-            None => lost,
-        };
+        let why = explain_lost(self.lost_agent.as_ref(), agent_lost());
         self.end_with_error(why, error)
     }
 

@@ -141,6 +141,30 @@ async fn agent_death_mid_stream_ends_with_unavailable() {
 }
 
 #[tokio::test]
+async fn sleep_explains_the_end_of_calls_in_use_only() {
+    let agent = FakeAgent::start("one", 200).await;
+    let harness = harness_with(&agent).await;
+    let mut calls = Vec::new();
+    for path in [STALL, ECHO] {
+        let (feed, body) = streamed_body();
+        let request = harness.grpc(path, Some(&harness.root_token), Some(&demo()), body);
+        let mut response = within(harness.h2().await.send_request(request)).await.expect("response");
+        feed.send(Bytes::from_static(&[0; 5])).await.expect("feed");
+        within(response.frame()).await.expect("a frame").expect("no error");
+        calls.push((feed, response));
+    }
+    harness.set_workspace(&demo(), "ada", State::Asleep, None);
+    drop(agent);
+    let mut reasons = Vec::new();
+    for (_feed, mut response) in calls {
+        let last = within(response.frame()).await.expect("a frame").expect("no error");
+        let trailers = last.into_trailers().expect("trailers");
+        reasons.push(reason(&Status::from_header_map(&trailers).expect("status")));
+    }
+    assert_eq!(reasons, [Some(Reason::FellAsleep), Some(Reason::AgentUnreachable)]);
+}
+
+#[tokio::test]
 async fn impostor_at_the_agents_address_receives_no_request() {
     let agent = FakeAgent::start("one", 200).await;
     let impostor = FakeAgent::start("one", 200).await;
