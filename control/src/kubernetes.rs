@@ -46,6 +46,8 @@ pub use self::{
 pub const GROUP: &str = "podling.dev";
 /// API version of all resources.
 pub const VERSION: &str = "v1alpha1";
+/// Name under which the control plane owns the fields that it writes.
+pub(crate) const MANAGER: &str = "podling";
 
 /// Returns whether the API server rejected a call with this HTTP status code.
 pub(crate) fn has_status_code(error: &kube::Error, code: u16) -> bool {

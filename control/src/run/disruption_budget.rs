@@ -11,7 +11,7 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::kubernetes::objects::control_plane_labels;
+use crate::kubernetes::{MANAGER, objects::control_plane_labels};
 
 /// Name of the object.
 const NAME: &str = "podling-control";
@@ -28,8 +28,7 @@ pub(super) async fn apply(client: &Client, namespace: &str) {
             "selector": {"matchLabels": {"app.kubernetes.io/name": NAME}},
         },
     });
-    if let Err(error) =
-        budgets.patch(NAME, &PatchParams::apply("podling").force(), &Patch::Apply(budget)).await
+    if let Err(error) = budgets.patch(NAME, &PatchParams::apply(MANAGER).force(), &Patch::Apply(budget)).await
     {
         tracing::warn!(%error, "failed to apply the PodDisruptionBudget {NAME}");
     }

@@ -34,7 +34,7 @@ use crate::{
         ControlIdentity, ControlIdentityError, LONG_LIVED_SECRETS, MissingSecrets, SecretFileError,
         lost_secrets, secret_file,
     },
-    kubernetes::{Workspace, WorkspaceArchive, has_status_code, objects::control_plane_labels},
+    kubernetes::{MANAGER, Workspace, WorkspaceArchive, has_status_code, objects::control_plane_labels},
     leader_election::Leadership,
     watch_backoff::WatchBackoff,
 };
@@ -275,7 +275,7 @@ pub(super) async fn publish_ca(
     })?;
     let (metadata, data) = (json!({"name": name, "labels": control_plane_labels()}), json!({"ca.pem": text}));
     let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data});
-    let done = maps.patch(name, &PatchParams::apply("podling").force(), &Patch::Apply(map)).await;
+    let done = maps.patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(map)).await;
     done.map(drop).map_err(|source| ControlPlaneError::Cluster { operation, source: Box::new(source) })
 }
 

@@ -24,16 +24,14 @@ use tokio::{sync::watch, time::sleep};
 use super::{InvalidTemplate, Template, Templates};
 use crate::{
     kubernetes::{
-        GROUP, VERSION, WorkspaceTemplate, WorkspaceTemplateSpec, WorkspaceTemplateStatus, has_status_code,
-        objects::template_problem, requested_resources,
+        GROUP, MANAGER, VERSION, WorkspaceTemplate, WorkspaceTemplateSpec, WorkspaceTemplateStatus,
+        has_status_code, objects::template_problem, requested_resources,
     },
     leader_election::Leadership,
     quantity::bytes,
     watch_backoff::WatchBackoff,
 };
 
-/// Field manager of the statuses.
-const MANAGER: &str = "podling";
 /// Pause before statuses are written again that could not be written.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// Longest message of a condition that Kubernetes accepts, in characters.

@@ -24,7 +24,7 @@ use crate::{
     backup_store::StoreKey,
     clock,
     kubernetes::{
-        DesiredResourceState, DesiredSpec, GROUP, PolicySpec, Port, ResourcesSpec, SecretKey, StorageSpec,
+        DesiredResourceState, DesiredSpec, GROUP, MANAGER, PolicySpec, Port, ResourcesSpec, SecretKey, StorageSpec,
         VERSION, Variable, Workspace, WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceSpec, WorkspaceStatus,
         has_status_code,
         objects::{AGENT_PORT, ARCHIVE_BEFORE_DELETE, workspace_labels},
@@ -34,8 +34,6 @@ use crate::{
     store::{StoreError, WorkspaceRecord, stored},
 };
 
-/// Field manager of the store's writes.
-const MANAGER: &str = "podling";
 /// Attempts to write a resource while other clients write it too.
 const MAX_WRITE_ATTEMPTS: usize = 4;
 
