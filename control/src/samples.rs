@@ -1,7 +1,10 @@
 //! Sample values for tests of this crate.
 
-use std::sync::Arc;
+use std::{convert::Infallible, future::ready, sync::Arc};
 
+use axum::body::Body;
+use futures_util::stream;
+use http::{Method, Request, Response, Uri};
 use podling_core::{
     id::WorkspaceId,
     policy::Policy,
@@ -10,6 +13,8 @@ use podling_core::{
     time::Timestamp,
     workspace::{AgentConnection, DesiredState, Resources, Spec},
 };
+
+use serde_json::{Value, json};
 
 use crate::snapshot::WorkspaceView;
 
@@ -57,4 +62,37 @@ pub(crate) fn view(spec: Spec) -> WorkspaceView {
         undelete: true,
         version: 1,
     }
+}
+
+/// Returns a client of an API server that responds with the status and the object that `answer`
+/// returns. A request to watch stays open without an event.
+pub(crate) fn api_client(
+    answer: impl Fn(&Method, &Uri) -> (u16, Value) + Clone + Send + 'static,
+) -> kube::Client {
+    let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+        let is_watch = request.uri().query().is_some_and(|query| query.contains("watch="));
+        let (status, body) = match is_watch {
+            true => (200, Body::from_stream(stream::pending::<Result<Vec<u8>, Infallible>>())),
+            false => {
+                let (status, object) = answer(request.method(), request.uri());
+                (status, Body::from(object.to_string()))
+            }
+        };
+        ready(Response::builder().status(status).body(body))
+    });
+    kube::Client::new(service, "podling")
+}
+
+/// Returns a list of objects as the API server sends it.
+pub(crate) fn api_list(items: Value) -> (u16, Value) {
+    (200, json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}))
+}
+
+/// Returns the API server's response for an object that does not exist.
+pub(crate) fn api_not_found() -> (u16, Value) {
+    let metadata = json!({});
+    (
+        404,
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": metadata, "status": "Failure", "code": 404}),
+    )
 }

@@ -140,7 +140,11 @@ impl TemplateFollower {
                 }
                 unwritten.extend(applied.map(|resource| (name, resource)));
             }
-            Ok(Event::InitDone) => self.known = std::mem::take(listed),
+            // Templates that are not listed yet stay known until the list is complete.
+            Ok(Event::InitDone) => {
+                self.known = std::mem::take(listed);
+                unwritten.retain(|name, _| self.known.specs.contains_key(name));
+            }
             Ok(Event::Apply(resource)) => {
                 let (name, before) =
                     (resource.name_any(), self.known.valid.get(&resource.name_any()).cloned());
@@ -311,6 +315,7 @@ fn from_spec(spec: &WorkspaceTemplateSpec) -> Template {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::samples;
 
     #[test]
     fn status_names_the_problem_and_keeps_its_time() {
@@ -339,6 +344,36 @@ mod tests {
         assert!(condition.message.starts_with("podOverrides.spec.hostNetwork: "), "{}", condition.message);
         assert_eq!((broken.observed_generation, condition.last_transition_time.0), (2, at(300)));
     }
+
+    #[tokio::test]
+    async fn relist_publishes_no_partial_list_and_forgets_statuses() {
+        let client = samples::api_client(|_, _| samples::api_list(json!([])));
+        let opened = TemplateFollower::open(&client, "podling", "shell", Leadership::permanent()).await;
+        let (mut follower, templates) = opened.unwrap();
+        let template = |name: &str| -> DeserializeGuard<WorkspaceTemplate> {
+            serde_json::from_value(json!({
+                "apiVersion": "podling.dev/v1alpha1", "kind": "WorkspaceTemplate",
+                "metadata": {"name": name}, "spec": {"image": "python"},
+            }))
+            .unwrap()
+        };
+        let (mut listed, mut unwritten) = (KnownResources::default(), BTreeMap::new());
+        let mut apply = |event| {
+            follower.apply_event(Ok(event), &mut listed, &mut unwritten);
+            let (templates, specs) = (templates.borrow(), follower.specs.borrow());
+            let found = ["shell", "gpu"].map(|name| templates.get(name).is_ok() && specs.contains_key(name));
+            (found, unwritten.len())
+        };
+        apply(Event::Init);
+        apply(Event::InitApply(template("shell")));
+        apply(Event::InitApply(template("gpu")));
+        assert_eq!(apply(Event::InitDone), ([true, true], 2));
+        // The watch restarts. The template gpu was deleted in the meantime.
+        assert_eq!(apply(Event::Init), ([true, true], 2), "the list is not complete");
+        assert_eq!(apply(Event::InitApply(template("shell"))), ([true, true], 2));
+        assert_eq!(apply(Event::InitDone), ([true, false], 1), "no status of gpu is written");
+    }
+
     #[test]
     fn template_with_invalid_overrides_is_not_used() {
         let resource = |overrides: serde_json::Value| -> DeserializeGuard<WorkspaceTemplate> {

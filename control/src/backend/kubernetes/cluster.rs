@@ -103,3 +103,16 @@ pub(super) fn delete_by_uid(object: &impl ResourceExt) -> DeleteParams {
         ..DeleteParams::default()
     }
 }
+
+/// Returns the handles of a cluster whose API server is `client`'s, for tests.
+#[cfg(test)]
+pub(super) fn for_tests(client: Client) -> ClusterClient {
+    let defaults = PodDefaults {
+        agent_image: "agent".into(),
+        control: "https://control".into(),
+        control_ca: "ca".into(),
+        service_account: "workspace".into(),
+    };
+    let templates = TemplateLookup::without_follower(&client, "podling");
+    ClusterClient::new(client, "podling", Arc::new(defaults), Leadership::permanent(), templates)
+}

@@ -96,7 +96,9 @@ impl VolumeClaimWatcher {
                 self.known.insert(uid, claim);
             }
             Event::InitDone => {
+                // Claims that are not listed yet stay known until the list is complete.
                 self.known.retain(|uid, _| self.listed_uids.contains(uid));
+                self.details.retain(|uid, _| self.listed_uids.contains(uid));
                 self.initial_list_done = true;
             }
             Event::Delete(claim) => {
@@ -182,4 +184,49 @@ impl ClusterClient {
 /// Returns the workspace that a claim belongs to.
 fn workspace(claim: &PersistentVolumeClaim) -> Option<WorkspaceId> {
     claim.labels().get(WORKSPACE_LABEL)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{backend::kubernetes::cluster, samples, snapshot::Snapshot};
+
+    fn claim(uid: &str, bits: u64) -> PersistentVolumeClaim {
+        let metadata = json!({"uid": uid, "labels": {WORKSPACE_LABEL: WorkspaceId::from_bits(bits)}});
+        serde_json::from_value(json!({"metadata": metadata, "status": {"phase": "Pending"}})).unwrap()
+    }
+
+    #[tokio::test]
+    async fn relist_publishes_no_partial_list_and_prunes_details() {
+        let warning = json!({
+            "metadata": {}, "involvedObject": {}, "type": "Warning", "reason": "ProvisioningFailed",
+            "message": "no space", "lastTimestamp": jiff::Timestamp::now().to_string(),
+        });
+        let client = samples::api_client(move |_, _| samples::api_list(json!([warning])));
+        let mut watcher = VolumeClaimWatcher::new(cluster::for_tests(client));
+        let (_sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+        let states = watcher.states();
+        let shown = |watcher: &VolumeClaimWatcher| {
+            watcher.publish();
+            let states = states.borrow();
+            let details = states.claims.values().filter(|claim| claim.detail == "no space").count();
+            (states.claims.len(), details, watcher.details.len())
+        };
+        let first = [Event::InitApply(claim("a", 1)), Event::InitApply(claim("b", 2)), Event::InitDone];
+        for event in first {
+            watcher.apply_event(event, &snapshots).await;
+        }
+        watcher.check(&snapshots).await;
+        assert_eq!(shown(&watcher), (2, 2, 2));
+        // The watch restarts. Claim a was deleted in the meantime.
+        for event in [Event::Init, Event::InitApply(claim("b", 2))] {
+            watcher.apply_event(event, &snapshots).await;
+            assert_eq!(shown(&watcher), (2, 2, 2), "the list is not complete");
+        }
+        watcher.apply_event(Event::InitDone, &snapshots).await;
+        assert_eq!(shown(&watcher), (1, 1, 1), "the detail of a deleted claim is forgotten");
+    }
 }
