@@ -8,11 +8,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 /// Time after a renewal in which the leader may act. The Lease lasts 2 s longer, so that a call in
 /// progress can end before another replica acts.
 pub(super) const LEADERSHIP_VALIDITY: Duration = Duration::from_secs(6);
+
+/// Interval at which [`Leadership::wait`] checks the leadership, which returns if the API server
+/// was unreachable for a while.
+const LEADERSHIP_POLL: Duration = Duration::from_millis(250);
 
 /// The leadership of this process, which expires unless it is renewed. All components that act
 /// share it.
@@ -30,7 +34,7 @@ pub struct Leadership {
 impl Leadership {
     /// Creates a leadership that was acquired at `acquired_at`. `observed_time` comes from the
     /// Lease.
-    pub(super) fn new(acquired_at: Instant, observed_time: Duration) -> Self {
+    pub(crate) fn new(acquired_at: Instant, observed_time: Duration) -> Self {
         Self {
             acquired_at,
             renewed: AtomicU64::new(0),
@@ -49,11 +53,18 @@ impl Leadership {
         self.permanent.load(Ordering::SeqCst) || self.since_renewal() < LEADERSHIP_VALIDITY
     }
 
+    /// Waits until this process is the leader. Returns at once if it is. Cancel-safe.
+    pub async fn wait(&self) {
+        while !self.is_leader() {
+            sleep(LEADERSHIP_POLL).await;
+        }
+    }
+
     pub(super) fn since_renewal(&self) -> Duration {
         (self.acquired_at + Duration::from_millis(self.renewed.load(Ordering::SeqCst))).elapsed()
     }
 
-    pub(super) fn renew(&self, at: Instant) {
+    pub(crate) fn renew(&self, at: Instant) {
         self.confirm(at);
         self.permanent.store(false, Ordering::SeqCst);
     }

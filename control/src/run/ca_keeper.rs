@@ -39,11 +39,10 @@ pub(super) async fn keep_ca(
             }
         }
         loop {
-            if leadership.is_leader() {
-                match secrets::publish_ca(&client, &namespace, name, ca).await {
-                    Ok(()) => break,
-                    Err(error) => tracing::warn!(%error, "failed to write the ConfigMap; retrying"),
-                }
+            leadership.wait().await;
+            match secrets::publish_ca(&client, &namespace, name, ca).await {
+                Ok(()) => break,
+                Err(error) => tracing::warn!(%error, "failed to write the ConfigMap; retrying"),
             }
             sleep(RETRY_PAUSE).await;
         }

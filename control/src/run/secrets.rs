@@ -108,9 +108,11 @@ impl SharedSecret {
             loop {
                 self.set_known(&data_of(secret.as_ref()));
                 let missing = self.missing_in(secret.as_ref());
-                if missing.is_empty() || !leadership.is_leader() {
+                if missing.is_empty() {
                     break;
                 }
+                // The write fails if another leader has restored the Secret in the meantime.
+                leadership.wait().await;
                 let names = missing.keys().cloned().collect::<Vec<_>>().join(", ");
                 tracing::warn!(names, "secrets were deleted from the Secret {NAME}; writing them back");
                 match self.write(secret.as_ref(), missing).await {
@@ -305,4 +307,48 @@ fn read_files(data: &Path) -> Result<SecretData, SecretFileError> {
         Some(content.map(|content| (key(name).to_owned(), ByteString(content))))
     };
     FILES.iter().filter_map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    };
+
+    use http::Method;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::samples;
+
+    #[tokio::test(start_paused = true)]
+    async fn deleted_secret_is_restored_once_the_process_leads_again() {
+        let created = Arc::new(AtomicBool::new(false));
+        let is_created = created.clone();
+        let client = samples::api_client(move |method, uri| match *method {
+            Method::POST => {
+                created.store(true, SeqCst);
+                (201, json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": NAME}}))
+            }
+            _ if uri.path().ends_with(NAME) => samples::api_not_found(),
+            _ => samples::api_list(json!([])),
+        });
+        let secret = SharedSecret::new(&client, "podling");
+        let contents = LONG_LIVED_SECRETS.map(|name| (key(name).to_owned(), ByteString(b"secret".into())));
+        secret.set_known(&contents.into());
+        let leadership = Leadership::new(Instant::now(), Duration::ZERO);
+        sleep(Duration::from_secs(10)).await;
+        assert!(!leadership.is_leader(), "the leadership has expired");
+        let renewed = async {
+            sleep(Duration::from_secs(30)).await;
+            assert!(!is_created.load(SeqCst), "only the leader writes");
+            leadership.renew(Instant::now());
+            sleep(Duration::from_secs(5)).await;
+        };
+        tokio::select! {
+            () = secret.restore_when_deleted(&leadership) => unreachable!("it never returns"),
+            () = renewed => assert!(is_created.load(SeqCst), "the leader writes the Secret back"),
+        }
+    }
 }
