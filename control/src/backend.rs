@@ -12,6 +12,7 @@ use futures_util::Stream;
 use podling_core::{
     id::WorkspaceId,
     reason::Wait,
+    status::{MaintenanceTask, Phase},
     workspace::{Epoch, Resources, Spec},
 };
 use tokio_util::sync::CancellationToken;
@@ -36,7 +37,7 @@ pub trait Backend: Send + Sync + 'static {
     /// waiting for the agent's hello. Fails if the agent of this epoch has already run and ended,
     /// because each epoch is started only once. If the start is delayed, for example by a quota,
     /// reports the reason as [`Observation::Waits`] and waits until the start succeeds or is
-    /// cancelled.
+    /// cancelled. A start for [`StartPurpose::Archive`] fails if its template is missing.
     fn ensure(&self, plan: StartPlan) -> impl Future<Output = Result<Instance, BackendError>> + Send;
 
     /// Sets the resources of the running agent of this epoch without ending any process. Returns
@@ -68,6 +69,7 @@ pub trait Backend: Send + Sync + 'static {
 pub struct StartPlan {
     pub workspace: WorkspaceId,
     pub epoch: Epoch,
+    pub purpose: StartPurpose,
     /// Credential with which the agent authenticates. Never logged.
     pub secret: String,
     pub spec: Arc<Spec>,
@@ -75,6 +77,18 @@ pub struct StartPlan {
     pub resources: Resources,
     /// The driver cancels it to give up the start.
     pub cancellation: CancellationToken,
+}
+
+/// The work that an agent is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartPurpose {
+    /// To serve the workspace to users.
+    Serve,
+    /// To archive the storage in maintenance mode. Such a start fails instead of waiting for what
+    /// may never come, so that the workspace shows why it is not archived. The driver retries it.
+    Archive,
+    /// To restore the storage in maintenance mode.
+    Restore,
 }
 
 /// A change of a running agent's resources.
@@ -139,11 +153,23 @@ impl BackendError {
     }
 }
 
+impl StartPurpose {
+    /// Returns the purpose of a start in this phase.
+    pub fn of(phase: Phase) -> Self {
+        match phase {
+            Phase::Maintenance { task: MaintenanceTask::Archive, .. } => Self::Archive,
+            Phase::Maintenance { task: MaintenanceTask::Restore, .. } => Self::Restore,
+            _ => Self::Serve,
+        }
+    }
+}
+
 impl fmt::Debug for StartPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StartPlan")
             .field("workspace", &self.workspace)
             .field("epoch", &self.epoch)
+            .field("purpose", &self.purpose)
             .finish_non_exhaustive()
     }
 }

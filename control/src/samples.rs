@@ -90,9 +90,9 @@ pub(crate) fn api_list(items: Value) -> (u16, Value) {
 
 /// Returns the API server's response for an object that does not exist.
 pub(crate) fn api_not_found() -> (u16, Value) {
-    let metadata = json!({});
-    (
-        404,
-        json!({"kind": "Status", "apiVersion": "v1", "metadata": metadata, "status": "Failure", "code": 404}),
-    )
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "NotFound",
+        "code": 404,
+    });
+    (404, status)
 }

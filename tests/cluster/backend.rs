@@ -16,7 +16,7 @@ use futures_util::{Stream, StreamExt};
 use kube::Client;
 use podling_control::{
     backend::{
-        AgentReviewer, Backend, BackendError, Instance, Observation, StartPlan,
+        AgentReviewer, Backend, BackendError, Instance, Observation, StartPlan, StartPurpose,
         kubernetes::{KubernetesBackend, KubernetesReviewer},
     },
     kubernetes::objects::PodDefaults,
@@ -162,7 +162,8 @@ fn plan(template: &str) -> StartPlan {
         request_id: String::new(),
     };
     let (spec, cancellation) = (Arc::new(spec), CancellationToken::new());
-    StartPlan { workspace, epoch: 1, secret: String::new(), spec, resources, cancellation }
+    let (secret, purpose) = (String::new(), StartPurpose::Serve);
+    StartPlan { workspace, epoch: 1, purpose, secret, spec, resources, cancellation }
 }
 
 #[tokio::test]

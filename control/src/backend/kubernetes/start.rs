@@ -23,7 +23,7 @@ use super::{
     warnings::STALLED_AFTER,
 };
 use crate::{
-    backend::{BackendError, Instance, Observation, StartPlan},
+    backend::{BackendError, Instance, Observation, StartPlan, StartPurpose},
     kubernetes::{
         Port, ResourcesSpec, SecretKey, Variable, Workspace, WorkspaceSpec, WorkspaceTemplateSpec,
         has_status_code, id_of,
@@ -56,7 +56,7 @@ impl ClusterClient {
         observation_tx: &mpsc::Sender<Observation>,
     ) -> Result<Instance, BackendError> {
         let reporter = WaitReporter { to: observation_tx, workspace: &plan.workspace, epoch: plan.epoch };
-        let template = self.template(operation, &plan.spec.template, reporter).await?;
+        let template = self.template(operation, plan, reporter).await?;
         let resource = self.workspace_resource(operation, plan, reporter).await?;
         let controller = resource.as_ref().and_then(controller);
         let own = resource.map(|resource| resource.spec);
@@ -109,19 +109,25 @@ impl ClusterClient {
         Ok(None)
     }
 
-    /// Returns the template. Waits until it exists, and reports that.
+    /// Returns the template. Waits until it exists, and reports that. A start to archive fails
+    /// instead: a deleted namespace loses its templates before its workspaces, and would otherwise
+    /// wait for ever without saying that the data has no archive.
     async fn template(
         &self,
         operation: &str,
-        name: &str,
+        plan: &StartPlan,
         reporter: WaitReporter<'_>,
     ) -> Result<WorkspaceTemplateSpec, BackendError> {
+        let name = &plan.spec.template;
         loop {
             let found = self.retry_transient(operation, reporter, || self.templates.get(name)).await?;
             if let Some(found) = found {
                 return Ok(found);
             }
             let why = format!("there is no WorkspaceTemplate {name:?} in the namespace {}", self.namespace);
+            if plan.purpose == StartPurpose::Archive {
+                return Err(BackendError::new(operation, why));
+            }
             reporter.report(WaitReason::TemplateMissing, why).await;
             let mut known = self.templates.subscribe();
             let created = async {
@@ -226,10 +232,14 @@ fn ports(template: &WorkspaceTemplateSpec, own: Option<&WorkspaceSpec>) -> Vec<P
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff};
     use serde_json::json;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::{backend::kubernetes::cluster, samples};
 
     #[test]
     fn workspace_controls_its_pods_until_it_is_deleted() {
@@ -243,6 +253,31 @@ mod tests {
         assert_eq!(reference.block_owner_deletion, None, "that needs a permission on some clusters");
         resource.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
         assert_eq!(controller(&resource), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn missing_template_delays_a_wake_and_fails_an_archive() {
+        let client = samples::api_client(|_, _| samples::api_not_found());
+        let cluster = cluster::for_tests(client);
+        let (observation_tx, mut observations) = mpsc::channel(8);
+        let spec = Arc::new(samples::spec(1, "demo"));
+        let start = |purpose| {
+            let (resources, cancellation) = (spec.resources, CancellationToken::new());
+            let (workspace, secret, spec) = (spec.id.clone(), String::new(), spec.clone());
+            let plan = StartPlan { workspace, epoch: 1, purpose, secret, spec, resources, cancellation };
+            timeout(TEMPLATE_RECHECK, cluster.start(plan, &observation_tx))
+        };
+        let failed = start(StartPurpose::Archive).await.expect("it does not wait").unwrap_err();
+        assert_eq!(failed.problem, "there is no WorkspaceTemplate \"shell\" in the namespace podling");
+        assert!(observations.try_recv().is_err());
+        for purpose in [StartPurpose::Serve, StartPurpose::Restore] {
+            assert!(start(purpose).await.is_err(), "it waits for the template");
+            let reported = observations.try_recv().unwrap();
+            let Observation::Waits { waits: Some(waits), .. } = reported else {
+                panic!("not a wait: {reported:?}")
+            };
+            assert_eq!(waits.reason, WaitReason::TemplateMissing);
+        }
     }
 
     #[test]

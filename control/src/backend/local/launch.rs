@@ -153,7 +153,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::{open_files::OpenFiles, samples::spec};
+    use crate::{backend::StartPurpose, open_files::OpenFiles, samples::spec};
 
     /// Starts `sleep 1000` as the agent, under this program name.
     fn start(data: &Path, name: &str) -> Result<RunningAgent, LaunchError> {
@@ -172,7 +172,8 @@ mod tests {
         };
         let spec = Arc::new(spec(1, "demo"));
         let (resources, cancellation) = (spec.resources, CancellationToken::new());
-        let plan = StartPlan { workspace, epoch: 1, secret: "secret".into(), spec, resources, cancellation };
+        let (secret, purpose) = ("secret".into(), StartPurpose::Serve);
+        let plan = StartPlan { workspace, epoch: 1, purpose, secret, spec, resources, cancellation };
         ensure(&config, &layout, &paths, &host, &plan)
     }
 

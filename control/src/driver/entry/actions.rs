@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::WorkspaceEntry;
 use crate::{
     archiver::ArchivedCopy,
-    backend::{Instance, ResizePlan, StartPlan},
+    backend::{Instance, ResizePlan, StartPlan, StartPurpose},
     backup_store::StoreKey,
     clock,
     driver::DirectiveId,
@@ -129,7 +129,9 @@ impl WorkspaceEntry {
         let (_, secret) = secret.ok_or("the control plane ended before it requested the start")?;
         let (spec, cancellation) = (self.record.spec.clone(), CancellationToken::new());
         let (workspace, resources) = (spec.id.clone(), self.start_resources());
-        Ok(ActionRequest::StartAgent(StartPlan { workspace, epoch, secret, spec, resources, cancellation }))
+        let purpose = StartPurpose::of(self.record.status.phase);
+        let plan = StartPlan { workspace, epoch, purpose, secret, spec, resources, cancellation };
+        Ok(ActionRequest::StartAgent(plan))
     }
 
     /// Returns the resources of the agent that is started in this phase. An agent in maintenance mode
