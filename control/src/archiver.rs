@@ -3,7 +3,7 @@
 //!
 //! The archiver makes no decisions. Every archive that it returns has been proven.
 
-use std::{error::Error, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use futures_util::{Stream, StreamExt, stream};
 use http::{Uri, header::AUTHORIZATION};
@@ -14,6 +14,7 @@ use podling_proto::{
         CreateArchiveRequest, CreateArchiveResponse, ExtractArchiveRequest, ExtractOpen,
         archives_client::ArchivesClient, extract_archive_response,
     },
+    error::with_causes,
     v1::Verb,
     verb::Verbs,
 };
@@ -94,7 +95,7 @@ pub enum ArchiverError {
     /// The agent rejected or ended the call.
     #[error("the workspace's agent failed: {}", .0.message())]
     Agent(#[from] Status),
-    #[error("{}", with_cause(.0))]
+    #[error("{}", with_causes(.0))]
     Store(#[from] BackupStoreError),
     /// Another control plane may have taken over.
     #[error("this control plane is not the leader any more")]
@@ -324,10 +325,4 @@ fn label(spec: &Spec, storage_generation: u64) -> ArchiveLabel {
         created: spec.created,
         spec: serde_json::to_value(bare).unwrap_or_default(),
     }
-}
-
-/// Formats the error and its causes in one line.
-fn with_cause(error: &BackupStoreError) -> String {
-    let causes = std::iter::successors(error.source(), |&cause| cause.source());
-    std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
 }

@@ -78,6 +78,12 @@ fn bounded(mut text: String) -> String {
     text
 }
 
+/// Joins the texts of an error and of its causes with ": ".
+pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let chain = std::iter::successors(Some(error), |&error| error.source());
+    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 /// Returns the gRPC code of a reason. The ranges are those of `errors.proto`.
 pub fn code(reason: Reason) -> Code {
     match reason as i32 {
