@@ -3,20 +3,30 @@
 //! It derives the required verb from the path, finds the agent, replaces the caller's token and
 //! filters headers. It passes bodies on unchanged and never decodes them.
 
+mod pool;
+mod relay;
+mod waiting;
+
 use std::{fmt, sync::Arc};
 
 use axum::body::Body;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use hyper::body::Incoming;
 use podling_core::{id::WorkspaceId, workspace::State};
 use podling_proto::{
     error::{Reason, WireError},
-    metadata, text,
+    metadata, method, text,
+    v1::Verb,
     verb::Verbs,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use self::{
+    pool::AgentPools,
+    relay::{RelayedRequest, RelayedResponse},
+    waiting::{AgentWaiter, Ticket},
+};
 use crate::{
     dial::AgentDialError,
     error_response::WireProtocol,
@@ -26,20 +36,6 @@ use crate::{
     reasons,
     snapshot::{AgentView, SnapshotReceiver},
 };
-
-mod access;
-mod headers;
-mod pool;
-mod relay;
-mod waiting;
-mod wake_queue;
-
-use access::AccessRequirement;
-pub(crate) use access::is_health_or_reflection;
-use pool::AgentPools;
-use relay::{RelayedRequest, RelayedResponse};
-use waiting::AgentWaiter;
-use wake_queue::Ticket;
 
 pub struct Gateway {
     identity: Arc<ControlIdentity>,
@@ -96,14 +92,14 @@ impl Gateway {
         let (agent, ticket) = self.waiting.agent(caller, &id, needs.wakes).await?;
         let token = self.identity.agent_token(&id, &caller.owner, &Verbs::only([needs.verb]));
         let (mut parts, body) = request.into_parts();
-        headers::to_agent(&mut parts, protocol, token);
+        relay::to_agent(&mut parts, protocol, token);
         let (upload, answered) = RelayedRequest::new(body);
         // The caller of a call in use waits for its result. Other callers reconnect by themselves.
         let lost = needs.in_use.then(|| LostAgent { snapshots: self.snapshots.clone(), id: id.clone() });
         let sent = self.send(&id, &agent, Request::from_parts(parts, upload), ticket).await;
         let (stream, response) = sent.map_err(|error| explain_lost(lost.as_ref(), error))?;
         let (mut parts, body) = response.into_parts();
-        headers::to_caller(&mut parts, protocol);
+        relay::to_caller(&mut parts, protocol);
         let count = self.metrics.exchange("gateway", &parts);
         let relay = RelayedResponse::new(body, protocol, parts.headers.contains_key("grpc-status"), count)
             .with_shutdown(&self.streams)
@@ -225,4 +221,89 @@ fn shutting_down() -> WireError {
         Reason::ShuttingDown,
         "the control plane is shutting down; the workspace keeps running; retry",
     )
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct AccessRequirement {
+    verb: Verb,
+    /// Whether the request wakes the workspace and is held until the workspace is awake.
+    wakes: bool,
+    /// Whether the caller waits for the result, so that the call is use of the workspace.
+    in_use: bool,
+}
+
+impl AccessRequirement {
+    /// Returns the requirement of a request. An undeclared path requires `admin` and never wakes.
+    fn of(method: &Method, path: &str, headers: &HeaderMap) -> Self {
+        let declared = match method::find(path).filter(|m| m.is_agents()) {
+            Some(rpc) => Some((rpc.verb(), rpc.wakes, rpc.in_use)),
+            None if path.starts_with("/files/") => match *method {
+                Method::GET | Method::HEAD => Some((Verb::FilesRead, true, true)),
+                Method::PUT => Some((Verb::FilesWrite, true, true)),
+                _ => None,
+            },
+            None if path == "/export.zip" && matches!(*method, Method::GET | Method::HEAD) => {
+                Some((Verb::FilesRead, true, true))
+            }
+            // Every caller that may see a workspace may see which services its agent has.
+            None if is_health_or_reflection(path) => Some((Verb::Read, false, false)),
+            None => None,
+        };
+        let (verb, wakes, in_use) = declared.unwrap_or((Verb::Admin, false, false));
+        let never = headers.get(metadata::WAKE).is_some_and(|value| value == "never");
+        Self { verb, wakes: wakes && !never, in_use }
+    }
+}
+
+/// Returns whether `path` belongs to gRPC's health or reflection service.
+pub(crate) fn is_health_or_reflection(path: &str) -> bool {
+    ["/grpc.health.v1.Health/", "/grpc.reflection.v1.", "/grpc.reflection.v1alpha."]
+        .iter()
+        .any(|service| path.starts_with(service))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn needs(method: Method, path: &str) -> (Verb, bool) {
+        let needs = AccessRequirement::of(&method, path, &HeaderMap::new());
+        (needs.verb, needs.wakes)
+    }
+
+    #[test]
+    fn path_decides_verb_and_wake() {
+        assert_eq!(needs(Method::POST, "/podling.agent.v1.Terminals/Attach"), (Verb::Terminal, true));
+        assert_eq!(needs(Method::POST, "/podling.agent.v1.Terminals/Write"), (Verb::Terminal, false));
+        assert_eq!(needs(Method::GET, "/files/a%2Fb"), (Verb::FilesRead, true));
+        assert_eq!(needs(Method::HEAD, "/files/"), (Verb::FilesRead, true));
+        assert_eq!(needs(Method::PUT, "/files/a"), (Verb::FilesWrite, true));
+        assert_eq!(needs(Method::GET, "/export.zip"), (Verb::FilesRead, true));
+    }
+
+    #[test]
+    fn undeclared_path_needs_admin_and_never_wakes() {
+        for (method, path) in [
+            (Method::POST, "/podling.agent.v1.Terminals/Create2"),
+            (Method::POST, "/podling.agent.v1.Terminals/Cre%61te"),
+            (Method::POST, "/podling.control.v1.Workspaces/Get"),
+            (Method::DELETE, "/files/a"),
+            (Method::POST, "/export.zip"),
+            (Method::GET, "/files"),
+            (Method::GET, "/metrics"),
+            (Method::GET, "/"),
+        ] {
+            assert_eq!(needs(method, path), (Verb::Admin, false), "{path}");
+        }
+    }
+
+    #[test]
+    fn never_wake_header_prevents_wake() {
+        let mut headers = HeaderMap::new();
+        headers.insert(metadata::WAKE, HeaderValue::from_static("never"));
+        let needs = AccessRequirement::of(&Method::POST, "/podling.agent.v1.Terminals/Attach", &headers);
+        assert_eq!((needs.verb, needs.wakes), (Verb::Terminal, false));
+    }
 }
