@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     caller,
-    workspaces::show::{timestamp, workspace},
+    workspaces::convert::{timestamp, workspace},
 };
 use crate::{
     driver::{DriverHandle, NewWorkspace},

@@ -4,7 +4,7 @@ use podling_proto::agent::v1 as proto;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::scalar::{Seconds, Time, enum_label};
+use super::request::{Seconds, Time, enum_label};
 
 /// Whether the workspace is in use, and the evidence for it.
 #[derive(Debug, Serialize, JsonSchema)]

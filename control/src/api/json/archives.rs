@@ -1,4 +1,4 @@
-//! Handlers of the archive routes. Each calls one RPC of the WorkspaceArchives service.
+//! The archive routes. Each handler calls one RPC of the WorkspaceArchives service.
 
 use axum::{Extension, Json, extract::State};
 use http::StatusCode;
@@ -10,17 +10,42 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    JsonServices,
-    problem_response::ProblemResponse,
-    request::{JsonBody, PathParam, QueryParams},
-    scalar::Time,
+    JsonServices, ProblemResponse,
+    request::{JsonBody, PathParam, QueryParams, Time},
+    routes::{HttpMethod, OpenApiOperation, Routes},
     workspace::JsonWorkspace,
 };
 use crate::{api::request_as, principal::Principal};
 
+/// Adds the archive routes, each with its description.
+pub(crate) fn routes(routes: Routes) -> Routes {
+    routes
+        .add(
+            OpenApiOperation::new(HttpMethod::Get, "/v1/archives", "WorkspaceArchives/List")
+                .named("list_archives", "List archives, newest first, including those of deleted workspaces")
+                .query::<ListArchivesQuery>()
+                .answers::<ArchiveList>(200, "The archives"),
+            list_archives,
+        )
+        .add(
+            OpenApiOperation::new(
+                HttpMethod::Post,
+                "/v1/archives/{archive}/restore",
+                "WorkspaceArchives/Restore",
+            )
+            .named(
+                "restore_archive",
+                "Restore an archived or deleted workspace. With `name`, restore into a new workspace",
+            )
+            .takes::<RestoreBody>()
+            .answers::<JsonWorkspace>(202, "The workspace; the watch call follows its state"),
+            restore_archive,
+        )
+}
+
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ListArchivesQuery {
+struct ListArchivesQuery {
     /// Lists only the archives of this workspace: its id, or its name if the caller owns it. Empty:
     /// all workspaces.
     #[serde(default)]
@@ -33,7 +58,7 @@ pub(super) struct ListArchivesQuery {
 /// The archives, newest first.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "WorkspaceArchives")]
-pub(super) struct ArchiveList {
+struct ArchiveList {
     archives: Vec<JsonArchive>,
 }
 
@@ -70,7 +95,7 @@ struct JsonArchive {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "RestoreArchive")]
-pub(super) struct RestoreBody {
+struct RestoreBody {
     /// Name of a new workspace that gets the archive's files, and the owner and settings of the
     /// archived workspace. Empty: restores the archived workspace itself, which must have no
     /// storage.
@@ -82,7 +107,7 @@ pub(super) struct RestoreBody {
     request_id: String,
 }
 
-pub(super) async fn list(
+async fn list_archives(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
     QueryParams(query): QueryParams<ListArchivesQuery>,
@@ -92,7 +117,7 @@ pub(super) async fn list(
     Ok(Json(ArchiveList { archives: answer.archives.into_iter().map(Into::into).collect() }))
 }
 
-pub(super) async fn restore(
+async fn restore_archive(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
     PathParam(archive): PathParam,

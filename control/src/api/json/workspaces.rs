@@ -1,38 +1,175 @@
-//! Handlers of the workspace routes. Each calls one RPC of the Workspaces service.
+//! The workspace routes, with the bodies and queries that they take. Each handler calls one RPC of the
+//! Workspaces service.
+//!
+//! The watch route is not below `/v1/workspaces`, because it would hide a workspace named "watch".
 
-use std::collections::HashMap;
+use std::{collections::HashMap, convert::Infallible};
 
 use axum::{
     Extension, Json,
     extract::State,
-    response::{IntoResponse, Response},
+    response::{IntoResponse, Response, Sse, sse::Event},
 };
+use futures_util::{Stream, StreamExt};
 use http::{StatusCode, header::LOCATION};
 use podling_core::workspace::{MAX_CPU_MILLIS, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES};
-use podling_proto::control::v1::{
-    CreateWorkspaceRequest, DeleteWorkspaceRequest, ExplainWorkspaceRequest, GetWorkspaceRequest,
-    ListWorkspacesRequest, LogEntry, ResizeWorkspaceRequest, Resources, SetPolicyRequest,
-    SleepWorkspaceRequest, UndeleteWorkspaceRequest, WakeWorkspaceRequest, workspaces_server::Workspaces,
+use podling_proto::{
+    control::v1::{
+        CreateWorkspaceRequest, DeleteWorkspaceRequest, ExplainWorkspaceRequest, GetWorkspaceRequest,
+        ListWorkspacesRequest, LogEntry, ResizeWorkspaceRequest, Resources, SetPolicyRequest,
+        SleepWorkspaceRequest, UndeleteWorkspaceRequest, WakeWorkspaceRequest, WatchWorkspacesRequest,
+        WatchWorkspacesResponse, watch_workspaces_response::Event as Change, workspaces_server::Workspaces,
+    },
+    error::WireError,
+    problem,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tonic::Status;
 
 use super::{
-    EmptyBody, JsonServices,
-    policy::JsonPolicy,
-    problem_response::ProblemResponse,
-    reason::{JsonRemedy, JsonStateReason},
-    request::{JsonBody, PathParam, QueryParams},
-    scalar::{Time, enum_label, not_null},
-    workspace::JsonWorkspace,
+    EmptyBody, JsonServices, ProblemResponse,
+    request::{JsonBody, PathParam, QueryParams, Time, enum_label, not_null},
+    routes::{HttpMethod, OpenApiOperation, Routes},
+    workspace::{JsonPolicy, JsonRemedy, JsonStateReason, JsonWorkspace},
 };
 use crate::{api::request_as, principal::Principal};
 
 type HandlerResult<T> = Result<T, ProblemResponse>;
 
+/// Adds the workspace routes, each with its description.
+pub(crate) fn routes(routes: Routes) -> Routes {
+    routes
+        .add(
+            OpenApiOperation::new(HttpMethod::Get, "/v1/workspaces", "Workspaces/List")
+                .named("list_workspaces", "List workspaces, sorted by name")
+                .query::<ListWorkspacesQuery>()
+                .answers::<WorkspaceList>(200, "The workspaces"),
+            list,
+        )
+        .add(
+            OpenApiOperation::new(HttpMethod::Post, "/v1/workspaces", "Workspaces/Create")
+                .named(
+                    "create_workspace",
+                    "Create a workspace and wake it. Returns before it is awake; use the watch call to \
+                     follow its state",
+                )
+                .takes::<CreateBody>()
+                .answers::<JsonWorkspace>(201, "The workspace was created; the header Location has its path")
+                .answers::<JsonWorkspace>(
+                    200,
+                    "The existing workspace that `request_id` or `reconnect` found",
+                ),
+            create,
+        )
+        .add(
+            OpenApiOperation::new(HttpMethod::Get, "/v1/workspaces/{workspace}", "Workspaces/Get")
+                .named("get_workspace", "Get one workspace")
+                .answers::<JsonWorkspace>(200, "The workspace"),
+            get,
+        )
+        .add(
+            OpenApiOperation::new(HttpMethod::Delete, "/v1/workspaces/{workspace}", "Workspaces/Delete")
+                .named("delete_workspace", "Delete a workspace; it is archived first unless `discard` is set")
+                .query::<DeleteQuery>()
+                .answers::<JsonWorkspace>(202, "The request was accepted"),
+            delete,
+        )
+        .add(
+            OpenApiOperation::new(HttpMethod::Post, "/v1/workspaces/{workspace}/sleep", "Workspaces/Sleep")
+                .named("sleep_workspace", "Put a workspace to sleep. Its processes end; its storage stays")
+                .takes::<SleepBody>()
+                .answers::<JsonWorkspace>(202, "The request was accepted"),
+            sleep,
+        )
+        .add(
+            OpenApiOperation::new(HttpMethod::Post, "/v1/workspaces/{workspace}/wake", "Workspaces/Wake")
+                .named(
+                    "wake_workspace",
+                    "Wake a workspace. Returns before it is awake; use the watch call to follow its state",
+                )
+                .takes::<EmptyBody>()
+                .answers::<JsonWorkspace>(202, "The request was accepted"),
+            wake,
+        )
+        .add(
+            OpenApiOperation::new(
+                HttpMethod::Post,
+                "/v1/workspaces/{workspace}/undelete",
+                "Workspaces/Undelete",
+            )
+            .named(
+                "undelete_workspace",
+                "Take the deletion of a workspace back, until its storage is released. Does not wake \
+                     the workspace",
+            )
+            .takes::<EmptyBody>()
+            .answers::<JsonWorkspace>(200, "The workspace"),
+            undelete,
+        )
+        .add(
+            OpenApiOperation::new(
+                HttpMethod::Patch,
+                "/v1/workspaces/{workspace}/resources",
+                "Workspaces/Resize",
+            )
+            .named(
+                "resize_workspace",
+                "Change the resources that a workspace requests of its owner's quota. An increase may \
+                     wait in the admission queue",
+            )
+            .takes::<ResizeBody>()
+            .answers::<JsonWorkspace>(200, "The workspace, with its requested and its allocated resources"),
+            resize,
+        )
+        .add(
+            OpenApiOperation::new(
+                HttpMethod::Patch,
+                "/v1/workspaces/{workspace}/policy",
+                "Workspaces/SetPolicy",
+            )
+            .named(
+                "set_policy",
+                "Change the fields of a workspace's policy that the body contains. Takes effect at \
+                     once",
+            )
+            .takes::<JsonPolicy>()
+            .answers::<JsonWorkspace>(200, "The workspace with its new policy"),
+            set_policy,
+        )
+        .add(
+            OpenApiOperation::new(
+                HttpMethod::Get,
+                "/v1/workspaces/{workspace}/explanation",
+                "Workspaces/Explain",
+            )
+            .named(
+                "explain_workspace",
+                "Explain the state of a workspace: its reason, the next step and its time, what a user \
+                     can do, and recent decisions",
+            )
+            .answers::<Explanation>(200, "The explanation"),
+            explain,
+        )
+        .add(
+            OpenApiOperation::new(HttpMethod::Get, "/v1/watch", "Workspaces/Watch")
+                .named(
+                    "watch_workspaces",
+                    "Stream the workspaces that exist, then every change. Events: `workspace` (exists or \
+                     has changed), `deleted` ({\"id\"}), `synced` (all existing workspaces have been \
+                     sent), and last `problem` (the control plane ends the stream). A comment after 15 s \
+                     without an event keeps the stream alive",
+                )
+                .query::<WatchQuery>()
+                .streams("Server-sent events, each with one JSON value as its data"),
+            watch,
+        )
+}
+
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ListWorkspacesQuery {
+struct ListWorkspacesQuery {
     /// Lists the workspaces of all owners. Requires the verb `admin`.
     #[serde(default)]
     all_owners: bool,
@@ -41,7 +178,7 @@ pub(super) struct ListWorkspacesQuery {
 /// The workspaces, sorted by name.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Workspaces")]
-pub(super) struct WorkspaceList {
+struct WorkspaceList {
     workspaces: Vec<JsonWorkspace>,
 }
 
@@ -49,7 +186,7 @@ pub(super) struct WorkspaceList {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "CreateWorkspace")]
-pub(super) struct CreateBody {
+struct CreateBody {
     /// 1 to 63 characters of a-z, 0-9 and "-", beginning with a letter and not ending with "-".
     name: String,
     /// Name of the template. Default: the control plane's default template.
@@ -83,7 +220,7 @@ pub(super) struct CreateBody {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct DeleteQuery {
+struct DeleteQuery {
     /// Deletes the workspace without an archive, and deletes its existing archives. The files are
     /// lost.
     #[serde(default)]
@@ -94,7 +231,7 @@ pub(super) struct DeleteQuery {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "SleepWorkspace")]
-pub(super) struct SleepBody {
+struct SleepBody {
     /// Puts the workspace to sleep even if it is in use. Otherwise such a request fails with BUSY.
     #[serde(default)]
     force: bool,
@@ -105,7 +242,7 @@ pub(super) struct SleepBody {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "ResizeWorkspace")]
-pub(super) struct ResizeBody {
+struct ResizeBody {
     /// Thousandths of a core; at most 1000 cores.
     #[serde(default)]
     #[schemars(range(min = 1, max = MAX_CPU_MILLIS))]
@@ -118,7 +255,7 @@ pub(super) struct ResizeBody {
 
 /// A workspace with its remedies and last decisions.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct Explanation {
+struct Explanation {
     workspace: JsonWorkspace,
     /// Actions of a user that change what happens next.
     remedies: Vec<JsonRemedy>,
@@ -136,7 +273,7 @@ struct JsonDecision {
     reason: JsonStateReason,
 }
 
-pub(super) async fn list(
+async fn list(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
     QueryParams(query): QueryParams<ListWorkspacesQuery>,
@@ -146,7 +283,7 @@ pub(super) async fn list(
     Ok(Json(WorkspaceList { workspaces: answer.workspaces.into_iter().map(Into::into).collect() }))
 }
 
-pub(super) async fn create(
+async fn create(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
     JsonBody(body): JsonBody<CreateBody>,
@@ -171,7 +308,7 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, location, Json(workspace)).into_response())
 }
 
-pub(super) async fn get(
+async fn get(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
     PathParam(workspace): PathParam,
@@ -181,7 +318,7 @@ pub(super) async fn get(
     Ok(Json(answer.workspace.into()))
 }
 
-pub(super) async fn delete(
+async fn delete(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
     PathParam(workspace): PathParam,
@@ -192,7 +329,7 @@ pub(super) async fn delete(
     Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
 }
 
-pub(super) async fn sleep(
+async fn sleep(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
     PathParam(workspace): PathParam,
@@ -203,7 +340,7 @@ pub(super) async fn sleep(
     Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
 }
 
-pub(super) async fn wake(
+async fn wake(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
     PathParam(workspace): PathParam,
@@ -214,7 +351,7 @@ pub(super) async fn wake(
     Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
 }
 
-pub(super) async fn undelete(
+async fn undelete(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
     PathParam(workspace): PathParam,
@@ -224,7 +361,7 @@ pub(super) async fn undelete(
     Ok(Json(api.workspaces.undelete(request).await?.into_inner().workspace.into()))
 }
 
-pub(super) async fn resize(
+async fn resize(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
     PathParam(workspace): PathParam,
@@ -235,7 +372,7 @@ pub(super) async fn resize(
     Ok(Json(answer.workspace.into()))
 }
 
-pub(super) async fn set_policy(
+async fn set_policy(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
     PathParam(workspace): PathParam,
@@ -246,7 +383,7 @@ pub(super) async fn set_policy(
     Ok(Json(answer.workspace.into()))
 }
 
-pub(super) async fn explain(
+async fn explain(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
     PathParam(workspace): PathParam,
@@ -276,4 +413,39 @@ impl From<LogEntry> for JsonDecision {
             reason: entry.reason.unwrap_or_default().into(),
         }
     }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct WatchQuery {
+    /// Watches only this workspace: its id, or its name if the caller owns it. Empty: all
+    /// workspaces of the caller.
+    #[serde(default)]
+    workspace: String,
+    /// Watches the workspaces of all owners. Requires the verb `admin`.
+    #[serde(default)]
+    all_owners: bool,
+}
+
+async fn watch(
+    State(api): State<JsonServices>,
+    Extension(caller): Extension<Principal>,
+    QueryParams(query): QueryParams<WatchQuery>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ProblemResponse> {
+    let request = WatchWorkspacesRequest { workspace: query.workspace, all_owners: query.all_owners };
+    let changes = api.workspaces.watch(request_as(caller, request)).await?.into_inner();
+    Ok(Sse::new(changes.map(|change| Ok(event(change)))))
+}
+
+fn event(change: Result<WatchWorkspacesResponse, Status>) -> Event {
+    let (name, data) = match change.map(|change| change.event) {
+        Ok(Some(Change::Workspace(workspace))) => ("workspace", json!(JsonWorkspace::from(workspace))),
+        Ok(Some(Change::Deleted(id))) => ("deleted", json!({ "id": id })),
+        Ok(Some(Change::Synced(_))) => ("synced", json!({})),
+        // A response of the service always contains an event.
+        Ok(Some(Change::Keepalive(_)) | None) => return Event::default().comment("keep-alive"),
+        Err(status) => ("problem", problem::body(&WireError::from(status))),
+    };
+    // Serialized JSON contains no line breaks, so the data is a single line.
+    Event::default().event(name).data(data.to_string())
 }

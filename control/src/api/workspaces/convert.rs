@@ -1,21 +1,27 @@
-//! Validates requests. Each error names the field that is invalid.
+//! Converts between protobuf messages and the driver's values. Requests are validated, and each
+//! error names the field that is invalid. The conversion of a snapshot to a message cannot fail.
 
 use std::{collections::HashMap, ops::RangeInclusive, time::Duration};
 
 use podling_core::{
     policy::{Policy, PolicyOverrides},
-    workspace::{Resources, UnreasonableResources},
+    workspace::{self, Resources, UnreasonableResources},
 };
 use podling_proto::{
-    control::v1::{self as wire, CreateWorkspaceRequest},
+    control::v1::{
+        self as wire, AgentConnection, AgentInfo, CreateWorkspaceRequest, Progress, State, Workspace,
+        progress::Stage,
+    },
     error::{Reason, WireError},
     v1::Verb,
 };
 
+pub(in crate::api) use crate::reasons::timestamp;
 use crate::{
     driver::NewWorkspace,
     principal::Principal,
-    snapshot::WorkspaceView,
+    progress, reasons,
+    snapshot::{AgentAddress, AgentView, WorkspaceView},
     template::{Template, TemplateError, Templates},
 };
 
@@ -86,8 +92,8 @@ pub(super) fn create(
         template: template.to_owned(),
         command: content.command.clone(),
         env,
-        policy: requested_policy(&content.policy, &policy(request.policy.unwrap_or_default())?)?,
-        resources: resources(content.resources, request.resources.unwrap_or_default())?,
+        policy: requested_policy(&content.policy, &policy_overrides(request.policy.unwrap_or_default())?)?,
+        resources: requested_resources(content.resources, request.resources.unwrap_or_default())?,
         storage_bytes: storage(request.storage_bytes, content)?,
         source: None,
         request_id: request.request_id,
@@ -96,7 +102,7 @@ pub(super) fn create(
 }
 
 /// Validates the fields of a policy. Absent fields stay unset.
-pub(super) fn policy(policy: wire::Policy) -> Result<PolicyOverrides, WireError> {
+pub(super) fn policy_overrides(policy: wire::Policy) -> Result<PolicyOverrides, WireError> {
     let span = |field: &'static str, given: Option<prost_types::Duration>| {
         let Some(given) = given else { return Ok(None) };
         let span = Duration::try_from(given).ok().filter(|span| DURATION_RANGE.contains(span));
@@ -134,7 +140,10 @@ fn storage(requested: u64, template: &Template) -> Result<Option<u64>, WireError
 }
 
 /// Validates requested resources. A value of 0 keeps the current one.
-pub(super) fn resources(current: Resources, requested: wire::Resources) -> Result<Resources, WireError> {
+pub(super) fn requested_resources(
+    current: Resources,
+    requested: wire::Resources,
+) -> Result<Resources, WireError> {
     let or = |requested: u64, current: u64| if requested == 0 { current } else { requested };
     let resources = Resources {
         cpu_millis: or(requested.cpu_millis, current.cpu_millis),
@@ -199,6 +208,106 @@ fn bad(field: &str, allowed: impl ToString) -> WireError {
     WireError::new(Reason::BadField, format!("{field}: {allowed}"))
         .with("field", field)
         .with("allowed", allowed)
+}
+
+pub(in crate::api) fn workspace(view: &WorkspaceView) -> Workspace {
+    Workspace {
+        id: view.spec.id.to_string(),
+        name: view.spec.name.to_string(),
+        owner: view.spec.owner.to_string(),
+        template: view.spec.template.clone(),
+        policy: Some(policy(&view.spec.policy)),
+        state: state(view.state).into(),
+        reason: Some(reasons::state_reason(&view.reason)),
+        since: Some(timestamp(view.since)),
+        created: Some(timestamp(view.spec.created)),
+        connection: agent_connection(view.connection).into(),
+        activity: view.activity.as_deref().cloned(),
+        agent: view.agent.as_deref().map(agent),
+        next: view.next.map(|(at, step)| reasons::next_step(at, step)),
+        version: view.version,
+        restarts: view.restarts,
+        queue_position: view.queue_position.map_or(0, |position| u32::try_from(position).unwrap_or(u32::MAX)),
+        requested: Some(resources(view.spec.resources)),
+        allocated: view.allocated.map(resources),
+        waiting: view.waits.as_ref().map(reasons::waiting),
+        deleted: view.is_gone(),
+        deleting: view.spec.desired_state.is_gone() && !view.is_gone(),
+        progress: view.progress.map(progress),
+    }
+}
+
+fn resources(resources: Resources) -> wire::Resources {
+    wire::Resources { cpu_millis: resources.cpu_millis, memory_bytes: resources.memory_bytes }
+}
+
+fn progress(progress: progress::TransferProgress) -> Progress {
+    let stage = match progress.stage {
+        progress::TransferStage::Archiving => Stage::Archiving,
+        progress::TransferStage::Proving => Stage::Proving,
+        progress::TransferStage::Downloading => Stage::Downloading,
+        progress::TransferStage::Extracting => Stage::Extracting,
+    };
+    Progress {
+        stage: stage.into(),
+        entries: progress.entries,
+        total_entries: progress.total_entries.unwrap_or(0),
+        bytes: progress.bytes,
+        total_bytes: progress.total_bytes.unwrap_or(0),
+    }
+}
+
+fn agent(agent: &AgentView) -> AgentInfo {
+    AgentInfo {
+        boot_id: agent.boot_id.clone(),
+        epoch: agent.epoch,
+        version: agent.version.clone(),
+        key_fingerprint: agent.fingerprint.to_string(),
+        capabilities: agent.capabilities.clone(),
+        address: match &agent.address {
+            AgentAddress::Unix(path) => format!("unix:{}", path.display()),
+            AgentAddress::Tcp(address) => format!("https://{address}"),
+        },
+    }
+}
+
+pub(in crate::api) fn state(state: workspace::State) -> State {
+    match state {
+        workspace::State::Queued => State::Queued,
+        workspace::State::Starting => State::Starting,
+        workspace::State::Awake => State::Awake,
+        workspace::State::FallingAsleep => State::FallingAsleep,
+        workspace::State::Asleep => State::Asleep,
+        workspace::State::Archiving => State::Archiving,
+        workspace::State::Archived => State::Archived,
+        workspace::State::Deleting => State::Deleting,
+        workspace::State::Failed => State::Failed,
+    }
+}
+
+fn agent_connection(connection: workspace::AgentConnection) -> AgentConnection {
+    match connection {
+        workspace::AgentConnection::Connected => AgentConnection::Connected,
+        workspace::AgentConnection::Unknown => AgentConnection::Unknown,
+    }
+}
+
+fn policy(policy: &Policy) -> wire::Policy {
+    wire::Policy {
+        idle_timeout: span(policy.idle_timeout),
+        work_cap: span(policy.work_cap),
+        presence_cap: span(policy.presence_cap),
+        call_cap: span(policy.call_cap),
+        warning: span(policy.warning),
+        max_awake: policy.max_awake.and_then(span),
+        archive_after: span(policy.archive_after),
+        keep_archives: span(policy.keep_archives),
+    }
+}
+
+fn span(duration: Duration) -> Option<prost_types::Duration> {
+    // A policy's durations are at most a year, so they fit.
+    prost_types::Duration::try_from(duration).ok()
 }
 
 #[cfg(test)]
@@ -301,8 +410,9 @@ mod tests {
     #[test]
     fn resize_to_nonsense_names_field() {
         let current = Resources::default();
-        let resize =
-            |cpu_millis, memory_bytes| resources(current, wire::Resources { cpu_millis, memory_bytes });
+        let resize = |cpu_millis, memory_bytes| {
+            requested_resources(current, wire::Resources { cpu_millis, memory_bytes })
+        };
         assert_eq!(resize(0, 0).unwrap(), current, "absent values stay");
         assert_eq!(resize(2000, 0).unwrap(), Resources { cpu_millis: 2000, ..current });
         for (cpu_millis, memory_bytes, field) in [
@@ -316,7 +426,7 @@ mod tests {
             assert!(refused.message().starts_with(field), "{}", refused.message());
         }
         let small = Resources { memory_bytes: 1, ..current };
-        let resized = resources(small, wire::Resources { cpu_millis: 500, memory_bytes: 0 });
+        let resized = requested_resources(small, wire::Resources { cpu_millis: 500, memory_bytes: 0 });
         assert!(resized.is_ok(), "an earlier value does not prevent the change of another one");
     }
 }
