@@ -1,46 +1,67 @@
-//! The control plane's identity: the root token, signing keys for tokens, and the certificate that
-//! agents verify.
+//! The control plane's identity: the root token, signing keys for tokens, tokens for calls to
+//! agents, and the certificate that agents verify.
+//!
+//! The root token is random and opaque. It allows everything, so only the user of the control plane
+//! may read its file. A start replaces a signing key that is older than 30 days. The previous key
+//! stays valid until the next replacement, when all its tokens have expired. A token for calls to
+//! an agent is valid at that agent for five minutes, and is reused for half of that time.
 //!
 //! Independent of transports. Callers pass the text of a token and get a [`Principal`] or an error.
 
+pub(crate) mod certificate;
+pub mod secret_file;
+#[cfg(test)]
+mod tests;
+
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap, VecDeque},
     fmt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use http::HeaderValue;
 use podling_core::id::{Owner, WorkspaceId};
 use podling_proto::{
     error::{Reason, WireError},
-    token::{self, Audience, TokenClaims, TokenError},
+    token::{self, Audience, SigningKey, TokenClaims, TokenError, VerifyingKeys},
     v1::Verb,
     verb::Verbs,
 };
+use ring::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
 
+pub use self::{
+    certificate::{CertificateError, server_config},
+    secret_file::SecretFileError,
+};
 use crate::principal::Principal;
-
-mod agent;
-pub(crate) mod certificate;
-mod root;
-pub mod secret_file;
-mod signing;
-
-pub use certificate::{CertificateError, server_config};
-pub use secret_file::SecretFileError;
-pub use signing::PublicTokenKey;
 
 /// Longest lifetime of a token.
 pub const MAX_TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// The owner that the root token acts for.
 const ROOT_OWNER: &str = "root";
-
 /// Secrets that other parties depend on, as paths in the data directory. With a new one, tokens would
 /// become invalid, or running agents would reject the control plane. All other files of the identity
 /// are derived from these secrets.
 pub const LONG_LIVED_SECRETS: [&str; 3] = ["root-token", "control/token-keys.json", "control/ca.key"];
+/// Lifetime of an agent token. Long enough that small differences between clocks do not matter, and
+/// short enough that a leaked token is soon worthless.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(5 * 60);
+/// Capacity of the cache. A full cache drops tokens in the second half of their lifetime. If it is
+/// still full, it drops all, because creating a token costs only 30 µs.
+const MAX_CACHED_TOKENS: usize = 4096;
+/// Prefix by which people and secret scanners recognise the token as Podling's.
+const PREFIX: &str = "podling_";
+/// Random bytes in a token.
+const BYTES: usize = 32;
+/// Age at which a start replaces the signing key. At least the longest lifetime of a token, so that
+/// all tokens of a removed key have expired.
+const KEY_LIFETIME: Duration = MAX_TTL;
+/// Valid keys: the signing key and the previous one.
+const MAX_KEYS: usize = 2;
 
 /// Behaviour of a start if a secret of [`LONG_LIVED_SECRETS`] is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,11 +113,11 @@ pub struct MintedToken {
 
 /// The control plane's secrets, which are persisted in its data directory.
 pub struct ControlIdentity {
-    root: root::RootToken,
+    root: RootToken,
     root_owner: Owner,
-    keys: signing::SigningKeys,
+    keys: SigningKeys,
     certificate: certificate::ControlCertificate,
-    agent_tokens: agent::AgentTokens,
+    agent_tokens: AgentTokens,
 }
 
 impl ControlIdentity {
@@ -112,12 +133,12 @@ impl ControlIdentity {
             return Err(ControlIdentityError::Lost { data: data.to_owned(), files: lost });
         }
         Ok(Self {
-            root: root::RootToken::open(&root_token_file(data))?,
+            root: RootToken::open(&root_token_file(data))?,
             // The constant is a valid owner; every test of this module parses it.
             root_owner: ROOT_OWNER.parse().expect("ROOT_OWNER is an owner"),
-            keys: signing::SigningKeys::open(&directory.join("token-keys.json"), now())?,
+            keys: SigningKeys::open(&directory.join("token-keys.json"), now())?,
             certificate: certificate::ControlCertificate::open(&directory, SystemTime::now())?,
-            agent_tokens: agent::AgentTokens::default(),
+            agent_tokens: AgentTokens::default(),
         })
     }
 
@@ -303,5 +324,137 @@ fn rejected_token(error: TokenError) -> WireError {
     }
 }
 
-#[cfg(test)]
-mod tests;
+#[derive(PartialEq, Eq, Hash, Clone)]
+struct AgentTokenKey {
+    workspace: WorkspaceId,
+    owner: Owner,
+    verbs: String,
+}
+
+/// A cache of `authorization` headers with the expiry of their tokens.
+#[derive(Default)]
+struct AgentTokens(Mutex<HashMap<AgentTokenKey, (HeaderValue, u64)>>);
+
+impl AgentTokens {
+    /// Returns a cached header, or the result of `mint`, which is called with the expiry of a new
+    /// token. Times are in seconds since 1970.
+    fn get(
+        &self,
+        workspace: &WorkspaceId,
+        owner: &Owner,
+        verbs: &Verbs,
+        now: u64,
+        mint: impl FnOnce(u64) -> HeaderValue,
+    ) -> HeaderValue {
+        let key =
+            AgentTokenKey { workspace: workspace.clone(), owner: owner.clone(), verbs: verbs.to_string() };
+        let half = TOKEN_LIFETIME.as_secs() / 2;
+        // If the clock was set back, the remaining time exceeds the lifetime. Agents would reject
+        // such a token as issued in the future.
+        let fresh = |end: u64| end > now + half && end <= now + 2 * half;
+        let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((token, _)) = tokens.get(&key).filter(|(_, end)| fresh(*end)) {
+            return token.clone();
+        }
+        if tokens.len() >= MAX_CACHED_TOKENS {
+            tokens.retain(|_, (_, end)| fresh(*end));
+            if tokens.len() >= MAX_CACHED_TOKENS {
+                tokens.clear();
+            }
+        }
+        let token = mint(now + TOKEN_LIFETIME.as_secs());
+        tokens.insert(key, (token.clone(), now + TOKEN_LIFETIME.as_secs()));
+        token
+    }
+}
+
+/// The root token's SHA-256; the token itself is not held in memory.
+struct RootToken([u8; 32]);
+
+impl RootToken {
+    /// Reads the token's file, or creates it with a new token.
+    fn open(path: &Path) -> Result<Self, SecretFileError> {
+        let text = match secret_file::read(path)? {
+            Some(content) => String::from_utf8(content)
+                .ok()
+                .map(|text| text.trim().to_owned())
+                .filter(|text| text.strip_prefix(PREFIX).is_some_and(|rest| rest.len() >= BYTES))
+                .ok_or(SecretFileError::Unusable { path: path.to_owned(), what: "a root token" })?,
+            None => {
+                let text = format!("{PREFIX}{}", token::random(BYTES));
+                secret_file::write(path, format!("{text}\n").as_bytes())?;
+                text
+            }
+        };
+        Ok(Self(hash(&text)))
+    }
+
+    /// Returns whether `text` is the root token. Compares hashes in constant time.
+    fn matches(&self, text: &str) -> bool {
+        let other = hash(text);
+        self.0.iter().zip(other).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+    }
+}
+
+fn hash(text: &str) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(digest(&SHA256, text.as_bytes()).as_ref());
+    bytes
+}
+
+/// A public key that agents receive with their claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicTokenKey {
+    /// Key id, which tokens name in their header (`kid`).
+    pub id: String,
+    /// Ed25519, 32 bytes long.
+    pub public_key: Vec<u8>,
+}
+
+struct SigningKeys {
+    current: SigningKey,
+    public: Vec<PublicTokenKey>,
+    verifying: VerifyingKeys,
+}
+
+/// One entry of the key file. The newest key comes first.
+#[derive(Serialize, Deserialize)]
+struct StoredKey {
+    /// In seconds since 1970.
+    created: u64,
+    pkcs8: String,
+}
+
+impl SigningKeys {
+    /// Reads the keys from the file `path`. Creates a new signing key if there is none, or if the
+    /// newest is too old at `now` (seconds since 1970).
+    fn open(path: &Path, now: u64) -> Result<Self, SecretFileError> {
+        let unusable = || SecretFileError::Unusable { path: path.to_owned(), what: "token keys" };
+        let mut stored: VecDeque<StoredKey> = match secret_file::read(path)? {
+            Some(json) => serde_json::from_slice(&json).map_err(|_| unusable())?,
+            None => VecDeque::new(),
+        };
+        if stored.front().is_none_or(|key| now.saturating_sub(key.created) >= KEY_LIFETIME.as_secs()) {
+            let (_, pkcs8) = SigningKey::generate().ok_or_else(unusable)?;
+            stored.push_front(StoredKey { created: now, pkcs8: BASE64.encode(pkcs8) });
+            stored.truncate(MAX_KEYS);
+            let json = serde_json::to_vec(&stored).map_err(|_| unusable())?;
+            secret_file::write(path, &json)?;
+        }
+        let mut keys = stored
+            .iter()
+            .map(|key| SigningKey::from_pkcs8(&BASE64.decode(&key.pkcs8).ok()?))
+            .collect::<Option<VecDeque<_>>>()
+            .ok_or_else(unusable)?;
+        let public: Vec<_> = keys
+            .iter()
+            .map(|key| PublicTokenKey { id: key.id().to_owned(), public_key: key.public_key().to_vec() })
+            .collect();
+        let verifying = VerifyingKeys::new(public.iter().map(|key| (key.id.clone(), key.public_key.clone())));
+        Ok(Self { current: keys.pop_front().ok_or_else(unusable)?, public, verifying })
+    }
+
+    fn sign(&self, claims: &podling_proto::token::TokenClaims) -> String {
+        self.current.sign(claims)
+    }
+}

@@ -61,20 +61,24 @@ pub fn create_private_dir(path: &Path) -> Result<(), SecretFileError> {
 /// Writes a file durably with mode 0600. The write is atomic: readers see the old content or the
 /// new one, also after a crash.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
-    let io = |operation| move |source| SecretFileError::Io { operation, path: path.to_owned(), source };
+    let io = |source| SecretFileError::Io { operation: "write", path: path.to_owned(), source };
+    replace(path, content, true).map_err(io)
+}
+
+/// Replaces a file atomically, with mode 0600. With `durable`, the content is synced to disk.
+pub(crate) fn replace(path: &Path, content: &[u8], durable: bool) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let temporary = directory.join(format!(".{}.tmp", token::random(9)));
-    let written = (|| {
+    let replaced = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(content)?;
-        file.sync_all()?;
+        if durable {
+            file.sync_all()?;
+        }
         fs::rename(&temporary, path)?;
-        File::open(directory)?.sync_all()
+        if durable { File::open(directory)?.sync_all() } else { Ok(()) }
     })();
-    written.map_err(|source| {
-        let _gone = fs::remove_file(&temporary);
-        io("write")(source)
-    })
+    replaced.inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
 /// Removes a secret file, if it exists.

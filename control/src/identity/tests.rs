@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use podling_proto::token::VerifyingKeys;
+use podling_proto::token::{Audience, TokenClaims, VerifyingKeys};
 use proptest::prelude::*;
 
 use super::*;
@@ -197,4 +197,29 @@ proptest! {
             prop_assert_eq!(holder, child, "the token authenticates its own principal");
         }
     }
+}
+
+#[test]
+fn token_survives_one_key_rotation_but_not_two() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("token-keys.json");
+    let month = KEY_LIFETIME.as_secs();
+    let claims = TokenClaims {
+        sub: "ada".into(),
+        aud: Audience::Control,
+        iat: 0,
+        exp: 4 * month,
+        jti: "x".into(),
+        verbs: Verbs::admin(),
+        workspaces: None,
+    };
+    let token = SigningKeys::open(&path, 0).expect("first").sign(&claims);
+    let valid = |now| {
+        let keys = SigningKeys::open(&path, now).expect("keys");
+        assert!(keys.public.len() <= MAX_KEYS);
+        keys.verifying.verify(&token, &Audience::Control, now).is_ok()
+    };
+    assert!(valid(month - 1), "the signing key verifies its tokens");
+    assert!(valid(month), "the previous key verifies its tokens");
+    assert!(!valid(2 * month), "a removed key verifies no tokens");
 }
