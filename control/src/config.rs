@@ -1,25 +1,27 @@
 //! The configuration, as one validated value. Flags take precedence over the environment, and the
 //! environment over the configuration file.
 
+mod sources;
+#[cfg(test)]
+mod tests;
+
 use std::{
     fmt, fs, io,
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
 };
 
 use podling_core::quota::{Quota, Quotas};
 pub use podling_proto::log::LogFormat;
 use url::Url;
 
-use crate::args::ControlArgs;
-
-mod sources;
-mod values;
-
-use sources::ConfigSources;
+use self::sources::{ConfigSources, ConfigValue};
+use crate::{args::ControlArgs, quantity};
 
 /// Default image of the agent, in this program's version.
 const AGENT_IMAGE: &str = concat!("podling/agent:", env!("CARGO_PKG_VERSION"));
+/// Allowed names of Kubernetes objects.
+const LABEL: &str = "1 to 63 characters of a-z, 0-9 and \"-\", without \"-\" at either end";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControlConfig {
@@ -159,41 +161,40 @@ impl ControlConfig {
         let text = |key: &str| sources.text(key);
         let quota = |whose: &str| {
             let bound = |what, parse| {
-                text(&format!("{whose}_{what}")).map(|v: sources::ConfigValue| v.parse(parse)).transpose()
+                text(&format!("{whose}_{what}")).map(|v: ConfigValue| v.parse(parse)).transpose()
             };
             Ok::<_, ConfigError>(Quota {
-                awake: bound("awake", values::count)?,
-                cpu_millis: bound("cpu", values::cores)?,
-                memory_bytes: bound("memory", values::bytes)?,
+                awake: bound("awake", parse_count)?,
+                cpu_millis: bound("cpu", parse_cores)?,
+                memory_bytes: bound("memory", parse_bytes)?,
             })
         };
-        let usual =
-            |key: &str, usual: &str| text(key).unwrap_or_else(|| sources::ConfigValue::default(usual));
-        let backend = match usual("backend", "local").parse(values::backend_is_kubernetes)? {
+        let usual = |key: &str, usual: &str| text(key).unwrap_or_else(|| ConfigValue::default(usual));
+        let backend = match usual("backend", "local").parse(parse_backend)? {
             false => BackendKind::Local,
             true => BackendKind::Kubernetes(KubernetesConfig {
-                namespace: text("namespace").map(|v| v.parse(values::label)).transpose()?,
-                agents_listen: usual("agents_listen", "0.0.0.0:7412").parse(values::address)?,
-                agents_url: usual("agents_url", "https://podling-agents:7412").parse(values::agents_url)?,
-                advertise: text("advertise").map(|v| v.parse(values::ip)).transpose()?,
-                health_listen: usual("health_listen", "0.0.0.0:7413").parse(values::address)?,
+                namespace: text("namespace").map(|v| v.parse(parse_label)).transpose()?,
+                agents_listen: usual("agents_listen", "0.0.0.0:7412").parse(parse_address)?,
+                agents_url: usual("agents_url", "https://podling-agents:7412").parse(parse_agents_url)?,
+                advertise: text("advertise").map(|v| v.parse(parse_ip)).transpose()?,
+                health_listen: usual("health_listen", "0.0.0.0:7413").parse(parse_address)?,
                 agent_image: usual("agent_image", AGENT_IMAGE).text,
-                workspace_account: usual("workspace_account", "podling-workspace").parse(values::label)?,
+                workspace_account: usual("workspace_account", "podling-workspace").parse(parse_label)?,
             }),
         };
         if matches!(backend, BackendKind::Kubernetes(_)) && text("backups").is_none() {
             return Err(ConfigError::BackupsMissing);
         }
-        let listen = text("listen").unwrap_or_else(|| sources::ConfigValue::default("127.0.0.1:7411"));
+        let listen = text("listen").unwrap_or_else(|| ConfigValue::default("127.0.0.1:7411"));
         let config = Self {
             backend,
-            listen: listen.parse(values::address)?,
+            listen: listen.parse(parse_address)?,
             tls: tls(text("tls_cert"), text("tls_key"))?,
-            cors_origins: sources.list("cors_origins", ',').parse_each(values::origin)?,
-            log_format: text("log_format").map_or(Ok(LogFormat::Text), |v| v.parse(values::log_format))?,
+            cors_origins: sources.list("cors_origins", ',').parse_each(parse_origin)?,
+            log_format: text("log_format").map_or(Ok(LogFormat::Text), |v| v.parse(parse_log_format))?,
             templates: [
                 Some(data.join("templates")),
-                text("templates").map(|v| v.parse(values::directory)).transpose()?,
+                text("templates").map(|v| v.parse(parse_directory)).transpose()?,
             ]
             .into_iter()
             .flatten()
@@ -201,7 +202,7 @@ impl ControlConfig {
             default_template: text("default_template").map_or_else(|| "shell".to_owned(), |v| v.text),
             backups: text("backups").map_or_else(|| directory_url(&data.join("backups")), |v| v.text),
             scratch: text("scratch")
-                .map_or_else(|| Ok(data.join("scratch")), |v| v.parse(values::directory))?,
+                .map_or_else(|| Ok(data.join("scratch")), |v| v.parse(parse_directory))?,
             agent_command: Some(sources.list("agent_command", ' ').texts())
                 .filter(|words| !words.is_empty())
                 .unwrap_or(defaults.agent_command),
@@ -211,7 +212,7 @@ impl ControlConfig {
             quotas: Quotas { owner: quota("quota")?, total: quota("capacity")? },
             data,
         };
-        let plaintext = text("allow_plaintext").map_or(Ok(false), |v| v.parse(values::boolean))?;
+        let plaintext = text("allow_plaintext").map_or(Ok(false), |v| v.parse(parse_boolean))?;
         if config.tls.is_none() && !plaintext && !is_loopback(config.listen.ip()) {
             return Err(ConfigError::Plaintext { listen: config.listen, origin: listen.source });
         }
@@ -231,7 +232,7 @@ pub fn data_directory(
         Some((text, ValueSource::Environment("PODLING_DATA".into())))
     };
     match flag.or_else(variable) {
-        Some((text, source)) => sources::ConfigValue { text, source }.parse(values::directory),
+        Some((text, source)) => ConfigValue { text, source }.parse(parse_directory),
         None => default_data(env),
     }
 }
@@ -259,16 +260,12 @@ fn read(named: Option<&Path>, usual: &Path) -> Result<Option<(PathBuf, String)>,
     }
 }
 
-fn tls(
-    certificate: Option<sources::ConfigValue>,
-    key: Option<sources::ConfigValue>,
-) -> Result<Option<TlsFiles>, ConfigError> {
+fn tls(certificate: Option<ConfigValue>, key: Option<ConfigValue>) -> Result<Option<TlsFiles>, ConfigError> {
     match (certificate, key) {
         (None, None) => Ok(None),
-        (Some(certificate), Some(key)) => Ok(Some(TlsFiles {
-            certificate: certificate.parse(values::file)?,
-            key: key.parse(values::file)?,
-        })),
+        (Some(certificate), Some(key)) => {
+            Ok(Some(TlsFiles { certificate: certificate.parse(parse_file)?, key: key.parse(parse_file)? }))
+        }
         (Some(alone), None) => Err(alone.refuse("--tls-key too, because a certificate needs its key")),
         (None, Some(alone)) => Err(alone.refuse("--tls-cert too, because a key needs its certificate")),
     }
@@ -294,5 +291,103 @@ impl fmt::Display for ValueSource {
     }
 }
 
-#[cfg(test)]
-mod tests;
+// Parsers of values. On failure each returns a description of the allowed values, which completes
+// "give …" in the message of [`ConfigError::Value`].
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let allowed = "an address with a port, such as 127.0.0.1:7411, [::1]:0 or localhost:7411";
+    let local = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    local.as_deref().unwrap_or(text).parse().map_err(|_| allowed.to_owned())
+}
+
+/// Parses a directory, which need not exist yet. Makes it absolute, because child processes have
+/// other working directories.
+fn parse_directory(text: &str) -> Result<PathBuf, String> {
+    let path = path::absolute(text).unwrap_or_default();
+    if text.is_empty() || path.is_file() { Err("a directory".to_owned()) } else { Ok(path) }
+}
+
+fn parse_file(text: &str) -> Result<PathBuf, String> {
+    let path = path::absolute(text).unwrap_or_default();
+    if path.is_file() { Ok(path) } else { Err("an existing file".to_owned()) }
+}
+
+/// Parses the origin of a web page, in the form in which a browser sends it.
+fn parse_origin(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let fits = host.is_some_and(|host| {
+        // Browsers send an origin in lower case and without the default port. Any other form would
+        // never match.
+        let usual = if text.starts_with("https:") { ":443" } else { ":80" };
+        let odd = host.contains(['@', '*'])
+            || host.chars().any(|c| c.is_ascii_uppercase())
+            || host.ends_with(usual);
+        !odd && host.parse::<http::uri::Authority>().is_ok_and(|a| !a.host().is_empty())
+    });
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err("scheme and host as a browser sends them, in lower case, without a path or the default port, \
+             such as https://console.example.org"
+            .to_owned())
+    }
+}
+
+/// Parses the backend's name. Returns whether it is Kubernetes.
+fn parse_backend(text: &str) -> Result<bool, String> {
+    match text {
+        "local" => Ok(false),
+        "kubernetes" => Ok(true),
+        _ => Err("\"local\" or \"kubernetes\"".to_owned()),
+    }
+}
+
+fn parse_ip(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| "an IP address, such as 10.244.0.7".to_owned())
+}
+
+/// Parses the name of a Kubernetes object (RFC 1123 label).
+fn parse_label(text: &str) -> Result<String, String> {
+    let fits = (1..=63).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if fits { Ok(text.to_owned()) } else { Err(LABEL.to_owned()) }
+}
+
+/// Parses the URL that agents connect to.
+fn parse_agents_url(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").filter(|host| host.parse::<http::uri::Authority>().is_ok());
+    match host {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("an https URL with host and port, such as https://podling-agents:7412".to_owned()),
+    }
+}
+
+fn parse_log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("\"text\" or \"json\"".to_owned()),
+    }
+}
+
+fn parse_count(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "a number of workspaces, such as \"3\"".to_owned())
+}
+
+fn parse_cores(text: &str) -> Result<u64, String> {
+    quantity::cores(text).ok_or_else(|| quantity::CORES.to_owned())
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    quantity::bytes(text).ok_or_else(|| quantity::BYTES.to_owned())
+}
+
+fn parse_boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" | "yes" => Ok(true),
+        "false" | "0" | "no" => Ok(false),
+        _ => Err("\"true\" or \"false\"".to_owned()),
+    }
+}

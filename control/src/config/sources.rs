@@ -36,7 +36,6 @@ const KEYS: [&str; 25] = [
     "agent_image",
     "workspace_account",
 ];
-
 /// Keys whose value may be a boolean.
 const SWITCHES: [&str; 1] = ["allow_plaintext"];
 /// Keys whose value may be a list of strings.
