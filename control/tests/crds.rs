@@ -2,6 +2,9 @@
 
 use std::{fs, path::Path};
 
+#[path = "../examples/crds/definitions.rs"]
+mod definitions;
+
 fn is_definition(entry: &std::io::Result<fs::DirEntry>) -> bool {
     let text = entry.as_ref().ok().and_then(|entry| fs::read_to_string(entry.path()).ok());
     text.is_some_and(|text| text.contains("kind: CustomResourceDefinition\n"))
@@ -10,7 +13,7 @@ fn is_definition(entry: &std::io::Result<fs::DirEntry>) -> bool {
 #[test]
 fn deployed_crds_match_the_types() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
-    let definitions = podling_control::kubernetes::definitions().unwrap();
+    let definitions = definitions::definitions().unwrap();
     assert_eq!(
         fs::read_dir(&directory).unwrap().filter(is_definition).count(),
         definitions.len(),

@@ -1,24 +1,29 @@
-//! Builds the objects of a workspace in a cluster: its pod and its volume claim. Does no I/O.
+//! Builds the objects of a workspace in a cluster: its pod and its volume claim. Describes the
+//! state of a claim, as the status of the workspace displays it. Does no I/O.
 
 mod overrides;
 mod pod;
-mod pod_security;
-mod volume_claim;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::{
+    api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, Pod, VolumeResourceRequirements},
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{ObjectMeta, OwnerReference},
+    },
+};
+use kube::ResourceExt;
 use podling_core::{
     id::{WorkspaceId, WorkspaceName},
     workspace::Epoch,
 };
+use serde_json::Value;
+use tokio::sync::watch;
 
-pub use self::{
-    overrides::InvalidOverride,
-    pod::{AGENT_INIT_CONTAINER, pod, pod_name, resource_requirements, template_problem},
-    volume_claim::volume_claim,
-};
-use super::{Port, ResourcesSpec, SecretKey, StorageSpec, WorkspaceTemplateSpec};
+use self::pod::plain_pod;
+pub use self::pod::{AGENT_INIT_CONTAINER, pod_name, resource_requirements};
+use super::{InvalidOverride, Port, ResourcesSpec, SecretKey, StorageSpec, WorkspaceTemplateSpec};
 
 /// Label of every object, with the id of its workspace.
 pub const WORKSPACE_LABEL: &str = "podling.dev/workspace";
@@ -116,6 +121,141 @@ pub fn volume_claim_name(workspace: &WorkspaceId) -> String {
     format!("workspace-{workspace}")
 }
 
+/// Builds the claim of a workspace. It outlives the workspace's pods, and is deleted only after its
+/// data is archived or discarded.
+pub fn volume_claim(workspace: &WorkspaceId, name: &str, storage: &StorageSpec) -> PersistentVolumeClaim {
+    PersistentVolumeClaim {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            labels: Some(labels(workspace)),
+            finalizers: Some(vec![KEEP_DATA.to_owned()]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: Some(vec![storage.access_mode.as_str().to_owned()]),
+            resources: Some(VolumeResourceRequirements {
+                requests: Some([("storage".to_owned(), Quantity(storage.size.clone()))].into()),
+                ..VolumeResourceRequirements::default()
+            }),
+            storage_class_name: storage.class_name.clone(),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// Receives the states of all claims.
+pub type ClaimReceiver = watch::Receiver<Arc<VolumeClaims>>;
+
+/// The observed claims of all workspaces.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VolumeClaims {
+    /// Whether the first list of claims is complete.
+    pub listed: bool,
+    pub claims: BTreeMap<WorkspaceId, VolumeClaimState>,
+}
+
+/// A claim, and whether pods can use it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeClaimState {
+    pub name: String,
+    pub phase: VolumeClaimPhase,
+    /// Size that the claim requests.
+    pub size: Option<String>,
+    /// Text of the cluster that explains the phase. May be empty.
+    pub detail: String,
+}
+
+/// The phase of a volume claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VolumeClaimPhase {
+    /// No volume is bound to the claim yet.
+    Pending,
+    Bound,
+    /// The claim's volume does not exist any more.
+    Lost,
+    /// The claim was deleted outside Podling. Only Podling's finalizer still keeps it.
+    Deleted,
+}
+
+impl VolumeClaimState {
+    /// Returns the state of a claim.
+    pub fn of(claim: &PersistentVolumeClaim) -> Self {
+        let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
+        let phase = match phase {
+            _ if claim.metadata.deletion_timestamp.is_some() => VolumeClaimPhase::Deleted,
+            Some("Bound") => VolumeClaimPhase::Bound,
+            Some("Lost") => VolumeClaimPhase::Lost,
+            _ => VolumeClaimPhase::Pending,
+        };
+        let detail = match phase {
+            VolumeClaimPhase::Deleted => claim_deleted_error(claim),
+            _ => String::new(),
+        };
+        let requests = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.requests.as_ref());
+        let size = requests.and_then(|requests| Some(requests.get("storage")?.0.clone()));
+        Self { name: claim.name_any(), phase, size, detail }
+    }
+}
+
+/// Explains what to do about a claim that was deleted outside Podling. No pod can use such a claim,
+/// and only Podling's finalizer still protects its data.
+pub fn claim_deleted_error(claim: &PersistentVolumeClaim) -> String {
+    let volume = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).unwrap_or_default();
+    format!(
+        "the claim {name} was deleted, so no pod can use it any more. Its data is on the volume \
+         {volume:?}: set the volume's persistentVolumeReclaimPolicy to Retain, remove the finalizer \
+         {KEEP_DATA} from the claim, remove the volume's claimRef, and create a claim {name} for it \
+         with the same labels",
+        name = claim.name_any(),
+    )
+}
+
+type Checked = Result<(), InvalidOverride>;
+
+/// Yields the elements of a list; none if the value is no list.
+fn elements(list: &Value) -> impl Iterator<Item = &Value> {
+    list.as_array().into_iter().flatten()
+}
+
+fn name_of(element: &Value) -> &str {
+    element["name"].as_str().unwrap_or_default()
+}
+
+fn broken(path: impl Into<String>, problem: impl Into<String>) -> InvalidOverride {
+    InvalidOverride { path: path.into(), problem: problem.into() }
+}
+
+/// Builds the pod of one start. Fails if the overrides of its template are not valid.
+pub fn pod(start: &PodStart, defaults: &PodDefaults) -> Result<Pod, InvalidOverride> {
+    overrides::apply(plain_pod(start, defaults), &start.template.pod_overrides)
+}
+
+/// Returns why no pod can be made from the template; `None` if it is valid.
+pub fn template_problem(name: &str, template: &WorkspaceTemplateSpec) -> Option<InvalidOverride> {
+    let workspace = WorkspaceId::from_bits(0);
+    let start = PodStart {
+        epoch: 1,
+        name: "workspace".parse().ok()?,
+        template: template.clone(),
+        template_name: name.to_owned(),
+        resources: template.resources.clone(),
+        secrets: Vec::new(),
+        ports: template.ports.clone(),
+        volume_claim_name: volume_claim_name(&workspace),
+        controller: None,
+        workspace,
+    };
+    // The rules do not depend on these settings.
+    let defaults = PodDefaults {
+        agent_image: "agent".to_owned(),
+        control: String::new(),
+        control_ca: String::new(),
+        service_account: "workspace".to_owned(),
+    };
+    pod(&start, &defaults).err()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,5 +285,16 @@ mod tests {
             control_ca: "podling-ca".into(),
             service_account: "podling-workspace".into(),
         }
+    }
+
+    #[test]
+    fn claim_survives_deletion_of_other_objects() {
+        let workspace = WorkspaceId::from_bits(7);
+        let claim = volume_claim(&workspace, &volume_claim_name(&workspace), &StorageSpec::default());
+        assert_eq!(claim.metadata.owner_references, None, "a cascading delete would delete the claim");
+        assert_eq!(claim.metadata.finalizers.unwrap(), [KEEP_DATA]);
+        let spec = claim.spec.unwrap();
+        assert_eq!(spec.access_modes.unwrap(), ["ReadWriteOncePod"]);
+        assert_eq!(spec.storage_class_name, None, "the cluster's default class");
     }
 }

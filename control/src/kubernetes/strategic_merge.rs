@@ -6,21 +6,14 @@
 
 use serde_json::{Map, Value};
 
+use super::InvalidOverride;
+
 const PATCH: &str = "$patch";
 const RETAIN_KEYS: &str = "$retainKeys";
 const DELETE_FROM_LIST: &str = "$deleteFromPrimitiveList/";
 const ELEMENT_ORDER: &str = "$setElementOrder/";
 
 type Object = Map<String, Value>;
-
-/// A patch that cannot be applied.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{path}: {problem}")]
-pub struct MergeError {
-    /// The field, such as `spec.containers[workspace].env`.
-    pub path: String,
-    pub problem: String,
-}
 
 /// How the fields of an object are merged. Objects that are not listed are merged field by field,
 /// and lists that are not listed are replaced.
@@ -70,7 +63,7 @@ const POD: Schema =
 
 /// Merges `patch` into the pod `original`. Fails if a directive is unknown or a list cannot be
 /// merged.
-pub fn merge_pod(original: Object, patch: &Object) -> Result<Object, MergeError> {
+pub fn merge_pod(original: Object, patch: &Object) -> Result<Object, InvalidOverride> {
     merge_object(original, patch, &POD, "")
 }
 
@@ -85,7 +78,7 @@ fn merge_object(
     patch: &Object,
     schema: &Schema,
     path: &str,
-) -> Result<Object, MergeError> {
+) -> Result<Object, InvalidOverride> {
     match patch.get(PATCH).map(Value::as_str) {
         None => {}
         Some(Some("replace")) => {
@@ -127,7 +120,7 @@ fn merge_field(
     (name, value): (&String, &Value),
     schema: &Schema,
     path: &str,
-) -> Result<(), MergeError> {
+) -> Result<(), InvalidOverride> {
     let at = field(path, name);
     let rule = schema.rule(name);
     let order = patch.get(&format!("{ELEMENT_ORDER}{name}"));
@@ -151,7 +144,7 @@ fn merge_field(
 }
 
 /// Removes the fields that `$retainKeys` does not name.
-fn retain_keys(original: &mut Object, patch: &Object, path: &str) -> Result<(), MergeError> {
+fn retain_keys(original: &mut Object, patch: &Object, path: &str) -> Result<(), InvalidOverride> {
     let Some(retained) = patch.get(RETAIN_KEYS) else { return Ok(()) };
     let retained = elements(retained, &field(path, RETAIN_KEYS))?;
     let is_retained = |name: &str| retained.iter().any(|other| other.as_str() == Some(name));
@@ -159,7 +152,7 @@ fn retain_keys(original: &mut Object, patch: &Object, path: &str) -> Result<(), 
         patch.iter().find(|(name, value)| !name.starts_with('$') && !value.is_null() && !is_retained(name));
     if let Some((name, _)) = omitted {
         let problem = format!("does not name {name}, which the patch contains");
-        return Err(MergeError { path: field(path, RETAIN_KEYS), problem });
+        return Err(InvalidOverride { path: field(path, RETAIN_KEYS), problem });
     }
     original.retain(|name, _| is_retained(name));
     Ok(())
@@ -171,7 +164,7 @@ fn merge_list(
     order: Option<&[Value]>,
     rule: Rule,
     path: &str,
-) -> Result<Vec<Value>, MergeError> {
+) -> Result<Vec<Value>, InvalidOverride> {
     let Rule::Keyed(key, schema) = rule else {
         let server_order = original.clone();
         for element in patch {
@@ -184,7 +177,8 @@ fn merge_list(
     let mut replaces = false;
     let mut merges = Vec::new();
     for element in patch {
-        let problem = || MergeError { path: path.to_owned(), problem: format!("{element} is not an object") };
+        let problem =
+            || InvalidOverride { path: path.to_owned(), problem: format!("{element} is not an object") };
         let element = element.as_object().ok_or_else(problem)?;
         match element.get(PATCH).map(Value::as_str) {
             None => merges.push(element),
@@ -254,28 +248,30 @@ fn plain(value: &Value) -> Option<Value> {
     }
 }
 
-fn merge_key(rule: Option<Rule>, path: &str) -> Result<Option<&'static str>, MergeError> {
+fn merge_key(rule: Option<Rule>, path: &str) -> Result<Option<&'static str>, InvalidOverride> {
     match rule {
         Some(Rule::Keyed(key, _)) => Ok(Some(key)),
         Some(Rule::Set) => Ok(None),
-        _ => Err(MergeError { path: path.to_owned(), problem: "the list has no order to set".into() }),
+        _ => Err(InvalidOverride { path: path.to_owned(), problem: "the list has no order to set".into() }),
     }
 }
 
-fn key_value<'e>(element: &'e Object, key: &str, path: &str) -> Result<&'e Value, MergeError> {
-    let missing =
-        || MergeError { path: path.to_owned(), problem: format!("an element lacks its merge key {key}") };
+fn key_value<'e>(element: &'e Object, key: &str, path: &str) -> Result<&'e Value, InvalidOverride> {
+    let missing = || InvalidOverride {
+        path: path.to_owned(),
+        problem: format!("an element lacks its merge key {key}"),
+    };
     element.get(key).ok_or_else(missing)
 }
 
-fn elements<'v>(value: &'v Value, path: &str) -> Result<&'v [Value], MergeError> {
-    let problem = || MergeError { path: path.to_owned(), problem: "must be a list".into() };
+fn elements<'v>(value: &'v Value, path: &str) -> Result<&'v [Value], InvalidOverride> {
+    let problem = || InvalidOverride { path: path.to_owned(), problem: "must be a list".into() };
     value.as_array().map(Vec::as_slice).ok_or_else(problem)
 }
 
-fn unknown_directive(path: &str, directive: &Value) -> MergeError {
+fn unknown_directive(path: &str, directive: &Value) -> InvalidOverride {
     let problem = format!("unknown directive {directive}; directives are \"delete\" and \"replace\"");
-    MergeError { path: field(path, PATCH), problem }
+    InvalidOverride { path: field(path, PATCH), problem }
 }
 
 fn field(path: &str, name: &str) -> String {

@@ -4,21 +4,27 @@
 //! command, token, volumes and labels stay as they are. And the pod must not rise above the Pod
 //! Security standard "restricted". Does no I/O.
 
+#[cfg(test)]
+mod tests;
+
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value, json};
 
 use super::{
-    AGENT_PORT, AUDIENCE, CONTAINER,
-    pod::{AGENT_INIT_CONTAINER, AGENT_VOLUMES, GRACE_SECONDS, HOME, MOUNTS, SCRATCH_VOLUME, STORAGE_VOLUME},
-    pod_security,
+    AGENT_PORT, AUDIENCE, CONTAINER, Checked, broken, elements, name_of,
+    pod::{
+        self, AGENT_INIT_CONTAINER, AGENT_VOLUMES, GRACE_SECONDS, HOME, MOUNTS, SCRATCH_VOLUME,
+        STORAGE_VOLUME,
+    },
 };
-use crate::kubernetes::{PodOverrides, environment::is_reserved_secret, strategic_merge::merge_pod};
+use crate::kubernetes::{
+    InvalidOverride, PodOverrides, fields::is_reserved_secret, strategic_merge::merge_pod,
+};
 
 /// Labels and annotations with this prefix are Podling's own.
 const OWN_PREFIX: &str = "podling.dev/";
 /// Environment variables with this prefix are read by the agent.
 const VARIABLE_PREFIX: &str = "PODLING_";
-
 /// Fields of the pod's spec that an override cannot change, with the reason.
 const FIXED_POD_FIELDS: [(&str, &str); 8] = [
     ("activeDeadlineSeconds", "it would end programs in use; set policy.maxAwake instead"),
@@ -44,17 +50,6 @@ const FIXED_CONTAINER_FIELDS: [(&str, &str); 10] = [
     ("workingDir", "it is the user's HOME"),
 ];
 
-/// An override that Podling does not accept.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("podOverrides.{path}: {problem}")]
-pub struct InvalidOverride {
-    /// The field, such as `spec.containers[workspace].command`.
-    pub path: String,
-    pub problem: String,
-}
-
-pub(super) type Checked = Result<(), InvalidOverride>;
-
 /// Merges the overrides into `base`. Fails if the patch is not valid, contains a field that pods do
 /// not have, or breaks a rule.
 pub fn apply(base: Pod, overrides: &PodOverrides) -> Result<Pod, InvalidOverride> {
@@ -63,9 +58,7 @@ pub fn apply(base: Pod, overrides: &PodOverrides) -> Result<Pod, InvalidOverride
     }
     let base = json!(base);
     let original = base.as_object().cloned().unwrap_or_default();
-    let merged = merge_pod(original, &overrides.as_patch())
-        .map_err(|error| InvalidOverride { path: error.path, problem: error.problem })?;
-    let mut merged = Value::Object(merged);
+    let mut merged = Value::Object(merge_pod(original, &overrides.as_patch())?);
     complete(&mut merged, &base);
     let pod: Pod = serde_path_to_error::deserialize(&merged).map_err(|error| {
         let path = error.path().to_string();
@@ -86,7 +79,7 @@ fn complete(pod: &mut Value, base: &Value) {
         for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten().filter(added)
         {
             if let Some(container) = container.as_object_mut() {
-                pod_security::restrict(container);
+                pod::restrict(container);
             }
         }
     }
@@ -171,7 +164,7 @@ fn check(base: &Value, pod: &Value) -> Checked {
             return Err(broken(format!("spec.{list}[{}]", name_of(own)), "cannot be removed"));
         }
     }
-    pod_security::check(spec)
+    pod::check(spec)
 }
 
 fn check_metadata(base: &Value, metadata: &Value) -> Checked {
@@ -386,22 +379,6 @@ fn is_below(path: &str, directory: &str) -> bool {
     path.iter().any(|part| part == "..") || path.starts_with(&parts(directory))
 }
 
-/// Yields the elements of a list; none if the value is no list.
-pub(super) fn elements(list: &Value) -> impl Iterator<Item = &Value> {
-    list.as_array().into_iter().flatten()
-}
-
-pub(super) fn name_of(element: &Value) -> &str {
-    element["name"].as_str().unwrap_or_default()
-}
-
 fn named<'l>(list: &'l Value, name: &str) -> Option<&'l Value> {
     elements(list).find(|element| name_of(element) == name)
 }
-
-pub(super) fn broken(path: impl Into<String>, problem: impl Into<String>) -> InvalidOverride {
-    InvalidOverride { path: path.into(), problem: problem.into() }
-}
-
-#[cfg(test)]
-mod tests;

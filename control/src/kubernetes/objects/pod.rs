@@ -1,4 +1,6 @@
-//! Builds the pod for one start of a workspace's agent.
+//! Builds the pod for one start of a workspace's agent, and checks a pod against the Pod Security
+//! standard "restricted" of Kubernetes 1.34. A namespace that does not enforce the standard gets
+//! the same pods as one that does.
 
 use std::collections::BTreeMap;
 
@@ -13,10 +15,11 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 use podling_core::{id::WorkspaceId, workspace::Epoch};
+use serde_json::{Map, Value, json};
 
 use super::{
-    AGENT_PORT, AUDIENCE, CONTAINER, EPOCH_ANNOTATION, InvalidOverride, PodDefaults, PodStart, Port,
-    ResourcesSpec, SecretKey, TEMPLATE_LABEL, WorkspaceTemplateSpec, labels, overrides, volume_claim_name,
+    AGENT_PORT, AUDIENCE, CONTAINER, Checked, EPOCH_ANNOTATION, PodDefaults, PodStart, Port, ResourcesSpec,
+    SecretKey, TEMPLATE_LABEL, broken, elements, labels, name_of,
 };
 use crate::quantity::cores;
 
@@ -36,7 +39,7 @@ pub(super) const AGENT_VOLUMES: [&str; 4] = ["agent", "ca", "name-service", "tok
 /// Name of the init container that copies the agent.
 pub const AGENT_INIT_CONTAINER: &str = "agent";
 /// Variable with the home directory of all programs.
-pub(super) const HOME: &str = "HOME";
+pub(crate) const HOME: &str = "HOME";
 /// Annotation that names the container that kubectl selects in a pod with several.
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 /// Directory of the socket of nscd, whose path is built into glibc and musl. If the image has no entry
@@ -56,44 +59,42 @@ const EPHEMERAL_STORAGE_LIMIT: &str = "4Gi";
 /// Upper bound of the CPU of the init container that copies the agent.
 const INJECT_CPU_MILLIS: u64 = 100;
 const INJECT_MEMORY: &str = "32Mi";
+/// Sources of volumes that do not reach the node or the network by themselves.
+const VOLUME_SOURCES: [&str; 8] = [
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+];
+const PROFILES: [&str; 2] = ["RuntimeDefault", "Localhost"];
+const SELINUX_TYPES: [&str; 5] =
+    ["", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"];
+/// Sysctls that are namespaced and isolated from other pods.
+const SAFE_SYSCTLS: [&str; 11] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_syncookies",
+];
 
 /// Returns the name of the pod of an epoch.
 pub fn pod_name(workspace: &WorkspaceId, epoch: Epoch) -> String {
     format!("workspace-{workspace}-{epoch}")
 }
 
-/// Builds the pod of one start. Fails if the overrides of its template are not valid.
-pub fn pod(start: &PodStart, defaults: &PodDefaults) -> Result<Pod, InvalidOverride> {
-    overrides::apply(plain_pod(start, defaults), &start.template.pod_overrides)
-}
-
-/// Returns why no pod can be made from the template; `None` if it is valid.
-pub fn template_problem(name: &str, template: &WorkspaceTemplateSpec) -> Option<InvalidOverride> {
-    let workspace = WorkspaceId::from_bits(0);
-    let start = PodStart {
-        epoch: 1,
-        name: "workspace".parse().ok()?,
-        template: template.clone(),
-        template_name: name.to_owned(),
-        resources: template.resources.clone(),
-        secrets: Vec::new(),
-        ports: template.ports.clone(),
-        volume_claim_name: volume_claim_name(&workspace),
-        controller: None,
-        workspace,
-    };
-    // The rules do not depend on these settings.
-    let defaults = PodDefaults {
-        agent_image: "agent".to_owned(),
-        control: String::new(),
-        control_ca: String::new(),
-        service_account: "workspace".to_owned(),
-    };
-    pod(&start, &defaults).err()
-}
-
 /// Builds the pod without the overrides of its template.
-fn plain_pod(start: &PodStart, defaults: &PodDefaults) -> Pod {
+pub(super) fn plain_pod(start: &PodStart, defaults: &PodDefaults) -> Pod {
     let template = &start.template;
     let mut labels = labels(&start.workspace);
     labels.insert(TEMPLATE_LABEL.to_owned(), start.template_name.clone());
@@ -327,6 +328,94 @@ fn mount(volume: &str, path: &str) -> VolumeMount {
 
 fn with_sub_path(mount: VolumeMount, sub_path: &str) -> VolumeMount {
     VolumeMount { sub_path: Some(sub_path.to_owned()), ..mount }
+}
+
+/// Fills in the settings that the standard requires of each container.
+pub(super) fn restrict(container: &mut Map<String, Value>) {
+    let context = container.entry("securityContext").or_insert_with(|| json!({}));
+    let Some(context) = context.as_object_mut() else { return };
+    context.entry("allowPrivilegeEscalation").or_insert(false.into());
+    let capabilities = context.entry("capabilities").or_insert_with(|| json!({}));
+    if let Some(capabilities) = capabilities.as_object_mut() {
+        capabilities.entry("drop").or_insert_with(|| json!(["ALL"]));
+    }
+}
+
+/// Fails if the pod exceeds the standard.
+pub(super) fn check(spec: &Value) -> Checked {
+    for field in ["hostIPC", "hostNetwork", "hostPID"] {
+        forbid(spec[field] == true, format!("spec.{field}"), "namespaces of the node are not allowed")?;
+    }
+    let context = &spec["securityContext"];
+    check_context(context, "spec.securityContext")?;
+    let path = "spec.securityContext";
+    forbid(context["runAsNonRoot"] != true, format!("{path}.runAsNonRoot"), "must be true")?;
+    let profile = context["seccompProfile"]["type"].as_str().unwrap_or_default();
+    let is_profile = PROFILES.contains(&profile);
+    forbid(!is_profile, format!("{path}.seccompProfile"), "must be RuntimeDefault or Localhost")?;
+    for sysctl in elements(&context["sysctls"]) {
+        let is_safe = SAFE_SYSCTLS.contains(&name_of(sysctl));
+        forbid(!is_safe, format!("{path}.sysctls[{}]", name_of(sysctl)), "is not a safe sysctl")?;
+    }
+    for volume in elements(&spec["volumes"]) {
+        let mut sources = volume.as_object().into_iter().flat_map(Map::keys).filter(|key| *key != "name");
+        let other = sources.find(|source| !VOLUME_SOURCES.contains(&source.as_str()));
+        let allowed = VOLUME_SOURCES.join(", ");
+        forbid(
+            other.is_some(),
+            format!("spec.volumes[{}].{}", name_of(volume), other.map_or("", String::as_str)),
+            &format!("is not allowed; use a volume of {allowed}"),
+        )?;
+    }
+    ["initContainers", "containers"].into_iter().try_for_each(|list| {
+        elements(&spec[list]).try_for_each(|container| {
+            check_container(container, &format!("spec.{list}[{}]", name_of(container)))
+        })
+    })
+}
+
+fn check_container(container: &Value, path: &str) -> Checked {
+    let context = &container["securityContext"];
+    let at = |field: &str| format!("{path}.securityContext.{field}");
+    check_context(context, &format!("{path}.securityContext"))?;
+    forbid(context["privileged"] == true, at("privileged"), "is not allowed")?;
+    let escalates = context["allowPrivilegeEscalation"] != false;
+    forbid(escalates, at("allowPrivilegeEscalation"), "must be false")?;
+    forbid(context["runAsNonRoot"] == false, at("runAsNonRoot"), "must not be false")?;
+    let drops_all = elements(&context["capabilities"]["drop"]).any(|dropped| dropped == "ALL");
+    forbid(!drops_all, at("capabilities.drop"), "must contain ALL")?;
+    let adds = elements(&context["capabilities"]["add"]).any(|added| added != "NET_BIND_SERVICE");
+    forbid(adds, at("capabilities.add"), "may contain only NET_BIND_SERVICE")?;
+    let mount = &context["procMount"];
+    forbid(!mount.is_null() && mount != "Default", at("procMount"), "must be Default")?;
+    let has_host_port = elements(&container["ports"]).any(|port| port["hostPort"].as_i64().unwrap_or(0) != 0);
+    forbid(has_host_port, format!("{path}.ports"), "host ports are not allowed")
+}
+
+/// Checks the fields that pods and containers have in common.
+fn check_context(context: &Value, path: &str) -> Checked {
+    let at = |field: &str| format!("{path}.{field}");
+    forbid(context["runAsUser"] == 0, at("runAsUser"), "must not be 0 (root)")?;
+    for profile in ["seccompProfile", "appArmorProfile"] {
+        let kind = context[profile]["type"].as_str();
+        let is_unconfined = kind.is_some_and(|kind| !PROFILES.contains(&kind));
+        forbid(is_unconfined, at(profile), "must be RuntimeDefault or Localhost")?;
+    }
+    let options = &context["seLinuxOptions"];
+    let text = |field: &str| options[field].as_str().unwrap_or_default();
+    forbid(!SELINUX_TYPES.contains(&text("type")), at("seLinuxOptions.type"), "is not allowed")?;
+    let has_role = !text("user").is_empty() || !text("role").is_empty();
+    forbid(has_role, at("seLinuxOptions"), "must have neither user nor role")?;
+    let is_host_process = context["windowsOptions"]["hostProcess"] == true;
+    forbid(is_host_process, at("windowsOptions.hostProcess"), "is not allowed")
+}
+
+fn forbid(is_violated: bool, path: String, problem: &str) -> Checked {
+    if is_violated {
+        let problem = format!("{problem}, by the Pod Security standard \"restricted\"");
+        return Err(broken(path, problem));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -35,7 +35,8 @@ fn results_equal_those_of_kubernetes() {
 fn error_names_the_field() {
     let error = |patch: Value| {
         let original = json!({"spec": {"containers": [{"name": "w", "env": [{"name": "A"}]}]}});
-        merge_pod(object(&original), &object(&patch)).unwrap_err().to_string()
+        let error = merge_pod(object(&original), &object(&patch)).unwrap_err();
+        format!("{}: {}", error.path, error.problem)
     };
     let container = |container: Value| json!({"spec": {"containers": [container]}});
     assert_eq!(

@@ -1,12 +1,30 @@
-//! Writes JSON values as YAML, in the style in which people write manifests.
+//! The definitions of Podling's resources as YAML, in the style in which people write manifests.
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt;
+use podling_control::kubernetes::{Workspace, WorkspaceArchive, WorkspaceTemplate};
 use serde_json::Value;
 
 /// Words that YAML parsers read as a boolean or null if they are not quoted.
 const KEYWORDS: [&str; 10] = ["true", "false", "yes", "no", "on", "off", "y", "n", "null", "~"];
 
+/// Returns the resource definitions as they are deployed, each with its file name and its YAML.
+pub(crate) fn definitions() -> Result<Vec<(&'static str, String)>, serde_json::Error> {
+    let text = |mut definition: CustomResourceDefinition| {
+        let name = definition.spec.names.plural.clone();
+        let labels = [("app.kubernetes.io/name", name), ("app.kubernetes.io/component", "api".to_owned())];
+        definition.metadata.labels = Some(labels.map(|(key, value)| (key.to_owned(), value)).into());
+        serde_json::to_value(definition).map(|value| document(&value))
+    };
+    Ok(vec![
+        ("workspaces.yaml", text(Workspace::crd())?),
+        ("workspacearchives.yaml", text(WorkspaceArchive::crd())?),
+        ("workspacetemplates.yaml", text(WorkspaceTemplate::crd())?),
+    ])
+}
+
 /// Returns the value as one YAML document.
-pub(super) fn document(value: &Value) -> String {
+fn document(value: &Value) -> String {
     let mut text = String::new();
     block(value, 0, &mut text);
     text

@@ -1,0 +1,365 @@
+//! Parts of the specs of several resources: variables, ports, quantities, CPU and memory, volumes,
+//! and policies. Quantities are all that Kubernetes accepts for pods, as text or as a number.
+
+use std::time::Duration;
+
+use kube::KubeSchema;
+use podling_core::{
+    policy::{Policy, PolicyOverrides},
+    workspace::Resources,
+};
+use schemars::{Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::quantity::{duration, duration_words};
+
+/// Secrets with this prefix are reserved for Podling, and no workspace may read them.
+const RESERVED_SECRET_PREFIX: &str = "podling-";
+/// A decimal number, and a unit or a power of ten.
+const PATTERN: &str = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$";
+/// Durations as [`duration()`] reads them.
+const DURATION_PATTERN: &str = concat!(
+    r"^([0-9]+(\.[0-9]+)?d)?([0-9]+(\.[0-9]+)?h)?([0-9]+(\.[0-9]+)?m)?",
+    r"([0-9]+(\.[0-9]+)?s)?([0-9]+(\.[0-9]+)?ms)?$"
+);
+/// The value that means "no limit". If the value is absent, the template's applies.
+const NONE: &str = "none";
+
+/// An environment variable with either a plain value or a reference to a secret.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.value) != has(self.secret)")
+            .message("a variable has either a value or a secret")
+)]
+pub struct Variable {
+    /// Name of the variable.
+    #[schemars(length(min = 1, max = 128), regex(pattern = "^[A-Za-z_][A-Za-z0-9_]*$"))]
+    #[x_kube(
+        validation = Rule::new("!self.startsWith('PODLING_')")
+            .message("names that begin with PODLING_ are reserved for Podling")
+    )]
+    pub name: String,
+    /// Plain value of the variable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8192))]
+    pub value: Option<String>,
+    /// Reference to a Secret with the value. The node reads the Secret when the workspace starts
+    /// and passes the value only to the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<SecretKey>,
+}
+
+/// A key of a Secret in the same namespace. A user who can create workspaces can read every Secret
+/// of the namespace except Podling's own, as a user who can create pods can.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretKey {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(
+        validation = Rule::new("!self.startsWith('podling-')")
+            .message("secrets whose names begin with podling- are reserved for Podling")
+    )]
+    pub name: String,
+    /// Key in the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+impl SecretKey {
+    /// Returns whether the Secret is reserved for Podling. Each start checks this too, because an
+    /// older CRD may have accepted such a reference.
+    pub fn is_reserved(&self) -> bool {
+        is_reserved_secret(&self.name)
+    }
+}
+
+/// Returns whether the Secret of this name is reserved for Podling.
+pub(super) fn is_reserved_secret(name: &str) -> bool {
+    name.starts_with(RESERVED_SECRET_PREFIX)
+}
+
+/// A named container port (TCP) of the pod, for `kubectl port-forward`.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// Name of the port, such as "ide".
+    #[schemars(length(min = 1, max = 15), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Number of the port that a program in the workspace listens on.
+    #[schemars(range(min = 1, max = 65535))]
+    #[x_kube(
+        validation = Rule::new("self != 7070")
+            .message("port 7070 belongs to Podling's agent; use another port")
+    )]
+    pub port: u16,
+}
+
+/// Returns the schema of a quantity.
+fn quantity_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"x-kubernetes-int-or-string": true, "maxLength": 16, "pattern": PATTERN})
+}
+
+/// Reads a quantity as text.
+fn deserialize_quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum IntOrString {
+        Int(i64),
+        String(String),
+    }
+    Ok(match IntOrString::deserialize(deserializer)? {
+        IntOrString::Int(number) => number.to_string(),
+        IntOrString::String(text) => text,
+    })
+}
+
+/// CPU and memory of a workspace. The container's requests and limits are both set to these values.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourcesSpec {
+    /// Cores ("2", "0.5") or millicores ("500m").
+    #[serde(default = "cpu", deserialize_with = "deserialize_quantity")]
+    #[schemars(schema_with = "quantity_schema")]
+    #[x_kube(
+        validation = Rule::new(
+            "quantity(string(self)).isGreaterThan(quantity('0')) && \
+             quantity(string(self)).compareTo(quantity('1k')) <= 0"
+        )
+            .message("must be more than 0 and at most 1000 cores")
+    )]
+    pub cpu: String,
+    /// Bytes with a unit ("512Mi", "2Gi").
+    #[serde(default = "memory", deserialize_with = "deserialize_quantity")]
+    #[schemars(schema_with = "quantity_schema")]
+    #[x_kube(
+        validation = Rule::new(
+            "quantity(string(self)).compareTo(quantity('64Mi')) >= 0 && \
+             quantity(string(self)).compareTo(quantity('64Ti')) <= 0"
+        )
+            .message("must be at least 64Mi, for the agent and a shell, and at most 64Ti")
+    )]
+    pub memory: String,
+}
+
+impl ResourcesSpec {
+    /// Converts resources to exact values in millicores and bytes.
+    pub fn of(resources: Resources) -> Self {
+        Self { cpu: format!("{}m", resources.cpu_millis), memory: resources.memory_bytes.to_string() }
+    }
+}
+
+impl Default for ResourcesSpec {
+    fn default() -> Self {
+        Self { cpu: cpu(), memory: memory() }
+    }
+}
+
+fn cpu() -> String {
+    "1".into()
+}
+
+fn memory() -> String {
+    "1Gi".into()
+}
+
+/// Access mode of the volume.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum AccessMode {
+    /// The cluster ensures that at most one pod uses the volume.
+    #[default]
+    ReadWriteOncePod,
+    /// The cluster allows several pods of one node to use the volume, but Podling starts only one.
+    ReadWriteOnce,
+}
+
+impl AccessMode {
+    /// Returns the access mode's name in Kubernetes.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ReadWriteOncePod => "ReadWriteOncePod",
+            Self::ReadWriteOnce => "ReadWriteOnce",
+        }
+    }
+}
+
+/// The volume of a workspace. It remains while the workspace is asleep.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(
+        "has(self.className) == has(oldSelf.className) && \
+         (!has(self.className) || self.className == oldSelf.className)"
+    )
+        .message(
+            "the storage class of a volume cannot change; \
+             archive the workspace and restore it into another"
+        )
+)]
+pub struct StorageSpec {
+    /// Size of the volume ("10Gi"). It cannot shrink. It can grow if the StorageClass allows it.
+    #[serde(default = "size", deserialize_with = "deserialize_quantity")]
+    #[schemars(schema_with = "quantity_schema")]
+    #[x_kube(
+        validation = Rule::new(
+            "quantity(string(self)).compareTo(quantity('1Mi')) >= 0 && \
+             quantity(string(self)).compareTo(quantity('1Pi')) <= 0"
+        )
+            .message("must be at least 1Mi and at most 1Pi"),
+        validation = Rule::new("quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0")
+            .message("a volume cannot shrink")
+    )]
+    pub size: String,
+    /// With ReadWriteOncePod, the cluster ensures that at most one pod uses the volume. Use
+    /// ReadWriteOnce if the driver of the StorageClass does not support ReadWriteOncePod.
+    #[serde(default)]
+    pub access_mode: AccessMode,
+    /// Name of the StorageClass. Default: the cluster's default class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub class_name: Option<String>,
+}
+
+impl Default for StorageSpec {
+    fn default() -> Self {
+        Self { size: size(), access_mode: AccessMode::default(), class_name: None }
+    }
+}
+
+fn size() -> String {
+    "10Gi".into()
+}
+
+/// Returns the CEL expression that converts the text `value` to whole seconds. `duration` of CEL
+/// knows no days, and an expression that builds new texts exceeds the API server's cost limit.
+fn cel_seconds(value: &str) -> String {
+    format!(
+        "(({value}.contains('d') ? double({value}.substring(0, {value}.indexOf('d'))) * 86400.0 : 0.0) + \
+         ({value}.endsWith('d') ? 0.0 : \
+         double(duration({value}.substring({value}.indexOf('d') + 1)).getSeconds())))"
+    )
+}
+
+/// Returns the CEL rule that checks the range of a duration: 1 s to 365 days.
+fn in_range() -> String {
+    let seconds = cel_seconds("self");
+    format!("{seconds} >= 1.0 && {seconds} <= 31536000.0")
+}
+
+/// Returns the CEL rule for a warning and an idle timeout of the same spec.
+fn warning_fits() -> String {
+    let (warning, idle_timeout) = (cel_seconds("self.warning"), cel_seconds("self.idleTimeout"));
+    format!(
+        "!has(self.idleTimeout) || !has(self.warning) || {warning} <= 1.0 || \
+         {warning} * 2.0 <= {idle_timeout}"
+    )
+}
+
+macro_rules! policy {
+    ($($(#[doc = $doc:literal])* $field:ident;)*) => {
+        /// Timeouts and caps as durations ("7d", "36h", "1h30m", "90s"), from 1 s to 365 days. Absent
+        /// values come from the template, or else from Podling's defaults.
+        #[derive(KubeSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        #[x_kube(
+            validation = Rule::new(warning_fits())
+                .message("warning must be at most half of idleTimeout")
+        )]
+        pub struct PolicySpec {
+            $(
+                $(#[doc = $doc])*
+                #[serde(default, skip_serializing_if = "Option::is_none")]
+                #[schemars(length(max = 16), regex(pattern = DURATION_PATTERN))]
+                #[x_kube(validation = Rule::new(in_range()).message("must be a duration from 1s to 365d"))]
+                pub $field: Option<String>,
+            )*
+            /// Longest time awake, in use or not; "none" means no limit. Default: none.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(length(max = 16), regex(pattern = format!("^none$|{DURATION_PATTERN}")))]
+            #[x_kube(
+                validation = Rule::new(format!("self == 'none' || {}", in_range()))
+                    .message("must be none, or a duration from 1s to 365d")
+            )]
+            pub max_awake: Option<String>,
+        }
+    };
+}
+
+policy! {
+    /// Idle time after which the workspace falls asleep. Default: 15m.
+    idle_timeout;
+    /// Time before sleep at which users are warned, at most half the idle timeout. Default: 2m.
+    warning;
+    /// Time after the last intent for which work (CPU, IO) keeps the workspace awake. Default: 12h.
+    work_cap;
+    /// Time after the last intent for which presence (a foreground job) keeps the workspace awake.
+    /// Default: 1h.
+    presence_cap;
+    /// Time after its start or the last intent for which a client's call under way, such as a
+    /// command that the client follows, keeps the workspace awake. Default: 12h.
+    call_cap;
+    /// Time asleep after which the storage is archived and removed. Default: 24h.
+    archive_after;
+    /// Time for which archives are retained. Default: 30d.
+    keep_archives;
+}
+
+impl PolicySpec {
+    /// Returns the values that the spec sets. Ignores values that cannot be parsed, which an older
+    /// CRD may have accepted.
+    pub fn overrides(&self) -> PolicyOverrides {
+        let time = |text: &Option<String>| text.as_deref().and_then(duration);
+        PolicyOverrides {
+            idle_timeout: time(&self.idle_timeout),
+            warning: time(&self.warning),
+            work_cap: time(&self.work_cap),
+            presence_cap: time(&self.presence_cap),
+            call_cap: time(&self.call_cap),
+            archive_after: time(&self.archive_after),
+            keep_archives: time(&self.keep_archives),
+            max_awake: match self.max_awake.as_deref() {
+                Some(NONE) => Some(None),
+                _ => time(&self.max_awake).map(Some),
+            },
+        }
+    }
+
+    /// Returns a spec that sets every value of the policy, so that no value comes from a template.
+    pub fn of(policy: &Policy) -> Self {
+        let words = |time: Duration| Some(duration_words(time));
+        // A record of an earlier version may have a longer warning, which the CRD rejects.
+        let policy = policy.clone().with_limited_warning();
+        Self {
+            idle_timeout: words(policy.idle_timeout),
+            warning: words(policy.warning),
+            work_cap: words(policy.work_cap),
+            presence_cap: words(policy.presence_cap),
+            call_cap: words(policy.call_cap),
+            archive_after: words(policy.archive_after),
+            keep_archives: words(policy.keep_archives),
+            max_awake: policy.max_awake.map_or_else(|| Some(NONE.to_owned()), words),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_may_be_days() {
+        let spec: PolicySpec =
+            serde_json::from_str(r#"{"archiveAfter": "1d", "keepArchives": "1.5d12h"}"#).unwrap();
+        let hours = |hours: u64| Some(Duration::from_secs(hours * 3600));
+        assert_eq!((spec.overrides().archive_after, spec.overrides().keep_archives), (hours(24), hours(48)));
+    }
+
+    #[test]
+    fn policy_spec_contains_every_value() {
+        let hour = Duration::from_secs(3600);
+        let template = Policy { max_awake: Some(hour), ..Policy::default() };
+        for policy in [Policy::default(), Policy { idle_timeout: hour, ..template.clone() }] {
+            let written = PolicySpec::of(&policy);
+            assert_eq!(template.clone().with(&written.overrides()), policy, "{written:?}");
+        }
+    }
+}
