@@ -16,7 +16,7 @@ pub struct InstanceId(pub String);
 #[serde(rename_all = "kebab-case")]
 pub enum AgentAddress {
     /// A unix socket. Its path may be longer than `sun_path` allows, so connect to it with the
-    /// module `unix_socket`.
+    /// module `server`.
     Unix(PathBuf),
     /// A TCP address, as `HOST:PORT`.
     Tcp(String),

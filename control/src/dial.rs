@@ -38,9 +38,8 @@ use tokio_rustls::TlsConnector;
 
 use crate::{
     identity::certificate::provider,
-    server::{ConnectionTasks, limits},
+    server::{self, ConnectionTasks, connect_unix},
     snapshot::{AgentAddress, AgentView, Fingerprint},
-    unix_socket,
 };
 
 /// Time for connecting, TLS and HTTP/2 together; callers enforce it. A healthy agent needs
@@ -85,7 +84,7 @@ where
     B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
 {
     match &agent.address {
-        AgentAddress::Unix(path) => secure(unix_socket::connect(path).await?, agent.fingerprint, tasks).await,
+        AgentAddress::Unix(path) => secure(connect_unix(path).await?, agent.fingerprint, tasks).await,
         AgentAddress::Tcp(address) => {
             let tcp = TcpStream::connect(address).await?;
             tcp.set_nodelay(true)?;
@@ -107,11 +106,11 @@ where
     let io = tls.connect(ServerName::try_from(AGENT_NAME).map_err(io::Error::other)?, io).await?;
     let (sender, mut connection) = Builder::new(tasks.clone())
         .timer(TokioTimer::new())
-        .initial_stream_window_size(limits::STREAM_WINDOW)
-        .initial_connection_window_size(limits::CONNECTION_WINDOW)
+        .initial_stream_window_size(server::STREAM_WINDOW)
+        .initial_connection_window_size(server::CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME_BYTES)
-        .keep_alive_interval(limits::KEEP_ALIVE)
-        .keep_alive_timeout(limits::KEEP_ALIVE_TIMEOUT)
+        .keep_alive_interval(server::KEEP_ALIVE)
+        .keep_alive_timeout(server::KEEP_ALIVE_TIMEOUT)
         .handshake(TokioIo::new(io))
         .await?;
     let max_streams = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));

@@ -36,5 +36,4 @@ pub mod snapshot;
 pub mod store;
 pub mod template;
 pub mod terminal_features;
-mod unix_socket;
 mod watch_backoff;

@@ -1,5 +1,11 @@
 //! The routers of the two listeners. The public router authenticates the caller before any handler
-//! runs; only health checks need no token.
+//! runs; only health checks need no token. It also sets CORS headers, and rejects requests that the
+//! control plane and a proxy or an agent could interpret differently.
+//!
+//! Pages of the configured origins may send calls with tokens, but never with cookies.
+//!
+//! The length of a request needs no check. If a request has both `Content-Length` and chunked
+//! encoding, hyper uses the chunked encoding and closes the connection afterwards.
 
 use std::{
     convert::Infallible,
@@ -7,32 +13,77 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{Router, body::Body, extract::State, middleware::map_response_with_state};
-use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONTENT_TYPE};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{
+        AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, LOCATION,
+        RANGE, RETRY_AFTER,
+    },
+    request,
+};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use podling_proto::{
     error::{Reason, WireError},
     metadata, method,
+    v1::Verb,
 };
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceExt};
+use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use super::{auth, unauthenticated::ConnectionState, validate};
+use super::{MAX_HEADER_BYTES, connections::ConnectionState};
 use crate::{
-    api::json, error_response::WireProtocol, gateway::Gateway, identity::ControlIdentity,
+    api::json,
+    error_response::WireProtocol,
+    gateway::{Gateway, is_health_or_reflection},
+    identity::ControlIdentity,
     metrics::ControlMetrics,
+    principal::Principal,
 };
 
-pub(super) const METRICS: &str = "/metrics";
+const METRICS: &str = "/metrics";
 /// Liveness: always 200 while the process runs.
 const HEALTHZ: &str = "/healthz";
 /// Readiness: 200, or 503 once the server is draining.
 const READYZ: &str = "/readyz";
 /// The only RPC without a token, for load balancers.
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+/// Time for which a browser may cache a preflight response.
+const MAX_AGE: Duration = Duration::from_secs(60 * 60);
+/// Bytes that HTTP/2 counts for each header beyond its name and value (RFC 9113, 6.5.2).
+const HEADER_OVERHEAD: usize = 32;
+/// Headers that may occur only once. Of two values, one program might use the first and another
+/// program the last.
+const ONCE: [HeaderName; 3] =
+    [AUTHORIZATION, HeaderName::from_static(metadata::WORKSPACE), HeaderName::from_static(metadata::WAKE)];
+
+/// Fails with `BAD_FIELD` if a header of [`ONCE`] is repeated, the headers are too large, or the
+/// method is CONNECT.
+fn check_request(parts: &request::Parts) -> Result<(), WireError> {
+    let bad =
+        |field: &str, message: String| Err(WireError::new(Reason::BadField, message).with("field", field));
+    // HTTP/2 has enforced this limit already; HTTP/1 only bounds its buffer.
+    let bytes: usize =
+        parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER_OVERHEAD).sum();
+    if bytes > MAX_HEADER_BYTES as usize {
+        return bad(
+            "headers",
+            format!("the headers have {bytes} bytes; at most {MAX_HEADER_BYTES} are allowed"),
+        );
+    }
+    if let Some(name) = ONCE.iter().find(|name| parts.headers.get_all(*name).iter().nth(1).is_some()) {
+        return bad(name.as_str(), format!("the header {name} occurs more than once"));
+    }
+    if parts.method == Method::CONNECT {
+        return bad("method", "the method CONNECT is not supported".to_owned());
+    }
+    Ok(())
+}
 
 /// The router at the public address. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -88,7 +139,7 @@ impl RouterState {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let protocol = WireProtocol::of(request.headers());
         let (parts, body) = request.into_parts();
-        if let Err(error) = validate::check_request(&parts) {
+        if let Err(error) = check_request(&parts) {
             self.metrics.count_error("control", &error);
             return protocol.error_response(error);
         }
@@ -107,7 +158,7 @@ impl RouterState {
             self.metrics.count_error("control", &error);
             protocol.error_response(error)
         };
-        let caller = match auth::caller(&self.identity, request.headers()) {
+        let caller = match caller(&self.identity, request.headers()) {
             Ok(caller) => caller,
             Err(error) => return rejected(error),
         };
@@ -131,7 +182,7 @@ impl RouterState {
             let Ok(response) = self.json.clone().oneshot(request).await;
             return response;
         }
-        if let Err(error) = auth::may_call(&caller, path) {
+        if let Err(error) = may_call(&caller, path) {
             return rejected(error);
         }
         if path == METRICS {
@@ -193,5 +244,103 @@ impl Service<Request<Incoming>> for AgentsRouter {
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
         Box::pin(self.0.clone().oneshot(request))
+    }
+}
+
+/// Returns the principal of the request's bearer token.
+fn caller(identity: &ControlIdentity, headers: &HeaderMap) -> Result<Principal, WireError> {
+    let Some(value) = headers.get(AUTHORIZATION) else { return identity.authenticate(None) };
+    // The name of the scheme is case-insensitive (RFC 9110).
+    let token = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    match token {
+        Some((_, token)) => identity.authenticate(Some(token.trim())),
+        None => Err(WireError::new(
+            Reason::TokenInvalid,
+            "the authorization header holds no token; send \"authorization: Bearer <token>\"",
+        )),
+    }
+}
+
+/// Checks that `caller` may use the control plane's own method or page at `path`. An undeclared
+/// path requires `admin`. Fails with `BAD_FIELD` for a method of agents, which needs a workspace's
+/// id.
+fn may_call(caller: &Principal, path: &str) -> Result<(), WireError> {
+    match method::find(path) {
+        Some(rpc) if rpc.is_agents() => {
+            let message = format!(
+                "this method is served by a workspace's agent; name the workspace with metadata \"{}: <id>\"",
+                metadata::WORKSPACE
+            );
+            Err(WireError::new(Reason::BadField, message)
+                .with("field", metadata::WORKSPACE)
+                .with("allowed", "the id of a workspace"))
+        }
+        Some(rpc) => caller.may(rpc.verb()),
+        None if path == METRICS || is_health_or_reflection(path) => caller.may(Verb::Read),
+        None => caller.may(Verb::Admin),
+    }
+}
+
+/// Returns the layer that answers preflight requests and adds CORS headers. Preflights carry no
+/// token, so the layer must wrap the router that authenticates.
+pub fn cors(origins: &[String]) -> CorsLayer {
+    // The configuration has validated the origins, so each is a valid header value.
+    let origins = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins))
+        .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
+        .allow_headers([
+            AUTHORIZATION,
+            CONTENT_TYPE,
+            IF_MATCH,
+            IF_NONE_MATCH,
+            RANGE,
+            HeaderName::from_static("grpc-timeout"),
+            HeaderName::from_static("x-grpc-web"),
+            HeaderName::from_static("x-user-agent"),
+            HeaderName::from_static(metadata::WORKSPACE),
+            HeaderName::from_static(metadata::WAKE),
+        ])
+        .expose_headers([
+            CONTENT_LENGTH,
+            CONTENT_RANGE,
+            ETAG,
+            LOCATION,
+            RETRY_AFTER,
+            HeaderName::from_static("grpc-status"),
+            HeaderName::from_static("grpc-message"),
+            HeaderName::from_static("grpc-status-details-bin"),
+        ])
+        .max_age(MAX_AGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, request::Builder};
+
+    use super::*;
+
+    fn rejected_field(request: Builder) -> Option<String> {
+        let parts = request.body(()).unwrap().into_parts().0;
+        check_request(&parts).err().and_then(|error| error.metadata().get("field").cloned())
+    }
+
+    #[test]
+    fn ambiguous_request_is_rejected() {
+        let request =
+            || Request::put("/files/a").header("authorization", "Bearer x").header("te", "trailers");
+        assert_eq!(rejected_field(request()), None);
+        assert_eq!(
+            rejected_field(request().header("authorization", "Bearer y")).as_deref(),
+            Some("authorization")
+        );
+        let twice = request().header("podling-workspace", "a").header("podling-workspace", "b");
+        assert_eq!(rejected_field(twice).as_deref(), Some("podling-workspace"));
+        assert_eq!(rejected_field(request().method("CONNECT")).as_deref(), Some("method"));
+        assert_eq!(rejected_field(request().header("x", "y".repeat(32 * 1024))).as_deref(), Some("headers"));
     }
 }
