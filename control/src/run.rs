@@ -1,18 +1,41 @@
 //! The composition root. Creates, connects and runs the components, and shuts them down in order.
+//!
+//! Liveness and readiness have an address of their own for the kubelet. The public address cannot
+//! tell them: a standby replica forwards its connections, so the leader would answer for it.
 
-use std::{path::PathBuf, pin::Pin, sync::Arc};
+mod data_dir;
+mod error;
+mod platform;
+mod secrets;
+mod standby;
 
-use podling_core::id::WorkspaceId;
-use podling_proto::control::v1::{
-    tokens_server::TokensServer, workspace_archives_server::WorkspaceArchivesServer,
-    workspaces_server::WorkspacesServer,
+use std::{
+    collections::BTreeSet, future::Future, net::SocketAddr, path::PathBuf, pin::Pin, sync::Arc,
+    time::Duration,
 };
-use tokio::{sync::mpsc, task::JoinSet};
+
+use axum::{Router, routing::get};
+use futures_util::future::BoxFuture;
+use http::StatusCode;
+use podling_core::id::WorkspaceId;
+use podling_proto::{
+    DESCRIPTOR_SET,
+    control::v1::{
+        tokens_server::TokensServer, workspace_archives_server::WorkspaceArchivesServer,
+        workspaces_server::WorkspacesServer,
+    },
+    method::METHODS,
+};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic_reflection::server::Builder as Reflection;
 use tower::Layer;
 
+pub use self::error::ControlPlaneError;
+use self::platform::bind;
 use crate::{
     agents::AgentsService,
     api::{
@@ -20,35 +43,57 @@ use crate::{
         workspaces::WorkspacesService,
     },
     archiver::AgentArchiver,
-    backend::{AgentReviewer, Backend},
+    backend::{AgentReviewer, Backend, BackendError},
     backup_store::BackupStore,
     config::{self, ControlConfig, KubernetesConfig},
     driver::{Driver, DriverHandle},
     gateway::Gateway,
     identity::{ControlIdentity, secret_file, server_config},
+    leader_election::Leadership,
     metrics::ControlMetrics,
     open_files::OpenFiles,
     server::{AgentsRouter, PublicRouter, ServerListener, ShutdownSignals, TcpAcceptor, cors},
+    snapshot::SnapshotReceiver,
+    store::Store,
+    template::TemplateSource,
 };
-
-mod ca_keeper;
-mod data_dir;
-mod disruption_budget;
-mod error;
-mod health;
-mod platform;
-mod secrets;
-mod services;
-mod sleep_idle;
-mod standby;
-
-pub use error::ControlPlaneError;
-use health::HealthListener;
-use platform::{AgentEndpoint, Platform};
 
 /// Capacity of the queue of wake requests for the driver, one for each call that may be held. When
 /// the queue is full, a held call repeats its request a second later.
 const WAKES: usize = 1024;
+/// Name by which a health request asks for the server as a whole.
+const OVERALL_HEALTH: &str = "";
+/// Largest health request, in bytes; longer ones are rejected. Health needs no token, and an
+/// unauthenticated client must not make the server buffer more than the name of a service.
+const MAX_HEALTH_BYTES: usize = 1024;
+/// Time for idle workspaces to fall asleep. Those that take longer keep running, and the next start
+/// adopts them.
+const SLEEP_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The components that differ between one machine and a cluster.
+struct Platform<B, R> {
+    identity: Arc<ControlIdentity>,
+    backend: B,
+    store: Arc<dyn Store>,
+    /// Whether this replica is the leader. Permanent on one machine.
+    leadership: Arc<Leadership>,
+    reviewer: Box<dyn FnOnce(SnapshotReceiver) -> Result<R, BackendError> + Send>,
+    templates: TemplateSource,
+    /// The public listener if it is bound already, as in a standby replica.
+    public: Option<Arc<TcpAcceptor>>,
+    agent_endpoint: AgentEndpoint,
+    /// Watches the cluster, publishes statuses and renews the Lease. `None` on one machine.
+    follower: Option<ClusterFollower>,
+}
+
+type ClusterFollower =
+    Box<dyn FnOnce(DriverHandle) -> BoxFuture<'static, Result<&'static str, ControlPlaneError>> + Send>;
+
+/// The address that agents connect to.
+enum AgentEndpoint {
+    Socket(PathBuf),
+    Tcp(Arc<TcpAcceptor>),
+}
 
 /// Passed to the caller of [`run`] once every listener is ready.
 #[derive(Debug, Clone)]
@@ -156,7 +201,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
         shutdown_signals.streams.clone(),
     ));
     let health = HealthReporter::new();
-    services::set_health(&health, ServingStatus::Serving).await;
+    set_health(&health, ServingStatus::Serving).await;
     let tokens = TokensServer::new(TokensService::new(identity.clone(), handle.snapshots()));
     let workspaces = WorkspacesService::new(handle.clone(), templates, shutdown_signals.streams.clone());
     let archives = WorkspaceArchivesService::new(handle.clone());
@@ -164,7 +209,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
     let own = Routes::new(tokens)
         .add_service(WorkspacesServer::new(workspaces))
         .add_service(WorkspaceArchivesServer::new(archives));
-    let grpc = services::with_description(own, &health)?;
+    let grpc = with_description(own, &health)?;
     let router = PublicRouter::new(
         identity.clone(),
         gateway.clone(),
@@ -219,13 +264,13 @@ async fn serve<B: Backend, R: AgentReviewer>(
     // Before the listeners close, because agents must be connected, and attached clients are told
     // why their workspace falls asleep.
     if let (Some(driver), true) = (sleeping_driver, shutdown.is_cancelled()) {
-        sleep_idle::sleep_idle(&driver).await;
+        sleep_idle(&driver).await;
     }
 
     // The control plane reports that it is not ready. Then each listener closes, cancels streams,
     // drains its connections and closes the rest by force. The driver stops last, so that calls in
     // progress complete.
-    services::set_health(&health, ServingStatus::NotServing).await;
+    set_health(&health, ServingStatus::NotServing).await;
     shutdown_signals.draining.cancel();
     tracing::info!("shutting down");
     let listeners = finish(listeners).await;
@@ -316,4 +361,85 @@ fn flatten(
         tracing::error!(%error, "control plane task panicked");
         Err(ControlPlaneError::Ended("a task that panicked"))
     })
+}
+
+/// Sets the health of the control plane, of its own services, and of the agents' services, which the
+/// gateway forwards.
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    let services: BTreeSet<_> = METHODS.iter().filter_map(|method| method.service()).collect();
+    for service in services.into_iter().chain([OVERALL_HEALTH]) {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// Adds health and reflection to the control plane's services.
+fn with_description(own: Routes, health: &HealthReporter) -> Result<Router, ControlPlaneError> {
+    let health = tonic_health::pb::health_server::HealthServer::new(
+        tonic_health::server::HealthService::from_health_reporter(health.clone()),
+    )
+    .max_decoding_message_size(MAX_HEALTH_BYTES);
+    let description = || {
+        Reflection::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    Ok(own
+        .add_service(health)
+        .add_service(description().build_v1().map_err(ControlPlaneError::Reflection)?)
+        // Older clients, such as grpcurl, try this version first.
+        .add_service(description().build_v1alpha().map_err(ControlPlaneError::Reflection)?)
+        .into_axum_router())
+}
+
+/// Puts idle workspaces to sleep, for at most [`SLEEP_IDLE_TIMEOUT`].
+async fn sleep_idle(driver: &DriverHandle) {
+    match timeout(SLEEP_IDLE_TIMEOUT, driver.drain_idle()).await {
+        Ok(Ok(())) => {}
+        // `podling down` has ended the driver meanwhile, and with it all workspaces.
+        Ok(Err(error)) => tracing::debug!(%error, "driver ended before idle workspaces were put to sleep"),
+        Err(_) => tracing::warn!(
+            timeout = ?SLEEP_IDLE_TIMEOUT,
+            "idle workspaces did not fall asleep in time; the next start adopts them"
+        ),
+    }
+}
+
+/// A replica's listener for probes.
+#[derive(Debug)]
+struct HealthListener {
+    listener: ServerListener,
+    stopping: CancellationToken,
+}
+
+impl HealthListener {
+    /// Binds the listener. The replica is ready until `stopping` is cancelled: a standby replica
+    /// holds connections while there is no leader, so it can take new ones at any time.
+    async fn bind(address: SocketAddr, stopping: CancellationToken) -> Result<Self, ControlPlaneError> {
+        let bound = bind(address).await?;
+        let listener = ServerListener::public(bound, None, ShutdownSignals::default(), Gauge::default());
+        Ok(Self { listener, stopping })
+    }
+
+    /// Answers probes until `run` has ended.
+    async fn serve_while<T>(self, run: impl Future<Output = T>) -> T {
+        let stopping = self.stopping;
+        let readiness = move || {
+            let stopping = stopping.is_cancelled();
+            async move {
+                match stopping {
+                    false => (StatusCode::OK, "ready\n"),
+                    true => (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
+                }
+            }
+        };
+        let router = Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(readiness));
+        let serving = async {
+            self.listener.serve(router).await;
+            std::future::pending().await
+        };
+        tokio::select! {
+            done = run => done,
+            never = serving => never,
+        }
+    }
 }

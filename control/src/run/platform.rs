@@ -1,36 +1,39 @@
 //! Creates the platform on which the control plane runs: processes and a database file on one
 //! machine, or pods and resources in a cluster.
 
-use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{fs, net::SocketAddr, sync::Arc};
 
-use futures_util::future::{BoxFuture, join3};
-use kube::Client;
+use futures_util::future::join3;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
 use podling_proto::token;
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ControlPlaneError,
-    ca_keeper::keep_ca,
-    disruption_budget,
-    secrets::{self, SharedSecret},
+    AgentEndpoint, ControlPlaneError, Platform,
+    secrets::{self, SharedSecret, keep_ca},
     standby::forward_until_elected,
 };
 use crate::{
     backend::{
-        BackendError,
         kubernetes::{KubernetesBackend, KubernetesReviewer},
         local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
     },
     config::{ControlConfig, KubernetesConfig},
-    driver::DriverHandle,
     identity::{ControlIdentity, MissingSecrets, secret_file},
-    kubernetes::objects::PodDefaults,
+    kubernetes::{
+        MANAGER,
+        objects::{PodDefaults, control_plane_labels},
+    },
     leader_election::{Leader, Leadership, LeaseCandidate},
     open_files::OpenFiles,
     server::TcpAcceptor,
-    snapshot::SnapshotReceiver,
-    store::{KubernetesStore, RedbStore, Store},
+    store::{KubernetesStore, RedbStore},
     template::{TemplateFollower, TemplateSource, Templates},
 };
 
@@ -38,33 +41,10 @@ use crate::{
 const IDENTITY_BYTES: usize = 12;
 /// Name of the ConfigMap with the CA certificate with which agents verify the control plane.
 const CONTROL_CA: &str = "podling-ca";
+/// Name of the object.
+const NAME: &str = "podling-control";
 
-/// The components that differ between one machine and a cluster.
-pub(super) struct Platform<B, R> {
-    pub(super) identity: Arc<ControlIdentity>,
-    pub(super) backend: B,
-    pub(super) store: Arc<dyn Store>,
-    /// Whether this replica is the leader. Permanent on one machine.
-    pub(super) leadership: Arc<Leadership>,
-    pub(super) reviewer: Box<dyn FnOnce(SnapshotReceiver) -> Result<R, BackendError> + Send>,
-    pub(super) templates: TemplateSource,
-    /// The public listener if it is bound already, as in a standby replica.
-    pub(super) public: Option<Arc<TcpAcceptor>>,
-    pub(super) agent_endpoint: AgentEndpoint,
-    /// Watches the cluster, publishes statuses and renews the Lease. `None` on one machine.
-    pub(super) follower: Option<ClusterFollower>,
-}
-
-pub(super) type ClusterFollower =
-    Box<dyn FnOnce(DriverHandle) -> BoxFuture<'static, Result<&'static str, ControlPlaneError>> + Send>;
-
-/// The address that agents connect to.
-pub(super) enum AgentEndpoint {
-    Socket(PathBuf),
-    Tcp(Arc<TcpAcceptor>),
-}
-
-pub(super) async fn bind(address: SocketAddr) -> Result<Arc<TcpAcceptor>, ControlPlaneError> {
+pub(crate) async fn bind(address: SocketAddr) -> Result<Arc<TcpAcceptor>, ControlPlaneError> {
     let bound = TcpListener::bind(address).await;
     let bound = bound.map_err(|source| ControlPlaneError::Listen { address, source })?;
     Ok(Arc::new(TcpAcceptor::new(bound)))
@@ -113,7 +93,7 @@ pub(super) fn local(
 
 /// Creates the platform for pods once this replica is the leader. Until then it forwards
 /// connections to the leader.
-pub(super) async fn kubernetes(
+pub(crate) async fn kubernetes(
     config: &ControlConfig,
     kubernetes: &KubernetesConfig,
 ) -> Result<(Platform<KubernetesBackend, KubernetesReviewer>, Arc<Leader>), ControlPlaneError> {
@@ -173,7 +153,7 @@ async fn as_leader(
 ) -> Result<Platform<KubernetesBackend, KubernetesReviewer>, ControlPlaneError> {
     let identity = Arc::new(secret.open(&config.data, config.create_missing_secrets).await?);
     secrets::publish_ca(&client, namespace, CONTROL_CA, identity.ca_file()).await?;
-    disruption_budget::apply(&client, namespace).await;
+    apply(&client, namespace).await;
     let defaults = PodDefaults {
         agent_image: kubernetes.agent_image.clone(),
         control: kubernetes.agents_url.clone(),
@@ -226,4 +206,22 @@ async fn as_leader(
             })
         })),
     })
+}
+
+/// Creates or updates the budget. A failure is only logged, because Podling works without it.
+pub(super) async fn apply(client: &Client, namespace: &str) {
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), namespace);
+    let budget = json!({
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": NAME, "labels": control_plane_labels()},
+        "spec": {
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": {"app.kubernetes.io/name": NAME}},
+        },
+    });
+    if let Err(error) = budgets.patch(NAME, &PatchParams::apply(MANAGER).force(), &Patch::Apply(budget)).await
+    {
+        tracing::warn!(%error, "failed to apply the PodDisruptionBudget {NAME}");
+    }
 }

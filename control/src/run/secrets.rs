@@ -1,5 +1,5 @@
 //! Shares the secrets of the control plane between its replicas in a Secret, and publishes the CA
-//! certificate in a ConfigMap.
+//! certificate in a ConfigMap, without which no pod of a workspace can start.
 //!
 //! The first leader creates the Secret. Each replica remembers its content, so that the leader can
 //! write back what is deleted from it. Long-lived secrets that no replica knows are created only if
@@ -10,7 +10,7 @@ use std::{
     fs,
     path::Path,
     pin::pin,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -56,7 +56,7 @@ const FILES: [&str; 6] = [
 /// Attempts to write the Secret while other clients write it too.
 const MAX_WRITE_ATTEMPTS: usize = 8;
 /// Pause before a failed write is retried.
-const RETRY_PAUSE: Duration = Duration::from_secs(2);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Content of the Secret: file names without directories, and what the files contain.
 type SecretData = BTreeMap<String, ByteString>;
@@ -291,7 +291,7 @@ fn data_of(secret: Option<&Secret>) -> SecretData {
 }
 
 /// Returns whether the ConfigMap contains the CA certificate of the file `ca`.
-pub(super) fn holds_ca(map: &ConfigMap, ca: &Path) -> bool {
+fn holds_ca(map: &ConfigMap, ca: &Path) -> bool {
     let published = map.data.as_ref().and_then(|data| data.get("ca.pem"));
     fs::read_to_string(ca).is_ok_and(|text| published == Some(&text))
 }
@@ -307,6 +307,39 @@ fn read_files(data: &Path) -> Result<SecretData, SecretFileError> {
         Some(content.map(|content| (key(name).to_owned(), ByteString(content))))
     };
     FILES.iter().filter_map(read).collect()
+}
+
+/// Writes the ConfigMap `name` again whenever it is missing or its content differs from the file
+/// `ca`. Ends only if the watch ends.
+pub(super) async fn keep_ca(
+    client: Client,
+    namespace: String,
+    name: &str,
+    ca: &Path,
+    leadership: Arc<Leadership>,
+) {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+    let mut updates = pin!(watch_object(maps, name).backoff(WatchBackoff::default()));
+    while let Some(seen) = updates.next().await {
+        match seen {
+            Ok(Some(map)) if holds_ca(&map, ca) => continue,
+            Ok(_) => {
+                tracing::warn!(name, "the ConfigMap with the CA is missing or changed; writing it again")
+            }
+            Err(error) => {
+                tracing::debug!(name, %error, "failed to watch the ConfigMap with the CA");
+                continue;
+            }
+        }
+        loop {
+            leadership.wait().await;
+            match publish_ca(&client, &namespace, name, ca).await {
+                Ok(()) => break,
+                Err(error) => tracing::warn!(%error, "failed to write the ConfigMap; retrying"),
+            }
+            sleep(RETRY_PAUSE).await;
+        }
+    }
 }
 
 #[cfg(test)]

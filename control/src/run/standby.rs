@@ -28,7 +28,7 @@ const LEADER_DEADLINE: Duration = Duration::from_secs(30);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Address of the leader, at its listeners' own ports. `None` while it is not known.
-pub(super) type LeaderAddress = watch::Receiver<Option<String>>;
+type LeaderAddress = watch::Receiver<Option<String>>;
 
 /// Forwards the acceptor's connections to the leader until `elected` is cancelled, because this
 /// replica is the leader. Then connections that were not forwarded yet are put back, and forwarded
