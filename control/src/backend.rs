@@ -1,10 +1,10 @@
-//! The interface of a backend, which runs the agents of workspaces and holds their storage.
+//! The interface of a backend, which runs the agents of workspaces, holds their storage, and
+//! authenticates agents when they connect.
 //!
 //! A backend never decides when an agent starts or stops; `podling_core::decide` decides that.
 
 pub mod kubernetes;
 pub mod local;
-mod reviewer;
 
 use std::{collections::BTreeSet, fmt, future::Future, sync::Arc};
 
@@ -17,7 +17,6 @@ use podling_core::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::reviewer::{AgentReviewer, ReportedProcess, ReviewedCredential};
 use crate::agent_address::AgentAddress;
 pub use crate::agent_address::InstanceId;
 
@@ -172,4 +171,46 @@ impl fmt::Debug for StartPlan {
             .field("purpose", &self.purpose)
             .finish_non_exhaustive()
     }
+}
+
+/// Authenticates agents by their credentials.
+///
+/// Implementations keep this contract:
+/// - The credential alone determines the workspace.
+/// - The credential also determines the instance if it names one, as the token of a pod does.
+///   Otherwise the process that the agent reports determines the instance. This report is not
+///   verified; it only distinguishes agents that have the same credential.
+/// - Any client may present a credential at any time. The rejection of a wrong credential must be
+///   cheap and must reveal nothing.
+pub trait AgentReviewer: Send + Sync + 'static {
+    /// The fact that a credential proves besides the workspace; `()` if there is none.
+    type CredentialProof: Send + 'static;
+
+    /// Returns what the credential proves; `None` if the credential is not valid. An error means
+    /// that the credential could not be reviewed.
+    fn review(
+        &self,
+        credential: &str,
+    ) -> impl Future<Output = Result<Option<ReviewedCredential<Self::CredentialProof>>, BackendError>> + Send;
+
+    /// Returns the id of the pod or process that runs this agent.
+    fn instance(&self, proof: Self::CredentialProof, process: ReportedProcess) -> InstanceId;
+}
+
+/// The facts that a valid credential proves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReviewedCredential<P> {
+    /// The workspace that the agent serves.
+    pub workspace: WorkspaceId,
+    /// Proof that the caller passes to [`AgentReviewer::instance`].
+    pub proof: P,
+}
+
+/// The process of an agent, as the agent reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReportedProcess {
+    /// Process id in the agent's pid namespace.
+    pub pid: u32,
+    /// Start time in clock ticks since the machine's boot.
+    pub start_ticks: u64,
 }

@@ -1,22 +1,22 @@
-//! Templates of workspaces. Two are built in. Others are TOML files or Kubernetes resources.
+//! Templates of workspaces. Two are built in and need no file. Others are TOML files or Kubernetes
+//! resources.
+
+mod follower;
+mod parse;
 
 use std::{
     collections::BTreeMap,
-    fmt, fs,
+    env, fmt, fs,
     io::{self, Read as _},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use podling_core::{policy::Policy, workspace::Resources};
+use tokio::{sync::watch, task::spawn_blocking};
 
-mod built_in;
-mod follower;
-mod parse;
-mod source;
-
-pub use follower::{TemplateFollower, TemplateLookup, TemplateSpecs};
-pub use source::TemplateSource;
+pub use self::follower::{TemplateFollower, TemplateLookup, TemplateSpecs};
 
 /// Longest file of a template, in bytes. A longer one is not valid.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -81,7 +81,7 @@ impl Templates {
     /// replaces an earlier one of the same name, even if it is not valid. A missing directory is
     /// not an error.
     pub fn load(directories: &[PathBuf], default: &str) -> Result<Self, TemplateError> {
-        let mut templates = Self::new(built_in::all(), BTreeMap::new(), default);
+        let mut templates = Self::new(all(), BTreeMap::new(), default);
         for directory in directories {
             for file in toml_files(directory)? {
                 let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -207,6 +207,67 @@ fn load_file(name: &str, file: &Path) -> Result<Template, InvalidTemplate> {
         invalid(Some(line), "it is not UTF-8 text".to_owned())
     })?;
     parse::template(&text).map_err(|problem| invalid(problem.line(&text), problem.text))
+}
+
+/// The source of templates. Clones share it.
+#[derive(Debug, Clone)]
+pub enum TemplateSource {
+    /// TOML files, which are read each time, so that a changed file needs no restart.
+    Files {
+        /// Later directories override earlier ones.
+        directories: Arc<[PathBuf]>,
+        /// Name of the default template.
+        default: Arc<str>,
+    },
+    /// Resources, which a watch keeps up to date.
+    Resources(watch::Receiver<Arc<Templates>>),
+}
+
+impl TemplateSource {
+    /// Returns the present templates. Fails only if a directory with templates cannot be read.
+    pub async fn current(&self) -> Result<Arc<Templates>, TemplateError> {
+        match self {
+            Self::Files { directories, default } => {
+                let (directories, default) = (directories.clone(), default.clone());
+                let read = spawn_blocking(move || Templates::load(&directories, &default)).await;
+                // The task is never cancelled. It ends early only by a panic, which continues here.
+                read.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())).map(Arc::new)
+            }
+            Self::Resources(templates) => Ok(templates.borrow().clone()),
+        }
+    }
+}
+
+/// Returns the templates `shell` and `python`.
+fn all() -> BTreeMap<String, Arc<Template>> {
+    let template = |description: &str, env: &[(&str, String)]| {
+        Arc::new(Template {
+            description: description.to_owned(),
+            command: Vec::new(),
+            env: env.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
+            policy: Policy::default(),
+            resources: Resources::default(),
+            storage_bytes: None,
+        })
+    };
+    // A terminal without a command opens $SHELL, which is the Python interpreter in this template.
+    // If Python is not installed, the terminal opens the user's ordinary shell.
+    let interpreter = python().map(|path| ("SHELL", path.display().to_string()));
+    // Otherwise Python would buffer the output of scripts that run without a terminal.
+    let unbuffered = ("PYTHONUNBUFFERED", "1".to_owned());
+    let python_env: Vec<_> = interpreter.into_iter().chain([unbuffered]).collect();
+    BTreeMap::from([
+        ("shell".to_owned(), template("A shell in a home of its own", &[])),
+        ("python".to_owned(), template("A Python terminal: opens python3 from PATH", &python_env)),
+    ])
+}
+
+fn python() -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|directory| directory.join("python3")).find(|file| {
+        file.is_absolute()
+            && file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+    })
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use podling_control::{
     },
     kubernetes::objects::PodDefaults,
     leader_election::Leadership,
-    template::TemplateLookup,
+    template::TemplateFollower,
 };
 use podling_core::{
     id::WorkspaceId,
@@ -65,7 +65,7 @@ impl BackendFixture {
             control_ca: "podling-ca".into(),
             service_account: ACCOUNT.into(),
         };
-        let backend = Arc::new(backend(client().await, space.name(), defaults));
+        let backend = Arc::new(backend(client().await, space.name(), defaults).await);
         let observations = Box::pin(backend.observe());
         let mut fixture = Self { space, backend, observations };
         let is_list = |observation| matches!(observation, Observation::Listed { .. }).then_some(());
@@ -116,9 +116,10 @@ impl BackendFixture {
     }
 }
 
-/// Creates a backend that reads each template when a workspace starts.
-fn backend(client: Client, namespace: &str, defaults: PodDefaults) -> KubernetesBackend {
-    let templates = TemplateLookup::without_follower(&client, namespace);
+/// Creates a backend that reads a template when a workspace starts, unless the template exists now.
+async fn backend(client: Client, namespace: &str, defaults: PodDefaults) -> KubernetesBackend {
+    let opened = TemplateFollower::open(&client, namespace, "debian", Leadership::permanent()).await;
+    let templates = opened.expect("a list of templates").0.lookup();
     KubernetesBackend::new(client, namespace, defaults, Leadership::permanent(), templates)
 }
 
@@ -178,7 +179,7 @@ async fn start_creates_one_pod_and_storage_outlives_it() {
     );
 
     // The backend of another control plane lists the instance.
-    let other = backend(client().await, fixture.space.name(), empty_pod_defaults());
+    let other = backend(client().await, fixture.space.name(), empty_pod_defaults()).await;
     let listed = Box::pin(other.observe()).next().await;
     let Some(Observation::Listed { running, .. }) = listed else { panic!("{listed:?}") };
     assert_eq!(running, std::slice::from_ref(&instance));

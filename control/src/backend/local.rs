@@ -5,19 +5,21 @@
 //! plane finds the agent by `run/agent.json`, which holds the process id, its start time and the
 //! machine's boot ID. A pidfd reports the end of an agent, whether the agent is a child process or
 //! was adopted. The processes of a workspace are found without any file; see `sweep`.
+//!
+//! An agent authenticates with the credential `<workspace id>.<secret>`, with a new secret for each
+//! start. The instance follows from the process that the agent reports. This report is not
+//! verified, because every process that could forge it belongs to the same user as the control
+//! plane.
 
 mod launch;
-mod layout;
 mod process;
-mod record;
 mod remove;
-mod reviewer;
-mod scan;
 mod sweep;
-mod watch;
 
 use std::{
     fmt::Display,
+    fs, io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -36,28 +38,30 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-pub use self::{layout::control_socket, reviewer::LocalReviewer};
 use self::{
-    layout::{DataLayout, WorkspacePaths},
-    process::HostBoot,
-    record::RunningAgent,
-    scan::{AgentScan, ScanResult},
+    process::{HostBoot, RunningAgent},
+    sweep::{AgentScan, ScanResult},
+};
+use super::{
+    AgentReviewer, Backend, BackendError, Instance, InstanceId, Observation, ReportedProcess, ResizePlan,
+    ReviewedCredential, StartPlan,
 };
 use crate::{
-    backend::{Backend, BackendError, Instance, InstanceId, Observation, ResizePlan, StartPlan},
     open_files::OpenFiles,
+    snapshot::{Fingerprint, SnapshotReceiver},
 };
 
 /// Capacity of the channel to the driver. Tasks that report the end of an agent wait while it is
 /// full.
 const OBSERVATIONS: usize = 256;
-
 /// Concurrent starts, stops and removals. Further ones wait. The limit bounds the forks, scans of
 /// /proc and removals of directories that run at the same time.
 const MAX_CONCURRENT_OPERATIONS: usize = 32;
-
 /// Pause before a scan is repeated because it failed or could not inspect every agent.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Size of an agent's log, in bytes, from which the next start of the agent rotates it. One older
+/// log is retained.
+const LOG_BYTES: u64 = 1024 * 1024;
 
 /// Configuration of the local backend.
 #[derive(Debug, Clone)]
@@ -209,7 +213,7 @@ impl LocalRuntime {
                 Err(record) => {
                     let paths = self.layout.workspace(&id);
                     let detail =
-                        format!("{} while no control plane was running", watch::describe_end(None, &paths));
+                        format!("{} while no control plane was running", launch::describe_end(None, &paths));
                     let instance = self.instance(id, &record.instance_of(&self.host), &paths);
                     observations.push(Observation::Ended { instance, detail });
                 }
@@ -229,7 +233,7 @@ impl LocalRuntime {
         let (ended, observation_tx, shutdown) =
             (instance.clone(), self.observation_tx.clone(), self.shutdown.clone());
         self.tasks.spawn(shutdown.run_until_cancelled_owned(async move {
-            let detail = watch::wait_end(agent.process, &paths).await;
+            let detail = launch::wait_end(agent.process, &paths).await;
             // Sending fails only after the driver has ended.
             let _gone = observation_tx.send(Observation::Ended { instance: ended, detail }).await;
         }));
@@ -262,5 +266,188 @@ async fn blocking<T: Send + 'static, E: Display + Send + 'static>(
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(BackendError::new(operation, error)),
         Err(panic) => Err(BackendError::new(operation, panic)),
+    }
+}
+
+/// Returns the credential of this workspace's agent.
+fn credential(workspace: &WorkspaceId, secret: &str) -> String {
+    format!("{workspace}.{secret}")
+}
+
+/// Authenticates the agents that the local backend started.
+#[derive(Debug)]
+pub struct LocalReviewer {
+    snapshots: SnapshotReceiver,
+    host: HostBoot,
+}
+
+impl LocalReviewer {
+    /// Creates a reviewer. `snapshots` contain the digests of the secrets. Fails if the machine's
+    /// boot ID cannot be read.
+    pub fn new(snapshots: SnapshotReceiver) -> Result<Self, BackendError> {
+        let host = HostBoot::current()?;
+        Ok(Self { snapshots, host })
+    }
+}
+
+impl AgentReviewer for LocalReviewer {
+    type CredentialProof = ();
+
+    async fn review(&self, credential: &str) -> Result<Option<ReviewedCredential<()>>, BackendError> {
+        let parts = credential.split_once('.').and_then(|(id, secret)| Some((id.parse().ok()?, secret)));
+        let Some((workspace, secret)) = parts else { return Ok(None) };
+        let digest = self.snapshots.borrow().get(&workspace).and_then(|view| view.credential);
+        // Compared for unknown workspaces too, so that the timing reveals nothing.
+        let right =
+            constant_time_eq(Fingerprint::of(secret.as_bytes()), digest.unwrap_or(Fingerprint([0; 32])));
+        Ok((digest.is_some() && right).then_some(ReviewedCredential { workspace, proof: () }))
+    }
+
+    fn instance(&self, (): (), process: ReportedProcess) -> InstanceId {
+        self.host.instance_id(process.pid, process.start_ticks)
+    }
+}
+
+/// Compares two digests in a time that does not depend on where they differ.
+fn constant_time_eq(a: Fingerprint, b: Fingerprint) -> bool {
+    a.0.iter().zip(b.0).fold(0, |differ, (a, b)| std::hint::black_box(differ | (a ^ b))) == 0
+}
+
+/// Paths below the data directory that all workspaces share.
+#[derive(Debug, Clone)]
+struct DataLayout {
+    workspaces: PathBuf,
+    control_socket: PathBuf,
+}
+
+/// Directories and files of one workspace.
+#[derive(Debug, Clone)]
+struct WorkspacePaths {
+    root: PathBuf,
+    /// The user's HOME, which contains the files of the workspace.
+    home: PathBuf,
+    /// Directory of the agent's own files.
+    state: PathBuf,
+    run: PathBuf,
+    /// Unix socket that the agent listens on.
+    socket: PathBuf,
+    /// Credential with which the agent authenticates to the control plane.
+    credential: PathBuf,
+    /// Record of the agent process that the control plane started. The control plane writes it.
+    record: PathBuf,
+    /// Process and boot id of the agent. The agent writes it.
+    self_record: PathBuf,
+    /// Reason and exit code of an agent that ended by itself. The agent writes it.
+    exit_record: PathBuf,
+    log: PathBuf,
+}
+
+/// Returns the path of the unix socket on which the control plane listens for agents.
+pub fn control_socket(data: &Path) -> PathBuf {
+    data.join("run/control.sock")
+}
+
+impl DataLayout {
+    fn create(data: &Path) -> io::Result<Self> {
+        // Agents receive these paths. They have another working directory, so the paths must be
+        // absolute.
+        private_dir(data)?;
+        let data = data.canonicalize()?;
+        let layout = Self { workspaces: data.join("workspaces"), control_socket: control_socket(&data) };
+        private_dir(&layout.workspaces)?;
+        Ok(layout)
+    }
+
+    fn workspace(&self, id: &WorkspaceId) -> WorkspacePaths {
+        let root = self.workspaces.join(id.as_str());
+        let (state, run) = (root.join("state"), root.join("run"));
+        WorkspacePaths {
+            home: root.join("home"),
+            socket: run.join("agent.sock"),
+            credential: run.join("credential"),
+            record: run.join("agent.json"),
+            self_record: state.join("agent.json"),
+            exit_record: state.join("exit.json"),
+            log: root.join("agent.log"),
+            state,
+            run,
+            root,
+        }
+    }
+
+    /// Returns the ids of all workspaces that have a directory.
+    fn ids(&self) -> io::Result<Vec<WorkspaceId>> {
+        let names = fs::read_dir(&self.workspaces)?.map(|entry| Ok(entry?.file_name()));
+        let names: Vec<_> = names.collect::<io::Result<_>>()?;
+        Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
+    }
+}
+
+impl WorkspacePaths {
+    fn create(&self) -> io::Result<()> {
+        [&self.root, &self.home, &self.state, &self.run].into_iter().try_for_each(|path| private_dir(path))
+    }
+
+    /// Opens the log for appending. Rotates the log first if it has at least [`LOG_BYTES`].
+    fn open_log(&self) -> io::Result<fs::File> {
+        if fs::symlink_metadata(&self.log).is_ok_and(|meta| meta.len() >= LOG_BYTES) {
+            fs::rename(&self.log, self.log.with_extension("log.1"))?;
+        }
+        fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&self.log)
+    }
+}
+
+fn private_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::{
+        samples,
+        snapshot::{Snapshot, WorkspaceView},
+    };
+
+    fn view(bits: u64, secret: Option<&str>) -> WorkspaceView {
+        let credential = secret.map(|secret| Fingerprint::of(secret.as_bytes()));
+        WorkspaceView { credential, ..samples::view(samples::spec(bits, "demo")) }
+    }
+
+    #[tokio::test]
+    async fn credential_is_valid_for_its_own_workspace_only() {
+        let (mine, other, new) =
+            (WorkspaceId::from_bits(1), WorkspaceId::from_bits(2), WorkspaceId::from_bits(3));
+        let views = [view(1, Some("s3cret")), view(2, Some("another")), view(3, None)];
+        let workspaces = views.into_iter().map(|view| (view.spec.id.clone(), Arc::new(view))).collect();
+        let (_driver, snapshots) = watch::channel(Arc::new(Snapshot {
+            generation: 1,
+            workspaces,
+            observed_time: Default::default(),
+            down: None,
+        }));
+        let reviewer = LocalReviewer::new(snapshots).unwrap();
+        let good = reviewer.review(&credential(&mine, "s3cret")).await.unwrap();
+        assert_eq!(good, Some(ReviewedCredential { workspace: mine.clone(), proof: () }));
+        for bad in [
+            credential(&mine, ""),
+            credential(&mine, "another"),
+            credential(&other, "s3cret"),
+            credential(&new, ""),
+            credential(&WorkspaceId::from_bits(9), "s3cret"),
+            "s3cret".into(),
+            String::new(),
+        ] {
+            assert_eq!(reviewer.review(&bad).await.unwrap(), None, "{bad}");
+        }
+        let instance = |pid, start_ticks| reviewer.instance((), ReportedProcess { pid, start_ticks });
+        assert_eq!(instance(7, 9), instance(7, 9));
+        assert_ne!(instance(7, 9), instance(7, 10), "a reused process id is another agent");
+        assert_ne!(instance(7, 9), instance(8, 9));
     }
 }

@@ -204,12 +204,6 @@ impl std::fmt::Debug for TemplateFollower {
 }
 
 impl TemplateLookup {
-    /// Returns a handle that reads each template when it is looked up.
-    pub fn without_follower(client: &Client, namespace: &str) -> Self {
-        let (_, specs) = watch::channel(Arc::default());
-        Self { resources: Api::namespaced(client.clone(), namespace), specs }
-    }
-
     /// Returns the specs that are known now.
     pub fn known(&self) -> Arc<TemplateSpecs> {
         self.specs.borrow().clone()

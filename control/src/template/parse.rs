@@ -81,7 +81,7 @@ fn offset_of(text: &str, key: &[String]) -> Option<usize> {
 }
 
 /// Parses the TOML text of a template. The error names the key and its allowed values.
-pub(super) fn template(text: &str) -> Result<Template, TemplateProblem> {
+pub(crate) fn template(text: &str) -> Result<Template, TemplateProblem> {
     let table: Table = text.parse().map_err(|e: toml::de::Error| TemplateProblem {
         place: ProblemPlace::Offset(e.span().map(|span| span.start)),
         text: e.message().lines().collect::<Vec<_>>().join(", "),

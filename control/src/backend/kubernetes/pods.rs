@@ -1,25 +1,33 @@
-//! Converts the events of the watch over all pods into observations.
+//! Interprets pods: the agent of a pod, whether the pod has ended, why it cannot start, and what
+//! delays it. Converts the events of the watch over all pods into observations. Reasons are English
+//! text for users.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
 };
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod, ResourceRequirements};
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStatus, Node, Pod, PodStatus, ResourceRequirements,
+};
 use kube::{ResourceExt, runtime::watcher::Event};
 use podling_core::{
     id::WorkspaceId,
-    reason::Wait,
+    reason::{Wait, WaitReason},
     workspace::{Epoch, Resources},
 };
 
-use super::pod_status;
 use crate::{
     backend::{Instance, InstanceId, Observation},
-    kubernetes::objects::{AGENT_PORT, CONTAINER, EPOCH_ANNOTATION, WORKSPACE_LABEL},
+    kubernetes::objects::{AGENT_INIT_CONTAINER, AGENT_PORT, CONTAINER, EPOCH_ANNOTATION, WORKSPACE_LABEL},
     quantity::{bytes, cores},
     snapshot::AgentAddress,
 };
+
+/// Maximum length of a quoted message, in characters.
+const MAX_MESSAGE_CHARS: usize = 400;
+/// Number of lines quoted from the end of a program's output.
+const MAX_OUTPUT_LINES: usize = 5;
 
 /// The pods of all workspaces, by uid, as the watch has reported them so far.
 #[derive(Debug, Default)]
@@ -73,12 +81,12 @@ impl PodTracker {
         });
         known.instance = instance;
         known.running = is_running(pod);
-        if let Some(how) = pod_status::ended(pod) {
+        if let Some(how) = ended(pod) {
             let end = known.exit(how);
             known.ended = true;
             return end.into_iter().collect();
         }
-        let waits = if known.running { None } else { pod_status::waits(pod) };
+        let waits = if known.running { None } else { waits(pod) };
         if waits == known.waits {
             return Vec::new();
         }
@@ -112,7 +120,7 @@ impl TrackedPod {
 
 /// Returns the agent of a pod; `None` for a pod that belongs to no workspace. Its `resources` are
 /// `None` until the node has applied the requested ones.
-pub(super) fn instance(pod: &Pod) -> Option<Instance> {
+pub(crate) fn instance(pod: &Pod) -> Option<Instance> {
     let workspace: WorkspaceId = pod.labels().get(WORKSPACE_LABEL)?.parse().ok()?;
     let epoch = epoch(pod)?;
     let ip = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()).unwrap_or_default();
@@ -156,7 +164,7 @@ fn parse_limits(resources: &ResourceRequirements) -> Option<Resources> {
 }
 
 /// Returns the epoch that the pod was created for.
-pub(super) fn epoch(pod: &Pod) -> Option<Epoch> {
+pub(crate) fn epoch(pod: &Pod) -> Option<Epoch> {
     pod.annotations().get(EPOCH_ANNOTATION)?.parse().ok()
 }
 
@@ -167,13 +175,226 @@ pub(super) fn is_running(pod: &Pod) -> bool {
     has_address && state.is_some_and(|state| state.running.is_some())
 }
 
+/// Returns how the pod ended; `None` if it has not ended. A pod whose agent has exited has ended,
+/// even if sidecars run on.
+pub(crate) fn ended(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let failed = match (status.phase.as_deref()?, agent_exit_code(status)) {
+        ("Failed", _) => true,
+        ("Succeeded", _) => false,
+        (_, Some(code)) => code != 0,
+        (_, None) => return None,
+    };
+    Some(disrupted(status).unwrap_or_else(|| match pod.metadata.deletion_timestamp {
+        Some(_) => "its pod was deleted".to_owned(),
+        None if failed => failure(status),
+        None => "it exited without an error".to_owned(),
+    }))
+}
+
+/// Returns the exit code of the workspace container; `None` if it has not ended.
+fn agent_exit_code(status: &PodStatus) -> Option<i32> {
+    let mut containers = status.container_statuses.iter().flatten();
+    let container = containers.find(|container| container.name == CONTAINER)?;
+    Some(container.state.as_ref()?.terminated.as_ref()?.exit_code)
+}
+
+/// Returns why the cluster ended the pod; `None` if the cluster did not end it.
+fn disrupted(status: &PodStatus) -> Option<String> {
+    let (reason, message) = condition(status, "DisruptionTarget", "True")?;
+    Some(match reason? {
+        "PreemptionByScheduler" => "its pod was preempted by a pod of higher priority".to_owned(),
+        "DeletionByTaintManager" => "its pod was evicted because its node was tainted".to_owned(),
+        "EvictionByEvictionAPI" => "its pod was evicted, for example by a drain of its node".to_owned(),
+        "DeletionByPodGC" => "its node is gone".to_owned(),
+        "TerminationByKubelet" => format!("its node evicted the pod: {}", short(message)),
+        _ => return None,
+    })
+}
+
+fn failure(status: &PodStatus) -> String {
+    let message = status.message.as_deref().map(short).filter(|message| !message.is_empty());
+    let with =
+        |text: String| message.as_deref().map_or_else(|| text.clone(), |said| format!("{text}: {said}"));
+    match status.reason.as_deref() {
+        Some("NodeLost") => "its node is gone".to_owned(),
+        Some("Evicted") => with("its node evicted the pod".to_owned()),
+        Some("OutOfcpu" | "OutOfmemory" | "OutOfpods" | "NodeAffinity") => {
+            with("its node rejected the pod".to_owned())
+        }
+        reason => container_failure(status).unwrap_or_else(|| {
+            with(format!("its pod failed ({})", reason.unwrap_or("the cluster gives no reason")))
+        }),
+    }
+}
+
+/// Returns how the failed container ended; `None` if no container failed.
+fn container_failure(status: &PodStatus) -> Option<String> {
+    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let ended =
+        containers.filter_map(|container| Some((container, container.state.as_ref()?.terminated.as_ref()?)));
+    let failed = ended.into_iter().filter(|(_, ended)| ended.exit_code != 0);
+    // A sidecar usually ends because the workspace container has ended.
+    let (container, ended) = failed.min_by_key(|(container, _)| container.name != CONTAINER)?;
+    let subject = match container.name.as_str() {
+        CONTAINER => String::new(),
+        AGENT_INIT_CONTAINER => "copying the agent into the pod failed: ".to_owned(),
+        name => format!("its container {name} failed: "),
+    };
+    let how = match (ended.reason.as_deref(), ended.exit_code) {
+        (Some("OOMKilled"), _) => "out of memory: the memory limit was reached".to_owned(),
+        (Some("ContainerCannotRun" | "StartError"), _) => "its command cannot be run".to_owned(),
+        (_, code @ 129..=192) => format!("killed by signal {}", code - 128),
+        (_, code) => format!("exit code {code}"),
+    };
+    let output = ended.message.as_deref().map(last_lines).filter(|output| !output.is_empty());
+    Some(
+        output.map_or_else(
+            || format!("{subject}{how}"),
+            |output| format!("{subject}{how}; last output: {output}"),
+        ),
+    )
+}
+
+/// Returns why the pod cannot start; `None` if it may still start.
+pub(super) fn start_failure(pod: &Pod) -> Option<String> {
+    waiting(pod).find_map(|(container, reason, message)| {
+        let image = &container.image;
+        match reason {
+            // The kubelet has tried at least twice, so a short network failure is not the cause.
+            "ImagePullBackOff" => {
+                Some(format!("the image {image} cannot be pulled: {}", pull_error(message)))
+            }
+            "ErrImageNeverPull" => {
+                Some(format!("the image {image} is not on its node, and its imagePullPolicy is Never"))
+            }
+            "InvalidImageName" => Some(format!("{image:?} is not a valid image name")),
+            "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
+                Some(format!("its container cannot be created: {}", short(message)))
+            }
+            _ => None,
+        }
+    })
+}
+
+/// Returns what the pod waits for before it runs; `None` if the cluster reports no obstacle.
+pub(crate) fn waits(pod: &Pod) -> Option<Wait> {
+    let status = pod.status.as_ref()?;
+    let scheduled = condition(status, "PodScheduled", "False");
+    let (reason, detail) = match scheduled {
+        Some((Some("Unschedulable"), message)) => (WaitReason::Unschedulable, short(message)),
+        Some((Some("SchedulingGated"), _)) => (WaitReason::SchedulingGated, String::new()),
+        // "SchedulerError": for example, the StorageClass of its claim does not exist.
+        Some((_, message)) => (WaitReason::Unschedulable, short(message)),
+        _ => waiting(pod).find_map(|(container, reason, message)| match reason {
+            "ErrImagePull" => {
+                Some((WaitReason::ImagePull, format!("{}: {}", container.image, pull_error(message))))
+            }
+            _ => None,
+        })?,
+    };
+    Some(Wait { reason, detail })
+}
+
+/// Returns whether the pod has a node.
+pub(super) fn is_scheduled(pod: &Pod) -> bool {
+    pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())
+}
+
+/// Returns whether the node has mounted the pod's volumes and created its network.
+pub(super) fn is_sandbox_ready(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    status.is_some_and(|status| condition(status, "PodReadyToStartContainers", "True").is_some())
+}
+
+/// Returns why the node can never apply the resize; `None` if it may still apply it.
+pub(super) fn infeasible_resize(pod: &Pod) -> Option<String> {
+    match resize_condition(pod, "PodResizePending")? {
+        (Some("Infeasible"), message) => Some(format!(
+            "its node can never provide these resources ({}); sleep and wake may move it to another node",
+            short(message)
+        )),
+        _ => None,
+    }
+}
+
+/// Returns what a resize waits for; `None` if the node reports no obstacle.
+pub(super) fn resize_waits(pod: &Pod) -> Option<Wait> {
+    if let Some((_, message)) = resize_condition(pod, "PodResizePending") {
+        return Some(Wait { reason: WaitReason::ResizeDeferred, detail: short(message) });
+    }
+    // The node retries a resize that the kernel rejects, such as a memory limit below the use.
+    let (reason, message) = resize_condition(pod, "PodResizeInProgress")?;
+    (reason == Some("Error")).then(|| Wait { reason: WaitReason::ResizeRetried, detail: short(message) })
+}
+
+/// Returns reason and message of a resize condition that is true and concerns the last resize.
+fn resize_condition<'a>(pod: &'a Pod, kind: &str) -> Option<(Option<&'a str>, &'a str)> {
+    let conditions = pod.status.as_ref()?.conditions.iter().flatten();
+    let mut set = conditions.filter(|condition| condition.type_ == kind && condition.status == "True");
+    let is_last = |generation: i64| Some(generation) >= pod.metadata.generation;
+    let found = set.find(|condition| condition.observed_generation.is_none_or(is_last))?;
+    Some((found.reason.as_deref(), found.message.as_deref().unwrap_or_default()))
+}
+
+/// Returns whether the node is ready.
+pub(super) fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Yields the waiting containers, each with its reason and message.
+fn waiting(pod: &Pod) -> impl Iterator<Item = (&ContainerStatus, &str, &str)> {
+    let status = pod.status.iter();
+    let containers = status
+        .flat_map(|status| status.init_container_statuses.iter().chain(&status.container_statuses).flatten());
+    containers.filter_map(|container| match &container.state {
+        Some(ContainerState { waiting: Some(waiting), .. }) => {
+            Some((container, waiting.reason.as_deref()?, waiting.message.as_deref().unwrap_or_default()))
+        }
+        _ => None,
+    })
+}
+
+/// Returns reason and message of the condition with this type and status.
+fn condition<'a>(status: &'a PodStatus, kind: &str, value: &str) -> Option<(Option<&'a str>, &'a str)> {
+    let mut conditions = status.conditions.iter().flatten();
+    let found = conditions.find(|condition| condition.type_ == kind && condition.status == value)?;
+    Some((found.reason.as_deref(), found.message.as_deref().unwrap_or_default()))
+}
+
+/// Replaces the error of a registry or a container runtime by a short cause, if it is a known one.
+fn pull_error(message: &str) -> String {
+    let known = [
+        ("not found", "it does not exist"),
+        ("unauthorized", "the registry requires credentials"),
+        ("denied", "the registry denies access"),
+    ];
+    let known = known.iter().find(|(sign, _)| message.contains(sign));
+    known.map_or_else(|| short(message), |(_, cause)| (*cause).to_owned())
+}
+
+fn last_lines(text: &str) -> String {
+    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    short(&lines[lines.len().saturating_sub(MAX_OUTPUT_LINES)..].join(" / "))
+}
+
+/// Cuts a text after [`MAX_MESSAGE_CHARS`], and removes a full stop at its end.
+pub(super) fn short(text: &str) -> String {
+    let text = text.trim().trim_end_matches('.');
+    match text.char_indices().nth(MAX_MESSAGE_CHARS) {
+        None => text.to_owned(),
+        Some((at, _)) => format!("{}…", &text[..at]),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
 
     use super::*;
 
-    fn pod(uid: &str, epoch: u64, status: Value) -> Pod {
+    fn tracked(uid: &str, epoch: u64, status: Value) -> Pod {
         let workspace = WorkspaceId::from_bits(7);
         serde_json::from_value(json!({
             "metadata": {
@@ -192,7 +413,11 @@ mod tests {
             "name": CONTAINER, "ready": true, "restartCount": 0, "image": "", "imageID": "",
             "state": {"running": {}},
         });
-        pod(uid, epoch, json!({"phase": "Running", "podIP": "10.244.0.9", "containerStatuses": [container]}))
+        tracked(
+            uid,
+            epoch,
+            json!({"phase": "Running", "podIP": "10.244.0.9", "containerStatuses": [container]}),
+        )
     }
 
     /// Renders observations for comparison.
@@ -218,7 +443,7 @@ mod tests {
         assert!(apply(Event::Init).is_empty());
         assert!(apply(Event::InitApply(running("a", 1))).is_empty());
         assert!(apply(Event::InitApply(running("b", 2))).is_empty());
-        let failed = pod(
+        let failed = tracked(
             "c",
             3,
             json!({"phase": "Failed", "reason": "Evicted", "message": "the node was low on memory"}),
@@ -238,7 +463,7 @@ mod tests {
         pods.apply_event(Event::Init);
         pods.apply_event(Event::InitDone);
         assert!(describe(&pods.apply_event(Event::Apply(running("a", 1)))).is_empty());
-        let ended = || pod("a", 1, json!({"phase": "Succeeded"}));
+        let ended = || tracked("a", 1, json!({"phase": "Succeeded"}));
         assert_eq!(pods.apply_event(Event::Apply(ended())).len(), 1);
         assert!(pods.apply_event(Event::Apply(ended())).is_empty());
         assert!(pods.apply_event(Event::Delete(ended())).is_empty());
@@ -250,7 +475,7 @@ mod tests {
             "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
             "message": "0/1 nodes are available: 1 Insufficient cpu.",
         });
-        let pending = || pod("a", 1, json!({"phase": "Pending", "conditions": [unschedulable.clone()]}));
+        let pending = || tracked("a", 1, json!({"phase": "Pending", "conditions": [unschedulable.clone()]}));
         let mut pods = PodTracker::default();
         let observations = describe(&pods.apply_event(Event::Apply(pending())));
         assert!(
@@ -267,5 +492,101 @@ mod tests {
         let mut other = running("a", 1);
         other.metadata.annotations = None;
         assert!(PodTracker::default().apply_event(Event::Apply(other)).is_empty());
+    }
+
+    fn pod(status: Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {}, "status": status})).unwrap()
+    }
+
+    fn container(state: Value) -> Value {
+        json!([{
+            "name": "workspace", "image": "registry.example.org/ide:9", "imageID": "",
+            "ready": false, "restartCount": 0, "state": state,
+        }])
+    }
+
+    fn failed(state: Value) -> String {
+        ended(&pod(json!({"phase": "Failed", "containerStatuses": container(json!({"terminated": state}))})))
+            .unwrap()
+    }
+
+    #[test]
+    fn pod_end_is_described_for_people() {
+        let memory = failed(json!({"exitCode": 137, "reason": "OOMKilled"}));
+        assert_eq!(memory, "out of memory: the memory limit was reached");
+        assert_eq!(failed(json!({"exitCode": 137, "reason": "Error"})), "killed by signal 9");
+        let crashed = failed(json!({"exitCode": 2, "message": "a\nb\nc\nd\ne\n\nno such option: --fast\n"}));
+        assert_eq!(crashed, "exit code 2; last output: b / c / d / e / no such option: --fast");
+        let message = "The node was low on resource: memory.";
+        let evicted = pod(json!({"phase": "Failed", "reason": "Evicted", "message": message}));
+        assert_eq!(
+            ended(&evicted).unwrap(),
+            "its node evicted the pod: The node was low on resource: memory"
+        );
+        let preempted =
+            json!([{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]);
+        let preempted = pod(json!({"phase": "Failed", "conditions": preempted}));
+        assert_eq!(ended(&preempted).unwrap(), "its pod was preempted by a pod of higher priority");
+        let drained =
+            json!([{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]);
+        let drained = pod(json!({"phase": "Succeeded", "conditions": drained}));
+        assert_eq!(ended(&drained).unwrap(), "its pod was evicted, for example by a drain of its node");
+        assert_eq!(ended(&pod(json!({"phase": "Succeeded"}))).unwrap(), "it exited without an error");
+        assert_eq!(ended(&pod(json!({"phase": "Running"}))), None);
+    }
+
+    #[test]
+    fn agent_exit_ends_the_pod_while_sidecars_run() {
+        let container = |name: &str, state: Value| {
+            json!({
+                "name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state,
+            })
+        };
+        let exited = |code: i32| json!({"terminated": {"exitCode": code}});
+        let with = |phase: &str, agent: Value, sidecar: Value| {
+            let containers = [container("proxy", sidecar), container("workspace", agent)];
+            ended(&pod(json!({"phase": phase, "containerStatuses": containers})))
+        };
+        let running = json!({"running": {}});
+        assert_eq!(with("Running", running.clone(), exited(1)), None, "a sidecar is not the agent");
+        assert_eq!(with("Running", exited(0), running.clone()).unwrap(), "it exited without an error");
+        assert_eq!(with("Running", exited(3), running).unwrap(), "exit code 3");
+        assert_eq!(with("Failed", exited(3), exited(137)).unwrap(), "exit code 3");
+        let setup = container("setup", exited(7));
+        let failed = pod(json!({"phase": "Failed", "initContainerStatuses": [setup]}));
+        assert_eq!(ended(&failed).unwrap(), "its container setup failed: exit code 7");
+    }
+
+    #[test]
+    fn missing_image_is_waited_for_once() {
+        let waits_for = |reason: &str| {
+            let message = "rpc error: code = NotFound desc = failed to pull and unpack image: not found";
+            pod(json!({"phase": "Pending", "containerStatuses": container(json!({
+                "waiting": {"reason": reason, "message": message},
+            }))}))
+        };
+        let first = waits_for("ErrImagePull");
+        assert_eq!(start_failure(&first), None);
+        let detail = "registry.example.org/ide:9: it does not exist".into();
+        assert_eq!(waits(&first).unwrap(), Wait { reason: WaitReason::ImagePull, detail });
+        let failure = "the image registry.example.org/ide:9 cannot be pulled: it does not exist";
+        assert_eq!(start_failure(&waits_for("ImagePullBackOff")).unwrap(), failure);
+        assert_eq!(waits(&waits_for("ContainerCreating")), None);
+        let unscheduled = json!([{
+            "type": "PodScheduled", "status": "False", "reason": "SchedulerError",
+            "message": "running \"VolumeBinding\": storageclass.storage.k8s.io \"fast\" not found",
+        }]);
+        let wait = waits(&pod(json!({"phase": "Pending", "conditions": unscheduled}))).unwrap();
+        assert!(wait.reason == WaitReason::Unschedulable && wait.detail.contains("\"fast\""), "{wait:?}");
+    }
+
+    #[test]
+    fn long_message_is_cut_between_characters() {
+        assert_eq!(short(&"é".repeat(MAX_MESSAGE_CHARS)).chars().count(), MAX_MESSAGE_CHARS);
+        assert_eq!(
+            short(&"é".repeat(MAX_MESSAGE_CHARS + 1)).chars().count(),
+            MAX_MESSAGE_CHARS + 1,
+            "with the ellipsis"
+        );
     }
 }

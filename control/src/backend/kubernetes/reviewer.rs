@@ -11,7 +11,7 @@ use kube::{Api, Client, ResourceExt, api::PostParams};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
-use super::{pods::instance, retry::backend_error};
+use super::{backend_error, pods::instance};
 use crate::{
     backend::{AgentReviewer, BackendError, InstanceId, ReportedProcess, ReviewedCredential},
     kubernetes::objects::AUDIENCE,

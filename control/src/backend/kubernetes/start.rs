@@ -1,32 +1,37 @@
 //! Starts an agent: ensures that the volume claim and the pod exist, and waits until the pod runs.
+//!
+//! The status of a pod that stays in `ContainerCreating` does not say why. The Warning Events of
+//! the pod and of its claim do.
 
 use std::{future::pending, pin::pin, time::Duration};
 
 use futures_util::StreamExt;
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use k8s_openapi::{
+    api::core::v1::{Event, PersistentVolumeClaim, Pod},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+    jiff,
+};
 use kube::{
     Resource, ResourceExt,
-    api::PostParams,
+    api::{ListParams, PostParams},
     runtime::{WatchStreamExt, watcher::watch_object},
 };
-use podling_core::reason::WaitReason;
+use podling_core::reason::{Wait, WaitReason};
 use tokio::{
     sync::mpsc,
     time::{Instant, interval_at, timeout},
 };
 
 use super::{
-    cluster::ClusterClient,
-    pod_status,
-    pods::{instance, is_running},
-    retry::{WaitReporter, unless_cancelled},
-    warnings::STALLED_AFTER,
+    ClusterClient, WaitReporter,
+    pods::{self, instance, is_running, short},
+    unless_cancelled,
 };
 use crate::{
     backend::{BackendError, Instance, Observation, StartPlan, StartPurpose},
     kubernetes::{
-        Port, ResourcesSpec, SecretKey, Variable, Workspace, WorkspaceSpec, WorkspaceTemplateSpec,
-        has_status_code, id_of,
+        Port, ResourcesSpec, SecretKey, Variable, VolumeClaimPhase, VolumeClaimState, Workspace,
+        WorkspaceSpec, WorkspaceTemplateSpec, has_status_code, id_of,
         objects::{PodStart, pod},
         resource_names,
     },
@@ -35,10 +40,19 @@ use crate::{
 
 /// Interval at which a missing template is read again, even if the watch reports nothing.
 const TEMPLATE_RECHECK: Duration = Duration::from_secs(30);
+/// Time without progress after which the Events are read, and the pause before they are read again.
+pub(super) const STALLED_AFTER: Duration = Duration::from_secs(15);
+/// Events older than this are about a problem that is over. The kubelet repeats an Event at least
+/// every 2 min 2 s.
+const MAX_AGE: Duration = Duration::from_secs(180);
+/// Most Events of one object that are read.
+const MAX_EVENTS: u32 = 100;
+/// Reasons of Events that repeat what the status of the pod says.
+const IN_POD_STATUS: [&str; 5] = ["FailedScheduling", "Failed", "BackOff", "InspectFailed", "Unhealthy"];
 
 impl ClusterClient {
     /// Ensures that the pod of this epoch runs. Fails if the start is cancelled.
-    pub(super) async fn start(
+    pub(crate) async fn start(
         &self,
         plan: StartPlan,
         observation_tx: &mpsc::Sender<Observation>,
@@ -160,7 +174,7 @@ impl ClusterClient {
                     let stall = self.stall(&latest, claim).await;
                     if stall.is_some() || stalled {
                         stalled = stall.is_some();
-                        reporter.set(stall.or_else(|| pod_status::waits(&latest))).await;
+                        reporter.set(stall.or_else(|| pods::waits(&latest))).await;
                     }
                     continue;
                 }
@@ -174,7 +188,7 @@ impl ClusterClient {
                 }
             };
             let pod = pod.ok_or_else(|| BackendError::new(operation, "its pod was deleted"))?;
-            if let Some(how) = pod_status::ended(&pod).or_else(|| pod_status::start_failure(&pod)) {
+            if let Some(how) = pods::ended(&pod).or_else(|| pods::start_failure(&pod)) {
                 return Err(BackendError::new(operation, how));
             }
             if pod.metadata.deletion_timestamp.is_some() {
@@ -187,6 +201,43 @@ impl ClusterClient {
             }
             latest = pod;
         }
+    }
+
+    /// Returns what the pod waits for according to its Events or those of its claim. `None` if they
+    /// say nothing beyond the status of the pod. An error of the API server counts as no Events.
+    async fn stall(&self, pod: &Pod, claim: &str) -> Option<Wait> {
+        if !pods::is_scheduled(pod) {
+            return self.claim_problem(claim).await;
+        }
+        // The pod has its volumes and its network. Earlier warnings about them are over.
+        if pods::waits(pod).is_some() || pods::is_sandbox_ready(pod) {
+            return None;
+        }
+        self.latest_warning(&pod.uid()?).await.map(|warning| warning.as_wait())
+    }
+
+    /// Returns the wait for a claim that stays unbound.
+    async fn claim_problem(&self, name: &str) -> Option<Wait> {
+        let claim = self.claims.get_opt(name).await.ok()??;
+        let warning = self.unbound_warning(&claim).await?;
+        let detail = format!("the claim {name} is not bound: {}", short(&warning));
+        Some(Wait { reason: WaitReason::VolumePending, detail })
+    }
+
+    /// Returns why a claim stays unbound, according to its newest Warning Event.
+    pub(crate) async fn unbound_warning(&self, claim: &PersistentVolumeClaim) -> Option<String> {
+        match VolumeClaimState::of(claim).phase {
+            VolumeClaimPhase::Pending => Some(self.latest_warning(&claim.uid()?).await?.message),
+            VolumeClaimPhase::Bound | VolumeClaimPhase::Lost | VolumeClaimPhase::Deleted => None,
+        }
+    }
+
+    /// Returns the newest current Warning Event of the object with this uid.
+    async fn latest_warning(&self, uid: &str) -> Option<Warning> {
+        let about = format!("involvedObject.uid={uid},type=Warning");
+        let listed = self.events.list(&ListParams::default().fields(&about).limit(MAX_EVENTS)).await;
+        let listed = listed.inspect_err(|error| tracing::debug!(%error, "failed to read Events")).ok()?;
+        latest(listed.items, jiff::Timestamp::now())
     }
 }
 
@@ -230,16 +281,59 @@ fn ports(template: &WorkspaceTemplateSpec, own: Option<&WorkspaceSpec>) -> Vec<P
     template.ports.iter().filter(|port| !is_own(port)).chain(own).cloned().collect()
 }
 
+/// Content of an Event of type Warning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Warning {
+    reason: String,
+    pub(super) message: String,
+}
+
+impl Warning {
+    fn as_wait(&self) -> Wait {
+        let reason = match self.reason.as_str() {
+            "FailedMount" | "FailedAttachVolume" | "FailedMapVolume" => WaitReason::MountFailed,
+            "FailedCreatePodSandBox" | "FailedPodSandBoxStatus" | "NetworkNotReady" => {
+                WaitReason::PodSandboxFailed
+            }
+            _ => WaitReason::PodWarning,
+        };
+        let detail = match reason {
+            WaitReason::PodWarning => format!("{}: {}", self.reason, short(&self.message)),
+            _ => short(&self.message),
+        };
+        Wait { reason, detail }
+    }
+}
+
+/// Returns the newest warning that is current and that the status of a pod does not repeat.
+fn latest(events: Vec<Event>, now: jiff::Timestamp) -> Option<Warning> {
+    let current = |at: jiff::Timestamp| now.duration_since(at).unsigned_abs() <= MAX_AGE;
+    let dated = events.into_iter().filter_map(|event| Some((last_seen(&event)?, event)));
+    let is_relevant = |event: &Event| !IN_POD_STATUS.contains(&event.reason.as_deref().unwrap_or_default());
+    let relevant = dated.filter(|(at, event)| current(*at) && is_relevant(event));
+    let (_, newest) = relevant.max_by_key(|(at, _)| *at)?;
+    Some(Warning { reason: newest.reason?, message: newest.message.unwrap_or_default() })
+}
+
+/// Returns when an Event was last observed. Which field says so depends on its reporter.
+fn last_seen(event: &Event) -> Option<jiff::Timestamp> {
+    let of_series = event.series.as_ref().and_then(|series| Some(series.last_observed_time.as_ref()?.0));
+    let last = event.last_timestamp.as_ref().map(|time| time.0);
+    let first = event.event_time.as_ref().map(|time| time.0);
+    let created = event.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    of_series.or(last).or(first).or(created)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff};
-    use serde_json::json;
+    use serde_json::{Value, json};
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::{backend::kubernetes::cluster, samples};
+    use crate::{backend::kubernetes::for_tests, samples};
 
     #[test]
     fn workspace_controls_its_pods_until_it_is_deleted() {
@@ -258,7 +352,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn missing_template_delays_a_wake_and_fails_an_archive() {
         let client = samples::api_client(|_, _| samples::api_not_found());
-        let cluster = cluster::for_tests(client);
+        let cluster = for_tests(client).await;
         let (observation_tx, mut observations) = mpsc::channel(8);
         let spec = Arc::new(samples::spec(1, "demo"));
         let start = |purpose| {
@@ -298,5 +392,51 @@ mod tests {
         assert!(names(template("tokens"), Some(&own)).unwrap().is_empty());
         let refused = names(template("podling-control"), None).unwrap_err();
         assert!(refused.contains("TOKEN refers to the Secret podling-control"), "{refused}");
+    }
+
+    const NOW: &str = "2026-11-27T00:10:00Z";
+
+    fn event(reason: &str, message: &str, times: &Value) -> Event {
+        let mut event = json!({
+            "metadata": {}, "involvedObject": {}, "type": "Warning", "reason": reason, "message": message,
+        });
+        event.as_object_mut().unwrap().extend(times.as_object().unwrap().clone());
+        serde_json::from_value(event).unwrap()
+    }
+
+    fn wait(events: Vec<Event>) -> Option<Wait> {
+        latest(events, NOW.parse().unwrap()).map(|warning| warning.as_wait())
+    }
+
+    #[test]
+    fn newest_warning_names_what_the_pod_waits_for() {
+        let at = |time: &str| json!({"lastTimestamp": format!("2026-11-27T00:{time}Z")});
+        let mount = "MountVolume.SetUp failed for volume \"ca\" : configmap \"podling-ca\" not found.";
+        let sandbox = "plugin type=\"bridge\" failed (add): no IP addresses available";
+        let events = vec![
+            event("FailedAttachVolume", "an hour ago", &json!({"lastTimestamp": "2026-11-26T23:10:00Z"})),
+            event("FailedMount", mount, &at("09:50")),
+            event("FailedCreatePodSandBox", sandbox, &at("09:10")),
+            event("FailedScheduling", "0/1 nodes are available", &at("09:59")),
+        ];
+        let detail = mount.trim_end_matches('.').to_owned();
+        assert_eq!(wait(events).unwrap(), Wait { reason: WaitReason::MountFailed, detail });
+        let network = wait(vec![event("FailedCreatePodSandBox", sandbox, &at("09:10"))]).unwrap();
+        assert_eq!(network, Wait { reason: WaitReason::PodSandboxFailed, detail: sandbox.into() });
+        let other = wait(vec![event("FailedPreStartHook", "no device", &at("09:10"))]).unwrap();
+        let detail = "FailedPreStartHook: no device".into();
+        assert_eq!(other, Wait { reason: WaitReason::PodWarning, detail });
+        assert_eq!(wait(vec![event("FailedMount", mount, &at("06:00"))]), None, "the problem is over");
+    }
+
+    #[test]
+    fn time_of_an_event_is_that_of_its_last_occurrence() {
+        let repeated = json!({
+            "eventTime": "2026-11-26T23:10:00.000000Z",
+            "series": {"count": 9, "lastObservedTime": "2026-11-27T00:09:00.000000Z"},
+        });
+        assert!(wait(vec![event("FailedMount", "timed out", &repeated)]).is_some());
+        let once = json!({"eventTime": "2026-11-26T23:10:00.000000Z", "lastTimestamp": null});
+        assert_eq!(wait(vec![event("FailedMount", "timed out", &once)]), None);
     }
 }

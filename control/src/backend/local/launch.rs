@@ -1,21 +1,27 @@
-//! Starts the agent process of a workspace and records it in `run/agent.json`.
+//! Starts the agent process of a workspace and records it in `run/agent.json`. Waits until an agent
+//! process has ended, and describes how it ended.
 
 use std::{
     fs, io,
+    os::fd::AsFd,
     path::Path,
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use podling_core::workspace::Epoch;
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
+use serde::Deserialize;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::sleep,
+};
 
 use super::{
-    LocalConfig,
-    layout::{DataLayout, WorkspacePaths, write},
-    process::{HostBoot, ProcStat, ProcessHandle},
-    record::{AgentRecord, RunningAgent, find},
-    reviewer::credential,
+    DataLayout, LocalConfig, WorkspacePaths, credential,
+    process::{AgentRecord, HostBoot, ProcStat, ProcessHandle, RunningAgent, find, read},
 };
-use crate::backend::StartPlan;
+use crate::{backend::StartPlan, identity::secret_file};
 
 /// The only variables that an agent inherits: search path, language, time zone and log level. HOME,
 /// USER, session buses, agent sockets and secrets are not inherited. The claim carries the
@@ -24,6 +30,8 @@ const INHERITED_VARIABLES: &[&str] = &["PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ
 /// Environment variable with the workspace's id. All processes of the workspace inherit it, so that
 /// `sweep` finds them without their agent.
 pub(super) const WORKSPACE_VARIABLE: &str = "PODLING_WORKSPACE_ID";
+/// Pause before an agent is watched again after an error, such as a lack of memory.
+const WATCH_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Why the agent could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +76,9 @@ pub(super) fn ensure(
         }
     }
     let credential = credential(&plan.workspace, &plan.secret);
-    write(&paths.credential, credential.as_bytes()).map_err(io("write the agent's credential"))?;
+    // Not durable: the files describe a process, which does not outlive a crash of the machine either.
+    secret_file::replace(&paths.credential, credential.as_bytes(), false)
+        .map_err(io("write the agent's credential"))?;
     let log = paths.open_log().map_err(io("open the agent's log"))?;
     let (program, arguments) = config.agent_command.split_first().ok_or(LaunchError::NoCommand)?;
     let mut command = Command::new(program);
@@ -109,7 +119,7 @@ pub(super) fn ensure(
         source: io::Error::other(e),
     })?;
     // Written before the child is detached, because an agent without a record cannot be adopted.
-    write(&paths.record, &json).map_err(io("write the agent's record"))?;
+    secret_file::replace(&paths.record, &json, false).map_err(io("write the agent's record"))?;
     child.detach();
     Ok(RunningAgent { epoch: plan.epoch, process, boot_id: None })
 }
@@ -145,15 +155,87 @@ fn unix_address(path: &Path) -> std::ffi::OsString {
     address
 }
 
+/// The record that an agent writes when it exits by itself.
+#[derive(Deserialize)]
+struct AgentExitRecord {
+    reason: String,
+    code: u8,
+}
+
+/// Waits until the agent process has ended, and reaps it if it is a child. Returns how it ended, as
+/// English text.
+pub(super) async fn wait_end(process: ProcessHandle, paths: &WorkspacePaths) -> String {
+    let mut pidfd = process.into_pidfd();
+    let pidfd = loop {
+        // Deprecated because other code may close the descriptor while it is registered. This
+        // function owns it.
+        #[allow(deprecated)]
+        let watched = AsyncFd::try_with_interest(pidfd, Interest::READABLE);
+        let (kept, error) = match watched {
+            Ok(watched) => match watched.readable().await.map(|_| ()) {
+                Ok(()) => break watched.into_inner(),
+                Err(error) => (watched.into_inner(), error),
+            },
+            Err(error) => error.into_parts(),
+        };
+        // This error does not mean that the agent has ended.
+        tracing::warn!(%error, "failed to watch agent; retrying");
+        pidfd = kept;
+        sleep(WATCH_RETRY_DELAY).await;
+    };
+    // An adopted agent is not a child, so only its exit record says how it ended.
+    let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+    describe_end(status.ok().flatten().as_ref(), paths)
+}
+
+/// Describes how an agent ended, as English text. `status` is the wait status; `None` for an agent
+/// that is not a child.
+pub(super) fn describe_end(status: Option<&WaitIdStatus>, paths: &WorkspacePaths) -> String {
+    // A record that cannot be read counts as missing.
+    let record: Option<AgentExitRecord> = read(&paths.exit_record).ok().flatten();
+    let signal = status.and_then(|status| status.terminating_signal());
+    let code = status.and_then(WaitIdStatus::exit_status);
+    match (signal, code, record) {
+        (Some(signal), ..) => format!("killed by {}", signal_name(signal)),
+        (None, Some(code), Some(record)) => format!("{} (exit code {code})", record.reason),
+        (None, None, Some(record)) => format!("{} (exit code {})", record.reason, record.code),
+        (None, Some(code), None) => format!("exit code {code}; see its log"),
+        (None, None, None) => "killed".into(),
+    }
+}
+
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        13 => "SIGPIPE",
+        15 => "SIGTERM",
+        31 => "SIGSYS",
+        other => return format!("signal {other}"),
+    };
+    name.to_owned()
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{os::fd::AsFd, sync::Arc};
+    use std::{fs, os::fd::AsFd, sync::Arc};
 
     use podling_core::id::WorkspaceId;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::{backend::StartPurpose, open_files::OpenFiles, samples::spec};
+    use crate::{
+        backend::{StartPurpose, local::process::ProcStat},
+        open_files::OpenFiles,
+        samples::spec,
+    };
 
     /// Starts `sleep 1000` as the agent, under this program name.
     fn start(data: &Path, name: &str) -> Result<RunningAgent, LaunchError> {

@@ -20,6 +20,28 @@ use rustix::{
     io::Errno,
 };
 
+const OPEN_DIR_FLAGS: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Opens a directory and makes it readable and writable for this process. Fails with `XDEV` at a
+/// mount point, and with `LOOP` or `NOTDIR` if `name` is not a directory.
+fn open_dir(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    // O_PATH opens a directory of any mode, and the descriptor keeps referring to this directory if
+    // its name is reused.
+    let named = openat2(
+        parent,
+        name,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS,
+    )?;
+    let itself = format!("/proc/self/fd/{}", named.as_raw_fd());
+    if Mode::from_raw_mode(fstat(&named)?.st_mode) & Mode::RWXU != Mode::RWXU {
+        rustix::fs::chmod(&itself, Mode::RWXU)?;
+    }
+    openat(&named, c".", OPEN_DIR_FLAGS, Mode::empty())
+}
+
 /// Why a tree was not removed completely.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RemoveError {
@@ -80,28 +102,6 @@ pub(super) fn remove_tree(parent: &Path, name: &str) -> Result<(), RemoveError> 
         }
     }
     unlinkat(&parent, &name, AtFlags::REMOVEDIR).map_err(|e| at("remove", &name, e))
-}
-
-const OPEN_DIR_FLAGS: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-/// Opens a directory and makes it readable and writable for this process. Fails with `XDEV` at a
-/// mount point, and with `LOOP` or `NOTDIR` if `name` is not a directory.
-fn open_dir(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    // O_PATH opens a directory of any mode, and the descriptor keeps referring to this directory if
-    // its name is reused.
-    let named = openat2(
-        parent,
-        name,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS,
-    )?;
-    let itself = format!("/proc/self/fd/{}", named.as_raw_fd());
-    if Mode::from_raw_mode(fstat(&named)?.st_mode) & Mode::RWXU != Mode::RWXU {
-        rustix::fs::chmod(&itself, Mode::RWXU)?;
-    }
-    openat(&named, c".", OPEN_DIR_FLAGS, Mode::empty())
 }
 
 /// Removes all entries except directories. Calls `with_dir` for each directory, and returns the

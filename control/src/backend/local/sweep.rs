@@ -1,4 +1,6 @@
-//! Ends every process of a workspace, with or without its agent.
+//! Finds the agents that an earlier control plane started, and ends every process of a workspace,
+//! with or without its agent. An agent that cannot be inspected is reported as unknown and does not
+//! delay the others.
 //!
 //! Three signs assign a process to a workspace: the marker variable in its initial environment, the
 //! session of a marked leader, and descent from such a process. A process may start another one
@@ -25,10 +27,9 @@ use tokio::{
 };
 
 use super::{
+    DataLayout, WorkspacePaths,
     launch::WORKSPACE_VARIABLE,
-    layout::WorkspacePaths,
-    process::{HostBoot, ProcStat, ProcessHandle, is_resource_shortage},
-    record,
+    process::{self, FoundAgent, HostBoot, ProcStat, ProcessHandle, is_resource_shortage},
 };
 
 /// Time that an agent has to end after TERM: its own grace period of 5 s, 2 s for the processes
@@ -40,6 +41,52 @@ const GRACE: Duration = Duration::from_secs(2);
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// Pause between two scans.
 const SCAN_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The workspaces that a scan covers.
+#[derive(Debug, Clone)]
+pub(super) enum AgentScan {
+    /// All workspaces in the data directory.
+    All,
+    /// Workspaces whose agent could not be inspected before.
+    Retry(BTreeSet<WorkspaceId>),
+}
+
+/// The result of one scan.
+#[derive(Debug, Default)]
+pub(super) struct ScanResult {
+    /// The agent that was started last, for each workspace that has had an agent.
+    pub(super) found: Vec<(WorkspaceId, FoundAgent)>,
+    /// Workspaces whose agent could not be inspected.
+    pub(super) unknown: BTreeSet<WorkspaceId>,
+}
+
+impl AgentScan {
+    /// Runs the scan. Blocks. Fails if the directory of workspaces cannot be read.
+    pub(super) fn run(self, layout: &DataLayout, host: &HostBoot) -> io::Result<ScanResult> {
+        let (ids, is_first) = match self {
+            Self::All => (layout.ids()?, true),
+            Self::Retry(ids) => (ids.into_iter().collect(), false),
+        };
+        let mut result = ScanResult::default();
+        for id in ids {
+            match process::find(&layout.workspace(&id), host) {
+                Ok(found) => result.found.extend(found.map(|found| (id, found))),
+                Err(error) => {
+                    // Logged by the first scan only, because a retry follows every second.
+                    if is_first {
+                        tracing::error!(
+                            workspace = %id,
+                            %error,
+                            "failed to inspect agent; its workspace waits until a scan succeeds"
+                        );
+                    }
+                    result.unknown.insert(id);
+                }
+            }
+        }
+        Ok(result)
+    }
+}
 
 /// Why processes of the workspace may remain.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +100,7 @@ pub(super) enum SweepError {
 /// Sends TERM to the agent and waits until it has ended, at most [`AGENT_GRACE`]. Logs errors
 /// instead of returning them, because [`terminate_all`] follows.
 pub(super) async fn terminate_agent(paths: &WorkspacePaths, host: &HostBoot) {
-    let agent = match record::find(paths, host) {
+    let agent = match process::find(paths, host) {
         Ok(Some(Ok(agent))) => agent,
         Ok(_) => return,
         Err(error) => {
