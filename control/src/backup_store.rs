@@ -7,47 +7,54 @@
 //! The store handles bytes, keys and manifests. It is independent of the driver, of agents, and of
 //! the reason for an archive.
 
+#[cfg(feature = "cloud")]
+mod cloud;
+mod error;
+mod key;
+mod location;
+mod prove;
+mod sidecar;
+mod write;
+
 use std::{
     collections::HashSet,
+    io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt, stream};
 use object_store::ObjectStore;
 use podling_core::id::WorkspaceId;
 use podling_proto::agent::v1::CreateArchiveResponse;
-use tokio::io::AsyncReadExt;
+use tokio::{io::AsyncReadExt, task::spawn_blocking};
 
-#[cfg(feature = "cloud")]
-mod cloud;
-mod digest;
-mod error;
-mod key;
-mod limits;
-mod list;
-mod local_dir;
-mod location;
-mod manifest;
-mod multipart;
-mod prove;
-mod sidecar;
-mod spool;
-mod write;
+pub use self::{
+    error::{BackupStoreError, EscapedName, IncompleteReasons, OpenStoreError},
+    key::{InvalidStoreKey, StoreKey},
+    prove::ArchiveProof,
+    sidecar::{ArchiveLabel, ArchiveSidecar, InvalidDigest, Sha256Digest},
+};
+use self::{
+    location::{PART_PREFIX, StagedObject, StorageLocation},
+    write::{ManifestSpool, ReceivedArchive, SpooledManifest},
+};
 
-pub use digest::{InvalidDigest, Sha256Digest};
-pub use error::{BackupStoreError, EscapedName, IncompleteReasons, OpenStoreError};
-pub use key::{InvalidStoreKey, StoreKey};
-pub use limits::ArchiveLimits;
-pub use prove::ArchiveProof;
-pub use sidecar::{ArchiveLabel, ArchiveSidecar};
-
-use limits::{BLOCK_BYTES, MAX_KEY_ATTEMPTS};
-use location::{StagedObject, StorageLocation};
-use spool::{ManifestSpool, SpooledManifest};
-use write::ReceivedArchive;
+/// Number of unknown objects that are logged, each once. Further ones are not logged.
+const MAX_REPORTED_OBJECTS: usize = 1000;
+/// Number of seconds that are tried for an unused key. If all are used, the write fails and may be
+/// retried.
+const MAX_KEY_ATTEMPTS: usize = 60;
+/// Largest number of objects in one listing. A longer listing fails, so that callers never take a
+/// partial listing for a complete one.
+const MAX_LISTED_OBJECTS: usize = 200_000;
+/// Size of one write to a local directory, in bytes.
+const BLOCK_BYTES: usize = 1024 * 1024;
+const GIB: u64 = 1024 * 1024 * 1024;
+/// Sidecars that a listing reads concurrently.
+const CONCURRENT_HEAD_READS: usize = 8;
 
 /// Reads and writes archives in one location. Cheap to clone; clones share their state.
 #[derive(Debug, Clone)]
@@ -283,4 +290,108 @@ impl BackupStore {
         self.shared.location.remove(&key.zip()).await?;
         self.shared.location.remove(&key.sidecar()).await
     }
+
+    /// Returns all archives as their sidecars describe them, sorted by workspace and age, oldest
+    /// first. Unknown, incomplete and unreadable objects are skipped and logged once.
+    pub async fn list(&self) -> Result<Vec<ArchiveSidecar>, BackupStoreError> {
+        let names = self.shared.location.names().await?;
+        let mut keys = Vec::new();
+        for name in &names {
+            let key =
+                name.rsplit_once('.').and_then(|(key, kind)| Some((key.parse::<StoreKey>().ok()?, kind)));
+            match key {
+                Some((key, "jsonl")) if names.contains(&key.zip()) => keys.push(key),
+                Some((key, "zip")) if names.contains(&key.sidecar()) => {}
+                Some((key, _)) if self.is_being_written(&key) => {}
+                _ if name.starts_with(PART_PREFIX) => {}
+                _ => self.warn_unknown_object(name, "it is not an archive, or it is incomplete"),
+            }
+        }
+        keys.sort_unstable();
+        let heads = stream::iter(keys)
+            .map(|key| async move { (prove::read_header(&self.shared.location, &key).await, key) });
+        let mut heads = std::pin::pin!(heads.buffered(CONCURRENT_HEAD_READS));
+        let mut sidecars = Vec::new();
+        while let Some((header, key)) = heads.next().await {
+            match header {
+                Ok(Ok(header)) => sidecars.push(header.sidecar),
+                Ok(Err(problem)) => self.warn_unknown_object(&key.sidecar(), &problem),
+                // Another call has removed the archive since the listing.
+                Err(BackupStoreError::Missing { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sidecars)
+    }
+
+    /// Returns the keys of this workspace's archives that are not in `known`, oldest first. A
+    /// control plane that died before it recorded an archive leaves such an archive behind, as does
+    /// an interrupted removal. Archives whose sidecar is not valid are skipped.
+    pub async fn unrecorded(
+        &self,
+        of: &WorkspaceId,
+        known: &[StoreKey],
+    ) -> Result<Vec<StoreKey>, BackupStoreError> {
+        let names = self.shared.location.names().await?;
+        let keys = names.iter().filter_map(|name| name.strip_suffix(".jsonl")?.parse::<StoreKey>().ok());
+        let stray =
+            |key: &StoreKey| key.workspace() == of && !known.contains(key) && !self.is_being_written(key);
+        let mut strays = Vec::new();
+        for key in keys.filter(stray) {
+            match prove::read_header(&self.shared.location, &key).await {
+                Ok(Ok(header)) if header.sidecar.label.id == *of => strays.push(key),
+                Ok(_) | Err(BackupStoreError::Missing { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        strays.sort_unstable();
+        Ok(strays)
+    }
+
+    fn is_being_written(&self, key: &StoreKey) -> bool {
+        self.shared.reserved_keys.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
+    }
+
+    /// Logs an unknown object, unless it was logged before.
+    fn warn_unknown_object(&self, name: &str, problem: &str) {
+        let mut reported_objects =
+            self.shared.reported_objects.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported_objects.len() < MAX_REPORTED_OBJECTS && reported_objects.insert(name.to_owned()) {
+            tracing::warn!(object = name, problem, "ignoring unknown object in the backup store");
+        }
+    }
+}
+
+/// Limits of one archive. An archive that exceeds one of them fails as incomplete, and nothing of
+/// it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ArchiveLimits {
+    /// Size of the zip, in bytes. Bounds the space that one archive occupies in the store.
+    pub archive_bytes: u64,
+    /// Size of all content, in bytes. Bounds the data that a proof has to decode, because a small
+    /// zip may expand to much content.
+    pub content_bytes: u64,
+    /// Number of entries in the manifest.
+    pub entries: u64,
+    /// Size of the encoded manifest, in bytes. Bounds the space in the scratch directory.
+    pub manifest_bytes: u64,
+    /// Time without data or an entry from the agent after which the write fails.
+    pub silence: Duration,
+}
+
+impl Default for ArchiveLimits {
+    fn default() -> Self {
+        Self {
+            archive_bytes: 64 * GIB,
+            content_bytes: 1024 * GIB,
+            entries: 5_000_000,
+            manifest_bytes: 2 * GIB,
+            silence: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Runs blocking file operations on a thread for blocking work.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    spawn_blocking(work).await.map_err(io::Error::other)?
 }

@@ -12,7 +12,7 @@ use url::Url;
 use super::error::OpenStoreError;
 
 /// Returns the bucket's object store, and the prefix that the URL names.
-pub(super) fn open(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path), OpenStoreError> {
+pub(crate) fn open(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path), OpenStoreError> {
     // The HTTP client needs an installed TLS provider. This call fails if one is installed already,
     // which is sufficient.
     let _chosen_before = rustls::crypto::ring::default_provider().install_default();

@@ -7,13 +7,15 @@ use std::{error::Error, fmt, io};
 
 use podling_core::id::WorkspaceId;
 
-use super::{
-    key::StoreKey,
-    limits::{MAX_KEY_ATTEMPTS, MAX_REASON_CHARS, MAX_REASONS},
-};
+use super::{MAX_KEY_ATTEMPTS, key::StoreKey};
+
+/// Number of retained reasons why an archive is incomplete. Further ones are only counted.
+const MAX_REASONS: usize = 20;
+/// Longest reason or name from an agent, in characters; the rest is cut off.
+const MAX_REASON_CHARS: usize = 300;
 
 /// The error of a lower layer that caused an error here.
-pub(super) type Cause = Box<dyn Error + Send + Sync>;
+type Cause = Box<dyn Error + Send + Sync>;
 
 /// Why the backup store cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -118,20 +120,20 @@ pub struct IncompleteReasons {
 }
 
 impl BackupStoreError {
-    pub(super) fn incomplete(reason: impl fmt::Display) -> Self {
+    pub(crate) fn incomplete(reason: impl fmt::Display) -> Self {
         let mut reasons = IncompleteReasons::default();
         reasons.add(reason);
         Self::Incomplete(reasons)
     }
 
     /// Classifies an I/O error of `operation` at `location`.
-    pub(super) fn io(location: &str, operation: &str, source: io::Error) -> Self {
+    pub(crate) fn io(location: &str, operation: &str, source: io::Error) -> Self {
         let kind = source.kind();
         Self::from_io_kind(location, operation, Some(kind), Box::new(source))
     }
 
     /// Classifies an object store's error of `operation` on `object`.
-    pub(super) fn store(location: &str, operation: &str, object: &str, source: object_store::Error) -> Self {
+    pub(crate) fn store(location: &str, operation: &str, object: &str, source: object_store::Error) -> Self {
         use object_store::Error::{NotFound, PermissionDenied, Unauthenticated};
         let kind = match &source {
             NotFound { .. } => {
@@ -169,7 +171,7 @@ fn io_kind(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
 // === impl EscapedName ===
 
 impl EscapedName {
-    pub(super) fn new(bytes: &[u8]) -> Self {
+    pub(crate) fn new(bytes: &[u8]) -> Self {
         // A path may have 64 KiB. These bytes suffice for the part that is displayed.
         Self(bytes[..bytes.len().min(4 * MAX_REASON_CHARS)].to_vec())
     }
@@ -185,14 +187,14 @@ impl fmt::Display for EscapedName {
 
 impl IncompleteReasons {
     /// Adds a reason. Control characters are escaped, because the text may come from an agent.
-    pub(super) fn add(&mut self, reason: impl fmt::Display) {
+    pub(crate) fn add(&mut self, reason: impl fmt::Display) {
         self.count += 1;
         if self.first.len() < MAX_REASONS {
             self.first.push(escape(&reason.to_string()));
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
     }
 }

@@ -1,11 +1,11 @@
 //! The key of an archive: its workspace, and the second at which the archive began. The names of
-//! the archive's objects derive from the key.
+//! the objects of the archive derive from the key.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, ops::Range, str::FromStr};
 
 use podling_core::id::WorkspaceId;
+use prost_types::Timestamp;
 
-const DAY_SECONDS: u64 = 24 * 60 * 60;
 /// The last second of the year 9999. Later seconds are clamped to it.
 const LAST_SECOND: u64 = 253_402_300_799;
 
@@ -37,27 +37,27 @@ impl StoreKey {
     }
 
     /// Returns the key of the next second.
-    pub(super) fn next(&self) -> Self {
+    pub(crate) fn next(&self) -> Self {
         Self::new(self.id.clone(), self.second + 1)
     }
 
     /// Returns the name of the zip's object.
-    pub(super) fn zip(&self) -> String {
+    pub(crate) fn zip(&self) -> String {
         format!("{self}.zip")
     }
 
     /// Returns the name of the sidecar's object.
-    pub(super) fn sidecar(&self) -> String {
+    pub(crate) fn sidecar(&self) -> String {
         format!("{self}.jsonl")
     }
 }
 
 impl fmt::Display for StoreKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (year, month, day) = date(self.second / DAY_SECONDS);
-        let rest = self.second % DAY_SECONDS;
-        let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-        write!(f, "workspace-{}-{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}", self.id)
+        // RFC 3339 without its separators. `LAST_SECOND` bounds the number.
+        let time = Timestamp { seconds: i64::try_from(self.second).unwrap_or(i64::MAX), nanos: 0 };
+        let time = time.to_string().replace(['-', ':', 'Z'], "").replace('T', "-");
+        write!(f, "workspace-{}-{time}", self.id)
     }
 }
 
@@ -71,34 +71,15 @@ impl FromStr for StoreKey {
 }
 
 fn parse(text: &str) -> Option<StoreKey> {
+    fn number<T: FromStr>(text: &str, range: Range<usize>) -> Option<T> {
+        text.get(range)?.parse().ok()
+    }
     let (id, time) = text.strip_prefix("workspace-")?.split_once('-')?;
     let (day, clock) = time.split_once('-')?;
-    let number = |text: &str, from: usize, to: usize| text.get(from..to)?.parse::<u64>().ok();
-    let days = days(number(day, 0, 4)?, number(day, 4, 6)?, number(day, 6, 8)?)?;
-    let seconds = number(clock, 0, 2)? * 3600 + number(clock, 2, 4)? * 60 + number(clock, 4, 6)?;
-    Some(StoreKey { id: id.parse().ok()?, second: days * DAY_SECONDS + seconds })
-}
-
-/// Returns year, month and day of a number of days since 1970. The computation begins each year in
-/// March, so that the leap day is its last day.
-fn date(days: u64) -> (u64, u64, u64) {
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (era * 400 + year + u64::from(month <= 2), month, day)
-}
-
-/// Returns the number of days since 1970, as the inverse of [`date`]; `None` before 1970.
-fn days(year: u64, month: u64, day: u64) -> Option<u64> {
-    let year = year.checked_sub(u64::from(month <= 2))?;
-    let (era, of_era) = (year / 400, year % 400);
-    let month = if month > 2 { month - 3 } else { month + 9 };
-    let of_year = (153 * month + 2) / 5 + day.checked_sub(1)?;
-    (era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year).checked_sub(719_468)
+    let (year, month, day) = (number(day, 0..4)?, number(day, 4..6)?, number(day, 6..8)?);
+    let (hour, minute, second) = (number(clock, 0..2)?, number(clock, 2..4)?, number(clock, 4..6)?);
+    let time = Timestamp::date_time(year, month, day, hour, minute, second).ok()?;
+    Some(StoreKey { id: id.parse().ok()?, second: u64::try_from(time.seconds).ok()? })
 }
 
 #[cfg(test)]

@@ -5,21 +5,31 @@
 //! 2. the seal: the digests of the head's line and of the manifest, which reveal any change;
 //! 3. from the third line, the manifest: one entry on each line, in the order of the zip.
 //!
-//! A listing reads only the first two lines.
+//! A listing reads only the first two lines. Entries of an agent are validated before they are
+//! written.
 
+use std::{fmt, str::FromStr};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
 use podling_core::{
     id::{Owner, WorkspaceId, WorkspaceName},
     time::Timestamp,
 };
+use podling_proto::agent::v1::{ArchiveEntry, FileKind};
+use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    digest::Sha256Digest,
-    error::BackupStoreError,
-    key::StoreKey,
-    limits::{MAX_HEAD_BYTES, MAX_LINE_BYTES},
-};
+use super::{error::BackupStoreError, key::StoreKey};
 
+/// Longest head of a sidecar, in bytes. A label that does not fit is rejected before anything is
+/// written.
+const MAX_HEAD_BYTES: u64 = 256 * 1024;
+/// Longest line of the manifest, in bytes. JSON escapes a byte of the path as up to six bytes; the
+/// other fields take at most 512 bytes. A longer line is treated as damage.
+pub(super) const MAX_LINE_BYTES: u64 = 6 * MAX_PATH_BYTES as u64 + 512;
+/// Longest path in the manifest, in bytes. A zip allows 65,535 bytes, including the final "/" of a
+/// directory.
+const MAX_PATH_BYTES: usize = 65_534;
 /// Schema number of sidecars. Sidecars with another number are rejected.
 const SCHEMA: u32 = 1;
 /// Longest head and seal together, in bytes.
@@ -100,7 +110,7 @@ pub(super) struct SidecarHeader {
 
 impl ArchiveLabel {
     /// Fails if the label is too large to be stored.
-    pub(super) fn check(&self) -> Result<(), BackupStoreError> {
+    pub(crate) fn check(&self) -> Result<(), BackupStoreError> {
         let problem = match serde_json::to_vec(self) {
             Ok(json) if json.len() as u64 > MAX_HEAD_BYTES - 4096 => {
                 format!("its JSON has {} bytes, but may have at most {}", json.len(), MAX_HEAD_BYTES - 4096)
@@ -165,6 +175,218 @@ pub(super) fn decode_header(key: &StoreKey, text: &[u8]) -> Result<Option<Sideca
 /// Returns the length of the first line, including its line feed; `None` if it is incomplete.
 fn line(text: &[u8]) -> Option<usize> {
     text.iter().position(|b| *b == b'\n').map(|at| at + 1)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum EntryKind {
+    File,
+    /// Sidecars written before this name was chosen say `folder`.
+    #[serde(alias = "folder")]
+    Directory,
+    Symlink,
+    /// A FIFO, or a socket or device, which the zip leaves out.
+    Other,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SidecarEntry {
+    /// Relative path, in the bytes of its name on disk, without a trailing "/".
+    pub(crate) path: Vec<u8>,
+    pub(crate) kind: EntryKind,
+    /// Size of a file, in bytes.
+    pub(crate) size: u64,
+    pub(crate) mode: u32,
+    /// Modification time: seconds since 1970, and nanoseconds.
+    modified: (i64, u32),
+    /// Digest of a file's content or of a symlink's target; `None` for other kinds.
+    pub(crate) sha256: Option<Sha256Digest>,
+    /// Whether the entry is a further name of an earlier file. The zip has it as a symlink.
+    hard_link: bool,
+    /// Whether the entry is a FIFO. Its kind is [`EntryKind::Other`].
+    fifo: bool,
+}
+
+/// The stored form of an entry: one JSON object on one line. A path in UTF-8 is stored as text, any
+/// other path as base64.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SidecarLine {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path_base64: Option<String>,
+    kind: EntryKind,
+    size: u64,
+    mode: u32,
+    mtime: (i64, u32),
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sha256: Option<Sha256Digest>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    hard_link: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    fifo: bool,
+}
+
+impl SidecarEntry {
+    /// Validates an entry from an agent. The error says what is wrong with it.
+    pub(crate) fn from_wire(wire: ArchiveEntry) -> Result<Self, String> {
+        let kind = match wire.kind() {
+            FileKind::File => EntryKind::File,
+            FileKind::Directory => EntryKind::Directory,
+            FileKind::Symlink => EntryKind::Symlink,
+            FileKind::Other => EntryKind::Other,
+            FileKind::Unspecified => return Err("it has no kind".to_owned()),
+        };
+        if wire.path.is_empty() || wire.path.ends_with(b"/") || wire.path.contains(&0) {
+            return Err("its path is not valid".to_owned());
+        }
+        if wire.path.len() > MAX_PATH_BYTES {
+            return Err(format!("its path has more than {MAX_PATH_BYTES} bytes"));
+        }
+        if wire.mode > 0o7777 {
+            return Err("its mode is not valid".to_owned());
+        }
+        let sha256 = match (kind, wire.sha256.as_slice()) {
+            (EntryKind::Directory | EntryKind::Other, []) => None,
+            (EntryKind::File | EntryKind::Symlink, bytes) => {
+                Some(Sha256Digest::try_from(bytes).map_err(|error| error.to_string())?)
+            }
+            (EntryKind::Directory | EntryKind::Other, _) => {
+                return Err("it has a digest, but no content".to_owned());
+            }
+        };
+        if wire.hard_link && kind != EntryKind::Symlink || wire.fifo && kind != EntryKind::Other {
+            return Err("its kind is not valid".to_owned());
+        }
+        let (hard_link, fifo) = (wire.hard_link, wire.fifo);
+        let modified = wire.modified.unwrap_or_default();
+        let modified = (modified.seconds, u32::try_from(modified.nanos).unwrap_or_default());
+        let (path, size, mode) = (wire.path, wire.size, wire.mode);
+        Ok(Self { path, kind, size, mode, modified, sha256, hard_link, fifo })
+    }
+
+    /// Appends the entry to `to` as one line, with its line feed.
+    pub(crate) fn write(self, to: &mut Vec<u8>) -> serde_json::Result<()> {
+        let (path, path_base64) = match String::from_utf8(self.path) {
+            Ok(text) => (Some(text), None),
+            Err(error) => (None, Some(BASE64_STANDARD.encode(error.as_bytes()))),
+        };
+        let Self { kind, size, mode, modified: mtime, sha256, hard_link, fifo, .. } = self;
+        let line = SidecarLine { path, path_base64, kind, size, mode, mtime, sha256, hard_link, fifo };
+        serde_json::to_writer(&mut *to, &line)?;
+        to.push(b'\n');
+        Ok(())
+    }
+
+    /// Parses a line, with or without its line feed. `None` if it is not valid.
+    pub(crate) fn read(line: &[u8]) -> Option<Self> {
+        let SidecarLine { path, path_base64, kind, size, mode, mtime, sha256, hard_link, fifo } =
+            serde_json::from_slice(line).ok()?;
+        let path = match (path, path_base64) {
+            (Some(text), None) => text.into_bytes(),
+            (None, Some(coded)) => BASE64_STANDARD.decode(coded).ok()?,
+            _ => return None,
+        };
+        Some(Self { path, kind, size, mode, modified: mtime, sha256, hard_link, fifo })
+    }
+
+    /// Returns whether the zip contains this entry.
+    pub(crate) fn in_zip(&self) -> bool {
+        self.kind != EntryKind::Other || self.fifo
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Sha256Digest(pub [u8; 32]);
+
+#[derive(Debug, thiserror::Error)]
+#[error("a SHA-256 digest must have 32 bytes, or 64 digits of 0-9 and a-f as text")]
+pub struct InvalidDigest;
+
+/// Computes the digest of data that arrives in pieces.
+pub(crate) struct Hasher(Context);
+
+impl Sha256Digest {
+    fn of(bytes: &[u8]) -> Self {
+        let mut hasher = Hasher::new();
+        hasher.update(bytes);
+        hasher.finish()
+    }
+}
+
+impl TryFrom<&[u8]> for Sha256Digest {
+    type Error = InvalidDigest;
+
+    fn try_from(bytes: &[u8]) -> Result<Self, InvalidDigest> {
+        bytes.try_into().map(Self).map_err(|_| InvalidDigest)
+    }
+}
+
+impl FromStr for Sha256Digest {
+    type Err = InvalidDigest;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDigest> {
+        let digit = |c: u8| match c {
+            b'0'..=b'9' => Ok(c - b'0'),
+            b'a'..=b'f' => Ok(c - b'a' + 10),
+            _ => Err(InvalidDigest),
+        };
+        let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return Err(InvalidDigest) };
+        let bytes: Vec<_> = pairs
+            .iter()
+            .map(|[high, low]| Ok(digit(*high)? << 4 | digit(*low)?))
+            .collect::<Result<_, _>>()?;
+        bytes.as_slice().try_into()
+    }
+}
+
+impl TryFrom<String> for Sha256Digest {
+    type Error = InvalidDigest;
+
+    fn try_from(text: String) -> Result<Self, InvalidDigest> {
+        text.parse()
+    }
+}
+
+impl From<Sha256Digest> for String {
+    fn from(digest: Sha256Digest) -> Self {
+        digest.to_string()
+    }
+}
+
+impl fmt::Display for Sha256Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Sha256Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+// === impl Hasher ===
+
+impl Hasher {
+    pub(crate) fn new() -> Self {
+        Self(Context::new(&SHA256))
+    }
+
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// Returns the digest of all data since the previous call or the creation, and resets the
+    /// hasher.
+    pub(crate) fn finish(&mut self) -> Sha256Digest {
+        let context = std::mem::replace(&mut self.0, Context::new(&SHA256));
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(context.finish().as_ref());
+        Sha256Digest(bytes)
+    }
 }
 
 #[cfg(test)]
@@ -232,5 +454,70 @@ mod tests {
         assert!(label.check().is_ok());
         label.spec = serde_json::Value::String("x".repeat(MAX_HEAD_BYTES as usize));
         assert!(matches!(label.check(), Err(BackupStoreError::Label { .. })));
+    }
+
+    fn wire(path: &[u8]) -> ArchiveEntry {
+        ArchiveEntry {
+            path: path.to_vec(),
+            kind: FileKind::File.into(),
+            size: 3,
+            mode: 0o644,
+            modified: None,
+            sha256: vec![7; 32],
+            ..ArchiveEntry::default()
+        }
+    }
+
+    #[test]
+    fn any_path_round_trips_as_one_bounded_line() {
+        let longest = vec![1; MAX_PATH_BYTES];
+        for path in [&b"a/b"[..], b"line\nfeed", "gr\u{fc}n".as_bytes(), b"\xff\xfe", b"\"", &longest] {
+            let entry = SidecarEntry::from_wire(wire(path)).expect("entry");
+            let mut line = Vec::new();
+            entry.clone().write(&mut line).expect("line");
+            assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
+            assert!((line.len() as u64) <= MAX_LINE_BYTES);
+            assert_eq!(SidecarEntry::read(&line), Some(entry));
+        }
+    }
+
+    #[test]
+    fn directory_of_an_older_sidecar_is_read() {
+        let line = br#"{"path":"a","kind":"folder","size":0,"mode":493,"mtime":[0,0]}"#;
+        let entry = SidecarEntry::read(line).expect("entry");
+        assert_eq!((entry.path.as_slice(), entry.kind), (&b"a"[..], EntryKind::Directory));
+    }
+
+    #[test]
+    fn invalid_entry_is_rejected() {
+        let bad: [fn(&mut ArchiveEntry); 11] = [
+            |e| e.hard_link = true,
+            |e| e.fifo = true,
+            |e| e.path.clear(),
+            |e| e.path = b"a/".to_vec(),
+            |e| e.path = b"a\0b".to_vec(),
+            |e| e.path = vec![b'a'; MAX_PATH_BYTES + 1],
+            |e| e.kind = 0,
+            |e| e.kind = 77,
+            |e| e.mode = 0o10_0644,
+            |e| e.sha256.truncate(31),
+            |e| e.kind = FileKind::Directory.into(),
+        ];
+        for spoil in bad {
+            let mut entry = wire(b"a");
+            spoil(&mut entry);
+            assert!(SidecarEntry::from_wire(entry.clone()).is_err(), "{entry:?}");
+        }
+    }
+
+    #[test]
+    fn digest_round_trips_as_lower_case_hex() {
+        let digest = Sha256Digest::of(b"abc");
+        let text = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(digest.to_string(), text);
+        assert_eq!(text.parse::<Sha256Digest>().expect("digest"), digest);
+        for bad in ["", &text[1..], &text.to_uppercase(), &text.replace('b', "g")] {
+            assert!(bad.parse::<Sha256Digest>().is_err(), "{bad}");
+        }
     }
 }
