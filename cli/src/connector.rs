@@ -13,8 +13,9 @@ use std::{
 use futures_util::future::BoxFuture;
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use podling_control::pinned_certificate::PinnedCertificateVerifier;
 use rustls::{
-    ClientConfig, RootCertStore,
+    CertificateError, ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use tokio::{
@@ -26,7 +27,6 @@ use tower::util::BoxCloneService;
 
 use crate::{
     failure::CommandFailure,
-    pinned_certificate::PinnedCertificateVerifier,
     target::{self, ControlPlaneTarget},
 };
 
@@ -79,7 +79,10 @@ fn tls(ca: Option<&Path>, certificate: Option<&Path>) -> Result<TlsConnector, Co
     let builder = match (ca, certificate) {
         (Some(ca), _) => builder.with_root_certificates(roots(ca)?),
         (None, Some(certificate)) => {
-            let verifier = PinnedCertificateVerifier::new(certificate, provider);
+            let certificate = certificate.to_owned();
+            let verifier = PinnedCertificateVerifier::new(provider, move |shown: &CertificateDer<'_>| {
+                check_announced(&certificate, shown)
+            });
             builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
         }
         (None, None) => {
@@ -91,6 +94,19 @@ fn tls(ca: Option<&Path>, certificate: Option<&Path>) -> Result<TlsConnector, Co
     let mut config = builder.with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// Fails unless the server shows the first certificate of the file that `podling up` announced in
+/// its data directory, which only its user can write. The certificate may be self-signed or name
+/// another host, because commands on this machine connect to a loopback address. The file is read at
+/// each connection, because a restarted `podling up` may have a new certificate.
+fn check_announced(file: &Path, shown: &CertificateDer<'_>) -> Result<(), rustls::Error> {
+    let announced = CertificateDer::from_pem_file(file)
+        .map_err(|error| rustls::Error::General(format!("cannot read {}: {error}", file.display())))?;
+    match announced == *shown {
+        true => Ok(()),
+        false => Err(CertificateError::ApplicationVerificationFailure.into()),
+    }
 }
 
 fn roots(ca: &Path) -> Result<RootCertStore, CommandFailure> {
@@ -106,4 +122,29 @@ fn roots(ca: &Path) -> Result<RootCertStore, CommandFailure> {
         return Err(bad("the file contains no certificate".to_owned()));
     }
     Ok(roots)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn announced_certificate_is_read_at_each_connection() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("tls.pem");
+        let announce = |base64: &str| {
+            let pem = format!("-----BEGIN CERTIFICATE-----\n{base64}\n-----END CERTIFICATE-----\n");
+            fs::write(&file, pem).expect("written");
+        };
+        let (old, new) = (CertificateDer::from(vec![0; 3]), CertificateDer::from(vec![4; 3]));
+        announce("AAAA");
+        assert!(check_announced(&file, &old).is_ok() && check_announced(&file, &new).is_err());
+        announce("BAQE");
+        assert!(check_announced(&file, &old).is_err() && check_announced(&file, &new).is_ok());
+        fs::remove_file(&file).expect("removed");
+        let error = check_announced(&file, &new).expect_err("no file").to_string();
+        assert!(error.contains("tls.pem"), "{error}");
+    }
 }

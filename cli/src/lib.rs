@@ -26,7 +26,6 @@ pub mod interrupt;
 pub mod next_step;
 pub mod output;
 pub mod partial_file;
-pub mod pinned_certificate;
 pub mod policy;
 pub mod progress;
 pub mod resources;

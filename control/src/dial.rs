@@ -22,13 +22,9 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
-    client::{
-        Resumption,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime},
+    ClientConfig,
+    client::Resumption,
+    pki_types::{CertificateDer, ServerName},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -38,6 +34,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::{
     identity::certificate::provider,
+    pinned_certificate::PinnedCertificateVerifier,
     server::{self, ConnectionTasks, connect_unix},
     snapshot::{AgentAddress, AgentView, Fingerprint},
 };
@@ -129,65 +126,25 @@ where
     Ok(AgentChannel { sender, max_streams })
 }
 
+/// Trusts exactly the certificate with the fingerprint that the agent registered over its
+/// authenticated stream.
 fn client_config(fingerprint: Fingerprint) -> Result<ClientConfig, rustls::Error> {
     let provider = provider();
-    let mut config = ClientConfig::builder_with_provider(provider.clone())
+    let verifier = PinnedCertificateVerifier::new(provider.clone(), move |shown: &CertificateDer<'_>| {
+        match Fingerprint::of(shown) {
+            shown if shown == fingerprint => Ok(()),
+            shown => Err(rustls::Error::General(format!(
+                "the certificate's fingerprint is {shown}, but the agent registered {fingerprint}"
+            ))),
+        }
+    });
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PinnedCertVerifier { fingerprint, provider }))
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     // A resumed session would not send the certificate again.
     config.resumption = Resumption::disabled();
     Ok(config)
-}
-
-/// Accepts exactly the certificate with the fingerprint that the agent registered over its
-/// authenticated stream.
-#[derive(Debug)]
-struct PinnedCertVerifier {
-    fingerprint: Fingerprint,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for PinnedCertVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let shown = Fingerprint::of(end_entity);
-        if shown == self.fingerprint {
-            return Ok(ServerCertVerified::assertion());
-        }
-        Err(rustls::Error::General(format!(
-            "the certificate's fingerprint is {shown}, but the agent registered {}",
-            self.fingerprint
-        )))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -24,6 +24,7 @@ pub mod leader_election;
 pub mod log;
 pub mod metrics;
 pub mod open_files;
+pub mod pinned_certificate;
 pub mod principal;
 pub mod progress;
 pub mod quantity;

@@ -1,36 +1,38 @@
-//! Trusts exactly the certificate of the control plane on this machine.
+//! Trusts one certificate by comparison instead of by its issuer and its names.
 //!
-//! `podling up` publishes the file of its certificate in the data directory, which only its user can
-//! write. The certificate may be self-signed or name another host, because commands on this machine
-//! connect to a loopback address.
+//! The caller decides which certificate that is, once per connection. This module knows neither
+//! agents nor control planes.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fmt, sync::Arc};
 
 use rustls::{
-    CertificateError, DigitallySignedStruct, Error, SignatureScheme,
+    DigitallySignedStruct, Error, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
+    pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-/// Accepts the first certificate of a file. The file is read at each connection, because a renewed
-/// certificate replaces it.
-#[derive(Debug)]
-pub struct PinnedCertificateVerifier {
-    file: PathBuf,
+/// Accepts the server's own certificate if `check` does. Issuer, names and expiry do not count.
+pub struct PinnedCertificateVerifier<F> {
     provider: Arc<CryptoProvider>,
+    check: F,
 }
 
-impl PinnedCertificateVerifier {
-    pub fn new(file: &Path, provider: Arc<CryptoProvider>) -> Self {
-        Self { file: file.to_owned(), provider }
+impl<F> PinnedCertificateVerifier<F>
+where
+    F: Fn(&CertificateDer<'_>) -> Result<(), Error> + Send + Sync,
+{
+    /// Creates a verifier that calls `check` at each full handshake. A resumed session sends no
+    /// certificate, so that `check` is not called.
+    pub fn new(provider: Arc<CryptoProvider>, check: F) -> Self {
+        Self { provider, check }
     }
 }
 
-impl ServerCertVerifier for PinnedCertificateVerifier {
+impl<F> ServerCertVerifier for PinnedCertificateVerifier<F>
+where
+    F: Fn(&CertificateDer<'_>) -> Result<(), Error> + Send + Sync,
+{
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -39,12 +41,7 @@ impl ServerCertVerifier for PinnedCertificateVerifier {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let own = CertificateDer::from_pem_file(&self.file)
-            .map_err(|error| Error::General(format!("cannot read {}: {error}", self.file.display())))?;
-        if own == *end_entity {
-            return Ok(ServerCertVerified::assertion());
-        }
-        Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+        (self.check)(end_entity).map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -69,5 +66,11 @@ impl ServerCertVerifier for PinnedCertificateVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl<F> fmt::Debug for PinnedCertificateVerifier<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PinnedCertificateVerifier").finish_non_exhaustive()
     }
 }
