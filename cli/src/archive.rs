@@ -73,10 +73,7 @@ pub async fn list_for_workspace(
     workspace: &str,
 ) -> Result<Vec<WorkspaceArchive>, CommandFailure> {
     let request = ListWorkspaceArchivesRequest { workspace: workspace.to_owned(), all_owners: false };
-    let answer = retry_call(|| {
-        let (mut service, request) = (client.workspace_archives(), request.clone());
-        async move { service.list(request).await }
-    });
+    let answer = retry_call(async || client.workspace_archives().list(request.clone()).await);
     match answer.await {
         Ok(answer) => Ok(answer.archives),
         Err(status) if error::reason(&status) == Some(Reason::ArchiveNotFound) => Ok(Vec::new()),

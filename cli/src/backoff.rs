@@ -1,7 +1,7 @@
 //! Decides which failed calls are retried, and after which delay. Delays double up to a bound and
 //! are jittered.
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
 use podling_proto::error::Reason;
 use tokio::time::{Instant, sleep};
@@ -41,11 +41,9 @@ impl RetryBackoff {
 }
 
 /// Makes an idempotent call. Retries it for up to 15 s after its first retryable failure.
-pub async fn retry_call<T, F, Fut>(mut call: F) -> Result<T, Status>
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = Result<tonic::Response<T>, Status>>,
-{
+pub async fn retry_call<T>(
+    mut call: impl AsyncFnMut() -> Result<tonic::Response<T>, Status>,
+) -> Result<T, Status> {
     let mut deadline = None;
     let mut backoff = RetryBackoff::default();
     loop {

@@ -122,10 +122,7 @@ impl Client {
     /// Returns the workspace with this name or id.
     pub async fn find(&self, workspace: &str) -> Result<Workspace, CommandFailure> {
         let request = GetWorkspaceRequest { workspace: workspace.to_owned() };
-        let answer = retry_call(|| {
-            let (mut client, request) = (self.workspaces(), request.clone());
-            async move { client.get(request).await }
-        });
+        let answer = retry_call(async || self.workspaces().get(request.clone()).await);
         answer
             .await?
             .workspace

@@ -50,9 +50,6 @@ impl ArchivesArgs {
 
 async fn all(client: &Client, all_owners: bool) -> Result<Vec<WorkspaceArchive>, CommandFailure> {
     let request = ListWorkspaceArchivesRequest { workspace: String::new(), all_owners };
-    let answer = retry_call(|| {
-        let (mut service, request) = (client.workspace_archives(), request.clone());
-        async move { service.list(request).await }
-    });
+    let answer = retry_call(async || client.workspace_archives().list(request.clone()).await);
     Ok(answer.await?.archives)
 }

@@ -173,10 +173,7 @@ impl AttachArgs {
             request_id: token::random(REQUEST_ID_BYTES),
             ..CreateTerminalRequest::default()
         };
-        let answer = retry_call(|| {
-            let (mut terminals, request) = (workspace_client.terminals(), request.clone());
-            async move { terminals.create(request).await }
-        });
+        let answer = retry_call(async || workspace_client.terminals().create(request.clone()).await);
         answer
             .await?
             .terminal
@@ -200,10 +197,7 @@ fn inside_message(workspace: &str, terminal: &str) -> String {
 }
 
 async fn list(workspace_client: &WorkspaceClient) -> Result<Vec<Terminal>, Status> {
-    let answer = retry_call(|| {
-        let mut terminals = workspace_client.terminals();
-        async move { terminals.list(ListTerminalsRequest {}).await }
-    });
+    let answer = retry_call(async || workspace_client.terminals().list(ListTerminalsRequest {}).await);
     Ok(answer.await?.terminals)
 }
 

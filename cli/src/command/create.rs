@@ -70,11 +70,7 @@ impl CreateArgs {
         let client = context.client().await?;
         let wait = !self.no_wait;
         let request = self.request();
-        let answer = retry_call(|| {
-            let (mut workspaces, request) = (client.workspaces(), request.clone());
-            async move { workspaces.create(request).await }
-        })
-        .await?;
+        let answer = retry_call(async || client.workspaces().create(request.clone()).await).await?;
         let created = answer.created;
         let workspace = answer.workspace.ok_or_else(CommandFailure::no_workspace)?;
         let workspace = if wait {

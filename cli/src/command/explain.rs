@@ -114,10 +114,7 @@ async fn explain_workspace(
     workspace: &str,
 ) -> Result<ExplainWorkspaceResponse, CommandFailure> {
     let request = ExplainWorkspaceRequest { workspace: workspace.to_owned() };
-    let answer = retry_call(|| {
-        let (mut workspaces, request) = (client.workspaces(), request.clone());
-        async move { workspaces.explain(request).await }
-    });
+    let answer = retry_call(async || client.workspaces().explain(request.clone()).await);
     Ok(answer.await?)
 }
 

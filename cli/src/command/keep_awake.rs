@@ -160,10 +160,7 @@ impl HeldLease {
             duration: Some(duration::to_wire(duration_requested)),
             reason: self.reason.clone(),
         };
-        let answer = retry_call(|| {
-            let (mut activity, request) = (self.workspace_client.activity(), request.clone());
-            async move { activity.keep_awake(request).await }
-        });
+        let answer = retry_call(async || self.workspace_client.activity().keep_awake(request.clone()).await);
         Ok(answer.await?.lease)
     }
 

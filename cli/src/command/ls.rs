@@ -30,10 +30,7 @@ impl LsArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
         let request = ListWorkspacesRequest { all_owners: self.all_owners };
-        let answer = retry_call(|| {
-            let mut workspaces = client.workspaces();
-            async move { workspaces.list(request).await }
-        });
+        let answer = retry_call(async || client.workspaces().list(request).await);
         let workspaces = answer.await?.workspaces;
         if context.json() {
             output::json(&workspaces.iter().map(WorkspaceJson::from).collect::<Vec<_>>())?;

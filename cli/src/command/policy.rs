@@ -72,9 +72,6 @@ impl PolicyArgs {
 async fn set(context: &Context, workspace: String, policy: Wire) -> Result<Workspace, CommandFailure> {
     let client = context.client().await?;
     let request = SetPolicyRequest { workspace, policy: Some(policy) };
-    let answer = retry_call(|| {
-        let (mut workspaces, request) = (client.workspaces(), request.clone());
-        async move { workspaces.set_policy(request).await }
-    });
+    let answer = retry_call(async || client.workspaces().set_policy(request.clone()).await);
     answer.await?.workspace.ok_or_else(CommandFailure::no_workspace)
 }

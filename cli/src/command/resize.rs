@@ -41,10 +41,7 @@ impl ResizeArgs {
             memory_bytes: self.memory.unwrap_or_default(),
         };
         let request = ResizeWorkspaceRequest { workspace: self.name, resources: Some(resources) };
-        let answer = retry_call(|| {
-            let (mut workspaces, request) = (client.workspaces(), request.clone());
-            async move { workspaces.resize(request).await }
-        });
+        let answer = retry_call(async || client.workspaces().resize(request.clone()).await);
         let workspace = answer.await?.workspace.ok_or_else(CommandFailure::no_workspace)?;
         if context.json() {
             output::json(&WorkspaceJson::from(&workspace))?;

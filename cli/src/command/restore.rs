@@ -75,10 +75,9 @@ impl RestoreArgs {
             request_id: token::random(REQUEST_ID_BYTES),
         };
         let mut tries = 0;
-        let answer = retry_call(|| {
+        let answer = retry_call(async || {
             tries += 1;
-            let (mut service, request) = (client.workspace_archives(), request.clone());
-            async move { service.restore(request).await }
+            client.workspace_archives().restore(request.clone()).await
         });
         let answer = answer.await;
         match answer {

@@ -124,10 +124,7 @@ impl RmArgs {
         workspace: Workspace,
     ) -> Result<Workspace, CommandFailure> {
         let request = DeleteWorkspaceRequest { workspace: workspace.id.clone(), discard: self.discard };
-        let deleted = retry_call(|| {
-            let (mut workspaces, request) = (client.workspaces(), request.clone());
-            async move { workspaces.delete(request).await }
-        });
+        let deleted = retry_call(async || client.workspaces().delete(request.clone()).await);
         match deleted.await {
             // An earlier attempt deleted the workspace, but its response was not received.
             Err(status) if error::reason(&status) == Some(Reason::WorkspaceNotFound) => Ok(workspace),

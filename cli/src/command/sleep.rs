@@ -68,10 +68,7 @@ impl SleepArgs {
 
     async fn request_sleep(&self, client: &Client, name: &str) -> Result<Workspace, CommandFailure> {
         let request = SleepWorkspaceRequest { workspace: name.to_owned(), force: self.force };
-        let answer = retry_call(|| {
-            let (mut workspaces, request) = (client.workspaces(), request.clone());
-            async move { workspaces.sleep(request).await }
-        });
+        let answer = retry_call(async || client.workspaces().sleep(request.clone()).await);
         match answer.await {
             Ok(answer) => answer.workspace.ok_or_else(CommandFailure::no_workspace),
             Err(status) if error::reason(&status) == Some(Reason::Busy) => {

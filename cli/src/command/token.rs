@@ -79,10 +79,7 @@ impl TokenArgs {
                 (Some(answer.token), answer.info)
             }
             TokenCommand::Describe => {
-                let answer = retry_call(|| {
-                    let mut tokens = client.tokens();
-                    async move { tokens.describe(DescribeTokenRequest {}).await }
-                });
+                let answer = retry_call(async || client.tokens().describe(DescribeTokenRequest {}).await);
                 (None, answer.await?.info)
             }
         };

@@ -40,9 +40,6 @@ impl UndeleteArgs {
 
 async fn undelete(client: &Client, workspace: &str) -> Result<Workspace, CommandFailure> {
     let request = UndeleteWorkspaceRequest { workspace: workspace.to_owned() };
-    let answer = retry_call(|| {
-        let (mut workspaces, request) = (client.workspaces(), request.clone());
-        async move { workspaces.undelete(request).await }
-    });
+    let answer = retry_call(async || client.workspaces().undelete(request.clone()).await);
     answer.await?.workspace.ok_or_else(CommandFailure::no_workspace)
 }

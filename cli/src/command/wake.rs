@@ -69,9 +69,6 @@ impl WakeArgs {
 /// Requests a wake of the workspace. Returns the workspace as it is now, without waiting.
 pub async fn wake(client: &Client, workspace: &str) -> Result<Workspace, CommandFailure> {
     let request = WakeWorkspaceRequest { workspace: workspace.to_owned() };
-    let answer = retry_call(|| {
-        let (mut workspaces, request) = (client.workspaces(), request.clone());
-        async move { workspaces.wake(request).await }
-    });
+    let answer = retry_call(async || client.workspaces().wake(request.clone()).await);
     answer.await?.workspace.ok_or_else(CommandFailure::no_workspace)
 }

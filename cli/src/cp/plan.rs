@@ -305,29 +305,23 @@ fn path_failure(status: Status) -> Result<(CommandFailure, SkipReason), CommandF
 /// Returns the metadata of a path. Follows symbolic links.
 pub async fn stat(workspace_client: &WorkspaceClient, path: &RemotePath) -> Result<Entry, Status> {
     let request = StatRequest { path: Some(path.wire()), no_follow: false };
-    let answer = retry_call(|| {
-        let (mut files, request) = (workspace_client.files(), request.clone());
-        async move { files.stat(request).await }
-    });
+    let answer = retry_call(async || workspace_client.files().stat(request.clone()).await);
     Ok(answer.await?.entry.unwrap_or_default())
 }
 
 async fn list(workspace_client: &WorkspaceClient, path: &RemotePath) -> Result<Vec<Entry>, Status> {
     let request = ListFilesRequest { path: Some(path.wire()) };
     // A listing cannot be resumed, so each retry reads all pages.
-    let entries = retry_call(|| {
-        let (mut files, request) = (workspace_client.files(), request.clone());
-        async move {
-            let mut pages = files.list(request).await?.into_inner();
-            let mut entries = Vec::new();
-            while let Some(page) = pages.message().await? {
-                entries.extend(page.entries);
-                if entries.len() > MAX_ENTRIES {
-                    break;
-                }
+    let entries = retry_call(async || {
+        let mut pages = workspace_client.files().list(request.clone()).await?.into_inner();
+        let mut entries = Vec::new();
+        while let Some(page) = pages.message().await? {
+            entries.extend(page.entries);
+            if entries.len() > MAX_ENTRIES {
+                break;
             }
-            Ok(Response::new(entries))
         }
+        Ok(Response::new(entries))
     });
     entries.await
 }

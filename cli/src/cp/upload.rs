@@ -143,10 +143,7 @@ pub async fn make_directory(
 }
 
 async fn mkdir(workspace_client: &WorkspaceClient, request: MkdirRequest) -> Result<(), Status> {
-    let made = retry_call(|| {
-        let (mut files, request) = (workspace_client.files(), request.clone());
-        async move { files.mkdir(request).await }
-    });
+    let made = retry_call(async || workspace_client.files().mkdir(request.clone()).await);
     made.await.map(|_| ())
 }
 
