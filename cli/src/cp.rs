@@ -11,13 +11,17 @@ pub mod plan;
 pub mod skipped;
 pub mod upload;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
+use futures_util::{StreamExt as _, stream};
+use indicatif::ProgressBar;
 use serde::Serialize;
+use tokio::time::sleep;
 
 use self::{
-    plan::CopyPlan,
-    skipped::{CopyFailure, FailureScope, SkippedPath},
+    endpoint::RemotePath,
+    plan::{CopyDirectory, CopyFile, CopyPlan},
+    skipped::{CopyFailure, FailureScope, SkipReason, SkippedPath},
 };
 use crate::{backoff::RetryBackoff, failure::CommandFailure};
 
@@ -74,6 +78,172 @@ impl CopyTally {
     }
 }
 
+/// A path at one end of a copy.
+trait CopyPath: Ord + Sized {
+    /// Renders the path for display.
+    fn show(&self) -> String;
+    fn parent(&self) -> Option<Self>;
+}
+
+impl CopyPath for PathBuf {
+    fn show(&self) -> String {
+        self.display().to_string()
+    }
+
+    fn parent(&self) -> Option<Self> {
+        Some(self.as_path().parent()?.to_owned())
+    }
+}
+
+impl CopyPath for RemotePath {
+    fn show(&self) -> String {
+        RemotePath::show(self)
+    }
+
+    fn parent(&self) -> Option<Self> {
+        RemotePath::parent(self)
+    }
+}
+
+/// One direction of a copy: to a workspace or from it.
+trait CopyDirection {
+    type From: CopyPath;
+    type To: CopyPath;
+
+    /// Creates a directory that its owner can access, and its missing parents if it is the `root` of
+    /// the copy. An existing directory keeps its mode. Returns the mode that the directory gets once
+    /// its files are copied, or `None` if its mode stays.
+    async fn make_directory(
+        &self,
+        directory: &CopyDirectory<Self::To>,
+        root: bool,
+    ) -> Result<Option<u32>, CopyFailure>;
+
+    /// Sets the final mode of a directory.
+    async fn set_mode(&self, directory: &Self::To, mode: u32) -> Result<(), CopyFailure>;
+
+    /// Copies a whole file. Adds each copied byte to `copied` and to the progress bar, also before a
+    /// failure.
+    async fn attempt(
+        &self,
+        file: &CopyFile<Self::From, Self::To>,
+        copied: &mut u64,
+    ) -> Result<(), CopyFailure>;
+}
+
+/// Creates the directories of a plan and copies its files. A path that cannot be copied is added to
+/// the skipped paths of `tally`. Returns a failure that concerns the whole copy.
+async fn copy<D: CopyDirection>(
+    direction: &D,
+    plan: CopyPlan<D::From, D::To>,
+    bar: &ProgressBar,
+    tally: &mut CopyTally,
+) -> Result<(), CommandFailure> {
+    let is_alone = plan.is_single_file;
+    let created = create_directories(direction, plan.directories, tally).await?;
+    let (files, orphans): (Vec<_>, Vec<_>) =
+        plan.files.into_iter().partition(|file| !created.is_below_failed(&file.to));
+    let orphans = orphans.iter().map(|file| SkippedPath::new(file.from.show(), SkipReason::ParentMissing));
+    tally.skipped.extend(orphans);
+    let mut copies = stream::iter(files)
+        .map(async |file| {
+            let copied = copy_file(bar, async |copied| direction.attempt(&file, copied).await).await;
+            (file.from.show(), copied)
+        })
+        .buffer_unordered(CONCURRENT_FILES);
+    let mut outcome = Ok(());
+    while let Some((from, copied)) = copies.next().await {
+        outcome = tally.add(from, copied, is_alone);
+        if outcome.is_err() {
+            break;
+        }
+    }
+    drop(copies);
+    // Also after a failure, because a repeated copy keeps the modes of directories that exist.
+    outcome.and(set_modes(direction, created.unfinished, tally).await)
+}
+
+/// Outcome of creating the directories of a plan.
+struct CreatedDirectories<T> {
+    /// Directories that could not be created.
+    failed: BTreeSet<T>,
+    /// New directories with their final modes, which they get after their files are copied.
+    unfinished: Vec<(CopyDirectory<T>, u32)>,
+}
+
+impl<T: CopyPath> CreatedDirectories<T> {
+    fn is_below_failed(&self, path: &T) -> bool {
+        !self.failed.is_empty()
+            && std::iter::successors(path.parent(), T::parent).any(|outer| self.failed.contains(&outer))
+    }
+}
+
+async fn create_directories<D: CopyDirection>(
+    direction: &D,
+    directories: Vec<CopyDirectory<D::To>>,
+    tally: &mut CopyTally,
+) -> Result<CreatedDirectories<D::To>, CommandFailure> {
+    let mut created = CreatedDirectories { failed: BTreeSet::new(), unfinished: Vec::new() };
+    for (index, directory) in directories.into_iter().enumerate() {
+        if created.is_below_failed(&directory.to) {
+            tally.skipped.push(SkippedPath::new(directory.from, SkipReason::ParentMissing));
+            created.failed.insert(directory.to);
+            continue;
+        }
+        match direction.make_directory(&directory, index == 0).await {
+            Ok(final_mode) => {
+                tally.directories += 1;
+                created.unfinished.extend(final_mode.map(|mode| (directory, mode)));
+            }
+            Err(CopyFailure { failure, scope: FailureScope::Path(reason) }) if index > 0 => {
+                tally.skipped.push(SkippedPath::with_failure(directory.from, reason, &failure));
+                created.failed.insert(directory.to);
+            }
+            Err(CopyFailure { failure, .. }) => return Err(failure),
+        }
+    }
+    Ok(created)
+}
+
+/// Sets the final modes of directories, innermost first.
+async fn set_modes<D: CopyDirection>(
+    direction: &D,
+    directories: Vec<(CopyDirectory<D::To>, u32)>,
+    tally: &mut CopyTally,
+) -> Result<(), CommandFailure> {
+    for (directory, mode) in directories.into_iter().rev() {
+        match direction.set_mode(&directory.to, mode).await {
+            Ok(()) => {}
+            Err(CopyFailure { failure, scope: FailureScope::Path(reason) }) => {
+                tally.skipped.push(SkippedPath::with_failure(directory.from, reason, &failure));
+            }
+            Err(CopyFailure { failure, .. }) => return Err(failure),
+        }
+    }
+    Ok(())
+}
+
+/// Copies a file, with several attempts if the connection breaks or the file changes. `attempt`
+/// copies the whole file, and adds to its argument the number of bytes that are on the bar. Returns
+/// the file's size in bytes.
+async fn copy_file(
+    bar: &ProgressBar,
+    mut attempt: impl AsyncFnMut(&mut u64) -> Result<(), CopyFailure>,
+) -> Result<u64, CopyFailure> {
+    let mut attempts = FileAttempts::default();
+    loop {
+        let mut copied = 0;
+        match attempt(&mut copied).await {
+            Ok(()) => return Ok(copied),
+            Err(failure) => {
+                // The next attempt copies the whole file again.
+                bar.set_position(bar.position().saturating_sub(copied));
+                sleep(attempts.next_delay(failure)?).await;
+            }
+        }
+    }
+}
+
 /// Counts the attempts for one file.
 #[derive(Debug, Default)]
 struct FileAttempts {
@@ -92,5 +262,36 @@ impl FileAttempts {
         } else {
             Err(failure)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podling_proto::error::{Reason, WireError};
+
+    use super::{skipped::RemoteRole, *};
+
+    #[test]
+    fn attempts_are_bounded_by_the_kind_of_failure() {
+        let remote = |reason| CopyFailure::remote(WireError::new(reason, "no").into(), RemoteRole::Source);
+        let count = |failure: &dyn Fn() -> CopyFailure| {
+            let mut attempts = FileAttempts::default();
+            (1..).find(|_| attempts.next_delay(failure()).is_err()).expect("a last attempt")
+        };
+        assert_eq!(count(&|| remote(Reason::AgentUnreachable)), MAX_ATTEMPTS);
+        assert_eq!(count(&|| CopyFailure::changed("a")), MAX_CHANGE_ATTEMPTS);
+        assert_eq!(count(&|| remote(Reason::PathNotFound)), 1);
+    }
+
+    #[tokio::test]
+    async fn failed_attempt_is_repeated_and_leaves_the_bar() {
+        let (bar, mut attempts) = (ProgressBar::hidden(), 0);
+        let copied = copy_file(&bar, async |copied| {
+            attempts += 1;
+            *copied += 2;
+            bar.inc(2);
+            if attempts == 1 { Err(CopyFailure::changed("a")) } else { Ok(()) }
+        });
+        assert_eq!((copied.await.expect("copied"), bar.position(), attempts), (2, 2, 2));
     }
 }

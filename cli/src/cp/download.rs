@@ -1,7 +1,6 @@
 //! Copies files from a workspace to this machine.
 
 use std::{
-    collections::BTreeSet,
     fs::{self, DirBuilder, Permissions},
     io,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
@@ -9,7 +8,6 @@ use std::{
     time::SystemTime,
 };
 
-use futures_util::{StreamExt as _, stream};
 use indicatif::ProgressBar;
 use podling_proto::agent::v1::{Entry, ReadFileRequest, ReadFileResponse};
 use tokio::{
@@ -20,10 +18,10 @@ use tokio::{
 use tonic::{Status, Streaming};
 
 use super::{
-    CONCURRENT_FILES, CopyTally, FileAttempts, MAX_ATTEMPTS, OWNER_ACCESS,
+    CopyDirection, CopyTally, MAX_ATTEMPTS, OWNER_ACCESS,
     endpoint::RemotePath,
     plan::{CopyDirectory, CopyFile, CopyPlan},
-    skipped::{CopyFailure, FailureScope, RemoteRole, SkipReason, SkippedPath},
+    skipped::{CopyFailure, FailureScope, RemoteRole, SkipReason},
 };
 use crate::{
     backoff::{RetryBackoff, is_retryable},
@@ -47,78 +45,67 @@ pub async fn download(
     bar: &ProgressBar,
     tally: &mut CopyTally,
 ) -> Result<(), CommandFailure> {
-    let is_alone = plan.is_single_file;
-    let created = create_directories(plan.directories, tally)?;
-    let (files, orphans): (Vec<_>, Vec<_>) =
-        plan.files.into_iter().partition(|file| !created.is_below_failed(&file.to));
-    let orphan =
-        |file: CopyFile<RemotePath, _>| SkippedPath::new(file.from.show(), SkipReason::ParentMissing);
-    tally.skipped.extend(orphans.into_iter().map(orphan));
-    let mut copies = stream::iter(files)
-        .map(async |file| (file.from.show(), download_file(workspace_client, &file, bar).await))
-        .buffer_unordered(CONCURRENT_FILES);
-    let mut outcome = Ok(());
-    while let Some((from, copied)) = copies.next().await {
-        outcome = tally.add(from, copied, is_alone);
-        if outcome.is_err() {
-            break;
-        }
-    }
-    drop(copies);
-    // Also after a failure, because a repeated copy keeps the modes of directories that exist.
-    for (directory, mode) in created.new.into_iter().rev() {
-        if let Err(error) = fs::set_permissions(&directory.to, Permissions::from_mode(mode)) {
-            let CopyFailure { failure, .. } = CopyFailure::write(&directory.to, error);
-            tally.skipped.push(SkippedPath::with_failure(directory.from, SkipReason::Unwritable, &failure));
-        }
-    }
-    outcome
+    super::copy(&Download { workspace_client, bar }, plan, bar, tally).await
 }
 
-/// Outcome of creating the directories of a plan.
-#[derive(Default)]
-struct CreatedDirectories {
-    /// Directories that could not be created.
-    failed: BTreeSet<PathBuf>,
-    /// New directories with their final modes. Only the owner may access them until their files are
-    /// copied.
-    new: Vec<(CopyDirectory<PathBuf>, u32)>,
+/// The direction from a workspace to this machine.
+struct Download<'a> {
+    workspace_client: &'a WorkspaceClient,
+    bar: &'a ProgressBar,
 }
 
-impl CreatedDirectories {
-    fn is_below_failed(&self, path: &Path) -> bool {
-        !self.failed.is_empty() && path.ancestors().skip(1).any(|outer| self.failed.contains(outer))
-    }
-}
+impl CopyDirection for Download<'_> {
+    type From = RemotePath;
+    type To = PathBuf;
 
-fn create_directories(
-    directories: Vec<CopyDirectory<PathBuf>>,
-    tally: &mut CopyTally,
-) -> Result<CreatedDirectories, CommandFailure> {
-    let mut created = CreatedDirectories::default();
-    for (index, directory) in directories.into_iter().enumerate() {
-        if created.is_below_failed(&directory.to) {
-            tally.skipped.push(SkippedPath::new(directory.from, SkipReason::ParentMissing));
-            created.failed.insert(directory.to);
-            continue;
-        }
-        match make_directory(&directory, index == 0) {
-            Ok(is_new) => {
-                tally.directories += 1;
-                if let Some(mode) = directory.mode.filter(|_| is_new) {
-                    created.new.push((directory, mode & MODE_MASK));
-                }
-            }
-            Err(error) => match CopyFailure::write(&directory.to, error) {
-                CopyFailure { failure, scope: FailureScope::Path(reason) } if index > 0 => {
-                    tally.skipped.push(SkippedPath::with_failure(directory.from, reason, &failure));
-                    created.failed.insert(directory.to);
-                }
-                CopyFailure { failure, .. } => return Err(failure),
-            },
-        }
+    async fn make_directory(
+        &self,
+        directory: &CopyDirectory<PathBuf>,
+        root: bool,
+    ) -> Result<Option<u32>, CopyFailure> {
+        let is_new =
+            make_directory(directory, root).map_err(|error| CopyFailure::write(&directory.to, error))?;
+        Ok(directory.mode.filter(|_| is_new).map(|mode| mode & MODE_MASK))
     }
-    Ok(created)
+
+    async fn set_mode(&self, directory: &PathBuf, mode: u32) -> Result<(), CopyFailure> {
+        fs::set_permissions(directory, Permissions::from_mode(mode)).map_err(|error| {
+            // The files are copied, so that no failure concerns the whole copy any more.
+            let scope = FailureScope::Path(SkipReason::Unwritable);
+            CopyFailure { scope, ..CopyFailure::write(directory, error) }
+        })
+    }
+
+    async fn attempt(
+        &self,
+        file: &CopyFile<RemotePath, PathBuf>,
+        copied: &mut u64,
+    ) -> Result<(), CopyFailure> {
+        self.bar.set_message(file.from.show());
+        let write_error = |error| CopyFailure::write(&file.to, error);
+        check_replaceable(&file.to).map_err(write_error)?;
+        let mut reader = RemoteFileReader::new(self.workspace_client, &file.from);
+        // The first chunk is read before the file is created, so that a file that has vanished leaves
+        // no trace in the directory.
+        let mut chunk = reader.next().await?;
+        let (partial_file, local) =
+            PartialFile::create_beside(&file.to, PARTIAL_MODE).map_err(write_error)?;
+        let mut local = BufWriter::new(File::from_std(local));
+        while let Some(data) = chunk {
+            local.write_all(&data).await.map_err(write_error)?;
+            *copied += data.len() as u64;
+            self.bar.inc(data.len() as u64);
+            chunk = reader.next().await?;
+        }
+        local.flush().await.map_err(write_error)?;
+        let local = local.into_inner().into_std().await;
+        let (mode, modified) = reader.attributes().unwrap_or((file.mode, None));
+        local.set_permissions(Permissions::from_mode(mode & MODE_MASK)).map_err(write_error)?;
+        if let Some(modified) = modified {
+            local.set_modified(modified).map_err(write_error)?;
+        }
+        fs::rename(partial_file.path(), &file.to).map_err(write_error)
+    }
 }
 
 /// Creates a directory that only its owner may access if its mode is to be copied. An existing
@@ -152,56 +139,6 @@ pub async fn download_to_stdio(
         bar.inc(data.len() as u64);
     }
     Ok(reader.offset)
-}
-
-/// Downloads a file, with several attempts if it changes. Returns its size in bytes.
-async fn download_file(
-    workspace_client: &WorkspaceClient,
-    file: &CopyFile<RemotePath, PathBuf>,
-    bar: &ProgressBar,
-) -> Result<u64, CopyFailure> {
-    bar.set_message(file.from.show());
-    let mut attempts = FileAttempts::default();
-    loop {
-        let mut received = 0;
-        match attempt(workspace_client, file, bar, &mut received).await {
-            Ok(()) => return Ok(received),
-            Err(failure) => {
-                bar.set_position(bar.position().saturating_sub(received));
-                sleep(attempts.next_delay(failure)?).await;
-            }
-        }
-    }
-}
-
-async fn attempt(
-    workspace_client: &WorkspaceClient,
-    file: &CopyFile<RemotePath, PathBuf>,
-    bar: &ProgressBar,
-    received: &mut u64,
-) -> Result<(), CopyFailure> {
-    let write_error = |error| CopyFailure::write(&file.to, error);
-    check_replaceable(&file.to).map_err(write_error)?;
-    let mut reader = RemoteFileReader::new(workspace_client, &file.from);
-    // The first chunk is read before the file is created, so that a file that has vanished leaves
-    // no trace in the directory.
-    let mut chunk = reader.next().await?;
-    let (partial_file, local) = PartialFile::create_beside(&file.to, PARTIAL_MODE).map_err(write_error)?;
-    let mut local = BufWriter::new(File::from_std(local));
-    while let Some(data) = chunk {
-        local.write_all(&data).await.map_err(write_error)?;
-        *received += data.len() as u64;
-        bar.inc(data.len() as u64);
-        chunk = reader.next().await?;
-    }
-    local.flush().await.map_err(write_error)?;
-    let local = local.into_inner().into_std().await;
-    let (mode, modified) = reader.attributes().unwrap_or((file.mode, None));
-    local.set_permissions(Permissions::from_mode(mode & MODE_MASK)).map_err(write_error)?;
-    if let Some(modified) = modified {
-        local.set_modified(modified).map_err(write_error)?;
-    }
-    fs::rename(partial_file.path(), &file.to).map_err(write_error)
 }
 
 /// Fails if a rename would replace an entry that is not a file, such as a device.

@@ -1,11 +1,8 @@
 //! Copies files from this machine to a workspace.
 
-use std::{
-    collections::BTreeSet, fs::Metadata, io, io::SeekFrom, os::unix::fs::PermissionsExt as _, path::PathBuf,
-};
+use std::{fs::Metadata, io, io::SeekFrom, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
 use indicatif::ProgressBar;
 use podling_proto::{
     agent::v1::{MkdirRequest, WriteFileRequest, WriteFileResponse, WriteOpen},
@@ -17,16 +14,15 @@ use tokio::{
     fs,
     io::{AsyncReadExt as _, AsyncSeekExt as _},
     sync::mpsc,
-    time::sleep,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::{
-    CONCURRENT_FILES, CopyTally, FileAttempts, OWNER_ACCESS,
+    CopyDirection, CopyTally, OWNER_ACCESS,
     endpoint::RemotePath,
     plan::{CopyDirectory, CopyFile, CopyPlan},
-    skipped::{CopyFailure, FailureScope, RemoteRole, SkipReason, SkippedPath},
+    skipped::{CopyFailure, FailureScope, RemoteRole},
 };
 use crate::{backoff::retry_call, client::WorkspaceClient, failure::CommandFailure, stdio::AsyncStdio};
 
@@ -45,79 +41,81 @@ pub async fn upload(
     bar: &ProgressBar,
     tally: &mut CopyTally,
 ) -> Result<(), CommandFailure> {
-    let is_alone = plan.is_single_file;
-    let created = create_directories(workspace_client, plan.directories, tally).await?;
-    let (files, orphans): (Vec<_>, Vec<_>) =
-        plan.files.into_iter().partition(|file| !created.is_below_failed(&file.to));
-    let orphan = |file: CopyFile<PathBuf, _>| {
-        SkippedPath::new(file.from.display().to_string(), SkipReason::ParentMissing)
-    };
-    tally.skipped.extend(orphans.into_iter().map(orphan));
-    let mut copies = stream::iter(files)
-        .map(async |file| (file.from.display().to_string(), upload_file(workspace_client, &file, bar).await))
-        .buffer_unordered(CONCURRENT_FILES);
-    let mut outcome = Ok(());
-    while let Some((from, copied)) = copies.next().await {
-        outcome = tally.add(from, copied, is_alone);
-        if outcome.is_err() {
-            break;
-        }
-    }
-    drop(copies);
-    // Also after a failure, because a repeated copy keeps the modes of directories that exist.
-    let restricted = restrict_directories(workspace_client, created.restricted, tally).await;
-    outcome.and(restricted)
+    super::copy(&Upload { workspace_client, bar }, plan, bar, tally).await
 }
 
-/// Outcome of creating the directories of a plan.
-#[derive(Default)]
-struct CreatedDirectories {
-    /// Directories that could not be created.
-    failed: BTreeSet<RemotePath>,
-    /// New directories with their final modes, which deny access to their owner.
-    restricted: Vec<(CopyDirectory<RemotePath>, u32)>,
+/// The direction from this machine to a workspace.
+struct Upload<'a> {
+    workspace_client: &'a WorkspaceClient,
+    bar: &'a ProgressBar,
 }
 
-impl CreatedDirectories {
-    fn is_below_failed(&self, path: &RemotePath) -> bool {
-        !self.failed.is_empty()
-            && std::iter::successors(path.parent(), RemotePath::parent)
-                .any(|outer| self.failed.contains(&outer))
-    }
-}
+impl CopyDirection for Upload<'_> {
+    type From = PathBuf;
+    type To = RemotePath;
 
-async fn create_directories(
-    workspace_client: &WorkspaceClient,
-    directories: Vec<CopyDirectory<RemotePath>>,
-    tally: &mut CopyTally,
-) -> Result<CreatedDirectories, CommandFailure> {
-    let mut created = CreatedDirectories::default();
-    for (index, directory) in directories.into_iter().enumerate() {
-        if created.is_below_failed(&directory.to) {
-            tally.skipped.push(SkippedPath::new(directory.from, SkipReason::ParentMissing));
-            created.failed.insert(directory.to);
-            continue;
-        }
-        let mode = directory.mode.unwrap_or(0);
+    async fn make_directory(
+        &self,
+        directory: &CopyDirectory<RemotePath>,
+        _root: bool,
+    ) -> Result<Option<u32>, CopyFailure> {
         // The owner needs access until the files are copied.
-        let initial_mode = if mode == 0 && directory.mode.is_none() { 0 } else { mode | OWNER_ACCESS };
-        match make_directory(workspace_client, &directory.to, initial_mode).await {
-            Ok(is_new) => {
-                tally.directories += 1;
-                if is_new && initial_mode != mode {
-                    created.restricted.push((directory, mode));
-                }
-            }
-            Err(status) => match CopyFailure::remote(status, RemoteRole::Destination) {
-                CopyFailure { failure, scope: FailureScope::Path(reason) } if index > 0 => {
-                    tally.skipped.push(SkippedPath::with_failure(directory.from, reason, &failure));
-                    created.failed.insert(directory.to);
-                }
-                CopyFailure { failure, .. } => return Err(failure),
-            },
-        }
+        let initial_mode = directory.mode.map_or(0, |mode| mode | OWNER_ACCESS);
+        let is_new = make_directory(self.workspace_client, &directory.to, initial_mode).await;
+        let is_new = is_new.map_err(|status| CopyFailure::remote(status, RemoteRole::Destination))?;
+        Ok(directory.mode.filter(|mode| is_new && *mode != initial_mode))
     }
-    Ok(created)
+
+    async fn set_mode(&self, directory: &RemotePath, mode: u32) -> Result<(), CopyFailure> {
+        let mode = if mode == 0 { STRICTEST_MODE } else { mode };
+        let request = MkdirRequest { path: Some(directory.wire()), mode, parents: true, replace_mode: true };
+        let made = mkdir(self.workspace_client, request).await;
+        made.map_err(|status| CopyFailure::remote(status, RemoteRole::Destination))
+    }
+
+    async fn attempt(
+        &self,
+        file: &CopyFile<PathBuf, RemotePath>,
+        copied: &mut u64,
+    ) -> Result<(), CopyFailure> {
+        self.bar.set_message(file.to.show());
+        let read_error = |error| CopyFailure::read(&file.from, error);
+        let (mut source, metadata) = open_regular(&file.from).await.map_err(read_error)?;
+        let mut open = WriteOpen {
+            path: Some(file.to.wire()),
+            mode: match metadata.permissions().mode() & 0o7777 {
+                0 => STRICTEST_MODE,
+                mode => mode,
+            },
+            modified: metadata.modified().ok().map(prost_types::Timestamp::from),
+            ..WriteOpen::default()
+        };
+        // Files in /proc report no size, and their content may differ at each read.
+        if metadata.len() == 0 {
+            let chunks = async || read_chunk(&mut source, CHUNK as u64).await.map_err(read_error);
+            return upload_stream(self.workspace_client, open, chunks, self.bar, copied).await;
+        }
+        // Content that is appended from now on is not copied. A file that is written all the time has an end.
+        let (digest, length) = hash_prefix(&mut source, metadata.len()).await.map_err(read_error)?;
+        open.sha256 = digest.as_ref().to_vec();
+        source.seek(SeekFrom::Start(0)).await.map_err(read_error)?;
+        let written = write(self.workspace_client, open, async |tx| {
+            while *copied < length {
+                let data = read_chunk(&mut source, length - *copied).await.map_err(read_error)?;
+                let count = data.len() as u64;
+                if count == 0 {
+                    return Err(CopyFailure::changed(&file.from.display().to_string()));
+                }
+                if tx.send(WriteFileRequest { open: None, data }).await.is_err() {
+                    return Ok(());
+                }
+                *copied += count;
+                self.bar.inc(count);
+            }
+            Ok(())
+        });
+        written.await.map(|_| ())
+    }
 }
 
 /// Creates a directory, with the missing ones above it. An existing directory keeps its mode.
@@ -145,94 +143,6 @@ pub async fn make_directory(
 async fn mkdir(workspace_client: &WorkspaceClient, request: MkdirRequest) -> Result<(), Status> {
     let made = retry_call(async || workspace_client.files().mkdir(request.clone()).await);
     made.await.map(|_| ())
-}
-
-/// Sets the final modes of directories, innermost first.
-async fn restrict_directories(
-    workspace_client: &WorkspaceClient,
-    restricted: Vec<(CopyDirectory<RemotePath>, u32)>,
-    tally: &mut CopyTally,
-) -> Result<(), CommandFailure> {
-    for (directory, mode) in restricted.into_iter().rev() {
-        let mode = if mode == 0 { STRICTEST_MODE } else { mode };
-        let path = Some(directory.to.wire());
-        let request = MkdirRequest { path, mode, parents: true, replace_mode: true };
-        if let Err(status) = mkdir(workspace_client, request).await {
-            match CopyFailure::remote(status, RemoteRole::Destination) {
-                CopyFailure { failure, scope: FailureScope::Path(reason) } => {
-                    tally.skipped.push(SkippedPath::with_failure(directory.from, reason, &failure));
-                }
-                CopyFailure { failure, .. } => return Err(failure),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Uploads a file, with several attempts if the connection breaks or the file changes. Returns its
-/// size in bytes.
-async fn upload_file(
-    workspace_client: &WorkspaceClient,
-    file: &CopyFile<PathBuf, RemotePath>,
-    bar: &ProgressBar,
-) -> Result<u64, CopyFailure> {
-    bar.set_message(file.to.show());
-    let mut attempts = FileAttempts::default();
-    loop {
-        let mut sent = 0;
-        match attempt(workspace_client, file, bar, &mut sent).await {
-            Ok(()) => return Ok(sent),
-            Err(failure) => {
-                // The next attempt sends the whole file again.
-                bar.set_position(bar.position().saturating_sub(sent));
-                sleep(attempts.next_delay(failure)?).await;
-            }
-        }
-    }
-}
-
-async fn attempt(
-    workspace_client: &WorkspaceClient,
-    file: &CopyFile<PathBuf, RemotePath>,
-    bar: &ProgressBar,
-    sent: &mut u64,
-) -> Result<(), CopyFailure> {
-    let read_error = |error| CopyFailure::read(&file.from, error);
-    let (mut source, metadata) = open_regular(&file.from).await.map_err(read_error)?;
-    let mut open = WriteOpen {
-        path: Some(file.to.wire()),
-        mode: match metadata.permissions().mode() & 0o7777 {
-            0 => STRICTEST_MODE,
-            mode => mode,
-        },
-        modified: metadata.modified().ok().map(prost_types::Timestamp::from),
-        ..WriteOpen::default()
-    };
-    // Files in /proc report no size, and their content may differ at each read.
-    if metadata.len() == 0 {
-        let chunks = async || read_chunk(&mut source, CHUNK as u64).await.map_err(read_error);
-        return upload_stream(workspace_client, open, chunks, bar, sent).await;
-    }
-    // Content that is appended from now on is not copied. A file that is written all the time has an end.
-    let (digest, length) = hash_prefix(&mut source, metadata.len()).await.map_err(read_error)?;
-    open.sha256 = digest.as_ref().to_vec();
-    source.seek(SeekFrom::Start(0)).await.map_err(read_error)?;
-    let written = write(workspace_client, open, async |tx| {
-        while *sent < length {
-            let data = read_chunk(&mut source, length - *sent).await.map_err(read_error)?;
-            let count = data.len() as u64;
-            if count == 0 {
-                return Err(CopyFailure::changed(&file.from.display().to_string()));
-            }
-            if tx.send(WriteFileRequest { open: None, data }).await.is_err() {
-                return Ok(());
-            }
-            *sent += count;
-            bar.inc(count);
-        }
-        Ok(())
-    });
-    written.await.map(|_| ())
 }
 
 /// Opens a regular file. Does not wait for the other end of a pipe that has replaced the file.
