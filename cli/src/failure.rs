@@ -194,20 +194,14 @@ impl CommandFailure {
         }
     }
 
-    /// Returns what the user can do about the failure, if there is a standard answer. Commands in it
-    /// select the same control plane.
+    /// Returns what the user can do about the failure, if there is a standard answer.
     pub fn advice(&self) -> Option<String> {
-        let advice = self.own_advice()?;
-        Some(advice.replace("podling ", &format!("{} ", output::podling())))
-    }
-
-    fn own_advice(&self) -> Option<String> {
         match self {
             Self::NotRunning { .. } => Some("start it with: podling up".to_owned()),
             Self::Unreachable { local, source, .. } => Some(unreachable_advice(*local, source).to_owned()),
             Self::Status(status) => status_advice(status),
             Self::Advised { advice, .. } => Some(advice.clone()),
-            Self::Coded { inner, .. } => inner.own_advice(),
+            Self::Coded { inner, .. } => inner.advice(),
             _ => None,
         }
     }
@@ -215,7 +209,7 @@ impl CommandFailure {
     /// Puts the name of the workspace into the commands of the advice. `None` leaves the word NAME.
     #[must_use]
     pub fn about(self, workspace: Option<&str>) -> Self {
-        let Some((advice, workspace)) = self.own_advice().zip(workspace) else { return self };
+        let Some((advice, workspace)) = self.advice().zip(workspace) else { return self };
         match advice.contains(" NAME") {
             true => self.with_advice(advice.replace(" NAME", &format!(" {workspace}"))),
             false => self,
@@ -228,8 +222,7 @@ impl CommandFailure {
             return;
         }
         if json {
-            notice!("{}", serde_json::json!({ "error": self.view() }));
-            return;
+            return output::json_notice(&serde_json::json!({ "error": self.view() }));
         }
         notice!("podling: {}", self.describe());
         if let Some(advice) = self.advice() {
@@ -239,9 +232,9 @@ impl CommandFailure {
 
     fn view(&self) -> CommandFailureJson {
         CommandFailureJson {
-            message: self.describe(),
+            message: output::with_repeated_options(&self.describe()).into_owned(),
             reason: self.reason().map(error::name),
-            advice: self.advice(),
+            advice: self.advice().map(|advice| output::with_repeated_options(&advice).into_owned()),
             exit_code: self.exit_code(),
         }
     }

@@ -55,11 +55,11 @@ pub struct CompletionsArgs {
 impl CompletionsArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         match self.shell {
-            Some(shell) => output::print(&script(shell))?,
+            Some(shell) => output::print_exactly(&script(shell))?,
             None => {
                 // A message would appear in the line that the user types.
                 if let Ok(Ok(names)) = timeout(NAMES_TIMEOUT, names(context)).await {
-                    output::print(&names)?;
+                    output::print_exactly(&names)?;
                 }
             }
         }

@@ -85,7 +85,7 @@ impl CreateArgs {
             let took = duration::show(started_at.elapsed());
             let Workspace { name, .. } = &workspace;
             output::line(&format!("{name} {}{made}, after {took}", state_clause(workspace.state())))?;
-            output::line(&format!("  open a terminal in it with: {} attach {name}", output::podling()))?;
+            output::line(&format!("  open a terminal in it with: podling attach {name}"))?;
         }
         Ok(0)
     }

@@ -57,8 +57,7 @@ impl DownArgs {
         } else {
             let what = if ended == 1 { "1 workspace" } else { &format!("{ended} workspaces") };
             output::line(&format!(
-                "stopped the control plane and {what}; all files are kept. Start again with: {} up",
-                output::podling()
+                "stopped the control plane and {what}; all files are kept. Start again with: podling up"
             ))?;
         }
         Ok(0)

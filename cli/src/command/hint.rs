@@ -38,7 +38,7 @@ pub fn for_terminal(name: &str, command: &[String]) -> CommandFailure {
         [] => format!("podling attach {name}"),
         command => format!("podling attach {name} --new -- {}", command.join(" ")),
     };
-    CommandFailure::Usage(format!("`podling run` has no terminal; to use a program in a terminal: {attach}"))
+    CommandFailure::Usage(format!("`run` has no terminal; to use a program in a terminal: {attach}"))
 }
 
 #[cfg(test)]

@@ -54,12 +54,11 @@ async fn others(client: &Client, listed: bool) -> usize {
 
 /// Returns the text that stands in place of an empty list.
 fn none_of(others: usize) -> String {
-    let podling = output::podling();
     match others {
-        0 => format!("There are no workspaces. Create one with: {podling} create NAME"),
+        0 => "There are no workspaces. Create one with: podling create NAME".to_owned(),
         _ => format!(
             "You have no workspaces, but other owners have {others}. List them with: \
-             {podling} ls --all-owners"
+             podling ls --all-owners"
         ),
     }
 }

@@ -87,7 +87,7 @@ impl TokenArgs {
         if context.json() {
             output::json(&TokenJson::new(token, &info))?;
         } else if let Some(token) = token {
-            output::line(&token)?;
+            output::print_exactly(&format!("{token}\n"))?;
             eprint!("{}", render(&info, SystemTime::now()));
         } else {
             output::print(&render(&info, SystemTime::now()))?;
