@@ -100,32 +100,24 @@ pub fn table(archives: &[WorkspaceArchive], now: SystemTime, owners: bool) -> St
         if owners {
             row.push((archive.owner.clone(), None));
         }
-        let left_out = left_out(archive);
-        let notes: Vec<_> =
-            [notes(archive), left_out.as_str()].into_iter().filter(|note| !note.is_empty()).collect();
+        let notes = [
+            archive.deleted.then(|| "deleted".to_owned()),
+            archive.only_copy.then(|| "only copy".to_owned()),
+            left_out(archive),
+        ];
+        let notes: Vec<_> = notes.into_iter().flatten().collect();
         row.push((notes.join(", "), Some(Tone::Notice)));
         row
     };
     output::table(&head, &archives.iter().map(row).collect::<Vec<_>>())
 }
 
-/// Renders the number of entries that a zip cannot hold: "2 sockets or devices left out". Empty if
+/// Renders the number of entries that a zip cannot hold: "2 sockets or devices left out". `None` if
 /// there are none.
-pub fn left_out(archive: &WorkspaceArchive) -> String {
+pub fn left_out(archive: &WorkspaceArchive) -> Option<String> {
     let count = u32::try_from(archive.left_out).unwrap_or(u32::MAX);
-    match count {
-        0 => String::new(),
-        count => format!("{} left out", output::counted(count, "socket or device", "sockets or devices")),
-    }
-}
-
-fn notes(archive: &WorkspaceArchive) -> &'static str {
-    match (archive.deleted, archive.only_copy) {
-        (true, true) => "deleted, only copy",
-        (true, false) => "deleted",
-        (false, true) => "only copy",
-        (false, false) => "",
-    }
+    let counted = output::counted(count, "socket or device", "sockets or devices");
+    (count > 0).then(|| format!("{counted} left out"))
 }
 
 /// Returns the age of an archive, for example `2h 1m ago`.
@@ -170,7 +162,7 @@ mod tests {
             deleted: true,
             ..WorkspaceArchive::default()
         };
-        let text = table(&[archive], time(7_260), false);
+        let text = table(std::slice::from_ref(&archive), time(7_260), false);
         assert_eq!(
             text.lines().nth(1),
             Some(
@@ -179,5 +171,9 @@ mod tests {
             )
         );
         assert!(text.lines().next().is_some_and(|head| head.contains("EXPIRES")), "{text}");
+        let archive = WorkspaceArchive { left_out: 2, ..archive };
+        let text = table(&[archive], time(7_260), false);
+        assert!(text.ends_with("deleted, only copy, 2 sockets or devices left out\n"), "{text}");
+        assert_eq!(left_out(&WorkspaceArchive::default()), None);
     }
 }

@@ -158,10 +158,9 @@ impl RmArgs {
                 "{name} was deleted; its archive expires {}{}. \
                  Restore the workspace with: podling restore {}",
                 expires(archive, SystemTime::now()),
-                match archive::left_out(archive) {
-                    none if none.is_empty() => none,
-                    some => format!(" ({some}, because a zip cannot hold them)"),
-                },
+                archive::left_out(archive)
+                    .map(|left_out| format!(" ({left_out}, because a zip cannot hold them)"))
+                    .unwrap_or_default(),
                 archive.key
             ),
             None if self.discard => format!("{name} was deleted"),

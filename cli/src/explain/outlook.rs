@@ -70,10 +70,7 @@ pub fn storage(workspace: &Workspace, archives: &[WorkspaceArchive], now: System
         (_, true) => "\nIts files are in its storage. It has no archive.\n".to_owned(),
     };
     for archive in archives.iter().take(MAX_LISTED) {
-        let left_out = match archive::left_out(archive) {
-            none if none.is_empty() => none,
-            some => format!("  {some}"),
-        };
+        let left_out = archive::left_out(archive).map(|left_out| format!("  {left_out}")).unwrap_or_default();
         text.push_str(&format!(
             "  {}  {}  {}  {} entries  expires {}{left_out}\n",
             archive.key,
