@@ -8,15 +8,12 @@
 //! has read, and sends a copy of the others.
 
 use std::{
-    io,
-    os::fd::{AsFd, OwnedFd},
+    fs::File,
+    io::{self, PipeReader, PipeWriter, Read as _, Seek as _, SeekFrom},
+    os::{fd::AsFd as _, unix::fs::FileTypeExt as _},
 };
 
-use rustix::{
-    fs::{FileType, SeekFrom, fstat, seek},
-    io::Errno,
-    pipe::{SpliceFlags, pipe, tee},
-};
+use rustix::pipe::{SpliceFlags, tee};
 
 use crate::stdio::{AsyncStdio, READ_BYTES};
 
@@ -24,6 +21,8 @@ use crate::stdio::{AsyncStdio, READ_BYTES};
 #[derive(Debug)]
 pub struct LocalStdin {
     stdio: AsyncStdio,
+    /// The same open file, which is never waited for.
+    file: File,
     kind: StdinKind,
 }
 
@@ -37,7 +36,7 @@ enum StdinKind {
     /// A pipe. Bytes are copied with tee(2), which does not take them from the pipe.
     Pipe {
         /// Pipe that receives the copy.
-        copy: (OwnedFd, OwnedFd),
+        copy: (PipeReader, PipeWriter),
         /// Number of bytes that were taken from the pipe.
         taken: u64,
     },
@@ -47,13 +46,13 @@ enum StdinKind {
 
 impl LocalStdin {
     pub fn open() -> io::Result<Self> {
-        let (stdio, stdin) = (AsyncStdio::stdin()?, io::stdin());
-        let kind = match FileType::from_raw_mode(fstat(&stdin)?.st_mode) {
-            FileType::RegularFile => StdinKind::File { start: seek(&stdin, SeekFrom::Current(0))? },
-            FileType::Fifo => StdinKind::Pipe { copy: pipe()?, taken: 0 },
+        let mut file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let kind = match file.metadata()?.file_type() {
+            kind if kind.is_file() => StdinKind::File { start: file.stream_position()? },
+            kind if kind.is_fifo() => StdinKind::Pipe { copy: io::pipe()?, taken: 0 },
             _ => StdinKind::Stream,
         };
-        Ok(Self { stdio, kind })
+        Ok(Self { stdio: AsyncStdio::stdin()?, file, kind })
     }
 
     /// Returns whether the next bytes can be read only after the command has read these ones.
@@ -63,16 +62,16 @@ impl LocalStdin {
 
     /// Waits for input. Returns the number of bytes in `buffer`, which is 0 at the end.
     pub async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &self.kind {
+        match &mut self.kind {
             StdinKind::Pipe { copy: (reader, writer), .. } => {
                 let copied = self
                     .stdio
                     .when_readable(|stdin| {
                         let length = buffer.len().min(READ_BYTES);
-                        Ok(rustix::io::retry_on_intr(|| tee(stdin, writer, length, SpliceFlags::NONBLOCK))?)
+                        Ok(rustix::io::retry_on_intr(|| tee(stdin, &*writer, length, SpliceFlags::NONBLOCK))?)
                     })
                     .await?;
-                read_exact(reader, &mut buffer[..copied])?;
+                reader.read_exact(&mut buffer[..copied])?;
                 Ok(copied)
             }
             StdinKind::File { .. } | StdinKind::Stream => self.stdio.read(buffer).await,
@@ -87,9 +86,11 @@ impl LocalStdin {
         // Another program that reads the same pipe may have taken the bytes.
         while *taken < read && self.stdio.has_input()? {
             let rest = usize::try_from(read - *taken).unwrap_or(READ_BYTES).min(READ_BYTES);
-            match rustix::io::retry_on_intr(|| rustix::io::read(io::stdin().as_fd(), &mut buffer[..rest]))? {
-                0 => break,
-                count => *taken += count as u64,
+            match self.file.read(&mut buffer[..rest]) {
+                Ok(0) => break,
+                Ok(count) => *taken += count as u64,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -98,24 +99,9 @@ impl LocalStdin {
     /// Leaves the bytes after the first `read` bytes to the next program.
     pub fn leave_unread(&mut self, read: u64) -> io::Result<()> {
         match &self.kind {
-            StdinKind::File { start } => {
-                seek(io::stdin(), SeekFrom::Start(start + read))?;
-                Ok(())
-            }
+            StdinKind::File { start } => self.file.seek(SeekFrom::Start(start + read)).map(|_| ()),
             StdinKind::Pipe { .. } => self.take(read),
             StdinKind::Stream => Ok(()),
         }
     }
-}
-
-fn read_exact(fd: &OwnedFd, mut buffer: &mut [u8]) -> io::Result<()> {
-    while !buffer.is_empty() {
-        match rustix::io::read(fd, &mut *buffer) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => buffer = &mut buffer[count..],
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    Ok(())
 }
