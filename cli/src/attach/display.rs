@@ -9,7 +9,7 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use podling_proto::agent::v1::{Screen, Size};
 
-use super::{modes::TerminalModes, raw::RawMode};
+use super::raw::RawMode;
 use crate::stdio::AsyncStdio;
 
 /// Bytes queued for a slow screen. When the limit is reached, the session stops reading from the
@@ -23,7 +23,6 @@ const DEFAULT_COLS: u32 = 80;
 pub struct ScreenWriter {
     stdout: AsyncStdio,
     raw_mode: RawMode,
-    modes: TerminalModes,
     queue: VecDeque<QueuedOutput>,
     queued: usize,
     position: Option<(u64, u64)>,
@@ -52,7 +51,6 @@ impl ScreenWriter {
         Self {
             stdout,
             raw_mode,
-            modes: TerminalModes::default(),
             queue: VecDeque::new(),
             queued: 0,
             position: None,
@@ -108,7 +106,7 @@ impl ScreenWriter {
 
     /// Queues a snapshot of the remote screen. The present content of the local screen scrolls up.
     pub fn draw_screen(&mut self, offset: u64, screen: Screen, size: Option<Size>) {
-        let mut paint = self.modes.restore_sequence();
+        let mut paint = self.raw_mode.restore_sequence();
         paint.extend(std::iter::repeat_n(b'\n', size.map_or(0, |size| size.rows as usize)));
         paint.extend_from_slice(b"\x1b[H\x1b[2J");
         if screen.alternate_screen {
@@ -123,7 +121,7 @@ impl ScreenWriter {
 
     /// Prints a message on a line of its own, behind the output queued so far.
     pub fn message(&mut self, text: &str) {
-        let mut line = self.modes.restore_sequence();
+        let mut line = self.raw_mode.restore_sequence();
         line.extend_from_slice(format!("\r\n[podling: {text}]\r\n").as_bytes());
         self.push(line.into(), None);
     }
@@ -138,9 +136,7 @@ impl ScreenWriter {
     pub async fn write(&mut self) -> io::Result<()> {
         let Some(first) = self.queue.front_mut() else { return std::future::pending().await };
         let count = if first.data.is_empty() { 0 } else { self.stdout.write(&first.data).await? };
-        if self.modes.feed(&first.data[..count]) {
-            self.raw_mode.set_restore_sequence(self.modes.restore_sequence());
-        }
+        self.raw_mode.feed(&first.data[..count]);
         first.data.advance(count);
         self.queued -= count;
         if first.data.is_empty() {
@@ -161,7 +157,7 @@ impl ScreenWriter {
                 eprint!("podling: {text}\r\n");
             }
             self.drawn_notice = self.notice.clone().map(|text| DrawnNotice { text, column: 1 });
-        } else if self.modes.is_between_sequences() {
+        } else if self.raw_mode.is_between_sequences() {
             let mut paint = String::new();
             if let Some(drawn_notice) = self.drawn_notice.take() {
                 paint.push_str(&format!("\x1b7\x1b[1;{}H\x1b[0m\x1b[K\x1b8", drawn_notice.column));

@@ -23,12 +23,10 @@ pub struct TerminalModes {
 }
 
 impl TerminalModes {
-    /// Parses output. Returns whether [`Self::restore_sequence`] has changed.
-    pub fn feed(&mut self, data: &[u8]) -> bool {
-        let before = self.restore_sequence();
+    /// Parses output.
+    pub fn feed(&mut self, data: &[u8]) {
         let (parser, settings) = (&mut self.parser, &mut self.settings);
         self.scanner.scan(data, |bytes| parser.advance(settings, bytes));
-        self.restore_sequence() != before
     }
 
     /// Returns whether the output is between two sequences.
@@ -131,15 +129,23 @@ mod tests {
     }
 
     #[test]
-    fn changed_restore_sequence_is_reported() {
+    fn restore_sequence_follows_the_output() {
         let mut modes = TerminalModes::default();
-        assert!(!modes.feed(b"text"));
-        assert!(modes.feed(b"\x1b[?1000h"));
-        assert!(modes.feed(b"\x1b[?1000l\x1b[?1002h"), "one mode replaces another in the same piece");
-        assert_eq!(modes.restore_sequence(), b"\x1b[?1002l\x1b[0m");
-        assert!(!modes.feed(b"\x1b[?1002l\x1b[?1002h"));
-        assert!(modes.feed(b"\x1b]0;tit"), "a truncated sequence has to be ended");
-        assert!(modes.feed(b"le\x07"));
+        let mut restore_after = |output: &[u8]| {
+            modes.feed(output);
+            String::from_utf8(modes.restore_sequence()).expect("ASCII")
+        };
+        assert_eq!(restore_after(b"text"), "\x1b[0m");
+        assert_eq!(restore_after(b"\x1b[?1000h"), "\x1b[?1000l\x1b[0m");
+        assert_eq!(
+            restore_after(b"\x1b[?1000l\x1b[?1002h"),
+            "\x1b[?1002l\x1b[0m",
+            "one mode replaces another"
+        );
+        assert_eq!(restore_after(b"\x1b[?1002l\x1b[?1002h"), "\x1b[?1002l\x1b[0m");
+        let truncated = restore_after(b"\x1b]0;tit");
+        assert_eq!(truncated, "\x1b\\\x1b[?1002l\x1b[0m", "a truncated sequence has to be ended");
+        assert_eq!(restore_after(b"le\x07"), "\x1b[?1002l\x1b[0m");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::{
     io::{self, Write as _},
     os::fd::AsFd as _,
-    sync::{Mutex, MutexGuard, Once, PoisonError},
+    sync::{Mutex, MutexGuard, Once, PoisonError, TryLockError},
 };
 
 use podling_proto::agent::v1::Size;
@@ -13,13 +13,15 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetat
 
 use super::modes::TerminalModes;
 
-/// State of the terminal before raw mode. Static, because the panic hook cannot reach it otherwise.
+/// State that restores the terminal. Static, because the panic hook cannot reach it otherwise.
 static SAVED: Mutex<Option<SavedTerminal>> = Mutex::new(None);
 static HOOK: Once = Once::new();
 
 struct SavedTerminal {
+    /// Settings before raw mode.
     termios: Termios,
-    undo: Vec<u8>,
+    /// Changes by the output since then.
+    modes: TerminalModes,
 }
 
 /// Guard that keeps the local terminal in raw mode until it is dropped.
@@ -32,7 +34,7 @@ impl RawMode {
         let termios = tcgetattr(stdin.as_fd())?;
         let mut raw = termios.clone();
         raw.make_raw();
-        *saved() = Some(SavedTerminal { termios, undo: TerminalModes::default().restore_sequence() });
+        *saved() = Some(SavedTerminal { termios, modes: TerminalModes::default() });
         HOOK.call_once(|| {
             let earlier = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |info| {
@@ -45,11 +47,21 @@ impl RawMode {
         Ok(guard)
     }
 
-    /// Sets the bytes that are written to the screen before raw mode ends.
-    pub fn set_restore_sequence(&self, undo: Vec<u8>) {
-        if let Some(saved) = saved().as_mut() {
-            saved.undo = undo;
+    /// Tracks the modes that this output has set on the terminal.
+    pub fn feed(&self, output: &[u8]) {
+        if let Some(terminal) = saved().as_mut() {
+            terminal.modes.feed(output);
         }
+    }
+
+    /// Returns the bytes that set the modes back.
+    pub fn restore_sequence(&self) -> Vec<u8> {
+        saved().as_ref().map(|terminal| terminal.modes.restore_sequence()).unwrap_or_default()
+    }
+
+    /// Returns whether the output is between two escape sequences.
+    pub fn is_between_sequences(&self) -> bool {
+        saved().as_ref().is_none_or(|terminal| terminal.modes.is_between_sequences())
     }
 }
 
@@ -64,10 +76,16 @@ fn saved() -> MutexGuard<'static, Option<SavedTerminal>> {
 }
 
 fn restore() {
-    let Some(earlier) = saved().take() else { return };
+    let earlier = match SAVED.try_lock() {
+        Ok(mut saved) => saved.take(),
+        Err(TryLockError::Poisoned(saved)) => saved.into_inner().take(),
+        // The panic is one of `feed`, and the terminal is restored when the guard is dropped.
+        Err(TryLockError::WouldBlock) => None,
+    };
+    let Some(earlier) = earlier else { return };
     // Errors are ignored, because a closed terminal needs no restoring.
     let mut stdout = io::stdout().lock();
-    let _ = stdout.write_all(&earlier.undo).and_then(|()| stdout.flush());
+    let _ = stdout.write_all(&earlier.modes.restore_sequence()).and_then(|()| stdout.flush());
     let _ = tcsetattr(io::stdin().as_fd(), OptionalActions::Now, &earlier.termios);
 }
 
