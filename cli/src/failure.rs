@@ -9,7 +9,7 @@ use podling_proto::error::{self, Reason};
 use serde::Serialize;
 use tonic::{Code, Status};
 
-use crate::{notice, output, signal};
+use crate::{notice, output};
 
 pub const OK: u8 = 0;
 /// Exit code of a failure without a code of its own.
@@ -108,8 +108,8 @@ pub enum CommandFailure {
     #[error("the reader of the output is gone")]
     OutputClosed,
     /// A signal ended the command. Like other programs, this one then ends without a message.
-    #[error("interrupted by SIG{0}")]
-    Interrupted(&'static str),
+    #[error("interrupted by SIG{name}")]
+    Interrupted { name: &'static str, code: u8 },
     /// Replaces the advice of `inner`.
     #[error("{inner}")]
     Advised {
@@ -179,9 +179,8 @@ impl CommandFailure {
             Self::NotFound(_) => NOT_FOUND,
             Self::Refused(_) => REFUSED,
             Self::OutputClosed => OUTPUT_CLOSED,
-            Self::Interrupted(name) => signal::exit_code(name),
             Self::Advised { inner, .. } => inner.exit_code(),
-            Self::Coded { code, .. } => *code,
+            Self::Interrupted { code, .. } | Self::Coded { code, .. } => *code,
         }
     }
 
@@ -218,7 +217,7 @@ impl CommandFailure {
 
     /// Prints the failure to stderr, as text with advice or as JSON.
     pub fn report(&self, json: bool) {
-        if matches!(self, Self::OutputClosed | Self::Interrupted(_)) {
+        if matches!(self, Self::OutputClosed | Self::Interrupted { .. }) {
             return;
         }
         if json {

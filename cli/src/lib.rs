@@ -5,7 +5,7 @@
 //! ([`target`], [`connector`], [`client`]), retries and waiting ([`backoff`],
 //! [`workspace_watcher`], [`state_waiter`], [`wake_spinner`], [`spinner`]), output ([`output`],
 //! [`view`], [`next_step`], [`partial_file`], [`special_file`]) and failures ([`failure`],
-//! [`for_each_target`], [`interrupt`]).
+//! [`for_each_target`], [`signal`]).
 
 pub mod archive;
 pub mod args;
@@ -22,7 +22,6 @@ pub mod failure;
 pub mod for_each_target;
 #[cfg(test)]
 mod golden;
-pub mod interrupt;
 pub mod next_step;
 pub mod output;
 pub mod partial_file;

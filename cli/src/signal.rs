@@ -1,52 +1,61 @@
-//! Converts between signal names, which the protocol uses, and exit codes, which contain signal
-//! numbers.
+//! Signals: their names in the protocol, their exit codes, and those that end a command of this
+//! program.
 
-/// Linux signals without the prefix SIG. The numbers are valid on every supported architecture.
-const SIGNALS: &[(&str, u8)] = &[
-    ("HUP", 1),
-    ("INT", 2),
-    ("QUIT", 3),
-    ("ILL", 4),
-    ("TRAP", 5),
-    ("ABRT", 6),
-    ("BUS", 7),
-    ("FPE", 8),
-    ("KILL", 9),
-    ("USR1", 10),
-    ("SEGV", 11),
-    ("USR2", 12),
-    ("PIPE", 13),
-    ("ALRM", 14),
-    ("TERM", 15),
-    ("STKFLT", 16),
-    ("CHLD", 17),
-    ("CONT", 18),
-    ("STOP", 19),
-    ("TSTP", 20),
-    ("TTIN", 21),
-    ("TTOU", 22),
-    ("URG", 23),
-    ("XCPU", 24),
-    ("XFSZ", 25),
-    ("VTALRM", 26),
-    ("PROF", 27),
-    ("WINCH", 28),
-    ("IO", 29),
-    ("PWR", 30),
-    ("SYS", 31),
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::failure::CommandFailure;
+
+/// Linux signals 1 to 31 without the prefix SIG. The numbers are valid on every supported
+/// architecture.
+const NAMES: [&str; 31] = [
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+    "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+    "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
 /// Offset that shells add to a signal number to form an exit code.
 const SIGNALLED: u8 = 128;
+
+/// Listener for the signals that end a program.
+#[derive(Debug)]
+pub struct TerminationSignals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+    quit: Signal,
+}
+
+impl TerminationSignals {
+    /// Replaces the default action of these signals from now on.
+    pub fn listen() -> Result<Self, CommandFailure> {
+        let listen = |kind| signal(kind).map_err(CommandFailure::io("cannot listen for signals"));
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hang_up: listen(SignalKind::hangup())?,
+            quit: listen(SignalKind::quit())?,
+        })
+    }
+
+    /// Returns the name of the next signal, without SIG.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "INT",
+            _ = self.terminate.recv() => "TERM",
+            _ = self.hang_up.recv() => "HUP",
+            _ = self.quit.recv() => "QUIT",
+        }
+    }
+}
 
 /// Returns the exit code for a process that this signal ended. Returns 128 for a name that is not
 /// in the table, such as a real-time signal.
 pub fn exit_code(name: &str) -> u8 {
     let name = name.strip_prefix("SIG").unwrap_or(name);
-    SIGNALS.iter().find(|(known, _)| *known == name).map_or(SIGNALLED, |(_, number)| SIGNALLED + number)
+    (1..).zip(NAMES).find(|(_, known)| *known == name).map_or(SIGNALLED, |(number, _)| SIGNALLED + number)
 }
 
 pub fn name(number: i32) -> Option<&'static str> {
-    SIGNALS.iter().find(|(_, known)| i32::from(*known) == number).map(|(name, _)| *name)
+    NAMES.get(usize::try_from(number).ok()?.checked_sub(1)?).copied()
 }
 
 /// Returns the exit code for the end of a local process.
@@ -55,6 +64,18 @@ pub fn exit_code_of_status(status: std::process::ExitStatus) -> u8 {
     match (status.code(), status.signal()) {
         (Some(code), _) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
         (None, signal) => exit_code(signal.and_then(name).unwrap_or_default()),
+    }
+}
+
+/// Awaits `work`. A signal that arrives first drops the work, which removes its temporary files, and
+/// fails with [`CommandFailure::Interrupted`].
+pub async fn until_signal<T>(
+    work: impl Future<Output = Result<T, CommandFailure>>,
+) -> Result<T, CommandFailure> {
+    let mut signals = TerminationSignals::listen()?;
+    tokio::select! {
+        done = work => done,
+        name = signals.next() => Err(CommandFailure::Interrupted { name, code: exit_code(name) }),
     }
 }
 

@@ -4,10 +4,7 @@
 use indicatif::ProgressBar;
 use podling_proto::control::v1::{Workspace, progress::Stage};
 
-use crate::{
-    notice,
-    {output, progress::stage_text, state_waiter::describe},
-};
+use crate::{notice, output, progress::stage_text, state_waiter::describe};
 
 /// Spinner or bar that shows the state of a workspace. Dropping it clears its line.
 #[derive(Debug)]

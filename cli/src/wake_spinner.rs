@@ -8,7 +8,6 @@ use std::{
 };
 
 use podling_proto::control::v1::State;
-
 use tokio::time::sleep;
 
 use crate::{

@@ -38,7 +38,7 @@ use super::{
 use crate::{
     client::Client,
     failure::CommandFailure,
-    run::input::TerminationSignals,
+    signal::TerminationSignals,
     stdio::{AsyncStdio, READ_BYTES},
 };
 

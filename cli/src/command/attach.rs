@@ -14,6 +14,7 @@ use podling_proto::{
 };
 use tonic::Status;
 
+use super::wake::wake;
 use crate::{
     attach::{
         key::{self, DetachKey},
@@ -22,12 +23,10 @@ use crate::{
     },
     backoff::{is_retryable, retry_call},
     client::{Client, WorkspaceClient},
-    command::wake::wake,
     context::Context,
     failure::{self, CommandFailure},
     notice, output,
-    run::input::TerminationSignals,
-    signal,
+    signal::{self, TerminationSignals},
     state_waiter::{self, TargetState},
     wake_spinner::WakeSpinner,
 };
@@ -78,8 +77,7 @@ impl AttachArgs {
             );
             return Err(CommandFailure::Usage(message));
         }
-        let signals =
-            TerminationSignals::listen().map_err(CommandFailure::io("cannot listen for signals"))?;
+        let signals = TerminationSignals::listen()?;
         let client = context.client().await?;
         let workspace = client.find(&self.name).await?;
         let (terminal, is_new) = self.terminal(&client, &workspace).await?;

@@ -23,8 +23,9 @@ use crate::{
         upload,
     },
     failure::{self, CommandFailure},
-    interrupt::until_signal,
-    notice, output, special_file,
+    notice, output,
+    signal::until_signal,
+    special_file,
     stdio::AsyncStdio,
     wake_spinner::WakeSpinner,
 };

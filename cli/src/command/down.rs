@@ -12,8 +12,12 @@ use tokio::time::{Instant, sleep};
 use tonic::{Status, Streaming};
 
 use crate::{
-    backoff::is_retryable, client::Client, context::Context, failure::CommandFailure, output, target,
-    target::ControlPlaneTarget,
+    backoff::is_retryable,
+    client::Client,
+    context::Context,
+    failure::CommandFailure,
+    output,
+    target::{self, ControlPlaneTarget},
 };
 
 /// How long the control plane may take to exit once all workspaces are asleep.

@@ -26,8 +26,7 @@ use crate::{
     duration,
     failure::{self, CommandFailure},
     notice, output,
-    run::input::TerminationSignals,
-    signal,
+    signal::{self, TerminationSignals},
 };
 
 /// Duration of the lease while a command runs.
@@ -126,9 +125,7 @@ impl KeepAwakeArgs {
 
     async fn run_command(self, context: &Context) -> Result<u8, CommandFailure> {
         let code = |failure: CommandFailure| failure.with_code(failure::RUN_FAILED);
-        let mut signals = TerminationSignals::listen()
-            .map_err(CommandFailure::io("cannot listen for signals"))
-            .map_err(code)?;
+        let mut signals = TerminationSignals::listen().map_err(code)?;
         let workspace_client =
             context.client().await.map_err(code)?.workspace_client(&self.name).await.map_err(code)?;
         // Without the random suffix, two concurrent commands would release each other's lease.

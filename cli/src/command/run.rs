@@ -12,18 +12,19 @@ use podling_proto::{
 };
 use tokio::sync::watch;
 
+use super::hint;
 use crate::{
-    command::hint,
     context::Context,
     duration,
     failure::{self, CommandFailure},
     notice,
     run::{
         command_follower::{self, CommandFollower},
-        input::{self, TerminationSignals},
+        input,
         local_output::OutputHealth,
         local_stdin::LocalStdin,
     },
+    signal::TerminationSignals,
     wake_spinner::WakeSpinner,
 };
 
@@ -81,9 +82,7 @@ impl RunArgs {
         if self.tty {
             return Err(hint::for_terminal(&self.name, &self.command));
         }
-        let signals = TerminationSignals::listen()
-            .map_err(CommandFailure::io("cannot listen for signals"))
-            .map_err(code)?;
+        let signals = TerminationSignals::listen().map_err(code)?;
         let client = context.client().await.map_err(code)?;
         let workspace = client.find(&self.name).await.map_err(code)?;
         let workspace_client = client.workspace_client_for(&workspace);

@@ -21,8 +21,7 @@ use crate::{
     failure::CommandFailure,
     notice,
     output::{self, Tone, paint},
-    run::input::TerminationSignals,
-    signal,
+    signal::{self, TerminationSignals},
 };
 
 const EXAMPLES: &str = "\
@@ -62,8 +61,7 @@ fn print_status(format: LogFormat, line: &str) {
 impl UpArgs {
     /// Runs the control plane until a signal or `podling down` stops it. Returns the exit code.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
-        let mut signals =
-            TerminationSignals::listen().map_err(CommandFailure::io("cannot listen for signals"))?;
+        let mut signals = TerminationSignals::listen()?;
         let config = self.config(context)?;
         let format = config.log_format;
         log::init(format);

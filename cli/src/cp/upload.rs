@@ -1,6 +1,11 @@
 //! Copies files from this machine to a workspace.
 
-use std::{fs::Metadata, io, io::SeekFrom, os::unix::fs::PermissionsExt as _, path::PathBuf};
+use std::{
+    fs::Metadata,
+    io::{self, SeekFrom},
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+};
 
 use bytes::Bytes;
 use indicatif::ProgressBar;

@@ -10,7 +10,6 @@ use podling_proto::{
     error::{self, Reason},
 };
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
     time::{sleep, timeout},
 };
@@ -22,7 +21,7 @@ use crate::{
     client::WorkspaceClient,
     failure::CommandFailure,
     notice,
-    signal::exit_code,
+    signal::{TerminationSignals, exit_code},
     stdio::READ_BYTES,
 };
 
@@ -136,37 +135,6 @@ async fn write(
             Err(status) if is_retryable(&status) => sleep(backoff.next_delay()).await,
             Err(status) if has_ended(&status) => return Ok(false),
             Err(status) => return Err(status),
-        }
-    }
-}
-
-/// Listener for the signals that are forwarded to the command.
-#[derive(Debug)]
-pub struct TerminationSignals {
-    interrupt: Signal,
-    terminate: Signal,
-    hang_up: Signal,
-    quit: Signal,
-}
-
-impl TerminationSignals {
-    /// Replaces the default action of these signals from now on.
-    pub fn listen() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
-            quit: signal(SignalKind::quit())?,
-        })
-    }
-
-    /// Returns the name of the next signal, without SIG.
-    pub async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "INT",
-            _ = self.terminate.recv() => "TERM",
-            _ = self.hang_up.recv() => "HUP",
-            _ = self.quit.recv() => "QUIT",
         }
     }
 }
