@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use clap::{ArgMatches, Parser, Subcommand};
 
 use crate::{
+    client::Context,
     command::{
         archives::ArchivesArgs, attach::AttachArgs, completions::CompletionsArgs, cp::CpArgs,
         create::CreateArgs, down::DownArgs, explain::ExplainArgs, export::ExportArgs, hint::HintArgs,
@@ -12,7 +13,6 @@ use crate::{
         rm::RmArgs, run::RunArgs, sleep::SleepArgs, token::TokenArgs, undelete::UndeleteArgs, up::UpArgs,
         wake::WakeArgs,
     },
-    context::Context,
     cp::endpoint::CopyEndpoint,
     failure::{CommandFailure, EXIT_CODES},
     target::GlobalOptions,

@@ -1,7 +1,7 @@
 //! gRPC clients of the control plane and, through its gateway, of the agents.
 //!
 //! One channel serves all calls and reconnects by itself. The metadata of a call names the
-//! workspace whose agent is addressed.
+//! workspace whose agent is addressed. [`Context`] connects with the global options.
 
 use std::{future::Future, io, time::Duration};
 
@@ -26,10 +26,9 @@ use tonic::{
 
 use crate::{
     backoff::{RetryBackoff, retry_call},
-    connector,
     failure::CommandFailure,
     notice,
-    target::ControlPlaneTarget,
+    target::{ControlPlaneTarget, GlobalOptions},
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -93,7 +92,7 @@ impl Client {
             .http2_keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(true);
-        let connector = connector::for_target(target)?;
+        let connector = target.connector()?;
         let local = target.data.is_some();
         let window = if local { Duration::ZERO } else { CONNECT_WINDOW };
         let channel =
@@ -227,6 +226,24 @@ impl Interceptor for Credentials {
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Credentials").field("workspace", &self.workspace).finish_non_exhaustive()
+    }
+}
+
+/// Input that every command receives.
+#[derive(Debug)]
+pub struct Context {
+    pub global: GlobalOptions,
+}
+
+impl Context {
+    /// Connects to the control plane that the global options select.
+    pub async fn client(&self) -> Result<Client, CommandFailure> {
+        Client::connect(&ControlPlaneTarget::find(&self.global)?).await
+    }
+
+    /// Returns whether the result is printed as JSON.
+    pub fn json(&self) -> bool {
+        self.global.json
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, FromArgMatches as _};
 use podling::{
     args::{self, CommandLine, PodlingCommand},
-    context::Context,
+    client::Context,
     failure::{CommandFailure, USAGE},
     output,
     target::GlobalOptions,

@@ -8,8 +8,7 @@ use podling_proto::control::v1::{ListWorkspaceArchivesRequest, WorkspaceArchive}
 use crate::{
     archive::{self, ArchiveJson},
     backoff::retry_call,
-    client::Client,
-    context::Context,
+    client::{Client, Context},
     failure::CommandFailure,
     notice, output,
 };

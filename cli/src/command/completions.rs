@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::{
     args::CommandLine,
-    context::Context,
+    client::Context,
     failure::{self, CommandFailure},
     output,
 };

@@ -14,8 +14,7 @@ use podling_proto::{
 };
 
 use crate::{
-    client::WorkspaceClient,
-    context::Context,
+    client::{Context, WorkspaceClient},
     cp::{
         CopyTally, download,
         endpoint::{CopyEndpoint, RemotePath},
@@ -23,9 +22,8 @@ use crate::{
         upload,
     },
     failure::{self, CommandFailure},
-    notice, output,
+    local_file, notice, output,
     signal::until_signal,
-    special_file,
     stdio::AsyncStdio,
     wake_spinner::WakeSpinner,
 };
@@ -102,8 +100,8 @@ impl CpArgs {
             }
             (CopyEndpoint::Remote { workspace, path, .. }, CopyEndpoint::Local(to)) => {
                 let (workspace_client, wake_spinner) = connect(context, &workspace, &self.from).await?;
-                if special_file::is_special(&to) {
-                    let (sink, name) = (special_file::sink(&to).await?, to.display().to_string());
+                if local_file::is_special(&to) {
+                    let (sink, name) = (local_file::sink(&to).await?, to.display().to_string());
                     let copied = download_stream(&workspace_client, &path, &sink, &name, tally);
                     return wake_spinner.show_during(copied).await;
                 }
@@ -157,8 +155,8 @@ impl CpArgs {
         };
         let parent = is_directory.then(|| to.parent()).flatten();
         let parent = parent.map(|to| CopyDirectory { from: from.display().to_string(), to, mode: None });
-        if special_file::is_special(from) {
-            let (source, name) = (special_file::source(from).await?, from.display().to_string());
+        if local_file::is_special(from) {
+            let (source, name) = (local_file::source(from).await?, from.display().to_string());
             if let Some(parent) = parent {
                 upload::make_directory(workspace_client, &parent.to, 0).await?;
             }
@@ -186,7 +184,7 @@ impl CpArgs {
         // The root of a workspace has no name, so its contents are copied.
         let target = match from.name().filter(|_| into) {
             Some(name) => to.join(name),
-            None => special_file::replaced_path(to.clone()),
+            None => local_file::replaced_path(to.clone()),
         };
         let mut plan = plan::plan_download(workspace_client, from, target, self.symlinks()).await?;
         if into && plan.directories.is_empty() {

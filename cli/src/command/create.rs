@@ -11,7 +11,7 @@ use podling_proto::{
 use super::run::environment;
 use crate::{
     backoff::retry_call,
-    context::Context,
+    client::Context,
     duration,
     failure::CommandFailure,
     output,

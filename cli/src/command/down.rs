@@ -13,8 +13,7 @@ use tonic::{Status, Streaming};
 
 use crate::{
     backoff::is_retryable,
-    client::Client,
-    context::Context,
+    client::{Client, Context},
     failure::CommandFailure,
     output,
     target::{self, ControlPlaneTarget},

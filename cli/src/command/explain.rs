@@ -14,8 +14,7 @@ use tokio::time::timeout;
 use crate::{
     archive::{self, ArchiveJson},
     backoff::retry_call,
-    client::Client,
-    context::Context,
+    client::{Client, Context},
     explain::{self, ExplainData, timeline::LogEntryJson},
     failure::{self, CommandFailure},
     output,

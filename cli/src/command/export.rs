@@ -15,13 +15,12 @@ use tokio::{
 };
 
 use crate::{
-    context::Context,
+    client::Context,
     cp::endpoint::RemotePath,
     failure::{self, CommandFailure},
+    local_file::{self, PartialFile},
     notice, output,
-    partial_file::PartialFile,
     signal::until_signal,
-    special_file,
     stdio::AsyncStdio,
     wake_spinner::WakeSpinner,
 };
@@ -160,14 +159,14 @@ impl ZipSink {
             let stdout = AsyncStdio::stdout().map_err(CommandFailure::output("standard output"))?;
             return Ok(Self::Stdout(stdout));
         }
-        if special_file::is_special(&path) {
-            return Ok(Self::Special(special_file::sink(&path).await?, path.display().to_string()));
+        if local_file::is_special(&path) {
+            return Ok(Self::Special(local_file::sink(&path).await?, path.display().to_string()));
         }
         if path.is_dir() {
             let message = format!("cannot write {}: it is a directory; name a file in it", path.display());
             return Err(CommandFailure::Usage(message));
         }
-        let path = special_file::replaced_path(path);
+        let path = local_file::replaced_path(path);
         let created = PartialFile::create_beside(&path, FILE_MODE);
         let (partial_file, file) =
             created.map_err(CommandFailure::io(format!("cannot write {}", path.display())))?;

@@ -21,8 +21,7 @@ use tokio::{
 
 use crate::{
     backoff::retry_call,
-    client::WorkspaceClient,
-    context::Context,
+    client::{Context, WorkspaceClient},
     duration,
     failure::{self, CommandFailure},
     notice, output,

@@ -10,8 +10,7 @@ use podling_proto::{
 
 use crate::{
     backoff::retry_call,
-    client::Client,
-    context::Context,
+    client::{Client, Context},
     failure::CommandFailure,
     next_step, notice,
     output::{self, Tone},

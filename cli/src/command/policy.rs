@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     backoff::retry_call,
-    context::Context,
+    client::Context,
     failure::CommandFailure,
     output,
     policy::{PolicyFlags, PolicyJson, render},

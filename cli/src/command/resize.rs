@@ -5,7 +5,7 @@ use podling_proto::control::v1::{ResizeWorkspaceRequest, Resources};
 
 use crate::{
     backoff::retry_call,
-    context::Context,
+    client::Context,
     failure::CommandFailure,
     output,
     resources::{self, parse_bytes, parse_cores},

@@ -12,8 +12,7 @@ use tonic::Status;
 
 use crate::{
     backoff::retry_call,
-    client::Client,
-    context::Context,
+    client::{Client, Context},
     duration::show,
     failure::CommandFailure,
     output,

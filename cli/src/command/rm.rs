@@ -16,11 +16,9 @@ use serde::Serialize;
 use crate::{
     archive::{self, ArchiveJson, expires},
     backoff::retry_call,
-    client::Client,
-    context::Context,
+    client::{Client, Context},
     duration::{from_wire, show},
-    failure::CommandFailure,
-    for_each_target::FailureCollector,
+    failure::{CommandFailure, FailureCollector},
     notice, output,
     state_waiter::{self, TargetState},
 };

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::hint;
 use crate::{
-    context::Context,
+    client::Context,
     duration,
     failure::{self, CommandFailure},
     notice,

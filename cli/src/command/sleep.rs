@@ -9,10 +9,8 @@ use tonic::Status;
 
 use crate::{
     backoff::retry_call,
-    client::Client,
-    context::Context,
-    failure::CommandFailure,
-    for_each_target::FailureCollector,
+    client::{Client, Context},
+    failure::{CommandFailure, FailureCollector},
     output::{self, plain},
     state_waiter::{self, TargetState},
     view::{WorkspaceJson, state_clause},

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::{
     backoff::retry_call,
-    context::Context,
+    client::Context,
     duration,
     failure::CommandFailure,
     output::{self, Tone, paint},

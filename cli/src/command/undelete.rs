@@ -4,8 +4,12 @@ use clap::Args;
 use podling_proto::control::v1::{UndeleteWorkspaceRequest, Workspace};
 
 use crate::{
-    backoff::retry_call, client::Client, context::Context, failure::CommandFailure,
-    for_each_target::FailureCollector, output, state_waiter::describe, view::WorkspaceJson,
+    backoff::retry_call,
+    client::{Client, Context},
+    failure::{CommandFailure, FailureCollector},
+    output,
+    state_waiter::describe,
+    view::WorkspaceJson,
 };
 
 /// Take the deletion of workspaces back

@@ -17,7 +17,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    context::Context,
+    client::Context,
     failure::CommandFailure,
     notice,
     output::{self, Tone, paint},

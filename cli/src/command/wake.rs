@@ -7,11 +7,9 @@ use podling_proto::control::v1::{State, WakeWorkspaceRequest, Workspace};
 
 use crate::{
     backoff::retry_call,
-    client::Client,
-    context::Context,
+    client::{Client, Context},
     duration::show,
-    failure::CommandFailure,
-    for_each_target::FailureCollector,
+    failure::{CommandFailure, FailureCollector},
     output,
     state_waiter::{self, TargetState, describe},
     view::WorkspaceJson,

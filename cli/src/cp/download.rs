@@ -27,7 +27,7 @@ use crate::{
     backoff::{RetryBackoff, is_retryable},
     client::WorkspaceClient,
     failure::CommandFailure,
-    partial_file::PartialFile,
+    local_file::PartialFile,
     stdio::AsyncStdio,
 };
 
