@@ -12,8 +12,8 @@ use serde::Serialize;
 use crate::{
     backoff::retry_call,
     client::Client,
+    duration::{brief, left},
     failure::CommandFailure,
-    next_step::{brief, left},
     output::{self, Tone},
 };
 

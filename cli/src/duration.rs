@@ -1,9 +1,10 @@
-//! Parses durations as users write them (`5s`, `15m`, `1h30m`, `2d`, `250ms`), formats them, and
-//! converts them to and from protobuf.
+//! Parses durations as users write them (`5s`, `15m`, `1h30m`, `2d`, `250ms`), formats durations and
+//! times, and converts them to and from protobuf.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use podling_control::quantity::{self, DURATION_UNITS};
+use prost_types::Timestamp;
 
 /// Error for a text that is not a valid duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +39,31 @@ pub fn show(duration: Duration) -> String {
     if parts.is_empty() { "0s".to_owned() } else { parts.join(" ") }
 }
 
+/// Renders a duration, rounded to the nearest minute if it is a minute or longer. `None` if it is
+/// shorter than a second.
+pub fn brief(left: Duration) -> Option<String> {
+    match left.as_secs() {
+        0 => None,
+        seconds @ ..60 => Some(show(Duration::from_secs(seconds))),
+        seconds => Some(show(Duration::from_secs((seconds + 30) / 60 * 60))),
+    }
+}
+
+/// Returns the time until `at`, and zero once it has passed. `None` if `at` is absent or invalid.
+pub fn left(at: Option<Timestamp>, now: SystemTime) -> Option<Duration> {
+    let at = SystemTime::try_from(at?).ok()?;
+    Some(at.duration_since(now).unwrap_or_default())
+}
+
+/// Renders the time since `at` in whole seconds: "1h 5m". Renders "-" if `at` is absent or invalid.
+pub fn since(at: Option<Timestamp>, now: SystemTime) -> String {
+    let elapsed = at.and_then(|at| SystemTime::try_from(at).ok()).map(|at| now.duration_since(at));
+    match elapsed {
+        Some(elapsed) => show(Duration::from_secs(elapsed.unwrap_or_default().as_secs())),
+        None => "-".to_owned(),
+    }
+}
+
 /// Converts from protobuf. A negative duration becomes `None`.
 pub fn from_wire(duration: Option<prost_types::Duration>) -> Option<Duration> {
     duration.and_then(|d| Duration::try_from(d).ok())
@@ -49,6 +75,11 @@ pub fn to_wire(duration: Duration) -> prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
     }
+}
+
+/// Converts a duration to seconds. `None` if it is absent or negative.
+pub fn seconds(duration: Option<prost_types::Duration>) -> Option<f64> {
+    from_wire(duration).map(|d| d.as_secs_f64())
 }
 
 #[cfg(test)]

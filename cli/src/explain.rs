@@ -19,10 +19,11 @@ use podling_proto::{
 };
 
 use crate::{
-    next_step::{queue_position, since},
+    duration::since,
     output::{Tone, paint, plain},
-    progress, resources,
-    view::{self, state_tone},
+    workspace_text::{
+        describe_progress, describe_resources, queue_position, state as state_word, state_clause, state_tone,
+    },
 };
 
 /// Everything that an explanation is rendered from.
@@ -65,7 +66,7 @@ fn headline(workspace: &Workspace, now: SystemTime) -> String {
     text.push('\n');
     let is_queued = workspace.state() == State::Queued && workspace.queue_position > 0;
     if is_queued || (workspace.allocated.is_some() && workspace.allocated != workspace.requested) {
-        text.push_str(&format!("It {}.\n", resources::describe(workspace)));
+        text.push_str(&format!("It {}.\n", describe_resources(workspace)));
     }
     if workspace.state() == State::Awake && workspace.connection() != AgentConnection::Connected {
         text.push_str(
@@ -129,17 +130,17 @@ fn state_and_reason(workspace: &Workspace, now: SystemTime) -> String {
             format!("{} {since} ago", coloured(state, failed))
         }
         State::FallingAsleep | State::Archiving | State::Deleting | State::Unspecified => {
-            format!("{} (for {since})", coloured(state, view::state_clause(state)))
+            format!("{} (for {since})", coloured(state, state_clause(state)))
         }
         State::Queued | State::Starting | State::Awake | State::Asleep | State::Archived => {
-            format!("has been {} for {since}", coloured(state, view::state(state)))
+            format!("has been {} for {since}", coloured(state, state_word(state)))
         }
     };
     if let Some(position) = queue_position(workspace).filter(|_| state == State::Queued) {
         text.push_str(&format!(", {position}"));
     }
     if let Some(progress) = &workspace.progress {
-        text.push_str(&format!(" ({})", progress::describe(progress)));
+        text.push_str(&format!(" ({})", describe_progress(progress)));
     }
     let separator = match reason.code() {
         // The state itself or a later section says the same.

@@ -4,12 +4,10 @@ use std::time::Duration;
 
 use clap::Args;
 use podling_proto::control::v1::Policy;
-use serde::Serialize;
 
 use crate::{
     duration::{self, from_wire, show, to_wire},
     output::{Tone, paint},
-    view::seconds,
 };
 
 /// Policy flags of `create` and `policy set`. The control plane rejects durations outside 1s to
@@ -45,22 +43,6 @@ pub struct PolicyFlags {
     keep_archives: Option<Duration>,
 }
 
-/// Policy of a workspace, as `--json` prints it. Null means no limit.
-#[derive(Debug, Serialize)]
-pub struct PolicyJson {
-    pub idle_timeout_seconds: Option<f64>,
-    pub warning_seconds: Option<f64>,
-    /// Time after the last input of a user or client for which busy programs keep it awake.
-    pub work_cap_seconds: Option<f64>,
-    /// Time after the last input of a user or client for which a foreground program keeps it awake.
-    pub presence_cap_seconds: Option<f64>,
-    /// Time after its start or the last input for which a client's call keeps it awake.
-    pub call_cap_seconds: Option<f64>,
-    pub max_awake_seconds: Option<f64>,
-    pub archive_after_seconds: Option<f64>,
-    pub keep_archives_seconds: Option<f64>,
-}
-
 impl PolicyFlags {
     /// Returns whether no flag was given.
     pub fn is_empty(&self) -> bool {
@@ -78,21 +60,6 @@ impl PolicyFlags {
             max_awake: self.max_awake.map(to_wire),
             archive_after: self.archive_after.map(to_wire),
             keep_archives: self.keep_archives.map(to_wire),
-        }
-    }
-}
-
-impl From<&Policy> for PolicyJson {
-    fn from(policy: &Policy) -> Self {
-        Self {
-            idle_timeout_seconds: seconds(policy.idle_timeout),
-            warning_seconds: seconds(policy.warning),
-            work_cap_seconds: seconds(policy.work_cap),
-            presence_cap_seconds: seconds(policy.presence_cap),
-            call_cap_seconds: seconds(policy.call_cap),
-            max_awake_seconds: seconds(policy.max_awake),
-            archive_after_seconds: seconds(policy.archive_after),
-            keep_archives_seconds: seconds(policy.keep_archives),
         }
     }
 }

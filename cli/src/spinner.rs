@@ -1,10 +1,23 @@
-//! Shows the progress of a workspace on stderr, if stderr is a terminal. A bar is shown while the
-//! workspace is archived or restored, otherwise a spinner.
+//! Shows the progress of a workspace on stderr: while a command waits for it, and while the gateway
+//! holds a call until the workspace is awake.
+
+use std::{
+    convert::Infallible,
+    future::pending,
+    io::{self, IsTerminal as _},
+    time::Duration,
+};
 
 use indicatif::ProgressBar;
-use podling_proto::control::v1::{Workspace, progress::Stage};
+use podling_proto::control::v1::{State, Workspace, progress::Stage};
+use tokio::time::sleep;
 
-use crate::{notice, output, progress::stage_text, state_waiter::describe};
+use crate::{
+    client::Client,
+    notice, output,
+    workspace_text::{describe, describe_stage},
+    workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
+};
 
 /// Spinner or bar that shows the state of a workspace. Dropping it clears its line.
 #[derive(Debug)]
@@ -20,6 +33,7 @@ impl WorkspaceSpinner {
         spinner.show(workspace);
         spinner
     }
+
     pub fn show(&mut self, workspace: &Workspace) {
         let progress = workspace.progress.as_ref();
         let measured = progress.map(|progress| (progress.stage(), progress.total_bytes > 0));
@@ -34,7 +48,7 @@ impl WorkspaceSpinner {
             Some(progress) => {
                 self.bar.set_length(progress.total_bytes);
                 self.bar.set_position(progress.bytes);
-                self.bar.set_message(format!("{}: {}", workspace.name, stage_text(progress)));
+                self.bar.set_message(format!("{}: {}", workspace.name, describe_stage(progress)));
             }
             None => self.bar.set_message(describe(workspace)),
         }
@@ -43,6 +57,75 @@ impl WorkspaceSpinner {
     /// Prints a line above the spinner.
     pub fn say(&self, line: &str) {
         self.bar.suspend(|| notice!("{line}"));
+    }
+}
+
+/// Wait after which a line says what the command waits for, if stderr is not a terminal. Longer than
+/// most starts.
+const NOTICE_DELAY: Duration = Duration::from_secs(5);
+
+/// Shows spinners during calls to one workspace.
+#[derive(Debug, Clone)]
+pub struct WakeSpinner {
+    client: Client,
+    id: String,
+}
+
+impl WakeSpinner {
+    pub fn new(client: Client, id: String) -> Self {
+        Self { client, id }
+    }
+
+    /// Awaits `work`. If stderr is a terminal, shows the state of the workspace meanwhile, and
+    /// clears it at the end. Otherwise prints a line after `NOTICE_DELAY` that says what `work`
+    /// waits for, and another one when that changes.
+    pub async fn show_during<T>(&self, work: impl Future<Output = T>) -> T {
+        let is_terminal = io::stderr().is_terminal();
+        tokio::select! {
+            biased;
+            done = work => done,
+            never = self.show(), if is_terminal => match never {},
+            never = self.print(), if !is_terminal => match never {},
+        }
+    }
+
+    async fn print(&self) -> Infallible {
+        sleep(NOTICE_DELAY).await;
+        let mut changes = WorkspaceWatcher::new(self.client.clone(), self.id.clone());
+        let mut printed = String::new();
+        loop {
+            let line = match changes.next().await {
+                Ok(WorkspaceChange::Current(workspace)) if workspace.state() == State::Awake => continue,
+                Ok(WorkspaceChange::Current(workspace)) => describe(&workspace),
+                Ok(WorkspaceChange::Disconnected) => "the control plane does not answer".to_owned(),
+                // The call itself reports the reason.
+                Ok(WorkspaceChange::Deleted) | Err(_) => return pending().await,
+            };
+            if line != printed {
+                notice!("podling: waiting: {line}");
+                printed = line;
+            }
+        }
+    }
+
+    async fn show(&self) -> Infallible {
+        let mut changes = WorkspaceWatcher::new(self.client.clone(), self.id.clone());
+        let mut shown: Option<WorkspaceSpinner> = None;
+        // If the watch fails, nothing is shown: the call itself reports the reason.
+        loop {
+            let workspace = match changes.next().await {
+                Ok(WorkspaceChange::Current(workspace)) => workspace,
+                Ok(WorkspaceChange::Disconnected) => continue,
+                Ok(WorkspaceChange::Deleted) | Err(_) => break,
+            };
+            match (&mut shown, workspace.state()) {
+                (_, State::Awake) => shown = None,
+                (Some(spinner), _) => spinner.show(&workspace),
+                (None, _) => shown = Some(WorkspaceSpinner::new(&workspace)),
+            }
+        }
+        drop(shown);
+        pending().await
     }
 }
 

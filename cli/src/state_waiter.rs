@@ -12,11 +12,11 @@ use prost_types::Timestamp;
 
 use crate::{
     client::Client,
+    duration::{brief, left},
     failure::CommandFailure,
-    next_step::{self, queue_position},
     output::plain,
     spinner::WorkspaceSpinner,
-    view::state_clause,
+    workspace_text::reason,
     workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
 };
 
@@ -130,8 +130,8 @@ impl StateWaiter {
             State::Archiving => self.archiving = true,
             // The workspace is archived before it is deleted, and waits for the next attempt.
             State::Asleep => {
-                let wait = next_step::left(workspace.next.as_ref().and_then(|next| next.at), now)
-                    .filter(|left| !left.is_zero());
+                let wait = left(workspace.next.as_ref().and_then(|next| next.at), now)
+                    .filter(|wait| !wait.is_zero());
                 if self.archiving || wait.is_some() {
                     return WaitProgress::Retrying(reason(workspace));
                 }
@@ -173,8 +173,8 @@ pub async fn wait_for(
             }
             WaitProgress::Retrying(why) if why != last_failure => {
                 let name = &last.name;
-                let pause = next_step::left(last.next.as_ref().and_then(|next| next.at), SystemTime::now());
-                let when = pause.and_then(next_step::brief).map(|pause| format!(" in {pause}"));
+                let pause = left(last.next.as_ref().and_then(|next| next.at), SystemTime::now());
+                let when = pause.and_then(brief).map(|pause| format!(" in {pause}"));
                 let when = when.unwrap_or_default();
                 let mut line =
                     format!("{name}: {why}; retrying{when}. Ctrl-C stops this command, not the retries");
@@ -188,23 +188,6 @@ pub async fn wait_for(
         }
         spinner.show(&last);
     }
-}
-
-/// Renders the state, the queue position and the reason in one line: "demo is asleep: idle for the
-/// whole idle timeout".
-pub fn describe(workspace: &Workspace) -> String {
-    let mut line = format!("{} {}", workspace.name, state_clause(workspace.state()));
-    if let Some(position) = queue_position(workspace) {
-        line.push_str(&format!(", {position}"));
-    }
-    if workspace.reason.is_some() {
-        line.push_str(&format!(": {}", reason(workspace)));
-    }
-    line
-}
-
-fn reason(workspace: &Workspace) -> String {
-    workspace.reason.as_ref().map(|reason| plain(&text::state_reason(reason))).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -316,14 +299,5 @@ mod tests {
         waits.next =
             Some(NextStep { at: Some((NOW + Duration::from_secs(5)).into()), ..NextStep::default() });
         assert_eq!(waiter.observe(&waits, NOW), WaitProgress::Retrying(why.to_owned()));
-    }
-
-    #[test]
-    fn queued_workspace_shows_its_position() {
-        let queued = Workspace { queue_position: 2, ..at(State::Queued, "a request asked it to wake") };
-        assert_eq!(
-            describe(&queued),
-            "demo is queued, 2nd in the admission queue: a request asked it to wake"
-        );
     }
 }

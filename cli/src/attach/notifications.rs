@@ -16,9 +16,9 @@ use tonic::Streaming;
 use crate::{
     backoff::RetryBackoff,
     client::{Client, WorkspaceClient},
-    next_step::{brief, left},
+    duration::{brief, left},
     output,
-    state_waiter::describe,
+    workspace_text::describe,
     workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
 };
 

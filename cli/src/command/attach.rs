@@ -26,8 +26,8 @@ use crate::{
     failure::{self, CommandFailure},
     notice, output,
     signal::{self, TerminationSignals},
+    spinner::WakeSpinner,
     state_waiter::{self, TargetState},
-    wake_spinner::WakeSpinner,
 };
 
 /// Name of the terminal that is opened if no name is given.

@@ -24,8 +24,8 @@ use crate::{
     failure::{self, CommandFailure},
     local_file, notice, output,
     signal::until_signal,
+    spinner::WakeSpinner,
     stdio::AsyncStdio,
-    wake_spinner::WakeSpinner,
 };
 
 const EXAMPLES: &str = "\

@@ -8,7 +8,10 @@ use podling_proto::{
     token,
 };
 
-use super::run::environment;
+use super::{
+    resize::{parse_bytes, parse_cores},
+    run::environment,
+};
 use crate::{
     backoff::retry_call,
     client::Context,
@@ -16,9 +19,9 @@ use crate::{
     failure::CommandFailure,
     output,
     policy::PolicyFlags,
-    resources::{parse_bytes, parse_cores},
     state_waiter::{self, TargetState},
-    view::{WorkspaceJson, state_clause},
+    workspace_json::WorkspaceJson,
+    workspace_text::state_clause,
 };
 
 const REQUEST_ID_BYTES: usize = 12;

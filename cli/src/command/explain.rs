@@ -18,7 +18,7 @@ use crate::{
     explain::{self, ExplainData, timeline::LogEntryJson},
     failure::{self, CommandFailure},
     output,
-    view::{ActivityJson, WorkspaceJson},
+    workspace_json::{ActivityJson, WorkspaceJson},
 };
 
 /// How long to wait for the activity from the agent itself. After that, the activity of its last

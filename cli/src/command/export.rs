@@ -21,8 +21,8 @@ use crate::{
     local_file::{self, PartialFile},
     notice, output,
     signal::until_signal,
+    spinner::WakeSpinner,
     stdio::AsyncStdio,
-    wake_spinner::WakeSpinner,
 };
 
 const EXAMPLES: &str = "\

@@ -11,10 +11,12 @@ use podling_proto::{
 use crate::{
     backoff::retry_call,
     client::{Client, Context},
+    duration::{brief, since},
     failure::CommandFailure,
-    next_step, notice,
+    notice,
     output::{self, Tone},
-    view::{WorkspaceJson, activity_word, state, state_tone},
+    workspace_json::WorkspaceJson,
+    workspace_text::{activity_word, idle_time, next_step, state, state_tone},
 };
 
 /// List workspaces with their state, activity and next step
@@ -80,10 +82,10 @@ fn render(workspaces: &[Workspace], now: SystemTime, owners: bool) -> String {
             (w.name.clone(), Some(Tone::Strong)),
             (w.id.clone(), None),
             (state(w.state()).to_owned(), state_tone(w.state())),
-            (next_step::since(w.since, now), None),
+            (since(w.since, now), None),
             (known.unwrap_or("-").to_owned(), None),
-            (next_step::idle(w).and_then(next_step::brief).unwrap_or_else(none), None),
-            (next_step::short(w, now).unwrap_or_else(none), warned.then_some(Tone::Notice)),
+            (idle_time(w).and_then(brief).unwrap_or_else(none), None),
+            (next_step(w, now).unwrap_or_else(none), warned.then_some(Tone::Notice)),
             (w.template.clone(), None),
         ];
         if owners {

@@ -9,7 +9,8 @@ use crate::{
     client::Context,
     failure::CommandFailure,
     output,
-    policy::{PolicyFlags, PolicyJson, render},
+    policy::{PolicyFlags, render},
+    workspace_json::PolicyJson,
 };
 
 const EXAMPLES: &str = "\

@@ -1,15 +1,12 @@
 //! `podling resize`: changes the CPU and memory of a workspace.
 
 use clap::Args;
+use podling_control::quantity;
 use podling_proto::control::v1::{ResizeWorkspaceRequest, Resources};
 
 use crate::{
-    backoff::retry_call,
-    client::Context,
-    failure::CommandFailure,
-    output,
-    resources::{self, parse_bytes, parse_cores},
-    view::WorkspaceJson,
+    backoff::retry_call, client::Context, failure::CommandFailure, output, workspace_json::WorkspaceJson,
+    workspace_text::describe_resources,
 };
 
 const EXAMPLES: &str = "\
@@ -46,8 +43,18 @@ impl ResizeArgs {
         if context.json() {
             output::json(&WorkspaceJson::from(&workspace))?;
         } else {
-            output::line(&format!("{} {}", workspace.name, resources::describe(&workspace)))?;
+            output::line(&format!("{} {}", workspace.name, describe_resources(&workspace)))?;
         }
         Ok(0)
     }
+}
+
+/// Parses the value of a flag `--cpu` into thousandths of a core.
+pub fn parse_cores(text: &str) -> Result<u64, String> {
+    quantity::cores(text).ok_or_else(|| format!("expected {}", quantity::CORES))
+}
+
+/// Parses the value of a flag `--memory` or `--storage` into bytes.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    quantity::bytes(text).ok_or_else(|| format!("expected {}", quantity::BYTES))
 }

@@ -16,8 +16,9 @@ use crate::{
     duration::show,
     failure::CommandFailure,
     output,
-    state_waiter::{self, TargetState, describe},
-    view::WorkspaceJson,
+    state_waiter::{self, TargetState},
+    workspace_json::WorkspaceJson,
+    workspace_text::describe,
 };
 
 const REQUEST_ID_BYTES: usize = 12;

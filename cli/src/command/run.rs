@@ -25,7 +25,7 @@ use crate::{
         local_stdin::LocalStdin,
     },
     signal::TerminationSignals,
-    wake_spinner::WakeSpinner,
+    spinner::WakeSpinner,
 };
 
 const REQUEST_ID_BYTES: usize = 12;

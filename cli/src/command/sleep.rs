@@ -13,7 +13,8 @@ use crate::{
     failure::{CommandFailure, FailureCollector},
     output::{self, plain},
     state_waiter::{self, TargetState},
-    view::{WorkspaceJson, state_clause},
+    workspace_json::WorkspaceJson,
+    workspace_text::state_clause,
 };
 
 /// Number of signals that a refusal lists. Of further signals only the number is shown.

@@ -8,8 +8,8 @@ use crate::{
     client::{Client, Context},
     failure::{CommandFailure, FailureCollector},
     output,
-    state_waiter::describe,
-    view::WorkspaceJson,
+    workspace_json::WorkspaceJson,
+    workspace_text::describe,
 };
 
 /// Take the deletion of workspaces back

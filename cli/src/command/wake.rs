@@ -11,8 +11,9 @@ use crate::{
     duration::show,
     failure::{CommandFailure, FailureCollector},
     output,
-    state_waiter::{self, TargetState, describe},
-    view::WorkspaceJson,
+    state_waiter::{self, TargetState},
+    workspace_json::WorkspaceJson,
+    workspace_text::describe,
 };
 
 /// Wake workspaces and wait until they are awake

@@ -5,10 +5,9 @@ use std::time::{Duration, SystemTime};
 use podling_proto::agent::v1::{ActivityLevel, ActivityState, Evidence, Signal};
 
 use crate::{
-    duration::{from_wire, show},
-    next_step::since,
+    duration::{from_wire, show, since},
     output::{Tone, counted, paint, plain, table},
-    view::activity_word,
+    workspace_text::activity_word,
 };
 
 /// Renders the activity, its evidence and the idle time. `fresh` says that the agent itself

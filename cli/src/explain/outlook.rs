@@ -10,8 +10,9 @@ use podling_proto::{
 
 use crate::{
     archive,
-    next_step::{brief, left, sleeps_in},
+    duration::{brief, left},
     output::{Tone, paint},
+    workspace_text::sleeps_in,
 };
 
 /// Number of archives that are listed. Of older ones only the number is shown.

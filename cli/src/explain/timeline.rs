@@ -8,9 +8,10 @@ use serde::Serialize;
 
 use super::coloured;
 use crate::{
-    next_step::{brief, since},
+    duration::{brief, since},
     output::{Tone, paint, plain},
-    view::{reason_word, state},
+    workspace_json::reason_word,
+    workspace_text::state,
 };
 
 /// One decision, as `podling explain --json` prints it.

@@ -26,8 +26,8 @@ use crate::{
     client::WorkspaceClient,
     failure::{self, CommandFailure},
     notice, signal,
+    spinner::WakeSpinner,
     stdio::AsyncStdio,
-    wake_spinner::WakeSpinner,
 };
 
 /// How long the start of a command is retried while the connection breaks or the agent is not

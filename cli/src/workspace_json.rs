@@ -1,14 +1,18 @@
-//! JSON of workspaces and their activity as `--json` prints it, and the public names of enum
-//! values.
+//! JSON of workspaces and their activity, as `--json` prints it.
 
 use podling_proto::{
-    agent::v1::{ActivityLevel, ActivityState, Evidence, Signal},
-    control::v1::{AgentConnection, AgentInfo, NextStep, State, StateReason, WaitReason, Workspace},
+    agent::v1::{ActivityState, Evidence},
+    control::v1::{
+        AgentConnection, AgentInfo, NextStep, Policy, Progress, Resources, StateReason, WaitReason, Workspace,
+    },
     text,
 };
 use serde::Serialize;
 
-use crate::{duration, output::Tone, policy::PolicyJson, progress::ProgressJson, resources::ResourcesJson};
+use crate::{
+    duration::seconds,
+    workspace_text::{activity_word, state},
+};
 
 /// A workspace, as `--json` prints it.
 #[derive(Debug, Serialize)]
@@ -26,7 +30,7 @@ pub struct WorkspaceJson {
     /// Time at which the workspace entered its state, RFC 3339.
     pub since: Option<String>,
     /// Whether heartbeats of the agent arrive: `connected` or `unknown`.
-    pub connection: &'static str,
+    pub connection: String,
     pub template: String,
     pub owner: String,
     pub created: Option<String>,
@@ -56,6 +60,43 @@ pub struct WorkspaceJson {
     pub progress: Option<ProgressJson>,
     pub policy: Option<PolicyJson>,
     pub agent: Option<AgentJson>,
+}
+
+/// Policy of a workspace, as `--json` prints it. Null means no limit.
+#[derive(Debug, Serialize)]
+pub struct PolicyJson {
+    pub idle_timeout_seconds: Option<f64>,
+    pub warning_seconds: Option<f64>,
+    /// Time after the last input of a user or client for which busy programs keep it awake.
+    pub work_cap_seconds: Option<f64>,
+    /// Time after the last input of a user or client for which a foreground program keeps it awake.
+    pub presence_cap_seconds: Option<f64>,
+    /// Time after its start or the last input for which a client's call keeps it awake.
+    pub call_cap_seconds: Option<f64>,
+    pub max_awake_seconds: Option<f64>,
+    pub archive_after_seconds: Option<f64>,
+    pub keep_archives_seconds: Option<f64>,
+}
+
+/// CPU and memory of a workspace, as `--json` prints them.
+#[derive(Debug, Serialize)]
+pub struct ResourcesJson {
+    /// Thousandths of a core.
+    pub cpu_millis: u64,
+    pub memory_bytes: u64,
+}
+
+/// Progress of archiving or restoring, as `--json` prints it. Null means unknown.
+#[derive(Debug, Serialize)]
+pub struct ProgressJson {
+    /// `archiving`, `proving`, `downloading` or `extracting`.
+    pub stage: String,
+    /// Number of files, directories and links done.
+    pub entries: u64,
+    pub total_entries: Option<u64>,
+    /// Bytes done. Counts file content while archiving and extracting, otherwise the zip.
+    pub bytes: u64,
+    pub total_bytes: Option<u64>,
 }
 
 /// One run of a workspace's agent, as `--json` prints it.
@@ -103,7 +144,7 @@ pub struct ActivityJson {
     /// Warning that the workspace falls asleep; null if its users are not warned now.
     pub sleep_warning: Option<SleepWarningJson>,
     /// Failure of the workspace's own command; null if it does not fail.
-    pub command_failure: Option<CommandFailureJson>,
+    pub command_failure: Option<ProgramFailureJson>,
     /// Time at which the agent reported the activity, RFC 3339.
     pub at: Option<String>,
 }
@@ -119,7 +160,7 @@ pub struct SleepWarningJson {
 
 /// Failure of the workspace's own command, as `podling explain --json` prints it.
 #[derive(Debug, Serialize)]
-pub struct CommandFailureJson {
+pub struct ProgramFailureJson {
     pub program: String,
     /// Kind of the failure: `not-started` or `ended`.
     pub kind: String,
@@ -135,7 +176,7 @@ pub struct CommandFailureJson {
 #[derive(Debug, Serialize)]
 pub struct EvidenceJson {
     /// Name of the signal: `keystroke`, `cpu`, `lease`, …
-    pub signal: &'static str,
+    pub signal: String,
     /// Description of the signal in English: `vim in terminal 'main'`.
     pub detail: String,
     /// Time since the signal was last observed.
@@ -155,95 +196,17 @@ pub struct LeaseJson {
     pub remaining_seconds: f64,
 }
 
-/// Returns the public name of a state, as JSON and tables show it: "falling-asleep".
-pub fn state(state: State) -> &'static str {
-    match state {
-        State::Unspecified => "unknown",
-        State::Queued => "queued",
-        State::Starting => "starting",
-        State::Awake => "awake",
-        State::FallingAsleep => "falling-asleep",
-        State::Asleep => "asleep",
-        State::Archiving => "archiving",
-        State::Archived => "archived",
-        State::Deleting => "deleting",
-        State::Failed => "failed",
-    }
-}
-
-/// Renders a state as the predicate of a sentence: "is falling asleep".
-pub fn state_clause(state: State) -> &'static str {
-    match state {
-        State::Unspecified => "is in a state that this client does not know",
-        State::Queued => "is queued",
-        State::Starting => "is starting",
-        State::Awake => "is awake",
-        State::FallingAsleep => "is falling asleep",
-        State::Asleep => "is asleep",
-        State::Archiving => "is being archived",
-        State::Archived => "is archived",
-        State::Deleting => "is being deleted",
-        State::Failed => "has failed",
-    }
-}
-
-/// Returns the colour of a state; `None` for states that need no attention.
-pub fn state_tone(state: State) -> Option<Tone> {
-    match state {
-        State::Awake => Some(Tone::Good),
-        State::Failed => Some(Tone::Bad),
-        State::Queued | State::Starting | State::FallingAsleep | State::Archiving | State::Deleting => {
-            Some(Tone::Notice)
-        }
-        State::Unspecified | State::Asleep | State::Archived => None,
-    }
-}
-
-/// Returns the public name of an activity level; `None` if the level is unspecified.
-pub fn activity_word(level: ActivityLevel) -> Option<&'static str> {
-    match level {
-        ActivityLevel::Unspecified => None,
-        ActivityLevel::Idle => Some("idle"),
-        ActivityLevel::Busy => Some("busy"),
-        ActivityLevel::Active => Some("active"),
-    }
-}
-
-/// Returns the public name of a connection state. An unspecified state is `unknown`.
-pub fn connection_word(connection: AgentConnection) -> &'static str {
-    match connection {
-        AgentConnection::Connected => "connected",
-        AgentConnection::Unspecified | AgentConnection::Unknown => "unknown",
-    }
-}
-
-/// Returns the public name of a signal, as `podling explain --json` prints it.
-pub fn signal(signal: Signal) -> &'static str {
-    match signal {
-        Signal::Unspecified => "unknown",
-        Signal::Keystroke => "keystroke",
-        Signal::ClientWrite => "client-write",
-        Signal::PortRequest => "port-request",
-        Signal::PageVisible => "page-visible",
-        Signal::ClientStart => "client-start",
-        Signal::ClientCall => "client-call",
-        Signal::Cpu => "cpu",
-        Signal::Io => "io",
-        Signal::KernelBusy => "kernel-busy",
-        Signal::ForegroundJob => "foreground-job",
-        Signal::IdeHeartbeat => "ide-heartbeat",
-        Signal::Lease => "lease",
-    }
-}
-
-/// Converts a duration to seconds. `None` if it is absent or negative.
-pub fn seconds(duration: Option<prost_types::Duration>) -> Option<f64> {
-    duration::from_wire(duration).map(|d| d.as_secs_f64())
-}
-
 /// Returns the code of a reason, as JSON shows it: `agent-connected`.
 pub fn reason_word(reason: &StateReason) -> String {
     text::word(reason.code().as_str_name(), "STATE_REASON_CODE_")
+}
+
+/// Returns the word of an enum value, as JSON shows it. An unspecified value is `unknown`.
+fn word(name: &str, prefix: &str) -> String {
+    match text::word(name, prefix) {
+        unspecified if unspecified == "unspecified" => "unknown".to_owned(),
+        word => word,
+    }
 }
 
 fn wait_word(wait: WaitReason) -> String {
@@ -276,7 +239,7 @@ impl From<&Workspace> for WorkspaceJson {
             reason: workspace.reason.as_ref().map(reason_word).unwrap_or_default(),
             message: workspace.reason.as_ref().map(text::state_reason).unwrap_or_default(),
             since: time(&workspace.since),
-            connection: connection_word(workspace.connection()),
+            connection: word(workspace.connection().as_str_name(), "AGENT_CONNECTION_"),
             template: workspace.template.clone(),
             owner: workspace.owner.clone(),
             created: time(&workspace.created),
@@ -333,7 +296,7 @@ impl From<&ActivityState> for ActivityJson {
                 at: warning.at.as_ref().map(ToString::to_string),
                 cause: text::word(warning.cause().as_str_name(), "SLEEP_CAUSE_"),
             }),
-            command_failure: activity.command_failure.as_ref().map(|failure| CommandFailureJson {
+            command_failure: activity.command_failure.as_ref().map(|failure| ProgramFailureJson {
                 program: failure.program.clone(),
                 kind: text::word(failure.kind().as_str_name(), "COMMAND_FAILURE_KIND_"),
                 detail: failure.detail.clone(),
@@ -348,11 +311,45 @@ impl From<&ActivityState> for ActivityJson {
 impl From<&Evidence> for EvidenceJson {
     fn from(evidence: &Evidence) -> Self {
         Self {
-            signal: signal(evidence.signal()),
+            signal: word(evidence.signal().as_str_name(), "SIGNAL_"),
             detail: evidence.detail.clone(),
             age_seconds: seconds(evidence.age).unwrap_or_default(),
             holds_for_seconds: seconds(evidence.holds_for).unwrap_or_default(),
             capped: evidence.capped,
+        }
+    }
+}
+
+impl From<&Policy> for PolicyJson {
+    fn from(policy: &Policy) -> Self {
+        Self {
+            idle_timeout_seconds: seconds(policy.idle_timeout),
+            warning_seconds: seconds(policy.warning),
+            work_cap_seconds: seconds(policy.work_cap),
+            presence_cap_seconds: seconds(policy.presence_cap),
+            call_cap_seconds: seconds(policy.call_cap),
+            max_awake_seconds: seconds(policy.max_awake),
+            archive_after_seconds: seconds(policy.archive_after),
+            keep_archives_seconds: seconds(policy.keep_archives),
+        }
+    }
+}
+
+impl From<&Resources> for ResourcesJson {
+    fn from(resources: &Resources) -> Self {
+        Self { cpu_millis: resources.cpu_millis, memory_bytes: resources.memory_bytes }
+    }
+}
+
+impl From<&Progress> for ProgressJson {
+    fn from(progress: &Progress) -> Self {
+        let if_known = |total: u64| Some(total).filter(|total| *total > 0);
+        Self {
+            stage: word(progress.stage().as_str_name(), "STAGE_"),
+            entries: progress.entries,
+            total_entries: if_known(progress.total_entries),
+            bytes: progress.bytes,
+            total_bytes: if_known(progress.total_bytes),
         }
     }
 }
