@@ -9,7 +9,6 @@
 
 pub mod archive;
 pub mod args;
-pub mod attach;
 pub mod backoff;
 pub mod client;
 pub mod command;

@@ -1,4 +1,21 @@
 //! `podling attach`: shows a terminal of a workspace on the local terminal.
+//!
+//! [`session`] keeps the terminal attached across broken connections. Its parts:
+//!
+//! - [`connection`] opens the streams to the agent.
+//! - [`keyboard`] separates keystrokes from replies of the terminal emulator.
+//! - [`outbox`] queues input until the agent acknowledges it.
+//! - [`screen`] queues output on its way to the screen, and restores the local terminal at the end.
+//! - [`modes`] tracks what the output changes in the local terminal.
+//! - [`notifications`] has the sleep warnings and the progress of a wake.
+
+pub mod connection;
+pub mod keyboard;
+pub mod modes;
+pub mod notifications;
+pub mod outbox;
+pub mod screen;
+pub mod session;
 
 use std::collections::HashMap;
 
@@ -14,13 +31,12 @@ use podling_proto::{
 };
 use tonic::Status;
 
+use self::{
+    keyboard::{DEFAULT_DETACH_KEY, DetachKey},
+    session::{AttachEnd, AttachSession},
+};
 use super::wake::wake;
 use crate::{
-    attach::{
-        key::{self, DetachKey},
-        notifications, raw,
-        session::{self, AttachEnd, AttachSession},
-    },
     backoff::{is_retryable, retry_call},
     client::{Client, Context, WorkspaceClient},
     failure::{self, CommandFailure},
@@ -60,7 +76,7 @@ pub struct AttachArgs {
     #[arg(long)]
     new: bool,
     /// Key that detaches, written as ctrl-CHARACTER or ^CHARACTER; "none" for no key
-    #[arg(long, value_name = "KEY", default_value = key::DEFAULT)]
+    #[arg(long, value_name = "KEY", default_value = DEFAULT_DETACH_KEY)]
     detach_key: DetachKey,
     /// Program to run in the new terminal instead of the shell
     #[arg(last = true, value_name = "CMD", requires = "new")]
@@ -165,7 +181,7 @@ impl AttachArgs {
         let request = CreateTerminalRequest {
             argv: self.command.clone(),
             env,
-            size: raw::size(),
+            size: screen::size(),
             name: name.to_owned(),
             request_id: token::random(REQUEST_ID_BYTES),
             ..CreateTerminalRequest::default()

@@ -7,10 +7,11 @@ use futures_util::{
     StreamExt as _,
     stream::{self, LocalBoxStream},
 };
-use podling_proto::agent::v1::{
-    ActivityState, SleepCause, SleepWarning, WatchActivityRequest, WatchActivityResponse,
+use podling_proto::{
+    agent::v1::{ActivityState, SleepCause, SleepWarning, WatchActivityRequest, WatchActivityResponse},
+    control::v1::Workspace,
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tonic::Streaming;
 
 use crate::{
@@ -25,8 +26,24 @@ use crate::{
 /// Step of the countdown to sleep, in seconds. The last ten seconds are counted one by one.
 const COUNTDOWN_STEP: u64 = 10;
 
-#[derive(Debug, Clone, PartialEq)]
-pub enum Notification {
+/// Interval at which the countdown to sleep is redrawn.
+const WARNING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the failure of the workspace's command is shown.
+const COMMAND_FAILURE_SHOWN: Duration = Duration::from_secs(10);
+
+/// The notifications of one session, and the notice about them that the screen shows.
+pub struct SessionNotices {
+    /// Never ends. Dropping it closes the watch that feeds it.
+    stream: LocalBoxStream<'static, Notification>,
+    /// When and why the workspace falls asleep.
+    warning: Option<SleepWarning>,
+    /// The last failure of the workspace's command, and the time until which it is shown.
+    command_failure: Option<(String, Instant)>,
+    /// State of the waking workspace, as text.
+    wake_status: String,
+}
+
+enum Notification {
     /// The agent reported its activity.
     Activity {
         /// The workspace falls asleep at the time in the warning. `None` withdraws the warning.
@@ -38,8 +55,78 @@ pub enum Notification {
     Status(String),
 }
 
-/// Stream of notifications that never ends. Dropping it closes the watch that feeds it.
-pub type NotificationStream = LocalBoxStream<'static, Notification>;
+impl SessionNotices {
+    /// Starts without a watch. The caller has shown the failure of the workspace's command already.
+    pub fn new(workspace: &Workspace) -> Self {
+        let failure = workspace.activity.as_ref().and_then(command_failure);
+        Self {
+            stream: stream::pending().boxed_local(),
+            warning: None,
+            command_failure: failure.map(|failure| (failure, Instant::now())),
+            wake_status: String::new(),
+        }
+    }
+
+    /// Watches the activity of an awake workspace.
+    pub fn watch_activity(&mut self, workspace_client: &WorkspaceClient) {
+        self.wake_status.clear();
+        self.stream = activity(workspace_client);
+    }
+
+    /// Watches the states that a waking workspace passes through. `id` is the workspace's id.
+    pub fn watch_wake(&mut self, client: &Client, id: &str) {
+        self.stream = wake_progress(client, id);
+    }
+
+    /// Stops the watch of a workspace that sleeps, and withdraws the warning.
+    pub fn stop(&mut self) {
+        self.warning = None;
+        self.stream = stream::pending().boxed_local();
+    }
+
+    /// Withdraws the warning before the agent does so, because the workspace is used.
+    pub fn withdraw_warning(&mut self) {
+        self.warning = None;
+    }
+
+    /// Waits for the next notification and records it. Cancel-safe.
+    pub async fn next(&mut self) {
+        match self.stream.next().await {
+            Some(Notification::Activity { sleep_warning, command_failure }) => {
+                self.warning = sleep_warning;
+                let known = self.command_failure.as_ref().map(|(known, _)| known);
+                if command_failure.is_none() || known != command_failure.as_ref() {
+                    let until = Instant::now() + COMMAND_FAILURE_SHOWN;
+                    self.command_failure = command_failure.map(|failure| (failure, until));
+                }
+            }
+            Some(Notification::Status(doing)) => self.wake_status = doing,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Returns when the notice changes without a notification.
+    pub fn changes_at(&self) -> Option<Instant> {
+        let warning = self.warning.as_ref().map(|_| Instant::now() + WARNING_INTERVAL);
+        let failure = self.command_failure.as_ref().map(|(_, until)| *until);
+        warning.into_iter().chain(failure.filter(|until| *until > Instant::now())).min()
+    }
+
+    /// Renders the notice for a waking workspace.
+    pub fn waking_text(&self) -> String {
+        format!("waking … {}", self.wake_status).trim_end().to_owned()
+    }
+
+    /// Renders the notice for the workspace with this name: a warning, or else a failure of its
+    /// command.
+    pub fn text(&self, name: &str) -> Option<String> {
+        match (&self.warning, &self.command_failure) {
+            (Some(warning), _) => Some(warning_text(name, warning, SystemTime::now())),
+            (None, Some((failure, until))) if *until > Instant::now() => Some(failure.clone()),
+            (None, _) => None,
+        }
+    }
+}
 
 /// Watch of one workspace's activity across any number of connections.
 struct ActivityWatch {
@@ -48,14 +135,9 @@ struct ActivityWatch {
     backoff: RetryBackoff,
 }
 
-/// Returns a stream without notifications.
-pub fn none() -> NotificationStream {
-    stream::pending().boxed_local()
-}
-
 /// Returns the sleep warnings of a workspace, and the failures of its command. Reopens a broken
 /// connection without a notification.
-pub fn activity(workspace_client: &WorkspaceClient) -> NotificationStream {
+fn activity(workspace_client: &WorkspaceClient) -> LocalBoxStream<'static, Notification> {
     let watch = ActivityWatch {
         workspace_client: workspace_client.without_waking(),
         stream: None,
@@ -73,7 +155,7 @@ pub fn activity(workspace_client: &WorkspaceClient) -> NotificationStream {
 }
 
 /// Returns the states that a waking workspace passes through. `id` is the workspace's id.
-pub fn wake_progress(client: &Client, id: &str) -> NotificationStream {
+fn wake_progress(client: &Client, id: &str) -> LocalBoxStream<'static, Notification> {
     let follow = WorkspaceWatcher::new(client.clone(), id.to_owned());
     stream::unfold(follow, |mut follow| async move {
         match follow.next().await {
@@ -99,7 +181,7 @@ pub fn command_failure(activity: &ActivityState) -> Option<String> {
 
 /// Renders a sleep warning for the workspace with this name. Only a sleep for idleness depends on a
 /// key.
-pub fn warning_text(name: &str, warning: &SleepWarning, now: SystemTime) -> String {
+fn warning_text(name: &str, warning: &SleepWarning, now: SystemTime) -> String {
     let left = left(warning.at, now).unwrap_or_default();
     // A countdown in seconds distracts, so only the last ten seconds are counted one by one.
     let left = match left.as_secs() {
@@ -138,6 +220,12 @@ impl ActivityWatch {
             self.stream = None;
             sleep(self.backoff.next_delay()).await;
         }
+    }
+}
+
+impl std::fmt::Debug for SessionNotices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionNotices").field("warning", &self.warning).finish_non_exhaustive()
     }
 }
 

@@ -13,13 +13,11 @@ use tokio::time::timeout;
 
 use super::{AttachEnd, AttachSession};
 use crate::{
-    attach::{
-        classify::{ClassifiedInput, InputClass},
-        key::DetachKey,
-        key_event::KeyEvent,
-        notifications, raw,
-    },
     client::Client,
+    command::attach::{
+        keyboard::{ClassifiedInput, DetachKey, InputClass, KeyEvent},
+        screen,
+    },
     failure::CommandFailure,
     output::plain,
 };
@@ -109,8 +107,7 @@ impl AttachSession {
     fn fall_asleep(&mut self, workspace: &Workspace) {
         let dropped = self.outbox.discard();
         self.resend_at = None;
-        self.warning = None;
-        self.notifications = notifications::none();
+        self.notices.stop();
         self.sleep_overlay = SleepOverlay::Asleep;
         self.screen.message(&asleep_message(workspace, dropped, &self.key));
     }
@@ -122,7 +119,7 @@ impl AttachSession {
             (KeyAction::Wake, SleepOverlay::Waking(dropped)) => *dropped += piece.1.len(),
             (KeyAction::Wake, SleepOverlay::Asleep) => {
                 self.sleep_overlay = SleepOverlay::Waking(0);
-                self.notifications = notifications::wake_progress(&self.client, &self.workspace.id);
+                self.notices.watch_wake(&self.client, &self.workspace.id);
                 // The old shell has ended, and the new stream begins with a screen snapshot.
                 self.screen.reset_position();
                 self.from_oldest = false;
@@ -141,7 +138,7 @@ impl AttachSession {
             n => format!("; the {n} bytes typed meanwhile were discarded"),
         };
         self.screen.message(&format!("{name} is awake again{typed}"));
-        self.resize = raw::size();
+        self.resize = screen::size();
     }
 }
 
