@@ -8,7 +8,6 @@ pub mod create;
 pub mod down;
 pub mod explain;
 pub mod export;
-pub mod hint;
 pub mod keep_awake;
 pub mod ls;
 pub mod policy;

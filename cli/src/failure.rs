@@ -162,6 +162,15 @@ impl CommandFailure {
         Self::Coded { code, inner: Box::new(self) }
     }
 
+    /// Sets the exit code of a failure that has none of its own.
+    #[must_use]
+    pub fn with_default_code(self, code: u8) -> Self {
+        match self {
+            Self::Coded { .. } | Self::OutputClosed | Self::Interrupted { .. } => self,
+            other => other.with_code(code),
+        }
+    }
+
     /// Replaces the advice that belongs to the reason.
     #[must_use]
     pub fn with_advice(self, advice: String) -> Self {
@@ -476,8 +485,11 @@ mod tests {
 
     #[test]
     fn exit_code_override_keeps_reason_and_advice() {
-        let failure = of(Reason::Busy).with_code(RUN_FAILED);
-        assert_eq!(failure.reason(), Some(Reason::Busy));
+        let failure = of(Reason::Busy).with_default_code(RUN_FAILED);
+        assert_eq!((failure.exit_code(), failure.reason()), (RUN_FAILED, Some(Reason::Busy)));
+        let failure = failure.with_default_code(CANNOT_RUN);
+        assert_eq!(failure.exit_code(), RUN_FAILED, "a failure keeps its own code");
+        assert_eq!(CommandFailure::OutputClosed.with_default_code(RUN_FAILED).exit_code(), OUTPUT_CLOSED);
         assert!(failure.advice().is_some());
     }
 

@@ -21,7 +21,6 @@ mod golden;
 pub mod local_file;
 pub mod output;
 pub mod policy;
-pub mod run;
 pub mod signal;
 pub mod spinner;
 pub mod state_waiter;

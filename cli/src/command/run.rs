@@ -1,4 +1,9 @@
 //! `podling run`: runs a command in a workspace, connected to the local standard input and output.
+//!
+//! Commands and flags that users know from other tools fail here, and name the command to use.
+
+pub mod follower;
+pub mod input;
 
 use std::{
     io::{IsTerminal as _, stdin},
@@ -12,18 +17,15 @@ use podling_proto::{
 };
 use tokio::sync::watch;
 
-use super::hint;
+use self::{
+    follower::{CommandFollower, OutputHealth},
+    input::LocalStdin,
+};
 use crate::{
     client::Context,
     duration,
     failure::{self, CommandFailure},
     notice,
-    run::{
-        command_follower::{self, CommandFollower},
-        input,
-        local_output::OutputHealth,
-        local_stdin::LocalStdin,
-    },
     signal::TerminationSignals,
     spinner::WakeSpinner,
 };
@@ -78,19 +80,20 @@ pub struct RunArgs {
 
 impl RunArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
-        let code = |failure: CommandFailure| failure.with_code(failure::RUN_FAILED);
         if self.tty {
-            return Err(hint::for_terminal(&self.name, &self.command));
+            return Err(for_terminal(&self.name, &self.command));
         }
-        let signals = TerminationSignals::listen().map_err(code)?;
-        let client = context.client().await.map_err(code)?;
-        let workspace = client.find(&self.name).await.map_err(code)?;
+        self.follow(context).await.map_err(|failure| failure.with_default_code(failure::RUN_FAILED))
+    }
+
+    async fn follow(self, context: &Context) -> Result<u8, CommandFailure> {
+        let signals = TerminationSignals::listen()?;
+        let client = context.client().await?;
+        let workspace = client.find(&self.name).await?;
         let workspace_client = client.workspace_client_for(&workspace);
         let wake_spinner = WakeSpinner::new(client, workspace.id);
         let mut local_stdin = match self.forwards_stdin() {
-            true => Some(
-                LocalStdin::open().map_err(CommandFailure::io("cannot read standard input")).map_err(code)?,
-            ),
+            true => Some(LocalStdin::open().map_err(CommandFailure::io("cannot read standard input"))?),
             false => None,
         };
         let request = StartProcessRequest {
@@ -112,8 +115,7 @@ impl RunArgs {
             started,
             output_health.clone(),
         )
-        .map_err(CommandFailure::io("cannot use standard output"))
-        .map_err(code)?;
+        .map_err(CommandFailure::io("cannot use standard output"))?;
         let feed = async {
             match &mut local_stdin {
                 Some(stdin) => input::forward_stdin(workspace_client.clone(), running.clone(), stdin).await,
@@ -122,21 +124,16 @@ impl RunArgs {
         };
         let ended = tokio::select! {
             ended = follower.follow() => ended,
-            code = input::forward_signals(workspace_client.clone(), running.clone(), signals) => {
-                return Ok(code);
-            }
+            code = input::forward_signals(workspace_client.clone(), running.clone(), signals) => return Ok(code),
             () = input::end_on_failed_output(
                 workspace_client.clone(),
                 running.clone(),
                 output_health.clone(),
             ) => Ok(ProcessExit::default()),
-            refused = feed => Err(code(refused)),
+            refused = feed => Err(refused),
         };
         if let Some(failure) = output_health.into_failure() {
-            return Err(match failure {
-                CommandFailure::OutputClosed => failure,
-                failure => code(failure),
-            });
+            return Err(failure);
         }
         let exit = ended?;
         if let (Some(stdin), Some(read)) = (&mut local_stdin, exit.stdin_read)
@@ -150,7 +147,7 @@ impl RunArgs {
                  output; later output is not shown"
             );
         }
-        Ok(command_follower::exit_code(&exit))
+        Ok(follower::exit_code(&exit))
     }
 
     fn forwards_stdin(&self) -> bool {
@@ -166,4 +163,58 @@ pub fn environment(settings: &[String]) -> std::collections::HashMap<String, Str
         None => std::env::var(setting).ok().map(|value| (setting.clone(), value)),
     };
     settings.iter().filter_map(pair).collect()
+}
+
+/// Arguments of a command that this tool does not have.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub struct HintArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    arguments: Vec<String>,
+}
+
+impl HintArgs {
+    /// Returns the failure with the command to use instead of `exec`, `ssh` or `shell`.
+    pub fn run(self) -> Result<u8, CommandFailure> {
+        let is_flag = |argument: &&String| argument.starts_with('-') && argument.as_str() != "--";
+        let flags: Vec<_> = self.arguments.iter().take_while(is_flag).collect();
+        let has_terminal = flags.iter().any(|flag| flag.contains('t'));
+        let mut rest = self.arguments.iter().skip(flags.len()).filter(|argument| *argument != "--");
+        let name = rest.next().map_or("NAME", String::as_str);
+        let command: Vec<_> = rest.cloned().collect();
+        Err(match command.is_empty() || has_terminal {
+            true => for_terminal(name, &command),
+            false => CommandFailure::Usage(format!(
+                "there is no such command; to run a command, use: podling run {name} -- {}",
+                command.join(" ")
+            )),
+        })
+    }
+}
+
+/// Returns the failure for a request to run a command in a terminal.
+fn for_terminal(name: &str, command: &[String]) -> CommandFailure {
+    let attach = match command {
+        [] => format!("podling attach {name}"),
+        command => format!("podling attach {name} --new -- {}", command.join(" ")),
+    };
+    CommandFailure::Usage(format!("`run` has no terminal; to use a program in a terminal: {attach}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_of_other_tools_names_ours() {
+        let hint = |arguments: &[&str]| {
+            let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+            HintArgs { arguments }.run().expect_err("a hint").to_string()
+        };
+        assert!(hint(&["-it", "demo", "bash"]).ends_with(": podling attach demo --new -- bash"));
+        assert!(hint(&["-it", "demo", "--", "bash", "-l"]).ends_with("podling attach demo --new -- bash -l"));
+        assert!(hint(&["demo"]).ends_with(": podling attach demo"));
+        assert!(hint(&["demo", "--", "ls", "-t"]).ends_with(": podling run demo -- ls -t"));
+        assert!(hint(&[]).ends_with(": podling attach NAME"));
+    }
 }

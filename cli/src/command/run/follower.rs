@@ -1,8 +1,17 @@
 //! Starts a remote command, follows it to its end across broken connections, and writes its stdout
 //! and stderr locally.
+//!
+//! Output that a new connection repeats is dropped, and output that is missing is counted. If a write
+//! to the local output fails, the command is ended, like a local command whose writes fail.
 
-use std::{io, time::Duration};
+use std::{
+    cell::{Ref, RefCell},
+    io,
+    rc::Rc,
+    time::Duration,
+};
 
+use bytes::{Buf as _, Bytes};
 use podling_proto::{
     agent::v1::{
         Output, OutputStream, ProcessEvent, ProcessExit, SleepCause, StartProcessRequest,
@@ -12,15 +21,11 @@ use podling_proto::{
     text,
 };
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, sleep},
 };
 use tonic::{Status, Streaming};
 
-use super::{
-    local_output::OutputHealth,
-    output_positions::{OutputKind, OutputPositions},
-};
 use crate::{
     backoff::{RetryBackoff, is_retryable},
     client::WorkspaceClient,
@@ -259,9 +264,136 @@ pub fn exit_code(exit: &ProcessExit) -> u8 {
     }
 }
 
+/// Offsets in stdout and stderr of one process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputPositions {
+    /// Epoch of the two logs.
+    pub epoch: u64,
+    /// Bytes of stdout that were written or are lost.
+    pub stdout: u64,
+    /// Bytes of stderr that were written or are lost.
+    pub stderr: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputKind {
+    Stdout,
+    Stderr,
+}
+
+/// Output that is to be written, without the part that was written before.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NewOutput {
+    /// Number of bytes missing before `data`.
+    pub missing: u64,
+    /// Bytes to write; may be empty.
+    pub data: Bytes,
+}
+
+impl OutputPositions {
+    /// Starts both offsets at zero.
+    pub fn new(epoch: u64) -> Self {
+        Self { epoch, stdout: 0, stderr: 0 }
+    }
+
+    /// Adds output that begins at `offset`. Returns the part of it that is to be written.
+    pub fn take(&mut self, kind: OutputKind, offset: u64, mut data: Bytes) -> NewOutput {
+        let position = self.position(kind);
+        let missing = offset.saturating_sub(*position);
+        let repeated = usize::try_from(position.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
+        data.advance(repeated);
+        *position += missing + data.len() as u64;
+        NewOutput { missing, data }
+    }
+
+    /// Skips the output before `to`, which is no longer available. Returns the number of bytes
+    /// skipped.
+    pub fn gap(&mut self, kind: OutputKind, to: u64) -> u64 {
+        let position = self.position(kind);
+        let missing = to.saturating_sub(*position);
+        *position += missing;
+        missing
+    }
+
+    fn position(&mut self, kind: OutputKind) -> &mut u64 {
+        match kind {
+            OutputKind::Stdout => &mut self.stdout,
+            OutputKind::Stderr => &mut self.stderr,
+        }
+    }
+}
+
+/// Reason why output is not written any more. Clones share one state.
+#[derive(Debug, Clone, Default)]
+pub struct OutputHealth {
+    failure: Rc<RefCell<Option<OutputFailure>>>,
+    failed: Rc<Notify>,
+}
+
+/// Failure of the local standard output or error.
+#[derive(Debug)]
+pub enum OutputFailure {
+    /// The reader of the pipe is gone.
+    Closed,
+    /// A write failed, for example because the disk is full.
+    Failed {
+        /// `standard output` or `standard error`.
+        name: &'static str,
+        error: io::Error,
+    },
+}
+
+impl OutputFailure {
+    /// Returns the name of the signal that ends the command.
+    pub fn signal(&self) -> &'static str {
+        match self {
+            Self::Closed => "PIPE",
+            Self::Failed { .. } => "TERM",
+        }
+    }
+}
+
+impl OutputHealth {
+    /// Records the first failed write.
+    pub fn record(&self, name: &'static str, error: io::Error) {
+        let failure = match error.kind() {
+            io::ErrorKind::BrokenPipe => OutputFailure::Closed,
+            _ => OutputFailure::Failed { name, error },
+        };
+        self.failure.borrow_mut().get_or_insert(failure);
+        self.failed.notify_one();
+    }
+
+    pub fn is_ok(&self) -> bool {
+        self.failure.borrow().is_none()
+    }
+
+    /// Waits for a failed write.
+    pub async fn wait_failed(&self) -> Ref<'_, OutputFailure> {
+        loop {
+            if let Ok(failure) = Ref::filter_map(self.failure.borrow(), Option::as_ref) {
+                return failure;
+            }
+            self.failed.notified().await;
+        }
+    }
+
+    /// Returns the failure of this client if a write failed.
+    pub fn into_failure(self) -> Option<CommandFailure> {
+        match self.failure.take()? {
+            OutputFailure::Closed => Some(CommandFailure::OutputClosed),
+            OutputFailure::Failed { name, error } => {
+                let doing = format!("cannot write to {name}, so the command was ended");
+                Some(CommandFailure::io(doing)(error))
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use podling_proto::error::WireError;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -295,5 +427,63 @@ mod tests {
         assert_eq!(exit_code(&exit(How::Code(42), false)), 42);
         assert_eq!(exit_code(&exit(How::Signal("KILL".to_owned()), false)), 137);
         assert_eq!(exit_code(&exit(How::Signal("TERM".to_owned()), true)), failure::TIMED_OUT);
+    }
+
+    #[test]
+    fn stdout_and_stderr_have_separate_offsets() {
+        let mut positions = OutputPositions::new(1);
+        assert_eq!(positions.take(OutputKind::Stdout, 0, Bytes::from("out")).data, "out");
+        assert_eq!(positions.take(OutputKind::Stderr, 0, Bytes::from("e")).data, "e");
+        assert_eq!(positions, OutputPositions { epoch: 1, stdout: 3, stderr: 1 });
+    }
+
+    #[test]
+    fn missing_output_is_counted_once() {
+        let mut positions = OutputPositions::new(1);
+        assert_eq!(positions.gap(OutputKind::Stdout, 10), 10);
+        assert_eq!(positions.gap(OutputKind::Stdout, 10), 0);
+        assert_eq!(
+            positions.take(OutputKind::Stdout, 12, Bytes::from("x")),
+            NewOutput { missing: 2, data: Bytes::from("x") }
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn output_is_written_once_across_disconnects(
+            log in prop::collection::vec(any::<u8>(), 0..300),
+            // Per connection: bytes repeated, bytes carried, and chunk size.
+            connections in prop::collection::vec((0_usize..50, 0_usize..100, 1_usize..40), 0..12)
+        ) {
+            let mut positions = OutputPositions::new(1);
+            let mut passed_on = Vec::new();
+            for (back, carries, piece) in connections.into_iter().chain([(0, log.len(), 7)]) {
+                let from = passed_on.len().saturating_sub(back);
+                let to = (from + carries).min(log.len());
+                let mut offset = from;
+                for data in log[from..to].chunks(piece) {
+                    let bytes = Bytes::copy_from_slice(data);
+                    let output = positions.take(OutputKind::Stdout, offset as u64, bytes);
+                    prop_assert_eq!(output.missing, 0);
+                    passed_on.extend_from_slice(&output.data);
+                    offset += data.len();
+                }
+            }
+            prop_assert_eq!(passed_on, log);
+        }
+    }
+
+    #[tokio::test]
+    async fn first_failed_write_decides() {
+        let health = OutputHealth::default();
+        assert!(health.is_ok() && health.clone().into_failure().is_none());
+        health.record("standard output", io::ErrorKind::StorageFull.into());
+        health.record("standard error", io::ErrorKind::BrokenPipe.into());
+        assert_eq!(health.wait_failed().await.signal(), "TERM");
+        let failure = health.into_failure().expect("a failure").describe();
+        assert!(
+            failure.starts_with("cannot write to standard output, so the command was ended: "),
+            "{failure}"
+        );
     }
 }
