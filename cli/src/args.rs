@@ -10,7 +10,7 @@ use crate::{
         archives::ArchivesArgs,
         attach::AttachArgs,
         completions::CompletionsArgs,
-        cp::CpArgs,
+        cp::{CpArgs, endpoint::CopyEndpoint},
         create::CreateArgs,
         down::DownArgs,
         explain::ExplainArgs,
@@ -28,7 +28,6 @@ use crate::{
         up::UpArgs,
         wake::WakeArgs,
     },
-    cp::endpoint::CopyEndpoint,
     failure::{CommandFailure, EXIT_CODES},
     target::GlobalOptions,
 };

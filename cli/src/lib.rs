@@ -12,7 +12,6 @@ pub mod args;
 pub mod backoff;
 pub mod client;
 pub mod command;
-pub mod cp;
 pub mod duration;
 pub mod explain;
 pub mod failure;

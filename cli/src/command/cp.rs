@@ -1,4 +1,13 @@
 //! `podling cp`: copies files between this machine and a workspace.
+//!
+//! [`plan`] lists the files. [`copy`] copies them, in the direction of [`upload`] or [`download`].
+
+pub mod copy;
+pub mod download;
+pub mod endpoint;
+pub mod plan;
+pub mod skipped;
+pub mod upload;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -13,14 +22,13 @@ use podling_proto::{
     error::{self, Reason},
 };
 
+use self::{
+    copy::CopyTally,
+    endpoint::{CopyEndpoint, RemotePath},
+    plan::{CopyDirectory, SymlinkPolicy},
+};
 use crate::{
     client::{Context, WorkspaceClient},
-    cp::{
-        CopyTally, download,
-        endpoint::{CopyEndpoint, RemotePath},
-        plan::{self, CopyDirectory, SymlinkPolicy},
-        upload,
-    },
     failure::{self, CommandFailure},
     local_file, notice, output,
     signal::until_signal,

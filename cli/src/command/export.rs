@@ -14,9 +14,9 @@ use tokio::{
     io::AsyncWriteExt as _,
 };
 
+use super::cp::endpoint::RemotePath;
 use crate::{
     client::Context,
-    cp::endpoint::RemotePath,
     failure::{self, CommandFailure},
     local_file::{self, PartialFile},
     notice, output,

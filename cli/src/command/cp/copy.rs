@@ -1,15 +1,8 @@
-//! Copies files between this machine and a workspace.
+//! Carries out a copy between this machine and a workspace, in either direction.
 //!
-//! [`plan`] lists the files first. Then several files are copied concurrently. A file arrives
-//! completely or not at all, because the receiving side writes it under a temporary name and
-//! renames it at the end. A path that cannot be copied is left out with its reason ([`skipped`]),
-//! and the copy continues with the others.
-
-pub mod download;
-pub mod endpoint;
-pub mod plan;
-pub mod skipped;
-pub mod upload;
+//! Several files are copied concurrently. A file arrives completely or not at all, because the
+//! receiving side writes it under a temporary name and renames it at the end. A path that cannot be
+//! copied is left out with its reason, and the copy continues with the others.
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
@@ -18,7 +11,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::time::sleep;
 
-use self::{
+use super::{
     endpoint::RemotePath,
     plan::{CopyDirectory, CopyFile, CopyPlan},
     skipped::{CopyFailure, FailureScope, SkipReason, SkippedPath},
@@ -28,12 +21,12 @@ use crate::{backoff::RetryBackoff, failure::CommandFailure};
 /// Number of files copied concurrently. Enough to hide the round trips of small files.
 const CONCURRENT_FILES: usize = 8;
 /// Number of attempts per file when the connection breaks.
-const MAX_ATTEMPTS: u32 = 6;
+pub(super) const MAX_ATTEMPTS: u32 = 6;
 /// Number of attempts for a file that changes while it is read. A file that is always being
 /// written would otherwise be read again and again.
 const MAX_CHANGE_ATTEMPTS: u32 = 3;
 /// Permissions that the owner needs of a directory while files are copied into it.
-const OWNER_ACCESS: u32 = 0o700;
+pub(super) const OWNER_ACCESS: u32 = 0o700;
 
 /// Result of a copy so far, as `--json` prints it.
 #[derive(Debug, Default, Serialize)]
@@ -79,7 +72,7 @@ impl CopyTally {
 }
 
 /// A path at one end of a copy.
-trait CopyPath: Ord + Sized {
+pub(super) trait CopyPath: Ord + Sized {
     /// Renders the path for display.
     fn show(&self) -> String;
     fn parent(&self) -> Option<Self>;
@@ -106,7 +99,7 @@ impl CopyPath for RemotePath {
 }
 
 /// One direction of a copy: to a workspace or from it.
-trait CopyDirection {
+pub(super) trait CopyDirection {
     type From: CopyPath;
     type To: CopyPath;
 
@@ -133,7 +126,7 @@ trait CopyDirection {
 
 /// Creates the directories of a plan and copies its files. A path that cannot be copied is added to
 /// the skipped paths of `tally`. Returns a failure that concerns the whole copy.
-async fn copy<D: CopyDirection>(
+pub(super) async fn copy_all<D: CopyDirection>(
     direction: &D,
     plan: CopyPlan<D::From, D::To>,
     bar: &ProgressBar,
@@ -269,7 +262,8 @@ impl FileAttempts {
 mod tests {
     use podling_proto::error::{Reason, WireError};
 
-    use super::{skipped::RemoteRole, *};
+    use super::*;
+    use crate::command::cp::skipped::RemoteRole;
 
     #[test]
     fn attempts_are_bounded_by_the_kind_of_failure() {

@@ -348,7 +348,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::cp::endpoint::CopyEndpoint;
+    use crate::command::cp::endpoint::CopyEndpoint;
 
     fn root() -> RemotePath {
         match CopyEndpoint::parse(OsStr::new("demo:dst")) {

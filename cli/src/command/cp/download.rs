@@ -18,7 +18,7 @@ use tokio::{
 use tonic::{Status, Streaming};
 
 use super::{
-    CopyDirection, CopyTally, MAX_ATTEMPTS, OWNER_ACCESS,
+    copy::{CopyDirection, CopyTally, MAX_ATTEMPTS, OWNER_ACCESS, copy_all},
     endpoint::RemotePath,
     plan::{CopyDirectory, CopyFile, CopyPlan},
     skipped::{CopyFailure, FailureScope, RemoteRole, SkipReason},
@@ -45,7 +45,7 @@ pub async fn download(
     bar: &ProgressBar,
     tally: &mut CopyTally,
 ) -> Result<(), CommandFailure> {
-    super::copy(&Download { workspace_client, bar }, plan, bar, tally).await
+    copy_all(&Download { workspace_client, bar }, plan, bar, tally).await
 }
 
 /// The direction from a workspace to this machine.

@@ -24,7 +24,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::{
-    CopyDirection, CopyTally, OWNER_ACCESS,
+    copy::{CopyDirection, CopyTally, OWNER_ACCESS, copy_all},
     endpoint::RemotePath,
     plan::{CopyDirectory, CopyFile, CopyPlan},
     skipped::{CopyFailure, FailureScope, RemoteRole},
@@ -46,7 +46,7 @@ pub async fn upload(
     bar: &ProgressBar,
     tally: &mut CopyTally,
 ) -> Result<(), CommandFailure> {
-    super::copy(&Upload { workspace_client, bar }, plan, bar, tally).await
+    copy_all(&Upload { workspace_client, bar }, plan, bar, tally).await
 }
 
 /// The direction from this machine to a workspace.
