@@ -13,7 +13,6 @@ pub mod backoff;
 pub mod client;
 pub mod command;
 pub mod duration;
-pub mod explain;
 pub mod failure;
 #[cfg(test)]
 mod golden;

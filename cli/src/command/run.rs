@@ -124,7 +124,9 @@ impl RunArgs {
         };
         let ended = tokio::select! {
             ended = follower.follow() => ended,
-            code = input::forward_signals(workspace_client.clone(), running.clone(), signals) => return Ok(code),
+            code = input::forward_signals(workspace_client.clone(), running.clone(), signals) => {
+                return Ok(code);
+            }
             () = input::end_on_failed_output(
                 workspace_client.clone(),
                 running.clone(),
