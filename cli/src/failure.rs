@@ -249,31 +249,32 @@ impl CommandFailure {
 
     /// Returns the message with its causes.
     pub fn describe(&self) -> String {
-        let mut text = match self {
-            Self::Coded { inner, .. } | Self::Advised { inner, .. } => return inner.describe(),
+        match self {
+            Self::Coded { inner, .. } | Self::Advised { inner, .. } => inner.describe(),
             // A status without a message has only its code.
             Self::Status(status) if status.message().is_empty() => {
                 format!("the control plane returned an error: {}", status.code().description())
             }
-            other => other.to_string(),
-        };
-        // A status is its own source, and a transport error repeats its message. Each message is
-        // printed once.
-        let mut cause = match self {
-            Self::Status(_) => None,
-            other => std::error::Error::source(other),
-        };
-        while let Some(error) = cause {
-            let cause_text = error.to_string();
-            // A transport error with a source says only that it is one. The source says more.
-            let is_wrapper = error.is::<tonic::transport::Error>() && error.source().is_some();
-            if !text.contains(&cause_text) && !is_wrapper {
-                text = format!("{text}: {cause_text}");
-            }
-            cause = error.source();
+            // A status is its own source.
+            Self::Status(_) => self.to_string(),
+            other => error_chain(other),
         }
-        text
     }
+}
+
+/// Returns the message of an error with its causes. Each message is contained once, because a
+/// transport error repeats that of its source.
+pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |cause| cause.source()) {
+        let message = cause.to_string();
+        // A transport error with a source says only that it is one. The source says more.
+        let is_wrapper = cause.is::<tonic::transport::Error>() && cause.source().is_some();
+        if !text.contains(&message) && !is_wrapper {
+            text = format!("{text}: {message}");
+        }
+    }
+    text
 }
 
 impl From<Status> for CommandFailure {

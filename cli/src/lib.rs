@@ -1,14 +1,12 @@
 //! The `podling` command line. It contains the control plane and the agent, and is a client of
 //! both.
 //!
-//! [`command`] has one module per subcommand. They share the connection to the control plane
-//! ([`target`], [`connector`], [`client`]), retries and waiting ([`backoff`],
-//! [`workspace_watcher`], [`state_waiter`], [`wake_spinner`], [`spinner`]), output ([`output`],
-//! [`view`], [`next_step`], [`partial_file`], [`special_file`]) and failures ([`failure`],
-//! [`for_each_target`], [`signal`]).
+//! [`command`] has one module per family of subcommands. They share the connection to the control
+//! plane ([`target`], [`client`]), retries and waiting ([`backoff`], [`workspace_watcher`],
+//! [`state_waiter`], [`spinner`], [`signal`]), texts and JSON ([`output`], [`workspace_text`],
+//! [`workspace_json`], [`duration`]), files and streams ([`stdio`], [`local_file`]) and failures
+//! ([`failure`]).
 
-pub mod archive;
-pub mod args;
 pub mod backoff;
 pub mod client;
 pub mod command;
@@ -18,7 +16,6 @@ pub mod failure;
 mod golden;
 pub mod local_file;
 pub mod output;
-pub mod policy;
 pub mod signal;
 pub mod spinner;
 pub mod state_waiter;

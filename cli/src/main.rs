@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _};
 use podling::{
-    args::{self, CommandLine, PodlingCommand},
     client::Context,
+    command::{self, CommandLine, PodlingCommand},
     failure::{CommandFailure, USAGE},
     output,
     target::GlobalOptions,
@@ -27,9 +27,9 @@ fn main() -> ExitCode {
     // The control plane's log may be JSON. Then its errors are lines of that log.
     let is_up = std::env::args_os().any(|word| word == UP);
     let log_format = if is_up { log::early_format(PROGRAM) } else { LogFormat::Text };
-    let parsed = CommandLine::command()
-        .try_get_matches()
-        .and_then(|matches| Ok((args::named_workspace(&matches), CommandLine::from_arg_matches(&matches)?)));
+    let parsed = CommandLine::command().try_get_matches().and_then(|matches| {
+        Ok((command::named_workspace(&matches), CommandLine::from_arg_matches(&matches)?))
+    });
     let (workspace, CommandLine { global, command }) = match parsed {
         Ok(parsed) => parsed,
         Err(error) if log_format == LogFormat::Json && error.use_stderr() => {

@@ -1,16 +1,27 @@
-//! `podling archives`: lists archives in the backup store.
+//! Archives in the backup store: `podling archives` lists them, and `podling restore` restores a
+//! workspace from one, in place or as a new workspace.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use clap::Args;
-use podling_proto::control::v1::{ListWorkspaceArchivesRequest, WorkspaceArchive};
+use podling_proto::{
+    control::v1::{ListWorkspaceArchivesRequest, RestoreArchiveRequest, State, Workspace, WorkspaceArchive},
+    error::{self, Reason, WireError},
+    token,
+};
+use serde::Serialize;
+use tonic::Status;
 
 use crate::{
-    archive::{self, ArchiveJson},
     backoff::retry_call,
     client::{Client, Context},
+    duration::{brief, left, show},
     failure::CommandFailure,
-    notice, output,
+    notice,
+    output::{self, Tone},
+    state_waiter::{self, TargetState},
+    workspace_json::WorkspaceJson,
+    workspace_text::describe,
 };
 
 /// List the archives of workspaces, including deleted ones
@@ -31,8 +42,8 @@ impl ArchivesArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
         let archives = match &self.name {
-            Some(name) => archive::list_for_workspace(&client, name).await?,
-            None => all(&client, self.all_owners).await?,
+            Some(name) => list_for_workspace(&client, name).await?,
+            None => list(&client, String::new(), self.all_owners).await?,
         };
         if context.json() {
             output::json(&archives.iter().map(ArchiveJson::from).collect::<Vec<_>>())?;
@@ -41,14 +52,258 @@ impl ArchivesArgs {
                 "There are no archives. A workspace is archived after a long sleep, and before it is deleted";
             notice!("{message}.");
         } else {
-            output::print(&archive::table(&archives, SystemTime::now(), self.all_owners))?;
+            output::print(&table(&archives, SystemTime::now(), self.all_owners))?;
         }
         Ok(0)
     }
 }
 
-async fn all(client: &Client, all_owners: bool) -> Result<Vec<WorkspaceArchive>, CommandFailure> {
-    let request = ListWorkspaceArchivesRequest { workspace: String::new(), all_owners };
+/// Lists archives, newest first: those of a workspace, or of all workspaces if its name is empty.
+async fn list(client: &Client, workspace: String, all_owners: bool) -> Result<Vec<WorkspaceArchive>, Status> {
+    let request = ListWorkspaceArchivesRequest { workspace, all_owners };
     let answer = retry_call(async || client.workspace_archives().list(request.clone()).await);
     Ok(answer.await?.archives)
+}
+
+const REQUEST_ID_BYTES: usize = 12;
+
+const EXAMPLES: &str = "\
+Examples:
+  podling restore demo
+  podling restore workspace-abcdefghijkl-20260102-030405 --as again";
+
+/// Restore a workspace from an archive and wait until it is awake
+///
+/// Restores archived workspaces and deleted ones. `podling archives` lists the archives.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct RestoreArgs {
+    /// Key of an archive; the name or id of a workspace selects its newest archive
+    #[arg(value_name = "ARCHIVE|NAME")]
+    archive: String,
+    /// Create a new workspace of this name from the archive, and leave the old one unchanged
+    #[arg(long = "as", value_name = "NEW-NAME")]
+    name: Option<String>,
+    /// Return immediately instead of waiting until the workspace is awake
+    #[arg(long)]
+    no_wait: bool,
+}
+
+impl RestoreArgs {
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
+        let started_at = Instant::now();
+        let client = context.client().await?;
+        let mut workspace = self.request_restore(&client).await?;
+        if !self.no_wait {
+            workspace = state_waiter::wait_for(&client, workspace, TargetState::Awake).await?;
+        }
+        if context.json() {
+            output::json(&WorkspaceJson::from(&workspace))?;
+        } else if workspace.state() == State::Awake {
+            output::line(&format!(
+                "{} is restored and awake, after {}",
+                workspace.name,
+                show(started_at.elapsed())
+            ))?;
+            output::line(&format!("  open a terminal in it with: podling attach {}", workspace.name))?;
+        } else {
+            output::line(&describe(&workspace))?;
+        }
+        Ok(0)
+    }
+
+    async fn request_restore(&self, client: &Client) -> Result<Workspace, CommandFailure> {
+        let request = RestoreArchiveRequest {
+            archive: self.archive.clone(),
+            name: self.name.clone().unwrap_or_default(),
+            request_id: token::random(REQUEST_ID_BYTES),
+        };
+        let mut tries = 0;
+        let answer = retry_call(async || {
+            tries += 1;
+            client.workspace_archives().restore(request.clone()).await
+        });
+        let answer = answer.await;
+        match answer {
+            Ok(answer) => answer.workspace.ok_or_else(CommandFailure::no_workspace),
+            Err(status) => match (error::reason(&status), error::detail(&status, "id")) {
+                // An earlier attempt restored the workspace, but its response was not received.
+                (Some(Reason::NotArchived), Some(id)) if tries > 1 => client.find(&id).await,
+                (Some(Reason::NameTaken), Some(id)) if self.name.is_none() => {
+                    Err(name_taken(&self.archive, client.find(&id).await?))
+                }
+                _ => Err(status.into()),
+            },
+        }
+    }
+}
+
+/// Returns a failure that suggests another name, because another workspace has taken the name of
+/// the archived one.
+fn name_taken(archive: &str, other: Workspace) -> CommandFailure {
+    let message = format!(
+        "cannot restore {archive}: another workspace is named {}; \
+         restore it under another name: podling restore {archive} --as NEW-NAME",
+        other.name
+    );
+    Status::from(WireError::new(Reason::NameTaken, message).with("id", &other.id)).into()
+}
+
+/// One archive in the backup store, as `--json` prints it.
+#[derive(Debug, Serialize)]
+pub struct ArchiveJson {
+    /// Unique key in the backup store, for example `workspace-abcdefghijkl-20260102-030405`.
+    pub key: String,
+    pub workspace_id: String,
+    pub workspace_name: String,
+    pub owner: String,
+    pub template: String,
+    /// Time of creation, RFC 3339.
+    pub created: Option<String>,
+    /// Time of removal, RFC 3339. Retention counts observed time, so downtime of the control plane
+    /// postpones it.
+    pub expires: Option<String>,
+    /// Number of files, directories, links and FIFOs.
+    pub entries: u64,
+    /// Number of sockets and devices that were left out, because a zip cannot hold them.
+    pub left_out: u64,
+    /// Uncompressed size of all files, in bytes.
+    pub bytes: u64,
+    /// Size of the zip, in bytes.
+    pub archive_bytes: u64,
+    /// True if the workspace has no storage and this is its newest archive, so that its files exist
+    /// only in this archive.
+    pub only_copy: bool,
+    /// True if the workspace was deleted.
+    pub deleted: bool,
+}
+
+impl From<&WorkspaceArchive> for ArchiveJson {
+    fn from(archive: &WorkspaceArchive) -> Self {
+        Self {
+            key: archive.key.clone(),
+            workspace_id: archive.workspace_id.clone(),
+            workspace_name: archive.workspace_name.clone(),
+            owner: archive.owner.clone(),
+            template: archive.template.clone(),
+            created: archive.created.as_ref().map(ToString::to_string),
+            expires: archive.expires.as_ref().map(ToString::to_string),
+            entries: archive.entries,
+            left_out: archive.left_out,
+            bytes: archive.bytes,
+            archive_bytes: archive.archive_bytes,
+            only_copy: archive.only_copy,
+            deleted: archive.deleted,
+        }
+    }
+}
+
+/// Lists the archives of a workspace, newest first. `workspace` is its name or id. Returns an empty
+/// list if it has no archive.
+pub async fn list_for_workspace(
+    client: &Client,
+    workspace: &str,
+) -> Result<Vec<WorkspaceArchive>, CommandFailure> {
+    match list(client, workspace.to_owned(), false).await {
+        Ok(archives) => Ok(archives),
+        Err(status) if error::reason(&status) == Some(Reason::ArchiveNotFound) => Ok(Vec::new()),
+        Err(status) => Err(status.into()),
+    }
+}
+
+/// Renders a table with one row per archive. `owners` adds the column OWNER.
+pub fn table(archives: &[WorkspaceArchive], now: SystemTime, owners: bool) -> String {
+    let mut head = vec!["WORKSPACE", "KEY", "MADE", "SIZE", "ENTRIES", "EXPIRES"];
+    if owners {
+        head.push("OWNER");
+    }
+    head.push("");
+    let row = |archive: &WorkspaceArchive| {
+        let mut row = vec![
+            (archive.workspace_name.clone(), Some(Tone::Strong)),
+            (archive.key.clone(), None),
+            (age(archive, now), None),
+            (size(archive), None),
+            (archive.entries.to_string(), None),
+            (expires(archive, now), None),
+        ];
+        if owners {
+            row.push((archive.owner.clone(), None));
+        }
+        let notes = [
+            archive.deleted.then(|| "deleted".to_owned()),
+            archive.only_copy.then(|| "only copy".to_owned()),
+            left_out(archive),
+        ];
+        let notes: Vec<_> = notes.into_iter().flatten().collect();
+        row.push((notes.join(", "), Some(Tone::Notice)));
+        row
+    };
+    output::table(&head, &archives.iter().map(row).collect::<Vec<_>>())
+}
+
+/// Renders the number of entries that a zip cannot hold: "2 sockets or devices left out". `None` if
+/// there are none.
+pub fn left_out(archive: &WorkspaceArchive) -> Option<String> {
+    let count = u32::try_from(archive.left_out).unwrap_or(u32::MAX);
+    let counted = output::counted(count, "socket or device", "sockets or devices");
+    (count > 0).then(|| format!("{counted} left out"))
+}
+
+/// Returns the age of an archive, for example `2h 1m ago`.
+pub fn age(archive: &WorkspaceArchive, now: SystemTime) -> String {
+    let age = archive.created.and_then(|at| SystemTime::try_from(at).ok()).map(|at| now.duration_since(at));
+    match age.and_then(|age| brief(age.unwrap_or_default())) {
+        Some(age) => format!("{age} ago"),
+        None => "now".to_owned(),
+    }
+}
+
+/// Returns the size of the zip in the backup store, for example `88.00 MiB`.
+pub fn size(archive: &WorkspaceArchive) -> String {
+    indicatif::HumanBytes(archive.archive_bytes).to_string()
+}
+
+/// Returns the time until the archive is removed, for example `in 29d 21h`.
+pub fn expires(archive: &WorkspaceArchive, now: SystemTime) -> String {
+    match left(archive.expires, now) {
+        None => "-".to_owned(),
+        Some(left) => brief(left).map_or_else(|| "now".to_owned(), |left| format!("in {left}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn archive_row_shows_age_size_and_notes() {
+        let time = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let archive = WorkspaceArchive {
+            key: "workspace-abcdefghijkl-20260102-030405".to_owned(),
+            workspace_name: "demo".to_owned(),
+            created: Some(time(0).into()),
+            expires: Some(time(2_592_000).into()),
+            entries: 14_612,
+            archive_bytes: 92_274_688,
+            only_copy: true,
+            deleted: true,
+            ..WorkspaceArchive::default()
+        };
+        let text = table(std::slice::from_ref(&archive), time(7_260), false);
+        assert_eq!(
+            text.lines().nth(1),
+            Some(
+                "demo       workspace-abcdefghijkl-20260102-030405  2h 1m ago  88.00 MiB  14612    \
+                 in 29d 21h  deleted, only copy"
+            )
+        );
+        assert!(text.lines().next().is_some_and(|head| head.contains("EXPIRES")), "{text}");
+        let archive = WorkspaceArchive { left_out: 2, ..archive };
+        let text = table(&[archive], time(7_260), false);
+        assert!(text.ends_with("deleted, only copy, 2 sockets or devices left out\n"), "{text}");
+        assert_eq!(left_out(&WorkspaceArchive::default()), None);
+    }
 }

@@ -35,7 +35,7 @@ use self::{
     keyboard::{DEFAULT_DETACH_KEY, DetachKey},
     session::{AttachEnd, AttachSession},
 };
-use super::wake::wake;
+use super::lifecycle::wake;
 use crate::{
     backoff::{is_retryable, retry_call},
     client::{Client, Context, WorkspaceClient},

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use clap::{Args, CommandFactory as _};
+use clap::Args;
 use clap_complete::Shell;
 use podling_proto::control::v1::ListWorkspacesRequest;
 use tokio::time::timeout;
 
 use crate::{
-    args::CommandLine,
     client::Context,
     failure::{self, CommandFailure},
     output,
@@ -53,9 +52,10 @@ pub struct CompletionsArgs {
 }
 
 impl CompletionsArgs {
-    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
+    /// Prints the script for this definition of the command line.
+    pub async fn run(self, context: &Context, definition: clap::Command) -> Result<u8, CommandFailure> {
         match self.shell {
-            Some(shell) => output::print_exactly(&script(shell))?,
+            Some(shell) => output::print_exactly(&script(shell, definition))?,
             None => {
                 // A message would appear in the line that the user types.
                 if let Ok(Ok(names)) = timeout(NAMES_TIMEOUT, names(context)).await {
@@ -73,9 +73,9 @@ async fn names(context: &Context) -> Result<String, CommandFailure> {
     Ok(workspaces.iter().map(|workspace| format!("{}\n", workspace.name)).collect())
 }
 
-fn script(shell: Shell) -> String {
+fn script(shell: Shell, mut definition: clap::Command) -> String {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut CommandLine::command(), "podling", &mut script);
+    clap_complete::generate(shell, &mut definition, "podling", &mut script);
     let script = String::from_utf8_lossy(&script).into_owned();
     match shell {
         Shell::Bash => script + BASH_NAMES,
@@ -98,7 +98,10 @@ fn zsh_with_names(script: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
+    use crate::command::CommandLine;
 
     #[test]
     fn each_command_completes_names_of_workspaces() {
@@ -110,7 +113,7 @@ mod tests {
         let commands = CommandLine::command();
         let named: Vec<_> = commands.get_subcommands().filter(|command| takes_workspaces(command)).collect();
         assert!(named.len() >= 8, "{}", named.len());
-        let zsh = script(Shell::Zsh);
+        let zsh = script(Shell::Zsh, CommandLine::command());
         assert!(zsh.starts_with("#compdef podling\n"));
         assert!(zsh.matches(":_podling_names'").count() >= named.len(), "{zsh}");
         for command in named {

@@ -9,8 +9,8 @@ use podling_proto::{
 };
 
 use super::{
-    resize::{parse_bytes, parse_cores},
     run::environment,
+    settings::{PolicyFlags, parse_bytes, parse_cores},
 };
 use crate::{
     backoff::retry_call,
@@ -18,7 +18,6 @@ use crate::{
     duration,
     failure::CommandFailure,
     output,
-    policy::PolicyFlags,
     state_waiter::{self, TargetState},
     workspace_json::WorkspaceJson,
     workspace_text::state_clause,

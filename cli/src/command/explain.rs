@@ -19,8 +19,8 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use self::sections::{activity_section, coloured, log_section, outlook_section, storage_section};
+use super::archives::{self, ArchiveJson};
 use crate::{
-    archive::{self, ArchiveJson},
     backoff::retry_call,
     client::{Client, Context},
     duration::since,
@@ -84,14 +84,14 @@ impl ExplainArgs {
         let answer = match explain_workspace(client, &self.name).await {
             Err(missing) if missing.exit_code() == failure::NOT_FOUND => {
                 // The name of a deleted workspace is free again, but its archives have its id.
-                let left = archive::list_for_workspace(client, &self.name).await.unwrap_or_default();
+                let left = archives::list_for_workspace(client, &self.name).await.unwrap_or_default();
                 let newest = left.first().ok_or(missing)?;
                 explain_workspace(client, &newest.workspace_id).await?
             }
             answer => answer?,
         };
         let id = answer.workspace.as_ref().map_or(self.name.as_str(), |workspace| workspace.id.as_str());
-        let archives = archive::list_for_workspace(client, id).await?;
+        let archives = archives::list_for_workspace(client, id).await?;
         Ok(ExplainData { answer, selector: self.name.clone(), archives, fresh: false })
     }
 }

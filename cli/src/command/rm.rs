@@ -13,8 +13,8 @@ use podling_proto::{
 };
 use serde::Serialize;
 
+use super::archives::{self, ArchiveJson, expires};
 use crate::{
-    archive::{self, ArchiveJson, expires},
     backoff::retry_call,
     client::{Client, Context},
     duration::{from_wire, show},
@@ -140,7 +140,7 @@ impl RmArgs {
             return Ok((workspace, None));
         }
         let workspace = state_waiter::wait_for(client, workspace, TargetState::Deleted).await?;
-        let left = match archive::list_for_workspace(client, &workspace.id).await {
+        let left = match archives::list_for_workspace(client, &workspace.id).await {
             Ok(archives) => archives.into_iter().next(),
             // Neither the workspace nor an archive exists any more.
             Err(failure) if failure.reason() == Some(Reason::WorkspaceNotFound) => None,
@@ -156,7 +156,7 @@ impl RmArgs {
                 "{name} was deleted; its archive expires {}{}. \
                  Restore the workspace with: podling restore {}",
                 expires(archive, SystemTime::now()),
-                archive::left_out(archive)
+                archives::left_out(archive)
                     .map(|left_out| format!(" ({left_out}, because a zip cannot hold them)"))
                     .unwrap_or_default(),
                 archive.key

@@ -10,7 +10,7 @@ use podling_proto::{
 };
 
 use crate::{
-    archive,
+    command::archives,
     duration::{brief, from_wire, left, show, since},
     output::{Tone, counted, paint, plain, table},
     workspace_text::{activity_word, sleeps_in, state, state_tone},
@@ -160,14 +160,15 @@ pub(super) fn storage_section(
         (_, true) => "\nIts files are in its storage. It has no archive.\n".to_owned(),
     };
     for archive in archives.iter().take(MAX_LISTED) {
-        let left_out = archive::left_out(archive).map(|left_out| format!("  {left_out}")).unwrap_or_default();
+        let left_out =
+            archives::left_out(archive).map(|left_out| format!("  {left_out}")).unwrap_or_default();
         text.push_str(&format!(
             "  {}  {}  {}  {} entries  expires {}{left_out}\n",
             archive.key,
-            archive::age(archive, now),
-            archive::size(archive),
+            archives::age(archive, now),
+            archives::size(archive),
             archive.entries,
-            archive::expires(archive, now)
+            archives::expires(archive, now)
         ));
     }
     if archives.len() > MAX_LISTED {

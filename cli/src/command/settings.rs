@@ -1,14 +1,86 @@
-//! Policy of a workspace: its command-line flags, its JSON and its text.
+//! Settings of a workspace: `podling policy` shows or changes its policy, and `podling resize` changes
+//! its CPU and memory.
 
 use std::time::Duration;
 
-use clap::Args;
-use podling_proto::control::v1::Policy;
+use clap::{Args, Subcommand};
+use podling_control::quantity;
+use podling_proto::control::v1::{Policy, ResizeWorkspaceRequest, Resources, SetPolicyRequest, Workspace};
+use serde::Serialize;
 
 use crate::{
+    backoff::retry_call,
+    client::Context,
     duration::{self, from_wire, show, to_wire},
-    output::{Tone, paint},
+    failure::CommandFailure,
+    output::{self, Tone, paint},
+    workspace_json::{PolicyJson, WorkspaceJson},
+    workspace_text::describe_resources,
 };
+
+const POLICY_EXAMPLES: &str = "\
+Examples:
+  podling policy show demo
+  podling policy set demo --idle-timeout 1h --max-awake none";
+
+/// Show or change the policy of a workspace
+#[derive(Debug, Args)]
+#[command(after_help = POLICY_EXAMPLES)]
+pub struct PolicyArgs {
+    #[command(subcommand)]
+    action: PolicyCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// Show the policy of a workspace
+    Show {
+        /// Name or id of the workspace
+        name: String,
+    },
+    /// Change the given settings and keep the others; takes effect at once
+    Set {
+        /// Name or id of the workspace
+        name: String,
+        #[command(flatten)]
+        policy: PolicyFlags,
+    },
+}
+
+#[derive(Debug, Serialize)]
+struct WorkspacePolicyJson<'a> {
+    name: &'a str,
+    id: &'a str,
+    policy: PolicyJson,
+}
+
+impl PolicyArgs {
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
+        let workspace = match self.action {
+            PolicyCommand::Show { name } => context.client().await?.find(&name).await?,
+            PolicyCommand::Set { policy, .. } if policy.is_empty() => {
+                let message = "no setting was given; see: podling policy set --help";
+                return Err(CommandFailure::Usage(message.to_owned()));
+            }
+            PolicyCommand::Set { name, policy } => set(context, name, policy.to_wire()).await?,
+        };
+        let policy = workspace.policy.unwrap_or_default();
+        if context.json() {
+            let Workspace { name, id, .. } = &workspace;
+            output::json(&WorkspacePolicyJson { name, id, policy: PolicyJson::from(&policy) })?;
+        } else {
+            output::print(&render(&policy))?;
+        }
+        Ok(0)
+    }
+}
+
+async fn set(context: &Context, workspace: String, policy: Policy) -> Result<Workspace, CommandFailure> {
+    let client = context.client().await?;
+    let request = SetPolicyRequest { workspace, policy: Some(policy) };
+    let answer = retry_call(async || client.workspaces().set_policy(request.clone()).await);
+    answer.await?.workspace.ok_or_else(CommandFailure::no_workspace)
+}
 
 /// Policy flags of `create` and `policy set`. The control plane rejects durations outside 1s to
 /// 365d.
@@ -93,6 +165,56 @@ pub fn render(policy: &Policy) -> String {
         format!("{} {value:<8} {}\n", paint(&format!("{name:<14}"), Tone::Strong), paint(means, Tone::Faint))
     };
     rows.into_iter().map(line).collect()
+}
+
+const RESIZE_EXAMPLES: &str = "\
+Example:
+  podling resize demo --cpu 2 --memory 4GiB";
+
+/// Change the CPU and memory of a workspace
+///
+/// Running programs continue. A reduction takes effect at once. An increase beyond the owner's
+/// quota waits in the admission queue, and the workspace keeps its present resources meanwhile.
+#[derive(Debug, Args)]
+#[command(after_help = RESIZE_EXAMPLES)]
+pub struct ResizeArgs {
+    /// Name or id of the workspace
+    name: String,
+    /// CPU in cores, for example 2, or 500m for half a core [default: unchanged]
+    #[arg(long, value_parser = parse_cores, required_unless_present = "memory")]
+    cpu: Option<u64>,
+    /// Memory, for example 512MiB or 2GiB [default: unchanged]
+    #[arg(long, value_parser = parse_bytes)]
+    memory: Option<u64>,
+}
+
+impl ResizeArgs {
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
+        let client = context.client().await?;
+        let resources = Resources {
+            cpu_millis: self.cpu.unwrap_or_default(),
+            memory_bytes: self.memory.unwrap_or_default(),
+        };
+        let request = ResizeWorkspaceRequest { workspace: self.name, resources: Some(resources) };
+        let answer = retry_call(async || client.workspaces().resize(request.clone()).await);
+        let workspace = answer.await?.workspace.ok_or_else(CommandFailure::no_workspace)?;
+        if context.json() {
+            output::json(&WorkspaceJson::from(&workspace))?;
+        } else {
+            output::line(&format!("{} {}", workspace.name, describe_resources(&workspace)))?;
+        }
+        Ok(0)
+    }
+}
+
+/// Parses the value of a flag `--cpu` into thousandths of a core.
+pub fn parse_cores(text: &str) -> Result<u64, String> {
+    quantity::cores(text).ok_or_else(|| format!("expected {}", quantity::CORES))
+}
+
+/// Parses the value of a flag `--memory` or `--storage` into bytes.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    quantity::bytes(text).ok_or_else(|| format!("expected {}", quantity::BYTES))
 }
 
 #[cfg(test)]

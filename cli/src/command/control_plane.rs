@@ -1,9 +1,11 @@
-//! `podling up`: runs the control plane in the foreground.
+//! The control plane on this machine: `podling up` runs it in the foreground, and `podling down` puts
+//! all workspaces to sleep and stops it.
 
 use std::{
     ffi::OsString,
     io::{self, Write},
     path::Path,
+    time::Duration,
 };
 
 use clap::Args;
@@ -13,15 +15,23 @@ use podling_control::{
     log,
     run::run,
 };
+use podling_proto::{
+    control::v1::{DownRequest, DownResponse},
+    error::{self, Reason},
+};
 use serde::Serialize;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
 
 use crate::{
-    client::Context,
-    failure::CommandFailure,
+    backoff::is_retryable,
+    client::{Client, Context},
+    failure::{CommandFailure, error_chain},
     notice,
     output::{self, Tone, paint},
     signal::{self, TerminationSignals},
+    target::{self, ControlPlaneTarget},
 };
 
 const EXAMPLES: &str = "\
@@ -162,14 +172,95 @@ fn welcome(url: &str, data: &Path, needs_data_flag: bool, program: &str) -> Stri
     text
 }
 
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
+/// How long the control plane may take to exit once all workspaces are asleep.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Interval between checks whether the control plane has exited.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Put all workspaces to sleep and stop the control plane
+///
+/// The processes of all workspaces end, and their files stay. Fails if a workspace is in use,
+/// unless --force is given. `podling up` starts the control plane again.
+#[derive(Debug, Args)]
+pub struct DownArgs {
+    /// Also end the processes of workspaces that are in use
+    #[arg(short, long)]
+    force: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct DownSummary {
+    ended: u32,
+}
+
+impl DownArgs {
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
+        let target = ControlPlaneTarget::find(&context.global)?;
+        let client = Client::connect(&target).await?;
+        let spinner = output::spinner("putting all workspaces to sleep");
+        let outcome = match client.workspaces().down(DownRequest { force: self.force }).await {
+            Ok(answer) => drain(answer.into_inner(), &spinner).await,
+            Err(status) => Err(status),
+        };
+        let ended = outcome.map_err(busy_failure)?;
+        if let Some(data) = &target.data {
+            spinner.set_message("stopping the control plane");
+            wait_until_stopped(data).await?;
+        }
+        spinner.finish_and_clear();
+        if context.json() {
+            output::json(&DownSummary { ended })?;
+        } else {
+            let what = if ended == 1 { "1 workspace" } else { &format!("{ended} workspaces") };
+            output::line(&format!(
+                "stopped the control plane and {what}; all files are kept. Start again with: podling up"
+            ))?;
+        }
+        Ok(0)
     }
-    text
+}
+
+/// Shows the progress until the stream ends. Returns the number of workspaces that were put to
+/// sleep.
+async fn drain(mut stream: Streaming<DownResponse>, spinner: &indicatif::ProgressBar) -> Result<u32, Status> {
+    let mut total = 0;
+    let mut remaining = u32::MAX;
+    loop {
+        match stream.message().await {
+            Ok(Some(progress)) => {
+                (total, remaining) = (progress.total, progress.remaining);
+                spinner.set_message(format!("waiting until {remaining} of {total} workspaces are asleep"));
+            }
+            Ok(None) => return Ok(total),
+            // The control plane stops when everything is asleep, which closes the connection.
+            Err(status) if is_retryable(&status) && remaining == 0 => return Ok(total),
+            Err(status) => return Err(status),
+        }
+    }
+}
+
+async fn wait_until_stopped(data: &Path) -> Result<(), CommandFailure> {
+    let deadline = Instant::now() + STOP_TIMEOUT;
+    while target::running(data)?.is_some() {
+        if Instant::now() >= deadline {
+            let message = "all workspaces are asleep, but the control plane has not exited; see its output";
+            return Err(CommandFailure::Unavailable(message.to_owned()));
+        }
+        sleep(POLL_INTERVAL).await;
+    }
+    Ok(())
+}
+
+/// Converts a refusal because of workspaces in use to a failure that names them.
+fn busy_failure(status: Status) -> CommandFailure {
+    let is_busy = error::reason(&status) == Some(Reason::Busy);
+    let Some(names) = error::detail(&status, "workspaces").filter(|_| is_busy) else { return status.into() };
+    let message = format!(
+        "these workspaces are in use, or not connected so that their activity is unknown: {names}; to end \
+         their processes: podling down --force"
+    );
+    let details = status.details().to_vec().into();
+    Status::with_details_and_metadata(status.code(), message, details, status.metadata().clone()).into()
 }
 
 #[cfg(test)]
