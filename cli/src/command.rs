@@ -11,7 +11,6 @@ pub mod export;
 pub mod keep_awake;
 pub mod lifecycle;
 pub mod ls;
-pub mod rm;
 pub mod run;
 pub mod settings;
 pub mod token;
@@ -30,9 +29,8 @@ use self::{
     explain::ExplainArgs,
     export::ExportArgs,
     keep_awake::KeepAwakeArgs,
-    lifecycle::{SleepArgs, UndeleteArgs, WakeArgs},
+    lifecycle::{RmArgs, SleepArgs, UndeleteArgs, WakeArgs},
     ls::LsArgs,
-    rm::RmArgs,
     run::{HintArgs, RunArgs},
     settings::{PolicyArgs, ResizeArgs},
     token::TokenArgs,

@@ -1,15 +1,12 @@
 //! Failures of commands: message, advice and exit code.
 //!
 //! Exit codes are part of the interface (`podling --help` lists them). They follow from the
-//! machine-readable reason of an error. A command with several workspaces collects its failures.
+//! machine-readable reason of an error.
 
 use std::{io, path::PathBuf};
 
 use podling_proto::error::{self, Reason};
-use serde::Serialize;
 use tonic::{Code, Status};
-
-use crate::{notice, output};
 
 pub const OK: u8 = 0;
 /// Exit code of a failure without a code of its own.
@@ -126,16 +123,6 @@ pub enum CommandFailure {
     },
 }
 
-/// A failure, as `--json` prints it to stderr.
-#[derive(Debug, Serialize)]
-struct CommandFailureJson {
-    message: String,
-    /// Name of the reason in errors.proto.
-    reason: Option<&'static str>,
-    advice: Option<String>,
-    exit_code: u8,
-}
-
 impl CommandFailure {
     /// Returns a function that converts an IO error of the operation `doing`.
     pub fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
@@ -221,29 +208,6 @@ impl CommandFailure {
         match advice.contains(" NAME") {
             true => self.with_advice(advice.replace(" NAME", &format!(" {workspace}"))),
             false => self,
-        }
-    }
-
-    /// Prints the failure to stderr, as text with advice or as JSON.
-    pub fn report(&self, json: bool) {
-        if matches!(self, Self::OutputClosed | Self::Interrupted { .. }) {
-            return;
-        }
-        if json {
-            return output::json_notice(&serde_json::json!({ "error": self.view() }));
-        }
-        notice!("podling: {}", self.describe());
-        if let Some(advice) = self.advice() {
-            notice!("  {advice}");
-        }
-    }
-
-    fn view(&self) -> CommandFailureJson {
-        CommandFailureJson {
-            message: output::with_repeated_options(&self.describe()).into_owned(),
-            reason: self.reason().map(error::name),
-            advice: self.advice().map(|advice| output::with_repeated_options(&advice).into_owned()),
-            exit_code: self.exit_code(),
         }
     }
 
@@ -369,39 +333,6 @@ fn status_advice(status: &Status) -> Option<String> {
     Some(advice.to_owned())
 }
 
-/// Collects the failures of a command with several workspaces.
-#[derive(Debug)]
-pub struct FailureCollector {
-    json: bool,
-    last: Option<CommandFailure>,
-}
-
-impl FailureCollector {
-    /// Creates an empty collector. `json` says whether failures are printed as JSON.
-    pub fn new(json: bool) -> Self {
-        Self { json, last: None }
-    }
-
-    /// Returns the value of a success. Stores a failure for [`Self::finish`], and prints the
-    /// failure that was stored before.
-    pub fn ok_or_collect<T>(&mut self, outcome: Result<T, CommandFailure>) -> Option<T> {
-        match outcome {
-            Ok(value) => Some(value),
-            Err(failure) => {
-                if let Some(earlier) = self.last.replace(failure) {
-                    earlier.report(self.json);
-                }
-                None
-            }
-        }
-    }
-
-    /// Returns the exit code of a success, or the last failure.
-    pub fn finish(self) -> Result<u8, CommandFailure> {
-        self.last.map_or(Ok(OK), Err)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use podling_proto::error::WireError;
@@ -492,16 +423,5 @@ mod tests {
         assert_eq!(failure.exit_code(), RUN_FAILED, "a failure keeps its own code");
         assert_eq!(CommandFailure::OutputClosed.with_default_code(RUN_FAILED).exit_code(), OUTPUT_CLOSED);
         assert!(failure.advice().is_some());
-    }
-
-    #[test]
-    fn failure_of_one_target_does_not_stop_others() {
-        let mut failures = FailureCollector::new(false);
-        let outcomes = [Ok(1), Err(CommandFailure::Refused("no".to_owned())), Ok(3)];
-        let done: Vec<_> =
-            outcomes.into_iter().filter_map(|outcome| failures.ok_or_collect(outcome)).collect();
-        assert_eq!(done, [1, 3]);
-        assert_eq!(failures.finish().expect_err("a failure").exit_code(), REFUSED);
-        assert_eq!(FailureCollector::new(false).finish().expect("none"), 0);
     }
 }

@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     let code = run(global, command).unwrap_or_else(|failure| {
         let failure = failure.about(workspace.as_deref());
         match log_format {
-            LogFormat::Text => failure.report(json),
+            LogFormat::Text => output::report(&failure, json),
             LogFormat::Json => log_format.report(PROGRAM, &failure.describe()),
         }
         failure.exit_code()

@@ -12,9 +12,10 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use podling_control::terminal_features;
+use podling_proto::error;
 use serde::Serialize;
 
-use crate::failure::CommandFailure;
+use crate::{failure::CommandFailure, notice};
 
 /// Interval between frames of a spinner.
 const TICK: Duration = Duration::from_millis(100);
@@ -111,9 +112,36 @@ pub fn write_notice(line: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{}", with_repeated_options(&line.to_string()));
 }
 
-/// Prints a value as one line of JSON to stderr. Ignores errors.
-pub fn json_notice(value: &serde_json::Value) {
-    let _ = writeln!(io::stderr(), "{value}");
+/// Prints a failure to stderr, as text with advice or as JSON. Ignores errors.
+pub fn report(failure: &CommandFailure, json: bool) {
+    if matches!(failure, CommandFailure::OutputClosed | CommandFailure::Interrupted { .. }) {
+        return;
+    }
+    if json {
+        let repeated = |text: String| with_repeated_options(&text).into_owned();
+        let error = FailureJson {
+            message: repeated(failure.describe()),
+            reason: failure.reason().map(error::name),
+            advice: failure.advice().map(repeated),
+            exit_code: failure.exit_code(),
+        };
+        let _ = writeln!(io::stderr(), "{}", serde_json::json!({ "error": error }));
+        return;
+    }
+    notice!("podling: {}", failure.describe());
+    if let Some(advice) = failure.advice() {
+        notice!("  {advice}");
+    }
+}
+
+/// A failure, as `--json` prints it to stderr.
+#[derive(Debug, Serialize)]
+struct FailureJson {
+    message: String,
+    /// Name of the reason in errors.proto.
+    reason: Option<&'static str>,
+    advice: Option<String>,
+    exit_code: u8,
 }
 
 /// Prints a message and a line break to stdout.
