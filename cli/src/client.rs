@@ -14,7 +14,7 @@ use podling_proto::{
         GetWorkspaceRequest, Workspace, tokens_client::TokensClient,
         workspace_archives_client::WorkspaceArchivesClient, workspaces_client::WorkspacesClient,
     },
-    metadata,
+    metadata, token,
 };
 use tokio::time::{Instant, sleep};
 use tonic::{
@@ -44,6 +44,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest accepted response in bytes. The largest response that an agent sends (`Processes.Run`)
 /// has 8 MiB each of stdout and stderr, plus framing.
 const MAX_MESSAGE: usize = 20 * 1024 * 1024;
+/// Number of random bytes in the id of a request.
+const REQUEST_ID_BYTES: usize = 12;
 
 /// Channel that adds the credentials to each call.
 pub type AuthenticatedChannel = InterceptedService<Channel, Credentials>;
@@ -227,6 +229,11 @@ impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Credentials").field("workspace", &self.workspace).finish_non_exhaustive()
     }
+}
+
+/// Returns a random id, by which the receiver recognises a repeated request.
+pub fn request_id() -> String {
+    token::random(REQUEST_ID_BYTES)
 }
 
 /// Input that every command receives.

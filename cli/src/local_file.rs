@@ -67,18 +67,54 @@ pub fn is_special(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
 }
 
-/// Opens a pipe or a device for reading. Waits until the other end of a pipe is opened.
-pub async fn source(path: &Path) -> Result<AsyncStdio, CommandFailure> {
-    let error = || CommandFailure::io(format!("cannot read {}", path.display()));
-    let file = OpenOptions::new().read(true).open(path).await.map_err(error())?;
-    AsyncStdio::reading(file.into_std().await).map_err(error())
+/// Standard input or output, a pipe or a device, with its name in messages.
+#[derive(Debug)]
+pub struct LocalStream {
+    stdio: AsyncStdio,
+    name: String,
 }
 
-/// Opens a pipe or a device for writing. Waits until the other end of a pipe is opened.
-pub async fn sink(path: &Path) -> Result<AsyncStdio, CommandFailure> {
-    let error = || CommandFailure::io(format!("cannot write {}", path.display()));
-    let file = OpenOptions::new().write(true).open(path).await.map_err(error())?;
-    AsyncStdio::writing(file.into_std().await).map_err(error())
+impl LocalStream {
+    pub fn stdin() -> Result<Self, CommandFailure> {
+        let stdio = AsyncStdio::stdin().map_err(CommandFailure::io("cannot read standard input"))?;
+        Ok(Self { stdio, name: "standard input".to_owned() })
+    }
+
+    pub fn stdout() -> Result<Self, CommandFailure> {
+        let stdio = AsyncStdio::stdout().map_err(CommandFailure::output("standard output"))?;
+        Ok(Self { stdio, name: "standard output".to_owned() })
+    }
+
+    /// Opens a pipe or a device for reading. Waits until the other end of a pipe is opened.
+    pub async fn source(path: &Path) -> Result<Self, CommandFailure> {
+        let (name, opened) = (path.display().to_string(), OpenOptions::new().read(true).open(path).await);
+        let error = || CommandFailure::io(format!("cannot read {name}"));
+        let stdio = AsyncStdio::reading(opened.map_err(error())?.into_std().await).map_err(error())?;
+        Ok(Self { stdio, name })
+    }
+
+    /// Opens a pipe or a device for writing. Waits until the other end of a pipe is opened.
+    pub async fn sink(path: &Path) -> Result<Self, CommandFailure> {
+        let (name, opened) = (path.display().to_string(), OpenOptions::new().write(true).open(path).await);
+        let error = || CommandFailure::io(format!("cannot write {name}"));
+        let stdio = AsyncStdio::writing(opened.map_err(error())?.into_std().await).map_err(error())?;
+        Ok(Self { stdio, name })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Waits until bytes are available and reads once. Returns 0 at the end. Cancel-safe.
+    pub async fn read(&self, buffer: &mut [u8]) -> Result<usize, CommandFailure> {
+        let read = self.stdio.read(buffer).await;
+        read.map_err(|error| CommandFailure::io(format!("cannot read {}", self.name))(error))
+    }
+
+    /// Writes all data. Not cancel-safe: if dropped, a prefix may have been written.
+    pub async fn write_all(&self, data: &[u8]) -> Result<(), CommandFailure> {
+        self.stdio.write_all(data).await.map_err(CommandFailure::output(&self.name))
+    }
 }
 
 /// Returns the path of the file that a result with this path replaces. A symbolic link, such as

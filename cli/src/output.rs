@@ -15,7 +15,7 @@ use podling_control::terminal_features;
 use podling_proto::error;
 use serde::Serialize;
 
-use crate::{failure::CommandFailure, notice};
+use crate::failure::CommandFailure;
 
 /// Interval between frames of a spinner.
 const TICK: Duration = Duration::from_millis(100);

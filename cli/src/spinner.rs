@@ -80,48 +80,41 @@ impl WakeSpinner {
     /// clears it at the end. Otherwise prints a line after `NOTICE_DELAY` that says what `work`
     /// waits for, and another one when that changes.
     pub async fn show_during<T>(&self, work: impl Future<Output = T>) -> T {
-        let is_terminal = io::stderr().is_terminal();
         tokio::select! {
             biased;
             done = work => done,
-            never = self.show(), if is_terminal => match never {},
-            never = self.print(), if !is_terminal => match never {},
-        }
-    }
-
-    async fn print(&self) -> Infallible {
-        sleep(NOTICE_DELAY).await;
-        let mut changes = WorkspaceWatcher::new(self.client.clone(), self.id.clone());
-        let mut printed = String::new();
-        loop {
-            let line = match changes.next().await {
-                Ok(WorkspaceChange::Current(workspace)) if workspace.state() == State::Awake => continue,
-                Ok(WorkspaceChange::Current(workspace)) => describe(&workspace),
-                Ok(WorkspaceChange::Disconnected) => "the control plane does not answer".to_owned(),
-                // The call itself reports the reason.
-                Ok(WorkspaceChange::Deleted) | Err(_) => return pending().await,
-            };
-            if line != printed {
-                notice!("podling: waiting: {line}");
-                printed = line;
-            }
+            never = self.show() => match never {},
         }
     }
 
     async fn show(&self) -> Infallible {
+        let is_terminal = io::stderr().is_terminal();
+        if !is_terminal {
+            sleep(NOTICE_DELAY).await;
+        }
         let mut changes = WorkspaceWatcher::new(self.client.clone(), self.id.clone());
-        let mut shown: Option<WorkspaceSpinner> = None;
-        // If the watch fails, nothing is shown: the call itself reports the reason.
+        let (mut shown, mut printed) = (None::<WorkspaceSpinner>, String::new());
         loop {
-            let workspace = match changes.next().await {
-                Ok(WorkspaceChange::Current(workspace)) => workspace,
-                Ok(WorkspaceChange::Disconnected) => continue,
+            let line = match changes.next().await {
+                Ok(WorkspaceChange::Current(workspace)) if workspace.state() == State::Awake => {
+                    shown = None;
+                    continue;
+                }
+                Ok(WorkspaceChange::Current(workspace)) if is_terminal => {
+                    match &mut shown {
+                        Some(spinner) => spinner.show(&workspace),
+                        None => shown = Some(WorkspaceSpinner::new(&workspace)),
+                    }
+                    continue;
+                }
+                Ok(WorkspaceChange::Current(workspace)) => describe(&workspace),
+                Ok(WorkspaceChange::Disconnected) => "the control plane does not answer".to_owned(),
+                // The call itself reports the reason.
                 Ok(WorkspaceChange::Deleted) | Err(_) => break,
             };
-            match (&mut shown, workspace.state()) {
-                (_, State::Awake) => shown = None,
-                (Some(spinner), _) => spinner.show(&workspace),
-                (None, _) => shown = Some(WorkspaceSpinner::new(&workspace)),
+            if line != printed && !is_terminal {
+                notice!("podling: waiting: {line}");
+                printed = line;
             }
         }
         drop(shown);

@@ -7,14 +7,13 @@ use clap::Args;
 use podling_proto::{
     control::v1::{ListWorkspaceArchivesRequest, RestoreArchiveRequest, State, Workspace, WorkspaceArchive},
     error::{self, Reason, WireError},
-    token,
 };
 use serde::Serialize;
 use tonic::Status;
 
 use crate::{
     backoff::retry_call,
-    client::{Client, Context},
+    client::{Client, Context, request_id},
     duration::{brief, left, show},
     failure::CommandFailure,
     notice,
@@ -65,8 +64,6 @@ async fn list(client: &Client, workspace: String, all_owners: bool) -> Result<Ve
     Ok(answer.await?.archives)
 }
 
-const REQUEST_ID_BYTES: usize = 12;
-
 const EXAMPLES: &str = "\
 Examples:
   podling restore demo
@@ -116,7 +113,7 @@ impl RestoreArgs {
         let request = RestoreArchiveRequest {
             archive: self.archive.clone(),
             name: self.name.clone().unwrap_or_default(),
-            request_id: token::random(REQUEST_ID_BYTES),
+            request_id: request_id(),
         };
         let mut tries = 0;
         let answer = retry_call(async || {

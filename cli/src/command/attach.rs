@@ -27,7 +27,6 @@ use podling_proto::{
     },
     control::v1::Workspace,
     error::{self, Reason},
-    token,
 };
 use tonic::Status;
 
@@ -38,7 +37,7 @@ use self::{
 use super::lifecycle::wake;
 use crate::{
     backoff::{is_retryable, retry_call},
-    client::{Client, Context, WorkspaceClient},
+    client::{Client, Context, WorkspaceClient, request_id},
     failure::{self, CommandFailure},
     notice, output,
     signal::{self, TerminationSignals},
@@ -48,7 +47,6 @@ use crate::{
 
 /// Name of the terminal that is opened if no name is given.
 const DEFAULT_TERMINAL: &str = "main";
-const REQUEST_ID_BYTES: usize = 12;
 /// Environment variables that describe the local terminal to remote programs.
 const TERMINAL_VARIABLES: &[&str] = &["TERM", "COLORTERM", "LANG"];
 
@@ -183,7 +181,7 @@ impl AttachArgs {
             env,
             size: screen::size(),
             name: name.to_owned(),
-            request_id: token::random(REQUEST_ID_BYTES),
+            request_id: request_id(),
             ..CreateTerminalRequest::default()
         };
         let answer = retry_call(async || workspace_client.terminals().create(request.clone()).await);

@@ -30,10 +30,10 @@ use self::{
 use crate::{
     client::{Context, WorkspaceClient},
     failure::{self, CommandFailure},
-    local_file, notice, output,
+    local_file::{self, LocalStream},
+    notice, output,
     signal::until_signal,
     spinner::WakeSpinner,
-    stdio::AsyncStdio,
 };
 
 const EXAMPLES: &str = "\
@@ -102,23 +102,23 @@ impl CpArgs {
         match (parse(&self.from)?, parse(&self.to)?) {
             (CopyEndpoint::Remote { workspace, path, .. }, CopyEndpoint::Stdio) => {
                 let (workspace_client, wake_spinner) = connect(context, &workspace, &self.from).await?;
-                let stdout = AsyncStdio::stdout().map_err(CommandFailure::output("standard output"))?;
-                let copied = download_stream(&workspace_client, &path, &stdout, "standard output", tally);
+                let stdout = LocalStream::stdout()?;
+                let copied = download::download_to_stream(&workspace_client, &path, &stdout, tally);
                 wake_spinner.show_during(copied).await
             }
             (CopyEndpoint::Remote { workspace, path, .. }, CopyEndpoint::Local(to)) => {
                 let (workspace_client, wake_spinner) = connect(context, &workspace, &self.from).await?;
                 if local_file::is_special(&to) {
-                    let (sink, name) = (local_file::sink(&to).await?, to.display().to_string());
-                    let copied = download_stream(&workspace_client, &path, &sink, &name, tally);
+                    let sink = LocalStream::sink(&to).await?;
+                    let copied = download::download_to_stream(&workspace_client, &path, &sink, tally);
                     return wake_spinner.show_during(copied).await;
                 }
                 wake_spinner.show_during(self.download(&workspace_client, path, to, tally)).await
             }
             (CopyEndpoint::Stdio, CopyEndpoint::Remote { workspace, path, .. }) => {
                 let (workspace_client, wake_spinner) = connect(context, &workspace, &self.to).await?;
-                let stdin = AsyncStdio::stdin().map_err(CommandFailure::io("cannot read standard input"))?;
-                let copied = upload_stream(&workspace_client, &stdin, "standard input", &path, tally);
+                let stdin = LocalStream::stdin()?;
+                let copied = upload::upload_from_stream(&workspace_client, &stdin, &path, tally);
                 wake_spinner.show_during(copied).await
             }
             (CopyEndpoint::Local(from), CopyEndpoint::Remote { workspace, path, is_directory }) => {
@@ -164,21 +164,17 @@ impl CpArgs {
         let parent = is_directory.then(|| to.parent()).flatten();
         let parent = parent.map(|to| CopyDirectory { from: from.display().to_string(), to, mode: None });
         if local_file::is_special(from) {
-            let (source, name) = (local_file::source(from).await?, from.display().to_string());
+            let source = LocalStream::source(from).await?;
             if let Some(parent) = parent {
                 upload::make_directory(workspace_client, &parent.to, 0).await?;
             }
-            return upload_stream(workspace_client, &source, &name, &to, tally).await;
+            return upload::upload_from_stream(workspace_client, &source, &to, tally).await;
         }
         let mut plan = plan::plan_upload(from, to, self.symlinks()).await?;
         if plan.directories.is_empty() {
             plan.directories.extend(parent);
         }
-        tally.begin(&mut plan);
-        let bar = output::bytes_bar(Some(plan.bytes()));
-        upload::upload(workspace_client, plan, &bar, tally).await?;
-        bar.finish_and_clear();
-        Ok(())
+        upload::upload(workspace_client, plan, tally).await
     }
 
     async fn download(
@@ -198,11 +194,7 @@ impl CpArgs {
         if into && plan.directories.is_empty() {
             plan.directories.push(CopyDirectory { from: to.display().to_string(), to, mode: None });
         }
-        tally.begin(&mut plan);
-        let bar = output::bytes_bar(Some(plan.bytes()));
-        download::download(workspace_client, plan, &bar, tally).await?;
-        bar.finish_and_clear();
-        Ok(())
+        download::download(workspace_client, plan, tally).await
     }
 }
 
@@ -232,34 +224,6 @@ async fn connect(
     }
     let file = output::plain(&argument.to_string_lossy());
     Err(missing.with_advice(format!("to copy the local file {file}, write it as ./{file}")))
-}
-
-async fn upload_stream(
-    workspace_client: &WorkspaceClient,
-    source: &AsyncStdio,
-    name: &str,
-    to: &RemotePath,
-    tally: &mut CopyTally,
-) -> Result<(), CommandFailure> {
-    let bar = output::bytes_bar(None);
-    tally.bytes = upload::upload_stdio(workspace_client, source, name, to, &bar).await?;
-    tally.files = 1;
-    bar.finish_and_clear();
-    Ok(())
-}
-
-async fn download_stream(
-    workspace_client: &WorkspaceClient,
-    from: &RemotePath,
-    sink: &AsyncStdio,
-    name: &str,
-    tally: &mut CopyTally,
-) -> Result<(), CommandFailure> {
-    let bar = output::bytes_bar(None);
-    tally.bytes = download::download_to_stdio(workspace_client, from, sink, name, &bar).await?;
-    tally.files = 1;
-    bar.finish_and_clear();
-    Ok(())
 }
 
 fn report(tally: &CopyTally, json: bool) -> Result<(), CommandFailure> {

@@ -3,10 +3,7 @@
 use std::time::Instant;
 
 use clap::Args;
-use podling_proto::{
-    control::v1::{CreateWorkspaceRequest, Resources, Workspace},
-    token,
-};
+use podling_proto::control::v1::{CreateWorkspaceRequest, Resources, Workspace};
 
 use super::{
     run::environment,
@@ -14,7 +11,7 @@ use super::{
 };
 use crate::{
     backoff::retry_call,
-    client::Context,
+    client::{Context, request_id},
     duration,
     failure::CommandFailure,
     output,
@@ -22,8 +19,6 @@ use crate::{
     workspace_json::WorkspaceJson,
     workspace_text::state_clause,
 };
-
-const REQUEST_ID_BYTES: usize = 12;
 
 const EXAMPLES: &str = "\
 The template sets each value for which no flag is given.
@@ -98,7 +93,7 @@ impl CreateArgs {
             policy: Some(self.policy.to_wire()),
             name: self.name,
             template: self.template,
-            request_id: token::random(REQUEST_ID_BYTES),
+            request_id: request_id(),
             reconnect: self.reconnect,
             owner: self.owner,
             resources: Some(Resources {

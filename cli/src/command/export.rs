@@ -18,11 +18,10 @@ use super::cp::endpoint::RemotePath;
 use crate::{
     client::Context,
     failure::{self, CommandFailure},
-    local_file::{self, PartialFile},
+    local_file::{self, LocalStream, PartialFile},
     notice, output,
     signal::until_signal,
     spinner::WakeSpinner,
-    stdio::AsyncStdio,
 };
 
 const EXAMPLES: &str = "\
@@ -75,14 +74,8 @@ const FILE_MODE: u32 = 0o666;
 
 /// Destination of the zip.
 enum ZipSink {
-    Stdout(AsyncStdio),
-    /// A pipe or a device, and its path.
-    Special(AsyncStdio, String),
-    File {
-        file: File,
-        partial_file: PartialFile,
-        path: PathBuf,
-    },
+    Stream(LocalStream),
+    File { file: File, partial_file: PartialFile, path: PathBuf },
 }
 
 impl ExportArgs {
@@ -108,6 +101,7 @@ impl ExportArgs {
         };
         let mut answers =
             wake_spinner.show_during(workspace_client.archives().create(request)).await?.into_inner();
+        let to_stdout = file.as_os_str() == "-";
         let mut sink = ZipSink::open(file).await?;
         let mut bar = output::bytes_bar(None);
         let mut digest = Digest::new(&SHA256);
@@ -137,8 +131,7 @@ impl ExportArgs {
                 self.workspace
             )));
         }
-        let (file, to_stdout) = sink.finish().await?;
-        let summary = ExportSummary::new(file, end);
+        let summary = ExportSummary::new(sink.finish().await?, end);
         summary.report(context.json(), to_stdout)?;
         Ok(if summary.skipped_count > 0 { failure::INCOMPLETE } else { failure::OK })
     }
@@ -156,11 +149,10 @@ fn update_bar(bar: &mut ProgressBar, progress: ArchiveProgress) {
 impl ZipSink {
     async fn open(path: PathBuf) -> Result<Self, CommandFailure> {
         if path.as_os_str() == "-" {
-            let stdout = AsyncStdio::stdout().map_err(CommandFailure::output("standard output"))?;
-            return Ok(Self::Stdout(stdout));
+            return Ok(Self::Stream(LocalStream::stdout()?));
         }
         if local_file::is_special(&path) {
-            return Ok(Self::Special(local_file::sink(&path).await?, path.display().to_string()));
+            return Ok(Self::Stream(LocalStream::sink(&path).await?));
         }
         if path.is_dir() {
             let message = format!("cannot write {}: it is a directory; name a file in it", path.display());
@@ -175,10 +167,7 @@ impl ZipSink {
 
     async fn write(&mut self, data: &[u8]) -> Result<(), CommandFailure> {
         match self {
-            Self::Stdout(stdout) => {
-                stdout.write_all(data).await.map_err(CommandFailure::output("standard output"))
-            }
-            Self::Special(sink, name) => sink.write_all(data).await.map_err(CommandFailure::output(name)),
+            Self::Stream(sink) => sink.write_all(data).await,
             Self::File { file, path, .. } => {
                 let written = file.write_all(data).await;
                 written.map_err(CommandFailure::io(format!("cannot write {}", path.display())))
@@ -186,19 +175,17 @@ impl ZipSink {
         }
     }
 
-    /// Completes the file and gives it its name. Returns the name, and whether the zip went to
-    /// standard output.
-    async fn finish(self) -> Result<(String, bool), CommandFailure> {
+    /// Completes the file and gives it its name. Returns the name.
+    async fn finish(self) -> Result<String, CommandFailure> {
         let (mut file, partial_file, path) = match self {
-            Self::Stdout(_) => return Ok(("-".to_owned(), true)),
-            Self::Special(_, name) => return Ok((name, false)),
+            Self::Stream(sink) => return Ok(sink.name().to_owned()),
             Self::File { file, partial_file, path } => (file, partial_file, path),
         };
         let write_error = || CommandFailure::io(format!("cannot write {}", path.display()));
         file.flush().await.map_err(write_error())?;
         file.sync_all().await.map_err(write_error())?;
         fs::rename(partial_file.path(), &path).await.map_err(write_error())?;
-        Ok((path.display().to_string(), false))
+        Ok(path.display().to_string())
     }
 }
 

@@ -11,10 +11,7 @@ use std::{
 };
 
 use clap::Args;
-use podling_proto::{
-    agent::v1::{Command, ProcessExit, StartProcessRequest},
-    token,
-};
+use podling_proto::agent::v1::{Command, ProcessExit, StartProcessRequest};
 use tokio::sync::watch;
 
 use self::{
@@ -22,15 +19,13 @@ use self::{
     input::LocalStdin,
 };
 use crate::{
-    client::Context,
+    client::{Context, request_id},
     duration,
     failure::{self, CommandFailure},
     notice,
     signal::TerminationSignals,
     spinner::WakeSpinner,
 };
-
-const REQUEST_ID_BYTES: usize = 12;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -104,7 +99,7 @@ impl RunArgs {
                 timeout: self.timeout.map(duration::to_wire),
             }),
             stdin: local_stdin.is_some(),
-            request_id: token::random(REQUEST_ID_BYTES),
+            request_id: request_id(),
         };
         let (started, running) = watch::channel(None);
         let output_health = OutputHealth::default();

@@ -16,7 +16,6 @@ use podling_proto::{
     },
     control::v1::Workspace,
     error::{self, Reason},
-    token,
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -34,7 +33,7 @@ use super::{
 };
 use crate::{
     backoff::is_retryable,
-    client::Client,
+    client::{Client, request_id},
     failure::CommandFailure,
     signal::TerminationSignals,
     stdio::{AsyncStdio, READ_BYTES},
@@ -46,9 +45,6 @@ const SEQUENCE_TIMEOUT: Duration = Duration::from_millis(50);
 const NOTICE_DELAY: Duration = Duration::from_secs(1);
 /// How long detaching waits until the agent has acknowledged the last keystrokes.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
-/// Number of random bytes in a client id.
-const CLIENT_ID_BYTES: usize = 12;
-
 #[derive(Debug)]
 pub enum AttachEnd {
     /// The program in the terminal has exited.
@@ -115,7 +111,7 @@ impl AttachSession {
             workspace,
             terminal_id,
             from_oldest,
-            client_id: token::random(CLIENT_ID_BYTES),
+            client_id: request_id(),
             stdin,
             screen,
             connection: TerminalConnection::new(workspace_client),

@@ -42,12 +42,6 @@ pub struct CopyTally {
 }
 
 impl CopyTally {
-    /// Takes over the skipped paths of a plan, and counts its files.
-    pub fn begin<F, T>(&mut self, plan: &mut CopyPlan<F, T>) {
-        self.planned_files = plan.files.len();
-        self.skipped.append(&mut plan.skipped);
-    }
-
     /// Adds the result of one file, which is its size in bytes or a failure. Returns a failure that
     /// ends the copy. `is_alone` says that the file is the whole source, so that every failure does.
     fn add(
@@ -133,6 +127,8 @@ pub(super) async fn copy_all<D: CopyDirection>(
     tally: &mut CopyTally,
 ) -> Result<(), CommandFailure> {
     let is_alone = plan.is_single_file;
+    tally.planned_files = plan.files.len();
+    tally.skipped.extend(plan.skipped);
     let created = create_directories(direction, plan.directories, tally).await?;
     let (files, orphans): (Vec<_>, Vec<_>) =
         plan.files.into_iter().partition(|file| !created.is_below_failed(&file.to));

@@ -27,8 +27,8 @@ use crate::{
     backoff::{RetryBackoff, is_retryable},
     client::WorkspaceClient,
     failure::CommandFailure,
-    local_file::PartialFile,
-    stdio::AsyncStdio,
+    local_file::{LocalStream, PartialFile},
+    output,
 };
 
 /// Permission bits that are copied. The setuid, setgid and sticky bits of a workspace's files have
@@ -42,9 +42,9 @@ const PARTIAL_MODE: u32 = 0o600;
 pub async fn download(
     workspace_client: &WorkspaceClient,
     plan: CopyPlan<RemotePath, PathBuf>,
-    bar: &ProgressBar,
     tally: &mut CopyTally,
 ) -> Result<(), CommandFailure> {
+    let bar = &output::bytes_bar(Some(plan.bytes()));
     copy_all(&Download { workspace_client, bar }, plan, bar, tally).await
 }
 
@@ -124,21 +124,21 @@ fn make_directory(directory: &CopyDirectory<PathBuf>, with_parents: bool) -> io:
     }
 }
 
-/// Writes a file of the workspace to standard output, a pipe or a device. Returns the number of
-/// bytes.
-pub async fn download_to_stdio(
+/// Writes a file of the workspace to standard output, a pipe or a device.
+pub async fn download_to_stream(
     workspace_client: &WorkspaceClient,
     from: &RemotePath,
-    sink: &AsyncStdio,
-    name: &str,
-    bar: &ProgressBar,
-) -> Result<u64, CommandFailure> {
+    sink: &LocalStream,
+    tally: &mut CopyTally,
+) -> Result<(), CommandFailure> {
+    let bar = output::bytes_bar(None);
     let mut reader = RemoteFileReader::new(workspace_client, from);
     while let Some(data) = reader.next().await.map_err(|CopyFailure { failure, .. }| failure)? {
-        sink.write_all(&data).await.map_err(CommandFailure::output(name))?;
+        sink.write_all(&data).await?;
         bar.inc(data.len() as u64);
     }
-    Ok(reader.offset)
+    (tally.files, tally.bytes) = (1, reader.offset);
+    Ok(())
 }
 
 /// Fails if a rename would replace an entry that is not a file, such as a device.

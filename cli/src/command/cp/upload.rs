@@ -29,7 +29,9 @@ use super::{
     plan::{CopyDirectory, CopyFile, CopyPlan},
     skipped::{CopyFailure, FailureScope, RemoteRole},
 };
-use crate::{backoff::retry_call, client::WorkspaceClient, failure::CommandFailure, stdio::AsyncStdio};
+use crate::{
+    backoff::retry_call, client::WorkspaceClient, failure::CommandFailure, local_file::LocalStream, output,
+};
 
 /// Bytes of data per message.
 const CHUNK: usize = 256 * 1024;
@@ -43,9 +45,9 @@ const STRICTEST_MODE: u32 = 0o400;
 pub async fn upload(
     workspace_client: &WorkspaceClient,
     plan: CopyPlan<PathBuf, RemotePath>,
-    bar: &ProgressBar,
     tally: &mut CopyTally,
 ) -> Result<(), CommandFailure> {
+    let bar = &output::bytes_bar(Some(plan.bytes()));
     copy_all(&Upload { workspace_client, bar }, plan, bar, tally).await
 }
 
@@ -158,28 +160,24 @@ async fn open_regular(path: &PathBuf) -> io::Result<(fs::File, Metadata)> {
     if metadata.is_file() { Ok((file, metadata)) } else { Err(io::Error::other("is not a regular file")) }
 }
 
-/// Uploads standard input, a pipe or a device until its end. Returns the number of bytes.
-pub async fn upload_stdio(
+/// Uploads standard input, a pipe or a device until its end.
+pub async fn upload_from_stream(
     workspace_client: &WorkspaceClient,
-    source: &AsyncStdio,
-    name: &str,
+    source: &LocalStream,
     to: &RemotePath,
-    bar: &ProgressBar,
-) -> Result<u64, CommandFailure> {
+    tally: &mut CopyTally,
+) -> Result<(), CommandFailure> {
     let open = WriteOpen { path: Some(to.wire()), ..WriteOpen::default() };
     let mut buffer = vec![0; CHUNK];
     let chunks = async || match source.read(&mut buffer).await {
         Ok(count) => Ok(Bytes::copy_from_slice(&buffer[..count])),
-        Err(error) => Err(CopyFailure {
-            failure: CommandFailure::io(format!("cannot read {name}"))(error),
-            scope: FailureScope::Copy,
-        }),
+        Err(failure) => Err(CopyFailure { failure, scope: FailureScope::Copy }),
     };
-    let mut sent = 0;
-    match upload_stream(workspace_client, open, chunks, bar, &mut sent).await {
-        Ok(()) => Ok(sent),
-        Err(CopyFailure { failure, .. }) => Err(failure),
-    }
+    let (bar, mut sent) = (output::bytes_bar(None), 0);
+    let sending = upload_stream(workspace_client, open, chunks, &bar, &mut sent);
+    sending.await.map_err(|CopyFailure { failure, .. }| failure)?;
+    (tally.files, tally.bytes) = (1, sent);
+    Ok(())
 }
 
 /// Uploads a source of unknown length. The digest is compared after the upload, because it is not

@@ -4,12 +4,7 @@
 //! Output that a new connection repeats is dropped, and output that is missing is counted. If a write
 //! to the local output fails, the command is ended, like a local command whose writes fail.
 
-use std::{
-    cell::{Ref, RefCell},
-    io,
-    rc::Rc,
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 use bytes::{Buf as _, Bytes};
 use podling_proto::{
@@ -21,7 +16,7 @@ use podling_proto::{
     text,
 };
 use tokio::{
-    sync::{Notify, watch},
+    sync::watch,
     time::{Instant, sleep},
 };
 use tonic::{Status, Streaming};
@@ -323,16 +318,13 @@ impl OutputPositions {
     }
 }
 
-/// Reason why output is not written any more. Clones share one state.
+/// Whether the local output can still be written. Clones share one state.
 #[derive(Debug, Clone, Default)]
-pub struct OutputHealth {
-    failure: Rc<RefCell<Option<OutputFailure>>>,
-    failed: Rc<Notify>,
-}
+pub struct OutputHealth(watch::Sender<Option<OutputFailure>>);
 
 /// Failure of the local standard output or error.
 #[derive(Debug)]
-pub enum OutputFailure {
+enum OutputFailure {
     /// The reader of the pipe is gone.
     Closed,
     /// A write failed, for example because the disk is full.
@@ -343,16 +335,6 @@ pub enum OutputFailure {
     },
 }
 
-impl OutputFailure {
-    /// Returns the name of the signal that ends the command.
-    pub fn signal(&self) -> &'static str {
-        match self {
-            Self::Closed => "PIPE",
-            Self::Failed { .. } => "TERM",
-        }
-    }
-}
-
 impl OutputHealth {
     /// Records the first failed write.
     pub fn record(&self, name: &'static str, error: io::Error) {
@@ -360,27 +342,24 @@ impl OutputHealth {
             io::ErrorKind::BrokenPipe => OutputFailure::Closed,
             _ => OutputFailure::Failed { name, error },
         };
-        self.failure.borrow_mut().get_or_insert(failure);
-        self.failed.notify_one();
+        self.0.send_modify(|first| *first = first.take().or(Some(failure)));
     }
 
     pub fn is_ok(&self) -> bool {
-        self.failure.borrow().is_none()
+        self.0.borrow().is_none()
     }
 
-    /// Waits for a failed write.
-    pub async fn wait_failed(&self) -> Ref<'_, OutputFailure> {
-        loop {
-            if let Ok(failure) = Ref::filter_map(self.failure.borrow(), Option::as_ref) {
-                return failure;
-            }
-            self.failed.notified().await;
+    /// Waits for a failed write. Returns the name of the signal that ends the command.
+    pub async fn failure_signal(&self) -> &'static str {
+        match self.0.subscribe().wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(OutputFailure::Failed { .. })) => "TERM",
+            _ => "PIPE",
         }
     }
 
     /// Returns the failure of this client if a write failed.
     pub fn into_failure(self) -> Option<CommandFailure> {
-        match self.failure.take()? {
+        match self.0.send_replace(None)? {
             OutputFailure::Closed => Some(CommandFailure::OutputClosed),
             OutputFailure::Failed { name, error } => {
                 let doing = format!("cannot write to {name}, so the command was ended");
@@ -479,7 +458,7 @@ mod tests {
         assert!(health.is_ok() && health.clone().into_failure().is_none());
         health.record("standard output", io::ErrorKind::StorageFull.into());
         health.record("standard error", io::ErrorKind::BrokenPipe.into());
-        assert_eq!(health.wait_failed().await.signal(), "TERM");
+        assert_eq!(health.failure_signal().await, "TERM");
         let failure = health.into_failure().expect("a failure").describe();
         assert!(
             failure.starts_with("cannot write to standard output, so the command was ended: "),

@@ -184,7 +184,7 @@ pub async fn end_on_failed_output(
     mut started: watch::Receiver<Option<StartedProcess>>,
     output_health: OutputHealth,
 ) {
-    let first = output_health.wait_failed().await.signal();
+    let first = output_health.failure_signal().await;
     let process = wait_until_started(&mut started).await;
     for signal in [first, "TERM", "KILL"] {
         if !send_signal(&workspace_client, &process, signal).await {
