@@ -92,7 +92,8 @@ struct HeldLease {
 impl KeepAwakeArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         if !self.command.is_empty() {
-            return self.run_command(context).await;
+            let ended = self.run_command(context).await;
+            return ended.map_err(|failure| failure.with_default_code(failure::RUN_FAILED));
         }
         let name = self.lease.unwrap_or_else(|| DEFAULT_LEASE.to_owned());
         let workspace_client = context.client().await?.workspace_client(&self.name).await?;
@@ -123,17 +124,15 @@ impl KeepAwakeArgs {
     }
 
     async fn run_command(self, context: &Context) -> Result<u8, CommandFailure> {
-        let code = |failure: CommandFailure| failure.with_code(failure::RUN_FAILED);
-        let mut signals = TerminationSignals::listen().map_err(code)?;
-        let workspace_client =
-            context.client().await.map_err(code)?.workspace_client(&self.name).await.map_err(code)?;
+        let mut signals = TerminationSignals::listen()?;
+        let workspace_client = context.client().await?.workspace_client(&self.name).await?;
         // Without the random suffix, two concurrent commands would release each other's lease.
         let name = self.lease.unwrap_or_else(|| format!("{}-{}", self.command[0], token::random(6)));
         let mut reason = if self.reason.is_empty() { self.command.join(" ") } else { self.reason };
         reason.truncate(reason.floor_char_boundary(MAX_REASON));
         let lease_holder =
             HeldLease { workspace_client, name: name.chars().take(MAX_NAME).collect(), reason };
-        lease_holder.extend(LEASE_DURATION).await.map_err(code)?;
+        lease_holder.extend(LEASE_DURATION).await?;
         let outcome = match spawn(&self.command) {
             Ok(mut child) => lease_holder.until_ended(&mut child, &mut signals).await,
             Err(failure) => Err(failure),
