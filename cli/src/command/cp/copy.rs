@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use super::{
     endpoint::RemotePath,
     plan::{CopyDirectory, CopyFile, CopyPlan},
-    skipped::{CopyFailure, FailureScope, SkipReason, SkippedPath},
+    skipped::{CopyFailure, SkipReason, SkippedPath},
 };
 use crate::{backoff::RetryBackoff, failure::CommandFailure};
 
@@ -56,8 +56,8 @@ impl CopyTally {
                 self.bytes += bytes;
                 Ok(())
             }
-            Err(CopyFailure { failure, scope: FailureScope::Path(reason) }) if !is_alone => {
-                self.skipped.push(SkippedPath::with_failure(from, reason, &failure));
+            Err(error) if !is_alone => {
+                self.skipped.push(error.skip(from)?);
                 Ok(())
             }
             Err(CopyFailure { failure, .. }) => Err(failure),
@@ -184,8 +184,8 @@ async fn create_directories<D: CopyDirection>(
                 tally.directories += 1;
                 created.unfinished.extend(final_mode.map(|mode| (directory, mode)));
             }
-            Err(CopyFailure { failure, scope: FailureScope::Path(reason) }) if index > 0 => {
-                tally.skipped.push(SkippedPath::with_failure(directory.from, reason, &failure));
+            Err(error) if index > 0 => {
+                tally.skipped.push(error.skip(directory.from)?);
                 created.failed.insert(directory.to);
             }
             Err(CopyFailure { failure, .. }) => return Err(failure),
@@ -201,12 +201,8 @@ async fn set_modes<D: CopyDirection>(
     tally: &mut CopyTally,
 ) -> Result<(), CommandFailure> {
     for (directory, mode) in directories.into_iter().rev() {
-        match direction.set_mode(&directory.to, mode).await {
-            Ok(()) => {}
-            Err(CopyFailure { failure, scope: FailureScope::Path(reason) }) => {
-                tally.skipped.push(SkippedPath::with_failure(directory.from, reason, &failure));
-            }
-            Err(CopyFailure { failure, .. }) => return Err(failure),
+        if let Err(error) = direction.set_mode(&directory.to, mode).await {
+            tally.skipped.push(error.skip(directory.from)?);
         }
     }
     Ok(())

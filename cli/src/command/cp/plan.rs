@@ -16,7 +16,7 @@ use tonic::{Response, Status};
 
 use super::{
     endpoint::RemotePath,
-    skipped::{CopyFailure, FailureScope, RemoteRole, SkipReason, SkippedPath},
+    skipped::{CopyFailure, RemoteRole, SkipReason, SkippedPath},
 };
 use crate::{backoff::retry_call, client::WorkspaceClient, failure::CommandFailure};
 
@@ -161,8 +161,8 @@ async fn plan_upload_within(
         let is_root = chain.depth() == 0;
         let metadata = match local_metadata(&from, is_root, symlinks) {
             Ok(metadata) => metadata,
-            Err(CopyFailure { failure, scope: FailureScope::Path(reason) }) if !is_root => {
-                plan.skipped.push(SkippedPath::with_failure(shown, reason, &failure));
+            Err(error) if !is_root => {
+                plan.skipped.push(error.skip(shown)?);
                 continue;
             }
             Err(CopyFailure { failure, .. }) => return Err(failure),
@@ -181,8 +181,8 @@ async fn plan_upload_within(
             let names = match local_names(&from) {
                 Ok(names) => names,
                 Err(CopyFailure { failure, .. }) if is_root => return Err(failure),
-                Err(CopyFailure { failure, .. }) => {
-                    plan.skipped.push(SkippedPath::with_failure(shown, SkipReason::Unreadable, &failure));
+                Err(error) => {
+                    plan.skipped.push(error.because(SkipReason::Unreadable).skip(shown)?);
                     continue;
                 }
             };
@@ -208,7 +208,7 @@ fn local_metadata(path: &Path, is_root: bool, symlinks: SymlinkPolicy) -> Result
     fs::metadata(path).map_err(|error| {
         let failure = CopyFailure::read(path, error);
         match path.is_symlink() && !is_root {
-            true => CopyFailure { scope: FailureScope::Path(SkipReason::BrokenSymlink), ..failure },
+            true => failure.because(SkipReason::BrokenSymlink),
             false => failure,
         }
     })
@@ -241,10 +241,8 @@ pub async fn plan_download(
             match stat(workspace_client, &from).await {
                 Ok(target) => entry = target,
                 Err(status) => {
-                    let failure = path_failure(status)?;
-                    let skipped =
-                        SkippedPath::with_failure(from.show(), SkipReason::BrokenSymlink, &failure.0);
-                    plan.skipped.push(skipped);
+                    let error = CopyFailure::remote(status, RemoteRole::Source);
+                    plan.skipped.push(error.because(SkipReason::BrokenSymlink).skip(from.show())?);
                     continue;
                 }
             }
@@ -263,8 +261,8 @@ pub async fn plan_download(
                     Ok(entries) => entries,
                     Err(status) if is_root => return Err(status.into()),
                     Err(status) => {
-                        let (failure, reason) = path_failure(status)?;
-                        plan.skipped.push(SkippedPath::with_failure(from.show(), reason, &failure));
+                        let error = CopyFailure::remote(status, RemoteRole::Source);
+                        plan.skipped.push(error.skip(from.show())?);
                         continue;
                     }
                 };
@@ -291,15 +289,6 @@ pub async fn plan_download(
         }
     }
     Ok(plan)
-}
-
-/// Returns the failure of one path with its reason. Fails if the status concerns all paths.
-fn path_failure(status: Status) -> Result<(CommandFailure, SkipReason), CommandFailure> {
-    let CopyFailure { failure, scope } = CopyFailure::remote(status, RemoteRole::Source);
-    match scope {
-        FailureScope::Path(reason) => Ok((failure, reason)),
-        FailureScope::Copy => Err(failure),
-    }
 }
 
 /// Returns the metadata of a path. Follows symbolic links.

@@ -132,6 +132,23 @@ impl CopyFailure {
         Self { scope: scope_of(&status, role), failure: status.into() }
     }
 
+    /// Gives a failure of one path another reason.
+    #[must_use]
+    pub fn because(self, reason: SkipReason) -> Self {
+        match self.scope {
+            FailureScope::Path(_) => Self { scope: FailureScope::Path(reason), ..self },
+            FailureScope::Copy => self,
+        }
+    }
+
+    /// Names the path of this failure as skipped. Fails if the failure concerns all paths.
+    pub fn skip(self, path: impl Into<String>) -> Result<SkippedPath, CommandFailure> {
+        match self.scope {
+            FailureScope::Path(reason) => Ok(SkippedPath::with_failure(path, reason, &self.failure)),
+            FailureScope::Copy => Err(self.failure),
+        }
+    }
+
     /// Returns whether another attempt to copy the path may succeed.
     pub fn is_worth_retry(&self) -> bool {
         match &self.failure {
