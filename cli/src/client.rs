@@ -59,11 +59,7 @@ pub struct Client {
 
 /// Client of the agent of one workspace.
 #[derive(Debug, Clone)]
-pub struct WorkspaceClient {
-    channel: Channel,
-    credentials: Credentials,
-    transport: AuthenticatedChannel,
-}
+pub struct WorkspaceClient(Client);
 
 /// Adds the token, the workspace and the wake behaviour to each call's metadata.
 #[derive(Clone)]
@@ -139,7 +135,7 @@ impl Client {
     pub fn workspace_client_for(&self, workspace: &Workspace) -> WorkspaceClient {
         let workspace = MetadataValue::try_from(workspace.id.as_str()).ok();
         let credentials = Credentials { workspace, ..self.credentials.clone() };
-        WorkspaceClient::new(self.channel.clone(), credentials)
+        WorkspaceClient(Self { channel: self.channel.clone(), credentials })
     }
 
     fn authenticated_channel(&self) -> AuthenticatedChannel {
@@ -177,38 +173,34 @@ fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 impl WorkspaceClient {
-    fn new(channel: Channel, credentials: Credentials) -> Self {
-        let transport = InterceptedService::new(channel.clone(), credentials.clone());
-        Self { channel, credentials, transport }
-    }
-
     /// Returns a client whose calls never wake the workspace. Calls that repeat without a user's
     /// action must use it.
     #[must_use]
     pub fn without_waking(&self) -> Self {
-        let credentials = Credentials { never_wakes: true, ..self.credentials.clone() };
-        Self::new(self.channel.clone(), credentials)
+        let mut client = self.0.clone();
+        client.credentials.never_wakes = true;
+        Self(client)
     }
 
     pub fn terminals(&self) -> TerminalsClient<AuthenticatedChannel> {
-        TerminalsClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE)
+        TerminalsClient::new(self.0.authenticated_channel()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     pub fn processes(&self) -> ProcessesClient<AuthenticatedChannel> {
-        ProcessesClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE)
+        ProcessesClient::new(self.0.authenticated_channel()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     pub fn files(&self) -> FilesClient<AuthenticatedChannel> {
-        FilesClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE)
+        FilesClient::new(self.0.authenticated_channel()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// Returns a client of the agent's service that creates exports.
     pub fn archives(&self) -> ArchivesClient<AuthenticatedChannel> {
-        ArchivesClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE)
+        ArchivesClient::new(self.0.authenticated_channel()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     pub fn activity(&self) -> ActivityClient<AuthenticatedChannel> {
-        ActivityClient::new(self.transport.clone())
+        ActivityClient::new(self.0.authenticated_channel())
     }
 }
 

@@ -76,12 +76,13 @@ pub struct LocalStream {
 
 impl LocalStream {
     pub fn stdin() -> Result<Self, CommandFailure> {
-        let stdio = AsyncStdio::stdin().map_err(CommandFailure::io("cannot read standard input"))?;
+        let stdio =
+            AsyncStdio::reading(io::stdin()).map_err(CommandFailure::io("cannot read standard input"))?;
         Ok(Self { stdio, name: "standard input".to_owned() })
     }
 
     pub fn stdout() -> Result<Self, CommandFailure> {
-        let stdio = AsyncStdio::stdout().map_err(CommandFailure::output("standard output"))?;
+        let stdio = AsyncStdio::writing(io::stdout()).map_err(CommandFailure::output("standard output"))?;
         Ok(Self { stdio, name: "standard output".to_owned() })
     }
 

@@ -33,24 +33,12 @@ enum StdioDescriptor {
 }
 
 impl AsyncStdio {
-    pub fn stdin() -> io::Result<Self> {
-        Self::new(io::stdin().as_fd(), Interest::READABLE)
-    }
-
-    pub fn stdout() -> io::Result<Self> {
-        Self::new(io::stdout().as_fd(), Interest::WRITABLE)
-    }
-
-    pub fn stderr() -> io::Result<Self> {
-        Self::new(io::stderr().as_fd(), Interest::WRITABLE)
-    }
-
-    /// Reads an open pipe or device.
+    /// Reads standard input, or an open pipe or device.
     pub fn reading(fd: impl AsFd) -> io::Result<Self> {
         Self::new(fd.as_fd(), Interest::READABLE)
     }
 
-    /// Writes to an open pipe or device.
+    /// Writes to standard output or error, or to an open pipe or device.
     pub fn writing(fd: impl AsFd) -> io::Result<Self> {
         Self::new(fd.as_fd(), Interest::WRITABLE)
     }
@@ -80,19 +68,22 @@ impl AsyncStdio {
 
     /// Waits until bytes are available or the input ends, and calls `read` once. Cancel-safe: if
     /// dropped, `read` was not called.
-    pub async fn when_readable<T>(&self, mut read: impl FnMut(&OwnedFd) -> io::Result<T>) -> io::Result<T> {
+    pub async fn when_readable<T>(&self, read: impl FnMut(&OwnedFd) -> io::Result<T>) -> io::Result<T> {
+        self.when_ready(Interest::READABLE, PollFlags::IN, read).await
+    }
+
+    async fn when_ready<T>(
+        &self,
+        interest: Interest,
+        wanted: PollFlags,
+        mut action: impl FnMut(&OwnedFd) -> io::Result<T>,
+    ) -> io::Result<T> {
         match &self.0 {
-            StdioDescriptor::File(fd) => read(fd),
-            StdioDescriptor::Pollable(ready) => loop {
-                let mut guard = ready.readable().await?;
-                let attempt = guard.try_io(|ready| {
-                    is_ready(ready.get_ref(), PollFlags::IN)?;
-                    read(ready.get_ref())
-                });
-                if let Ok(result) = attempt {
-                    return result;
-                }
-            },
+            StdioDescriptor::File(fd) => action(fd),
+            StdioDescriptor::Pollable(ready) => {
+                let action = |fd: &OwnedFd| is_ready(fd, wanted).and_then(|()| action(fd));
+                ready.async_io(interest, action).await
+            }
         }
     }
 
@@ -120,19 +111,7 @@ impl AsyncStdio {
     /// Waits until writable and writes once. Cancel-safe: if dropped, nothing was written.
     pub async fn write(&self, data: &[u8]) -> io::Result<usize> {
         let data = &data[..data.len().min(WRITE_BYTES)];
-        match &self.0 {
-            StdioDescriptor::File(fd) => write(fd, data),
-            StdioDescriptor::Pollable(ready) => loop {
-                let mut guard = ready.writable().await?;
-                let attempt = guard.try_io(|ready| {
-                    is_ready(ready.get_ref(), PollFlags::OUT)?;
-                    write(ready.get_ref(), data)
-                });
-                if let Ok(result) = attempt {
-                    return result;
-                }
-            },
-        }
+        self.when_ready(Interest::WRITABLE, PollFlags::OUT, |fd| write(fd, data)).await
     }
 }
 

@@ -101,8 +101,10 @@ impl AttachSession {
         key: DetachKey,
     ) -> Result<Self, CommandFailure> {
         let terminal_error = || CommandFailure::io("cannot use this terminal");
-        let (stdin, stdout) =
-            (AsyncStdio::stdin().map_err(terminal_error())?, AsyncStdio::stdout().map_err(terminal_error())?);
+        let (stdin, stdout) = (
+            AsyncStdio::reading(io::stdin()).map_err(terminal_error())?,
+            AsyncStdio::writing(io::stdout()).map_err(terminal_error())?,
+        );
         let screen = ScreenWriter::new(stdout, RawMode::enter().map_err(terminal_error())?);
         let workspace_client = client.workspace_client_for(&workspace);
         let notices = SessionNotices::new(&workspace);

@@ -75,7 +75,7 @@ impl CommandFollower {
         started: watch::Sender<Option<StartedProcess>>,
         output_health: OutputHealth,
     ) -> io::Result<Self> {
-        let (stdout, stderr) = (AsyncStdio::stdout()?, AsyncStdio::stderr()?);
+        let (stdout, stderr) = (AsyncStdio::writing(io::stdout())?, AsyncStdio::writing(io::stderr())?);
         Ok(Self {
             workspace_client,
             wake_spinner,

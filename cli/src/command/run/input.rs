@@ -249,7 +249,7 @@ impl LocalStdin {
             kind if kind.is_fifo() => StdinKind::Pipe { copy: io::pipe()?, taken: 0 },
             _ => StdinKind::Stream,
         };
-        Ok(Self { stdio: AsyncStdio::stdin()?, file, kind })
+        Ok(Self { stdio: AsyncStdio::reading(io::stdin())?, file, kind })
     }
 
     /// Returns whether the next bytes can be read only after the command has read these ones.

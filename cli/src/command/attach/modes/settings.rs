@@ -62,62 +62,32 @@ struct KeyboardStack {
     base: bool,
 }
 
-/// A setting that one sequence restores, in the order of restoring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Setting {
-    Printer,
-    AutoPrint,
-    LocatorReports,
-    Keypad,
-    ScrollRegion,
-    TabStops,
-    MemoryLock,
-    /// G2 or G3, or G1 by SO, is the character set of text.
-    ShiftedCharset,
-    Encoding,
-    EightBitControls,
-    CursorShape,
-    LinuxCursor,
-    ProtectedText,
-    StatusLineActive,
-    StatusLineShown,
-    Leds,
-    PointerMode,
-    PointerShape,
-    Hyperlink,
-    Palette,
-    SpecialColours,
-    ProgressBar,
-}
+/// A setting that one sequence restores, named by that sequence.
+type Setting = &'static str;
 
-impl Setting {
-    fn restored_by(self) -> &'static str {
-        match self {
-            Self::Printer => "\x1b[4i",
-            Self::AutoPrint => "\x1b[?4i",
-            Self::LocatorReports => "\x1b[0'z",
-            Self::Keypad => "\x1b>",
-            Self::ScrollRegion => "\x1b[r",
-            Self::TabStops => "\x1b[?5W",
-            Self::MemoryLock => "\x1bm",
-            Self::ShiftedCharset => "\x0f",
-            Self::Encoding => "\x1b%G",
-            Self::EightBitControls => "\x1b F",
-            Self::CursorShape => "\x1b[0 q",
-            Self::LinuxCursor => "\x1b[?0c",
-            Self::ProtectedText => "\x1b[0\"q",
-            Self::StatusLineActive => "\x1b[0$}",
-            Self::StatusLineShown => "\x1b[0$~",
-            Self::Leds => "\x1b[0q",
-            Self::PointerMode => "\x1b[>1p",
-            Self::PointerShape => "\x1b]22;\x1b\\",
-            Self::Hyperlink => "\x1b]8;;\x1b\\",
-            Self::Palette => "\x1b]104\x1b\\",
-            Self::SpecialColours => "\x1b]105\x1b\\",
-            Self::ProgressBar => "\x1b]9;4;0\x1b\\",
-        }
-    }
-}
+const PRINTER: Setting = "\x1b[4i";
+const AUTO_PRINT: Setting = "\x1b[?4i";
+const LOCATOR_REPORTS: Setting = "\x1b[0'z";
+const KEYPAD: Setting = "\x1b>";
+const SCROLL_REGION: Setting = "\x1b[r";
+const TAB_STOPS: Setting = "\x1b[?5W";
+const MEMORY_LOCK: Setting = "\x1bm";
+/// G2 or G3, or G1 by SO, is the character set of text.
+const SHIFTED_CHARSET: Setting = "\x0f";
+const ENCODING: Setting = "\x1b%G";
+const EIGHT_BIT_CONTROLS: Setting = "\x1b F";
+const CURSOR_SHAPE: Setting = "\x1b[0 q";
+const LINUX_CURSOR: Setting = "\x1b[?0c";
+const PROTECTED_TEXT: Setting = "\x1b[0\"q";
+const STATUS_LINE_ACTIVE: Setting = "\x1b[0$}";
+const STATUS_LINE_SHOWN: Setting = "\x1b[0$~";
+const LEDS: Setting = "\x1b[0q";
+const POINTER_MODE: Setting = "\x1b[>1p";
+const POINTER_SHAPE: Setting = "\x1b]22;\x1b\\";
+const HYPERLINK: Setting = "\x1b]8;;\x1b\\";
+const PALETTE: Setting = "\x1b]104\x1b\\";
+const SPECIAL_COLOURS: Setting = "\x1b]105\x1b\\";
+const PROGRESS_BAR: Setting = "\x1b]9;4;0\x1b\\";
 
 impl TerminalSettings {
     /// Returns the sequences that restore all settings, and reset colours and attributes of text.
@@ -142,7 +112,7 @@ impl TerminalSettings {
         for (last, number) in &self.key_formats {
             push(&mut undo, format_args!("\x1b[>{number}{last}"));
         }
-        self.changed.iter().for_each(|setting| undo.push_str(setting.restored_by()));
+        undo.extend(self.changed.iter().copied());
         for number in &self.colours {
             push(&mut undo, format_args!("\x1b]{}\x1b\\", number + 100));
         }
@@ -152,7 +122,7 @@ impl TerminalSettings {
         self.keyboards[0].restore(&mut undo);
         // Resetting these moves the cursor to the top of the screen, where text would be
         // overwritten.
-        let moved = self.changed.contains(&Setting::ScrollRegion) || self.private.contains_key(&ORIGIN);
+        let moved = self.changed.contains(&SCROLL_REGION) || self.private.contains_key(&ORIGIN);
         if moved && self.alternate != Some(ALTERNATE_SCREEN_AND_CURSOR) {
             undo.push_str("\x1b[9999;1H");
         }
@@ -196,10 +166,10 @@ impl TerminalSettings {
                     self.set_private_mode(*mode, !is_on_by_default(*mode));
                 }
             }
-            'i' if numbers.contains(&5) => self.set(Setting::AutoPrint, true),
-            'i' if numbers.contains(&4) => self.set(Setting::AutoPrint, false),
-            'W' if first == 5 => self.set(Setting::TabStops, false),
-            'c' => self.set(Setting::LinuxCursor, first != 0),
+            'i' if numbers.contains(&5) => self.set(AUTO_PRINT, true),
+            'i' if numbers.contains(&4) => self.set(AUTO_PRINT, false),
+            'W' if first == 5 => self.set(TAB_STOPS, false),
+            'c' => self.set(LINUX_CURSOR, first != 0),
             _ => {}
         }
     }
@@ -211,7 +181,7 @@ impl TerminalSettings {
                 let keyboard = self.keyboard();
                 keyboard.depth = keyboard.depth.saturating_add(1);
             }
-            ('p', _) => self.set(Setting::PointerMode, numbers != [1]),
+            ('p', _) => self.set(POINTER_MODE, numbers != [1]),
             ('m' | 'f', [number]) => {
                 self.key_formats.remove(&(last, *number));
             }
@@ -236,11 +206,11 @@ impl TerminalSettings {
                     set_mode(&mut self.ansi, *mode, last == 'h', *mode == NO_LOCAL_ECHO);
                 }
             }
-            'r' => self.set(Setting::ScrollRegion, numbers.iter().any(|number| *number != 0)),
-            'g' => self.set(Setting::TabStops, true),
-            'i' if numbers.contains(&5) => self.set(Setting::Printer, true),
-            'i' if numbers.contains(&4) => self.set(Setting::Printer, false),
-            'q' => self.set(Setting::Leds, numbers.iter().any(|number| *number != 0)),
+            'r' => self.set(SCROLL_REGION, numbers.iter().any(|number| *number != 0)),
+            'g' => self.set(TAB_STOPS, true),
+            'i' if numbers.contains(&5) => self.set(PRINTER, true),
+            'i' if numbers.contains(&4) => self.set(PRINTER, false),
+            'q' => self.set(LEDS, numbers.iter().any(|number| *number != 0)),
             _ => {}
         }
     }
@@ -249,8 +219,8 @@ impl TerminalSettings {
 impl Perform for TerminalSettings {
     fn execute(&mut self, byte: u8) {
         match byte {
-            0x0e => self.set(Setting::ShiftedCharset, true),
-            0x0f => self.set(Setting::ShiftedCharset, false),
+            0x0e => self.set(SHIFTED_CHARSET, true),
+            0x0f => self.set(SHIFTED_CHARSET, false),
             _ => {}
         }
     }
@@ -278,11 +248,11 @@ impl Perform for TerminalSettings {
                 }
             }
             (b"", _) => self.plain_control(&numbers, last),
-            (b" ", 'q') => self.set(Setting::CursorShape, first != 0),
-            (b"\"", 'q') => self.set(Setting::ProtectedText, first == 1),
-            (b"$", '}') => self.set(Setting::StatusLineActive, first != 0),
-            (b"$", '~') => self.set(Setting::StatusLineShown, first != 0),
-            (b"'", 'z') => self.set(Setting::LocatorReports, first != 0),
+            (b" ", 'q') => self.set(CURSOR_SHAPE, first != 0),
+            (b"\"", 'q') => self.set(PROTECTED_TEXT, first == 1),
+            (b"$", '}') => self.set(STATUS_LINE_ACTIVE, first != 0),
+            (b"$", '~') => self.set(STATUS_LINE_SHOWN, first != 0),
+            (b"'", 'z') => self.set(LOCATOR_REPORTS, first != 0),
             _ => {}
         }
     }
@@ -292,16 +262,16 @@ impl Perform for TerminalSettings {
             return;
         }
         match (intermediates, byte) {
-            (b"", b'=') => self.set(Setting::Keypad, true),
-            (b"", b'>') => self.set(Setting::Keypad, false),
+            (b"", b'=') => self.set(KEYPAD, true),
+            (b"", b'>') => self.set(KEYPAD, false),
             (b"", b'<') => drop(self.private.remove(&ANSI_MODE)),
-            (b"", b'H') => self.set(Setting::TabStops, true),
-            (b"", b'l') => self.set(Setting::MemoryLock, true),
-            (b"", b'm') => self.set(Setting::MemoryLock, false),
-            (b"", b'n' | b'o') => self.set(Setting::ShiftedCharset, true),
+            (b"", b'H') => self.set(TAB_STOPS, true),
+            (b"", b'l') => self.set(MEMORY_LOCK, true),
+            (b"", b'm') => self.set(MEMORY_LOCK, false),
+            (b"", b'n' | b'o') => self.set(SHIFTED_CHARSET, true),
             (b"", b'c') => *self = Self::default(),
-            (b" ", b'F' | b'G') => self.set(Setting::EightBitControls, byte == b'G'),
-            (b"%", _) => self.set(Setting::Encoding, byte != b'G'),
+            (b" ", b'F' | b'G') => self.set(EIGHT_BIT_CONTROLS, byte == b'G'),
+            (b"%", _) => self.set(ENCODING, byte != b'G'),
             ([b'$'], _) => drop(self.charsets.insert(0)),
             ([first, rest @ ..], _) => {
                 let designator = if *first == b'$' { rest.first() } else { Some(first) };
@@ -330,15 +300,15 @@ impl Perform for TerminalSettings {
         };
         let sets = || values.iter().skip(1).step_by(2).any(|value| *value != b"?");
         match number {
-            4 if sets() => self.set(Setting::Palette, true),
-            5 if sets() => self.set(Setting::SpecialColours, true),
-            104 if values.is_empty() => self.set(Setting::Palette, false),
-            105 if values.is_empty() => self.set(Setting::SpecialColours, false),
-            8 => self.set(Setting::Hyperlink, values.iter().skip(1).any(|uri| !uri.is_empty())),
+            4 if sets() => self.set(PALETTE, true),
+            5 if sets() => self.set(SPECIAL_COLOURS, true),
+            104 if values.is_empty() => self.set(PALETTE, false),
+            105 if values.is_empty() => self.set(SPECIAL_COLOURS, false),
+            8 => self.set(HYPERLINK, values.iter().skip(1).any(|uri| !uri.is_empty())),
             9 if values.first() == Some(&&b"4"[..]) => {
-                self.set(Setting::ProgressBar, values.get(1).is_some_and(|state| *state != b"0"));
+                self.set(PROGRESS_BAR, values.get(1).is_some_and(|state| *state != b"0"));
             }
-            22 => self.set(Setting::PointerShape, values.iter().any(|shape| !shape.is_empty())),
+            22 => self.set(POINTER_SHAPE, values.iter().any(|shape| !shape.is_empty())),
             // Further values are for the next colours.
             first if SCREEN_COLOURS.contains(&first) => {
                 let set = (first..=*SCREEN_COLOURS.end()).zip(values).filter(|(_, value)| **value != b"?");
