@@ -50,7 +50,7 @@ pub fn set_repeated_options(options: String) {
 
 /// Adds the options of this invocation to each command that a message advises, so that the command
 /// addresses the same control plane. A command follows a colon and a space, or a backtick.
-pub fn with_repeated_options(text: &str) -> Cow<'_, str> {
+fn with_repeated_options(text: &str) -> Cow<'_, str> {
     match REPEATED_OPTIONS.get().filter(|options| !options.is_empty()) {
         Some(options) => Cow::Owned(insert_options(text, options)),
         None => Cow::Borrowed(text),

@@ -69,7 +69,7 @@ impl StateWaiter {
     }
 
     /// Decides what the workspace's present state means for the wait.
-    pub fn observe(&mut self, workspace: &Workspace, now: SystemTime) -> WaitProgress {
+    fn observe(&mut self, workspace: &Workspace, now: SystemTime) -> WaitProgress {
         match self.target {
             _ if workspace.deleted && self.target != TargetState::Deleted => {
                 WaitProgress::Unreachable("was deleted".to_owned())

@@ -23,7 +23,7 @@ pub struct TerminalModes {
 }
 
 impl TerminalModes {
-    /// Parses output.
+    /// Parses the next piece of output, which may begin and end inside a sequence.
     pub fn feed(&mut self, data: &[u8]) {
         let (parser, settings) = (&mut self.parser, &mut self.settings);
         self.scanner.scan(data, |bytes| parser.advance(settings, bytes));

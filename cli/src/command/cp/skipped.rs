@@ -73,7 +73,7 @@ impl SkippedPath {
     }
 
     /// Names a path with the failure that prevents its copy.
-    pub fn with_failure(path: impl Into<String>, reason: SkipReason, failure: &CommandFailure) -> Self {
+    fn with_failure(path: impl Into<String>, reason: SkipReason, failure: &CommandFailure) -> Self {
         let why = match failure {
             CommandFailure::Io { source, .. } => format!("{}: {source}", reason.english()),
             other => other.describe(),

@@ -337,7 +337,7 @@ enum OutputFailure {
 
 impl OutputHealth {
     /// Records the first failed write.
-    pub fn record(&self, name: &'static str, error: io::Error) {
+    fn record(&self, name: &'static str, error: io::Error) {
         let failure = match error.kind() {
             io::ErrorKind::BrokenPipe => OutputFailure::Closed,
             _ => OutputFailure::Failed { name, error },

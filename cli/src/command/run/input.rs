@@ -46,7 +46,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(2);
 const OUTPUT_GRACE: Duration = Duration::from_secs(2);
 
 /// Waits until the command has started. Waits forever if the follower is dropped before that.
-pub async fn wait_until_started(started: &mut watch::Receiver<Option<StartedProcess>>) -> StartedProcess {
+async fn wait_until_started(started: &mut watch::Receiver<Option<StartedProcess>>) -> StartedProcess {
     match started.wait_for(Option::is_some).await.map(|started| started.clone()) {
         Ok(Some(started)) => started,
         // The follower was dropped, so this process is about to exit.
@@ -253,7 +253,7 @@ impl LocalStdin {
     }
 
     /// Returns whether the next bytes can be read only after the command has read these ones.
-    pub fn is_lent(&self) -> bool {
+    fn is_lent(&self) -> bool {
         matches!(self.kind, StdinKind::Pipe { .. })
     }
 

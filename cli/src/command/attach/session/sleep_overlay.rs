@@ -64,7 +64,7 @@ enum KeyAction {
 }
 
 /// Starts a lookup of the workspace.
-pub(super) fn look_up(client: &Client, id: &str) -> WorkspaceLookup {
+fn look_up(client: &Client, id: &str) -> WorkspaceLookup {
     let (client, id) = (client.clone(), id.to_owned());
     Box::pin(async move { timeout(LOOKUP_TIMEOUT, client.find(&id)).await.ok() })
 }
