@@ -1,10 +1,10 @@
 //! gRPC service `podling.agent.v1.Terminals`. `terminals.proto` defines the meaning of each
 //! message.
+//!
+//! Attach has two directions. One task, the pump, passes requests to the terminal, while the client
+//! reads the response stream.
 
-mod attach;
-mod error;
-mod request;
-mod response;
+mod convert;
 #[cfg(test)]
 mod tests;
 
@@ -15,17 +15,19 @@ use podling_proto::{
     agent::v1::{self as pb, terminals_server},
     error::WireError,
 };
-use tokio_util::sync::CancellationToken;
+use tokio::sync::oneshot;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming};
 
-use self::{
-    error::status,
-    request::{bad, begin, client, credit, input, size, target},
-    response::{cells, exit, terminal, watched},
+use self::convert::{
+    attached, bad, begin, cells, client, credit, exit, input, size, status, target, terminal, watched,
 };
 use crate::{
     spawn::Program,
-    terminal::{ClientId, CreateTerminal, DEFAULT_GRACE, TerminalId, Terminals, WatchOptions, WatchTarget},
+    terminal::{
+        Attachment, AttachmentWriter, ClientId, CreateTerminal, DEFAULT_GRACE, InputQueue, TerminalError,
+        TerminalId, Terminals, WatchOptions, WatchTarget,
+    },
 };
 
 /// Longest grace period of a Close, in seconds.
@@ -89,13 +91,12 @@ impl terminals_server::Terminals for TerminalsService {
         let Some(pb::attach_request::Request::Open(open)) = first else {
             return Err(bad("open", "the first request of an Attach").into());
         };
-        let attach = request::attach(open)?;
+        let attach = convert::attach(open)?;
         let attachment = self.terminals.attach(&attach).map_err(status)?;
         // The pump takes requests even while the client reads no responses, so a Ctrl-C gets
         // through a flood of output. Dropping the response stream ends the pump.
-        let (ended, failure) = (CancellationToken::new(), tokio::sync::oneshot::channel());
-        let (failure_tx, failure_rx) = failure;
-        let pump = attach::pump(attachment.writer(), requests);
+        let (ended, (failure_tx, failure_rx)) = (CancellationToken::new(), oneshot::channel());
+        let pump = pump(attachment.writer(), requests);
         let cancelled = ended.clone();
         self.terminals.tasks().spawn(async move {
             if let Some(Err(problem)) = cancelled.run_until_cancelled(pump).await {
@@ -103,7 +104,7 @@ impl terminals_server::Terminals for TerminalsService {
                 let _ = failure_tx.send(problem);
             }
         });
-        Ok(Response::new(attach::responses(attachment, failure_rx, ended.drop_guard())))
+        Ok(Response::new(responses(attachment, failure_rx, ended.drop_guard())))
     }
 
     async fn watch(
@@ -189,4 +190,76 @@ impl terminals_server::Terminals for TerminalsService {
             self.terminals.close(&TerminalId::new(&request.terminal_id), grace).await.map_err(status)?;
         Ok(Response::new(pb::CloseTerminalResponse { exit: Some(exit(ended)) }))
     }
+}
+
+// === Attach ===
+
+/// Handles requests until the client sends no more. An error ends the stream.
+async fn pump(writer: AttachmentWriter, mut requests: Streaming<pb::AttachRequest>) -> Result<(), Status> {
+    use pb::attach_request::Request as AttachCommand;
+    let mut typing = InputQueue::new(writer.clone());
+    loop {
+        let request = tokio::select! {
+            request = requests.message() => request?,
+            () = typing.drain(), if typing.is_holding() => continue,
+        };
+        let Some(request) = request else { break };
+        match request.request {
+            Some(AttachCommand::Input(piece)) => typing.input(input(&piece)),
+            Some(AttachCommand::Resize(resize)) => {
+                let size_request = size(resize.size)?.ok_or_else(|| bad("resize.size", "set"))?;
+                unless_ended(writer.resize(size_request, resize.take_ownership))?;
+            }
+            Some(AttachCommand::Ack(offset)) => writer.ack(offset),
+            Some(AttachCommand::Signal(signal)) => {
+                unless_ended(writer.signal(&signal.signal, target(&signal)))?
+            }
+            Some(AttachCommand::Open(_)) => return Err(bad("open", "the first request only").into()),
+            // A request kind of a newer client.
+            None => {}
+        }
+    }
+    typing.drain().await;
+    Ok(())
+}
+
+/// Ignores the error that the terminal has ended, because the response stream delivers the exit.
+fn unless_ended(done: Result<(), TerminalError>) -> Result<(), Status> {
+    match done {
+        Err(TerminalError::TerminalEnded(_)) => Ok(()),
+        done => done.map_err(status),
+    }
+}
+
+/// Returns the stream of the terminal's events. It ends when the terminal has ended, or with the
+/// error of a failed request. Dropping the stream stops the pump.
+fn responses(
+    attachment: Attachment,
+    failed: oneshot::Receiver<Status>,
+    ended: DropGuard,
+) -> TerminalStream<pb::AttachResponse> {
+    let first = Some((attachment, Some(failed), ended));
+    Box::pin(stream::unfold(first, async |open| {
+        let (mut attachment, mut failed, ended) = open?;
+        let problem = async {
+            match &mut failed {
+                // The pump drops the sender without an error when the client sends no more
+                // requests. The client may still read.
+                Some(failed) => match failed.await {
+                    Ok(problem) => problem,
+                    Err(_) => std::future::pending().await,
+                },
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            event = attachment.next() => {
+                let response = attached(event?);
+                // A receiver that has delivered its value must not be polled again.
+                let failed = failed.filter(|failed| !failed.is_terminated());
+                Some((Ok(response), Some((attachment, failed, ended))))
+            }
+            problem = problem => Some((Err(problem), None)),
+        }
+    }))
 }
