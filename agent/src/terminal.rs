@@ -3,194 +3,447 @@
 //! ```text
 //!  writers ──▶ input ──▶ ┌──────┐ ──▶ byte log ──▶ viewers, each with its own cursor
 //!                        │ task │        │
-//!            program ◀──▶│ PTY  │        └─▶ screen model, which may lag
-//!                        └──────┘
+//!            program ◀──▶│ PTY  │        ├─▶ screen model, which may lag
+//!                        └──────┘        └─▶ journal
 //! ```
 //!
-//! One task per terminal reads its PTY and writes queued input (`task`). Viewers and writers share
-//! `state` with the task under a lock that is held briefly, and wake the task through a `Notify`.
-//! The pure modules (`input_sequencer`, `writers`, `escape`, `screen`) do no IO and read no clock.
-//! No terminal module uses protobuf types.
+//! This file is the registry of all terminals of the workspace. It creates, restores, saves, ends
+//! and removes them within the limits of the claim's policy. `session` owns the state of one
+//! terminal under a lock that is held briefly. One task per terminal reads its PTY and writes queued
+//! input. The modules `input`, `escape` and `screen` do no IO and read no clock. No terminal module
+//! uses protobuf types, and none imports from this file.
+
+mod types;
+
+mod escape;
+mod input;
+mod journal;
+mod pty;
+mod screen;
+
+mod session;
 
 mod attachment;
-mod builder;
-mod counters;
-mod create;
-mod error;
-mod escape;
-mod foreground_poller;
-mod frame;
-mod ids;
-mod input_queue;
-mod input_sequencer;
-mod journal;
-mod panic_guard;
-mod persistence;
-mod procfs;
-mod pty;
-mod registry;
-mod restore;
-mod screen;
-mod screen_feeder;
-mod sent_metadata;
-mod session;
-mod shared;
-mod shell;
-mod state;
-mod streams;
-mod task;
-mod viewer;
+mod launch;
 mod watch;
-mod writers;
 
 #[cfg(test)]
 mod tests;
 
-use std::time::SystemTime;
+use std::{
+    io,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant, SystemTime},
+};
 
-use rustix::process::Pid;
+use futures_util::future::join_all;
+use tokio::{task::spawn_blocking, time::sleep};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::shared::Terminal;
 pub use self::{
-    attachment::{AttachOptions, Attachment, AttachmentEvent, AttachmentWriter, InputRejection},
-    create::CreateTerminal,
-    error::TerminalError,
-    frame::{Frame, FrameKind},
-    ids::{ClientId, TerminalId},
-    input_queue::InputQueue,
-    input_sequencer::MAX_QUEUE_BYTES as INPUT_QUEUE_BYTES,
-    pty::PtyOpenError,
-    registry::{ForegroundJob, Terminals},
-    screen::ScreenSnapshot,
+    attachment::{Attachment, AttachmentEvent, AttachmentWriter, InputQueue, InputRejection},
+    input::MAX_QUEUE_BYTES as INPUT_QUEUE_BYTES,
+    launch::CreateTerminal,
     session::DEFAULT_GRACE,
+    types::{
+        AttachOptions, ClientId, Frame, FrameKind, InputKind, MAX_INPUT_BYTES, PtyOpenError, ScreenSnapshot,
+        SignalTarget, TerminalError, TerminalExit, TerminalId, TerminalInfo, TerminalInput, ViewerStart,
+        WindowSize,
+    },
     watch::{TerminalWatch, WatchEvent, WatchOptions, WatchTarget},
 };
-use crate::child::ExitStatus;
+use self::{
+    journal::{JournalRecord, LoadedJournals, SAVE_AFTER, TerminalJournal},
+    launch::restore,
+    session::{Terminal, TerminalCounters, TerminalTask},
+    watch::OpenStreams,
+};
+use crate::{
+    admission::{AdmissionGate, Attempt, Intent},
+    child::Children,
+    claim::Claim,
+    spawn::{Launcher, SpawnError},
+};
 
-/// Largest number of rows or columns of a window.
-const MAX_SIDE_CELLS: u16 = 4096;
-/// Largest accepted input message, in bytes.
-pub const MAX_INPUT_BYTES: usize = 1024 * 1024;
+/// Limit on ended terminals that are retained for their exit and last output. When a terminal is
+/// created, the terminals that ended first are removed beyond it.
+const MAX_ENDED: usize = 16;
 
-/// Window size in character cells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WindowSize {
-    /// Height in cells, 1 to 4096.
-    pub rows: u16,
-    /// Width in cells, 1 to 4096.
-    pub cols: u16,
-}
-
-/// Point in the output at which a viewer starts to read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ViewerStart {
-    /// Resumes after the last byte that the client has.
-    Position {
-        /// Epoch of the log that the client read from. If it is not the current epoch, the viewer
-        /// starts with the oldest byte in the log.
-        epoch: u64,
-        /// Offset of the next byte to send.
-        offset: u64,
-    },
-    /// Starts with a snapshot of the screen, followed by new output.
-    Screen,
-    /// Starts with the oldest byte in the log.
-    Oldest,
-    /// Starts with the next byte that the program prints.
-    Now,
-}
-
-/// Exit of a terminal, sent after its last output byte.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TerminalExit {
-    /// Exit status of the session leader.
-    pub status: ExitStatus,
-    /// Offset after the last output byte.
-    pub final_offset: u64,
-    pub ended_at: SystemTime,
-    /// True if a background job still held the PTY open when the terminal ended.
-    pub held_by_background: bool,
-}
-
-/// One message of input from a client.
-#[derive(Debug, Clone, Copy)]
-pub struct TerminalInput<'a> {
-    /// Epoch of the log that the client sees. Input for any other than the current epoch is
-    /// rejected.
-    pub epoch: u64,
-    /// Offset of the first byte of `data` in the client's own input stream.
-    pub offset: u64,
-    /// 1 byte to 1 MiB.
-    pub data: &'a [u8],
-    pub kind: InputKind,
-}
-
-/// Origin of input, which decides whether it counts as activity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InputKind {
-    /// Keystrokes or a paste. Counts as activity.
-    User,
-    /// Automatic reply of a terminal emulator to a query. Does not count as activity.
-    Reply {
-        /// Offset up to which the emulator had processed the output when it replied.
-        at: u64,
-    },
-}
-
-/// Description of a terminal at one moment.
+/// Registry of the workspace's terminals. Clones share the same registry.
 #[derive(Debug, Clone)]
-pub struct TerminalInfo {
-    pub id: TerminalId,
-    /// Display name; need not be unique.
+pub struct Terminals {
+    inner: Arc<TerminalsInner>,
+}
+
+#[derive(Debug)]
+struct TerminalsInner {
+    launcher: Launcher,
+    children: Children,
+    gate: Arc<AdmissionGate>,
+    counters: Arc<TerminalCounters>,
+    streams: OpenStreams,
+    /// `None` if terminals are not persisted.
+    journal: Option<Arc<TerminalJournal>>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+    table: Mutex<TerminalTable>,
+}
+
+#[derive(Debug, Default)]
+struct TerminalTable {
+    /// In order of creation, oldest first.
+    terminals: Vec<Arc<Terminal>>,
+    /// True once all terminals are being ended. New terminals are then rejected.
+    shutting_down: bool,
+    /// Saved terminals that are restored once the agent is claimed.
+    loaded: Option<LoadedJournals>,
+}
+
+/// Command in the foreground of a terminal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForegroundJob {
+    pub terminal: TerminalId,
+    /// Display name of the terminal.
     pub name: String,
-    pub argv: Vec<String>,
-    pub size: WindowSize,
-    /// Epoch of the log.
-    pub epoch: u64,
-    /// Offset of the oldest byte in the log.
-    pub oldest: u64,
-    /// Offset that the next output byte will have.
-    pub next: u64,
-    /// Title that the program last set; empty if it set none.
-    pub title: String,
-    /// Directory that the shell reported by OSC 7, otherwise the leader's working directory.
-    pub cwd: String,
-    /// Command in the foreground. Empty while the shell waits at its prompt, and after the terminal
-    /// has ended.
-    pub foreground: String,
-    pub created: SystemTime,
-    /// Session leader; `None` if it ended before this agent started.
-    pub pid: Option<Pid>,
-    /// `Some` once the terminal has ended.
-    pub exit: Option<TerminalExit>,
-    /// Capacity of the log, in bytes.
-    pub byte_log_bytes: usize,
-    /// Number of attached viewers.
-    pub viewers: usize,
+    pub command: String,
 }
 
-/// Processes that a signal is sent to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SignalTarget {
-    /// Foreground process group of the PTY.
-    Foreground,
-    /// Every process of the session.
-    Session,
-}
+impl Terminals {
+    /// Creates a registry that does not persist its terminals.
+    pub fn new(launcher: Launcher, children: Children, gate: Arc<AdmissionGate>) -> Self {
+        Self::with(launcher, children, gate, None)
+    }
 
-impl WindowSize {
-    /// Returns an error if either side is outside 1 to 4096.
-    pub fn new(rows: u32, cols: u32) -> Result<Self, TerminalError> {
-        let side = |n: u32| u16::try_from(n).ok().filter(|n| (1..=MAX_SIDE_CELLS).contains(n));
-        match (side(rows), side(cols)) {
-            (Some(rows), Some(cols)) => Ok(Self { rows, cols }),
-            _ => Err(TerminalError::BadField { field: "size", allowed: "1 to 4096 rows and columns" }),
+    /// Creates a registry that persists its terminals in `state`, the agent's state directory.
+    /// Reads the saved terminals, which blocks on disk, and restores them once the agent is
+    /// claimed. [`Terminals::persist`] must run beside it.
+    pub fn with_journal(
+        state: &Path,
+        launcher: Launcher,
+        children: Children,
+        gate: Arc<AdmissionGate>,
+    ) -> Self {
+        Self::with(launcher, children, gate, Some(TerminalJournal::new(state)))
+    }
+
+    fn with(
+        launcher: Launcher,
+        children: Children,
+        gate: Arc<AdmissionGate>,
+        journal: Option<TerminalJournal>,
+    ) -> Self {
+        let loaded = journal.as_ref().map(TerminalJournal::load);
+        let inner = TerminalsInner {
+            journal: journal.map(Arc::new),
+            launcher,
+            children,
+            gate,
+            counters: Arc::default(),
+            streams: OpenStreams::default(),
+            tasks: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+            table: Mutex::new(TerminalTable { loaded, ..TerminalTable::default() }),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Creates a terminal and starts its program, or returns the terminal that an earlier call with
+    /// the same request id created. Waits while the admission gate holds the request. Requires a
+    /// Tokio runtime. Blocks for the time of a fork (about 1 ms).
+    pub async fn create(&self, create: CreateTerminal) -> Result<TerminalInfo, TerminalError> {
+        Attempt::retry_while_held(|| self.try_create(&create)).await
+    }
+
+    fn try_create(&self, create: &CreateTerminal) -> Result<TerminalInfo, Attempt<TerminalError>> {
+        create.validate()?;
+        let claim = self.claim()?;
+        let inner = &self.inner;
+        let mut table = inner.table();
+        let is_repeat =
+            |t: &&Arc<Terminal>| !create.request_id.is_empty() && t.spec().request_id == create.request_id;
+        if let Some(terminal) = table.terminals.iter().find(is_repeat) {
+            return Ok(terminal.info());
         }
+        table.evict_ended(claim.policy.max_terminals)?;
+        inner.gate.try_admit(Intent::ClientStart, 0)?;
+        if table.shutting_down {
+            return Err(TerminalError::ShuttingDown.into());
+        }
+        let mut terminal = Terminal::new(TerminalId::random(), SystemTime::now(), &claim, &inner.gate);
+        create.clone().start(&mut terminal, &inner.launcher, &inner.children)?;
+        let terminal = inner.register(&mut table, terminal);
+        drop(table);
+        Ok(terminal.info())
+    }
+
+    /// Returns all terminals, including retained ended ones, oldest first.
+    pub fn list(&self) -> Vec<TerminalInfo> {
+        let terminals = self.inner.table().terminals.clone();
+        terminals.iter().map(|terminal| terminal.info()).collect()
+    }
+
+    pub fn get(&self, id: &TerminalId) -> Result<TerminalInfo, TerminalError> {
+        Ok(self.find(id)?.info())
+    }
+
+    /// Attaches to one terminal, for output and input.
+    pub fn attach(&self, attach: &AttachOptions) -> Result<Attachment, TerminalError> {
+        Attachment::open(self.find(&attach.terminal)?, attach, &self.inner.streams)
+    }
+
+    /// Watches one or several terminals. An event reports each terminal that cannot be watched; the
+    /// others continue.
+    pub fn watch(
+        &self,
+        terminals: &[WatchTarget],
+        options: &WatchOptions,
+    ) -> Result<TerminalWatch, TerminalError> {
+        TerminalWatch::open(terminals, options, &self.inner.streams, |id| self.find(id))
+    }
+
+    /// Grants credit to one terminal of a watch. The client has processed all output before
+    /// `offset`.
+    pub fn ack(&self, watch: &str, id: &TerminalId, epoch: u64, offset: u64) -> Result<(), TerminalError> {
+        self.inner.streams.ack(watch, id, epoch, offset)
+    }
+
+    /// Writes input. Returns the next expected offset once the PTY has taken all of it.
+    pub async fn write(
+        &self,
+        id: &TerminalId,
+        client: &ClientId,
+        input: TerminalInput<'_>,
+    ) -> Result<u64, TerminalError> {
+        let terminal = self.find(id)?;
+        let end = Attempt::retry_while_held(|| terminal.write(client, input)).await?;
+        terminal.wait_written(client, end).await
+    }
+
+    /// Sets the client's window size. `take_ownership` makes the client the owner of the terminal's
+    /// size. Returns the terminal's size and whether the client owns it.
+    pub fn resize(
+        &self,
+        id: &TerminalId,
+        client: &ClientId,
+        size: WindowSize,
+        take_ownership: bool,
+    ) -> Result<(WindowSize, bool), TerminalError> {
+        self.find(id)?.resize(client, size, take_ownership)
+    }
+
+    /// Sends a signal by name, such as `INT`.
+    pub fn signal(&self, id: &TerminalId, signal: &str, target: SignalTarget) -> Result<(), TerminalError> {
+        self.find(id)?.signal(signal, target)
+    }
+
+    /// Ends the terminal's session and removes the terminal. Returns its exit. Processes that
+    /// remain after `grace` are killed.
+    pub async fn close(&self, id: &TerminalId, grace: Duration) -> Result<TerminalExit, TerminalError> {
+        let terminal = self.find(id)?;
+        let exit = terminal.end_session(grace).await?;
+        self.inner.table().terminals.retain(|other| !Arc::ptr_eq(other, &terminal));
+        terminal.mark_removed();
+        self.remove_journal(terminal.id()).await;
+        Ok(exit)
+    }
+
+    /// Returns the foreground commands of all terminals, for the activity assessment.
+    pub fn foreground_jobs(&self) -> Vec<ForegroundJob> {
+        let terminals = self.inner.table().terminals.clone();
+        let job = |terminal: &Arc<Terminal>| {
+            let command = terminal.foreground_job()?;
+            Some(ForegroundJob {
+                terminal: terminal.id().clone(),
+                name: terminal.spec().name.clone(),
+                command,
+            })
+        };
+        terminals.iter().filter_map(job).collect()
+    }
+
+    /// Returns the number of terminals that have not ended.
+    pub fn running(&self) -> usize {
+        self.inner.table().terminals.iter().filter(|terminal| terminal.exit().is_none()).count()
+    }
+
+    /// Returns the time of the last output of any terminal.
+    pub fn last_output(&self) -> Option<Instant> {
+        self.inner.counters.last_output()
+    }
+
+    /// Returns the total output of all terminals, in bytes.
+    pub fn output_bytes(&self) -> u64 {
+        self.inner.counters.bytes()
+    }
+
+    /// Returns the number of panics of terminal tasks, and of screen models.
+    pub fn panics(&self) -> (u64, u64) {
+        self.inner.counters.panics()
+    }
+
+    /// Returns the tracker of terminal tasks. Servers also spawn the tasks of their streams on it.
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.inner.tasks
+    }
+
+    /// Ends all sessions and admits no new terminals. Processes that remain after `grace` are
+    /// killed.
+    pub async fn end_all(&self, grace: Duration) {
+        let terminals = {
+            let mut table = self.inner.table();
+            table.shutting_down = true;
+            table.terminals.clone()
+        };
+        let now = SystemTime::now();
+        terminals.iter().for_each(|terminal| terminal.mark_slept(now));
+        let ends = terminals.iter().map(|terminal| async move {
+            if let Err(error) = terminal.end_session(grace).await {
+                tracing::error!(terminal = %terminal.id(), %error, "failed to end terminal");
+            }
+        });
+        join_all(ends).await;
+    }
+
+    /// Restores saved terminals once the agent is claimed, then saves changes until it is cancelled
+    /// or a save fails. One supervised task runs it, and runs it again after an error. In
+    /// maintenance mode nothing is restored or saved.
+    pub async fn persist(&self) -> io::Result<()> {
+        let mut claims = self.inner.launcher.claims().clone();
+        if claims.wait_for(Option::is_some).await.is_err() {
+            return Ok(());
+        }
+        let back = self.list().len();
+        tracing::debug!(back, "persisting terminals");
+        loop {
+            self.inner.counters.wait_dirty().await;
+            sleep(SAVE_AFTER).await;
+            if let Err(error) = self.save().await {
+                // The supervisor calls this function again, and the save is retried.
+                self.inner.counters.mark_dirty();
+                return Err(error);
+            }
+        }
+    }
+
+    /// Saves all changes and returns once they are on disk.
+    pub async fn save(&self) -> io::Result<()> {
+        let Some(journal) = self.inner.journal.clone().filter(|_| self.inner.persists()) else {
+            return Ok(());
+        };
+        let terminals = self.inner.table().terminals.clone();
+        let save = move || {
+            let mut save = journal.begin_save();
+            save.retain(|id| terminals.iter().any(|terminal| terminal.id() == id))?;
+            for terminal in &terminals {
+                save.write(terminal.id(), terminal.journal_fingerprint(), || terminal.journal_record())?;
+            }
+            save.finish()
+        };
+        spawn_blocking(save).await.map_err(io::Error::other)?
+    }
+
+    /// Removes the journal of a closed terminal, so that it is not restored.
+    async fn remove_journal(&self, id: &TerminalId) {
+        let Some(journal) = self.inner.journal.clone().filter(|_| self.inner.persists()) else { return };
+        let id = id.clone();
+        let removed = spawn_blocking(move || journal.remove(&id)).await.map_err(io::Error::other).flatten();
+        if let Err(error) = removed {
+            tracing::warn!(%error, "failed to remove the journal of a closed terminal; retrying");
+            self.inner.counters.mark_dirty();
+        }
+    }
+
+    fn find(&self, id: &TerminalId) -> Result<Arc<Terminal>, TerminalError> {
+        let table = self.inner.table();
+        let found = table.terminals.iter().find(|terminal| terminal.id() == id).cloned();
+        match found {
+            Some(terminal) => Ok(terminal),
+            None => {
+                drop(table);
+                self.claim()?;
+                Err(TerminalError::NotFound(id.clone()))
+            }
+        }
+    }
+
+    fn claim(&self) -> Result<Arc<Claim>, TerminalError> {
+        self.inner.launcher.claims().borrow().clone().ok_or(TerminalError::Spawn(SpawnError::Unclaimed))
     }
 }
 
-impl Default for WindowSize {
-    fn default() -> Self {
-        Self { rows: 24, cols: 80 }
+impl TerminalsInner {
+    /// Locks the table. The first call after the claim restores the saved terminals.
+    fn table(&self) -> MutexGuard<'_, TerminalTable> {
+        let mut table = self.table.lock().unwrap_or_else(|e| e.into_inner());
+        if table.loaded.is_some() {
+            self.restore_saved(&mut table);
+        }
+        table
+    }
+
+    /// Starts the terminal's task and adds the terminal to the table.
+    fn register(&self, table: &mut TerminalTable, terminal: Terminal) -> Arc<Terminal> {
+        let terminal = Arc::new(terminal);
+        let task = TerminalTask::new(Arc::clone(&terminal), Arc::clone(&self.counters));
+        self.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(task.run_guarded()));
+        table.terminals.push(Arc::clone(&terminal));
+        terminal
+    }
+
+    /// Returns whether terminals are persisted, that is, whether the agent is claimed and not in
+    /// maintenance mode.
+    fn persists(&self) -> bool {
+        self.launcher.claims().borrow().as_ref().is_some_and(|claim| !claim.maintenance)
+    }
+
+    /// Restores saved terminals up to the policy's limit. Shells that can be restarted come first,
+    /// newest first, then the ended terminals that were saved last.
+    fn restore_saved(&self, table: &mut TerminalTable) {
+        let Some(claim) = self.launcher.claims().borrow().clone() else { return };
+        let Some(loaded) = table.loaded.take() else { return };
+        let Some(journal) = self.journal.as_ref().filter(|_| !claim.maintenance) else { return };
+        journal.adopt(&loaded);
+        let (mut shells, mut ended): (Vec<_>, Vec<_>) =
+            loaded.records.into_iter().partition(JournalRecord::restarts_shell);
+        let limit = claim.policy.max_terminals;
+        shells.sort_by_key(|record| std::cmp::Reverse(record.metadata.created));
+        shells.truncate(limit);
+        ended.sort_by_key(|record| std::cmp::Reverse(record.metadata.saved));
+        ended.truncate(MAX_ENDED.min(limit - shells.len()));
+        let mut records: Vec<_> = shells.into_iter().chain(ended).collect();
+        records.sort_by_key(|record| record.metadata.created);
+        for record in records {
+            let terminal = restore(record, &self.launcher, &self.children, &self.gate, &claim);
+            let terminal = self.register(table, terminal);
+            tracing::info!(terminal = %terminal.id(), "terminal restored");
+        }
+        self.counters.mark_dirty();
+    }
+}
+
+impl Drop for TerminalsInner {
+    fn drop(&mut self) {
+        // Cancelled tasks drop their PTYs, which hangs up the sessions.
+        self.cancel.cancel();
+    }
+}
+
+impl TerminalTable {
+    /// Removes ended terminals, starting with the earliest exit, until another terminal fits. Fails
+    /// if too many terminals have not ended.
+    fn evict_ended(&mut self, limit: usize) -> Result<(), TerminalError> {
+        loop {
+            let ended = |terminal: &Arc<Terminal>| terminal.exit().map(|exit| exit.ended_at);
+            let count = self.terminals.iter().filter(|terminal| ended(terminal).is_some()).count();
+            if self.terminals.len() < limit && count <= MAX_ENDED {
+                return Ok(());
+            }
+            let oldest = (0..self.terminals.len())
+                .filter_map(|index| Some((ended(&self.terminals[index])?, index)))
+                .min()
+                .ok_or(TerminalError::TooManyTerminals { limit })?;
+            self.terminals.remove(oldest.1).mark_removed();
+        }
     }
 }

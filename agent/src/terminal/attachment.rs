@@ -3,42 +3,33 @@
 //! [`Attachment`] yields frames and acknowledgements; [`AttachmentWriter`] accepts requests without
 //! waiting. A program that does not read its input therefore blocks neither its own output nor the
 //! acks of its reader.
+//!
+//! [`InputQueue`] writes through an attachment. It keeps input that arrives while the workspace
+//! prepares to sleep in order, until the sleep commits or is cancelled. The admission gate holds each
+//! message, and bounds the number and bytes of the held messages. Acks, resizes and signals of the
+//! client are not queued.
 
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use tokio::{sync::Notify, time::timeout_at};
+use bytes::Bytes;
+use tokio::sync::Notify;
 
 use super::{
-    ClientId, Frame, SignalTarget, Terminal, TerminalError, TerminalId, TerminalInput, TerminalWatch,
-    ViewerStart, WatchEvent, WindowSize, viewer,
+    input::InputPosition,
+    session::Terminal,
+    types::{
+        AttachOptions, ClientId, Frame, InputKind, SignalTarget, TerminalError, TerminalInput, WindowSize,
+    },
+    watch::{OpenStreams, TerminalWatch, WatchEvent},
 };
-use crate::admission::{AdmitError, Attempt, Intent};
+use crate::admission::{AdmitError, Attempt, HeldRequest};
 
 /// Limit on rejections that wait to be sent. On overflow the oldest is dropped, because the newest
 /// has the current expected offset.
 const MAX_PENDING_REJECTIONS: usize = 32;
-
-/// Parameters of an attachment.
-#[derive(Debug, Clone)]
-pub struct AttachOptions {
-    pub terminal: TerminalId,
-    /// Point in the output at which the attachment starts.
-    pub from: ViewerStart,
-    /// Identifies the client's input stream; `None` is allowed only for a read-only attachment.
-    pub client: Option<ClientId>,
-    /// Client's window size; a client without one never owns the terminal's size.
-    pub size: Option<WindowSize>,
-    /// Output bytes that may be unacknowledged; 0 means unlimited.
-    pub credit: u64,
-    /// The PTY is not read while this viewer is about to miss output, for at most 60 s without
-    /// progress.
-    pub lossless: bool,
-    /// All input, resizes and signals of this attachment are rejected.
-    pub read_only: bool,
-}
 
 /// Event that an attachment sends to its client.
 #[derive(Debug)]
@@ -94,25 +85,25 @@ struct PendingResponses {
 }
 
 impl Attachment {
-    pub(super) fn new(
-        watch: TerminalWatch,
+    /// Attaches to a terminal.
+    pub(super) fn open(
         terminal: Arc<Terminal>,
-        viewer: u64,
-        wake: Arc<Notify>,
         attach: &AttachOptions,
-    ) -> Self {
+        streams: &OpenStreams,
+    ) -> Result<Self, TerminalError> {
+        let (watch, viewer) = TerminalWatch::attach(&terminal, attach, streams)?;
         let client = attach.client.clone();
         // Input that was written earlier is reported by the `Started` frame.
-        let acked = client.as_ref().map_or(0, |client| terminal.state().inputs.written(client));
+        let acked = client.as_ref().map_or(0, |client| terminal.input_position(client).written);
         let writer = AttachmentWriter {
             terminal,
             client,
             viewer,
             read_only: attach.read_only,
             responses: Arc::default(),
-            wake,
+            wake: Arc::clone(watch.wake()),
         };
-        Self { watch, writer, acked }
+        Ok(Self { watch, writer, acked })
     }
 
     /// Returns a handle to the writing side.
@@ -134,18 +125,15 @@ impl Attachment {
             if self.watch.is_finished() {
                 return None;
             }
-            if timeout_at(self.watch.keepalive_deadline(), self.writer.wake.notified()).await.is_err() {
-                return Some(AttachmentEvent::Frame(self.watch.keepalive()));
+            if let Some(keepalive) = self.watch.wait().await {
+                return Some(AttachmentEvent::Frame(keepalive));
             }
         }
     }
 
     fn pending_response(&mut self) -> Option<AttachmentEvent> {
         let client = self.writer.client.as_ref()?;
-        let (epoch, next) = {
-            let state = self.writer.terminal.state();
-            (state.log.epoch(), state.inputs.written(client))
-        };
+        let InputPosition { epoch, written: next, .. } = self.writer.terminal.input_position(client);
         let mut responses = self.writer.responses();
         let repeated = std::mem::take(&mut responses.repeated);
         if next > self.acked || repeated {
@@ -157,36 +145,35 @@ impl Attachment {
 }
 
 impl AttachmentWriter {
-    /// Asks the admission gate to admit this many bytes of keystrokes.
-    pub(super) fn try_admit(&self, bytes: usize) -> Result<(), AdmitError> {
-        self.terminal.gate.try_admit(Intent::Keystroke, bytes)
-    }
-
-    pub(super) fn try_input(&self, input: TerminalInput<'_>) -> Result<u64, Attempt<TerminalError>> {
-        match &self.client {
+    /// Writes the input, and schedules its acknowledgement or rejection. If the admission gate
+    /// holds the input, writes nothing and returns the hold.
+    pub(super) fn input(&self, input: TerminalInput<'_>) -> Option<HeldRequest> {
+        let written = match &self.client {
             Some(client) if !self.read_only => self.terminal.write(client, input),
             _ => Err(TerminalError::ReadOnly.into()),
+        };
+        match written {
+            Ok(end) => self.accepted(end),
+            Err(Attempt::Failed(error)) => self.reject(error),
+            Err(Attempt::Held(hold)) => return Some(hold),
         }
+        None
     }
 
     /// Schedules the acknowledgement of input before `end`: now for a repeat, otherwise once it is
     /// written.
-    pub(super) fn accepted(&self, end: u64) {
+    fn accepted(&self, end: u64) {
         let Some(client) = &self.client else { return };
-        let written = self.terminal.state().inputs.written(client);
-        if end <= written {
+        if end <= self.terminal.input_position(client).written {
             self.responses().repeated = true;
         }
         self.wake.notify_one();
     }
 
     /// Queues a rejection for the reading side.
-    pub(super) fn reject(&self, error: TerminalError) {
+    fn reject(&self, error: TerminalError) {
         let Some(client) = &self.client else { return };
-        let (expected, epoch) = {
-            let state = self.terminal.state();
-            (state.inputs.expected(client), state.log.epoch())
-        };
+        let InputPosition { epoch, expected, .. } = self.terminal.input_position(client);
         let mut responses = self.responses();
         if responses.rejections.len() == MAX_PENDING_REJECTIONS {
             responses.rejections.pop_front();
@@ -196,8 +183,8 @@ impl AttachmentWriter {
         self.wake.notify_one();
     }
 
-    /// Sets the client's window size. `take` also makes the client the owner of the terminal's
-    /// size.
+    /// Sets the client's window size. `take_ownership` also makes the client the owner of the
+    /// terminal's size.
     pub fn resize(&self, size: WindowSize, take_ownership: bool) -> Result<(), TerminalError> {
         match &self.client {
             Some(client) if !self.read_only => self.terminal.resize(client, size, take_ownership).map(drop),
@@ -207,8 +194,7 @@ impl AttachmentWriter {
 
     /// Grants credit. The client has processed all output before `offset`.
     pub fn ack(&self, offset: u64) {
-        let epoch = self.terminal.state().log.epoch();
-        viewer::ack(&self.terminal, self.viewer, epoch, offset);
+        self.terminal.ack(self.viewer, None, offset);
     }
 
     /// Sends a signal by name, such as `INT`.
@@ -221,5 +207,88 @@ impl AttachmentWriter {
 
     fn responses(&self) -> MutexGuard<'_, PendingResponses> {
         self.responses.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+// === impl InputQueue ===
+
+/// Writes the input of one attachment, and queues the messages that the admission gate holds.
+/// Dropping the queue discards them.
+#[derive(Debug)]
+pub struct InputQueue {
+    writer: AttachmentWriter,
+    held: VecDeque<HeldInput>,
+}
+
+#[derive(Debug)]
+struct HeldInput {
+    epoch: u64,
+    offset: u64,
+    data: Bytes,
+    kind: InputKind,
+    hold: HeldRequest,
+}
+
+impl InputQueue {
+    pub fn new(writer: AttachmentWriter) -> Self {
+        Self { writer, held: VecDeque::new() }
+    }
+
+    /// Writes the input, or queues it behind held input. The reading side of the attachment reports
+    /// the result to the client.
+    pub fn input(&mut self, input: TerminalInput<'_>) {
+        let held = if self.held.is_empty() {
+            self.writer.input(input)
+        } else {
+            match self.writer.terminal.try_admit(input.data.len()) {
+                Ok(()) => {
+                    // The gate has just resumed, and `drain` has not yet written the queued input.
+                    self.replay();
+                    self.writer.input(input)
+                }
+                Err(AdmitError::Held(hold)) => Some(hold),
+                Err(AdmitError::Rejected(refused)) => {
+                    self.writer.reject(refused.into());
+                    None
+                }
+            }
+        };
+        if let Some(hold) = held {
+            self.hold_input(input, hold);
+        }
+    }
+
+    /// Returns true if any input is held.
+    pub fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Waits until all held input was written or rejected. Cancel-safe: the next call continues.
+    pub async fn drain(&mut self) {
+        while let Some(first) = self.held.front_mut() {
+            match first.hold.decision().await {
+                Ok(()) => self.replay(),
+                Err(refused) => {
+                    for _ in self.held.drain(..) {
+                        self.writer.reject(TerminalError::Rejected(refused));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes the held input in order. If the gate holds requests again, the rest is queued again.
+    fn replay(&mut self) {
+        for held_input in std::mem::take(&mut self.held) {
+            let HeldInput { epoch, offset, data, kind, hold } = held_input;
+            drop(hold);
+            self.input(TerminalInput { epoch, offset, data: &data, kind });
+        }
+    }
+
+    fn hold_input(&mut self, input: TerminalInput<'_>, hold: HeldRequest) {
+        let TerminalInput { epoch, offset, data, kind } = input;
+        let data = Bytes::copy_from_slice(data);
+        self.held.push_back(HeldInput { epoch, offset, data, kind, hold });
     }
 }

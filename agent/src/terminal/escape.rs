@@ -11,12 +11,14 @@ mod tests;
 
 /// Longest text of a title or directory that is read, in bytes; a longer one is ignored.
 const MAX_TEXT_BYTES: usize = 4096;
+/// ESC, the first byte of every sequence.
+pub(crate) const ESC: u8 = 0x1b;
 /// Longest title that is retained, in characters. Clients show it on one line.
 const MAX_TITLE_CHARS: usize = 256;
 
 /// Metadata that a program set by an OSC sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum OscEvent {
+pub(crate) enum OscEvent {
     /// OSC 0 or 2.
     Title(String),
     /// OSC 7 with a `file:` URL.
@@ -25,7 +27,7 @@ pub(super) enum OscEvent {
 
 /// State machine over one stream of output. The stream may be cut anywhere.
 #[derive(Debug, Default)]
-pub(super) struct EscapeScanner {
+pub(crate) struct EscapeScanner {
     state: ScannerState,
     /// Text of the current OSC, up to one byte more than `MAX_TEXT_BYTES`.
     text: Vec<u8>,
@@ -56,19 +58,19 @@ enum ScannerState {
 
 impl EscapeScanner {
     /// Returns true between sequences.
-    pub(super) fn is_ground(&self) -> bool {
+    pub(crate) fn is_ground(&self) -> bool {
         self.state == ScannerState::Ground
     }
 
     /// Returns the number of bytes of the last scan before an unfinished sequence. Returns 0 also
     /// if the sequence started in an earlier scan.
-    pub(super) fn complete_len(&self, scanned: usize) -> usize {
+    pub(crate) fn complete_len(&self, scanned: usize) -> usize {
         if self.is_ground() { scanned } else { self.sequence_start.unwrap_or(0) }
     }
 
     /// Scans the next bytes of the stream. Calls `named` with each OSC event and the index after
     /// its sequence.
-    pub(super) fn scan(&mut self, bytes: &[u8], mut named: impl FnMut(usize, OscEvent)) {
+    pub(crate) fn scan(&mut self, bytes: &[u8], mut named: impl FnMut(usize, OscEvent)) {
         let mut at = 0;
         self.sequence_start = None;
         while at < bytes.len() {
@@ -153,8 +155,6 @@ impl EscapeScanner {
         }
     }
 }
-
-const ESC: u8 = 0x1b;
 
 /// Returns the path of a `file://host/path` URL. Ignores the host. A shell on another host (over
 /// ssh) may thus report a directory that the workspace does not have.

@@ -25,7 +25,7 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::WindowSize;
+use super::types::{PtyOpenError, WindowSize};
 use crate::child::{Child, Children};
 
 /// Size of the read buffer, in bytes. The kernel returns at most 4095 bytes per read.
@@ -33,13 +33,13 @@ const READ_BYTES: usize = 4096;
 
 /// Master side of a PTY. Dropping it hangs up the terminal.
 #[derive(Debug)]
-pub(super) struct Pty {
+pub(crate) struct Pty {
     master: AsyncFd<OwnedFd>,
 }
 
 /// Result of one read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PtyRead {
+pub(crate) enum PtyRead {
     /// Number of bytes read; 0 if a signal interrupted the read. More bytes may be available.
     Bytes(usize),
     WouldBlock,
@@ -47,30 +47,16 @@ pub(super) enum PtyRead {
     Closed,
 }
 
-/// Reason why a PTY could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum PtyOpenError {
-    /// All PTYs of the system are in use, or `/dev/ptmx` does not exist.
-    #[error("cannot open a PTY: all are in use, or /dev/ptmx is missing; close a terminal and retry")]
-    NoPty,
-    /// The process or the system has no file descriptor left.
-    #[error("cannot open a PTY: no file descriptor is left; close a terminal and retry")]
-    NoFileDescriptors,
-    /// Any other error of the system.
-    #[error("cannot open a PTY")]
-    Io(#[source] io::Error),
-}
-
 /// PTY pair whose slave has no program yet.
 #[derive(Debug)]
-pub(super) struct PtyPair {
+pub(crate) struct PtyPair {
     master: OwnedFd,
     slave: File,
 }
 
 impl PtyPair {
     /// Opens a pair with this window size.
-    pub(super) fn open(size: WindowSize) -> Result<Self, PtyOpenError> {
+    pub(crate) fn open(size: WindowSize) -> Result<Self, PtyOpenError> {
         let pixels = PtySize { rows: size.rows, cols: size.cols, pixel_width: 0, pixel_height: 0 };
         let pair = native_pty_system().openpty(pixels).map_err(|e| open_failure(&e.to_string()))?;
         let (Some(raw), Some(name)) = (pair.master.as_raw_fd(), pair.master.tty_name()) else {
@@ -94,7 +80,7 @@ impl PtyPair {
 
     /// Starts the program as a session leader with the slave as its controlling terminal. Closes
     /// the copies of the slave in the agent.
-    pub(super) fn spawn(self, mut command: Command, children: &Children) -> io::Result<(Pty, Child)> {
+    pub(crate) fn spawn(self, mut command: Command, children: &Children) -> io::Result<(Pty, Child)> {
         command.stdin(Stdio::from(self.slave.try_clone()?));
         command.stdout(Stdio::from(self.slave.try_clone()?));
         command.stderr(Stdio::from(self.slave));
@@ -117,25 +103,25 @@ impl PtyPair {
 
 impl Pty {
     /// Waits until the PTY may be readable. Cancel-safe.
-    pub(super) async fn readable(&self) -> io::Result<()> {
+    pub(crate) async fn readable(&self) -> io::Result<()> {
         self.master.readable().await.map(|_guard| ())
     }
 
     /// Waits until the PTY may be writable. Cancel-safe.
-    pub(super) async fn writable(&self) -> io::Result<()> {
+    pub(crate) async fn writable(&self) -> io::Result<()> {
         self.master.writable().await.map(|_guard| ())
     }
 
     /// Reads once if the reactor has reported the PTY as readable, and passes the bytes to
     /// `consume`.
-    pub(super) fn read(&self, consume: impl FnOnce(&[u8])) -> PtyRead {
+    pub(crate) fn read(&self, consume: impl FnOnce(&[u8])) -> PtyRead {
         let mut buffer = [0; READ_BYTES];
         let read = self.master.try_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut buffer[..])?));
         Self::finish_read(read, &buffer, consume)
     }
 
     /// Reads once without consulting the reactor.
-    pub(super) fn read_now(&self, consume: impl FnOnce(&[u8])) -> PtyRead {
+    pub(crate) fn read_now(&self, consume: impl FnOnce(&[u8])) -> PtyRead {
         let mut buffer = [0; READ_BYTES];
         let read = rustix::io::read(self.master.get_ref(), &mut buffer[..]).map_err(io::Error::from);
         Self::finish_read(read, &buffer, consume)
@@ -156,18 +142,18 @@ impl Pty {
     }
 
     /// Writes as much as the PTY accepts now. Fails with `WouldBlock` if the PTY is full.
-    pub(super) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+    pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         self.master.try_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?))
     }
 
     /// Sets the window size. The kernel sends SIGWINCH to the foreground process group.
-    pub(super) fn resize(&self, size: WindowSize) -> io::Result<()> {
+    pub(crate) fn resize(&self, size: WindowSize) -> io::Result<()> {
         let size = Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
         Ok(tcsetwinsize(self.master.get_ref(), size)?)
     }
 
     /// Returns the foreground process group.
-    pub(super) fn foreground(&self) -> Option<Pid> {
+    pub(crate) fn foreground(&self) -> Option<Pid> {
         tcgetpgrp(self.master.get_ref()).ok()
     }
 }

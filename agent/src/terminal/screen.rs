@@ -4,21 +4,28 @@
 //! when it is first needed, and skips ahead if output was evicted before the model read it. It
 //! stops only between escape sequences and characters. A snapshot and the bytes after it therefore
 //! reproduce the exact state.
+//!
+//! The painter at the end of this file produces the bytes that bring a freshly reset terminal to the
+//! state of a screen. The crate `vt100` formats only what is visible. To find the rest (the screen
+//! behind a full-screen program, saved cursors, the scroll region), the painter feeds copies of the
+//! screen with sequences that reveal it.
 
-use std::{collections::VecDeque, num::NonZeroU16};
+use std::{collections::VecDeque, fmt::Write as _, num::NonZeroU16};
 
 use bytes::Bytes;
 
-use super::{WindowSize, escape::EscapeScanner};
+use super::{
+    escape::{ESC, EscapeScanner},
+    types::{ScreenSnapshot, WindowSize},
+};
 use crate::byte_log::{ByteLog, LogRead};
 
-mod paint;
 #[cfg(test)]
 mod tests;
 
 /// Limit on bytes of one feed. Feeding them takes well below 1 ms, so that the caller can check the
 /// time between feeds.
-pub(super) const FEED_CHUNK_BYTES: usize = 4 * 1024;
+pub(crate) const FEED_CHUNK_BYTES: usize = 4 * 1024;
 /// Distance from the end of the log at which the model continues after it has skipped ahead. Enough
 /// for several screens of text.
 const RESYNC_BYTES: u64 = 128 * 1024;
@@ -32,9 +39,17 @@ const MAX_PENDING_RESIZES: usize = 64;
 /// display with a font of 8 × 16 pixels. Of a larger terminal only the upper rows are modelled.
 const MAX_CELLS: usize = 64 * 1024;
 
+/// Limit on a painted screen, in bytes. Its message must fit into the 4 MiB that gRPC clients
+/// accept. A huge screen with a colour for every cell exceeds the limit. It is painted without the
+/// screen behind a full-screen program, and if that is still too large, without colours.
+const MAX_SNAPSHOT_BYTES: usize = 3 * 1024 * 1024;
+
+/// DECSC, which saves the cursor.
+const SAVE_CURSOR: &str = "\x1b7";
+
 /// Screen model of one terminal.
 #[derive(Default)]
-pub(super) struct ScreenModel {
+pub(crate) struct ScreenModel {
     /// `None` until the model is first used, so an idle terminal allocates no grid.
     parser: Option<Box<vt100::Parser>>,
     scanner: EscapeScanner,
@@ -48,37 +63,19 @@ pub(super) struct ScreenModel {
     resyncing: bool,
 }
 
-/// Content of a screen at one offset.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ScreenSnapshot {
-    /// The snapshot shows the screen after all bytes before this offset.
-    pub offset: u64,
-    pub size: WindowSize,
-    /// Bytes that paint the screen on a freshly reset terminal.
-    pub contents: Bytes,
-    /// Row and column, from 0.
-    pub cursor: (u16, u16),
-    pub cursor_hidden: bool,
-    /// True while a full-screen program is shown.
-    pub alternate_screen: bool,
-    pub bracketed_paste: bool,
-    /// True if cursor keys send application codes.
-    pub application_cursor: bool,
-}
-
 impl ScreenModel {
     /// Creates an empty screen at the start of the log.
-    pub(super) fn new(size: WindowSize) -> Self {
+    pub(crate) fn new(size: WindowSize) -> Self {
         Self { size, ..Self::default() }
     }
 
     /// Creates an empty screen at the end of the log.
-    pub(super) fn at_end(size: WindowSize, log: &ByteLog) -> Self {
+    pub(crate) fn at_end(size: WindowSize, log: &ByteLog) -> Self {
         Self { size, fed: log.next(), ..Self::default() }
     }
 
     /// Records that the terminal has this size from offset `at` on.
-    pub(super) fn resized(&mut self, at: u64, size: WindowSize) {
+    pub(crate) fn resized(&mut self, at: u64, size: WindowSize) {
         if self.resizes.back().is_some_and(|(last, _)| *last == at) {
             self.resizes.pop_back();
         }
@@ -89,18 +86,18 @@ impl ScreenModel {
     }
 
     /// Returns the number of bytes in the log after the model's offset.
-    pub(super) fn unseen_bytes(&self, log: &ByteLog) -> u64 {
+    pub(crate) fn unseen_bytes(&self, log: &ByteLog) -> u64 {
         log.next().saturating_sub(self.seen_offset())
     }
 
     /// Returns true if unseen bytes were evicted from the log.
-    pub(super) fn has_gap(&self, log: &ByteLog) -> bool {
+    pub(crate) fn has_gap(&self, log: &ByteLog) -> bool {
         self.seen_offset() < log.oldest()
     }
 
     /// Clears the screen and continues with the newest bytes. Modes that a program set are
     /// preserved.
-    pub(super) fn skip_ahead(&mut self, log: &ByteLog) {
+    pub(crate) fn skip_ahead(&mut self, log: &ByteLog) {
         self.fed = log.oldest().max(log.next().saturating_sub(RESYNC_BYTES));
         self.pending = Vec::new();
         self.scanner = EscapeScanner::default();
@@ -117,7 +114,7 @@ impl ScreenModel {
     }
 
     /// Returns the next bytes for [`ScreenModel::feed`]; `None` at the end of the log.
-    pub(super) fn next(&self, log: &mut ByteLog) -> Option<Bytes> {
+    pub(crate) fn next(&self, log: &mut ByteLog) -> Option<Bytes> {
         match log.read(self.seen_offset(), FEED_CHUNK_BYTES) {
             LogRead::Data { bytes, .. } => Some(bytes),
             LogRead::Gap { .. } | LogRead::AtEnd | LogRead::Beyond => None,
@@ -125,7 +122,7 @@ impl ScreenModel {
     }
 
     /// Processes the bytes that [`ScreenModel::next`] returned.
-    pub(super) fn feed(&mut self, bytes: &[u8]) {
+    pub(crate) fn feed(&mut self, bytes: &[u8]) {
         let joined;
         let mut bytes = bytes;
         if self.resyncing {
@@ -162,14 +159,14 @@ impl ScreenModel {
     }
 
     /// Takes a snapshot at the current offset.
-    pub(super) fn snapshot(&mut self) -> ScreenSnapshot {
+    pub(crate) fn snapshot(&mut self) -> ScreenSnapshot {
         self.resize_due();
         let (offset, size) = (self.fed, clamped(self.size));
         let screen = self.parser().screen();
         ScreenSnapshot {
             offset,
             size,
-            contents: paint::paint(screen).into(),
+            contents: paint(screen).into(),
             cursor: screen.cursor_position(),
             cursor_hidden: screen.hide_cursor(),
             alternate_screen: screen.alternate_screen(),
@@ -212,8 +209,6 @@ impl ScreenModel {
     }
 }
 
-const ESC: u8 = 0x1b;
-
 fn clamped(size: WindowSize) -> WindowSize {
     let cols = size.cols.max(1);
     let rows = usize::from(size.rows.max(1)).min(MAX_CELLS / usize::from(cols));
@@ -251,4 +246,113 @@ impl std::fmt::Debug for ScreenModel {
             .field("size", &self.size)
             .finish_non_exhaustive()
     }
+}
+
+// === painter ===
+
+/// Paints the whole state of the screen, or as much as fits into the limit.
+fn paint(screen: &vt100::Screen) -> String {
+    let whole = formatted(screen, screen.alternate_screen());
+    if whole.len() <= MAX_SNAPSHOT_BYTES {
+        return whole;
+    }
+    let front = formatted(screen, false);
+    if front.len() <= MAX_SNAPSHOT_BYTES { front } else { plain(screen) }
+}
+
+fn formatted(screen: &vt100::Screen, with_behind: bool) -> String {
+    let mut out = String::new();
+    if with_behind {
+        let behind = probe(screen, "\x1b[?47l");
+        grid(behind.screen(), &mut out);
+    }
+    if screen.alternate_screen() {
+        out.push_str("\x1b[?47h");
+    }
+    grid(screen, &mut out);
+    out.push_str(&screen.input_mode_formatted());
+    out
+}
+
+/// Paints the text, the cursor and the input modes, without colours.
+fn plain(screen: &vt100::Screen) -> String {
+    let mut out = String::new();
+    if screen.alternate_screen() {
+        out.push_str("\x1b[?47h");
+    }
+    for (index, row) in screen.rows(0, screen.size().1.get()).enumerate() {
+        let _ = write!(out, "\x1b[{};1H{row}", index + 1);
+    }
+    let cursor = screen.cursor_position();
+    let _ = write!(out, "\x1b[{};{}H", cursor.0 + 1, cursor.1 + 1);
+    out.push_str(&screen.input_mode_formatted());
+    out
+}
+
+fn grid(screen: &vt100::Screen, out: &mut String) {
+    // Writing to a String cannot fail. The whole screen is painted first, while no scroll region is
+    // set.
+    out.push_str("\x1b[?6l\x1b[r");
+    out.push_str(&screen.contents_formatted());
+    let origin = has_origin_mode(&mut probe(screen, ""));
+    let cursor = screen.cursor_position();
+    let mut asked = probe(screen, "");
+    let region = region(&mut asked);
+    asked.process(b"\x1b8");
+    let saved_cursor = asked.screen().cursor_position();
+    let (saved_state, saved_attributes) =
+        (asked.screen().cursor_state_formatted(), asked.screen().attributes_formatted());
+    // The saved attributes and origin mode belong to the saved cursor. The region is still the
+    // whole screen, so no position is relative.
+    if has_origin_mode(&mut asked) {
+        let _ = write!(out, "\x1b[?6h\x1b[{};{}H", saved_cursor.0 + 1, saved_cursor.1 + 1);
+    } else {
+        // A cursor after the last column is set by drawing the last cell again with default
+        // attributes.
+        out.push_str("\x1b[m");
+        out.push_str(&saved_state);
+    }
+    out.push_str(&saved_attributes);
+    out.push_str("\x1b7\x1b[?6l");
+    if let Some((top, bottom)) = region {
+        let _ = write!(out, "\x1b[{};{}r", top + 1, bottom + 1);
+    }
+    if origin {
+        let top = region.map_or(0, |(top, _)| top);
+        let _ = write!(out, "\x1b[?6h\x1b[{};{}H", cursor.0.saturating_sub(top) + 1, cursor.1 + 1);
+    } else {
+        out.push_str("\x1b[m");
+        let cursor = screen.cursor_state_formatted();
+        // vt100 places a cursor after the last column of an erased row by drawing a space. It then
+        // erases the space, for which it overwrites the saved cursor. The saved cursor must not
+        // change, so the space is left. It looks the same as an erased cell.
+        out.push_str(cursor.split(SAVE_CURSOR).next().unwrap_or_default());
+    }
+    out.push_str(&screen.attributes_formatted());
+}
+
+/// Copies the screen and processes this sequence on the copy. Costly for a large screen, so few
+/// copies are made and each answers several questions.
+fn probe(screen: &vt100::Screen, sequence: &str) -> vt100::Parser {
+    let mut parser = vt100::Parser::new(NonZeroU16::MIN, NonZeroU16::MIN, 0);
+    *parser.screen_mut() = screen.clone();
+    parser.process(sequence.as_bytes());
+    parser
+}
+
+/// Returns the first and last row of the scroll region. `None` if it is the whole screen. Moves the
+/// cursor of the copy and sets its origin mode.
+fn region(copy: &mut vt100::Parser) -> Option<(u16, u16)> {
+    copy.process(b"\x1b[?6h\x1b[1;1H");
+    let top = copy.screen().cursor_position().0;
+    copy.process(b"\x1b[65535;1H");
+    let bottom = copy.screen().cursor_position().0;
+    ((top, bottom) != (0, copy.screen().size().0.get() - 1)).then_some((top, bottom))
+}
+
+/// Returns whether rows are counted from the top of the scroll region (origin mode). Changes the
+/// copy's scroll region.
+fn has_origin_mode(copy: &mut vt100::Parser) -> bool {
+    copy.process(b"\x1b[2;3r\x1b[1;1H");
+    copy.screen().size().0.get() >= 3 && copy.screen().cursor_position().0 == 1
 }

@@ -1,77 +1,491 @@
-//! Ends a terminal's session with HUP, TERM and KILL. The signals go to every process of the
-//! session, not only to one process group.
+//! A terminal: one PTY session, and the only owner of its state.
+//!
+//! [`Terminal`] is shared by its task, viewers, writers and the registry. Its fields are private to
+//! this file and the children of this module. One lock guards the state; it is held briefly and
+//! never across an await. The task is woken through a `Notify` when there is work for it.
+//!
+//! # Lifecycle
+//!
+//! ```text
+//!            start            close            drain            exit            remove
+//!  Starting ──────▶ Running ──────▶ Closing ────────▶ Draining ──────▶ Exited ────────▶ Closed
+//!     │                └──────────────┴──────────────────────────────────▲
+//!     └────────────── restored without a program ────────────────────────┘
+//! ```
+//!
+//! A terminal only moves forward, and each arrow is a function of [`Lifecycle`]. The exit of the
+//! session's leader is not a stage: it can precede or follow a request to close, and background
+//! jobs may hold the PTY open after it. [`Leader`] knows it.
 
-use std::time::Duration;
+mod processes;
+mod screen_feeder;
+mod task;
+mod typing;
+mod viewer;
 
-use rustix::process::Signal;
-use tokio::time::{Instant, sleep, timeout};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Instant, SystemTime},
+};
 
-use super::{Terminal, TerminalError, TerminalExit};
+use rustix::process::Pid;
+use tokio::sync::{Notify, watch};
 
-/// Default time between TERM and KILL.
-pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
-/// Longest time between HUP and TERM. Shells exit on HUP and pass it on to their jobs.
-const HANGUP_GRACE: Duration = Duration::from_millis(300);
-/// Interval at which the remaining processes of the session are listed.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// Time that the session has to become empty after KILL. The terminal then has the same time to
-/// end.
-const KILLED_GRACE: Duration = Duration::from_secs(5);
+pub use self::processes::DEFAULT_GRACE;
+#[cfg(test)]
+pub(super) use self::processes::session_members;
+#[cfg(test)]
+pub(super) use self::viewer::MAX_VIEWERS;
+pub(super) use self::{
+    task::{TerminalCounters, TerminalTask},
+    viewer::Viewer,
+};
+use super::{
+    input::{AttachedWriters, InputSequencer},
+    journal::{JournalFingerprint, JournalMetadata, JournalRecord, SavedExit, unix_nanos},
+    pty::Pty,
+    types::{ScreenSnapshot, TerminalExit, TerminalId, TerminalInfo, TerminalSpec, WindowSize},
+};
+use crate::{
+    admission::AdmissionGate,
+    byte_log::ByteLog,
+    child::{Child, ExitStatus},
+    claim::Claim,
+};
 
-impl Terminal {
-    /// Sends HUP, TERM and KILL in turn until the session has no processes. `grace` is the time
-    /// between TERM and KILL. Returns once the terminal has ended, or fails if it does not end
-    /// after KILL.
-    pub(super) async fn end_session(&self, grace: Duration) -> Result<TerminalExit, TerminalError> {
-        self.state().closing = true;
-        // The task stops waiting for slow lossless viewers.
-        self.wake.notify_one();
-        for (signal, limit) in
-            [(Signal::HUP, HANGUP_GRACE.min(grace)), (Signal::TERM, grace), (Signal::KILL, KILLED_GRACE)]
-        {
-            self.signal_session(signal);
-            if signal != Signal::KILL {
-                // A stopped process handles the signal only after it was continued.
-                self.signal_session(Signal::CONT);
-            }
-            if self.session_is_over(signal, limit).await {
-                break;
-            }
+/// One terminal. It is unshared until its program has started or it was restored as ended.
+pub(super) struct Terminal {
+    id: TerminalId,
+    spec: TerminalSpec,
+    created: SystemTime,
+    /// `None` if the program ended before this agent started.
+    leader: Option<Leader>,
+    gate: Arc<AdmissionGate>,
+    state: Mutex<TerminalState>,
+    /// Wakes the task.
+    wake: Notify,
+    /// Notified when queued input was written, and when the terminal has exited.
+    progress: Notify,
+}
+
+/// Leader of the session, which the agent started.
+#[derive(Debug)]
+struct Leader {
+    pid: Pid,
+    /// `Some` once the leader was reaped. The kernel may then reuse its process id.
+    ended: watch::Receiver<Option<ExitStatus>>,
+}
+
+/// Stage of a terminal's life.
+#[derive(Debug)]
+enum Lifecycle {
+    /// The log may contain restored history. Nothing else refers to the terminal.
+    Starting,
+    /// Input is accepted and output is read. Dropping the last reference to the PTY hangs up the
+    /// session.
+    Running(Arc<Pty>),
+    /// The session is being ended, so the task does not wait for lossless viewers.
+    Closing(Arc<Pty>),
+    /// The processes of the session have ended, or were sent KILL. The task reads the remaining
+    /// output once more and then ends the terminal.
+    Draining(Arc<Pty>),
+    /// The PTY is closed. The terminal is retained for its exit and its last output.
+    Exited(TerminalExit),
+    /// The registry removed the terminal. The task ends with its last viewer.
+    Closed(TerminalExit),
+}
+
+/// State of one terminal, guarded by its lock.
+#[derive(Debug)]
+struct TerminalState {
+    lifecycle: Lifecycle,
+    log: ByteLog,
+    inputs: InputSequencer,
+    writers: AttachedWriters,
+    viewers: BTreeMap<u64, ViewerSlot>,
+    next_viewer: u64,
+    title: Versioned<String>,
+    cwd: Versioned<String>,
+    /// The shell has reported its directory by OSC 7, so the directory is no longer polled.
+    cwd_reported: bool,
+    foreground: Versioned<String>,
+    size: Versioned<WindowSize>,
+    /// Resizes that the screen model has not received yet, each with the output offset from which
+    /// it applies.
+    resizes: VecDeque<(u64, WindowSize)>,
+    snapshots: SnapshotRequests,
+    /// Time at which the agent began to end all terminals, for a sleep or a shutdown. A later exit
+    /// was not caused by the program.
+    slept_at: Option<SystemTime>,
+    /// The last write failed for another reason than a full PTY. The task then does not wait for
+    /// the PTY to become writable.
+    write_failed: bool,
+    /// Time since which the task waits for a lossless viewer.
+    paused_since: Option<Instant>,
+    /// Time of the next poll of the directory and the foreground job; `None` if none is scheduled.
+    poll_at: Option<Instant>,
+    /// The terminal changed since the last poll.
+    changed_since_poll: bool,
+    /// A writer has been attached, that is, a client that can answer queries.
+    ever_attached: bool,
+}
+
+/// A value, the log offset from which it applies, and the number of its changes.
+#[derive(Debug, Default)]
+struct Versioned<T> {
+    value: T,
+    at: u64,
+    /// Incremented by each change; 0 if never set.
+    version: u32,
+}
+
+/// Position, credit and mode of one viewer.
+#[derive(Debug)]
+struct ViewerSlot {
+    /// Shared by all viewers of one stream.
+    wake: Arc<Notify>,
+    /// Offset of the next byte to send; `None` while the viewer waits for a snapshot.
+    cursor: Option<u64>,
+    /// The client has processed all output before this offset.
+    acked: u64,
+    /// Output bytes that may be unacknowledged; 0 means unlimited.
+    credit: u64,
+    /// Reads of the PTY pause before output that this viewer has not read is evicted.
+    lossless: bool,
+    /// Time at which the cursor last moved.
+    last_progress: Instant,
+}
+
+/// Snapshots of the screen that viewers requested. Requests are numbered from 1.
+#[derive(Debug, Default)]
+struct SnapshotRequests {
+    requested: u64,
+    /// Number of the newest answered request. A viewer waits until it reaches its own request.
+    answered: u64,
+    /// Last snapshot, retained while a viewer waits for it. `None` for a request that was answered
+    /// without a snapshot.
+    latest: Option<Arc<ScreenSnapshot>>,
+}
+
+// === impl Lifecycle ===
+
+impl Lifecycle {
+    /// Begins to end the session.
+    fn close(&mut self) {
+        if let Self::Running(pty) = self {
+            *self = Self::Closing(Arc::clone(pty));
         }
-        // A process of another session that holds the PTY is not ended, and it may print for ever.
-        // So the task no longer waits for silence.
-        self.state().killed = true;
-        self.wake.notify_one();
-        let ended = async {
-            loop {
-                let has_ended = self.has_ended.notified();
-                tokio::pin!(has_ended);
-                has_ended.as_mut().enable();
-                if let Some(exit) = self.state().exit {
-                    return exit;
-                }
-                has_ended.await;
-            }
-        };
-        timeout(KILLED_GRACE, ended).await.map_err(|_| TerminalError::ProcessesSurvivedKill)
     }
 
-    /// Waits until the session has no processes. Returns false if it still has some after `limit`.
-    async fn session_is_over(&self, signal: Signal, limit: Duration) -> bool {
-        let until = Instant::now() + limit;
-        loop {
-            let gone = self.state().leader_gone;
-            if self.session_members(gone).is_empty() {
-                return true;
-            }
-            if Instant::now() >= until {
-                return false;
-            }
-            if signal == Signal::KILL {
-                // A process may have forked between the listing and the KILL.
-                self.signal_session(signal);
-            }
-            sleep(POLL_INTERVAL).await;
+    /// Stops waiting for the session's processes.
+    fn drain(&mut self) {
+        if let Self::Running(pty) | Self::Closing(pty) = self {
+            *self = Self::Draining(Arc::clone(pty));
         }
+    }
+
+    /// Closes the PTY and records the exit. The first exit counts.
+    fn exit(&mut self, exit: TerminalExit) {
+        if self.exited().is_none() {
+            *self = Self::Exited(exit);
+        }
+    }
+
+    /// Records that the registry removed the terminal, which must have exited.
+    fn remove(&mut self) {
+        if let Self::Exited(exit) = self {
+            *self = Self::Closed(*exit);
+        }
+    }
+
+    fn pty(&self) -> Option<&Arc<Pty>> {
+        match self {
+            Self::Running(pty) | Self::Closing(pty) | Self::Draining(pty) => Some(pty),
+            Self::Starting | Self::Exited(_) | Self::Closed(_) => None,
+        }
+    }
+
+    fn exited(&self) -> Option<TerminalExit> {
+        match self {
+            Self::Exited(exit) | Self::Closed(exit) => Some(*exit),
+            Self::Starting | Self::Running(_) | Self::Closing(_) | Self::Draining(_) => None,
+        }
+    }
+
+    fn is_draining(&self) -> bool {
+        matches!(self, Self::Draining(_))
+    }
+
+    fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed(_))
+    }
+}
+
+// === impl Terminal ===
+
+impl Terminal {
+    /// Creates a terminal without a program, with an empty log that starts at offset 0.
+    pub(super) fn new(id: TerminalId, created: SystemTime, claim: &Claim, gate: &Arc<AdmissionGate>) -> Self {
+        let log = ByteLog::new(claim.epoch, claim.policy.byte_log_bytes);
+        Self {
+            id,
+            spec: TerminalSpec::default(),
+            created,
+            leader: None,
+            gate: Arc::clone(gate),
+            state: Mutex::new(TerminalState::new(log, WindowSize::default())),
+            wake: Notify::new(),
+            progress: Notify::new(),
+        }
+    }
+
+    /// Appends bytes to the log of a terminal that has not started. They precede all output of the
+    /// program.
+    pub(super) fn push_history(&mut self, bytes: &[u8]) {
+        self.unshared_state().log.push(bytes);
+    }
+
+    /// Sets the title and directory that an earlier agent saved.
+    pub(super) fn set_saved_metadata(&mut self, title: String, cwd: String) {
+        let state = self.unshared_state();
+        state.title.set(title, 0);
+        state.cwd.set(cwd, 0);
+    }
+
+    /// Records the program that was started on the PTY.
+    pub(super) fn start(&mut self, spec: TerminalSpec, pty: Pty, child: Child) {
+        let state = self.unshared_state();
+        state.lifecycle = Lifecycle::Running(Arc::new(pty));
+        state.size = Versioned::initial(spec.size);
+        let program = spec.argv.first().map_or("", String::as_str);
+        tracing::info!(terminal = %self.id, pid = %child.pid, program, "terminal opened");
+        self.leader = Some(Leader { pid: child.pid, ended: child.ended });
+        self.spec = spec;
+    }
+
+    /// Records the exit of a restored terminal whose program is not started again. Its final offset
+    /// is the end of the log.
+    pub(super) fn restore_exit(&mut self, spec: TerminalSpec, exit: TerminalExit) {
+        let state = self.unshared_state();
+        let final_offset = state.log.next();
+        state.lifecycle.exit(TerminalExit { final_offset, ..exit });
+        state.size = Versioned::initial(spec.size);
+        self.spec = spec;
+    }
+
+    fn unshared_state(&mut self) -> &mut TerminalState {
+        self.state.get_mut().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn state(&self) -> MutexGuard<'_, TerminalState> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub(super) fn id(&self) -> &TerminalId {
+        &self.id
+    }
+
+    pub(super) fn spec(&self) -> &TerminalSpec {
+        &self.spec
+    }
+
+    /// Returns the exit; `None` while the PTY is open.
+    pub(super) fn exit(&self) -> Option<TerminalExit> {
+        self.state().lifecycle.exited()
+    }
+
+    /// Returns the session leader; `None` if it ended before this agent started.
+    fn pid(&self) -> Option<Pid> {
+        self.leader.as_ref().map(|leader| leader.pid)
+    }
+
+    /// Returns whether the leader was reaped, so that its process id may belong to another process.
+    pub(super) fn leader_gone(&self) -> bool {
+        self.leader.as_ref().is_none_or(|leader| leader.ended.borrow().is_some())
+    }
+
+    pub(super) fn info(&self) -> TerminalInfo {
+        let state = self.state();
+        TerminalInfo {
+            id: self.id.clone(),
+            name: self.spec.name.clone(),
+            argv: self.spec.argv.clone(),
+            size: state.size.value,
+            epoch: state.log.epoch(),
+            oldest: state.log.oldest(),
+            next: state.log.next(),
+            title: state.title.value.clone(),
+            cwd: self.current_cwd(&state),
+            foreground: self.foreground_command(&state).unwrap_or_default(),
+            created: self.created,
+            pid: self.pid(),
+            exit: state.lifecycle.exited(),
+            byte_log_bytes: state.log.max_bytes(),
+            viewers: state.viewers.len(),
+        }
+    }
+
+    /// Returns the content of the terminal's journal; `None` if the registry removed the terminal.
+    pub(super) fn journal_record(&self) -> Option<JournalRecord> {
+        let mut state = self.state();
+        if state.lifecycle.is_closed() {
+            return None;
+        }
+        let metadata = JournalMetadata {
+            id: self.id.to_string(),
+            spec: TerminalSpec { size: state.size.value, ..self.spec.clone() },
+            cwd: self.current_cwd(&state),
+            title: state.title.value.clone(),
+            epoch: state.log.epoch(),
+            next: state.log.next(),
+            created: unix_nanos(self.created),
+            saved: unix_nanos(SystemTime::now()),
+            slept: state.slept_at.map(unix_nanos),
+            exit: state.lifecycle.exited().as_ref().map(SavedExit::of),
+        };
+        Some(JournalRecord::new(metadata, &mut state.log))
+    }
+
+    /// Returns the values whose change requires a save of the journal.
+    pub(super) fn journal_fingerprint(&self) -> JournalFingerprint {
+        let state = self.state();
+        JournalFingerprint {
+            next: state.log.next(),
+            title: state.title.value.clone(),
+            cwd: self.current_cwd(&state),
+            size: state.size.value,
+            ended: state.lifecycle.exited().is_some(),
+            slept: state.slept_at,
+        }
+    }
+
+    /// Waits until `ready` returns a value. Calls it when input was written and when the terminal
+    /// has exited. Cancel-safe.
+    async fn wait_until<T>(&self, mut ready: impl FnMut(&TerminalState) -> Option<T>) -> T {
+        loop {
+            let progress = self.progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
+            let found = ready(&self.state());
+            if let Some(found) = found {
+                return found;
+            }
+            progress.await;
+        }
+    }
+
+    /// Records the exit, closes the PTY and drops queued input.
+    fn finish(&self, state: &mut TerminalState, status: ExitStatus, held_by_background: bool) {
+        state.lifecycle.exit(TerminalExit {
+            status,
+            final_offset: state.log.next(),
+            ended_at: SystemTime::now(),
+            held_by_background,
+        });
+        state.inputs.end();
+        state.wake_viewers();
+        self.progress.notify_waiters();
+    }
+
+    /// Records that the registry removed the terminal. Its task ends with its last viewer.
+    pub(super) fn mark_removed(&self) {
+        self.state().lifecycle.remove();
+        self.wake.notify_one();
+    }
+
+    /// Records `now` as the time at which the agent, and not the program, ends the terminal. Also
+    /// records the working directory, while the process still exists.
+    pub(super) fn mark_slept(&self, now: SystemTime) {
+        let mut state = self.state();
+        if state.lifecycle.exited().is_some() {
+            return;
+        }
+        state.slept_at.get_or_insert(now);
+        let (cwd, at) = (self.current_cwd(&state), state.log.next());
+        state.cwd.set(cwd, at);
+    }
+}
+
+impl std::fmt::Debug for Terminal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Terminal").field("id", &self.id).field("pid", &self.pid()).finish_non_exhaustive()
+    }
+}
+
+// === impl TerminalState ===
+
+impl<T: PartialEq> Versioned<T> {
+    /// Creates a value that is not sent to viewers as a change.
+    fn initial(value: T) -> Self {
+        Self { value, at: 0, version: 0 }
+    }
+
+    /// Sets the value, which applies from the log offset `at`. Returns true if it changed.
+    fn set(&mut self, value: T, at: u64) -> bool {
+        let changed = self.value != value;
+        if changed {
+            *self = Self { value, at, version: self.version + 1 };
+        }
+        changed
+    }
+}
+
+impl TerminalState {
+    fn new(log: ByteLog, size: WindowSize) -> Self {
+        Self {
+            lifecycle: Lifecycle::Starting,
+            inputs: InputSequencer::new(log.epoch()),
+            log,
+            writers: AttachedWriters::default(),
+            viewers: BTreeMap::new(),
+            next_viewer: 0,
+            title: Versioned::default(),
+            cwd: Versioned::default(),
+            cwd_reported: false,
+            foreground: Versioned::default(),
+            size: Versioned::initial(size),
+            resizes: VecDeque::new(),
+            snapshots: SnapshotRequests::default(),
+            slept_at: None,
+            write_failed: false,
+            paused_since: None,
+            poll_at: None,
+            changed_since_poll: false,
+            ever_attached: false,
+        }
+    }
+
+    fn wake_viewers(&self) {
+        self.viewers.values().for_each(|slot| slot.wake.notify_one());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lifecycle_skips_stages_but_never_goes_back() {
+        let exit = |code| TerminalExit {
+            status: ExitStatus::Code(code),
+            final_offset: 0,
+            ended_at: SystemTime::UNIX_EPOCH,
+            held_by_background: false,
+        };
+        let mut lifecycle = Lifecycle::Starting;
+        lifecycle.close();
+        lifecycle.drain();
+        lifecycle.remove();
+        assert!(matches!(lifecycle, Lifecycle::Starting), "only a running terminal is closed or drained");
+        lifecycle.exit(exit(1));
+        lifecycle.exit(exit(2));
+        lifecycle.close();
+        lifecycle.drain();
+        assert!(matches!(lifecycle, Lifecycle::Exited(_)) && lifecycle.pty().is_none());
+        lifecycle.remove();
+        lifecycle.exit(exit(3));
+        assert!(lifecycle.is_closed());
+        assert_eq!(lifecycle.exited(), Some(exit(1)), "the first exit counts");
     }
 }

@@ -12,6 +12,7 @@ mod stress;
 use std::{sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
+use rustix::process::Pid;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 use super::*;
@@ -111,7 +112,7 @@ fn expect_ready<T>(done: impl Future<Output = T>) -> T {
 
 /// Returns the living processes of a session whose leader is gone.
 fn session(terminal: &TerminalInfo) -> Vec<Pid> {
-    procfs::session_members(terminal.pid.expect("a leader"), true)
+    session::session_members(terminal.pid.expect("a leader"), true)
 }
 
 /// Waits until a condition holds. Panics after `DEADLINE`.

@@ -1,25 +1,48 @@
 //! Watch: one output stream over several terminals, served in turn, each with its own credit.
 //!
 //! The server pulls frames, so HTTP/2 flow control provides the back-pressure and no task is
-//! needed.
+//! needed. Each watch and attachment is registered in [`OpenStreams`] while it lives.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
 
 use tokio::{
     sync::Notify,
     time::{Instant, timeout_at},
 };
 
-use super::{ClientId, Frame, TerminalError, TerminalId, ViewerStart, streams::WatchGuard, viewer::Viewer};
+use super::{
+    session::{Terminal, Viewer},
+    types::{AttachOptions, ClientId, Frame, TerminalError, TerminalId, ViewerStart},
+};
 
 /// Silence after which a keep-alive frame is sent. Proxies close idle streams after 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+/// Limit on watches and attachments of the workspace. Another one is rejected.
+const MAX_STREAMS: usize = 1024;
+/// Limit on terminals in one watch.
+const MAX_WATCHED_TERMINALS: usize = 64;
 
 /// A terminal to watch, and the point at which to start.
 #[derive(Debug, Clone)]
 pub struct WatchTarget {
     pub terminal: TerminalId,
     pub from: ViewerStart,
+}
+
+/// Options for all terminals of a watch.
+#[derive(Debug, Clone)]
+pub struct WatchOptions {
+    /// Client of the watch; `None` if it never types.
+    pub client: Option<ClientId>,
+    /// Output bytes per terminal that may be unacknowledged; 0 means unlimited.
+    pub credit: u64,
+    /// The PTY is not read while the watch is about to miss output, for at most 60 s without
+    /// progress. Allowed for one terminal only.
+    pub lossless: bool,
 }
 
 #[derive(Debug)]
@@ -42,35 +65,109 @@ pub struct TerminalWatch {
     /// Index of the viewer that is polled first next time.
     next_index: usize,
     last_frame_at: Instant,
-    /// Registers the watch by its id while it lives.
-    guard: Option<WatchGuard>,
+    registration: StreamRegistration,
 }
 
-/// Options for all terminals of a watch.
-#[derive(Debug, Clone)]
-pub struct WatchOptions {
-    /// Client of the watch; `None` if it never types.
-    pub client: Option<ClientId>,
-    /// Output bytes per terminal that may be unacknowledged; 0 means unlimited.
-    pub credit: u64,
-    /// The PTY is not read while the watch is about to miss output, for at most 60 s without
-    /// progress. Allowed for one terminal only.
-    pub lossless: bool,
+/// Watches and attachments of the workspace, by id. Clones share the same streams.
+#[derive(Debug, Clone, Default)]
+pub(super) struct OpenStreams {
+    streams: Arc<Mutex<HashMap<String, AckTargets>>>,
+}
+
+/// Viewers that an ack can name. Empty for an attachment, which receives acks on its own stream.
+type AckTargets = HashMap<TerminalId, (Arc<Terminal>, u64)>;
+
+/// Registration of a watch or an attachment. Dropping it removes the registration.
+#[derive(Debug)]
+struct StreamRegistration {
+    id: String,
+    streams: OpenStreams,
 }
 
 impl TerminalWatch {
-    pub(super) fn new(
-        viewers: Vec<Viewer>,
-        failed: VecDeque<(TerminalId, TerminalError)>,
-        wake: Arc<Notify>,
-        guard: Option<WatchGuard>,
-    ) -> Self {
-        Self { viewers, failed, wake, next_index: 0, last_frame_at: Instant::now(), guard }
+    /// Opens a watch of the terminals that `find` returns. An event reports each terminal that
+    /// cannot be watched; the others continue.
+    pub(super) fn open(
+        targets: &[WatchTarget],
+        options: &WatchOptions,
+        streams: &OpenStreams,
+        find: impl Fn(&TerminalId) -> Result<Arc<Terminal>, TerminalError>,
+    ) -> Result<Self, TerminalError> {
+        if !(1..=MAX_WATCHED_TERMINALS).contains(&targets.len()) {
+            return Err(TerminalError::BadField {
+                field: "terminals",
+                allowed: "a list of 1 to 64 terminals",
+            });
+        }
+        if options.lossless && targets.len() > 1 {
+            return Err(TerminalError::BadField {
+                field: "lossless",
+                allowed: "false if more than one terminal is watched",
+            });
+        }
+        let mut watch = Self::new(streams)?;
+        let mut acks = AckTargets::new();
+        for WatchTarget { terminal: id, from } in targets {
+            let attach = AttachOptions {
+                terminal: id.clone(),
+                from: *from,
+                client: options.client.clone(),
+                size: None,
+                credit: options.credit,
+                lossless: options.lossless,
+                // A browser sends its input by Write requests, so the viewer of a watch may write.
+                read_only: false,
+            };
+            match find(id).and_then(|terminal| watch.join(&terminal, &attach)) {
+                Ok((terminal, viewer)) => drop(acks.insert(id.clone(), (terminal, viewer))),
+                Err(error) => watch.failed.push_back((id.clone(), error)),
+            }
+        }
+        streams.lock().insert(watch.id().to_owned(), acks);
+        Ok(watch)
     }
 
-    /// Returns the id that names this watch in an ack. Empty if the watch has no registration.
+    /// Opens a watch of one terminal for an attachment. Returns the id of its viewer.
+    pub(super) fn attach(
+        terminal: &Arc<Terminal>,
+        attach: &AttachOptions,
+        streams: &OpenStreams,
+    ) -> Result<(Self, u64), TerminalError> {
+        let mut watch = Self::new(streams)?;
+        let (_, viewer) = watch.join(terminal, attach)?;
+        Ok((watch, viewer))
+    }
+
+    fn new(streams: &OpenStreams) -> Result<Self, TerminalError> {
+        Ok(Self {
+            viewers: Vec::new(),
+            failed: VecDeque::new(),
+            wake: Arc::default(),
+            next_index: 0,
+            last_frame_at: Instant::now(),
+            registration: streams.register()?,
+        })
+    }
+
+    fn join(
+        &mut self,
+        terminal: &Arc<Terminal>,
+        attach: &AttachOptions,
+    ) -> Result<(Arc<Terminal>, u64), TerminalError> {
+        let viewer = Viewer::join(terminal, attach, &self.wake)?;
+        let id = viewer.id();
+        self.viewers.push(viewer);
+        Ok((Arc::clone(terminal), id))
+    }
+
+    /// Returns the id that names this watch in an ack.
     pub fn id(&self) -> &str {
-        self.guard.as_ref().map_or("", WatchGuard::id)
+        &self.registration.id
+    }
+
+    /// Returns the signal that an event may be ready.
+    pub(super) fn wake(&self) -> &Arc<Notify> {
+        &self.wake
     }
 
     /// Waits for the next event. Returns `None` after all terminals have ended. Cancel-safe.
@@ -79,12 +176,11 @@ impl TerminalWatch {
             if let Some(event) = self.poll() {
                 return Some(event);
             }
-            if self.viewers.is_empty() {
+            if self.is_finished() {
                 return None;
             }
-            let until = self.last_frame_at + KEEPALIVE;
-            if timeout_at(until, self.wake.notified()).await.is_err() {
-                return Some(WatchEvent::Frame(self.keepalive()));
+            if let Some(keepalive) = self.wait().await {
+                return Some(WatchEvent::Frame(keepalive));
             }
         }
     }
@@ -110,20 +206,57 @@ impl TerminalWatch {
         None
     }
 
-    /// Returns the time at which a keep-alive frame is due.
-    pub(super) fn keepalive_deadline(&self) -> Instant {
-        self.last_frame_at + KEEPALIVE
-    }
-
-    /// Returns a keep-alive frame. The terminals of the watch take turns.
-    pub(super) fn keepalive(&mut self) -> Frame {
+    /// Waits until an event may be ready. After 15 s of silence returns a keep-alive frame, for
+    /// which the terminals of the watch take turns. Cancel-safe. The watch must not be finished.
+    pub(super) async fn wait(&mut self) -> Option<Frame> {
+        timeout_at(self.last_frame_at + KEEPALIVE, self.wake.notified()).await.err()?;
         self.last_frame_at = Instant::now();
         let index = self.next_index % self.viewers.len();
         self.next_index = index + 1;
-        self.viewers[index].keepalive()
+        Some(self.viewers[index].keepalive())
     }
 
     pub(super) fn is_finished(&self) -> bool {
         self.viewers.is_empty()
+    }
+}
+
+impl OpenStreams {
+    /// Grants credit to one terminal of a watch. The client has processed all output before
+    /// `offset`.
+    pub(super) fn ack(
+        &self,
+        watch: &str,
+        id: &TerminalId,
+        epoch: u64,
+        offset: u64,
+    ) -> Result<(), TerminalError> {
+        let (terminal, viewer) = {
+            let streams = self.lock();
+            let acks = streams.get(watch).ok_or_else(|| TerminalError::WatchNotFound(watch.to_owned()))?;
+            acks.get(id).cloned().ok_or_else(|| TerminalError::NotFound(id.clone()))?
+        };
+        terminal.ack(viewer, Some(epoch), offset);
+        Ok(())
+    }
+
+    fn register(&self) -> Result<StreamRegistration, TerminalError> {
+        let mut streams = self.lock();
+        if streams.len() >= MAX_STREAMS {
+            return Err(TerminalError::TooManyStreams { what: "terminal streams", limit: MAX_STREAMS });
+        }
+        let id = TerminalId::random().to_string();
+        streams.insert(id.clone(), AckTargets::new());
+        Ok(StreamRegistration { id, streams: self.clone() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, AckTargets>> {
+        self.streams.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Drop for StreamRegistration {
+    fn drop(&mut self) {
+        self.streams.lock().remove(&self.id);
     }
 }

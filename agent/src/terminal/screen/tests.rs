@@ -23,7 +23,7 @@ fn parser(size: WindowSize) -> vt100::Parser {
 
 /// Returns everything in which the states of two emulators can differ.
 fn state(parser: &vt100::Parser) -> (String, (u16, u16), String) {
-    (parser.screen().contents(), parser.screen().cursor_position(), paint::paint(parser.screen()))
+    (parser.screen().contents(), parser.screen().cursor_position(), paint(parser.screen()))
 }
 
 /// Generates typical output of programs: text, wide characters, movement, colours, regions,
@@ -73,9 +73,9 @@ proptest! {
         let snapshot = model.snapshot();
         // Screens with such a cursor are painted with one more space, which looks the same.
         let screen = model.parser().screen();
-        let behind = paint::probe(screen, "\x1b[?47l");
+        let behind = probe(screen, "\x1b[?47l");
         for screen in [screen, behind.screen()] {
-            prop_assume!(!screen.cursor_state_formatted().contains(paint::SAVE_CURSOR));
+            prop_assume!(!screen.cursor_state_formatted().contains(SAVE_CURSOR));
         }
         prop_assert!(
             snapshot.offset <= cut as u64 && cut as u64 - snapshot.offset < 30,

@@ -1,6 +1,7 @@
 //! Tests that signals reach the remaining processes of a session, also after its leader has exited.
 
 use super::*;
+use crate::child::ExitStatus;
 
 /// Returns a script whose job outlives its shell, prints when it catches USR1, and exits.
 fn orphaned(job: &str) -> String {
@@ -9,7 +10,7 @@ fn orphaned(job: &str) -> String {
 
 async fn leader_is_gone(fixture: &TerminalFixture, id: &TerminalId) {
     let terminal = fixture.terminals.find(id).expect("there");
-    eventually(|| terminal.state().leader_gone.then_some(())).await;
+    eventually(|| terminal.leader_gone().then_some(())).await;
 }
 
 #[tokio::test]

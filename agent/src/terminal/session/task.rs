@@ -2,23 +2,32 @@
 //! model. It sleeps until an event, so an idle terminal costs no wake-up.
 
 use std::{
-    sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
-use tokio::{sync::watch, task::yield_now, time::sleep_until};
+use futures_util::FutureExt;
+use tokio::{
+    sync::{Notify, watch},
+    task::yield_now,
+    time::sleep_until,
+};
 
 use super::{
-    Terminal, TerminalExit,
-    builder::OpenedTerminal,
-    counters::TerminalCounters,
-    escape::{EscapeScanner, OscEvent},
-    foreground_poller::ForegroundPoller,
-    pty::{Pty, PtyRead},
+    Terminal, TerminalState,
     screen_feeder::{FeedDecision, ScreenFeeder},
-    state::TerminalState,
 };
-use crate::child::ExitStatus;
+use crate::{
+    child::ExitStatus,
+    terminal::{
+        escape::{EscapeScanner, OscEvent},
+        pty::{Pty, PtyRead},
+    },
+};
 
 /// A terminal whose leader has exited, but whose PTY is held by background jobs, ends after this
 /// much silence.
@@ -32,20 +41,21 @@ const MAX_FINAL_READ_BYTES: usize = 256 * 1024;
 const ACTIVE_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// The same interval after at least this much time without output.
 const IDLE_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Limit on bytes that are read before viewers are woken. A flood is thus sent in large frames. For
+/// a small log the limit is a quarter of its capacity, so that a lossless viewer misses no bytes.
+const BURST_BYTES: usize = 64 * 1024;
 /// Time for which a flood is read before other tasks run. It bounds the delay that a flood adds to
 /// the echo of another terminal. Viewers are woken less often, once for each burst.
 const READ_SLICE: Duration = Duration::from_micros(250);
 
 /// Task of one terminal, and the only reader of its PTY.
-pub(super) struct TerminalTask {
+pub(crate) struct TerminalTask {
     terminal: Arc<Terminal>,
     /// `None` once the terminal has ended.
     pty: Option<Arc<Pty>>,
-    leader: watch::Receiver<Option<ExitStatus>>,
     counters: Arc<TerminalCounters>,
     scanner: EscapeScanner,
     feeder: ScreenFeeder,
-    poller: ForegroundPoller,
     exited: Option<(ExitStatus, Instant)>,
     /// No process had the slave open at the last read.
     closed: bool,
@@ -89,18 +99,18 @@ impl WaitPlan {
 }
 
 impl TerminalTask {
-    pub(super) fn new(opened: OpenedTerminal, counters: Arc<TerminalCounters>) -> Self {
-        let OpenedTerminal { terminal, pty, ended: leader } = opened;
+    pub(crate) fn new(terminal: Arc<Terminal>, counters: Arc<TerminalCounters>) -> Self {
         let now = Instant::now();
-        let size = terminal.state().size.value;
+        let (pty, size) = {
+            let state = terminal.state();
+            (state.lifecycle.pty().cloned(), state.size.value)
+        };
         Self {
             terminal,
             pty,
-            leader,
             counters,
             scanner: EscapeScanner::default(),
             feeder: ScreenFeeder::new(size, now),
-            poller: ForegroundPoller::default(),
             exited: None,
             closed: false,
             poll_mode: false,
@@ -110,8 +120,19 @@ impl TerminalTask {
         }
     }
 
-    /// Runs until the terminal has ended, was removed, and has no viewers.
-    pub(super) async fn run(mut self) {
+    /// Runs until the terminal has ended, was removed, and has no viewers. If the task panics, kills
+    /// and ends this terminal; other terminals are unaffected.
+    pub(crate) async fn run_guarded(self) {
+        let (terminal, counters) = (Arc::clone(&self.terminal), Arc::clone(&self.counters));
+        if AssertUnwindSafe(self.run()).catch_unwind().await.is_err() {
+            counters.task_panics.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(terminal = %terminal.id, "terminal task panicked; ending the terminal");
+            terminal.abort();
+        }
+    }
+
+    async fn run(mut self) {
+        let mut leader = self.terminal.leader.as_ref().map(|leader| leader.ended.clone());
         loop {
             let plan = self.plan();
             if plan.finished {
@@ -130,11 +151,7 @@ impl TerminalTask {
                 // Polled in order. Output is read before the model is fed; the other events are
                 // rare.
                 biased;
-                _ = async { self.leader.wait_for(Option::is_some).await.map(|_| ()) },
-                    if self.exited.is_none() =>
-                {
-                    self.leader_exited();
-                }
+                status = leader_exit(leader.as_mut()), if self.exited.is_none() => self.leader_exited(status),
                 _ = readable(pty.as_deref()), if plan.read => full = self.read_burst(ReadMode::WhenReady),
                 _ = writable(pty.as_deref()), if plan.write => {}
                 () = self.terminal.wake.notified() => {}
@@ -183,14 +200,14 @@ impl TerminalTask {
             announce(&mut self.unannounced, state);
         }
         if self.pty.is_some()
-            && let Some(at) = self.poller.poll(&terminal, state, now)
+            && let Some(at) = terminal.poll(state, now)
         {
             plan.wake_by(at);
         }
         if let FeedDecision::WaitUntil(at) = plan.feed {
             plan.wake_by(at);
         }
-        plan.finished = state.removed && state.exit.is_some() && state.viewers.is_empty();
+        plan.finished = state.lifecycle.is_closed() && state.viewers.is_empty();
         plan
     }
 
@@ -230,7 +247,7 @@ impl TerminalTask {
         let Some(quiet_at) = self.quiet_at() else { return false };
         let due = {
             let state = self.terminal.state();
-            state.lossless_deadline().is_none() && (state.killed || quiet_at <= now)
+            state.lossless_deadline().is_none() && (state.lifecycle.is_draining() || quiet_at <= now)
         };
         if due && !self.closed {
             self.read_burst(ReadMode::Final);
@@ -247,35 +264,25 @@ impl TerminalTask {
             return false;
         }
         plan.wake_by(quiet_at);
-        self.closed || has_read && (state.killed || quiet_at <= now)
+        self.closed || has_read && (state.lifecycle.is_draining() || quiet_at <= now)
     }
 
     fn finish(&mut self, state: &mut TerminalState) {
         let status = self.exited.map_or(ExitStatus::Code(255), |(status, _)| status);
-        state.exit = Some(TerminalExit {
-            status,
-            final_offset: state.log.next(),
-            ended_at: SystemTime::now(),
-            held_by_background: !self.closed,
-        });
-        state.pty = None;
+        let at = state.log.next();
+        state.foreground.set(String::new(), at);
+        state.poll_at = None;
+        self.terminal.finish(state, status, !self.closed);
         self.pty = None;
-        state.inputs.end();
-        self.poller.stop(state);
-        state.wake_viewers();
-        self.terminal.input_moved.notify_waiters();
-        self.terminal.has_ended.notify_waiters();
         self.counters.mark_dirty();
         tracing::info!(terminal = %self.terminal.id, ?status, "terminal ended");
     }
 
-    fn leader_exited(&mut self) {
-        let status = self.leader.borrow().unwrap_or(ExitStatus::Code(255));
+    fn leader_exited(&mut self, status: ExitStatus) {
         self.exited = Some((status, Instant::now()));
         // The leader's last output is read, even if the leader had closed the terminal before.
         self.closed = false;
         self.last_read_attempt -= IDLE_POLL_INTERVAL;
-        self.terminal.state().leader_gone = true;
     }
 
     /// Reads what is available. Stops after one time slice or one burst, or in the final mode after
@@ -284,7 +291,7 @@ impl TerminalTask {
         let Some(pty) = &self.pty else { return false };
         let terminal = &self.terminal;
         let burst = match mode {
-            ReadMode::WhenReady => terminal.state().burst_bytes(),
+            ReadMode::WhenReady => burst_bytes(&terminal.state()),
             ReadMode::Final => self.unannounced + MAX_FINAL_READ_BYTES,
         };
         let begin = Instant::now();
@@ -328,19 +335,22 @@ impl TerminalTask {
         let mut state = self.terminal.state();
         if !state.inputs.front().is_empty() && state.flush_input() {
             drop(state);
-            self.terminal.input_moved.notify_waiters();
+            self.terminal.progress.notify_waiters();
         }
     }
 
     fn feed(&mut self, decision: FeedDecision) {
-        self.feeder.feed(decision, &self.terminal, &self.counters);
+        let panics = self.feeder.feed(decision, &self.terminal);
+        if panics > 0 {
+            self.counters.model_panics.fetch_add(panics, Ordering::Relaxed);
+        }
     }
 }
 
 /// Wakes the viewers if output was read since the last call.
 fn announce(unannounced: &mut usize, state: &mut TerminalState) {
     if std::mem::take(unannounced) > 0 {
-        state.mark_changed();
+        state.changed_since_poll = true;
         state.wake_viewers();
     }
 }
@@ -355,6 +365,18 @@ fn apply_osc(state: &mut TerminalState, named: OscEvent, at: u64) {
     }
 }
 
+/// Returns the limit on bytes that are read before viewers are woken.
+fn burst_bytes(state: &TerminalState) -> usize {
+    BURST_BYTES.min(state.log.max_bytes() / 4).max(1)
+}
+
+/// Waits until the leader was reaped. Never returns for a terminal without a leader.
+async fn leader_exit(leader: Option<&mut watch::Receiver<Option<ExitStatus>>>) -> ExitStatus {
+    let Some(leader) = leader else { return std::future::pending().await };
+    let ended = leader.wait_for(Option::is_some).await;
+    ended.ok().and_then(|status| *status).unwrap_or(ExitStatus::Code(255))
+}
+
 async fn readable(pty: Option<&Pty>) {
     match pty {
         // The read that follows reports the error.
@@ -367,5 +389,69 @@ async fn writable(pty: Option<&Pty>) {
     match pty {
         Some(pty) => drop(pty.writable().await),
         None => std::future::pending().await,
+    }
+}
+
+// === impl TerminalCounters ===
+
+/// Totals over all terminals of the workspace, including ended and removed ones. Also the signal that
+/// the journal has something to save.
+#[derive(Debug)]
+pub(crate) struct TerminalCounters {
+    started_at: Instant,
+    bytes: AtomicU64,
+    /// Milliseconds after `started_at`, plus 1; 0 before the first output.
+    last_output: AtomicU64,
+    task_panics: AtomicU64,
+    model_panics: AtomicU64,
+    /// Notified when a journal needs saving.
+    dirty: Notify,
+}
+
+impl Default for TerminalCounters {
+    fn default() -> Self {
+        Self {
+            started_at: Instant::now(),
+            bytes: AtomicU64::new(0),
+            last_output: AtomicU64::new(0),
+            task_panics: AtomicU64::new(0),
+            model_panics: AtomicU64::new(0),
+            dirty: Notify::new(),
+        }
+    }
+}
+
+impl TerminalCounters {
+    fn output(&self, bytes: u64, at: Instant) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let after = at.duration_since(self.started_at).as_millis() as u64 + 1;
+        self.last_output.fetch_max(after, Ordering::Relaxed);
+        self.mark_dirty();
+    }
+
+    /// Reports that the state of a terminal changed and needs saving.
+    pub(crate) fn mark_dirty(&self) {
+        self.dirty.notify_one();
+    }
+
+    /// Waits for a change. A change before the call is not missed; several changes count as one.
+    pub(crate) async fn wait_dirty(&self) {
+        self.dirty.notified().await;
+    }
+
+    /// Returns the total output of all terminals, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Returns the time of the last output of any terminal.
+    pub(crate) fn last_output(&self) -> Option<Instant> {
+        let after = self.last_output.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.started_at + Duration::from_millis(after))
+    }
+
+    /// Returns the number of panics of terminal tasks, and of screen models.
+    pub(crate) fn panics(&self) -> (u64, u64) {
+        (self.task_panics.load(Ordering::Relaxed), self.model_panics.load(Ordering::Relaxed))
     }
 }

@@ -2,42 +2,44 @@
 //!
 //! Viewers are level-triggered: each compares the shared state with what it has sent. A slow viewer
 //! therefore costs no memory. It misses intermediate titles, and receives a gap and a snapshot
-//! instead of bytes that were evicted.
+//! instead of bytes that were evicted. For a lossless viewer, reads of the PTY pause instead.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::Notify;
 
-use super::{
-    ClientId, Frame, FrameKind, Terminal, TerminalError, ViewerStart, WindowSize,
-    sent_metadata::SentMetadata,
-    state::{TerminalState, ViewerSlot},
+use super::{Lifecycle, SnapshotRequests, Terminal, TerminalState, Versioned, ViewerSlot};
+use crate::{
+    byte_log::{CHUNK_BYTES, LogRead},
+    terminal::{
+        input::MAX_CLIENTS,
+        types::{AttachOptions, ClientId, Frame, FrameKind, ScreenSnapshot, TerminalError, ViewerStart},
+    },
 };
-use crate::byte_log::{CHUNK_BYTES, LogRead};
 
+#[cfg(test)]
+mod tests;
+
+/// Time for which the PTY is not read while a lossless viewer makes no progress. After that the
+/// viewer is no longer lossless.
+const LOSSLESS_TIMEOUT: Duration = Duration::from_secs(60);
+/// Distance, in bytes, between a lossless viewer's cursor and its eviction at which reads of the
+/// PTY pause. For a small log it is half of the capacity. Larger than one burst, so that a burst
+/// cannot evict the cursor.
+const LOSSLESS_MARGIN_BYTES: u64 = 128 * 1024;
 /// Limit on viewers of one terminal; another one is rejected. Bounds the cost of waking them.
-pub(super) const MAX_VIEWERS: usize = 64;
+pub(crate) const MAX_VIEWERS: usize = 64;
 /// Age up to which a terminal's first writer also answers queries that were printed before it
 /// attached, such as those of a starting shell. In an older terminal the querying program no longer
 /// waits, and another program would read the reply as its input.
-const NEW_TERMINAL_AGE: std::time::Duration = std::time::Duration::from_secs(5);
-
-/// How a viewer reads a terminal.
-#[derive(Debug, Clone)]
-pub(super) struct ViewerOptions {
-    pub(super) from: ViewerStart,
-    /// Client of the viewer; `None` if it never types.
-    pub(super) client: Option<ClientId>,
-    pub(super) writes: bool,
-    pub(super) size: Option<WindowSize>,
-    /// Output bytes that may be unacknowledged; 0 means unlimited.
-    pub(super) credit: u64,
-    pub(super) lossless: bool,
-}
+const NEW_TERMINAL_AGE: Duration = Duration::from_secs(5);
 
 /// One reader of a terminal. Dropping it detaches the client.
 #[derive(Debug)]
-pub(super) struct Viewer {
+pub(crate) struct Viewer {
     terminal: Arc<Terminal>,
     id: u64,
     client: Option<ClientId>,
@@ -57,9 +59,9 @@ pub(super) struct Viewer {
 
 impl Viewer {
     /// Attaches a viewer to a terminal. `wake` is notified whenever a frame may be ready.
-    pub(super) fn join(
+    pub(crate) fn join(
         terminal: &Arc<Terminal>,
-        options: &ViewerOptions,
+        options: &AttachOptions,
         wake: &Arc<Notify>,
     ) -> Result<Self, TerminalError> {
         let mut guard = terminal.state();
@@ -84,10 +86,7 @@ impl Viewer {
         if let Some(client) = &options.client
             && !state.inputs.attach(client, Instant::now())
         {
-            return Err(TerminalError::TooManyStreams {
-                what: "clients",
-                limit: super::input_sequencer::MAX_CLIENTS,
-            });
+            return Err(TerminalError::TooManyStreams { what: "clients", limit: MAX_CLIENTS });
         }
         let is_new = terminal.created.elapsed().is_ok_and(|age| age < NEW_TERMINAL_AGE);
         let live_from = if !state.ever_attached && is_new { cursor.min(oldest) } else { next };
@@ -110,7 +109,7 @@ impl Viewer {
             terminal: Arc::clone(terminal),
             id,
             client: options.client.clone(),
-            writes: options.writes && options.client.is_some(),
+            writes: !options.read_only && options.client.is_some(),
             started: false,
             live_from,
             start_evicted: cursor < oldest,
@@ -120,38 +119,34 @@ impl Viewer {
             finished: false,
         };
         if screen {
-            viewer.awaited_snapshot = Some(request_snapshot(state));
+            viewer.awaited_snapshot = Some(state.snapshots.request());
         }
         if viewer.writes
             && let Some(client) = &viewer.client
         {
             state.ever_attached = true;
-            let change = state.writers.attach(client, options.size, live_from);
+            let size = state.writers.attach(client, options.size, live_from);
             // A size that the kernel rejects does not prevent viewing.
-            let _ = terminal.apply_size(state, change);
+            let _ = terminal.apply_size(state, size);
         }
         viewer.sent.size = state.size.version;
-        state.mark_changed();
+        state.changed_since_poll = true;
         drop(guard);
         terminal.wake.notify_one();
         Ok(viewer)
     }
 
-    pub(super) fn terminal(&self) -> &Arc<Terminal> {
-        &self.terminal
-    }
-
-    pub(super) fn id(&self) -> u64 {
+    pub(crate) fn id(&self) -> u64 {
         self.id
     }
 
     /// Returns true after the last frame was returned.
-    pub(super) fn is_finished(&self) -> bool {
+    pub(crate) fn is_finished(&self) -> bool {
         self.finished
     }
 
     /// Returns the next frame if one is ready.
-    pub(super) fn poll(&mut self) -> Option<Frame> {
+    pub(crate) fn poll(&mut self) -> Option<Frame> {
         if self.finished {
             return None;
         }
@@ -172,7 +167,7 @@ impl Viewer {
                 return Some(gap);
             }
             self.lagged_from = Some(cursor);
-            self.awaited_snapshot = Some(request_snapshot(state));
+            self.awaited_snapshot = Some(state.snapshots.request());
             if let Some(slot) = state.viewers.get_mut(&self.id) {
                 slot.cursor = None;
             }
@@ -201,7 +196,7 @@ impl Viewer {
                 Some(frame)
             }
             LogRead::AtEnd => {
-                let exit = state.exit?;
+                let exit = state.lifecycle.exited()?;
                 self.finished = true;
                 Some(self.frame(state, cursor, FrameKind::Exit(exit)))
             }
@@ -210,7 +205,7 @@ impl Viewer {
     }
 
     /// Returns a frame that only shows that the stream is alive.
-    pub(super) fn keepalive(&self) -> Frame {
+    pub(crate) fn keepalive(&self) -> Frame {
         let state = self.terminal.state();
         let at = state.viewers.get(&self.id).and_then(|slot| slot.cursor).unwrap_or(state.log.next());
         self.frame(&state, at, FrameKind::KeepAlive)
@@ -222,7 +217,7 @@ impl Viewer {
             oldest: state.log.oldest(),
             next: state.log.next(),
             size: state.size.value,
-            input_offset: self.client.as_ref().map_or(0, |client| state.inputs.expected(client)),
+            input_offset: self.client.as_ref().map_or(0, |client| state.inputs.position(client).expected),
             live_from: self.live_from,
         };
         self.frame(state, at, kind)
@@ -245,20 +240,16 @@ impl Viewer {
     }
 
     fn snapshot_frame(&mut self, state: &mut TerminalState, number: u64) -> Option<Frame> {
-        if state.task_gone {
-            // No snapshot will be taken, so the viewer continues with the oldest byte.
-            self.awaited_snapshot = None;
-            let oldest = state.log.oldest();
-            self.advance(state, oldest);
-            return self
-                .lagged_from
-                .take()
-                .map(|from| self.frame(state, from, FrameKind::Gap { from, to: oldest }));
-        }
-        if state.snapshots_taken < number {
+        if state.snapshots.answered < number {
             return None;
         }
-        let snapshot = state.snapshot.clone()?;
+        let Some(snapshot) = state.snapshots.latest.clone() else {
+            // No snapshot will be taken, so the viewer continues with the oldest byte.
+            self.awaited_snapshot = None;
+            let to = state.log.oldest();
+            self.advance(state, to);
+            return self.lagged_from.take().map(|from| self.frame(state, from, FrameKind::Gap { from, to }));
+        };
         if let Some(from) = self.lagged_from.take() {
             // The gap is sent first, the snapshot with the next call.
             return Some(self.frame(state, from, FrameKind::Gap { from, to: snapshot.offset.max(from) }));
@@ -268,9 +259,7 @@ impl Viewer {
         if let Some(slot) = state.viewers.get_mut(&self.id) {
             slot.acked = snapshot.offset;
         }
-        if state.viewers.values().all(|slot| slot.cursor.is_some()) {
-            state.snapshot = None;
-        }
+        state.release_snapshot();
         Some(self.frame(state, snapshot.offset, FrameKind::Screen(snapshot)))
     }
 
@@ -290,14 +279,12 @@ impl Drop for Viewer {
     fn drop(&mut self) {
         let mut state = self.terminal.state();
         state.viewers.remove(&self.id);
-        if state.viewers.values().all(|slot| slot.cursor.is_some()) {
-            state.snapshot = None;
-        }
+        state.release_snapshot();
         if let Some(client) = &self.client {
             state.inputs.detach(client, Instant::now());
             if self.writes {
-                let change = state.writers.detach(client);
-                let _ = self.terminal.apply_size(&mut state, change);
+                let size = state.writers.detach(client);
+                let _ = self.terminal.apply_size(&mut state, size);
             }
         }
         drop(state);
@@ -307,28 +294,158 @@ impl Drop for Viewer {
     }
 }
 
-fn request_snapshot(state: &mut TerminalState) -> u64 {
-    // Viewers share a pending request, because its snapshot will contain all output up to the time
-    // at which it is taken.
-    if state.snapshots_requested == state.snapshots_taken {
-        state.snapshots_requested += 1;
+impl Terminal {
+    /// Grants credit. The viewer's client has processed all output before `offset`. An ack for
+    /// another epoch, or with a lower offset than before, is ignored. An offset beyond the sent
+    /// output counts as the end of the sent output. Without an epoch the ack is for the current one.
+    pub(crate) fn ack(&self, viewer: u64, epoch: Option<u64>, offset: u64) {
+        let mut state = self.state();
+        if epoch.is_some_and(|epoch| epoch != state.log.epoch()) {
+            return;
+        }
+        if let Some(slot) = state.viewers.get_mut(&viewer)
+            && let Some(cursor) = slot.cursor
+            && offset > slot.acked
+        {
+            slot.acked = offset.min(cursor);
+            slot.wake.notify_one();
+        }
     }
-    state.snapshots_requested
 }
 
-/// Grants credit. The viewer's client has processed all output before `offset`. An ack for another
-/// epoch, or with a lower offset than before, is ignored. An offset beyond the sent output counts
-/// as the end of the sent output.
-pub(super) fn ack(terminal: &Terminal, viewer: u64, epoch: u64, offset: u64) {
-    let mut state = terminal.state();
-    if epoch != state.log.epoch() {
-        return;
+impl SnapshotRequests {
+    /// Returns the number of a new request. Viewers share an open request, because its snapshot
+    /// will contain all output up to the time at which it is taken.
+    fn request(&mut self) -> u64 {
+        if self.requested == self.answered {
+            self.requested += 1;
+        }
+        self.requested
     }
-    if let Some(slot) = state.viewers.get_mut(&viewer)
-        && let Some(cursor) = slot.cursor
-        && offset > slot.acked
-    {
-        slot.acked = offset.min(cursor);
-        slot.wake.notify_one();
+
+    pub(super) fn is_open(&self) -> bool {
+        self.requested > self.answered
+    }
+
+    /// Answers the open request. `None` answers all later requests too, because the task has
+    /// panicked and takes no snapshot again.
+    pub(super) fn answer(&mut self, snapshot: Option<ScreenSnapshot>) {
+        self.answered = if snapshot.is_some() { self.requested } else { u64::MAX };
+        self.latest = snapshot.map(Arc::new);
+    }
+}
+
+// === lossless viewers ===
+
+impl ViewerSlot {
+    fn holds_back(&self, slow_offset: Option<u64>) -> bool {
+        self.lossless && self.cursor.is_some_and(|at| slow_offset.is_some_and(|before| at <= before))
+    }
+
+    fn gives_up_at(&self, paused: Option<Instant>) -> Instant {
+        self.last_progress.max(paused.unwrap_or(self.last_progress)) + LOSSLESS_TIMEOUT
+    }
+}
+
+impl TerminalState {
+    /// Pauses reads of the PTY for slow lossless viewers. Viewers that made no progress in time
+    /// stop being lossless. Returns the time at which the next viewer would stop, or `None` if
+    /// reads need not pause.
+    pub(super) fn pause_for_readers(&mut self, now: Instant) -> Option<Instant> {
+        let until = self.lossless_deadline()?;
+        if self.paused_since.is_none() {
+            // The timeout starts now, even if the viewers had nothing to read for long before.
+            self.paused_since = Some(now);
+        } else if until <= now {
+            self.give_up_slow_readers(now);
+        }
+        self.lossless_deadline()
+    }
+
+    /// Returns the time at which the next slow lossless viewer stops being lossless. `None` if
+    /// reads of the PTY need not pause.
+    pub(super) fn lossless_deadline(&self) -> Option<Instant> {
+        // The viewers of a terminal that is being ended are not waited for.
+        if matches!(self.lifecycle, Lifecycle::Closing(_) | Lifecycle::Draining(_)) {
+            return None;
+        }
+        let slow_offset = self.slow_offset();
+        let slow = self.viewers.values().filter(|slot| slot.holds_back(slow_offset));
+        slow.map(|slot| slot.gives_up_at(self.paused_since)).min()
+    }
+
+    /// Ends the lossless mode of stalled viewers, but only of those for which reads pause. The
+    /// other viewers could not make progress because reads paused.
+    fn give_up_slow_readers(&mut self, now: Instant) {
+        let (paused, slow_offset) = (self.paused_since, self.slow_offset());
+        for slot in self.viewers.values_mut() {
+            if slot.holds_back(slow_offset) && slot.gives_up_at(paused) <= now {
+                slot.lossless = false;
+            }
+        }
+    }
+
+    /// Returns the offset at or before which a cursor makes its viewer slow. `None` if no viewer
+    /// can be slow yet.
+    fn slow_offset(&self) -> Option<u64> {
+        let held = self.log.max_bytes() as u64;
+        let limit = held - LOSSLESS_MARGIN_BYTES.min(held / 2);
+        self.log.next().checked_sub(limit)
+    }
+    /// Drops the last snapshot unless a viewer waits for it.
+    fn release_snapshot(&mut self) {
+        if self.viewers.values().all(|slot| slot.cursor.is_some()) {
+            self.snapshots.latest = None;
+        }
+    }
+}
+
+// === metadata ===
+
+/// Versions of the metadata that a viewer has received.
+#[derive(Debug, Default)]
+struct SentMetadata {
+    title: u32,
+    cwd: u32,
+    foreground: u32,
+    size: u32,
+}
+
+impl SentMetadata {
+    /// Returns the next change that applies at the cursor, and marks it as sent.
+    fn take_due(&mut self, state: &TerminalState, cursor: u64) -> Option<FrameKind> {
+        fn changed<T>(fact: &Versioned<T>, sent: &mut u32, cursor: u64) -> bool {
+            let due = fact.version != *sent && fact.at <= cursor;
+            if due {
+                *sent = fact.version;
+            }
+            due
+        }
+        if changed(&state.size, &mut self.size, cursor) {
+            Some(FrameKind::Resized(state.size.value))
+        } else if changed(&state.title, &mut self.title, cursor) {
+            Some(FrameKind::Title(state.title.value.clone()))
+        } else if changed(&state.cwd, &mut self.cwd, cursor) {
+            Some(FrameKind::Cwd(state.cwd.value.clone()))
+        } else if changed(&state.foreground, &mut self.foreground, cursor) {
+            Some(FrameKind::Foreground(state.foreground.value.clone()))
+        } else {
+            None
+        }
+    }
+
+    /// Returns the offset of the next change after the cursor. Data frames end there, so that
+    /// frames are sent in order.
+    fn next_offset(&self, state: &TerminalState, cursor: u64) -> Option<u64> {
+        [
+            (state.size.version != self.size, state.size.at),
+            (state.title.version != self.title, state.title.at),
+            (state.cwd.version != self.cwd, state.cwd.at),
+            (state.foreground.version != self.foreground, state.foreground.at),
+        ]
+        .into_iter()
+        .filter(|(untold, at)| *untold && *at > cursor)
+        .map(|(_, at)| at)
+        .min()
     }
 }

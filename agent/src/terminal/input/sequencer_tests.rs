@@ -10,6 +10,15 @@ fn id(n: usize) -> ClientId {
     ClientId::new(format!("client-{n}")).expect("valid")
 }
 
+/// Returns the error with all its fields, because `TerminalError` cannot be compared.
+fn error_text(error: TerminalError) -> String {
+    format!("{error:?}")
+}
+
+fn error<T>(checked: Result<T, TerminalError>) -> String {
+    checked.err().map(error_text).unwrap_or_default()
+}
+
 /// Offers input in the same way as the terminal does.
 fn offer(
     inputs: &mut InputSequencer,
@@ -17,7 +26,7 @@ fn offer(
     epoch: u64,
     offset: u64,
     data: &[u8],
-) -> Result<(), SequenceError> {
+) -> Result<(), TerminalError> {
     if let CheckedInput::New(skip) = inputs.check(client, epoch, offset, data.len(), Instant::now())? {
         inputs.accept(client, &data[skip..], Instant::now());
     }
@@ -68,14 +77,14 @@ proptest! {
                     let epoch = if stale { 4 } else { 5 };
                     let checked = inputs.check(&id(client), epoch, offset, len, Instant::now());
                     if stale {
-                        prop_assert_eq!(checked, Err(SequenceError::StaleEpoch));
+                        prop_assert_eq!(error(checked), error_text(TerminalError::StaleEpoch { epoch: 5 }));
                     } else if offset > expected {
-                        prop_assert_eq!(checked, Err(SequenceError::InputGap { expected }));
+                        prop_assert_eq!(error(checked), error_text(TerminalError::InputGap { expected }));
                     } else if offset + len as u64 <= expected {
-                        prop_assert_eq!(checked, Ok(CheckedInput::Repeat));
+                        prop_assert_eq!(checked.ok(), Some(CheckedInput::Repeat));
                     } else {
                         let skip = (expected - offset) as usize;
-                        prop_assert_eq!(checked, Ok(CheckedInput::New(skip)));
+                        prop_assert_eq!(checked.ok(), Some(CheckedInput::New(skip)));
                         if reply {
                             inputs.discard_in_order(&id(client), len - skip, Instant::now());
                         } else {
@@ -92,7 +101,7 @@ proptest! {
                 }
             }
             for client in 0..3 {
-                prop_assert_eq!(inputs.expected(&id(client)), taken.get(&client).copied().unwrap_or(0));
+                prop_assert_eq!(inputs.position(&id(client)).expected, taken.get(&client).copied().unwrap_or(0));
             }
             check(&inputs, &order, &pty)?;
         }
@@ -113,7 +122,7 @@ fn check(inputs: &InputSequencer, order: &[(usize, u64, bool)], pty: &[u8]) -> R
     }
     prop_assert_eq!(written.next(), None, "the PTY receives only accepted bytes");
     for (client, acknowledged) in acknowledged.into_iter().enumerate() {
-        prop_assert_eq!(inputs.written(&id(client)), acknowledged);
+        prop_assert_eq!(inputs.position(&id(client)).written, acknowledged);
     }
     Ok(())
 }
@@ -129,12 +138,12 @@ fn queue_is_bounded_when_program_does_not_read() {
             Err(refused) => break refused,
         }
     };
-    assert_eq!(refused, SequenceError::Full { expected: at });
+    assert!(matches!(refused, TerminalError::InputFull { expected } if expected == at), "{refused:?}");
     assert!(at < 2 * MAX_QUEUE_BYTES as u64);
     // The program reads again, and the client continues where it stopped.
     let front = inputs.front().len();
     inputs.mark_written(front);
-    assert_eq!(offer(&mut inputs, &id(1), 1, at, b"more"), Ok(()));
+    offer(&mut inputs, &id(1), 1, at, b"more").expect("taken");
 }
 
 /// Actions of clients of a terminal that remembers only a few of them.
@@ -209,7 +218,7 @@ proptest! {
                     if inputs.attach(&id(index), now) {
                         let client = &mut clients[index];
                         client.attached += 1;
-                        client.adopt_offset(inputs.expected(&id(index)));
+                        client.adopt_offset(inputs.position(&id(index)).expected);
                     }
                 }
                 ClientAction::Detach(index) => {
@@ -248,7 +257,7 @@ proptest! {
                             inputs.accept(&id(index), &bytes, now);
                             client.seen = Some(now);
                         }
-                        Err(SequenceError::ClientEvicted { expected }) => {
+                        Err(TerminalError::ClientEvicted { expected }) => {
                             prop_assert_eq!(client.attached, 0, "an attached client was evicted");
                             let is_recent =
                                 client.seen.is_some_and(|seen| now.duration_since(seen) < RECENTLY_SEEN);
@@ -259,7 +268,7 @@ proptest! {
                                 "the client must discard input whose fate is unknown"
                             );
                         }
-                        Err(SequenceError::TooManyClients) => {
+                        Err(TerminalError::TooManyStreams { .. }) => {
                             let busy = |p: &&ModelClient| p.attached > 0 || p.last.is_some();
                             prop_assert!(clients.iter().filter(busy).count() >= REMEMBERED);
                         }
@@ -267,7 +276,7 @@ proptest! {
                     }
                 }
                 ClientAction::Acknowledge(index) => {
-                    let written = inputs.written(&id(index));
+                    let written = inputs.position(&id(index)).written;
                     let client = &mut clients[index];
                     let sent = client.acked + client.unacked.len() as u64;
                     if inputs.clients.contains_key(&id(index)) && (client.acked..=sent).contains(&written) {
@@ -291,38 +300,40 @@ fn client_away_longest_is_evicted_and_its_repeat_is_rejected() {
     let begin = Instant::now();
     let later = |seconds: u64| begin + Duration::from_secs(seconds);
     let typed = |inputs: &mut InputSequencer, n: usize, at: Instant| {
-        let checked = inputs.check(&id(n), 1, inputs.expected(&id(n)), 3, at)?;
+        let checked = inputs.check(&id(n), 1, inputs.position(&id(n)).expected, 3, at)?;
         assert_eq!(checked, CheckedInput::New(0));
         inputs.accept(&id(n), b"abc", at);
         inputs.mark_written(3);
-        Ok::<(), SequenceError>(())
+        Ok::<(), TerminalError>(())
     };
     assert!(inputs.attach(&id(0), begin));
     for n in 0..MAX_CLIENTS {
         typed(&mut inputs, n, begin + Duration::from_millis(n as u64)).expect("taken");
     }
     // All clients typed recently, so none can be evicted.
-    assert_eq!(typed(&mut inputs, MAX_CLIENTS, later(60)), Err(SequenceError::TooManyClients));
+    let refused = typed(&mut inputs, MAX_CLIENTS, later(60));
+    assert!(matches!(refused, Err(TerminalError::TooManyStreams { limit: MAX_CLIENTS, .. })), "{refused:?}");
     assert!(!inputs.attach(&id(MAX_CLIENTS), later(60)));
     // Two minutes after its input, the first client that is not attached is evicted.
     typed(&mut inputs, MAX_CLIENTS, later(125)).expect("taken");
     assert_eq!(inputs.clients.len(), MAX_CLIENTS);
-    assert_eq!(inputs.expected(&id(0)), 3, "an attached client is not evicted");
-    assert_eq!(inputs.expected(&id(2)), 3);
+    assert_eq!(inputs.position(&id(0)).expected, 3, "an attached client is not evicted");
+    assert_eq!(inputs.position(&id(2)).expected, 3);
     // The evicted client returns, and sends unacknowledged input again or continues at its offset.
-    let evicted = SequenceError::ClientEvicted { expected: OFFSET_GAP_BYTES + 3 };
+    let evicted = error_text(TerminalError::ClientEvicted { expected: OFFSET_GAP_BYTES + 3 });
     for offset in [0, 3] {
-        assert_eq!(inputs.check(&id(1), 1, offset, 3, later(130)), Err(evicted));
+        assert_eq!(error(inputs.check(&id(1), 1, offset, 3, later(130))), evicted);
     }
     assert!(inputs.attach(&id(1), later(130)));
     assert_eq!(
-        inputs.check(&id(1), 1, 0, 3, later(130)),
-        Err(evicted),
+        error(inputs.check(&id(1), 1, 0, 3, later(130))),
+        evicted,
         "still evicted after it attaches again"
     );
     typed(&mut inputs, 1, later(130)).expect("new input is accepted");
-    assert_eq!(inputs.check(&id(1), 1, OFFSET_GAP_BYTES + 3, 3, later(130)), Ok(CheckedInput::Repeat));
-    assert_eq!(inputs.written(&id(1)), OFFSET_GAP_BYTES + 6);
+    let repeated = inputs.check(&id(1), 1, OFFSET_GAP_BYTES + 3, 3, later(130));
+    assert_eq!(repeated.ok(), Some(CheckedInput::Repeat));
+    assert_eq!(inputs.position(&id(1)).written, OFFSET_GAP_BYTES + 6);
 }
 
 #[test]
@@ -335,6 +346,6 @@ fn clients_that_never_typed_evict_no_client_that_typed() {
         assert!(inputs.attach(&id(n), now));
         inputs.detach(&id(n), now);
     }
-    assert_eq!(inputs.expected(&id(0)), 3);
-    assert_eq!(inputs.expected(&id(1)), 0, "without an eviction a new client begins at 0");
+    assert_eq!(inputs.position(&id(0)).expected, 3);
+    assert_eq!(inputs.position(&id(1)).expected, 0, "without an eviction a new client begins at 0");
 }

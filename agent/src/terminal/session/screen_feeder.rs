@@ -8,11 +8,11 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::{Terminal, WindowSize, counters::TerminalCounters, screen::ScreenModel, state::TerminalState};
+use super::{Terminal, TerminalState};
+use crate::terminal::{screen::ScreenModel, types::WindowSize};
 
 /// Time for which the model is fed before other tasks run.
 const FEED_SLICE: Duration = Duration::from_millis(1);
@@ -72,14 +72,16 @@ impl ScreenFeeder {
         for (at, size) in state.resizes.drain(..) {
             self.model.resized(at, size);
         }
-        if state.snapshots_requested > state.snapshots_taken {
+        if state.snapshots.is_open() {
             let since = *self.requested_since.get_or_insert(now);
             // A terminal whose session was killed is about to end. Its last read must not be held.
-            let reads = state.pty.is_some() && !state.killed;
+            let reads = state.lifecycle.pty().is_some() && !state.lifecycle.is_draining();
             let holds = reads && now >= self.hold_allowed_from.max(since + HOLD_AFTER);
             return if holds { FeedDecision::HoldReads } else { FeedDecision::Feed };
         }
-        if state.exit.is_some() || self.model.unseen_bytes(&state.log) <= state.log.max_bytes() as u64 / 2 {
+        if state.lifecycle.exited().is_some()
+            || self.model.unseen_bytes(&state.log) <= state.log.max_bytes() as u64 / 2
+        {
             return FeedDecision::Idle;
         }
         let quiet = if self.model.has_gap(&state.log) { last_read + FEED_QUIET } else { now };
@@ -88,11 +90,12 @@ impl ScreenFeeder {
     }
 
     /// Feeds the model for one time slice. Takes the requested snapshot once the model has
-    /// processed everything.
-    pub(super) fn feed(&mut self, decision: FeedDecision, terminal: &Terminal, counters: &TerminalCounters) {
+    /// processed everything. Returns how often the model panicked.
+    pub(super) fn feed(&mut self, decision: FeedDecision, terminal: &Terminal) -> u64 {
         let begin = Instant::now();
         let until = begin + FEED_SLICE;
         let too_far = if decision == FeedDecision::HoldReads { MAX_HOLD_BYTES } else { u64::MAX };
+        let mut panics = 0;
         loop {
             let next = {
                 let state = &mut *terminal.state();
@@ -102,41 +105,42 @@ impl ScreenFeeder {
                 self.model.next(&mut state.log)
             };
             let Some(bytes) = next else {
-                self.take_snapshot(&mut terminal.state(), counters);
+                panics += u64::from(!self.take_snapshot(&mut terminal.state()));
                 break;
             };
             let model = &mut self.model;
             if catch_unwind(AssertUnwindSafe(|| model.feed(&bytes))).is_err() {
-                self.reset_model(&terminal.state(), counters);
+                self.reset_model(&terminal.state());
+                panics += 1;
             }
             if Instant::now() >= until {
                 break;
             }
         }
         self.rest_until = Instant::now() + begin.elapsed() * FEED_REST_FACTOR;
+        panics
     }
 
-    fn take_snapshot(&mut self, state: &mut TerminalState, counters: &TerminalCounters) {
-        if state.snapshots_requested == state.snapshots_taken {
-            return;
+    /// Answers an open request for a snapshot. Returns false if the model panicked.
+    fn take_snapshot(&mut self, state: &mut TerminalState) -> bool {
+        if !state.snapshots.is_open() {
+            return true;
         }
         self.hold_allowed_from = Instant::now() + HOLD_INTERVAL;
         let model = &mut self.model;
-        match catch_unwind(AssertUnwindSafe(|| model.snapshot())) {
-            Ok(snapshot) => {
-                state.snapshot = Some(Arc::new(snapshot));
-                state.snapshots_taken = state.snapshots_requested;
-                self.requested_since = None;
-                state.wake_viewers();
-            }
-            Err(_) => self.reset_model(state, counters),
-        }
+        let Ok(snapshot) = catch_unwind(AssertUnwindSafe(|| model.snapshot())) else {
+            self.reset_model(state);
+            return false;
+        };
+        state.snapshots.answer(Some(snapshot));
+        self.requested_since = None;
+        state.wake_viewers();
+        true
     }
 
     /// Replaces the model by an empty one at the end of the log. Output is arbitrary, so a panic of
     /// the emulator must cost only the snapshot and not the terminal.
-    fn reset_model(&mut self, state: &TerminalState, counters: &TerminalCounters) {
+    fn reset_model(&mut self, state: &TerminalState) {
         self.model = ScreenModel::at_end(state.size.value, &state.log);
-        counters.model_panicked();
     }
 }

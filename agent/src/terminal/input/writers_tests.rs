@@ -16,22 +16,18 @@ fn size(n: u16) -> WindowSize {
 fn laptop_and_phone_share_a_terminal() {
     let mut writers = AttachedWriters::default();
     let (laptop, phone) = (id(1), id(2));
-    assert_eq!(writers.attach(&laptop, Some(size(50)), 0), SizeChange::Apply(size(50)));
-    assert_eq!(
-        writers.attach(&phone, Some(size(20)), 100),
-        SizeChange::Unchanged,
-        "the first owner keeps the size"
-    );
-    assert_eq!(writers.resize(&phone, size(21), false), SizeChange::Unchanged, "only stored");
+    assert_eq!(writers.attach(&laptop, Some(size(50)), 0), Some(size(50)));
+    assert_eq!(writers.attach(&phone, Some(size(20)), 100), None, "the first owner keeps the size");
+    assert_eq!(writers.resize(&phone, size(21), false), None, "only stored");
     assert!(!writers.accepts_reply(&phone, 200), "only the owner's replies are accepted");
-    assert_eq!(writers.record_input(&phone), SizeChange::Apply(size(21)), "the typing client owns the size");
-    assert_eq!(writers.record_input(&phone), SizeChange::Unchanged);
+    assert_eq!(writers.record_input(&phone), Some(size(21)), "the typing client owns the size");
+    assert_eq!(writers.record_input(&phone), None);
     assert!(
         writers.accepts_reply(&phone, 101) && !writers.accepts_reply(&phone, 100),
         "replies to replayed output are rejected"
     );
-    assert_eq!(writers.detach(&phone), SizeChange::Apply(size(50)), "the other writer becomes the owner");
-    assert_eq!(writers.detach(&laptop), SizeChange::Unchanged, "the size stays without writers");
+    assert_eq!(writers.detach(&phone), Some(size(50)), "the other writer becomes the owner");
+    assert_eq!(writers.detach(&laptop), None, "the size stays without writers");
 }
 
 #[test]
@@ -39,7 +35,7 @@ fn client_with_overlapping_streams_keeps_the_size() {
     let mut writers = AttachedWriters::default();
     writers.attach(&id(1), Some(size(30)), 0);
     writers.attach(&id(1), None, 10);
-    assert_eq!(writers.detach(&id(1)), SizeChange::Unchanged);
+    assert_eq!(writers.detach(&id(1)), None);
     assert!(writers.is_owner(&id(1)));
 }
 
@@ -48,18 +44,10 @@ fn typing_client_without_window_owns_no_size() {
     let mut writers = AttachedWriters::default();
     writers.attach(&id(1), Some(size(30)), 0);
     writers.attach(&id(2), None, 0);
-    assert_eq!(writers.record_input(&id(2)), SizeChange::Unchanged);
+    assert_eq!(writers.record_input(&id(2)), None);
     assert!(writers.is_owner(&id(1)));
-    assert_eq!(
-        writers.resize(&id(9), size(9), false),
-        SizeChange::Unchanged,
-        "a client that is not attached changes nothing"
-    );
-    assert_eq!(
-        writers.resize(&id(9), size(9), true),
-        SizeChange::Apply(size(9)),
-        "take overrides the size once"
-    );
+    assert_eq!(writers.resize(&id(9), size(9), false), None, "a client that is not attached changes nothing");
+    assert_eq!(writers.resize(&id(9), size(9), true), Some(size(9)), "take overrides the size once");
 }
 
 #[derive(Debug, Clone)]
@@ -99,7 +87,7 @@ proptest! {
             }
             if before != writers.owner && writers.owner.is_some() {
                 prop_assert!(
-                    matches!(change, SizeChange::Apply(_)),
+                    change.is_some(),
                     "a new owner's size must be applied: {step:?}"
                 );
             }

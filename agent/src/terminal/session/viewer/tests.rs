@@ -1,6 +1,7 @@
 //! Tests of the wait for lossless viewers.
 
 use super::*;
+use crate::{byte_log::ByteLog, terminal::types::WindowSize};
 
 const HELD: usize = 1024 * 1024;
 
