@@ -47,11 +47,11 @@ pub use self::{
     launch::CreateTerminal,
     session::DEFAULT_GRACE,
     types::{
-        AttachOptions, ClientId, Frame, FrameKind, InputKind, MAX_INPUT_BYTES, PtyOpenError, ScreenSnapshot,
-        SignalTarget, TerminalError, TerminalExit, TerminalId, TerminalInfo, TerminalInput, ViewerStart,
+        ClientId, Frame, FrameKind, InputKind, MAX_INPUT_BYTES, PtyOpenError, ScreenSnapshot, SignalTarget,
+        TerminalError, TerminalExit, TerminalId, TerminalInfo, TerminalInput, ViewerOptions, ViewerStart,
         WindowSize,
     },
-    watch::{TerminalWatch, WatchEvent, WatchOptions, WatchTarget},
+    watch::{TerminalWatch, WatchEvent},
 };
 use self::{
     journal::{JournalRecord, LoadedJournals, SAVE_AFTER, TerminalJournal},
@@ -188,18 +188,14 @@ impl Terminals {
     }
 
     /// Attaches to one terminal, for output and input.
-    pub fn attach(&self, attach: &AttachOptions) -> Result<Attachment, TerminalError> {
+    pub fn attach(&self, attach: &ViewerOptions) -> Result<Attachment, TerminalError> {
         Attachment::open(self.find(&attach.terminal)?, attach, &self.inner.streams)
     }
 
     /// Watches one or several terminals. An event reports each terminal that cannot be watched; the
     /// others continue.
-    pub fn watch(
-        &self,
-        terminals: &[WatchTarget],
-        options: &WatchOptions,
-    ) -> Result<TerminalWatch, TerminalError> {
-        TerminalWatch::open(terminals, options, &self.inner.streams, |id| self.find(id))
+    pub fn watch(&self, terminals: &[ViewerOptions]) -> Result<TerminalWatch, TerminalError> {
+        TerminalWatch::open(terminals, &self.inner.streams, |id| self.find(id))
     }
 
     /// Grants credit to one terminal of a watch. The client has processed all output before
@@ -328,9 +324,7 @@ impl Terminals {
 
     /// Saves all changes and returns once they are on disk.
     pub async fn save(&self) -> io::Result<()> {
-        let Some(journal) = self.inner.journal.clone().filter(|_| self.inner.persists()) else {
-            return Ok(());
-        };
+        let Some(journal) = self.inner.writable_journal() else { return Ok(()) };
         let terminals = self.inner.table().terminals.clone();
         let save = move || {
             let mut save = journal.begin_save();
@@ -345,7 +339,7 @@ impl Terminals {
 
     /// Removes the journal of a closed terminal, so that it is not restored.
     async fn remove_journal(&self, id: &TerminalId) {
-        let Some(journal) = self.inner.journal.clone().filter(|_| self.inner.persists()) else { return };
+        let Some(journal) = self.inner.writable_journal() else { return };
         let id = id.clone();
         let removed = spawn_blocking(move || journal.remove(&id)).await.map_err(io::Error::other).flatten();
         if let Err(error) = removed {
@@ -391,10 +385,11 @@ impl TerminalsInner {
         terminal
     }
 
-    /// Returns whether terminals are persisted, that is, whether the agent is claimed and not in
+    /// Returns the journal, if terminals are persisted. The agent must be claimed and not in
     /// maintenance mode.
-    fn persists(&self) -> bool {
-        self.launcher.claims().borrow().as_ref().is_some_and(|claim| !claim.maintenance)
+    fn writable_journal(&self) -> Option<Arc<TerminalJournal>> {
+        let claims = self.launcher.claims().borrow();
+        self.journal.clone().filter(|_| claims.as_ref().is_some_and(|claim| !claim.maintenance))
     }
 
     /// Restores saved terminals up to the policy's limit. Shells that can be restarted come first,

@@ -26,7 +26,7 @@ use crate::{
     spawn::Program,
     terminal::{
         Attachment, AttachmentWriter, ClientId, CreateTerminal, DEFAULT_GRACE, InputQueue, TerminalError,
-        TerminalId, Terminals, WatchOptions, WatchTarget,
+        TerminalId, Terminals, ViewerOptions,
     },
 };
 
@@ -112,16 +112,22 @@ impl terminals_server::Terminals for TerminalsService {
         request: Request<pb::WatchTerminalsRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let request = request.into_inner();
-        let options = WatchOptions {
-            client: client(&request.client_id)?,
-            credit: credit(request.credit_bytes)?,
-            lossless: request.lossless,
+        let (client, credit) = (client(&request.client_id)?, credit(request.credit_bytes)?);
+        let options = |watch: pb::WatchTerminal| {
+            Ok(ViewerOptions {
+                terminal: TerminalId::new(&watch.terminal_id),
+                from: begin(watch.from)?,
+                client: client.clone(),
+                size: None,
+                credit,
+                lossless: request.lossless,
+                // A browser sends its input by Write requests.
+                read_only: false,
+            })
         };
-        let from = |watch: pb::WatchTerminal| {
-            Ok(WatchTarget { terminal: TerminalId::new(&watch.terminal_id), from: begin(watch.from)? })
-        };
-        let terminals: Vec<_> = request.terminals.into_iter().map(from).collect::<Result<_, WireError>>()?;
-        let watch = self.terminals.watch(&terminals, &options).map_err(status)?;
+        let terminals: Vec<_> =
+            request.terminals.into_iter().map(options).collect::<Result<_, WireError>>()?;
+        let watch = self.terminals.watch(&terminals).map_err(status)?;
         let opened = pb::watch_terminals_response::Response::Opened(pb::WatchOpened {
             watch_id: watch.id().to_owned(),
         });

@@ -21,7 +21,7 @@ use super::{
     input::InputPosition,
     session::Terminal,
     types::{
-        AttachOptions, ClientId, Frame, InputKind, SignalTarget, TerminalError, TerminalInput, WindowSize,
+        ClientId, Frame, InputKind, SignalTarget, TerminalError, TerminalInput, ViewerOptions, WindowSize,
     },
     watch::{OpenStreams, TerminalWatch, WatchEvent},
 };
@@ -86,9 +86,9 @@ struct PendingResponses {
 
 impl Attachment {
     /// Attaches to a terminal.
-    pub(super) fn open(
+    pub(crate) fn open(
         terminal: Arc<Terminal>,
-        attach: &AttachOptions,
+        attach: &ViewerOptions,
         streams: &OpenStreams,
     ) -> Result<Self, TerminalError> {
         let (watch, viewer) = TerminalWatch::attach(&terminal, attach, streams)?;
@@ -147,12 +147,9 @@ impl Attachment {
 impl AttachmentWriter {
     /// Writes the input, and schedules its acknowledgement or rejection. If the admission gate
     /// holds the input, writes nothing and returns the hold.
-    pub(super) fn input(&self, input: TerminalInput<'_>) -> Option<HeldRequest> {
-        let written = match &self.client {
-            Some(client) if !self.read_only => self.terminal.write(client, input),
-            _ => Err(TerminalError::ReadOnly.into()),
-        };
-        match written {
+    pub(crate) fn input(&self, input: TerminalInput<'_>) -> Option<HeldRequest> {
+        let written = self.writing_client().map_err(Attempt::from);
+        match written.and_then(|client| self.terminal.write(client, input)) {
             Ok(end) => self.accepted(end),
             Err(Attempt::Failed(error)) => self.reject(error),
             Err(Attempt::Held(hold)) => return Some(hold),
@@ -186,10 +183,7 @@ impl AttachmentWriter {
     /// Sets the client's window size. `take_ownership` also makes the client the owner of the
     /// terminal's size.
     pub fn resize(&self, size: WindowSize, take_ownership: bool) -> Result<(), TerminalError> {
-        match &self.client {
-            Some(client) if !self.read_only => self.terminal.resize(client, size, take_ownership).map(drop),
-            _ => Err(TerminalError::ReadOnly),
-        }
+        self.terminal.resize(self.writing_client()?, size, take_ownership).map(drop)
     }
 
     /// Grants credit. The client has processed all output before `offset`.
@@ -203,6 +197,10 @@ impl AttachmentWriter {
             return Err(TerminalError::ReadOnly);
         }
         self.terminal.signal(signal, target)
+    }
+
+    fn writing_client(&self) -> Result<&ClientId, TerminalError> {
+        self.client.as_ref().filter(|_| !self.read_only).ok_or(TerminalError::ReadOnly)
     }
 
     fn responses(&self) -> MutexGuard<'_, PendingResponses> {

@@ -6,6 +6,8 @@
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
 
+use percent_encoding::percent_decode;
+
 #[cfg(test)]
 mod tests;
 
@@ -161,20 +163,5 @@ impl EscapeScanner {
 fn file_url_path(url: &[u8]) -> Option<PathBuf> {
     let rest = url.strip_prefix(b"file://")?;
     let path = &rest[rest.iter().position(|b| *b == b'/')?..];
-    let mut bytes = Vec::with_capacity(path.len());
-    let mut at = 0;
-    while at < path.len() {
-        let hex = (path[at] == b'%').then(|| path.get(at + 1..at + 3)).flatten();
-        match hex.and_then(|h| u8::from_str_radix(std::str::from_utf8(h).ok()?, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                at += 3;
-            }
-            None => {
-                bytes.push(path[at]);
-                at += 1;
-            }
-        }
-    }
-    Some(PathBuf::from(OsString::from_vec(bytes)))
+    Some(PathBuf::from(OsString::from_vec(percent_decode(path).collect())))
 }

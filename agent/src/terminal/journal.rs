@@ -80,16 +80,9 @@ pub(crate) struct JournalSave<'a> {
     saved: MutexGuard<'a, HashMap<TerminalId, Option<JournalFingerprint>>>,
 }
 
-/// The fields of a terminal whose change requires a save.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct JournalFingerprint {
-    pub(crate) next: u64,
-    pub(crate) title: String,
-    pub(crate) cwd: String,
-    pub(crate) size: WindowSize,
-    pub(crate) ended: bool,
-    pub(crate) slept: Option<SystemTime>,
-}
+/// Values whose change requires a save: end of the log, title, directory, size, whether the terminal
+/// has ended, and the time of a sleep.
+pub(crate) type JournalFingerprint = (u64, String, String, WindowSize, bool, Option<SystemTime>);
 
 /// Journals that were read from the directory.
 #[derive(Debug, Default)]

@@ -56,7 +56,7 @@ pub struct CreateTerminal {
 
 impl CreateTerminal {
     /// Returns an error if the name or the request id is too long.
-    pub(super) fn validate(&self) -> Result<(), TerminalError> {
+    pub(crate) fn validate(&self) -> Result<(), TerminalError> {
         if self.name.chars().count() > MAX_NAME_CHARS {
             return Err(TerminalError::BadField { field: "name", allowed: "at most 100 characters long" });
         }
@@ -68,7 +68,7 @@ impl CreateTerminal {
 
     /// Starts the program on a new PTY, in a terminal that has not started. Blocks for the time of a
     /// fork (about 1 ms). If it fails, the terminal is unchanged.
-    pub(super) fn start(
+    pub(crate) fn start(
         mut self,
         terminal: &mut Terminal,
         launcher: &Launcher,
@@ -103,7 +103,7 @@ impl CreateTerminal {
 }
 
 /// Restores one terminal. Blocks for the time of a fork (about 1 ms).
-pub(super) fn restore(
+pub(crate) fn restore(
     record: JournalRecord,
     launcher: &Launcher,
     children: &Children,

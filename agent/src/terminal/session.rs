@@ -55,7 +55,7 @@ use crate::{
 };
 
 /// One terminal. It is unshared until its program has started or it was restored as ended.
-pub(super) struct Terminal {
+pub(crate) struct Terminal {
     id: TerminalId,
     spec: TerminalSpec,
     created: SystemTime,
@@ -226,7 +226,7 @@ impl Lifecycle {
 
 impl Terminal {
     /// Creates a terminal without a program, with an empty log that starts at offset 0.
-    pub(super) fn new(id: TerminalId, created: SystemTime, claim: &Claim, gate: &Arc<AdmissionGate>) -> Self {
+    pub(crate) fn new(id: TerminalId, created: SystemTime, claim: &Claim, gate: &Arc<AdmissionGate>) -> Self {
         let log = ByteLog::new(claim.epoch, claim.policy.byte_log_bytes);
         Self {
             id,
@@ -242,19 +242,19 @@ impl Terminal {
 
     /// Appends bytes to the log of a terminal that has not started. They precede all output of the
     /// program.
-    pub(super) fn push_history(&mut self, bytes: &[u8]) {
+    pub(crate) fn push_history(&mut self, bytes: &[u8]) {
         self.unshared_state().log.push(bytes);
     }
 
     /// Sets the title and directory that an earlier agent saved.
-    pub(super) fn set_saved_metadata(&mut self, title: String, cwd: String) {
+    pub(crate) fn set_saved_metadata(&mut self, title: String, cwd: String) {
         let state = self.unshared_state();
         state.title.set(title, 0);
         state.cwd.set(cwd, 0);
     }
 
     /// Records the program that was started on the PTY.
-    pub(super) fn start(&mut self, spec: TerminalSpec, pty: Pty, child: Child) {
+    pub(crate) fn start(&mut self, spec: TerminalSpec, pty: Pty, child: Child) {
         let state = self.unshared_state();
         state.lifecycle = Lifecycle::Running(Arc::new(pty));
         state.size = Versioned::initial(spec.size);
@@ -266,7 +266,7 @@ impl Terminal {
 
     /// Records the exit of a restored terminal whose program is not started again. Its final offset
     /// is the end of the log.
-    pub(super) fn restore_exit(&mut self, spec: TerminalSpec, exit: TerminalExit) {
+    pub(crate) fn restore_exit(&mut self, spec: TerminalSpec, exit: TerminalExit) {
         let state = self.unshared_state();
         let final_offset = state.log.next();
         state.lifecycle.exit(TerminalExit { final_offset, ..exit });
@@ -282,16 +282,16 @@ impl Terminal {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    pub(super) fn id(&self) -> &TerminalId {
+    pub(crate) fn id(&self) -> &TerminalId {
         &self.id
     }
 
-    pub(super) fn spec(&self) -> &TerminalSpec {
+    pub(crate) fn spec(&self) -> &TerminalSpec {
         &self.spec
     }
 
     /// Returns the exit; `None` while the PTY is open.
-    pub(super) fn exit(&self) -> Option<TerminalExit> {
+    pub(crate) fn exit(&self) -> Option<TerminalExit> {
         self.state().lifecycle.exited()
     }
 
@@ -301,11 +301,11 @@ impl Terminal {
     }
 
     /// Returns whether the leader was reaped, so that its process id may belong to another process.
-    pub(super) fn leader_gone(&self) -> bool {
+    pub(crate) fn leader_gone(&self) -> bool {
         self.leader.as_ref().is_none_or(|leader| leader.ended.borrow().is_some())
     }
 
-    pub(super) fn info(&self) -> TerminalInfo {
+    pub(crate) fn info(&self) -> TerminalInfo {
         let state = self.state();
         TerminalInfo {
             id: self.id.clone(),
@@ -327,7 +327,7 @@ impl Terminal {
     }
 
     /// Returns the content of the terminal's journal; `None` if the registry removed the terminal.
-    pub(super) fn journal_record(&self) -> Option<JournalRecord> {
+    pub(crate) fn journal_record(&self) -> Option<JournalRecord> {
         let mut state = self.state();
         if state.lifecycle.is_closed() {
             return None;
@@ -348,16 +348,16 @@ impl Terminal {
     }
 
     /// Returns the values whose change requires a save of the journal.
-    pub(super) fn journal_fingerprint(&self) -> JournalFingerprint {
+    pub(crate) fn journal_fingerprint(&self) -> JournalFingerprint {
         let state = self.state();
-        JournalFingerprint {
-            next: state.log.next(),
-            title: state.title.value.clone(),
-            cwd: self.current_cwd(&state),
-            size: state.size.value,
-            ended: state.lifecycle.exited().is_some(),
-            slept: state.slept_at,
-        }
+        (
+            state.log.next(),
+            state.title.value.clone(),
+            self.current_cwd(&state),
+            state.size.value,
+            state.lifecycle.exited().is_some(),
+            state.slept_at,
+        )
     }
 
     /// Waits until `ready` returns a value. Calls it when input was written and when the terminal
@@ -389,14 +389,14 @@ impl Terminal {
     }
 
     /// Records that the registry removed the terminal. Its task ends with its last viewer.
-    pub(super) fn mark_removed(&self) {
+    pub(crate) fn mark_removed(&self) {
         self.state().lifecycle.remove();
         self.wake.notify_one();
     }
 
     /// Records `now` as the time at which the agent, and not the program, ends the terminal. Also
     /// records the working directory, while the process still exists.
-    pub(super) fn mark_slept(&self, now: SystemTime) {
+    pub(crate) fn mark_slept(&self, now: SystemTime) {
         let mut state = self.state();
         if state.lifecycle.exited().is_some() {
             return;

@@ -89,8 +89,8 @@ impl TerminalFixture {
     }
 }
 
-fn attach(id: &TerminalId, client: &str, from: ViewerStart) -> AttachOptions {
-    AttachOptions {
+fn attach(id: &TerminalId, client: &str, from: ViewerStart) -> ViewerOptions {
+    ViewerOptions {
         terminal: id.clone(),
         from,
         client: Some(ClientId::new(client).expect("valid")),

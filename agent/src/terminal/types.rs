@@ -86,9 +86,9 @@ pub enum ViewerStart {
     Now,
 }
 
-/// How a client reads one terminal, and whether it writes to it.
+/// How a client reads one terminal, by an attachment or a watch, and whether it may type.
 #[derive(Debug, Clone)]
-pub struct AttachOptions {
+pub struct ViewerOptions {
     pub terminal: TerminalId,
     /// Point in the output at which the stream starts.
     pub from: ViewerStart,
@@ -99,9 +99,9 @@ pub struct AttachOptions {
     /// Output bytes that may be unacknowledged; 0 means unlimited.
     pub credit: u64,
     /// The PTY is not read while this viewer is about to miss output, for at most 60 s without
-    /// progress.
+    /// progress. Not allowed for a watch of several terminals.
     pub lossless: bool,
-    /// All input, resizes and signals of an attachment are rejected.
+    /// The client is not a writer. All input, resizes and signals of an attachment are rejected.
     pub read_only: bool,
 }
 

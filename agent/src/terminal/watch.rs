@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     session::{Terminal, Viewer},
-    types::{AttachOptions, ClientId, Frame, TerminalError, TerminalId, ViewerStart},
+    types::{Frame, TerminalError, TerminalId, ViewerOptions},
 };
 
 /// Silence after which a keep-alive frame is sent. Proxies close idle streams after 60 s.
@@ -25,25 +25,6 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 const MAX_STREAMS: usize = 1024;
 /// Limit on terminals in one watch.
 const MAX_WATCHED_TERMINALS: usize = 64;
-
-/// A terminal to watch, and the point at which to start.
-#[derive(Debug, Clone)]
-pub struct WatchTarget {
-    pub terminal: TerminalId,
-    pub from: ViewerStart,
-}
-
-/// Options for all terminals of a watch.
-#[derive(Debug, Clone)]
-pub struct WatchOptions {
-    /// Client of the watch; `None` if it never types.
-    pub client: Option<ClientId>,
-    /// Output bytes per terminal that may be unacknowledged; 0 means unlimited.
-    pub credit: u64,
-    /// The PTY is not read while the watch is about to miss output, for at most 60 s without
-    /// progress. Allowed for one terminal only.
-    pub lossless: bool,
-}
 
 #[derive(Debug)]
 pub enum WatchEvent {
@@ -70,7 +51,7 @@ pub struct TerminalWatch {
 
 /// Watches and attachments of the workspace, by id. Clones share the same streams.
 #[derive(Debug, Clone, Default)]
-pub(super) struct OpenStreams {
+pub(crate) struct OpenStreams {
     streams: Arc<Mutex<HashMap<String, AckTargets>>>,
 }
 
@@ -87,9 +68,8 @@ struct StreamRegistration {
 impl TerminalWatch {
     /// Opens a watch of the terminals that `find` returns. An event reports each terminal that
     /// cannot be watched; the others continue.
-    pub(super) fn open(
-        targets: &[WatchTarget],
-        options: &WatchOptions,
+    pub(crate) fn open(
+        targets: &[ViewerOptions],
         streams: &OpenStreams,
         find: impl Fn(&TerminalId) -> Result<Arc<Terminal>, TerminalError>,
     ) -> Result<Self, TerminalError> {
@@ -99,7 +79,7 @@ impl TerminalWatch {
                 allowed: "a list of 1 to 64 terminals",
             });
         }
-        if options.lossless && targets.len() > 1 {
+        if targets.len() > 1 && targets.iter().any(|target| target.lossless) {
             return Err(TerminalError::BadField {
                 field: "lossless",
                 allowed: "false if more than one terminal is watched",
@@ -107,20 +87,10 @@ impl TerminalWatch {
         }
         let mut watch = Self::new(streams)?;
         let mut acks = AckTargets::new();
-        for WatchTarget { terminal: id, from } in targets {
-            let attach = AttachOptions {
-                terminal: id.clone(),
-                from: *from,
-                client: options.client.clone(),
-                size: None,
-                credit: options.credit,
-                lossless: options.lossless,
-                // A browser sends its input by Write requests, so the viewer of a watch may write.
-                read_only: false,
-            };
-            match find(id).and_then(|terminal| watch.join(&terminal, &attach)) {
-                Ok((terminal, viewer)) => drop(acks.insert(id.clone(), (terminal, viewer))),
-                Err(error) => watch.failed.push_back((id.clone(), error)),
+        for target in targets {
+            match find(&target.terminal).and_then(|terminal| watch.join(&terminal, target)) {
+                Ok((terminal, viewer)) => drop(acks.insert(target.terminal.clone(), (terminal, viewer))),
+                Err(error) => watch.failed.push_back((target.terminal.clone(), error)),
             }
         }
         streams.lock().insert(watch.id().to_owned(), acks);
@@ -128,9 +98,9 @@ impl TerminalWatch {
     }
 
     /// Opens a watch of one terminal for an attachment. Returns the id of its viewer.
-    pub(super) fn attach(
+    pub(crate) fn attach(
         terminal: &Arc<Terminal>,
-        attach: &AttachOptions,
+        attach: &ViewerOptions,
         streams: &OpenStreams,
     ) -> Result<(Self, u64), TerminalError> {
         let mut watch = Self::new(streams)?;
@@ -152,7 +122,7 @@ impl TerminalWatch {
     fn join(
         &mut self,
         terminal: &Arc<Terminal>,
-        attach: &AttachOptions,
+        attach: &ViewerOptions,
     ) -> Result<(Arc<Terminal>, u64), TerminalError> {
         let viewer = Viewer::join(terminal, attach, &self.wake)?;
         let id = viewer.id();
@@ -166,7 +136,7 @@ impl TerminalWatch {
     }
 
     /// Returns the signal that an event may be ready.
-    pub(super) fn wake(&self) -> &Arc<Notify> {
+    pub(crate) fn wake(&self) -> &Arc<Notify> {
         &self.wake
     }
 
@@ -186,7 +156,7 @@ impl TerminalWatch {
     }
 
     /// Returns the next event if one is ready.
-    pub(super) fn poll(&mut self) -> Option<WatchEvent> {
+    pub(crate) fn poll(&mut self) -> Option<WatchEvent> {
         if let Some((terminal, error)) = self.failed.pop_front() {
             return Some(WatchEvent::Failed { terminal, error });
         }
@@ -208,7 +178,7 @@ impl TerminalWatch {
 
     /// Waits until an event may be ready. After 15 s of silence returns a keep-alive frame, for
     /// which the terminals of the watch take turns. Cancel-safe. The watch must not be finished.
-    pub(super) async fn wait(&mut self) -> Option<Frame> {
+    pub(crate) async fn wait(&mut self) -> Option<Frame> {
         timeout_at(self.last_frame_at + KEEPALIVE, self.wake.notified()).await.err()?;
         self.last_frame_at = Instant::now();
         let index = self.next_index % self.viewers.len();
@@ -216,7 +186,7 @@ impl TerminalWatch {
         Some(self.viewers[index].keepalive())
     }
 
-    pub(super) fn is_finished(&self) -> bool {
+    pub(crate) fn is_finished(&self) -> bool {
         self.viewers.is_empty()
     }
 }
@@ -224,7 +194,7 @@ impl TerminalWatch {
 impl OpenStreams {
     /// Grants credit to one terminal of a watch. The client has processed all output before
     /// `offset`.
-    pub(super) fn ack(
+    pub(crate) fn ack(
         &self,
         watch: &str,
         id: &TerminalId,

@@ -12,8 +12,8 @@ use tonic::Status;
 use crate::{
     child::{ExitStatus, signals},
     terminal::{
-        AttachOptions, AttachmentEvent, ClientId, Frame, FrameKind, INPUT_QUEUE_BYTES, InputKind,
-        PtyOpenError, SignalTarget, TerminalError, TerminalExit, TerminalId, TerminalInfo, TerminalInput,
+        AttachmentEvent, ClientId, Frame, FrameKind, INPUT_QUEUE_BYTES, InputKind, PtyOpenError,
+        SignalTarget, TerminalError, TerminalExit, TerminalId, TerminalInfo, TerminalInput, ViewerOptions,
         ViewerStart, WatchEvent, WindowSize,
     },
 };
@@ -23,12 +23,12 @@ const CREDIT: std::ops::RangeInclusive<u32> = 4 * 1024..=16 * 1024 * 1024;
 /// Delay after which a client may send input again when the input queue was full.
 const INPUT_RETRY: Duration = Duration::from_millis(200);
 
-pub(super) fn attach(open: pb::AttachOpen) -> Result<AttachOptions, WireError> {
+pub(super) fn attach(open: pb::AttachOpen) -> Result<ViewerOptions, WireError> {
     let client = client(&open.client_id)?;
     if client.is_none() && !open.read_only {
         return Err(bad("client_id", "1 to 64 bytes long, unless read_only is set"));
     }
-    Ok(AttachOptions {
+    Ok(ViewerOptions {
         terminal: TerminalId::new(&open.terminal_id),
         from: begin(open.from)?,
         client,

@@ -52,7 +52,7 @@ fn typing_client_without_window_owns_no_size() {
 
 #[derive(Debug, Clone)]
 enum WriterStep {
-    AttachOptions(u8, Option<u16>),
+    Attach(u8, Option<u16>),
     Detach(u8),
     Resize(u8, u16, bool),
     Typed(u8),
@@ -61,7 +61,7 @@ enum WriterStep {
 fn step() -> impl Strategy<Value = WriterStep> {
     let client = 0_u8..4;
     prop_oneof![
-        (client.clone(), prop::option::of(1_u16..99)).prop_map(|(c, s)| WriterStep::AttachOptions(c, s)),
+        (client.clone(), prop::option::of(1_u16..99)).prop_map(|(c, s)| WriterStep::Attach(c, s)),
         client.clone().prop_map(WriterStep::Detach),
         (client.clone(), 1_u16..99, any::<bool>()).prop_map(|(c, s, t)| WriterStep::Resize(c, s, t)),
         client.prop_map(WriterStep::Typed),
@@ -75,7 +75,7 @@ proptest! {
         for step in steps {
             let before = writers.owner.clone();
             let change = match &step {
-                WriterStep::AttachOptions(c, s) => writers.attach(&id(*c), s.map(size), 0),
+                WriterStep::Attach(c, s) => writers.attach(&id(*c), s.map(size), 0),
                 WriterStep::Detach(c) => writers.detach(&id(*c)),
                 WriterStep::Resize(c, s, take) => writers.resize(&id(*c), size(*s), *take),
                 WriterStep::Typed(c) => writers.record_input(&id(*c)),

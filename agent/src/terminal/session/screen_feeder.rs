@@ -44,9 +44,10 @@ pub(super) struct ScreenFeeder {
 }
 
 /// Next step for the screen model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum FeedDecision {
     /// Nothing is due until the terminal changes.
+    #[default]
     Idle,
     /// Nothing is due until this time.
     WaitUntil(Instant),

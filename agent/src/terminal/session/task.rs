@@ -79,7 +79,7 @@ enum ReadMode {
 }
 
 /// The events that the task waits for next.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct WaitPlan {
     read: bool,
     write: bool,
@@ -89,10 +89,6 @@ struct WaitPlan {
 }
 
 impl WaitPlan {
-    fn new(feed: FeedDecision) -> Self {
-        Self { read: false, write: false, feed, deadline: None, finished: false }
-    }
-
     fn wake_by(&mut self, at: Instant) {
         self.deadline = Some(self.deadline.map_or(at, |before| before.min(at)));
     }
@@ -178,7 +174,8 @@ impl TerminalTask {
         let has_read = self.read_if_quiet(now);
         let mut guard = terminal.state();
         let state = &mut *guard;
-        let mut plan = WaitPlan::new(self.feeder.decide(state, now, self.last_read));
+        let mut plan =
+            WaitPlan { feed: self.feeder.decide(state, now, self.last_read), ..WaitPlan::default() };
         if plan.feed == FeedDecision::HoldReads {
             // Time in which reads are held does not count as silence.
             self.last_read = now;
@@ -186,7 +183,7 @@ impl TerminalTask {
             self.plan_read(state, now, &mut plan);
             if self.has_ended(state, now, has_read, &mut plan) {
                 self.finish(state);
-                plan = WaitPlan::new(plan.feed);
+                plan = WaitPlan { feed: plan.feed, ..WaitPlan::default() };
             } else {
                 // After a close the reactor reports "writable" for ever, so input is written with
                 // each poll.

@@ -16,7 +16,7 @@ use crate::{
     byte_log::{CHUNK_BYTES, LogRead},
     terminal::{
         input::MAX_CLIENTS,
-        types::{AttachOptions, ClientId, Frame, FrameKind, ScreenSnapshot, TerminalError, ViewerStart},
+        types::{ClientId, Frame, FrameKind, ScreenSnapshot, TerminalError, ViewerOptions, ViewerStart},
     },
 };
 
@@ -61,7 +61,7 @@ impl Viewer {
     /// Attaches a viewer to a terminal. `wake` is notified whenever a frame may be ready.
     pub(crate) fn join(
         terminal: &Arc<Terminal>,
-        options: &AttachOptions,
+        options: &ViewerOptions,
         wake: &Arc<Notify>,
     ) -> Result<Self, TerminalError> {
         let mut guard = terminal.state();

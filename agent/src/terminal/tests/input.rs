@@ -123,12 +123,12 @@ async fn program_that_reads_no_input_blocks_nothing_else() {
 async fn replies_are_accepted_from_size_owner_to_live_queries_only() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.script("stty -echo; echo ready; cat");
-    let owner = AttachOptions {
+    let owner = ViewerOptions {
         size: Some(WindowSize { rows: 30, cols: 100 }),
         ..attach(&terminal.id, "owner", ViewerStart::Oldest)
     };
     let mut owner = fixture.terminals.attach(&owner).expect("attached");
-    let guest = AttachOptions {
+    let guest = ViewerOptions {
         size: Some(WindowSize { rows: 10, cols: 40 }),
         ..attach(&terminal.id, "guest", ViewerStart::Oldest)
     };
@@ -159,7 +159,7 @@ async fn typing_client_owns_the_size_and_all_viewers_see_it() {
     let fixture = TerminalFixture::new();
     let terminal = fixture
         .script("trap 'stty size' WINCH; stty -echo; echo ready; while :; do read x && stty size; done");
-    let sized = |client, rows| AttachOptions {
+    let sized = |client, rows| ViewerOptions {
         size: Some(WindowSize { rows, cols: 100 }),
         ..attach(&terminal.id, client, ViewerStart::Oldest)
     };

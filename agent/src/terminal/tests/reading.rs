@@ -24,7 +24,7 @@ async fn lossless_viewers_get_all_bytes_beside_a_stalled_viewer() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.script(&format!("sleep 0.3; {MEGABYTES_50}"));
     let lossless =
-        |client| AttachOptions { lossless: true, ..attach(&terminal.id, client, ViewerStart::Oldest) };
+        |client| ViewerOptions { lossless: true, ..attach(&terminal.id, client, ViewerStart::Oldest) };
     let one = fixture.terminals.attach(&lossless("one")).expect("attached");
     let other = fixture.terminals.attach(&lossless("other")).expect("attached");
     // This viewer reads two frames, and then nothing until the others have finished.
@@ -105,12 +105,15 @@ async fn watch_serves_terminals_in_turn_with_separate_credit() {
     let fixture = TerminalFixture::new();
     let flood = fixture.open(&["yes", "flood"]);
     let calm = fixture.open(&["cat"]);
-    let watched = |id: &TerminalId| WatchTarget { terminal: id.clone(), from: ViewerStart::Oldest };
+    let watched = |id: &TerminalId| ViewerOptions {
+        client: None,
+        credit: 64 * 1024,
+        ..attach(id, "unused", ViewerStart::Oldest)
+    };
     let missing = TerminalId::new("nosuchthing1");
-    let options = WatchOptions { client: None, credit: 64 * 1024, lossless: false };
     let mut watch = fixture
         .terminals
-        .watch(&[watched(&flood.id), watched(&missing), watched(&calm.id)], &options)
+        .watch(&[watched(&flood.id), watched(&missing), watched(&calm.id)])
         .expect("a watch");
     let mut flooded = 0;
     let mut failed = 0;

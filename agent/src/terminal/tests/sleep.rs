@@ -7,7 +7,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 async fn ready(fixture: &TerminalFixture) -> (TerminalInfo, Attachment, ReceivedOutput) {
     let terminal = fixture.script("stty -echo; echo ready; exec cat");
-    let owner = AttachOptions {
+    let owner = ViewerOptions {
         size: Some(WindowSize::default()),
         ..attach(&terminal.id, "owner", ViewerStart::Oldest)
     };

@@ -19,7 +19,7 @@ async fn resized_and_rejoined_flood_keeps_its_positions() {
             _ => ViewerStart::Screen,
         };
         let size = WindowSize { rows: 2 + round * 7 % 60, cols: 20 + round * 13 % 200 };
-        let open = AttachOptions { size: Some(size), ..attach(&terminal.id, "dragger", from) };
+        let open = ViewerOptions { size: Some(size), ..attach(&terminal.id, "dragger", from) };
         let mut attachment = fixture.terminals.attach(&open).expect("attached");
         let mut log = ReceivedOutput::default();
         let mut last = size;
