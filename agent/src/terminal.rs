@@ -47,9 +47,8 @@ pub use self::{
     launch::CreateTerminal,
     session::DEFAULT_GRACE,
     types::{
-        ClientId, Frame, FrameKind, InputKind, MAX_INPUT_BYTES, PtyOpenError, ScreenSnapshot, SignalTarget,
-        TerminalError, TerminalExit, TerminalId, TerminalInfo, TerminalInput, ViewerOptions, ViewerStart,
-        WindowSize,
+        ClientId, Frame, FrameKind, InputKind, PtyOpenError, ScreenSnapshot, SignalTarget, TerminalError,
+        TerminalExit, TerminalId, TerminalInfo, TerminalInput, ViewerOptions, ViewerStart, WindowSize,
     },
     watch::{TerminalWatch, WatchEvent},
 };

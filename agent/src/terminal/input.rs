@@ -120,19 +120,20 @@ impl InputSequencer {
         }
     }
 
+    /// Returns an error if input is for another epoch than the current one.
+    pub(crate) fn check_epoch(&self, epoch: u64) -> Result<(), TerminalError> {
+        if epoch == self.epoch { Ok(()) } else { Err(TerminalError::StaleEpoch { epoch: self.epoch }) }
+    }
+
     /// Checks `len` bytes at `offset` without changing anything. Returns which bytes
     /// [`InputSequencer::accept`] may take.
     pub(crate) fn check(
         &self,
         client: &ClientId,
-        epoch: u64,
         offset: u64,
         len: usize,
         now: Instant,
     ) -> Result<CheckedInput, TerminalError> {
-        if epoch != self.epoch {
-            return Err(TerminalError::StaleEpoch { epoch: self.epoch });
-        }
         let known = self.clients.get(client);
         let (first_offset, expected) =
             known.map_or((self.first_offset, self.first_offset), |c| (c.first_offset, c.accepted));

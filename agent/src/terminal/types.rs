@@ -11,8 +11,6 @@ use crate::{admission::Rejection, child::ExitStatus, spawn::SpawnError};
 
 /// Largest number of rows or columns of a window.
 const MAX_SIDE_CELLS: u16 = 4096;
-/// Largest accepted input message, in bytes.
-pub const MAX_INPUT_BYTES: usize = 1024 * 1024;
 /// Longest client id, in bytes.
 const MAX_CLIENT_ID_BYTES: usize = 64;
 

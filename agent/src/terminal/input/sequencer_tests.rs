@@ -27,7 +27,8 @@ fn offer(
     offset: u64,
     data: &[u8],
 ) -> Result<(), TerminalError> {
-    if let CheckedInput::New(skip) = inputs.check(client, epoch, offset, data.len(), Instant::now())? {
+    inputs.check_epoch(epoch)?;
+    if let CheckedInput::New(skip) = inputs.check(client, offset, data.len(), Instant::now())? {
         inputs.accept(client, &data[skip..], Instant::now());
     }
     Ok(())
@@ -75,7 +76,9 @@ proptest! {
                     let offset = expected.saturating_sub(back) + ahead;
                     let data: Vec<u8> = (offset..offset + len as u64).map(|o| byte(client, o)).collect();
                     let epoch = if stale { 4 } else { 5 };
-                    let checked = inputs.check(&id(client), epoch, offset, len, Instant::now());
+                    let checked = inputs
+                        .check_epoch(epoch)
+                        .and_then(|()| inputs.check(&id(client), offset, len, Instant::now()));
                     if stale {
                         prop_assert_eq!(error(checked), error_text(TerminalError::StaleEpoch { epoch: 5 }));
                     } else if offset > expected {
@@ -235,7 +238,7 @@ proptest! {
                     } else if client.unacked.is_empty() {
                         continue;
                     }
-                    match inputs.check(&id(index), 5, client.acked, client.unacked.len(), now) {
+                    match inputs.check(&id(index), client.acked, client.unacked.len(), now) {
                         Ok(CheckedInput::Repeat) => {
                             prop_assert!(
                                 client.unacked.last().copied() <= client.last,
@@ -300,7 +303,7 @@ fn client_away_longest_is_evicted_and_its_repeat_is_rejected() {
     let begin = Instant::now();
     let later = |seconds: u64| begin + Duration::from_secs(seconds);
     let typed = |inputs: &mut InputSequencer, n: usize, at: Instant| {
-        let checked = inputs.check(&id(n), 1, inputs.position(&id(n)).expected, 3, at)?;
+        let checked = inputs.check(&id(n), inputs.position(&id(n)).expected, 3, at)?;
         assert_eq!(checked, CheckedInput::New(0));
         inputs.accept(&id(n), b"abc", at);
         inputs.mark_written(3);
@@ -322,16 +325,16 @@ fn client_away_longest_is_evicted_and_its_repeat_is_rejected() {
     // The evicted client returns, and sends unacknowledged input again or continues at its offset.
     let evicted = error_text(TerminalError::ClientEvicted { expected: OFFSET_GAP_BYTES + 3 });
     for offset in [0, 3] {
-        assert_eq!(error(inputs.check(&id(1), 1, offset, 3, later(130))), evicted);
+        assert_eq!(error(inputs.check(&id(1), offset, 3, later(130))), evicted);
     }
     assert!(inputs.attach(&id(1), later(130)));
     assert_eq!(
-        error(inputs.check(&id(1), 1, 0, 3, later(130))),
+        error(inputs.check(&id(1), 0, 3, later(130))),
         evicted,
         "still evicted after it attaches again"
     );
     typed(&mut inputs, 1, later(130)).expect("new input is accepted");
-    let repeated = inputs.check(&id(1), 1, OFFSET_GAP_BYTES + 3, 3, later(130));
+    let repeated = inputs.check(&id(1), OFFSET_GAP_BYTES + 3, 3, later(130));
     assert_eq!(repeated.ok(), Some(CheckedInput::Repeat));
     assert_eq!(inputs.position(&id(1)).written, OFFSET_GAP_BYTES + 6);
 }

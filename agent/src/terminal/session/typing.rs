@@ -7,10 +7,12 @@ use crate::{
     admission::{AdmitError, Attempt, Intent},
     terminal::{
         input::{CheckedInput, InputPosition},
-        types::{ClientId, InputKind, MAX_INPUT_BYTES, TerminalError, TerminalInput, WindowSize},
+        types::{ClientId, InputKind, TerminalError, TerminalInput, WindowSize},
     },
 };
 
+/// Largest accepted input message, in bytes.
+const MAX_INPUT_BYTES: usize = 1024 * 1024;
 /// Bytes after which the task stops writing to the PTY until its next round. A large paste thus
 /// delays nothing else.
 const WRITE_BYTES: usize = 64 * 1024;
@@ -32,15 +34,13 @@ impl Terminal {
         }
         let mut state = self.state();
         let state = &mut *state;
-        if input.epoch != state.log.epoch() {
-            return Err(TerminalError::StaleEpoch { epoch: state.log.epoch() }.into());
-        }
+        state.inputs.check_epoch(input.epoch)?;
         if let Some(exit) = state.lifecycle.exited() {
             return Err(TerminalError::TerminalEnded(exit).into());
         }
         let now = Instant::now();
         let end = input.offset.saturating_add(input.data.len() as u64);
-        let checked = state.inputs.check(client, input.epoch, input.offset, input.data.len(), now);
+        let checked = state.inputs.check(client, input.offset, input.data.len(), now);
         if matches!(checked, Err(TerminalError::InputGap { .. })) && self.gate.is_holding() {
             // The missing bytes may be held at the admission gate, and must be written first.
             self.try_admit(input.data.len())?;

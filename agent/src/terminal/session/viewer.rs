@@ -414,38 +414,32 @@ struct SentMetadata {
 impl SentMetadata {
     /// Returns the next change that applies at the cursor, and marks it as sent.
     fn take_due(&mut self, state: &TerminalState, cursor: u64) -> Option<FrameKind> {
-        fn changed<T>(fact: &Versioned<T>, sent: &mut u32, cursor: u64) -> bool {
-            let due = fact.version != *sent && fact.at <= cursor;
-            if due {
-                *sent = fact.version;
-            }
-            due
-        }
-        if changed(&state.size, &mut self.size, cursor) {
-            Some(FrameKind::Resized(state.size.value))
-        } else if changed(&state.title, &mut self.title, cursor) {
-            Some(FrameKind::Title(state.title.value.clone()))
-        } else if changed(&state.cwd, &mut self.cwd, cursor) {
-            Some(FrameKind::Cwd(state.cwd.value.clone()))
-        } else if changed(&state.foreground, &mut self.foreground, cursor) {
-            Some(FrameKind::Foreground(state.foreground.value.clone()))
-        } else {
-            None
-        }
+        let size = state.size.take_due(&mut self.size, cursor).map(FrameKind::Resized);
+        size.or_else(|| state.title.take_due(&mut self.title, cursor).map(FrameKind::Title))
+            .or_else(|| state.cwd.take_due(&mut self.cwd, cursor).map(FrameKind::Cwd))
+            .or_else(|| state.foreground.take_due(&mut self.foreground, cursor).map(FrameKind::Foreground))
     }
 
     /// Returns the offset of the next change after the cursor. Data frames end there, so that
     /// frames are sent in order.
     fn next_offset(&self, state: &TerminalState, cursor: u64) -> Option<u64> {
-        [
-            (state.size.version != self.size, state.size.at),
-            (state.title.version != self.title, state.title.at),
-            (state.cwd.version != self.cwd, state.cwd.at),
-            (state.foreground.version != self.foreground, state.foreground.at),
-        ]
-        .into_iter()
-        .filter(|(untold, at)| *untold && *at > cursor)
-        .map(|(_, at)| at)
-        .min()
+        let size = state.size.next_offset(self.size, cursor);
+        let title = state.title.next_offset(self.title, cursor);
+        let cwd = state.cwd.next_offset(self.cwd, cursor);
+        let foreground = state.foreground.next_offset(self.foreground, cursor);
+        [size, title, cwd, foreground].into_iter().flatten().min()
+    }
+}
+
+impl<T: Clone> Versioned<T> {
+    fn take_due(&self, sent: &mut u32, cursor: u64) -> Option<T> {
+        (self.version != *sent && self.at <= cursor).then(|| {
+            *sent = self.version;
+            self.value.clone()
+        })
+    }
+
+    fn next_offset(&self, sent: u32, cursor: u64) -> Option<u64> {
+        (self.version != sent && self.at > cursor).then_some(self.at)
     }
 }
