@@ -9,9 +9,9 @@
 //!
 //! This file is the registry of all terminals of the workspace. It creates, restores, saves, ends
 //! and removes them within the limits of the claim's policy. `session` owns the state of one
-//! terminal under a lock that is held briefly. One task per terminal reads its PTY and writes queued
-//! input. The modules `input`, `escape` and `screen` do no IO and read no clock. No terminal module
-//! uses protobuf types, and none imports from this file.
+//! terminal under a lock that is held briefly. One task per terminal reads its PTY and writes
+//! queued input. The modules `input`, `escape` and `screen` do no IO and read no clock. No terminal
+//! module uses protobuf types, and none imports from this file.
 
 mod types;
 
@@ -45,7 +45,7 @@ pub use self::{
     attachment::{Attachment, AttachmentEvent, AttachmentWriter, InputQueue, InputRejection},
     input::MAX_QUEUE_BYTES as INPUT_QUEUE_BYTES,
     launch::CreateTerminal,
-    session::DEFAULT_GRACE,
+    session::processes::DEFAULT_GRACE,
     types::{
         ClientId, Frame, FrameKind, InputKind, PtyOpenError, ScreenSnapshot, SignalTarget, TerminalError,
         TerminalExit, TerminalId, TerminalInfo, TerminalInput, ViewerOptions, ViewerStart, WindowSize,
@@ -55,7 +55,10 @@ pub use self::{
 use self::{
     journal::{JournalRecord, LoadedJournals, SAVE_AFTER, TerminalJournal},
     launch::restore,
-    session::{Terminal, TerminalCounters, TerminalTask},
+    session::{
+        Terminal,
+        task::{TerminalCounters, TerminalTask},
+    },
     watch::OpenStreams,
 };
 use crate::{

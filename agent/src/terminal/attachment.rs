@@ -5,9 +5,9 @@
 //! acks of its reader.
 //!
 //! [`InputQueue`] writes through an attachment. It keeps input that arrives while the workspace
-//! prepares to sleep in order, until the sleep commits or is cancelled. The admission gate holds each
-//! message, and bounds the number and bytes of the held messages. Acks, resizes and signals of the
-//! client are not queued.
+//! prepares to sleep in order, until the sleep commits or is cancelled. The admission gate holds
+//! each message, and bounds the number and bytes of the held messages. Acks, resizes and signals of
+//! the client are not queued.
 
 use std::{
     collections::VecDeque,

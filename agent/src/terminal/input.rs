@@ -301,8 +301,8 @@ impl InputSequencer {
 
 // === impl AttachedWriters ===
 
-/// Attached clients that may type. Its functions return the terminal's new size, or `None` if the size
-/// does not change.
+/// Attached clients that may type. Its functions return the terminal's new size, or `None` if the
+/// size does not change.
 #[derive(Debug, Default)]
 pub(crate) struct AttachedWriters {
     writers: HashMap<ClientId, AttachedWriter>,

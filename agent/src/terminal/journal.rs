@@ -1,5 +1,5 @@
-//! Journals: one file per terminal, from which the terminal is restored after a sleep. After a crash
-//! the last seconds of output are missing.
+//! Journals: one file per terminal, from which the terminal is restored after a sleep. After a
+//! crash the last seconds of output are missing.
 //!
 //! A terminal's newest output and metadata are saved 3 s after a change, and once more at shutdown.
 //! Unchanged terminals are not written. The journal knows records and files, but no terminal. Its
@@ -73,15 +73,16 @@ pub(crate) struct TerminalJournal {
     saved: Mutex<HashMap<TerminalId, Option<JournalFingerprint>>>,
 }
 
-/// One save of all terminals. Dropping it without [`JournalSave::finish`] leaves new files unsynced.
+/// One save of all terminals. Dropping it without [`JournalSave::finish`] leaves new files
+/// unsynced.
 #[derive(Debug)]
 pub(crate) struct JournalSave<'a> {
     dir: &'a Path,
     saved: MutexGuard<'a, HashMap<TerminalId, Option<JournalFingerprint>>>,
 }
 
-/// Values whose change requires a save: end of the log, title, directory, size, whether the terminal
-/// has ended, and the time of a sleep.
+/// Values whose change requires a save: end of the log, title, directory, size, whether the
+/// terminal has ended, and the time of a sleep.
 pub(crate) type JournalFingerprint = (u64, String, String, WindowSize, bool, Option<SystemTime>);
 
 /// Journals that were read from the directory.
@@ -249,9 +250,9 @@ impl JournalSave<'_> {
         Ok(())
     }
 
-    /// Writes the journal of a terminal that has changed, atomically. Only the user of the agent can
-    /// read the file. `record` returns `None` if the terminal was closed meanwhile. Its journal must
-    /// not be written again; `remove` or the next save removes it.
+    /// Writes the journal of a terminal that has changed, atomically. Only the user of the agent
+    /// can read the file. `record` returns `None` if the terminal was closed meanwhile. Its journal
+    /// must not be written again; `remove` or the next save removes it.
     pub(crate) fn write(
         &mut self,
         id: &TerminalId,

@@ -1,8 +1,8 @@
 //! Launch of terminals: validates a create request, starts its program on a new PTY, and restores
 //! saved terminals.
 //!
-//! An interactive shell is restarted below its history, because that repeats no effect of a command.
-//! Any other program comes back as an ended terminal with its history.
+//! An interactive shell is restarted below its history, because that repeats no effect of a
+//! command. Any other program comes back as an ended terminal with its history.
 
 use std::{path::Path, sync::Arc, time::SystemTime};
 
@@ -66,8 +66,8 @@ impl CreateTerminal {
         Ok(())
     }
 
-    /// Starts the program on a new PTY, in a terminal that has not started. Blocks for the time of a
-    /// fork (about 1 ms). If it fails, the terminal is unchanged.
+    /// Starts the program on a new PTY, in a terminal that has not started. Blocks for the time of
+    /// a fork (about 1 ms). If it fails, the terminal is unchanged.
     pub(crate) fn start(
         mut self,
         terminal: &mut Terminal,

@@ -5,10 +5,10 @@
 //! stops only between escape sequences and characters. A snapshot and the bytes after it therefore
 //! reproduce the exact state.
 //!
-//! The painter at the end of this file produces the bytes that bring a freshly reset terminal to the
-//! state of a screen. The crate `vt100` formats only what is visible. To find the rest (the screen
-//! behind a full-screen program, saved cursors, the scroll region), the painter feeds copies of the
-//! screen with sequences that reveal it.
+//! The painter at the end of this file produces the bytes that bring a freshly reset terminal to
+//! the state of a screen. The crate `vt100` formats only what is visible. To find the rest (the
+//! screen behind a full-screen program, saved cursors, the scroll region), the painter feeds copies
+//! of the screen with sequences that reveal it.
 
 use std::{collections::VecDeque, fmt::Write as _, num::NonZeroU16};
 

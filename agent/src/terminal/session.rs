@@ -17,11 +17,11 @@
 //! session's leader is not a stage: it can precede or follow a request to close, and background
 //! jobs may hold the PTY open after it. [`Leader`] knows it.
 
-mod processes;
+pub(super) mod processes;
 mod screen_feeder;
-mod task;
+pub(super) mod task;
 mod typing;
-mod viewer;
+pub(super) mod viewer;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -32,15 +32,6 @@ use std::{
 use rustix::process::Pid;
 use tokio::sync::{Notify, watch};
 
-pub use self::processes::DEFAULT_GRACE;
-#[cfg(test)]
-pub(super) use self::processes::session_members;
-#[cfg(test)]
-pub(super) use self::viewer::MAX_VIEWERS;
-pub(super) use self::{
-    task::{TerminalCounters, TerminalTask},
-    viewer::Viewer,
-};
 use super::{
     input::{AttachedWriters, InputSequencer},
     journal::{JournalFingerprint, JournalMetadata, JournalRecord, SavedExit, unix_nanos},
@@ -63,7 +54,7 @@ pub(crate) struct Terminal {
     leader: Option<Leader>,
     gate: Arc<AdmissionGate>,
     state: Mutex<TerminalState>,
-    /// Wakes the task.
+    /// Wakes the task when it has work to do.
     wake: Notify,
     /// Notified when queued input was written, and when the terminal has exited.
     progress: Notify,

@@ -112,7 +112,7 @@ fn expect_ready<T>(done: impl Future<Output = T>) -> T {
 
 /// Returns the living processes of a session whose leader is gone.
 fn session(terminal: &TerminalInfo) -> Vec<Pid> {
-    session::session_members(terminal.pid.expect("a leader"), true)
+    session::processes::session_members(terminal.pid.expect("a leader"), true)
 }
 
 /// Waits until a condition holds. Panics after `DEADLINE`.

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    session::{Terminal, Viewer},
+    session::{Terminal, viewer::Viewer},
     types::{Frame, TerminalError, TerminalId, ViewerOptions},
 };
 

@@ -104,7 +104,8 @@ proptest! {
                 }
             }
             for client in 0..3 {
-                prop_assert_eq!(inputs.position(&id(client)).expected, taken.get(&client).copied().unwrap_or(0));
+                let expected = taken.get(&client).copied().unwrap_or(0);
+                prop_assert_eq!(inputs.position(&id(client)).expected, expected);
             }
             check(&inputs, &order, &pty)?;
         }

@@ -2,9 +2,9 @@
 //!
 //! Signals that end a session go to every process of the session, not only to one process group.
 //!
-//! No event reports the working directory and the foreground job, so they are polled. A poll follows
-//! shortly after a change, and only while the terminal has viewers. An idle terminal thus costs no
-//! wake-up.
+//! No event reports the working directory and the foreground job, so they are polled. A poll
+//! follows shortly after a change, and only while the terminal has viewers. An idle terminal thus
+//! costs no wake-up.
 
 use std::{
     fs,

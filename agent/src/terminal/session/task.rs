@@ -116,8 +116,8 @@ impl TerminalTask {
         }
     }
 
-    /// Runs until the terminal has ended, was removed, and has no viewers. If the task panics, kills
-    /// and ends this terminal; other terminals are unaffected.
+    /// Runs until the terminal has ended, was removed, and has no viewers. If the task panics,
+    /// kills and ends this terminal; other terminals are unaffected.
     pub(crate) async fn run_guarded(self) {
         let (terminal, counters) = (Arc::clone(&self.terminal), Arc::clone(&self.counters));
         if AssertUnwindSafe(self.run()).catch_unwind().await.is_err() {
@@ -391,8 +391,8 @@ async fn writable(pty: Option<&Pty>) {
 
 // === impl TerminalCounters ===
 
-/// Totals over all terminals of the workspace, including ended and removed ones. Also the signal that
-/// the journal has something to save.
+/// Totals over all terminals of the workspace, including ended and removed ones. Also the signal
+/// that the journal has something to save.
 #[derive(Debug)]
 pub(crate) struct TerminalCounters {
     started_at: Instant,

@@ -16,9 +16,9 @@ const MAX_INPUT_BYTES: usize = 1024 * 1024;
 /// Bytes after which the task stops writing to the PTY until its next round. A large paste thus
 /// delays nothing else.
 const WRITE_BYTES: usize = 64 * 1024;
-
 /// Limit on resizes that wait for the screen model. Beyond it the oldest is dropped.
 const MAX_PENDING_RESIZES: usize = 64;
+
 impl Terminal {
     /// Accepts input and writes what the PTY takes now. Returns the offset that the client's
     /// acknowledgement must reach. If the admission gate holds the input, nothing was accepted.

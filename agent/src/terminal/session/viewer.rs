@@ -297,7 +297,8 @@ impl Drop for Viewer {
 impl Terminal {
     /// Grants credit. The viewer's client has processed all output before `offset`. An ack for
     /// another epoch, or with a lower offset than before, is ignored. An offset beyond the sent
-    /// output counts as the end of the sent output. Without an epoch the ack is for the current one.
+    /// output counts as the end of the sent output. Without an epoch the ack is for the current
+    /// one.
     pub(crate) fn ack(&self, viewer: u64, epoch: Option<u64>, offset: u64) {
         let mut state = self.state();
         if epoch.is_some_and(|epoch| epoch != state.log.epoch()) {

@@ -161,7 +161,7 @@ async fn watch_serves_terminals_in_turn_with_separate_credit() {
 async fn viewers_of_a_terminal_are_bounded() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.open(&["cat"]);
-    let viewers: Vec<_> = (0..session::MAX_VIEWERS)
+    let viewers: Vec<_> = (0..session::viewer::MAX_VIEWERS)
         .map(|i| fixture.attach(&terminal.id, &format!("c{i}"), ViewerStart::Now))
         .collect();
     let refused =
