@@ -5,48 +5,43 @@
 //! after the current piece, and a write leaves nothing behind.
 
 mod change;
-mod component_walk;
-mod entry;
-mod error;
 mod list;
-mod path;
 mod read;
-mod remove;
 mod root;
-mod streamed_write;
 mod temp;
 mod upload;
 mod write;
 
 use std::{
+    ffi::OsStr,
     io,
+    os::fd::{AsFd, OwnedFd},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
+use rustix::{
+    fs::{Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, openat},
+    io::Errno,
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_blocking,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::{
-    change::mkdir, entry::unix_system_time, error::map_errno, list::smallest_names, temp::is_temp_file,
-};
+use self::{change::Removal, list::Listing, upload::Uploads, write::FileWriter};
+pub(crate) use self::{change::mkdir, list::smallest_names, temp::is_temp_file, write::WriteBehind};
 pub use self::{
-    entry::{FileEntry, FileKind},
-    error::FileError,
-    path::{BadPath, RelPath},
+    list::{FileEntry, FileKind},
     read::{FileReader, PIECE_BYTES},
-    root::{PathResolver, SymlinkMode, WorkspaceRoot},
-    streamed_write::StreamedWrite,
+    root::{BadPath, PathResolver, RelPath, SymlinkMode, WorkspaceRoot},
     upload::{MAX_UPLOADS, UPLOAD_IDLE_TIMEOUT, UploadProgress},
-    write::{WriteOptions, WrittenFile},
+    write::{StreamedWrite, WriteOptions, WrittenFile},
 };
-use self::{list::Listing, remove::Removal, upload::Uploads, write::FileWriter};
-use crate::admission::{AdmissionGate, Intent};
+use crate::admission::{AdmissionGate, Intent, Rejection};
 
 /// Files read at once, with 2 MiB of memory each at most. The next request fails with
 /// TOO_MANY_STREAMS.
@@ -119,7 +114,7 @@ impl Files {
         self.run_blocking(move |shared| {
             let fd = shared.root.open_path(&path, links)?;
             let name = path.split().map(|(_, name)| name.to_owned()).unwrap_or_default();
-            FileEntry::from_fd(&name, &fd).map_err(error::map_errno("read the metadata of", &path))
+            FileEntry::from_fd(&name, &fd).map_err(map_errno("read the metadata of", &path))
         })
         .await
     }
@@ -242,6 +237,191 @@ fn acquire_permit(permits: &Arc<Semaphore>, limit: usize) -> Result<OwnedSemapho
     permits.clone().try_acquire_owned().map_err(|_| FileError::TooManyStreams { limit })
 }
 
+/// Reason why a file operation failed. Each `path` is relative to the root.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FileError {
+    /// The path is malformed, too long, or the root where the operation needs an entry.
+    #[error("path {path} {problem}")]
+    BadPath {
+        /// As the client sent it.
+        path: String,
+        problem: BadPath,
+    },
+    /// Another argument is outside its range.
+    #[error("{field}: must be {allowed}")]
+    BadField {
+        /// Name of the field in the proto.
+        field: &'static str,
+        /// Allowed values, in words that follow "must be".
+        allowed: &'static str,
+    },
+    #[error("{path}: no such file or directory")]
+    NotFound { path: String },
+    #[error("{path}: already exists")]
+    Exists { path: String },
+    /// The entry has another kind than the operation needs.
+    #[error("{path}: {problem}")]
+    WrongKind {
+        path: String,
+        /// The actual kind, or the required kind that it does not have.
+        problem: &'static str,
+    },
+    #[error("{path}: the directory is not empty")]
+    NotEmpty { path: String },
+    #[error(
+        "{path}: a symbolic link in the path is absolute, loops, leaves the workspace or changed meanwhile"
+    )]
+    Escapes { path: String },
+    /// The disk or a quota is full. The old content is untouched.
+    #[error("{path}: the disk is full ({errno}); remove files and retry")]
+    DiskFull {
+        /// The file that was being written, or the extraction that lacks space.
+        path: String,
+        /// Either ENOSPC or EDQUOT.
+        errno: Errno,
+    },
+    /// The agent or the machine has no file descriptor left.
+    #[error("{path}: too many open files ({errno})")]
+    NoDescriptors {
+        /// The file that was being opened.
+        path: String,
+        /// Either EMFILE or ENFILE.
+        errno: Errno,
+    },
+    /// A message exceeds its limit, or a file exceeds the limit of its file system.
+    #[error("{what} is too large{}", describe_limit(.limit.as_ref()))]
+    TooLarge {
+        what: String,
+        /// In bytes, if it is a fixed limit.
+        limit: Option<usize>,
+    },
+    /// The content differs from the SHA-256 that the client announced. Nothing was changed.
+    #[error("{path}: the content's SHA-256 is {got}, not {promised}; nothing was written")]
+    DigestMismatch {
+        path: String,
+        /// As 64 hexadecimal digits.
+        promised: String,
+        /// As 64 hexadecimal digits.
+        got: String,
+    },
+    #[error("{path}: offset {offset} lies after the end of the file at {size}")]
+    BadOffset { path: String, offset: u64, size: u64 },
+    #[error("{path}: the file shrank to {end} bytes while it was read; read it again")]
+    Shrunk {
+        path: String,
+        /// Length of the file now, in bytes.
+        end: u64,
+    },
+    #[error("a chunk at offset {offset} leaves a gap; send from offset {expected}")]
+    InputGap {
+        /// Offset of the rejected chunk.
+        offset: u64,
+        /// Offset of the next byte expected.
+        expected: u64,
+    },
+    #[error("no such upload: it expired, failed or never existed; start again")]
+    UploadNotFound { id: String },
+    /// [`MAX_UPLOADS`] uploads are in progress.
+    #[error("{limit} uploads are already in progress; finish one or retry later")]
+    TooManyUploads { limit: usize },
+    /// All stream permits of this kind are in use.
+    #[error("{limit} file reads, writes or listings of this kind are already open; close one or retry later")]
+    TooManyStreams { limit: usize },
+    /// The admission gate rejected the operation.
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    /// An internal fault of the agent.
+    #[error("internal fault of the agent while {operation}")]
+    Fault {
+        /// Activity of the agent, such as `writing a file`.
+        operation: &'static str,
+    },
+    /// Any other error of the operating system.
+    #[error("cannot {operation} {path}: {errno}")]
+    Io { operation: &'static str, path: String, errno: Errno },
+}
+
+fn describe_limit(limit: Option<&usize>) -> String {
+    limit.map_or_else(
+        || " for its file system; write less data".to_owned(),
+        |limit| format!("; send at most {limit} bytes at once"),
+    )
+}
+
+/// Maps an errno of an operation on `path` to the error that clients see.
+pub(crate) fn map_errno<'a>(operation: &'static str, path: &'a RelPath) -> impl Fn(Errno) -> FileError + 'a {
+    move |errno| {
+        let path = path.to_string();
+        match errno {
+            Errno::NOENT => FileError::NotFound { path },
+            Errno::EXIST => FileError::Exists { path },
+            Errno::NOTEMPTY => FileError::NotEmpty { path },
+            Errno::NOTDIR => {
+                FileError::WrongKind { path, problem: "is not a directory, or lies below a file" }
+            }
+            Errno::ISDIR => FileError::WrongKind { path, problem: "is a directory" },
+            Errno::LOOP => FileError::Escapes { path },
+            Errno::NAMETOOLONG => FileError::BadPath { path, problem: BadPath::TooLong },
+            Errno::NOSPC | Errno::DQUOT => FileError::DiskFull { path, errno },
+            Errno::MFILE | Errno::NFILE => FileError::NoDescriptors { path, errno },
+            Errno::FBIG => FileError::TooLarge { what: path, limit: None },
+            _ => FileError::Io { operation, path, errno },
+        }
+    }
+}
+
+/// Opens the directory `name` in `dir` for reading. Does not follow a symbolic link.
+pub(crate) fn open_directory_at(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
+    openat(dir, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Opens the file `name` in `dir` for reading. Does not follow a symbolic link, and does not block on a
+/// pipe that replaced the file.
+pub(crate) fn open_file_at(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    openat(dir, name, flags, Mode::empty())
+}
+
+pub(crate) fn duplicate(dir: &OwnedFd) -> Result<OwnedFd, Errno> {
+    dir.try_clone().map_err(|error| errno(&error))
+}
+
+/// Returns the errno of an error of the operating system, or EIO for any other error.
+pub(crate) fn errno(error: &io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+/// Returns timestamps that set the modification time only.
+pub(crate) fn modification_time(at: Timespec) -> Timestamps {
+    Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: at }
+}
+
+/// Converts a time of the file system, in seconds and nanoseconds since 1970.
+pub(crate) fn unix_system_time(seconds: i64, nanos: u64) -> SystemTime {
+    let nanos = Duration::from_nanos(nanos);
+    // Negating i64::MIN would overflow in the conversion to the wire format, so the time is clamped
+    // to the next second.
+    let distance = Duration::from_secs(seconds.max(-i64::MAX).unsigned_abs());
+    let whole = if seconds < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
+    whole.and_then(|at| at.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
+}
+
+fn timespec(at: SystemTime) -> Timespec {
+    match at.duration_since(UNIX_EPOCH) {
+        Ok(after) => Timespec {
+            tv_sec: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: after.subsec_nanos().into(),
+        },
+        Err(before) => {
+            let before = before.duration();
+            let partial = i64::from(before.subsec_nanos() > 0);
+            let nanos = if partial == 1 { 1_000_000_000 - before.subsec_nanos() } else { 0 };
+            let seconds = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
+            Timespec { tv_sec: -seconds - partial, tv_nsec: nanos.into() }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::{
@@ -273,5 +453,23 @@ mod tests {
         drop(go);
         settled.await.expect("synced");
         assert!(done.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn time_before_1970_converts_to_timespec() {
+        let at = UNIX_EPOCH - Duration::from_millis(1_250);
+        assert_eq!(timespec(at), Timespec { tv_sec: -2, tv_nsec: 750_000_000 });
+        let at = UNIX_EPOCH + Duration::from_millis(1_250);
+        assert_eq!(timespec(at), Timespec { tv_sec: 1, tv_nsec: 250_000_000 });
+    }
+
+    #[test]
+    fn extreme_times_convert_to_wire() {
+        for seconds in [i64::MIN, i64::MIN + 1, -1, 0, i64::MAX] {
+            for nanos in [0, 999_999_999] {
+                let timestamp = prost_types::Timestamp::from(unix_system_time(seconds, nanos));
+                assert_eq!(timestamp.seconds, seconds.max(-i64::MAX), "{seconds} s and {nanos} ns");
+            }
+        }
     }
 }

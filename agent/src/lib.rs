@@ -35,17 +35,7 @@ pub mod server;
 
 mod entry;
 mod install;
+mod util;
 
 pub use entry::{main_with, program};
-
-/// Formats an error and its chain of sources on one line, separated by ": ".
-pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line
-}
+pub(crate) use util::error_chain;

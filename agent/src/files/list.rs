@@ -1,4 +1,5 @@
-//! Lists a directory sorted by name, in pages, with bounded memory for any number of entries.
+//! File system entries as clients see them, and listings of directories, sorted by name, in pages, with
+//! bounded memory for any number of entries.
 //!
 //! The kernel returns names unsorted. Each pass over the directory keeps the [`MAX_NAMES`] smallest
 //! names after the last name listed. Every entry is therefore listed in order and at most once. An
@@ -11,21 +12,79 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
+    time::SystemTime,
     vec,
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FileType, readlinkat, statat},
+    fs::{AtFlags, Dir, FileType, Stat, fstat, readlinkat, statat},
     io::Errno,
 };
 
 use super::{
-    entry::FileEntry,
-    error::{FileError, map_errno},
-    path::RelPath,
-    root::WorkspaceRoot,
-    temp,
+    FileError, map_errno,
+    root::{RelPath, WorkspaceRoot},
+    temp, unix_system_time,
 };
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    File,
+    Directory,
+    Symlink,
+    /// A socket, a pipe or a device.
+    Other,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileEntry {
+    /// Last component of the path in raw bytes; empty for the root.
+    pub name: Vec<u8>,
+    pub kind: FileKind,
+    /// Size of the content in bytes.
+    pub size: u64,
+    pub mode: u32,
+    pub modified: SystemTime,
+    /// Target of a symbolic link as written; empty for other kinds.
+    pub link_target: Vec<u8>,
+    pub device: u64,
+    pub ino: u64,
+}
+
+impl FileKind {
+    /// Returns the kind that the file type in `mode` stands for.
+    pub(crate) fn of_mode(mode: u32) -> Self {
+        match FileType::from_raw_mode(mode) {
+            FileType::RegularFile => Self::File,
+            FileType::Directory => Self::Directory,
+            FileType::Symlink => Self::Symlink,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl FileEntry {
+    pub(super) fn new(name: &OsStr, stat: &Stat, link_target: Vec<u8>) -> Self {
+        Self {
+            name: name.as_bytes().to_vec(),
+            kind: FileKind::of_mode(stat.st_mode),
+            size: u64::try_from(stat.st_size).unwrap_or_default(),
+            mode: stat.st_mode & 0o7777,
+            modified: unix_system_time(stat.st_mtime, stat.st_mtime_nsec),
+            link_target,
+            device: stat.st_dev,
+            ino: stat.st_ino,
+        }
+    }
+
+    /// Reads the metadata of an open descriptor, which may be a symbolic link.
+    pub(super) fn from_fd(name: &OsStr, fd: &OwnedFd) -> Result<Self, Errno> {
+        let stat = fstat(fd)?;
+        let link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+        let target = if link { readlinkat(fd, "", Vec::new())?.into_bytes() } else { Vec::new() };
+        Ok(Self::new(name, &stat, target))
+    }
+}
 
 /// Names held at once. They take 5 MiB if all have 255 bytes, but a usual name has 20. A larger
 /// directory is read in several passes.

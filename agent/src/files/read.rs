@@ -13,10 +13,10 @@ use rustix::{buffer::spare_capacity, io::Errno};
 use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle};
 
 use super::{
-    entry::FileEntry,
-    error::{FileError, map_errno},
-    path::RelPath,
-    root::WorkspaceRoot,
+    FileError,
+    list::FileEntry,
+    map_errno,
+    root::{RelPath, WorkspaceRoot},
 };
 
 /// Maximum bytes of one piece, which is one message on the wire.

@@ -23,7 +23,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::entry::FileEntry;
+use super::unix_system_time;
 
 const PREFIX: &str = ".podling-";
 const SUFFIX: &str = ".tmp";
@@ -96,7 +96,7 @@ impl TempFiles {
             return false;
         }
         let stale = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
-            let age = SystemTime::now().duration_since(FileEntry::new(name, &stat, Vec::new()).modified);
+            let age = SystemTime::now().duration_since(unix_system_time(stat.st_mtime, stat.st_mtime_nsec));
             age.is_ok_and(|age| age >= STALE_AFTER)
         });
         stale && unlinkat(dir, name, AtFlags::empty()).is_ok()

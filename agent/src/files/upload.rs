@@ -11,11 +11,11 @@ use tokio::task::spawn_blocking;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
-    error::FileError,
-    path::RelPath,
-    root::WorkspaceRoot,
+    FileError,
+    root::{RelPath, WorkspaceRoot},
     write::{FileWriter, WriteOptions, WrittenFile},
 };
+use crate::util::lock;
 
 /// Maximum uploads in the table, including finished ones. If the table is full, a new upload evicts
 /// the oldest finished one. If none is finished, the new upload fails with TOO_MANY_UPLOADS.
@@ -185,8 +185,4 @@ impl UploadState {
             Self::Failed => Err(FileError::Fault { operation: "continuing a failed upload" }),
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
