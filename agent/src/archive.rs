@@ -5,40 +5,29 @@
 //! stops them. A zip to extract is first received as a whole into an unnamed file and inspected.
 //! Only then does extraction write to the workspace.
 //!
-//! Reading order for creating: `create`, `walk`, `dispatch`, `compress`, `write`. For extracting:
-//! `read`, `inspect`, `extract`. `layout` has the byte format.
+//! `create` and `extract` do the work. `zip` has the byte format, and reads and checks received zips.
 
-mod compress;
 mod create;
-mod decode;
 mod deflate;
-mod dispatch;
-mod error;
 mod extract;
-mod extract_progress;
-mod glob;
-mod hard_links;
-mod huffman;
-mod ignore;
-mod inspect;
-mod layout;
-mod manifest;
-mod memory_budget;
 mod metadata;
-mod read;
-mod receive;
-mod safe_dir_walker;
-mod source;
-mod spool;
-mod walk;
-mod write;
+mod zip;
 
 use std::{
+    fs::File,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
+    time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
+use rustix::{
+    fs::{Mode, OFlags, unlink},
+    io::Errno,
+};
 use tokio::{
     sync::{
         OwnedSemaphorePermit, Semaphore,
@@ -47,19 +36,14 @@ use tokio::{
     task::{JoinHandle, spawn_blocking},
 };
 
+use self::create::Creation;
 pub use self::{
-    error::ArchiveError,
-    ignore::{MAX_PATTERN_BYTES, MAX_PATTERNS},
-    manifest::{ArchiveProgress, ArchiveSummary, ArchivedEntry, CreateEvent, MAX_SKIPPED, UnarchivedEntry},
-    receive::ArchiveReceiver,
-};
-use self::{
-    error::ArchiveStop, extract::Extraction, extract_progress::ExtractProgress, ignore::IgnoreRules,
-    read::ZipReader,
+    create::{MAX_PATTERN_BYTES, MAX_PATTERNS},
+    extract::ArchiveReceiver,
 };
 use crate::{
     admission::{AdmissionGate, AdmitError, Intent, Rejection},
-    files::{FileError, RelPath, WorkspaceRoot},
+    files::{FileError, FileKind, RelPath, WorkspaceRoot, errno},
 };
 
 /// Archives created or extracted at once. The next request fails with TOO_MANY_STREAMS. Creating an
@@ -69,6 +53,10 @@ pub const MAX_ARCHIVES: usize = 2;
 /// Maximum entries of an archive that is created or extracted. A larger archive fails with
 /// TOO_LARGE. Inspecting a zip takes about 50 bytes of memory for each entry, so 100 MiB at most.
 pub const MAX_ENTRIES: u64 = 2_000_000;
+/// Maximum threads that deflate or write; fewer on a machine with fewer cores.
+const MAX_WORKERS: usize = 4;
+/// Interval between two progress messages.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// Messages queued between the threads and the stream, each 256 KiB at most. When the queue is
 /// full, the threads wait.
 const EVENT_QUEUE: usize = 8;
@@ -135,14 +123,7 @@ impl Archives {
         path: RelPath,
         options: CreateOptions,
     ) -> Result<impl Stream<Item = Result<CreateEvent, ArchiveError>> + Send + use<>, ArchiveError> {
-        if options.preservation && (options.ignore_files || !options.ignore.is_empty()) {
-            return Err(FileError::BadField {
-                field: "preservation",
-                allowed: "false if ignore rules are given",
-            }
-            .into());
-        }
-        let rules = IgnoreRules::new(&options.ignore, options.ignore_files)?;
+        let creation = Creation::new(&options)?;
         let permit = self.acquire_permit()?;
         let root = self.root.clone();
         let opened = spawn_blocking(move || root.open_directory(&path)).await;
@@ -152,7 +133,7 @@ impl Archives {
         let work = spawn_blocking(move || {
             // Released only when the threads have ended, even if the stream is dropped first.
             let _permit = permit;
-            create::create(dir, rules, options.preservation, events, &scratch)
+            creation.run(dir, events, &scratch)
         });
         Ok(event_stream(receiver, work))
     }
@@ -166,9 +147,8 @@ impl Archives {
         let permit = self.acquire_permit()?;
         self.admit().await?;
         let scratch = self.scratch.clone();
-        let spool = spawn_blocking(move || spool::create(&scratch)).await;
-        let spool =
-            spool.map_err(|_| ArchiveError::fault("creating a spool file"))?.map_err(error::spool_error)?;
+        let spool = spawn_blocking(move || create_spool(&scratch)).await;
+        let spool = spool.map_err(|_| ArchiveError::fault("creating a spool file"))?.map_err(spool_error)?;
         Ok(ArchiveReceiver::new(self.clone(), path, options, spool, permit))
     }
 
@@ -191,28 +171,14 @@ impl Archives {
     fn extract(
         self,
         path: RelPath,
-        options: &ExtractOptions,
-        spool: std::fs::File,
+        options: ExtractOptions,
+        spool: File,
         permit: OwnedSemaphorePermit,
     ) -> impl Stream<Item = Result<ExtractEvent, ArchiveError>> + Send + use<> {
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
-        let (replace, preservation) = (options.replace, options.preservation);
         let work = spawn_blocking(move || {
             let _permit = permit;
-            let zip = ZipReader::open(spool)?;
-            let sum = inspect::inspect(&zip)?;
-            let extraction = Extraction { zip: &zip, root: &self.root, path: &path, replace, preservation };
-            let admission = || self.recheck_admission();
-            let progress = ExtractProgress::new(sum.bytes, &events, &admission);
-            extraction.check_destination(sum)?;
-            match extraction.verify(&progress).and_then(|()| extraction.write_tree(&progress)) {
-                Ok(()) => {}
-                Err(ArchiveStop::ReceiverDropped) => return Ok(()),
-                Err(ArchiveStop::Failed(error)) => return Err(error),
-            }
-            // The client may have dropped the stream. The extraction is complete in any case.
-            let _gone = events.blocking_send(ExtractEvent::Done { entries: sum.entries, bytes: sum.bytes });
-            Ok(())
+            extract::extract(spool, &self.root, &path, &options, &events, &|| self.recheck_admission())
         });
         event_stream(receiver, work)
     }
@@ -221,6 +187,10 @@ impl Archives {
         let permit = self.permits.clone().try_acquire_owned();
         permit.map_err(|_| ArchiveError::TooManyArchives { limit: MAX_ARCHIVES })
     }
+}
+
+fn worker_count() -> usize {
+    thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_WORKERS))
 }
 
 /// Yields the messages of the threads, then the error they ended with, if any.
@@ -234,4 +204,162 @@ fn event_stream<T: Send + 'static>(
         work.await.unwrap_or_else(|_| Err(ArchiveError::fault("working on an archive"))).err()
     });
     messages.map(Ok).chain(failure.filter_map(|error| async move { error.map(Err) }))
+}
+
+/// Reason why an archive could not be created or extracted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ArchiveError {
+    /// An error that other file operations have too.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The received file is not a zip, or it must not be extracted.
+    #[error("{}: {cause}; nothing was written", entry_or_zip(.entry))]
+    Unsafe {
+        /// Name of the entry; empty if the zip as a whole is at fault.
+        entry: String,
+        /// English text for people.
+        cause: &'static str,
+    },
+    #[error("the archive has more than {limit} entries; split it into several archives")]
+    TooManyEntries { limit: u64 },
+    /// [`MAX_ARCHIVES`] archives are in progress.
+    #[error("{limit} archives are already being created or extracted; retry later")]
+    TooManyArchives { limit: usize },
+}
+
+fn entry_or_zip(entry: &str) -> &str {
+    if entry.is_empty() { "the zip" } else { entry }
+}
+
+impl ArchiveError {
+    fn bad_entry(name: &[u8], cause: &'static str) -> Self {
+        Self::Unsafe { entry: String::from_utf8_lossy(name).into_owned(), cause }
+    }
+
+    fn bad_zip(cause: &'static str) -> Self {
+        Self::Unsafe { entry: String::new(), cause }
+    }
+
+    fn fault(operation: &'static str) -> Self {
+        Self::File(FileError::Fault { operation })
+    }
+}
+
+impl From<Rejection> for ArchiveError {
+    fn from(refused: Rejection) -> Self {
+        Self::File(refused.into())
+    }
+}
+
+/// Reason why the threads of an archive stopped before its end.
+#[derive(Debug)]
+enum ArchiveStop {
+    /// The client dropped the stream.
+    ReceiverDropped,
+    Failed(ArchiveError),
+}
+
+impl<E: Into<ArchiveError>> From<E> for ArchiveStop {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Maps an error of the spool file to the error a client sees.
+fn spool_error(error: io::Error) -> FileError {
+    let path = "the agent's own directory".to_owned();
+    let errno = errno(&error);
+    match errno {
+        Errno::NOSPC | Errno::DQUOT => FileError::DiskFull { path, errno },
+        Errno::MFILE | Errno::NFILE => FileError::NoDescriptors { path, errno },
+        errno => FileError::Io { operation: "write to", path, errno },
+    }
+}
+
+/// An entry of the manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchivedEntry {
+    /// Relative to the archived directory, in the raw bytes of the file system.
+    pub path: Vec<u8>,
+    pub kind: FileKind,
+    /// In bytes; 0 for other kinds than files.
+    pub size: u64,
+    pub mode: u32,
+    pub modified: SystemTime,
+    /// Of a file's content or a symbolic link's target; `None` for other kinds.
+    pub sha256: Option<[u8; 32]>,
+    /// Whether the entry is a further name of an earlier file. Its kind is [`FileKind::Symlink`].
+    pub hard_link: bool,
+    /// Whether the entry is a FIFO. Its kind is [`FileKind::Other`].
+    pub fifo: bool,
+}
+
+/// An entry that could not be read, or that changed while it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnarchivedEntry {
+    /// Relative to the archived directory.
+    pub path: Vec<u8>,
+    /// English text for people.
+    pub reason: String,
+}
+
+/// Progress of creating or extracting an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ArchiveProgress {
+    /// Manifest entries, or entries extracted.
+    pub entries: u64,
+    /// Bytes of uncompressed content.
+    pub bytes: u64,
+    /// Expected total of `bytes`; 0 while it is not yet known.
+    pub total_bytes: u64,
+}
+
+/// Summary of a complete archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchiveSummary {
+    /// Entries of the manifest.
+    pub entries: u64,
+    /// Bytes of uncompressed content in the manifest.
+    pub bytes: u64,
+    /// Size of the zip in bytes.
+    pub archive_bytes: u64,
+    pub archive_sha256: [u8; 32],
+    /// The first [`MAX_SKIPPED`] skipped entries.
+    pub skipped: Vec<UnarchivedEntry>,
+    /// Number of all skipped entries.
+    pub skipped_count: u64,
+}
+
+/// Maximum skipped entries that a summary lists. Further ones are only counted.
+pub const MAX_SKIPPED: usize = 100;
+
+/// A message of the stream that creates an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CreateEvent {
+    /// The next bytes of the zip.
+    Data(Bytes),
+    /// Sent after the bytes of the entry.
+    Entry(ArchivedEntry),
+    /// Sent at most once in 250 ms.
+    Progress(ArchiveProgress),
+    /// Sent once, as the last message.
+    Summary(ArchiveSummary),
+}
+
+/// Creates an unnamed temporary file in `directory`, outside the user's view. It disappears with its
+/// descriptor, even if the agent is killed.
+fn create_spool(directory: &Path) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    match rustix::fs::open(directory, flags | OFlags::TMPFILE, mode) {
+        Ok(file) => Ok(file.into()),
+        // The file system does not support O_TMPFILE.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+            let path = directory.join(format!("spool-{:016x}", fastrand::u64(..)));
+            let file = rustix::fs::open(&path, flags | OFlags::CREATE | OFlags::EXCL, mode)?;
+            unlink(&path)?;
+            Ok(file.into())
+        }
+        Err(errno) => Err(errno.into()),
+    }
 }

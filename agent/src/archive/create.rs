@@ -8,86 +8,109 @@
 //!            └──────── order ───────▶ writer ─ events ─▶ client
 //! ```
 
+mod ignore;
+mod jobs;
+mod walk;
+
 use std::{
+    fs::File,
+    io::Read,
     os::fd::OwnedFd,
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, sync_channel},
     },
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use rustix::io::Errno;
 use tokio::sync::mpsc::Sender;
 
-use super::{
-    compress::{CompressJob, Compressed, run_worker},
-    deflate::BLOCK_BYTES,
-    dispatch::{JobDispatcher, WriteItem},
-    error::{ArchiveError, ArchiveStop},
-    hard_links::CountedFiles,
+pub use self::ignore::{MAX_PATTERN_BYTES, MAX_PATTERNS};
+use self::{
     ignore::IgnoreRules,
-    layout::ZipMember,
-    manifest::{ArchiveProgress, CreateEvent},
-    memory_budget::{Cancelled, MemoryBudget},
+    jobs::{CompressJob, Compressed, CountedFiles, JobDispatcher, WriteItem, run_worker},
     walk::{TreeWalk, WalkStep},
-    write::ZipWriter,
 };
-use crate::files::FileKind;
+use super::{
+    ArchiveError, ArchiveProgress, ArchiveStop, CreateEvent, CreateOptions, PROGRESS_INTERVAL,
+    deflate::BLOCK_BYTES, metadata::UnixTime, spool_error, worker_count, zip::ZipWriter,
+};
+use crate::{
+    files::{FileError, FileKind, errno},
+    util::lock,
+};
 
-/// Maximum threads that deflate; fewer on a machine with fewer cores.
-const MAX_WORKERS: usize = 4;
 /// Limit of uncompressed bytes between walk and writer, at which the walk waits. Their compressed
 /// form may take as many bytes again.
 const IN_FLIGHT_BYTES: usize = 12 * BLOCK_BYTES;
 /// Limit of entries between walk and writer, at which the walk waits.
 const QUEUE_ENTRIES: usize = 512;
-/// Interval between two progress messages.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Archives a directory. With `preservation`, further names of a file become links. Blocks until the
-/// archive has been sent, the receiver of `events` is dropped, or an error occurs.
-pub(super) fn create(
-    dir: OwnedFd,
+/// Reason for skipping an entry that changed while it was read.
+const CHANGED: &str = "it changed while it was read";
+
+/// Creation of one archive.
+#[derive(Debug)]
+pub(super) struct Creation {
     rules: IgnoreRules,
+    /// Whether further names of a file become links.
     preservation: bool,
-    events: Sender<CreateEvent>,
-    scratch: &Path,
-) -> Result<(), ArchiveError> {
-    let budget = MemoryBudget::new(IN_FLIGHT_BYTES);
-    let total = AtomicU64::new(0);
-    let count_dir = dir.try_clone().map_err(super::error::spool_error)?;
-    let (jobs, todo) = sync_channel::<CompressJob>(QUEUE_ENTRIES);
-    let (order, items) = sync_channel::<WriteItem>(QUEUE_ENTRIES);
-    let todo = Arc::new(Mutex::new(todo));
-    thread::scope(|scope| {
-        let (budget, total) = (&budget, &total);
-        for _ in 0..workers() {
-            let todo = todo.clone();
-            scope.spawn(move || run_worker(&todo, budget));
-        }
-        // The job queue closes with the last worker, so that the dispatcher cannot wait for a
-        // worker that is gone.
-        drop(todo);
-        let counted = rules.clone();
-        scope.spawn(move || sum_sizes(count_dir, counted, preservation, budget, total));
-        scope.spawn(move || {
-            // The writer notices a failure of this thread, because the items end before `Finished`.
-            let _ended = JobDispatcher::new(budget, jobs, order, preservation).walk(dir, rules);
-        });
-        let written = write_items(items, budget, total, ZipWriter::new(events, scratch));
-        budget.cancel();
-        match written {
-            Ok(()) | Err(ArchiveStop::ReceiverDropped) => Ok(()),
-            Err(ArchiveStop::Failed(error)) => Err(error),
-        }
-    })
 }
 
-fn workers() -> usize {
-    thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_WORKERS))
+impl Creation {
+    /// Checks the options of a request.
+    pub(super) fn new(options: &CreateOptions) -> Result<Self, FileError> {
+        let CreateOptions { preservation, ref ignore, ignore_files } = *options;
+        if preservation && (ignore_files || !ignore.is_empty()) {
+            let allowed = "false if ignore rules are given";
+            return Err(FileError::BadField { field: "preservation", allowed });
+        }
+        Ok(Self { rules: IgnoreRules::new(ignore, ignore_files)?, preservation })
+    }
+
+    /// Archives the directory `dir`. Blocks until the archive has been sent, the receiver of `events`
+    /// is dropped, or an error occurs.
+    pub(super) fn run(
+        self,
+        dir: OwnedFd,
+        events: Sender<CreateEvent>,
+        scratch: &Path,
+    ) -> Result<(), ArchiveError> {
+        let Self { rules, preservation } = self;
+        let budget = MemoryBudget::new(IN_FLIGHT_BYTES);
+        let total = AtomicU64::new(0);
+        let count_dir = dir.try_clone().map_err(spool_error)?;
+        let (jobs, todo) = sync_channel::<CompressJob>(QUEUE_ENTRIES);
+        let (order, items) = sync_channel::<WriteItem>(QUEUE_ENTRIES);
+        let todo = Arc::new(Mutex::new(todo));
+        thread::scope(|scope| {
+            let (budget, total) = (&budget, &total);
+            for _ in 0..worker_count() {
+                let todo = todo.clone();
+                scope.spawn(move || run_worker(&todo, budget));
+            }
+            // The job queue closes with the last worker, so that the dispatcher cannot wait for a
+            // worker that is gone.
+            drop(todo);
+            let counted = rules.clone();
+            scope.spawn(move || sum_sizes(count_dir, counted, preservation, budget, total));
+            scope.spawn(move || {
+                // The writer notices a failure of this thread, because the items end before
+                // `Finished`.
+                let _ended = JobDispatcher::new(budget, jobs, order, preservation).walk(dir, rules);
+            });
+            let written = write_items(items, budget, total, ZipWriter::new(events, scratch));
+            budget.cancel();
+            match written {
+                Ok(()) | Err(ArchiveStop::ReceiverDropped) => Ok(()),
+                Err(ArchiveStop::Failed(error)) => Err(error),
+            }
+        })
+    }
 }
 
 /// Adds up the sizes of all files, as the total of the progress messages. With `preservation`, each
@@ -118,9 +141,7 @@ fn write_items(
     total: &AtomicU64,
     mut writer: ZipWriter<'_>,
 ) -> Result<(), ArchiveStop> {
-    let mut bytes = 0;
-    let mut last_progress = Instant::now();
-    let mut streamed: Option<(ZipMember, u64, u64)> = None;
+    let (mut bytes, mut last_progress) = (0, Instant::now());
     loop {
         let Ok(item) = items.recv() else { return Err(fault()) };
         // Sparse files compress to so little that seconds could pass before the next send.
@@ -130,53 +151,31 @@ fn write_items(
                 if let Some(member) = member {
                     writer.write_member(&member, &content)?;
                 }
-                writer.add_entry(entry)?;
+                writer.add_entry(Ok(entry))?;
             }
-            WriteItem::Skipped(skipped) => writer.add_skipped(skipped),
+            WriteItem::Skipped(skipped) => writer.add_entry(Err(skipped))?,
             WriteItem::Small { result, reserved } => {
-                let result = result.recv().map_err(|_| fault())?;
-                match result {
+                match result.recv().map_err(|_| fault())? {
                     Compressed::Whole { member, content, entry } => {
                         bytes += member.size;
                         writer.write_member(&member, &content)?;
-                        match entry {
-                            Ok(entry) => writer.add_entry(entry)?,
-                            Err(skipped) => writer.add_skipped(skipped),
-                        }
+                        writer.add_entry(entry)?;
                     }
-                    Compressed::Skipped(skipped) => writer.add_skipped(skipped),
+                    Compressed::Skipped(skipped) => writer.add_entry(Err(skipped))?,
                     Compressed::Block { .. } => return Err(fault()),
                 }
                 budget.release(reserved);
             }
-            WriteItem::Begin(member) => {
-                let expected = member.size;
-                let offset = writer.begin_member(&member)?;
-                streamed = Some((ZipMember { size: 0, ..member }, offset, expected));
-            }
+            WriteItem::Begin(member) => writer.begin_member(member)?,
             WriteItem::Block { result, reserved } => {
-                let (Ok(Compressed::Block { content, crc, size }), Some((member, _, _))) =
-                    (result.recv(), &mut streamed)
-                else {
-                    return Err(fault());
-                };
-                writer.write_bytes(&content)?;
-                let mut whole = crc32fast::Hasher::new_with_initial_len(member.crc, member.size);
-                whole.combine(&crc);
-                member.crc = whole.finalize();
-                member.size += size;
-                member.compressed_size += content.len() as u64;
+                let Ok(Compressed::Block { content, crc, size }) = result.recv() else { return Err(fault()) };
+                writer.write_block(&content, &crc, size)?;
                 bytes += size;
                 budget.release(reserved);
             }
             WriteItem::End(entry) => {
-                let Some((mut member, offset, expected)) = streamed.take() else { return Err(fault()) };
-                member.compressed_size += super::deflate::FINAL_BLOCK.len() as u64;
-                writer.end_member(&member, offset, expected)?;
-                match entry {
-                    Ok(entry) => writer.add_entry(entry)?,
-                    Err(skipped) => writer.add_skipped(skipped),
-                }
+                writer.end_member()?;
+                writer.add_entry(entry)?;
             }
             WriteItem::Finished => return writer.finish(),
         }
@@ -192,4 +191,167 @@ fn write_items(
 /// panicked.
 fn fault() -> ArchiveStop {
     ArchiveError::fault("creating an archive").into()
+}
+
+/// Reason why an entry is not archived.
+enum EntryRejection {
+    Cancelled,
+    Skipped(String),
+}
+
+impl From<Errno> for EntryRejection {
+    fn from(errno: Errno) -> Self {
+        Self::Skipped(skip_reason(errno))
+    }
+}
+
+impl From<Cancelled> for EntryRejection {
+    fn from(_: Cancelled) -> Self {
+        Self::Cancelled
+    }
+}
+
+impl From<&str> for EntryRejection {
+    fn from(reason: &str) -> Self {
+        Self::Skipped(reason.to_owned())
+    }
+}
+
+/// Renders an error as a reason for skipping, for people.
+fn skip_reason(errno: Errno) -> String {
+    match errno {
+        Errno::ACCESS | Errno::PERM => "permission denied".to_owned(),
+        // The entry was listed a moment ago, or had another kind.
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO => CHANGED.to_owned(),
+        errno => errno.to_string(),
+    }
+}
+
+/// Reads up to `most` bytes in total, or fewer at the end of the file.
+fn read_up_to(mut file: &File, block: &mut Vec<u8>, most: usize) -> Result<(), Errno> {
+    block.clear();
+    block.reserve_exact(most);
+    let read = file.by_ref().take(most as u64).read_to_end(block);
+    read.map(drop).map_err(|error| errno(&error))
+}
+
+/// Twice the granularity of file timestamps (a kernel tick, 10 ms at most). Two changes within one
+/// tick have the same timestamp. A file that changed more recently is read only after this time, so
+/// that a later change shows in its timestamp.
+const MTIME_GRANULARITY: Duration = Duration::from_millis(20);
+
+/// The archive was cancelled; the thread must stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cancelled;
+
+/// Bytes of content that the threads of one archive may hold together.
+#[derive(Debug)]
+struct MemoryBudget {
+    state: Mutex<BudgetState>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct BudgetState {
+    /// Bytes that can be reserved.
+    free: usize,
+    cancelled: bool,
+}
+
+impl MemoryBudget {
+    fn new(bytes: usize) -> Self {
+        Self { state: Mutex::new(BudgetState { free: bytes, cancelled: false }), changed: Condvar::new() }
+    }
+
+    /// Waits until `bytes` are free and reserves them. A request for more than the whole budget
+    /// waits until it is cancelled.
+    fn reserve(&self, bytes: usize) -> Result<(), Cancelled> {
+        let full = |state: &mut BudgetState| !state.cancelled && state.free < bytes;
+        let mut state = self.changed.wait_while(self.lock(), full).unwrap_or_else(|e| e.into_inner());
+        if state.cancelled {
+            return Err(Cancelled);
+        }
+        state.free -= bytes;
+        Ok(())
+    }
+
+    /// Releases bytes that were reserved.
+    fn release(&self, bytes: usize) {
+        self.lock().free += bytes;
+        self.changed.notify_all();
+    }
+
+    /// Fails all present and future waits with [`Cancelled`].
+    fn cancel(&self) {
+        self.lock().cancelled = true;
+        self.changed.notify_all();
+    }
+
+    fn check_cancelled(&self) -> Result<(), Cancelled> {
+        if self.lock().cancelled { Err(Cancelled) } else { Ok(()) }
+    }
+
+    /// Waits until a further change of a file, which was last changed at `at`, would show in its
+    /// timestamp. Returns whether a wait was needed.
+    fn wait_mtime_granularity(&self, at: UnixTime) -> Result<bool, Cancelled> {
+        let Some(wait) = granularity_left(at, SystemTime::now()) else { return Ok(false) };
+        let until = Instant::now() + wait;
+        let mut state = self.lock();
+        while !state.cancelled {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(true);
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(|e| e.into_inner()).0;
+        }
+        Err(Cancelled)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BudgetState> {
+        lock(&self.state)
+    }
+}
+
+/// Returns the time until a further change would show. `None` if no wait is needed. A timestamp
+/// ahead of `now`, after the clock was set back, needs no wait.
+fn granularity_left(at: UnixTime, now: SystemTime) -> Option<Duration> {
+    let at = UNIX_EPOCH + Duration::new(u64::try_from(at.0).ok()?, at.1);
+    MTIME_GRANULARITY.checked_sub(now.duration_since(at).ok()?).filter(|wait| !wait.is_zero())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_recent_changes_require_a_wait() {
+        let now = UNIX_EPOCH + Duration::new(1_000, 500_000_000);
+        assert_eq!(granularity_left((1_000, 495_000_000), now), Some(Duration::from_millis(15)));
+        for settled in [(1_000, 480_000_000), (999, 500_000_000), (1_001, 0), (-5, 0)] {
+            assert_eq!(granularity_left(settled, now), None, "{settled:?}");
+        }
+    }
+
+    #[test]
+    fn cancel_wakes_waiting_reservation() {
+        let budget = MemoryBudget::new(10);
+        budget.reserve(8).unwrap();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| budget.reserve(3));
+            budget.cancel();
+            assert_eq!(waits.join().unwrap(), Err(Cancelled));
+        });
+        assert_eq!(budget.reserve(1), Err(Cancelled));
+    }
+
+    #[test]
+    fn released_bytes_admit_next_reservation() {
+        let budget = MemoryBudget::new(10);
+        budget.reserve(8).unwrap();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| budget.reserve(3));
+            budget.release(8);
+            assert_eq!(waits.join().unwrap(), Ok(()));
+        });
+    }
 }

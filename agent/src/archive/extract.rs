@@ -2,6 +2,9 @@
 //! names of these files. Sets the permissions and times of directories last, so that directories
 //! without write permission can be filled.
 
+mod receive;
+mod safe_dir_walker;
+
 use std::{
     ffi::OsStr,
     fs::File,
@@ -11,32 +14,37 @@ use std::{
     },
     sync::{
         Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread,
+    time::Instant,
 };
 
 use rustix::{
     fs::{
-        AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, chmodat, fchmod, fstatvfs, futimens,
-        mkdirat, openat, syncfs, utimensat,
+        AtFlags, Mode, Timespec, Timestamps, chmodat, fchmod, fstatvfs, futimens, mkdirat, syncfs, utimensat,
     },
     io::Errno,
 };
+use tokio::sync::mpsc::Sender;
 
+pub use self::receive::ArchiveReceiver;
+use self::safe_dir_walker::SafeDirWalker;
 use super::{
-    decode::Decoder,
-    error::{ArchiveError, ArchiveStop},
-    extract_progress::ExtractProgress,
-    inspect::{CheckedEntry, ZipTotals, hard_link_target, link_target, parent_and_name, verify_content},
+    ArchiveError, ArchiveProgress, ArchiveStop, ExtractEvent, ExtractOptions, PROGRESS_INTERVAL,
     metadata::{EntryMetadata, UnixTime},
-    read::ZipReader,
-    safe_dir_walker::{self, SafeDirWalker},
+    worker_count,
+    zip::{CheckedEntry, Decoder, ZipReader, ZipTotals, parent_and_name},
 };
-use crate::files::{FileError, FileKind, RelPath, WorkspaceRoot, map_errno, mkdir};
+use crate::{
+    admission::Rejection,
+    files::{
+        FileError, FileKind, RelPath, WorkspaceRoot, duplicate, errno, map_errno, mkdir, modification_time,
+        open_directory_at, open_file_at,
+    },
+    util::lock,
+};
 
-/// Maximum threads that write; fewer on a machine with fewer cores.
-const MAX_WORKERS: usize = 4;
 /// Mode of files from a system without permission bits.
 const FILE_MODE: u32 = 0o644;
 const DIRECTORY_MODE: u32 = 0o755;
@@ -47,21 +55,47 @@ const SET_ID: u32 = 0o6000;
 /// Decoded pieces of at least this many bytes become holes if all bytes are zero.
 const MIN_HOLE_BYTES: usize = 4_096;
 
+/// Inspects the zip in `spool`, and extracts it into the directory `path`. Blocks until it is extracted,
+/// the receiver of `events` is dropped, or an error occurs. `admission` is called with every report.
+pub(super) fn extract(
+    spool: File,
+    root: &WorkspaceRoot,
+    path: &RelPath,
+    options: &ExtractOptions,
+    events: &Sender<ExtractEvent>,
+    admission: &(dyn Fn() -> Result<(), Rejection> + Sync),
+) -> Result<(), ArchiveError> {
+    let zip = ZipReader::open(spool)?;
+    let sum = zip.inspect()?;
+    let ExtractOptions { replace, preservation, .. } = *options;
+    let extraction = Extraction { zip: &zip, root, path, replace, preservation };
+    let progress = ExtractProgress::new(sum.bytes, events, admission);
+    extraction.check_destination(sum)?;
+    match extraction.verify(&progress).and_then(|()| extraction.write_tree(&progress)) {
+        Ok(()) => {}
+        Err(ArchiveStop::ReceiverDropped) => return Ok(()),
+        Err(ArchiveStop::Failed(error)) => return Err(error),
+    }
+    // The client may have dropped the stream. The extraction is complete in any case.
+    let _gone = events.blocking_send(ExtractEvent::Done { entries: sum.entries, bytes: sum.bytes });
+    Ok(())
+}
+
 /// Extraction of one zip into a directory.
 #[derive(Debug)]
-pub(super) struct Extraction<'a> {
-    pub(super) zip: &'a ZipReader,
-    pub(super) root: &'a WorkspaceRoot,
+struct Extraction<'a> {
+    zip: &'a ZipReader,
+    root: &'a WorkspaceRoot,
     /// Destination directory, relative to the root.
-    pub(super) path: &'a RelPath,
-    pub(super) replace: bool,
+    path: &'a RelPath,
+    replace: bool,
     /// Whether setuid and setgid bits are restored.
-    pub(super) preservation: bool,
+    preservation: bool,
 }
 
 impl Extraction<'_> {
     /// Checks free space and conflicts with existing entries. Writes nothing.
-    pub(super) fn check_destination(&self, sum: ZipTotals) -> Result<(), ArchiveError> {
+    fn check_destination(&self, sum: ZipTotals) -> Result<(), ArchiveError> {
         let base = match self.root.open_directory(self.path) {
             Err(FileError::NotFound { .. }) => None,
             found => Some(found?),
@@ -78,9 +112,7 @@ impl Extraction<'_> {
         }
         let Some(base) = base else { return Ok(()) };
         let mut walker = SafeDirWalker::new(&base);
-        (0..self.zip.len()).try_for_each(|number| {
-            self.check_entry(&CheckedEntry::new(self.zip.record(number)?)?, &mut walker)
-        })
+        (0..self.zip.len()).try_for_each(|number| self.check_entry(&self.zip.entry(number)?, &mut walker))
     }
 
     fn check_entry(&self, safe: &CheckedEntry, walker: &mut SafeDirWalker<'_>) -> Result<(), ArchiveError> {
@@ -108,15 +140,15 @@ impl Extraction<'_> {
 
     /// Decodes every entry and discards the content, so that damage is found before anything is
     /// written.
-    pub(super) fn verify(&self, progress: &ExtractProgress<'_>) -> Result<(), ArchiveStop> {
+    fn verify(&self, progress: &ExtractProgress<'_>) -> Result<(), ArchiveStop> {
         self.for_each_entry(Decoder::new, |safe, decoder| {
             progress.report()?;
-            Ok(verify_content(self.zip, safe, decoder)?)
+            Ok(self.zip.verify_content(safe, decoder)?)
         })
     }
 
     /// Writes all entries, then syncs the file system.
-    pub(super) fn write_tree(&self, progress: &ExtractProgress<'_>) -> Result<(), ArchiveStop> {
+    fn write_tree(&self, progress: &ExtractProgress<'_>) -> Result<(), ArchiveStop> {
         mkdir(self.root, self.path, None, true)?;
         let base = self.root.open_directory(self.path)?;
         let directories = self.create_directories(&base, progress)?;
@@ -126,8 +158,7 @@ impl Extraction<'_> {
                 FileKind::File => self.write_file(safe, walker, decoder, progress)?,
                 // Needs the file, which another thread may not have written yet.
                 FileKind::Symlink if safe.is_hard_link() => return Ok(()),
-                FileKind::Symlink => self.write_link(safe, walker, decoder)?,
-                FileKind::Other => self.write_fifo(safe, walker)?,
+                FileKind::Symlink | FileKind::Other => self.write_special(safe, walker, decoder)?,
                 // Directories exist already.
                 FileKind::Directory => return Ok(()),
             }
@@ -155,7 +186,7 @@ impl Extraction<'_> {
         let mut walker = SafeDirWalker::new(base);
         let mut made = Vec::new();
         for number in 0..self.zip.len() {
-            let safe = CheckedEntry::new(self.zip.record(number)?)?;
+            let safe = self.zip.entry(number)?;
             let (directory, name) = safe.parent_and_name();
             let dir = walker.create(directory).map_err(|errno| self.failed(directory, "create")(errno))?;
             if safe.kind == FileKind::Directory {
@@ -185,10 +216,9 @@ impl Extraction<'_> {
         let (temp, file) =
             self.root.temp_files().create(duplicate(dir).map_err(&failed)?).map_err(&failed)?;
         let file = File::from(file);
-        let write = |error: std::io::Error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO));
+        let write = |error: std::io::Error| failed(errno(&error));
         let (mut at, mut end, mut stopped) = (0, 0, None);
-        let start = self.zip.content(&safe.record)?;
-        let decoded = decoder.decode(&self.zip.file, &safe.record, start, |bytes| {
+        let decoded = self.zip.read_content(safe, decoder, |bytes| {
             if bytes.len() < MIN_HOLE_BYTES || bytes.iter().any(|b| *b != 0) {
                 file.write_all_at(bytes, at).map_err(write)?;
                 end = at + bytes.len() as u64;
@@ -207,13 +237,14 @@ impl Extraction<'_> {
             file.set_len(at).map_err(write)?;
         }
         fchmod(&file, self.mode(safe, FILE_MODE)).map_err(&failed)?;
-        if let Some(at) = safe.record.modified {
+        if let Some(at) = safe.modified() {
             futimens(&file, &times(at)).map_err(&failed)?;
         }
         Ok(temp.rename(dir, name, self.replace).map_err(&failed)?)
     }
 
-    fn write_link(
+    /// Writes a symbolic link or a FIFO.
+    fn write_special(
         &self,
         safe: &CheckedEntry,
         walker: &mut SafeDirWalker<'_>,
@@ -221,24 +252,20 @@ impl Extraction<'_> {
     ) -> Result<(), ArchiveStop> {
         let (directory, name) = safe.parent_and_name();
         let failed = self.failed(&safe.path, "write");
-        let target = link_target(self.zip, safe, decoder)?;
+        let is_link = safe.kind == FileKind::Symlink;
+        let target = is_link.then(|| self.zip.link_target(safe, decoder)).transpose()?;
         let dir = walker.open(directory).map_err(&failed)?;
         let own = duplicate(dir).map_err(&failed)?;
-        let temp = self.root.temp_files().create_link(own, OsStr::from_bytes(&target)).map_err(&failed)?;
-        if let Some(at) = safe.record.modified {
-            utimensat(temp.dir(), temp.name(), &times(at), AtFlags::SYMLINK_NOFOLLOW).map_err(&failed)?;
+        let temp_files = self.root.temp_files();
+        let temp = match target {
+            Some(target) => temp_files.create_link(own, OsStr::from_bytes(&target)).map_err(&failed)?,
+            None => temp_files.create_fifo(own).map_err(&failed)?,
+        };
+        if !is_link {
+            let mode = self.mode(safe, FILE_MODE);
+            chmodat(temp.dir(), temp.name(), mode, AtFlags::empty()).map_err(&failed)?;
         }
-        Ok(temp.rename(dir, name, self.replace).map_err(&failed)?)
-    }
-
-    fn write_fifo(&self, safe: &CheckedEntry, walker: &mut SafeDirWalker<'_>) -> Result<(), ArchiveStop> {
-        let (directory, name) = safe.parent_and_name();
-        let failed = self.failed(&safe.path, "write");
-        let dir = walker.open(directory).map_err(&failed)?;
-        let own = duplicate(dir).map_err(&failed)?;
-        let temp = self.root.temp_files().create_fifo(own).map_err(&failed)?;
-        chmodat(temp.dir(), temp.name(), self.mode(safe, FILE_MODE), AtFlags::empty()).map_err(&failed)?;
-        if let Some(at) = safe.record.modified {
+        if let Some(at) = safe.modified() {
             utimensat(temp.dir(), temp.name(), &times(at), AtFlags::SYMLINK_NOFOLLOW).map_err(&failed)?;
         }
         Ok(temp.rename(dir, name, self.replace).map_err(&failed)?)
@@ -253,7 +280,7 @@ impl Extraction<'_> {
         decoder: &mut Decoder,
     ) -> Result<(), ArchiveStop> {
         let failed = self.failed(&safe.path, "write");
-        let target = hard_link_target(self.zip, safe, decoder)?;
+        let target = self.zip.hard_link_target(safe, decoder)?;
         let (first_directory, first_name) = parent_and_name(&target);
         let first_dir = walker.open(first_directory).and_then(duplicate).map_err(&failed)?;
         let metadata = EntryMetadata::at(&first_dir, first_name).map_err(&failed)?;
@@ -286,12 +313,11 @@ impl Extraction<'_> {
 
     /// Sets permissions and time of a directory that has been filled.
     fn apply_metadata(&self, number: usize, walker: &mut SafeDirWalker<'_>) -> Result<(), ArchiveError> {
-        let safe = CheckedEntry::new(self.zip.record(number)?)?;
+        let safe = self.zip.entry(number)?;
         let failed = self.failed(&safe.path, "set the permissions of");
         let (directory, name) = safe.parent_and_name();
-        let dir = safe_dir_walker::open_directory(walker.open(directory).map_err(&failed)?, name)
-            .map_err(&failed)?;
-        if let Some(at) = safe.record.modified {
+        let dir = open_directory_at(walker.open(directory).map_err(&failed)?, name).map_err(&failed)?;
+        if let Some(at) = safe.modified() {
             futimens(&dir, &times(at)).map_err(&failed)?;
         }
         fchmod(&dir, self.mode(&safe, DIRECTORY_MODE)).map_err(&failed)
@@ -306,7 +332,7 @@ impl Extraction<'_> {
     ) -> Result<(), ArchiveStop> {
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
-        let one = |number: usize, own: &mut T| work(&CheckedEntry::new(self.zip.record(number)?)?, own);
+        let one = |number: usize, own: &mut T| work(&self.zip.entry(number)?, own);
         let worker = || {
             let mut own = start();
             loop {
@@ -316,14 +342,13 @@ impl Extraction<'_> {
                 }
                 if let Err(stopped) = one(number, &mut own) {
                     next.store(self.zip.len(), Ordering::Relaxed);
-                    failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(stopped);
+                    lock(&failure).get_or_insert(stopped);
                     return;
                 }
             }
         };
-        let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_WORKERS));
         thread::scope(|scope| {
-            for _ in 1..workers {
+            for _ in 1..worker_count() {
                 scope.spawn(worker);
             }
             worker();
@@ -345,18 +370,66 @@ impl Extraction<'_> {
 
 /// Copies a file with its permissions and time to the empty file `copy`.
 fn copy_file(dir: &OwnedFd, name: &OsStr, metadata: &EntryMetadata, copy: OwnedFd) -> Result<(), Errno> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let (mut from, mut to) = (File::from(openat(dir, name, flags, Mode::empty())?), File::from(copy));
-    std::io::copy(&mut from, &mut to).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let (mut from, mut to) = (File::from(open_file_at(dir, name)?), File::from(copy));
+    std::io::copy(&mut from, &mut to).map_err(|error| errno(&error))?;
     fchmod(&to, Mode::from_raw_mode(metadata.mode))?;
     futimens(&to, &times(metadata.modified))
 }
 
-fn duplicate(dir: &OwnedFd) -> Result<OwnedFd, Errno> {
-    dir.try_clone().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::MFILE))
+fn times((seconds, nanos): UnixTime) -> Timestamps {
+    modification_time(Timespec { tv_sec: seconds, tv_nsec: nanos.into() })
 }
 
-fn times((seconds, nanos): UnixTime) -> Timestamps {
-    let last_modification = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
-    Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification }
+struct ExtractProgress<'a> {
+    entries: AtomicU64,
+    bytes: AtomicU64,
+    total_bytes: u64,
+    last_report: Mutex<Instant>,
+    events: &'a Sender<ExtractEvent>,
+    /// Called with every report, because the admission gate may have rejected the extraction
+    /// meanwhile.
+    admission: &'a (dyn Fn() -> Result<(), Rejection> + Sync),
+}
+
+impl<'a> ExtractProgress<'a> {
+    fn new(
+        total_bytes: u64,
+        events: &'a Sender<ExtractEvent>,
+        admission: &'a (dyn Fn() -> Result<(), Rejection> + Sync),
+    ) -> Self {
+        let (entries, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { entries, bytes, total_bytes, last_report: Mutex::new(Instant::now()), events, admission }
+    }
+
+    /// Adds bytes of content that were written.
+    fn add_bytes(&self, bytes: usize) -> Result<(), ArchiveStop> {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.report()
+    }
+
+    /// Adds an entry that was written.
+    fn add_entry(&self) -> Result<(), ArchiveStop> {
+        self.entries.fetch_add(1, Ordering::Relaxed);
+        self.report()
+    }
+
+    /// Sends a progress message if one is due. Returns an error if the extraction must stop.
+    fn report(&self) -> Result<(), ArchiveStop> {
+        if self.events.is_closed() {
+            return Err(ArchiveStop::ReceiverDropped);
+        }
+        // Another thread holds the lock and reports right now.
+        let Ok(mut last_report) = self.last_report.try_lock() else { return Ok(()) };
+        if last_report.elapsed() < PROGRESS_INTERVAL {
+            return Ok(());
+        }
+        *last_report = Instant::now();
+        (self.admission)()?;
+        let entries = self.entries.load(Ordering::Relaxed);
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        let progress = ArchiveProgress { entries, bytes, total_bytes: self.total_bytes };
+        // A client that reads slowly misses reports instead of blocking the extraction.
+        let _full = self.events.try_send(ExtractEvent::Progress(progress));
+        Ok(())
+    }
 }

@@ -54,7 +54,7 @@ impl EntryMetadata {
         };
         let has_mount_id = stat.stx_mask & StatxFlags::MNT_ID.bits() != 0;
         Ok(Self {
-            kind: kind(stat.stx_mode.into()),
+            kind: FileKind::of_mode(stat.stx_mode.into()),
             mode: u32::from(stat.stx_mode) & 0o7777,
             size: stat.stx_size,
             modified: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
@@ -70,7 +70,7 @@ impl EntryMetadata {
     fn plain(stat: &Stat) -> Self {
         let nanos = |nanos: u64| u32::try_from(nanos).unwrap_or(0);
         Self {
-            kind: kind(stat.st_mode),
+            kind: FileKind::of_mode(stat.st_mode),
             mode: stat.st_mode & 0o7777,
             size: u64::try_from(stat.st_size).unwrap_or(0),
             modified: (stat.st_mtime, nanos(stat.st_mtime_nsec)),
@@ -100,14 +100,5 @@ impl EntryMetadata {
 
     pub(super) fn modified_at(&self) -> SystemTime {
         unix_system_time(self.modified.0, self.modified.1.into())
-    }
-}
-
-fn kind(mode: u32) -> FileKind {
-    match FileType::from_raw_mode(mode) {
-        FileType::RegularFile => FileKind::File,
-        FileType::Directory => FileKind::Directory,
-        FileType::Symlink => FileKind::Symlink,
-        _ => FileKind::Other,
     }
 }

@@ -11,25 +11,23 @@
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
-use ring::digest::{SHA256, digest};
-
 use super::{
-    decode::Decoder,
-    error::ArchiveError,
-    hard_links,
-    layout::{DEFLATED, IS_DIRECTORY, IS_FIFO, IS_FILE, IS_SYMLINK, KIND_BITS, STORED, STREAMED, UNIX},
-    read::{CentralRecord, ZipReader},
-    walk::MAX_PATH,
+    CentralRecord, DEFLATED, IS_DIRECTORY, IS_FIFO, IS_FILE, IS_SYMLINK, KIND_BITS, MAX_PATH, MAX_TARGET,
+    STORED, STREAMED, UNIX,
+    reader::{Decoder, ZipReader},
+    resolve_target,
 };
-use crate::files::FileKind;
+use crate::{
+    archive::{ArchiveError, metadata::UnixTime},
+    files::FileKind,
+    util::sha256,
+};
 
 /// Maximum expansion by deflate. An entry that declares more content is rejected, but
 /// [`RATIO_SLACK`] bytes on top are allowed for tiny entries. Entries cannot overlap, so this also
 /// limits the content of the whole zip. `extract` checks the free disk space too.
 const MAX_RATIO: u64 = 1_032;
 const RATIO_SLACK: u64 = 64;
-/// Maximum bytes of a link target, as in the kernel.
-pub(super) const MAX_TARGET: u64 = 4_095;
 /// Maximum bytes of one part of a path.
 const MAX_PART: usize = 255;
 /// Cause for rejecting a hard link.
@@ -42,22 +40,22 @@ const HARMLESS: u16 = 0b110 | STREAMED | 1 << 11;
 const PERMISSIONS: u32 = 0o7777;
 
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct ZipTotals {
-    pub(super) entries: u64,
+pub(in crate::archive) struct ZipTotals {
+    pub(in crate::archive) entries: u64,
     /// Uncompressed bytes of content.
-    pub(super) bytes: u64,
+    pub(in crate::archive) bytes: u64,
 }
 
 /// An entry that passed the checks and may be extracted.
 #[derive(Debug, Clone)]
-pub(super) struct CheckedEntry {
+pub(in crate::archive) struct CheckedEntry {
     /// Relative to the destination, without a trailing slash.
-    pub(super) path: Vec<u8>,
+    pub(in crate::archive) path: Vec<u8>,
     /// [`FileKind::Other`] is a FIFO.
-    pub(super) kind: FileKind,
+    pub(in crate::archive) kind: FileKind,
     /// Permission bits; `None` for an entry from a system without them.
-    pub(super) mode: Option<u32>,
-    pub(super) record: CentralRecord,
+    pub(in crate::archive) mode: Option<u32>,
+    record: CentralRecord,
 }
 
 /// Truncated SHA-256 of a name. Two million hashes take 31 MiB, no matter how long the names are.
@@ -71,28 +69,85 @@ enum NameKind {
     Other,
 }
 
-/// Checks all entries of a zip, but not their content.
-pub(super) fn inspect(zip: &ZipReader) -> Result<ZipTotals, ArchiveError> {
-    let mut sum = ZipTotals::default();
-    let mut names: Vec<(NameHash, NameKind)> = Vec::with_capacity(zip.len());
-    let mut extents: Vec<(u64, u64, usize)> = Vec::with_capacity(zip.len());
-    for number in 0..zip.len() {
-        let safe = CheckedEntry::new(zip.record(number)?)?;
-        let record = &safe.record;
-        let end = zip.content(record)? + record.compressed_size;
-        extents.push((record.header, end, number));
-        sum.entries += 1;
-        sum.bytes = sum.bytes.saturating_add(record.size);
-        let kind = match safe.kind {
-            FileKind::Directory => NameKind::Directory,
-            FileKind::File => NameKind::File,
-            FileKind::Symlink | FileKind::Other => NameKind::Other,
-        };
-        names.push((name_hash(&safe.path), kind));
+impl ZipReader {
+    /// Checks all entries of the zip, but not their content.
+    pub(in crate::archive) fn inspect(&self) -> Result<ZipTotals, ArchiveError> {
+        let mut sum = ZipTotals::default();
+        let mut names: Vec<(NameHash, NameKind)> = Vec::with_capacity(self.len());
+        let mut extents: Vec<(u64, u64, usize)> = Vec::with_capacity(self.len());
+        for number in 0..self.len() {
+            let safe = self.entry(number)?;
+            let record = &safe.record;
+            let end = self.content(record)? + record.compressed_size;
+            extents.push((record.header, end, number));
+            sum.entries += 1;
+            sum.bytes = sum.bytes.saturating_add(record.size);
+            let kind = match safe.kind {
+                FileKind::Directory => NameKind::Directory,
+                FileKind::File => NameKind::File,
+                FileKind::Symlink | FileKind::Other => NameKind::Other,
+            };
+            names.push((name_hash(&safe.path), kind));
+        }
+        check_overlaps(self, extents)?;
+        check_names(self, names)?;
+        Ok(sum)
     }
-    check_overlaps(zip, extents)?;
-    check_names(zip, names)?;
-    Ok(sum)
+
+    /// Reads entry `number`, and checks it without its content and without other entries.
+    pub(in crate::archive) fn entry(&self, number: usize) -> Result<CheckedEntry, ArchiveError> {
+        CheckedEntry::new(self.record(number)?)
+    }
+
+    /// Passes the content of an entry to `take`. Checks its declared size and checksum.
+    pub(in crate::archive) fn read_content(
+        &self,
+        safe: &CheckedEntry,
+        decoder: &mut Decoder,
+        take: impl FnMut(&[u8]) -> Result<(), ArchiveError>,
+    ) -> Result<(), ArchiveError> {
+        self.decode(&safe.record, decoder, take)
+    }
+
+    /// Decodes an entry and discards the content, so that damage is found before anything is written.
+    pub(in crate::archive) fn verify_content(
+        &self,
+        safe: &CheckedEntry,
+        decoder: &mut Decoder,
+    ) -> Result<(), ArchiveError> {
+        if safe.kind == FileKind::Symlink {
+            return self.link_target(safe, decoder).map(drop);
+        }
+        self.decode(&safe.record, decoder, |_| Ok(()))
+    }
+
+    /// Reads the target of a symbolic link.
+    pub(in crate::archive) fn link_target(
+        &self,
+        safe: &CheckedEntry,
+        decoder: &mut Decoder,
+    ) -> Result<Vec<u8>, ArchiveError> {
+        let mut target = Vec::new();
+        self.decode(&safe.record, decoder, |bytes| {
+            target.extend_from_slice(bytes);
+            Ok(())
+        })?;
+        if target.is_empty() || target.contains(&0) {
+            let cause = "its link target is empty or holds a NUL byte";
+            return Err(ArchiveError::bad_entry(&safe.record.name, cause));
+        }
+        Ok(target)
+    }
+
+    /// Reads the path of the file that a hard link is a further name of, relative to the destination.
+    pub(in crate::archive) fn hard_link_target(
+        &self,
+        safe: &CheckedEntry,
+        decoder: &mut Decoder,
+    ) -> Result<Vec<u8>, ArchiveError> {
+        resolve_target(&safe.path, &self.link_target(safe, decoder)?)
+            .ok_or_else(|| ArchiveError::bad_entry(&safe.record.name, NOT_A_FILE_OF_THE_ZIP))
+    }
 }
 
 /// Rejects entries that share bytes, with which a small zip could expand without limit.
@@ -122,76 +177,33 @@ fn check_names(zip: &ZipReader, mut names: Vec<(NameHash, NameKind)>) -> Result<
     };
     let mut decoder = Decoder::new();
     for number in 0..zip.len() {
-        let safe = CheckedEntry::new(zip.record(number)?)?;
+        let safe = zip.entry(number)?;
         let above = safe.path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| &safe.path[..at]);
         for directory in above {
             if kind(directory).is_some_and(|kind| kind != NameKind::Directory) {
-                return Err(ArchiveError::bad_entry(
-                    &safe.record.name,
-                    "it lies below a file or a link of the zip",
-                ));
+                let cause = "it lies below a file or a link of the zip";
+                return Err(ArchiveError::bad_entry(&safe.record.name, cause));
             }
         }
-        if safe.is_hard_link() && kind(&hard_link_target(zip, &safe, &mut decoder)?) != Some(NameKind::File) {
+        if safe.is_hard_link() && kind(&zip.hard_link_target(&safe, &mut decoder)?) != Some(NameKind::File) {
             return Err(ArchiveError::bad_entry(&safe.record.name, NOT_A_FILE_OF_THE_ZIP));
         }
     }
     Ok(())
 }
 
-/// Decodes an entry and discards the content, so that damage is found before anything is written.
-pub(super) fn verify_content(
-    zip: &ZipReader,
-    safe: &CheckedEntry,
-    decoder: &mut Decoder,
-) -> Result<(), ArchiveError> {
-    let start = zip.content(&safe.record)?;
-    if safe.kind == FileKind::Symlink {
-        return link_target(zip, safe, decoder).map(drop);
-    }
-    decoder.decode(&zip.file, &safe.record, start, |_| Ok(()))
-}
-
-/// Reads the target of a symbolic link.
-pub(super) fn link_target(
-    zip: &ZipReader,
-    safe: &CheckedEntry,
-    decoder: &mut Decoder,
-) -> Result<Vec<u8>, ArchiveError> {
-    let mut target = Vec::new();
-    let start = zip.content(&safe.record)?;
-    decoder.decode(&zip.file, &safe.record, start, |bytes| {
-        target.extend_from_slice(bytes);
-        Ok(())
-    })?;
-    if target.is_empty() || target.contains(&0) {
-        return Err(ArchiveError::bad_entry(
-            &safe.record.name,
-            "its link target is empty or holds a NUL byte",
-        ));
-    }
-    Ok(target)
-}
-
-/// Reads the path of the file that a hard link is a further name of, relative to the destination.
-pub(super) fn hard_link_target(
-    zip: &ZipReader,
-    safe: &CheckedEntry,
-    decoder: &mut Decoder,
-) -> Result<Vec<u8>, ArchiveError> {
-    let target = link_target(zip, safe, decoder)?;
-    hard_links::resolve(&safe.path, &target)
-        .ok_or_else(|| ArchiveError::bad_entry(&safe.record.name, NOT_A_FILE_OF_THE_ZIP))
-}
-
 impl CheckedEntry {
     /// Returns whether the entry is a further name of a file of the zip.
-    pub(super) fn is_hard_link(&self) -> bool {
+    pub(in crate::archive) fn is_hard_link(&self) -> bool {
         self.kind == FileKind::Symlink && self.record.hard_link
     }
 
-    /// Checks an entry without its content and without other entries.
-    pub(super) fn new(record: CentralRecord) -> Result<Self, ArchiveError> {
+    /// Returns the modification time, if the zip has it.
+    pub(in crate::archive) fn modified(&self) -> Option<UnixTime> {
+        self.record.modified
+    }
+
+    fn new(record: CentralRecord) -> Result<Self, ArchiveError> {
         let refuse = |cause| Err(ArchiveError::bad_entry(&record.name, cause));
         let (name, slash) =
             record.name.strip_suffix(b"/").map_or((&record.name[..], false), |name| (name, true));
@@ -234,13 +246,13 @@ impl CheckedEntry {
     }
 
     /// Splits the path into the parent directory and the name in it.
-    pub(super) fn parent_and_name(&self) -> (&[u8], &OsStr) {
+    pub(in crate::archive) fn parent_and_name(&self) -> (&[u8], &OsStr) {
         parent_and_name(&self.path)
     }
 }
 
 /// Splits a path into the parent directory and the name in it.
-pub(super) fn parent_and_name(path: &[u8]) -> (&[u8], &OsStr) {
+pub(in crate::archive) fn parent_and_name(path: &[u8]) -> (&[u8], &OsStr) {
     let at = path.iter().rposition(|b| *b == b'/');
     let (directory, name) = at.map_or((&[][..], path), |at| (&path[..at], &path[at + 1..]));
     (directory, OsStr::from_bytes(name))
@@ -269,7 +281,7 @@ fn name_problem(name: &[u8], system: u8) -> Option<&'static str> {
 }
 
 fn name_hash(path: &[u8]) -> NameHash {
-    let mut key = [0; 16];
-    key.copy_from_slice(&digest(&SHA256, path).as_ref()[..16]);
-    key
+    let mut hash = [0; 16];
+    hash.copy_from_slice(&sha256(path)[..16]);
+    hash
 }

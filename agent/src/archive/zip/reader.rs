@@ -1,5 +1,5 @@
-//! Reads the structure of a zip on disk, which may be malicious. Checks only what is needed to
-//! continue reading; `inspect` checks the rest.
+//! Reads the structure and the content of a zip on disk, which may be malicious. Checks only what is
+//! needed to continue reading, and the size and checksum of content; `inspect` checks the rest.
 
 use std::{
     fs::File,
@@ -7,52 +7,31 @@ use std::{
     os::unix::fs::FileExt,
 };
 
+use flate2::{Decompress, FlushDecompress, Status};
+
 use super::{
-    MAX_ENTRIES,
-    error::{ArchiveError, spool_error},
-    layout::{
-        CENTRAL_LEN, CENTRAL_SIGNATURE, END_LEN, END_SIGNATURE, END64_LEN, END64_SIGNATURE, FIELD_EXACT_TIME,
-        FIELD_HARD_LINK, FIELD_TIMES, FIELD_ZIP64, LOCAL_LEN, LOCAL_SIGNATURE, LOCATOR64_LEN,
-        LOCATOR64_SIGNATURE, STREAMED, ZIP64_MARKER16, ZIP64_MARKER32,
-    },
-    metadata::UnixTime,
+    CENTRAL_LEN, CENTRAL_SIGNATURE, CentralRecord, END_LEN, END_SIGNATURE, END64_LEN, END64_SIGNATURE,
+    FIELD_EXACT_TIME, FIELD_HARD_LINK, FIELD_TIMES, FIELD_ZIP64, LOCAL_LEN, LOCAL_SIGNATURE, LOCATOR64_LEN,
+    LOCATOR64_SIGNATURE, STORED, STREAMED, ZIP64_MARKER16, ZIP64_MARKER32,
 };
+use crate::archive::{ArchiveError, MAX_ENTRIES, spool_error};
 
 /// Maximum bytes of the comment at the end of a zip.
 const MAX_COMMENT: usize = 65_535;
 
+/// A zip with the offsets of its entries.
 #[derive(Debug)]
-pub(super) struct ZipReader {
-    pub(super) file: File,
+pub(in crate::archive) struct ZipReader {
+    file: File,
     /// Offset of the central directory; all content lies before it.
-    pub(super) directory: u64,
+    directory: u64,
     /// Offset of each central header.
     index: Vec<u64>,
 }
 
-/// An entry as the central directory describes it.
-#[derive(Debug, Clone)]
-pub(super) struct CentralRecord {
-    pub(super) name: Vec<u8>,
-    pub(super) flags: u16,
-    pub(super) method: u16,
-    pub(super) crc: u32,
-    pub(super) compressed_size: u64,
-    pub(super) size: u64,
-    /// Offset of the local header.
-    pub(super) header: u64,
-    /// Host system that the entry was made on.
-    pub(super) system: u8,
-    /// Upper half of the attributes: file type and permissions on Unix.
-    pub(super) mode: u32,
-    pub(super) modified: Option<UnixTime>,
-    /// Whether the entry is a symbolic link that stands for a hard link.
-    pub(super) hard_link: bool,
-}
-
 impl ZipReader {
     /// Reads the end records and indexes the central directory.
-    pub(super) fn open(file: File) -> Result<Self, ArchiveError> {
+    pub(in crate::archive) fn open(file: File) -> Result<Self, ArchiveError> {
         let size = file.metadata().map_err(spool_error)?.len();
         let (end, tail) = find_end(&file, size)?;
         let number = |at: usize| u64::from(u16_at(&tail, at));
@@ -82,7 +61,7 @@ impl ZipReader {
         Ok(Self { file, directory: start, index })
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::archive) fn len(&self) -> usize {
         self.index.len()
     }
 
@@ -146,6 +125,17 @@ impl ZipReader {
                 Err(ArchiveError::bad_entry(&record.name, "its header or data lies beyond the zip's entries"))
             }
         }
+    }
+
+    /// Passes the content of an entry to `take`. Checks its declared size and checksum.
+    pub(super) fn decode(
+        &self,
+        record: &CentralRecord,
+        decoder: &mut Decoder,
+        take: impl FnMut(&[u8]) -> Result<(), ArchiveError>,
+    ) -> Result<(), ArchiveError> {
+        let start = self.content(record)?;
+        decoder.decode(&self.file, record, start, take)
     }
 }
 
@@ -247,7 +237,7 @@ fn index_directory(file: &File, start: u64, length: u64, entries: u64) -> Result
 fn read_exact(file: &File, bytes: &mut [u8], at: u64) -> Result<(), ArchiveError> {
     file.read_exact_at(bytes, at).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => ArchiveError::bad_zip("it is cut short"),
-        _ => spool_error(error),
+        _ => spool_error(error).into(),
     })
 }
 
@@ -261,4 +251,108 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+/// Bytes read and passed on at once.
+const PIECE_BYTES: usize = 128 * 1024;
+
+/// Decoder with its buffers, owned by one thread.
+#[derive(Debug)]
+pub(in crate::archive) struct Decoder {
+    inflate: Decompress,
+    input: Vec<u8>,
+    output: Vec<u8>,
+}
+
+impl Decoder {
+    pub(in crate::archive) fn new() -> Self {
+        Self { inflate: Decompress::new(false), input: vec![0; PIECE_BYTES], output: vec![0; PIECE_BYTES] }
+    }
+
+    /// Passes the content of an entry, which begins at `start` in the file, to `take`.
+    fn decode(
+        &mut self,
+        file: &File,
+        record: &CentralRecord,
+        start: u64,
+        mut take: impl FnMut(&[u8]) -> Result<(), ArchiveError>,
+    ) -> Result<(), ArchiveError> {
+        let (mut crc, mut size) = (crc32fast::Hasher::new(), 0);
+        let wrong = |cause| ArchiveError::bad_entry(&record.name, cause);
+        let mut give = |bytes: &[u8]| {
+            size += bytes.len() as u64;
+            if size > record.size {
+                return Err(wrong("it holds more than it declares"));
+            }
+            crc.update(bytes);
+            take(bytes)
+        };
+        if record.method == STORED {
+            self.copy(file, start, record.compressed_size, &mut give)?;
+        } else {
+            self.inflate(file, start, record, &mut give)?;
+        }
+        if size != record.size {
+            return Err(wrong("it holds less than it declares"));
+        }
+        if crc.finalize() != record.crc {
+            return Err(wrong("its checksum is wrong"));
+        }
+        Ok(())
+    }
+
+    fn copy(
+        &mut self,
+        file: &File,
+        mut at: u64,
+        mut left: u64,
+        give: &mut impl FnMut(&[u8]) -> Result<(), ArchiveError>,
+    ) -> Result<(), ArchiveError> {
+        while left > 0 {
+            let now = self.fill(file, at, left)?;
+            give(&self.input[..now])?;
+            (at, left) = (at + now as u64, left - now as u64);
+        }
+        Ok(())
+    }
+
+    /// Reads up to `left` bytes into the input buffer, and returns their number.
+    fn fill(&mut self, file: &File, at: u64, left: u64) -> Result<usize, ArchiveError> {
+        let now = PIECE_BYTES.min(usize::try_from(left).unwrap_or(PIECE_BYTES));
+        file.read_exact_at(&mut self.input[..now], at).map_err(spool_error)?;
+        Ok(now)
+    }
+
+    fn inflate(
+        &mut self,
+        file: &File,
+        mut at: u64,
+        record: &CentralRecord,
+        give: &mut impl FnMut(&[u8]) -> Result<(), ArchiveError>,
+    ) -> Result<(), ArchiveError> {
+        let damaged = || ArchiveError::bad_entry(&record.name, "its content is damaged");
+        self.inflate.reset(false);
+        let (mut left, mut have) = (record.compressed_size, 0..0);
+        loop {
+            if have.is_empty() && left > 0 {
+                let now = self.fill(file, at, left)?;
+                (at, left, have) = (at + now as u64, left - now as u64, 0..now);
+            }
+            let (took, gave) = (self.inflate.total_in(), self.inflate.total_out());
+            let status = self
+                .inflate
+                .decompress(&self.input[have.clone()], &mut self.output, FlushDecompress::None)
+                .map_err(|_| damaged())?;
+            let (took, gave) = (self.inflate.total_in() - took, self.inflate.total_out() - gave);
+            have.start += took as usize;
+            give(&self.output[..gave as usize])?;
+            match status {
+                // An entry must not hold bytes after the end of its deflate stream.
+                Status::StreamEnd if have.is_empty() && left == 0 => return Ok(()),
+                Status::StreamEnd => return Err(damaged()),
+                Status::Ok | Status::BufError if took == 0 && gave == 0 => return Err(damaged()),
+                Status::Ok | Status::BufError => {}
+            }
+        }
+    }
 }

@@ -1,51 +1,67 @@
-//! The byte layout of a zip, as in PKWARE's APPNOTE, with Info-ZIP's field for times. Pure.
+//! The byte layout of a zip, as in PKWARE's APPNOTE, with Info-ZIP's field for times. `writer` writes
+//! archives, `reader` reads the structure of a received zip, and `inspect` checks it.
 //!
 //! Times that are finer than a second, or outside 1901 to 2038, go into an extra field that only
 //! Podling reads (0x6470: seconds as i64, nanoseconds as u32). Another one (0x6471, empty) marks a
 //! symbolic link that stands for a hard link.
 
-use super::metadata::UnixTime;
+mod inspect;
+mod reader;
+mod writer;
 
-pub(super) const LOCAL_SIGNATURE: u32 = 0x0403_4b50;
-pub(super) const CENTRAL_SIGNATURE: u32 = 0x0201_4b50;
-pub(super) const END_SIGNATURE: u32 = 0x0605_4b50;
-pub(super) const END64_SIGNATURE: u32 = 0x0606_4b50;
-pub(super) const LOCATOR64_SIGNATURE: u32 = 0x0706_4b50;
+pub(super) use self::{
+    inspect::{CheckedEntry, ZipTotals, parent_and_name},
+    reader::{Decoder, ZipReader},
+    writer::ZipWriter,
+};
+use super::metadata::{EntryMetadata, UnixTime};
+use crate::files::FileKind;
+
+const LOCAL_SIGNATURE: u32 = 0x0403_4b50;
+const CENTRAL_SIGNATURE: u32 = 0x0201_4b50;
+const END_SIGNATURE: u32 = 0x0605_4b50;
+const END64_SIGNATURE: u32 = 0x0606_4b50;
+const LOCATOR64_SIGNATURE: u32 = 0x0706_4b50;
 const DESCRIPTOR_SIGNATURE: u32 = 0x0807_4b50;
 
 /// Lengths of the fixed parts of the headers, in bytes.
-pub(super) const LOCAL_LEN: usize = 30;
-pub(super) const CENTRAL_LEN: usize = 46;
-pub(super) const END_LEN: usize = 22;
-pub(super) const END64_LEN: usize = 56;
-pub(super) const LOCATOR64_LEN: usize = 20;
+const LOCAL_LEN: usize = 30;
+const CENTRAL_LEN: usize = 46;
+const END_LEN: usize = 22;
+const END64_LEN: usize = 56;
+const LOCATOR64_LEN: usize = 20;
 
 /// Marks a value that is stored in the zip64 field instead.
-pub(super) const ZIP64_MARKER16: u16 = u16::MAX;
-pub(super) const ZIP64_MARKER32: u32 = u32::MAX;
+const ZIP64_MARKER16: u16 = u16::MAX;
+const ZIP64_MARKER32: u32 = u32::MAX;
 
 /// General purpose flag of an entry whose sizes and checksum follow the content.
-pub(super) const STREAMED: u16 = 1 << 3;
+const STREAMED: u16 = 1 << 3;
 const UTF8: u16 = 1 << 11;
 
-pub(super) const STORED: u16 = 0;
-pub(super) const DEFLATED: u16 = 8;
+const STORED: u16 = 0;
+const DEFLATED: u16 = 8;
 
-pub(super) const FIELD_ZIP64: u16 = 0x0001;
-pub(super) const FIELD_TIMES: u16 = 0x5455;
-pub(super) const FIELD_EXACT_TIME: u16 = 0x6470;
+const FIELD_ZIP64: u16 = 0x0001;
+const FIELD_TIMES: u16 = 0x5455;
+const FIELD_EXACT_TIME: u16 = 0x6470;
 /// Marks a symbolic link that Podling restores as a hard link. Empty.
-pub(super) const FIELD_HARD_LINK: u16 = 0x6471;
+const FIELD_HARD_LINK: u16 = 0x6471;
 
 /// File types in the upper half of a Unix entry's attributes.
-pub(super) const IS_FILE: u32 = 0o100_000;
-pub(super) const IS_DIRECTORY: u32 = 0o040_000;
-pub(super) const IS_SYMLINK: u32 = 0o120_000;
-pub(super) const IS_FIFO: u32 = 0o010_000;
-pub(super) const KIND_BITS: u32 = 0o170_000;
+const IS_FILE: u32 = 0o100_000;
+const IS_DIRECTORY: u32 = 0o040_000;
+const IS_SYMLINK: u32 = 0o120_000;
+const IS_FIFO: u32 = 0o010_000;
+const KIND_BITS: u32 = 0o170_000;
 
 /// Number of Unix as the host system of an entry.
-pub(super) const UNIX: u8 = 3;
+const UNIX: u8 = 3;
+
+/// Maximum bytes of a path with a trailing slash, as in the kernel.
+pub(super) const MAX_PATH: usize = 4_095;
+/// Maximum bytes of a link target, as in the kernel.
+pub(super) const MAX_TARGET: u64 = 4_095;
 
 /// Expected size from which a streamed file gets 64-bit sizes. Deflate adds at most 5 bytes per 64
 /// KiB, so a smaller file stays below 4 GiB.
@@ -55,25 +71,99 @@ const ZIP64_FROM: u64 = 0xF000_0000;
 #[derive(Debug, Clone)]
 pub(super) struct ZipMember {
     /// Ends with a slash for a directory.
-    pub(super) name: Vec<u8>,
+    name: Vec<u8>,
     /// File type and permission bits.
-    pub(super) mode: u32,
-    pub(super) modified: UnixTime,
-    pub(super) method: u16,
-    pub(super) crc: u32,
+    mode: u32,
+    modified: UnixTime,
+    method: u16,
+    crc: u32,
     /// Bytes as stored in the zip.
-    pub(super) compressed_size: u64,
+    compressed_size: u64,
     /// Bytes of uncompressed content.
+    /// The expected size until streamed content is complete.
     pub(super) size: u64,
     /// Whether sizes and checksum follow the content.
-    pub(super) streamed: bool,
+    streamed: bool,
     /// Whether the member is a symbolic link that stands for a hard link.
-    pub(super) hard_link: bool,
+    hard_link: bool,
+}
+
+/// An entry as the central directory describes it.
+#[derive(Debug, Clone)]
+struct CentralRecord {
+    name: Vec<u8>,
+    flags: u16,
+    method: u16,
+    crc: u32,
+    compressed_size: u64,
+    size: u64,
+    /// Offset of the local header.
+    header: u64,
+    /// Host system that the entry was made on.
+    system: u8,
+    /// Upper half of the attributes: file type and permissions on Unix.
+    mode: u32,
+    modified: Option<UnixTime>,
+    /// Whether the entry is a symbolic link that stands for a hard link.
+    hard_link: bool,
 }
 
 impl ZipMember {
+    /// Creates the member of a directory or a FIFO. The name of a directory gets a trailing slash.
+    pub(super) fn empty(path: &[u8], metadata: &EntryMetadata) -> Self {
+        let (kind, end) = match metadata.kind {
+            FileKind::Directory => (IS_DIRECTORY, &b"/"[..]),
+            _ => (IS_FIFO, &b""[..]),
+        };
+        Self::new([path, end].concat(), kind, metadata)
+    }
+
+    /// Creates the member of a symbolic link. With `hard_link`, it stands for a further name of a
+    /// file.
+    pub(super) fn link(path: &[u8], metadata: &EntryMetadata, target: &[u8], hard_link: bool) -> Self {
+        let size = target.len() as u64;
+        let member = Self::new(path.to_vec(), IS_SYMLINK, metadata);
+        Self { crc: crc32fast::hash(target), compressed_size: size, size, hard_link, ..member }
+    }
+
+    /// Creates the member of a file, which is stored unless `deflated` is given.
+    pub(super) fn whole_file(
+        path: &[u8],
+        metadata: &EntryMetadata,
+        content: &[u8],
+        deflated: Option<&[u8]>,
+    ) -> Self {
+        Self {
+            method: if deflated.is_some() { DEFLATED } else { STORED },
+            crc: crc32fast::hash(content),
+            compressed_size: deflated.unwrap_or(content).len() as u64,
+            size: content.len() as u64,
+            ..Self::new(path.to_vec(), IS_FILE, metadata)
+        }
+    }
+
+    /// Creates the member of a deflated file whose checksum and sizes follow the content.
+    pub(super) fn streamed_file(path: &[u8], metadata: &EntryMetadata) -> Self {
+        let member = Self::new(path.to_vec(), IS_FILE, metadata);
+        Self { method: DEFLATED, size: metadata.size, streamed: true, ..member }
+    }
+
+    fn new(name: Vec<u8>, kind: u32, metadata: &EntryMetadata) -> Self {
+        Self {
+            name,
+            mode: kind | metadata.mode,
+            modified: metadata.modified,
+            method: STORED,
+            crc: 0,
+            compressed_size: 0,
+            size: 0,
+            streamed: false,
+            hard_link: false,
+        }
+    }
+
     /// Encodes the header before the content. For a streamed member `size` is the expected size.
-    pub(super) fn local_header(&self) -> Vec<u8> {
+    fn local_header(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(LOCAL_LEN + self.name.len() + 40);
         let wide = self.needs_zip64();
         let (crc, compressed_size, size) = match (self.streamed, wide) {
@@ -104,7 +194,7 @@ impl ZipMember {
 
     /// Encodes the data descriptor after streamed content. `expected` is the size that the local
     /// header was made with.
-    pub(super) fn descriptor(&self, expected: u64) -> Vec<u8> {
+    fn descriptor(&self, expected: u64) -> Vec<u8> {
         let mut out = Vec::with_capacity(24);
         put32(&mut out, DESCRIPTOR_SIGNATURE);
         put32(&mut out, self.crc);
@@ -119,7 +209,7 @@ impl ZipMember {
     }
 
     /// Encodes the entry of the central directory.
-    pub(super) fn central_header(&self, offset: u64) -> Vec<u8> {
+    fn central_header(&self, offset: u64) -> Vec<u8> {
         let mut out = Vec::with_capacity(CENTRAL_LEN + self.name.len() + 64);
         let (mut wide, mut extra) = (Vec::new(), Vec::new());
         let mut narrow = |value: u64| match u32::try_from(value) {
@@ -185,8 +275,24 @@ impl ZipMember {
     }
 }
 
+/// Returns the target of a hard link at `from` to the file `to`, which is the path of `to` relative to
+/// the directory of `from`.
+pub(super) fn relative_target(from: &[u8], to: &[u8]) -> Vec<u8> {
+    let depth = from.iter().filter(|byte| **byte == b'/').count();
+    [b"../".repeat(depth), to.to_vec()].concat()
+}
+
+/// Resolves the target of a hard link at `path`. `None` if the target is absolute, leaves the archived
+/// directory or is not in the form that [`relative_target`] gives.
+fn resolve_target(path: &[u8], target: &[u8]) -> Option<Vec<u8>> {
+    let depth = path.iter().filter(|byte| **byte == b'/').count();
+    let first = target.strip_prefix(&b"../".repeat(depth)[..])?;
+    let is_plain = first.split(|byte| *byte == b'/').all(|part| !matches!(part, b"" | b"." | b".."));
+    is_plain.then(|| first.to_vec())
+}
+
 /// Encodes the records at the end of a zip, whose directory spans `start..end`.
-pub(super) fn end_records(entries: u64, start: u64, end: u64) -> Vec<u8> {
+fn end_records(entries: u64, start: u64, end: u64) -> Vec<u8> {
     let mut out = Vec::new();
     let size = end - start;
     if entries >= u64::from(ZIP64_MARKER16)
@@ -260,6 +366,25 @@ fn dos_time(seconds: i64) -> (u16, u16) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn target_resolves_to_the_first_name() {
+        for (from, to) in [(&b"b"[..], &b"a"[..]), (b"d/e/b", b"a"), (b"d/b", b"d/a"), (b"b", b"d/e/a")] {
+            assert_eq!(resolve_target(from, &relative_target(from, to)).as_deref(), Some(to));
+        }
+        for (path, target) in [
+            (&b"b"[..], &b"/etc/passwd"[..]),
+            (b"b", b"../a"),
+            (b"d/b", b"../../a"),
+            (b"d/b", b"a"),
+            (b"b", b"d/../../a"),
+            (b"b", b"./a"),
+            (b"b", b""),
+            (b"b", b"d//a"),
+        ] {
+            assert_eq!(resolve_target(path, target), None, "{}", target.escape_ascii());
+        }
+    }
 
     #[test]
     fn dos_time_matches_calendar_and_clamps() {

@@ -11,20 +11,22 @@ use bytes::Bytes;
 use ring::digest::{Context, SHA256};
 use tokio::sync::mpsc::Sender;
 
-use super::{
-    MAX_ENTRIES, deflate,
-    error::{ArchiveError, ArchiveStop, spool_error},
-    layout::{self, ZipMember},
-    manifest::{ArchiveProgress, ArchiveSummary, ArchivedEntry, CreateEvent, MAX_SKIPPED, UnarchivedEntry},
+use super::{ZipMember, end_records};
+use crate::{
+    archive::{
+        ArchiveError, ArchiveProgress, ArchiveStop, ArchiveSummary, ArchivedEntry, CreateEvent, MAX_ENTRIES,
+        MAX_SKIPPED, UnarchivedEntry, create_spool, deflate::FINAL_BLOCK, spool_error,
+    },
+    files::PIECE_BYTES,
+    util::finish_sha256,
 };
-use crate::files::PIECE_BYTES;
 
 /// Bytes of the central directory held in memory; the rest goes to a spool file.
 const DIRECTORY_BUFFER_BYTES: usize = 1024 * 1024;
 /// Maximum manifest entries that wait for the bytes before them.
 const MAX_PENDING_ENTRIES: usize = 1_000;
 
-pub(super) struct ZipWriter<'a> {
+pub(in crate::archive) struct ZipWriter<'a> {
     events: Sender<CreateEvent>,
     /// Directory for the spool file of the central directory.
     scratch: &'a Path,
@@ -35,12 +37,23 @@ pub(super) struct ZipWriter<'a> {
     digest: Context,
     directory: Vec<u8>,
     spool: Option<File>,
+    /// The member whose content is being written in blocks.
+    streamed: Option<StreamedMember>,
     members: u64,
     summary: ArchiveSummary,
 }
 
+struct StreamedMember {
+    /// Its sizes grow with each block.
+    member: ZipMember,
+    crc: crc32fast::Hasher,
+    offset: u64,
+    /// Size that the local header was made with.
+    expected: u64,
+}
+
 impl<'a> ZipWriter<'a> {
-    pub(super) fn new(events: Sender<CreateEvent>, scratch: &'a Path) -> Self {
+    pub(in crate::archive) fn new(events: Sender<CreateEvent>, scratch: &'a Path) -> Self {
         let summary = ArchiveSummary {
             entries: 0,
             bytes: 0,
@@ -58,38 +71,70 @@ impl<'a> ZipWriter<'a> {
             digest: Context::new(&SHA256),
             directory: Vec::new(),
             spool: None,
+            streamed: None,
             members: 0,
             summary,
         }
     }
 
     /// Returns the number of manifest entries so far.
-    pub(super) fn entries(&self) -> u64 {
+    pub(in crate::archive) fn entries(&self) -> u64 {
         self.summary.entries
     }
 
     /// Sends a progress message ahead of the buffered bytes.
-    pub(super) fn send_progress(&self, progress: ArchiveProgress) -> Result<(), ArchiveStop> {
+    pub(in crate::archive) fn send_progress(&self, progress: ArchiveProgress) -> Result<(), ArchiveStop> {
         self.send(CreateEvent::Progress(progress))
     }
 
     /// Writes a member with its whole content.
-    pub(super) fn write_member(&mut self, member: &ZipMember, content: &[u8]) -> Result<(), ArchiveStop> {
+    pub(in crate::archive) fn write_member(
+        &mut self,
+        member: &ZipMember,
+        content: &[u8],
+    ) -> Result<(), ArchiveStop> {
         let offset = self.offset;
         self.write_bytes(&member.local_header())?;
         self.write_bytes(content)?;
         self.add_central_header(member, offset)
     }
 
-    /// Begins a member whose content comes in blocks. Returns its offset.
-    pub(super) fn begin_member(&mut self, member: &ZipMember) -> Result<u64, ArchiveStop> {
-        let offset = self.offset;
+    /// Begins a deflated member whose content comes in blocks.
+    pub(in crate::archive) fn begin_member(&mut self, member: ZipMember) -> Result<(), ArchiveStop> {
+        let (offset, expected) = (self.offset, member.size);
         self.write_bytes(&member.local_header())?;
-        Ok(offset)
+        let member = ZipMember { size: 0, ..member };
+        self.streamed = Some(StreamedMember { member, crc: crc32fast::Hasher::new(), offset, expected });
+        Ok(())
     }
 
-    /// Appends bytes to the zip.
-    pub(super) fn write_bytes(&mut self, mut bytes: &[u8]) -> Result<(), ArchiveStop> {
+    /// Appends a block of the begun member. `content` is the deflated form of `size` bytes with the
+    /// checksum `crc`.
+    pub(in crate::archive) fn write_block(
+        &mut self,
+        content: &[u8],
+        crc: &crc32fast::Hasher,
+        size: u64,
+    ) -> Result<(), ArchiveStop> {
+        let streamed = self.streamed.as_mut().ok_or_else(not_begun)?;
+        streamed.crc.combine(crc);
+        streamed.member.size += size;
+        streamed.member.compressed_size += content.len() as u64;
+        self.write_bytes(content)
+    }
+
+    /// Ends the begun member.
+    pub(in crate::archive) fn end_member(&mut self) -> Result<(), ArchiveStop> {
+        let StreamedMember { mut member, crc, offset, expected } =
+            self.streamed.take().ok_or_else(not_begun)?;
+        member.crc = crc.finalize();
+        member.compressed_size += FINAL_BLOCK.len() as u64;
+        self.write_bytes(&FINAL_BLOCK)?;
+        self.write_bytes(&member.descriptor(expected))?;
+        self.add_central_header(&member, offset)
+    }
+
+    fn write_bytes(&mut self, mut bytes: &[u8]) -> Result<(), ArchiveStop> {
         self.offset += bytes.len() as u64;
         while !bytes.is_empty() {
             let (now, later) = bytes.split_at(bytes.len().min(PIECE_BYTES - self.buffer.len()));
@@ -102,39 +147,31 @@ impl<'a> ZipWriter<'a> {
         Ok(())
     }
 
-    /// Ends the member that began at `offset` with the expected size `expected`.
-    pub(super) fn end_member(
+    /// Adds an entry to the manifest. Counts a skipped entry, and lists the first [`MAX_SKIPPED`] in
+    /// the summary.
+    pub(in crate::archive) fn add_entry(
         &mut self,
-        member: &ZipMember,
-        offset: u64,
-        expected: u64,
+        entry: Result<ArchivedEntry, UnarchivedEntry>,
     ) -> Result<(), ArchiveStop> {
-        self.write_bytes(&deflate::FINAL_BLOCK)?;
-        self.write_bytes(&member.descriptor(expected))?;
-        self.add_central_header(member, offset)
-    }
-
-    /// Adds an entry to the manifest.
-    pub(super) fn add_entry(&mut self, entry: ArchivedEntry) -> Result<(), ArchiveStop> {
-        self.summary.entries += 1;
-        self.summary.bytes += entry.size;
-        self.pending.push(entry);
-        if self.pending.len() < MAX_PENDING_ENTRIES {
-            return Ok(());
-        }
-        self.flush()
-    }
-
-    /// Counts a skipped entry, and lists the first [`MAX_SKIPPED`] in the summary.
-    pub(super) fn add_skipped(&mut self, skipped: UnarchivedEntry) {
-        self.summary.skipped_count += 1;
-        if self.summary.skipped.len() < MAX_SKIPPED {
-            self.summary.skipped.push(skipped);
+        match entry {
+            Ok(entry) => {
+                self.summary.entries += 1;
+                self.summary.bytes += entry.size;
+                self.pending.push(entry);
+                if self.pending.len() < MAX_PENDING_ENTRIES { Ok(()) } else { self.flush() }
+            }
+            Err(skipped) => {
+                self.summary.skipped_count += 1;
+                if self.summary.skipped.len() < MAX_SKIPPED {
+                    self.summary.skipped.push(skipped);
+                }
+                Ok(())
+            }
         }
     }
 
     /// Writes the central directory and the end records, then sends the summary.
-    pub(super) fn finish(mut self) -> Result<(), ArchiveStop> {
+    pub(in crate::archive) fn finish(mut self) -> Result<(), ArchiveStop> {
         let start = self.offset;
         if let Some(mut spool) = self.spool.take() {
             spool.rewind().map_err(spool_error)?;
@@ -149,11 +186,11 @@ impl<'a> ZipWriter<'a> {
         }
         let directory = std::mem::take(&mut self.directory);
         self.write_bytes(&directory)?;
-        let ending = layout::end_records(self.members, start, self.offset);
+        let ending = end_records(self.members, start, self.offset);
         self.write_bytes(&ending)?;
         self.flush()?;
         self.summary.archive_bytes = self.offset;
-        self.summary.archive_sha256 = sha256(self.digest.clone());
+        self.summary.archive_sha256 = finish_sha256(self.digest.clone());
         self.send(CreateEvent::Summary(self.summary.clone()))
     }
 
@@ -166,7 +203,7 @@ impl<'a> ZipWriter<'a> {
         if self.directory.len() >= DIRECTORY_BUFFER_BYTES {
             let spool = match &mut self.spool {
                 Some(spool) => spool,
-                None => self.spool.insert(super::spool::create(self.scratch).map_err(spool_error)?),
+                None => self.spool.insert(create_spool(self.scratch).map_err(spool_error)?),
             };
             spool.write_all(&self.directory).map_err(spool_error)?;
             self.directory.clear();
@@ -187,7 +224,7 @@ impl<'a> ZipWriter<'a> {
     }
 
     /// Fails if nothing receives the archive any more.
-    pub(super) fn check_receiver(&self) -> Result<(), ArchiveStop> {
+    pub(in crate::archive) fn check_receiver(&self) -> Result<(), ArchiveStop> {
         if self.events.is_closed() { Err(ArchiveStop::ReceiverDropped) } else { Ok(()) }
     }
 
@@ -196,8 +233,6 @@ impl<'a> ZipWriter<'a> {
     }
 }
 
-pub(super) fn sha256(digest: Context) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    bytes.copy_from_slice(digest.finish().as_ref());
-    bytes
+fn not_begun() -> ArchiveStop {
+    ArchiveError::fault("creating an archive").into()
 }

@@ -3,10 +3,7 @@
 
 use std::{
     ffi::OsStr,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::ffi::OsStrExt,
-    },
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
 };
 
 use rustix::{
@@ -62,11 +59,6 @@ impl<'a> SafeDirWalker<'a> {
         }
         Ok(self.dirs.last().unwrap_or(self.base))
     }
-}
-
-/// Opens a directory for reading (without O_PATH).
-pub(super) fn open_directory(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
-    openat(dir, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
 const OPEN_DIRECTORY: OFlags =

@@ -4,6 +4,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    fs::File,
     os::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -12,30 +13,20 @@ use std::{
     vec,
 };
 
-use rustix::{
-    fs::{Mode, OFlags, openat},
-    io::Errno,
-};
+use rustix::io::Errno;
 
-use super::{
-    ignore::IgnoreRules,
-    manifest::UnarchivedEntry,
-    memory_budget::{Cancelled, MemoryBudget},
-    metadata::EntryMetadata,
+use super::{CHANGED, Cancelled, EntryRejection, MemoryBudget, ignore::IgnoreRules, read_up_to, skip_reason};
+use crate::{
+    archive::{UnarchivedEntry, metadata::EntryMetadata, zip::MAX_PATH},
+    files::{FileKind, is_temp_file, open_directory_at, open_file_at, smallest_names},
 };
-use crate::files::{FileKind, is_temp_file, smallest_names};
 
 /// Names held at once for a directory, usually 20 bytes each. A larger directory is read in several
 /// passes.
 const MAX_NAMES: usize = 16_384;
 /// Maximum nesting of directories, each of which holds a descriptor. Deeper entries are reported as
 /// skipped.
-pub(super) const MAX_DEPTH: usize = 256;
-/// Maximum bytes of a path with a trailing slash, as in the kernel. Longer paths are reported as
-/// skipped.
-pub(super) const MAX_PATH: usize = 4_095;
-/// Reason for skipping an entry that changed while it was read.
-pub(super) const CHANGED: &str = "it changed while it was read";
+const MAX_DEPTH: usize = 256;
 
 /// An entry with the directory through which it is opened.
 #[derive(Debug)]
@@ -118,7 +109,7 @@ impl<'a> TreeWalk<'a> {
         if level.metadata.mounted(&metadata) {
             return Err("it is a mount point of another file system".into());
         }
-        // A directory needs room for its trailing slash.
+        // A directory needs room for its trailing slash. Longer paths are reported as skipped.
         if path.len() >= MAX_PATH {
             return Err("its path is longer than 4,094 bytes".into());
         }
@@ -128,7 +119,7 @@ impl<'a> TreeWalk<'a> {
         if self.levels.len() >= MAX_DEPTH {
             return Err("it lies more than 256 directories deep".into());
         }
-        let inner = openat(&dir, &name, OPEN_DIRECTORY, Mode::empty())?;
+        let inner = open_directory_at(&dir, &name)?;
         let metadata = self.stable_metadata(&inner)??;
         self.push_level(path.clone(), inner, metadata.clone());
         Ok(Some(WalkEntry { path, dir, name, metadata }))
@@ -178,9 +169,6 @@ impl<'a> TreeWalk<'a> {
     }
 }
 
-const OPEN_DIRECTORY: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
 fn join(directory: &[u8], name: &OsStr) -> Vec<u8> {
     if directory.is_empty() {
         return name.as_bytes().to_vec();
@@ -188,36 +176,47 @@ fn join(directory: &[u8], name: &OsStr) -> Vec<u8> {
     [directory, b"/", name.as_bytes()].concat()
 }
 
-/// Reason why an entry is not walked.
-enum EntryRejection {
-    Cancelled,
-    Skipped(String),
+/// A regular file, open for reading.
+#[derive(Debug)]
+pub(super) struct FileSource {
+    file: File,
+    /// Metadata at the time of opening.
+    pub(super) metadata: EntryMetadata,
+    left: u64,
 }
 
-impl From<Errno> for EntryRejection {
-    fn from(errno: Errno) -> Self {
-        Self::Skipped(skip_reason(errno))
+impl FileSource {
+    /// Opens the file, and waits if it changed a moment ago (see
+    /// [`MemoryBudget::wait_mtime_granularity`]).
+    pub(super) fn open(found: &WalkEntry, budget: &MemoryBudget) -> Result<Self, EntryRejection> {
+        let source = Self::try_open(found)?;
+        let waited = budget.wait_mtime_granularity(source.metadata.changed)?;
+        if waited { Self::try_open(found) } else { Ok(source) }
     }
-}
 
-impl From<Cancelled> for EntryRejection {
-    fn from(_: Cancelled) -> Self {
-        Self::Cancelled
+    fn try_open(found: &WalkEntry) -> Result<Self, EntryRejection> {
+        let file = File::from(open_file_at(&found.dir, &found.name)?);
+        let metadata = EntryMetadata::of(&file)?;
+        if metadata.kind != FileKind::File {
+            return Err(CHANGED.into());
+        }
+        Ok(Self { file, left: metadata.size, metadata })
     }
-}
 
-impl From<&str> for EntryRejection {
-    fn from(reason: &str) -> Self {
-        Self::Skipped(reason.to_owned())
+    /// Reads the next `most` bytes into `block`, or fewer at the end.
+    pub(super) fn read(&mut self, block: &mut Vec<u8>, most: usize) -> Result<(), String> {
+        let most = usize::try_from(self.left).map_or(most, |left| left.min(most));
+        read_up_to(&self.file, block, most).map_err(skip_reason)?;
+        self.left -= block.len() as u64;
+        Ok(())
     }
-}
 
-/// Renders an error as a reason for skipping, for people.
-pub(super) fn skip_reason(errno: Errno) -> String {
-    match errno {
-        Errno::ACCESS | Errno::PERM => "permission denied".to_owned(),
-        // The entry was listed a moment ago, or had another kind.
-        Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO => CHANGED.to_owned(),
-        errno => errno.to_string(),
+    /// Checks after the last byte that the file is unchanged.
+    pub(super) fn finish(self) -> Result<(), String> {
+        let changed = || Err(CHANGED.to_owned());
+        let mut more = Vec::with_capacity(1);
+        read_up_to(&self.file, &mut more, 1).map_err(skip_reason)?;
+        let same = EntryMetadata::of(&self.file).map_err(skip_reason)? == self.metadata;
+        if self.left > 0 || !more.is_empty() || !same { changed() } else { Ok(()) }
     }
 }
