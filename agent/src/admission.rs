@@ -11,23 +11,21 @@
 //!    └─ resume, or the hold expires: held requests are admitted
 //! ```
 
-mod held_request;
-mod state;
 #[cfg(test)]
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
-
-use self::state::{GatePhase, GateState};
-pub use self::{
-    held_request::{AdmitError, Attempt, HeldRequest},
-    state::{MAX_HELD_BYTES, MAX_HELD_REQUESTS},
+use tokio::{
+    sync::{oneshot, watch},
+    time::sleep_until,
 };
+
+use crate::util::lock;
 
 /// A deliberate action of a user or client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -79,6 +77,17 @@ impl Intent {
     /// The kinds of intents whose last admission is recorded.
     pub const RECORDED: [Self; 3] = [Self::Keystroke, Self::ClientWrite, Self::ClientStart];
 
+    /// Describes the action, for people.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Keystroke => "a user typed",
+            Self::ClientWrite => "a client changed files",
+            Self::ClientStart => "a client started a command or opened a terminal",
+            Self::Restore => "a client restored files",
+            Self::Lease => "a client took a lease",
+        }
+    }
+
     fn history_slot(self) -> Option<usize> {
         match self {
             Self::Keystroke => Some(0),
@@ -117,7 +126,7 @@ impl AdmissionGate {
                     let held = state.hold(intent, bytes);
                     held.map_or(Err(AdmitError::Rejected(Rejection::Preparing)), |(id, answer)| {
                         tracing::debug!(?intent, "request held while the workspace prepares to sleep");
-                        Err(AdmitError::Held(HeldRequest::new(Arc::clone(self), id, answer, until)))
+                        Err(AdmitError::Held(HeldRequest { gate: Arc::clone(self), id, answer, until }))
                     })
                 }
                 GatePhase::Closed => Err(AdmitError::Rejected(Rejection::Preparing)),
@@ -246,12 +255,179 @@ impl AdmissionGate {
     }
 
     fn state(&self) -> MutexGuard<'_, GateState> {
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.state)
     }
 }
 
 impl Default for AdmissionGate {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// Held requests at once; more are rejected, and their clients may retry.
+pub const MAX_HELD_REQUESTS: usize = 1024;
+/// Bytes of all held requests together, from which further requests are rejected. The last held
+/// request may exceed the bound by its own size.
+pub const MAX_HELD_BYTES: usize = 8 * 1024 * 1024;
+/// Minimum time between two notifications while intents of one kind keep arriving. The assessment
+/// needs no finer resolution.
+const EDGE_INTERVAL: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Default)]
+struct GateState {
+    phase: GatePhase,
+    maintenance: bool,
+    /// Last admission of keystrokes, client writes and client starts, in this order.
+    last: [Option<Instant>; 3],
+    /// Held requests by ticket, which is the order of arrival.
+    held: BTreeMap<u64, HeldIntent>,
+    last_ticket: u64,
+    held_bytes: usize,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum GatePhase {
+    #[default]
+    Open,
+    Holding {
+        until: Instant,
+        force: bool,
+    },
+    Closed,
+}
+
+#[derive(Debug)]
+struct HeldIntent {
+    intent: Intent,
+    bytes: usize,
+    decision: oneshot::Sender<Result<(), Rejection>>,
+}
+
+impl GateState {
+    /// Records an intent. Returns `true` if the previous intent of its kind is at least
+    /// [`EDGE_INTERVAL`] old, or if there was none.
+    fn record(&mut self, intent: Intent, now: Instant) -> bool {
+        let Some(index) = intent.history_slot() else { return false };
+        let before = self.last[index].replace(now);
+        before.is_none_or(|at| now.duration_since(at) >= EDGE_INTERVAL)
+    }
+
+    fn hold(
+        &mut self,
+        intent: Intent,
+        bytes: usize,
+    ) -> Option<(u64, oneshot::Receiver<Result<(), Rejection>>)> {
+        if self.held.len() >= MAX_HELD_REQUESTS || self.held_bytes >= MAX_HELD_BYTES {
+            return None;
+        }
+        let (decision, answer) = oneshot::channel();
+        self.last_ticket += 1;
+        self.held_bytes += bytes;
+        self.held.insert(self.last_ticket, HeldIntent { intent, bytes, decision });
+        Some((self.last_ticket, answer))
+    }
+
+    fn expire_hold(&mut self, now: Instant) -> bool {
+        matches!(self.phase, GatePhase::Holding { until, .. } if until <= now) && self.admit_held(now)
+    }
+
+    /// Opens the gate and admits the held requests. Records their intents, so that the next prepare
+    /// sees them. Returns `true` if [`Self::record`] returned `true` for one of them.
+    fn admit_held(&mut self, now: Instant) -> bool {
+        self.phase = GatePhase::Open;
+        let intents: Vec<_> = self.held.values().map(|held| held.intent).collect();
+        self.decide_all(Ok(()));
+        intents.into_iter().fold(false, |edge, intent| self.record(intent, now) | edge)
+    }
+
+    fn decide_all(&mut self, answer: Result<(), Rejection>) {
+        self.held_bytes = 0;
+        for held in std::mem::take(&mut self.held).into_values() {
+            // A request that was dropped meanwhile needs no answer.
+            let _left = held.decision.send(answer);
+        }
+    }
+}
+
+/// Reason why a request was not admitted immediately.
+#[derive(Debug)]
+pub enum AdmitError {
+    /// The gate holds the request. The caller waits for the decision, then tries again.
+    Held(HeldRequest),
+    /// The gate will not admit the request.
+    Rejected(Rejection),
+}
+
+/// A request in the gate's queue. Dropping it removes it from the queue.
+#[derive(Debug)]
+pub struct HeldRequest {
+    gate: Arc<AdmissionGate>,
+    id: u64,
+    answer: oneshot::Receiver<Result<(), Rejection>>,
+    until: Instant,
+}
+
+/// Failure of an operation that the gate may have held.
+#[derive(Debug)]
+pub enum Attempt<E> {
+    /// The gate holds the request, and the operation did nothing.
+    Held(HeldRequest),
+    Failed(E),
+}
+
+impl HeldRequest {
+    /// Waits for the gate's decision. Cancel-safe. After `Ok` the caller must try its operation
+    /// again, because the held attempt did nothing.
+    pub async fn decision(&mut self) -> Result<(), Rejection> {
+        loop {
+            tokio::select! {
+                biased;
+                // The gate drops a sender only after it has sent the answer.
+                answer = &mut self.answer => return answer.unwrap_or(Err(Rejection::Preparing)),
+                () = sleep_until(self.until.into()) => {
+                    if let Some(until) = self.gate.expire_hold() {
+                        self.until = until;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for HeldRequest {
+    fn drop(&mut self) {
+        self.gate.abandon(self.id);
+    }
+}
+
+impl<E> Attempt<E> {
+    /// Repeats `attempt` until the gate admits or rejects it.
+    pub async fn retry_while_held<T>(mut attempt: impl FnMut() -> Result<T, Self>) -> Result<T, E>
+    where
+        E: From<Rejection>,
+    {
+        loop {
+            match attempt() {
+                Ok(done) => return Ok(done),
+                Err(Self::Failed(error)) => return Err(error),
+                Err(Self::Held(mut hold)) => hold.decision().await?,
+            }
+        }
+    }
+}
+
+impl<E: From<Rejection>> From<AdmitError> for Attempt<E> {
+    fn from(error: AdmitError) -> Self {
+        match error {
+            AdmitError::Held(hold) => Self::Held(hold),
+            AdmitError::Rejected(rejection) => Self::Failed(rejection.into()),
+        }
+    }
+}
+
+impl<E> From<E> for Attempt<E> {
+    fn from(error: E) -> Self {
+        Self::Failed(error)
     }
 }
