@@ -5,18 +5,14 @@
 
 pub mod assessment;
 pub mod calls;
-pub mod command_failure;
 pub mod cpu_io;
 pub mod idle;
-mod inputs;
 pub mod leases;
-pub mod proc;
-mod snapshot;
-pub mod warning;
+pub mod notices;
 
 use std::{
     fmt, io,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -27,19 +23,18 @@ use tokio::{
 };
 
 use self::{
-    assessment::{ActivityAssessment, ActivityInputs, ActivityLevel, ActivitySignal},
+    assessment::{ActivityAssessment, ActivityInputs, ActivityLevel, ActivitySignal, ObservedSignal},
     calls::ClientCalls,
-    command_failure::CommandFailure,
-    cpu_io::CpuIoSampler,
+    cpu_io::{CpuIoSampler, ProcessUsage},
     idle::{ClockReading, IdleCounter},
     leases::{KeepAwakeLease, LeaseError, LeaseTable},
-    proc::ProcSnapshot,
-    warning::{PendingWarning, SleepNotice},
+    notices::{CommandFailure, PendingWarning, SleepNotice},
 };
-pub use self::{inputs::TerminalPresence, snapshot::ActivitySnapshot};
 use crate::{
     admission::{AdmissionGate, Attempt, Intent},
     claim::{AgentPolicy, ClaimReceiver},
+    procfs::ProcSnapshot,
+    util::lock,
 };
 
 /// Shortest timer of the monitor's task. Bounds the CPU use of the task under any policy.
@@ -78,6 +73,17 @@ pub struct UrgentActivity {
     pub level: ActivityLevel,
     /// Whether the workspace's own command fails.
     pub command_fails: bool,
+}
+
+/// Foreground commands and totals of all terminals.
+#[derive(Debug, Clone, Default)]
+pub struct TerminalPresence {
+    /// Foreground commands as English text for display, such as `vim in terminal 'main'`.
+    pub foreground: Vec<String>,
+    /// Number of open terminals.
+    pub terminals: u32,
+    /// Bytes printed to terminals since the agent started.
+    pub terminal_bytes: u64,
 }
 
 /// Collects and assesses the activity of the workspace. Clones share one state.
@@ -192,9 +198,9 @@ impl ActivityMonitor {
             .collect();
         let last_intent = intents.iter().map(|(_, at)| *at).max();
         let (terminals, terminal_bytes) = (presence.terminals, presence.terminal_bytes);
-        let mut observed: Vec<_> = leases.iter().map(inputs::from_lease).collect();
-        observed.extend(sampled_at.into_iter().flat_map(|at| inputs::from_work(&usage, at, &policy)));
-        observed.extend(inputs::from_presence(presence, now));
+        let mut observed: Vec<_> = leases.iter().map(KeepAwakeLease::signal).collect();
+        observed.extend(sampled_at.into_iter().flat_map(|at| usage.signals(at, &policy)));
+        observed.extend(presence.signals(now));
         observed.extend(self.0.calls.signals(last_intent, policy.call_cap, now));
         // Read after the calls under way, so that a call that ends in between is not missed.
         let last_use = last_intent.max(self.0.calls.last_ended());
@@ -322,6 +328,19 @@ impl ActivityMonitor {
     }
 }
 
+impl TerminalPresence {
+    /// Converts the foreground commands to signals, which count while they are observed.
+    fn signals(self, now: Instant) -> impl Iterator<Item = ObservedSignal> {
+        let signal = ActivitySignal::ForegroundJob;
+        self.foreground.into_iter().map(move |detail| ObservedSignal {
+            signal,
+            detail,
+            last_seen: now,
+            until: None,
+        })
+    }
+}
+
 impl fmt::Debug for ActivityMonitor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ActivityMonitor")
@@ -338,8 +357,39 @@ fn clocks() -> ClockReading {
     ClockReading { monotonic: read(ClockId::Monotonic), boottime: read(ClockId::Boottime) }
 }
 
-/// Ignores poisoning. A panic in the middle of an update can only make the next assessment less
-/// exact.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
+#[derive(Debug, Clone)]
+pub struct ActivitySnapshot {
+    pub assessment: ActivityAssessment,
+    /// Idle time observed between acknowledged heartbeats.
+    pub counted_idle: Duration,
+    /// Counted idle time after which the policy lets the workspace sleep.
+    pub idle_timeout: Duration,
+    /// Leases that had not expired, ordered by name.
+    pub leases: Vec<KeepAwakeLease>,
+    /// The control plane's pending sleep warning, if any.
+    pub warning: Option<SleepNotice>,
+    /// The last failure of the workspace's own command, until the command has run for a while.
+    pub command_failure: Option<Arc<CommandFailure>>,
+    pub usage: ProcessUsage,
+    /// Number of open terminals.
+    pub terminals: u32,
+    /// Bytes printed to terminals since the agent started.
+    pub terminal_bytes: u64,
+    pub at: Instant,
+}
+
+impl ActivitySnapshot {
+    /// Returns whether a watcher sees no difference between the snapshots. Compares the
+    /// assessments, the leases, the warning and the failure of the workspace's command.
+    pub fn is_equivalent(&self, other: &Self) -> bool {
+        self.leases == other.leases
+            && self.warning == other.warning
+            && self.command_failure == other.command_failure
+            && self.assessment.is_equivalent(&other.assessment)
+    }
+
+    /// Returns the part whose changes are reported at once.
+    pub fn urgent(&self) -> UrgentActivity {
+        UrgentActivity { level: self.assessment.level, command_fails: self.command_failure.is_some() }
+    }
 }

@@ -35,6 +35,7 @@ pub mod server;
 
 mod entry;
 mod install;
+mod procfs;
 mod util;
 
 pub use entry::{main_with, program};

@@ -20,13 +20,13 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use self::workspace::WorkspaceRuntime;
 use crate::{
-    activity::proc,
     child::{ChildLimits, Children},
     claim::ClaimReceiver,
     config::AgentConfig,
     control_connection::{AgentDescription, ControlConnection},
     init::{command::WorkspaceCommand, forward::RunningCommand},
     metrics::AgentMetrics,
+    procfs,
     server::{
         Server,
         identity::{AgentIdentity, AgentIdentityError},
@@ -252,7 +252,7 @@ fn describe_agent(identity: &AgentIdentity) -> Result<AgentDescription, StartErr
         capabilities: CAPABILITIES,
         boot_id: token::random(12),
         fingerprint: identity.fingerprint(),
-        start_ticks: proc::own_start().map_err(StartError::Proc)?,
+        start_ticks: procfs::own_start().map_err(StartError::Proc)?,
     })
 }
 

@@ -12,8 +12,9 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    activity::{ActivityMonitor, assessment::ActivityLevel, warning::SleepCause},
+    activity::{ActivityMonitor, assessment::ActivityLevel, notices::SleepCause},
     admission::{AdmissionGate, CommitError, Intent},
+    util::lock,
 };
 
 /// Longest time that a prepare holds requests if the directive sets no hold.
@@ -98,7 +99,7 @@ impl SleepCoordinator {
             // the commit.
             return Ok(());
         }
-        *self.cause.lock().unwrap_or_else(|e| e.into_inner()) = cause;
+        *lock(&self.cause) = cause;
         self.reason_to_decline(urgency).map_or(Ok(()), |declined| {
             self.gate.resume();
             Err(declined)
@@ -132,7 +133,7 @@ impl SleepCoordinator {
     /// [`SleepCause::Shutdown`] if no sleep was committed.
     pub fn end_cause(&self) -> SleepCause {
         match self.committed.is_cancelled() {
-            true => *self.cause.lock().unwrap_or_else(|e| e.into_inner()),
+            true => *lock(&self.cause),
             false => SleepCause::Shutdown,
         }
     }
@@ -175,16 +176,7 @@ fn describe_level(level: &ActivityLevel) -> &'static str {
 }
 
 fn describe(intents: &[Intent]) -> String {
-    let mut words: Vec<_> = intents
-        .iter()
-        .map(|intent| match intent {
-            Intent::Keystroke => "a user typed",
-            Intent::ClientWrite => "a client changed files",
-            Intent::ClientStart => "a client started a command or opened a terminal",
-            Intent::Restore => "a client restored files",
-            Intent::Lease => "a client took a lease",
-        })
-        .collect();
+    let mut words: Vec<_> = intents.iter().map(|intent| intent.describe()).collect();
     words.sort_unstable();
     words.dedup();
     words.join(", ")

@@ -97,7 +97,7 @@ impl ActivityAssessment {
         let intents = signals.intents.iter().map(|(intent, at)| {
             evidence(
                 ActivitySignal::Intent(*intent),
-                describe_intent(*intent).to_owned(),
+                intent.describe().to_owned(),
                 *at,
                 *at + policy.active_for,
                 now,
@@ -157,15 +157,6 @@ fn level_of(signal: ActivitySignal) -> ActivityLevel {
         ActivitySignal::Lease | ActivitySignal::Cpu | ActivitySignal::Io | ActivitySignal::ForegroundJob => {
             ActivityLevel::Busy
         }
-    }
-}
-
-fn describe_intent(intent: Intent) -> &'static str {
-    match intent {
-        Intent::Keystroke => "a user typed",
-        Intent::ClientWrite | Intent::Restore => "a client changed files",
-        Intent::Lease => "a client took a lease",
-        Intent::ClientStart => "a client started a command or opened a terminal",
     }
 }
 

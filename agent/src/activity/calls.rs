@@ -16,6 +16,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::assessment::{ActivitySignal, ObservedSignal};
+use crate::util::lock;
 
 /// Time for which a call counts although it waits for its client. A slow client takes the next part
 /// within this time: the flow-control windows on the way to it hold 1 MiB each, which 35 KiB/s empty.
@@ -178,7 +179,7 @@ impl ClientCalls {
     }
 
     fn table(&self) -> MutexGuard<'_, CallTable> {
-        self.0.table.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.0.table)
     }
 }
 

@@ -15,7 +15,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::proc::{ProcSnapshot, ProcessStat};
+use super::assessment::{ActivitySignal, ObservedSignal};
+use crate::{
+    claim::AgentPolicy,
+    procfs::{ProcSnapshot, ProcessStat},
+};
 
 /// Samples retained, which span 64 windows at four samples per window. When full, the oldest is
 /// dropped. If the rest does not span a window, the average is too low.
@@ -80,6 +84,33 @@ struct MonotonicTotal {
     grown: u64,
     level: Option<u64>,
     dipped: bool,
+}
+
+// === impl ProcessUsage ===
+
+impl ProcessUsage {
+    /// Converts CPU and IO use that reaches the policy's thresholds to signals. They count for one
+    /// window after the last sample, which was taken at `at`.
+    pub(super) fn signals(&self, at: Instant, policy: &AgentPolicy) -> Vec<ObservedSignal> {
+        let until = Some(at + policy.work_window);
+        let observed = |signal, detail| ObservedSignal { signal, detail, last_seen: at, until };
+        let mut signals = Vec::new();
+        if self.cpu_cores >= policy.cpu_cores {
+            let subject = match &self.busiest {
+                // A process that causes at least 80 % of the CPU use is named alone.
+                Some(b) if b.cores >= self.cpu_cores * 0.8 => format!("{} (pid {}) uses", b.name, b.pid),
+                Some(b) => format!("{} (pid {}) and others use", b.name, b.pid),
+                None => "processes use".to_owned(),
+            };
+            let detail = format!("{subject} {:.0} % of a core", self.cpu_cores * 100.0);
+            signals.push(observed(ActivitySignal::Cpu, detail));
+        }
+        if self.io_bytes_per_second >= policy.io_bytes_per_second {
+            let detail = format!("processes move {:.0} KiB/s", self.io_bytes_per_second / 1024.0);
+            signals.push(observed(ActivitySignal::Io, detail));
+        }
+        signals
+    }
 }
 
 // === impl CpuIoSampler ===

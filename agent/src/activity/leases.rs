@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::assessment::{ActivitySignal, ObservedSignal};
 use crate::admission::Rejection;
 
 /// Leases that may exist at once; more are rejected. Each heartbeat carries all of them.
@@ -44,6 +45,19 @@ pub struct KeepAwakeLease {
     /// Time of creation or last renewal.
     pub taken: Instant,
     pub expires_at: Instant,
+}
+
+impl KeepAwakeLease {
+    /// Converts the lease to a signal, which counts until the lease expires.
+    pub(super) fn signal(&self) -> ObservedSignal {
+        let reason = if self.reason.is_empty() { String::new() } else { format!(": {}", self.reason) };
+        ObservedSignal {
+            signal: ActivitySignal::Lease,
+            detail: format!("lease '{}'{reason}", self.name),
+            last_seen: self.taken,
+            until: Some(self.expires_at),
+        }
+    }
 }
 
 /// All leases by name. Expired ones are removed when the table is next changed.

@@ -22,9 +22,9 @@ use crate::{
     activity::{
         ActivityMonitor, ActivityRevision, ActivitySnapshot,
         assessment::{ActivityEvidence, ActivityLevel, ActivitySignal},
-        command_failure::{CommandFailure, CommandFailureCause},
         leases::{KeepAwakeLease, LeaseError, MAX_LEASES},
-        warning::SleepCause,
+        notices::SleepCause,
+        notices::{CommandFailure, CommandFailureCause},
     },
     admission::Intent,
 };

@@ -9,7 +9,7 @@ use super::AgentDescription;
 use crate::{
     activity::{
         ActivitySnapshot,
-        warning::{SleepCause, SleepNotice},
+        notices::{SleepCause, SleepNotice},
     },
     api,
     claim::{AgentPolicy, Claim},

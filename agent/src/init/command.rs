@@ -15,7 +15,7 @@ use super::{forward::RunningCommand, output_tail::OutputTail};
 use crate::{
     activity::{
         ActivityMonitor,
-        command_failure::{CommandFailure, CommandFailureCause},
+        notices::{CommandFailure, CommandFailureCause},
     },
     child::{Children, ExitStatus},
     spawn::{Launcher, Program, SpawnError, spawn_failed},

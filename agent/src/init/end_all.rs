@@ -8,7 +8,7 @@ use std::{
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::time::sleep;
 
-use crate::activity::proc::{ProcSnapshot, ProcessStat};
+use crate::procfs::{ProcSnapshot, ProcessStat};
 
 /// Interval between checks for remaining processes.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);

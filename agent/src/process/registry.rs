@@ -1,28 +1,38 @@
-//! The registry of all processes. It enforces the limits of the claim's policy and owns the
-//! processes' tasks.
+//! The registry of all processes, running and retained ended ones. It enforces the limits of the
+//! claim's policy, starts processes, and owns their tasks.
+
+#[cfg(test)]
+mod tests;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
+    os::unix::process::CommandExt,
+    panic::AssertUnwindSafe,
+    process::Stdio,
+    sync::{Arc, Mutex, MutexGuard, Weak},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use rustix::process::Signal;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    time::sleep,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    ProcessError, ProcessId, ProcessInfo, ProcessSpec, ProcessWatcher, StdinProgress, run::ALL_OUTPUT_BYTES,
-    table::ProcessTable,
+    Process, ProcessError, ProcessId, ProcessInfo, ProcessState, ProcessWatcher, StdinProgress,
+    run::ALL_OUTPUT_BYTES,
+    task::{ChildPipes, ProcessTask, Termination},
 };
 use crate::{
-    activity::warning::SleepCause,
+    activity::notices::SleepCause,
     admission::{AdmissionGate, Attempt, Intent},
     child::Children,
     claim::Claim,
-    spawn::{Launcher, SpawnError},
+    spawn::{Launcher, Program, SpawnError, spawn_failed, truncate_argv},
+    util::{lock, sleep_until},
 };
 
 /// Limit on watchers of all processes. The next one fails with TOO_MANY_STREAMS.
@@ -32,24 +42,24 @@ const MAX_REQUEST_ID_BYTES: usize = 64;
 /// Time that [`ProcessRegistry::end_all`] waits after the KILL for processes to be reaped.
 const REAP_GRACE: Duration = Duration::from_secs(1);
 /// Interval at which [`ProcessRegistry::end_all`] checks whether all processes have ended.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
+const END_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// All processes of the workspace. Clones share one state.
 #[derive(Debug, Clone)]
 pub struct ProcessRegistry {
-    pub(super) shared: Arc<RegistryShared>,
+    shared: Arc<RegistryShared>,
 }
 
 #[derive(Debug)]
-pub(super) struct RegistryShared {
-    pub(super) launcher: Launcher,
-    pub(super) children: Children,
-    pub(super) gate: Arc<AdmissionGate>,
-    pub(super) tasks: TaskTracker,
-    pub(super) cancel: CancellationToken,
+struct RegistryShared {
+    launcher: Launcher,
+    children: Children,
+    gate: Arc<AdmissionGate>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
     streams: Arc<Semaphore>,
     /// Remaining bytes of the budget for outputs that [`ProcessRegistry::run`] collects.
-    pub(super) run_bytes: Arc<Semaphore>,
+    run_bytes: Arc<Semaphore>,
     table: Mutex<ProcessTable>,
 }
 
@@ -141,15 +151,24 @@ impl ProcessRegistry {
         processes.iter().map(|process| process.info()).collect()
     }
 
+    /// Removes a process whose id no client knows.
+    pub(super) fn remove(&self, process: &Arc<Process>) {
+        self.shared.table().remove(process);
+    }
+
+    /// Returns the budget for outputs that [`Self::run`] collects, in bytes.
+    pub(super) fn run_bytes(&self) -> Arc<Semaphore> {
+        self.shared.run_bytes.clone()
+    }
+
     /// Returns the number of processes that have not ended.
     pub fn running(&self) -> usize {
         self.shared.table().running()
     }
 
     /// Ends all processes when the workspace falls asleep or the agent shuts down. Their exits carry
-    /// `cause`. Later starts fail. Every group gets HUP and
-    /// TERM at once and KILL after `grace`; watchers do not delay that. Returns once all groups are
-    /// empty, or 1 s after the KILL.
+    /// `cause`. Later starts fail. Every group gets HUP and TERM at once and KILL after `grace`;
+    /// watchers do not delay that. Returns once all groups are empty, or 1 s after the KILL.
     pub async fn end_all(&self, grace: Duration, cause: SleepCause) {
         let mut left = {
             let mut table = self.shared.table();
@@ -174,19 +193,13 @@ impl ProcessRegistry {
                 tracing::error!(?left, "processes still run 1 s after SIGKILL");
                 return;
             }
-            sleep(POLL_INTERVAL).await;
+            sleep(END_POLL_INTERVAL).await;
         }
     }
 
     fn find(&self, id: &ProcessId) -> Result<Arc<super::Process>, ProcessError> {
         let found = self.shared.table().find(id);
-        match found {
-            Some(process) => Ok(process),
-            None => {
-                self.claim()?;
-                Err(ProcessError::NotFound(id.clone()))
-            }
-        }
+        found.map_or_else(|| self.claim().and(Err(ProcessError::NotFound(id.clone()))), Ok)
     }
 
     fn claim(&self) -> Result<Arc<Claim>, ProcessError> {
@@ -200,13 +213,231 @@ impl ProcessRegistry {
 }
 
 impl RegistryShared {
-    pub(super) fn table(&self) -> MutexGuard<'_, ProcessTable> {
-        self.table.lock().unwrap_or_else(|e| e.into_inner())
+    fn table(&self) -> MutexGuard<'_, ProcessTable> {
+        lock(&self.table)
     }
 }
 
 impl Drop for RegistryShared {
     fn drop(&mut self) {
         self.cancel.cancel();
+    }
+}
+
+/// Limit on retained ended processes. Beyond it the process that ended first is removed. Later
+/// requests for it report that it does not exist.
+const MAX_ENDED: usize = 128;
+/// Limit on the output of all retained ended processes together, in bytes. Beyond it the process
+/// that ended first loses all its output. Its exit is retained, and a watcher gets a gap.
+const MAX_ENDED_BYTES: u64 = 32 * 1024 * 1024;
+
+#[derive(Debug, Default)]
+struct ProcessTable {
+    processes: Vec<Arc<Process>>,
+    /// The agent is shutting down, so no process may be added.
+    shutting_down: bool,
+}
+
+impl ProcessTable {
+    fn all(&self) -> &[Arc<Process>] {
+        &self.processes
+    }
+
+    fn running(&self) -> usize {
+        self.processes.iter().filter(|process| !process.is_finished()).count()
+    }
+
+    fn find(&self, id: &ProcessId) -> Option<Arc<Process>> {
+        self.processes.iter().find(|process| process.id == *id).cloned()
+    }
+
+    /// Finds the process that an earlier call with this request id started.
+    fn by_request_id(&self, request_id: &str) -> Option<Arc<Process>> {
+        let same = |process: &&Arc<Process>| !request_id.is_empty() && process.request_id == request_id;
+        self.processes.iter().find(same).cloned()
+    }
+
+    /// Fails if `limit` processes are running or watched. A watched process counts after its end
+    /// too, because its output cannot be discarded.
+    fn check_limit(&self, limit: usize) -> Result<(), ProcessError> {
+        let taken = |process: &&Arc<Process>| !process.is_finished() || process.state().is_watched();
+        if self.processes.iter().filter(taken).count() >= limit {
+            return Err(ProcessError::TooManyProcesses { limit });
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, process: Arc<Process>) {
+        self.processes.push(process);
+    }
+
+    /// Removes ended processes, and discards their output, until both limits hold. Watched
+    /// processes are left alone.
+    fn enforce_bounds(&mut self) {
+        let mut retained: Vec<(Instant, Arc<Process>)> =
+            self.processes.iter().filter_map(|p| Some((retained_since(p)?, p.clone()))).collect();
+        retained.sort_by_key(|(ended, _)| *ended);
+        let too_many = retained.len().saturating_sub(MAX_ENDED);
+        for (_, process) in retained.drain(..too_many) {
+            self.remove(&process);
+        }
+        let mut held: u64 = retained.iter().map(|(_, process)| process.state().held_bytes()).sum();
+        for (_, process) in retained {
+            if held <= MAX_ENDED_BYTES {
+                break;
+            }
+            let mut state = process.state();
+            held -= state.held_bytes();
+            state.discard_output();
+        }
+    }
+
+    fn remove(&mut self, process: &Arc<Process>) {
+        self.processes.retain(|other| !Arc::ptr_eq(other, process));
+        process.removed.cancel();
+    }
+}
+
+/// Returns the time at which the process ended. `None` if it runs or has watchers.
+fn retained_since(process: &Process) -> Option<Instant> {
+    let state = process.state();
+    state.finished_at.filter(|_| !state.is_watched())
+}
+
+/// A command for [`super::ProcessRegistry::start`].
+#[derive(Debug, Clone, Default)]
+pub struct ProcessSpec {
+    /// Program, environment and working directory.
+    pub program: Program,
+    /// Time after the start at which the command is terminated. `None` means no limit.
+    pub timeout: Option<Duration>,
+    /// True if stdin is a pipe that clients can write to. Otherwise stdin is /dev/null.
+    pub stdin: bool,
+    /// Client-chosen id of at most 64 bytes that makes a retry return the same process; may be
+    /// empty.
+    pub request_id: String,
+}
+
+impl RegistryShared {
+    /// Spawns the child. Its output is not read before the task runs.
+    fn spawn(&self, start: ProcessSpec, claim: &Claim) -> Result<(Arc<Process>, ProcessTask), ProcessError> {
+        let mut command = self.launcher.command(&start.program)?;
+        command.stdin(if start.stdin { Stdio::piped() } else { Stdio::null() });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let program = start.program.argv.first().cloned().unwrap_or_default();
+        let mut child = self.children.spawn(&mut command).map_err(|e| spawn_failed(&program, e))?;
+        let pipes = ChildPipes::of(&mut child).map_err(|e| {
+            child.group.signal(Signal::KILL);
+            spawn_failed(&program, e)
+        })?;
+        let process = Arc::new(Process {
+            id: ProcessId::random(),
+            request_id: start.request_id,
+            argv: truncate_argv(&start.program.argv),
+            cwd: start.program.cwd,
+            timeout: start.timeout,
+            pid: child.pid,
+            started: SystemTime::now(),
+            epoch: claim.epoch,
+            group: child.group,
+            gate: self.gate.clone(),
+            state: Mutex::new(ProcessState::new(claim.epoch, claim.policy.byte_log_bytes, start.stdin)),
+            output_ready: Notify::new(),
+            task_wakeup: Notify::new(),
+            stdin_progress: Notify::new(),
+            removed: CancellationToken::new(),
+        });
+        tracing::info!(process = %process.id, pid = %process.pid, program, "process started");
+        let task = ProcessTask::new(process.clone(), pipes, child.ended);
+        Ok((process, task))
+    }
+
+    /// Spawns the task that serves the process until it is removed.
+    fn supervise(self: &Arc<Self>, process: Arc<Process>, task: ProcessTask) {
+        let life = run_to_removal(process, task, Arc::downgrade(self));
+        self.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(life));
+    }
+}
+
+async fn run_to_removal(process: Arc<Process>, task: ProcessTask, shared: Weak<RegistryShared>) {
+    let termination = run_guarded(&process, task).await;
+    RetainedProcess { process, termination, shared }.run().await;
+}
+
+/// Runs the task. If it panics, only its own process is killed.
+async fn run_guarded(process: &Process, task: ProcessTask) -> Termination {
+    match AssertUnwindSafe(task.run()).catch_unwind().await {
+        Ok(termination) => termination,
+        Err(_) => {
+            tracing::error!(process = %process.id, "process task panicked; killing the process");
+            process.group.signal(Signal::KILL);
+            let mut state = process.state();
+            state.fault = true;
+            state.finished_at = Some(Instant::now());
+            drop(state);
+            process.output_ready.notify_waiters();
+            process.stdin_progress.notify_waiters();
+            Termination::new(None)
+        }
+    }
+}
+
+/// Time for which an ended process is retained.
+const RETENTION: Duration = Duration::from_secs(10 * 60);
+/// Interval at which a group under termination is checked for members. No event reports the exit of
+/// the last member.
+const GROUP_POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+struct RetainedProcess {
+    process: Arc<Process>,
+    termination: Termination,
+    shared: Weak<RegistryShared>,
+}
+
+impl RetainedProcess {
+    /// Runs until the process is removed (by age or by the table's limits) and a requested
+    /// termination of its group is complete.
+    async fn run(mut self) {
+        let remove_at = Instant::now() + RETENTION;
+        if self.process.state().remove_when_finished {
+            self.remove();
+        }
+        loop {
+            let now = Instant::now();
+            self.send_signals(now);
+            let ends = self.termination.is_under_way() && self.process.group.has_members();
+            let removed = self.process.removed.is_cancelled();
+            if removed && !ends {
+                return;
+            }
+            // A watcher may have left, so that the limits now apply to this process.
+            if let Some(shared) = self.shared.upgrade() {
+                shared.table().enforce_bounds();
+            }
+            let wake_at = if ends { now + GROUP_POLL_INTERVAL } else { remove_at };
+            tokio::select! {
+                () = sleep_until(Some(wake_at)) => {}
+                () = self.process.task_wakeup.notified() => {}
+                () = self.process.removed.cancelled(), if !removed => {}
+            }
+            if !removed && Instant::now() >= remove_at {
+                self.remove();
+            }
+        }
+    }
+
+    fn send_signals(&mut self, now: Instant) {
+        let grace = self.process.state().requested_grace.take();
+        let requested = grace.map_or(&[][..], |grace| self.termination.request(now, grace));
+        for signal in requested.iter().chain(self.termination.due(now)) {
+            self.process.group.signal(*signal);
+        }
+    }
+
+    fn remove(&self) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.table().remove(&self.process);
+        }
+        self.process.removed.cancel();
     }
 }

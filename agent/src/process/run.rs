@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     Process, ProcessError, ProcessEvent, ProcessExit, ProcessRegistry, ProcessSpec, ProcessWatcher,
-    termination::GRACE,
+    task::GRACE,
 };
 use crate::spawn::Program;
 
@@ -74,7 +74,7 @@ impl ProcessRegistry {
                 let _fed = running.process.write(running.process.epoch, 0, run.stdin, true).await;
             }
         };
-        let budget = OutputBudget { all: self.shared.run_bytes.clone(), taken: None };
+        let budget = OutputBudget { all: self.run_bytes(), taken: None };
         let (outcome, ()) = tokio::join!(gather(&mut watcher, max_output, budget), feed);
         outcome
     }
@@ -142,7 +142,7 @@ impl Drop for RunGuard {
     fn drop(&mut self) {
         self.process.state().remove_when_finished = true;
         if self.process.is_finished() {
-            self.processes.shared.table().remove(&self.process);
+            self.processes.remove(&self.process);
         } else {
             self.process.end(GRACE);
         }

@@ -7,10 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{sleep_until, timeout_at},
-};
+use tokio::{sync::OwnedSemaphorePermit, time::timeout_at};
 
 use super::{OutputStream, Process, ProcessError, ProcessExit, ProcessId};
 use crate::byte_log::{CHUNK_BYTES, LogRead};
@@ -193,13 +190,5 @@ impl OutputStream {
             Self::Stdout => Self::Stderr,
             Self::Stderr => Self::Stdout,
         }
-    }
-}
-
-/// Sleeps until `at`, or for ever if it is `None`.
-pub(super) async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at.into()).await,
-        None => std::future::pending().await,
     }
 }

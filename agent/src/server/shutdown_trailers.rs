@@ -21,7 +21,7 @@ use tonic::Status;
 
 use super::call_tracking::call_kind;
 use crate::{
-    activity::{calls::CallKind, warning::SleepCause},
+    activity::{calls::CallKind, notices::SleepCause},
     api::activity::sleep_cause,
     sleep::SleepCoordinator,
 };

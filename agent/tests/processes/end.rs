@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use podling_agent::{
-    activity::warning::SleepCause,
+    activity::notices::SleepCause,
     claim::AgentPolicy,
     process::{ProcessError, ProcessEvent, ProcessSpec},
 };

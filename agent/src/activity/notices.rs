@@ -1,8 +1,10 @@
-//! The control plane's pending sleep warning, retained so that clients can show it. Pure.
+//! What the activity report carries beside the assessment: the control plane's pending sleep warning, and
+//! the failure of the workspace's own command. Pure.
 
 use std::time::{Instant, SystemTime};
 
 use super::assessment::ActivityLevel;
+use crate::child::{ExitStatus, signals};
 
 /// Announces that the workspace will sleep unless it is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +49,43 @@ impl PendingWarning {
             level != ActivityLevel::Idle || last_intent.is_some_and(|at| at > *received)
         });
         self.0.as_ref().map(|(warning, _)| warning.clone())
+    }
+}
+
+/// Failure of the command, such as an IDE, that the workspace runs while it is awake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandFailure {
+    /// Program of the command, as the template names it.
+    pub program: String,
+    pub cause: CommandFailureCause,
+    /// Failures in a row.
+    pub failures: u32,
+    /// The last lines of its output, oldest first. Empty if it printed nothing.
+    pub output: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommandFailureCause {
+    /// The command could not be started. Holds the text of the error, which names the program.
+    NotStarted(String),
+    /// The command ended. `None` if its exit status is not known.
+    Ended(Option<ExitStatus>),
+}
+
+impl CommandFailure {
+    /// Renders the failure as a clause that names the program: "jupyter ended: exit code 1".
+    pub fn describe(&self) -> String {
+        let program = &self.program;
+        match &self.cause {
+            CommandFailureCause::NotStarted(error) => error.clone(),
+            CommandFailureCause::Ended(Some(ExitStatus::Code(code))) => {
+                format!("{program} ended: exit code {code}")
+            }
+            CommandFailureCause::Ended(Some(ExitStatus::Signal(signal))) => {
+                format!("{program} ended: killed by SIG{}", signals::name(*signal))
+            }
+            CommandFailureCause::Ended(None) => format!("{program} ended"),
+        }
     }
 }
 

@@ -77,7 +77,7 @@ impl ProcSnapshot {
 }
 
 /// Returns the start time of this process, in clock ticks since boot.
-pub fn own_start() -> io::Result<u64> {
+pub(crate) fn own_start() -> io::Result<u64> {
     Ok(stat("self")?.start)
 }
 

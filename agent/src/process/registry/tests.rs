@@ -11,11 +11,10 @@ use futures_util::FutureExt;
 use podling_proto::token::VerifyingKeys;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
-use super::{
-    Process, ProcessError, ProcessEvent, ProcessRegistry, ProcessSpec, ProcessWatcher, RunSpec, table,
-};
+use super::*;
+use crate::process::{ProcessEvent, ProcessExit, RunSpec};
 use crate::{
-    activity::warning::SleepCause,
+    activity::notices::SleepCause,
     admission::AdmissionGate,
     child::{Children, OrphanPolicy},
     claim::{AgentPolicy, Claim},
@@ -74,7 +73,7 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     timeout(SOON, wait).await.expect(what);
 }
 
-async fn exit(mut watcher: ProcessWatcher) -> super::ProcessExit {
+async fn exit(mut watcher: ProcessWatcher) -> ProcessExit {
     loop {
         match timeout(SOON, watcher.next()).await.expect("next event").unwrap() {
             Some(ProcessEvent::Exit(exit)) => return exit,
@@ -117,7 +116,7 @@ async fn run_of_gone_caller_is_removed() {
 #[tokio::test]
 async fn ended_output_is_bounded_and_exit_stays_known() {
     let fixture = RegistryFixture::with(AgentPolicy::default());
-    let fits = table::MAX_ENDED_BYTES / MIB;
+    let fits = MAX_ENDED_BYTES / MIB;
     for n in 0..fits + 4 {
         let program = sh(&format!("head -c {MIB} /dev/zero; exit {n}"));
         exit(fixture.processes.start(ProcessSpec { program, ..ProcessSpec::default() }).await.unwrap()).await;
@@ -125,10 +124,7 @@ async fn ended_output_is_bounded_and_exit_stays_known() {
     let held = || -> Vec<u64> {
         fixture.processes.shared.table().all().iter().map(|process| process.state().held_bytes()).collect()
     };
-    until("output bound holds without another start", || {
-        held().iter().sum::<u64>() <= table::MAX_ENDED_BYTES
-    })
-    .await;
+    until("output bound holds without another start", || held().iter().sum::<u64>() <= MAX_ENDED_BYTES).await;
     let expected: Vec<_> = (0..fits + 4).map(|n| if n < 4 { 0 } else { MIB }).collect();
     assert_eq!(held(), expected, "the process that ended first loses its output first");
     let first = fixture.processes.list()[0].clone();
@@ -151,11 +147,10 @@ async fn ended_processes_are_bounded_except_watched() {
     };
     let read = start("echo unread").unwrap();
     let first = fixture.only();
-    for _ in 0..table::MAX_ENDED + 3 {
+    for _ in 0..MAX_ENDED + 3 {
         exit(start("exit 0").unwrap()).await;
     }
-    until("ended processes are within the bound", || fixture.processes.list().len() <= table::MAX_ENDED + 1)
-        .await;
+    until("ended processes are within the bound", || fixture.processes.list().len() <= MAX_ENDED + 1).await;
     assert!(first.strong_count() > 0 && read.process().is_finished());
     let beside = start("sleep 1000").unwrap();
     let refused = start("exit 0").unwrap_err();
