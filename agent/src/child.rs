@@ -5,26 +5,28 @@
 //! code waits for. All children are therefore started through [`Children`], and `tokio::process`
 //! and `std::process::Child::wait` are not used.
 
+pub mod signals;
+
 use std::{
     collections::HashMap,
     io,
     process::{ChildStderr, ChildStdin, ChildStdout, Command},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex},
 };
 
-use rustix::process::{
-    Pid, Signal, WaitOptions, WaitStatus, kill_process, kill_process_group, wait, waitpid,
+use rustix::{
+    io::Errno,
+    process::{
+        Pid, Resource, Rlimit, Signal, WaitOptions, WaitStatus, kill_process, kill_process_group, prlimit,
+        test_kill_process, test_kill_process_group, wait, waitpid,
+    },
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
 
-mod group;
-mod limits;
-pub mod signals;
-
-pub use self::{group::ProcessGroup, limits::ChildLimits};
+use crate::util::lock;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
@@ -112,7 +114,7 @@ impl Children {
     pub fn spawn(&self, command: &mut Command) -> io::Result<Child> {
         // Held over the fork, so that a child that ends at once is in the table before it can be
         // reaped.
-        let mut table = self.lock();
+        let mut table = lock(&self.table);
         let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
         let (tx, ended) = watch::channel(None);
@@ -120,7 +122,7 @@ impl Children {
         self.limits.restore(pid);
         Ok(Child {
             pid,
-            group: ProcessGroup::new(self.clone(), pid, child_id),
+            group: ProcessGroup { children: self.clone(), id: pid, child_id },
             ended,
             stdin: child.stdin.take(),
             stdout: child.stdout.take(),
@@ -131,7 +133,7 @@ impl Children {
     /// Signals a child that has not been reaped. Returns `false` if it is gone, so a reused process
     /// id is never signalled.
     pub fn signal(&self, pid: Pid, target: SignalScope, signal: Signal) -> bool {
-        let table = self.lock();
+        let table = lock(&self.table);
         table.tracked.contains_key(&pid)
             && match target {
                 SignalScope::Process => kill_process(pid, signal),
@@ -154,7 +156,7 @@ impl Children {
     fn reap_exited(&self) {
         // Reap and remove under one lock, so that no signal can go to a process id that is free
         // again.
-        let mut table = self.lock();
+        let mut table = lock(&self.table);
         match self.orphans {
             OrphanPolicy::Reap => {
                 // `waitpid(None)` would wait for the agent's own process group only, and terminals
@@ -177,10 +179,6 @@ impl Children {
         }
         table.remove_empty_groups();
     }
-
-    fn lock(&self) -> MutexGuard<'_, ChildTable> {
-        self.table.lock().unwrap_or_else(|e| e.into_inner())
-    }
 }
 
 impl ChildTable {
@@ -198,7 +196,7 @@ impl ChildTable {
             tracing::debug!(pid = pid.as_raw_nonzero(), "orphan reaped");
             return;
         };
-        if group::has_members(pid) {
+        if has_members(pid) {
             self.leaderless.insert(pid, child.child_id);
         }
         child.ended.send_replace(Some(how));
@@ -209,5 +207,122 @@ fn ended(status: WaitStatus) -> ExitStatus {
     match status.terminating_signal() {
         Some(signal) => ExitStatus::Signal(signal),
         None => ExitStatus::Code(status.exit_status().unwrap_or(255)),
+    }
+}
+
+/// The process group that a child leads or has led. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ProcessGroup {
+    children: Children,
+    id: Pid,
+    child_id: ChildId,
+}
+
+impl ProcessGroup {
+    /// Signals all members. Returns `false` if the group is empty, so a foreign group is never
+    /// signalled.
+    pub fn signal(&self, signal: Signal) -> bool {
+        // No process is reaped under the lock, so the id cannot be reused in between.
+        let mut table = lock(&self.children.table);
+        table.is_owned_by(self.id, self.child_id) && kill_process_group(self.id, signal).is_ok()
+    }
+
+    /// Returns whether the group has members. A leader that is not yet reaped counts.
+    pub fn has_members(&self) -> bool {
+        lock(&self.children.table).is_owned_by(self.id, self.child_id)
+    }
+}
+
+impl ChildTable {
+    /// Returns whether the group with this id is still the group that this child led.
+    fn is_owned_by(&mut self, id: Pid, child_id: ChildId) -> bool {
+        if let Some(leader) = self.tracked.get(&id) {
+            return leader.child_id == child_id;
+        }
+        if self.leaderless.get(&id) != Some(&child_id) {
+            return false;
+        }
+        let is_ours = !exists(test_kill_process(id)) && has_members(id);
+        if !is_ours {
+            self.leaderless.remove(&id);
+        }
+        is_ours
+    }
+
+    fn remove_empty_groups(&mut self) {
+        self.leaderless.retain(|id, _| has_members(*id));
+    }
+}
+
+/// Returns whether the group with this id has members.
+fn has_members(id: Pid) -> bool {
+    exists(test_kill_process_group(id))
+}
+
+/// Returns whether the test found a process. EPERM also proves that the process exists.
+fn exists(tested: Result<(), Errno>) -> bool {
+    tested.is_ok() || tested == Err(Errno::PERM)
+}
+
+/// Limits that the agent changed for itself. Children get the original values.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ChildLimits {
+    /// RLIMIT_NOFILE, the number of open files.
+    pub files: Option<Rlimit>,
+    /// `oom_score_adj` of child processes.
+    pub oom_score_adj: Option<i32>,
+}
+
+impl ChildLimits {
+    /// Applies the limits to a child that was just started, which may already have read the agent's
+    /// values. Applying them between fork and exec would need unsafe code.
+    fn restore(&self, pid: Pid) {
+        let raw = pid.as_raw_nonzero();
+        if let Some(files) = &self.files
+            && let Err(error) = prlimit(Some(pid), Resource::Nofile, *files)
+        {
+            tracing::debug!(pid = raw, %error, "failed to restore a child's limit of open files");
+        }
+        if let Some(score) = self.oom_score_adj
+            && let Err(error) = std::fs::write(format!("/proc/{raw}/oom_score_adj"), score.to_string())
+        {
+            tracing::debug!(pid = raw, %error, "failed to restore a child's oom_score_adj");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt;
+
+    use rustix::process::kill_process;
+    use tokio::sync::watch;
+
+    use super::*;
+
+    #[test]
+    fn reused_pid_is_not_taken_for_old_group() {
+        let mut table = ChildTable::default();
+        // A process in a group of its own stands for the process that the id names.
+        let mut holder = std::process::Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
+        let id = Pid::from_child(&holder);
+        let insert = |table: &mut ChildTable| table.insert(id, watch::channel(None).0);
+        let first = insert(&mut table);
+        assert!(table.is_owned_by(id, first));
+        table.reaped(id, ExitStatus::Code(0));
+        assert!(!table.is_owned_by(id, first), "the id names a process although the leader was reaped");
+        let second = insert(&mut table);
+        assert!(
+            table.is_owned_by(id, second) && !table.is_owned_by(id, first),
+            "the id belongs to the second child"
+        );
+        table.reaped(id, ExitStatus::Code(0));
+        let third = insert(&mut table);
+        assert!(!table.is_owned_by(id, second), "the second group was empty when the id was reused");
+        assert!(table.is_owned_by(id, third));
+        kill_process(id, Signal::KILL).unwrap();
+        holder.wait().unwrap();
+        table.reaped(id, ExitStatus::Signal(9));
+        assert!(!table.is_owned_by(id, third) && table.leaderless.is_empty(), "the group is empty");
     }
 }
