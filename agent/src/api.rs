@@ -2,12 +2,9 @@
 //! request can fail, but converting a response cannot.
 
 pub mod activity;
-mod admission;
 pub mod archives;
-pub mod export_http;
+pub(crate) mod errors;
 pub mod files;
 pub mod files_http;
-pub(crate) mod problem;
 pub mod processes;
-mod spawn_error;
 pub mod terminals;

@@ -8,25 +8,19 @@
 //!
 //! The agent sends its credential only after the certificate of the control plane is verified.
 
-pub mod backoff;
 pub mod dial;
-mod disconnect;
-mod heartbeats;
 pub mod messages;
 mod session;
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use self::{
-    backoff::ReconnectBackoff,
-    session::{ControlSession, ControlSessionEnd},
-};
+use self::session::{ControlSession, ControlSessionEnd};
 use crate::{
     activity::ActivityMonitor, claim::Claim, config::ControlEndpoint, metrics::AgentMetrics,
-    shutdown::ShutdownHandle, sleep::SleepCoordinator,
+    shutdown::ShutdownHandle, sleep::SleepCoordinator, util::error_chain,
 };
 
 /// Description of the agent that its hello message carries.
@@ -80,7 +74,7 @@ impl ControlConnection {
                         backoff.reset();
                     }
                     let wait = backoff.next(fastrand::f64());
-                    let error = crate::error_chain(&error);
+                    let error = error_chain(&error);
                     tracing::warn!(%error, ?wait, "disconnected from the control plane");
                     tokio::select! {
                         () = sleep(wait) => {}
@@ -89,5 +83,52 @@ impl ControlConnection {
                 }
             }
         }
+    }
+}
+
+/// Upper bound of the first delay.
+const MIN_DELAY: Duration = Duration::from_millis(100);
+/// Maximum delay. The agent finds a control plane that is back within this time.
+const MAX_DELAY: Duration = Duration::from_secs(10);
+
+/// Counts failed attempts in a row.
+#[derive(Debug, Default)]
+pub struct ReconnectBackoff {
+    failed: u32,
+}
+
+impl ReconnectBackoff {
+    /// Returns the delay before the next attempt. `chance` is a random number from 0 to 1. It
+    /// spreads the attempts of agents that lost the same control plane.
+    pub fn next(&mut self, chance: f64) -> Duration {
+        let longest = MIN_DELAY.saturating_mul(1 << self.failed.min(16)).min(MAX_DELAY);
+        self.failed = self.failed.saturating_add(1);
+        longest.mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0)
+    }
+
+    /// Resets the delay after a successful attempt.
+    pub fn reset(&mut self) {
+        self.failed = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_from_100_ms_to_10_s() {
+        let mut backoff = ReconnectBackoff::default();
+        let waits: Vec<_> = (0..10).map(|_| backoff.next(1.0).as_millis()).collect();
+        assert_eq!(waits[..4], [100, 200, 400, 800]);
+        assert_eq!(waits[9], 10_000);
+        backoff.reset();
+        assert_eq!(backoff.next(0.0).as_millis(), 50);
+    }
+
+    #[test]
+    fn failure_count_does_not_overflow() {
+        let mut backoff = ReconnectBackoff { failed: u32::MAX - 1 };
+        assert_eq!(backoff.next(1.0), MAX_DELAY);
     }
 }

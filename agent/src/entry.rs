@@ -1,7 +1,19 @@
-//! Entry points of the agent, from the command line to the exit code.
+//! Entry points of the agent, from the command line to the exit code: the agent itself, and
+//! `podling-agent install DIR`, which copies the agent into a directory, from where a container of another
+//! image runs it. An init container runs this subcommand if the workspace's image has no agent.
 
-use std::{ffi::OsString, io, panic::AssertUnwindSafe, path::Path, process::ExitCode, time::Duration};
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io,
+    os::unix::fs::PermissionsExt,
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
+use clap::Parser;
 use podling_proto::log::{LogFormat, report_panics_as_json};
 use tokio::runtime::Runtime;
 use tracing_subscriber::{
@@ -14,10 +26,12 @@ use tracing_subscriber::{
 use crate::{
     args::AgentArgs,
     config::AgentConfig,
-    error_chain, init, install,
+    init,
     run::run,
     shutdown::{ShutdownHandle, ShutdownRequest},
+    state_file::ExitRecord,
     tasks::panic_message,
+    util::error_chain,
 };
 
 /// Exit code for an invalid command line or configuration value.
@@ -26,7 +40,7 @@ const EXIT_USAGE: u8 = 2;
 const LOG_FILTER_VARIABLE: &str = "PODLING_AGENT_LOG";
 const LOG_FORMAT_VARIABLE: &str = "PODLING_AGENT_LOG_FORMAT";
 /// Name of the program in errors.
-pub(crate) const PROGRAM: &str = "podling-agent";
+const PROGRAM: &str = "podling-agent";
 /// Exit code for an agent that could not start or failed.
 const EXIT_FAILURE: u8 = 1;
 /// Time that shutdown waits for blocking threads, such as a thread that uses a hung disk. The agent
@@ -38,7 +52,7 @@ pub fn program(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut words = words.into_iter().peekable();
     let name = words.next();
     match words.next_if(|word| word == "install") {
-        Some(_) => install::main(name.into_iter().chain(words)),
+        Some(_) => install_main(name.into_iter().chain(words)),
         None => main_with(name.into_iter().chain(words)),
     }
 }
@@ -120,7 +134,7 @@ fn record_end(state: &Path, reason: &str, code: u8) -> ExitCode {
     } else {
         tracing::error!(reason, "agent ended");
     }
-    if let Err(error) = init::record_exit(state, reason, code) {
+    if let Err(error) = ExitRecord::write(state, reason, code) {
         tracing::error!(%error, "failed to write exit record");
     }
     ExitCode::from(code)
@@ -128,7 +142,7 @@ fn record_end(state: &Path, reason: &str, code: u8) -> ExitCode {
 
 /// Returns the format that the command line or the environment requests, for errors that occur
 /// before the command line is parsed.
-pub(crate) fn early_format(words: &[OsString]) -> LogFormat {
+fn early_format(words: &[OsString]) -> LogFormat {
     LogFormat::requested(words, std::env::var_os(LOG_FORMAT_VARIABLE).as_deref())
 }
 
@@ -146,13 +160,70 @@ fn start_log(format: LogFormat) {
     };
 }
 
+/// File name of the copy.
+const NAME: &str = "podling-agent";
+/// Executable by every user, because the user of the other image is not known.
+const MODE: u32 = 0o755;
+
+/// Copy this program into a directory, from where containers of other images run it
+#[derive(Debug, Parser)]
+#[command(name = "podling-agent install", version)]
+struct InstallArgs {
+    /// Existing directory to copy the program into
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+}
+
+/// Runs the subcommand; `words` are the program's name and the directory.
+fn install_main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let words: Vec<_> = words.into_iter().collect();
+    let format = early_format(&words);
+    let directory = match InstallArgs::try_parse_from(words) {
+        Ok(args) => args.directory,
+        Err(error) if format == LogFormat::Json && error.use_stderr() => {
+            format.report(PROGRAM, &error.render().to_string());
+            return ExitCode::FAILURE;
+        }
+        Err(error) => error.exit(),
+    };
+    match install(&directory) {
+        Ok(path) => {
+            println!("{}", path.display());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let message = format!("cannot copy the agent to {}: {error}", directory.display());
+            format.report(PROGRAM, &message);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Copies the program atomically, even over a copy that is running. Idempotent.
+fn install(directory: &Path) -> io::Result<PathBuf> {
+    let path = directory.join(NAME);
+    let part = directory.join(format!(".{NAME}.{}", std::process::id()));
+    let copied = copy(&part).and_then(|()| fs::rename(&part, &path));
+    if copied.is_err() {
+        // Fails if the file does not exist. It is deleted with the directory in any case.
+        let _gone = fs::remove_file(&part);
+    }
+    copied.map(|()| path)
+}
+
+fn copy(to: &Path) -> io::Result<()> {
+    // The path of the running program may name another file by now.
+    let mut own = File::open("/proc/self/exe")?;
+    let mut file = File::create(to)?;
+    io::copy(&mut own, &mut file)?;
+    file.set_permissions(fs::Permissions::from_mode(MODE))?;
+    file.sync_all()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        init::{EXIT_RECORD, ExitRecord},
-        shutdown::ShutdownReason,
-    };
+    use crate::{shutdown::ShutdownReason, state_file::EXIT_RECORD};
 
     fn record(
         life: impl FnOnce() -> Result<ShutdownRequest, Box<dyn std::error::Error>>,
@@ -191,5 +262,24 @@ mod tests {
         let (code, failed) = record(|| Err("cannot listen".into()));
         assert_eq!(code, ExitCode::from(EXIT_FAILURE));
         assert_eq!((failed.reason.as_str(), failed.code), ("cannot listen", EXIT_FAILURE));
+    }
+
+    #[test]
+    fn install_is_atomic_executable_and_repeatable() {
+        let directory = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            let path = install(directory.path()).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
+            assert!(fs::read(&path).unwrap() == fs::read("/proc/self/exe").unwrap());
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn install_does_not_create_missing_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let missing = directory.path().join("missing");
+        assert_eq!(install(&missing).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(!missing.exists());
     }
 }

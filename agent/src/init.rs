@@ -2,19 +2,26 @@
 //! processes of the workspace.
 
 pub mod command;
-pub mod end_all;
-pub mod forward;
 mod output_tail;
 
-use std::{convert::Infallible, io, path::Path, time::SystemTime};
+use std::{
+    convert::Infallible,
+    io,
+    time::{Duration, Instant},
+};
 
-use rustix::process::{Resource, Rlimit, getpid, getrlimit, set_child_subreaper, setrlimit};
-use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{SignalKind, signal};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, getpid, getrlimit, pidfd_open, pidfd_send_signal,
+    set_child_subreaper, setrlimit,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
 
 use crate::{
     child::ChildLimits,
-    server::info::write_whole,
+    procfs::{ProcSnapshot, ProcessStat},
     shutdown::{ShutdownHandle, ShutdownReason, ShutdownRequest},
 };
 
@@ -22,18 +29,6 @@ use crate::{
 /// agent that hosts all of them. Lowering it needs a capability that containers seldom have.
 const OOM_SCORE: &str = "-900";
 const OOM_FILE: &str = "/proc/self/oom_score_adj";
-/// Name of the exit record in the state directory.
-pub const EXIT_RECORD: &str = "exit.json";
-
-/// Record of why the agent ended. The control plane reads the record when it finds the agent dead.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExitRecord {
-    pub reason: String,
-    /// Seconds since the Unix epoch.
-    pub at: u64,
-    /// Exit code of the process.
-    pub code: u8,
-}
 
 /// Sets up this process as an init. Logs and skips steps that the system does not permit. Returns
 /// the original limits for children.
@@ -76,9 +71,61 @@ pub async fn handle_termination_signals(shutdown: ShutdownHandle) -> io::Result<
     }
 }
 
-/// Writes the exit record to the state directory.
-pub fn record_exit(state: &Path, reason: &str, code: u8) -> io::Result<()> {
-    let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let record = ExitRecord { reason: reason.to_owned(), at, code };
-    write_whole(&state.join(EXIT_RECORD), &serde_json::to_vec(&record)?)
+/// Interval between checks for remaining processes.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Time to wait after KILL. Processes that still exist then hang in the kernel.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Ends all descendants of this process, and kills those that remain after `grace`. A concurrent
+/// task must reap the children of this process.
+pub async fn end_all(grace: Duration) -> io::Result<()> {
+    let started = Instant::now();
+    for signal in [Signal::HUP, Signal::TERM, Signal::CONT] {
+        signal_all(&live_descendants().await?, signal);
+    }
+    while !live_descendants().await?.is_empty() {
+        if started.elapsed() >= grace {
+            return kill_remaining().await;
+        }
+        sleep(POLL_INTERVAL).await;
+    }
+    Ok(())
+}
+
+/// Kills until no process is left, for at most [`KILL_TIMEOUT`]. Repeats, because a killed process
+/// may leave children that it started meanwhile.
+async fn kill_remaining() -> io::Result<()> {
+    let began = Instant::now();
+    loop {
+        let left = live_descendants().await?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        if began.elapsed() >= KILL_TIMEOUT {
+            let left: Vec<_> = left.iter().map(|p| format!("{} ({})", p.name, p.pid)).collect();
+            tracing::warn!(?left, "processes survived SIGKILL");
+            return Ok(());
+        }
+        signal_all(&left, Signal::KILL);
+        sleep(POLL_INTERVAL).await;
+    }
+}
+
+async fn live_descendants() -> io::Result<Vec<ProcessStat>> {
+    let walk = tokio::task::spawn_blocking(ProcSnapshot::take).await.map_err(io::Error::other)??;
+    Ok(walk.processes.into_iter().filter(|process| !process.is_zombie).collect())
+}
+
+fn signal_all(processes: &[ProcessStat], signal: Signal) {
+    for process in processes {
+        // The descriptor refers to the process forever. Checking the start time after opening it
+        // proves that the id was not reused.
+        let Some(pid) = Pid::from_raw(process.pid) else { continue };
+        if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
+            && process.is_alive()
+        {
+            // Fails if the process has ended meanwhile, which is fine.
+            let _sent = pidfd_send_signal(pidfd, signal);
+        }
+    }
 }

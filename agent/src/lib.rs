@@ -34,8 +34,8 @@ pub mod metrics;
 pub mod server;
 
 mod entry;
-mod install;
 mod procfs;
+pub mod state_file;
 mod util;
 
 pub use entry::{main_with, program};

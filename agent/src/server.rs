@@ -1,24 +1,28 @@
 //! The server: one TLS listener for gRPC, gRPC-web and plain HTTP. Independent of the services.
 
 pub mod auth;
-pub mod call_tracking;
+pub mod calls;
 pub mod connection;
-pub mod error_response;
-pub mod identity;
-pub mod info;
 pub mod listener;
 pub mod router;
-pub mod shutdown_trailers;
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use axum::Router;
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
+};
 use tokio::{task::JoinSet, time::timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use self::{connection::ClientConnections, listener::AgentListener};
-use crate::metrics::AgentMetrics;
+use crate::{
+    metrics::AgentMetrics,
+    util::{hex, sha256},
+};
 
 /// Accepts connections until shutdown, then drains them.
 pub struct Server {
@@ -71,5 +75,60 @@ impl Server {
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server").field("listener", &self.listener).finish_non_exhaustive()
+    }
+}
+
+/// DNS names in the certificate.
+const NAMES: [&str; 2] = ["podling-agent", "localhost"];
+/// Number of TLS session tickets. There are none, because they would need state for unauthenticated
+/// connections.
+const TICKETS: usize = 0;
+
+/// Why the key or certificate could not be created.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentIdentityError {
+    #[error("cannot generate the agent's certificate")]
+    Make(#[from] rcgen::Error),
+    /// rustls rejected the certificate.
+    #[error("cannot use the agent's certificate")]
+    Use(#[from] rustls::Error),
+}
+
+pub struct AgentIdentity {
+    certificate: CertificateDer<'static>,
+    key: PrivatePkcs8KeyDer<'static>,
+}
+
+impl AgentIdentity {
+    /// Creates a new key and a self-signed certificate.
+    pub fn generate() -> Result<Self, AgentIdentityError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let certificate = CertificateParams::new(NAMES.map(str::to_owned))?.self_signed(&key)?;
+        Ok(Self { certificate: certificate.der().clone(), key: key.serialize_der().into() })
+    }
+
+    /// Returns the SHA-256 of the certificate in DER, lower-case hex.
+    pub fn fingerprint(&self) -> String {
+        hex(&sha256(&self.certificate))
+    }
+
+    /// Returns the TLS configuration with this certificate, for TLS 1.3 and HTTP/2 or HTTP/1.1.
+    pub fn server_config(&self) -> Result<ServerConfig, AgentIdentityError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key = PrivateKeyDer::Pkcs8(self.key.clone_key());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_no_client_auth()
+            .with_single_cert(vec![self.certificate.clone()], key)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.send_tls13_tickets = TICKETS;
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        Ok(config)
+    }
+}
+
+impl std::fmt::Debug for AgentIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentIdentity").field("fingerprint", &self.fingerprint()).finish_non_exhaustive()
     }
 }

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::metrics::AgentMetrics;
+use crate::{metrics::AgentMetrics, util::error_chain};
 
 /// Delay before the first restart. It doubles with each restart, up to [`MAX_RESTART_DELAY`].
 const MIN_RESTART_DELAY: Duration = Duration::from_millis(100);
@@ -64,7 +64,7 @@ impl TaskSupervisor {
                 // first start.
                 let failure = match AssertUnwindSafe(task()).catch_unwind().await {
                     Ok(Ok(())) => return,
-                    Ok(Err(error)) => crate::error_chain(&error),
+                    Ok(Err(error)) => error_chain(&error),
                     Err(panic) => format!("panic: {}", panic_message(panic.as_ref())),
                 };
                 if started.elapsed() >= HEALTHY_AFTER {

@@ -23,8 +23,7 @@ use crate::{
         ActivityMonitor, ActivityRevision, ActivitySnapshot,
         assessment::{ActivityEvidence, ActivityLevel, ActivitySignal},
         leases::{KeepAwakeLease, LeaseError, MAX_LEASES},
-        notices::SleepCause,
-        notices::{CommandFailure, CommandFailureCause},
+        notices::{CommandFailure, CommandFailureCause, SleepCause},
     },
     admission::Intent,
 };

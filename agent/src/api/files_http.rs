@@ -10,8 +10,6 @@
 //! `Repr-Digest` (sha-256, base64) if one is given. With `If-None-Match: *` an existing file is an
 //! error.
 
-mod range;
-
 use std::time::{Duration, UNIX_EPOCH};
 
 use axum::{
@@ -26,10 +24,12 @@ use futures_util::TryStreamExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
 use http_body_util::BodyExt;
 use podling_proto::error::WireError;
-use range::RequestedRange;
 
-use super::{files::parse, problem::problem};
-use crate::files::{FileEntry, FileError, Files, RelPath, WriteOptions};
+use super::{errors::problem, files::parse};
+use crate::{
+    files::{FileEntry, FileError, Files, RelPath, WriteOptions},
+    util::hex,
+};
 
 /// Path prefix of these routes.
 const PREFIX: &str = "/files/";
@@ -73,7 +73,7 @@ async fn serve_file(files: Files, request: &Parts) -> Result<Response, FileError
     let same_version = text(headers, &header::IF_RANGE).is_none_or(|version| version == tag);
     let requested = text(headers, &header::RANGE)
         .filter(|_| same_version)
-        .map_or(RequestedRange::Whole, |range| range::parse(range, size));
+        .map_or(RequestedRange::Whole, |range| parse_range(range, size));
     let reading = match requested {
         RequestedRange::Whole => reading,
         RequestedRange::Part { offset, length } => {
@@ -127,8 +127,7 @@ async fn store_upload(files: Files, request: Request) -> Result<Response, FileEr
         if written.created { StatusCode::CREATED } else { StatusCode::NO_CONTENT }.into_response();
     let headers = response.headers_mut();
     headers.insert(header::ETAG, value(etag(&written.entry)));
-    let hex: String = written.sha256.iter().map(|byte| format!("{byte:02x}")).collect();
-    headers.insert(SHA256, value(hex));
+    headers.insert(SHA256, value(hex(&written.sha256)));
     Ok(response)
 }
 
@@ -212,8 +211,55 @@ fn value(text: String) -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
+/// The part of a file that a Range header selects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RequestedRange {
+    Whole,
+    /// `length` is at least 1, and the part lies inside the file.
+    Part {
+        offset: u64,
+        length: u64,
+    },
+    /// The range lies outside the file.
+    Unsatisfiable,
+}
+
+fn parse_range(header: &str, size: u64) -> RequestedRange {
+    let Some((first, last)) = header.trim().strip_prefix("bytes=").and_then(|range| range.split_once('-'))
+    else {
+        return RequestedRange::Whole;
+    };
+    match (first.trim(), last.trim()) {
+        ("", last) => match number(last) {
+            None => RequestedRange::Whole,
+            Some(0) => RequestedRange::Unsatisfiable,
+            Some(_) if size == 0 => RequestedRange::Unsatisfiable,
+            Some(tail) => {
+                let length = tail.min(size);
+                RequestedRange::Part { offset: size - length, length }
+            }
+        },
+        (first, last) => match (number(first), number(last)) {
+            (None, _) => RequestedRange::Whole,
+            (Some(_), None) if !last.is_empty() => RequestedRange::Whole,
+            (Some(first), Some(last)) if last < first => RequestedRange::Whole,
+            (Some(first), _) if first >= size => RequestedRange::Unsatisfiable,
+            (Some(first), last) => {
+                let end = last.map_or(size, |last| last.saturating_add(1).min(size));
+                RequestedRange::Part { offset: first, length: end - first }
+            }
+        },
+    }
+}
+
+fn number(text: &str) -> Option<u64> {
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::files::FileKind;
 
@@ -241,6 +287,31 @@ mod tests {
             let mut headers = HeaderMap::new();
             set_entity_headers(&entry, &mut headers);
             assert_eq!(headers.contains_key(header::LAST_MODIFIED), dated, "{modified:?}");
+        }
+    }
+
+    #[test]
+    fn ranges_are_parsed_as_in_rfc_9110() {
+        let part = |offset, length| RequestedRange::Part { offset, length };
+        assert_eq!(parse_range("bytes=0-499", 10_000), part(0, 500));
+        assert_eq!(parse_range("bytes=9500-", 10_000), part(9_500, 500));
+        assert_eq!(parse_range("bytes=-500", 10_000), part(9_500, 500));
+        assert_eq!(parse_range("bytes=-20000", 10_000), part(0, 10_000));
+        assert_eq!(parse_range("bytes=9999-20000", 10_000), part(9_999, 1));
+        assert_eq!(parse_range("bytes=10000-", 10_000), RequestedRange::Unsatisfiable);
+        assert_eq!(parse_range("bytes=-0", 10_000), RequestedRange::Unsatisfiable);
+        assert_eq!(parse_range("bytes=0-0", 0), RequestedRange::Unsatisfiable);
+        for whole in ["bytes=5-1", "bytes=1-2,4-5", "lines=1-2", "bytes=a-b", "bytes=-", "bytes=+1-2", ""] {
+            assert_eq!(parse_range(whole, 10_000), RequestedRange::Whole, "{whole}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parsed_range_lies_inside_file(header in "bytes=[0-9]{0,20}-[0-9]{0,20}", size: u64) {
+            if let RequestedRange::Part { offset, length } = parse_range(&header, size) {
+                prop_assert!(length > 0 && offset.checked_add(length).is_some_and(|end| end <= size));
+            }
         }
     }
 }

@@ -2,9 +2,7 @@
 //! protocol above HTTP/2.
 
 use std::{
-    fs::File,
     io,
-    os::fd::AsRawFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -27,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{ControlAddress, ControlEndpoint},
     tasks::ConnectionExecutor,
+    util::SocketPath,
 };
 
 /// Name in the control plane's certificate, independent of its address.
@@ -139,7 +138,8 @@ async fn connect(
     let name = ServerName::try_from(SERVER_NAME).expect("a valid DNS name");
     match &control.address {
         ControlAddress::Unix(path) => {
-            let io = connect_unix(path).await.map_err(failed)?;
+            let socket = SocketPath::open(path).map_err(failed)?;
+            let io = UnixStream::connect(socket.short()).await.map_err(failed)?;
             Ok(Box::new(tls.connect(name, io).await.map_err(unproven)?))
         }
         ControlAddress::Tcp { host, port } => {
@@ -148,15 +148,4 @@ async fn connect(
             Ok(Box::new(tls.connect(name, io).await.map_err(unproven)?))
         }
     }
-}
-
-/// Connects through a descriptor of the parent directory, because a socket address holds only 107
-/// bytes and paths may be longer.
-async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let directory = File::open(directory)?;
-    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
-    UnixStream::connect(short).await
 }

@@ -1,4 +1,4 @@
-//! One stream to the control plane, from hello to its end.
+//! One stream to the control plane, from hello to its end, with the schedule of its heartbeats.
 
 use std::{
     sync::Arc,
@@ -6,28 +6,26 @@ use std::{
 };
 
 use http::Uri;
-use podling_proto::control::v1::{
-    self as wire, AgentMessage, agents_client::AgentsClient, control_message::Message, directive::Directive,
+use podling_proto::control::{
+    v1 as wire,
+    v1::{AgentMessage, agents_client::AgentsClient, control_message::Message, directive::Directive},
 };
-use tokio::{
-    sync::mpsc,
-    time::{sleep_until, timeout},
-};
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Streaming, codegen::http::header::AUTHORIZATION, metadata::MetadataValue};
+use tonic::{Request, Status, Streaming, codegen::http::header::AUTHORIZATION, metadata::MetadataValue};
 
 use super::{
     ControlConnection,
-    dial::{credential, dial},
-    disconnect::{DisconnectError, HELLO_TIMEOUT},
-    heartbeats::{self, HeartbeatSchedule},
+    dial::{ControlDialError, credential, dial},
     messages,
 };
 use crate::{
+    activity::UrgentActivity,
     claim::Claim,
     shutdown::{ShutdownReason, ShutdownRequest},
     sleep::SleepDeclined,
+    util::sleep_until,
 };
 
 /// Limit of outgoing messages that wait to be sent. At the limit the agent disconnects, because the
@@ -122,7 +120,7 @@ impl<'a> ControlSession<'a> {
         let hello_deadline = Instant::now() + HELLO_TIMEOUT;
         let mut answered = false;
         loop {
-            let timeout = heartbeats::acknowledgement_timeout(self.interval());
+            let timeout = acknowledgement_timeout(self.interval());
             tokio::select! {
                 received = inbound.message() => {
                     let received = received.map_err(DisconnectError::Rejected)?;
@@ -132,11 +130,11 @@ impl<'a> ControlSession<'a> {
                         self.handle_message(message, &outbox)?;
                     }
                 }
-                () = at(self.heartbeats.next()) => self.send_heartbeat(&outbox)?,
-                () = at(self.heartbeats.unacknowledged_since().map(|since| since + timeout)) => {
+                () = sleep_until(self.heartbeats.next()) => self.send_heartbeat(&outbox)?,
+                () = sleep_until(self.heartbeats.unacknowledged_since().map(|since| since + timeout)) => {
                     return Err(DisconnectError::Silent(timeout));
                 }
-                () = at((!answered).then_some(hello_deadline)) => return Err(DisconnectError::NoAnswer),
+                () = sleep_until((!answered).then_some(hello_deadline)) => return Err(DisconnectError::NoAnswer),
                 Ok(()) = revisions.changed() => {
                     let urgent = revisions.borrow_and_update().urgent;
                     self.heartbeats.activity_changed(urgent, Instant::now());
@@ -314,14 +312,180 @@ impl<'a> ControlSession<'a> {
     }
 }
 
-/// Waits until `time`, or forever if it is `None`.
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time.into()).await,
-        None => std::future::pending().await,
+fn send(outbox: &mpsc::Sender<AgentMessage>, message: AgentMessage) -> Result<(), DisconnectError> {
+    outbox.try_send(message).map_err(|_| DisconnectError::Stuck)
+}
+
+/// Intervals without an acknowledgement after which the connection counts as dead.
+const MAX_UNACKNOWLEDGED_INTERVALS: u32 = 3;
+/// Fraction by which an interval varies randomly, up or down. Spreads the heartbeats of agents that
+/// started together.
+const JITTER: f64 = 0.1;
+/// Minimum time between two heartbeats that report a changed level.
+const MIN_CHANGE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Heartbeat times of one stream. No heartbeat is due before the stream has delivered a claim.
+#[derive(Debug, Default)]
+struct HeartbeatSchedule {
+    sent: u64,
+    next: Option<Instant>,
+    last: Option<(Instant, UrgentActivity)>,
+    waiting: Option<Instant>,
+    acknowledged: bool,
+}
+
+/// Returns the time without an acknowledgement after which the connection is closed.
+fn acknowledgement_timeout(interval: Duration) -> Duration {
+    interval * MAX_UNACKNOWLEDGED_INTERVALS
+}
+
+impl HeartbeatSchedule {
+    /// Makes the first heartbeat due at once. After a repeated claim the next heartbeat stays due
+    /// as before, or earlier if the new interval is shorter.
+    fn start(&mut self, now: Instant, interval: Duration) {
+        self.next = Some(self.next.map_or(now, |due| due.min(now + interval)));
+    }
+
+    /// Returns the time of the next heartbeat, or `None` before the first claim.
+    fn next(&self) -> Option<Instant> {
+        self.next
+    }
+
+    fn next_sequence(&self) -> u64 {
+        self.sent + 1
+    }
+
+    /// Records a sent heartbeat and what it reported, and schedules the next. `chance` is in 0..1.
+    fn sent(&mut self, urgent: UrgentActivity, now: Instant, interval: Duration, chance: f64) {
+        self.sent += 1;
+        self.last = Some((now, urgent));
+        self.waiting.get_or_insert(now);
+        self.next = Some(now + interval.mul_f64(1.0 - JITTER + 2.0 * JITTER * chance));
+    }
+
+    /// Records an acknowledgement. Returns `false` if a heartbeat with this number was never sent.
+    fn acknowledged(&mut self, sequence: u64, now: Instant) -> bool {
+        if sequence > self.sent {
+            return false;
+        }
+        self.acknowledged = true;
+        // The acknowledgement of an older heartbeat also proves that the control plane is alive.
+        self.waiting = (sequence < self.sent).then_some(now);
+        true
+    }
+
+    fn was_acknowledged(&self) -> bool {
+        self.acknowledged
+    }
+
+    /// Returns the time since which an acknowledgement is missing. `None` if the newest heartbeat
+    /// is acknowledged.
+    fn unacknowledged_since(&self) -> Option<Instant> {
+        self.waiting
+    }
+
+    /// Makes the next heartbeat due early if this differs from what the last one reported.
+    fn activity_changed(&mut self, urgent: UrgentActivity, now: Instant) {
+        if let (Some((at, reported)), Some(due)) = (self.last, self.next)
+            && reported != urgent
+        {
+            self.next = Some(due.min((at + MIN_CHANGE_INTERVAL).max(now)));
+        }
     }
 }
 
-fn send(outbox: &mpsc::Sender<AgentMessage>, message: AgentMessage) -> Result<(), DisconnectError> {
-    outbox.try_send(message).map_err(|_| DisconnectError::Stuck)
+/// Time limit for the control plane's answer to hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Reason why a session ended before the agent did.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DisconnectError {
+    #[error("cannot dial the control plane")]
+    Dial(#[from] ControlDialError),
+    #[error("the credential contains characters that are invalid in an HTTP header")]
+    BadCredential,
+    /// The control plane rejected the stream, or the stream broke.
+    #[error("the control plane reported: {} ({:?})", .0.message(), .0.code())]
+    Rejected(Status),
+    #[error("the control plane closed the stream")]
+    Closed,
+    #[error("the control plane did not answer hello within {HELLO_TIMEOUT:?}")]
+    NoAnswer,
+    #[error("the control plane acknowledged no heartbeat for {0:?}")]
+    Silent(Duration),
+    /// The outgoing queue is full.
+    #[error("the control plane does not read its messages")]
+    Stuck,
+    #[error("the claim is invalid")]
+    InvalidClaim(#[from] messages::InvalidClaim),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::activity::assessment::ActivityLevel;
+
+    const INTERVAL: Duration = Duration::from_secs(15);
+
+    fn at_level(level: ActivityLevel) -> UrgentActivity {
+        UrgentActivity { level, command_fails: false }
+    }
+
+    #[test]
+    fn heartbeats_keep_interval_and_report_level_changes_early() {
+        let (mut heartbeats, start) = (HeartbeatSchedule::default(), Instant::now());
+        heartbeats.activity_changed(at_level(ActivityLevel::Active), start);
+        assert_eq!(heartbeats.next(), None, "not claimed yet");
+        heartbeats.start(start, INTERVAL);
+        assert_eq!(heartbeats.next(), Some(start));
+        heartbeats.sent(at_level(ActivityLevel::Idle), start, INTERVAL, 0.0);
+        assert_eq!(heartbeats.next(), Some(start + INTERVAL.mul_f64(0.9)));
+        heartbeats.sent(at_level(ActivityLevel::Idle), start, INTERVAL, 1.0);
+        let due = heartbeats.next().unwrap();
+        assert_eq!(due, start + INTERVAL.mul_f64(1.1));
+        heartbeats.start(start, 2 * INTERVAL);
+        heartbeats.activity_changed(at_level(ActivityLevel::Idle), start + MIN_CHANGE_INTERVAL);
+        assert_eq!(
+            heartbeats.next(),
+            Some(due),
+            "neither a repeated claim nor an unchanged level changes the schedule"
+        );
+        heartbeats.activity_changed(at_level(ActivityLevel::Active), start + MIN_CHANGE_INTERVAL / 4);
+        assert_eq!(heartbeats.next(), Some(start + MIN_CHANGE_INTERVAL));
+        heartbeats.activity_changed(at_level(ActivityLevel::Busy), start + MIN_CHANGE_INTERVAL * 3);
+        assert_eq!(heartbeats.next(), Some(start + MIN_CHANGE_INTERVAL), "an earlier due time stays");
+        let mut failing = HeartbeatSchedule::default();
+        failing.sent(at_level(ActivityLevel::Idle), start, INTERVAL, 0.5);
+        failing.activity_changed(
+            UrgentActivity { level: ActivityLevel::Idle, command_fails: true },
+            start + MIN_CHANGE_INTERVAL,
+        );
+        assert_eq!(failing.next(), Some(start + MIN_CHANGE_INTERVAL), "a failing command is reported early");
+        heartbeats.start(start, MIN_CHANGE_INTERVAL / 2);
+        assert_eq!(
+            heartbeats.next(),
+            Some(start + MIN_CHANGE_INTERVAL / 2),
+            "a shorter interval of a new policy applies at once"
+        );
+    }
+
+    #[test]
+    fn silence_starts_at_first_unacknowledged_heartbeat() {
+        let (mut heartbeats, start) = (HeartbeatSchedule::default(), Instant::now());
+        let at = |n: u32| start + INTERVAL * n;
+        heartbeats.start(start, INTERVAL);
+        assert_eq!(heartbeats.unacknowledged_since(), None);
+        for n in 0..2 {
+            heartbeats.sent(at_level(ActivityLevel::Idle), at(n), INTERVAL, 0.5);
+        }
+        assert_eq!(heartbeats.unacknowledged_since(), Some(start));
+        assert!(
+            !heartbeats.acknowledged(3, at(2)) && !heartbeats.was_acknowledged(),
+            "a heartbeat that was never sent"
+        );
+        assert!(heartbeats.acknowledged(1, at(2)) && heartbeats.was_acknowledged());
+        assert_eq!(heartbeats.unacknowledged_since(), Some(at(2)));
+        assert!(heartbeats.acknowledged(2, at(2)));
+        assert_eq!(heartbeats.unacknowledged_since(), None);
+    }
 }

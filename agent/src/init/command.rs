@@ -1,24 +1,45 @@
 //! Runs the workspace's own command, such as an IDE. The command is started after the claim,
 //! restarted when it ends, and ended with the agent. Its failures are reported with the activity.
+//!
+//! Signals that the container's init receives are forwarded to the command's process group, while it
+//! runs. TERM and INT are for the agent itself, which then ends everything in order (see
+//! [`super::handle_termination_signals`]). These are not forwarded either:
+//!
+//! - CHLD, and signals by which the kernel reports on a process itself: faults (SEGV, BUS, ILL,
+//!   FPE, TRAP, SYS, ABRT), PIPE, URG, IO, VTALRM, PROF, XCPU, XFSZ.
+//! - TSTP, TTIN, TTOU: job control, and the command has no terminal. A user who runs the agent by
+//!   hand may stop it with Ctrl-Z.
+//! - PWR and real-time signals, whose meaning depends on the init or program.
+//!
+//! KILL and STOP cannot be caught.
 
 use std::{
+    convert::Infallible,
+    future::poll_fn,
+    io,
     os::unix::process::CommandExt,
     process::Stdio,
-    sync::Arc,
+    sync::{Arc, Mutex},
+    task::Poll,
     time::{Duration, Instant},
 };
 
-use tokio::time::{sleep, timeout};
+use rustix::process::Signal;
+use tokio::{
+    signal::unix::{self, SignalKind, signal},
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{forward::RunningCommand, output_tail::OutputTail};
+use super::output_tail::OutputTail;
 use crate::{
     activity::{
         ActivityMonitor,
         notices::{CommandFailure, CommandFailureCause},
     },
-    child::{Children, ExitStatus},
+    child::{Children, ExitStatus, ProcessGroup, signals},
     spawn::{Launcher, Program, SpawnError, spawn_failed},
+    util::{error_chain, lock},
 };
 
 /// Delay before the first restart. It doubles with each restart, up to [`MAX_RESTART_DELAY`].
@@ -74,7 +95,7 @@ impl WorkspaceCommand {
                     CommandFailureCause::Ended(ended)
                 }
                 Err(error) => {
-                    let error = crate::error_chain(&error);
+                    let error = error_chain(&error);
                     tracing::error!(%error, "failed to start workspace command");
                     CommandFailureCause::NotStarted(error)
                 }
@@ -110,4 +131,56 @@ impl WorkspaceCommand {
         readers.drained().await;
         Ok(ended)
     }
+}
+
+/// Forwarded signals. By convention they make servers reload their configuration, reopen their
+/// logs, or end.
+const FORWARDED_SIGNALS: [Signal; 7] =
+    [Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2, Signal::ALARM, Signal::CONT, Signal::WINCH];
+
+/// Process group of the running command. Cheap to clone; all clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct RunningCommand(Arc<Mutex<Option<ProcessGroup>>>);
+
+/// Clears the running command when dropped.
+#[derive(Debug)]
+struct RunningCommandGuard(RunningCommand);
+
+impl RunningCommand {
+    fn begin(&self, group: ProcessGroup) -> RunningCommandGuard {
+        *lock(&self.0) = Some(group);
+        RunningCommandGuard(self.clone())
+    }
+
+    /// Forwards signals forever. Exactly one task runs this.
+    pub async fn forward(&self) -> io::Result<Infallible> {
+        let listen = |forwarded: Signal| Ok((forwarded, signal(SignalKind::from_raw(forwarded.as_raw()))?));
+        let mut streams: Vec<(Signal, unix::Signal)> =
+            FORWARDED_SIGNALS.into_iter().map(listen).collect::<io::Result<_>>()?;
+        loop {
+            let signal = next(&mut streams).await;
+            let passed = lock(&self.0).as_ref().is_some_and(|group| group.signal(signal));
+            tracing::info!(
+                signal = signals::name(signal.as_raw()),
+                forwarded = passed,
+                "signal for the workspace command"
+            );
+        }
+    }
+}
+
+impl Drop for RunningCommandGuard {
+    fn drop(&mut self) {
+        *lock(&self.0.0) = None;
+    }
+}
+
+async fn next(streams: &mut [(Signal, unix::Signal)]) -> Signal {
+    poll_fn(|cx| {
+        let ready = streams
+            .iter_mut()
+            .find_map(|(signal, stream)| stream.poll_recv(cx).is_ready().then_some(*signal));
+        ready.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
 }

@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     io,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use crate::child::Child;
+use crate::{child::Child, util::lock};
 
 /// Lines that are retained. Older ones are dropped.
 const MAX_LINES: usize = 20;
@@ -81,7 +81,7 @@ impl OutputTail {
     async fn pass_on(self, mut pipe: Receiver, mut to: impl AsyncWrite + Unpin, stream: usize) {
         let mut buffer = vec![0; READ_BYTES];
         while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
-            self.lines().push(stream, &buffer[..count]);
+            lock(&self.0).push(stream, &buffer[..count]);
             // The agent's own output may be closed. The command must not notice.
             if to.write_all(&buffer[..count]).await.is_ok() {
                 let _closed = to.flush().await;
@@ -91,11 +91,7 @@ impl OutputTail {
 
     /// Returns the last lines, oldest first.
     pub(super) fn last_lines(&self) -> Vec<String> {
-        self.lines().last_lines()
-    }
-
-    fn lines(&self) -> MutexGuard<'_, TailLines> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.0).last_lines()
     }
 }
 

@@ -18,8 +18,11 @@ use podling_proto::{
     verb,
 };
 
-use super::{connection::ConnectionAuth, error_response::respond};
-use crate::claim::{Claim, ClaimReceiver};
+use super::connection::ConnectionAuth;
+use crate::{
+    api::errors::respond,
+    claim::{Claim, ClaimReceiver},
+};
 
 /// HTTP paths that need no token.
 const PUBLIC_PATHS: [&str; 2] = ["/healthz", "/readyz"];

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::listener::ClientSocket;
-use crate::{metrics::AgentMetrics, tasks::ConnectionExecutor};
+use crate::{metrics::AgentMetrics, tasks::ConnectionExecutor, util::lock};
 
 /// Connections at once. A further one is closed before its TLS handshake.
 const MAX_CONNECTIONS: usize = 512;
@@ -106,7 +106,7 @@ impl ClientConnections {
     /// Returns a permit for one more connection. Closes the oldest unauthenticated connection if
     /// `MAX_UNAUTHENTICATED` are open. Returns `None` if `MAX_CONNECTIONS` are open.
     pub fn try_acquire(&self) -> Option<ConnectionPermit> {
-        let mut open = self.lock();
+        let mut open = lock(&self.open);
         open.unauthenticated.retain(|(auth, _)| !auth.is_authenticated());
         if open.unauthenticated.len() >= MAX_UNAUTHENTICATED
             && let Some((_, evicted)) = open.unauthenticated.pop_front()
@@ -124,15 +124,11 @@ impl ClientConnections {
         open.unauthenticated.push_back((auth.clone(), evicted.clone()));
         Some(ConnectionPermit { connections: self.clone(), auth, evicted })
     }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, OpenConnections> {
-        self.open.lock().unwrap_or_else(|e| e.into_inner())
-    }
 }
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let mut open = self.connections.lock();
+        let mut open = lock(&self.connections.open);
         open.count -= 1;
         open.unauthenticated.retain(|(auth, _)| !Arc::ptr_eq(&auth.0, &self.auth.0));
         self.connections.metrics.connections().dec();
@@ -227,8 +223,8 @@ mod tests {
         assert_eq!(evicted[..4], [true, true, true, false], "the oldest connections are closed first");
         assert!(!authenticated.evicted.is_cancelled());
         drop(unauthenticated);
-        assert_eq!(connections.lock().count, 1);
-        assert!(connections.lock().unauthenticated.is_empty());
+        assert_eq!(lock(&connections.open).count, 1);
+        assert!(lock(&connections.open).unauthenticated.is_empty());
     }
 
     #[test]

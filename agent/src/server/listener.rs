@@ -1,9 +1,8 @@
 //! Listens on a Unix socket or on TCP.
 
 use std::{
-    fs::File,
     io,
-    os::{fd::AsRawFd, unix::fs::FileTypeExt},
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -18,7 +17,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::config::ListenAddress;
+use crate::{config::ListenAddress, util::SocketPath};
 
 /// Connections that the kernel queues until they are accepted. When the queue is full, clients are
 /// rejected or wait.
@@ -101,20 +100,16 @@ fn is_listener_lost(error: &io::Error) -> bool {
     )
 }
 
-/// Binds a socket with mode 0600. The socket is addressed through a descriptor of its directory,
-/// because a socket address holds only 107 bytes and paths may be longer.
+/// Binds a socket with mode 0600.
 async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let directory = File::open(directory)?;
-    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
-    remove_stale(&short).await?;
+    let socket_path = SocketPath::open(path)?;
+    let short = socket_path.short();
+    remove_stale(short).await?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     // The mode is set before the socket has a name, so that no other user can ever connect.
     fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    bind(&socket, &SocketAddrUnix::new(&short)?)?;
+    bind(&socket, &SocketAddrUnix::new(short)?)?;
     listen(&socket, BACKLOG)?;
     UnixListener::from_std(std::os::unix::net::UnixListener::from(socket))
 }

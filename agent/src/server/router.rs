@@ -20,10 +20,10 @@ use tonic_health::{
 use tonic_web::GrpcWebLayer;
 
 use super::{
-    auth, call_tracking, error_response,
-    shutdown_trailers::{self, StreamShutdown},
+    auth,
+    calls::{self, StreamShutdown},
 };
-use crate::{activity::calls::ClientCalls, claim::ClaimReceiver};
+use crate::{activity::calls::ClientCalls, api::errors, claim::ClaimReceiver};
 
 /// The descriptor set for reflection is unreadable, which indicates a defective build.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +74,7 @@ pub fn router(
         )
         .into_axum_router()
         .reset_fallback()
-        .layer(from_fn_with_state(parts.shutdown, shutdown_trailers::end_streams))
+        .layer(from_fn_with_state(parts.shutdown, calls::end_streams))
         // Converts gRPC-web to gRPC; gRPC over HTTP/2 passes unchanged.
         .layer(GrpcWebLayer::new())
         .layer(from_fn(only_grpc));
@@ -88,7 +88,7 @@ pub fn router(
         .merge(http)
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
-        .layer(from_fn_with_state(parts.calls, call_tracking::track))
+        .layer(from_fn_with_state(parts.calls, calls::track))
         .layer(from_fn_with_state(parts.claims, auth::check)))
 }
 
@@ -107,13 +107,13 @@ async fn unknown(request: Request) -> Response {
         format!("unknown path {path}; use gRPC reflection to list the methods"),
     )
     .with("method", path);
-    error_response::respond(request.headers(), error)
+    errors::respond(request.headers(), error)
 }
 
 /// Rejects calls to gRPC services in any other protocol, with an error that names the accepted
 /// protocols. Middleware.
 async fn only_grpc(request: Request, next: Next) -> Response {
-    if error_response::is_grpc(request.headers()) {
+    if errors::is_grpc(request.headers()) {
         let web = request
             .headers()
             .get("content-type")
@@ -125,7 +125,7 @@ async fn only_grpc(request: Request, next: Next) -> Response {
     let error = WireError::new(Reason::BadField, "this path accepts only gRPC over HTTP/2 and gRPC-web")
         .with("field", "content-type")
         .with("allowed", "application/grpc over HTTP/2, application/grpc-web");
-    error_response::respond(request.headers(), error)
+    errors::respond(request.headers(), error)
 }
 
 impl std::fmt::Debug for RouterParts {

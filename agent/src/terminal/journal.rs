@@ -30,7 +30,7 @@ use super::types::{TerminalExit, TerminalId, TerminalSpec, WindowSize};
 use crate::{
     byte_log::{ByteLog, CHUNK_BYTES, LogRead},
     child::ExitStatus,
-    server::info::write_whole,
+    state_file::write_whole,
 };
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use podling_agent::api::export_http;
+use podling_agent::api::archives;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
@@ -15,7 +15,7 @@ use super::{ArchiveFixture, noise, tools};
 async fn get(fixture: &ArchiveFixture, path: &str) -> (u16, Option<Vec<u8>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let router = export_http::router(fixture.archives.clone());
+    let router = archives::router(fixture.archives.clone());
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
     let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());

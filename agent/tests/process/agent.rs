@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use podling_agent::server::info::AgentInfoFile;
+use podling_agent::state_file::AgentInfoFile;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
@@ -137,7 +137,7 @@ impl AgentProcess {
         wait_for("the agent's exit", || self.child.try_wait().expect("waits")).await
     }
 
-    pub(crate) fn exit_record(&self) -> podling_agent::init::ExitRecord {
+    pub(crate) fn exit_record(&self) -> podling_agent::state_file::ExitRecord {
         serde_json::from_slice(&std::fs::read(self.path("state/exit.json")).expect("exit.json"))
             .expect("JSON")
     }

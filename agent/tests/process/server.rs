@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::Request;
 use http_body_util::Full;
-use podling_agent::server::info::AgentInfoFile;
+use podling_agent::state_file::AgentInfoFile;
 use podling_proto::{
     agent::v1::{GetActivityRequest, KeepAwakeRequest, activity_client::ActivityClient},
     error,

@@ -1,13 +1,17 @@
-//! Records calls under way, and for each of them whether it waits for its client.
+//! Calls of clients that are under way: whether each of them waits for its client, and how they end when
+//! the agent shuts down.
 //!
-//! The bodies of request and response show that. If a request body is polled and has no data, the call
-//! waits for the client. A response body whose frame is not followed by another poll waits until the
-//! client has taken enough of the response: HTTP/2 polls only while the stream has window.
+//! The bodies of request and response show whether a call waits. If a request body is polled and has no
+//! data, the call waits for the client. A response body whose frame is not followed by another poll waits
+//! until the client has taken enough of the response: HTTP/2 polls only while the stream has window.
+//!
+//! When the agent shuts down, open response streams end with a status. A call that its client waits for
+//! learns that the workspace fell asleep, and why.
 
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use axum::{
@@ -17,11 +21,20 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
-use http::Method;
+use http::{HeaderMap, Method};
 use http_body::{Frame, SizeHint};
-use podling_proto::method;
+use podling_proto::{error::WireError, method, text, v1::Reason};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::Status;
 
-use crate::activity::calls::{CallGuard, CallKind, ClientCalls};
+use crate::{
+    activity::{
+        calls::{CallGuard, CallKind, ClientCalls},
+        notices::SleepCause,
+    },
+    api::activity::sleep_cause,
+    sleep::SleepCoordinator,
+};
 
 /// Records the call if it is use of the workspace. Middleware, behind authorization.
 pub async fn track(State(calls): State<ClientCalls>, request: Request, next: Next) -> Response {
@@ -36,7 +49,7 @@ pub async fn track(State(calls): State<ClientCalls>, request: Request, next: Nex
 }
 
 /// Returns what a client of this call waits for, or `None` if the call is not use.
-pub(super) fn call_kind(http: &Method, path: &str) -> Option<CallKind> {
+fn call_kind(http: &Method, path: &str) -> Option<CallKind> {
     if let Some(method) = method::find(path) {
         return method.in_use.then(|| match path {
             _ if path.starts_with("/podling.agent.v1.Processes/") => CallKind::Command,
@@ -111,6 +124,84 @@ impl HttpBody for TrackedResponse {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+}
+
+/// When and why open streams end.
+#[derive(Debug, Clone)]
+pub struct StreamShutdown {
+    /// Cancelled when the agent ends open response streams.
+    pub closing: CancellationToken,
+    /// Knows why the workspace falls asleep.
+    pub sleep: SleepCoordinator,
+}
+
+/// Ends responses with a status in their trailers when `closing` is cancelled: FELL_ASLEEP if a
+/// sleep ends a call that its client waits for, otherwise SHUTTING_DOWN. Middleware.
+pub async fn end_streams(State(shutdown): State<StreamShutdown>, request: Request, next: Next) -> Response {
+    let kind = call_kind(request.method(), request.uri().path());
+    let response = next.run(request).await;
+    if response.body().is_end_stream() {
+        return response;
+    }
+    let closing = Some(Box::pin(shutdown.closing.cancelled_owned()));
+    response.map(|body| Body::new(ShutdownBody { body, closing, kind, sleep: shutdown.sleep }))
+}
+
+/// A response body that ends early when the agent shuts down.
+struct ShutdownBody {
+    body: Body,
+    /// `None` once the trailers are sent.
+    closing: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    kind: Option<CallKind>,
+    sleep: SleepCoordinator,
+}
+
+impl HttpBody for ShutdownBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let Some(closing) = &mut self.closing else { return Poll::Ready(None) };
+        let closed = closing.as_mut().poll(context).is_ready();
+        // Frames that are ready are still sent, such as an exit or the last output. A transfer could
+        // go on for longer than the shutdown waits, so it ends here.
+        let is_transfer = matches!(self.kind, Some(CallKind::Archive | CallKind::Files));
+        if !(closed && is_transfer)
+            && let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context)
+        {
+            return Poll::Ready(frame);
+        }
+        ready!(if closed { Poll::Ready(()) } else { Poll::Pending });
+        self.closing = None;
+        let why = match (self.kind, self.sleep.end_cause()) {
+            (None, _) | (_, SleepCause::Shutdown) => {
+                WireError::new(Reason::ShuttingDown, "the agent is shutting down")
+            }
+            (Some(_), cause) => text::fell_asleep_error(sleep_cause(cause)),
+        };
+        Poll::Ready(Some(Ok(Frame::trailers(trailers(why)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.closing.is_none() || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn trailers(why: WireError) -> HeaderMap {
+    let status = Status::from(why);
+    let mut trailers = HeaderMap::new();
+    if status.add_header(&mut trailers).is_err() {
+        // The status cannot be encoded as headers, so only its code is sent.
+        trailers.insert(Status::GRPC_STATUS, http::HeaderValue::from(tonic::Code::Unavailable as i32));
+    }
+    trailers
 }
 
 #[cfg(test)]

@@ -1,13 +1,17 @@
-//! The info file (`agent.json`), with which other processes find this run of the agent. A control
-//! plane that adopts a running agent checks pid and start time, and takes the boot id.
+//! Small JSON files in which the agent tells other processes about itself: the info file (`agent.json`)
+//! and the exit record (`exit.json`). They are written atomically.
 
 use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
+    time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
+
+/// Name of the exit record in the state directory.
+pub const EXIT_RECORD: &str = "exit.json";
 
 /// Content of the info file, as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +31,25 @@ impl AgentInfoFile {
     /// Writes the file atomically, with mode 0600.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         write_whole(path, &serde_json::to_vec_pretty(self)?)
+    }
+}
+
+/// Record of why the agent ended. The control plane reads the record when it finds the agent dead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    pub reason: String,
+    /// Seconds since the Unix epoch.
+    pub at: u64,
+    /// Exit code of the process.
+    pub code: u8,
+}
+
+impl ExitRecord {
+    /// Writes the record to the directory `state`.
+    pub fn write(state: &Path, reason: &str, code: u8) -> io::Result<()> {
+        let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let record = Self { reason: reason.to_owned(), at, code };
+        write_whole(&state.join(EXIT_RECORD), &serde_json::to_vec(&record)?)
     }
 }
 
