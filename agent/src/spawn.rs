@@ -136,7 +136,7 @@ impl Launcher {
         let named = variable("SHELL").filter(|shell| !shell.is_empty()).and_then(|shell| {
             let path = find(shell, &self.root, variable("PATH").unwrap_or(DEFAULT_PATH)).ok()?;
             let name = path.file_name()?.to_str()?;
-            let opens = !NO_LOGIN.contains(&name) && is_executable(&path) && runnable(shell, &path).is_ok();
+            let opens = !NO_LOGIN.contains(&name) && runnable(shell, &path).is_ok();
             opens.then(|| path.to_str().map(str::to_owned))?
         });
         let known = ["/bin/bash", "/usr/bin/bash"].into_iter().find(|s| is_executable(Path::new(s)));
