@@ -151,7 +151,7 @@ impl Extraction<'_> {
     fn write_tree(&self, progress: &ExtractProgress<'_>) -> Result<(), ArchiveStop> {
         mkdir(self.root, self.path, None, true)?;
         let base = self.root.open_directory(self.path)?;
-        let directories = self.create_directories(&base, progress)?;
+        let (directories, has_hard_links) = self.create_directories(&base, progress)?;
         let start = || (SafeDirWalker::new(&base), Decoder::new());
         self.for_each_entry(start, |safe, (walker, decoder)| {
             match safe.kind {
@@ -164,29 +164,33 @@ impl Extraction<'_> {
             }
             progress.add_entry()
         })?;
-        self.for_each_entry(start, |safe, (walker, decoder)| {
-            if !safe.is_hard_link() {
-                return Ok(());
-            }
-            self.write_hard_link(safe, walker, decoder)?;
-            progress.add_entry()
-        })?;
+        if has_hard_links {
+            self.for_each_entry(start, |safe, (walker, decoder)| {
+                if !safe.is_hard_link() {
+                    return Ok(());
+                }
+                self.write_hard_link(safe, walker, decoder)?;
+                progress.add_entry()
+            })?;
+        }
         let mut walker = SafeDirWalker::new(&base);
         directories.into_iter().try_for_each(|number| self.apply_metadata(number, &mut walker))?;
         // One sync for all entries, so that an extraction that reports success is on disk.
         Ok(syncfs(&base).map_err(map_errno("sync", self.path))?)
     }
 
-    /// Creates all directories and returns their entry numbers, innermost first.
+    /// Creates all directories and returns their entry numbers, innermost first, and whether the zip
+    /// has hard links.
     fn create_directories(
         &self,
         base: &OwnedFd,
         progress: &ExtractProgress<'_>,
-    ) -> Result<Vec<usize>, ArchiveStop> {
+    ) -> Result<(Vec<usize>, bool), ArchiveStop> {
         let mut walker = SafeDirWalker::new(base);
-        let mut made = Vec::new();
+        let (mut made, mut has_hard_links) = (Vec::new(), false);
         for number in 0..self.zip.len() {
             let safe = self.zip.entry(number)?;
+            has_hard_links |= safe.is_hard_link();
             let (directory, name) = safe.parent_and_name();
             let dir = walker.create(directory).map_err(|errno| self.failed(directory, "create")(errno))?;
             if safe.kind == FileKind::Directory {
@@ -200,7 +204,7 @@ impl Extraction<'_> {
             }
         }
         made.sort_unstable_by(|a, b| b.cmp(a));
-        Ok(made.into_iter().map(|(_, number)| number).collect())
+        Ok((made.into_iter().map(|(_, number)| number).collect(), has_hard_links))
     }
 
     fn write_file(
