@@ -222,11 +222,10 @@ impl CallGuard {
         });
     }
 
-    /// Records whether a part of the response waits to be taken.
+    /// Records that the response was polled, so that the client has taken all parts before, and
+    /// whether the poll gave a part, which now waits to be taken.
     pub fn offer_response(&self, waits: bool) {
-        self.change(|call, now| {
-            call.response_untaken = waits.then(|| call.response_untaken.unwrap_or(now));
-        });
+        self.change(|call, now| call.response_untaken = waits.then_some(now));
     }
 
     fn change(&self, change: impl FnOnce(&mut ClientCall, Instant)) {

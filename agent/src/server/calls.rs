@@ -43,9 +43,9 @@ pub async fn track(State(calls): State<ClientCalls>, request: Request, next: Nex
     };
     let call = Arc::new(calls.begin(kind));
     let sending = Arc::clone(&call);
-    let request = request.map(|body| Body::new(TrackedRequest { body, call: sending }));
+    let request = request.map(|body| Body::new(TrackedBody { body, part: CallPart::Request, call: sending }));
     let response = next.run(request).await;
-    response.map(|body| Body::new(TrackedResponse { body, call }))
+    response.map(|body| Body::new(TrackedBody { body, part: CallPart::Response, call }))
 }
 
 /// Returns what a client of this call waits for, or `None` if the call is not use.
@@ -64,17 +64,20 @@ fn call_kind(http: &Method, path: &str) -> Option<CallKind> {
     }
 }
 
-struct TrackedRequest {
+/// A body that records with each poll whether its call waits for the client.
+struct TrackedBody {
     body: Body,
+    part: CallPart,
     call: Arc<CallGuard>,
 }
 
-struct TrackedResponse {
-    body: Body,
-    call: Arc<CallGuard>,
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum CallPart {
+    Request,
+    Response,
 }
 
-impl HttpBody for TrackedRequest {
+impl HttpBody for TrackedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -83,7 +86,11 @@ impl HttpBody for TrackedRequest {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
-        self.call.await_request(frame.is_pending());
+        match self.part {
+            CallPart::Request => self.call.await_request(frame.is_pending()),
+            // The poll shows that the client has taken what it was offered before.
+            CallPart::Response => self.call.offer_response(matches!(frame, Poll::Ready(Some(Ok(_))))),
+        }
         frame
     }
 
@@ -96,33 +103,11 @@ impl HttpBody for TrackedRequest {
     }
 }
 
-impl Drop for TrackedRequest {
+impl Drop for TrackedBody {
     fn drop(&mut self) {
-        self.call.await_request(false);
-    }
-}
-
-impl HttpBody for TrackedResponse {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        // The client has taken what it was offered before.
-        self.call.offer_response(false);
-        let frame = Pin::new(&mut self.body).poll_frame(context);
-        self.call.offer_response(matches!(frame, Poll::Ready(Some(Ok(_)))));
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        if self.part == CallPart::Request {
+            self.call.await_request(false);
+        }
     }
 }
 
@@ -221,10 +206,10 @@ mod tests {
     /// Long enough for one poll of a body that has no data.
     const MOMENT: Duration = Duration::from_millis(10);
 
-    fn tracked(body: Body) -> (ClientCalls, TrackedResponse) {
+    fn tracked(body: Body) -> (ClientCalls, TrackedBody) {
         let calls = ClientCalls::default();
         let call = Arc::new(calls.begin(CallKind::Command));
-        (calls, TrackedResponse { body, call })
+        (calls, TrackedBody { body, part: CallPart::Response, call })
     }
 
     fn counts_later(calls: &ClientCalls) -> bool {
@@ -252,7 +237,7 @@ mod tests {
         let call = Arc::new(calls.begin(CallKind::Files));
         let parts = stream::iter([Ok::<_, io::Error>("a")]);
         let body = Body::from_stream(parts.chain(stream::pending()));
-        let mut request = TrackedRequest { body, call: Arc::clone(&call) };
+        let mut request = TrackedBody { body, part: CallPart::Request, call: Arc::clone(&call) };
         request.frame().await.expect("a frame").expect("data");
         assert!(counts_later(&calls), "the agent works on what it has");
         assert!(timeout(MOMENT, request.frame()).await.is_err());
