@@ -13,6 +13,8 @@ mod jobs;
 mod walk;
 
 use std::{
+    collections::HashSet,
+    ffi::OsString,
     fs::File,
     io::Read,
     os::fd::OwnedFd,
@@ -20,7 +22,7 @@ use std::{
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, sync_channel},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -32,12 +34,15 @@ use tokio::sync::mpsc::Sender;
 pub use self::ignore::{MAX_PATTERN_BYTES, MAX_PATTERNS};
 use self::{
     ignore::IgnoreRules,
-    jobs::{CompressJob, Compressed, CountedFiles, JobDispatcher, WriteItem, run_worker},
-    walk::{TreeWalk, WalkStep},
+    jobs::{JobDispatcher, run_worker},
+    walk::TreeWalk,
 };
 use super::{
-    ArchiveError, ArchiveProgress, ArchiveStop, CreateEvent, CreateOptions, PROGRESS_INTERVAL,
-    deflate::BLOCK_BYTES, metadata::UnixTime, spool_error, worker_count, zip::ZipWriter,
+    ArchiveError, ArchiveStop, ArchivedEntry, CreateEvent, CreateOptions, EntryMetadata, FileIdentity,
+    PROGRESS_INTERVAL, UnarchivedEntry, UnixTime,
+    deflate::BLOCK_BYTES,
+    spool_error, worker_count,
+    zip::{ZipMember, ZipWriter},
 };
 use crate::{
     files::{FileError, FileKind, errno},
@@ -49,6 +54,12 @@ use crate::{
 const IN_FLIGHT_BYTES: usize = 12 * BLOCK_BYTES;
 /// Limit of entries between walk and writer, at which the walk waits.
 const QUEUE_ENTRIES: usize = 512;
+
+/// Bytes of the first names that are remembered. The names of further files are then archived as
+/// files of their own.
+const MAX_NAME_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes that each remembered name takes on top of its length.
+const NAME_OVERHEAD_BYTES: usize = 64;
 
 /// Reason for skipping an entry that changed while it was read.
 const CHANGED: &str = "it changed while it was read";
@@ -181,8 +192,7 @@ fn write_items(
         }
         if last_progress.elapsed() >= PROGRESS_INTERVAL {
             last_progress = Instant::now();
-            let total_bytes = total.load(Ordering::Relaxed);
-            writer.send_progress(ArchiveProgress { entries: writer.entries(), bytes, total_bytes })?;
+            writer.send_progress(bytes, total.load(Ordering::Relaxed))?;
         }
     }
 }
@@ -191,6 +201,85 @@ fn write_items(
 /// panicked.
 fn fault() -> ArchiveStop {
     ArchiveError::fault("creating an archive").into()
+}
+
+/// An entry with the directory through which it is opened.
+#[derive(Debug)]
+struct WalkEntry {
+    /// Relative to the start of the walk.
+    path: Vec<u8>,
+    dir: Arc<OwnedFd>,
+    name: OsString,
+    metadata: EntryMetadata,
+}
+
+#[derive(Debug)]
+enum WalkStep {
+    Found(WalkEntry),
+    Skipped(UnarchivedEntry),
+}
+
+/// The next step of the writer.
+#[derive(Debug)]
+enum WriteItem {
+    /// A directory or link, or an entry that only the manifest lists (`member` is `None`).
+    Entry {
+        member: Option<ZipMember>,
+        content: Vec<u8>,
+        entry: ArchivedEntry,
+    },
+    Skipped(UnarchivedEntry),
+    Small {
+        result: Receiver<Compressed>,
+        reserved: usize,
+    },
+    /// A large file begins.
+    Begin(ZipMember),
+    Block {
+        result: Receiver<Compressed>,
+        reserved: usize,
+    },
+    /// A large file ends. An error if the file could not be read or changed meanwhile.
+    End(Result<ArchivedEntry, UnarchivedEntry>),
+    Finished,
+}
+
+/// Input to deflate and the channel for its result.
+#[derive(Debug)]
+enum CompressJob {
+    /// A file of one block at most, not yet opened.
+    Small(WalkEntry, SyncSender<Compressed>),
+    /// A block of a large file.
+    Block(Vec<u8>, SyncSender<Compressed>),
+}
+
+/// Result of a [`CompressJob`].
+#[derive(Debug)]
+enum Compressed {
+    Whole {
+        member: ZipMember,
+        content: Vec<u8>,
+        /// An error if the file changed while it was read.
+        entry: Result<ArchivedEntry, UnarchivedEntry>,
+    },
+    Skipped(UnarchivedEntry),
+    Block {
+        content: Vec<u8>,
+        crc: crc32fast::Hasher,
+        size: u64,
+    },
+}
+
+/// The files with several names that were counted already.
+#[derive(Debug, Default)]
+struct CountedFiles(HashSet<FileIdentity>);
+
+impl CountedFiles {
+    /// Returns whether the content of this file counts, because no other name of it was counted.
+    fn is_new(&mut self, metadata: &EntryMetadata) -> bool {
+        let max_files = MAX_NAME_BYTES / NAME_OVERHEAD_BYTES;
+        metadata.links < 2 || self.0.len() >= max_files || self.0.insert(metadata.identity())
+    }
 }
 
 /// Reason why an entry is not archived.

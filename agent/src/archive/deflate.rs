@@ -4,7 +4,7 @@
 //! Searching for repeats takes most of the time. A block is therefore probed first, and searched
 //! only where repeats occur.
 
-use flate2::{Compress, Compression, FlushCompress, Status};
+use flate2::{Compress, CompressError, Compression, FlushCompress, Status};
 
 pub(super) const BLOCK_BYTES: usize = 1024 * 1024;
 /// An empty deflate block with the final bit set.
@@ -36,10 +36,6 @@ pub(super) struct Deflater {
     compress: Compress,
 }
 
-/// An error of the compressor, which reports no cause.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct DeflateFault;
-
 impl Deflater {
     /// Creates a compressor of level 6, the default of Info-ZIP.
     pub(super) fn new() -> Self {
@@ -48,20 +44,19 @@ impl Deflater {
 
     /// Compresses `input` into a whole stream. Returns `None` if the stream would not be smaller
     /// than `input`.
-    pub(super) fn compress_whole(&mut self, input: &[u8]) -> Result<Option<Vec<u8>>, DeflateFault> {
+    pub(super) fn compress_whole(&mut self, input: &[u8]) -> Result<Option<Vec<u8>>, CompressError> {
         if is_incompressible(input) {
             return Ok(None);
         }
         self.compress.reset();
         let mut out = Vec::with_capacity(input.len());
-        let status =
-            self.compress.compress_vec(input, &mut out, FlushCompress::Finish).map_err(|_| DeflateFault)?;
+        let status = self.compress.compress_vec(input, &mut out, FlushCompress::Finish)?;
         // With another status the output did not fit its buffer.
         Ok((status == Status::StreamEnd && out.len() < input.len()).then_some(out))
     }
 
     /// Compresses one block of a stream. The result ends at a byte boundary.
-    pub(super) fn compress_block(&mut self, input: &[u8]) -> Result<Vec<u8>, DeflateFault> {
+    pub(super) fn compress_block(&mut self, input: &[u8]) -> Result<Vec<u8>, CompressError> {
         if is_incompressible(input) {
             return Ok(store(input));
         }
@@ -92,9 +87,9 @@ impl Deflater {
 
     /// Appends `input` to the stream and flushes to a byte boundary. Returns `false` if `out` is
     /// too small, which means that storing takes no more bytes.
-    fn deflate(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<bool, DeflateFault> {
+    fn deflate(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<bool, CompressError> {
         let before = self.compress.total_in();
-        self.compress.compress_vec(input, out, FlushCompress::Sync).map_err(|_| DeflateFault)?;
+        self.compress.compress_vec(input, out, FlushCompress::Sync)?;
         // A flush is complete only if it left room in the buffer.
         Ok(self.compress.total_in() - before == input.len() as u64 && out.len() < out.capacity())
     }

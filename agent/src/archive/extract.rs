@@ -3,7 +3,6 @@
 //! without write permission can be filled.
 
 mod receive;
-mod safe_dir_walker;
 
 use std::{
     ffi::OsStr,
@@ -22,19 +21,18 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, Mode, Timespec, Timestamps, chmodat, fchmod, fstatvfs, futimens, mkdirat, syncfs, utimensat,
+        AtFlags, Mode, OFlags, Timespec, Timestamps, chmodat, fchmod, fstatvfs, futimens, mkdirat, openat,
+        syncfs, utimensat,
     },
     io::Errno,
 };
 use tokio::sync::mpsc::Sender;
 
 pub use self::receive::ArchiveReceiver;
-use self::safe_dir_walker::SafeDirWalker;
 use super::{
-    ArchiveError, ArchiveProgress, ArchiveStop, ExtractEvent, ExtractOptions, PROGRESS_INTERVAL,
-    metadata::{EntryMetadata, UnixTime},
-    worker_count,
-    zip::{CheckedEntry, Decoder, ZipReader, ZipTotals, parent_and_name},
+    ArchiveError, ArchiveProgress, ArchiveStop, EntryMetadata, ExtractEvent, ExtractOptions,
+    PROGRESS_INTERVAL, UnixTime, worker_count,
+    zip::{CheckedEntry, Decoder, ZipReader},
 };
 use crate::{
     admission::Rejection,
@@ -66,18 +64,18 @@ pub(super) fn extract(
     admission: &(dyn Fn() -> Result<(), Rejection> + Sync),
 ) -> Result<(), ArchiveError> {
     let zip = ZipReader::open(spool)?;
-    let sum = zip.inspect()?;
+    let bytes = zip.inspect()?;
     let ExtractOptions { replace, preservation, .. } = *options;
     let extraction = Extraction { zip: &zip, root, path, replace, preservation };
-    let progress = ExtractProgress::new(sum.bytes, events, admission);
-    extraction.check_destination(sum)?;
+    let progress = ExtractProgress::new(bytes, events, admission);
+    extraction.check_destination(bytes)?;
     match extraction.verify(&progress).and_then(|()| extraction.write_tree(&progress)) {
         Ok(()) => {}
         Err(ArchiveStop::ReceiverDropped) => return Ok(()),
         Err(ArchiveStop::Failed(error)) => return Err(error),
     }
     // The client may have dropped the stream. The extraction is complete in any case.
-    let _gone = events.blocking_send(ExtractEvent::Done { entries: sum.entries, bytes: sum.bytes });
+    let _gone = events.blocking_send(ExtractEvent::Done { entries: zip.len() as u64, bytes });
     Ok(())
 }
 
@@ -95,7 +93,7 @@ struct Extraction<'a> {
 
 impl Extraction<'_> {
     /// Checks free space and conflicts with existing entries. Writes nothing.
-    fn check_destination(&self, sum: ZipTotals) -> Result<(), ArchiveError> {
+    fn check_destination(&self, bytes: u64) -> Result<(), ArchiveError> {
         let base = match self.root.open_directory(self.path) {
             Err(FileError::NotFound { .. }) => None,
             found => Some(found?),
@@ -106,8 +104,8 @@ impl Extraction<'_> {
         };
         let disk = disk.map_err(map_errno("read the free space of", self.path))?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free < sum.bytes {
-            let path = format!("cannot extract {} bytes into {} ({free} bytes free)", sum.bytes, self.path);
+        if free < bytes {
+            let path = format!("cannot extract {bytes} bytes into {} ({free} bytes free)", self.path);
             return Err(FileError::DiskFull { path, errno: Errno::NOSPC }.into());
         }
         let Some(base) = base else { return Ok(()) };
@@ -116,7 +114,7 @@ impl Extraction<'_> {
     }
 
     fn check_entry(&self, safe: &CheckedEntry, walker: &mut SafeDirWalker<'_>) -> Result<(), ArchiveError> {
-        let (directory, name) = safe.parent_and_name();
+        let (directory, name) = parent_and_name(&safe.path);
         let dir = match walker.open(directory) {
             Ok(dir) => dir,
             Err(Errno::NOENT) => return Ok(()),
@@ -191,7 +189,7 @@ impl Extraction<'_> {
         for number in 0..self.zip.len() {
             let safe = self.zip.entry(number)?;
             has_hard_links |= safe.is_hard_link();
-            let (directory, name) = safe.parent_and_name();
+            let (directory, name) = parent_and_name(&safe.path);
             let dir = walker.create(directory).map_err(|errno| self.failed(directory, "create")(errno))?;
             if safe.kind == FileKind::Directory {
                 match mkdirat(dir, name, Mode::from_raw_mode(FILLING_MODE)) {
@@ -214,7 +212,7 @@ impl Extraction<'_> {
         decoder: &mut Decoder,
         progress: &ExtractProgress<'_>,
     ) -> Result<(), ArchiveStop> {
-        let (directory, name) = safe.parent_and_name();
+        let (directory, name) = parent_and_name(&safe.path);
         let failed = self.failed(&safe.path, "write");
         let dir = walker.open(directory).map_err(&failed)?;
         let (temp, file) =
@@ -254,7 +252,7 @@ impl Extraction<'_> {
         walker: &mut SafeDirWalker<'_>,
         decoder: &mut Decoder,
     ) -> Result<(), ArchiveStop> {
-        let (directory, name) = safe.parent_and_name();
+        let (directory, name) = parent_and_name(&safe.path);
         let failed = self.failed(&safe.path, "write");
         let is_link = safe.kind == FileKind::Symlink;
         let target = is_link.then(|| self.zip.link_target(safe, decoder)).transpose()?;
@@ -292,7 +290,7 @@ impl Extraction<'_> {
             // A program has replaced the file since it was extracted.
             return Err(failed(Errno::LOOP).into());
         }
-        let (directory, name) = safe.parent_and_name();
+        let (directory, name) = parent_and_name(&safe.path);
         let dir = walker.open(directory).map_err(&failed)?;
         let own = || duplicate(dir).map_err(&failed);
         let linked = self.root.temp_files().create_hard_link(own()?, &first_dir, first_name);
@@ -319,7 +317,7 @@ impl Extraction<'_> {
     fn apply_metadata(&self, number: usize, walker: &mut SafeDirWalker<'_>) -> Result<(), ArchiveError> {
         let safe = self.zip.entry(number)?;
         let failed = self.failed(&safe.path, "set the permissions of");
-        let (directory, name) = safe.parent_and_name();
+        let (directory, name) = parent_and_name(&safe.path);
         let dir = open_directory_at(walker.open(directory).map_err(&failed)?, name).map_err(&failed)?;
         if let Some(at) = safe.modified() {
             futimens(&dir, &times(at)).map_err(&failed)?;
@@ -370,6 +368,13 @@ impl Extraction<'_> {
         let path = self.destination(path);
         move |errno| map_errno(operation, &path)(errno).into()
     }
+}
+
+/// Splits a path into the parent directory and the name in it.
+fn parent_and_name(path: &[u8]) -> (&[u8], &OsStr) {
+    let at = path.iter().rposition(|b| *b == b'/');
+    let (directory, name) = at.map_or((&[][..], path), |at| (&path[..at], &path[at + 1..]));
+    (directory, OsStr::from_bytes(name))
 }
 
 /// Copies a file with its permissions and time to the empty file `copy`.
@@ -437,3 +442,56 @@ impl<'a> ExtractProgress<'a> {
         Ok(())
     }
 }
+
+/// Mode of directories that the zip does not list.
+const IMPLIED_MODE: u32 = 0o755;
+
+/// Opens directories below `base`. Caches the path that was opened last, because the next one is
+/// often the same.
+#[derive(Debug)]
+struct SafeDirWalker<'a> {
+    base: &'a OwnedFd,
+    /// Parts of the cached path; `dirs` has a descriptor for each.
+    parts: Vec<Vec<u8>>,
+    dirs: Vec<OwnedFd>,
+}
+
+impl<'a> SafeDirWalker<'a> {
+    fn new(base: &'a OwnedFd) -> Self {
+        Self { base, parts: Vec::new(), dirs: Vec::new() }
+    }
+
+    /// Opens the directory at the path `directory`, relative to the base.
+    fn open(&mut self, directory: &[u8]) -> Result<&OwnedFd, Errno> {
+        self.descend(directory, false)
+    }
+
+    /// Like [`Self::open`], but creates missing directories.
+    fn create(&mut self, directory: &[u8]) -> Result<&OwnedFd, Errno> {
+        self.descend(directory, true)
+    }
+
+    fn descend(&mut self, directory: &[u8], create: bool) -> Result<&OwnedFd, Errno> {
+        let parts = || directory.split(|b| *b == b'/').filter(|part| !part.is_empty());
+        let same = self.parts.iter().zip(parts()).take_while(|(old, new)| old == new).count();
+        self.parts.truncate(same);
+        self.dirs.truncate(same);
+        for part in parts().skip(same) {
+            let dir = self.dirs.last().unwrap_or(self.base);
+            let name = OsStr::from_bytes(part);
+            let next = match openat(dir, name, OPEN_DIRECTORY, Mode::empty()) {
+                Err(Errno::NOENT) if create => {
+                    mkdirat(dir, name, Mode::from_raw_mode(IMPLIED_MODE))?;
+                    openat(dir, name, OPEN_DIRECTORY, Mode::empty())?
+                }
+                next => next?,
+            };
+            self.parts.push(part.to_vec());
+            self.dirs.push(next);
+        }
+        Ok(self.dirs.last().unwrap_or(self.base))
+    }
+}
+
+const OPEN_DIRECTORY: OFlags =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);

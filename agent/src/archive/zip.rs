@@ -10,11 +10,11 @@ mod reader;
 mod writer;
 
 pub(super) use self::{
-    inspect::{CheckedEntry, ZipTotals, parent_and_name},
+    inspect::CheckedEntry,
     reader::{Decoder, ZipReader},
     writer::ZipWriter,
 };
-use super::metadata::{EntryMetadata, UnixTime};
+use super::{EntryMetadata, UnixTime};
 use crate::files::FileKind;
 
 const LOCAL_SIGNATURE: u32 = 0x0403_4b50;
@@ -58,10 +58,8 @@ const KIND_BITS: u32 = 0o170_000;
 /// Number of Unix as the host system of an entry.
 const UNIX: u8 = 3;
 
-/// Maximum bytes of a path with a trailing slash, as in the kernel.
-pub(super) const MAX_PATH: usize = 4_095;
 /// Maximum bytes of a link target, as in the kernel.
-pub(super) const MAX_TARGET: u64 = 4_095;
+const MAX_TARGET: u64 = 4_095;
 
 /// Expected size from which a streamed file gets 64-bit sizes. Deflate adds at most 5 bytes per 64
 /// KiB, so a smaller file stays below 4 GiB.
@@ -116,6 +114,11 @@ impl ZipMember {
             _ => (IS_FIFO, &b""[..]),
         };
         Self::new([path, end].concat(), kind, metadata)
+    }
+
+    /// Returns the target of a hard link at `path` to the file `first`. `None` if it is too long.
+    pub(super) fn hard_link_target(path: &[u8], first: &[u8]) -> Option<Vec<u8>> {
+        Some(relative_target(path, first)).filter(|target| target.len() as u64 <= MAX_TARGET)
     }
 
     /// Creates the member of a symbolic link. With `hard_link`, it stands for a further name of a
@@ -277,7 +280,7 @@ impl ZipMember {
 
 /// Returns the target of a hard link at `from` to the file `to`, which is the path of `to` relative to
 /// the directory of `from`.
-pub(super) fn relative_target(from: &[u8], to: &[u8]) -> Vec<u8> {
+fn relative_target(from: &[u8], to: &[u8]) -> Vec<u8> {
     let depth = from.iter().filter(|byte| **byte == b'/').count();
     [b"../".repeat(depth), to.to_vec()].concat()
 }

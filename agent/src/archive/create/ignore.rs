@@ -8,7 +8,7 @@ use std::{ffi::OsStr, fs::File, os::fd::OwnedFd};
 
 use super::{read_up_to, skip_reason};
 use crate::{
-    archive::metadata::EntryMetadata,
+    archive::EntryMetadata,
     files::{FileError, FileKind, open_file_at},
 };
 

@@ -3,7 +3,8 @@
 //! small files, and deflate the blocks of large files.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
+    fs::File,
     os::fd::OwnedFd,
     sync::{
         Mutex,
@@ -15,82 +16,23 @@ use ring::digest::{Context, SHA256};
 use rustix::fs::readlinkat;
 
 use super::{
-    CHANGED, Cancelled, EntryRejection, MemoryBudget,
-    ignore::IgnoreRules,
-    skip_reason,
-    walk::{FileSource, TreeWalk, WalkEntry, WalkStep},
+    CHANGED, Cancelled, CompressJob, Compressed, EntryRejection, MAX_NAME_BYTES, MemoryBudget,
+    NAME_OVERHEAD_BYTES, WalkEntry, WalkStep, WriteItem, ignore::IgnoreRules, read_up_to, skip_reason,
+    walk::TreeWalk,
 };
 use crate::{
     archive::{
-        ArchivedEntry, UnarchivedEntry,
+        ArchivedEntry, EntryMetadata, FileIdentity, UnarchivedEntry,
         deflate::{BLOCK_BYTES, Deflater},
-        metadata::{EntryMetadata, FileIdentity},
-        zip::{MAX_TARGET, ZipMember, relative_target},
+        zip::ZipMember,
     },
-    files::FileKind,
+    files::{FileKind, open_file_at},
     util::{finish_sha256, lock, sha256},
 };
 
 /// Bytes that a small file reserves in the memory budget on top of its size, for its name and
 /// bookkeeping.
 const MIN_ENTRY_BYTES: usize = 4_096;
-/// Bytes of the first names that are remembered. The names of further files are then archived as
-/// files of their own.
-const MAX_NAME_BYTES: usize = 16 * 1024 * 1024;
-/// Bytes that each remembered name takes on top of its length.
-const NAME_OVERHEAD_BYTES: usize = 64;
-
-/// The next step of the writer.
-#[derive(Debug)]
-pub(super) enum WriteItem {
-    /// A directory or link, or an entry that only the manifest lists (`member` is `None`).
-    Entry {
-        member: Option<ZipMember>,
-        content: Vec<u8>,
-        entry: ArchivedEntry,
-    },
-    Skipped(UnarchivedEntry),
-    Small {
-        result: Receiver<Compressed>,
-        reserved: usize,
-    },
-    /// A large file begins.
-    Begin(ZipMember),
-    Block {
-        result: Receiver<Compressed>,
-        reserved: usize,
-    },
-    /// A large file ends. An error if the file could not be read or changed meanwhile.
-    End(Result<ArchivedEntry, UnarchivedEntry>),
-    Finished,
-}
-
-/// Input to deflate and the channel for its result.
-#[derive(Debug)]
-pub(super) enum CompressJob {
-    /// A file of one block at most, not yet opened.
-    Small(WalkEntry, SyncSender<Compressed>),
-    /// A block of a large file.
-    Block(Vec<u8>, SyncSender<Compressed>),
-}
-
-/// Result of a [`CompressJob`].
-#[derive(Debug)]
-pub(super) enum Compressed {
-    Whole {
-        member: ZipMember,
-        content: Vec<u8>,
-        /// An error if the file changed while it was read.
-        entry: Result<ArchivedEntry, UnarchivedEntry>,
-    },
-    Skipped(UnarchivedEntry),
-    Block {
-        content: Vec<u8>,
-        crc: crc32fast::Hasher,
-        size: u64,
-    },
-}
-
 /// Walks the tree and hands out [`CompressJob`]s.
 #[derive(Debug)]
 pub(super) struct JobDispatcher<'a> {
@@ -282,10 +224,6 @@ struct FirstNames {
     bytes: usize,
 }
 
-/// The files with several names that were counted already.
-#[derive(Debug, Default)]
-pub(super) struct CountedFiles(HashSet<FileIdentity>);
-
 impl FirstNames {
     /// Returns the target of a link from `path` to the first name of the same file. `None` if this
     /// is the first name, which is remembered.
@@ -294,7 +232,7 @@ impl FirstNames {
             return None;
         }
         if let Some(first) = self.names.get(&metadata.identity()) {
-            return Some(relative_target(path, first)).filter(|target| target.len() as u64 <= MAX_TARGET);
+            return ZipMember::hard_link_target(path, first);
         }
         let bytes = path.len() + NAME_OVERHEAD_BYTES;
         if self.bytes + bytes <= MAX_NAME_BYTES {
@@ -305,10 +243,47 @@ impl FirstNames {
     }
 }
 
-impl CountedFiles {
-    /// Returns whether the content of this file counts, because no other name of it was counted.
-    pub(super) fn is_new(&mut self, metadata: &EntryMetadata) -> bool {
-        let max_files = MAX_NAME_BYTES / NAME_OVERHEAD_BYTES;
-        metadata.links < 2 || self.0.len() >= max_files || self.0.insert(metadata.identity())
+/// A regular file, open for reading.
+#[derive(Debug)]
+struct FileSource {
+    file: File,
+    /// Metadata at the time of opening.
+    metadata: EntryMetadata,
+    left: u64,
+}
+
+impl FileSource {
+    /// Opens the file, and waits if it changed a moment ago (see
+    /// [`MemoryBudget::wait_mtime_granularity`]).
+    fn open(found: &WalkEntry, budget: &MemoryBudget) -> Result<Self, EntryRejection> {
+        let source = Self::try_open(found)?;
+        let waited = budget.wait_mtime_granularity(source.metadata.changed)?;
+        if waited { Self::try_open(found) } else { Ok(source) }
+    }
+
+    fn try_open(found: &WalkEntry) -> Result<Self, EntryRejection> {
+        let file = File::from(open_file_at(&found.dir, &found.name)?);
+        let metadata = EntryMetadata::of(&file)?;
+        if metadata.kind != FileKind::File {
+            return Err(CHANGED.into());
+        }
+        Ok(Self { file, left: metadata.size, metadata })
+    }
+
+    /// Reads the next `most` bytes into `block`, or fewer at the end.
+    fn read(&mut self, block: &mut Vec<u8>, most: usize) -> Result<(), String> {
+        let most = usize::try_from(self.left).map_or(most, |left| left.min(most));
+        read_up_to(&self.file, block, most).map_err(skip_reason)?;
+        self.left -= block.len() as u64;
+        Ok(())
+    }
+
+    /// Checks after the last byte that the file is unchanged.
+    fn finish(self) -> Result<(), String> {
+        let changed = || Err(CHANGED.to_owned());
+        let mut more = Vec::with_capacity(1);
+        read_up_to(&self.file, &mut more, 1).map_err(skip_reason)?;
+        let same = EntryMetadata::of(&self.file).map_err(skip_reason)? == self.metadata;
+        if self.left > 0 || !more.is_empty() || !same { changed() } else { Ok(()) }
     }
 }

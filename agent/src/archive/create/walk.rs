@@ -4,7 +4,6 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::File,
     os::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -15,10 +14,10 @@ use std::{
 
 use rustix::io::Errno;
 
-use super::{CHANGED, Cancelled, EntryRejection, MemoryBudget, ignore::IgnoreRules, read_up_to, skip_reason};
+use super::{Cancelled, EntryRejection, MemoryBudget, WalkEntry, WalkStep, ignore::IgnoreRules, skip_reason};
 use crate::{
-    archive::{UnarchivedEntry, metadata::EntryMetadata, zip::MAX_PATH},
-    files::{FileKind, is_temp_file, open_directory_at, open_file_at, smallest_names},
+    archive::{EntryMetadata, MAX_PATH, UnarchivedEntry},
+    files::{FileKind, is_temp_file, open_directory_at, smallest_names},
 };
 
 /// Names held at once for a directory, usually 20 bytes each. A larger directory is read in several
@@ -27,22 +26,6 @@ const MAX_NAMES: usize = 16_384;
 /// Maximum nesting of directories, each of which holds a descriptor. Deeper entries are reported as
 /// skipped.
 const MAX_DEPTH: usize = 256;
-
-/// An entry with the directory through which it is opened.
-#[derive(Debug)]
-pub(super) struct WalkEntry {
-    /// Relative to the start of the walk.
-    pub(super) path: Vec<u8>,
-    pub(super) dir: Arc<OwnedFd>,
-    pub(super) name: OsString,
-    pub(super) metadata: EntryMetadata,
-}
-
-#[derive(Debug)]
-pub(super) enum WalkStep {
-    Found(WalkEntry),
-    Skipped(UnarchivedEntry),
-}
 
 /// A walk in progress, depth first.
 #[derive(Debug)]
@@ -174,49 +157,4 @@ fn join(directory: &[u8], name: &OsStr) -> Vec<u8> {
         return name.as_bytes().to_vec();
     }
     [directory, b"/", name.as_bytes()].concat()
-}
-
-/// A regular file, open for reading.
-#[derive(Debug)]
-pub(super) struct FileSource {
-    file: File,
-    /// Metadata at the time of opening.
-    pub(super) metadata: EntryMetadata,
-    left: u64,
-}
-
-impl FileSource {
-    /// Opens the file, and waits if it changed a moment ago (see
-    /// [`MemoryBudget::wait_mtime_granularity`]).
-    pub(super) fn open(found: &WalkEntry, budget: &MemoryBudget) -> Result<Self, EntryRejection> {
-        let source = Self::try_open(found)?;
-        let waited = budget.wait_mtime_granularity(source.metadata.changed)?;
-        if waited { Self::try_open(found) } else { Ok(source) }
-    }
-
-    fn try_open(found: &WalkEntry) -> Result<Self, EntryRejection> {
-        let file = File::from(open_file_at(&found.dir, &found.name)?);
-        let metadata = EntryMetadata::of(&file)?;
-        if metadata.kind != FileKind::File {
-            return Err(CHANGED.into());
-        }
-        Ok(Self { file, left: metadata.size, metadata })
-    }
-
-    /// Reads the next `most` bytes into `block`, or fewer at the end.
-    pub(super) fn read(&mut self, block: &mut Vec<u8>, most: usize) -> Result<(), String> {
-        let most = usize::try_from(self.left).map_or(most, |left| left.min(most));
-        read_up_to(&self.file, block, most).map_err(skip_reason)?;
-        self.left -= block.len() as u64;
-        Ok(())
-    }
-
-    /// Checks after the last byte that the file is unchanged.
-    pub(super) fn finish(self) -> Result<(), String> {
-        let changed = || Err(CHANGED.to_owned());
-        let mut more = Vec::with_capacity(1);
-        read_up_to(&self.file, &mut more, 1).map_err(skip_reason)?;
-        let same = EntryMetadata::of(&self.file).map_err(skip_reason)? == self.metadata;
-        if self.left > 0 || !more.is_empty() || !same { changed() } else { Ok(()) }
-    }
 }

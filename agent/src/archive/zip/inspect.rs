@@ -9,16 +9,14 @@
 //! Targets of symbolic links are not checked, because the kernel confines every later access.
 //! Extraction never follows a link.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
-
 use super::{
-    CentralRecord, DEFLATED, IS_DIRECTORY, IS_FIFO, IS_FILE, IS_SYMLINK, KIND_BITS, MAX_PATH, MAX_TARGET,
-    STORED, STREAMED, UNIX,
+    CentralRecord, DEFLATED, IS_DIRECTORY, IS_FIFO, IS_FILE, IS_SYMLINK, KIND_BITS, MAX_TARGET, STORED,
+    STREAMED, UNIX,
     reader::{Decoder, ZipReader},
     resolve_target,
 };
 use crate::{
-    archive::{ArchiveError, metadata::UnixTime},
+    archive::{ArchiveError, MAX_PATH, UnixTime},
     files::FileKind,
     util::sha256,
 };
@@ -38,13 +36,6 @@ const ENCRYPTED: u16 = 1 | 1 << 6 | 1 << 13;
 const HARMLESS: u16 = 0b110 | STREAMED | 1 << 11;
 /// Mode bits of an entry: permissions, setuid, setgid and sticky.
 const PERMISSIONS: u32 = 0o7777;
-
-#[derive(Debug, Clone, Copy, Default)]
-pub(in crate::archive) struct ZipTotals {
-    pub(in crate::archive) entries: u64,
-    /// Uncompressed bytes of content.
-    pub(in crate::archive) bytes: u64,
-}
 
 /// An entry that passed the checks and may be extracted.
 #[derive(Debug, Clone)]
@@ -70,9 +61,9 @@ enum NameKind {
 }
 
 impl ZipReader {
-    /// Checks all entries of the zip, but not their content.
-    pub(in crate::archive) fn inspect(&self) -> Result<ZipTotals, ArchiveError> {
-        let mut sum = ZipTotals::default();
+    /// Checks all entries of the zip, but not their content. Returns the uncompressed bytes of content.
+    pub(in crate::archive) fn inspect(&self) -> Result<u64, ArchiveError> {
+        let mut bytes = 0_u64;
         let mut names: Vec<(NameHash, NameKind)> = Vec::with_capacity(self.len());
         let mut extents: Vec<(u64, u64, usize)> = Vec::with_capacity(self.len());
         for number in 0..self.len() {
@@ -80,8 +71,7 @@ impl ZipReader {
             let record = &safe.record;
             let end = self.content(record)? + record.compressed_size;
             extents.push((record.header, end, number));
-            sum.entries += 1;
-            sum.bytes = sum.bytes.saturating_add(record.size);
+            bytes = bytes.saturating_add(record.size);
             let kind = match safe.kind {
                 FileKind::Directory => NameKind::Directory,
                 FileKind::File => NameKind::File,
@@ -91,7 +81,7 @@ impl ZipReader {
         }
         check_overlaps(self, extents)?;
         check_names(self, names)?;
-        Ok(sum)
+        Ok(bytes)
     }
 
     /// Reads entry `number`, and checks it without its content and without other entries.
@@ -244,18 +234,6 @@ impl CheckedEntry {
         let mode = unix.then_some(record.mode & PERMISSIONS);
         Ok(Self { path: name.to_vec(), kind, mode, record })
     }
-
-    /// Splits the path into the parent directory and the name in it.
-    pub(in crate::archive) fn parent_and_name(&self) -> (&[u8], &OsStr) {
-        parent_and_name(&self.path)
-    }
-}
-
-/// Splits a path into the parent directory and the name in it.
-pub(in crate::archive) fn parent_and_name(path: &[u8]) -> (&[u8], &OsStr) {
-    let at = path.iter().rposition(|b| *b == b'/');
-    let (directory, name) = at.map_or((&[][..], path), |at| (&path[..at], &path[at + 1..]));
-    (directory, OsStr::from_bytes(name))
 }
 
 fn name_problem(name: &[u8], system: u8) -> Option<&'static str> {

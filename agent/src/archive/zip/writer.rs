@@ -77,14 +77,10 @@ impl<'a> ZipWriter<'a> {
         }
     }
 
-    /// Returns the number of manifest entries so far.
-    pub(in crate::archive) fn entries(&self) -> u64 {
-        self.summary.entries
-    }
-
     /// Sends a progress message ahead of the buffered bytes.
-    pub(in crate::archive) fn send_progress(&self, progress: ArchiveProgress) -> Result<(), ArchiveStop> {
-        self.send(CreateEvent::Progress(progress))
+    pub(in crate::archive) fn send_progress(&self, bytes: u64, total_bytes: u64) -> Result<(), ArchiveStop> {
+        let entries = self.summary.entries;
+        self.send(CreateEvent::Progress(ArchiveProgress { entries, bytes, total_bytes }))
     }
 
     /// Writes a member with its whole content.
