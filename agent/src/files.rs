@@ -17,7 +17,7 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -101,9 +101,8 @@ impl Files {
     pub async fn expire_uploads(&self, stop: CancellationToken) {
         loop {
             let next = self.shared.uploads.remove_expired();
-            let at = next.unwrap_or_else(|| Instant::now() + self.shared.uploads.idle_timeout());
             tokio::select! {
-                () = tokio::time::sleep_until(at.into()) => {}
+                () = tokio::time::sleep_until(next.into()) => {}
                 () = stop.cancelled() => return,
             }
         }

@@ -111,8 +111,8 @@ impl Uploads {
         }
     }
 
-    /// Removes expired uploads. Returns when the next one expires.
-    pub(super) fn remove_expired(&self) -> Option<Instant> {
+    /// Removes expired uploads. Returns the earliest time at which another upload may expire.
+    pub(super) fn remove_expired(&self) -> Instant {
         let mut table = self.lock();
         let expired: Vec<_> =
             table.extract_if(|_, upload| upload.touched.elapsed() >= self.idle_timeout).collect();
@@ -120,11 +120,7 @@ impl Uploads {
         drop(table);
         // Deletes the temporary files, outside the lock.
         drop(expired);
-        next
-    }
-
-    pub(super) fn idle_timeout(&self) -> Duration {
-        self.idle_timeout
+        next.unwrap_or_else(|| Instant::now() + self.idle_timeout)
     }
 
     /// Makes sure that the table can hold one more upload. Evicts the oldest finished one if the
