@@ -20,8 +20,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use bytes::Bytes;
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -35,7 +34,7 @@ pub use self::{
 };
 use crate::{
     activity::notices::SleepCause,
-    admission::{AdmissionGate, Attempt, Intent},
+    admission::AdmissionGate,
     byte_log::ByteLog,
     child::{ExitStatus, ProcessGroup, signals},
     util::lock,
@@ -161,75 +160,6 @@ impl Process {
         }
         let exit = self.state().exit.clone();
         Err(ProcessError::Ended { exit: exit.map(|exit| exit.status) })
-    }
-
-    /// Writes to stdin, and closes it after `data` if `end` is set. Returns once the bytes are in
-    /// the pipe, or once stdin is closed.
-    async fn write(
-        &self,
-        epoch: u64,
-        offset: u64,
-        data: Bytes,
-        end: bool,
-    ) -> Result<StdinProgress, ProcessError> {
-        if epoch != self.epoch {
-            return Err(ProcessError::StaleEpoch { epoch: self.epoch });
-        }
-        loop {
-            let progressed = self.stdin_progress.notified();
-            tokio::pin!(progressed);
-            progressed.as_mut().enable();
-            if let Some(progress) = Attempt::retry_while_held(|| self.offer_stdin(offset, &data, end)).await?
-            {
-                return Ok(progress);
-            }
-            progressed.await;
-        }
-    }
-
-    /// Waits until all bytes of stdin before `offset` are read from the pipe, or until stdin is
-    /// closed. Returns whether the process has closed its stdin or has ended.
-    async fn wait_until_stdin_read(&self, offset: u64) -> bool {
-        loop {
-            let progressed = self.stdin_progress.notified();
-            tokio::pin!(progressed);
-            progressed.as_mut().enable();
-            {
-                let mut state = self.state();
-                let over = state.leader_ended();
-                match state.stdin.as_mut().map_or(Some(true), |stdin| stdin.is_read(offset)) {
-                    Some(is_read) => return !is_read,
-                    None if over => return true,
-                    None => {}
-                }
-            }
-            self.task_wakeup.notify_one();
-            progressed.await;
-        }
-    }
-
-    fn offer_stdin(
-        &self,
-        offset: u64,
-        data: &Bytes,
-        end: bool,
-    ) -> Result<Option<StdinProgress>, Attempt<ProcessError>> {
-        let mut state = self.state();
-        let over = state.leader_ended();
-        let stdin = state.stdin.as_mut().ok_or(ProcessError::BadField {
-            field: "process_id",
-            allowed: "the id of a process started with stdin",
-        })?;
-        if over {
-            stdin.close();
-        }
-        let offered =
-            stdin.offer(offset, data, end, || self.gate.try_admit(Intent::Keystroke, data.len()))?;
-        drop(state);
-        if offered.accepted {
-            self.task_wakeup.notify_one();
-        }
-        Ok(offered.progress)
     }
 
     /// Requests termination of the whole group: HUP and TERM now, KILL after `grace`.
@@ -437,6 +367,72 @@ impl OutputLog {
     }
 }
 
+/// Default time between TERM and KILL.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Progress of the termination of one process, by request or by timeout.
+#[derive(Debug, Default)]
+struct Termination {
+    deadline: Option<Instant>,
+    kill_at: Option<Instant>,
+    killed: bool,
+    /// True if the timeout of the command caused the termination.
+    timed_out: bool,
+}
+
+impl Termination {
+    fn new(deadline: Option<Instant>) -> Self {
+        Self { deadline, ..Self::default() }
+    }
+
+    fn began(&self) -> bool {
+        self.kill_at.is_some()
+    }
+
+    /// Returns whether termination has begun and KILL is still due.
+    fn is_under_way(&self) -> bool {
+        self.began() && !self.killed
+    }
+
+    /// Returns whether KILL was sent.
+    fn killed(&self) -> bool {
+        self.killed
+    }
+
+    /// Requests termination with KILL after `grace`, or earlier if KILL is due earlier already.
+    /// Returns the signals to send now.
+    fn request(&mut self, now: Instant, grace: Duration) -> &'static [Signal] {
+        let began = self.began();
+        let at = now + grace;
+        self.kill_at = Some(self.kill_at.map_or(at, |before| before.min(at)));
+        // CONT, because a stopped process cannot handle the other signals.
+        if began { &[] } else { &[Signal::HUP, Signal::TERM, Signal::CONT] }
+    }
+
+    /// Returns the signals that are due, and records them as sent.
+    fn due(&mut self, now: Instant) -> &'static [Signal] {
+        if self.kill_at.is_some_and(|at| at <= now) && !self.killed {
+            self.killed = true;
+            return &[Signal::KILL];
+        }
+        if self.deadline.is_some_and(|at| at <= now) {
+            self.deadline = None;
+            if !self.began() {
+                self.timed_out = true;
+                self.kill_at = Some(now + GRACE);
+                return &[Signal::TERM, Signal::CONT];
+            }
+        }
+        &[]
+    }
+
+    /// Returns the time at which [`Self::due`] has to be called again.
+    fn next_deadline(&self) -> Option<Instant> {
+        let kill = self.kill_at.filter(|_| !self.killed);
+        [kill, self.deadline].into_iter().flatten().min()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -523,5 +519,29 @@ mod tests {
                 taken = (taken + read).min(output.log.next());
             }
         }
+    }
+
+    #[test]
+    fn timeout_sends_term_then_kill_after_grace() {
+        let start = Instant::now();
+        let mut termination = Termination::new(Some(start + Duration::from_secs(60)));
+        assert!(termination.due(start).is_empty());
+        let timeout = termination.next_deadline().unwrap();
+        assert_eq!(termination.due(timeout), [Signal::TERM, Signal::CONT]);
+        assert!(termination.timed_out);
+        assert_eq!(termination.next_deadline(), Some(timeout + GRACE));
+        assert_eq!(termination.due(timeout + GRACE), [Signal::KILL]);
+        assert_eq!(termination.next_deadline(), None);
+    }
+
+    #[test]
+    fn repeated_request_only_shortens_grace() {
+        let start = Instant::now();
+        let mut termination = Termination::new(None);
+        assert!(!termination.request(start, Duration::from_secs(9)).is_empty());
+        assert!(termination.request(start, Duration::from_secs(2)).is_empty());
+        assert!(termination.request(start, Duration::from_secs(5)).is_empty());
+        assert_eq!(termination.next_deadline(), Some(start + Duration::from_secs(2)));
+        assert!(!termination.timed_out);
     }
 }

@@ -22,9 +22,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Process, ProcessError, ProcessId, ProcessInfo, ProcessState, ProcessWatcher, StdinProgress,
-    run::ALL_OUTPUT_BYTES,
-    task::{ChildPipes, ProcessTask, Termination},
+    Process, ProcessError, ProcessId, ProcessInfo, ProcessState, ProcessWatcher, StdinProgress, Termination,
+    task::ProcessTask,
 };
 use crate::{
     activity::notices::SleepCause,
@@ -43,6 +42,10 @@ const MAX_REQUEST_ID_BYTES: usize = 64;
 const REAP_GRACE: Duration = Duration::from_secs(1);
 /// Interval at which [`ProcessRegistry::end_all`] checks whether all processes have ended.
 const END_POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Bytes of output that all running calls may collect together. When they are used up, further
+/// output is dropped and the results are marked as truncated.
+const ALL_OUTPUT_BYTES: usize = 128 * 1024 * 1024;
 
 /// All processes of the workspace. Clones share one state.
 #[derive(Debug, Clone)]
@@ -325,11 +328,7 @@ impl RegistryShared {
         command.stdin(if start.stdin { Stdio::piped() } else { Stdio::null() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let program = start.program.argv.first().cloned().unwrap_or_default();
-        let mut child = self.children.spawn(&mut command).map_err(|e| spawn_failed(&program, e))?;
-        let pipes = ChildPipes::of(&mut child).map_err(|e| {
-            child.group.signal(Signal::KILL);
-            spawn_failed(&program, e)
-        })?;
+        let child = self.children.spawn(&mut command).map_err(|e| spawn_failed(&program, e))?;
         let process = Arc::new(Process {
             id: ProcessId::random(),
             request_id: start.request_id,
@@ -339,7 +338,7 @@ impl RegistryShared {
             pid: child.pid,
             started: SystemTime::now(),
             epoch: claim.epoch,
-            group: child.group,
+            group: child.group.clone(),
             gate: self.gate.clone(),
             state: Mutex::new(ProcessState::new(claim.epoch, claim.policy.byte_log_bytes, start.stdin)),
             output_ready: Notify::new(),
@@ -347,8 +346,11 @@ impl RegistryShared {
             stdin_progress: Notify::new(),
             removed: CancellationToken::new(),
         });
+        let task = ProcessTask::new(process.clone(), child).map_err(|e| {
+            process.group.signal(Signal::KILL);
+            spawn_failed(&program, e)
+        })?;
         tracing::info!(process = %process.id, pid = %process.pid, program, "process started");
-        let task = ProcessTask::new(process.clone(), pipes, child.ended);
         Ok((process, task))
     }
 

@@ -7,8 +7,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
-    Process, ProcessError, ProcessEvent, ProcessExit, ProcessRegistry, ProcessSpec, ProcessWatcher,
-    task::GRACE,
+    GRACE, Process, ProcessError, ProcessEvent, ProcessExit, ProcessRegistry, ProcessSpec, ProcessWatcher,
 };
 use crate::spawn::Program;
 
@@ -18,10 +17,6 @@ const STDIN_BYTES: usize = 1024 * 1024;
 const DEFAULT_OUTPUT_BYTES: usize = 1024 * 1024;
 /// Largest limit that a caller may set, in bytes.
 const MAX_OUTPUT_BYTES: usize = 8 * 1024 * 1024;
-
-/// Bytes of output that all running calls may collect together. When they are used up, further
-/// output is dropped and the results are marked as truncated.
-pub(super) const ALL_OUTPUT_BYTES: usize = 128 * 1024 * 1024;
 
 /// A command for [`ProcessRegistry::run`].
 #[derive(Debug, Clone, Default)]
@@ -80,7 +75,7 @@ impl ProcessRegistry {
     }
 }
 
-/// The part of [`ALL_OUTPUT_BYTES`] that one call uses. Released on drop.
+/// The part of the budget of all calls that one call uses. Released on drop.
 struct OutputBudget {
     all: Arc<Semaphore>,
     taken: Option<OwnedSemaphorePermit>,

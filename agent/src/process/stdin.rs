@@ -1,11 +1,11 @@
-//! Queue that passes clients' writes to stdin exactly once and in order. Pure.
+//! Writes of clients to stdin. A queue, which is pure, passes them to the pipe exactly once and in order.
 
 use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes};
 
-use super::ProcessError;
-use crate::admission::{AdmitError, Attempt};
+use super::{Process, ProcessError};
+use crate::admission::{AdmitError, Attempt, Intent};
 
 /// Queued bytes at which further writes wait for the process to read. One message (1 MiB) may
 /// exceed it.
@@ -22,11 +22,11 @@ pub struct StdinProgress {
 
 /// Result of a call of [`StdinQueue::offer`].
 #[derive(Debug)]
-pub(super) struct StdinOffer {
+struct StdinOffer {
     /// True if bytes or the end of stdin were queued.
-    pub(super) accepted: bool,
+    accepted: bool,
     /// The answer to the client; `None` while the write has to wait.
-    pub(super) progress: Option<StdinProgress>,
+    progress: Option<StdinProgress>,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +61,7 @@ impl StdinQueue {
 
     /// Queues the part of `data` that is new, and the end of stdin if `end` is set. Calls `admit`
     /// before it changes anything. The caller repeats the call until it returns `progress`.
-    pub(super) fn offer(
+    fn offer(
         &mut self,
         offset: u64,
         data: &Bytes,
@@ -130,7 +130,7 @@ impl StdinQueue {
 
     /// Returns whether all bytes before `offset` are read, or `None` while that is not known. The
     /// pipe then has to be counted.
-    pub(super) fn is_read(&mut self, offset: u64) -> Option<bool> {
+    fn is_read(&mut self, offset: u64) -> Option<bool> {
         if self.closed || self.end == StdinEnd::Closed {
             return Some(!self.closed);
         }
@@ -159,6 +159,77 @@ impl StdinQueue {
     pub(super) fn close(&mut self) {
         self.closed |= self.end != StdinEnd::Closed;
         self.queue.clear();
+    }
+}
+
+impl Process {
+    /// Writes to stdin, and closes it after `data` if `end` is set. Returns once the bytes are in
+    /// the pipe, or once stdin is closed.
+    pub(super) async fn write(
+        &self,
+        epoch: u64,
+        offset: u64,
+        data: Bytes,
+        end: bool,
+    ) -> Result<StdinProgress, ProcessError> {
+        if epoch != self.epoch {
+            return Err(ProcessError::StaleEpoch { epoch: self.epoch });
+        }
+        loop {
+            let progressed = self.stdin_progress.notified();
+            tokio::pin!(progressed);
+            progressed.as_mut().enable();
+            if let Some(progress) = Attempt::retry_while_held(|| self.offer_stdin(offset, &data, end)).await?
+            {
+                return Ok(progress);
+            }
+            progressed.await;
+        }
+    }
+
+    /// Waits until all bytes of stdin before `offset` are read from the pipe, or until stdin is
+    /// closed. Returns whether the process has closed its stdin or has ended.
+    pub(super) async fn wait_until_stdin_read(&self, offset: u64) -> bool {
+        loop {
+            let progressed = self.stdin_progress.notified();
+            tokio::pin!(progressed);
+            progressed.as_mut().enable();
+            {
+                let mut state = self.state();
+                let over = state.leader_ended();
+                match state.stdin.as_mut().map_or(Some(true), |stdin| stdin.is_read(offset)) {
+                    Some(is_read) => return !is_read,
+                    None if over => return true,
+                    None => {}
+                }
+            }
+            self.task_wakeup.notify_one();
+            progressed.await;
+        }
+    }
+
+    fn offer_stdin(
+        &self,
+        offset: u64,
+        data: &Bytes,
+        end: bool,
+    ) -> Result<Option<StdinProgress>, Attempt<ProcessError>> {
+        let mut state = self.state();
+        let over = state.leader_ended();
+        let stdin = state.stdin.as_mut().ok_or(ProcessError::BadField {
+            field: "process_id",
+            allowed: "the id of a process started with stdin",
+        })?;
+        if over {
+            stdin.close();
+        }
+        let offered =
+            stdin.offer(offset, data, end, || self.gate.try_admit(Intent::Keystroke, data.len()))?;
+        drop(state);
+        if offered.accepted {
+            self.task_wakeup.notify_one();
+        }
+        Ok(offered.progress)
     }
 }
 

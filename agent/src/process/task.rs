@@ -8,16 +8,13 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use rustix::{
-    fs::{Mode, OFlags},
-    process::Signal,
-};
+use rustix::fs::{Mode, OFlags};
 use tokio::{
     net::unix::pipe::{Receiver, Sender},
     sync::watch,
 };
 
-use super::{OutputStream, Process, ProcessExit};
+use super::{OutputStream, Process, ProcessExit, Termination};
 use crate::{
     child::{Child, ExitStatus},
     util::sleep_until,
@@ -60,23 +57,6 @@ pub(super) struct ProcessTask {
     output_abandoned: bool,
 }
 
-/// Pipes of a child, registered with the reactor.
-pub(super) struct ChildPipes {
-    stdin: Option<Sender>,
-    stdout: Option<Receiver>,
-    stderr: Option<Receiver>,
-}
-
-impl ChildPipes {
-    pub(super) fn of(child: &mut Child) -> io::Result<Self> {
-        Ok(Self {
-            stdin: child.stdin.take().map(|pipe| Sender::from_owned_fd(pipe.into())).transpose()?,
-            stdout: child.stdout.take().map(|pipe| Receiver::from_owned_fd(pipe.into())).transpose()?,
-            stderr: child.stderr.take().map(|pipe| Receiver::from_owned_fd(pipe.into())).transpose()?,
-        })
-    }
-}
-
 /// Event that woke the task.
 enum TaskWakeup {
     Readable(OutputStream),
@@ -103,19 +83,15 @@ struct WaitInterest {
 }
 
 impl ProcessTask {
-    pub(super) fn new(
-        process: Arc<Process>,
-        pipes: ChildPipes,
-        leader: watch::Receiver<Option<ExitStatus>>,
-    ) -> Self {
+    /// Registers the pipes of the child with the reactor. Fails if descriptors are exhausted.
+    pub(super) fn new(process: Arc<Process>, child: Child) -> io::Result<Self> {
         let deadline = process.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let ChildPipes { stdin, stdout, stderr } = pipes;
-        Self {
+        Ok(Self {
             process,
-            leader,
-            stdin,
-            stdout,
-            stderr,
+            leader: child.ended,
+            stdin: child.stdin.map(|pipe| Sender::from_owned_fd(pipe.into())).transpose()?,
+            stdout: child.stdout.map(|pipe| Receiver::from_owned_fd(pipe.into())).transpose()?,
+            stderr: child.stderr.map(|pipe| Receiver::from_owned_fd(pipe.into())).transpose()?,
             termination: Termination::new(deadline),
             ended_stdin: None,
             count_at: Instant::now(),
@@ -123,7 +99,7 @@ impl ProcessTask {
             quiet_at: None,
             final_bytes_left: [FINAL_READ_BYTES; 2],
             output_abandoned: false,
-        }
+        })
     }
 
     /// Runs until the process and its output have ended, and publishes the exit. Returns the state
@@ -377,100 +353,5 @@ async fn writable(pipe: Option<&Sender>) {
     match pipe {
         Some(pipe) => drop(pipe.writable().await),
         None => std::future::pending().await,
-    }
-}
-
-/// Default time between TERM and KILL.
-pub(super) const GRACE: Duration = Duration::from_secs(5);
-
-/// Progress of the termination of one process, by request or by timeout.
-#[derive(Debug, Default)]
-pub(super) struct Termination {
-    deadline: Option<Instant>,
-    kill_at: Option<Instant>,
-    killed: bool,
-    /// True if the timeout of the command caused the termination.
-    timed_out: bool,
-}
-
-impl Termination {
-    pub(super) fn new(deadline: Option<Instant>) -> Self {
-        Self { deadline, ..Self::default() }
-    }
-
-    fn began(&self) -> bool {
-        self.kill_at.is_some()
-    }
-
-    /// Returns whether termination has begun and KILL is still due.
-    pub(super) fn is_under_way(&self) -> bool {
-        self.began() && !self.killed
-    }
-
-    /// Returns whether KILL was sent.
-    fn killed(&self) -> bool {
-        self.killed
-    }
-
-    /// Requests termination with KILL after `grace`, or earlier if KILL is due earlier already.
-    /// Returns the signals to send now.
-    pub(super) fn request(&mut self, now: Instant, grace: Duration) -> &'static [Signal] {
-        let began = self.began();
-        let at = now + grace;
-        self.kill_at = Some(self.kill_at.map_or(at, |before| before.min(at)));
-        // CONT, because a stopped process cannot handle the other signals.
-        if began { &[] } else { &[Signal::HUP, Signal::TERM, Signal::CONT] }
-    }
-
-    /// Returns the signals that are due, and records them as sent.
-    pub(super) fn due(&mut self, now: Instant) -> &'static [Signal] {
-        if self.kill_at.is_some_and(|at| at <= now) && !self.killed {
-            self.killed = true;
-            return &[Signal::KILL];
-        }
-        if self.deadline.is_some_and(|at| at <= now) {
-            self.deadline = None;
-            if !self.began() {
-                self.timed_out = true;
-                self.kill_at = Some(now + GRACE);
-                return &[Signal::TERM, Signal::CONT];
-            }
-        }
-        &[]
-    }
-
-    /// Returns the time at which [`Self::due`] has to be called again.
-    fn next_deadline(&self) -> Option<Instant> {
-        let kill = self.kill_at.filter(|_| !self.killed);
-        [kill, self.deadline].into_iter().flatten().min()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timeout_sends_term_then_kill_after_grace() {
-        let start = Instant::now();
-        let mut termination = Termination::new(Some(start + Duration::from_secs(60)));
-        assert!(termination.due(start).is_empty());
-        let timeout = termination.next_deadline().unwrap();
-        assert_eq!(termination.due(timeout), [Signal::TERM, Signal::CONT]);
-        assert!(termination.timed_out);
-        assert_eq!(termination.next_deadline(), Some(timeout + GRACE));
-        assert_eq!(termination.due(timeout + GRACE), [Signal::KILL]);
-        assert_eq!(termination.next_deadline(), None);
-    }
-
-    #[test]
-    fn repeated_request_only_shortens_grace() {
-        let start = Instant::now();
-        let mut termination = Termination::new(None);
-        assert!(!termination.request(start, Duration::from_secs(9)).is_empty());
-        assert!(termination.request(start, Duration::from_secs(2)).is_empty());
-        assert!(termination.request(start, Duration::from_secs(5)).is_empty());
-        assert_eq!(termination.next_deadline(), Some(start + Duration::from_secs(2)));
-        assert!(!termination.timed_out);
     }
 }
