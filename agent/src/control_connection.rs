@@ -16,8 +16,9 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
-use self::session::{ControlSession, ControlSessionEnd};
+use self::{dial::ControlDialError, session::ControlSession};
 use crate::{
     activity::ActivityMonitor, claim::Claim, config::ControlEndpoint, metrics::AgentMetrics,
     shutdown::ShutdownHandle, sleep::SleepCoordinator, util::error_chain,
@@ -67,7 +68,7 @@ impl ControlConnection {
             drop(ends_with_us);
             self.activity.disconnected();
             match over {
-                Ok(ControlSessionEnd::Finished) => return Ok(()),
+                Ok(()) => return Ok(()),
                 Err(error) => {
                     self.metrics.control_connection_failed();
                     if session.was_healthy() {
@@ -110,6 +111,32 @@ impl ReconnectBackoff {
     pub fn reset(&mut self) {
         self.failed = 0;
     }
+}
+
+/// Time limit for the control plane's answer to hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Reason why a session ended before the agent did.
+#[derive(Debug, thiserror::Error)]
+enum DisconnectError {
+    #[error("cannot dial the control plane")]
+    Dial(#[from] ControlDialError),
+    #[error("the credential contains characters that are invalid in an HTTP header")]
+    BadCredential,
+    /// The control plane rejected the stream, or the stream broke.
+    #[error("the control plane reported: {} ({:?})", .0.message(), .0.code())]
+    Rejected(Status),
+    #[error("the control plane closed the stream")]
+    Closed,
+    #[error("the control plane did not answer hello within {HELLO_TIMEOUT:?}")]
+    NoAnswer,
+    #[error("the control plane acknowledged no heartbeat for {0:?}")]
+    Silent(Duration),
+    /// The outgoing queue is full.
+    #[error("the control plane does not read its messages")]
+    Stuck,
+    #[error("the claim is invalid")]
+    InvalidClaim(#[from] messages::InvalidClaim),
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 //! processes of the workspace.
 
 pub mod command;
-mod output_tail;
 
 use std::{
     convert::Infallible,

@@ -20,10 +20,7 @@ use podling_proto::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{
-    errors::problem,
-    files::{bad_field, parse, path, sha256, sized},
-};
+use super::{bad_field, errors::problem, parse, path, sha256, sized};
 use crate::archive::{
     ArchiveError, ArchiveProgress, ArchiveSummary, ArchivedEntry, Archives, CreateEvent, CreateOptions,
     ExtractEvent, ExtractOptions, UnarchivedEntry,

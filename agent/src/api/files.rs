@@ -5,18 +5,16 @@ use std::{pin::Pin, time::SystemTime};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use podling_proto::{
-    agent::v1::{self as wire, files_server},
+    agent::{v1 as wire, v1::files_server},
     error::{Reason, WireError},
 };
 use tonic::{Request, Response, Status, Streaming};
 
+use super::{bad_field, path, sha256, sized, status};
 use crate::files::{
     BadPath, FileEntry, FileError, FileKind, Files, RelPath, SymlinkMode, UploadProgress, WriteOptions,
     WrittenFile,
 };
-
-/// Maximum content of one message from a client, in bytes.
-const MAX_DATA: usize = 1024 * 1024;
 
 #[derive(Debug, Clone)]
 pub struct FilesService {
@@ -130,22 +128,6 @@ impl files_server::Files for FilesService {
 
 // === in ===
 
-/// Converts a path. An absent path means the workspace root.
-pub(super) fn path(path: Option<wire::Path>) -> Result<RelPath, Status> {
-    let bytes = match path.and_then(|path| path.path) {
-        None => Vec::new(),
-        Some(wire::path::Path::Text(text)) => text.into_bytes(),
-        Some(wire::path::Path::Raw(raw)) => raw,
-    };
-    parse(&bytes).map_err(status)
-}
-
-/// Parses a path from a gRPC or HTTP request.
-pub(super) fn parse(bytes: &[u8]) -> Result<RelPath, FileError> {
-    let shown = || String::from_utf8_lossy(bytes).into_owned();
-    RelPath::parse(bytes).map_err(|problem| FileError::BadPath { path: shown(), problem })
-}
-
 fn open(open: Option<wire::WriteOpen>) -> Result<(RelPath, WriteOptions), Status> {
     let open = open.ok_or_else(|| bad_field("open", "set in the first message"))?;
     let modified = open.modified.map(SystemTime::try_from).transpose();
@@ -159,32 +141,12 @@ fn open(open: Option<wire::WriteOpen>) -> Result<(RelPath, WriteOptions), Status
     Ok((path(open.path)?, options))
 }
 
-/// Converts an optional SHA-256 digest.
-pub(super) fn sha256(bytes: &[u8]) -> Result<Option<[u8; 32]>, Status> {
-    match bytes {
-        [] => Ok(None),
-        bytes => bytes.try_into().map(Some).map_err(|_| bad_field("sha256", "empty or 32 bytes")),
-    }
-}
-
 fn mode(mode: u32) -> Result<Option<u32>, Status> {
     match mode {
         0 => Ok(None),
         1..=0o7777 => Ok(Some(mode)),
         _ => Err(bad_field("mode", "permission bits of at most 0o7777")),
     }
-}
-
-/// Rejects content larger than [`MAX_DATA`].
-pub(super) fn sized(data: Bytes) -> Result<Bytes, Status> {
-    if data.len() <= MAX_DATA {
-        return Ok(data);
-    }
-    Err(status(FileError::TooLarge { what: "data".into(), limit: Some(MAX_DATA) }))
-}
-
-pub(super) fn bad_field(field: &'static str, allowed: &'static str) -> Status {
-    status(FileError::BadField { field, allowed })
 }
 
 // === out ===
@@ -234,10 +196,6 @@ impl From<UploadProgress> for wire::WriteChunkResponse {
             finished: progress.finished.map(Into::into),
         }
     }
-}
-
-fn status(error: FileError) -> Status {
-    WireError::from(error).into()
 }
 
 impl From<FileError> for WireError {

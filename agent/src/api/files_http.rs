@@ -25,7 +25,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, reque
 use http_body_util::BodyExt;
 use podling_proto::error::WireError;
 
-use super::{errors::problem, files::parse};
+use super::{errors::problem, parse};
 use crate::{
     files::{FileEntry, FileError, Files, RelPath, WriteOptions},
     util::hex,

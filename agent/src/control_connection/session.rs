@@ -13,11 +13,11 @@ use podling_proto::control::{
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Status, Streaming, codegen::http::header::AUTHORIZATION, metadata::MetadataValue};
+use tonic::{Request, Streaming, codegen::http::header::AUTHORIZATION, metadata::MetadataValue};
 
 use super::{
-    ControlConnection,
-    dial::{ControlDialError, credential, dial},
+    ControlConnection, DisconnectError, HELLO_TIMEOUT,
+    dial::{credential, dial},
     messages,
 };
 use crate::{
@@ -35,13 +35,6 @@ const OUTBOX_MESSAGES: usize = 16;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Origin of requests. Only their `:authority` has it, because the connection exists already.
 const ORIGIN: &str = "https://podling-control";
-
-/// Outcome of a session that ended without an error.
-#[derive(Debug)]
-pub(super) enum ControlSessionEnd {
-    /// The agent has ended.
-    Finished,
-}
 
 pub(super) struct ControlSession<'a> {
     connection: &'a ControlConnection,
@@ -68,17 +61,14 @@ impl<'a> ControlSession<'a> {
     }
 
     /// Dials, sends hello, and runs until the stream breaks or the agent has ended.
-    pub(super) async fn run(
-        &mut self,
-        life: CancellationToken,
-    ) -> Result<ControlSessionEnd, DisconnectError> {
+    pub(super) async fn run(&mut self, life: CancellationToken) -> Result<(), DisconnectError> {
         let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES);
         let connect = self.connect(life, messages);
         let held = self.connection.claim_sender.borrow().clone();
         send(&outbox, messages::hello(&self.connection.description, held.as_deref()))?;
         let inbound = tokio::select! {
             connected = connect => connected?,
-            () = self.connection.ended.cancelled() => return Ok(ControlSessionEnd::Finished),
+            () = self.connection.ended.cancelled() => return Ok(()),
         };
         self.exchange(outbox, inbound).await
     }
@@ -115,7 +105,7 @@ impl<'a> ControlSession<'a> {
         &mut self,
         outbox: mpsc::Sender<AgentMessage>,
         mut inbound: Streaming<wire::ControlMessage>,
-    ) -> Result<ControlSessionEnd, DisconnectError> {
+    ) -> Result<(), DisconnectError> {
         let mut revisions = self.connection.activity.subscribe();
         let hello_deadline = Instant::now() + HELLO_TIMEOUT;
         let mut answered = false;
@@ -299,7 +289,7 @@ impl<'a> ControlSession<'a> {
         &mut self,
         outbox: mpsc::Sender<AgentMessage>,
         mut inbound: Streaming<wire::ControlMessage>,
-    ) -> Result<ControlSessionEnd, DisconnectError> {
+    ) -> Result<(), DisconnectError> {
         for id in self.draining.drain(..) {
             send(&outbox, messages::done(id))?;
         }
@@ -308,7 +298,7 @@ impl<'a> ControlSession<'a> {
         if timeout(CLOSE_TIMEOUT, drained).await.is_err() {
             tracing::debug!("control plane did not close the stream in time");
         }
-        Ok(ControlSessionEnd::Finished)
+        Ok(())
     }
 }
 
@@ -392,32 +382,6 @@ impl HeartbeatSchedule {
             self.next = Some(due.min((at + MIN_CHANGE_INTERVAL).max(now)));
         }
     }
-}
-
-/// Time limit for the control plane's answer to hello.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Reason why a session ended before the agent did.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum DisconnectError {
-    #[error("cannot dial the control plane")]
-    Dial(#[from] ControlDialError),
-    #[error("the credential contains characters that are invalid in an HTTP header")]
-    BadCredential,
-    /// The control plane rejected the stream, or the stream broke.
-    #[error("the control plane reported: {} ({:?})", .0.message(), .0.code())]
-    Rejected(Status),
-    #[error("the control plane closed the stream")]
-    Closed,
-    #[error("the control plane did not answer hello within {HELLO_TIMEOUT:?}")]
-    NoAnswer,
-    #[error("the control plane acknowledged no heartbeat for {0:?}")]
-    Silent(Duration),
-    /// The outgoing queue is full.
-    #[error("the control plane does not read its messages")]
-    Stuck,
-    #[error("the claim is invalid")]
-    InvalidClaim(#[from] messages::InvalidClaim),
 }
 
 #[cfg(test)]
