@@ -8,7 +8,7 @@ use std::sync::{
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::{Registry, Unit},
+    registry::{Metric, Registry, Unit},
 };
 
 /// Counters that change as events happen, and gauges that are set at each scrape. Clones share one
@@ -83,69 +83,54 @@ struct TaskLabel {
 impl AgentMetrics {
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("podling_agent");
-        let restarts = Family::default();
-        let (heartbeats, heartbeats_acknowledged) = (Counter::default(), Counter::default());
-        let (control_connection_failures, connections_rejected) = (Counter::default(), Counter::default());
-        let connections = Gauge::default();
-        let gauges = Gauges::default();
-        registry.register(
-            "task_restarts",
-            "Restarts of the agent's own tasks after a failure",
-            restarts.clone(),
-        );
-        registry.register("heartbeats", "Heartbeats sent", heartbeats.clone());
-        registry.register(
-            "heartbeats_acknowledged",
-            "Heartbeats acknowledged",
-            heartbeats_acknowledged.clone(),
-        );
-        registry.register(
-            "control_connection_failures",
-            "Connections to the control plane that broke or could not be established",
-            control_connection_failures.clone(),
-        );
-        registry.register("connections", "Open connections", connections.clone());
-        let help = "Connections closed because too many were open, or too many without a valid token";
-        registry.register("connections_rejected", help, connections_rejected.clone());
-        registry.register("terminals", "Open terminals", gauges.terminals.clone());
-        registry.register("processes", "Processes in the workspace", gauges.processes.clone());
-        registry.register("activity_level", "0 idle, 1 busy, 2 active", gauges.activity_level.clone());
-        let help = "Idle time between acknowledged heartbeats";
-        registry.register_with_unit("counted_idle", help, Unit::Seconds, gauges.counted_idle.clone());
-        registry.register(
-            "cpu_cores",
-            "CPU use in cores, averaged over the policy's window",
-            gauges.cpu.clone(),
-        );
-        registry.register_with_unit(
-            "memory",
-            "Resident memory of all processes of the workspace",
-            Unit::Bytes,
-            gauges.memory.clone(),
-        );
-        let help = "Output of all terminals since the agent started";
-        registry.register_with_unit("terminal_output", help, Unit::Bytes, gauges.terminal_output.clone());
-        registry.register("viewers", "Viewers of terminals", gauges.viewers.clone());
-        let help = "Running processes started by clients";
-        registry.register("client_processes", help, gauges.client_processes.clone());
-        let help = "Panics in terminal tasks and screens";
-        registry.register("terminal_panics", help, gauges.terminal_panics.clone());
-        registry.register("leases", "Keep-awake leases", gauges.leases.clone());
-        registry.register(
-            "claimed",
-            "1 if the agent is claimed for a workspace, else 0",
-            gauges.claimed.clone(),
-        );
-        Self(Arc::new(MetricsInner {
-            registry,
-            restarts,
-            heartbeats,
-            heartbeats_acknowledged,
-            control_connection_failures,
-            connections,
-            connections_rejected,
-            gauges,
-        }))
+        let r = &mut registry;
+        let inner = MetricsInner {
+            restarts: metric(r, "task_restarts", "Restarts of the agent's own tasks after a failure"),
+            heartbeats: metric(r, "heartbeats", "Heartbeats sent"),
+            heartbeats_acknowledged: metric(r, "heartbeats_acknowledged", "Heartbeats acknowledged"),
+            control_connection_failures: metric(
+                r,
+                "control_connection_failures",
+                "Connections to the control plane that broke or could not be established",
+            ),
+            connections: metric(r, "connections", "Open connections"),
+            connections_rejected: metric(
+                r,
+                "connections_rejected",
+                "Connections closed because too many were open, or too many without a valid token",
+            ),
+            gauges: Gauges {
+                terminals: metric(r, "terminals", "Open terminals"),
+                processes: metric(r, "processes", "Processes in the workspace"),
+                activity_level: metric(r, "activity_level", "0 idle, 1 busy, 2 active"),
+                counted_idle: metric_in(
+                    r,
+                    Unit::Seconds,
+                    "counted_idle",
+                    "Idle time between acknowledged heartbeats",
+                ),
+                cpu: metric(r, "cpu_cores", "CPU use in cores, averaged over the policy's window"),
+                memory: metric_in(
+                    r,
+                    Unit::Bytes,
+                    "memory",
+                    "Resident memory of all processes of the workspace",
+                ),
+                terminal_output: metric_in(
+                    r,
+                    Unit::Bytes,
+                    "terminal_output",
+                    "Output of all terminals since the agent started",
+                ),
+                viewers: metric(r, "viewers", "Viewers of terminals"),
+                client_processes: metric(r, "client_processes", "Running processes started by clients"),
+                terminal_panics: metric(r, "terminal_panics", "Panics in terminal tasks and screens"),
+                leases: metric(r, "leases", "Keep-awake leases"),
+                claimed: metric(r, "claimed", "1 if the agent is claimed for a workspace, else 0"),
+            },
+            registry: Registry::default(),
+        };
+        Self(Arc::new(MetricsInner { registry, ..inner }))
     }
 
     /// Counts a restart of one of the agent's own tasks.
@@ -204,6 +189,20 @@ impl Default for AgentMetrics {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Creates and registers a metric.
+fn metric<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+/// Creates and registers a metric with a unit.
+fn metric_in<M: Metric + Clone + Default>(registry: &mut Registry, unit: Unit, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register_with_unit(name, help, unit, metric.clone());
+    metric
 }
 
 fn whole(n: u64) -> i64 {

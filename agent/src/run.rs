@@ -198,68 +198,43 @@ fn start(
     metrics: AgentMetrics,
 ) -> TaskSupervisor {
     let mut tasks = TaskSupervisor::new(metrics);
-    let children = workspace.children.clone();
-    tasks.supervise("reaper", move || {
-        let children = children.clone();
-        async move { children.reap().await }
+    let run = workspace.clone();
+    tasks.supervise_on("reaper", run.children, |children| async move { children.reap().await });
+    tasks.supervise_on("activity", run.activity.clone(), |activity| async move { activity.run().await });
+    let uploads = (run.files, tasks.token().clone());
+    tasks.supervise_on("uploads", uploads, |(files, until)| async move {
+        files.expire_uploads(until).await;
+        Ok::<_, Infallible>(())
     });
-    let activity = workspace.activity.clone();
-    tasks.supervise("activity", move || {
-        let activity = activity.clone();
-        async move { activity.run().await }
-    });
-    let (files, until) = (workspace.files.clone(), tasks.token().clone());
-    tasks.supervise("uploads", move || {
-        let (files, until) = (files.clone(), until.clone());
-        async move {
-            files.expire_uploads(until).await;
-            Ok::<_, Infallible>(())
-        }
-    });
-    if let Some(service) = workspace.name_service.clone() {
-        tasks.supervise("name service", move || {
-            let service = service.clone();
-            async move { service.run().await }
-        });
+    if let Some(service) = run.name_service {
+        tasks.supervise_on("name service", service, |service| async move { service.run().await });
     }
     let running = RunningCommand::default();
     let command = WorkspaceCommand {
         children: workspace.children.clone(),
-        launcher: workspace.launcher.clone(),
+        launcher: run.launcher,
         fallback: config.command.clone(),
         running: running.clone(),
-        activity: workspace.activity.clone(),
+        activity: run.activity,
         processes_ending: stages.processes_ending.clone(),
     };
-    tasks.supervise("command", move || {
-        let command = command.clone();
-        async move {
-            command.keep_running().await;
-            Ok::<_, Infallible>(())
-        }
+    tasks.supervise_on("command", command, |command| async move {
+        command.keep_running().await;
+        Ok::<_, Infallible>(())
     });
-    tasks.supervise("signals", move || {
-        let running = running.clone();
-        async move { running.forward().await.map(|never| match never {}) }
+    tasks.supervise_on("signals", running, |running| async move {
+        running.forward().await.map(|never| match never {})
     });
-    let terminals = workspace.terminals.clone();
-    tasks.supervise("journal", move || {
-        let terminals = terminals.clone();
-        async move { terminals.persist().await }
+    tasks.supervise_on("journal", run.terminals, |terminals| async move { terminals.persist().await });
+    let sleeper = (workspace.clone(), stages.processes_ending.clone());
+    tasks.supervise_on("sleep", sleeper, |(workspace, processes_ending)| async move {
+        workspace.fall_asleep(&processes_ending).await
     });
-    let (sleeper, processes_ending) = (workspace.clone(), stages.processes_ending.clone());
-    tasks.supervise("sleep", move || {
-        let (workspace, processes_ending) = (sleeper.clone(), processes_ending.clone());
-        async move { workspace.fall_asleep(&processes_ending).await }
-    });
-    let reported = stages.reported.clone();
-    tasks.supervise("control connection", move || {
-        let (connection, reported) = (connection.clone(), reported.clone());
-        async move {
-            let over = connection.run().await;
-            reported.cancel();
-            over
-        }
+    let connection = (connection, stages.reported.clone());
+    tasks.supervise_on("control connection", connection, |(connection, reported)| async move {
+        let over = connection.run().await;
+        reported.cancel();
+        over
     });
     tasks
 }

@@ -81,6 +81,16 @@ impl TaskSupervisor {
         });
     }
 
+    /// Supervises a task that works on `subject`, of which each run gets a clone.
+    pub fn supervise_on<S, F, E>(&mut self, name: &'static str, subject: S, task: fn(S) -> F)
+    where
+        S: Clone + Send + 'static,
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: std::error::Error + Send + 'static,
+    {
+        self.supervise(name, move || task(subject.clone()));
+    }
+
     /// Cancels all tasks and waits for them.
     pub async fn end(mut self) {
         self.token.cancel();
