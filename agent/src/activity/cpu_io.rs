@@ -91,7 +91,7 @@ struct MonotonicTotal {
 impl ProcessUsage {
     /// Converts CPU and IO use that reaches the policy's thresholds to signals. They count for one
     /// window after the last sample, which was taken at `at`.
-    pub(super) fn signals(&self, at: Instant, policy: &AgentPolicy) -> Vec<ObservedSignal> {
+    pub fn signals(&self, at: Instant, policy: &AgentPolicy) -> Vec<ObservedSignal> {
         let until = Some(at + policy.work_window);
         let observed = |signal, detail| ObservedSignal { signal, detail, last_seen: at, until };
         let mut signals = Vec::new();

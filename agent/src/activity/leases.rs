@@ -49,7 +49,7 @@ pub struct KeepAwakeLease {
 
 impl KeepAwakeLease {
     /// Converts the lease to a signal, which counts until the lease expires.
-    pub(super) fn signal(&self) -> ObservedSignal {
+    pub fn signal(&self) -> ObservedSignal {
         let reason = if self.reason.is_empty() { String::new() } else { format!(": {}", self.reason) };
         ObservedSignal {
             signal: ActivitySignal::Lease,
