@@ -24,9 +24,9 @@ use crate::{
     backup_store::StoreKey,
     clock,
     kubernetes::{
-        DesiredResourceState, DesiredSpec, GROUP, MANAGER, PolicySpec, Port, ResourcesSpec, SecretKey, StorageSpec,
-        VERSION, Variable, Workspace, WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceSpec, WorkspaceStatus,
-        has_status_code,
+        DesiredResourceState, DesiredSpec, GROUP, MANAGER, PolicySpec, Port, ResourcesSpec, SecretKey,
+        StorageSpec, VERSION, Variable, Workspace, WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceSpec,
+        WorkspaceStatus, has_status_code,
         objects::{AGENT_PORT, ARCHIVE_BEFORE_DELETE, workspace_labels},
         resource_names,
     },
