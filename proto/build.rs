@@ -3,6 +3,7 @@
 use std::{env, error::Error, fs, path::PathBuf};
 
 use prost_reflect::{DescriptorPool, Value};
+use tonic_prost_build::Config;
 
 const FILES: &[&str] = &[
     "podling/v1/options.proto",
@@ -27,6 +28,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let encoded = compiler.encode_file_descriptor_set();
     fs::write(out.join("podling.bin"), &encoded)?;
     fs::write(out.join("methods.rs"), method_table(&DescriptorPool::decode(encoded.as_slice())?)?)?;
+    let mut config = Config::new();
+    // By their names, the JSON of messages finds their descriptors.
+    config.enable_type_names();
     tonic_prost_build::configure()
         .bytes(".podling.agent.v1.Frame.data")
         .bytes(".podling.agent.v1.Input.data")
@@ -38,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".podling.agent.v1.CreateArchiveResponse.data")
         .bytes(".podling.agent.v1.ExtractArchiveRequest.data")
         .type_attribute(".", "#[allow(missing_debug_implementations)]")
-        .compile_fds(compiler.file_descriptor_set())?;
+        .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
     Ok(())
 }
 

@@ -1,5 +1,5 @@
-//! Podling's protocol: generated types, the method table, stable errors, tokens, and the format of
-//! logs.
+//! Podling's protocol: generated types, their JSON, the method table, stable errors, tokens, and the
+//! format of logs.
 
 /// Options and reasons shared by both daemons.
 pub mod v1 {
@@ -21,6 +21,8 @@ pub mod control {
     }
 }
 pub mod error;
+#[cfg(feature = "json")]
+pub mod json;
 pub mod log;
 pub mod method;
 pub mod problem;
