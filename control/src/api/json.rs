@@ -1,89 +1,167 @@
 //! The JSON API under `/v1`: workspaces and archives over plain HTTP, for clients without gRPC.
 //!
-//! Each route calls one RPC. It converts its request to the RPC's message, and the response to
-//! JSON. It requires the RPC's verb, and fails with the RPC's own error. Each route is added together
-//! with its description, so that the document at `/v1/openapi.json` always matches the router.
-//!
-//! Names are those of the proto. States and activity levels are lower-case words such as
-//! "falling-asleep". Times are RFC 3339, and durations are numbers of seconds. Absent values are
-//! left out, never null. Unknown fields are rejected.
+//! Each route calls one RPC. The fields of the RPC's request come from the path, and from the query or
+//! the body. The answer is the RPC's response, or one field of it. The messages, their JSON and their
+//! descriptions are those of the .proto files (`podling_proto::json`), so a new field needs no change
+//! here. A route requires the RPC's verb, and fails with the RPC's own error. All routes are in this
+//! file. Each is added together with its description, so that the document at `/v1/openapi.json`
+//! always matches the router.
 
-mod activity;
-mod archives;
+use axum::Router;
+use podling_proto::control::v1::{
+    workspace_archives_server::WorkspaceArchives, workspaces_server::Workspaces,
+};
+
+use self::{
+    operation::{HttpMethod, OpenApiOperation},
+    routes::Routes,
+};
+use super::{workspace_archives::WorkspaceArchivesService, workspaces::WorkspacesService};
+
+mod document;
+mod operation;
+mod problem_response;
 mod request;
 mod routes;
-mod workspace;
-mod workspaces;
+mod watch;
 
-use axum::{
-    Router,
-    response::{IntoResponse, Response},
-};
-use http::StatusCode;
-use podling_proto::error::WireError;
-use schemars::JsonSchema;
-use serde::Deserialize;
-use tonic::Status;
-
-use self::routes::Routes;
-use super::{workspace_archives::WorkspaceArchivesService, workspaces::WorkspacesService};
-use crate::error_response::{WireProtocol, http_error_response};
+/// Path of the OpenAPI document.
+const DOCUMENT: &str = "/v1/openapi.json";
+/// Prefix of all routes of one workspace.
+const WORKSPACE: &str = "/v1/workspaces/{workspace}";
+/// Full names of the gRPC services behind the routes.
+const WORKSPACES: &str = "/podling.control.v1.Workspaces";
+const WORKSPACE_ARCHIVES: &str = "/podling.control.v1.WorkspaceArchives";
+/// The events of `/v1/watch`, which no message describes.
+const WATCH_EVENTS: &str = "Events: `workspace` (exists or has changed), `deleted` ({\"id\"}), `synced` \
+    (all existing workspaces have been sent), and last `problem` (the control plane ends the stream). A \
+    comment after 15 s without an event keeps the stream alive.";
 
 /// Returns whether `path` belongs to the JSON API.
 pub(crate) fn serves(path: &str) -> bool {
     path == "/v1" || path.starts_with("/v1/")
 }
 
-/// The gRPC services that the handlers call.
+/// The gRPC services that the routes call.
 #[derive(Debug, Clone)]
-struct JsonServices {
+pub(super) struct JsonServices {
     workspaces: WorkspacesService,
     archives: WorkspaceArchivesService,
 }
 
-/// The body of a request without parameters.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct EmptyBody {}
-
 /// Returns the router of the JSON API. Every request must carry its `Principal`, which the server's
 /// router adds.
 pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService) -> Router {
-    let routes = archives::routes(workspaces::routes(Routes::default()));
-    routes.router(JsonServices { workspaces, archives })
+    let of = |rest: &str| format!("{WORKSPACE}{rest}");
+    let workspaces_rpc = |method: &str| format!("{WORKSPACES}/{method}");
+    let archives_rpc = |method: &str| format!("{WORKSPACE_ARCHIVES}/{method}");
+    let (get, post) = (HttpMethod::Get, HttpMethod::Post);
+    let (patch, delete) = (HttpMethod::Patch, HttpMethod::Delete);
+    let accepted = "The request was accepted; the watch call follows the workspace's state";
+
+    Routes::default()
+        .rpc(
+            OpenApiOperation::new("list_workspaces", get, "/v1/workspaces", workspaces_rpc("List"))
+                .answers(200, "The workspaces"),
+            |api: JsonServices, request| async move { api.workspaces.list(request).await },
+        )
+        .rpc(
+            OpenApiOperation::new("create_workspace", post, "/v1/workspaces", workspaces_rpc("Create"))
+                .answers_field(
+                    "workspace",
+                    201,
+                    "The workspace was created; the header Location has its path",
+                )
+                .answers(200, "The existing workspace that `request_id` or `reconnect` found"),
+            |api: JsonServices, request| async move { api.workspaces.create(request).await },
+        )
+        .rpc(
+            OpenApiOperation::new("get_workspace", get, WORKSPACE, workspaces_rpc("Get")).answers_field(
+                "workspace",
+                200,
+                "The workspace",
+            ),
+            |api: JsonServices, request| async move { api.workspaces.get(request).await },
+        )
+        .rpc(
+            OpenApiOperation::new("delete_workspace", delete, WORKSPACE, workspaces_rpc("Delete"))
+                .answers_field("workspace", 202, accepted),
+            |api: JsonServices, request| async move { api.workspaces.delete(request).await },
+        )
+        .rpc(
+            OpenApiOperation::new("sleep_workspace", post, of("/sleep"), workspaces_rpc("Sleep"))
+                .answers_field("workspace", 202, accepted),
+            |api: JsonServices, request| async move { api.workspaces.sleep(request).await },
+        )
+        .rpc(
+            OpenApiOperation::new("wake_workspace", post, of("/wake"), workspaces_rpc("Wake")).answers_field(
+                "workspace",
+                202,
+                accepted,
+            ),
+            |api: JsonServices, request| async move { api.workspaces.wake(request).await },
+        )
+        .rpc(
+            OpenApiOperation::new("undelete_workspace", post, of("/undelete"), workspaces_rpc("Undelete"))
+                .answers_field("workspace", 200, "The workspace"),
+            |api: JsonServices, request| async move { api.workspaces.undelete(request).await },
+        )
+        .rpc(
+            OpenApiOperation::new("resize_workspace", patch, of("/resources"), workspaces_rpc("Resize"))
+                .body_is("resources")
+                .answers_field(
+                    "workspace",
+                    200,
+                    "The workspace, with its requested and its allocated resources",
+                ),
+            |api: JsonServices, request| async move { api.workspaces.resize(request).await },
+        )
+        .rpc(
+            OpenApiOperation::new("set_policy", patch, of("/policy"), workspaces_rpc("SetPolicy"))
+                .body_is("policy")
+                .answers_field("workspace", 200, "The workspace with its new policy"),
+            |api: JsonServices, request| async move { api.workspaces.set_policy(request).await },
+        )
+        .rpc(
+            OpenApiOperation::new("explain_workspace", get, of("/explanation"), workspaces_rpc("Explain"))
+                .answers(200, "The explanation"),
+            |api: JsonServices, request| async move { api.workspaces.explain(request).await },
+        )
+        .add(
+            &OpenApiOperation::new("watch_workspaces", get, "/v1/watch", workspaces_rpc("Watch"))
+                .text(WATCH_EVENTS)
+                .streams("Server-sent events, each with one JSON value as its data"),
+            watch::watch,
+        )
+        .rpc(
+            OpenApiOperation::new("list_archives", get, "/v1/archives", archives_rpc("List"))
+                .answers(200, "The archives"),
+            |api: JsonServices, request| async move { api.archives.list(request).await },
+        )
+        .rpc(
+            OpenApiOperation::new(
+                "restore_archive",
+                post,
+                "/v1/archives/{archive}/restore",
+                archives_rpc("Restore"),
+            )
+            .answers_field("workspace", 202, accepted),
+            |api: JsonServices, request| async move { api.archives.restore(request).await },
+        )
+        .router(JsonServices { workspaces, archives })
 }
 
-#[derive(Debug)]
-pub(crate) struct ProblemResponse {
-    error: WireError,
-    /// Replaces the HTTP status that follows from the reason.
-    status: Option<StatusCode>,
-}
+#[cfg(test)]
+mod tests {
+    use podling_proto::{control::v1::Workspace, json::to_json};
 
-impl ProblemResponse {
-    /// Responds with a status that is more specific than the reason's own.
-    fn with_status(status: StatusCode, error: WireError) -> Self {
-        Self { error, status: Some(status) }
-    }
-}
+    use crate::{api::workspaces::show, snapshot::STATES};
 
-impl From<WireError> for ProblemResponse {
-    fn from(error: WireError) -> Self {
-        Self { error, status: None }
-    }
-}
-
-impl From<Status> for ProblemResponse {
-    fn from(status: Status) -> Self {
-        WireError::from(status).into()
-    }
-}
-
-impl IntoResponse for ProblemResponse {
-    fn into_response(self) -> Response {
-        match self.status {
-            Some(status) => http_error_response(status, &self.error),
-            None => WireProtocol::Http.error_response(self.error),
+    #[test]
+    fn word_of_a_state_is_its_name_in_the_snapshot() {
+        for (state, name) in STATES {
+            let workspace = Workspace { state: show::state(*state).into(), ..Workspace::default() };
+            assert_eq!(to_json(&workspace)["state"], *name);
         }
     }
 }
