@@ -9,6 +9,34 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Passes the fields of a policy to the macro `$then`: text, name and default of each. Every place
+/// that has all fields, such as the CRD, is made by it, so that a new field is added here once.
+///
+/// The field `max_awake` is not among them: it is optional. The texts are those of the CRD.
+#[macro_export]
+macro_rules! policy_fields {
+    ($then:ident) => {
+        $then! {
+            /// Idle time after which the workspace falls asleep. Default: 15m.
+            idle_timeout = 15 * MINUTE;
+            /// Time before sleep at which users are warned, at most half the idle timeout. Default: 2m.
+            warning = 2 * MINUTE;
+            /// Time after the last intent for which work (CPU, IO) keeps the workspace awake. Default: 12h.
+            work_cap = 12 * HOUR;
+            /// Time after the last intent for which presence (a foreground job) keeps the workspace awake.
+            /// Default: 1h.
+            presence_cap = HOUR;
+            /// Time after its start or the last intent for which a client's call under way, such as a
+            /// command that the client follows, keeps the workspace awake. Default: 12h.
+            call_cap = 12 * HOUR;
+            /// Time asleep after which the storage is archived and removed. Default: 24h.
+            archive_after = DAY;
+            /// Time for which archives are retained. Default: 30d.
+            keep_archives = 30 * DAY;
+        }
+    };
+}
+
 macro_rules! policy {
     ($($(#[doc = $doc:literal])* $field:ident = $default:expr;)*) => {
         /// The policy of a workspace: its template's values, overridden by the workspace's own.
@@ -38,6 +66,9 @@ macro_rules! policy {
         }
 
         impl Policy {
+            /// Names of the fields that are durations: all except `max_awake`.
+            pub const DURATIONS: &[&str] = &[$(stringify!($field)),*];
+
             /// Returns this policy with the workspace's own values applied.
             #[must_use]
             pub fn with(&self, own: &PolicyOverrides) -> Self {
@@ -47,27 +78,19 @@ macro_rules! policy {
                 }
             }
         }
+
+        impl PolicyOverrides {
+            /// Reads the fields in [`Policy::DURATIONS`] by their names. Leaves `max_awake` unchanged.
+            pub fn read<E>(
+                mut duration: impl FnMut(&'static str) -> Result<Option<Duration>, E>,
+            ) -> Result<Self, E> {
+                Ok(Self { $($field: duration(stringify!($field))?,)* max_awake: None })
+            }
+        }
     };
 }
 
-policy! {
-    /// Idle time after which the workspace falls asleep.
-    idle_timeout = 15 * MINUTE;
-    /// Time between the warning of users and the sleep; at most half the idle timeout.
-    warning = 2 * MINUTE;
-    /// Longest time after the last intent for which work (CPU, IO) makes the workspace busy.
-    work_cap = 12 * HOUR;
-    /// Longest time after the last intent for which presence (a foreground job) makes the workspace
-    /// busy.
-    presence_cap = HOUR;
-    /// Longest time after its start or the last intent for which a client's call under way makes the
-    /// workspace active.
-    call_cap = 12 * HOUR;
-    /// Time asleep before the storage is archived and removed.
-    archive_after = DAY;
-    /// Retention of archives, in observed time.
-    keep_archives = 30 * DAY;
-}
+policy_fields!(policy);
 
 /// A warning that is longer than half of its idle timeout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

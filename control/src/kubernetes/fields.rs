@@ -6,6 +6,7 @@ use std::time::Duration;
 use kube::KubeSchema;
 use podling_core::{
     policy::{Policy, PolicyOverrides},
+    policy_fields,
     workspace::Resources,
 };
 use schemars::{Schema, SchemaGenerator, json_schema};
@@ -255,7 +256,7 @@ fn warning_fits() -> String {
 }
 
 macro_rules! policy {
-    ($($(#[doc = $doc:literal])* $field:ident;)*) => {
+    ($($(#[doc = $doc:literal])* $field:ident = $default:expr;)*) => {
         /// Timeouts and caps as durations ("7d", "36h", "1h30m", "90s"), from 1 s to 365 days. Absent
         /// values come from the template, or else from Podling's defaults.
         #[derive(KubeSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -284,43 +285,23 @@ macro_rules! policy {
     };
 }
 
-policy! {
-    /// Idle time after which the workspace falls asleep. Default: 15m.
-    idle_timeout;
-    /// Time before sleep at which users are warned, at most half the idle timeout. Default: 2m.
-    warning;
-    /// Time after the last intent for which work (CPU, IO) keeps the workspace awake. Default: 12h.
-    work_cap;
-    /// Time after the last intent for which presence (a foreground job) keeps the workspace awake.
-    /// Default: 1h.
-    presence_cap;
-    /// Time after its start or the last intent for which a client's call under way, such as a
-    /// command that the client follows, keeps the workspace awake. Default: 12h.
-    call_cap;
-    /// Time asleep after which the storage is archived and removed. Default: 24h.
-    archive_after;
-    /// Time for which archives are retained. Default: 30d.
-    keep_archives;
-}
+policy_fields!(policy);
 
 impl PolicySpec {
     /// Returns the values that the spec sets. Ignores values that cannot be parsed, which an older
     /// CRD may have accepted.
     pub fn overrides(&self) -> PolicyOverrides {
         let time = |text: &Option<String>| text.as_deref().and_then(duration);
-        PolicyOverrides {
-            idle_timeout: time(&self.idle_timeout),
-            warning: time(&self.warning),
-            work_cap: time(&self.work_cap),
-            presence_cap: time(&self.presence_cap),
-            call_cap: time(&self.call_cap),
-            archive_after: time(&self.archive_after),
-            keep_archives: time(&self.keep_archives),
-            max_awake: match self.max_awake.as_deref() {
-                Some(NONE) => Some(None),
-                _ => time(&self.max_awake).map(Some),
-            },
+        let max_awake = match self.max_awake.as_deref() {
+            Some(NONE) => Some(None),
+            _ => time(&self.max_awake).map(Some),
+        };
+        macro_rules! overrides {
+            ($($(#[$doc:meta])* $field:ident = $default:expr;)*) => {
+                PolicyOverrides { $($field: time(&self.$field),)* max_awake }
+            };
         }
+        policy_fields!(overrides)
     }
 
     /// Returns a spec that sets every value of the policy, so that no value comes from a template.
@@ -328,16 +309,13 @@ impl PolicySpec {
         let words = |time: Duration| Some(duration_words(time));
         // A record of an earlier version may have a longer warning, which the CRD rejects.
         let policy = policy.clone().with_limited_warning();
-        Self {
-            idle_timeout: words(policy.idle_timeout),
-            warning: words(policy.warning),
-            work_cap: words(policy.work_cap),
-            presence_cap: words(policy.presence_cap),
-            call_cap: words(policy.call_cap),
-            archive_after: words(policy.archive_after),
-            keep_archives: words(policy.keep_archives),
-            max_awake: policy.max_awake.map_or_else(|| Some(NONE.to_owned()), words),
+        let max_awake = policy.max_awake.map_or_else(|| Some(NONE.to_owned()), words);
+        macro_rules! spec {
+            ($($(#[$doc:meta])* $field:ident = $default:expr;)*) => {
+                Self { $($field: words(policy.$field),)* max_awake }
+            };
         }
+        policy_fields!(spec)
     }
 }
 

@@ -15,16 +15,8 @@ use super::Template;
 use crate::quantity::{self, DURATION, duration};
 
 const KEYS: [&str; 5] = ["description", "command", "env", "policy", "resources"];
-const POLICY_KEYS: [&str; 8] = [
-    "idle_timeout",
-    "work_cap",
-    "presence_cap",
-    "warning",
-    "max_awake",
-    "archive_after",
-    "keep_archives",
-    "call_cap",
-];
+/// The key of a policy that is not in [`Policy::DURATIONS`].
+const MAX_AWAKE: &str = "max_awake";
 const RESOURCE_KEYS: [&str; 2] = ["cpu", "memory"];
 /// Value of `max_awake` for no limit.
 const NO_LIMIT: &str = "none";
@@ -141,7 +133,7 @@ fn env(value: &Value) -> Result<BTreeMap<String, String>, TemplateProblem> {
 
 fn policy(value: &Value) -> Result<Policy, TemplateProblem> {
     let table = table("policy", value, "a table")?;
-    known(table, &["policy"], &POLICY_KEYS)?;
+    known(table, &["policy"], &[Policy::DURATIONS, &[MAX_AWAKE]].concat())?;
     let time = |key: &str| {
         let Some(value) = table.get(key) else { return Ok(None) };
         let time = value.as_str().and_then(duration).filter(|time| TIMES.contains(time));
@@ -150,19 +142,11 @@ fn policy(value: &Value) -> Result<Policy, TemplateProblem> {
             TemplateProblem::at(&["policy", key], text)
         })
     };
-    let own = PolicyOverrides {
-        idle_timeout: time(POLICY_KEYS[0])?,
-        work_cap: time(POLICY_KEYS[1])?,
-        presence_cap: time(POLICY_KEYS[2])?,
-        warning: time(POLICY_KEYS[3])?,
-        max_awake: match table.get(POLICY_KEYS[4]).and_then(Value::as_str) {
-            Some(NO_LIMIT) => Some(None),
-            _ => time(POLICY_KEYS[4])?.map(Some),
-        },
-        archive_after: time(POLICY_KEYS[5])?,
-        keep_archives: time(POLICY_KEYS[6])?,
-        call_cap: time(POLICY_KEYS[7])?,
+    let max_awake = match table.get(MAX_AWAKE).and_then(Value::as_str) {
+        Some(NO_LIMIT) => Some(None),
+        _ => time(MAX_AWAKE)?.map(Some),
     };
+    let own = PolicyOverrides { max_awake, ..PolicyOverrides::read(time)? };
     let too_long = |error| TemplateProblem::at(&["policy", "warning"], format!("policy.warning {error}"));
     Policy::default().requested(&own).map_err(too_long)
 }

@@ -5,6 +5,7 @@ use std::{collections::HashMap, ops::RangeInclusive, time::Duration};
 
 use podling_core::{
     policy::{Policy, PolicyOverrides},
+    policy_fields,
     workspace::{self, Resources, UnreasonableResources},
 };
 use podling_proto::{
@@ -114,16 +115,15 @@ pub(super) fn policy_overrides(policy: wire::Policy) -> Result<PolicyOverrides, 
         true => Some(None),
         false => span("policy.max_awake", policy.max_awake)?.map(Some),
     };
-    Ok(PolicyOverrides {
-        idle_timeout: span("policy.idle_timeout", policy.idle_timeout)?,
-        work_cap: span("policy.work_cap", policy.work_cap)?,
-        presence_cap: span("policy.presence_cap", policy.presence_cap)?,
-        call_cap: span("policy.call_cap", policy.call_cap)?,
-        warning: span("policy.warning", policy.warning)?,
-        max_awake,
-        archive_after: span("policy.archive_after", policy.archive_after)?,
-        keep_archives: span("policy.keep_archives", policy.keep_archives)?,
-    })
+    macro_rules! overrides {
+        ($($(#[$doc:meta])* $field:ident = $default:expr;)*) => {
+            PolicyOverrides {
+                $($field: span(concat!("policy.", stringify!($field)), policy.$field)?,)*
+                max_awake,
+            }
+        };
+    }
+    Ok(policy_fields!(overrides))
 }
 
 /// Validates the requested size of the volume. `None` is the template's.
@@ -293,16 +293,12 @@ fn agent_connection(connection: workspace::AgentConnection) -> AgentConnection {
 }
 
 fn policy(policy: &Policy) -> wire::Policy {
-    wire::Policy {
-        idle_timeout: span(policy.idle_timeout),
-        work_cap: span(policy.work_cap),
-        presence_cap: span(policy.presence_cap),
-        call_cap: span(policy.call_cap),
-        warning: span(policy.warning),
-        max_awake: policy.max_awake.and_then(span),
-        archive_after: span(policy.archive_after),
-        keep_archives: span(policy.keep_archives),
+    macro_rules! message {
+        ($($(#[$doc:meta])* $field:ident = $default:expr;)*) => {
+            wire::Policy { $($field: span(policy.$field),)* max_awake: policy.max_awake.and_then(span) }
+        };
     }
+    policy_fields!(message)
 }
 
 fn span(duration: Duration) -> Option<prost_types::Duration> {
@@ -312,7 +308,14 @@ fn span(duration: Duration) -> Option<prost_types::Duration> {
 
 #[cfg(test)]
 mod tests {
-    use podling_proto::verb::Verbs;
+    use podling_proto::{
+        json::{
+            self,
+            schema::{RpcSchema, SchemaSet},
+        },
+        verb::Verbs,
+    };
+    use serde_json::json;
 
     use super::*;
 
@@ -405,6 +408,39 @@ mod tests {
         assert_eq!(unknown.reason(), Reason::TemplateNotFound);
         let foreign = parsed(CreateWorkspaceRequest { owner: "you".into(), ..valid_request() }).unwrap_err();
         assert_eq!(foreign.reason(), Reason::VerbMissing, "only admin may act for another owner");
+    }
+
+    /// Returns name, minimum and maximum of each field of a message in requests, as its schema says.
+    fn ranges(message: &str) -> Vec<(String, u64, u64)> {
+        let mut schemas = SchemaSet::default();
+        let create = RpcSchema::find("/podling.control.v1.Workspaces/Create").unwrap();
+        schemas.request(&create, &[]);
+        let schemas = schemas.into_map();
+        let fields = schemas[message]["properties"].as_object().unwrap();
+        let range = |(name, schema): (&String, &serde_json::Value)| {
+            let bound =
+                |bound: &str| schema[bound].as_u64().unwrap_or_else(|| panic!("{name} has no {bound}"));
+            (name.clone(), bound("minimum"), bound("maximum"))
+        };
+        fields.iter().map(range).collect()
+    }
+
+    #[test]
+    fn ranges_of_the_schema_are_those_that_are_checked() {
+        for (name, minimum, maximum) in ranges("PolicyInput") {
+            let is_valid =
+                |seconds: f64| policy_overrides(json::from_json(&json!({ &name: seconds })).unwrap()).is_ok();
+            assert!(is_valid(minimum as f64) && is_valid(maximum as f64), "{name}");
+            assert!(!is_valid(maximum as f64 + 0.5) && !is_valid(0.5), "{name}");
+        }
+        for (name, minimum, maximum) in ranges("ResourcesInput") {
+            let is_valid = |n: u64| {
+                let given = json::from_json(&json!({ &name: n })).unwrap();
+                requested_resources(Resources::default(), given).is_ok()
+            };
+            assert!(is_valid(minimum) && is_valid(maximum) && !is_valid(maximum + 1), "{name}");
+            assert!(minimum == 1 || !is_valid(minimum - 1), "{name}");
+        }
     }
 
     #[test]
