@@ -5,7 +5,8 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost_reflect::{DescriptorPool, Value};
 use tonic_prost_build::Config;
 
-const FILES: &[&str] = &[
+/// Files of the services that an agent serves.
+const AGENT_FILES: &[&str] = &[
     "podling/v1/options.proto",
     "podling/v1/errors.proto",
     "podling/agent/v1/terminals.proto",
@@ -13,6 +14,8 @@ const FILES: &[&str] = &[
     "podling/agent/v1/files.proto",
     "podling/agent/v1/activity.proto",
     "podling/agent/v1/archives.proto",
+];
+const CONTROL_FILES: &[&str] = &[
     "podling/control/v1/workspaces.proto",
     "podling/control/v1/reasons.proto",
     "podling/control/v1/workspace_archives.proto",
@@ -24,7 +27,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=podling");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let mut compiler = protox::Compiler::new(["."])?;
-    compiler.include_imports(true).include_source_info(true).open_files(FILES)?;
+    compiler.include_imports(true).include_source_info(true).open_files(AGENT_FILES)?;
+    fs::write(out.join("agent.bin"), compiler.encode_file_descriptor_set())?;
+    compiler.open_files(CONTROL_FILES)?;
     let encoded = compiler.encode_file_descriptor_set();
     fs::write(out.join("podling.bin"), &encoded)?;
     fs::write(out.join("methods.rs"), method_table(&DescriptorPool::decode(encoded.as_slice())?)?)?;

@@ -34,6 +34,10 @@ pub mod verb;
 /// reflection.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/podling.bin"));
 
+/// The .proto files of the services that an agent serves, like [`DESCRIPTOR_SET`]. Every image
+/// contains the agent, so the agent does without the others.
+pub const AGENT_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent.bin"));
+
 /// Metadata keys that are part of the protocol.
 pub mod metadata {
     /// Id of the workspace to whose agent the gateway forwards the call.

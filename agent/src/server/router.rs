@@ -11,7 +11,7 @@ use axum::{
     routing::get,
 };
 use http::{StatusCode, Version};
-use podling_proto::{DESCRIPTOR_SET, error::WireError, v1::Reason};
+use podling_proto::{AGENT_DESCRIPTOR_SET, error::WireError, v1::Reason};
 use tonic::service::Routes;
 use tonic_health::{
     pb::health_server::HealthServer,
@@ -61,7 +61,7 @@ pub fn router(
     let reflection = || {
         let all = names.iter().chain(&["grpc.health.v1.Health"]);
         let builder = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(AGENT_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
         all.fold(builder, |builder, name| builder.with_service_name(*name))
     };
