@@ -155,12 +155,12 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
 mod tests {
     use podling_proto::{control::v1::Workspace, json::to_json};
 
-    use crate::{api::workspaces::show, snapshot::STATES};
+    use crate::{api::workspaces::convert, snapshot::STATES};
 
     #[test]
     fn word_of_a_state_is_its_name_in_the_snapshot() {
         for (state, name) in STATES {
-            let workspace = Workspace { state: show::state(*state).into(), ..Workspace::default() };
+            let workspace = Workspace { state: convert::state(*state).into(), ..Workspace::default() };
             assert_eq!(to_json(&workspace)["state"], *name);
         }
     }
