@@ -51,14 +51,14 @@ pub(crate) struct StorageLocation {
 
 /// An object that is being written and not visible yet.
 #[derive(Debug)]
-pub(super) enum ObjectWriter {
+pub(crate) enum ObjectWriter {
     LocalDir(LocalFileWriter),
     Multipart(MultipartWriter),
 }
 
 /// An object that is completely stored but not visible yet.
 #[derive(Debug)]
-pub(super) enum StagedObject {
+pub(crate) enum StagedObject {
     LocalDir(StagedFile),
     Multipart(MultipartWriter),
 }
@@ -191,7 +191,7 @@ impl StorageLocation {
 // === impl ObjectWriter ===
 
 impl ObjectWriter {
-    pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), BackupStoreError> {
+    pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<(), BackupStoreError> {
         match self {
             Self::LocalDir(file) => file.write(bytes).await,
             Self::Multipart(upload) => upload.write(bytes).await,
@@ -199,7 +199,7 @@ impl ObjectWriter {
     }
 
     /// Makes the object durable. If this fails, nothing of the object remains.
-    pub(super) async fn stage(self) -> Result<StagedObject, BackupStoreError> {
+    pub(crate) async fn stage(self) -> Result<StagedObject, BackupStoreError> {
         match self {
             Self::LocalDir(file) => Ok(StagedObject::LocalDir(file.stage().await?)),
             Self::Multipart(mut upload) => match upload.stage().await {
@@ -213,7 +213,7 @@ impl ObjectWriter {
     }
 
     /// Removes the part that was written.
-    pub(super) async fn discard(self) {
+    pub(crate) async fn discard(self) {
         match self {
             Self::LocalDir(file) => drop(file),
             Self::Multipart(upload) => upload.abort().await,
@@ -225,7 +225,7 @@ impl ObjectWriter {
 
 impl StagedObject {
     /// Makes the object visible. If this fails, nothing of the object remains.
-    pub(super) async fn publish(self) -> Result<(), BackupStoreError> {
+    pub(crate) async fn publish(self) -> Result<(), BackupStoreError> {
         match self {
             Self::LocalDir(file) => file.publish().await,
             Self::Multipart(mut upload) => {
@@ -239,7 +239,7 @@ impl StagedObject {
     }
 
     /// Removes the part that was written.
-    pub(super) async fn discard(self) {
+    pub(crate) async fn discard(self) {
         match self {
             Self::LocalDir(file) => drop(file),
             Self::Multipart(upload) => upload.abort().await,
@@ -255,7 +255,7 @@ struct LocalDir {
 
 /// A file that is being written under a temporary name. Dropping it removes the file.
 #[derive(Debug)]
-pub(super) struct LocalFileWriter {
+pub(crate) struct LocalFileWriter {
     location: String,
     target: PathBuf,
     temporary: TempPath,
@@ -264,7 +264,7 @@ pub(super) struct LocalFileWriter {
 
 /// A file that is synced to disk under a temporary name. Dropping it removes the file.
 #[derive(Debug)]
-pub(super) struct StagedFile {
+pub(crate) struct StagedFile {
     location: String,
     target: PathBuf,
     temporary: TempPath,
@@ -406,7 +406,7 @@ impl StagedFile {
 
 /// An object that is being written. The caller must complete or abort it.
 #[derive(Debug)]
-pub(super) struct MultipartWriter {
+pub(crate) struct MultipartWriter {
     location: String,
     name: String,
     upload: Box<dyn MultipartUpload>,

@@ -73,9 +73,9 @@ pub struct ArchiveSidecar {
 /// Digest and size of an encoded manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ManifestDigest {
-    pub(super) sha256: Sha256Digest,
-    pub(super) bytes: u64,
+pub(crate) struct ManifestDigest {
+    pub(crate) sha256: Sha256Digest,
+    pub(crate) bytes: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -101,11 +101,11 @@ struct SidecarSeal {
 
 /// The parsed head and seal.
 #[derive(Debug)]
-pub(super) struct SidecarHeader {
-    pub(super) sidecar: ArchiveSidecar,
-    pub(super) manifest: ManifestDigest,
+pub(crate) struct SidecarHeader {
+    pub(crate) sidecar: ArchiveSidecar,
+    pub(crate) manifest: ManifestDigest,
     /// Length of the first two lines, in bytes, at which the manifest begins.
-    pub(super) length: u64,
+    pub(crate) length: u64,
 }
 
 impl ArchiveLabel {

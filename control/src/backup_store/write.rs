@@ -37,12 +37,12 @@ const BUFFER_BYTES: usize = 64 * 1024;
 const HASHES_PER_PASS: u64 = 256 * 1024;
 
 /// An archive that was received completely.
-pub(super) struct ReceivedArchive {
-    pub(super) spool: ManifestSpool,
-    pub(super) entries: u64,
-    pub(super) bytes: u64,
-    pub(super) archive_bytes: u64,
-    pub(super) sha256: Sha256Digest,
+pub(crate) struct ReceivedArchive {
+    pub(crate) spool: ManifestSpool,
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
+    pub(crate) archive_bytes: u64,
+    pub(crate) sha256: Sha256Digest,
 }
 
 /// Counts and validates the messages of a stream.
@@ -187,7 +187,7 @@ fn check_limit(count: u64, most: u64, what: &str) -> Result<(), BackupStoreError
 }
 
 /// A manifest that is being written.
-pub(super) struct ManifestSpool {
+pub(crate) struct ManifestSpool {
     location: String,
     lines: BufWriter<tokio::fs::File>,
     names: BufWriter<tokio::fs::File>,
@@ -199,16 +199,16 @@ pub(super) struct ManifestSpool {
     count: u64,
 }
 
-pub(super) struct SpooledManifest {
+pub(crate) struct SpooledManifest {
     /// The encoded manifest, positioned at its beginning.
-    pub(super) file: tokio::fs::File,
-    pub(super) sum: ManifestDigest,
+    pub(crate) file: tokio::fs::File,
+    pub(crate) sum: ManifestDigest,
     /// Whether two entries have the same path.
-    pub(super) has_duplicates: bool,
+    pub(crate) has_duplicates: bool,
 }
 
 impl ManifestSpool {
-    pub(super) async fn new(scratch: &Path) -> Result<Self, BackupStoreError> {
+    pub(crate) async fn new(scratch: &Path) -> Result<Self, BackupStoreError> {
         let location = format!("the scratch directory {}", scratch.display());
         let directory: PathBuf = scratch.to_owned();
         let files =
@@ -229,7 +229,7 @@ impl ManifestSpool {
     }
 
     /// Appends a line. `name` is the hash of the line's path, as [`Self::name`] returns it.
-    pub(super) async fn add(&mut self, name: u64, line: &[u8]) -> Result<(), BackupStoreError> {
+    pub(crate) async fn add(&mut self, name: u64, line: &[u8]) -> Result<(), BackupStoreError> {
         self.digest.update(line);
         self.bytes += line.len() as u64;
         self.count += 1;
@@ -241,7 +241,7 @@ impl ManifestSpool {
     }
 
     /// Returns the hash of a path.
-    pub(super) fn name(&self, path: &[u8]) -> u64 {
+    pub(crate) fn name(&self, path: &[u8]) -> u64 {
         self.hashing.hash_one(path)
     }
 
@@ -250,7 +250,7 @@ impl ManifestSpool {
         self.bytes
     }
 
-    pub(super) async fn finish(mut self) -> Result<SpooledManifest, BackupStoreError> {
+    pub(crate) async fn finish(mut self) -> Result<SpooledManifest, BackupStoreError> {
         let flushed = match self.lines.flush().await {
             Ok(()) => self.names.flush().await,
             failed => failed,

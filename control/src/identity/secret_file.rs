@@ -62,23 +62,27 @@ pub fn create_private_dir(path: &Path) -> Result<(), SecretFileError> {
 /// new one, also after a crash.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
     let io = |source| SecretFileError::Io { operation: "write", path: path.to_owned(), source };
-    replace(path, content, true).map_err(io)
+    let temporary = path.with_file_name(format!(".{}.tmp", token::random(9)));
+    replace(path, &temporary, content, true).map_err(io)
 }
 
-/// Replaces a file atomically, with mode 0600. With `durable`, the content is synced to disk.
-pub(crate) fn replace(path: &Path, content: &[u8], durable: bool) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let temporary = directory.join(format!(".{}.tmp", token::random(9)));
+/// Replaces a file atomically by way of `temporary`, with mode 0600. With `durable`, the content is
+/// synced to disk.
+pub(crate) fn replace(path: &Path, temporary: &Path, content: &[u8], durable: bool) -> io::Result<()> {
+    match fs::remove_file(temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let replaced = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
         file.write_all(content)?;
         if durable {
             file.sync_all()?;
         }
-        fs::rename(&temporary, path)?;
-        if durable { File::open(directory)?.sync_all() } else { Ok(()) }
+        fs::rename(temporary, path)?;
+        if durable { File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all() } else { Ok(()) }
     })();
-    replaced.inspect_err(|_| drop(fs::remove_file(&temporary)))
+    replaced.inspect_err(|_| drop(fs::remove_file(temporary)))
 }
 
 /// Removes a secret file, if it exists.

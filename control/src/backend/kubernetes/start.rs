@@ -351,7 +351,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn missing_template_delays_a_wake_and_fails_an_archive() {
-        let client = samples::api_client(|_, _| samples::api_not_found());
+        let client = samples::api_client(|_, uri| match uri.path().ends_with("/shell") {
+            true => samples::api_not_found(),
+            false => samples::api_list(json!([])),
+        });
         let cluster = for_tests(client).await;
         let (observation_tx, mut observations) = mpsc::channel(8);
         let spec = Arc::new(samples::spec(1, "demo"));

@@ -19,9 +19,9 @@ use tokio::{
 
 use super::{
     DataLayout, LocalConfig, WorkspacePaths, credential,
-    process::{AgentRecord, HostBoot, ProcStat, ProcessHandle, RunningAgent, find, read},
+    process::{AgentRecord, HostBoot, ProcStat, ProcessHandle, RunningAgent, find, read, write},
 };
-use crate::{backend::StartPlan, identity::secret_file};
+use crate::backend::StartPlan;
 
 /// The only variables that an agent inherits: search path, language, time zone and log level. HOME,
 /// USER, session buses, agent sockets and secrets are not inherited. The claim carries the
@@ -76,9 +76,7 @@ pub(super) fn ensure(
         }
     }
     let credential = credential(&plan.workspace, &plan.secret);
-    // Not durable: the files describe a process, which does not outlive a crash of the machine either.
-    secret_file::replace(&paths.credential, credential.as_bytes(), false)
-        .map_err(io("write the agent's credential"))?;
+    write(&paths.credential, credential.as_bytes()).map_err(io("write the agent's credential"))?;
     let log = paths.open_log().map_err(io("open the agent's log"))?;
     let (program, arguments) = config.agent_command.split_first().ok_or(LaunchError::NoCommand)?;
     let mut command = Command::new(program);
@@ -119,7 +117,7 @@ pub(super) fn ensure(
         source: io::Error::other(e),
     })?;
     // Written before the child is detached, because an agent without a record cannot be adopted.
-    secret_file::replace(&paths.record, &json, false).map_err(io("write the agent's record"))?;
+    write(&paths.record, &json).map_err(io("write the agent's record"))?;
     child.detach();
     Ok(RunningAgent { epoch: plan.epoch, process, boot_id: None })
 }

@@ -23,7 +23,10 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use super::WorkspacePaths;
-use crate::backend::{BackendError, InstanceId};
+use crate::{
+    backend::{BackendError, InstanceId},
+    identity::secret_file,
+};
 
 /// Maximum number of bytes of a record that are read. A user can make the file longer.
 const MAX_RECORD_BYTES: u64 = 64 * 1024;
@@ -36,23 +39,23 @@ pub(crate) struct HostBoot {
 
 /// Some fields of /proc/PID/stat. See proc_pid_stat(5).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ProcStat {
-    pub(super) pid: u32,
-    pub(super) name: String,
-    pub(super) parent: u32,
-    pub(super) session: u32,
+pub(crate) struct ProcStat {
+    pub(crate) pid: u32,
+    pub(crate) name: String,
+    pub(crate) parent: u32,
+    pub(crate) session: u32,
     /// Clock ticks since the machine's boot.
-    pub(super) start_ticks: u64,
+    pub(crate) start_ticks: u64,
     /// The process has ended and waits to be reaped.
-    pub(super) is_zombie: bool,
+    pub(crate) is_zombie: bool,
 }
 
 /// A pidfd of one process. It refers to this process for as long as it is open, even if the process
 /// id is reused.
 #[derive(Debug)]
-pub(super) struct ProcessHandle {
-    pub(super) pid: u32,
-    pub(super) start_ticks: u64,
+pub(crate) struct ProcessHandle {
+    pub(crate) pid: u32,
+    pub(crate) start_ticks: u64,
     pidfd: OwnedFd,
 }
 
@@ -83,7 +86,7 @@ pub(super) fn is_resource_shortage(error: &io::Error) -> bool {
 }
 
 impl ProcStat {
-    pub(super) fn read(pid: u32) -> io::Result<Self> {
+    pub(crate) fn read(pid: u32) -> io::Result<Self> {
         // The process name may contain bytes that are not UTF-8.
         let text = fs::read(format!("/proc/{pid}/stat"))?;
         Self::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| io::ErrorKind::InvalidData.into())
@@ -109,7 +112,7 @@ impl ProcStat {
     }
 
     /// Returns all visible processes. Blocks for about 10 µs per process.
-    pub(super) fn all() -> io::Result<Vec<Self>> {
+    pub(crate) fn all() -> io::Result<Vec<Self>> {
         let mut all = Vec::new();
         for entry in fs::read_dir("/proc")? {
             let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok());
@@ -128,7 +131,7 @@ impl ProcStat {
 impl ProcessHandle {
     /// Opens the process with this id and start time; `None` if it has ended. An error says nothing
     /// about whether the process runs.
-    pub(super) fn find(pid: u32, start_ticks: u64) -> io::Result<Option<Self>> {
+    pub(crate) fn find(pid: u32, start_ticks: u64) -> io::Result<Option<Self>> {
         let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
         let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
             Ok(pidfd) => Ok(pidfd),
@@ -148,14 +151,14 @@ impl ProcessHandle {
     }
 
     /// Sends a signal. A process that has ended is not an error.
-    pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
         match pidfd_send_signal(&self.pidfd, signal) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
-    pub(super) fn into_pidfd(self) -> OwnedFd {
+    pub(crate) fn into_pidfd(self) -> OwnedFd {
         self.pidfd
     }
 }
@@ -168,21 +171,21 @@ impl AsFd for ProcessHandle {
 
 /// An agent whose process runs.
 #[derive(Debug)]
-pub(super) struct RunningAgent {
-    pub(super) epoch: Epoch,
-    pub(super) process: ProcessHandle,
+pub(crate) struct RunningAgent {
+    pub(crate) epoch: Epoch,
+    pub(crate) process: ProcessHandle,
     /// Boot id from the agent's own record; `None` before the agent has written it.
-    pub(super) boot_id: Option<String>,
+    pub(crate) boot_id: Option<String>,
 }
 
 /// The control plane's record of an agent that it started, in `run/agent.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct AgentRecord {
-    pub(super) epoch: Epoch,
-    pub(super) pid: u32,
-    pub(super) start_ticks: u64,
+pub(crate) struct AgentRecord {
+    pub(crate) epoch: Epoch,
+    pub(crate) pid: u32,
+    pub(crate) start_ticks: u64,
     /// Boot ID of the machine. Process ids and start times are not valid after a reboot.
-    pub(super) machine_boot: String,
+    pub(crate) machine_boot: String,
 }
 
 /// The agent's record of itself, in `state/agent.json`.
@@ -214,7 +217,7 @@ pub(super) fn find(paths: &WorkspacePaths, host: &HostBoot) -> io::Result<Option
 
 impl AgentRecord {
     /// Returns the epoch and the instance id of the recorded agent.
-    pub(super) fn instance_of(&self, host: &HostBoot) -> (Epoch, InstanceId) {
+    pub(crate) fn instance_of(&self, host: &HostBoot) -> (Epoch, InstanceId) {
         (self.epoch, host.instance_id(self.pid, self.start_ticks))
     }
 }
@@ -240,6 +243,12 @@ pub(crate) fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> io::Result<Option
     }
 }
 
+/// Replaces a file. The content is not synced to disk: it describes a process, which does not
+/// outlive a crash of the machine either.
+pub(super) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    secret_file::replace(path, &path.with_extension("new"), content, false)
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::fs::symlink};
@@ -248,7 +257,6 @@ mod tests {
 
     use super::*;
     use crate::backend::local::DataLayout;
-    use crate::{backend::local::process::ProcStat, identity::secret_file};
 
     #[test]
     fn process_lookup_requires_matching_start_time() {
@@ -281,7 +289,7 @@ mod tests {
             start_ticks: own.start_ticks,
             machine_boot: host.boot_id.clone(),
         };
-        secret_file::replace(&paths.record, &serde_json::to_vec(&record).unwrap(), false).unwrap();
+        write(&paths.record, &serde_json::to_vec(&record).unwrap()).unwrap();
         assert!(matches!(find(&paths, &host), Ok(Some(Ok(agent))) if agent.epoch == 1));
         // The user controls the agent's own record. Its content must not block the lookup.
         symlink(&paths.self_record, &paths.self_record).unwrap();

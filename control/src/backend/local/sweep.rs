@@ -44,7 +44,7 @@ const SCAN_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The workspaces that a scan covers.
 #[derive(Debug, Clone)]
-pub(super) enum AgentScan {
+pub(crate) enum AgentScan {
     /// All workspaces in the data directory.
     All,
     /// Workspaces whose agent could not be inspected before.
@@ -53,16 +53,16 @@ pub(super) enum AgentScan {
 
 /// The result of one scan.
 #[derive(Debug, Default)]
-pub(super) struct ScanResult {
+pub(crate) struct ScanResult {
     /// The agent that was started last, for each workspace that has had an agent.
-    pub(super) found: Vec<(WorkspaceId, FoundAgent)>,
+    pub(crate) found: Vec<(WorkspaceId, FoundAgent)>,
     /// Workspaces whose agent could not be inspected.
-    pub(super) unknown: BTreeSet<WorkspaceId>,
+    pub(crate) unknown: BTreeSet<WorkspaceId>,
 }
 
 impl AgentScan {
     /// Runs the scan. Blocks. Fails if the directory of workspaces cannot be read.
-    pub(super) fn run(self, layout: &DataLayout, host: &HostBoot) -> io::Result<ScanResult> {
+    pub(crate) fn run(self, layout: &DataLayout, host: &HostBoot) -> io::Result<ScanResult> {
         let (ids, is_first) = match self {
             Self::All => (layout.ids()?, true),
             Self::Retry(ids) => (ids.into_iter().collect(), false),

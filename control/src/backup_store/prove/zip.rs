@@ -41,15 +41,15 @@ pub(super) const MAX_BLOCKS: usize = 4;
 
 /// The position of the central directory and the number of its entries, from the end records.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct EndOfDirectory {
-    pub(super) directory: Range<u64>,
-    pub(super) entries: u64,
+pub(crate) struct EndOfDirectory {
+    pub(crate) directory: Range<u64>,
+    pub(crate) entries: u64,
 }
 
 /// The header of an entry in the central directory.
 #[derive(Debug)]
-pub(super) struct CentralHeader {
-    pub(super) name: Vec<u8>,
+pub(crate) struct CentralHeader {
+    pub(crate) name: Vec<u8>,
     flags: u16,
     method: u16,
     /// Modification time and date in DOS format.
@@ -58,11 +58,11 @@ pub(super) struct CentralHeader {
     /// Size of the compressed data, in bytes.
     packed: u64,
     /// Size of the content, in bytes.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// Position of the local header in the zip, in bytes.
-    pub(super) offset: u64,
+    pub(crate) offset: u64,
     /// Unix file type and permissions.
-    pub(super) mode: u32,
+    pub(crate) mode: u32,
 }
 
 /// Reads little-endian numbers at fixed offsets. Numbers beyond the end are 0.
@@ -89,7 +89,7 @@ impl LittleEndianFields<'_> {
 impl EndOfDirectory {
     /// Parses the end records of a zip of `size` bytes. `tail` is the last [`TAIL_BYTES`] of the
     /// zip, or all of a smaller one. `None` if the records are not valid.
-    pub(super) fn read(tail: &[u8], size: u64) -> Option<Self> {
+    pub(crate) fn read(tail: &[u8], size: u64) -> Option<Self> {
         let begins = size.checked_sub(tail.len() as u64)?;
         let (before, end) = tail.split_at_checked(tail.len().checked_sub(END_BYTES as usize)?)?;
         let end = LittleEndianFields(end);
@@ -130,7 +130,7 @@ impl EndOfDirectory {
 impl CentralHeader {
     /// Reads the next header; `None` at the end of the directory. The inner error says what is
     /// wrong with the header.
-    pub(super) fn read(
+    pub(crate) fn read(
         reader: &mut ObjectReader,
     ) -> Result<Option<Result<Self, &'static str>>, BackupStoreError> {
         if reader.next()?.is_empty() {
@@ -207,13 +207,13 @@ impl<'a> Zip64Extra<'a> {
 }
 
 /// Reads entries in order. Reuses its decompressor and buffer.
-pub(super) struct EntryReader {
+pub(crate) struct EntryReader {
     inflate: Decompress,
     bytes: Vec<u8>,
 }
 
 /// Why reading an entry failed.
-pub(super) enum EntryError {
+pub(crate) enum EntryError {
     /// The entry contradicts the central directory or cannot be decoded.
     Damaged(String),
     Failed(BackupStoreError),
@@ -232,13 +232,13 @@ fn damaged(problem: &str) -> EntryError {
 }
 
 impl EntryReader {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { inflate: Decompress::new(false), bytes: Vec::new() }
     }
 
     /// Reads the entry with the header `central`. `end` is the position at which the next entry or
     /// the central directory begins.
-    pub(super) fn read(
+    pub(crate) fn read(
         &mut self,
         zip: &mut ObjectReader,
         central: &CentralHeader,
@@ -395,7 +395,7 @@ fn stored(
 }
 
 /// Contents of entries, and the positions at which entries end.
-pub(super) struct ContentBlock {
+pub(crate) struct ContentBlock {
     bytes: Vec<u8>,
     ends: Vec<EntryEnd>,
 }
@@ -407,7 +407,7 @@ struct EntryEnd {
 }
 
 /// The sending side of the queue, which the decoder uses.
-pub(super) struct ContentSender {
+pub(crate) struct ContentSender {
     block: ContentBlock,
     /// Size of `ends` in the block, in bytes. A block is sent when either `bytes` or `ends` is
     /// full.
@@ -416,7 +416,7 @@ pub(super) struct ContentSender {
 }
 
 impl ContentSender {
-    pub(super) fn new(hashing: SyncSender<ContentBlock>) -> Self {
+    pub(crate) fn new(hashing: SyncSender<ContentBlock>) -> Self {
         Self { block: ContentBlock::new(), paths: 0, hashing }
     }
 
@@ -431,14 +431,14 @@ impl ContentSender {
 
     /// Ends an entry. The data since the end of the previous entry is the content of `path`, which
     /// should have the digest `expected`. `None` if the hashing thread has found a mismatch.
-    pub(super) fn end(&mut self, path: Vec<u8>, expected: Sha256Digest) -> Option<()> {
+    pub(crate) fn end(&mut self, path: Vec<u8>, expected: Sha256Digest) -> Option<()> {
         self.paths += path.len() + size_of::<EntryEnd>();
         self.block.ends.push(EntryEnd { at: self.block.bytes.len(), path, expected });
         if self.paths > BLOCK_BYTES { self.send() } else { Some(()) }
     }
 
     /// Sends the last block.
-    pub(super) fn finish(mut self) {
+    pub(crate) fn finish(mut self) {
         let _receiver_gone = self.send();
     }
 
