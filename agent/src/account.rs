@@ -2,9 +2,10 @@
 //! agent's uid and gid.
 //!
 //! A pod's uid seldom has an entry in the image's `/etc/passwd`. Without an entry, shells show "I
-//! have no name!", and programs such as ssh fail. If the files are writable, the missing entries are
-//! appended to them. Otherwise the agent answers lookups of the C library in place of nscd, which
-//! glibc and musl ask on a fixed socket. That needs no package and no permission in the image.
+//! have no name!", and programs such as ssh fail. If the files are writable, the missing entries
+//! are appended to them. Otherwise the agent answers lookups of the C library in place of nscd,
+//! which glibc and musl ask on a fixed socket. That needs no package and no permission in the
+//! image.
 
 mod name_service;
 
@@ -66,9 +67,9 @@ impl Account {
         Self { user, source, database }
     }
 
-    /// Adds entries for the uid and the gid of this process if they have none: to the files if those
-    /// are writable, else only to the database for the [`NameService`]. `home` and `shell` are those
-    /// of the new user.
+    /// Adds entries for the uid and the gid of this process if they have none: to the files if
+    /// those are writable, else only to the database for the [`NameService`]. `home` and `shell`
+    /// are those of the new user.
     pub fn ensure(files: &AccountFiles, home: &Path, shell: &str) -> Self {
         let mut account = Self::of_process(files);
         let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
@@ -137,8 +138,8 @@ pub struct AccountDatabase {
 }
 
 impl AccountDatabase {
-    /// Reads the files. A file that cannot be read counts as empty, and lines that are not valid are
-    /// skipped.
+    /// Reads the files. A file that cannot be read counts as empty, and lines that are not valid
+    /// are skipped.
     fn read(passwd: &Path, group: &Path) -> Self {
         let text = |path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let (passwd, group) = (text(passwd).unwrap_or_default(), text(group).unwrap_or_default());

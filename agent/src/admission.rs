@@ -27,6 +27,15 @@ use tokio::{
 
 use crate::util::lock;
 
+/// Held requests at once; more are rejected, and their clients may retry.
+pub const MAX_HELD_REQUESTS: usize = 1024;
+/// Bytes of all held requests together, from which further requests are rejected. The last held
+/// request may exceed the bound by its own size.
+pub const MAX_HELD_BYTES: usize = 8 * 1024 * 1024;
+/// Minimum time between two notifications while intents of one kind keep arriving. The assessment
+/// needs no finer resolution.
+const EDGE_INTERVAL: Duration = Duration::from_secs(1);
+
 /// A deliberate action of a user or client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Intent {
@@ -264,15 +273,6 @@ impl Default for AdmissionGate {
         Self::new()
     }
 }
-
-/// Held requests at once; more are rejected, and their clients may retry.
-pub const MAX_HELD_REQUESTS: usize = 1024;
-/// Bytes of all held requests together, from which further requests are rejected. The last held
-/// request may exceed the bound by its own size.
-pub const MAX_HELD_BYTES: usize = 8 * 1024 * 1024;
-/// Minimum time between two notifications while intents of one kind keep arriving. The assessment
-/// needs no finer resolution.
-const EDGE_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct GateState {

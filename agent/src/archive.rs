@@ -5,7 +5,8 @@
 //! stops them. A zip to extract is first received as a whole into an unnamed file and inspected.
 //! Only then does extraction write to the workspace.
 //!
-//! `create` and `extract` do the work. `zip` has the byte format, and reads and checks received zips.
+//! `create` and `extract` do the work. `zip` has the byte format, and reads and checks received
+//! zips.
 
 mod create;
 mod deflate;
@@ -63,6 +64,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// Messages queued between the threads and the stream, each 256 KiB at most. When the queue is
 /// full, the threads wait.
 const EVENT_QUEUE: usize = 8;
+
+/// Maximum skipped entries that a summary lists. Further ones are only counted.
+pub const MAX_SKIPPED: usize = 100;
 
 #[derive(Debug, Clone, Default)]
 pub struct CreateOptions {
@@ -333,9 +337,6 @@ pub struct ArchiveSummary {
     pub skipped_count: u64,
 }
 
-/// Maximum skipped entries that a summary lists. Further ones are only counted.
-pub const MAX_SKIPPED: usize = 100;
-
 /// A message of the stream that creates an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CreateEvent {
@@ -349,8 +350,8 @@ pub enum CreateEvent {
     Summary(ArchiveSummary),
 }
 
-/// Creates an unnamed temporary file in `directory`, outside the user's view. It disappears with its
-/// descriptor, even if the agent is killed.
+/// Creates an unnamed temporary file in `directory`, outside the user's view. It disappears with
+/// its descriptor, even if the agent is killed.
 fn create_spool(directory: &Path) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;

@@ -24,6 +24,14 @@ use crate::{
     shutdown::ShutdownHandle, sleep::SleepCoordinator, util::error_chain,
 };
 
+/// Upper bound of the first delay.
+const MIN_DELAY: Duration = Duration::from_millis(100);
+/// Maximum delay. The agent finds a control plane that is back within this time.
+const MAX_DELAY: Duration = Duration::from_secs(10);
+
+/// Time limit for the control plane's answer to hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Description of the agent that its hello message carries.
 #[derive(Debug, Clone)]
 pub struct AgentDescription {
@@ -87,11 +95,6 @@ impl ControlConnection {
     }
 }
 
-/// Upper bound of the first delay.
-const MIN_DELAY: Duration = Duration::from_millis(100);
-/// Maximum delay. The agent finds a control plane that is back within this time.
-const MAX_DELAY: Duration = Duration::from_secs(10);
-
 /// Counts failed attempts in a row.
 #[derive(Debug, Default)]
 pub struct ReconnectBackoff {
@@ -112,9 +115,6 @@ impl ReconnectBackoff {
         self.failed = 0;
     }
 }
-
-/// Time limit for the control plane's answer to hello.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Reason why a session ended before the agent did.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,7 @@
 //! Entry points of the agent, from the command line to the exit code: the agent itself, and
-//! `podling-agent install DIR`, which copies the agent into a directory, from where a container of another
-//! image runs it. An init container runs this subcommand if the workspace's image has no agent.
+//! `podling-agent install DIR`, which copies the agent into a directory, from where a container of
+//! another image runs it. An init container runs this subcommand if the workspace's image has no
+//! agent.
 
 use std::{
     ffi::OsString,
@@ -46,6 +47,11 @@ const EXIT_FAILURE: u8 = 1;
 /// Time that shutdown waits for blocking threads, such as a thread that uses a hung disk. The agent
 /// then exits anyway.
 const BLOCKING_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// File name of the copy.
+const NAME: &str = "podling-agent";
+/// Executable by every user, because the user of the other image is not known.
+const MODE: u32 = 0o755;
 
 /// Runs `podling-agent`: the agent itself, or its `install` subcommand.
 pub fn program(words: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -159,11 +165,6 @@ fn start_log(format: LogFormat) {
         }
     };
 }
-
-/// File name of the copy.
-const NAME: &str = "podling-agent";
-/// Executable by every user, because the user of the other image is not known.
-const MODE: u32 = 0o755;
 
 /// Copy this program into a directory, from where containers of other images run it
 #[derive(Debug, Parser)]

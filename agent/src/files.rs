@@ -374,8 +374,8 @@ pub(crate) fn open_directory_at(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd,
     openat(dir, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Opens the file `name` in `dir` for reading. Does not follow a symbolic link, and does not block on a
-/// pipe that replaced the file.
+/// Opens the file `name` in `dir` for reading. Does not follow a symbolic link, and does not block
+/// on a pipe that replaced the file.
 pub(crate) fn open_file_at(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     openat(dir, name, flags, Mode::empty())

@@ -29,6 +29,11 @@ use crate::{
 const OOM_SCORE: &str = "-900";
 const OOM_FILE: &str = "/proc/self/oom_score_adj";
 
+/// Interval between checks for remaining processes.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Time to wait after KILL. Processes that still exist then hang in the kernel.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Sets up this process as an init. Logs and skips steps that the system does not permit. Returns
 /// the original limits for children.
 pub fn become_init() -> ChildLimits {
@@ -69,11 +74,6 @@ pub async fn handle_termination_signals(shutdown: ShutdownHandle) -> io::Result<
         shutdown.request(ShutdownRequest::new(ShutdownReason::Signal(name)));
     }
 }
-
-/// Interval between checks for remaining processes.
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Time to wait after KILL. Processes that still exist then hang in the kernel.
-const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Ends all descendants of this process, and kills those that remain after `grace`. A concurrent
 /// task must reap the children of this process.

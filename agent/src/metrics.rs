@@ -82,55 +82,59 @@ struct TaskLabel {
 
 impl AgentMetrics {
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("podling_agent");
-        let r = &mut registry;
+        let mut all = Registry::with_prefix("podling_agent");
+        let registry = &mut all;
         let inner = MetricsInner {
-            restarts: metric(r, "task_restarts", "Restarts of the agent's own tasks after a failure"),
-            heartbeats: metric(r, "heartbeats", "Heartbeats sent"),
-            heartbeats_acknowledged: metric(r, "heartbeats_acknowledged", "Heartbeats acknowledged"),
+            restarts: metric(registry, "task_restarts", "Restarts of the agent's own tasks after a failure"),
+            heartbeats: metric(registry, "heartbeats", "Heartbeats sent"),
+            heartbeats_acknowledged: metric(registry, "heartbeats_acknowledged", "Heartbeats acknowledged"),
             control_connection_failures: metric(
-                r,
+                registry,
                 "control_connection_failures",
                 "Connections to the control plane that broke or could not be established",
             ),
-            connections: metric(r, "connections", "Open connections"),
+            connections: metric(registry, "connections", "Open connections"),
             connections_rejected: metric(
-                r,
+                registry,
                 "connections_rejected",
                 "Connections closed because too many were open, or too many without a valid token",
             ),
             gauges: Gauges {
-                terminals: metric(r, "terminals", "Open terminals"),
-                processes: metric(r, "processes", "Processes in the workspace"),
-                activity_level: metric(r, "activity_level", "0 idle, 1 busy, 2 active"),
+                terminals: metric(registry, "terminals", "Open terminals"),
+                processes: metric(registry, "processes", "Processes in the workspace"),
+                activity_level: metric(registry, "activity_level", "0 idle, 1 busy, 2 active"),
                 counted_idle: metric_in(
-                    r,
+                    registry,
                     Unit::Seconds,
                     "counted_idle",
                     "Idle time between acknowledged heartbeats",
                 ),
-                cpu: metric(r, "cpu_cores", "CPU use in cores, averaged over the policy's window"),
+                cpu: metric(registry, "cpu_cores", "CPU use in cores, averaged over the policy's window"),
                 memory: metric_in(
-                    r,
+                    registry,
                     Unit::Bytes,
                     "memory",
                     "Resident memory of all processes of the workspace",
                 ),
                 terminal_output: metric_in(
-                    r,
+                    registry,
                     Unit::Bytes,
                     "terminal_output",
                     "Output of all terminals since the agent started",
                 ),
-                viewers: metric(r, "viewers", "Viewers of terminals"),
-                client_processes: metric(r, "client_processes", "Running processes started by clients"),
-                terminal_panics: metric(r, "terminal_panics", "Panics in terminal tasks and screens"),
-                leases: metric(r, "leases", "Keep-awake leases"),
-                claimed: metric(r, "claimed", "1 if the agent is claimed for a workspace, else 0"),
+                viewers: metric(registry, "viewers", "Viewers of terminals"),
+                client_processes: metric(
+                    registry,
+                    "client_processes",
+                    "Running processes started by clients",
+                ),
+                terminal_panics: metric(registry, "terminal_panics", "Panics in terminal tasks and screens"),
+                leases: metric(registry, "leases", "Keep-awake leases"),
+                claimed: metric(registry, "claimed", "1 if the agent is claimed for a workspace, else 0"),
             },
             registry: Registry::default(),
         };
-        Self(Arc::new(MetricsInner { registry, ..inner }))
+        Self(Arc::new(MetricsInner { registry: all, ..inner }))
     }
 
     /// Counts a restart of one of the agent's own tasks.

@@ -40,6 +40,16 @@ use crate::{
     util::lock,
 };
 
+/// Time for which a process with a full log waits while no watcher is connected. After that the
+/// oldest output is discarded.
+const UNWATCHED_HOLD: Duration = Duration::from_secs(60);
+/// Time for which a process with a full log waits for a stalled watcher once termination was
+/// requested. After that the watcher gets a gap.
+const STALLED_HOLD: Duration = Duration::from_millis(250);
+
+/// Default time between TERM and KILL.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// Identifies a process within the workspace. Twelve random characters of lower-case base32.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProcessId(String);
@@ -184,13 +194,6 @@ impl Process {
         lock(&self.state)
     }
 }
-
-/// Time for which a process with a full log waits while no watcher is connected. After that the
-/// oldest output is discarded.
-const UNWATCHED_HOLD: Duration = Duration::from_secs(60);
-/// Time for which a process with a full log waits for a stalled watcher once termination was
-/// requested. After that the watcher gets a gap.
-const STALLED_HOLD: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
 struct ProcessState {
@@ -366,9 +369,6 @@ impl OutputLog {
         self.log.max_bytes().saturating_sub(required_bytes)
     }
 }
-
-/// Default time between TERM and KILL.
-const GRACE: Duration = Duration::from_secs(5);
 
 /// Progress of the termination of one process, by request or by timeout.
 #[derive(Debug, Default)]

@@ -24,6 +24,12 @@ use crate::{
     util::{hex, sha256},
 };
 
+/// DNS names in the certificate.
+const NAMES: [&str; 2] = ["podling-agent", "localhost"];
+/// Number of TLS session tickets. There are none, because they would need state for unauthenticated
+/// connections.
+const TICKETS: usize = 0;
+
 /// Accepts connections until shutdown, then drains them.
 pub struct Server {
     listener: AgentListener,
@@ -77,12 +83,6 @@ impl std::fmt::Debug for Server {
         f.debug_struct("Server").field("listener", &self.listener).finish_non_exhaustive()
     }
 }
-
-/// DNS names in the certificate.
-const NAMES: [&str; 2] = ["podling-agent", "localhost"];
-/// Number of TLS session tickets. There are none, because they would need state for unauthenticated
-/// connections.
-const TICKETS: usize = 0;
 
 /// Why the key or certificate could not be created.
 #[derive(Debug, thiserror::Error)]

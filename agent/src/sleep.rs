@@ -80,7 +80,8 @@ impl SleepCoordinator {
 
     /// Holds requests (phase one) for `hold`, at most [`MAX_HOLD`]. `None` means [`DEFAULT_HOLD`].
     /// If `urgency` does not permit the sleep now, admits the held requests and returns the reason.
-    /// Does nothing if the sleep is already committed. `cause` is reported to clients whose calls end.
+    /// Does nothing if the sleep is already committed. `cause` is reported to clients whose calls
+    /// end.
     pub fn prepare(
         &self,
         hold: Option<Duration>,
@@ -129,8 +130,8 @@ impl SleepCoordinator {
         self.gate.resume().then_some(()).ok_or(SleepDeclined::AlreadyCommitted)
     }
 
-    /// Returns why the programs and calls of the workspace end: the cause of the committed sleep, or
-    /// [`SleepCause::Shutdown`] if no sleep was committed.
+    /// Returns why the programs and calls of the workspace end: the cause of the committed sleep,
+    /// or [`SleepCause::Shutdown`] if no sleep was committed.
     pub fn end_cause(&self) -> SleepCause {
         match self.committed.is_cancelled() {
             true => *lock(&self.cause),

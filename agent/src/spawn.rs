@@ -38,6 +38,24 @@ const NO_LOGIN: [&str; 3] = ["nologin", "false", "true"];
 /// name!". A prompt that the image's own start-up files set takes precedence.
 const NAMELESS_PROMPT: &str = r"podling@\h:\w\$ ";
 
+/// Longest argument, and longest variable with its value: the kernel's MAX_ARG_STRLEN without the
+/// NUL. Longer ones are rejected.
+const MAX_WORD_BYTES: usize = 128 * 1024 - 1;
+/// Total size of the arguments and variables of a request, each with its NUL and pointer, as the
+/// kernel counts them. Larger requests are rejected. The kernel allows 2 MiB with the usual stack
+/// of 8 MiB, of which the workspace's own environment needs a part.
+const MAX_PROGRAM_BYTES: usize = 1024 * 1024;
+/// Cost of an argument or variable beyond its own bytes.
+const WORD_OVERHEAD_BYTES: usize = 9;
+/// Longest path of a working directory: PATH_MAX without the NUL. Longer ones are rejected.
+const MAX_CWD_BYTES: usize = 4095;
+/// Bytes of arguments that are retained for display. A list of all processes must fit into one
+/// message of 4 MiB.
+const MAX_DISPLAY_BYTES: usize = 4096;
+
+/// Bytes of a file in which the kernel looks for an interpreter line (BINPRM_BUF_SIZE).
+const SHEBANG_BYTES: usize = 256;
+
 /// A program that a client requests to start.
 #[derive(Debug, Clone, Default)]
 pub struct Program {
@@ -187,21 +205,6 @@ impl Launcher {
     }
 }
 
-/// Longest argument, and longest variable with its value: the kernel's MAX_ARG_STRLEN without the
-/// NUL. Longer ones are rejected.
-const MAX_WORD_BYTES: usize = 128 * 1024 - 1;
-/// Total size of the arguments and variables of a request, each with its NUL and pointer, as the
-/// kernel counts them. Larger requests are rejected. The kernel allows 2 MiB with the usual stack
-/// of 8 MiB, of which the workspace's own environment needs a part.
-const MAX_PROGRAM_BYTES: usize = 1024 * 1024;
-/// Cost of an argument or variable beyond its own bytes.
-const WORD_OVERHEAD_BYTES: usize = 9;
-/// Longest path of a working directory: PATH_MAX without the NUL. Longer ones are rejected.
-const MAX_CWD_BYTES: usize = 4095;
-/// Bytes of arguments that are retained for display. A list of all processes must fit into one
-/// message of 4 MiB.
-const MAX_DISPLAY_BYTES: usize = 4096;
-
 /// Checks that a program's arguments, environment and directory are within bounds.
 fn check_bounds(program: &Program) -> Result<(), SpawnError> {
     let bad = |field, problem| Err(SpawnError::BadField { field, problem });
@@ -246,9 +249,6 @@ pub fn truncate_argv(argv: &[String]) -> Vec<String> {
     }
     kept
 }
-
-/// Bytes of a file in which the kernel looks for an interpreter line (BINPRM_BUF_SIZE).
-const SHEBANG_BYTES: usize = 256;
 
 /// Resolves a program's name against PATH, or a path against `cwd`, as a shell does.
 fn find(name: &str, cwd: &Path, path: &str) -> Result<PathBuf, SpawnError> {

@@ -1,5 +1,5 @@
-//! Small JSON files in which the agent tells other processes about itself: the info file (`agent.json`)
-//! and the exit record (`exit.json`). They are written atomically.
+//! Small JSON files in which the agent tells other processes about itself: the info file
+//! (`agent.json`) and the exit record (`exit.json`). They are written atomically.
 
 use std::{
     io::{self, Write},

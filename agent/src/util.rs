@@ -1,4 +1,5 @@
-//! Small functions that several modules need and none of them owns. Independent of all other modules.
+//! Small functions that several modules need and none of them owns. Independent of all other
+//! modules.
 
 use std::{
     error::Error,
@@ -24,8 +25,8 @@ pub(crate) fn error_chain(error: &dyn Error) -> String {
     line
 }
 
-/// Locks `mutex` also after a panic of another thread that held it. Code that uses this must leave the
-/// value usable at every point where it may panic.
+/// Locks `mutex` also after a panic of another thread that held it. Code that uses this must leave
+/// the value usable at every point where it may panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
@@ -38,8 +39,8 @@ pub(crate) async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-/// Path of a Unix socket through a descriptor of its directory, because a socket address holds only 107
-/// bytes and paths may be longer.
+/// Path of a Unix socket through a descriptor of its directory, because a socket address holds only
+/// 107 bytes and paths may be longer.
 #[derive(Debug)]
 pub(crate) struct SocketPath {
     short: PathBuf,

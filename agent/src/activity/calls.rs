@@ -2,8 +2,8 @@
 //!
 //! A call is use of the workspace while its client waits for it. A call waits for its client while
 //! the client does not take the response, or does not send the part of the request that the call
-//! needs. Such a call is stalled after [`STALLED_AFTER`], and does not count until its client sends or
-//! takes data again.
+//! needs. Such a call is stalled after [`STALLED_AFTER`], and does not count until its client sends
+//! or takes data again.
 //!
 //! [`ClientCalls`] owns the table of calls. [`CallGuard`] is one entry, which dropping removes.
 
@@ -19,13 +19,14 @@ use super::assessment::{ActivitySignal, ObservedSignal};
 use crate::util::lock;
 
 /// Time for which a call counts although it waits for its client. A slow client takes the next part
-/// within this time: the flow-control windows on the way to it hold 1 MiB each, which 35 KiB/s empty.
+/// within this time: the flow-control windows on the way to it hold 1 MiB each, which 35 KiB/s
+/// empty.
 pub const STALLED_AFTER: Duration = Duration::from_secs(30);
 /// Shortest time between two notifications about calls. A client that makes many short calls thus
 /// costs one assessment a second.
 const MIN_NOTIFY_INTERVAL: Duration = Duration::from_secs(1);
-/// Longest pause between two calls that count as one for their cap. A client that reconnects after a
-/// broken connection continues its call.
+/// Longest pause between two calls that count as one for their cap. A client that reconnects after
+/// a broken connection continues its call.
 const MAX_RECONNECT: Duration = Duration::from_secs(60);
 
 /// The result that a client waits for.
@@ -137,7 +138,8 @@ impl ClientCalls {
         self.0.changed.notified().await;
     }
 
-    /// Returns the time at which the last call that counted ended. Calls under way are not included.
+    /// Returns the time at which the last call that counted ended. Calls under way are not
+    /// included.
     pub fn last_ended(&self) -> Option<Instant> {
         self.table().last_ended
     }

@@ -1,5 +1,5 @@
-//! What the activity report carries beside the assessment: the control plane's pending sleep warning, and
-//! the failure of the workspace's own command. Pure.
+//! What the activity report carries beside the assessment: the control plane's pending sleep
+//! warning, and the failure of the workspace's own command. Pure.
 
 use std::time::{Instant, SystemTime};
 

@@ -1,5 +1,5 @@
-//! gRPC service `podling.agent.v1.Archives`, and exports over plain HTTP for browsers and curl, whose calls
-//! the router has authorized.
+//! gRPC service `podling.agent.v1.Archives`, and exports over plain HTTP for browsers and curl,
+//! whose calls the router has authorized.
 //!
 //! `GET /export.zip?path=<directory>` returns the directory (default: the root) as a zip, without
 //! ignore rules. If an entry could not be read, the response is aborted before its end. Otherwise a

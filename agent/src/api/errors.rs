@@ -1,5 +1,5 @@
-//! Conversions of errors that several services have, and error responses in the caller's protocol: a gRPC
-//! or gRPC-web status, or problem details (RFC 9457) over plain HTTP, with the same reasons.
+//! Conversions of errors that several services have, and error responses in the caller's protocol:
+//! a gRPC or gRPC-web status, or problem details (RFC 9457) over plain HTTP, with the same reasons.
 
 use axum::{
     body::Body,
@@ -14,6 +14,9 @@ use rustix::io::Errno;
 use tonic::{Code, Status};
 
 use crate::{admission::Rejection, spawn::SpawnError};
+
+const GRPC: &str = "application/grpc";
+const GRPC_WEB: &str = "application/grpc-web";
 
 impl From<Rejection> for WireError {
     fn from(rejection: Rejection) -> Self {
@@ -103,9 +106,6 @@ fn status(reason: Reason) -> StatusCode {
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
-
-const GRPC: &str = "application/grpc";
-const GRPC_WEB: &str = "application/grpc-web";
 
 /// Returns whether the caller speaks gRPC or gRPC-web.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {

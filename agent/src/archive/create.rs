@@ -64,6 +64,11 @@ const NAME_OVERHEAD_BYTES: usize = 64;
 /// Reason for skipping an entry that changed while it was read.
 const CHANGED: &str = "it changed while it was read";
 
+/// Twice the granularity of file timestamps (a kernel tick, 10 ms at most). Two changes within one
+/// tick have the same timestamp. A file that changed more recently is read only after this time, so
+/// that a later change shows in its timestamp.
+const MTIME_GRANULARITY: Duration = Duration::from_millis(20);
+
 /// Creation of one archive.
 #[derive(Debug)]
 pub(super) struct Creation {
@@ -83,8 +88,8 @@ impl Creation {
         Ok(Self { rules: IgnoreRules::new(ignore, ignore_files)?, preservation })
     }
 
-    /// Archives the directory `dir`. Blocks until the archive has been sent, the receiver of `events`
-    /// is dropped, or an error occurs.
+    /// Archives the directory `dir`. Blocks until the archive has been sent, the receiver of
+    /// `events` is dropped, or an error occurs.
     pub(super) fn run(
         self,
         dir: OwnedFd,
@@ -323,11 +328,6 @@ fn read_up_to(mut file: &File, block: &mut Vec<u8>, most: usize) -> Result<(), E
     let read = file.by_ref().take(most as u64).read_to_end(block);
     read.map(drop).map_err(|error| errno(&error))
 }
-
-/// Twice the granularity of file timestamps (a kernel tick, 10 ms at most). Two changes within one
-/// tick have the same timestamp. A file that changed more recently is read only after this time, so
-/// that a later change shows in its timestamp.
-const MTIME_GRANULARITY: Duration = Duration::from_millis(20);
 
 /// The archive was cancelled; the thread must stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

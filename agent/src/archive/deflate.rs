@@ -30,6 +30,14 @@ const MIN_SAMPLED_BYTES: usize = 4_096;
 const STORED_BYTES: usize = 65_535;
 const STORED_OVERHEAD: usize = 5;
 
+/// Number of symbols, which are the 256 bytes and the end-of-block mark.
+const SYMBOLS: usize = 257;
+const END_OF_BLOCK: usize = 256;
+/// Longest code that deflate permits, in bits.
+const MAX_CODE_BITS: u8 = 15;
+/// Bits of each code length in the block header.
+const LENGTH_BITS: u32 = 4;
+
 /// Compressor with its buffers, owned by one thread.
 #[derive(Debug)]
 pub(super) struct Deflater {
@@ -131,14 +139,6 @@ fn is_incompressible(input: &[u8]) -> bool {
         .sum();
     bits > DENSE_BITS
 }
-
-/// Number of symbols, which are the 256 bytes and the end-of-block mark.
-const SYMBOLS: usize = 257;
-const END_OF_BLOCK: usize = 256;
-/// Longest code that deflate permits, in bits.
-const MAX_CODE_BITS: u8 = 15;
-/// Bits of each code length in the block header.
-const LENGTH_BITS: u32 = 4;
 
 /// Frequency of each symbol.
 #[derive(Debug, Clone)]

@@ -53,8 +53,15 @@ const SET_ID: u32 = 0o6000;
 /// Decoded pieces of at least this many bytes become holes if all bytes are zero.
 const MIN_HOLE_BYTES: usize = 4_096;
 
-/// Inspects the zip in `spool`, and extracts it into the directory `path`. Blocks until it is extracted,
-/// the receiver of `events` is dropped, or an error occurs. `admission` is called with every report.
+/// Mode of directories that the zip does not list.
+const IMPLIED_MODE: u32 = 0o755;
+
+const OPEN_DIRECTORY: OFlags =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Inspects the zip in `spool`, and extracts it into the directory `path`. Blocks until it is
+/// extracted, the receiver of `events` is dropped, or an error occurs. `admission` is called with
+/// every report.
 pub(super) fn extract(
     spool: File,
     root: &WorkspaceRoot,
@@ -177,8 +184,8 @@ impl Extraction<'_> {
         Ok(syncfs(&base).map_err(map_errno("sync", self.path))?)
     }
 
-    /// Creates all directories and returns their entry numbers, innermost first, and whether the zip
-    /// has hard links.
+    /// Creates all directories and returns their entry numbers, innermost first, and whether the
+    /// zip has hard links.
     fn create_directories(
         &self,
         base: &OwnedFd,
@@ -443,9 +450,6 @@ impl<'a> ExtractProgress<'a> {
     }
 }
 
-/// Mode of directories that the zip does not list.
-const IMPLIED_MODE: u32 = 0o755;
-
 /// Opens directories below `base`. Caches the path that was opened last, because the next one is
 /// often the same.
 #[derive(Debug)]
@@ -492,6 +496,3 @@ impl<'a> SafeDirWalker<'a> {
         Ok(self.dirs.last().unwrap_or(self.base))
     }
 }
-
-const OPEN_DIRECTORY: OFlags =
-    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);

@@ -1,5 +1,5 @@
-//! The byte layout of a zip, as in PKWARE's APPNOTE, with Info-ZIP's field for times. `writer` writes
-//! archives, `reader` reads the structure of a received zip, and `inspect` checks it.
+//! The byte layout of a zip, as in PKWARE's APPNOTE, with Info-ZIP's field for times. `writer`
+//! writes archives, `reader` reads the structure of a received zip, and `inspect` checks it.
 //!
 //! Times that are finer than a second, or outside 1901 to 2038, go into an extra field that only
 //! Podling reads (0x6470: seconds as i64, nanoseconds as u32). Another one (0x6471, empty) marks a
@@ -278,15 +278,15 @@ impl ZipMember {
     }
 }
 
-/// Returns the target of a hard link at `from` to the file `to`, which is the path of `to` relative to
-/// the directory of `from`.
+/// Returns the target of a hard link at `from` to the file `to`, which is the path of `to` relative
+/// to the directory of `from`.
 fn relative_target(from: &[u8], to: &[u8]) -> Vec<u8> {
     let depth = from.iter().filter(|byte| **byte == b'/').count();
     [b"../".repeat(depth), to.to_vec()].concat()
 }
 
-/// Resolves the target of a hard link at `path`. `None` if the target is absolute, leaves the archived
-/// directory or is not in the form that [`relative_target`] gives.
+/// Resolves the target of a hard link at `path`. `None` if the target is absolute, leaves the
+/// archived directory or is not in the form that [`relative_target`] gives.
 fn resolve_target(path: &[u8], target: &[u8]) -> Option<Vec<u8>> {
     let depth = path.iter().filter(|byte| **byte == b'/').count();
     let first = target.strip_prefix(&b"../".repeat(depth)[..])?;

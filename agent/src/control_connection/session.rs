@@ -36,6 +36,14 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Origin of requests. Only their `:authority` has it, because the connection exists already.
 const ORIGIN: &str = "https://podling-control";
 
+/// Intervals without an acknowledgement after which the connection counts as dead.
+const MAX_UNACKNOWLEDGED_INTERVALS: u32 = 3;
+/// Fraction by which an interval varies randomly, up or down. Spreads the heartbeats of agents that
+/// started together.
+const JITTER: f64 = 0.1;
+/// Minimum time between two heartbeats that report a changed level.
+const MIN_CHANGE_INTERVAL: Duration = Duration::from_secs(1);
+
 pub(super) struct ControlSession<'a> {
     connection: &'a ControlConnection,
     heartbeats: HeartbeatSchedule,
@@ -305,14 +313,6 @@ impl<'a> ControlSession<'a> {
 fn send(outbox: &mpsc::Sender<AgentMessage>, message: AgentMessage) -> Result<(), DisconnectError> {
     outbox.try_send(message).map_err(|_| DisconnectError::Stuck)
 }
-
-/// Intervals without an acknowledgement after which the connection counts as dead.
-const MAX_UNACKNOWLEDGED_INTERVALS: u32 = 3;
-/// Fraction by which an interval varies randomly, up or down. Spreads the heartbeats of agents that
-/// started together.
-const JITTER: f64 = 0.1;
-/// Minimum time between two heartbeats that report a changed level.
-const MIN_CHANGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Heartbeat times of one stream. No heartbeat is due before the stream has delivered a claim.
 #[derive(Debug, Default)]

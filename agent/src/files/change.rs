@@ -1,10 +1,10 @@
-//! Creates directories, moves entries, and removes an entry or a directory with everything in it. All
-//! functions block.
+//! Creates directories, moves entries, and removes an entry or a directory with everything in it.
+//! All functions block.
 //!
 //! A removal walks the tree by descriptors and never through a link. Only the current directory is
-//! open. The walk goes back up through ".." and checks that this is the directory from which it came.
-//! The depth is therefore unlimited, and a swapped directory is detected. A step removes all files of
-//! one directory without a pause.
+//! open. The walk goes back up through ".." and checks that this is the directory from which it
+//! came. The depth is therefore unlimited, and a swapped directory is detected. A step removes all
+//! files of one directory without a pause.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -30,6 +30,15 @@ use super::{
 };
 
 const DIRECTORY_MODE: u32 = 0o755;
+
+/// Number of removed entries after which a step ends, so that the admission gate can be checked
+/// again.
+const STEP_ENTRIES: u64 = 1_000;
+/// Maximum subdirectories whose names are held for each level of the tree. Further ones are found
+/// by reading the directory again.
+const DIRECTORIES_PER_LEVEL: usize = 256;
+/// Maximum times that a directory is read again because other processes change it.
+const MAX_REREADS: usize = 1_024;
 
 /// Creates a directory. With `parents` it creates missing ones above it, and an existing directory
 /// is not an error.
@@ -135,15 +144,6 @@ fn remove_created(dir: &OwnedFd, name: &OsStr) {
         tracing::warn!(%errno, "failed to remove empty directory created for a move");
     }
 }
-
-/// Number of removed entries after which a step ends, so that the admission gate can be checked
-/// again.
-const STEP_ENTRIES: u64 = 1_000;
-/// Maximum subdirectories whose names are held for each level of the tree. Further ones are found
-/// by reading the directory again.
-const DIRECTORIES_PER_LEVEL: usize = 256;
-/// Maximum times that a directory is read again because other processes change it.
-const MAX_REREADS: usize = 1_024;
 
 /// A removal in progress.
 #[derive(Debug)]

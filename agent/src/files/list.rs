@@ -1,5 +1,5 @@
-//! File system entries as clients see them, and listings of directories, sorted by name, in pages, with
-//! bounded memory for any number of entries.
+//! File system entries as clients see them, and listings of directories, sorted by name, in pages,
+//! with bounded memory for any number of entries.
 //!
 //! The kernel returns names unsorted. Each pass over the directory keeps the [`MAX_NAMES`] smallest
 //! names after the last name listed. Every entry is therefore listed in order and at most once. An
@@ -26,6 +26,14 @@ use super::{
     root::{RelPath, WorkspaceRoot},
     temp, unix_system_time,
 };
+
+/// Names held at once. They take 5 MiB if all have 255 bytes, but a usual name has 20. A larger
+/// directory is read in several passes.
+const MAX_NAMES: usize = 16_384;
+const PAGE_ENTRIES: usize = 1_000;
+/// Bytes of names and link targets in a page. A page must fit a gRPC message of 4 MiB with its
+/// other fields.
+const PAGE_BYTES: usize = 1024 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
@@ -85,14 +93,6 @@ impl FileEntry {
         Ok(Self::new(name, &stat, target))
     }
 }
-
-/// Names held at once. They take 5 MiB if all have 255 bytes, but a usual name has 20. A larger
-/// directory is read in several passes.
-const MAX_NAMES: usize = 16_384;
-const PAGE_ENTRIES: usize = 1_000;
-/// Bytes of names and link targets in a page. A page must fit a gRPC message of 4 MiB with its
-/// other fields.
-const PAGE_BYTES: usize = 1024 * 1024;
 
 /// A listing in progress.
 #[derive(Debug)]

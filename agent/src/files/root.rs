@@ -1,12 +1,12 @@
-//! Paths as clients write them, and their resolution below the workspace root. All file operations of
-//! clients resolve their paths with this module.
+//! Paths as clients write them, and their resolution below the workspace root. All file operations
+//! of clients resolve their paths with this module.
 //!
-//! The kernel confines paths, so that no path leads outside the workspace root. Parsing rejects only
-//! malformed paths. Whole paths are opened with openat2(RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS). Where
-//! the kernel lacks openat2 (gVisor, some seccomp filters), [`open_by_components`] opens each component
-//! with O_NOFOLLOW and resolves links itself. Changes use an [`EntryLocation`], which is the descriptor
-//! of the directory and a plain name in it. It cannot lead elsewhere, even if an entry of the path is
-//! swapped meanwhile.
+//! The kernel confines paths, so that no path leads outside the workspace root. Parsing rejects
+//! only malformed paths. Whole paths are opened with openat2(RESOLVE_BENEATH |
+//! RESOLVE_NO_MAGICLINKS). Where the kernel lacks openat2 (gVisor, some seccomp filters),
+//! [`open_by_components`] opens each component with O_NOFOLLOW and resolves links itself. Changes
+//! use an [`EntryLocation`], which is the descriptor of the directory and a plain name in it. It
+//! cannot lead elsewhere, even if an entry of the path is swapped meanwhile.
 //!
 //! Symbolic links are followed if their target lies below the root. Absolute links are rejected,
 //! even if they point below the root.
@@ -31,6 +31,16 @@ use rustix::{
 
 use super::{FileError, map_errno, temp::TempFiles};
 
+/// The kernel's PATH_MAX without its terminating NUL, in bytes.
+const MAX_BYTES: usize = 4095;
+
+/// Attempts to open a path that other processes change meanwhile, so that openat2 returns EAGAIN or
+/// the last component becomes a link. After the last attempt the error is ELOOP.
+const MAX_ATTEMPTS: usize = 64;
+
+/// The kernel's own limit for one path.
+const MAX_SYMLINKS: usize = 40;
+
 /// A path relative to the workspace root, without empty parts, "." and "..". The empty path is the
 /// root.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -51,9 +61,6 @@ pub enum BadPath {
     #[error("is the workspace root itself; give an entry below it")]
     Root,
 }
-
-/// The kernel's PATH_MAX without its terminating NUL, in bytes.
-const MAX_BYTES: usize = 4095;
 
 impl RelPath {
     pub const ROOT: Self = Self(Vec::new());
@@ -127,10 +134,6 @@ impl fmt::Debug for RelPath {
         fmt::Debug::fmt(self.as_os_str(), f)
     }
 }
-
-/// Attempts to open a path that other processes change meanwhile, so that openat2 returns EAGAIN or the
-/// last component becomes a link. After the last attempt the error is ELOOP.
-const MAX_ATTEMPTS: usize = 64;
 
 /// Method by which paths are resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -310,9 +313,6 @@ impl EntryLocation {
     }
 }
 
-/// The kernel's own limit for one path.
-const MAX_SYMLINKS: usize = 40;
-
 /// End of a resolved path. It is a name in a directory, or the directory itself if `name` is
 /// `None`.
 struct PathEnd {
@@ -320,8 +320,8 @@ struct PathEnd {
     name: Option<OsString>,
 }
 
-/// Opens the entry at `path` component by component, for kernels without openat2. Returns ELOOP if a
-/// symbolic link leads outside, forms a loop or changes meanwhile.
+/// Opens the entry at `path` component by component, for kernels without openat2. Returns ELOOP if
+/// a symbolic link leads outside, forms a loop or changes meanwhile.
 ///
 /// Every component is opened with O_NOFOLLOW. The components of a symbolic link are walked in turn,
 /// with at most 40 links per path. ".." occurs only in links and is never opened. Instead, the path

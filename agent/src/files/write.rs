@@ -190,8 +190,8 @@ impl StreamedWrite {
         Self { gate, content, _permit: permit }
     }
 
-    /// Takes the next piece. Waits while [`WriteBehind::GATHER_BYTES`] are gathered and the previous
-    /// write is in progress.
+    /// Takes the next piece. Waits while [`WriteBehind::GATHER_BYTES`] are gathered and the
+    /// previous write is in progress.
     pub async fn push(&mut self, data: Bytes) -> Result<(), FileError> {
         if data.is_empty() || !self.content.gather(data) && self.content.is_writing() {
             return Ok(());
@@ -242,7 +242,8 @@ impl<W: Send + 'static> WriteBehind<W> {
         Self { state, write, tracker, gathered: Vec::new(), gathered_bytes: 0, operation }
     }
 
-    /// Adds a piece. Returns whether [`Self::GATHER_BYTES`] are gathered, so that they must be flushed.
+    /// Adds a piece. Returns whether [`Self::GATHER_BYTES`] are gathered, so that they must be
+    /// flushed.
     pub(crate) fn gather(&mut self, data: Bytes) -> bool {
         self.gathered_bytes += data.len();
         self.gathered.push(data);

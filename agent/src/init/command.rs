@@ -1,8 +1,8 @@
 //! Runs the workspace's own command, such as an IDE. The command is started after the claim,
 //! restarted when it ends, and ended with the agent. Its failures are reported with the activity.
 //!
-//! Signals that the container's init receives are forwarded to the command's process group, while it
-//! runs. TERM and INT are for the agent itself, which then ends everything in order (see
+//! Signals that the container's init receives are forwarded to the command's process group, while
+//! it runs. TERM and INT are for the agent itself, which then ends everything in order (see
 //! [`super::handle_termination_signals`]). These are not forwarded either:
 //!
 //! - CHLD, and signals by which the kernel reports on a process itself: faults (SEGV, BUS, ILL,
@@ -52,6 +52,21 @@ const MAX_RESTART_DELAY: Duration = Duration::from_secs(60);
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 /// Time that a restarted command must run before its last failure is no longer reported.
 const RECOVERED_AFTER: Duration = Duration::from_secs(15);
+
+/// Forwarded signals. By convention they make servers reload their configuration, reopen their
+/// logs, or end.
+const FORWARDED_SIGNALS: [Signal; 7] =
+    [Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2, Signal::ALARM, Signal::CONT, Signal::WINCH];
+
+/// Lines that are retained. Older ones are dropped.
+const MAX_LINES: usize = 20;
+/// Longest line that is retained, in characters. The rest is cut off.
+const MAX_LINE_CHARS: usize = 200;
+/// Time that the last output may take to arrive after the command has ended. Background processes
+/// of the command can keep its output open for longer.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
+/// Bytes that are read at once.
+const READ_BYTES: usize = 16 * 1024;
 
 #[derive(Debug, Clone)]
 pub struct WorkspaceCommand {
@@ -135,11 +150,6 @@ impl WorkspaceCommand {
     }
 }
 
-/// Forwarded signals. By convention they make servers reload their configuration, reopen their
-/// logs, or end.
-const FORWARDED_SIGNALS: [Signal; 7] =
-    [Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2, Signal::ALARM, Signal::CONT, Signal::WINCH];
-
 /// Process group of the running command. Cheap to clone; all clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct RunningCommand(Arc<Mutex<Option<ProcessGroup>>>);
@@ -186,16 +196,6 @@ async fn next(streams: &mut [(Signal, unix::Signal)]) -> Signal {
     })
     .await
 }
-
-/// Lines that are retained. Older ones are dropped.
-const MAX_LINES: usize = 20;
-/// Longest line that is retained, in characters. The rest is cut off.
-const MAX_LINE_CHARS: usize = 200;
-/// Time that the last output may take to arrive after the command has ended. Background processes
-/// of the command can keep its output open for longer.
-const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
-/// Bytes that are read at once.
-const READ_BYTES: usize = 16 * 1024;
 
 /// The last lines of one run of the command. Clones share them.
 #[derive(Debug, Clone, Default)]

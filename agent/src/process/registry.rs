@@ -47,6 +47,19 @@ const END_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// output is dropped and the results are marked as truncated.
 const ALL_OUTPUT_BYTES: usize = 128 * 1024 * 1024;
 
+/// Limit on retained ended processes. Beyond it the process that ended first is removed. Later
+/// requests for it report that it does not exist.
+const MAX_ENDED: usize = 128;
+/// Limit on the output of all retained ended processes together, in bytes. Beyond it the process
+/// that ended first loses all its output. Its exit is retained, and a watcher gets a gap.
+const MAX_ENDED_BYTES: u64 = 32 * 1024 * 1024;
+
+/// Time for which an ended process is retained.
+const RETENTION: Duration = Duration::from_secs(10 * 60);
+/// Interval at which a group under termination is checked for members. No event reports the exit of
+/// the last member.
+const GROUP_POLL_INTERVAL: Duration = Duration::from_millis(50);
+
 /// All processes of the workspace. Clones share one state.
 #[derive(Debug, Clone)]
 pub struct ProcessRegistry {
@@ -169,9 +182,10 @@ impl ProcessRegistry {
         self.shared.table().running()
     }
 
-    /// Ends all processes when the workspace falls asleep or the agent shuts down. Their exits carry
-    /// `cause`. Later starts fail. Every group gets HUP and TERM at once and KILL after `grace`;
-    /// watchers do not delay that. Returns once all groups are empty, or 1 s after the KILL.
+    /// Ends all processes when the workspace falls asleep or the agent shuts down. Their exits
+    /// carry `cause`. Later starts fail. Every group gets HUP and TERM at once and KILL after
+    /// `grace`; watchers do not delay that. Returns once all groups are empty, or 1 s after the
+    /// KILL.
     pub async fn end_all(&self, grace: Duration, cause: SleepCause) {
         let mut left = {
             let mut table = self.shared.table();
@@ -226,13 +240,6 @@ impl Drop for RegistryShared {
         self.cancel.cancel();
     }
 }
-
-/// Limit on retained ended processes. Beyond it the process that ended first is removed. Later
-/// requests for it report that it does not exist.
-const MAX_ENDED: usize = 128;
-/// Limit on the output of all retained ended processes together, in bytes. Beyond it the process
-/// that ended first loses all its output. Its exit is retained, and a watcher gets a gap.
-const MAX_ENDED_BYTES: u64 = 32 * 1024 * 1024;
 
 #[derive(Debug, Default)]
 struct ProcessTable {
@@ -383,12 +390,6 @@ async fn run_guarded(process: &Process, task: ProcessTask) -> Termination {
         }
     }
 }
-
-/// Time for which an ended process is retained.
-const RETENTION: Duration = Duration::from_secs(10 * 60);
-/// Interval at which a group under termination is checked for members. No event reports the exit of
-/// the last member.
-const GROUP_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 struct RetainedProcess {
     process: Arc<Process>,

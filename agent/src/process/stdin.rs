@@ -1,4 +1,5 @@
-//! Writes of clients to stdin. A queue, which is pure, passes them to the pipe exactly once and in order.
+//! Writes of clients to stdin. A queue, which is pure, passes them to the pipe exactly once and in
+//! order.
 
 use std::collections::VecDeque;
 

@@ -31,8 +31,9 @@ const QUIET: Duration = Duration::from_millis(250);
 /// unprivileged process can create, so this covers all output of the command. Later output comes
 /// from a process that left the group, and is dropped.
 const FINAL_READ_BYTES: usize = 1024 * 1024;
-/// Delay between two counts of the bytes in stdin's pipe while a client waits until they are read. No
-/// event reports that a pipe is read. The delay doubles up to the maximum until new bytes arrive.
+/// Delay between two counts of the bytes in stdin's pipe while a client waits until they are read.
+/// No event reports that a pipe is read. The delay doubles up to the maximum until new bytes
+/// arrive.
 const MIN_COUNT_DELAY: Duration = Duration::from_millis(1);
 const MAX_COUNT_DELAY: Duration = Duration::from_millis(50);
 
@@ -43,8 +44,8 @@ pub(super) struct ProcessTask {
     stdout: Option<Receiver>,
     stderr: Option<Receiver>,
     termination: Termination,
-    /// Stdin's pipe, opened for reading once a client has ended stdin and the write end is closed. It
-    /// preserves and counts what the process has not read.
+    /// Stdin's pipe, opened for reading once a client has ended stdin and the write end is closed.
+    /// It preserves and counts what the process has not read.
     ended_stdin: Option<OwnedFd>,
     /// Time of the next count of the bytes in stdin's pipe, if a client waits for it.
     count_at: Instant,

@@ -1,12 +1,13 @@
-//! Calls of clients that are under way: whether each of them waits for its client, and how they end when
-//! the agent shuts down.
+//! Calls of clients that are under way: whether each of them waits for its client, and how they end
+//! when the agent shuts down.
 //!
-//! The bodies of request and response show whether a call waits. If a request body is polled and has no
-//! data, the call waits for the client. A response body whose frame is not followed by another poll waits
-//! until the client has taken enough of the response: HTTP/2 polls only while the stream has window.
+//! The bodies of request and response show whether a call waits. If a request body is polled and
+//! has no data, the call waits for the client. A response body whose frame is not followed by
+//! another poll waits until the client has taken enough of the response: HTTP/2 polls only while
+//! the stream has window.
 //!
-//! When the agent shuts down, open response streams end with a status. A call that its client waits for
-//! learns that the workspace fell asleep, and why.
+//! When the agent shuts down, open response streams end with a status. A call that its client waits
+//! for learns that the workspace fell asleep, and why.
 
 use std::{
     pin::Pin,
@@ -151,8 +152,8 @@ impl HttpBody for ShutdownBody {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let Some(closing) = &mut self.closing else { return Poll::Ready(None) };
         let closed = closing.as_mut().poll(context).is_ready();
-        // Frames that are ready are still sent, such as an exit or the last output. A transfer could
-        // go on for longer than the shutdown waits, so it ends here.
+        // Frames that are ready are still sent, such as an exit or the last output. A transfer
+        // could go on for longer than the shutdown waits, so it ends here.
         let is_transfer = matches!(self.kind, Some(CallKind::Archive | CallKind::Files));
         if !(closed && is_transfer)
             && let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context)

@@ -1,6 +1,6 @@
-//! The jobs of creating an archive, and both sides of their queue. The dispatcher walks the tree, gives
-//! jobs to the workers, and passes the order of the results to the writer. Workers read and deflate
-//! small files, and deflate the blocks of large files.
+//! The jobs of creating an archive, and both sides of their queue. The dispatcher walks the tree,
+//! gives jobs to the workers, and passes the order of the results to the writer. Workers read and
+//! deflate small files, and deflate the blocks of large files.
 
 use std::{
     collections::HashMap,

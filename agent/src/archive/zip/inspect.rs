@@ -61,7 +61,8 @@ enum NameKind {
 }
 
 impl ZipReader {
-    /// Checks all entries of the zip, but not their content. Returns the uncompressed bytes of content.
+    /// Checks all entries of the zip, but not their content. Returns the uncompressed bytes of
+    /// content.
     pub(in crate::archive) fn inspect(&self) -> Result<u64, ArchiveError> {
         let mut bytes = 0_u64;
         let mut names: Vec<(NameHash, NameKind)> = Vec::with_capacity(self.len());
@@ -99,7 +100,8 @@ impl ZipReader {
         self.decode(&safe.record, decoder, take)
     }
 
-    /// Decodes an entry and discards the content, so that damage is found before anything is written.
+    /// Decodes an entry and discards the content, so that damage is found before anything is
+    /// written.
     pub(in crate::archive) fn verify_content(
         &self,
         safe: &CheckedEntry,
@@ -129,7 +131,8 @@ impl ZipReader {
         Ok(target)
     }
 
-    /// Reads the path of the file that a hard link is a further name of, relative to the destination.
+    /// Reads the path of the file that a hard link is a further name of, relative to the
+    /// destination.
     pub(in crate::archive) fn hard_link_target(
         &self,
         safe: &CheckedEntry,

@@ -1,5 +1,5 @@
-//! Reads the structure and the content of a zip on disk, which may be malicious. Checks only what is
-//! needed to continue reading, and the size and checksum of content; `inspect` checks the rest.
+//! Reads the structure and the content of a zip on disk, which may be malicious. Checks only what
+//! is needed to continue reading, and the size and checksum of content; `inspect` checks the rest.
 
 use std::{
     fs::File,
@@ -18,6 +18,9 @@ use crate::archive::{ArchiveError, MAX_ENTRIES, spool_error};
 
 /// Maximum bytes of the comment at the end of a zip.
 const MAX_COMMENT: usize = 65_535;
+
+/// Bytes read and passed on at once.
+const PIECE_BYTES: usize = 128 * 1024;
 
 /// A zip with the offsets of its entries.
 #[derive(Debug)]
@@ -252,9 +255,6 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
-
-/// Bytes read and passed on at once.
-const PIECE_BYTES: usize = 128 * 1024;
 
 /// Decoder with its buffers, owned by one thread.
 #[derive(Debug)]

@@ -143,8 +143,8 @@ impl<'a> ZipWriter<'a> {
         Ok(())
     }
 
-    /// Adds an entry to the manifest. Counts a skipped entry, and lists the first [`MAX_SKIPPED`] in
-    /// the summary.
+    /// Adds an entry to the manifest. Counts a skipped entry, and lists the first [`MAX_SKIPPED`]
+    /// in the summary.
     pub(in crate::archive) fn add_entry(
         &mut self,
         entry: Result<ArchivedEntry, UnarchivedEntry>,
