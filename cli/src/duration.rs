@@ -77,11 +77,6 @@ pub fn to_wire(duration: Duration) -> prost_types::Duration {
     }
 }
 
-/// Converts a duration to seconds. `None` if it is absent or negative.
-pub fn seconds(duration: Option<prost_types::Duration>) -> Option<f64> {
-    from_wire(duration).map(|d| d.as_secs_f64())
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

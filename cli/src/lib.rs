@@ -3,8 +3,8 @@
 //!
 //! [`command`] has one module per family of subcommands. They share the connection to the control
 //! plane ([`target`], [`client`]), retries and waiting ([`backoff`], [`workspace_watcher`],
-//! [`state_waiter`], [`spinner`], [`signal`]), texts and JSON ([`output`], [`workspace_text`],
-//! [`workspace_json`], [`duration`]), files and streams ([`stdio`], [`local_file`]) and failures
+//! [`state_waiter`], [`spinner`], [`signal`]), texts ([`output`], [`workspace_text`],
+//! [`duration`]), files and streams ([`stdio`], [`local_file`]) and failures
 //! ([`failure`]).
 
 pub mod backoff;
@@ -21,6 +21,5 @@ pub mod spinner;
 pub mod state_waiter;
 pub mod stdio;
 pub mod target;
-pub mod workspace_json;
 pub mod workspace_text;
 pub mod workspace_watcher;

@@ -151,7 +151,7 @@ async fn lease_keeps_workspace_awake_and_explain_shows_it() {
     let ada = podling.workspace("ada").await;
     cli.run(&["keep-awake", "ada", "30m", "--lease", "backup", "--reason", "nightly"]).await.ok();
     let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
-    let leases = explained["activity"]["leases"].as_array().expect("leases").clone();
+    let leases = explained["workspace"]["activity"]["leases"].as_array().expect("leases").clone();
     assert_eq!(leases.len(), 1);
     assert_eq!((&leases[0]["name"], &leases[0]["reason"]), (&"backup".into(), &"nightly".into()));
     let printed = cli.run(&["explain", "ada"]).await.ok().out();
@@ -164,7 +164,7 @@ async fn lease_keeps_workspace_awake_and_explain_shows_it() {
         cli.command(&["keep-awake", "ada", "--", "sh", "-c", &watch]).spawn().expect("program starts");
     let count = async || {
         let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
-        explained["activity"]["leases"].as_array().map_or(0, Vec::len)
+        explained["workspace"]["activity"]["leases"].as_array().map_or(0, Vec::len)
     };
     wait_for("the lease exists", async || (count().await == 1).then_some(())).await;
     std::fs::write(podling.dir().join("seen"), "").expect("a file");

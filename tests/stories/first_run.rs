@@ -24,7 +24,7 @@ async fn new_user_creates_workspace_and_runs_command() {
     assert!(cli.run(&["ls"]).await.ok().out().contains("ada"));
     wait_for("explain shows the activity", async || {
         let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
-        (explained["activity_level"] == "active").then_some(())
+        (explained["workspace"]["activity"]["level"] == "active").then_some(())
     })
     .await;
     assert!(cli.run(&["explain", "ada"]).await.ok().out().contains("active"));

@@ -101,7 +101,7 @@ async fn failing_command_of_a_template_is_shown() {
     }
     let reason = async |name: &str| {
         let explained = cli.run(&["explain", name, "--json"]).await.ok().json();
-        explained["reason"].as_str().map(str::to_owned)
+        explained["workspace"]["reason"]["code"].as_str().map(str::to_owned)
     };
     for name in ["missing", "ends"] {
         wait_for("the reason names the failure", async || {

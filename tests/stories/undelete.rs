@@ -47,7 +47,7 @@ async fn blocked_deletion_is_taken_back_repaired_and_repeated() {
 
     wait_for("the archive fails", async || {
         let explained = explained(&podling).await;
-        (explained["reason"] == "archive-failed").then_some(())
+        (explained["workspace"]["reason"]["code"] == "archive-failed").then_some(())
     })
     .await;
     // No request is held for a workspace that no request can wake.

@@ -7,8 +7,8 @@ use clap::Args;
 use podling_proto::{
     control::v1::{ListWorkspaceArchivesRequest, RestoreArchiveRequest, State, Workspace, WorkspaceArchive},
     error::{self, Reason, WireError},
+    json::to_json,
 };
-use serde::Serialize;
 use tonic::Status;
 
 use crate::{
@@ -19,7 +19,6 @@ use crate::{
     notice,
     output::{self, Tone},
     state_waiter::{self, TargetState},
-    workspace_json::WorkspaceJson,
     workspace_text::describe,
 };
 
@@ -45,7 +44,7 @@ impl ArchivesArgs {
             None => list(&client, String::new(), self.all_owners).await?,
         };
         if context.json() {
-            output::json(&archives.iter().map(ArchiveJson::from).collect::<Vec<_>>())?;
+            output::json(&archives.iter().map(to_json).collect::<Vec<_>>())?;
         } else if archives.is_empty() {
             let message =
                 "There are no archives. A workspace is archived after a long sleep, and before it is deleted";
@@ -95,7 +94,7 @@ impl RestoreArgs {
             workspace = state_waiter::wait_for(&client, workspace, TargetState::Awake).await?;
         }
         if context.json() {
-            output::json(&WorkspaceJson::from(&workspace))?;
+            output::json(&to_json(&workspace))?;
         } else if workspace.state() == State::Awake {
             output::line(&format!(
                 "{} is restored and awake, after {}",
@@ -144,55 +143,6 @@ fn name_taken(archive: &str, other: Workspace) -> CommandFailure {
         other.name
     );
     Status::from(WireError::new(Reason::NameTaken, message).with("id", &other.id)).into()
-}
-
-/// One archive in the backup store, as `--json` prints it.
-#[derive(Debug, Serialize)]
-pub struct ArchiveJson {
-    /// Unique key in the backup store, for example `workspace-abcdefghijkl-20260102-030405`.
-    pub key: String,
-    pub workspace_id: String,
-    pub workspace_name: String,
-    pub owner: String,
-    pub template: String,
-    /// Time of creation, RFC 3339.
-    pub created: Option<String>,
-    /// Time of removal, RFC 3339. Retention counts observed time, so downtime of the control plane
-    /// postpones it.
-    pub expires: Option<String>,
-    /// Number of files, directories, links and FIFOs.
-    pub entries: u64,
-    /// Number of sockets and devices that were left out, because a zip cannot hold them.
-    pub left_out: u64,
-    /// Uncompressed size of all files, in bytes.
-    pub bytes: u64,
-    /// Size of the zip, in bytes.
-    pub archive_bytes: u64,
-    /// True if the workspace has no storage and this is its newest archive, so that its files exist
-    /// only in this archive.
-    pub only_copy: bool,
-    /// True if the workspace was deleted.
-    pub deleted: bool,
-}
-
-impl From<&WorkspaceArchive> for ArchiveJson {
-    fn from(archive: &WorkspaceArchive) -> Self {
-        Self {
-            key: archive.key.clone(),
-            workspace_id: archive.workspace_id.clone(),
-            workspace_name: archive.workspace_name.clone(),
-            owner: archive.owner.clone(),
-            template: archive.template.clone(),
-            created: archive.created.as_ref().map(ToString::to_string),
-            expires: archive.expires.as_ref().map(ToString::to_string),
-            entries: archive.entries,
-            left_out: archive.left_out,
-            bytes: archive.bytes,
-            archive_bytes: archive.archive_bytes,
-            only_copy: archive.only_copy,
-            deleted: archive.deleted,
-        }
-    }
 }
 
 /// Lists the archives of a workspace, newest first. `workspace` is its name or id. Returns an empty

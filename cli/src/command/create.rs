@@ -3,7 +3,10 @@
 use std::time::Instant;
 
 use clap::Args;
-use podling_proto::control::v1::{CreateWorkspaceRequest, Resources, Workspace};
+use podling_proto::{
+    control::v1::{CreateWorkspaceRequest, Resources, Workspace},
+    json::to_json,
+};
 
 use super::{
     run::environment,
@@ -16,7 +19,6 @@ use crate::{
     failure::CommandFailure,
     output,
     state_waiter::{self, TargetState},
-    workspace_json::WorkspaceJson,
     workspace_text::state_clause,
 };
 
@@ -76,7 +78,7 @@ impl CreateArgs {
             workspace
         };
         if context.json() {
-            output::json(&WorkspaceJson::from(&workspace))?;
+            output::json(&to_json(&workspace))?;
         } else {
             let made = if created { "" } else { " (existed already)" };
             let took = duration::show(started_at.elapsed());

@@ -10,23 +10,23 @@ use clap::Args;
 use podling_proto::{
     agent::v1::{ActivityState, CommandFailure as ProgramFailure, GetActivityRequest},
     control::v1::{
-        AgentConnection, ExplainWorkspaceRequest, ExplainWorkspaceResponse, LogEntry, State,
-        StateReasonCode as Code, Workspace, WorkspaceArchive,
+        AgentConnection, ExplainWorkspaceRequest, ExplainWorkspaceResponse, State, StateReasonCode as Code,
+        Workspace, WorkspaceArchive,
     },
+    json::to_json,
     text,
 };
-use serde::Serialize;
+use serde_json::Value;
 use tokio::time::timeout;
 
 use self::sections::{activity_section, coloured, log_section, outlook_section, storage_section};
-use super::archives::{self, ArchiveJson};
+use super::archives;
 use crate::{
     backoff::retry_call,
     client::{Client, Context},
     duration::since,
     failure::{self, CommandFailure},
     output::{self, Tone, paint, plain},
-    workspace_json::{ActivityJson, WorkspaceJson, reason_word},
     workspace_text::{
         describe_progress, describe_resources, queue_position, state as state_word, state_clause,
     },
@@ -47,21 +47,6 @@ pub struct ExplainArgs {
     name: String,
 }
 
-#[derive(Debug, Serialize)]
-struct ExplanationJson {
-    #[serde(flatten)]
-    workspace: WorkspaceJson,
-    /// True if the agent itself reported `activity` just now, false if it is from the last
-    /// heartbeat.
-    fresh: bool,
-    activity: Option<ActivityJson>,
-    /// Codes of what a user can do to change the next step: `use`, `keep-awake`, `wake`, …
-    remedies: Vec<String>,
-    archives: Vec<ArchiveJson>,
-    /// Latest decisions, oldest first.
-    log: Vec<LogEntryJson>,
-}
-
 impl ExplainArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
@@ -73,7 +58,7 @@ impl ExplainArgs {
             known.fresh = true;
         }
         if context.json() {
-            output::json(&ExplanationJson::new(&known))?;
+            output::json(&json(&known))?;
         } else {
             output::print(&render(&known, SystemTime::now()))?;
         }
@@ -96,51 +81,13 @@ impl ExplainArgs {
     }
 }
 
-impl ExplanationJson {
-    fn new(known: &ExplainData) -> Self {
-        let workspace = known.answer.workspace.clone().unwrap_or_default();
-        let activity = workspace.activity.as_ref().map(ActivityJson::from);
-        let mut view = WorkspaceJson::from(&workspace);
-        if known.fresh {
-            view.activity_level = activity.as_ref().map(|activity| activity.level);
-        }
-        Self {
-            workspace: view,
-            fresh: known.fresh,
-            activity,
-            remedies: known
-                .answer
-                .remedies()
-                .map(|remedy| text::word(remedy.as_str_name(), "REMEDY_"))
-                .collect(),
-            archives: known.archives.iter().map(ArchiveJson::from).collect(),
-            log: known.answer.log.iter().map(LogEntryJson::from).collect(),
-        }
-    }
-}
-
-/// One decision, as `podling explain --json` prints it.
-#[derive(Debug, Serialize)]
-struct LogEntryJson {
-    /// Time of the decision, RFC 3339.
-    pub at: Option<String>,
-    /// State of the workspace from then on.
-    pub state: &'static str,
-    /// Code of the reason: `agent-connected`, `idle`, …
-    pub reason: String,
-    /// The reason in English, with its details.
-    pub message: String,
-}
-
-impl From<&LogEntry> for LogEntryJson {
-    fn from(entry: &LogEntry) -> Self {
-        Self {
-            at: entry.at.as_ref().map(ToString::to_string),
-            state: state_word(entry.state()),
-            reason: entry.reason.as_ref().map(reason_word).unwrap_or_default(),
-            message: entry.reason.as_ref().map(text::state_reason).unwrap_or_default(),
-        }
-    }
+/// Returns the JSON of the explanation. `fresh` says that the agent itself reported the activity just
+/// now; otherwise it is from the last heartbeat.
+fn json(known: &ExplainData) -> Value {
+    let mut json = to_json(&known.answer);
+    json["fresh"] = known.fresh.into();
+    json["archives"] = known.archives.iter().map(to_json).collect();
+    json
 }
 
 async fn explain_workspace(
@@ -296,7 +243,9 @@ fn state_and_reason(workspace: &Workspace, now: SystemTime) -> String {
 mod tests {
     use podling_proto::{
         agent::v1::{ActivityLevel, Evidence, Lease, Signal, SleepCause, SleepWarning, Usage},
-        control::v1::{DeclineReason, NextStep, Operation, Remedy, Resources, StateReason, next_step::Step},
+        control::v1::{
+            DeclineReason, LogEntry, NextStep, Operation, Remedy, Resources, StateReason, next_step::Step,
+        },
     };
 
     use super::*;

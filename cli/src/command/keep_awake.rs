@@ -10,10 +10,10 @@ use std::{
 use clap::Args;
 use podling_proto::{
     agent::v1::{KeepAwakeRequest, Lease},
+    json::to_json,
     token,
 };
 use rustix::process::{Pid, Signal, kill_process};
-use serde::Serialize;
 use tokio::{
     process::{Child, Command},
     time::{MissedTickBehavior, interval, timeout},
@@ -75,13 +75,6 @@ pub struct KeepAwakeArgs {
     command: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct LeaseStatusJson {
-    lease: String,
-    reason: String,
-    remaining_seconds: f64,
-}
-
 /// A lease in a workspace.
 struct HeldLease {
     workspace_client: WorkspaceClient,
@@ -103,12 +96,8 @@ impl KeepAwakeArgs {
         let lease = lease_holder.extend(duration_requested).await?;
         let remaining = lease.and_then(|lease| duration::from_wire(lease.remaining)).unwrap_or_default();
         if context.json() {
-            let remaining_seconds = remaining.as_secs_f64();
-            output::json(&LeaseStatusJson {
-                lease: lease_holder.name,
-                reason: lease_holder.reason,
-                remaining_seconds,
-            })?;
+            let HeldLease { name, reason, .. } = lease_holder;
+            output::json(&to_json(&Lease { name, reason, remaining: Some(duration::to_wire(remaining)) }))?;
         } else if self.release {
             output::line(&format!("released lease {:?} of {}", lease_holder.name, self.name))?;
         } else {

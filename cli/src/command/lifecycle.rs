@@ -13,11 +13,13 @@ use podling_proto::{
         WakeWorkspaceRequest, Workspace, WorkspaceArchive,
     },
     error::{self, Reason, WireError},
+    json::to_json,
 };
 use serde::Serialize;
+use serde_json::Value;
 use tonic::Status;
 
-use super::archives::{self, ArchiveJson, expires};
+use super::archives::{self, expires};
 use crate::{
     backoff::retry_call,
     client::{Client, Context},
@@ -26,7 +28,6 @@ use crate::{
     notice,
     output::{self, plain},
     state_waiter::{self, TargetState},
-    workspace_json::WorkspaceJson,
     workspace_text::{describe, state_clause},
 };
 
@@ -184,7 +185,7 @@ async fn for_each(
         changed.push(workspace);
     }
     if context.json() {
-        output::json(&changed.iter().map(WorkspaceJson::from).collect::<Vec<_>>())?;
+        output::json(&changed.iter().map(to_json).collect::<Vec<_>>())?;
     }
     failures.finish()
 }
@@ -221,7 +222,7 @@ struct RemovedJson {
     name: String,
     id: String,
     /// Newest archive of the deleted workspace. Null if it has none, or with `--no-wait`.
-    archive: Option<ArchiveJson>,
+    archive: Option<Value>,
 }
 
 impl RmArgs {
@@ -254,7 +255,7 @@ impl RmArgs {
             if !context.json() {
                 output::line(&self.result_line(&name, newest.as_ref()))?;
             }
-            removed.push(RemovedJson { name, id, archive: newest.as_ref().map(ArchiveJson::from) });
+            removed.push(RemovedJson { name, id, archive: newest.as_ref().map(to_json) });
         }
         if context.json() {
             output::json(&removed)?;

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use clap::Args;
 use podling_proto::{
     control::v1::{AgentConnection, ListWorkspacesRequest, State, StateReason, StateReasonCode, Workspace},
+    json::to_json,
     text,
 };
 
@@ -15,7 +16,6 @@ use crate::{
     failure::CommandFailure,
     notice,
     output::{self, Tone},
-    workspace_json::WorkspaceJson,
     workspace_text::{activity_word, idle_time, next_step, state, state_tone},
 };
 
@@ -34,7 +34,7 @@ impl LsArgs {
         let answer = retry_call(async || client.workspaces().list(request).await);
         let workspaces = answer.await?.workspaces;
         if context.json() {
-            output::json(&workspaces.iter().map(WorkspaceJson::from).collect::<Vec<_>>())?;
+            output::json(&workspaces.iter().map(to_json).collect::<Vec<_>>())?;
         } else if workspaces.is_empty() {
             notice!("{}", none_of(others(&client, self.all_owners).await));
         } else {

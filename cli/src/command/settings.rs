@@ -5,8 +5,12 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use podling_control::quantity;
-use podling_proto::control::v1::{Policy, ResizeWorkspaceRequest, Resources, SetPolicyRequest, Workspace};
+use podling_proto::{
+    control::v1::{Policy, ResizeWorkspaceRequest, Resources, SetPolicyRequest, Workspace},
+    json::to_json,
+};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::{
     backoff::retry_call,
@@ -14,7 +18,6 @@ use crate::{
     duration::{self, from_wire, show, to_wire},
     failure::CommandFailure,
     output::{self, Tone, paint},
-    workspace_json::{PolicyJson, WorkspaceJson},
     workspace_text::describe_resources,
 };
 
@@ -51,7 +54,7 @@ enum PolicyCommand {
 struct WorkspacePolicyJson<'a> {
     name: &'a str,
     id: &'a str,
-    policy: PolicyJson,
+    policy: Value,
 }
 
 impl PolicyArgs {
@@ -67,7 +70,7 @@ impl PolicyArgs {
         let policy = workspace.policy.unwrap_or_default();
         if context.json() {
             let Workspace { name, id, .. } = &workspace;
-            output::json(&WorkspacePolicyJson { name, id, policy: PolicyJson::from(&policy) })?;
+            output::json(&WorkspacePolicyJson { name, id, policy: to_json(&policy) })?;
         } else {
             output::print(&render(&policy))?;
         }
@@ -199,7 +202,7 @@ impl ResizeArgs {
         let answer = retry_call(async || client.workspaces().resize(request.clone()).await);
         let workspace = answer.await?.workspace.ok_or_else(CommandFailure::no_workspace)?;
         if context.json() {
-            output::json(&WorkspaceJson::from(&workspace))?;
+            output::json(&to_json(&workspace))?;
         } else {
             output::line(&format!("{} {}", workspace.name, describe_resources(&workspace)))?;
         }

@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Subcommand};
 use podling_proto::{
     control::v1::{CreateTokenRequest, DescribeTokenRequest, TokenInfo},
+    json::to_json,
     v1::Verb,
     verb,
 };
-use serde::Serialize;
 
 use crate::{
     backoff::retry_call,
@@ -59,17 +59,6 @@ struct TokenCreateArgs {
     for_agent: bool,
 }
 
-#[derive(Debug, Serialize)]
-struct TokenJson {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    token: Option<String>,
-    owner: String,
-    verbs: Vec<String>,
-    workspaces: Vec<String>,
-    expires: Option<String>,
-    for_agent: bool,
-}
-
 impl TokenArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
@@ -85,7 +74,9 @@ impl TokenArgs {
         };
         let info = info.unwrap_or_default();
         if context.json() {
-            output::json(&TokenJson::new(token, &info))?;
+            let mut json = to_json(&info);
+            token.into_iter().for_each(|token| json["token"] = token.into());
+            output::json(&json)?;
         } else if let Some(token) = token {
             output::print_exactly(&format!("{token}\n"))?;
             eprint!("{}", render(&info, SystemTime::now()));
@@ -104,19 +95,6 @@ impl TokenCreateArgs {
             ttl: self.ttl.map(duration::to_wire),
             owner: self.owner,
             for_agent: self.for_agent,
-        }
-    }
-}
-
-impl TokenJson {
-    fn new(token: Option<String>, info: &TokenInfo) -> Self {
-        Self {
-            token,
-            owner: info.owner.clone(),
-            verbs: info.verbs.clone(),
-            workspaces: info.workspaces.clone(),
-            expires: info.expires.as_ref().map(ToString::to_string),
-            for_agent: info.for_agent,
         }
     }
 }

@@ -24,7 +24,7 @@ async fn archive_and_restore_show_progress_on_terminals() {
     })
     .await;
     let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
-    assert!(explained["progress"]["bytes"].is_number(), "{explained}");
+    assert!(explained["workspace"]["progress"]["bytes"].is_number(), "{explained}");
     drop(suspended);
     assert_eq!(window.wait_exit().await, Some(0), "{}", window.output());
     assert!(window.output().contains("ada was deleted"), "{}", window.output());

@@ -14,7 +14,7 @@ async fn attached_user_sees_sleep_and_only_a_key_wakes_workspace() {
     window.wait_for_text("hello").await;
     wait_for("the control plane reports the activity", async || {
         let listed = cli.run(&["ls", "--json"]).await.ok().json();
-        (listed[0]["activity_level"] == "active").then_some(())
+        (listed[0]["activity"]["level"] == "active").then_some(())
     })
     .await;
 
@@ -30,7 +30,7 @@ async fn attached_user_sees_sleep_and_only_a_key_wakes_workspace() {
 
     // Read-only commands do not wake the workspace.
     let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
-    assert_eq!(explained["state"], "asleep");
+    assert_eq!(explained["workspace"]["state"], "asleep");
     assert!(
         cli.run(&["explain", "ada"]).await.ok().out().contains("is archived, and its storage is removed")
     );
@@ -41,7 +41,7 @@ async fn attached_user_sees_sleep_and_only_a_key_wakes_workspace() {
     window.type_text("x");
     wait_for("the key wakes the workspace", async || {
         let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
-        (explained["state"] == "awake").then_some(())
+        (explained["workspace"]["state"] == "awake").then_some(())
     })
     .await;
 }
@@ -53,16 +53,13 @@ async fn detaching_leaves_workspace_asleep_until_wake() {
     cli.run(&["create", "ada", "--keep-archives", "2d"]).await.ok();
     cli.run(&["policy", "set", "ada", "--max-awake", "3h"]).await.ok();
     let policy = cli.run(&["policy", "show", "ada", "--json"]).await.ok().json();
-    assert_eq!(policy["policy"]["max_awake_seconds"], 10_800.0);
-    assert_eq!(
-        policy["policy"]["keep_archives_seconds"], 172_800.0,
-        "fields that are not given stay unchanged"
-    );
+    assert_eq!(policy["policy"]["max_awake"], 10_800);
+    assert_eq!(policy["policy"]["keep_archives"], 172_800, "fields that are not given stay unchanged");
 
     cli.run(&["policy", "set", "ada", "--max-awake", "none"]).await.ok();
     let policy = cli.run(&["policy", "show", "ada", "--json"]).await.ok().json();
-    assert!(policy["policy"]["max_awake_seconds"].is_null(), "max_awake is unset again: {policy}");
-    assert_eq!(policy["policy"]["keep_archives_seconds"], 172_800.0);
+    assert!(policy["policy"]["max_awake"].is_null(), "max_awake is unset again: {policy}");
+    assert_eq!(policy["policy"]["keep_archives"], 172_800);
 
     let mut window = TerminalWindow::open(&cli.command(&["attach", "ada"]));
     window.wait_for_prompt().await;
