@@ -44,7 +44,7 @@ pub(crate) async fn sleep_until(at: Option<Instant>) {
 #[derive(Debug)]
 pub(crate) struct SocketPath {
     short: PathBuf,
-    /// Keeps `short` valid.
+    /// Open descriptor through which `short` leads.
     _directory: File,
 }
 

@@ -132,7 +132,9 @@ impl<'a> ControlSession<'a> {
                 () = sleep_until(self.heartbeats.unacknowledged_since().map(|since| since + timeout)) => {
                     return Err(DisconnectError::Silent(timeout));
                 }
-                () = sleep_until((!answered).then_some(hello_deadline)) => return Err(DisconnectError::NoAnswer),
+                () = sleep_until((!answered).then_some(hello_deadline)) => {
+                    return Err(DisconnectError::NoAnswer);
+                }
                 Ok(()) = revisions.changed() => {
                     let urgent = revisions.borrow_and_update().urgent;
                     self.heartbeats.activity_changed(urgent, Instant::now());

@@ -208,7 +208,8 @@ fn enum_schema(of: &EnumDescriptor) -> Json {
     }
     let field = of.name().to_lowercase();
     let english = json!({ "type": "string", "description": ENGLISH });
-    json!({ "type": "object", "properties": { &field: word, MESSAGE: english }, "required": [field, MESSAGE] })
+    let properties = json!({ &field: word, MESSAGE: english });
+    json!({ "type": "object", "properties": properties, "required": [field, MESSAGE] })
 }
 
 /// Returns the name of a message's schema. A nested message has the name of its parent before its
