@@ -77,3 +77,19 @@ async fn detaching_leaves_workspace_asleep_until_wake() {
     let listed = cli.run(&["ls", "--json"]).await.ok().json();
     assert_eq!(listed[0]["state"], "awake");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletion_ends_a_session_that_waits_for_a_key() {
+    let podling = Podling::up().await;
+    let cli = podling.cli();
+    for (name, flags) in [("ada", &[][..]), ("bob", &["--discard", "--yes"])] {
+        cli.run(&["create", name]).await.ok();
+        let mut window = TerminalWindow::open(&cli.command(&["attach", name]));
+        window.wait_for_prompt().await;
+        cli.run(&["sleep", name, "--force"]).await.ok();
+        window.wait_for_text("Press a key to wake it").await;
+        cli.run(&[&["rm", name], flags].concat()).await.ok();
+        assert_eq!(window.wait_exit().await, Some(5));
+        assert!(window.output().contains("deleted"), "{}", window.output());
+    }
+}

@@ -18,8 +18,9 @@ use crate::{
         keyboard::{ClassifiedInput, DetachKey, InputClass, KeyEvent},
         screen,
     },
-    failure::CommandFailure,
+    failure::{CommandFailure, NOT_FOUND},
     output::plain,
+    workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
 };
 
 /// Longest wait for the control plane to report the workspace's state. After that the end of the
@@ -69,6 +70,24 @@ fn look_up(client: &Client, id: &str) -> WorkspaceLookup {
     Box::pin(async move { timeout(LOOKUP_TIMEOUT, client.find(&id)).await.ok() })
 }
 
+/// Waits until the workspace is being deleted or was deleted, and looks it up then.
+fn look_up_deletion(client: &Client, id: &str) -> WorkspaceLookup {
+    let (client, id) = (client.clone(), id.to_owned());
+    Box::pin(async move {
+        let mut watcher = WorkspaceWatcher::new(client.clone(), id.clone());
+        loop {
+            match watcher.next().await {
+                Ok(WorkspaceChange::Current(workspace)) if is_deletion(&workspace) => {
+                    return Some(Ok(*workspace));
+                }
+                Ok(WorkspaceChange::Current(_) | WorkspaceChange::Disconnected) => {}
+                Ok(WorkspaceChange::Deleted) => return Some(client.find(&id).await),
+                Err(failure) => return Some(Err(failure)),
+            }
+        }
+    })
+}
+
 impl AttachSession {
     /// Looks up the workspace after the stream or the terminal ended, because the workspace may be
     /// asleep.
@@ -86,15 +105,26 @@ impl AttachSession {
         seen: Option<Result<Workspace, CommandFailure>>,
     ) -> Result<(), CommandFailure> {
         self.lookup = Box::pin(std::future::pending());
-        let SleepOverlay::Checking(exit) = std::mem::replace(&mut self.sleep_overlay, SleepOverlay::Awake)
-        else {
-            return Ok(());
+        // No key wakes such a workspace, so there is nothing to wait for.
+        if let Some(Ok(workspace)) = &seen
+            && is_deletion(workspace)
+        {
+            return Err(deletion_failure(workspace));
+        }
+        let exit = match std::mem::replace(&mut self.sleep_overlay, SleepOverlay::Awake) {
+            SleepOverlay::Checking(exit) => exit,
+            other => {
+                self.sleep_overlay = other;
+                return match seen {
+                    Some(Err(failure)) if failure.exit_code() == NOT_FOUND => {
+                        Err(CommandFailure::Unavailable(format!("{} was deleted", self.workspace.name)))
+                    }
+                    // The deletion is then noticed when a key wakes the workspace.
+                    _ => Ok(()),
+                };
+            }
         };
         match (seen, exit) {
-            // No key wakes it, so there is nothing to wait for.
-            (Some(Ok(workspace)), _) if workspace.deleting || workspace.deleted => {
-                return Err(deletion_failure(&workspace));
-            }
             (Some(Ok(workspace)), _) if sleeps(&workspace) => self.fall_asleep(&workspace),
             (_, Some(exit)) => self.leave(AttachEnd::Exited(exit)),
             (Some(Err(failure)), None) => return Err(failure),
@@ -109,6 +139,7 @@ impl AttachSession {
         self.resend_at = None;
         self.notices.stop();
         self.sleep_overlay = SleepOverlay::Asleep;
+        self.lookup = look_up_deletion(&self.client, &self.workspace.id);
         self.screen.message(&asleep_message(workspace, dropped, &self.key));
     }
 
@@ -119,6 +150,7 @@ impl AttachSession {
             (KeyAction::Wake, SleepOverlay::Waking(dropped)) => *dropped += piece.1.len(),
             (KeyAction::Wake, SleepOverlay::Asleep) => {
                 self.sleep_overlay = SleepOverlay::Waking(0);
+                self.lookup = Box::pin(std::future::pending());
                 self.notices.watch_wake(&self.client, &self.workspace.id);
                 // The old shell has ended, and the new stream begins with a screen snapshot.
                 self.screen.reset_position();
@@ -140,6 +172,11 @@ impl AttachSession {
         self.screen.message(&format!("{name} is awake again{typed}"));
         self.resize = screen::size();
     }
+}
+
+/// Returns whether the workspace is being deleted or was deleted.
+fn is_deletion(workspace: &Workspace) -> bool {
+    workspace.deleting || workspace.deleted
 }
 
 /// Returns whether the workspace is asleep or falling asleep, so that only a request wakes it.
