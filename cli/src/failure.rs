@@ -301,6 +301,9 @@ fn status_advice(status: &Status) -> Option<String> {
         Reason::WorkspaceNotFound if error::detail(status, "owner").is_some() => {
             "list the workspaces of all owners with: podling ls --all-owners"
         }
+        Reason::WorkspaceNotFound if error::detail(status, "archive").is_some() => {
+            "restore it with: podling restore NAME"
+        }
         Reason::WorkspaceNotFound => "list the workspaces with: podling ls",
         Reason::TerminalNotFound => "open a new one with: podling attach NAME --new",
         // Without an id, the name belongs to a resource that the caller cannot use.

@@ -78,9 +78,25 @@ impl Principal {
             (Err(_), None) => Err(not_found(text)),
         };
         found.map_err(|error| match error.reason() {
-            Reason::WorkspaceNotFound => self.namesakes(snapshot, owner, text).unwrap_or(error),
+            Reason::WorkspaceNotFound => {
+                let deleted = self.deleted(snapshot, owner, text);
+                deleted.or_else(|| self.namesakes(snapshot, owner, text)).unwrap_or(error)
+            }
             _ => error,
         })
+    }
+
+    /// Returns an error that says that the owner's workspace of this name was deleted, with the key
+    /// of its newest archive. `None` if no archive is left.
+    fn deleted(&self, snapshot: &Snapshot, owner: &Owner, text: &str) -> Option<WireError> {
+        let is_deleted = |view: &&Arc<WorkspaceView>| {
+            view.spec.owner == *owner && view.spec.name.as_str() == text && view.is_gone() && self.sees(view)
+        };
+        let deleted = snapshot.workspaces.values().filter(is_deleted);
+        let newest = deleted.flat_map(|view| &view.archives).max_by_key(|archive| archive.at)?;
+        let message = format!("workspace {text:?} was deleted, and only its archives are left");
+        let error = WireError::new(Reason::WorkspaceNotFound, message).with("id", text);
+        Some(error.with("archive", &newest.key.0))
     }
 
     /// Returns an error that names the owners of other workspaces of this name, with their ids.
@@ -111,13 +127,47 @@ fn not_found(text: &str) -> WireError {
 
 #[cfg(test)]
 mod tests {
-    use podling_core::workspace::Spec;
+    use std::time::Duration;
+
+    use podling_core::{
+        archive::{Archive, ArchiveKey},
+        time::Timestamp,
+        workspace::{DesiredState, Spec, State},
+    };
 
     use super::*;
     use crate::samples;
 
     fn principal(owner: &str, verbs: Verbs) -> Principal {
         Principal { owner: owner.parse().unwrap(), verbs, workspaces: None, expires: None }
+    }
+
+    #[test]
+    fn name_of_a_deleted_workspace_names_its_newest_archive() {
+        let spec = Spec { desired_state: DesiredState::Deleted, ..samples::spec(1, "demo") };
+        let owner = spec.owner.clone();
+        let archive = |key: &str, at| Archive {
+            key: ArchiveKey(key.into()),
+            generation: at,
+            at: Timestamp(at),
+            observed_time: Duration::ZERO,
+            entries: 0,
+            left_out: 0,
+            bytes: 0,
+            archive_bytes: 0,
+        };
+        let archives = vec![archive("new", 2), archive("old", 1)];
+        let view = WorkspaceView { state: State::Archived, archives, ..samples::view(spec.clone()) };
+        let snapshot =
+            Snapshot { workspaces: [(spec.id.clone(), Arc::new(view))].into(), ..Snapshot::default() };
+        let principal = principal(owner.as_str(), "read".parse().unwrap());
+        let error = principal.find_named(&snapshot, &owner, "demo").unwrap_err();
+        assert_eq!(
+            (error.reason(), error.metadata()["archive"].as_str()),
+            (Reason::WorkspaceNotFound, "new")
+        );
+        let unknown = principal.find_named(&snapshot, &owner, "demo2").unwrap_err();
+        assert!(!unknown.metadata().contains_key("archive"));
     }
 
     #[test]
