@@ -149,6 +149,11 @@ pub fn next_step(workspace: &Workspace, now: SystemTime) -> Option<String> {
 /// its subject: "has 1 core and 1.00 GiB".
 pub fn describe_resources(workspace: &Workspace) -> String {
     let requested = workspace.requested.unwrap_or_default();
+    if let Some(actual) = pending_resize(workspace) {
+        let why = workspace.waiting.as_ref().map(text::state_reason);
+        let why = why.map(|why| format!(": {}", plain(&why))).unwrap_or_default();
+        return format!("has {}, and not yet {}{why}", amount(&actual), amount(&requested));
+    }
     match &workspace.allocated {
         None if workspace.state() == State::Queued => {
             format!("waits until its owner's quota and the total capacity allow {}", amount(&requested))
@@ -161,6 +166,13 @@ pub fn describe_resources(workspace: &Workspace) -> String {
             format!("has {} and waits for {}{position}", amount(allocated), amount(&requested))
         }
     }
+}
+
+/// Returns the actual resources of an awake workspace whose resize is not done. `None` if it is done,
+/// or waits in the admission queue.
+pub fn pending_resize(workspace: &Workspace) -> Option<Resources> {
+    let is_admitted = workspace.state() == State::Awake && workspace.allocated == workspace.requested;
+    workspace.actual.filter(|actual| is_admitted && Some(*actual) != workspace.requested)
 }
 
 fn amount(resources: &Resources) -> String {
@@ -309,6 +321,12 @@ mod tests {
         assert_eq!(describe_resources(&workspace), "gets 1.5 cores and 1.00 GiB when it is awake");
         workspace.allocated = resources(1500);
         assert_eq!(describe_resources(&workspace), "has 1.5 cores and 1.00 GiB");
+        workspace.set_state(State::Awake);
+        workspace.actual = resources(1000);
+        assert_eq!(
+            describe_resources(&workspace),
+            "has 1 core and 1.00 GiB, and not yet 1.5 cores and 1.00 GiB"
+        );
         (workspace.allocated, workspace.queue_position) = (resources(1000), 2);
         assert_eq!(
             describe_resources(&workspace),

@@ -6,20 +6,27 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use podling_control::quantity;
 use podling_proto::{
-    control::v1::{Policy, ResizeWorkspaceRequest, Resources, SetPolicyRequest, Workspace},
+    control::v1::{
+        Policy, ResizeWorkspaceRequest, Resources, SetPolicyRequest, StateReason, WaitReason, Workspace,
+    },
     json::to_json,
 };
 use serde::Serialize;
 use serde_json::Value;
+use tokio::time::timeout;
 
 use crate::{
     backoff::retry_call,
-    client::Context,
+    client::{Client, Context},
     duration::{self, from_wire, show, to_wire},
     failure::CommandFailure,
     output::{self, Tone, paint},
-    workspace_text::describe_resources,
+    workspace_text::{describe_resources, pending_resize},
+    workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
 };
+
+/// Longest wait for a running agent to have its new resources. A resize that takes longer continues.
+const RESIZE_TIMEOUT: Duration = Duration::from_secs(30);
 
 const POLICY_EXAMPLES: &str = "\
 Examples:
@@ -201,13 +208,43 @@ impl ResizeArgs {
         let request = ResizeWorkspaceRequest { workspace: self.name, resources: Some(resources) };
         let answer = retry_call(async || client.workspaces().resize(request.clone()).await);
         let workspace = answer.await?.workspace.ok_or_else(CommandFailure::no_workspace)?;
+        let workspace = match pending_resize(&workspace) {
+            Some(_) => {
+                timeout(RESIZE_TIMEOUT, resized(&client, &workspace)).await.unwrap_or(Ok(workspace))?
+            }
+            None => workspace,
+        };
+        let described = format!("{} {}", workspace.name, describe_resources(&workspace));
         if context.json() {
             output::json(&to_json(&workspace))?;
-        } else {
-            output::line(&format!("{} {}", workspace.name, describe_resources(&workspace)))?;
+        } else if !is_failed(&workspace) {
+            output::line(&described)?;
         }
-        Ok(0)
+        match is_failed(&workspace) {
+            true => Err(CommandFailure::Other(described)),
+            false => Ok(0),
+        }
     }
+}
+
+/// Waits until the agent has the requested resources, or the control plane says why not yet.
+async fn resized(client: &Client, workspace: &Workspace) -> Result<Workspace, CommandFailure> {
+    let mut watcher = WorkspaceWatcher::new(client.clone(), workspace.id.clone());
+    loop {
+        match watcher.next().await? {
+            WorkspaceChange::Current(now) if pending_resize(&now).is_none() || now.waiting.is_some() => {
+                return Ok(*now);
+            }
+            WorkspaceChange::Current(_) | WorkspaceChange::Disconnected => {}
+            WorkspaceChange::Deleted => return client.find(&workspace.id).await,
+        }
+    }
+}
+
+/// Returns whether the resize of the workspace failed. It is retried.
+fn is_failed(workspace: &Workspace) -> bool {
+    let waits_for = workspace.waiting.as_ref().map(StateReason::wait);
+    pending_resize(workspace).is_some() && waits_for == Some(WaitReason::ActionFailed)
 }
 
 /// Parses the value of a flag `--cpu` into thousandths of a core.

@@ -112,6 +112,7 @@ fn workspace() -> Workspace {
             ..Progress::default()
         }),
         allocated: None,
+        actual: None,
         waiting: Some(StateReason {
             wait: WaitReason::QuotaExceeded.into(),
             ..reason(StateReasonCode::Waiting)

@@ -230,6 +230,7 @@ pub(in crate::api) fn workspace(view: &WorkspaceView) -> Workspace {
         queue_position: view.queue_position.map_or(0, |position| u32::try_from(position).unwrap_or(u32::MAX)),
         requested: Some(resources(view.spec.resources)),
         allocated: view.allocated.map(resources),
+        actual: view.actual.map(resources),
         waiting: view.waits.as_ref().map(reasons::waiting),
         deleted: view.is_gone(),
         deleting: view.spec.desired_state.is_gone() && !view.is_gone(),
