@@ -223,6 +223,7 @@ fn shutting_down() -> WireError {
     )
 }
 
+/// The requirements of a request, derived from its method, path and headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct AccessRequirement {
     verb: Verb,
