@@ -5,6 +5,7 @@
 
 mod data_dir;
 mod error;
+mod owned_objects;
 mod platform;
 mod secrets;
 mod standby;

@@ -50,6 +50,29 @@ async fn repeated_apply_changes_nothing() {
 }
 
 #[tokio::test]
+async fn objects_of_the_control_plane_are_restored() {
+    let (_control, deployed) = share_control_plane().await;
+    let space = deployed.namespace();
+    for name in ["configmap/podling-ca", "pdb/podling-control"] {
+        let content = || [".data", ".spec"].map(|part| space.field(name, part));
+        let (uid, before) = (space.field(name, ".metadata.uid"), content());
+        space.kubectl(&["label", name, "app.kubernetes.io/name-"]).expect_success();
+        wait_for(&format!("the label of {name}"), async || {
+            let labels = space.field(name, ".metadata.labels");
+            labels.contains("app.kubernetes.io/name").then_some(())
+        })
+        .await;
+        space.kubectl(&["delete", name]).expect_success();
+        wait_for(&format!("another {name}"), async || {
+            let found = space.kubectl(&["get", name, "--output=jsonpath={.metadata.uid}"]);
+            (found.ok && !found.out.is_empty() && found.out != uid).then_some(())
+        })
+        .await;
+        assert_eq!(content(), before, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn manifests_of_a_team_contain_nothing_that_teams_share() {
     let (_control, deployed) = share_control_plane().await;
     for directory in ["crds", "overlays/local", "overlays/bucket", "overlays/shared-volume"] {

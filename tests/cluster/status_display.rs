@@ -135,14 +135,6 @@ async fn workspace_that_cannot_start_says_why_and_is_deleted() {
         .await;
         assert_eq!(condition(&status(deployed, name), "StorageReady"), "False", "{name}");
     }
-    // A ConfigMap without which no pod starts is written again.
-    let before = space.field("configmap/podling-ca", ".metadata.uid");
-    space.kubectl(&["delete", "configmap", "podling-ca"]).expect_success();
-    wait_for("the ConfigMap with the CA", async || {
-        let found = space.kubectl(&["get", "configmap/podling-ca", "--output=jsonpath={.metadata.uid}"]);
-        found.ok.then(|| found.expect_success()).filter(|uid| *uid != before && !uid.is_empty()).map(drop)
-    })
-    .await;
     // Nothing was ever written, so there is nothing to archive.
     let names = ["ws/no-template", "ws/no-node", "ws/no-class"];
     space.kubectl(&[&["delete", "--timeout=60s"][..], &names].concat()).expect_success();

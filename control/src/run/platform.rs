@@ -4,19 +4,13 @@
 use std::{fs, net::SocketAddr, sync::Arc};
 
 use futures_util::future::join3;
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::{
-    Api, Client,
-    api::{Patch, PatchParams},
-};
+use kube::Client;
 use podling_proto::token;
-use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    AgentEndpoint, ControlPlaneError, Platform,
-    secrets::{self, SharedSecret, keep_ca},
+    AgentEndpoint, ControlPlaneError, Platform, owned_objects::OwnedObject, secrets::SharedSecret,
     standby::forward_until_elected,
 };
 use crate::{
@@ -25,11 +19,11 @@ use crate::{
         local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
     },
     config::{ControlConfig, KubernetesConfig},
-    identity::{ControlIdentity, MissingSecrets, secret_file},
-    kubernetes::{
-        MANAGER,
-        objects::{PodDefaults, control_plane_labels},
+    identity::{
+        ControlIdentity, MissingSecrets,
+        secret_file::{self, SecretFileError},
     },
+    kubernetes::objects::PodDefaults,
     leader_election::{Leader, Leadership, LeaseCandidate},
     open_files::OpenFiles,
     server::TcpAcceptor,
@@ -41,8 +35,6 @@ use crate::{
 const IDENTITY_BYTES: usize = 12;
 /// Name of the ConfigMap with the CA certificate with which agents verify the control plane.
 const CONTROL_CA: &str = "podling-ca";
-/// Name of the object.
-const NAME: &str = "podling-control";
 
 pub(crate) async fn bind(address: SocketAddr) -> Result<Arc<TcpAcceptor>, ControlPlaneError> {
     let bound = TcpListener::bind(address).await;
@@ -152,8 +144,17 @@ async fn as_leader(
     (public, agents): (Arc<TcpAcceptor>, Arc<TcpAcceptor>),
 ) -> Result<Platform<KubernetesBackend, KubernetesReviewer>, ControlPlaneError> {
     let identity = Arc::new(secret.open(&config.data, config.create_missing_secrets).await?);
-    secrets::publish_ca(&client, namespace, CONTROL_CA, identity.ca_file()).await?;
-    apply(&client, namespace).await;
+    let ca = fs::read_to_string(identity.ca_file()).map_err(|source| SecretFileError::Io {
+        operation: "read",
+        path: identity.ca_file().to_owned(),
+        source,
+    })?;
+    let ca = OwnedObject::ca(&client, namespace, CONTROL_CA, &ca);
+    ca.apply().await.map_err(|source| ControlPlaneError::Cluster {
+        operation: format!("write the ConfigMap {CONTROL_CA} in namespace {namespace}"),
+        source: Box::new(source),
+    })?;
+    let budget = OwnedObject::disruption_budget(&client, namespace);
     let defaults = PodDefaults {
         agent_image: kubernetes.agent_image.clone(),
         control: kubernetes.agents_url.clone(),
@@ -173,8 +174,6 @@ async fn as_leader(
     let backend = KubernetesBackend::new(client.clone(), namespace, defaults, leader.leadership(), lookup);
     let (eviction_guard, claims) = (backend.eviction_guard(), backend.volume_claim_watcher());
     let (claims_watched, claims_shown) = (claims.states(), claims.states());
-    let namespace = namespace.to_owned();
-    let (ca, ca_leadership) = (identity.ca_file().to_owned(), leader.leadership());
     let (watched, shown, renewing) = (store.clone(), store.clone(), leader.clone());
     let leadership = leader.leadership();
     Ok(Platform {
@@ -195,9 +194,8 @@ async fn as_leader(
                         Ok("the publisher of statuses")
                     }
                     () = claims.run(driver.snapshots()) => Ok("the watch of volume claims"),
-                    () = keep_ca(client, namespace, CONTROL_CA, &ca, ca_leadership) => {
-                        Ok("the watch of the CA's ConfigMap")
-                    }
+                    () = ca.keep(&leadership) => Ok("the watch of the CA's ConfigMap"),
+                    () = budget.keep(&leadership) => Ok("the watch of the PodDisruptionBudget"),
                     () = eviction_guard.run(driver.snapshots()) => Ok("the eviction guard"),
                     () = follower.run() => Ok("the watch of WorkspaceTemplates"),
                     () = secret.restore_when_deleted(&leadership) => Ok("the watch of the Secret"),
@@ -206,22 +204,4 @@ async fn as_leader(
             })
         })),
     })
-}
-
-/// Creates or updates the budget. A failure is only logged, because Podling works without it.
-pub(super) async fn apply(client: &Client, namespace: &str) {
-    let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), namespace);
-    let budget = json!({
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": {"name": NAME, "labels": control_plane_labels()},
-        "spec": {
-            "maxUnavailable": 1,
-            "selector": {"matchLabels": {"app.kubernetes.io/name": NAME}},
-        },
-    });
-    if let Err(error) = budgets.patch(NAME, &PatchParams::apply(MANAGER).force(), &Patch::Apply(budget)).await
-    {
-        tracing::warn!(%error, "failed to apply the PodDisruptionBudget {NAME}");
-    }
 }

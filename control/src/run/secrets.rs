@@ -1,5 +1,4 @@
-//! Shares the secrets of the control plane between its replicas in a Secret, and publishes the CA
-//! certificate in a ConfigMap, without which no pod of a workspace can start.
+//! Shares the secrets of the control plane between its replicas in a Secret.
 //!
 //! The first leader creates the Secret. Each replica remembers its content, so that the leader can
 //! write back what is deleted from it. Long-lived secrets that no replica knows are created only if
@@ -7,18 +6,14 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::Path,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use futures_util::StreamExt;
-use k8s_openapi::{
-    ByteString,
-    api::core::v1::{ConfigMap, Secret},
-};
+use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
     Api, Client, Error, ResourceExt,
     api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams},
@@ -34,7 +29,7 @@ use crate::{
         ControlIdentity, ControlIdentityError, LONG_LIVED_SECRETS, MissingSecrets, SecretFileError,
         lost_secrets, secret_file,
     },
-    kubernetes::{MANAGER, Workspace, WorkspaceArchive, has_status_code, objects::control_plane_labels},
+    kubernetes::{Workspace, WorkspaceArchive, has_status_code, objects::control_plane_labels},
     leader_election::Leadership,
     watch_backoff::WatchBackoff,
 };
@@ -261,26 +256,6 @@ impl std::fmt::Debug for SharedSecret {
     }
 }
 
-/// Writes the CA certificate, with which agents verify the control plane, to the ConfigMap `name`.
-pub(super) async fn publish_ca(
-    client: &Client,
-    namespace: &str,
-    name: &str,
-    ca: &Path,
-) -> Result<(), ControlPlaneError> {
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let operation = format!("write the ConfigMap {name} in namespace {namespace}");
-    let text = fs::read_to_string(ca).map_err(|source| SecretFileError::Io {
-        operation: "read",
-        path: ca.to_owned(),
-        source,
-    })?;
-    let (metadata, data) = (json!({"name": name, "labels": control_plane_labels()}), json!({"ca.pem": text}));
-    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data});
-    let done = maps.patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(map)).await;
-    done.map(drop).map_err(|source| ControlPlaneError::Cluster { operation, source: Box::new(source) })
-}
-
 /// Returns whether an operator asks for new secrets in place of those that the Secret lacks.
 fn requests_new_secrets(secret: &Secret) -> bool {
     secret.annotations().get(CREATE_MISSING).is_some_and(|value| value == "true")
@@ -288,12 +263,6 @@ fn requests_new_secrets(secret: &Secret) -> bool {
 
 fn data_of(secret: Option<&Secret>) -> SecretData {
     secret.and_then(|secret| secret.data.clone()).unwrap_or_default()
-}
-
-/// Returns whether the ConfigMap contains the CA certificate of the file `ca`.
-fn holds_ca(map: &ConfigMap, ca: &Path) -> bool {
-    let published = map.data.as_ref().and_then(|data| data.get("ca.pem"));
-    fs::read_to_string(ca).is_ok_and(|text| published == Some(&text))
 }
 
 /// Returns the Secret's key for a file, which is the file's name without directories.
@@ -307,39 +276,6 @@ fn read_files(data: &Path) -> Result<SecretData, SecretFileError> {
         Some(content.map(|content| (key(name).to_owned(), ByteString(content))))
     };
     FILES.iter().filter_map(read).collect()
-}
-
-/// Writes the ConfigMap `name` again whenever it is missing or its content differs from the file
-/// `ca`. Ends only if the watch ends.
-pub(super) async fn keep_ca(
-    client: Client,
-    namespace: String,
-    name: &str,
-    ca: &Path,
-    leadership: Arc<Leadership>,
-) {
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
-    let mut updates = pin!(watch_object(maps, name).backoff(WatchBackoff::default()));
-    while let Some(seen) = updates.next().await {
-        match seen {
-            Ok(Some(map)) if holds_ca(&map, ca) => continue,
-            Ok(_) => {
-                tracing::warn!(name, "the ConfigMap with the CA is missing or changed; writing it again")
-            }
-            Err(error) => {
-                tracing::debug!(name, %error, "failed to watch the ConfigMap with the CA");
-                continue;
-            }
-        }
-        loop {
-            leadership.wait().await;
-            match publish_ca(&client, &namespace, name, ca).await {
-                Ok(()) => break,
-                Err(error) => tracing::warn!(%error, "failed to write the ConfigMap; retrying"),
-            }
-            sleep(RETRY_PAUSE).await;
-        }
-    }
 }
 
 #[cfg(test)]
