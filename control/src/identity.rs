@@ -9,6 +9,7 @@
 //! Independent of transports. Callers pass the text of a token and get a [`Principal`] or an error.
 
 pub(crate) mod certificate;
+pub(crate) mod checks;
 pub mod secret_file;
 #[cfg(test)]
 mod tests;
@@ -46,7 +47,7 @@ const ROOT_OWNER: &str = "root";
 /// Secrets that other parties depend on, as paths in the data directory. With a new one, tokens would
 /// become invalid, or running agents would reject the control plane. All other files of the identity
 /// are derived from these secrets.
-pub const LONG_LIVED_SECRETS: [&str; 3] = ["root-token", "control/token-keys.json", "control/ca.key"];
+pub const LONG_LIVED_SECRETS: [&str; 3] = [checks::ROOT_TOKEN, checks::TOKEN_KEYS, checks::CA_KEY];
 /// Lifetime of an agent token. Long enough that small differences between clocks do not matter, and
 /// short enough that a leaked token is soon worthless.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(5 * 60);
@@ -262,16 +263,23 @@ fn lost_message(data: &Path, files: &[&str]) -> String {
 /// [`LONG_LIVED_SECRETS`].
 pub fn consequences(lost: &[&str]) -> String {
     let of = |name: &str| match name {
-        "root-token" => "there is a new root token",
-        "control/token-keys.json" => "all tokens that were created before become invalid",
+        checks::ROOT_TOKEN => "there is a new root token",
+        checks::TOKEN_KEYS => "all tokens that were created before become invalid",
         _ => "running agents cannot connect any more, and are restarted after 10 minutes",
     };
     lost.iter().map(|name| of(name)).collect::<Vec<_>>().join("; ")
 }
 
+/// Describes a file of a long-lived secret that does not contain `what`. `secret` is an entry of
+/// [`LONG_LIVED_SECRETS`].
+fn unusable(path: &Path, secret: &str, content: &[u8], what: &'static str) -> SecretFileError {
+    let problem = if content.trim_ascii().is_empty() { "is empty and " } else { "" };
+    SecretFileError::Unusable { path: path.to_owned(), problem, what, consequence: consequences(&[secret]) }
+}
+
 /// Returns the path of the root token's file.
 pub fn root_token_file(data: &Path) -> PathBuf {
-    data.join("root-token")
+    data.join(checks::ROOT_TOKEN)
 }
 
 fn now() -> u64 {
@@ -375,11 +383,9 @@ impl RootToken {
     /// Reads the token's file, or creates it with a new token.
     fn open(path: &Path) -> Result<Self, SecretFileError> {
         let text = match secret_file::read(path)? {
-            Some(content) => String::from_utf8(content)
-                .ok()
-                .map(|text| text.trim().to_owned())
-                .filter(|text| text.strip_prefix(PREFIX).is_some_and(|rest| rest.len() >= BYTES))
-                .ok_or(SecretFileError::Unusable { path: path.to_owned(), what: "a root token" })?,
+            Some(content) => Self::parse(&content)
+                .map(str::to_owned)
+                .ok_or_else(|| unusable(path, checks::ROOT_TOKEN, &content, "a root token"))?,
             None => {
                 let text = format!("{PREFIX}{}", token::random(BYTES));
                 secret_file::write(path, format!("{text}\n").as_bytes())?;
@@ -387,6 +393,12 @@ impl RootToken {
             }
         };
         Ok(Self(hash(&text)))
+    }
+
+    /// Returns the token in the content of its file. `None` if the content is not a root token.
+    fn parse(content: &[u8]) -> Option<&str> {
+        let text = std::str::from_utf8(content).ok()?.trim();
+        text.strip_prefix(PREFIX).filter(|rest| rest.len() >= BYTES).map(|_| text)
     }
 
     /// Returns whether `text` is the root token. Compares hashes in constant time.
@@ -425,13 +437,21 @@ struct StoredKey {
     pkcs8: String,
 }
 
+impl StoredKey {
+    fn decode(&self) -> Option<SigningKey> {
+        SigningKey::from_pkcs8(&BASE64.decode(&self.pkcs8).ok()?)
+    }
+}
+
 impl SigningKeys {
     /// Reads the keys from the file `path`. Creates a new signing key if there is none, or if the
     /// newest is too old at `now` (seconds since 1970).
     fn open(path: &Path, now: u64) -> Result<Self, SecretFileError> {
-        let unusable = || SecretFileError::Unusable { path: path.to_owned(), what: "token keys" };
-        let mut stored: VecDeque<StoredKey> = match secret_file::read(path)? {
-            Some(json) => serde_json::from_slice(&json).map_err(|_| unusable())?,
+        let content = secret_file::read(path)?;
+        let unusable =
+            || unusable(path, checks::TOKEN_KEYS, content.as_deref().unwrap_or_default(), "token keys");
+        let mut stored = match &content {
+            Some(content) => Self::parse(content).ok_or_else(unusable)?,
             None => VecDeque::new(),
         };
         if stored.front().is_none_or(|key| now.saturating_sub(key.created) >= KEY_LIFETIME.as_secs()) {
@@ -441,17 +461,21 @@ impl SigningKeys {
             let json = serde_json::to_vec(&stored).map_err(|_| unusable())?;
             secret_file::write(path, &json)?;
         }
-        let mut keys = stored
-            .iter()
-            .map(|key| SigningKey::from_pkcs8(&BASE64.decode(&key.pkcs8).ok()?))
-            .collect::<Option<VecDeque<_>>>()
-            .ok_or_else(unusable)?;
+        let mut keys =
+            stored.iter().map(StoredKey::decode).collect::<Option<VecDeque<_>>>().ok_or_else(unusable)?;
         let public: Vec<_> = keys
             .iter()
             .map(|key| PublicTokenKey { id: key.id().to_owned(), public_key: key.public_key().to_vec() })
             .collect();
         let verifying = VerifyingKeys::new(public.iter().map(|key| (key.id.clone(), key.public_key.clone())));
         Ok(Self { current: keys.pop_front().ok_or_else(unusable)?, public, verifying })
+    }
+
+    /// Returns the keys in the content of their file. `None` if it contains none, or one that cannot
+    /// be used.
+    fn parse(content: &[u8]) -> Option<VecDeque<StoredKey>> {
+        let stored: VecDeque<StoredKey> = serde_json::from_slice(content).ok()?;
+        (!stored.is_empty() && stored.iter().all(|key| key.decode().is_some())).then_some(stored)
     }
 
     fn sign(&self, claims: &podling_proto::token::TokenClaims) -> String {

@@ -62,6 +62,15 @@ async fn backup_restores_secrets_workspaces_and_archives() {
     let patch = r#"[{"op": "remove", "path": "/data/ca.key"}]"#;
     space.kubectl(&["patch", "secret", "podling-control", "--type=json", "--patch", patch]).expect_success();
     wait_for("the deleted key", async || (secret_data(space).as_ref() == Some(&secret)).then_some(())).await;
+    // "Z2FyYmFnZQ==" is "garbage" in base64. No replica remembers it.
+    let garbage = secret.as_object().expect("keys").keys().map(|key| (key.clone(), "Z2FyYmFnZQ==".into()));
+    let garbage = json!({ "data": Value::Object(garbage.collect()) });
+    for data in [json!({"data": {"root-token": ""}}), json!({"data": {"token-keys.json": "e30="}}), garbage] {
+        let patch = ["patch", "secret", "podling-control", "--type=merge", "--patch", &data.to_string()];
+        space.kubectl(&patch).expect_success();
+        wait_for("usable values", async || (secret_data(space).as_ref() == Some(&secret)).then_some(()))
+            .await;
+    }
 
     let cli = podling.cli();
     let ada = podling.workspace("ada").await;
@@ -83,6 +92,15 @@ async fn backup_restores_secrets_workspaces_and_archives() {
         assert!(printed.contains(expected), "{expected}: {printed}");
     }
     assert_eq!(secret_data(space), None, "no other Secret takes its place");
+    space.apply(&secrets[0].to_string()).expect_success();
+    // Nor does one with a damaged Secret.
+    let patch = ["patch", "secret", "podling-control", "--type=merge"];
+    let damage = r#"{"data": {"ca.key": "Z2FyYmFnZQ=="}}"#;
+    space.kubectl(&[&patch[..], &["--patch", damage]].concat()).expect_success();
+    let printed = podling.failing_start().await;
+    for expected in ["is damaged (ca.key is not a private key in PEM form)", r#""path":"/data/ca.key""#] {
+        assert!(printed.contains(expected), "{expected}: {printed}");
+    }
     space.apply(&secrets[0].to_string()).expect_success();
     podling.restart().await;
     assert_eq!(podling.token(), token);

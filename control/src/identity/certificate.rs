@@ -20,9 +20,14 @@ use rustls::{
     client::{WebPkiServerVerifier, danger::ServerCertVerifier},
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    sign::CertifiedKey,
 };
 
-use super::secret_file::{self, SecretFileError};
+use super::{
+    checks,
+    secret_file::{self, SecretFileError},
+    unusable,
+};
 
 /// Names in the certificate; agents verify the first.
 const NAMES: [&str; 4] = ["podling-control", "localhost", "127.0.0.1", "::1"];
@@ -90,11 +95,11 @@ fn authority(
     now: SystemTime,
 ) -> Result<(Issuer<'static, KeyPair>, String), CertificateError> {
     let key_file = directory.join("ca.key");
-    let unusable = || SecretFileError::Unusable { path: key_file.clone(), what: "a private key in PEM form" };
     let (pair, is_new) = match secret_file::read(&key_file)? {
         Some(pem) => {
-            let pem = String::from_utf8(pem).map_err(|_| unusable())?;
-            (KeyPair::from_pem(&pem).map_err(|_| unusable())?, false)
+            let what = "a private key in PEM form";
+            let unusable = || unusable(&key_file, checks::CA_KEY, &pem, what);
+            (authority_key(&pem).ok_or_else(unusable)?, false)
         }
         None => (KeyPair::generate().map_err(CertificateError::Make)?, true),
     };
@@ -112,6 +117,39 @@ fn authority(
         }
     };
     Ok((Issuer::new(params, pair), pem))
+}
+
+/// Returns the key in the content of `ca.key`. `None` if it is not a private key in PEM form.
+pub(super) fn authority_key(pem: &[u8]) -> Option<KeyPair> {
+    KeyPair::from_pem(std::str::from_utf8(pem).ok()?).ok()
+}
+
+/// Returns whether the content is a certificate in PEM form.
+pub(super) fn is_certificate(pem: &[u8]) -> bool {
+    let parsed = CertificateDer::from_pem_slice(pem);
+    parsed.is_ok_and(|certificate| RootCertStore::empty().add(certificate).is_ok())
+}
+
+/// Returns whether the content is a private key in PEM form.
+pub(super) fn is_key(pem: &[u8]) -> bool {
+    PrivateKeyDer::from_pem_slice(pem).is_ok_and(|key| ring::sign::any_supported_type(&key).is_ok())
+}
+
+/// Returns whether `ca_pem` is the certificate of the authority's key, at any time.
+pub(super) fn is_authority(ca_pem: &[u8], key: &[u8]) -> bool {
+    let now = SystemTime::now();
+    let (Some(pair), Ok(ca_pem)) = (authority_key(key), std::str::from_utf8(ca_pem)) else { return false };
+    is_signed_by(ca_pem, &Issuer::new(authority_params(now), pair), now).unwrap_or(false)
+}
+
+/// Returns whether TLS can use the certificate with this key.
+pub(super) fn is_server_pair(certificate: &[u8], key: &[u8]) -> bool {
+    let parse = || {
+        let certificate = CertificateDer::from_pem_slice(certificate).ok()?;
+        let key = PrivateKeyDer::from_pem_slice(key).ok()?;
+        CertifiedKey::from_der(vec![certificate], key, &provider()).ok()
+    };
+    parse().is_some()
 }
 
 fn authority_params(now: SystemTime) -> CertificateParams {

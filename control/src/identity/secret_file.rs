@@ -11,7 +11,7 @@ use podling_proto::token;
 
 /// Bytes that are read of a secret file. Keys and tokens are far smaller, so a file that is cut off
 /// here is not one of them.
-const MAX_BYTES: u64 = 64 * 1024;
+pub(crate) const MAX_BYTES: usize = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SecretFileError {
@@ -36,11 +36,18 @@ pub enum SecretFileError {
     Foreign { path: PathBuf, user: u32 },
     /// The file's content cannot be parsed as `what`.
     #[error(
-        "{path} does not contain {what}; restore it from a backup, or delete it and start once with \
-         --create-missing-secrets",
+        "{path} {problem}does not contain {what}; restore it from a backup, or, if there is no backup, \
+         delete it and start once with --create-missing-secrets: {consequence}",
         path = path.display()
     )]
-    Unusable { path: PathBuf, what: &'static str },
+    Unusable {
+        path: PathBuf,
+        /// Precedes "does not contain" in the message, with a space at the end. May be empty.
+        problem: &'static str,
+        what: &'static str,
+        /// The effect of a new secret.
+        consequence: String,
+    },
     #[error("cannot {operation} {path}", path = path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
 }
@@ -113,6 +120,6 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, SecretFileError> {
         return exposed(format!("owner: user {}", meta.uid()));
     }
     let mut content = Vec::new();
-    Read::by_ref(&mut file).take(MAX_BYTES).read_to_end(&mut content).map_err(io)?;
+    Read::by_ref(&mut file).take(MAX_BYTES as u64).read_to_end(&mut content).map_err(io)?;
     Ok(Some(content))
 }

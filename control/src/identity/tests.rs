@@ -78,6 +78,27 @@ fn lost_secret_is_created_only_on_request() {
 }
 
 #[test]
+fn unusable_secret_is_refused_with_remedy() {
+    for (name, content) in LONG_LIVED_SECRETS.into_iter().flat_map(|name| [(name, ""), (name, "garbage")]) {
+        let (data, _, _) = identity();
+        let path = data.path().join(name);
+        secret_file::write(&path, content.as_bytes()).expect("damaged");
+        let error = ControlIdentity::open(data.path(), MissingSecrets::Create).expect_err(name).to_string();
+        for expected in [path.to_str().expect("a path"), "restore it", "--create-missing-secrets", "does not"]
+        {
+            assert!(error.contains(expected), "{expected}: {error}");
+        }
+        assert_eq!(error.contains("is empty"), content.is_empty(), "{error}");
+        assert_eq!(std::fs::read(&path).expect("unchanged"), content.as_bytes());
+    }
+    // A key file without keys is not a first start: tokens were signed with those that are lost.
+    let (data, _, _) = identity();
+    secret_file::write(&data.path().join(checks::TOKEN_KEYS), b"[]").expect("damaged");
+    let error = ControlIdentity::open(data.path(), MissingSecrets::Create).expect_err("no keys").to_string();
+    assert!(error.contains("does not contain token keys"), "{error}");
+}
+
+#[test]
 fn readable_root_token_is_rejected_with_remedy() {
     let (data, _, _) = identity();
     let path = root_token_file(data.path());

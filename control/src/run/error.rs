@@ -1,51 +1,104 @@
 //! Errors that prevent the control plane from running.
 
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf};
+
+use serde_json::{Value, json};
 
 use crate::{
     backend::BackendError,
     backup_store::OpenStoreError,
     driver::BackendStreamEnded,
-    identity::{ControlIdentityError, SecretFileError, consequences},
+    identity::{ControlIdentityError, LONG_LIVED_SECRETS, SecretFileError, consequences},
     leader_election::LeadershipLost,
     store::StoreError,
     template::TemplateError,
 };
 
-/// Long-lived secrets are missing in the Secret that the replicas share, although workspaces exist.
+/// Long-lived secrets are missing in the Secret that the replicas share, although workspaces exist,
+/// or they are unusable.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the Secret podling-control in namespace {namespace} {problem}, but workspaces depend on it; restore it \
-     from a backup and restart the control plane. If there is no backup, request new secrets: `{commands}`. \
-     Then {consequences}",
-    problem = self.problem(), commands = self.commands(), consequences = consequences(.files)
+    "the Secret podling-control in namespace {namespace} {problem}, but workspaces and tokens depend on it; \
+     restore it from a backup and restart the control plane. If there is no backup, request new secrets: \
+     `{commands}`. Then {consequences}",
+    problem = self.problem(), commands = self.commands(), consequences = self.consequences()
 )]
 pub struct LostSecret {
     pub namespace: String,
-    /// Whether there is a Secret of this name.
-    pub exists: bool,
-    /// The missing keys of the Secret.
-    pub keys: Vec<&'static str>,
-    /// The files that the missing keys stand for.
-    pub files: Vec<&'static str>,
+    pub loss: SecretLoss,
+}
+
+/// What is wrong with the Secret. Lists contain files of the identity, whose names are the keys of
+/// the Secret.
+#[derive(Debug)]
+pub enum SecretLoss {
+    /// There is no Secret of this name.
+    NoSecret {
+        files: Vec<&'static str>,
+    },
+    /// The Secret lacks these keys.
+    Missing {
+        files: Vec<&'static str>,
+    },
+    /// No replica has a usable value of these keys.
+    Unusable {
+        /// Each with a phrase that says what is wrong with its content.
+        files: BTreeMap<&'static str, &'static str>,
+    },
 }
 
 impl LostSecret {
     fn problem(&self) -> String {
-        if self.exists { format!("lacks {}", self.keys.join(", ")) } else { "does not exist".to_owned() }
+        match &self.loss {
+            SecretLoss::NoSecret { .. } => "does not exist".to_owned(),
+            SecretLoss::Missing { files } => {
+                let keys: Vec<_> = files.iter().map(|file| secret_key(file)).collect();
+                format!("lacks {}", keys.join(", "))
+            }
+            SecretLoss::Unusable { files } => format!("is damaged ({})", describe_damage(files)),
+        }
     }
 
     fn commands(&self) -> String {
         let kubectl = format!("kubectl -n {}", self.namespace);
-        let annotate = format!(
-            "{kubectl} annotate secret podling-control podling.dev/create-missing-secrets=true && {kubectl} \
-             rollout restart deployment/podling-control"
-        );
-        match self.exists {
-            true => annotate,
-            false => format!("{kubectl} create secret generic podling-control && {annotate}"),
+        let annotate =
+            format!("{kubectl} annotate secret podling-control podling.dev/create-missing-secrets=true");
+        let restart = format!("{kubectl} rollout restart deployment/podling-control");
+        match &self.loss {
+            SecretLoss::NoSecret { .. } => {
+                format!("{kubectl} create secret generic podling-control && {annotate} && {restart}")
+            }
+            SecretLoss::Missing { .. } => format!("{annotate} && {restart}"),
+            SecretLoss::Unusable { files } => {
+                let removal =
+                    |file: &&str| json!({"op": "remove", "path": format!("/data/{}", secret_key(file))});
+                let patch = Value::from_iter(files.keys().map(removal));
+                let remove = format!("{kubectl} patch secret podling-control --type=json -p '{patch}'");
+                format!("{annotate} && {remove} && {restart}")
+            }
         }
     }
+
+    fn consequences(&self) -> String {
+        let lost: Vec<_> = match &self.loss {
+            SecretLoss::NoSecret { files } | SecretLoss::Missing { files } => files.clone(),
+            SecretLoss::Unusable { files } => {
+                LONG_LIVED_SECRETS.into_iter().filter(|name| files.contains_key(name)).collect()
+            }
+        };
+        consequences(&lost)
+    }
+}
+
+/// Says for each file of the identity what is wrong with it, by its key in the Secret.
+pub(super) fn describe_damage(files: &BTreeMap<&str, &str>) -> String {
+    let problems: Vec<_> = files.iter().map(|(file, is)| format!("{} {is}", secret_key(file))).collect();
+    problems.join(", ")
+}
+
+/// Returns the Secret's key for a file, which is the file's name without directories.
+pub(super) fn secret_key(file: &str) -> &str {
+    file.rsplit('/').next().unwrap_or(file)
 }
 
 /// Errors that prevent a start of the control plane, or that have stopped it.

@@ -198,7 +198,7 @@ async fn as_leader(
                     () = budget.keep(&leadership) => Ok("the watch of the PodDisruptionBudget"),
                     () = eviction_guard.run(driver.snapshots()) => Ok("the eviction guard"),
                     () = follower.run() => Ok("the watch of WorkspaceTemplates"),
-                    () = secret.restore_when_deleted(&leadership) => Ok("the watch of the Secret"),
+                    () = secret.restore_when_damaged(&leadership) => Ok("the watch of the Secret"),
                     lost = renewing.renew_until_lost() => Err(lost.into()),
                 }
             })

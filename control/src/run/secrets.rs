@@ -1,8 +1,8 @@
 //! Shares the secrets of the control plane between its replicas in a Secret.
 //!
-//! The first leader creates the Secret. Each replica remembers its content, so that the leader can
-//! write back what is deleted from it. Long-lived secrets that no replica knows are created only if
-//! no workspace depends on them, or on request.
+//! The first leader creates the Secret. Each replica remembers its newest usable content, so that
+//! the leader can write back what is deleted or damaged. Long-lived secrets that no replica knows
+//! are created only if no workspace depends on them, or on request.
 
 use std::{
     collections::BTreeMap,
@@ -23,10 +23,14 @@ use kube::{
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::{ControlPlaneError, error::LostSecret};
+use super::{
+    ControlPlaneError,
+    error::{LostSecret, SecretLoss, describe_damage, secret_key},
+};
 use crate::{
     identity::{
         ControlIdentity, ControlIdentityError, LONG_LIVED_SECRETS, MissingSecrets, SecretFileError,
+        checks::{self, FILES, IdentityFiles},
         lost_secrets, secret_file,
     },
     kubernetes::{Workspace, WorkspaceArchive, has_status_code, objects::control_plane_labels},
@@ -39,22 +43,10 @@ const NAME: &str = "podling-control";
 /// Annotation of the Secret with which an operator asks for new secrets in place of missing ones.
 /// The leader that creates them removes it.
 const CREATE_MISSING: &str = "podling.dev/create-missing-secrets";
-/// Shared files of the data directory. The Secret's keys are their file names.
-const FILES: [&str; 6] = [
-    "root-token",
-    "control/token-keys.json",
-    "control/ca.pem",
-    "control/ca.key",
-    "control/tls.pem",
-    "control/tls.key",
-];
 /// Attempts to write the Secret while other clients write it too.
 const MAX_WRITE_ATTEMPTS: usize = 8;
 /// Pause before a failed write is retried.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-
-/// Content of the Secret: file names without directories, and what the files contain.
-type SecretData = BTreeMap<String, ByteString>;
 
 /// The Secret that all replicas share.
 pub(super) struct SharedSecret {
@@ -62,8 +54,9 @@ pub(super) struct SharedSecret {
     workspaces: Api<DeserializeGuard<Workspace>>,
     archives: Api<DeserializeGuard<WorkspaceArchive>>,
     namespace: String,
-    /// The newest content that had all long-lived secrets; empty if this replica has seen none.
-    known: Mutex<SecretData>,
+    /// The newest content that was usable and had all long-lived secrets. Empty if this replica has
+    /// seen none.
+    known: Mutex<IdentityFiles>,
 }
 
 impl SharedSecret {
@@ -82,15 +75,27 @@ impl SharedSecret {
         let mut versions = pin!(watch_object(self.secrets.clone(), NAME).backoff(WatchBackoff::default()));
         while let Some(version) = versions.next().await {
             match version {
-                Ok(Some(secret)) => self.set_known(&secret.data.unwrap_or_default()),
+                Ok(Some(secret)) => {
+                    let content = files_of(Some(&secret));
+                    self.set_known(&content);
+                    let damage = checks::unusable(&content);
+                    if !damage.is_empty() {
+                        let damage = describe_damage(&damage);
+                        tracing::warn!(
+                            damage,
+                            "the Secret {NAME} is damaged; remembering its former content"
+                        );
+                    }
+                }
                 Ok(None) => {}
                 Err(error) => tracing::debug!(%error, "failed to watch the Secret {NAME}"),
             }
         }
     }
 
-    /// Restores what is deleted from the Secret while this replica is the leader. Never returns.
-    pub(super) async fn restore_when_deleted(&self, leadership: &Leadership) {
+    /// Restores what is deleted or damaged in the Secret while this replica is the leader. Never
+    /// returns.
+    pub(super) async fn restore_when_damaged(&self, leadership: &Leadership) {
         let mut versions = pin!(watch_object(self.secrets.clone(), NAME).backoff(WatchBackoff::default()));
         while let Some(version) = versions.next().await {
             let mut secret = match version {
@@ -101,16 +106,13 @@ impl SharedSecret {
                 }
             };
             loop {
-                self.set_known(&data_of(secret.as_ref()));
-                let missing = self.missing_in(secret.as_ref());
-                if missing.is_empty() {
-                    break;
-                }
+                self.set_known(&files_of(secret.as_ref()));
+                let Some(changes) = self.restoration(secret.as_ref()) else { break };
                 // The write fails if another leader has restored the Secret in the meantime.
                 leadership.wait().await;
-                let names = missing.keys().cloned().collect::<Vec<_>>().join(", ");
-                tracing::warn!(names, "secrets were deleted from the Secret {NAME}; writing them back");
-                match self.write(secret.as_ref(), missing).await {
+                let damage = describe_damage(&damage(secret.as_ref(), &changes));
+                tracing::warn!(damage, "the Secret {NAME} is damaged; writing values back");
+                match self.write(secret.as_ref(), changes).await {
                     Ok(()) => break,
                     Err(error) => tracing::warn!(%error, "failed to restore the Secret {NAME}; retrying"),
                 }
@@ -125,11 +127,12 @@ impl SharedSecret {
 
     /// Writes the secrets into the data directory, and opens the identity there. The Secret has
     /// precedence over what this replica remembers, and that over files in the data directory.
-    /// Writes to the Secret the files that it lacks, and files that the identity has replaced, such
-    /// as a signing key that was too old.
+    /// Unusable values are skipped. Writes to the Secret the files that it lacks, and files that are
+    /// replaced because they are unusable or too old.
     ///
     /// Fails if a long-lived secret is missing although workspaces exist, unless `create_missing`
-    /// is set or the Secret has the annotation [`CREATE_MISSING`].
+    /// is set or the Secret has the annotation [`CREATE_MISSING`]. Fails also, and changes no file,
+    /// if a long-lived secret is unusable and this replica has no usable one.
     pub(super) async fn open(
         &self,
         data: &Path,
@@ -139,11 +142,14 @@ impl SharedSecret {
             operation: format!("read or write the Secret {NAME} in namespace {}", self.namespace),
             source: Box::new(source),
         };
+        let lost = |loss| LostSecret { namespace: self.namespace.clone(), loss };
         let mut attempts = 0;
         loop {
             let found = self.secrets.get_opt(NAME).await.map_err(failed)?;
             let create = found.as_ref().is_some_and(requests_new_secrets);
-            self.write_files(data, &data_of(found.as_ref()), create)?;
+            let before = files_of(found.as_ref());
+            let usable = self.usable_files(data, &before, create).map_err(lost)?;
+            write_files(data, &usable)?;
             let may_create = create_missing
                 || create
                 || lost_secrets(data).is_empty()
@@ -151,18 +157,15 @@ impl SharedSecret {
             let missing = if may_create { MissingSecrets::Create } else { MissingSecrets::Refuse };
             let identity = match ControlIdentity::open(data, missing) {
                 Err(ControlIdentityError::Lost { files, .. }) => {
-                    let keys = files.iter().map(|file| key(file)).collect();
-                    let (namespace, exists) = (self.namespace.clone(), found.is_some());
-                    return Err(LostSecret { namespace, exists, keys, files }.into());
+                    let exists = found.is_some();
+                    let loss =
+                        if exists { SecretLoss::Missing { files } } else { SecretLoss::NoSecret { files } };
+                    return Err(lost(loss).into());
                 }
                 opened => opened?,
             };
-            let (before, files) = (data_of(found.as_ref()), read_files(data)?);
-            let changed: SecretData = files
-                .clone()
-                .into_iter()
-                .filter(|(name, content)| before.get(name) != Some(content))
-                .collect();
+            let files = read_files(data)?;
+            let changed = difference(&files, &before);
             let written = match changed.is_empty() && !create {
                 true => Ok(()),
                 false => self.write(found.as_ref(), changed).await,
@@ -179,42 +182,85 @@ impl SharedSecret {
         }
     }
 
-    /// Creates the Secret with this content, or adds the content to the Secret in this version. Also
+    /// Returns the usable files of the Secret's content, with those that it lacks from memory and
+    /// from the data directory. With `create`, they are left out, so that new ones are created.
+    fn usable_files(
+        &self,
+        data: &Path,
+        content: &IdentityFiles,
+        create: bool,
+    ) -> Result<IdentityFiles, SecretLoss> {
+        let mut files = content.clone();
+        if !create {
+            // Files that other users can access are not used.
+            let mut on_disk = read_files(data).unwrap_or_default();
+            let unusable = checks::unusable(&on_disk);
+            on_disk.retain(|name, _| !unusable.contains_key(name));
+            files = checks::repaired(&checks::repaired(&files, &self.known()), &on_disk);
+        }
+        let (mut damage, all) = (checks::unusable(&files), checks::unusable(content));
+        let is_ca_key_damaged = damage.contains_key("control/ca.key");
+        // All other files are created again.
+        damage.retain(|name, _| {
+            LONG_LIVED_SECRETS.contains(name) || (*name == "control/ca.pem" && is_ca_key_damaged)
+        });
+        if !damage.is_empty() {
+            return Err(SecretLoss::Unusable { files: damage });
+        }
+        if !all.is_empty() {
+            let damage = describe_damage(&all);
+            tracing::warn!(damage, "the Secret {NAME} is damaged; replacing these values");
+        }
+        let unusable = checks::unusable(&files);
+        files.retain(|name, _| !unusable.contains_key(name));
+        Ok(files)
+    }
+
+    /// Creates the Secret with these files, or adds the files to the Secret in this version. Also
     /// removes the request for new secrets. Fails with 409 if another client was faster.
-    async fn write(&self, found: Option<&Secret>, content: SecretData) -> Result<(), Error> {
+    async fn write(&self, found: Option<&Secret>, files: IdentityFiles) -> Result<(), Error> {
+        let entry = |(name, content)| (secret_key(name).to_owned(), ByteString(content));
+        let data: BTreeMap<_, _> = files.into_iter().map(entry).collect();
         let Some(found) = found else {
             let labels = Some(control_plane_labels());
             let metadata = ObjectMeta { name: Some(NAME.to_owned()), labels, ..ObjectMeta::default() };
-            let secret = Secret { metadata, data: Some(content), ..Secret::default() };
+            let secret = Secret { metadata, data: Some(data), ..Secret::default() };
             return self.secrets.create(&PostParams::default(), &secret).await.map(drop);
         };
-        let mut metadata = json!({"resourceVersion": found.resource_version(), "uid": found.uid()});
+        let mut metadata = json!({
+            "resourceVersion": found.resource_version(),
+            "uid": found.uid(),
+        });
         if requests_new_secrets(found) {
             metadata["annotations"] = json!({ CREATE_MISSING: null });
         }
-        let patch = Patch::Merge(json!({"metadata": metadata, "data": content}));
+        let patch = Patch::Merge(json!({"metadata": metadata, "data": data}));
         self.secrets.patch(NAME, &PatchParams::default(), &patch).await.map(drop)
     }
 
-    /// Returns what this replica knows and this version of the Secret lacks.
-    fn missing_in(&self, secret: Option<&Secret>) -> SecretData {
+    /// Returns the files that must be written to restore the Secret.
+    /// `None` if the Secret is complete, or an operator replaces secrets.
+    fn restoration(&self, secret: Option<&Secret>) -> Option<IdentityFiles> {
         if secret.is_some_and(|secret| {
             secret.metadata.deletion_timestamp.is_some() || requests_new_secrets(secret)
         }) {
-            return SecretData::new();
+            return None;
         }
-        let data = data_of(secret);
-        self.known().into_iter().filter(|(name, _)| !data.contains_key(name)).collect()
+        let content = files_of(secret);
+        let changes = difference(&checks::repaired(&content, &self.known()), &content);
+        (!changes.is_empty()).then_some(changes)
     }
 
-    /// Remembers the content if no long-lived secret is missing in it.
-    fn set_known(&self, data: &SecretData) {
-        if LONG_LIVED_SECRETS.iter().all(|name| data.contains_key(key(name))) {
-            self.known.lock().unwrap_or_else(PoisonError::into_inner).clone_from(data);
+    /// Remembers the content if it is usable and no long-lived secret is missing in it.
+    fn set_known(&self, content: &IdentityFiles) {
+        let is_complete = LONG_LIVED_SECRETS.iter().all(|name| content.contains_key(name));
+        if is_complete && checks::unusable(content).is_empty() {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            *known = checks::repaired(content, &known);
         }
     }
 
-    fn known(&self) -> SecretData {
+    fn known(&self) -> IdentityFiles {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -231,23 +277,6 @@ impl SharedSecret {
         };
         Ok(self.workspaces.list(&ListParams::default()).await?.iter().any(was_served))
     }
-
-    /// Writes the files of the data directory. Without `create`, files that the Secret lacks come
-    /// from memory, or stay as they are. With it, they are removed, so that new ones are created.
-    fn write_files(&self, data: &Path, secret: &SecretData, create: bool) -> Result<(), ControlPlaneError> {
-        secret_file::create_private_dir(data)?;
-        secret_file::create_private_dir(&data.join("control"))?;
-        let known = if create { SecretData::new() } else { self.known() };
-        for name in FILES {
-            let path = data.join(name);
-            match secret.get(key(name)).or_else(|| known.get(key(name))) {
-                Some(content) => secret_file::write(&path, &content.0)?,
-                None if create => secret_file::remove(&path)?,
-                None => {}
-            }
-        }
-        Ok(())
-    }
 }
 
 impl std::fmt::Debug for SharedSecret {
@@ -261,21 +290,44 @@ fn requests_new_secrets(secret: &Secret) -> bool {
     secret.annotations().get(CREATE_MISSING).is_some_and(|value| value == "true")
 }
 
-fn data_of(secret: Option<&Secret>) -> SecretData {
-    secret.and_then(|secret| secret.data.clone()).unwrap_or_default()
+/// Returns the files that the Secret contains.
+fn files_of(secret: Option<&Secret>) -> IdentityFiles {
+    let Some(data) = secret.and_then(|secret| secret.data.as_ref()) else { return IdentityFiles::new() };
+    FILES.into_iter().filter_map(|name| Some((name, data.get(secret_key(name))?.0.clone()))).collect()
 }
 
-/// Returns the Secret's key for a file, which is the file's name without directories.
-fn key(name: &str) -> &str {
-    name.rsplit('/').next().unwrap_or(name)
+/// Returns the files that are not in `before`, or have another content there.
+fn difference(files: &IdentityFiles, before: &IdentityFiles) -> IdentityFiles {
+    let mut changed = files.clone();
+    changed.retain(|name, content| before.get(name) != Some(content));
+    changed
 }
 
-fn read_files(data: &Path) -> Result<SecretData, SecretFileError> {
-    let read = |name: &&str| {
-        let content = secret_file::read(&data.join(name)).transpose()?;
-        Some(content.map(|content| (key(name).to_owned(), ByteString(content))))
-    };
-    FILES.iter().filter_map(read).collect()
+/// Says what was wrong with the files of the Secret that `changes` restore.
+fn damage(secret: Option<&Secret>, changes: &IdentityFiles) -> BTreeMap<&'static str, &'static str> {
+    let unusable = checks::unusable(&files_of(secret));
+    changes.keys().map(|name| (*name, unusable.get(name).copied().unwrap_or("is missing"))).collect()
+}
+
+/// Writes the files of the data directory, and removes those that are not in `files`. A file that
+/// cannot be read stays, so that the start fails with the cause.
+fn write_files(data: &Path, files: &IdentityFiles) -> Result<(), SecretFileError> {
+    secret_file::create_private_dir(data)?;
+    secret_file::create_private_dir(&data.join("control"))?;
+    for name in FILES {
+        let path = data.join(name);
+        match files.get(name) {
+            Some(content) => secret_file::write(&path, content)?,
+            None if secret_file::read(&path).is_ok() => secret_file::remove(&path)?,
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+fn read_files(data: &Path) -> Result<IdentityFiles, SecretFileError> {
+    let read = |name| Ok(secret_file::read(&data.join(name))?.map(|content| (name, content)));
+    FILES.into_iter().filter_map(|name| read(name).transpose()).collect()
 }
 
 #[cfg(test)]
@@ -286,10 +338,60 @@ mod tests {
     };
 
     use http::Method;
+    use serde_json::Value;
     use tokio::time::Instant;
 
     use super::*;
     use crate::samples;
+
+    /// An API server with a Secret of this content, which workspaces depend on.
+    #[derive(Clone)]
+    struct ApiServer(Arc<Mutex<Option<Secret>>>);
+
+    impl ApiServer {
+        fn new(files: Option<&IdentityFiles>) -> Self {
+            Self(Arc::new(Mutex::new(files.map(secret))))
+        }
+
+        fn client(&self) -> Client {
+            let this = self.clone();
+            samples::api_client(move |method, uri| match *method {
+                Method::POST => {
+                    let labels = json!(control_plane_labels());
+                    (201, json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"labels": labels}}))
+                }
+                _ if uri.path().ends_with("workspacearchives") => {
+                    samples::api_list(json!([{"metadata": {}}]))
+                }
+                _ if uri.path().ends_with("secrets") => samples::api_list(json!([this.secret()])),
+                _ => match this.secret() {
+                    Value::Null => samples::api_not_found(),
+                    secret => (200, secret),
+                },
+            })
+        }
+
+        fn secret(&self) -> Value {
+            serde_json::to_value(&*self.0.lock().unwrap()).unwrap()
+        }
+    }
+
+    fn secret(files: &IdentityFiles) -> Secret {
+        let entry =
+            |(name, content): (&&str, &Vec<u8>)| (secret_key(name).to_owned(), ByteString(content.clone()));
+        let metadata = ObjectMeta {
+            name: Some(NAME.to_owned()),
+            labels: Some(control_plane_labels()),
+            ..ObjectMeta::default()
+        };
+        Secret { metadata, data: Some(files.iter().map(entry).collect()), ..Secret::default() }
+    }
+
+    fn damaged(good: &IdentityFiles, names: &[&'static str]) -> IdentityFiles {
+        let mut damaged = good.clone();
+        damaged.extend(names.iter().map(|name| (*name, b"garbage".to_vec())));
+        damaged
+    }
 
     #[tokio::test(start_paused = true)]
     async fn deleted_secret_is_restored_once_the_process_leads_again() {
@@ -304,8 +406,7 @@ mod tests {
             _ => samples::api_list(json!([])),
         });
         let secret = SharedSecret::new(&client, "podling");
-        let contents = LONG_LIVED_SECRETS.map(|name| (key(name).to_owned(), ByteString(b"secret".into())));
-        secret.set_known(&contents.into());
+        secret.set_known(&checks::sample());
         let leadership = Leadership::new(Instant::now(), Duration::ZERO);
         sleep(Duration::from_secs(10)).await;
         assert!(!leadership.is_leader(), "the leadership has expired");
@@ -316,8 +417,76 @@ mod tests {
             sleep(Duration::from_secs(5)).await;
         };
         tokio::select! {
-            () = secret.restore_when_deleted(&leadership) => unreachable!("it never returns"),
+            () = secret.restore_when_damaged(&leadership) => unreachable!("it never returns"),
             () = renewed => assert!(is_created.load(SeqCst), "the leader writes the Secret back"),
+        }
+    }
+
+    #[tokio::test]
+    async fn unusable_values_are_not_remembered_and_are_restored() {
+        let good = checks::sample();
+        let replica = SharedSecret::new(&ApiServer::new(None).client(), "podling");
+        replica.set_known(&good);
+        for names in FILES.map(|name| vec![name]).into_iter().chain([FILES.to_vec()]) {
+            let content = damaged(&good, &names);
+            replica.set_known(&content);
+            assert_eq!(replica.known(), good, "{names:?}");
+            let changes = replica.restoration(Some(&secret(&content))).expect("a change");
+            let expected: IdentityFiles = names.iter().map(|name| (*name, good[name].clone())).collect();
+            assert_eq!(changes, expected);
+        }
+        let other = checks::sample();
+        let mut mixed = good.clone();
+        mixed.insert("control/ca.key", other["control/ca.key"].clone());
+        replica.set_known(&mixed);
+        assert_eq!(replica.known(), good, "a key of another certificate is not remembered");
+        let changes = replica.restoration(Some(&secret(&mixed))).expect("a change");
+        assert_eq!(changes.into_keys().collect::<Vec<_>>(), ["control/ca.key"]);
+
+        assert_eq!(replica.restoration(Some(&secret(&good))), None);
+        let mut requested = secret(&damaged(&good, &["root-token"]));
+        requested.annotations_mut().insert(CREATE_MISSING.into(), "true".into());
+        assert_eq!(replica.restoration(Some(&requested)), None, "an operator replaces secrets");
+        replica.set_known(&other);
+        assert_eq!(replica.known(), other, "usable content is remembered");
+    }
+
+    #[tokio::test]
+    async fn start_with_unusable_secret_needs_memory_or_disk() {
+        let good = checks::sample();
+        for names in FILES.map(|name| vec![name]).into_iter().chain([FILES.to_vec()]) {
+            let server = ApiServer::new(Some(&damaged(&good, &names)));
+            let directory = tempfile::tempdir().unwrap();
+            let data = directory.path().join("data");
+            let replica = SharedSecret::new(&server.client(), "podling");
+            let opened = replica.open(&data, false).await;
+            let lost: Vec<_> = names.iter().filter(|name| LONG_LIVED_SECRETS.contains(name)).collect();
+            if lost.is_empty() {
+                opened.expect("a derived file is created again");
+            } else {
+                let error = opened.expect_err("the secret is lost").to_string();
+                for name in lost {
+                    let key = secret_key(name);
+                    let remedy = format!(r#"{{"op":"remove","path":"/data/{key}"}}"#);
+                    assert!(
+                        error.contains(&format!("{key} is not")) || error.contains("contains no"),
+                        "{error}"
+                    );
+                    assert!(
+                        error.contains(&remedy) && error.contains("-n podling annotate secret"),
+                        "{error}"
+                    );
+                }
+                assert!(!error.contains("--create-missing-secrets"), "{error}");
+                assert!(!data.exists(), "nothing is written");
+            }
+
+            let remembering = SharedSecret::new(&server.client(), "podling");
+            remembering.set_known(&good);
+            remembering.open(&data, false).await.expect("the replica remembers");
+            assert_eq!(read_files(&data).unwrap(), good);
+            SharedSecret::new(&server.client(), "podling").open(&data, false).await.expect("on disk");
+            assert_eq!(read_files(&data).unwrap(), good);
         }
     }
 }
