@@ -53,7 +53,7 @@ async fn repeated_apply_changes_nothing() {
 async fn objects_of_the_control_plane_are_restored() {
     let (_control, deployed) = share_control_plane().await;
     let space = deployed.namespace();
-    for name in ["configmap/podling-ca", "pdb/podling-control"] {
+    for name in ["configmap/podling-ca", "pdb/podling-control", "secret/podling-control"] {
         let content = || [".data", ".spec"].map(|part| space.field(name, part));
         let (uid, before) = (space.field(name, ".metadata.uid"), content());
         space.kubectl(&["label", name, "app.kubernetes.io/name-"]).expect_success();

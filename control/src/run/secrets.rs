@@ -111,7 +111,10 @@ impl SharedSecret {
                 // The write fails if another leader has restored the Secret in the meantime.
                 leadership.wait().await;
                 let damage = describe_damage(&damage(secret.as_ref(), &changes));
-                tracing::warn!(damage, "the Secret {NAME} is damaged; writing values back");
+                match changes.is_empty() {
+                    true => tracing::warn!("labels of the Secret {NAME} were removed; writing them back"),
+                    false => tracing::warn!(damage, "the Secret {NAME} is damaged; writing values back"),
+                }
                 match self.write(secret.as_ref(), changes).await {
                     Ok(()) => break,
                     Err(error) => tracing::warn!(%error, "failed to restore the Secret {NAME}; retrying"),
@@ -166,7 +169,7 @@ impl SharedSecret {
             };
             let files = read_files(data)?;
             let changed = difference(&files, &before);
-            let written = match changed.is_empty() && !create {
+            let written = match changed.is_empty() && !create && missing_labels(found.as_ref()).is_empty() {
                 true => Ok(()),
                 false => self.write(found.as_ref(), changed).await,
             };
@@ -217,7 +220,8 @@ impl SharedSecret {
     }
 
     /// Creates the Secret with these files, or adds the files to the Secret in this version. Also
-    /// removes the request for new secrets. Fails with 409 if another client was faster.
+    /// restores labels and removes the request for new secrets. Fails with 409 if another client was
+    /// faster.
     async fn write(&self, found: Option<&Secret>, files: IdentityFiles) -> Result<(), Error> {
         let entry = |(name, content)| (secret_key(name).to_owned(), ByteString(content));
         let data: BTreeMap<_, _> = files.into_iter().map(entry).collect();
@@ -230,6 +234,7 @@ impl SharedSecret {
         let mut metadata = json!({
             "resourceVersion": found.resource_version(),
             "uid": found.uid(),
+            "labels": missing_labels(Some(found)),
         });
         if requests_new_secrets(found) {
             metadata["annotations"] = json!({ CREATE_MISSING: null });
@@ -238,8 +243,8 @@ impl SharedSecret {
         self.secrets.patch(NAME, &PatchParams::default(), &patch).await.map(drop)
     }
 
-    /// Returns the files that must be written to restore the Secret.
-    /// `None` if the Secret is complete, or an operator replaces secrets.
+    /// Returns the files that must be written to restore the Secret, which may be none if only
+    /// labels are missing. `None` if the Secret is complete, or an operator replaces secrets.
     fn restoration(&self, secret: Option<&Secret>) -> Option<IdentityFiles> {
         if secret.is_some_and(|secret| {
             secret.metadata.deletion_timestamp.is_some() || requests_new_secrets(secret)
@@ -248,7 +253,7 @@ impl SharedSecret {
         }
         let content = files_of(secret);
         let changes = difference(&checks::repaired(&content, &self.known()), &content);
-        (!changes.is_empty()).then_some(changes)
+        (!changes.is_empty() || !missing_labels(secret).is_empty()).then_some(changes)
     }
 
     /// Remembers the content if it is usable and no long-lived secret is missing in it.
@@ -288,6 +293,14 @@ impl std::fmt::Debug for SharedSecret {
 /// Returns whether an operator asks for new secrets in place of those that the Secret lacks.
 fn requests_new_secrets(secret: &Secret) -> bool {
     secret.annotations().get(CREATE_MISSING).is_some_and(|value| value == "true")
+}
+
+/// Returns the labels that were removed from the Secret. Other programs may set their values.
+fn missing_labels(secret: Option<&Secret>) -> BTreeMap<String, String> {
+    let Some(secret) = secret else { return BTreeMap::new() };
+    let mut labels = control_plane_labels();
+    labels.retain(|label, _| !secret.labels().contains_key(label));
+    labels
 }
 
 /// Returns the files that the Secret contains.
@@ -449,6 +462,19 @@ mod tests {
         assert_eq!(replica.restoration(Some(&requested)), None, "an operator replaces secrets");
         replica.set_known(&other);
         assert_eq!(replica.known(), other, "usable content is remembered");
+    }
+
+    #[tokio::test]
+    async fn removed_labels_of_the_secret_are_restored() {
+        let good = checks::sample();
+        let replica = SharedSecret::new(&ApiServer::new(None).client(), "podling");
+        replica.set_known(&good);
+        let mut labelled = secret(&good);
+        labelled.labels_mut().insert("app.kubernetes.io/instance".into(), "argo".into());
+        assert_eq!(replica.restoration(Some(&labelled)), None, "labels of other programs stay");
+        labelled.labels_mut().remove("app.kubernetes.io/name");
+        assert_eq!(replica.restoration(Some(&labelled)), Some(IdentityFiles::new()));
+        assert_eq!(missing_labels(Some(&labelled)).len(), 1);
     }
 
     #[tokio::test]
