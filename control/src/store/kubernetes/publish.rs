@@ -212,7 +212,7 @@ impl KubernetesStore {
         let Some(workspace) = cache.latest() else { return Ok(()) };
         let now = clock::now();
         for entry in entries.iter().filter(|entry| now.since(entry.at) < EVENT_MAX_AGE) {
-            let event = self.event(&workspace, entry);
+            let event = Self::transition_event(&workspace, entry);
             if event.metadata.name.as_ref().is_some_and(|name| existing.contains(name)) {
                 continue;
             }
@@ -228,23 +228,48 @@ impl KubernetesStore {
         Ok(())
     }
 
-    fn event(&self, workspace: &Workspace, entry: &LogEntry) -> Event {
+    fn transition_event(workspace: &Workspace, entry: &LogEntry) -> Event {
         let word = word(entry.state);
-        let regarding = ObjectReference { resource_version: None, ..workspace.object_ref(&()) };
-        let mut event = Event {
-            action: Some("Transition".to_owned()),
-            event_time: micro(entry.at),
-            note: Some(reasons::message(&entry.reason).chars().take(MAX_NOTE).collect()),
-            reason: Some(camel_case(word)),
-            regarding: Some(regarding),
-            reporting_controller: Some(CONTROLLER.to_owned()),
-            reporting_instance: Some(CONTROLLER.to_owned()),
-            type_: Some(if entry.state == State::Failed { "Warning" } else { "Normal" }.to_owned()),
-            ..Event::default()
-        };
-        event.metadata.name = Some(format!("{}.{:x}-{word}", workspace.name_any(), entry.at.0));
-        event
+        let note = reasons::message(&entry.reason);
+        let type_ = if entry.state == State::Failed { "Warning" } else { "Normal" };
+        event(workspace, entry.at, ("Transition", word), type_, &note)
     }
+
+    /// Creates an Event on a resource that was created again, because another client removed the
+    /// former one without its finalizer. A failure is only logged.
+    pub(super) async fn record_recreation(&self, workspace: &Workspace) {
+        let note = "the former resource was deleted without its finalizer, and its files have no archive; \
+                    the control plane has created the resource again";
+        tracing::warn!(name = workspace.name_any(), "workspace resource was removed; created it again");
+        let event = event(workspace, clock::now(), ("Recreate", "recreated"), "Warning", note);
+        if let Err(error) = self.events.create(&PostParams::default(), &event).await {
+            tracing::warn!(name = workspace.name_any(), %error, "failed to create an Event");
+        }
+    }
+}
+
+/// Builds an Event about a workspace. `word` names its reason in lower case.
+fn event(
+    workspace: &Workspace,
+    at: Timestamp,
+    (action, word): (&str, &str),
+    type_: &str,
+    note: &str,
+) -> Event {
+    let regarding = ObjectReference { resource_version: None, ..workspace.object_ref(&()) };
+    let mut event = Event {
+        action: Some(action.to_owned()),
+        event_time: micro(at),
+        note: Some(note.chars().take(MAX_NOTE).collect()),
+        reason: Some(camel_case(word)),
+        regarding: Some(regarding),
+        reporting_controller: Some(CONTROLLER.to_owned()),
+        reporting_instance: Some(CONTROLLER.to_owned()),
+        type_: Some(type_.to_owned()),
+        ..Event::default()
+    };
+    event.metadata.name = Some(format!("{}.{:x}-{word}", workspace.name_any(), at.0));
+    event
 }
 
 fn micro(at: Timestamp) -> Option<MicroTime> {

@@ -176,6 +176,7 @@ impl KubernetesStore {
         }
         cache.observe(resource);
         let Some(latest) = cache.latest() else { return Ok(()) };
+        self.restore_finalizer(&cache, &latest).await;
         match written.take_edit(&latest, template.as_ref()) {
             Some(edit) => Ok(driver.apply_edit(id, edit).await?),
             None => Ok(()),

@@ -12,9 +12,10 @@ use kube::{
 };
 use podling_core::{id::WorkspaceId, status::Phase};
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use super::{
-    KubernetesStore,
+    KubernetesStore, RETRY_PAUSE,
     display_status::RecordFacts,
     failed, readable,
     resource_cache::{LastWrite, ResourceCache, desired_spec},
@@ -199,6 +200,11 @@ impl KubernetesStore {
             if created.spec.id.as_deref() != Some(spec.id.as_str()) {
                 continue;
             }
+            // A removal by this control plane ends the report, so the resource was removed by another
+            // client, without the finalizer.
+            if written.is_reported() {
+                self.record_recreation(&created).await;
+            }
             written.record_created(&created, record);
             cache.observe(created.clone());
             return Ok(Arc::new(created));
@@ -248,6 +254,38 @@ impl KubernetesStore {
         let metadata = json!({"finalizers": remaining, "resourceVersion": deleted.resource_version()});
         let patch = Patch::Merge(json!({"metadata": metadata}));
         self.workspaces.patch(&deleted.name_any(), &PatchParams::default(), &patch).await.map(drop)
+    }
+
+    /// Adds Podling's finalizer if another client has removed it. Without the finalizer, a deletion
+    /// would not wait for the archive. Retries errors of the API server, then logs them; the next
+    /// write of the record adds the finalizer too. The caller holds the lock of the last write.
+    pub(super) async fn restore_finalizer(&self, cache: &ResourceCache, latest: &Workspace) {
+        if !lacks_finalizer(latest) {
+            return;
+        }
+        let name = latest.name_any();
+        let metadata =
+            json!({"finalizers": finalizers(latest), "resourceVersion": latest.resource_version()});
+        let patch = Patch::Merge(json!({"metadata": metadata}));
+        let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        for _ in 0..MAX_WRITE_ATTEMPTS {
+            if !self.leadership.is_leader() {
+                return;
+            }
+            match self.workspaces.patch(&name, &params, &patch).await {
+                Ok(now) => {
+                    tracing::warn!(name, "finalizer of the workspace was removed; added it again");
+                    cache.observe(now);
+                    return;
+                }
+                // The resource has changed or is gone. The watch reports that.
+                Err(error) if has_status_code(&error, 404) || has_status_code(&error, 409) => return,
+                Err(error) => {
+                    tracing::warn!(name, %error, "failed to add the finalizer to the workspace");
+                    sleep(RETRY_PAUSE).await;
+                }
+            }
+        }
     }
 
     async fn write_archive(
@@ -377,18 +415,21 @@ fn spec_changes(
     if is_new(|a, b| a.policy != b.policy) {
         spec.insert("policy".into(), json!(PolicySpec::of(&now.policy)));
     }
-    let has_finalizer = latest.finalizers().iter().any(|finalizer| finalizer == ARCHIVE_BEFORE_DELETE);
-    let add_finalizer = !has_finalizer && latest.metadata.deletion_timestamp.is_none();
-    (add_finalizer || !spec.is_empty()).then_some(Value::Object(spec))
+    (lacks_finalizer(latest) || !spec.is_empty()).then_some(Value::Object(spec))
+}
+
+/// Returns whether Podling's finalizer is missing and can be added. The API server accepts no new
+/// finalizer once the resource is being deleted.
+fn lacks_finalizer(latest: &Workspace) -> bool {
+    latest.metadata.deletion_timestamp.is_none()
+        && !latest.finalizers().iter().any(|finalizer| finalizer == ARCHIVE_BEFORE_DELETE)
 }
 
 /// Returns the finalizers of the resource and Podling's own, which keeps the resource until its
-/// data is archived. The API server accepts no new finalizer once the resource is being deleted.
+/// data is archived.
 fn finalizers(latest: &Workspace) -> Vec<String> {
     let mut finalizers = latest.finalizers().to_vec();
-    if latest.metadata.deletion_timestamp.is_none()
-        && !finalizers.iter().any(|finalizer| finalizer == ARCHIVE_BEFORE_DELETE)
-    {
+    if lacks_finalizer(latest) {
         finalizers.push(ARCHIVE_BEFORE_DELETE.to_owned());
     }
     finalizers
@@ -445,10 +486,82 @@ impl PreservedSpec {
 mod tests {
     use std::time::Duration;
 
+    use std::sync::Mutex;
+
+    use http::Method;
     use podling_core::{policy::Policy, status::Status, time::Timestamp, workspace::Spec};
 
     use super::*;
-    use crate::samples;
+    use crate::{leader_election::Leadership, samples, template::TemplateFollower};
+
+    /// Creates a store whose API server records the requests that change objects. A creation and a
+    /// patch return `stored`.
+    async fn store(stored: &Workspace) -> (KubernetesStore, Arc<Mutex<Vec<String>>>) {
+        let requests = Arc::<Mutex<Vec<String>>>::default();
+        let (stored, seen) = (json!(stored), requests.clone());
+        let client = samples::api_client(move |method, uri| match *method {
+            Method::GET if uri.path().ends_with("templates") => samples::api_list(json!([])),
+            Method::GET => samples::api_not_found(),
+            _ => {
+                seen.lock().unwrap().push(format!("{method} {}", uri.path()));
+                (200, if uri.path().ends_with("/events") { json!({"metadata": {}}) } else { stored.clone() })
+            }
+        });
+        let opened = TemplateFollower::open(&client, "podling", "shell", Leadership::permanent()).await;
+        let templates = opened.expect("the API server lists no template").0.lookup();
+        (KubernetesStore::new(client, "podling", Leadership::permanent(), templates), requests)
+    }
+
+    /// A resource as the API server returns it.
+    fn served(record: &WorkspaceRecord) -> Workspace {
+        let mut resource = new_resource(record);
+        resource.metadata.name = Some("demo".into());
+        resource.metadata.uid = Some("6d6a".into());
+        resource.metadata.resource_version = Some("7".into());
+        resource
+    }
+
+    #[tokio::test]
+    async fn removed_finalizer_is_added_again_unless_deleted() {
+        let record = record(1);
+        let complete = served(&record);
+        let (store, requests) = store(&complete).await;
+        let cache = ResourceCache::default();
+        let mut stripped = complete.clone();
+        stripped.metadata.finalizers = Some(vec!["example.org/other".into()]);
+        assert_eq!(finalizers(&stripped), ["example.org/other", ARCHIVE_BEFORE_DELETE]);
+        let mut deleted = stripped.clone();
+        deleted.metadata.deletion_timestamp = status::time(Timestamp(1000));
+        for unchanged in [&complete, &deleted] {
+            store.restore_finalizer(&cache, unchanged).await;
+        }
+        assert!(requests.lock().unwrap().is_empty());
+        store.restore_finalizer(&cache, &stripped).await;
+        let path = "/apis/podling.dev/v1alpha1/namespaces/podling/workspaces/demo";
+        assert_eq!(*requests.lock().unwrap(), [format!("PATCH {path}")]);
+        assert!(cache.latest().is_some(), "the response is the latest version");
+    }
+
+    #[tokio::test]
+    async fn recreated_resource_gets_an_event() {
+        let record = record(1);
+        let (store, requests) = store(&served(&record)).await;
+        let events = || {
+            let requests = std::mem::take(&mut *requests.lock().unwrap());
+            requests.iter().filter(|request| request.ends_with("/events")).count()
+        };
+        let cache = ResourceCache::default();
+        let mut written = cache.written.lock().await;
+        store.create(&cache, &mut written, &record).await.unwrap();
+        assert_eq!(events(), 0, "a new workspace");
+        cache.mark_deleted();
+        store.create(&cache, &mut written, &record).await.unwrap();
+        assert_eq!(events(), 1, "the resource was removed without its finalizer");
+        cache.mark_deleted();
+        written.forget_reported();
+        store.create(&cache, &mut written, &record).await.unwrap();
+        assert_eq!(events(), 0, "the workspace was restored from an archive");
+    }
 
     /// A record with an idle timeout of this many hours.
     fn record(hours: u64) -> WorkspaceRecord {
