@@ -219,6 +219,29 @@ async fn deleted_or_evicted_pod_is_replaced_with_its_files() {
 }
 
 #[tokio::test]
+async fn removed_finalizers_and_labels_are_added_again() {
+    let (_control, deployed) = share_control_plane().await;
+    run_cli(deployed, &["create", "radia"]).await;
+    let (space, id) = (deployed.namespace(), workspace_id(deployed, "radia"));
+    let claim = format!("pvc/workspace-{id}");
+    let bare = r#"{"metadata": {"finalizers": null, "labels": {"podling.dev/workspace": null}}}"#;
+    for object in ["ws/radia", &claim] {
+        space.kubectl(&["patch", object, "--type=merge", "--patch", bare]).expect_success();
+    }
+    wait_for("the finalizer of the workspace", async || {
+        let finalizers = space.field("ws/radia", ".metadata.finalizers");
+        finalizers.contains("podling.dev/archive-before-delete").then_some(())
+    })
+    .await;
+    wait_for("finalizer and label of the claim", async || {
+        let is_protected = space.field(&claim, ".metadata.finalizers").contains("podling.dev/keep-data");
+        (is_protected && objects_of(deployed, "pvc", &id).len() == 1).then_some(())
+    })
+    .await;
+    run_cli(deployed, &["rm", "--discard", "radia"]).await;
+}
+
+#[tokio::test]
 async fn killed_control_plane_finds_running_workspaces() {
     let (_control, deployed) = lock_control_plane().await;
     let space = deployed.namespace();

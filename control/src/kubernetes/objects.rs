@@ -47,6 +47,9 @@ pub const AUDIENCE: &str = "podling";
 /// claim has no ownerReference.
 pub const KEEP_DATA: &str = "podling.dev/keep-data";
 
+/// Start of the names of claims. The id of the workspace follows.
+const CLAIM_PREFIX: &str = "workspace-";
+
 /// One start of a workspace's agent, as input for [`pod`].
 #[derive(Debug, Clone)]
 pub struct PodStart {
@@ -118,7 +121,7 @@ fn recommended_labels(name: &str, instance: &str, component: &str) -> BTreeMap<S
 
 /// Returns the name of the claim that is created for a new workspace.
 pub fn volume_claim_name(workspace: &WorkspaceId) -> String {
-    format!("workspace-{workspace}")
+    format!("{CLAIM_PREFIX}{workspace}")
 }
 
 /// Builds the claim of a workspace. It outlives the workspace's pods, and is deleted only after its
@@ -142,6 +145,13 @@ pub fn volume_claim(workspace: &WorkspaceId, name: &str, storage: &StorageSpec) 
         }),
         status: None,
     }
+}
+
+/// Returns the workspace that a claim belongs to, according to its label. A claim without a valid
+/// label belongs to the workspace in its name: its label may have been removed, but its data stays.
+pub fn workspace_of_claim(claim: &PersistentVolumeClaim) -> Option<WorkspaceId> {
+    let labelled = claim.labels().get(WORKSPACE_LABEL).and_then(|id| id.parse().ok());
+    labelled.or_else(|| claim.metadata.name.as_deref()?.strip_prefix(CLAIM_PREFIX)?.parse().ok())
 }
 
 /// Receives the states of all claims.
@@ -208,6 +218,15 @@ pub fn claim_deleted_error(claim: &PersistentVolumeClaim) -> String {
          {KEEP_DATA} from the claim, remove the volume's claimRef, and create a claim {name} for it \
          with the same labels",
         name = claim.name_any(),
+    )
+}
+
+/// Explains what to do if the claim with a workspace's files does not exist.
+pub fn claim_missing_error(workspace: &str) -> String {
+    format!(
+        "the claim with the files of the workspace does not exist: neither {CLAIM_PREFIX}{workspace} nor one \
+         with the label {WORKSPACE_LABEL}={workspace}; create it for its volume (docs/backup.md), restore an \
+         archive under a new name, or delete the workspace with podling rm --discard"
     )
 }
 
@@ -285,6 +304,22 @@ mod tests {
             control_ca: "podling-ca".into(),
             service_account: "podling-workspace".into(),
         }
+    }
+
+    #[test]
+    fn claim_belongs_to_its_label_or_else_to_its_name() {
+        let (workspace, other) = (WorkspaceId::from_bits(7), WorkspaceId::from_bits(8));
+        let claim = |name: &str, label: Option<&str>| {
+            let mut claim = volume_claim(&workspace, name, &StorageSpec::default());
+            claim.metadata.labels = label.map(|id| [(WORKSPACE_LABEL.to_owned(), id.to_owned())].into());
+            workspace_of_claim(&claim)
+        };
+        let name = volume_claim_name(&workspace);
+        assert_eq!(claim("recovered", Some(workspace.as_str())), Some(workspace.clone()));
+        assert_eq!(claim(&name, None), Some(workspace.clone()));
+        assert_eq!(claim(&name, Some("")), Some(workspace.clone()), "the label is not valid");
+        assert_eq!(claim(&name, Some(other.as_str())), Some(other));
+        assert_eq!((claim("recovered", None), claim("workspace-data", None)), (None, None));
     }
 
     #[test]

@@ -35,7 +35,7 @@ use self::{
 use super::{CommitResult, LoadedRecords, Store, StoreChange, StoreError, WorkspaceRecord, stored};
 use crate::{
     kubernetes::{
-        DesiredSpec, Workspace, WorkspaceArchive, WorkspaceTemplateSpec, id_of, objects::WORKSPACE_LABEL,
+        DesiredSpec, Workspace, WorkspaceArchive, WorkspaceTemplateSpec, id_of, objects::workspace_of_claim,
         resolve,
     },
     leader_election::Leadership,
@@ -121,12 +121,12 @@ impl KubernetesStore {
 
     /// Returns the ids of the workspaces that have a volume claim, if a resource without a record is
     /// among `workspaces`.
-    async fn claims_of_new(&self, workspaces: &[Workspace]) -> Result<BTreeSet<String>, kube::Error> {
+    async fn claims_of_new(&self, workspaces: &[Workspace]) -> Result<BTreeSet<WorkspaceId>, kube::Error> {
         if workspaces.iter().all(has_record) {
             return Ok(BTreeSet::new());
         }
-        let claims = self.claims.list(&ListParams::default().labels(WORKSPACE_LABEL)).await?;
-        Ok(claims.iter().filter_map(|claim| claim.labels().get(WORKSPACE_LABEL).cloned()).collect())
+        let claims = self.claims.list(&ListParams::default()).await?;
+        Ok(claims.iter().filter_map(workspace_of_claim).collect())
     }
 }
 
@@ -156,7 +156,7 @@ impl Store for KubernetesStore {
         let claims = self.claims_of_new(&workspaces).await.map_err(reading)?;
         for resource in workspaces {
             let name = resource.name_any();
-            let has_claim = id_of(&resource).is_ok_and(|id| claims.contains(id.as_str()));
+            let has_claim = id_of(&resource).is_ok_and(|id| claims.contains(&id));
             loaded.issued_ids.extend(id_of(&resource).ok().map(|id| id.bits()));
             match record(&resource, templates.get(&resource.spec.template), has_claim) {
                 Ok(record) => {

@@ -1,8 +1,8 @@
 //! The volume claims of workspaces. The first start creates a claim, later starts find it by its
-//! label, and only [`crate::backend::Backend::remove`] deletes it.
+//! label or its name, and only [`crate::backend::Backend::remove`] deletes it.
 //!
-//! A watch publishes the states of all claims. It also adds Podling's finalizer to a claim that
-//! lacks it: one that a user created to recover a volume, or whose finalizer was removed.
+//! A watch publishes the states of all claims. It also adds Podling's finalizer and label to a claim
+//! that lacks them: one that a user created to recover a volume, or from which they were removed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +22,7 @@ use kube::{
     },
 };
 use podling_core::id::WorkspaceId;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     sync::watch,
     time::{Instant, interval_at, timeout},
@@ -37,7 +37,7 @@ use crate::{
     kubernetes::{
         ClaimReceiver, StorageSpec, VolumeClaimPhase, VolumeClaimState, VolumeClaims, claim_deleted_error,
         has_status_code,
-        objects::{KEEP_DATA, WORKSPACE_LABEL, volume_claim, volume_claim_name},
+        objects::{KEEP_DATA, WORKSPACE_LABEL, volume_claim, volume_claim_name, workspace_of_claim},
     },
     quantity::bytes,
     snapshot::SnapshotReceiver,
@@ -61,16 +61,15 @@ impl ClusterClient {
         reporter: WaitReporter<'_>,
     ) -> Result<String, BackendError> {
         let operation = format!("prepare the volume claim of {workspace}");
-        let by_workspace = list_by_workspace(workspace);
-        let list = self.retry_transient(&operation, reporter, || self.claims.list(&by_workspace)).await?;
+        let claims = self.retry_transient(&operation, reporter, || self.claims_of(workspace)).await?;
         let is_deleted = |claim: &PersistentVolumeClaim| claim.metadata.deletion_timestamp.is_some();
-        if let Some(claim) = list.items.into_iter().min_by_key(is_deleted) {
+        if let Some(claim) = claims.into_iter().min_by_key(is_deleted) {
             if is_deleted(&claim) {
                 return Err(BackendError::new(operation, claim_deleted_error(&claim)));
             }
-            if let Err(error) = self.protect_claim(&claim).await {
+            if let Err(error) = self.protect_claim(&claim, workspace).await {
                 let error = error_text(&error);
-                tracing::warn!(%workspace, error, "failed to add the finalizer to the volume claim");
+                tracing::warn!(%workspace, error, "failed to add finalizer and label to the volume claim");
             }
             if self.ensure_leader(&operation).is_ok()
                 && let Err(error) = self.expand_claim(&claim, storage).await
@@ -83,14 +82,32 @@ impl ClusterClient {
         }
         let name = volume_claim_name(workspace);
         let new = volume_claim(workspace, &name, storage);
-        self.retry_transient(&operation, reporter, || async {
+        let claim = self.retry_transient(&operation, reporter, || async {
             match self.claims.create(&PostParams::default(), &new).await {
                 Err(error) if has_status_code(&error, 409) => self.claims.get(&name).await,
                 made => made,
             }
-        })
-        .await?;
-        Ok(name)
+        });
+        match workspace_of_claim(&claim.await?) {
+            Some(owner) if owner != *workspace => {
+                let why =
+                    format!("the label {WORKSPACE_LABEL} of the claim {name} names {owner}; correct it");
+                Err(BackendError::new(operation, why))
+            }
+            _ => Ok(name),
+        }
+    }
+
+    /// Returns the claims that belong to the workspace, according to [`workspace_of_claim`].
+    async fn claims_of(&self, workspace: &WorkspaceId) -> Result<Vec<PersistentVolumeClaim>, kube::Error> {
+        let mut claims = self.claims.list(&list_by_workspace(workspace)).await?.items;
+        let named = self.claims.get_opt(&volume_claim_name(workspace)).await?;
+        let is_listed =
+            |named: &PersistentVolumeClaim| claims.iter().any(|claim| claim.name_any() == named.name_any());
+        let unlabelled =
+            named.filter(|named| workspace_of_claim(named).as_ref() == Some(workspace) && !is_listed(named));
+        claims.extend(unlabelled);
+        Ok(claims)
     }
 
     /// Requests the size of `storage` if it is larger than the claim's. The StorageClass decides
@@ -112,12 +129,8 @@ impl ClusterClient {
     /// Deletes the workspace's claims and waits until they no longer exist.
     pub(crate) async fn remove_storage(&self, workspace: &WorkspaceId) -> Result<(), BackendError> {
         let operation = || format!("remove the volume of {workspace}");
-        let list = self
-            .claims
-            .list(&list_by_workspace(workspace))
-            .await
-            .map_err(|error| backend_error(operation(), &error))?;
-        for claim in list {
+        let claims = self.claims_of(workspace).await.map_err(|error| backend_error(operation(), &error))?;
+        for claim in claims {
             self.ensure_leader(&operation())?;
             self.remove_claim(&claim).await.map_err(|error| backend_error(operation(), &error))?;
             self.wait_claim_deleted(&claim).await.map_err(|why| BackendError::new(operation(), why))?;
@@ -206,8 +219,9 @@ impl VolumeClaimWatcher {
 
     /// Runs until the driver has ended.
     pub async fn run(mut self, snapshots: SnapshotReceiver) {
-        let config = watcher::Config::default().labels(WORKSPACE_LABEL);
-        let mut events = pin!(watcher(self.cluster.claims.clone(), config).backoff(WatchBackoff::default()));
+        // All claims of the namespace, because the label of a workspace's claim may be removed.
+        let events = watcher(self.cluster.claims.clone(), watcher::Config::default());
+        let mut events = pin!(events.backoff(WatchBackoff::default()));
         let mut checks = interval_at(Instant::now() + STALLED_AFTER, STALLED_AFTER);
         while snapshots.has_changed().is_ok() {
             tokio::select! {
@@ -229,6 +243,11 @@ impl VolumeClaimWatcher {
             Event::Init => self.listed_uids.clear(),
             Event::InitApply(claim) | Event::Apply(claim) => {
                 let Some(uid) = claim.uid() else { return };
+                if workspace_of_claim(&claim).is_none() {
+                    self.known.remove(&uid);
+                    self.details.remove(&uid);
+                    return;
+                }
                 self.listed_uids.insert(uid.clone());
                 self.protect(&claim, snapshots).await;
                 self.known.insert(uid, claim);
@@ -247,7 +266,7 @@ impl VolumeClaimWatcher {
         }
     }
 
-    /// Reads why claims stay unbound, and adds finalizers that could not be added before.
+    /// Reads why claims stay unbound, and protects claims that could not be protected before.
     async fn check(&mut self, snapshots: &SnapshotReceiver) {
         for (uid, claim) in &self.known {
             self.protect(claim, snapshots).await;
@@ -258,20 +277,22 @@ impl VolumeClaimWatcher {
         }
     }
 
-    /// Adds the finalizer to the claim of a known workspace. A failure is only logged, because
+    /// Adds finalizer and label to the claim of a known workspace. A failure is only logged, because
     /// [`Self::check`] tries again.
     async fn protect(&self, claim: &PersistentVolumeClaim, snapshots: &SnapshotReceiver) {
-        let is_known = workspace(claim).is_some_and(|id| snapshots.borrow().get(&id).is_some());
-        if is_known && let Err(error) = self.cluster.protect_claim(claim).await {
+        let known = workspace_of_claim(claim).filter(|id| snapshots.borrow().get(id).is_some());
+        if let Some(workspace) = known
+            && let Err(error) = self.cluster.protect_claim(claim, &workspace).await
+        {
             let claim = claim.name_any();
-            tracing::warn!(claim, %error, "failed to add the finalizer to a volume claim; retrying");
+            tracing::warn!(claim, %error, "failed to add finalizer and label to a volume claim; retrying");
         }
     }
 
     fn publish(&self) {
         let mut claims: BTreeMap<WorkspaceId, VolumeClaimState> = BTreeMap::new();
         for (uid, claim) in &self.known {
-            let Some(id) = workspace(claim) else { continue };
+            let Some(id) = workspace_of_claim(claim) else { continue };
             let mut state = VolumeClaimState::of(claim);
             if let Some(detail) = self.details.get(uid) {
                 state.detail.clone_from(detail);
@@ -294,17 +315,16 @@ impl VolumeClaimWatcher {
 }
 
 impl ClusterClient {
-    /// Adds Podling's finalizer to a claim that lacks it and is not being deleted.
-    async fn protect_claim(&self, claim: &PersistentVolumeClaim) -> Result<(), kube::Error> {
-        let is_protected = claim.finalizers().iter().any(|finalizer| finalizer == KEEP_DATA);
-        if is_protected
-            || claim.metadata.deletion_timestamp.is_some()
-            || self.ensure_leader("protect a volume claim").is_err()
-        {
+    /// Adds Podling's finalizer and label to a claim that lacks one of them and is not being deleted.
+    async fn protect_claim(
+        &self,
+        claim: &PersistentVolumeClaim,
+        workspace: &WorkspaceId,
+    ) -> Result<(), kube::Error> {
+        let Some(metadata) = protection(claim, workspace) else { return Ok(()) };
+        if self.ensure_leader("protect a volume claim").is_err() {
             return Ok(());
         }
-        let finalizers = [claim.finalizers(), &[KEEP_DATA.to_owned()]].concat();
-        let metadata = json!({"finalizers": finalizers, "resourceVersion": claim.resource_version()});
         let patch = Patch::Merge(json!({"metadata": metadata}));
         match self.claims.patch(&claim.name_any(), &PatchParams::default(), &patch).await {
             // The claim has changed. The watch reports its new state.
@@ -314,15 +334,30 @@ impl ClusterClient {
     }
 }
 
-/// Returns the workspace that a claim belongs to.
-fn workspace(claim: &PersistentVolumeClaim) -> Option<WorkspaceId> {
-    claim.labels().get(WORKSPACE_LABEL)?.parse().ok()
+/// Returns the metadata that adds Podling's finalizer and label to the claim; `None` if it has both
+/// or is being deleted.
+fn protection(claim: &PersistentVolumeClaim, workspace: &WorkspaceId) -> Option<Value> {
+    let has_finalizer = claim.finalizers().iter().any(|finalizer| finalizer == KEEP_DATA);
+    let has_label = claim.labels().get(WORKSPACE_LABEL).is_some_and(|id| id == workspace.as_str());
+    if (has_finalizer && has_label) || claim.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let mut finalizers = claim.finalizers().to_vec();
+    if !has_finalizer {
+        finalizers.push(KEEP_DATA.to_owned());
+    }
+    Some(json!({
+        "finalizers": finalizers, "labels": {WORKSPACE_LABEL: workspace},
+        "resourceVersion": claim.resource_version(),
+    }))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use http::Method;
     use k8s_openapi::jiff;
-    use serde_json::json;
 
     use super::*;
     use crate::{backend::kubernetes::for_tests, samples, snapshot::Snapshot};
@@ -330,6 +365,48 @@ mod tests {
     fn claim(uid: &str, bits: u64) -> PersistentVolumeClaim {
         let metadata = json!({"uid": uid, "labels": {WORKSPACE_LABEL: WorkspaceId::from_bits(bits)}});
         serde_json::from_value(json!({"metadata": metadata, "status": {"phase": "Pending"}})).unwrap()
+    }
+
+    #[tokio::test]
+    async fn claim_without_label_is_found_by_name_and_protected() {
+        let id = WorkspaceId::from_bits(1);
+        let stored = json!({
+            "metadata": {"name": volume_claim_name(&id), "uid": "a", "resourceVersion": "7"},
+            "status": {"phase": "Bound"},
+        });
+        let mut bare: PersistentVolumeClaim = serde_json::from_value(stored.clone()).unwrap();
+        let missing = protection(&bare, &id).unwrap();
+        assert_eq!(missing["finalizers"], json!([KEEP_DATA]));
+        assert_eq!(missing["labels"], json!({WORKSPACE_LABEL: id}));
+        let requests = Arc::<Mutex<Vec<String>>>::default();
+        let seen = requests.clone();
+        let client = samples::api_client(move |method, uri| match (method, uri.query()) {
+            (&Method::GET, Some(_)) => samples::api_list(json!([])),
+            (&Method::GET, None) => (200, stored.clone()),
+            _ => {
+                seen.lock().unwrap().push(method.to_string());
+                (200, stored.clone())
+            }
+        });
+        let cluster = for_tests(client).await;
+        assert_eq!(cluster.claims_of(&id).await.unwrap(), [bare.clone()]);
+        let mut watcher = VolumeClaimWatcher::new(cluster);
+        let view = Arc::new(samples::view(samples::spec(1, "demo")));
+        let workspaces = [(id.clone(), view)].into();
+        let (_sender, snapshots) = watch::channel(Arc::new(Snapshot { workspaces, ..Snapshot::default() }));
+        watcher.apply_event(Event::Apply(bare.clone()), &snapshots).await;
+        watcher.publish();
+        assert!(watcher.states().borrow().claims.contains_key(&id));
+        assert_eq!(*requests.lock().unwrap(), ["PATCH"]);
+
+        let unrelated = json!({"metadata": {"name": "data", "uid": "b"}});
+        let unrelated = serde_json::from_value(unrelated).unwrap();
+        watcher.apply_event(Event::Apply(unrelated), &snapshots).await;
+        assert_eq!(watcher.known.len(), 1, "other claims of the namespace are ignored");
+        bare.metadata.finalizers = Some(vec![KEEP_DATA.to_owned()]);
+        assert!(protection(&bare, &id).is_some(), "the label is missing");
+        bare.metadata.labels = Some([(WORKSPACE_LABEL.to_owned(), id.to_string())].into());
+        assert!(protection(&bare, &id).is_none());
     }
 
     #[tokio::test]

@@ -17,7 +17,10 @@ use podling_proto::{
 
 use super::status::{ConditionType, ConditionValue, camel_case, time, word};
 use crate::{
-    kubernetes::{NextStepStatus, VolumeClaimPhase, VolumeClaimState, VolumeClaims, WorkspaceStatus},
+    kubernetes::{
+        NextStepStatus, VolumeClaimPhase, VolumeClaimState, VolumeClaims, WorkspaceStatus,
+        objects::claim_missing_error,
+    },
     reasons,
     snapshot::WorkspaceView,
 };
@@ -25,6 +28,9 @@ use crate::{
 /// A displayed time is updated only if it changes by more than this. The computed start of the idle
 /// time varies by up to one heartbeat interval, which is at most 15 s.
 const SLACK: Duration = Duration::from_secs(20);
+
+/// Reason of `StorageReady` if the claim with the files does not exist.
+const CLAIM_MISSING: &str = "ClaimMissing";
 
 /// Observations to display. No decision depends on them.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -147,8 +153,8 @@ impl DisplayStatus {
         };
         let ready =
             ConditionValue { kind: ConditionType::Ready, holds: ready.0, reason: ready.1, message: ready.2 };
-        let storage = self.storage(record.storage);
-        let stalled = self.stalled(status, record);
+        let storage = self.storage(status, record);
+        let stalled = self.stalled(status, record, &storage);
         let (since, now) = (status.since.clone(), time(now));
         // If the state changed `Ready`, the transition time is that of the state.
         let ready_at = if is_awake && !self.connected { &now } else { &since };
@@ -184,10 +190,10 @@ impl DisplayStatus {
         ConditionValue { kind: ConditionType::AgentConnected, holds, reason, message: message.to_owned() }
     }
 
-    /// Returns whether the storage is ready. `has_files` says whether it may hold files.
-    fn storage(&self, has_files: bool) -> ConditionValue<'static> {
+    /// Returns whether the storage is ready.
+    fn storage(&self, status: &WorkspaceStatus, record: RecordFacts) -> ConditionValue<'static> {
         let claim = self.claim.as_ref().and_then(Option::as_ref);
-        let (holds, reason, message) = match (claim, has_files) {
+        let (holds, reason, message) = match (claim, record.storage) {
             (Some(claim), _) if claim.phase == VolumeClaimPhase::Deleted => {
                 (false, "ClaimDeleted", claim.detail.clone())
             }
@@ -205,11 +211,13 @@ impl DisplayStatus {
             (Some(claim), false) => {
                 (false, "NoStorage", format!("no agent has used the claim {} yet", claim.name))
             }
-            (None, true) if self.claim.is_some() => {
-                (false, "ClaimMissing", "the volume claim does not exist, although it holds files".to_owned())
+            (None, true) if self.claim.is_some() && record.expects_claim => {
+                (false, CLAIM_MISSING, claim_missing_error(status.id.as_deref().unwrap_or_default()))
             }
-            (None, true) => (true, "StorageExists", "the volume claim exists".to_owned()),
-            (None, false) => (false, "NoStorage", "the workspace has no volume claim".to_owned()),
+            (None, true) if self.claim.is_none() => {
+                (true, "StorageExists", "the volume claim exists".to_owned())
+            }
+            (None, _) => (false, "NoStorage", "the workspace has no volume claim".to_owned()),
         };
         ConditionValue { kind: ConditionType::StorageReady, holds, reason, message }
     }
@@ -228,17 +236,20 @@ impl DisplayStatus {
     }
 
     /// Returns whether a user or an operator has to act.
-    fn stalled(&self, status: &WorkspaceStatus, record: RecordFacts) -> Stalled {
+    fn stalled(
+        &self,
+        status: &WorkspaceStatus,
+        record: RecordFacts,
+        storage: &ConditionValue<'_>,
+    ) -> Stalled {
         let claim = self.claim.as_ref().and_then(Option::as_ref);
-        let unusable =
-            claim.filter(|claim| matches!(claim.phase, VolumeClaimPhase::Deleted | VolumeClaimPhase::Lost));
+        let is_unusable = claim
+            .is_some_and(|claim| matches!(claim.phase, VolumeClaimPhase::Deleted | VolumeClaimPhase::Lost));
         if status.state == word(State::Failed) || record.stalled {
             return Stalled(Some((status.reason.clone(), status.message.clone())));
         }
-        Stalled(unusable.map(|_| {
-            let storage = self.storage(record.storage);
-            (storage.reason.to_owned(), storage.message)
-        }))
+        let files_are_unreachable = is_unusable || storage.reason == CLAIM_MISSING;
+        Stalled(files_are_unreachable.then(|| (storage.reason.to_owned(), storage.message.clone())))
     }
 }
 
@@ -247,6 +258,9 @@ impl DisplayStatus {
 pub(crate) struct RecordFacts {
     /// Whether the storage may hold files.
     storage: bool,
+    /// Whether a volume claim with the files must exist: there may be files, and the storage is not
+    /// being created or removed.
+    expects_claim: bool,
     /// Whether the reason of the state says that the workspace makes no progress by itself.
     stalled: bool,
 }
@@ -254,15 +268,23 @@ pub(crate) struct RecordFacts {
 impl RecordFacts {
     /// Extracts the facts from a persisted status.
     pub(crate) fn of(status: &Status) -> Self {
-        Self::new(status.storage, &status.reason)
+        Self::new(status.storage, status.state(), &status.reason)
     }
 
     /// Extracts the facts from a view.
     pub(crate) fn of_view(view: &WorkspaceView) -> Self {
-        Self::new(view.storage, &view.reason)
+        Self::new(view.storage, view.state, &view.reason)
     }
 
-    fn new(storage: bool, reason: &StateReason) -> Self {
+    fn new(storage: bool, state: State, reason: &StateReason) -> Self {
+        let changes_storage = match reason {
+            // A start that waits may be one that restores.
+            StateReason::Restoring { .. }
+            | StateReason::RestoreCancelled
+            | StateReason::ReleasingStorage
+            | StateReason::Waiting(_) => true,
+            _ => state == State::Deleting,
+        };
         let stalled = match reason {
             StateReason::ArchiveFailed { .. }
             | StateReason::RestoreFailed { .. }
@@ -271,7 +293,7 @@ impl RecordFacts {
             StateReason::Waiting(wait) => wait.reason == WaitReason::TemplateMissing,
             _ => false,
         };
-        Self { storage, stalled }
+        Self { storage, expects_claim: storage && !changes_storage, stalled }
     }
 }
 

@@ -159,7 +159,7 @@ fn image_of_the_last_run_stays_displayed() {
         ..DisplayStatus::default()
     };
     let mut status = WorkspaceStatus::default();
-    let record = RecordFacts { storage: true, stalled: false };
+    let record = RecordFacts { storage: true, expects_claim: true, stalled: false };
     awake.apply_to(&mut status, record, Timestamp(5_000));
     DisplayStatus::default().apply_to(&mut status, record, Timestamp(9_000));
     assert_eq!(status.image_digest.as_deref(), Some("localhost/python@sha256:1"));
@@ -280,7 +280,13 @@ fn storage_is_ready_only_while_its_claim_is_bound() {
     let (holds, reason, ..) = storage(false, &with_claim(VolumeClaimPhase::Bound, ""));
     assert_eq!((holds, reason.as_str()), (false, "NoStorage"), "no agent has used it");
     let missing = DisplayStatus { claim: Some(None), ..DisplayStatus::default() };
-    assert_eq!(storage(true, &missing).1, "ClaimMissing");
+    let (_, reason, stalled, message) = storage(true, &missing);
+    assert_eq!((reason.as_str(), stalled), ("ClaimMissing", true));
+    assert!(message.contains("podling rm --discard"), "{message}");
+    assert_eq!((storage(false, &missing).1.as_str(), storage(false, &missing).2), ("NoStorage", false));
+    let releasing = Status { storage: true, ..status_in(Phase::Archived, StateReason::ReleasingStorage) };
+    let releasing = workspace_status(releasing, &missing);
+    assert_eq!(short(&releasing, "Stalled").0, "False", "the control plane removes the claim");
     assert!(storage(true, &DisplayStatus::default()).0, "the claims are not listed yet");
 }
 
