@@ -36,7 +36,8 @@ pub trait Backend: Send + Sync + 'static {
     /// waiting for the agent's hello. Fails if the agent of this epoch has already run and ended,
     /// because each epoch is started only once. If the start is delayed, for example by a quota,
     /// reports the reason as [`Observation::Waits`] and waits until the start succeeds or is
-    /// cancelled. A start for [`StartPurpose::Archive`] fails if its template is missing.
+    /// cancelled. A start for [`StartPurpose::Archive`] fails if its template is missing. A start that
+    /// [expects files](StartPlan::expects_files) fails if the storage does not exist.
     fn ensure(&self, plan: StartPlan) -> impl Future<Output = Result<Instance, BackendError>> + Send;
 
     /// Sets the resources of the running agent of this epoch without ending any process. Returns
@@ -69,6 +70,9 @@ pub struct StartPlan {
     pub workspace: WorkspaceId,
     pub epoch: Epoch,
     pub purpose: StartPurpose,
+    /// Whether the storage may hold files of the workspace, so that it must exist already. An empty
+    /// storage is created only for a first start and for a restore.
+    pub expects_files: bool,
     /// Credential with which the agent authenticates. Never logged.
     pub secret: String,
     pub spec: Arc<Spec>,

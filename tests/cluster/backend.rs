@@ -164,7 +164,8 @@ fn plan(template: &str) -> StartPlan {
     };
     let (spec, cancellation) = (Arc::new(spec), CancellationToken::new());
     let (secret, purpose) = (String::new(), StartPurpose::Serve);
-    StartPlan { workspace, epoch: 1, purpose, secret, spec, resources, cancellation }
+    let (epoch, expects_files) = (1, false);
+    StartPlan { workspace, epoch, purpose, expects_files, secret, spec, resources, cancellation }
 }
 
 #[tokio::test]
@@ -233,6 +234,10 @@ async fn start_creates_one_pod_and_storage_outlives_it() {
     fixture.backend.remove(first.workspace.clone()).await.unwrap();
     fixture.space.wait("delete", &volume).expect_success();
     fixture.backend.remove(first.workspace.clone()).await.unwrap();
+    let expecting = StartPlan { epoch: 4, expects_files: true, ..first.clone() };
+    let missing = fixture.start(&expecting).await.unwrap_err().to_string();
+    assert!(missing.contains("the claim with the files of the workspace does not exist"), "{missing}");
+    assert!(!fixture.space.kubectl(&["get", &claim]).ok, "no empty claim is created");
 }
 
 #[tokio::test]

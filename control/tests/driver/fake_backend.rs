@@ -3,7 +3,7 @@
 //! as those of pods do.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -33,6 +33,8 @@ pub(crate) struct BackendState {
     pub(crate) running: BTreeMap<WorkspaceId, Instance>,
     pub(crate) secrets: BTreeMap<WorkspaceId, String>,
     pub(crate) calls: Vec<String>,
+    /// Workspaces whose storage exists.
+    pub(crate) storage: BTreeSet<WorkspaceId>,
     pub(crate) fail_starts: bool,
     pub(crate) fail_stops: bool,
     pub(crate) fail_reviews: bool,
@@ -94,6 +96,10 @@ impl Backend for FakeBackend {
         if state.fail_starts {
             return Err(BackendError::new("start it", "no such program"));
         }
+        if plan.expects_files && !state.storage.contains(&plan.workspace) {
+            return Err(BackendError::new("start it", "the storage with its files does not exist"));
+        }
+        state.storage.insert(plan.workspace.clone());
         assert!(
             !state.running.contains_key(&plan.workspace),
             "at most one agent of a workspace runs at a time"
@@ -130,7 +136,9 @@ impl Backend for FakeBackend {
 
     async fn remove(&self, workspace: WorkspaceId) -> Result<(), BackendError> {
         self.call("remove".into()).await;
-        assert!(!self.state().running.contains_key(&workspace), "storage is removed only when no agent runs");
+        let mut state = self.state();
+        assert!(!state.running.contains_key(&workspace), "storage is removed only when no agent runs");
+        state.storage.remove(&workspace);
         Ok(())
     }
 

@@ -108,6 +108,32 @@ async fn agent_is_claimed_once_storage_is_recorded() {
 }
 
 #[tokio::test]
+async fn vanished_storage_fails_starts_until_it_is_back() {
+    let (_dir, backend, archiver, control) = fixture().await;
+    let (id, mut agent) = control.create_awake("demo").await;
+    control.put_to_sleep(&id, &mut agent).await;
+    assert!(backend.state().storage.remove(&id));
+    control.handle.wake(id.clone()).await.unwrap();
+    let failed = control.wait(&id, |view| view.restarts > 0).await;
+    assert!(format!("{:?}", failed.reason).contains("does not exist"), "{:?}", failed.reason);
+    assert_eq!(backend.state().storage.len(), 0, "no empty storage takes its place");
+    // A deletion does not archive an empty storage.
+    control.handle.delete(id.clone(), false).await.unwrap();
+    let failed = control.wait(&id, |view| matches!(view.reason, StateReason::ArchiveFailed { .. })).await;
+    assert!(format!("{:?}", failed.reason).contains("does not exist"), "{:?}", failed.reason);
+    assert!(archiver.state().calls.is_empty());
+    backend.state().storage.insert(id.clone());
+    let archiving = async {
+        while backend.state().running.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, archiving).await.expect("the next retry uses the storage that is back");
+    control.handle.delete(id.clone(), true).await.unwrap();
+    control.wait_until_gone(&id).await;
+}
+
+#[tokio::test]
 async fn maintenance_agent_gets_no_more_than_default_resources() {
     let (_dir, backend, _archiver, control) = fixture().await;
     let large = Resources { cpu_millis: 64_000, memory_bytes: 64 << 20 };

@@ -33,11 +33,14 @@ use super::{
     start::STALLED_AFTER,
 };
 use crate::{
-    backend::BackendError,
+    backend::{BackendError, StartPlan},
     kubernetes::{
         ClaimReceiver, StorageSpec, VolumeClaimPhase, VolumeClaimState, VolumeClaims, claim_deleted_error,
         has_status_code,
-        objects::{KEEP_DATA, WORKSPACE_LABEL, volume_claim, volume_claim_name, workspace_of_claim},
+        objects::{
+            KEEP_DATA, WORKSPACE_LABEL, claim_missing_error, volume_claim, volume_claim_name,
+            workspace_of_claim,
+        },
     },
     quantity::bytes,
     snapshot::SnapshotReceiver,
@@ -52,14 +55,16 @@ const CLAIM_DELETE_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_FINALIZER_PATCHES: usize = 4;
 
 impl ClusterClient {
-    /// Returns the name of the workspace's claim. Creates the claim if it is missing. Expands a
-    /// claim that is smaller than `storage`; a failure of that is only logged.
+    /// Returns the name of the workspace's claim. If the claim is missing, creates it, or fails if
+    /// the start expects files. Expands a claim that is smaller than `storage`; a failure of that is
+    /// only logged.
     pub(crate) async fn ensure_volume_claim(
         &self,
-        workspace: &WorkspaceId,
+        plan: &StartPlan,
         storage: &StorageSpec,
         reporter: WaitReporter<'_>,
     ) -> Result<String, BackendError> {
+        let workspace = &plan.workspace;
         let operation = format!("prepare the volume claim of {workspace}");
         let claims = self.retry_transient(&operation, reporter, || self.claims_of(workspace)).await?;
         let is_deleted = |claim: &PersistentVolumeClaim| claim.metadata.deletion_timestamp.is_some();
@@ -79,6 +84,9 @@ impl ClusterClient {
                 tracing::warn!(%workspace, error, size = storage.size, "failed to expand volume");
             }
             return Ok(claim.name_any());
+        }
+        if plan.expects_files {
+            return Err(BackendError::new(operation, claim_missing_error(workspace.as_str())));
         }
         let name = volume_claim_name(workspace);
         let new = volume_claim(workspace, &name, storage);
@@ -358,9 +366,15 @@ mod tests {
 
     use http::Method;
     use k8s_openapi::jiff;
+    use tokio::sync::mpsc;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::{backend::kubernetes::for_tests, samples, snapshot::Snapshot};
+    use crate::{
+        backend::{StartPurpose, kubernetes::for_tests},
+        samples,
+        snapshot::Snapshot,
+    };
 
     fn claim(uid: &str, bits: u64) -> PersistentVolumeClaim {
         let metadata = json!({"uid": uid, "labels": {WORKSPACE_LABEL: WorkspaceId::from_bits(bits)}});
@@ -407,6 +421,42 @@ mod tests {
         assert!(protection(&bare, &id).is_some(), "the label is missing");
         bare.metadata.labels = Some([(WORKSPACE_LABEL.to_owned(), id.to_string())].into());
         assert!(protection(&bare, &id).is_none());
+    }
+
+    #[tokio::test]
+    async fn missing_claim_is_created_unless_files_are_expected() {
+        let created = Arc::<Mutex<usize>>::default();
+        let seen = created.clone();
+        let id = WorkspaceId::from_bits(1);
+        let claim = json!({"metadata": {"name": volume_claim_name(&id)}});
+        let client = samples::api_client(move |method, uri| match (method, uri.query()) {
+            (&Method::GET, Some(_)) => samples::api_list(json!([])),
+            (&Method::GET, None) => samples::api_not_found(),
+            _ => {
+                *seen.lock().unwrap() += 1;
+                (200, claim.clone())
+            }
+        });
+        let cluster = for_tests(client).await;
+        let (to, _observations) = mpsc::channel(8);
+        let reporter = WaitReporter { to: &to, workspace: &id, epoch: 2 };
+        let ensure = async |purpose, expects_files| {
+            let (workspace, spec) = (id.clone(), Arc::new(samples::spec(1, "demo")));
+            let (resources, cancellation) = (spec.resources, CancellationToken::new());
+            let (epoch, secret) = (2, String::new());
+            let plan =
+                StartPlan { workspace, epoch, purpose, expects_files, secret, spec, resources, cancellation };
+            cluster.ensure_volume_claim(&plan, &StorageSpec::default(), reporter).await
+        };
+        for purpose in [StartPurpose::Serve, StartPurpose::Archive] {
+            let missing = ensure(purpose, true).await.unwrap_err().to_string();
+            assert!(missing.contains("podling rm --discard"), "{missing}");
+        }
+        assert_eq!(*created.lock().unwrap(), 0, "nothing hides that the files are missing");
+        for purpose in [StartPurpose::Serve, StartPurpose::Restore] {
+            assert_eq!(ensure(purpose, false).await.unwrap(), volume_claim_name(&id));
+        }
+        assert_eq!(*created.lock().unwrap(), 2);
     }
 
     #[tokio::test]

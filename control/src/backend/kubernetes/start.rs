@@ -75,7 +75,7 @@ impl ClusterClient {
         let controller = resource.as_ref().and_then(controller);
         let own = resource.map(|resource| resource.spec);
         let storage = own.as_ref().and_then(|own| own.storage.as_ref()).unwrap_or(&template.storage);
-        let volume_claim_name = self.ensure_volume_claim(&plan.workspace, storage, reporter).await?;
+        let volume_claim_name = self.ensure_volume_claim(plan, storage, reporter).await?;
         let start = PodStart {
             workspace: plan.workspace.clone(),
             epoch: plan.epoch,
@@ -361,7 +361,9 @@ mod tests {
         let start = |purpose| {
             let (resources, cancellation) = (spec.resources, CancellationToken::new());
             let (workspace, secret, spec) = (spec.id.clone(), String::new(), spec.clone());
-            let plan = StartPlan { workspace, epoch: 1, purpose, secret, spec, resources, cancellation };
+            let (epoch, expects_files) = (1, false);
+            let plan =
+                StartPlan { workspace, epoch, purpose, expects_files, secret, spec, resources, cancellation };
             timeout(TEMPLATE_RECHECK, cluster.start(plan, &observation_tx))
         };
         let failed = start(StartPurpose::Archive).await.expect("it does not wait").unwrap_err();

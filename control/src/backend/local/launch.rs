@@ -40,6 +40,11 @@ pub(super) enum LaunchError {
     UsedUp(Epoch),
     #[error("the agent of epoch {0} is still running")]
     AnotherRunning(Epoch),
+    #[error(
+        "the directory {0} with the files of the workspace does not exist; put it back, restore an archive \
+         under a new name, or delete the workspace with podling rm --discard"
+    )]
+    HomeMissing(String),
     #[error("the agent command is empty; set it with --agent-command")]
     NoCommand,
     #[error("cannot run {program}: {source}")]
@@ -50,7 +55,8 @@ pub(super) enum LaunchError {
     Io { operation: &'static str, source: io::Error },
 }
 
-/// Returns the running agent of this epoch. Starts the agent if none of the workspace runs. Blocks.
+/// Returns the running agent of this epoch. Starts the agent if none of the workspace runs. Creates
+/// the workspace's directories, unless files are expected and the home directory is missing. Blocks.
 pub(super) fn ensure(
     config: &LocalConfig,
     layout: &DataLayout,
@@ -64,6 +70,10 @@ pub(super) fn ensure(
         Some(Ok(agent)) => return Err(LaunchError::AnotherRunning(agent.epoch)),
         Some(Err(record)) if record.epoch == plan.epoch => return Err(LaunchError::UsedUp(plan.epoch)),
         Some(Err(_)) | None => {}
+    }
+    let has_home = || paths.home.try_exists().map_err(io("find out whether the home directory exists"));
+    if plan.expects_files && !has_home()? {
+        return Err(LaunchError::HomeMissing(paths.home.display().to_string()));
     }
     paths.create().map_err(io("create the workspace's directories"))?;
     // Left in place, files of the previous agent would be mistaken for files of this agent.
@@ -235,12 +245,17 @@ mod tests {
         samples::spec,
     };
 
-    /// Starts `sleep 1000` as the agent, under this program name.
+    /// Starts `sleep 1000` as the agent, under this program name. The directories exist.
     fn start(data: &Path, name: &str) -> Result<RunningAgent, LaunchError> {
+        let layout = DataLayout::create(data).unwrap();
+        layout.workspace(&WorkspaceId::from_bits(1)).create().unwrap();
+        start_expecting(data, name, true)
+    }
+
+    fn start_expecting(data: &Path, name: &str, expects_files: bool) -> Result<RunningAgent, LaunchError> {
         let (layout, host) = (DataLayout::create(data).unwrap(), HostBoot::current().unwrap());
         let workspace = WorkspaceId::from_bits(1);
         let paths = layout.workspace(&workspace);
-        paths.create().unwrap();
         let program = data.join(name);
         std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
         let config = LocalConfig {
@@ -253,8 +268,22 @@ mod tests {
         let spec = Arc::new(spec(1, "demo"));
         let (resources, cancellation) = (spec.resources, CancellationToken::new());
         let (secret, purpose) = ("secret".into(), StartPurpose::Serve);
-        let plan = StartPlan { workspace, epoch: 1, purpose, secret, spec, resources, cancellation };
+        let epoch = 1;
+        let plan =
+            StartPlan { workspace, epoch, purpose, expects_files, secret, spec, resources, cancellation };
         ensure(&config, &layout, &paths, &host, &plan)
+    }
+
+    #[test]
+    fn start_that_expects_files_fails_without_a_home() {
+        let data = tempfile::tempdir().unwrap();
+        let missing = start_expecting(data.path(), "no-home", true).err().unwrap();
+        let home = data.path().canonicalize().unwrap().join("workspaces");
+        assert!(missing.to_string().contains(&home.display().to_string()), "{missing}");
+        assert!(missing.to_string().contains("podling rm --discard"), "{missing}");
+        assert_eq!(fs::read_dir(home).unwrap().count(), 0, "nothing hides that the files are missing");
+        let agent = start_expecting(data.path(), "first", false).unwrap();
+        agent.process.signal(rustix::process::Signal::KILL).unwrap();
     }
 
     #[test]

@@ -130,7 +130,9 @@ impl WorkspaceEntry {
         let (spec, cancellation) = (self.record.spec.clone(), CancellationToken::new());
         let (workspace, resources) = (spec.id.clone(), self.start_resources());
         let purpose = StartPurpose::of(self.record.status.phase);
-        let plan = StartPlan { workspace, epoch, purpose, secret, spec, resources, cancellation };
+        let expects_files = self.record.status.storage && purpose != StartPurpose::Restore;
+        let plan =
+            StartPlan { workspace, epoch, purpose, expects_files, secret, spec, resources, cancellation };
         Ok(ActionRequest::StartAgent(plan))
     }
 
