@@ -47,6 +47,9 @@ pub const AUDIENCE: &str = "podling";
 /// claim has no ownerReference.
 pub const KEEP_DATA: &str = "podling.dev/keep-data";
 
+/// Annotation of a claim, with the reason why its volume could not be expanded.
+pub const EXPANSION_ERROR: &str = "podling.dev/expansion-error";
+
 /// Start of the names of claims. The id of the workspace follows.
 const CLAIM_PREFIX: &str = "workspace-";
 
@@ -172,7 +175,8 @@ pub struct VolumeClaimState {
     pub phase: VolumeClaimPhase,
     /// Size that the claim requests.
     pub size: Option<String>,
-    /// Text of the cluster that explains the phase. May be empty.
+    /// Text that explains the phase. For a bound claim, the reason why it could not be expanded. May
+    /// be empty.
     pub detail: String,
 }
 
@@ -200,6 +204,7 @@ impl VolumeClaimState {
         };
         let detail = match phase {
             VolumeClaimPhase::Deleted => claim_deleted_error(claim),
+            VolumeClaimPhase::Bound => claim.annotations().get(EXPANSION_ERROR).cloned().unwrap_or_default(),
             _ => String::new(),
         };
         let requests = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.requests.as_ref());

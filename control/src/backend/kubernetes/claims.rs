@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use super::{
-    ClusterClient, WaitReporter, backend_error, delete_by_uid, error_text, list_by_workspace,
+    ClusterClient, WaitReporter, backend_error, delete_by_uid, error_text, list_by_workspace, pods::short,
     start::STALLED_AFTER,
 };
 use crate::{
@@ -38,8 +38,8 @@ use crate::{
         ClaimReceiver, StorageSpec, VolumeClaimPhase, VolumeClaimState, VolumeClaims, claim_deleted_error,
         has_status_code,
         objects::{
-            KEEP_DATA, WORKSPACE_LABEL, claim_missing_error, volume_claim, volume_claim_name,
-            workspace_of_claim,
+            EXPANSION_ERROR, KEEP_DATA, WORKSPACE_LABEL, claim_missing_error, volume_claim,
+            volume_claim_name, workspace_of_claim,
         },
     },
     quantity::bytes,
@@ -56,8 +56,8 @@ const MAX_FINALIZER_PATCHES: usize = 4;
 
 impl ClusterClient {
     /// Returns the name of the workspace's claim. If the claim is missing, creates it, or fails if
-    /// the start expects files. Expands a claim that is smaller than `storage`; a failure of that is
-    /// only logged.
+    /// the start expects files. Expands a claim that is smaller than `storage`; a failure of that does
+    /// not fail the start.
     pub(crate) async fn ensure_volume_claim(
         &self,
         plan: &StartPlan,
@@ -76,12 +76,8 @@ impl ClusterClient {
                 let error = error_text(&error);
                 tracing::warn!(%workspace, error, "failed to add finalizer and label to the volume claim");
             }
-            if self.ensure_leader(&operation).is_ok()
-                && let Err(error) = self.expand_claim(&claim, storage).await
-            {
-                // The workspace can run on a volume of the previous size.
-                let error = error_text(&error);
-                tracing::warn!(%workspace, error, size = storage.size, "failed to expand volume");
+            if self.ensure_leader(&operation).is_ok() {
+                self.try_expand(&claim, storage).await;
             }
             return Ok(claim.name_any());
         }
@@ -116,6 +112,26 @@ impl ClusterClient {
             named.filter(|named| workspace_of_claim(named).as_ref() == Some(workspace) && !is_listed(named));
         claims.extend(unlabelled);
         Ok(claims)
+    }
+
+    /// Expands the claim if it is smaller than `storage`. The workspace can run on a volume of the
+    /// previous size, so a failure is logged and noted in the claim's annotation, which the status of
+    /// the workspace displays.
+    async fn try_expand(&self, claim: &PersistentVolumeClaim, storage: &StorageSpec) {
+        let (name, size) = (claim.name_any(), &storage.size);
+        let expanded = self.expand_claim(claim, storage).await.map_err(|error| error_text(&error));
+        let problem = expanded.err().map(|error| {
+            tracing::warn!(claim = name, error, size, "failed to expand volume");
+            format!("cannot expand it to {size}: {}", short(&error))
+        });
+        if problem.as_ref() == claim.annotations().get(EXPANSION_ERROR) {
+            return;
+        }
+        // Null removes the annotation.
+        let patch = Patch::Merge(json!({"metadata": {"annotations": {EXPANSION_ERROR: problem}}}));
+        if let Err(error) = self.claims.patch(&name, &PatchParams::default(), &patch).await {
+            tracing::warn!(claim = name, %error, "failed to annotate the volume claim");
+        }
     }
 
     /// Requests the size of `storage` if it is larger than the claim's. The StorageClass decides
@@ -457,6 +473,47 @@ mod tests {
             assert_eq!(ensure(purpose, false).await.unwrap(), volume_claim_name(&id));
         }
         assert_eq!(*created.lock().unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn failed_expansion_is_noted_until_it_is_not_needed() {
+        let stored = |annotations: Value| -> PersistentVolumeClaim {
+            serde_json::from_value(json!({
+                "metadata": {"name": "workspace-it", "annotations": annotations},
+                "spec": {"resources": {"requests": {"storage": "1Gi"}}}, "status": {"phase": "Bound"},
+            }))
+            .unwrap()
+        };
+        let patches = Arc::<Mutex<usize>>::default();
+        let seen = patches.clone();
+        let client = samples::api_client(move |method, _| {
+            if method == Method::GET {
+                return samples::api_list(json!([]));
+            }
+            let mut seen = seen.lock().unwrap();
+            *seen += 1;
+            let status = json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 403,
+                "reason": "Forbidden", "message": "the storageclass does not support resize",
+            });
+            // The first patch requests the size.
+            if *seen == 1 { (403, status) } else { (200, json!({"metadata": {}})) }
+        });
+        let cluster = for_tests(client).await;
+        let size = |size: &str| StorageSpec { size: size.into(), ..StorageSpec::default() };
+        let count = || std::mem::replace(&mut *patches.lock().unwrap(), 0);
+        cluster.try_expand(&stored(json!({})), &size("5Gi")).await;
+        assert_eq!(count(), 2, "the size, and the annotation that says why it was refused");
+        let why = "cannot expand it to 5Gi: the storageclass does not support resize";
+        let annotated = stored(json!({EXPANSION_ERROR: why}));
+        assert_eq!(VolumeClaimState::of(&annotated).detail, why);
+        cluster.try_expand(&annotated, &size("5Gi")).await;
+        assert_eq!(count(), 1, "the annotation says so already");
+        *patches.lock().unwrap() = 1;
+        cluster.try_expand(&annotated, &size("1Gi")).await;
+        assert_eq!(count(), 2, "the annotation is removed");
+        cluster.try_expand(&stored(json!({})), &size("1Gi")).await;
+        assert_eq!(count(), 0);
     }
 
     #[tokio::test]

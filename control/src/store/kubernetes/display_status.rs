@@ -207,6 +207,12 @@ impl DisplayStatus {
                 let detail = Some(&claim.detail).filter(|detail| !detail.is_empty());
                 (false, "ClaimPending", detail.map_or(text.clone(), |detail| format!("{text}: {detail}")))
             }
+            // Ready all the same: the workspace can run on a volume of the previous size.
+            (Some(claim), true) if !claim.detail.is_empty() => {
+                let size = claim.size.as_deref().unwrap_or("its size");
+                let text = format!("the claim {} is bound and keeps {size}: {}", claim.name, claim.detail);
+                (true, "ExpansionFailed", text)
+            }
             (Some(claim), true) => (true, "StorageExists", format!("the claim {} is bound", claim.name)),
             (Some(claim), false) => {
                 (false, "NoStorage", format!("no agent has used the claim {} yet", claim.name))

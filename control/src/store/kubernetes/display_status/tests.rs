@@ -269,6 +269,10 @@ fn storage_is_ready_only_while_its_claim_is_bound() {
     };
     let (holds, reason, stalled, _) = storage(true, &with_claim(VolumeClaimPhase::Bound, ""));
     assert_eq!((holds, reason.as_str(), stalled), (true, "StorageExists", false));
+    let refused = "cannot expand it to 5Gi: the storageclass does not support resize";
+    let (holds, reason, stalled, message) = storage(true, &with_claim(VolumeClaimPhase::Bound, refused));
+    assert_eq!((holds, reason.as_str(), stalled), (true, "ExpansionFailed", false));
+    assert!(message.contains(refused), "{message}");
     let detail = "storageclass.storage.k8s.io \"fast\" not found";
     let (holds, reason, _, message) = storage(false, &with_claim(VolumeClaimPhase::Pending, detail));
     assert_eq!((holds, reason.as_str()), (false, "ClaimPending"));
