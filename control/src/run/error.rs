@@ -33,13 +33,9 @@ pub struct LostSecret {
 #[derive(Debug)]
 pub enum SecretLoss {
     /// There is no Secret of this name.
-    NoSecret {
-        files: Vec<&'static str>,
-    },
+    NoSecret { files: Vec<&'static str> },
     /// The Secret lacks these keys.
-    Missing {
-        files: Vec<&'static str>,
-    },
+    Missing { files: Vec<&'static str> },
     /// No replica has a usable value of these keys.
     Unusable {
         /// Each with a phrase that says what is wrong with its content.
