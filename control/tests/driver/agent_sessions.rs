@@ -127,6 +127,11 @@ async fn text_of_failing_command_changes_at_most_every_10_s() {
     }
     tokio::time::advance(Duration::from_secs(10)).await;
     assert_eq!(report(Some("second")).await, failed("second"));
-    assert_eq!(report(None).await, StateReason::AgentConnected, "a recovery is stored at once");
-    assert_eq!(report(Some("third")).await, failed("third"), "a failure is stored at once");
+    for n in 0..20 {
+        assert_eq!(report(None).await, StateReason::AgentConnected, "a recovery is stored at once");
+        let text = format!("third {n}");
+        assert_eq!(report(Some(&text)).await, StateReason::AgentConnected, "it failed just now");
+    }
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(report(Some("third")).await, failed("third"));
 }

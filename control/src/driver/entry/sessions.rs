@@ -31,9 +31,9 @@ pub const MAX_AGENT_SESSIONS: usize = 4;
 /// Silence after which the connection is unknown: three and a half heartbeat intervals.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(53);
 
-/// Shortest time between two stored texts of a command that keeps failing. An agent may report another
-/// text with each heartbeat, and each stored text is a write.
-const MIN_COMMAND_CHANGE: Duration = Duration::from_secs(10);
+/// Shortest time between two stored failures of the workspace's command. An agent may report another
+/// failure with each heartbeat, and each stored failure is a write.
+const MIN_FAILURE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Time that an agent has to answer a prepare or cancel. Agents need milliseconds.
 const PREPARE_LIMIT: Duration = Duration::from_secs(15);
@@ -55,8 +55,8 @@ pub(super) struct AgentSessions {
     claimed_spec: Option<Arc<Spec>>,
     /// The activity that the agent reported last.
     activity: Option<Arc<ActivityState>>,
-    /// When the observed state of the workspace's command changed last.
-    command_changed_at: Option<Instant>,
+    /// When a failure of the workspace's command was recorded last.
+    command_failed_at: Option<Instant>,
     /// Time of the sleep in the last warning that the agent was sent.
     warned_for: Option<Timestamp>,
     /// The sleep directive that the agent has not answered yet.
@@ -130,18 +130,20 @@ impl WorkspaceEntry {
         self.sessions.activity = Some(activity);
     }
 
-    /// Records the state of the workspace's command. While the command keeps failing, its text changes
-    /// at most once per [`MIN_COMMAND_CHANGE`].
+    /// Records the state of the workspace's command: a recovery at once, a new failure at most once
+    /// per [`MIN_FAILURE_INTERVAL`]. A later heartbeat repeats a failure that comes too early.
     fn take_command_health(&mut self, health: CommandHealth) {
-        let keeps_failing = matches!(
-            (&self.observed.command, &health),
-            (CommandHealth::Failing(_), CommandHealth::Failing(_))
-        );
-        let is_due = self.sessions.command_changed_at.is_none_or(|at| at.elapsed() >= MIN_COMMAND_CHANGE);
-        if health != self.observed.command && (is_due || !keeps_failing) {
-            self.observed.command = health;
-            self.sessions.command_changed_at = Some(Instant::now());
+        if health == self.observed.command {
+            return;
         }
+        if let CommandHealth::Failing(_) = health {
+            let failed_at = self.sessions.command_failed_at;
+            if failed_at.is_some_and(|at| at.elapsed() < MIN_FAILURE_INTERVAL) {
+                return;
+            }
+            self.sessions.command_failed_at = Some(Instant::now());
+        }
+        self.observed.command = health;
     }
 
     /// Sends a message to the claimed agent. Returns `false` if no agent is claimed or its stream
