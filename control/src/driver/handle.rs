@@ -248,8 +248,8 @@ pub struct NewWorkspace {
 }
 
 /// A change of a workspace's spec that was made in the store, outside the API. Absent fields are
-/// unchanged.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// unchanged. Its `Debug` has only the names of environment variables, because it is logged.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct SpecEdit {
     /// The `metadata.generation` of the Workspace resource.
     pub generation: i64,
@@ -260,6 +260,20 @@ pub struct SpecEdit {
     pub env: Option<BTreeMap<String, String>>,
     /// Deletes the workspace. `false` archives it first; `true` discards its files and archives.
     pub deleted: Option<bool>,
+}
+
+impl std::fmt::Debug for SpecEdit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { generation, awake, resources, policy, env, deleted } = self;
+        f.debug_struct("SpecEdit")
+            .field("generation", generation)
+            .field("awake", awake)
+            .field("resources", resources)
+            .field("policy", policy)
+            .field("env", &env.as_ref().map(|env| env.keys().collect::<Vec<_>>()))
+            .field("deleted", deleted)
+            .finish()
+    }
 }
 
 /// Identifies one stream of one agent.
@@ -350,4 +364,17 @@ pub struct Heartbeat {
     /// Receives `()` once the heartbeat was handled. Only then may it be acknowledged. Dropped if
     /// the agent is not claimed.
     pub accepted: oneshot::Sender<()>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_of_spec_edit_has_no_environment_values() {
+        let env = BTreeMap::from([("TOKEN".to_owned(), "hunter2".to_owned())]);
+        let text = format!("{:?}", SpecEdit { generation: 7, env: Some(env), ..SpecEdit::default() });
+        assert!(text.contains("TOKEN") && text.contains("generation: 7"), "{text}");
+        assert!(!text.contains("hunter2"), "{text}");
+    }
 }
