@@ -28,7 +28,7 @@ use super::{
     DriverError, SpecEdit,
     error::{CannotUndeleteCause, with_causes},
     handle::Reply,
-    index::IndexedFacts,
+    index::{IndexedFacts, QuotaFacts},
 };
 use crate::{
     backend::Instance,
@@ -220,7 +220,11 @@ impl WorkspaceEntry {
             holds_archive_slot: matches!(phase, Phase::Maintenance { task: MaintenanceTask::Archive, .. }),
             found_no_archive_slot: phase == Phase::Asleep && self.observed.archive_slots_full,
             is_answerable: self.is_settled() && !self.pending_replies.is_empty(),
-            quota: self.quota_request().map(|request| (request.held, request.requested)),
+            quota: self.quota_request().map(|QuotaRequest { held, requested, .. }| QuotaFacts {
+                held,
+                requested,
+                is_admitted: requested.is_some() && self.observed.admitted,
+            }),
         }
     }
 
@@ -436,5 +440,28 @@ fn append_log(record: &mut WorkspaceRecord, now: Timestamp) {
     log.push_back(entry);
     while log.len() > LOG_ENTRIES {
         log.pop_front();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podling_core::workspace::Resources;
+
+    use super::*;
+    use crate::samples;
+
+    /// The edit is applied again after the rollback, and its resources need a new admission.
+    #[test]
+    fn rollback_that_resets_an_admission_changes_the_facts() {
+        let status = Status { queued_at: Some(Duration::ZERO), ..Status::new(Timestamp::default()) };
+        let spec = Arc::new(samples::spec(1, "demo"));
+        let record = WorkspaceRecord { spec, status, credential: None, log: Arc::default(), generation: 1 };
+        let mut entry = WorkspaceEntry::new(record, true, Observed::default());
+        let resources = Some(Resources { cpu_millis: 3000, ..Resources::default() });
+        entry.apply_edit(SpecEdit { generation: 2, resources, ..SpecEdit::default() });
+        assert!(entry.set_queue_position(None), "the queue admits the new resources");
+        let before = entry.facts();
+        assert!(entry.roll_back(&StoreError::Conflict { name: "demo".into() }));
+        assert_ne!(entry.facts().quota, before.quota, "the queue must be recomputed");
     }
 }

@@ -11,8 +11,15 @@ use std::{
 use podling_core::{id::WorkspaceId, workspace::Resources};
 use tokio::time::Instant;
 
-/// The resources that a workspace holds, and those that it waits for since a time.
-type QuotaFacts = (Option<Resources>, Option<(Duration, Resources)>);
+/// The facts of one workspace that the admission queue depends on, or that it has set.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct QuotaFacts {
+    pub(crate) held: Option<Resources>,
+    /// The resources that the workspace waits for since a time.
+    pub(crate) requested: Option<(Duration, Resources)>,
+    /// Whether the queue has admitted the present request. A rollback can reset this alone.
+    pub(crate) is_admitted: bool,
+}
 
 /// The facts by which the driver finds a workspace.
 #[derive(Debug, Default, PartialEq)]
@@ -118,8 +125,8 @@ mod tests {
         assert_eq!(index.next_decision_at(), Some(now + Duration::from_secs(2)));
         index.update(&id, Some(facts(2, false)));
         assert_eq!((index.archiving(), index.take_quota_change()), (0, false));
-        let quota = Some((Some(Resources::default()), None));
-        index.update(&id, Some(IndexedFacts { quota, ..facts(2, false) }));
+        let quota = QuotaFacts { held: Some(Resources::default()), requested: None, is_admitted: false };
+        index.update(&id, Some(IndexedFacts { quota: Some(quota), ..facts(2, false) }));
         assert!(index.take_quota_change() && !index.take_quota_change());
         index.update(&id, None);
         assert!(index.next_decision_at().is_none() && index.take_quota_change(), "its quota is free");
