@@ -18,6 +18,8 @@ use super::{
 
 /// Time in milliseconds that an agent has to answer an action.
 const ANSWER_LIMIT: u64 = 15_000;
+/// Number of transitions that no decision follows: one more than `decide` permits.
+const TOO_MANY_TRANSITIONS: usize = 17;
 /// Shortest wait in milliseconds between two decisions of one workspace.
 const SHORTEST_WAIT: u64 = 10;
 
@@ -36,9 +38,14 @@ impl Simulation {
             entry.observed.shutting_down = shutting_down;
             entry.observed.observed_time = observed_time;
             let (spec, status) = (&entry.record.spec, &entry.record.status);
-            let decision = machine.decide(spec, status, &entry.observed, now);
+            // Before the decision, which fails an assertion if the transitions have no end.
             let followed =
                 followed(&machine, TransitionInput { spec, status, observed: &entry.observed, now });
+            if followed.len() >= TOO_MANY_TRANSITIONS {
+                let phase = status.phase;
+                return self.check(false, || format!("w{w}: transitions from {phase:?} have no end"));
+            }
+            let decision = machine.decide(spec, status, &entry.observed, now);
             let again = machine.decide(spec, &decision.status, &entry.observed, now);
             let before = entry.record.clone();
             if decision.status != before.status {
@@ -267,10 +274,12 @@ impl Simulation {
     }
 }
 
-/// Returns the transitions that a decision follows.
+/// Returns the transitions that a decision follows, at most [`TOO_MANY_TRANSITIONS`].
 fn followed(machine: &StateMachine, input: TransitionInput<'_>) -> Vec<FollowedTransition> {
     let (mut followed, mut status) = (Vec::new(), input.status.clone());
-    while let Some(next) = machine.follow(TransitionInput { status: &status, ..input }) {
+    while followed.len() < TOO_MANY_TRANSITIONS
+        && let Some(next) = machine.follow(TransitionInput { status: &status, ..input })
+    {
         followed.push(FollowedTransition::new(&status, &next));
         status = next;
     }

@@ -65,11 +65,13 @@ pub(crate) enum Mutant {
     EndsSilentAgent,
     /// The storage is released after its deletion was taken back.
     IgnoresUndelete,
+    /// A transition applies again and again.
+    FollowsForever,
 }
 
 impl Mutant {
     #[allow(dead_code, reason = "`cargo xtask simulate` runs no mutant")]
-    pub(crate) const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::RemovesWithoutArchive,
         Self::ClaimsBeforeStorage,
         Self::KeepsGeneration,
@@ -92,6 +94,7 @@ impl Mutant {
         Self::RestoresInNoTime,
         Self::EndsSilentAgent,
         Self::IgnoresUndelete,
+        Self::FollowsForever,
     ];
 
     /// Returns the mutant's table of the state machine.
@@ -244,6 +247,9 @@ impl Mutant {
                 cancel_archive: |_| None,
                 ..CORRECT
             },
+            Self::FollowsForever => {
+                StateMachine { healthy: |input| Some(input.status.clone()), ..CORRECT }
+            }
             Self::ClaimsBeforeStorage | Self::AdmitsAll | Self::ServesLastFirst => CORRECT,
         }
     }
