@@ -1,7 +1,8 @@
 //! Deliberate mistakes. Each must break a law, which proves that the laws would notice it.
 //!
 //! Most mutants are a table of the state machine in which one function is wrong. The others are
-//! mistakes of the driver's model: in the admission queue, and in when an agent may be claimed.
+//! mistakes of the driver's model: in the admission queue, in when an agent may be claimed, and in
+//! which archive is restored.
 
 use std::time::Duration;
 
@@ -67,11 +68,13 @@ pub(crate) enum Mutant {
     IgnoresUndelete,
     /// A transition applies again and again.
     FollowsForever,
+    /// The oldest archive is restored instead of that of the storage's last content.
+    RestoresOldest,
 }
 
 impl Mutant {
     #[allow(dead_code, reason = "`cargo xtask simulate` runs no mutant")]
-    pub(crate) const ALL: [Self; 23] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::RemovesWithoutArchive,
         Self::ClaimsBeforeStorage,
         Self::KeepsGeneration,
@@ -95,6 +98,7 @@ impl Mutant {
         Self::EndsSilentAgent,
         Self::IgnoresUndelete,
         Self::FollowsForever,
+        Self::RestoresOldest,
     ];
 
     /// Returns the mutant's table of the state machine.
@@ -109,13 +113,9 @@ impl Mutant {
                 ..CORRECT
             },
             Self::TrustsOldArchive => StateMachine {
-                release_storage: |input| {
-                    with_archives(input, CORRECT.release_storage, |status| {
-                        if let Some(newest) = status.archives.last_mut() {
-                            newest.generation = status.storage_generation;
-                        }
-                    })
-                },
+                release_storage: |input| with_archives(input, CORRECT.release_storage, trust_newest),
+                archived: |input| with_archives(input, CORRECT.archived, trust_newest),
+                restore: |input| with_archives(input, CORRECT.restore, trust_newest),
                 ..CORRECT
             },
             Self::KeepsGeneration => StateMachine {
@@ -247,10 +247,10 @@ impl Mutant {
                 cancel_archive: |_| None,
                 ..CORRECT
             },
-            Self::FollowsForever => {
-                StateMachine { healthy: |input| Some(input.status.clone()), ..CORRECT }
+            Self::FollowsForever => StateMachine { healthy: |input| Some(input.status.clone()), ..CORRECT },
+            Self::ClaimsBeforeStorage | Self::AdmitsAll | Self::ServesLastFirst | Self::RestoresOldest => {
+                CORRECT
             }
-            Self::ClaimsBeforeStorage | Self::AdmitsAll | Self::ServesLastFirst => CORRECT,
         }
     }
 
@@ -292,6 +292,13 @@ fn with_archives(
     change(&mut status);
     let next = transition(TransitionInput { status: &status, ..input })?;
     Some(Status { archives: input.status.archives.clone(), ..next })
+}
+
+/// Makes the newest archive one of the storage's present content.
+fn trust_newest(status: &mut Status) {
+    if let Some(newest) = status.archives.last_mut() {
+        newest.generation = status.storage_generation;
+    }
 }
 
 /// Follows the transition as if the observed time since the sleep were that of the wall clock.
