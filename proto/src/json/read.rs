@@ -1,7 +1,7 @@
 //! Reads messages from JSON. Strict: what the descriptor does not allow is an error that names the
 //! field by its path.
 
-use std::{marker::PhantomData, time::Duration};
+use std::{cell::RefCell, marker::PhantomData, time::Duration};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use prost::{Message, Name};
@@ -10,8 +10,8 @@ use prost_reflect::{
 };
 use prost_types::Timestamp;
 use serde::{
-    Deserialize, Deserializer,
-    de::{Error, MapAccess, SeqAccess, Visitor},
+    Deserializer,
+    de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Value as Json};
 
@@ -26,19 +26,24 @@ pub struct JsonError {
     /// Names of the fields that lead to the problem, outermost first.
     path: Vec<String>,
     problem: String,
+    /// The problem without the value that was found, if `problem` has it.
+    problem_without_value: Option<String>,
 }
 
 impl JsonError {
     fn new(problem: impl Into<String>) -> Self {
-        Self { path: Vec::new(), problem: problem.into() }
+        Self { path: Vec::new(), problem: problem.into(), problem_without_value: None }
     }
 
     fn expected(what: &str, found: &Json) -> Self {
         let found = match found {
             Json::Null => "null",
             Json::Bool(_) => "a boolean",
-            // A number is no secret. A string may be one.
-            Json::Number(number) => return Self::new(format!("expected {what}, not {number}")),
+            // A number is no secret, except in a map. A string may be one.
+            Json::Number(number) => {
+                let problem_without_value = Some(format!("expected {what}, not a number"));
+                return Self { problem_without_value, ..Self::new(format!("expected {what}, not {number}")) };
+            }
             Json::String(_) => "a string",
             Json::Array(_) => "an array",
             Json::Object(_) => "an object",
@@ -48,6 +53,12 @@ impl JsonError {
 
     fn below(mut self, field: &str) -> Self {
         self.path.insert(0, field.to_owned());
+        self
+    }
+
+    /// Removes the value that was found from the problem.
+    fn without_value(mut self) -> Self {
+        self.problem = self.problem_without_value.take().unwrap_or(self.problem);
         self
     }
 
@@ -102,7 +113,7 @@ impl<M: Message + Name + Default> MessageBuilder<M> {
         Ok(())
     }
 
-    /// Sets the fields of an object. A field that has a value already is unknown here.
+    /// Sets the fields of an object. Fails if a field has a value already.
     pub fn set_fields(&mut self, json: &Json) -> Result<(), JsonError> {
         for (name, json) in object(json)? {
             self.open_field(name)?;
@@ -118,8 +129,11 @@ impl<M: Message + Name + Default> MessageBuilder<M> {
     }
 
     fn open_field(&self, name: &str) -> Result<FieldDescriptor, JsonError> {
-        let is_given = |field: &FieldDescriptor| self.given.iter().any(|given| given == field.name());
-        find_field(&self.message, name, |field| !is_given(field))
+        let is_given = |name: &str| self.given.iter().any(|given| given == name);
+        if is_given(name) {
+            return Err(JsonError::new("was given already").below(name));
+        }
+        find_field(&self.message, name, |field| !is_given(field.name()))
     }
 
     fn set(&mut self, field: &FieldDescriptor, value: Value) {
@@ -138,9 +152,14 @@ pub fn from_json<M: Message + Name + Default>(json: &Json) -> Result<M, JsonErro
 /// Parses a JSON text. An object with two fields of one name is an error: `serde_json::Value` would
 /// silently keep the last.
 pub fn parse(text: &[u8]) -> Result<Json, JsonError> {
-    let UniqueNames(json) =
-        serde_json::from_slice(text).map_err(|error| JsonError::new(error.to_string()))?;
-    Ok(json)
+    let path = RefCell::default();
+    let mut from = serde_json::Deserializer::from_slice(text);
+    let read = UniqueNames { path: &path }.deserialize(&mut from);
+    read.and_then(|json| from.end().map(|()| json)).map_err(|error| {
+        // The only error of this kind is a duplicate name. Syntax errors have line and column.
+        let path = if error.is_data() { path.take() } else { Vec::new() };
+        JsonError { path, ..JsonError::new(error.to_string()) }
+    })
 }
 
 pub(super) fn message(descriptor: &MessageDescriptor, json: &Json) -> Result<DynamicMessage, JsonError> {
@@ -196,7 +215,8 @@ fn value(field: &FieldDescriptor, json: &Json) -> Result<Value, JsonError> {
         Kind::Message(entry) if field.is_map() => {
             let kind = entry.map_entry_value_field().kind();
             let entries = object(json)?.iter().map(|(name, json)| {
-                let value = single(&kind, json).map_err(|error| error.below(name))?;
+                // Such as the value of an environment variable, which may be a secret.
+                let value = single(&kind, json).map_err(|error| error.without_value().below(name))?;
                 Ok((MapKey::String(name.clone()), value))
             });
             entries.collect::<Result<_, _>>().map(Value::Map)
@@ -271,64 +291,84 @@ fn seconds(json: &Json) -> Result<prost_types::Duration, JsonError> {
     span.ok_or_else(|| JsonError::expected("a number of seconds", json))
 }
 
-/// A JSON value in whose objects each name occurs once.
-struct UniqueNames(Json);
+/// Reads a JSON value in whose objects each name occurs once.
+#[derive(Clone, Copy)]
+struct UniqueNames<'a> {
+    /// The path of the value. After an error, that of the value or name that has it.
+    path: &'a RefCell<Vec<String>>,
+}
 
-impl<'de> Deserialize<'de> for UniqueNames {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(UniqueNamesVisitor)
+impl UniqueNames<'_> {
+    fn enter(self, name: String) {
+        self.path.borrow_mut().push(name);
+    }
+
+    fn leave(self) {
+        self.path.borrow_mut().pop();
     }
 }
 
-struct UniqueNamesVisitor;
+impl<'de> DeserializeSeed<'de> for UniqueNames<'_> {
+    type Value = Json;
 
-impl<'de> Visitor<'de> for UniqueNamesVisitor {
-    type Value = UniqueNames;
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Json, D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for UniqueNames<'_> {
+    type Value = Json;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("a JSON value")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<UniqueNames, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Json, A::Error> {
         let mut fields = Map::new();
-        while let Some((name, UniqueNames(value))) = from.next_entry::<String, _>()? {
+        while let Some(name) = from.next_key::<String>()? {
+            self.enter(name.clone());
             if fields.contains_key(&name) {
-                return Err(A::Error::custom(format!("duplicate field {name:?}")));
+                return Err(A::Error::custom("duplicate field"));
             }
-            fields.insert(name, value);
+            fields.insert(name, from.next_value_seed(self)?);
+            self.leave();
         }
-        Ok(UniqueNames(fields.into()))
+        Ok(fields.into())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<UniqueNames, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Json, A::Error> {
         let mut items = Vec::new();
-        while let Some(UniqueNames(item)) = from.next_element()? {
+        self.enter(items.len().to_string());
+        while let Some(item) = from.next_element_seed(self)? {
             items.push(item);
+            self.leave();
+            self.enter(items.len().to_string());
         }
-        Ok(UniqueNames(items.into()))
+        self.leave();
+        Ok(items.into())
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<UniqueNames, E> {
-        Ok(UniqueNames(value.into()))
+    fn visit_bool<E>(self, value: bool) -> Result<Json, E> {
+        Ok(value.into())
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<UniqueNames, E> {
-        Ok(UniqueNames(value.into()))
+    fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
+        Ok(value.into())
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<UniqueNames, E> {
-        Ok(UniqueNames(value.into()))
+    fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
+        Ok(value.into())
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<UniqueNames, E> {
-        Ok(UniqueNames(value.into()))
+    fn visit_f64<E>(self, value: f64) -> Result<Json, E> {
+        Ok(value.into())
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<UniqueNames, E> {
-        Ok(UniqueNames(value.into()))
+    fn visit_str<E>(self, value: &str) -> Result<Json, E> {
+        Ok(value.into())
     }
 
-    fn visit_unit<E>(self) -> Result<UniqueNames, E> {
-        Ok(UniqueNames(Json::Null))
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json::Null)
     }
 }

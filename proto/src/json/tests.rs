@@ -200,7 +200,10 @@ fn error_names_the_field_by_its_path() {
         ("", "EOF", r#"{"name": "demo""#),
         ("", "trailing", r#"{"name": "demo"} {}"#),
         ("", "name is missing", "{}"),
-        ("", "duplicate", r#"{"name": "demo", "name": "demo"}"#),
+        ("name", "duplicate", r#"{"name": "demo", "name": "demo"}"#),
+        ("env.A", "duplicate", r#"{"name": "demo", "env": {"A": "", "B": "", "A": ""}}"#),
+        ("a.1.b", "duplicate", r#"{"a": [{"b": 1, "c": []}, {"b": [{}], "b": 1}]}"#),
+        ("", "EOF", r#"{"env": {"KEY": "#),
         ("", "expected an object, not an array", "[]"),
         ("", "expected an object, not an array", r#"["demo"]"#),
         ("", "expected an object, not null", "null"),
@@ -213,7 +216,7 @@ fn error_names_the_field_by_its_path() {
         ("policy.idle_time", "idle_timeout", r#"{"name": "demo", "policy": {"idle_time": 5}}"#),
         ("policy.idle_timeout", "seconds, not -1", r#"{"name": "demo", "policy": {"idle_timeout": -1}}"#),
         ("policy.idle_timeout", "not null", r#"{"name": "demo", "policy": {"idle_timeout": null}}"#),
-        ("env.KEY", "expected a string", r#"{"name": "demo", "env": {"KEY": 5}}"#),
+        ("env.KEY", "expected a string, not a number", r#"{"name": "demo", "env": {"KEY": 5}}"#),
         ("reconnect", "true or false", r#"{"name": "demo", "reconnect": "true"}"#),
         ("storage_bytes", "from 0 to 18446744073709551615", r#"{"name": "demo", "storage_bytes": 1.5}"#),
         ("storage_bytes", "not -1", r#"{"name": "demo", "storage_bytes": -1}"#),
@@ -229,14 +232,17 @@ fn error_names_the_field_by_its_path() {
 }
 
 #[test]
-fn field_from_a_path_is_unknown_in_the_body() {
+fn field_is_given_only_once() {
     let mut builder = MessageBuilder::<CreateWorkspaceRequest>::default();
     builder.set_text("name", "demo").expect("a field");
     builder.set_text("reconnect", "true").expect("a field");
-    assert!(builder.set_text("reconnect", "true").is_err(), "repeated");
+    let repeated = builder.set_text("reconnect", "true").expect_err("repeated");
+    assert_eq!((repeated.field(), repeated.problem()), ("reconnect".into(), "was given already"));
     assert!(builder.set_text("owners", "me").is_err() && builder.set_text("env", "a").is_err());
     let refused = builder.set_fields(&json!({ "name": "other" })).expect_err("given already");
-    assert_eq!(refused.field(), "name");
+    assert_eq!((refused.field(), refused.problem()), ("name".into(), "was given already"));
+    let unknown = builder.set_text("nam", "demo").expect_err("unknown");
+    assert!(!unknown.problem().contains(" name,"), "only fields that may be given: {}", unknown.problem());
     assert_eq!(builder.set_field("policy", &json!({ "warning": "1" })).expect_err("text").field(), "warning");
     builder.set_fields(&json!({ "owner": "me" })).expect("a field");
     let request = builder.build().expect("a request");
