@@ -1,8 +1,8 @@
 //! JSON schemas of RPCs and their messages, for an OpenAPI document. Descriptions are the comments of
 //! the .proto files.
 //!
-//! A request is closed: it has no other fields, and few are required. An answer is open: later
-//! versions may add fields, and every field that is never left out is required.
+//! A request is closed: it has no other fields and words, and few fields are required. An answer is
+//! open: later versions may add fields and words, and every field that is never left out is required.
 
 use prost_reflect::{
     EnumDescriptor, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor, MethodDescriptor,
@@ -13,6 +13,9 @@ use super::{DURATION, MESSAGE, POOL, TIMESTAMP};
 
 /// Description of the field that has the English of a message.
 const ENGLISH: &str = "The same in English. May change between versions.";
+
+/// Suffix of the name of a schema that a request refers to.
+const INPUT: &str = "Input";
 
 /// One RPC, whose request and answer a route has.
 #[derive(Debug, Clone)]
@@ -153,12 +156,15 @@ impl SchemaSet {
             Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => json!({ "type": "integer", "format": "int64" }),
             Kind::Uint32 | Kind::Fixed32 => json!({ "type": "integer", "format": "uint32", "minimum": 0 }),
             Kind::Uint64 | Kind::Fixed64 => json!({ "type": "integer", "format": "uint64", "minimum": 0 }),
-            Kind::Enum(of) => self.named(&enum_component(of), |_| enum_schema(of)),
+            Kind::Enum(of) if side == Side::Request => {
+                self.named(&(enum_component(of) + INPUT), |_| describe_words(word_schema(of), of))
+            }
+            Kind::Enum(of) => self.named(&enum_component(of), |_| answer_enum_schema(of)),
             Kind::Message(message) => match message.full_name() {
                 TIMESTAMP => json!({ "type": "string", "format": "date-time" }),
                 DURATION => json!({ "type": "number", "minimum": 0 }),
                 _ if side == Side::Request => {
-                    let name = component(message) + "Input";
+                    let name = component(message) + INPUT;
                     self.named(&name, |schemas| schemas.object(message, side, &[]))
                 }
                 _ => self.named(&component(message), |schemas| schemas.object(message, side, &[])),
@@ -189,20 +195,30 @@ fn is_required(field: &FieldDescriptor, side: Side) -> bool {
     rules.required || (side == Side::Answer && is_printed())
 }
 
-/// Returns the schema of an enum: its words, each with its comment.
-fn enum_schema(of: &EnumDescriptor) -> Json {
-    let file = of.parent_file();
+/// Returns the schema of the words of an enum.
+fn word_schema(of: &EnumDescriptor) -> Json {
     let words: Vec<_> = super::values(of).map(|value| super::word(&value)).collect();
+    json!({ "type": "string", "enum": words })
+}
+
+/// Adds the comment of an enum and those of its words to a schema.
+fn describe_words(schema: Json, of: &EnumDescriptor) -> Json {
+    let file = of.parent_file();
     let lines = super::values(of).filter_map(|value| {
         let comment = comment(&file, value.path());
         (!comment.is_empty()).then(|| format!("- `{}`: {comment}", super::word(&value)))
     });
     let own = Some(comment(&file, of.path())).filter(|own| !own.is_empty());
     let own = own.map_or_else(String::new, |own| own + "\n\n");
-    let word = describe(
-        json!({ "type": "string", "enum": words }),
-        format!("{own}{}\n\nA later version may add words.", lines.collect::<Vec<_>>().join("\n")),
-    );
+    describe(schema, own + &lines.collect::<Vec<_>>().join("\n"))
+}
+
+/// Returns the schema of an enum in an answer. It permits other words, because a later version may
+/// add some.
+fn answer_enum_schema(of: &EnumDescriptor) -> Json {
+    let word = describe_words(json!({ "anyOf": [word_schema(of), { "type": "string" }] }), of);
+    let about = format!("{}\n\nA later version may add words.", word["description"].as_str().unwrap_or(""));
+    let word = describe(word, about.trim_start().to_owned());
     if super::english_of_value(of, 1).is_none() {
         return word;
     }
@@ -267,7 +283,8 @@ mod tests {
             assert_eq!(required.contains(&field.into()), is_always_there, "{field}");
         }
         assert!(workspace.get("additionalProperties").is_none(), "later versions may add fields");
-        let words = schemas["State"]["enum"].as_array().expect("words");
+        let words = schemas["State"]["anyOf"][0]["enum"].as_array().expect("words");
+        assert_eq!(schemas["State"]["anyOf"][1], json!({ "type": "string" }), "later versions may add words");
         assert!(words.contains(&"falling-asleep".into()) && !words.contains(&"unspecified".into()));
         let about = schemas["State"]["description"].as_str().expect("text");
         assert!(about.contains("- `awake`: The agent serves the workspace."), "{about}");
@@ -290,6 +307,17 @@ mod tests {
         assert_eq!((&policy["warning"]["minimum"], &policy["max_awake"]["minimum"]), (&json!(1), &json!(0)));
         assert_eq!(policy["warning"]["maximum"], 31_536_000);
         assert_eq!(request["properties"]["policy"]["$ref"], "#/components/schemas/PolicyInput");
+    }
+
+    #[test]
+    fn enum_is_closed_in_requests_and_open_in_answers() {
+        let of = Kind::Enum(POOL.get_enum_by_name("podling.control.v1.State").expect("an enum"));
+        let mut schemas = SchemaSet::default();
+        let (input, output) = (schemas.kind(&of, Side::Request), schemas.kind(&of, Side::Answer));
+        assert_eq!((input, output), (reference("StateInput"), reference("State")));
+        let (input, output) = (&schemas.0["StateInput"], &schemas.0["State"]);
+        assert_eq!(input["enum"], output["anyOf"][0]["enum"]);
+        assert!(input["enum"].is_array() && output.get("enum").is_none(), "{output}");
     }
 
     #[test]
