@@ -18,7 +18,7 @@ use podling_core::{
     time::Timestamp,
     workspace::{AgentConnection, DesiredState, Epoch},
 };
-use podling_proto::{agent::v1::ActivityLevel, token};
+use podling_proto::{agent::v1::ActivityLevel, error::with_causes, token};
 use tokio::time::Instant;
 
 pub(crate) use self::actions::BegunAction;
@@ -26,7 +26,7 @@ use self::sessions::AgentSessions;
 pub use self::sessions::MAX_AGENT_SESSIONS;
 use super::{
     DriverError, SpecEdit,
-    error::{CannotUndeleteCause, with_causes},
+    error::CannotUndeleteCause,
     handle::Reply,
     index::{IndexedFacts, QuotaFacts},
 };

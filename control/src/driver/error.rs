@@ -1,7 +1,7 @@
 //! Errors of requests to the driver, and their form on the wire.
 
 use podling_core::id::{WorkspaceId, WorkspaceName};
-use podling_proto::error::{Reason, WireError};
+use podling_proto::error::{Reason, WireError, with_causes};
 
 use crate::store::StoreError;
 
@@ -95,12 +95,6 @@ impl DriverError {
             _ => Self::NotSaved { problem: with_causes(error), disk_full: error.is_disk_full() },
         }
     }
-}
-
-/// Joins the error and its causes with ": ".
-pub(crate) fn with_causes(error: &StoreError) -> String {
-    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
 }
 
 /// Renders that a deletion can be taken back, if it can.
