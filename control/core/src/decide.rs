@@ -8,8 +8,8 @@
 //!              │  │                │ ├── agent_ended ─────┼──────────────────┤ │ │
 //!              │  │                │ └── agent_silent ────┼──────────────────┤ │ │
 //!              │  │                ▼                      ▼                  │ │ cancel_sleep, declined
-//!              │  │             FallingAsleep ◀──────── stop_now ────────────┘ ▼ │
-//!              │  │              │      ▲ ◀─────────── stop_now ───────── Preparing
+//!              │  │             FallingAsleep ◀─ stop_now ┴─── stop_awake ───┘ ▼ │
+//!              │  │              │      ▲ ◀────────── stop_awake ──────── Preparing
 //!              │  │      stopped │      │                                      │ prepared
 //!              │  │              ▼      └── ready, give_up ── Committing ◀─────┘
 //!              │  └─── wake ── Asleep ◀─ archived, retry_later ────────────────────────────────────┐
@@ -40,8 +40,6 @@
 //! - `cancel_archive` leads from Maintenance(Archive) to Asleep when the workspace is no longer due to
 //!   be archived. `cancel_sleep` also applies when nothing forces a forced sleep any more. Both follow
 //!   when a deletion is taken back.
-//!
-//! - `stop_now` is `stop_awake` in Awake and Preparing.
 //!
 //! The machine is level-triggered. `decide` follows transitions until none applies. Then the phase
 //! asks for one action until that action is observed to be done. The driver keeps at most one
