@@ -102,9 +102,9 @@ impl DisplayStatus {
         }
     }
 
-    /// Records that the workspace becomes awake. The first heartbeat of its agent makes it so, hence the
-    /// agent is connected, although no view with that connection was observed yet.
-    pub(crate) fn becomes_awake(&mut self) {
+    /// Records that the agent is connected, although no view with that connection was observed yet. A
+    /// workspace becomes awake by the first heartbeat of its agent.
+    pub(crate) fn set_connected(&mut self) {
         self.connected = true;
     }
 

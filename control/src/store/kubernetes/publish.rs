@@ -124,7 +124,7 @@ impl KubernetesStore {
         let is_awake = written.status().is_some_and(|status| status.state == word(State::Awake));
         if is_awake && view.state != State::Awake {
             // The record is newer than the view.
-            display.becomes_awake();
+            display.set_connected();
         }
         let display = cache.update_display(display);
         // Without a written record there is no status yet. The first write of the record creates

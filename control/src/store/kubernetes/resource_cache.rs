@@ -114,7 +114,7 @@ impl ResourceCache {
             self.latest().and_then(|latest| Some(latest.status.as_ref()?.state == word(State::Awake)));
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if record.state() == State::Awake && was_awake != Some(true) {
-            seen.becomes_awake();
+            seen.set_connected();
         }
         seen.clone()
     }
