@@ -310,14 +310,17 @@ impl<B: Backend> Driver<B> {
             // While idle workspaces are drained no archive is started, because it would not finish.
             archive_slots_full: self.index.archiving() >= MAX_ARCHIVING || self.draining_idle,
         };
-        while let Some(effects) = self.entries.get_mut(id).map(|entry| entry.decide(context)) {
+        while let Some(entry) = self.entries.get_mut(id) {
+            let effects = entry.decide(context);
             if effects.cancel {
                 self.executor.cancel(id);
             }
             if let Some(record) = effects.write {
                 self.writer.enqueue(id.clone(), StoreChange::Put(record));
             }
-            if effects.begin.is_none_or(|action| self.begin(id, action)) {
+            let Some(action) = effects.begin else { break };
+            let has_begun = self.begin(id, action);
+            if has_begun {
                 break;
             }
         }
@@ -391,10 +394,10 @@ impl<B: Backend> Driver<B> {
         }
     }
 
-    /// Advances the sleeping workspaces that found no archive slot, if one is free now.
+    /// Advances the sleeping workspaces that wait for an archive slot, if one is free now.
     fn fill_archive_slots(&mut self) {
         if self.index.archiving() < MAX_ARCHIVING && !self.draining_idle {
-            for id in self.index.without_archive_slot() {
+            for id in self.index.waiting_for_archive_slot() {
                 self.advance(&id);
             }
         }
@@ -408,8 +411,9 @@ impl<B: Backend> Driver<B> {
             self.publish();
         }
         for id in answerable {
-            let restores = self.entries.get_mut(&id).map(WorkspaceEntry::answer_pending);
-            for reply in restores.into_iter().flatten() {
+            let Some(entry) = self.entries.get_mut(&id) else { continue };
+            entry.answer_pending();
+            for reply in entry.take_pending_restores() {
                 self.change(&id, WorkspaceChange::Restore, reply);
             }
             self.update_index(&id);

@@ -76,6 +76,8 @@ pub(crate) struct WorkspaceEntry {
     scheduled_at: Option<Instant>,
     /// Replies that are sent once the record is durable.
     pending_replies: Vec<PendingReply>,
+    /// Requests to restore, which are handled once the deletion is durable.
+    pending_restores: Vec<Reply<Arc<WorkspaceView>>>,
     /// The view in the published snapshot.
     view: Option<Arc<WorkspaceView>>,
 }
@@ -86,8 +88,6 @@ pub(crate) enum PendingReply {
     /// The flag says whether the workspace was created.
     Created(Reply<(Arc<WorkspaceView>, bool)>, bool),
     View(Reply<Arc<WorkspaceView>>),
-    /// A request to restore, which is handled once the deletion is durable.
-    Restore(Reply<Arc<WorkspaceView>>),
 }
 
 /// The state of the control plane that a decision depends on.
@@ -129,6 +129,7 @@ impl WorkspaceEntry {
             next: None,
             scheduled_at: None,
             pending_replies: Vec::new(),
+            pending_restores: Vec::new(),
             view: None,
         }
     }
@@ -218,8 +219,9 @@ impl WorkspaceEntry {
         IndexedFacts {
             scheduled_at: self.scheduled_at,
             holds_archive_slot: matches!(phase, Phase::Maintenance { task: MaintenanceTask::Archive, .. }),
-            found_no_archive_slot: phase == Phase::Asleep && self.observed.archive_slots_full,
-            is_answerable: self.is_settled() && !self.pending_replies.is_empty(),
+            waits_for_archive_slot: phase == Phase::Asleep && self.observed.archive_slots_full,
+            is_answerable: self.is_settled()
+                && !(self.pending_replies.is_empty() && self.pending_restores.is_empty()),
             quota: self.quota_request().map(|QuotaRequest { held, requested, .. }| QuotaFacts {
                 held,
                 requested,
@@ -266,12 +268,12 @@ impl WorkspaceEntry {
         self.next = next;
         self.scheduled_at = next.map(|(at, _)| Instant::now() + at.since(now).max(MIN_DELAY));
         let begin = action.filter(|_| self.is_settled() && self.in_flight.is_none());
-        DecidedEffects { cancel, write: self.take_unwritten(), begin }
+        DecidedEffects { cancel, write: self.submit_unwritten(), begin }
     }
 
-    /// Returns the record if it has to be written and the writer was not given it yet. Marks it as
-    /// given.
-    fn take_unwritten(&mut self) -> Option<Arc<WorkspaceRecord>> {
+    /// Marks the record as submitted to the writer. Returns it, unless it is durable or was submitted
+    /// before.
+    fn submit_unwritten(&mut self) -> Option<Arc<WorkspaceRecord>> {
         let is_submitted =
             self.submitted.as_ref().is_some_and(|submitted| Arc::ptr_eq(submitted, &self.record));
         // A queued removal of the record must not be replaced by this write.
@@ -340,33 +342,40 @@ impl WorkspaceEntry {
         self.pending_replies.push(reply);
     }
 
+    /// Holds this request to restore until the deletion is durable.
+    pub(crate) fn restore_when_durable(&mut self, reply: Reply<Arc<WorkspaceView>>) {
+        self.pending_restores.push(reply);
+    }
+
+    /// Returns the requests to restore, which may begin now.
+    pub(crate) fn take_pending_restores(&mut self) -> Vec<Reply<Arc<WorkspaceView>>> {
+        std::mem::take(&mut self.pending_restores)
+    }
+
     /// Rejects all pending requests with this error.
     pub(crate) fn reject_pending(&mut self, error: &DriverError) {
         for pending in self.pending_replies.drain(..) {
             // A caller that has gone away needs no answer.
             match pending {
                 PendingReply::Created(reply, _) => drop(reply.send(Err(error.clone()))),
-                PendingReply::View(reply) | PendingReply::Restore(reply) => {
-                    drop(reply.send(Err(error.clone())))
-                }
+                PendingReply::View(reply) => drop(reply.send(Err(error.clone()))),
             }
+        }
+        for reply in self.pending_restores.drain(..) {
+            drop(reply.send(Err(error.clone())));
         }
     }
 
-    /// Answers the pending requests with the current view, except requests to restore. Returns
-    /// those, because they may begin now.
-    pub(crate) fn answer_pending(&mut self) -> Vec<Reply<Arc<WorkspaceView>>> {
-        let mut restores = Vec::new();
-        let Some(view) = &self.view else { return restores };
+    /// Answers the pending requests with the current view.
+    pub(crate) fn answer_pending(&mut self) {
+        let Some(view) = &self.view else { return };
         for pending in self.pending_replies.drain(..) {
             // A caller that has gone away needs no answer.
             match pending {
                 PendingReply::Created(reply, created) => drop(reply.send(Ok((view.clone(), created)))),
                 PendingReply::View(reply) => drop(reply.send(Ok(view.clone()))),
-                PendingReply::Restore(reply) => restores.push(reply),
             }
         }
-        restores
     }
 
     // === The published view ===

@@ -1,4 +1,4 @@
-//! What the driver would otherwise search all workspaces for.
+//! The index by which the driver finds workspaces without a search of all.
 //!
 //! Every fact is computed from one entry, never counted by hand. The driver updates the index
 //! whenever an entry may have changed, so that no fact outlives its cause.
@@ -28,8 +28,8 @@ pub(crate) struct IndexedFacts {
     pub(crate) scheduled_at: Option<Instant>,
     /// Whether the workspace is being archived.
     pub(crate) holds_archive_slot: bool,
-    /// Whether the workspace sleeps, and no archive slot was free at its last decision.
-    pub(crate) found_no_archive_slot: bool,
+    /// Whether the workspace sleeps, and all archive slots were full at its last decision.
+    pub(crate) waits_for_archive_slot: bool,
     /// Whether callers wait for a record that is durable now.
     pub(crate) is_answerable: bool,
     pub(crate) quota: Option<QuotaFacts>,
@@ -41,7 +41,7 @@ pub(crate) struct WorkspaceIndex {
     facts: BTreeMap<WorkspaceId, IndexedFacts>,
     schedule: BTreeSet<(Instant, WorkspaceId)>,
     holding_archive_slot: BTreeSet<WorkspaceId>,
-    without_archive_slot: BTreeSet<WorkspaceId>,
+    waiting_for_archive_slot: BTreeSet<WorkspaceId>,
     answerable: BTreeSet<WorkspaceId>,
     /// Whether a quota request has changed since [`Self::take_quota_change`].
     quota_changed: bool,
@@ -67,7 +67,7 @@ impl WorkspaceIndex {
             false => ids.remove(id),
         };
         set(&mut self.holding_archive_slot, |facts| facts.holds_archive_slot);
-        set(&mut self.without_archive_slot, |facts| facts.found_no_archive_slot);
+        set(&mut self.waiting_for_archive_slot, |facts| facts.waits_for_archive_slot);
         set(&mut self.answerable, |facts| facts.is_answerable);
         match facts {
             Some(facts) => self.facts.insert(id.clone(), facts),
@@ -90,9 +90,9 @@ impl WorkspaceIndex {
         self.holding_archive_slot.len()
     }
 
-    /// Returns the sleeping workspaces that found no free archive slot.
-    pub(crate) fn without_archive_slot(&self) -> Vec<WorkspaceId> {
-        self.without_archive_slot.iter().cloned().collect()
+    /// Returns the sleeping workspaces at whose last decision all archive slots were full.
+    pub(crate) fn waiting_for_archive_slot(&self) -> Vec<WorkspaceId> {
+        self.waiting_for_archive_slot.iter().cloned().collect()
     }
 
     /// Returns the workspaces whose callers can be answered.

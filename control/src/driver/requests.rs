@@ -120,7 +120,7 @@ impl<B: Backend> Driver<B> {
         if matches!(change, WorkspaceChange::Restore)
             && let Some(entry) = self.entries.get_mut(id).filter(is_unsettled)
         {
-            return entry.reply_when_durable(PendingReply::Restore(reply));
+            return entry.restore_when_durable(reply);
         }
         match self.apply_change(id, change) {
             Ok(()) => self.with_entry(id, |entry| entry.reply_when_durable(PendingReply::View(reply))),
