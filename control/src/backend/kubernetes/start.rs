@@ -216,19 +216,32 @@ impl ClusterClient {
         self.latest_warning(&pod.uid()?).await.map(|warning| warning.as_wait())
     }
 
-    /// Returns the wait for a claim that stays unbound.
+    /// Returns the wait for a claim that stays unbound, was deleted, or has lost its volume.
     async fn claim_problem(&self, name: &str) -> Option<Wait> {
         let claim = self.claims.get_opt(name).await.ok()??;
-        let warning = self.unbound_warning(&claim).await?;
-        let detail = format!("the claim {name} is not bound: {}", short(&warning));
+        let warning = self.unbound_warning(&claim).await.map(|warning| short(&warning));
+        let VolumeClaimState { phase, detail, .. } = VolumeClaimState::of(&claim);
+        let detail = match (phase, warning) {
+            (VolumeClaimPhase::Deleted, _) => detail,
+            (VolumeClaimPhase::Lost, warning) => {
+                let text = format!("the volume of the claim {name} does not exist any more");
+                warning.map_or(text.clone(), |warning| format!("{text}: {warning}"))
+            }
+            (VolumeClaimPhase::Pending, Some(warning)) => {
+                format!("the claim {name} is not bound: {warning}")
+            }
+            (VolumeClaimPhase::Pending, None) | (VolumeClaimPhase::Bound, _) => return None,
+        };
         Some(Wait { reason: WaitReason::VolumePending, detail })
     }
 
     /// Returns why a claim stays unbound, according to its newest Warning Event.
     pub(crate) async fn unbound_warning(&self, claim: &PersistentVolumeClaim) -> Option<String> {
         match VolumeClaimState::of(claim).phase {
-            VolumeClaimPhase::Pending => Some(self.latest_warning(&claim.uid()?).await?.message),
-            VolumeClaimPhase::Bound | VolumeClaimPhase::Lost | VolumeClaimPhase::Deleted => None,
+            VolumeClaimPhase::Pending | VolumeClaimPhase::Lost => {
+                Some(self.latest_warning(&claim.uid()?).await?.message)
+            }
+            VolumeClaimPhase::Bound | VolumeClaimPhase::Deleted => None,
         }
     }
 
@@ -377,6 +390,30 @@ mod tests {
             };
             assert_eq!(waits.reason, WaitReason::TemplateMissing);
         }
+    }
+
+    #[tokio::test]
+    async fn deleted_and_lost_claims_are_what_a_start_waits_for() {
+        let problem = async |deleted: Option<&str>, phase: &str| {
+            let claim = json!({
+                "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+                "metadata": {"name": "workspace-abc", "uid": "6d6a", "deletionTimestamp": deleted},
+                "status": {"phase": phase},
+            });
+            let client = samples::api_client(move |_, uri| match uri.path().contains("/events") {
+                true => samples::api_list(json!([])),
+                false => (200, claim.clone()),
+            });
+            let wait = for_tests(client).await.claim_problem("workspace-abc").await?;
+            assert_eq!(wait.reason, WaitReason::VolumePending);
+            Some(wait.detail)
+        };
+        assert_eq!(problem(None, "Bound").await, None);
+        assert_eq!(problem(None, "Pending").await, None, "no Event explains it");
+        let lost = problem(None, "Lost").await.unwrap();
+        assert_eq!(lost, "the volume of the claim workspace-abc does not exist any more");
+        let deleted = problem(Some("2026-11-27T00:00:00Z"), "Bound").await.unwrap();
+        assert!(deleted.starts_with("the claim workspace-abc was deleted"), "{deleted}");
     }
 
     #[test]
