@@ -15,7 +15,10 @@ mod template;
 mod workspace;
 
 pub use self::{
-    fields::{AccessMode, PolicySpec, Port, ResourcesSpec, SecretKey, StorageSpec, Variable},
+    fields::{
+        AccessMode, PolicySpec, Port, ResourceOverrides, ResourcesSpec, SecretKey, StorageOverrides,
+        StorageSpec, Variable,
+    },
     objects::{ClaimReceiver, VolumeClaimPhase, VolumeClaimState, VolumeClaims, claim_deleted_error},
     resolve::{DesiredSpec, id_of, requested_resources, resolve, resource_names},
     template::{

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use kube::KubeSchema;
+use kube::{KubeSchema, core::Rule};
 use podling_core::{
     policy::{Policy, PolicyOverrides},
     policy_fields,
@@ -100,45 +100,76 @@ fn quantity_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"x-kubernetes-int-or-string": true, "maxLength": 16, "pattern": PATTERN})
 }
 
-/// Reads a quantity as text.
-fn deserialize_quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum IntOrString {
-        Int(i64),
-        String(String),
-    }
-    Ok(match IntOrString::deserialize(deserializer)? {
-        IntOrString::Int(number) => number.to_string(),
-        IntOrString::String(text) => text,
-    })
+/// A quantity as the API server stores it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum IntOrString {
+    Int(i64),
+    String(String),
 }
 
-/// CPU and memory of a workspace. The container's requests and limits are both set to these values.
+impl IntOrString {
+    fn into_text(self) -> String {
+        match self {
+            Self::Int(number) => number.to_string(),
+            Self::String(text) => text,
+        }
+    }
+}
+
+/// Reads a quantity as text.
+fn deserialize_quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    IntOrString::deserialize(deserializer).map(IntOrString::into_text)
+}
+
+/// Reads a quantity as text; `None` if it is null.
+fn deserialize_optional_quantity<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
+    Option::deserialize(deserializer).map(|quantity| quantity.map(IntOrString::into_text))
+}
+
+/// Returns the CEL rule for the range of a CPU.
+fn cpu_range() -> Rule {
+    Rule::new(
+        "quantity(string(self)).isGreaterThan(quantity('0')) && \
+         quantity(string(self)).compareTo(quantity('1k')) <= 0",
+    )
+    .message("must be more than 0 and at most 1000 cores")
+}
+
+/// Returns the CEL rule for the range of a memory.
+fn memory_range() -> Rule {
+    Rule::new(
+        "quantity(string(self)).compareTo(quantity('64Mi')) >= 0 && \
+         quantity(string(self)).compareTo(quantity('64Ti')) <= 0",
+    )
+    .message("must be at least 64Mi, for the agent and a shell, and at most 64Ti")
+}
+
+/// Returns the CEL rule for the range of a volume's size.
+fn size_range() -> Rule {
+    Rule::new(
+        "quantity(string(self)).compareTo(quantity('1Mi')) >= 0 && \
+         quantity(string(self)).compareTo(quantity('1Pi')) <= 0",
+    )
+    .message("must be at least 1Mi and at most 1Pi")
+}
+
+/// CPU and memory of a template's workspaces. The container's requests and limits are both set to
+/// these values.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourcesSpec {
     /// Cores ("2", "0.5") or millicores ("500m").
     #[serde(default = "cpu", deserialize_with = "deserialize_quantity")]
     #[schemars(schema_with = "quantity_schema")]
-    #[x_kube(
-        validation = Rule::new(
-            "quantity(string(self)).isGreaterThan(quantity('0')) && \
-             quantity(string(self)).compareTo(quantity('1k')) <= 0"
-        )
-            .message("must be more than 0 and at most 1000 cores")
-    )]
+    #[x_kube(validation = cpu_range())]
     pub cpu: String,
     /// Bytes with a unit ("512Mi", "2Gi").
     #[serde(default = "memory", deserialize_with = "deserialize_quantity")]
     #[schemars(schema_with = "quantity_schema")]
-    #[x_kube(
-        validation = Rule::new(
-            "quantity(string(self)).compareTo(quantity('64Mi')) >= 0 && \
-             quantity(string(self)).compareTo(quantity('64Ti')) <= 0"
-        )
-            .message("must be at least 64Mi, for the agent and a shell, and at most 64Ti")
-    )]
+    #[x_kube(validation = memory_range())]
     pub memory: String,
 }
 
@@ -163,6 +194,37 @@ fn memory() -> String {
     "1Gi".into()
 }
 
+/// CPU and memory of a workspace. The container's requests and limits are both set to these values.
+/// A value that is left out is the template's.
+#[derive(KubeSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourceOverrides {
+    /// Cores ("2", "0.5") or millicores ("500m"). Default: the template's.
+    #[serde(
+        default,
+        deserialize_with = "deserialize_optional_quantity",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(schema_with = "quantity_schema")]
+    #[x_kube(validation = cpu_range())]
+    pub cpu: Option<String>,
+    /// Bytes with a unit ("512Mi", "2Gi"). Default: the template's.
+    #[serde(
+        default,
+        deserialize_with = "deserialize_optional_quantity",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(schema_with = "quantity_schema")]
+    #[x_kube(validation = memory_range())]
+    pub memory: Option<String>,
+}
+
+impl From<ResourcesSpec> for ResourceOverrides {
+    fn from(resources: ResourcesSpec) -> Self {
+        Self { cpu: Some(resources.cpu), memory: Some(resources.memory) }
+    }
+}
+
 /// Access mode of the volume.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum AccessMode {
@@ -183,32 +245,15 @@ impl AccessMode {
     }
 }
 
-/// The volume of a workspace. It remains while the workspace is asleep.
+/// The volume of a template's workspaces. It remains while the workspace is asleep.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new(
-        "has(self.className) == has(oldSelf.className) && \
-         (!has(self.className) || self.className == oldSelf.className)"
-    )
-        .message(
-            "the storage class of a volume cannot change; \
-             archive the workspace and restore it into another"
-        )
-)]
 pub struct StorageSpec {
-    /// Size of the volume ("10Gi"). It cannot shrink. It can grow if the StorageClass allows it.
+    /// Size of the volume ("10Gi"). A change does not affect volumes that exist, unless it is larger
+    /// and the StorageClass allows expansion.
     #[serde(default = "size", deserialize_with = "deserialize_quantity")]
     #[schemars(schema_with = "quantity_schema")]
-    #[x_kube(
-        validation = Rule::new(
-            "quantity(string(self)).compareTo(quantity('1Mi')) >= 0 && \
-             quantity(string(self)).compareTo(quantity('1Pi')) <= 0"
-        )
-            .message("must be at least 1Mi and at most 1Pi"),
-        validation = Rule::new("quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0")
-            .message("a volume cannot shrink")
-    )]
+    #[x_kube(validation = size_range())]
     pub size: String,
     /// With ReadWriteOncePod, the cluster ensures that at most one pod uses the volume. Use
     /// ReadWriteOnce if the driver of the StorageClass does not support ReadWriteOncePod.
@@ -218,6 +263,69 @@ pub struct StorageSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub class_name: Option<String>,
+}
+
+/// The volume of a workspace. It remains while the workspace is asleep. A value that is left out is
+/// the template's at the time at which the volume claim is created.
+#[derive(KubeSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(
+        "has(self.className) == has(oldSelf.className) && \
+         (!has(self.className) || self.className == oldSelf.className)"
+    )
+        .message(
+            "the storage class of a volume cannot change; \
+             archive the workspace and restore it into another"
+        ),
+    validation = Rule::new("has(self.size) || !has(oldSelf.size)")
+        .message("the size of a volume cannot be removed; a volume cannot shrink")
+)]
+pub struct StorageOverrides {
+    /// Size of the volume ("10Gi"). It cannot shrink. It can grow if the StorageClass allows it.
+    /// Default: the template's.
+    #[serde(
+        default,
+        deserialize_with = "deserialize_optional_quantity",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(schema_with = "quantity_schema")]
+    #[x_kube(
+        validation = size_range(),
+        validation = Rule::new("quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0")
+            .message("a volume cannot shrink")
+    )]
+    pub size: Option<String>,
+    /// With ReadWriteOncePod, the cluster ensures that at most one pod uses the volume. Use
+    /// ReadWriteOnce if the driver of the StorageClass does not support ReadWriteOncePod. Default:
+    /// the template's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_mode: Option<AccessMode>,
+    /// Name of the StorageClass. Default: the template's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub class_name: Option<String>,
+}
+
+impl StorageOverrides {
+    /// Returns the volume of a workspace whose template has this one.
+    pub fn over(&self, template: &StorageSpec) -> StorageSpec {
+        StorageSpec {
+            size: self.size.as_ref().unwrap_or(&template.size).clone(),
+            access_mode: self.access_mode.unwrap_or(template.access_mode),
+            class_name: self.class_name.as_ref().or(template.class_name.as_ref()).cloned(),
+        }
+    }
+}
+
+impl From<StorageSpec> for StorageOverrides {
+    fn from(storage: StorageSpec) -> Self {
+        Self {
+            size: Some(storage.size),
+            access_mode: Some(storage.access_mode),
+            class_name: storage.class_name,
+        }
+    }
 }
 
 impl Default for StorageSpec {
@@ -321,7 +429,26 @@ impl PolicySpec {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn absent_storage_fields_are_the_templates() {
+        let template: StorageSpec = serde_json::from_value(
+            json!({"size": "1Gi", "accessMode": "ReadWriteOnce", "className": "fast"}),
+        )
+        .unwrap();
+        let over =
+            |own| -> StorageSpec { serde_json::from_value::<StorageOverrides>(own).unwrap().over(&template) };
+        assert_eq!(over(json!({})), template);
+        let sized = StorageSpec { size: "20".into(), ..template.clone() };
+        assert_eq!(over(json!({"size": 20, "accessMode": null})), sized);
+        let class = over(json!({"className": "local-path"}));
+        assert_eq!((class.size.as_str(), class.access_mode), ("1Gi", AccessMode::ReadWriteOnce));
+        let written = json!(StorageOverrides { size: Some("2Gi".into()), ..StorageOverrides::default() });
+        assert_eq!(written, json!({"size": "2Gi"}), "absent fields are not written");
+    }
 
     #[test]
     fn timeouts_may_be_days() {

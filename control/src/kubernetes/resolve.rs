@@ -12,7 +12,9 @@ use podling_core::{
 };
 use ring::digest::{SHA256, digest};
 
-use super::{DesiredResourceState, ResourcesSpec, Variable, Workspace, WorkspaceTemplateSpec};
+use super::{
+    DesiredResourceState, ResourceOverrides, ResourcesSpec, Variable, Workspace, WorkspaceTemplateSpec,
+};
 use crate::quantity::{bytes, cores};
 
 /// Maximum length of a workspace's name, in characters.
@@ -43,7 +45,8 @@ impl DesiredSpec {
         Self {
             desired_state: spec.desired_state,
             resources: requested_resources(
-                spec.resources.as_ref().or(template.map(|template| &template.resources)),
+                spec.resources.as_ref(),
+                template.map(|template| &template.resources),
             ),
             policy: Policy::default().with(&usual).with(&own).with_limited_warning(),
             env: variables.filter_map(valued).collect(),
@@ -118,15 +121,15 @@ pub fn resolve(
     })
 }
 
-/// Parses resources. Absent values get their default, as do values that cannot be parsed, which an
-/// older CRD may have accepted.
-pub fn requested_resources(spec: Option<&ResourcesSpec>) -> Resources {
-    let usual = ResourcesSpec::default();
-    let spec = spec.unwrap_or(&usual);
-    let or = Resources::default();
+/// Parses resources. Absent values come from the template, or else from the defaults, as do values
+/// that cannot be parsed, which an older CRD may have accepted.
+pub fn requested_resources(own: Option<&ResourceOverrides>, template: Option<&ResourcesSpec>) -> Resources {
+    let usual = Resources::default();
+    let own_cpu = own.and_then(|own| cores(own.cpu.as_deref()?));
+    let own_memory = own.and_then(|own| bytes(own.memory.as_deref()?));
     Resources {
-        cpu_millis: cores(&spec.cpu).unwrap_or(or.cpu_millis),
-        memory_bytes: bytes(&spec.memory).unwrap_or(or.memory_bytes),
+        cpu_millis: own_cpu.or_else(|| cores(&template?.cpu)).unwrap_or(usual.cpu_millis),
+        memory_bytes: own_memory.or_else(|| bytes(&template?.memory)).unwrap_or(usual.memory_bytes),
     }
 }
 
@@ -176,6 +179,22 @@ mod tests {
             "the pod gets the command from the template"
         );
         assert_eq!(spec.created, Timestamp(1_795_737_600_000));
+    }
+
+    #[test]
+    fn partial_resources_keep_the_rest_of_the_template() {
+        let template = json!({"image": "python", "resources": {"cpu": "100m", "memory": "128Mi"}});
+        let template: WorkspaceTemplateSpec = serde_json::from_value(template).unwrap();
+        let resources = |own| {
+            let resource = workspace(json!({"owner": "ada", "template": "python", "resources": own}));
+            let Resources { cpu_millis, memory_bytes } =
+                DesiredSpec::of(&resource, Some(&template)).resources;
+            (cpu_millis, memory_bytes >> 20)
+        };
+        assert_eq!(resources(json!({"cpu": "20m"})), (20, 128));
+        assert_eq!(resources(json!({"memory": "200Mi"})), (100, 200));
+        assert_eq!(resources(json!({"cpu": null, "memory": "lots"})), (100, 128));
+        assert_eq!(resources(json!({"cpu": 2, "memory": "4Gi"})), (2000, 4096), "as the API writes them");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable};
+use super::{PolicySpec, Port, ResourceOverrides, StorageOverrides, Variable};
 
 /// The environment of one user. It outlives its pods, sleeps while idle, and is archived before its
 /// storage is removed.
@@ -39,8 +39,9 @@ use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable};
              and not ending with '-'"
         ),
     validation = Rule::new(
-        "!has(self.spec.storage) || !has(self.status) || !has(self.status.volumeSize) || \
-         (has(oldSelf.spec.storage) && self.spec.storage.size == oldSelf.spec.storage.size) || \
+        "!has(self.spec.storage) || !has(self.spec.storage.size) || !has(self.status) || \
+         !has(self.status.volumeSize) || (has(oldSelf.spec.storage) && \
+         has(oldSelf.spec.storage.size) && self.spec.storage.size == oldSelf.spec.storage.size) || \
          quantity(string(self.spec.storage.size)).compareTo(quantity(self.status.volumeSize)) >= 0"
     )
         .message("a volume cannot shrink: spec.storage.size is smaller than the claim's, status.volumeSize")
@@ -91,10 +92,10 @@ pub struct WorkspaceSpec {
     pub desired_state: DesiredResourceState,
     /// CPU and memory while awake. Default: the template's. May change while awake.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resources: Option<ResourcesSpec>,
+    pub resources: Option<ResourceOverrides>,
     /// Volume of the workspace. Default: the template's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub storage: Option<StorageSpec>,
+    pub storage: Option<StorageOverrides>,
     /// Timeouts and caps that replace the template's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicySpec>,
@@ -269,7 +270,7 @@ pub struct WorkspaceArchiveSpec {
     /// Volume of the workspace, if its spec named one. A workspace that is restored from the
     /// archive gets the same volume settings, ports and environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub storage: Option<StorageSpec>,
+    pub storage: Option<StorageOverrides>,
     /// Named TCP ports of the workspace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]

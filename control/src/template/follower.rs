@@ -301,7 +301,7 @@ fn from_spec(spec: &WorkspaceTemplateSpec) -> Template {
         command: Vec::new(),
         env: valued.collect(),
         policy: Policy::default().with(&spec.policy.overrides()),
-        resources: requested_resources(Some(&spec.resources)),
+        resources: requested_resources(None, Some(&spec.resources)),
         storage_bytes: bytes(&spec.storage.size),
     }
 }

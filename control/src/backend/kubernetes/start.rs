@@ -74,8 +74,9 @@ impl ClusterClient {
         let resource = self.workspace_resource(operation, plan, reporter).await?;
         let controller = resource.as_ref().and_then(controller);
         let own = resource.map(|resource| resource.spec);
-        let storage = own.as_ref().and_then(|own| own.storage.as_ref()).unwrap_or(&template.storage);
-        let volume_claim_name = self.ensure_volume_claim(plan, storage, reporter).await?;
+        let storage = own.as_ref().and_then(|own| own.storage.clone()).unwrap_or_default();
+        let storage = storage.over(&template.storage);
+        let volume_claim_name = self.ensure_volume_claim(plan, &storage, reporter).await?;
         let start = PodStart {
             workspace: plan.workspace.clone(),
             epoch: plan.epoch,

@@ -26,8 +26,8 @@ use crate::{
     clock,
     kubernetes::{
         DesiredResourceState, DesiredSpec, GROUP, MANAGER, PolicySpec, Port, ResourcesSpec, SecretKey,
-        StorageSpec, VERSION, Variable, Workspace, WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceSpec,
-        WorkspaceStatus, has_status_code,
+        StorageOverrides, VERSION, Variable, Workspace, WorkspaceArchive, WorkspaceArchiveSpec,
+        WorkspaceSpec, WorkspaceStatus, has_status_code,
         objects::{AGENT_PORT, ARCHIVE_BEFORE_DELETE, workspace_labels},
         resource_names,
     },
@@ -176,9 +176,9 @@ impl KubernetesStore {
     ) -> Result<Arc<Workspace>, StoreError> {
         let (spec, mut resource) = (&record.spec, new_resource(record));
         if let Some(requested) = spec.storage_bytes {
-            let storage = self.template(&spec.template).await.map(|template| template.storage);
-            let size = bytes_words(requested);
-            resource.spec.storage = Some(StorageSpec { size, ..storage.unwrap_or_default() });
+            let storage = self.template(&spec.template).await.map(|template| template.storage.into());
+            let size = Some(bytes_words(requested));
+            resource.spec.storage = Some(StorageOverrides { size, ..storage.unwrap_or_default() });
         }
         let preserved = self.preserved_spec(record, written).await;
         let looking = |error| failed(format!("read the former spec of {}", spec.name), error);
@@ -375,7 +375,7 @@ fn new_resource(record: &WorkspaceRecord) -> Workspace {
             owner: spec.owner.to_string(),
             template: spec.template.clone(),
             desired_state: desired_spec(record).desired_state,
-            resources: Some(ResourcesSpec::of(spec.resources)),
+            resources: Some(ResourcesSpec::of(spec.resources).into()),
             storage: None,
             policy: Some(PolicySpec::of(&spec.policy)),
             ports: Vec::new(),
@@ -440,7 +440,7 @@ fn finalizers(latest: &Workspace) -> Vec<String> {
 /// The part of a workspace's spec that its record does not contain.
 #[derive(Debug, Default)]
 struct PreservedSpec {
-    storage: Option<StorageSpec>,
+    storage: Option<StorageOverrides>,
     ports: Vec<Port>,
     environment: Vec<Variable>,
 }
