@@ -83,6 +83,15 @@ fn invalid_specs_are_rejected_with_a_message() {
         ("owner: ada\ntemplate: python\nresources: {cpu: \"0\"}", "spec.resources.cpu"),
         ("owner: ada\ntemplate: python\nresources: {memory: 1GB}", "spec.resources.memory"),
         ("owner: ada\ntemplate: python\nstorage: {size: big}", "spec.storage.size"),
+        ("owner: ada\ntemplate: python\nstorage: {className: No Such}", "spec.storage.className"),
+        (
+            "owner: ada\ntemplate: python\nenvironment: [{name: X, secret: {name: A_B, key: k}}]",
+            "spec.environment[0].secret.name",
+        ),
+        (
+            "owner: ada\ntemplate: python\nenvironment: [{name: X, secret: {name: a, key: a/b c}}]",
+            "spec.environment[0].secret.key",
+        ),
         ("owner: ada\ntemplate: python\npolicy: {idleTimeout: soon}", "spec.policy.idleTimeout"),
         ("owner: ada\ntemplate: python\npolicy: {idleTimeout: 1h1d}", "spec.policy.idleTimeout"),
         ("owner: ada\ntemplate: python\npolicy: {maxAwake: 9999h}", "a duration from 1s to 365d"),
@@ -142,7 +151,10 @@ fn storage_smaller_than_the_claim_is_rejected() {
     patch(&["--subresource=status"], r#"{"status": {"volumeSize": "10Gi"}}"#).expect_success();
     let refused = patch(&[], r#"{"spec": {"storage": {"size": "5Gi"}}}"#).expect_failure();
     assert!(refused.contains("smaller than the claim's"), "{refused}");
+    let refused = patch(&[], r#"{"spec": {"storage": {"accessMode": "ReadWriteOnce"}}}"#).expect_failure();
+    assert!(refused.contains("the volume claim exists"), "{refused}");
     patch(&[], r#"{"spec": {"storage": {"size": "20Gi"}}}"#).expect_success();
+    assert_eq!(space.field("ws/demo", ".spec.storage"), r#"{"size":"20Gi"}"#, "the rest is the template's");
     // A claim that has grown otherwise does not prevent writes of the status or of other fields.
     patch(&["--subresource=status"], r#"{"status": {"volumeSize": "50Gi"}}"#).expect_success();
     patch(&[], r#"{"spec": {"desiredState": "Asleep"}}"#).expect_success();
@@ -186,6 +198,11 @@ fn immutable_fields_cannot_change() {
         ("python", "vscode", "the template of a workspace never changes"),
         ("10Gi", "9Gi", "a volume cannot shrink"),
         ("{size: 10Gi}", "{size: 10Gi, className: fast}", "the storage class of a volume cannot change"),
+        (
+            "{size: 10Gi}",
+            "{size: 10Gi, accessMode: ReadWriteOnce}",
+            "the access mode of a volume cannot change",
+        ),
         ("\nstorage: {size: 10Gi}", "", "storage cannot be removed"),
     ] {
         let refused = space.apply(&workspace("demo", &spec.replace(from, to))).expect_failure();

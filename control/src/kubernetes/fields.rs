@@ -18,6 +18,11 @@ use crate::quantity::{duration, duration_words};
 const RESERVED_SECRET_PREFIX: &str = "podling-";
 /// A decimal number, and a unit or a power of ten.
 const PATTERN: &str = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$";
+/// Names of most objects in Kubernetes.
+const SUBDOMAIN_PATTERN: &str =
+    r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+/// Keys of a Secret. Neither "." nor "..", nor a name that begins with "..", is a key.
+const KEY_PATTERN: &str = r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$";
 /// Durations as [`duration()`] reads them.
 const DURATION_PATTERN: &str = concat!(
     r"^([0-9]+(\.[0-9]+)?d)?([0-9]+(\.[0-9]+)?h)?([0-9]+(\.[0-9]+)?m)?",
@@ -56,14 +61,14 @@ pub struct Variable {
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretKey {
     /// Name of the Secret.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = SUBDOMAIN_PATTERN))]
     #[x_kube(
         validation = Rule::new("!self.startsWith('podling-')")
             .message("secrets whose names begin with podling- are reserved for Podling")
     )]
     pub name: String,
     /// Key in the Secret.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = KEY_PATTERN))]
     pub key: String,
 }
 
@@ -261,7 +266,7 @@ pub struct StorageSpec {
     pub access_mode: AccessMode,
     /// Name of the StorageClass. Default: the cluster's default class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = SUBDOMAIN_PATTERN))]
     pub class_name: Option<String>,
 }
 
@@ -276,6 +281,14 @@ pub struct StorageSpec {
     )
         .message(
             "the storage class of a volume cannot change; \
+             archive the workspace and restore it into another"
+        ),
+    validation = Rule::new(
+        "has(self.accessMode) == has(oldSelf.accessMode) && \
+         (!has(self.accessMode) || self.accessMode == oldSelf.accessMode)"
+    )
+        .message(
+            "the access mode of a volume cannot change; \
              archive the workspace and restore it into another"
         ),
     validation = Rule::new("has(self.size) || !has(oldSelf.size)")
@@ -303,7 +316,7 @@ pub struct StorageOverrides {
     pub access_mode: Option<AccessMode>,
     /// Name of the StorageClass. Default: the template's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = SUBDOMAIN_PATTERN))]
     pub class_name: Option<String>,
 }
 

@@ -44,7 +44,16 @@ use super::{PolicySpec, Port, ResourceOverrides, StorageOverrides, Variable};
          has(oldSelf.spec.storage.size) && self.spec.storage.size == oldSelf.spec.storage.size) || \
          quantity(string(self.spec.storage.size)).compareTo(quantity(self.status.volumeSize)) >= 0"
     )
-        .message("a volume cannot shrink: spec.storage.size is smaller than the claim's, status.volumeSize")
+        .message("a volume cannot shrink: spec.storage.size is smaller than the claim's, status.volumeSize"),
+    validation = Rule::new(
+        "has(oldSelf.spec.storage) || !has(self.spec.storage) || !has(self.status) || \
+         !has(self.status.volumeSize) || \
+         (!has(self.spec.storage.className) && !has(self.spec.storage.accessMode))"
+    )
+        .message(
+            "the volume claim exists, so its storage class and access mode cannot change; \
+             archive the workspace and restore it into another"
+        )
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
