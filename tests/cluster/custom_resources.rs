@@ -97,6 +97,10 @@ fn invalid_specs_are_rejected_with_a_message() {
         ("owner: ada\ntemplate: python\npolicy: {maxAwake: 9999h}", "a duration from 1s to 365d"),
         ("owner: ada\ntemplate: python\npolicy: {keepArchives: 365d1s}", "a duration from 1s to 365d"),
         ("owner: ada\ntemplate: python\npolicy: {idleTimeout: 500ms}", "a duration from 1s to 365d"),
+        ("owner: ada\ntemplate: python\npolicy: {idleTimeout: 12h1d}", "such as 90s, 1h30m or 7d"),
+        ("owner: ada\ntemplate: python\npolicy: {warning: \"3600\"}", "such as 90s, 1h30m or 7d"),
+        ("owner: ada\ntemplate: python\npolicy: {workCap: none}", "such as 90s, 1h30m or 7d"),
+        ("owner: ada\ntemplate: python\npolicy: {idleTimeout: \"\"}", "such as 90s, 1h30m or 7d"),
         (
             "owner: ada\ntemplate: python\npolicy: {idleTimeout: 1d, warning: 13h}",
             "warning must be at most half of idleTimeout",
@@ -127,6 +131,7 @@ fn invalid_specs_are_rejected_with_a_message() {
     ] {
         let refused = space.apply(&workspace("bad", spec)).expect_failure();
         assert!(refused.contains(expected), "{spec}\n{refused}");
+        assert!(!refused.contains("conversion error"), "{spec}\n{refused}");
     }
     let refused = space.apply(&workspace("bad.name", "owner: ada\ntemplate: python")).expect_failure();
     assert!(refused.contains("a workspace's name is 1 to 63"), "{refused}");
@@ -138,6 +143,8 @@ fn invalid_specs_are_rejected_with_a_message() {
     assert!(refused.contains("belongs to Podling's agent"), "{refused}");
     let refused = template("policy: {idleTimeout: 1m, warning: 45s}");
     assert!(refused.contains("warning must be at most half of idleTimeout"), "{refused}");
+    let refused = template("policy: {warning: 3h}");
+    assert!(refused.contains("policy.warning must be at most 7m30s"), "{refused}");
 }
 
 #[test]

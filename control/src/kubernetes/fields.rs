@@ -19,8 +19,7 @@ const RESERVED_SECRET_PREFIX: &str = "podling-";
 /// A decimal number, and a unit or a power of ten.
 const PATTERN: &str = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$";
 /// Names of most objects in Kubernetes.
-const SUBDOMAIN_PATTERN: &str =
-    r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+const SUBDOMAIN_PATTERN: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
 /// Keys of a Secret. Neither "." nor "..", nor a name that begins with "..", is a key.
 const KEY_PATTERN: &str = r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$";
 /// Durations as [`duration()`] reads them.
@@ -361,19 +360,44 @@ fn cel_seconds(value: &str) -> String {
     )
 }
 
-/// Returns the CEL rule that checks the range of a duration: 1 s to 365 days.
+/// Returns the CEL expression that checks the syntax of a duration. Without this check, the API server
+/// reports an internal error of CEL for a text that is no duration.
+fn cel_is_duration(value: &str) -> String {
+    format!("({value} != '' && {value}.matches(r'{DURATION_PATTERN}'))")
+}
+
+/// Returns the CEL expression that checks a duration and its range: 1 s to 365 days.
 fn in_range() -> String {
-    let seconds = cel_seconds("self");
-    format!("{seconds} >= 1.0 && {seconds} <= 31536000.0")
+    let (is_duration, seconds) = (cel_is_duration("self"), cel_seconds("self"));
+    format!("{is_duration} && {seconds} >= 1.0 && {seconds} <= 31536000.0")
 }
 
 /// Returns the CEL rule for a warning and an idle timeout of the same spec.
-fn warning_fits() -> String {
+fn warning_fits() -> Rule {
     let (warning, idle_timeout) = (cel_seconds("self.warning"), cel_seconds("self.idleTimeout"));
-    format!(
-        "!has(self.idleTimeout) || !has(self.warning) || {warning} <= 1.0 || \
-         {warning} * 2.0 <= {idle_timeout}"
-    )
+    let (is_warning, is_idle_timeout) =
+        (cel_is_duration("self.warning"), cel_is_duration("self.idleTimeout"));
+    let rule = format!(
+        "!has(self.idleTimeout) || !has(self.warning) || !{is_warning} || !{is_idle_timeout} || \
+         {warning} <= 1.0 || {warning} * 2.0 <= {idle_timeout}"
+    );
+    Rule::new(rule).message("warning must be at most half of idleTimeout")
+}
+
+/// Returns the CEL rule for the warning of a template whose idle timeout is Podling's default.
+pub(super) fn warning_fits_default() -> Rule {
+    let (warning, is_warning) = (cel_seconds("self.policy.warning"), cel_is_duration("self.policy.warning"));
+    let longest = Policy::default().longest_warning();
+    let rule = format!(
+        "!has(self.policy) || !has(self.policy.warning) || has(self.policy.idleTimeout) || \
+         !{is_warning} || {warning} <= {}.0",
+        longest.as_secs()
+    );
+    let message = format!(
+        "policy.warning must be at most {}, half of the default idleTimeout; set policy.idleTimeout too",
+        duration_words(longest)
+    );
+    Rule::new(rule).message(message.as_str())
 }
 
 macro_rules! policy {
@@ -382,24 +406,24 @@ macro_rules! policy {
         /// values come from the template, or else from Podling's defaults.
         #[derive(KubeSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "camelCase")]
-        #[x_kube(
-            validation = Rule::new(warning_fits())
-                .message("warning must be at most half of idleTimeout")
-        )]
+        #[x_kube(validation = warning_fits())]
         pub struct PolicySpec {
             $(
                 $(#[doc = $doc])*
                 #[serde(default, skip_serializing_if = "Option::is_none")]
-                #[schemars(length(max = 16), regex(pattern = DURATION_PATTERN))]
-                #[x_kube(validation = Rule::new(in_range()).message("must be a duration from 1s to 365d"))]
+                #[schemars(length(max = 16))]
+                #[x_kube(
+                    validation = Rule::new(in_range())
+                        .message("must be a duration from 1s to 365d, such as 90s, 1h30m or 7d")
+                )]
                 pub $field: Option<String>,
             )*
             /// Longest time awake, in use or not; "none" means no limit. Default: none.
             #[serde(default, skip_serializing_if = "Option::is_none")]
-            #[schemars(length(max = 16), regex(pattern = format!("^none$|{DURATION_PATTERN}")))]
+            #[schemars(length(max = 16))]
             #[x_kube(
                 validation = Rule::new(format!("self == 'none' || {}", in_range()))
-                    .message("must be none, or a duration from 1s to 365d")
+                    .message("must be none, or a duration from 1s to 365d, such as 36h or 7d")
             )]
             pub max_awake: Option<String>,
         }

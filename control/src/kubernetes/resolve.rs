@@ -15,7 +15,7 @@ use ring::digest::{SHA256, digest};
 use super::{
     DesiredResourceState, ResourceOverrides, ResourcesSpec, Variable, Workspace, WorkspaceTemplateSpec,
 };
-use crate::quantity::{bytes, cores};
+use crate::quantity::{bytes, cores, duration_words};
 
 /// Maximum length of a workspace's name, in characters.
 const MAX_NAME: usize = 63;
@@ -52,6 +52,32 @@ impl DesiredSpec {
             env: variables.filter_map(valued).collect(),
         }
     }
+}
+
+/// Says that the warning of a workspace was chosen longer than half of its idle timeout, which limits
+/// it; `None` if it is not limited. Podling's default warning is no choice. The API server refuses a
+/// warning that is too long for an idle timeout of the same resource.
+pub fn limited_warning(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Option<String> {
+    let usual = template.map(|template| template.policy.overrides()).unwrap_or_default();
+    let own = resource.spec.policy.as_ref().map(|policy| policy.overrides()).unwrap_or_default();
+    let policy = Policy::default().with(&usual).with(&own);
+    let (warning, longest) = (own.warning.or(usual.warning)?, policy.longest_warning());
+    let origin = |own: Option<_>, usual: Option<_>| match (own, usual) {
+        (Some(_), _) => "the workspace's",
+        (None, Some(_)) => "the template's",
+        (None, None) => "the default",
+    };
+    (warning > longest).then(|| {
+        format!(
+            "{} warning of {} is longer than half of {} idleTimeout of {}, so users are warned {} before \
+             sleep; shorten the warning or raise the idleTimeout",
+            origin(own.warning, usual.warning),
+            duration_words(warning),
+            origin(own.idle_timeout, usual.idle_timeout),
+            duration_words(policy.idle_timeout),
+            duration_words(longest),
+        )
+    })
 }
 
 /// Returns the id in the spec, or else that in the record, or else an id that is derived from the
@@ -195,6 +221,28 @@ mod tests {
         assert_eq!(resources(json!({"memory": "200Mi"})), (100, 200));
         assert_eq!(resources(json!({"cpu": null, "memory": "lots"})), (100, 128));
         assert_eq!(resources(json!({"cpu": 2, "memory": "4Gi"})), (2000, 4096), "as the API writes them");
+    }
+
+    #[test]
+    fn warning_too_long_for_inherited_timeout_is_reported() {
+        let said = |template: serde_json::Value, own: serde_json::Value| {
+            let template = serde_json::from_value(json!({"image": "python", "policy": template})).unwrap();
+            let resource = workspace(json!({"owner": "ada", "template": "python", "policy": own}));
+            let limited = DesiredSpec::of(&resource, Some(&template)).policy.warning.as_secs();
+            limited_warning(&resource, Some(&template)).map(|message| (message, limited))
+        };
+        let (message, limited) =
+            said(json!({"idleTimeout": "15m"}), json!({"warning": "20m"})).expect("limited");
+        let expected =
+            "the workspace's warning of 20m is longer than half of the template's idleTimeout of 15m";
+        assert!(message.starts_with(expected) && message.contains("warned 7m30s before"), "{message}");
+        assert_eq!(limited, 450, "the message names the effective warning");
+        let (message, _) = said(json!({}), json!({"warning": "8m"})).expect("limited");
+        assert!(message.contains("the default idleTimeout of 15m"), "{message}");
+        let (message, _) = said(json!({"warning": "5m"}), json!({"idleTimeout": "4m"})).expect("limited");
+        assert!(message.starts_with("the template's warning of 5m"), "{message}");
+        assert_eq!(said(json!({}), json!({"idleTimeout": "1m"})), None, "the default warning is no choice");
+        assert_eq!(said(json!({"warning": "5m"}), json!({"warning": "7m"})), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable};
+use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable, fields::warning_fits_default};
 
 /// Image and defaults of workspaces. A change also applies to existing workspaces that do not set
 /// the value themselves: policy and resources change at once, other values with the next start. A
@@ -42,7 +42,8 @@ use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable};
     validation = Rule::new(
         "!has(self.inject) || !self.inject || (has(self.command) && self.command.size() > 0)"
     )
-        .message("a template with inject needs a command, because the image's own entrypoint is not known")
+        .message("a template with inject needs a command, because the image's own entrypoint is not known"),
+    validation = warning_fits_default()
 )]
 pub struct WorkspaceTemplateSpec {
     /// One-line description for users.

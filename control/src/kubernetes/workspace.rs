@@ -161,7 +161,8 @@ pub struct WorkspaceStatus {
     /// Generation of the spec that this status follows from.
     #[serde(default)]
     pub observed_generation: i64,
-    /// Conditions of types Ready, StorageReady, ArchiveProven, AgentConnected, Resized and Stalled.
+    /// Conditions of types Ready, StorageReady, ArchiveProven, AgentConnected, Resized, Stalled and
+    /// WarningLimited.
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[serde(default)]

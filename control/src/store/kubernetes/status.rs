@@ -36,6 +36,8 @@ pub(crate) enum ConditionType {
     Resized,
     /// True if a user or an operator has to act before the workspace makes progress.
     Stalled,
+    /// True if the warning of the policy is longer than half of the idle timeout; otherwise absent.
+    WarningLimited,
 }
 
 /// Attempts to write the status of one resource. The watch over all workspaces waits during the
@@ -95,6 +97,17 @@ pub(super) fn of(record: &WorkspaceRecord, resource: &Workspace, generation: i64
     }
 }
 
+/// Adds or removes the condition that says that the warning of the policy is limited. `message` is
+/// that of [`limited_warning`](crate::kubernetes::limited_warning).
+pub(super) fn set_warning_limited(status: &mut WorkspaceStatus, message: Option<String>, at: Option<&Time>) {
+    let kind = ConditionType::WarningLimited;
+    match message {
+        Some(message) => ConditionValue { kind, holds: true, reason: "LongerThanHalfOfIdleTimeout", message }
+            .set(&mut status.conditions, at, status.observed_generation),
+        None => status.conditions.retain(|condition| condition.type_ != kind.as_str()),
+    }
+}
+
 /// Returns the public name of a state, such as "falling-asleep".
 pub(super) fn word(state: State) -> &'static str {
     STATES.iter().find(|(known, _)| *known == state).map_or("", |(_, word)| word)
@@ -112,13 +125,14 @@ pub(crate) struct ConditionValue<'a> {
 }
 
 impl ConditionType {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Ready,
         Self::StorageReady,
         Self::ArchiveProven,
         Self::AgentConnected,
         Self::Resized,
         Self::Stalled,
+        Self::WarningLimited,
     ];
 
     pub(crate) fn as_str(self) -> &'static str {
@@ -129,6 +143,7 @@ impl ConditionType {
             Self::AgentConnected => "AgentConnected",
             Self::Resized => "Resized",
             Self::Stalled => "Stalled",
+            Self::WarningLimited => "WarningLimited",
         }
     }
 
@@ -318,6 +333,20 @@ mod tests {
             ["demo"],
             "a workspace that was being restored"
         );
+    }
+
+    #[test]
+    fn condition_of_a_limited_warning_comes_and_goes() {
+        let at = |seconds: u64| time(podling_core::time::Timestamp(seconds * 1000));
+        let mut status = WorkspaceStatus { observed_generation: 3, ..WorkspaceStatus::default() };
+        for second in [60, 90] {
+            set_warning_limited(&mut status, Some("too long".into()), at(second).as_ref());
+            let condition = &status.conditions[0];
+            assert_eq!((condition.type_.as_str(), condition.status.as_str()), ("WarningLimited", "True"));
+            assert_eq!(Some(condition.last_transition_time.clone()), at(60));
+        }
+        set_warning_limited(&mut status, None, at(120).as_ref());
+        assert!(status.conditions.is_empty());
     }
 
     #[test]

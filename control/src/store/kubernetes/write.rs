@@ -27,7 +27,7 @@ use crate::{
     kubernetes::{
         DesiredResourceState, DesiredSpec, GROUP, MANAGER, PolicySpec, Port, ResourcesSpec, SecretKey,
         StorageOverrides, VERSION, Variable, Workspace, WorkspaceArchive, WorkspaceArchiveSpec,
-        WorkspaceSpec, WorkspaceStatus, has_status_code,
+        WorkspaceSpec, WorkspaceStatus, has_status_code, limited_warning,
         objects::{AGENT_PORT, ARCHIVE_BEFORE_DELETE, workspace_labels},
         resource_names,
     },
@@ -144,6 +144,8 @@ impl KubernetesStore {
             cache.observe(now.clone());
         }
         let mut status = status::of(record, &now, written.generation().max(record.generation));
+        let limited = limited_warning(&now, self.templates.known().get(&record.spec.template));
+        status::set_warning_limited(&mut status, limited, status::time(clock::now()).as_ref());
         cache.display(&record.status).apply_to(&mut status, RecordFacts::of(&record.status), clock::now());
         if now.status.as_ref() == Some(&status) {
             return Ok(now);
