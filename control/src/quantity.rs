@@ -7,7 +7,7 @@ use std::time::Duration;
 /// The notation that [`cores()`] accepts.
 pub const CORES: &str = "cores (\"2\", \"0.5\") or thousandths of a core (\"500m\")";
 /// The notation that [`bytes()`] accepts.
-pub const BYTES: &str = "bytes, or a size with a unit such as \"512MiB\", \"2Gi\" or \"500M\"";
+pub const BYTES: &str = "bytes, or a size with a unit such as \"512MiB\", \"2Gi\" or \"500MB\"";
 
 /// Units of Kubernetes, as a numerator and a denominator.
 const UNITS: [(&str, u128, u128); 16] = [
@@ -41,9 +41,10 @@ pub fn cores(text: &str) -> Option<u64> {
     quantity(text, 1_000)
 }
 
-/// Parses a size into bytes, rounded up. Binary units may end with a B. Returns `None` for 0.
+/// Parses a size into bytes, rounded up. Units may end with a B. Returns `None` for 0.
 pub fn bytes(text: &str) -> Option<u64> {
-    quantity(text.strip_suffix('B').filter(|text| text.ends_with('i')).unwrap_or(text), 1)
+    let has_unit = |text: &&str| text.ends_with(['i', 'k', 'M', 'G', 'T', 'P', 'E']);
+    quantity(text.strip_suffix('B').filter(has_unit).unwrap_or(text), 1)
 }
 
 /// Parses a quantity of Kubernetes: a decimal number, and a unit or a power of ten. Returns it in
@@ -127,13 +128,29 @@ mod tests {
             read(bytes, &sizes),
             [10, 1 << 30, 512 << 20, 524_288_000, 256_000_000, 512 << 20, 1000, 1200, 128_974_848].map(Some)
         );
+        assert_eq!(read(bytes, &["500MB", "1kB", "2GB"]), [500_000_000, 1000, 2_000_000_000].map(Some));
         assert_eq!((bytes("2E"), bytes("2Ei")), (Some(2_000_000_000_000_000_000), Some(2 << 60)));
         for (size, words) in
             [(0, "0"), (1000, "1000"), (20 << 30, "20Gi"), (1536 << 20, "1536Mi"), (1 << 60, "1Ei")]
         {
             assert_eq!(bytes_words(size), words);
         }
-        for text in ["", "0", "0GiB", "1GB", "ä", "1.2.3", ".", "-1", "1e", "1ee", "99999999999Ti", "1e99"] {
+        for text in [
+            "",
+            "0",
+            "0GiB",
+            "1B",
+            "1mB",
+            "1BB",
+            "ä",
+            "1.2.3",
+            ".",
+            "-1",
+            "1e",
+            "1ee",
+            "99999999999Ti",
+            "1e99",
+        ] {
             assert_eq!((text, bytes(text)), (text, None));
         }
     }
