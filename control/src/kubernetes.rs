@@ -11,6 +11,7 @@ mod fields;
 pub mod objects;
 mod resolve;
 mod strategic_merge;
+mod syntax;
 mod template;
 mod workspace;
 
@@ -22,7 +23,8 @@ pub use self::{
     objects::{ClaimReceiver, VolumeClaimPhase, VolumeClaimState, VolumeClaims, claim_deleted_error},
     resolve::{DesiredSpec, id_of, limited_warning, requested_resources, resolve, resource_names},
     template::{
-        InvalidOverride, PodOverrides, WorkspaceTemplate, WorkspaceTemplateSpec, WorkspaceTemplateStatus,
+        InvalidOverride, PodOverrides, UnusableTemplate, WorkspaceTemplate, WorkspaceTemplateSpec,
+        WorkspaceTemplateStatus,
     },
     workspace::{
         DesiredResourceState, LastArchive, NextStepStatus, Workspace, WorkspaceArchive, WorkspaceArchiveSpec,

@@ -12,6 +12,7 @@ use podling_core::{
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::syntax::{is_secret_key, is_subdomain};
 use crate::quantity::{duration, duration_words};
 
 /// Secrets with this prefix are reserved for Podling, and no workspace may read them.
@@ -76,6 +77,11 @@ impl SecretKey {
     /// older CRD may have accepted such a reference.
     pub fn is_reserved(&self) -> bool {
         is_reserved_secret(&self.name)
+    }
+
+    /// Returns whether the CRD accepts the reference. An older CRD may have accepted others.
+    pub fn is_permitted(&self) -> bool {
+        !self.is_reserved() && is_subdomain(&self.name) && is_secret_key(&self.key)
     }
 }
 
@@ -229,7 +235,8 @@ impl From<ResourcesSpec> for ResourceOverrides {
     }
 }
 
-/// Access mode of the volume.
+/// Access mode of the volume. With ReadWriteOncePod, the cluster ensures that at most one pod uses the
+/// volume. Use ReadWriteOnce if the driver of the StorageClass does not support ReadWriteOncePod.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum AccessMode {
     /// The cluster ensures that at most one pod uses the volume.
@@ -308,9 +315,7 @@ pub struct StorageOverrides {
             .message("a volume cannot shrink")
     )]
     pub size: Option<String>,
-    /// With ReadWriteOncePod, the cluster ensures that at most one pod uses the volume. Use
-    /// ReadWriteOnce if the driver of the StorageClass does not support ReadWriteOncePod. Default:
-    /// the template's.
+    /// Access mode of the volume. Default: the template's. The CRD has the description of the type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_mode: Option<AccessMode>,
     /// Name of the StorageClass. Default: the template's.

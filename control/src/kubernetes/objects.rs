@@ -3,6 +3,7 @@
 
 mod overrides;
 mod pod;
+mod validation;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,6 +17,7 @@ use k8s_openapi::{
 use kube::ResourceExt;
 use podling_core::{
     id::{WorkspaceId, WorkspaceName},
+    policy::Policy,
     workspace::Epoch,
 };
 use serde_json::Value;
@@ -23,7 +25,10 @@ use tokio::sync::watch;
 
 use self::pod::plain_pod;
 pub use self::pod::{AGENT_INIT_CONTAINER, pod_name, resource_requirements};
-use super::{InvalidOverride, Port, ResourcesSpec, SecretKey, StorageSpec, WorkspaceTemplateSpec};
+use super::{
+    InvalidOverride, Port, ResourcesSpec, SecretKey, StorageSpec, UnusableTemplate, WorkspaceTemplateSpec,
+    syntax::is_dns_label,
+};
 
 /// Label of every object, with the id of its workspace.
 pub const WORKSPACE_LABEL: &str = "podling.dev/workspace";
@@ -255,8 +260,29 @@ pub fn pod(start: &PodStart, defaults: &PodDefaults) -> Result<Pod, InvalidOverr
     overrides::apply(plain_pod(start, defaults), &start.template.pod_overrides)
 }
 
-/// Returns why no pod can be made from the template; `None` if it is valid.
-pub fn template_problem(name: &str, template: &WorkspaceTemplateSpec) -> Option<InvalidOverride> {
+/// Returns why no workspace can be started from the template; `None` if it is valid. An older CRD may
+/// have accepted a policy that the present one rejects.
+pub fn template_problem(name: &str, template: &WorkspaceTemplateSpec) -> Option<UnusableTemplate> {
+    if !is_dns_label(name) || !name.starts_with(|first: char| first.is_ascii_lowercase()) {
+        return Some(UnusableTemplate::Name);
+    }
+    let invalid = |field: &str, problem: String| UnusableTemplate::Field { field: field.to_owned(), problem };
+    if let Err(problem) = validation::check_image(&template.image) {
+        return Some(invalid("image", problem.to_owned()));
+    }
+    for (key, value) in &template.node_selector {
+        if let Err(problem) = validation::check_label(key, value) {
+            return Some(invalid(&format!("nodeSelector[{key}]"), problem.to_owned()));
+        }
+    }
+    if let Err(error) = Policy::default().requested(&template.policy.overrides()) {
+        return Some(invalid("policy.warning", error.to_string()));
+    }
+    override_problem(name, template).map(UnusableTemplate::PodOverrides)
+}
+
+/// Returns why the template's overrides cannot be applied to its pods.
+fn override_problem(name: &str, template: &WorkspaceTemplateSpec) -> Option<InvalidOverride> {
     let workspace = WorkspaceId::from_bits(0);
     let start = PodStart {
         epoch: 1,
@@ -325,6 +351,34 @@ mod tests {
         assert_eq!(claim(&name, Some("")), Some(workspace.clone()), "the label is not valid");
         assert_eq!(claim(&name, Some(other.as_str())), Some(other));
         assert_eq!((claim("recovered", None), claim("workspace-data", None)), (None, None));
+    }
+
+    #[test]
+    fn template_that_no_workspace_can_use_is_named() {
+        let problem = |name: &str, fields: serde_json::Value| {
+            let mut template = serde_json::json!({"image": "python"});
+            template.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            let template = serde_json::from_value(template).unwrap();
+            template_problem(name, &template).map(|problem| (problem.reason(), problem.to_string()))
+        };
+        let none = || serde_json::json!({});
+        assert_eq!(problem("python", none()), None);
+        for name in ["1w", "w.x", &"w".repeat(64)] {
+            let (reason, message) = problem(name, none()).expect(name);
+            assert_eq!(reason, "InvalidName");
+            assert!(message.contains("no workspace can name it"), "{message}");
+        }
+        for (fields, field) in [
+            (serde_json::json!({"image": "docker.io/UPPER:::x"}), "image: "),
+            (serde_json::json!({"nodeSelector": {"pool": "a b"}}), "nodeSelector[pool]: "),
+            (serde_json::json!({"policy": {"warning": "3h"}}), "policy.warning: must be at most 450 s"),
+        ] {
+            let (reason, message) = problem("python", fields).expect(field);
+            assert_eq!(reason, "InvalidSpec");
+            assert!(message.starts_with(field), "{message}");
+        }
+        let overrides = serde_json::json!({"podOverrides": {"spec": {"hostPID": true}}});
+        assert_eq!(problem("python", overrides).expect("hostPID").0, "InvalidPodOverrides");
     }
 
     #[test]

@@ -136,6 +136,32 @@ pub struct InvalidOverride {
     pub problem: String,
 }
 
+/// Why no workspace can be started from a template.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnusableTemplate {
+    #[error(
+        "metadata.name: no workspace can name it; a template's name is 1 to 63 of a-z, 0-9 and \"-\", \
+         starting with a letter and not ending with \"-\""
+    )]
+    Name,
+    /// A field of the spec, such as `image`, has a value that Podling does not accept.
+    #[error("{field}: {problem}")]
+    Field { field: String, problem: String },
+    #[error(transparent)]
+    PodOverrides(InvalidOverride),
+}
+
+impl UnusableTemplate {
+    /// Returns the reason of the condition Ready, as a CamelCase code.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Name => "InvalidName",
+            Self::Field { .. } => "InvalidSpec",
+            Self::PodOverrides(_) => "InvalidPodOverrides",
+        }
+    }
+}
+
 impl PodOverrides {
     /// Returns whether nothing is overridden.
     pub fn is_empty(&self) -> bool {

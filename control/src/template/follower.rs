@@ -24,8 +24,8 @@ use tokio::{sync::watch, time::sleep};
 use super::{InvalidTemplate, Template, Templates};
 use crate::{
     kubernetes::{
-        GROUP, MANAGER, VERSION, WorkspaceTemplate, WorkspaceTemplateSpec, WorkspaceTemplateStatus,
-        has_status_code, objects::template_problem, requested_resources,
+        GROUP, MANAGER, UnusableTemplate, VERSION, WorkspaceTemplate, WorkspaceTemplateSpec,
+        WorkspaceTemplateStatus, has_status_code, objects::template_problem, requested_resources,
     },
     leader_election::Leadership,
     quantity::bytes,
@@ -170,7 +170,7 @@ impl TemplateFollower {
     /// Writes the status of a template if it differs. Returns false if the write has to be retried.
     async fn write_status(&self, name: &str, resource: &WorkspaceTemplate) -> bool {
         let problem = problem(resource);
-        let status = status(resource, problem.as_deref(), jiff::Timestamp::now());
+        let status = status(resource, problem.as_ref(), jiff::Timestamp::now());
         if resource.status.as_ref() == Some(&status) {
             return true;
         }
@@ -178,7 +178,7 @@ impl TemplateFollower {
             return false;
         }
         if let Some(problem) = problem {
-            tracing::warn!(template = name, problem, "no workspace can be started from a template");
+            tracing::warn!(template = name, %problem, "no workspace can be started from a template");
         }
         let patch = json!({
             "apiVersion": format!("{GROUP}/{VERSION}"), "kind": "WorkspaceTemplate",
@@ -240,7 +240,7 @@ impl KnownResources {
         let (valid, problem, resource) = match resource.0 {
             Ok(resource) => match problem(&resource) {
                 None => (Some(Arc::new(from_spec(&resource.spec))), None, Some(resource)),
-                Some(problem) => (None, Some(problem), Some(resource)),
+                Some(problem) => (None, Some(problem.to_string()), Some(resource)),
             },
             Err(invalid) => {
                 tracing::error!(name, problem = invalid.error, "ignoring invalid template");
@@ -263,19 +263,19 @@ impl KnownResources {
     }
 }
 
-fn problem(resource: &WorkspaceTemplate) -> Option<String> {
-    template_problem(&resource.name_any(), &resource.spec).map(|problem| problem.to_string())
+fn problem(resource: &WorkspaceTemplate) -> Option<UnusableTemplate> {
+    template_problem(&resource.name_any(), &resource.spec)
 }
 
 /// Returns the status of a template. Its condition keeps its transition time while it is the same.
 fn status(
     resource: &WorkspaceTemplate,
-    problem: Option<&str>,
+    problem: Option<&UnusableTemplate>,
     now: jiff::Timestamp,
 ) -> WorkspaceTemplateStatus {
     let generation = resource.metadata.generation.unwrap_or_default();
-    let (status, reason) =
-        if problem.is_none() { ("True", "Valid") } else { ("False", "InvalidPodOverrides") };
+    let (status, reason) = problem.map_or(("True", "Valid"), |problem| ("False", problem.reason()));
+    let message = problem.map_or_else(|| "workspaces can be started".to_owned(), ToString::to_string);
     let old = resource.status.iter().flat_map(|status| &status.conditions);
     let same = old.into_iter().find(|old| old.type_ == "Ready" && old.status == status);
     // Kubernetes stores whole seconds. A more precise time would always differ from the stored one.
@@ -286,7 +286,7 @@ fn status(
             type_: "Ready".to_owned(),
             status: status.to_owned(),
             reason: reason.to_owned(),
-            message: problem.unwrap_or("workspaces can be started").chars().take(MAX_MESSAGE).collect(),
+            message: message.chars().take(MAX_MESSAGE).collect(),
             observed_generation: Some(generation),
             last_transition_time: same.map_or(Time(now), |same| same.last_transition_time.clone()),
         }],
@@ -322,9 +322,8 @@ mod tests {
             .unwrap()
         };
         let at = |seconds| jiff::Timestamp::from_second(seconds).unwrap();
-        let show = |resource: &WorkspaceTemplate, seconds| {
-            status(resource, problem(resource).as_deref(), at(seconds))
-        };
+        let show =
+            |resource: &WorkspaceTemplate, seconds| status(resource, problem(resource).as_ref(), at(seconds));
         let mut valid = resource(json!({"spec": {"runtimeClassName": "nvidia"}}), 1);
         let first = show(&valid, 100);
         assert_eq!((first.observed_generation, first.conditions[0].status.as_str()), (1, "True"));

@@ -16,6 +16,7 @@ use super::{
         self, AGENT_INIT_CONTAINER, AGENT_VOLUMES, GRACE_SECONDS, HOME, MOUNTS, SCRATCH_VOLUME,
         STORAGE_VOLUME,
     },
+    validation,
 };
 use crate::kubernetes::{
     InvalidOverride, PodOverrides, fields::is_reserved_secret, strategic_merge::merge_pod,
@@ -26,10 +27,12 @@ const OWN_PREFIX: &str = "podling.dev/";
 /// Environment variables with this prefix are read by the agent.
 const VARIABLE_PREFIX: &str = "PODLING_";
 /// Fields of the pod's spec that an override cannot change, with the reason.
-const FIXED_POD_FIELDS: [(&str, &str); 8] = [
+const FIXED_POD_FIELDS: [(&str, &str); 10] = [
     ("activeDeadlineSeconds", "it would end programs in use; set policy.maxAwake instead"),
     ("automountServiceAccountToken", "programs of the workspace must not get a token of the API server"),
     ("ephemeralContainers", "a pod cannot be created with them"),
+    ("overhead", "the RuntimeClass sets it"),
+    ("priority", "the priority class sets it; set priorityClassName instead"),
     ("resources", "a resize sets those of the container; set spec.resources instead"),
     ("restartPolicy", "an agent that has ended is started again in a new pod"),
     ("serviceAccount", "agents prove their identity with this account"),
@@ -56,6 +59,7 @@ pub fn apply(base: Pod, overrides: &PodOverrides) -> Result<Pod, InvalidOverride
     if overrides.is_empty() {
         return Ok(base);
     }
+    check_listed_once(&overrides.spec)?;
     let base = json!(base);
     let original = base.as_object().cloned().unwrap_or_default();
     let mut merged = Value::Object(merge_pod(original, &overrides.as_patch())?);
@@ -68,6 +72,34 @@ pub fn apply(base: Pod, overrides: &PodOverrides) -> Result<Pod, InvalidOverride
     check_fields_known(&merged, &typed, "")?;
     check(&base, &typed)?;
     Ok(pod)
+}
+
+/// Fails if a patch lists a container, volume, variable or mount twice. The merge would make one of
+/// both, as `kubectl patch` does, and a part of the patch would be lost silently.
+fn check_listed_once(patch: &Map<String, Value>) -> Checked {
+    let patch = |list: &str| patch.get(list).unwrap_or(&Value::Null);
+    once(patch("volumes"), "name", "spec.volumes")?;
+    ["initContainers", "containers"].into_iter().try_for_each(|list| {
+        once(patch(list), "name", &format!("spec.{list}"))?;
+        elements(patch(list)).try_for_each(|container| {
+            let path = format!("spec.{list}[{}]", name_of(container));
+            once(&container["env"], "name", &format!("{path}.env"))?;
+            once(&container["volumeMounts"], "mountPath", &format!("{path}.volumeMounts"))
+        })
+    })
+}
+
+/// Fails if two elements have the same key. Elements that are only removed do not count.
+fn once(list: &Value, key: &str, path: &str) -> Checked {
+    let mut seen: Vec<&str> = Vec::new();
+    for element in elements(list).filter(|element| element["$patch"].is_null()) {
+        let Some(value) = element[key].as_str() else { continue };
+        if seen.contains(&value) {
+            return Err(broken(format!("{path}[{value}]"), "is listed twice; write it once"));
+        }
+        seen.push(value);
+    }
+    Ok(())
 }
 
 /// Fills in what users leave out: the security settings of added containers, and quantities that are
@@ -164,7 +196,8 @@ fn check(base: &Value, pod: &Value) -> Checked {
             return Err(broken(format!("spec.{list}[{}]", name_of(own)), "cannot be removed"));
         }
     }
-    pod::check(spec)
+    pod::check(spec)?;
+    validation::check(pod)
 }
 
 fn check_metadata(base: &Value, metadata: &Value) -> Checked {
@@ -279,6 +312,10 @@ fn check_workspace_container(base: &Value, container: &Value, path: &str) -> Che
                 "{ours} belongs to Podling, and what is mounted there would be archived or shadow the agent; \
                  mount it elsewhere and link to it"
             );
+            return Err(broken(format!("{path}.volumeMounts[{at}]"), problem));
+        }
+        if let Some(ours) = MOUNTS.iter().find(|ours| is_below(ours, at)) {
+            let problem = format!("hides {ours}, which belongs to Podling; mount it in another directory");
             return Err(broken(format!("{path}.volumeMounts[{at}]"), problem));
         }
     }

@@ -461,11 +461,11 @@ impl PreservedSpec {
         }
     }
 
-    /// Stores the fields in the archive resource, without references to reserved secrets and without
+    /// Stores the fields in the archive resource, without references to reserved secrets or to
+    /// malformed ones, and without
     /// the agent's port. An older CRD may have accepted them, and the present one rejects them.
     fn save_to(self, archive: &mut WorkspaceArchiveSpec) {
-        let is_permitted =
-            |variable: &Variable| !variable.secret.as_ref().is_some_and(SecretKey::is_reserved);
+        let is_permitted = |variable: &Variable| variable.secret.as_ref().is_none_or(SecretKey::is_permitted);
         archive.storage = self.storage;
         archive.ports = self.ports.into_iter().filter(|port| port.port != AGENT_PORT).collect();
         archive.environment = self.environment.into_iter().filter(is_permitted).collect();

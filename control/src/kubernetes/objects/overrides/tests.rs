@@ -302,3 +302,47 @@ fn misspelt_field_and_wrong_type_are_named() {
     assert_eq!(refused(json!({"spec": {"containers": [{"image": "x"}]}})), "spec.containers");
     assert_eq!(refused(sidecar(json!({"name": "agent"}))), "spec.containers[agent]");
 }
+
+#[test]
+fn pod_that_the_api_server_refuses_is_named() {
+    let mount = |fields: Value| container(json!({"volumeMounts": [fields]}));
+    let secret = json!({"secretKeyRef": {"name": "s", "key": "k"}});
+    let twice = json!([{"name": "proxy", "image": "a"}, {"name": "proxy", "image": "b"}]);
+    let own = "spec.containers[workspace]";
+    for (overrides, path) in [
+        (mount(json!({"name": "data", "mountPath": "/d"})), format!("{own}.volumeMounts[/d]")),
+        (mount(json!({"name": "scratch", "mountPath": "/"})), format!("{own}.volumeMounts[/]")),
+        (mount(json!({"name": "scratch", "mountPath": "/var/lib"})), format!("{own}.volumeMounts[/var/lib]")),
+        (
+            sidecar(json!({"volumeMounts": [{"name": "scratch", "mountPath": "//."}]})),
+            "spec.containers[proxy].volumeMounts[//.]".into(),
+        ),
+        (sidecar(json!({"image": null})), "spec.containers[proxy].image".into()),
+        (sidecar(json!({"image": "docker.io/UPPER:::x"})), "spec.containers[proxy].image".into()),
+        (sidecar(json!({"name": "Proxy"})), "spec.containers[Proxy]".into()),
+        (
+            container(json!({"env": [{"name": "X", "value": "1", "valueFrom": secret}]})),
+            format!("{own}.env[X]"),
+        ),
+        (json!({"metadata": {"labels": {"team": "a b"}}}), "metadata.labels[team]".into()),
+        (json!({"metadata": {"annotations": {"a b": "c"}}}), "metadata.annotations[a b]".into()),
+        (json!({"spec": {"nodeSelector": {"pool": "a b"}}}), "spec.nodeSelector[pool]".into()),
+        (json!({"spec": {"volumes": [{"name": "Data", "emptyDir": {}}]}}), "spec.volumes[Data]".into()),
+        (json!({"spec": {"os": {"name": "windows"}}}), "spec.os".into()),
+        (json!({"spec": {"overhead": {"cpu": "1"}}}), "spec.overhead".into()),
+        (json!({"spec": {"priority": 7}}), "spec.priority".into()),
+        (json!({"spec": {"containers": twice}}), "spec.containers[proxy]".into()),
+        (
+            json!({"spec": {"initContainers": [{"name": "workspace", "image": "a"}]}}),
+            "spec.initContainers[workspace]".into(),
+        ),
+        (
+            container(json!({"env": [{"name": "X", "value": "1"}, {"name": "X", "value": "2"}]})),
+            format!("{own}.env[X]"),
+        ),
+    ] {
+        assert_eq!(refused(overrides), path);
+    }
+    assert!(overridden(json!({"spec": {"os": {"name": "linux"}}})).is_ok());
+    assert!(overridden(mount(json!({"name": "scratch", "mountPath": "/var/cache"}))).is_ok());
+}
