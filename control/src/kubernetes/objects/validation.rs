@@ -6,6 +6,8 @@ use serde_json::{Map, Value};
 use super::{Checked, broken, elements, name_of};
 use crate::kubernetes::syntax::{is_dns_label, is_image, is_label_key, is_label_value};
 
+/// Prefixes of the priority classes of Kubernetes and of Podling's control plane.
+const RESERVED_PRIORITIES: [&str; 2] = ["system-", "podling-"];
 const LABEL_KEY: &str = "must be a label's key: letters, digits, \"-\", \"_\" and \".\", with or without a \
                          DNS name and \"/\" before them";
 const LABEL_VALUE: &str =
@@ -23,6 +25,13 @@ pub(super) fn check(pod: &Value) -> Checked {
     check_labels(&spec["nodeSelector"], "spec.nodeSelector")?;
     let os = spec["os"]["name"].as_str().unwrap_or("linux");
     require(os == "linux", || "spec.os".to_owned(), "must be linux, for which the agent is built")?;
+    let priority = spec["priorityClassName"].as_str().unwrap_or_default();
+    let is_reserved = RESERVED_PRIORITIES.iter().any(|reserved| priority.starts_with(reserved));
+    require(
+        !is_reserved,
+        || "spec.priorityClassName".to_owned(),
+        "is reserved for the cluster or for Podling's control plane; use a class of your own",
+    )?;
     check_volumes(&spec["volumes"])?;
     let mut names: Vec<&str> = Vec::new();
     for list in ["initContainers", "containers"] {

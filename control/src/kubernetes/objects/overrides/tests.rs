@@ -346,3 +346,10 @@ fn pod_that_the_api_server_refuses_is_named() {
     assert!(overridden(json!({"spec": {"os": {"name": "linux"}}})).is_ok());
     assert!(overridden(mount(json!({"name": "scratch", "mountPath": "/var/cache"}))).is_ok());
 }
+
+#[test]
+fn priority_class_of_the_system_is_refused() {
+    for class in ["podling-control", "system-node-critical", "system-cluster-critical"] {
+        assert_eq!(refused(json!({"spec": {"priorityClassName": class}})), "spec.priorityClassName");
+    }
+}
