@@ -205,6 +205,9 @@ fn wait_reason(reason: WaitReason) -> wire::WaitReason {
         WaitReason::PodSandboxFailed => wire::WaitReason::PodSandboxFailed,
         WaitReason::PodWarning => wire::WaitReason::PodWarning,
         WaitReason::TemplateMissing => wire::WaitReason::TemplateMissing,
+        WaitReason::SchedulerMissing => wire::WaitReason::SchedulerMissing,
+        WaitReason::InitContainerRunning => wire::WaitReason::InitContainerRunning,
+        WaitReason::PodPreparing => wire::WaitReason::PodPreparing,
         WaitReason::ActionFailed(_) => wire::WaitReason::ActionFailed,
     }
 }

@@ -256,6 +256,9 @@ fn wait(wait: WaitReason, failed: Operation, detail: &str) -> String {
         WaitReason::PodSandboxFailed => "waiting for its node to create the pod's sandbox and network",
         WaitReason::PodWarning => "waiting for its pod, about which its node warns",
         WaitReason::TemplateMissing => "waiting for its template",
+        WaitReason::SchedulerMissing => "waiting for a scheduler to look at its pod",
+        WaitReason::InitContainerRunning => "waiting for an init container of its pod",
+        WaitReason::PodPreparing => "waiting for its node to prepare the pod",
         WaitReason::ActionFailed => return with(&format!("{} failed", operation(failed)), detail),
     };
     with(text, detail)

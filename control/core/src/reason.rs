@@ -168,6 +168,12 @@ pub enum WaitReason {
     PodWarning,
     /// The workspace's template does not exist.
     TemplateMissing,
+    /// No scheduler has looked at the pod.
+    SchedulerMissing,
+    /// An init container of the pod has not ended.
+    InitContainerRunning,
+    /// The node is still preparing the pod, and reports no problem.
+    PodPreparing,
     /// The action failed and is retried. The workspace stays awake meanwhile.
     ActionFailed(Operation),
 }

@@ -298,13 +298,79 @@ pub(crate) fn waits(pod: &Pod) -> Option<Wait> {
 
 /// Returns whether the pod has a node.
 pub(super) fn is_scheduled(pod: &Pod) -> bool {
-    pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())
+    node(pod).is_some()
+}
+
+fn node(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref()
 }
 
 /// Returns whether the node has mounted the pod's volumes and created its network.
 pub(super) fn is_sandbox_ready(pod: &Pod) -> bool {
     let status = pod.status.as_ref();
     status.is_some_and(|status| condition(status, "PodReadyToStartContainers", "True").is_some())
+}
+
+/// Returns what a pod waits for that has not started for a while, although neither its status nor
+/// its Events name a problem.
+pub(super) fn slow_start(pod: &Pod) -> Wait {
+    let wait = |reason, detail| Wait { reason, detail };
+    let Some(node) = node(pod) else {
+        let name = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
+        let name = name.unwrap_or("default-scheduler");
+        let detail = format!("the scheduler {name:?} has not reported on the pod; check that it runs");
+        return wait(WaitReason::SchedulerMissing, detail);
+    };
+    // Nodes before Kubernetes 1.29 do not report that the sandbox is ready.
+    let has_sandbox = |container: &&ContainerStatus| is_sandbox_ready(pod) || has_run(container);
+    if let Some(container) = unfinished_init_container(pod).filter(has_sandbox) {
+        return wait(WaitReason::InitContainerRunning, describe_unfinished(container));
+    }
+    if !is_sandbox_ready(pod) {
+        let detail = format!("the node {node} has not mounted its volumes and created its network yet");
+        return wait(WaitReason::PodPreparing, detail);
+    }
+    let image = workspace_container_status(pod).map_or("", |container| container.image.as_str());
+    let detail = format!("the node {node} is pulling the image {image} or creating the container");
+    wait(WaitReason::PodPreparing, detail)
+}
+
+/// Returns the init container that delays the containers after it. A sidecar delays them until it
+/// has started.
+fn unfinished_init_container(pod: &Pod) -> Option<&ContainerStatus> {
+    let is_over = |container: &&ContainerStatus| match container.state.as_ref() {
+        Some(ContainerState { terminated: Some(ended), .. }) => ended.exit_code == 0,
+        Some(ContainerState { running: Some(_), .. }) => {
+            container.started == Some(true) && is_sidecar(pod, &container.name)
+        }
+        _ => false,
+    };
+    pod.status.as_ref()?.init_container_statuses.iter().flatten().find(|container| !is_over(container))
+}
+
+fn has_run(container: &ContainerStatus) -> bool {
+    let is_running = container.state.as_ref().is_some_and(|state| state.running.is_some());
+    is_running || container.restart_count > 0
+}
+
+/// Returns whether this init container is a sidecar, which runs for as long as the pod.
+fn is_sidecar(pod: &Pod, name: &str) -> bool {
+    let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let mut containers = containers.filter(|container| container.name == name);
+    containers.any(|container| container.restart_policy.as_deref() == Some("Always"))
+}
+
+fn describe_unfinished(container: &ContainerStatus) -> String {
+    let ContainerStatus { name, image, .. } = container;
+    let state = container.state.clone().unwrap_or_default();
+    match (state.waiting.and_then(|waiting| waiting.reason), state.running) {
+        (_, Some(_)) if container.started == Some(false) => {
+            format!("{name} runs, but its startup probe has not succeeded yet")
+        }
+        (_, Some(_)) => format!("{name} runs and has not ended yet"),
+        (Some(reason), _) if reason == "CrashLoopBackOff" => format!("{name} fails and is restarted"),
+        _ => format!("{name} has not started yet (image {image})"),
+    }
 }
 
 /// Returns why the node can never apply the resize; `None` if it may still apply it.
@@ -578,6 +644,65 @@ mod tests {
         }]);
         let wait = waits(&pod(json!({"phase": "Pending", "conditions": unscheduled}))).unwrap();
         assert!(wait.reason == WaitReason::Unschedulable && wait.detail.contains("\"fast\""), "{wait:?}");
+    }
+
+    fn starting(spec: &Value, status: &Value) -> Wait {
+        let pod = json!({"metadata": {}, "spec": spec, "status": status});
+        slow_start(&serde_json::from_value(pod).unwrap())
+    }
+
+    #[test]
+    fn slow_start_without_scheduler_names_the_scheduler() {
+        let wait =
+            starting(&json!({"containers": [], "schedulerName": "nosuch"}), &json!({"phase": "Pending"}));
+        assert_eq!(wait.reason, WaitReason::SchedulerMissing);
+        assert!(wait.detail.contains("scheduler \"nosuch\" has not reported"), "{wait:?}");
+    }
+
+    #[test]
+    fn slow_start_names_the_init_container() {
+        let spec = json!({"containers": [], "nodeName": "node0", "initContainers": [
+            {"name": "proxy", "restartPolicy": "Always"}, {"name": "fetch"},
+        ]});
+        let ready = json!([{"type": "PodReadyToStartContainers", "status": "True"}]);
+        let init = |name: &str, started: bool, state: Value| {
+            json!({
+                "name": name, "image": "tools:1", "imageID": "", "ready": false, "restartCount": 0,
+                "started": started, "state": state,
+            })
+        };
+        let waits = |containers: Value| {
+            let status = json!({
+                "conditions": ready, "initContainerStatuses": containers,
+                "containerStatuses": container(json!({"waiting": {"reason": "PodInitializing"}})),
+            });
+            let wait = starting(&spec, &status);
+            (wait.reason, wait.detail)
+        };
+        let (running, creating) = (json!({"running": {}}), json!({"waiting": {"reason": "PodInitializing"}}));
+        let init_container = |detail: &str| (WaitReason::InitContainerRunning, detail.to_owned());
+        let proxy = init("proxy", true, running.clone());
+        assert_eq!(
+            waits(json!([proxy.clone(), init("fetch", true, running.clone())])),
+            init_container("fetch runs and has not ended yet")
+        );
+        assert_eq!(
+            waits(json!([proxy.clone(), init("fetch", false, creating.clone())])),
+            init_container("fetch has not started yet (image tools:1)")
+        );
+        assert_eq!(
+            waits(json!([init("proxy", false, running), init("fetch", false, creating)])),
+            init_container("proxy runs, but its startup probe has not succeeded yet")
+        );
+        let (reason, detail) =
+            waits(json!([proxy, init("fetch", true, json!({"terminated": {"exitCode": 0}}))]));
+        assert_eq!(reason, WaitReason::PodPreparing);
+        assert!(detail.contains("node0 is pulling the image registry.example.org/ide:9"), "{detail}");
+        let (reason, network) = {
+            let wait = starting(&spec, &json!({"phase": "Pending"}));
+            (wait.reason, wait.detail)
+        };
+        assert!(reason == WaitReason::PodPreparing && network.contains("node0 has not mounted"), "{network}");
     }
 
     #[test]

@@ -204,17 +204,20 @@ impl ClusterClient {
         }
     }
 
-    /// Returns what the pod waits for according to its Events or those of its claim. `None` if they
-    /// say nothing beyond the status of the pod. An error of the API server counts as no Events.
+    /// Returns what a pod waits for that has not started for [`STALLED_AFTER`]. Its Events, or those
+    /// of its claim, say more than its status. An error of the API server counts as no Events.
+    /// `None` if `PodTracker` reports the wait.
     async fn stall(&self, pod: &Pod, claim: &str) -> Option<Wait> {
-        if !pods::is_scheduled(pod) {
-            return self.claim_problem(claim).await;
-        }
-        // The pod has its volumes and its network. Earlier warnings about them are over.
-        if pods::waits(pod).is_some() || pods::is_sandbox_ready(pod) {
-            return None;
-        }
-        self.latest_warning(&pod.uid()?).await.map(|warning| warning.as_wait())
+        let is_known = pods::waits(pod).is_some();
+        let warning = if !pods::is_scheduled(pod) {
+            self.claim_problem(claim).await
+        } else if is_known || pods::is_sandbox_ready(pod) {
+            // The pod has its volumes and its network. Earlier warnings about them are over.
+            None
+        } else {
+            self.latest_warning(&pod.uid()?).await.map(|warning| warning.as_wait())
+        };
+        warning.or_else(|| (!is_known).then(|| pods::slow_start(pod)))
     }
 
     /// Returns the wait for a claim that stays unbound, was deleted, or has lost its volume.
@@ -415,6 +418,26 @@ mod tests {
         assert_eq!(lost, "the volume of the claim workspace-abc does not exist any more");
         let deleted = problem(Some("2026-11-27T00:00:00Z"), "Bound").await.unwrap();
         assert!(deleted.starts_with("the claim workspace-abc was deleted"), "{deleted}");
+    }
+
+    #[tokio::test]
+    async fn stall_without_any_report_is_named_after_the_events() {
+        let client = samples::api_client(|_, uri| match uri.path().contains("/persistentvolumeclaims/") {
+            true => samples::api_not_found(),
+            false => samples::api_list(json!([])),
+        });
+        let cluster = for_tests(client).await;
+        let pod = |spec: Value, status: Value| -> Pod {
+            let metadata = json!({"name": "workspace-1", "uid": "6d6a"});
+            serde_json::from_value(json!({"metadata": metadata, "spec": spec, "status": status})).unwrap()
+        };
+        let pending = pod(json!({"containers": [], "schedulerName": "nosuch"}), json!({"phase": "Pending"}));
+        assert_eq!(cluster.stall(&pending, "claim").await.unwrap().reason, WaitReason::SchedulerMissing);
+        let scheduled = pod(json!({"containers": [], "nodeName": "node0"}), json!({"phase": "Pending"}));
+        assert_eq!(cluster.stall(&scheduled, "claim").await.unwrap().reason, WaitReason::PodPreparing);
+        let unschedulable = json!([{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]);
+        let reported = pod(json!({"containers": []}), json!({"conditions": unschedulable}));
+        assert_eq!(cluster.stall(&reported, "claim").await, None, "the tracker reports this wait");
     }
 
     #[test]
