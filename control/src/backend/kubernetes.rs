@@ -5,6 +5,7 @@
 //! never by force, because a node that does not answer may still write to the volume.
 
 mod claims;
+mod pod_tracker;
 mod pods;
 mod reviewer;
 mod running;
@@ -33,7 +34,7 @@ use tokio::{sync::mpsc, time::sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use self::pods::PodTracker;
+use self::pod_tracker::PodTracker;
 pub use self::{claims::VolumeClaimWatcher, reviewer::KubernetesReviewer, running::EvictionGuard};
 use super::{Backend, BackendError, Instance, Observation, ResizePlan, StartPlan};
 use crate::{

@@ -1,16 +1,10 @@
 //! Interprets pods: the agent of a pod, whether the pod has ended, why it cannot start, and what
-//! delays it. Converts the events of the watch over all pods into observations. Reasons are English
-//! text for users.
-
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    mem,
-};
+//! delays it. Reasons are English text for users. Does no I/O, and remembers nothing.
 
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStatus, Node, Pod, PodStatus, ResourceRequirements,
 };
-use kube::{ResourceExt, runtime::watcher::Event};
+use kube::ResourceExt;
 use podling_core::{
     id::WorkspaceId,
     reason::{Wait, WaitReason},
@@ -18,7 +12,7 @@ use podling_core::{
 };
 
 use crate::{
-    backend::{Instance, InstanceId, Observation},
+    backend::{Instance, InstanceId},
     kubernetes::objects::{AGENT_INIT_CONTAINER, AGENT_PORT, CONTAINER, EPOCH_ANNOTATION, WORKSPACE_LABEL},
     quantity::{bytes, cores},
     snapshot::AgentAddress,
@@ -28,95 +22,6 @@ use crate::{
 const MAX_MESSAGE_CHARS: usize = 400;
 /// Number of lines quoted from the end of a program's output.
 const MAX_OUTPUT_LINES: usize = 5;
-
-/// The pods of all workspaces, by uid, as the watch has reported them so far.
-#[derive(Debug, Default)]
-pub(super) struct PodTracker {
-    pods: BTreeMap<String, TrackedPod>,
-    /// Uids in the part of the present list that has arrived.
-    listed_uids: BTreeSet<String>,
-    /// Whether the first list is complete.
-    initial_list_done: bool,
-}
-
-#[derive(Debug)]
-struct TrackedPod {
-    instance: Instance,
-    running: bool,
-    ended: bool,
-    waits: Option<Wait>,
-}
-
-impl PodTracker {
-    /// Applies one watch event. The first complete list becomes one observation. A pod that a later
-    /// list omits has ended.
-    pub(super) fn apply_event(&mut self, event: Event<Pod>) -> Vec<Observation> {
-        match event {
-            Event::Init => {
-                self.listed_uids.clear();
-                Vec::new()
-            }
-            Event::InitApply(pod) => {
-                self.listed_uids.extend(pod.uid());
-                self.observe_pod(&pod)
-            }
-            Event::InitDone => self.finish_list(),
-            Event::Apply(pod) => self.observe_pod(&pod),
-            Event::Delete(pod) => {
-                let mut observations = self.observe_pod(&pod);
-                let known = pod.uid().and_then(|uid| self.pods.remove(&uid));
-                observations.extend(known.and_then(|known| known.exit("its pod was deleted".into())));
-                observations
-            }
-        }
-    }
-
-    fn observe_pod(&mut self, pod: &Pod) -> Vec<Observation> {
-        let (Some(uid), Some(instance)) = (pod.uid(), instance(pod)) else { return Vec::new() };
-        let known = self.pods.entry(uid).or_insert_with(|| TrackedPod {
-            instance: instance.clone(),
-            running: false,
-            ended: false,
-            waits: None,
-        });
-        known.instance = instance;
-        known.running = is_running(pod);
-        if let Some(how) = ended(pod) {
-            let end = known.exit(how);
-            known.ended = true;
-            return end.into_iter().collect();
-        }
-        let waits = if known.running { None } else { waits(pod) };
-        if waits == known.waits {
-            return Vec::new();
-        }
-        known.waits = waits.clone();
-        let Instance { workspace, epoch, .. } = known.instance.clone();
-        vec![Observation::Waits { workspace, epoch, waits }]
-    }
-
-    fn finish_list(&mut self) -> Vec<Observation> {
-        let listed_uids = mem::take(&mut self.listed_uids);
-        let (present, gone) =
-            mem::take(&mut self.pods).into_iter().partition(|(uid, _)| listed_uids.contains(uid));
-        self.pods = present;
-        let ends = gone.into_values().filter_map(|pod: TrackedPod| pod.exit("its pod is gone".into()));
-        let mut observations: Vec<_> = ends.collect();
-        if !mem::replace(&mut self.initial_list_done, true) {
-            let running = self.pods.values().filter(|known| known.running && !known.ended);
-            let running = running.map(|known| known.instance.clone()).collect();
-            observations.push(Observation::Listed { running, unknown: BTreeSet::new() });
-        }
-        observations
-    }
-}
-
-impl TrackedPod {
-    /// Returns the observation of the pod's end; `None` if the end was already reported.
-    fn exit(&self, detail: String) -> Option<Observation> {
-        (!self.ended).then(|| Observation::Ended { instance: self.instance.clone(), detail })
-    }
-}
 
 /// Returns the agent of a pod; `None` for a pod that belongs to no workspace. Its `resources` are
 /// `None` until the node has applied the requested ones.
@@ -459,106 +364,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-
-    fn tracked(uid: &str, epoch: u64, status: Value) -> Pod {
-        let workspace = WorkspaceId::from_bits(7);
-        serde_json::from_value(json!({
-            "metadata": {
-                "name": format!("workspace-{workspace}-{epoch}"),
-                "uid": uid,
-                "labels": {WORKSPACE_LABEL: workspace},
-                "annotations": {EPOCH_ANNOTATION: epoch.to_string()},
-            },
-            "status": status,
-        }))
-        .unwrap()
-    }
-
-    fn running(uid: &str, epoch: u64) -> Pod {
-        let container = json!({
-            "name": CONTAINER, "ready": true, "restartCount": 0, "image": "", "imageID": "",
-            "state": {"running": {}},
-        });
-        tracked(
-            uid,
-            epoch,
-            json!({"phase": "Running", "podIP": "10.244.0.9", "containerStatuses": [container]}),
-        )
-    }
-
-    /// Renders observations for comparison.
-    fn describe(observations: &[Observation]) -> Vec<String> {
-        let words = |observations: &Observation| match observations {
-            Observation::Listed { running, .. } => {
-                let ids: Vec<_> = running.iter().map(|running| running.id.0.as_str()).collect();
-                format!("running: {}", ids.join(" "))
-            }
-            Observation::Ended { instance, detail } => format!("{} ended: {detail}", instance.id),
-            Observation::Waits { epoch, waits: Some(waits), .. } => {
-                format!("{epoch} waits: {:?}: {}", waits.reason, waits.detail)
-            }
-            Observation::Waits { epoch, waits: None, .. } => format!("{epoch} stopped waiting"),
-        };
-        observations.iter().map(words).collect()
-    }
-
-    #[test]
-    fn first_list_is_one_observation_and_later_lists_report_ends() {
-        let mut pods = PodTracker::default();
-        let mut apply = |event| describe(&pods.apply_event(event));
-        assert!(apply(Event::Init).is_empty());
-        assert!(apply(Event::InitApply(running("a", 1))).is_empty());
-        assert!(apply(Event::InitApply(running("b", 2))).is_empty());
-        let failed = tracked(
-            "c",
-            3,
-            json!({"phase": "Failed", "reason": "Evicted", "message": "the node was low on memory"}),
-        );
-        assert_eq!(apply(Event::InitApply(failed)).len(), 1, "the end is reported before the list");
-        assert_eq!(apply(Event::InitDone), ["running: a b"]);
-        // The watch reconnects. Pod a was deleted in the meantime.
-        apply(Event::Init);
-        apply(Event::InitApply(running("b", 2)));
-        assert_eq!(apply(Event::InitDone), ["a ended: its pod is gone"]);
-        assert_eq!(apply(Event::Delete(running("b", 2))), ["b ended: its pod was deleted"]);
-    }
-
-    #[test]
-    fn pod_end_is_reported_once() {
-        let mut pods = PodTracker::default();
-        pods.apply_event(Event::Init);
-        pods.apply_event(Event::InitDone);
-        assert!(describe(&pods.apply_event(Event::Apply(running("a", 1)))).is_empty());
-        let ended = || tracked("a", 1, json!({"phase": "Succeeded"}));
-        assert_eq!(pods.apply_event(Event::Apply(ended())).len(), 1);
-        assert!(pods.apply_event(Event::Apply(ended())).is_empty());
-        assert!(pods.apply_event(Event::Delete(ended())).is_empty());
-    }
-
-    #[test]
-    fn pod_wait_is_reported_when_it_changes() {
-        let unschedulable = json!({
-            "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
-            "message": "0/1 nodes are available: 1 Insufficient cpu.",
-        });
-        let pending = || tracked("a", 1, json!({"phase": "Pending", "conditions": [unschedulable.clone()]}));
-        let mut pods = PodTracker::default();
-        let observations = describe(&pods.apply_event(Event::Apply(pending())));
-        assert!(
-            observations[0].contains("1 waits: Unschedulable: 0/1 nodes")
-                && observations[0].contains("Insufficient cpu"),
-            "{observations:?}"
-        );
-        assert!(pods.apply_event(Event::Apply(pending())).is_empty());
-        assert_eq!(describe(&pods.apply_event(Event::Apply(running("a", 1)))), ["1 stopped waiting"]);
-    }
-
-    #[test]
-    fn pod_without_epoch_annotation_is_ignored() {
-        let mut other = running("a", 1);
-        other.metadata.annotations = None;
-        assert!(PodTracker::default().apply_event(Event::Apply(other)).is_empty());
-    }
 
     fn pod(status: Value) -> Pod {
         serde_json::from_value(json!({"metadata": {}, "status": status})).unwrap()
