@@ -121,6 +121,8 @@ pub enum Observation {
     },
     /// Reason why a start or a resize in progress waits; `None` if it no longer waits.
     Waits { workspace: WorkspaceId, epoch: Epoch, waits: Option<Wait> },
+    /// Problem of a container beside the agent of this epoch; `None` if there is none any more.
+    ContainerProblem { workspace: WorkspaceId, epoch: Epoch, problem: Option<String> },
 }
 
 /// An agent that a backend runs.

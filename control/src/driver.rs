@@ -278,6 +278,9 @@ impl<B: Backend> Driver<B> {
             Observation::Waits { workspace, epoch, waits } => {
                 self.with_entry(&workspace, |entry| entry.set_waits(epoch, waits));
             }
+            Observation::ContainerProblem { workspace, epoch, problem } => {
+                self.with_entry(&workspace, |entry| entry.set_container_problem(epoch, problem));
+            }
         }
     }
 

@@ -17,6 +17,7 @@ pub(crate) fn state_reason(reason: &StateReason) -> wire::StateReason {
         StateReason::Waiting(_) => Code::Waiting,
         StateReason::AgentConnected => Code::AgentConnected,
         StateReason::CommandFailed { .. } => Code::CommandFailed,
+        StateReason::ContainerNotReady { .. } => Code::ContainerNotReady,
         StateReason::ActionFailed { .. } => Code::ActionFailed,
         StateReason::AgentStartFailed { .. } => Code::AgentStartFailed,
         StateReason::EarlierAgentFound => Code::EarlierAgentFound,
@@ -58,6 +59,7 @@ pub(crate) fn state_reason(reason: &StateReason) -> wire::StateReason {
     match reason {
         StateReason::Unspecified { detail }
         | StateReason::CommandFailed { detail }
+        | StateReason::ContainerNotReady { detail }
         | StateReason::AgentStartFailed { detail } => wire.detail.clone_from(detail),
         StateReason::AgentEnded { detail } => wire.detail = detail.clone().unwrap_or_default(),
         StateReason::AgentRestarting { failures, cause } => {

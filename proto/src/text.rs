@@ -39,6 +39,9 @@ pub fn state_reason(reason: &StateReason) -> String {
         Code::AgentConnected => "the agent is connected",
         Code::ActionFailed => return with(&format!("{} failed", operation(reason.operation())), detail),
         Code::CommandFailed => return with("its command fails and is restarted", detail),
+        Code::ContainerNotReady => {
+            return with("the agent is connected, but another container of its pod is not ready", detail);
+        }
         Code::AgentStartFailed => return with("the agent failed to start", detail),
         Code::EarlierAgentFound => "an agent of an earlier start was still running",
         Code::AgentHelloTimeout => return format!("the agent did not connect within {}", limit()),

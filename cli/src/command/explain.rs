@@ -228,6 +228,7 @@ fn state_and_reason(workspace: &Workspace, now: SystemTime) -> String {
         Code::Waiting
         | Code::ActionFailed
         | Code::CommandFailed
+        | Code::ContainerNotReady
         | Code::ArchiveFailed
         | Code::RestoreFailed => ";",
         _ => ":",

@@ -301,18 +301,19 @@ fn archive_age(archive: &Archive, observed: &Observed) -> Duration {
 
 /// Returns the status with its wait up to date. The reason of a start or resize names what it waits
 /// for. The reason of an awake workspace names an action that failed and is retried, or else a
-/// command of the workspace that fails. Once the wait is over, the phase's usual reason returns.
+/// command of the workspace that fails, or else a container that is not ready. Once the wait is over,
+/// the phase's usual reason returns.
 fn with_wait(status: Status, observed: &Observed, due: Option<Action>) -> Status {
     let usual = match status.phase {
         Phase::Starting => StateReason::AgentStarting,
         Phase::Maintenance { stage: MaintenanceStage::Starting, .. } => StateReason::AgentStarting,
-        Phase::Awake => match &observed.command {
-            CommandHealth::Failing(detail) => StateReason::CommandFailed { detail: detail.clone() },
-            CommandHealth::Good => StateReason::AgentConnected,
+        Phase::Awake => match (&observed.command, &status.reason) {
+            (CommandHealth::Failing(detail), _) => StateReason::CommandFailed { detail: detail.clone() },
             // After a restart of the control plane, the reason stays until the agent reports.
-            CommandHealth::Unknown => match &status.reason {
-                failed @ StateReason::CommandFailed { .. } => failed.clone(),
-                _ => StateReason::AgentConnected,
+            (CommandHealth::Unknown, failed @ StateReason::CommandFailed { .. }) => failed.clone(),
+            _ => match &observed.container_problem {
+                Some(detail) => StateReason::ContainerNotReady { detail: detail.clone() },
+                None => StateReason::AgentConnected,
             },
         },
         _ => return status,
@@ -325,8 +326,12 @@ fn with_wait(status: Status, observed: &Observed, due: Option<Action>) -> Status
     let waits = observed.waits.clone().or(failure);
     if waits == status.waits {
         // A reason that says more, such as a declined sleep, is not replaced.
-        let is_usual =
-            matches!(status.reason, StateReason::AgentConnected | StateReason::CommandFailed { .. });
+        let is_usual = matches!(
+            status.reason,
+            StateReason::AgentConnected
+                | StateReason::CommandFailed { .. }
+                | StateReason::ContainerNotReady { .. }
+        );
         return match status.phase {
             Phase::Awake if waits.is_none() && is_usual => Status { reason: usual, ..status },
             _ => status,

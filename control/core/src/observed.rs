@@ -35,6 +35,9 @@ pub struct Observed {
     pub used_by: Option<Epoch>,
     /// State of the workspace's own command, as the agent of the current epoch last reported it.
     pub command: CommandHealth,
+    /// Problem of a container beside the agent of the current epoch, as the backend last reported.
+    /// The workspace is served all the same.
+    pub container_problem: Option<String>,
     /// Pending request to sleep unless the workspace is in use. Cleared when prepare is ordered,
     /// when the workspace is used, or when the connection to the agent is lost.
     pub sleep_request: Option<SleepRequest>,
@@ -182,6 +185,7 @@ impl Observed {
                 self.silence = Duration::ZERO;
                 self.waits = None;
                 self.command = CommandHealth::Unknown;
+                self.container_problem = None;
                 // A start creates the storage again.
                 self.removed = false;
             }

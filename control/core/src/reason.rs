@@ -32,6 +32,9 @@ pub enum StateReason {
     AgentConnected,
     /// The agent is connected, but the workspace's own command fails and is restarted.
     CommandFailed { detail: String },
+    /// The agent is connected, but another container of its pod fails, cannot start or is not
+    /// ready.
+    ContainerNotReady { detail: String },
     /// An action failed and is retried after a pause.
     ActionFailed { operation: Operation, detail: String },
 

@@ -49,6 +49,8 @@ use crate::{
 
 /// Capacity of the channel from starts and resizes to the driver. Senders wait when it is full.
 const OBSERVATIONS: usize = 256;
+/// Pause between two checks for problems of containers that have lasted.
+const PROBLEM_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// Bounds of the pause between attempts, which doubles each time. The pause is shortened by a
 /// random part of at most a half, so that clients do not all retry at the same time.
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
@@ -111,11 +113,19 @@ impl Backend for KubernetesBackend {
             reported.map(ReceiverStream::new).map_or_else(|| stream::empty().boxed(), StreamExt::boxed);
         let events =
             watcher(self.cluster.pods.clone(), all_workspace_pods()).backoff(WatchBackoff::default());
-        let seen = events.scan(PodTracker::default(), |pods, event| {
-            let seen = event.map(|event| pods.apply_event(event)).unwrap_or_else(|error| {
-                tracing::warn!(%error, "failed to watch pods, retrying; using their last known state");
-                Vec::new()
-            });
+        let ticks = stream::unfold((), |()| async {
+            sleep(PROBLEM_POLL_INTERVAL).await;
+            Some((None, ()))
+        });
+        let seen = stream::select(events.map(Some), ticks).scan(PodTracker::default(), |pods, event| {
+            let seen = match event {
+                Some(Ok(event)) => pods.apply_event(event),
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "failed to watch pods, retrying; using their last known state");
+                    Vec::new()
+                }
+                None => pods.report_lasting_problems(),
+            };
             future::ready(Some(stream::iter(seen)))
         });
         stream::select(seen.flatten(), reported)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podling_control::driver::ConnectionId;
+use podling_control::{backend::Observation, driver::ConnectionId};
 use podling_core::reason::{NextStep, StateReason};
 use podling_core::workspace::{AgentConnection, State};
 use podling_proto::agent::v1::{ActivityLevel, ActivityState, CommandFailure};
@@ -134,4 +134,23 @@ async fn text_of_failing_command_changes_at_most_every_10_s() {
     }
     tokio::time::advance(Duration::from_secs(10)).await;
     assert_eq!(report(Some("third")).await, failed("third"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn container_problem_of_the_current_epoch_is_the_reason() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
+    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (id, _agent) = control.create_awake("demo").await;
+    let mut snapshots = control.handle.snapshots();
+    let mut report = async |epoch, problem: Option<&str>, expected: StateReason| {
+        let (workspace, problem) = (id.clone(), problem.map(str::to_owned));
+        backend.report(&Observation::ContainerProblem { workspace, epoch, problem });
+        let told = snapshots.wait_for(|all| all.get(&id).is_some_and(|view| view.reason == expected));
+        let told = tokio::time::timeout(Duration::from_secs(10), told).await;
+        assert!(told.is_ok_and(|told| told.is_ok()), "the reason is {expected:?}");
+    };
+    let broken = |detail: &str| StateReason::ContainerNotReady { detail: detail.into() };
+    report(1, Some("proxy: exit code 3"), broken("proxy: exit code 3")).await;
+    report(0, None, broken("proxy: exit code 3")).await;
+    report(1, None, StateReason::AgentConnected).await;
 }

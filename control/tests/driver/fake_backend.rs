@@ -75,8 +75,11 @@ impl FakeBackend {
 
     /// Reports what a start waits for. `None` ends the wait.
     pub(crate) fn report_wait(&self, workspace: &WorkspaceId, epoch: u64, waits: Option<Wait>) {
-        let waits = Observation::Waits { workspace: workspace.clone(), epoch, waits };
-        self.state().observers.retain(|observer| observer.send(waits.clone()).is_ok());
+        self.report(&Observation::Waits { workspace: workspace.clone(), epoch, waits });
+    }
+
+    pub(crate) fn report(&self, observation: &Observation) {
+        self.state().observers.retain(|observer| observer.send(observation.clone()).is_ok());
     }
 
     async fn call(&self, what: String) {

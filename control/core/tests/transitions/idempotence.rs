@@ -108,7 +108,8 @@ fn any_status() -> impl Strategy<Value = Status> {
         waits: (counts.5 > 200).then(|| any_wait(counts.2)),
         reason: match counts.5 % 3 {
             0 => StateReason::AgentConnected,
-            1 => StateReason::CommandFailed { detail: "ide ended".into() },
+            1 if counts.4 % 2 == 0 => StateReason::CommandFailed { detail: "ide ended".into() },
+            1 => StateReason::ContainerNotReady { detail: "proxy ended".into() },
             _ => StateReason::UsedAgain,
         },
         maintenance_retry: MaintenanceRetry {
@@ -167,6 +168,7 @@ fn any_observed() -> impl Strategy<Value = Observed> {
                 1 => CommandHealth::Good,
                 _ => CommandHealth::Failing("ide: no such program".into()),
             },
+            container_problem: (silence % 2 == 0).then(|| "proxy: exit code 3".into()),
             actual: (silence > 300).then(|| (3, Resources::default())),
         },
     )

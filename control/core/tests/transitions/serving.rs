@@ -266,3 +266,25 @@ fn failing_command_is_the_reason_while_awake() {
     let used_again = awake(StateReason::UsedAgain);
     assert_eq!(reason(&used_again, failing("ide ended")), StateReason::UsedAgain, "that reason says more");
 }
+
+#[test]
+fn container_that_is_not_ready_is_the_reason_while_awake() {
+    let spec = spec(DesiredState::Awake);
+    let broken = || Observed { container_problem: Some("proxy: exit code 3".into()), ..served() };
+    let reason = StateReason::ContainerNotReady { detail: "proxy: exit code 3".into() };
+    let connected = Status { reason: StateReason::AgentConnected, ..status(Phase::Awake) };
+    let told = decide(&spec, &connected, &broken(), NOW).status;
+    assert_eq!((told.phase, told.reason.clone(), told.waits.clone()), (Phase::Awake, reason.clone(), None));
+
+    // A resize and the workspace's own command concern the user more.
+    let waits = Wait { reason: WaitReason::ResizeDeferred, detail: "no free CPU".into() };
+    let resizing = decide(&spec, &told, &Observed { waits: Some(waits.clone()), ..broken() }, NOW).status;
+    assert_eq!(resizing.reason, StateReason::Waiting(waits));
+    assert_eq!(decide(&spec, &resizing, &broken(), NOW).status.reason, reason, "the resize is over");
+    let failing = Observed { command: CommandHealth::Failing("ide ended".into()), ..broken() };
+    let failing = decide(&spec, &told, &failing, NOW).status.reason;
+    assert_eq!(failing, StateReason::CommandFailed { detail: "ide ended".into() });
+
+    let repaired = decide(&spec, &told, &served(), NOW).status.reason;
+    assert_eq!(repaired, StateReason::AgentConnected);
+}

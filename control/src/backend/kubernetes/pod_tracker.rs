@@ -4,14 +4,21 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
+    time::Duration,
 };
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{ResourceExt, runtime::watcher::Event};
 use podling_core::reason::Wait;
+use tokio::time::Instant;
 
-use super::pods::{ended, instance, is_running, waits};
+use super::pods::{container_problem, ended, instance, is_running, waits};
 use crate::backend::{Instance, Observation};
+
+/// Time for which a container has a problem, or none any more, before that is reported. Containers
+/// are not ready for a while after each start, and a sidecar that fails runs for a while between its
+/// restarts.
+const PROBLEM_AFTER: Duration = Duration::from_secs(15);
 
 /// The pods of all workspaces, by uid, as the watch has reported them so far.
 #[derive(Debug, Default)]
@@ -29,6 +36,9 @@ struct TrackedPod {
     running: bool,
     ended: bool,
     waits: Option<Wait>,
+    /// Problem of a container beside the agent, and the time since when it is this one.
+    problem: (Option<String>, Instant),
+    reported_problem: Option<String>,
 }
 
 impl PodTracker {
@@ -62,6 +72,8 @@ impl PodTracker {
             running: false,
             ended: false,
             waits: None,
+            problem: (None, Instant::now()),
+            reported_problem: None,
         });
         known.instance = instance;
         known.running = is_running(pod);
@@ -69,6 +81,12 @@ impl PodTracker {
             let end = known.exit(how);
             known.ended = true;
             return end.into_iter().collect();
+        }
+        // Containers that are being stopped are not broken.
+        let is_served = known.running && pod.metadata.deletion_timestamp.is_none();
+        let problem = if is_served { container_problem(pod) } else { None };
+        if problem != known.problem.0 {
+            known.problem = (problem, Instant::now());
         }
         let waits = if known.running { None } else { waits(pod) };
         if waits == known.waits {
@@ -79,6 +97,25 @@ impl PodTracker {
         vec![Observation::Waits { workspace, epoch, waits }]
     }
 
+    /// Reports the problems of containers that have lasted for [`PROBLEM_AFTER`], and their ends.
+    pub(super) fn report_lasting_problems(&mut self) -> Vec<Observation> {
+        self.report_problems(PROBLEM_AFTER)
+    }
+
+    fn report_problems(&mut self, min_age: Duration) -> Vec<Observation> {
+        let changed = self.pods.values_mut().filter(|known| {
+            let (problem, since) = &known.problem;
+            !known.ended && *problem != known.reported_problem && since.elapsed() >= min_age
+        });
+        let report = |known: &mut TrackedPod| {
+            let (problem, _) = known.problem.clone();
+            known.reported_problem.clone_from(&problem);
+            let Instance { workspace, epoch, .. } = known.instance.clone();
+            Observation::ContainerProblem { workspace, epoch, problem }
+        };
+        changed.map(report).collect()
+    }
+
     fn finish_list(&mut self) -> Vec<Observation> {
         let listed_uids = mem::take(&mut self.listed_uids);
         let (present, gone) =
@@ -87,6 +124,8 @@ impl PodTracker {
         let ends = gone.into_values().filter_map(|pod: TrackedPod| pod.exit("its pod is gone".into()));
         let mut observations: Vec<_> = ends.collect();
         if !mem::replace(&mut self.initial_list_done, true) {
+            // An earlier control plane has reported them already.
+            observations.extend(self.report_problems(Duration::ZERO));
             let running = self.pods.values().filter(|known| known.running && !known.ended);
             let running = running.map(|known| known.instance.clone()).collect();
             observations.push(Observation::Listed { running, unknown: BTreeSet::new() });
@@ -148,6 +187,7 @@ mod tests {
                 format!("{epoch} waits: {:?}: {}", waits.reason, waits.detail)
             }
             Observation::Waits { epoch, waits: None, .. } => format!("{epoch} stopped waiting"),
+            Observation::ContainerProblem { epoch, problem, .. } => format!("{epoch}: {problem:?}"),
         };
         observations.iter().map(words).collect()
     }
@@ -201,6 +241,44 @@ mod tests {
         );
         assert!(pods.apply_event(Event::Apply(pending())).is_empty());
         assert_eq!(describe(&pods.apply_event(Event::Apply(running("a", 1)))), ["1 stopped waiting"]);
+    }
+
+    /// Returns a served pod with a container beside the agent's.
+    fn served(state: Value, ready: bool) -> Pod {
+        let mut pod = running("a", 1);
+        let container = json!({
+            "name": "proxy", "ready": ready, "restartCount": 0, "image": "proxy:9", "imageID": "",
+            "state": state,
+        });
+        let containers = pod.status.as_mut().unwrap().container_statuses.as_mut().unwrap();
+        containers.push(serde_json::from_value(container).unwrap());
+        pod
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn container_problem_is_reported_once_it_lasts() {
+        let mut pods = PodTracker::default();
+        pods.apply_event(Event::Init);
+        pods.apply_event(Event::InitDone);
+        let failed = || json!({"terminated": {"exitCode": 3}});
+        assert!(pods.apply_event(Event::Apply(served(json!({"running": {}}), false))).is_empty());
+        tokio::time::advance(PROBLEM_AFTER / 2).await;
+        assert!(pods.apply_event(Event::Apply(served(failed(), false))).is_empty());
+        tokio::time::advance(PROBLEM_AFTER / 2).await;
+        assert!(pods.report_lasting_problems().is_empty(), "it may be ready soon");
+        tokio::time::advance(PROBLEM_AFTER / 2).await;
+        let expected = r#"1: Some("proxy failed: exit code 3")"#;
+        assert_eq!(describe(&pods.report_lasting_problems()), [expected]);
+        assert!(pods.report_lasting_problems().is_empty(), "it was reported");
+        assert!(pods.apply_event(Event::Apply(served(json!({"running": {}}), true))).is_empty());
+        tokio::time::advance(PROBLEM_AFTER).await;
+        assert_eq!(describe(&pods.report_lasting_problems()), ["1: None"]);
+
+        // Another control plane takes over.
+        let mut pods = PodTracker::default();
+        pods.apply_event(Event::Init);
+        pods.apply_event(Event::InitApply(served(failed(), false)));
+        assert_eq!(describe(&pods.apply_event(Event::InitDone)), [expected, "running: a"]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! delays it. Reasons are English text for users. Does no I/O, and remembers nothing.
 
 use k8s_openapi::api::core::v1::{
-    ContainerState, ContainerStatus, Node, Pod, PodStatus, ResourceRequirements,
+    ContainerState, ContainerStateTerminated, ContainerStatus, Node, Pod, PodStatus, ResourceRequirements,
 };
 use kube::ResourceExt;
 use podling_core::{
@@ -146,6 +146,11 @@ fn container_failure(status: &PodStatus) -> Option<String> {
         AGENT_INIT_CONTAINER => "copying the agent into the pod failed: ".to_owned(),
         name => format!("its container {name} failed: "),
     };
+    Some(format!("{subject}{}", exit_text(ended)))
+}
+
+/// Describes how a container ended that failed.
+fn exit_text(ended: &ContainerStateTerminated) -> String {
     let how = match (ended.reason.as_deref(), ended.exit_code) {
         (Some("OOMKilled"), _) => "out of memory: the memory limit was reached".to_owned(),
         (Some("ContainerCannotRun" | "StartError"), _) => "its command cannot be run".to_owned(),
@@ -153,33 +158,70 @@ fn container_failure(status: &PodStatus) -> Option<String> {
         (_, code) => format!("exit code {code}"),
     };
     let output = ended.message.as_deref().map(last_lines).filter(|output| !output.is_empty());
-    Some(
-        output.map_or_else(
-            || format!("{subject}{how}"),
-            |output| format!("{subject}{how}; last output: {output}"),
-        ),
-    )
+    output.map_or(how.clone(), |output| format!("{how}; last output: {output}"))
 }
 
 /// Returns why the pod cannot start; `None` if it may still start.
 pub(super) fn start_failure(pod: &Pod) -> Option<String> {
-    waiting(pod).find_map(|(container, reason, message)| {
-        let image = &container.image;
-        match reason {
-            // The kubelet has tried at least twice, so a short network failure is not the cause.
-            "ImagePullBackOff" => {
-                Some(format!("the image {image} cannot be pulled: {}", pull_error(message)))
-            }
-            "ErrImageNeverPull" => {
-                Some(format!("the image {image} is not on its node, and its imagePullPolicy is Never"))
-            }
-            "InvalidImageName" => Some(format!("{image:?} is not a valid image name")),
-            "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
-                Some(format!("its container cannot be created: {}", short(message)))
-            }
-            _ => None,
+    waiting(pod).find_map(|(container, reason, message)| waiting_failure(container, reason, message))
+}
+
+/// Returns why a waiting container cannot start; `None` if it may still start.
+fn waiting_failure(container: &ContainerStatus, reason: &str, message: &str) -> Option<String> {
+    let image = &container.image;
+    match reason {
+        // The kubelet has tried at least twice, so a short network failure is not the cause.
+        "ImagePullBackOff" => Some(format!("the image {image} cannot be pulled: {}", pull_error(message))),
+        "ErrImageNeverPull" => {
+            Some(format!("the image {image} is not on its node, and its imagePullPolicy is Never"))
         }
-    })
+        "InvalidImageName" => Some(format!("{image:?} is not a valid image name")),
+        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
+            Some(format!("its container cannot be created: {}", short(message)))
+        }
+        _ => None,
+    }
+}
+
+/// Returns the problem of a container beside the agent's. `None` if each of them is ready, is still
+/// being created, or has ended without an error.
+pub(super) fn container_problem(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let others = status.container_statuses.iter().flatten().filter(|container| container.name != CONTAINER);
+    let sidecars = status.init_container_statuses.iter().flatten();
+    let sidecars = sidecars.filter(|container| is_sidecar(pod, &container.name));
+    let mut problems = others
+        .filter_map(|container| Some((container, problem_of(container)?)))
+        .chain(sidecars.filter_map(|container| Some((container, problem_of_sidecar(container)?))));
+    let (container, problem) = problems.next()?;
+    Some(format!("{} {problem}", container.name))
+}
+
+/// Returns the problem of a container that is not restarted.
+fn problem_of(container: &ContainerStatus) -> Option<String> {
+    let state = container.state.as_ref()?;
+    if let Some(waiting) = &state.waiting {
+        let (reason, message) = (waiting.reason.as_deref()?, waiting.message.as_deref().unwrap_or_default());
+        return Some(format!("cannot start: {}", waiting_failure(container, reason, message)?));
+    }
+    if let Some(ended) = &state.terminated {
+        return (ended.exit_code != 0).then(|| format!("failed: {}", exit_text(ended)));
+    }
+    let text = || "runs, but is not ready: its readiness or startup probe does not succeed".to_owned();
+    (!container.ready).then(text)
+}
+
+/// Returns the problem of a container that the node restarts. The text does not depend on whether
+/// the restart is due or waits.
+fn problem_of_sidecar(container: &ContainerStatus) -> Option<String> {
+    let state = container.state.as_ref()?;
+    let is_backing_off =
+        state.waiting.as_ref().is_some_and(|waiting| waiting.reason.as_deref() == Some("CrashLoopBackOff"));
+    let last = || container.last_state.as_ref()?.terminated.as_ref();
+    match state.terminated.as_ref().or_else(|| last().filter(|_| is_backing_off)) {
+        Some(ended) => Some(format!("ends and is restarted: {}", exit_text(ended))),
+        None => problem_of(container),
+    }
 }
 
 /// Returns what the pod waits for before it runs; `None` if the cluster reports no obstacle.
@@ -449,6 +491,55 @@ mod tests {
         }]);
         let wait = waits(&pod(json!({"phase": "Pending", "conditions": unscheduled}))).unwrap();
         assert!(wait.reason == WaitReason::Unschedulable && wait.detail.contains("\"fast\""), "{wait:?}");
+    }
+
+    /// Returns a pod whose agent runs, with another container.
+    fn beside(state: Value, ready: bool) -> Pod {
+        let mut containers = container(json!({"running": {}}));
+        containers.as_array_mut().unwrap().push(json!({
+            "name": "proxy", "ready": ready, "restartCount": 0, "image": "proxy:9", "imageID": "",
+            "state": state,
+        }));
+        pod(json!({"phase": "Running", "containerStatuses": containers}))
+    }
+
+    #[test]
+    fn container_problem_names_container_and_cause() {
+        let problem = |state: Value, ready: bool| container_problem(&beside(state, ready));
+        let waiting =
+            |reason: &str, message: &str| json!({"waiting": {"reason": reason, "message": message}});
+        assert_eq!(problem(json!({"running": {}}), true), None);
+        assert_eq!(problem(json!({"terminated": {"exitCode": 0}}), false), None, "its work is done");
+        assert_eq!(problem(waiting("ContainerCreating", ""), false), None);
+        assert_eq!(
+            problem(waiting("ImagePullBackOff", "not found"), false).unwrap(),
+            "proxy cannot start: the image proxy:9 cannot be pulled: it does not exist"
+        );
+        let missing = json!({"terminated": {"exitCode": 128, "reason": "StartError"}});
+        assert_eq!(problem(missing, false).unwrap(), "proxy failed: its command cannot be run");
+        let unready = problem(json!({"running": {}}), false).unwrap();
+        assert!(unready.starts_with("proxy runs, but is not ready"), "{unready}");
+        let agent = pod(json!({"containerStatuses": container(json!({"running": {}}))}));
+        assert_eq!(container_problem(&agent), None, "the agent's heartbeats say whether it serves");
+    }
+
+    #[test]
+    fn restarted_sidecar_has_one_problem_while_it_fails() {
+        let problem = |state: Value| {
+            let mut pod = beside(json!({"running": {}}), true);
+            let spec =
+                json!({"containers": [], "initContainers": [{"name": "vpn", "restartPolicy": "Always"}]});
+            pod.spec = serde_json::from_value(spec).unwrap();
+            let sidecar = json!([{
+                "name": "vpn", "ready": false, "restartCount": 2, "image": "", "imageID": "",
+                "state": state, "lastState": {"terminated": {"exitCode": 7}},
+            }]);
+            pod.status.as_mut().unwrap().init_container_statuses = serde_json::from_value(sidecar).unwrap();
+            container_problem(&pod).unwrap()
+        };
+        assert_eq!(problem(json!({"terminated": {"exitCode": 7}})), "vpn ends and is restarted: exit code 7");
+        let backing_off = json!({"waiting": {"reason": "CrashLoopBackOff"}});
+        assert_eq!(problem(backing_off), "vpn ends and is restarted: exit code 7");
     }
 
     fn starting(spec: &Value, status: &Value) -> Wait {

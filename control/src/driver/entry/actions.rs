@@ -248,6 +248,13 @@ impl WorkspaceEntry {
         }
     }
 
+    /// Records the problem of a container beside the agent of this epoch.
+    pub(crate) fn set_container_problem(&mut self, epoch: Epoch, problem: Option<String>) {
+        if epoch == self.epoch() {
+            self.observed.container_problem = problem;
+        }
+    }
+
     /// Removes the claimed agent unless it is the running agent of the current epoch.
     fn clear_agent(&mut self) {
         if self.instance().is_none() {
