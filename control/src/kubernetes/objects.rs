@@ -80,8 +80,8 @@ pub struct PodStart {
     /// [`volume_claim_name`] returns.
     pub volume_claim_name: String,
     /// The Workspace resource as the pod's controller, without which `kubectl drain` refuses to
-    /// evict the pod. `None` while the resource is being deleted: the garbage collector would
-    /// delete the pod in which the archive is made.
+    /// evict the pod. `None` while the garbage collector deletes all objects that the resource
+    /// owns.
     pub controller: Option<OwnerReference>,
 }
 

@@ -47,6 +47,8 @@ pub(super) const STALLED_AFTER: Duration = Duration::from_secs(15);
 const MAX_AGE: Duration = Duration::from_secs(180);
 /// Most Events of one object that are read.
 const MAX_EVENTS: u32 = 100;
+/// Finalizer that a deletion in the foreground adds (`metav1.FinalizerDeleteDependents`).
+const FOREGROUND_DELETION: &str = "foregroundDeletion";
 /// Reasons of Events that repeat what the status of the pod says.
 const IN_POD_STATUS: [&str; 5] = ["FailedScheduling", "Failed", "BackOff", "InspectFailed", "Unhealthy"];
 
@@ -284,10 +286,13 @@ fn secrets(
     }
 }
 
-/// Returns the resource as the controller of its pods; `None` while it is being deleted.
+/// Returns the resource as the controller of its pods. While the resource is being deleted, its
+/// finalizer keeps it, and with it the pod in which the archive is made. `None` while the garbage
+/// collector deletes all objects that the resource owns. It does so once, at the beginning of a
+/// foreground deletion, and then removes its own finalizer.
 fn controller(resource: &Workspace) -> Option<OwnerReference> {
-    let is_deleted = resource.metadata.deletion_timestamp.is_some();
-    resource.controller_owner_ref(&()).filter(|_| !is_deleted)
+    let deletes_owned = resource.finalizers().iter().any(|finalizer| finalizer == FOREGROUND_DELETION);
+    resource.controller_owner_ref(&()).filter(|_| !deletes_owned)
 }
 
 /// Returns the ports of the template and of the workspace. A port of the workspace replaces the
@@ -350,10 +355,10 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::{backend::kubernetes::for_tests, samples};
+    use crate::{backend::kubernetes::for_tests, kubernetes::objects::ARCHIVE_BEFORE_DELETE, samples};
 
     #[test]
-    fn workspace_controls_its_pods_until_it_is_deleted() {
+    fn workspace_controls_its_pods_while_it_is_deleted() {
         let mut resource: Workspace = serde_json::from_value(json!({
             "apiVersion": "podling.dev/v1alpha1", "kind": "Workspace",
             "metadata": {"name": "demo", "uid": "6d6a"}, "spec": {"owner": "ada", "template": "python"},
@@ -363,7 +368,10 @@ mod tests {
         assert_eq!((reference.controller, reference.uid.as_str()), (Some(true), "6d6a"));
         assert_eq!(reference.block_owner_deletion, None, "that needs a permission on some clusters");
         resource.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
-        assert_eq!(controller(&resource), None);
+        resource.metadata.finalizers = Some(vec![ARCHIVE_BEFORE_DELETE.to_owned()]);
+        assert_eq!(controller(&resource), Some(reference), "a drain evicts the pod that archives");
+        resource.finalizers_mut().push(FOREGROUND_DELETION.to_owned());
+        assert_eq!(controller(&resource), None, "the garbage collector would delete the pod");
     }
 
     #[tokio::test(start_paused = true)]
