@@ -83,6 +83,9 @@ pub struct PodStart {
     /// evict the pod. `None` while the garbage collector deletes all objects that the resource
     /// owns.
     pub controller: Option<OwnerReference>,
+    /// Whether the agent only archives or restores the storage. It then requests no devices, so
+    /// that it does not wait for a free GPU.
+    pub maintenance: bool,
 }
 
 /// Settings that all pods of a cluster share.
@@ -257,7 +260,11 @@ fn broken(path: impl Into<String>, problem: impl Into<String>) -> InvalidOverrid
 
 /// Builds the pod of one start. Fails if the overrides of its template are not valid.
 pub fn pod(start: &PodStart, defaults: &PodDefaults) -> Result<Pod, InvalidOverride> {
-    overrides::apply(plain_pod(start, defaults), &start.template.pod_overrides)
+    let mut pod = overrides::apply(plain_pod(start, defaults), &start.template.pod_overrides)?;
+    if start.maintenance {
+        pod::drop_devices(&mut pod);
+    }
+    Ok(pod)
 }
 
 /// Returns why no workspace can be started from the template; `None` if it is valid. An older CRD may
@@ -294,6 +301,7 @@ fn override_problem(name: &str, template: &WorkspaceTemplateSpec) -> Option<Inva
         ports: template.ports.clone(),
         volume_claim_name: volume_claim_name(&workspace),
         controller: None,
+        maintenance: false,
         workspace,
     };
     // The rules do not depend on these settings.
@@ -325,6 +333,7 @@ mod tests {
             secrets: Vec::new(),
             ports: Vec::new(),
             controller: None,
+            maintenance: false,
         }
     }
 

@@ -90,6 +90,7 @@ impl ClusterClient {
             template_name: plan.spec.template.clone(),
             template,
             controller,
+            maintenance: plan.purpose != StartPurpose::Serve,
         };
         let invalid = |problem| {
             let template = &plan.spec.template;

@@ -313,6 +313,22 @@ pub fn resource_requirements(resources: &ResourcesSpec) -> ResourceRequirements 
     ResourceRequirements { limits: Some(all), requests: Some(requests), ..ResourceRequirements::default() }
 }
 
+/// Removes all requests for devices, which the agent itself does not use: extended resources, such
+/// as `nvidia.com/gpu`, and resource claims.
+pub(super) fn drop_devices(pod: &mut Pod) {
+    let is_native =
+        |name: &str| matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
+    let Some(spec) = &mut pod.spec else { return };
+    spec.resource_claims = None;
+    let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
+    for resources in containers.filter_map(|container| container.resources.as_mut()) {
+        resources.claims = None;
+        for quantities in [&mut resources.limits, &mut resources.requests].into_iter().flatten() {
+            quantities.retain(|name, _| is_native(name));
+        }
+    }
+}
+
 /// Builds the security context that the Pod Security standard "restricted" requires.
 fn restricted_security_context() -> SecurityContext {
     SecurityContext {
@@ -485,6 +501,45 @@ mod tests {
             init_container.resources.unwrap().requests.unwrap()["cpu"].0.clone()
         };
         assert_eq!((of("30m"), of("2")), ("30m".to_owned(), "100m".to_owned()));
+    }
+
+    #[test]
+    fn maintenance_pod_requests_no_devices() {
+        let resources =
+            |limits: Value| json!({"limits": limits, "requests": limits, "claims": [{"name": "gpu"}]});
+        let container = |name: &str, gpu: &str| {
+            let limits = json!({gpu: 1, "memory": "2Gi", "hugepages-2Mi": "4Mi"});
+            json!({"name": name, "image": "tools", "resources": resources(limits)})
+        };
+        let mut start = start();
+        start.template.pod_overrides = serde_json::from_value(json!({"spec": {
+            "resourceClaims": [{"name": "gpu", "resourceClaimName": "shared"}],
+            "initContainers": [container("prepare", "nvidia.com/gpu")],
+            "containers": [
+                container("proxy", "amd.com/gpu"),
+                {"name": "workspace", "resources": {"limits": {"nvidia.com/gpu": 1}}},
+            ],
+        }}))
+        .unwrap();
+        let devices = |maintenance| {
+            let start = PodStart { maintenance, ..start.clone() };
+            let spec = crate::kubernetes::objects::pod(&start, &defaults()).unwrap().spec.unwrap();
+            let of_each = spec.containers.into_iter().chain(spec.init_containers.into_iter().flatten());
+            let mut found: Vec<_> =
+                spec.resource_claims.into_iter().flatten().map(|claim| claim.name).collect();
+            for resources in of_each.filter_map(|container| container.resources) {
+                let quantities = [resources.limits, resources.requests].into_iter().flatten().flatten();
+                found.extend(quantities.map(|(name, _)| name).filter(|name| name.contains("gpu")));
+                found.extend(resources.claims.into_iter().flatten().map(|claim| claim.name));
+            }
+            found
+        };
+        assert_eq!(devices(false).len(), 8, "{:?}", devices(false));
+        assert_eq!(devices(true), [] as [String; 0]);
+        let start = PodStart { maintenance: true, ..start.clone() };
+        let pod = crate::kubernetes::objects::pod(&start, &defaults()).unwrap();
+        let proxy = pod.spec.unwrap().containers.remove(1).resources.unwrap().limits.unwrap();
+        assert_eq!(proxy.keys().collect::<Vec<_>>(), ["hugepages-2Mi", "memory"]);
     }
 
     #[test]
