@@ -8,8 +8,9 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, IsTerminal as _, Write as _},
-    os::fd::AsFd as _,
+    io::{self, IsTerminal as _, Write},
+    os::fd::AsFd,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Mutex, MutexGuard, Once, PoisonError, TryLockError},
 };
 
@@ -191,15 +192,77 @@ impl ScreenWriter {
     }
 }
 
-/// State that restores the terminal. Static, because the panic hook cannot reach it otherwise.
-static SAVED: Mutex<Option<SavedTerminal>> = Mutex::new(None);
+/// Bytes written if the modes cannot be restored: they end a truncated sequence and reset the terminal
+/// softly.
+const SOFT_RESET: &[u8] = b"\x1b\\\x1b[!p";
+
+/// The local terminal. Static, because the panic hook cannot reach it otherwise.
+static LOCAL: LocalTerminal = LocalTerminal { termios: Mutex::new(None), modes: Mutex::new(None) };
 static HOOK: Once = Once::new();
 
-struct SavedTerminal {
-    /// Settings before raw mode.
-    termios: Termios,
+/// State that restores the local terminal.
+///
+/// A panic can occur while the modes are locked, because tracking them parses foreign output. So the
+/// settings have a lock of their own, under which nothing panics.
+struct LocalTerminal {
+    /// Settings before raw mode; `None` if the terminal is not in raw mode.
+    termios: Mutex<Option<Termios>>,
     /// Changes by the output since then.
-    modes: TerminalModes,
+    modes: Mutex<Option<TerminalModes>>,
+}
+
+impl LocalTerminal {
+    /// Remembers the settings and the modes to restore.
+    fn save(&self, termios: Termios) {
+        *lock(&self.termios) = Some(termios);
+        *lock(&self.modes) = Some(TerminalModes::default());
+    }
+
+    /// Restores the settings, then the modes, and each once. The settings come first, because a second
+    /// panic in a panic hook ends the process.
+    ///
+    /// If the panic hook is called while the modes are locked, it restores the settings only. The
+    /// modes are restored when the guard is dropped.
+    fn restore(&self, settings: impl AsFd, output: &mut impl Write) {
+        self.restore_with(settings, output, TerminalModes::restore_sequence);
+    }
+
+    fn restore_with(
+        &self,
+        settings: impl AsFd,
+        output: &mut impl Write,
+        restore_sequence: impl Fn(&TerminalModes) -> Vec<u8>,
+    ) {
+        // Errors are ignored, because a closed terminal needs no restoring.
+        let termios = try_lock(&self.termios).and_then(|mut termios| termios.take());
+        if let Some(termios) = termios {
+            let _ = tcsetattr(settings, OptionalActions::Now, &termios);
+        }
+        let modes = try_lock(&self.modes).and_then(|mut modes| modes.take());
+        if let Some(modes) = modes {
+            // A panic that leaves a destructor ends the process.
+            let sequence = catch_unwind(AssertUnwindSafe(|| restore_sequence(&modes)));
+            let sequence = sequence.as_deref().unwrap_or(SOFT_RESET);
+            let _ = output.write_all(sequence).and_then(|()| output.flush());
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns `None` if the lock is held, which may be by the caller itself.
+fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
+fn restore() {
+    LOCAL.restore(io::stdin(), &mut io::stdout());
 }
 
 /// Guard that keeps the local terminal in raw mode until it is dropped.
@@ -212,7 +275,7 @@ impl RawMode {
         let termios = tcgetattr(stdin.as_fd())?;
         let mut raw = termios.clone();
         raw.make_raw();
-        *saved() = Some(SavedTerminal { termios, modes: TerminalModes::default() });
+        LOCAL.save(termios);
         HOOK.call_once(|| {
             let earlier = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |info| {
@@ -227,19 +290,19 @@ impl RawMode {
 
     /// Tracks the modes that this output has set on the terminal.
     pub fn feed(&self, output: &[u8]) {
-        if let Some(terminal) = saved().as_mut() {
-            terminal.modes.feed(output);
+        if let Some(modes) = lock(&LOCAL.modes).as_mut() {
+            modes.feed(output);
         }
     }
 
     /// Returns the bytes that set the modes back.
     pub fn restore_sequence(&self) -> Vec<u8> {
-        saved().as_ref().map(|terminal| terminal.modes.restore_sequence()).unwrap_or_default()
+        lock(&LOCAL.modes).as_ref().map(TerminalModes::restore_sequence).unwrap_or_default()
     }
 
     /// Returns whether the output is between two escape sequences.
     pub fn is_between_sequences(&self) -> bool {
-        saved().as_ref().is_none_or(|terminal| terminal.modes.is_between_sequences())
+        lock(&LOCAL.modes).as_ref().is_none_or(TerminalModes::is_between_sequences)
     }
 }
 
@@ -249,27 +312,78 @@ impl Drop for RawMode {
     }
 }
 
-fn saved() -> MutexGuard<'static, Option<SavedTerminal>> {
-    SAVED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn restore() {
-    let earlier = match SAVED.try_lock() {
-        Ok(mut saved) => saved.take(),
-        Err(TryLockError::Poisoned(saved)) => saved.into_inner().take(),
-        // The panic is one of `feed`, and the terminal is restored when the guard is dropped.
-        Err(TryLockError::WouldBlock) => None,
-    };
-    let Some(earlier) = earlier else { return };
-    // Errors are ignored, because a closed terminal needs no restoring.
-    let mut stdout = io::stdout().lock();
-    let _ = stdout.write_all(&earlier.modes.restore_sequence()).and_then(|()| stdout.flush());
-    let _ = tcsetattr(io::stdin().as_fd(), OptionalActions::Now, &earlier.termios);
-}
-
 /// Returns the size of the local terminal, or `None` if it reports no size.
 pub fn size() -> Option<Size> {
     let size = tcgetwinsize(io::stdin().as_fd()).or_else(|_| tcgetwinsize(io::stdout().as_fd())).ok()?;
     let (rows, cols) = (u32::from(size.ws_row), u32::from(size.ws_col));
     (rows > 0 && cols > 0).then_some(Size { rows, cols })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, OpenOptions};
+
+    use rustix::termios::LocalModes;
+
+    use super::*;
+
+    const CANONICAL: LocalModes = LocalModes::ICANON;
+
+    /// A terminal in raw mode, whose program has enabled the mouse.
+    fn raw_terminal() -> (File, LocalTerminal) {
+        let tty = OpenOptions::new().read(true).write(true).open("/dev/ptmx").expect("a terminal");
+        let terminal = LocalTerminal { termios: Mutex::new(None), modes: Mutex::new(None) };
+        let termios = tcgetattr(&tty).expect("settings");
+        assert!(termios.local_modes.contains(CANONICAL));
+        let mut raw = termios.clone();
+        raw.make_raw();
+        terminal.save(termios);
+        tcsetattr(&tty, OptionalActions::Now, &raw).expect("raw mode");
+        lock(&terminal.modes).as_mut().expect("modes").feed(b"\x1b[?1000h");
+        (tty, terminal)
+    }
+
+    fn is_canonical(tty: &File) -> bool {
+        tcgetattr(tty).expect("settings").local_modes.contains(CANONICAL)
+    }
+
+    #[test]
+    fn panic_while_modes_are_locked_restores_the_terminal() {
+        let (tty, terminal) = raw_terminal();
+        let mut output = Vec::new();
+        catch_unwind(AssertUnwindSafe(|| {
+            let _modes = lock(&terminal.modes);
+            // The panic hook runs before the lock is released.
+            terminal.restore(&tty, &mut output);
+            assert!(is_canonical(&tty), "the hook restores the settings");
+            panic!("tracking failed");
+        }))
+        .expect_err("a panic");
+        assert!(output.is_empty(), "the modes were locked");
+        assert!(terminal.modes.is_poisoned() && !terminal.termios.is_poisoned());
+        terminal.restore(&tty, &mut output);
+        assert_eq!(output, b"\x1b[?1000l\x1b[0m", "the guard restores the modes");
+        terminal.restore(&tty, &mut output);
+        assert_eq!(output, b"\x1b[?1000l\x1b[0m", "once");
+    }
+
+    #[test]
+    fn panic_of_restoring_resets_the_terminal() {
+        /// Restores the terminal as [`RawMode`] does.
+        struct Guard<'a>(&'a File, &'a LocalTerminal, &'a mut Vec<u8>);
+        impl Drop for Guard<'_> {
+            fn drop(&mut self) {
+                self.1.restore_with(self.0, self.2, |_| panic!("restoring failed, too"));
+            }
+        }
+        let (tty, terminal) = raw_terminal();
+        let mut output = Vec::new();
+        catch_unwind(AssertUnwindSafe(|| {
+            let _guard = Guard(&tty, &terminal, &mut output);
+            panic!("tracking failed");
+        }))
+        .expect_err("a panic, and not the end of the process");
+        assert!(is_canonical(&tty));
+        assert_eq!(output, SOFT_RESET);
+    }
 }
