@@ -13,8 +13,9 @@ use std::{
 
 use vte::{Params, Perform};
 
-/// DEC private modes that are on by default: autowrap, key repeat, visible cursor.
-const ON_BY_DEFAULT: [u16; 3] = [7, 8, 25];
+/// DEC private modes that are on by default: autowrap, key repeat, visible cursor, and xterm's modes
+/// for Num Lock and for Meta, by which Alt sends ESC.
+const ON_BY_DEFAULT: [u16; 5] = [7, 8, 25, 1035, 1036];
 /// Off means VT52 mode, which another sequence leaves.
 const ANSI_MODE: u16 = 2;
 /// Restricts the cursor to the scroll region.
@@ -51,7 +52,7 @@ pub(super) struct TerminalSettings {
     /// Numbers of the screen's colours that were set.
     colours: BTreeSet<u16>,
     /// Changed settings that one sequence restores.
-    changed: BTreeSet<Setting>,
+    changed: BTreeSet<RestoreSequence>,
 }
 
 /// The kitty keyboard protocol on one screen.
@@ -62,32 +63,57 @@ struct KeyboardStack {
     base: bool,
 }
 
-/// A setting that one sequence restores, named by that sequence.
-type Setting = &'static str;
+/// A sequence that restores one setting. It also names the setting.
+type RestoreSequence = &'static str;
 
-const PRINTER: Setting = "\x1b[4i";
-const AUTO_PRINT: Setting = "\x1b[?4i";
-const LOCATOR_REPORTS: Setting = "\x1b[0'z";
-const KEYPAD: Setting = "\x1b>";
-const SCROLL_REGION: Setting = "\x1b[r";
-const TAB_STOPS: Setting = "\x1b[?5W";
-const MEMORY_LOCK: Setting = "\x1bm";
+/// Ends the mode in which the terminal sends all that it receives to a printer.
+const PRINTER: RestoreSequence = "\x1b[4i";
+const AUTO_PRINT: RestoreSequence = "\x1b[?4i";
+const LOCATOR_REPORTS: RestoreSequence = "\x1b[0'z";
+const KEYPAD: RestoreSequence = "\x1b>";
+const SCROLL_REGION: RestoreSequence = "\x1b[r";
+const TAB_STOPS: RestoreSequence = "\x1b[?5W";
+const MEMORY_LOCK: RestoreSequence = "\x1bm";
 /// G2 or G3, or G1 by SO, is the character set of text.
-const SHIFTED_CHARSET: Setting = "\x0f";
-const ENCODING: Setting = "\x1b%G";
-const EIGHT_BIT_CONTROLS: Setting = "\x1b F";
-const CURSOR_SHAPE: Setting = "\x1b[0 q";
-const LINUX_CURSOR: Setting = "\x1b[?0c";
-const PROTECTED_TEXT: Setting = "\x1b[0\"q";
-const STATUS_LINE_ACTIVE: Setting = "\x1b[0$}";
-const STATUS_LINE_SHOWN: Setting = "\x1b[0$~";
-const LEDS: Setting = "\x1b[0q";
-const POINTER_MODE: Setting = "\x1b[>1p";
-const POINTER_SHAPE: Setting = "\x1b]22;\x1b\\";
-const HYPERLINK: Setting = "\x1b]8;;\x1b\\";
-const PALETTE: Setting = "\x1b]104\x1b\\";
-const SPECIAL_COLOURS: Setting = "\x1b]105\x1b\\";
-const PROGRESS_BAR: Setting = "\x1b]9;4;0\x1b\\";
+const SHIFTED_CHARSET: RestoreSequence = "\x0f";
+const ENCODING: RestoreSequence = "\x1b%G";
+const EIGHT_BIT_CONTROLS: RestoreSequence = "\x1b F";
+const CURSOR_SHAPE: RestoreSequence = "\x1b[0 q";
+const LINUX_CURSOR: RestoreSequence = "\x1b[?0c";
+const PROTECTED_TEXT: RestoreSequence = "\x1b[0\"q";
+const STATUS_LINE_ACTIVE: RestoreSequence = "\x1b[0$}";
+const STATUS_LINE_SHOWN: RestoreSequence = "\x1b[0$~";
+const LEDS: RestoreSequence = "\x1b[0q";
+const POINTER_MODE: RestoreSequence = "\x1b[>1p";
+const POINTER_SHAPE: RestoreSequence = "\x1b]22;\x1b\\";
+const HYPERLINK: RestoreSequence = "\x1b]8;;\x1b\\";
+const PALETTE: RestoreSequence = "\x1b]104\x1b\\";
+const SPECIAL_COLOURS: RestoreSequence = "\x1b]105\x1b\\";
+const PROGRESS_BAR: RestoreSequence = "\x1b]9;4;0\x1b\\";
+/// The settings in the order in which they are restored. [`PRINTER`] precedes them.
+const RESTORE_ORDER: [RestoreSequence; 21] = [
+    AUTO_PRINT,
+    LOCATOR_REPORTS,
+    KEYPAD,
+    SCROLL_REGION,
+    TAB_STOPS,
+    MEMORY_LOCK,
+    SHIFTED_CHARSET,
+    ENCODING,
+    EIGHT_BIT_CONTROLS,
+    CURSOR_SHAPE,
+    LINUX_CURSOR,
+    PROTECTED_TEXT,
+    STATUS_LINE_ACTIVE,
+    STATUS_LINE_SHOWN,
+    LEDS,
+    POINTER_MODE,
+    POINTER_SHAPE,
+    HYPERLINK,
+    PALETTE,
+    SPECIAL_COLOURS,
+    PROGRESS_BAR,
+];
 
 impl TerminalSettings {
     /// Returns the sequences that restore all settings, and reset colours and attributes of text.
@@ -96,6 +122,10 @@ impl TerminalSettings {
         // In VT52 mode the terminal understands no other sequence.
         if self.private.contains_key(&ANSI_MODE) {
             undo.push_str("\x1b<");
+        }
+        // Until then, a printer receives all other sequences.
+        if self.changed.contains(PRINTER) {
+            undo.push_str(PRINTER);
         }
         if self.alternate.is_some() {
             self.keyboards[1].restore(&mut undo);
@@ -112,7 +142,7 @@ impl TerminalSettings {
         for (last, number) in &self.key_formats {
             push(&mut undo, format_args!("\x1b[>{number}{last}"));
         }
-        undo.extend(self.changed.iter().copied());
+        undo.extend(RESTORE_ORDER.iter().copied().filter(|setting| self.changed.contains(setting)));
         for number in &self.colours {
             push(&mut undo, format_args!("\x1b]{}\x1b\\", number + 100));
         }
@@ -140,7 +170,8 @@ impl TerminalSettings {
         &mut self.keyboards[usize::from(self.alternate.is_some())]
     }
 
-    fn set(&mut self, setting: Setting, is_changed: bool) {
+    fn set(&mut self, setting: RestoreSequence, is_changed: bool) {
+        debug_assert!(setting == PRINTER || RESTORE_ORDER.contains(&setting), "{setting:?} has no place");
         if is_changed {
             self.changed.insert(setting);
         } else {

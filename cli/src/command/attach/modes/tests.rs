@@ -39,6 +39,7 @@ fn each_changed_setting_is_restored() {
         (b"\x1b)0\x0e", "\x1b)B\x0f"),
         (b"\x1b%@", "\x1b%G"),
         (b"\x1b[?7l", "\x1b[?7h"),
+        (b"\x1b[?1035;1036l", "\x1b[?1035h\x1b[?1036h"),
         (b"\x1b[?5;2026;9001h", "\x1b[?5l\x1b[?2026l\x1b[?9001l"),
         (b"\x1b[6 q", "\x1b[0 q"),
         (b"\x1b[>4;2m", "\x1b[>4m"),
@@ -58,6 +59,8 @@ fn each_changed_setting_is_restored() {
     let none: &[&[u8]] = &[
         b"\x1b[5;10r\x1b[r",
         b"\x1b[4h\x1b[4l",
+        b"\x1b[?1035;1036h",
+        b"\x1b[?1036l\x1b[?1036h",
         b"\x1b(0\x1b(B\x0e\x0f",
         b"\x1b[5 q\x1b[0 q",
         b"\x1b[>4;1m\x1b[>4m",
@@ -71,6 +74,15 @@ fn each_changed_setting_is_restored() {
     for output in none {
         assert_eq!(after(output), "\x1b[0m", "{}", output.escape_ascii());
     }
+}
+
+#[test]
+fn settings_are_restored_in_their_order_printer_first() {
+    let undo = after(b"\x1b[?1000h\x1b]9;4;1;50\x07\x1b[2 q\x1b[5;10r\x1b=\x1b[?5i\x1b[>1u\x1b[5i");
+    let order = "\x1b[4i\x1b[?1000l\x1b[?4i\x1b>\x1b[r\x1b[0 q\x1b]9;4;0\x1b\\\x1b[<1u\x1b[9999;1H\x1b[0m";
+    assert_eq!(undo, order);
+    let undo = after(b"\x1b[5i\x1b[?2l");
+    assert_eq!(undo, "\x1b<\x1b[4i\x1b[0m", "in VT52 mode, the printer's sequence is unknown");
 }
 
 #[test]
@@ -131,7 +143,9 @@ fn output() -> impl Strategy<Value = Vec<u8>> {
     let marker = prop_oneof![4 => Just(""), 3 => Just("?"), 1 => Just(">"), 1 => Just("<"), 1 => Just("=")];
     let number = prop_oneof![
         0_u16..30,
-        prop::sample::select(vec![47, 66, 69, 1000, 1002, 1006, 1047, 1048, 1049, 2004, 2026, 9001]),
+        prop::sample::select(vec![
+            47, 66, 69, 1000, 1002, 1006, 1035, 1036, 1047, 1048, 1049, 2004, 2026, 9001
+        ]),
     ];
     let numbers = prop::collection::vec(number, 0..3);
     let end = prop::sample::select(vec![

@@ -229,7 +229,7 @@ impl ReferenceTerminal {
         match mode {
             47 | 1047 | 1049 => self.on_alternate = on,
             1048 => {}
-            _ => self.set(&format!("?{mode}"), "other", on == matches!(mode, 2 | 7 | 8 | 25)),
+            _ => self.set(&format!("?{mode}"), "other", on == matches!(mode, 2 | 7 | 8 | 25 | 1035 | 1036)),
         }
     }
 
