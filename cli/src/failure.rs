@@ -8,6 +8,8 @@ use std::{io, path::PathBuf};
 use podling_proto::error::{self, Reason};
 use tonic::{Code, Status};
 
+use crate::advice;
+
 pub const OK: u8 = 0;
 /// Exit code of a failure without a code of its own.
 pub const ERROR: u8 = 1;
@@ -192,8 +194,8 @@ impl CommandFailure {
     /// Returns what the user can do about the failure, if there is a standard answer.
     pub fn advice(&self) -> Option<String> {
         match self {
-            Self::NotRunning { .. } => Some("start it with: podling up".to_owned()),
-            Self::Unreachable { local, source, .. } => Some(unreachable_advice(*local, source).to_owned()),
+            Self::NotRunning { .. } => Some(format!("start it with: {}", advice::command("up"))),
+            Self::Unreachable { local, source, .. } => Some(unreachable_advice(*local, source)),
             Self::Status(status) => status_advice(status),
             Self::Advised { advice, .. } => Some(advice.clone()),
             Self::Coded { inner, .. } => inner.advice(),
@@ -249,7 +251,7 @@ impl From<Status> for CommandFailure {
 
 /// Returns the advice for a control plane that does not answer. A control plane whose certificate is
 /// rejected runs, so that starting it would not help.
-fn unreachable_advice(local: bool, source: &(dyn std::error::Error + 'static)) -> &'static str {
+fn unreachable_advice(local: bool, source: &(dyn std::error::Error + 'static)) -> String {
     let causes = || std::iter::successors(Some(source), |error| error.source());
     let is_tls = |cause: &(dyn std::error::Error + 'static)| {
         cause.is::<rustls::Error>()
@@ -257,7 +259,7 @@ fn unreachable_advice(local: bool, source: &(dyn std::error::Error + 'static)) -
                 .downcast_ref::<io::Error>()
                 .is_some_and(|error| error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()))
     };
-    match (causes().any(is_tls), local) {
+    let advice = match (causes().any(is_tls), local) {
         (true, true) => {
             "it runs, but its certificate is not trusted; unset PODLING_CA (--ca) to trust the \
              certificate that it was started with"
@@ -266,9 +268,12 @@ fn unreachable_advice(local: bool, source: &(dyn std::error::Error + 'static)) -
             "it runs, but its certificate is not trusted for this address; pass the certificate of its \
              issuer with --ca FILE (PODLING_CA), and an address that the certificate names"
         }
-        (false, true) => "it has probably stopped; start it with: podling up",
+        (false, true) => {
+            return format!("it has probably stopped; start it with: {}", advice::command("up"));
+        }
         (false, false) => "check PODLING_URL (--url)",
-    }
+    };
+    advice.to_owned()
 }
 
 fn status_code(status: &Status) -> u8 {
@@ -292,48 +297,49 @@ fn status_code(status: &Status) -> u8 {
 }
 
 fn status_advice(status: &Status) -> Option<String> {
-    let advice = match error::reason(status)? {
+    let with = |purpose: &str, arguments: &str| format!("{purpose}: {}", advice::command(arguments));
+    Some(match error::reason(status)? {
         Reason::TokenMissing | Reason::TokenInvalid | Reason::TokenForeign => {
-            "check PODLING_TOKEN (--token), or unset it to use the token of the data directory"
+            "check PODLING_TOKEN (--token), or unset it to use the token of the data directory".to_owned()
         }
-        Reason::TokenExpired => "create a new token with: podling token create",
-        Reason::VerbMissing => "use a token that allows this verb: podling token create --verbs …",
+        Reason::TokenExpired => with("create a new token with", "token create"),
+        Reason::VerbMissing => with("use a token that allows this verb", "token create --verbs …"),
         Reason::WorkspaceNotFound if error::detail(status, "owner").is_some() => {
-            "list the workspaces of all owners with: podling ls --all-owners"
+            with("list the workspaces of all owners with", "ls --all-owners")
         }
         Reason::WorkspaceNotFound if error::detail(status, "archive").is_some() => {
-            "restore it with: podling restore NAME"
+            with("restore it with", "restore NAME")
         }
-        Reason::WorkspaceNotFound => "list the workspaces with: podling ls",
-        Reason::TerminalNotFound => "open a new one with: podling attach NAME --new",
+        Reason::WorkspaceNotFound => with("list the workspaces with", "ls"),
+        Reason::TerminalNotFound => with("open a new one with", "attach NAME --new"),
         // Without an id, the name belongs to a resource that the caller cannot use.
         Reason::NameTaken => {
             error::detail(status, "id")?;
-            "choose another name, or use the existing workspace: podling attach NAME"
+            with("choose another name, or use the existing workspace", "attach NAME")
         }
-        Reason::Busy => "wait until it is idle, or pass --force to end its processes",
-        Reason::ArchiveNotFound => "list the archives with: podling archives",
-        Reason::NotArchived => {
-            "wake it with: podling wake NAME; \
-             or restore it under another name: podling restore … --as NEW-NAME"
-        }
+        Reason::Busy => "wait until it is idle, or pass --force to end its processes".to_owned(),
+        Reason::ArchiveNotFound => with("list the archives with", "archives"),
+        Reason::NotArchived => format!(
+            "{}; {}",
+            with("wake it with", "wake NAME"),
+            with("or restore it under another name", "restore … --as NEW-NAME")
+        ),
         Reason::Deleting if error::detail(status, "undelete").as_deref() == Some("true") => {
-            "take the deletion back with: podling undelete NAME"
+            with("take the deletion back with", "undelete NAME")
         }
         Reason::Preparing | Reason::Maintenance | Reason::Deleting => {
-            "see its progress with: podling explain NAME"
+            with("see its progress with", "explain NAME")
         }
         Reason::CannotUndelete => match error::detail(status, "cause").as_deref() {
-            Some("deleted") => "restore it with: podling restore NAME",
-            _ => "see its progress with: podling explain NAME",
+            Some("deleted") => with("restore it with", "restore NAME"),
+            _ => with("see its progress with", "explain NAME"),
         },
-        Reason::FellAsleep => "see why with: podling explain NAME",
-        Reason::WorkspaceFailed => "see the reason with: podling explain NAME",
-        Reason::AgentUnreachable | Reason::WakeTimeout => "see its state with: podling explain NAME",
-        Reason::DiskFull => "free space on the disk of the control plane first",
+        Reason::FellAsleep => with("see why with", "explain NAME"),
+        Reason::WorkspaceFailed => with("see the reason with", "explain NAME"),
+        Reason::AgentUnreachable | Reason::WakeTimeout => with("see its state with", "explain NAME"),
+        Reason::DiskFull => "free space on the disk of the control plane first".to_owned(),
         _ => return None,
-    };
-    Some(advice.to_owned())
+    })
 }
 
 #[cfg(test)]
@@ -341,6 +347,7 @@ mod tests {
     use podling_proto::error::WireError;
 
     use super::*;
+    use crate::advice::tests::repeating;
 
     fn of(reason: Reason) -> CommandFailure {
         CommandFailure::from(Status::from(WireError::new(reason, "no")))
@@ -382,6 +389,8 @@ mod tests {
         let failure = CommandFailure::NotRunning { data: "/d".into() };
         assert_eq!(failure.exit_code(), UNAVAILABLE);
         assert_eq!(failure.advice().as_deref(), Some("start it with: podling up"));
+        let advice = repeating(" -x", || failure.advice());
+        assert_eq!(advice.as_deref(), Some("start it with: podling -x up"));
     }
 
     #[test]
@@ -402,6 +411,12 @@ mod tests {
         let advice = |reason| of(reason).about(Some("demo")).advice().expect("advice");
         assert_eq!(advice(Reason::WorkspaceFailed), "see the reason with: podling explain demo");
         assert_eq!(advice(Reason::TerminalNotFound), "open a new one with: podling attach demo --new");
+        let restore = repeating(" -x", || advice(Reason::NotArchived));
+        assert_eq!(
+            restore,
+            "wake it with: podling -x wake demo; \
+             or restore it under another name: podling -x restore … --as NEW-NAME"
+        );
         let restore = advice(Reason::NotArchived);
         assert!(restore.contains("podling wake demo;") && restore.ends_with("--as NEW-NAME"), "{restore}");
         assert_eq!(of(Reason::DiskFull).about(Some("demo")).advice(), of(Reason::DiskFull).advice());

@@ -7,6 +7,7 @@
 //! [`duration`]), files and streams ([`stdio`], [`local_file`]) and failures
 //! ([`failure`]).
 
+pub mod advice;
 pub mod backoff;
 pub mod client;
 pub mod command;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _};
 use podling::{
+    advice,
     client::Context,
     command::{self, CommandLine, PodlingCommand},
     failure::{CommandFailure, USAGE},
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let env = |name: &str| std::env::var_os(name);
-    output::set_repeated_options(global.repeated_options(&env));
+    advice::set_repeated_options(global.repeated_options(&env));
     let global = global.with_environment(&env);
     let json = global.json;
     let is_up = matches!(command, PodlingCommand::Up(_));

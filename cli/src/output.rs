@@ -6,7 +6,6 @@
 use std::{
     borrow::Cow,
     io::{self, IsTerminal as _, Write as _},
-    sync::OnceLock,
     time::Duration,
 };
 
@@ -39,40 +38,6 @@ fn coloured() -> bool {
     terminal_features::allows_colours() && io::stdout().is_terminal()
 }
 
-/// Options of this invocation that select the control plane, for example ` --data DIR`. Set once,
-/// before a command runs.
-static REPEATED_OPTIONS: OnceLock<String> = OnceLock::new();
-
-/// Sets the options that the commands in messages repeat.
-pub fn set_repeated_options(options: String) {
-    let _is_set = REPEATED_OPTIONS.set(options);
-}
-
-/// Adds the options of this invocation to each command that a message advises, so that the command
-/// addresses the same control plane. A command follows a colon and a space, or a backtick.
-fn with_repeated_options(text: &str) -> Cow<'_, str> {
-    match REPEATED_OPTIONS.get().filter(|options| !options.is_empty()) {
-        Some(options) => Cow::Owned(insert_options(text, options)),
-        None => Cow::Borrowed(text),
-    }
-}
-
-fn insert_options(text: &str, options: &str) -> String {
-    const COMMANDS: [&str; 2] = [": podling ", "`podling "];
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(end) = COMMANDS.iter().filter_map(|start| Some(rest.find(start)? + start.len() - 1)).min()
-    {
-        out.push_str(&rest[..end]);
-        rest = &rest[end..];
-        let arguments = rest.split(['`', ';', '\n']).next().unwrap_or_default();
-        if !arguments.contains(" --data ") {
-            out.push_str(options);
-        }
-    }
-    out + rest
-}
-
 fn escape(text: &str, tone: Tone) -> String {
     let code = match tone {
         Tone::Good => 32,
@@ -84,13 +49,8 @@ fn escape(text: &str, tone: Tone) -> String {
     format!("\x1b[{code}m{text}\x1b[0m")
 }
 
-/// Prints a message to stdout. Its commands repeat the options of this invocation.
+/// Prints text to stdout. A closed pipe is not an error.
 pub fn print(text: &str) -> Result<(), CommandFailure> {
-    print_exactly(&with_repeated_options(text))
-}
-
-/// Prints text for programs to stdout. A closed pipe is not an error.
-pub fn print_exactly(text: &str) -> Result<(), CommandFailure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -107,9 +67,9 @@ macro_rules! notice {
     };
 }
 
-/// Prints a line to stderr, whose commands repeat the options of this invocation. Ignores errors.
+/// Prints a line to stderr. Ignores errors.
 pub fn write_notice(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{}", with_repeated_options(&line.to_string()));
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Prints a failure to stderr, as text with advice or as JSON. Ignores errors.
@@ -118,11 +78,10 @@ pub fn report(failure: &CommandFailure, json: bool) {
         return;
     }
     if json {
-        let repeated = |text: String| with_repeated_options(&text).into_owned();
         let error = FailureJson {
-            message: repeated(failure.describe()),
+            message: failure.describe(),
             reason: failure.reason().map(error::name),
-            advice: failure.advice().map(repeated),
+            advice: failure.advice(),
             exit_code: failure.exit_code(),
         };
         let _ = writeln!(io::stderr(), "{}", serde_json::json!({ "error": error }));
@@ -152,7 +111,7 @@ pub fn line(text: &str) -> Result<(), CommandFailure> {
 /// Prints a value as one line of JSON to stdout.
 pub fn json<T: Serialize>(value: &T) -> Result<(), CommandFailure> {
     let text = serde_json::to_string(value).map_err(|error| CommandFailure::Other(error.to_string()))?;
-    print_exactly(&format!("{text}\n"))
+    print(&format!("{text}\n"))
 }
 
 /// Replaces control characters, so that text from a workspace cannot control the local terminal.
@@ -251,22 +210,6 @@ mod tests {
     #[test]
     fn control_characters_from_workspace_are_replaced() {
         assert_eq!(plain("vim \x1b[2J\r\nx"), "vim \u{fffd}[2J\u{fffd}\u{fffd}x");
-    }
-
-    #[test]
-    fn commands_in_messages_repeat_the_options() {
-        for (text, expected) in [
-            ("see: podling ls", "see: podling -x ls"),
-            (
-                "podling: in use; stop it: podling sleep a; or `podling down`, or `podling rm a`",
-                "podling: in use; stop it: podling -x sleep a; or `podling -x down`, or `podling -x rm a`",
-            ),
-            ("`podling down --data /d` or: podling ls", "`podling down --data /d` or: podling -x ls"),
-            ("podling attach a", "podling attach a"),
-            ("exported podling to podling.zip", "exported podling to podling.zip"),
-        ] {
-            assert_eq!(insert_options(text, " -x"), expected);
-        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use podling_proto::{
 use prost_types::Timestamp;
 
 use crate::{
+    advice,
     client::Client,
     duration::{brief, left},
     failure::CommandFailure,
@@ -77,8 +78,9 @@ impl StateWaiter {
             TargetState::Awake if workspace.deleting => {
                 let why = reason(workspace);
                 let name = &workspace.name;
+                let undelete = advice::command(format_args!("undelete {name}"));
                 WaitProgress::Unreachable(format!(
-                    "is being deleted ({why}); take the deletion back with: podling undelete {name}"
+                    "is being deleted ({why}); take the deletion back with: {undelete}"
                 ))
             }
             TargetState::Awake => self.observe_waking(workspace),
@@ -179,7 +181,8 @@ pub async fn wait_for(
                 let mut line =
                     format!("{name}: {why}; retrying{when}. Ctrl-C stops this command, not the retries");
                 if last.deleting {
-                    line.push_str(&format!(". Take the deletion back with: podling undelete {name}"));
+                    let undelete = advice::command(format_args!("undelete {name}"));
+                    line.push_str(&format!(". Take the deletion back with: {undelete}"));
                 }
                 spinner.say(&line);
                 last_failure = why;

@@ -9,7 +9,7 @@ mod stored;
 use std::{
     collections::{HashSet, VecDeque},
     fmt, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -117,7 +117,7 @@ pub struct LoadedRecords {
 pub enum StoreError {
     /// Another process holds the lock of the file.
     #[error("{path} is in use by another control plane{}; \
-         stop it with `podling down`, or use another data directory", by(.pid))]
+         stop it with `podling down --data {}`, or use another data directory", by(.pid), data_dir(.path))]
     InUse {
         path: PathBuf,
         /// Id of the other process, if the kernel reports it.
@@ -184,6 +184,11 @@ impl StoreError {
             matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
         })
     }
+}
+
+/// Returns the data directory of the store at `DATA/control/store.redb`.
+fn data_dir(path: &Path) -> std::path::Display<'_> {
+    path.ancestors().nth(2).unwrap_or(path).display()
 }
 
 fn by(pid: &Option<u32>) -> String {

@@ -102,7 +102,7 @@ fn english(message: &DynamicMessage) -> Option<String> {
 /// Returns the English of an enum value. `None` if its type has none.
 fn english_of_value(of: &EnumDescriptor, number: i32) -> Option<String> {
     let remedy = (of.full_name() == REMEDY).then(|| Remedy::try_from(number).ok())??;
-    Some(text::remedy(remedy, "NAME"))
+    Some(text::remedy(remedy, "NAME", &|arguments| format!("podling {arguments}")))
 }
 
 #[cfg(test)]

@@ -181,17 +181,20 @@ pub fn fell_asleep_error(cause: SleepCause) -> WireError {
 }
 
 /// Renders what a user can do, as a sentence without a full stop. The commands in the sentence
-/// address the workspace by `name`.
-pub fn remedy(remedy: Remedy, name: &str) -> String {
-    let wake = format!("`podling wake {name}` or `podling attach {name}`");
+/// address the workspace by `name`; `command` builds each from its arguments.
+pub fn remedy(remedy: Remedy, name: &str, command: &dyn Fn(&str) -> String) -> String {
+    let with_name = |verb: &str| format!("`{}`", command(&format!("{verb} {name}")));
+    let wake = format!("{} or {}", with_name("wake"), with_name("attach"));
     match remedy {
         Remedy::Unspecified => "upgrade this client to see what can be done".to_owned(),
         Remedy::Use => {
             "typing, a command or transfer of a client, or a busy program keeps it awake".to_owned()
         }
-        Remedy::KeepAwake => format!("`podling keep-awake {name} 2h` keeps it awake for that time"),
+        Remedy::KeepAwake => {
+            format!("`{}` keeps it awake for that time", command(&format!("keep-awake {name} 2h")))
+        }
         Remedy::Sleep => {
-            format!("`podling sleep {name}` puts it to sleep now (with --force if it is in use)")
+            format!("{} puts it to sleep now (with --force if it is in use)", with_name("sleep"))
         }
         Remedy::Wake => format!("{wake} wakes it and cancels the archiving"),
         Remedy::WakeAfterSleep => format!("{wake} wakes it as soon as it has fallen asleep"),
@@ -199,18 +202,18 @@ pub fn remedy(remedy: Remedy, name: &str) -> String {
         Remedy::WakeRestores => format!("{wake} restores it from its archive"),
         Remedy::WakeRetries => format!("{wake} retries the start at once"),
         Remedy::FreeQuota => "a workspace that falls asleep frees quota or capacity".to_owned(),
-        Remedy::Restore => format!("`podling restore {name}` restores it from its newest archive"),
+        Remedy::Restore => format!("{} restores it from its newest archive", with_name("restore")),
         Remedy::RemoveCause => {
             "remove the cause that the reason names, such as a full disk, before the next attempt".to_owned()
         }
         Remedy::Undelete => {
-            format!("`podling undelete {name}` takes the deletion back, for example to repair its files")
+            format!("{} takes the deletion back, for example to repair its files", with_name("undelete"))
         }
         Remedy::RepairVolume => {
             "a pod that mounts its volume claim can repair its files; archiving is retried by itself"
                 .to_owned()
         }
-        Remedy::Discard => format!("`podling rm --discard {name}` deletes it and its archives at once"),
+        Remedy::Discard => format!("{} deletes it and its archives at once", with_name("rm --discard")),
     }
 }
 

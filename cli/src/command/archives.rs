@@ -12,6 +12,7 @@ use podling_proto::{
 use tonic::Status;
 
 use crate::{
+    advice,
     backoff::retry_call,
     client::{Client, Context, request_id},
     duration::{brief, left, show},
@@ -101,7 +102,8 @@ impl RestoreArgs {
                 workspace.name,
                 show(started_at.elapsed())
             ))?;
-            output::line(&format!("  open a terminal in it with: podling attach {}", workspace.name))?;
+            let attach = advice::command(format_args!("attach {}", workspace.name));
+            output::line(&format!("  open a terminal in it with: {attach}"))?;
         } else {
             output::line(&describe(&workspace))?;
         }
@@ -137,9 +139,10 @@ impl RestoreArgs {
 /// Returns a failure that suggests another name, because another workspace has taken the name of
 /// the archived one.
 fn name_taken(archive: &str, other: Workspace) -> CommandFailure {
+    let restore = advice::command(format_args!("restore {archive} --as NEW-NAME"));
     let message = format!(
         "cannot restore {archive}: another workspace is named {}; \
-         restore it under another name: podling restore {archive} --as NEW-NAME",
+         restore it under another name: {restore}",
         other.name
     );
     Status::from(WireError::new(Reason::NameTaken, message).with("id", &other.id)).into()

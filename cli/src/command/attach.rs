@@ -36,6 +36,7 @@ use self::{
 };
 use super::lifecycle::wake;
 use crate::{
+    advice,
     backoff::{is_retryable, retry_call},
     client::{Client, Context, WorkspaceClient, request_id},
     failure::{self, CommandFailure},
@@ -84,10 +85,8 @@ pub struct AttachArgs {
 impl AttachArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         if !session::is_terminal() {
-            let message = format!(
-                "standard input is not a terminal; in scripts, use: podling run {} -- CMD",
-                self.name
-            );
+            let run = advice::command(format_args!("run {} -- CMD", self.name));
+            let message = format!("standard input is not a terminal; in scripts, use: {run}");
             return Err(CommandFailure::Usage(message));
         }
         let signals = TerminationSignals::listen()?;
@@ -101,7 +100,8 @@ impl AttachArgs {
         let terminal_label = output::plain(terminal_label);
         notice!("attached to {terminal_label} in {}; detach with {}", self.name, self.detach_key);
         if let Some(failure) = workspace.activity.as_ref().and_then(notifications::command_failure) {
-            notice!("{failure}; its last output: podling explain {}", self.name);
+            let explain = advice::command(format_args!("explain {}", self.name));
+            notice!("{failure}; its last output: {explain}");
         }
         let session = AttachSession::new(client, workspace, terminal.id.clone(), is_new, self.detach_key)?;
         // The session has restored the terminal, but the cursor may be in the middle of a line.
@@ -120,18 +120,13 @@ impl AttachArgs {
                 } else {
                     format!(" {}", terminal.id)
                 };
-                notice!(
-                    "\r\ndetached; the terminal keeps running. \
-                     Attach again with: podling attach {}{argument}",
-                    self.name
-                );
+                let attach = advice::command(format_args!("attach {}{argument}", self.name));
+                notice!("\r\ndetached; the terminal keeps running. Attach again with: {attach}");
                 failure::OK
             }
             AttachEnd::LeftAsleep => {
-                notice!(
-                    "\r\ndetached; {} is asleep. Wake it and attach again with: podling attach {0}",
-                    self.name
-                );
+                let attach = advice::command(format_args!("attach {}", self.name));
+                notice!("\r\ndetached; {} is asleep. Wake it and attach again with: {attach}", self.name);
                 failure::OK
             }
             AttachEnd::Signal(name) => signal::exit_code(name),
@@ -203,7 +198,8 @@ fn inside_message(workspace: &str, terminal: &str) -> String {
     let terminal = output::plain(terminal);
     format!(
         "cannot attach to {terminal} in {workspace} from inside it, because it would show its own output \
-         without end; to open another terminal: podling attach {workspace} --new"
+         without end; to open another terminal: {}",
+        advice::command(format_args!("attach {workspace} --new"))
     )
 }
 
@@ -256,7 +252,8 @@ fn missing_terminal_message(workspace: &str, selector: &str, terminals: &[Termin
     let running = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     format!(
         "workspace {workspace} has no terminal {selector:?} (running: {running}); \
-         create it with: podling attach {workspace} {selector} --new"
+         create it with: {}",
+        advice::command(format_args!("attach {workspace} {selector} --new"))
     )
 }
 

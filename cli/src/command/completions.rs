@@ -55,11 +55,11 @@ impl CompletionsArgs {
     /// Prints the script for this definition of the command line.
     pub async fn run(self, context: &Context, definition: clap::Command) -> Result<u8, CommandFailure> {
         match self.shell {
-            Some(shell) => output::print_exactly(&script(shell, definition))?,
+            Some(shell) => output::print(&script(shell, definition))?,
             None => {
                 // A message would appear in the line that the user types.
                 if let Ok(Ok(names)) = timeout(NAMES_TIMEOUT, names(context)).await {
-                    output::print_exactly(&names)?;
+                    output::print(&names)?;
                 }
             }
         }

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use crate::{
+    advice,
     backoff::is_retryable,
     client::{Client, Context},
     failure::{CommandFailure, error_chain},
@@ -213,7 +214,8 @@ impl DownArgs {
         } else {
             let what = if ended == 1 { "1 workspace" } else { &format!("{ended} workspaces") };
             output::line(&format!(
-                "stopped the control plane and {what}; all files are kept. Start again with: podling up"
+                "stopped the control plane and {what}; all files are kept. Start again with: {}",
+                advice::command("up")
             ))?;
         }
         Ok(0)
@@ -257,7 +259,8 @@ fn busy_failure(status: Status) -> CommandFailure {
     let Some(names) = error::detail(&status, "workspaces").filter(|_| is_busy) else { return status.into() };
     let message = format!(
         "these workspaces are in use, or not connected so that their activity is unknown: {names}; to end \
-         their processes: podling down --force"
+         their processes: {}",
+        advice::command("down --force")
     );
     let details = status.details().to_vec().into();
     Status::with_details_and_metadata(status.code(), message, details, status.metadata().clone()).into()

@@ -13,6 +13,7 @@ use super::{
     settings::{PolicyFlags, parse_bytes, parse_cores},
 };
 use crate::{
+    advice,
     backoff::retry_call,
     client::{Context, request_id},
     duration,
@@ -84,7 +85,8 @@ impl CreateArgs {
             let took = duration::show(started_at.elapsed());
             let Workspace { name, .. } = &workspace;
             output::line(&format!("{name} {}{made}, after {took}", state_clause(workspace.state())))?;
-            output::line(&format!("  open a terminal in it with: podling attach {name}"))?;
+            let attach = advice::command(format_args!("attach {name}"));
+            output::line(&format!("  open a terminal in it with: {attach}"))?;
         }
         Ok(0)
     }

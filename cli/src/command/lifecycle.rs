@@ -21,6 +21,7 @@ use tonic::Status;
 
 use super::archives::{self, expires};
 use crate::{
+    advice,
     backoff::retry_call,
     client::{Client, Context},
     duration::{from_wire, show},
@@ -93,7 +94,8 @@ fn busy_failure(workspace: &Workspace) -> CommandFailure {
             format!("the agent of {name} is unreachable, so {name} may be in use")
         }
     };
-    let message = format!("{message}; to end its processes: podling sleep {name} --force");
+    let sleep = advice::command(format_args!("sleep {name} --force"));
+    let message = format!("{message}; to end its processes: {sleep}");
     Status::from(WireError::new(Reason::Busy, message).with("workspaces", name)).into()
 }
 
@@ -320,13 +322,12 @@ impl RmArgs {
         match archive {
             _ if self.no_wait => format!("{name} is being deleted"),
             Some(archive) => format!(
-                "{name} was deleted; its archive expires {}{}. \
-                 Restore the workspace with: podling restore {}",
+                "{name} was deleted; its archive expires {}{}. Restore the workspace with: {}",
                 expires(archive, SystemTime::now()),
                 archives::left_out(archive)
                     .map(|left_out| format!(" ({left_out}, because a zip cannot hold them)"))
                     .unwrap_or_default(),
-                archive.key
+                advice::command(format_args!("restore {}", archive.key))
             ),
             None if self.discard => format!("{name} was deleted"),
             None => format!("{name} was deleted; there was nothing to archive"),
@@ -398,6 +399,7 @@ mod tests {
     use podling_proto::agent::v1::{ActivityState, Evidence, Usage};
 
     use super::*;
+    use crate::advice::tests::repeating;
 
     #[test]
     fn sleep_refusal_lists_activity_and_force() {
@@ -420,6 +422,23 @@ mod tests {
         assert!(message.contains("podling sleep demo --force"), "{message}");
         workspace.set_connection(AgentConnection::Unknown);
         assert!(busy_failure(&workspace).describe().contains("is unreachable"));
+    }
+
+    #[test]
+    fn evidence_that_looks_like_a_command_is_unchanged() {
+        let detail = "build: podling (pid 7) uses 90 %; `podling ls`".to_owned();
+        let evidence = vec![Evidence { detail, ..Evidence::default() }];
+        let workspace = Workspace {
+            name: "demo".to_owned(),
+            connection: AgentConnection::Connected.into(),
+            activity: Some(ActivityState { evidence, ..ActivityState::default() }),
+            ..Workspace::default()
+        };
+        assert_eq!(
+            repeating(" --data /d", || busy_failure(&workspace).describe()),
+            "demo is in use: build: podling (pid 7) uses 90 %; `podling ls`; \
+             to end its processes: podling --data /d sleep demo --force"
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use podling_proto::{
 };
 
 use crate::{
+    advice,
     backoff::retry_call,
     client::{Client, Context},
     duration::{brief, since},
@@ -56,10 +57,10 @@ async fn others(client: &Client, listed: bool) -> usize {
 /// Returns the text that stands in place of an empty list.
 fn none_of(others: usize) -> String {
     match others {
-        0 => "There are no workspaces. Create one with: podling create NAME".to_owned(),
+        0 => format!("There are no workspaces. Create one with: {}", advice::command("create NAME")),
         _ => format!(
-            "You have no workspaces, but other owners have {others}. List them with: \
-             podling ls --all-owners"
+            "You have no workspaces, but other owners have {others}. List them with: {}",
+            advice::command("ls --all-owners")
         ),
     }
 }

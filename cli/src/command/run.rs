@@ -19,6 +19,7 @@ use self::{
     input::LocalStdin,
 };
 use crate::{
+    advice,
     client::{Context, request_id},
     duration,
     failure::{self, CommandFailure},
@@ -181,10 +182,10 @@ impl HintArgs {
         let command: Vec<_> = rest.cloned().collect();
         Err(match command.is_empty() || has_terminal {
             true => for_terminal(name, &command),
-            false => CommandFailure::Usage(format!(
-                "there is no such command; to run a command, use: podling run {name} -- {}",
-                command.join(" ")
-            )),
+            false => {
+                let run = advice::command(format_args!("run {name} -- {}", command.join(" ")));
+                CommandFailure::Usage(format!("there is no such command; to run a command, use: {run}"))
+            }
         })
     }
 }
@@ -192,15 +193,16 @@ impl HintArgs {
 /// Returns the failure for a request to run a command in a terminal.
 fn for_terminal(name: &str, command: &[String]) -> CommandFailure {
     let attach = match command {
-        [] => format!("podling attach {name}"),
-        command => format!("podling attach {name} --new -- {}", command.join(" ")),
+        [] => advice::command(format_args!("attach {name}")),
+        command => advice::command(format_args!("attach {name} --new -- {}", command.join(" "))),
     };
-    CommandFailure::Usage(format!("`run` has no terminal; to use a program in a terminal: {attach}"))
+    CommandFailure::Usage(format!("`podling run` has no terminal; to use a program in a terminal: {attach}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::advice::tests::repeating;
 
     #[test]
     fn command_of_other_tools_names_ours() {
@@ -210,6 +212,11 @@ mod tests {
         };
         assert!(hint(&["-it", "demo", "bash"]).ends_with(": podling attach demo --new -- bash"));
         assert!(hint(&["-it", "demo", "--", "bash", "-l"]).ends_with("podling attach demo --new -- bash -l"));
+        let interactive = repeating(" -x", || hint(&["-t", "demo"]));
+        assert_eq!(
+            interactive,
+            "`podling run` has no terminal; to use a program in a terminal: podling -x attach demo"
+        );
         assert!(hint(&["demo"]).ends_with(": podling attach demo"));
         assert!(hint(&["demo", "--", "ls", "-t"]).ends_with(": podling run demo -- ls -t"));
         assert!(hint(&[]).ends_with(": podling attach NAME"));

@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::{
+    advice,
     backoff::retry_call,
     client::{Client, Context},
     duration::{self, from_wire, show, to_wire},
@@ -69,8 +70,8 @@ impl PolicyArgs {
         let workspace = match self.action {
             PolicyCommand::Show { name } => context.client().await?.find(&name).await?,
             PolicyCommand::Set { policy, .. } if policy.is_empty() => {
-                let message = "no setting was given; see: podling policy set --help";
-                return Err(CommandFailure::Usage(message.to_owned()));
+                let help = advice::command("policy set --help");
+                return Err(CommandFailure::Usage(format!("no setting was given; see: {help}")));
             }
             PolicyCommand::Set { name, policy } => set(context, name, policy.to_wire()).await?,
         };

@@ -78,7 +78,7 @@ impl TokenArgs {
             token.into_iter().for_each(|token| json["token"] = token.into());
             output::json(&json)?;
         } else if let Some(token) = token {
-            output::print_exactly(&format!("{token}\n"))?;
+            output::print(&format!("{token}\n"))?;
             eprint!("{}", render(&info, SystemTime::now()));
         } else {
             output::print(&render(&info, SystemTime::now()))?;

@@ -140,7 +140,8 @@ fn remedies_have_english_and_unknown_ones_are_left_out() {
     let json = to_json(&answer);
     assert_eq!(json["remedies"].as_array().map(Vec::len), Some(1));
     assert_eq!(json["remedies"][0]["remedy"], "wake");
-    assert_eq!(json["remedies"][0]["message"], text::remedy(Remedy::Wake, "NAME"));
+    let wake = text::remedy(Remedy::Wake, "NAME", &|arguments| format!("podling {arguments}"));
+    assert_eq!(json["remedies"][0]["message"], wake);
     assert!(json.get("workspace").is_none() && json["log"] == json!([]), "absent, never null: {json}");
 }
 

@@ -32,6 +32,7 @@ use super::{
     screen::{self, RawMode, ScreenWriter},
 };
 use crate::{
+    advice,
     backoff::is_retryable,
     client::{Client, request_id},
     failure::CommandFailure,
@@ -310,7 +311,8 @@ impl AttachSession {
         if matches!(self.sleep_overlay, SleepOverlay::Waking(_)) {
             let name = &self.workspace.name;
             let message = format!("{name} is awake again, but this terminal was not restored");
-            return CommandFailure::NotFound(format!("{message}; open another with: podling attach {name}"));
+            let attach = advice::command(format_args!("attach {name}"));
+            return CommandFailure::NotFound(format!("{message}; open another with: {attach}"));
         }
         CommandFailure::Other(
             "this terminal no longer exists, because it was closed or the workspace's agent was \

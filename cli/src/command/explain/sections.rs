@@ -10,6 +10,7 @@ use podling_proto::{
 };
 
 use crate::{
+    advice,
     command::archives,
     duration::{brief, from_wire, left, show, since},
     output::{Tone, counted, paint, plain, table},
@@ -120,7 +121,9 @@ pub(super) fn outlook_section(
             text.push_str(&format!("  {when:width$}  {what}\n"));
         }
     }
-    let remedies: Vec<_> = remedies.map(|remedy| text::remedy(remedy, selector)).collect();
+    let remedies: Vec<_> = remedies
+        .map(|remedy| text::remedy(remedy, selector, &|arguments| advice::command(arguments)))
+        .collect();
     if !remedies.is_empty() {
         text.push_str(&format!("\n{}\n", paint("What you can do", Tone::Strong)));
         remedies.iter().for_each(|remedy| text.push_str(&format!("  {remedy}\n")));
@@ -173,7 +176,8 @@ pub(super) fn storage_section(
     }
     if archives.len() > MAX_LISTED {
         let more = archives.len() - MAX_LISTED;
-        text.push_str(&format!("  and {more} older; see: podling archives {}\n", workspace.id));
+        let list = advice::command(format_args!("archives {}", workspace.id));
+        text.push_str(&format!("  and {more} older; see: {list}\n"));
     }
     text
 }

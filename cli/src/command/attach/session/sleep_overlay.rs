@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::{AttachEnd, AttachSession};
 use crate::{
+    advice,
     client::Client,
     command::attach::{
         keyboard::{ClassifiedInput, DetachKey, InputClass, KeyEvent},
@@ -221,10 +222,13 @@ fn reported_key(data: &[u8]) -> Option<KeyEvent> {
 fn deletion_failure(workspace: &Workspace) -> CommandFailure {
     let name = &workspace.name;
     CommandFailure::Unavailable(match workspace.deleted {
-        true => format!("{name} was deleted; its archive can be restored with: podling restore {name}"),
+        true => format!(
+            "{name} was deleted; its archive can be restored with: {}",
+            advice::command(format_args!("restore {name}"))
+        ),
         false => format!(
-            "{name} is being deleted, which ended this terminal; take the deletion back with: podling \
-             undelete {name}"
+            "{name} is being deleted, which ended this terminal; take the deletion back with: {}",
+            advice::command(format_args!("undelete {name}"))
         ),
     })
 }
