@@ -162,6 +162,14 @@ struct SnapshotRequests {
 // === impl Lifecycle ===
 
 impl Lifecycle {
+    /// Records that the program runs on the PTY. The terminal must be starting.
+    fn start(&mut self, pty: Pty) {
+        debug_assert!(matches!(self, Self::Starting), "a terminal starts once: {self:?}");
+        if let Self::Starting = self {
+            *self = Self::Running(Arc::new(pty));
+        }
+    }
+
     /// Begins to end the session.
     fn close(&mut self) {
         if let Self::Running(pty) = self {
@@ -185,6 +193,7 @@ impl Lifecycle {
 
     /// Records that the registry removed the terminal, which must have exited.
     fn remove(&mut self) {
+        debug_assert!(self.exited().is_some(), "only a terminal that has exited is removed: {self:?}");
         if let Self::Exited(exit) = self {
             *self = Self::Closed(*exit);
         }
@@ -247,7 +256,7 @@ impl Terminal {
     /// Records the program that was started on the PTY.
     pub(crate) fn start(&mut self, spec: TerminalSpec, pty: Pty, child: Child) {
         let state = self.unshared_state();
-        state.lifecycle = Lifecycle::Running(Arc::new(pty));
+        state.lifecycle.start(pty);
         state.size = Versioned::initial(spec.size);
         let program = spec.argv.first().map_or("", String::as_str);
         tracing::info!(terminal = %self.id, pid = %child.pid, program, "terminal opened");
@@ -454,21 +463,44 @@ impl TerminalState {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::{
+        panic::{AssertUnwindSafe, catch_unwind},
+        process::Command,
+    };
 
-    #[test]
-    fn lifecycle_skips_stages_but_never_goes_back() {
+    use super::*;
+    use crate::{
+        child::{Children, OrphanPolicy},
+        terminal::pty::PtyPair,
+    };
+
+    #[tokio::test]
+    async fn lifecycle_skips_stages_but_never_goes_back() {
         let exit = |code| TerminalExit {
             status: ExitStatus::Code(code),
             final_offset: 0,
             ended_at: SystemTime::UNIX_EPOCH,
             held_by_background: false,
         };
+        let children = Children::new(OrphanPolicy::Leave);
+        let pty = || {
+            let pair = PtyPair::open(WindowSize::default()).expect("a PTY");
+            pair.spawn(Command::new("true"), &children).expect("a program").0
+        };
+        let panics = |arrow: &dyn Fn(&mut Lifecycle), mut lifecycle: Lifecycle| {
+            catch_unwind(AssertUnwindSafe(|| arrow(&mut lifecycle))).is_err()
+        };
         let mut lifecycle = Lifecycle::Starting;
         lifecycle.close();
         lifecycle.drain();
-        lifecycle.remove();
         assert!(matches!(lifecycle, Lifecycle::Starting), "only a running terminal is closed or drained");
+        lifecycle.start(pty());
+        assert!(matches!(lifecycle, Lifecycle::Running(_)) && lifecycle.pty().is_some());
+        lifecycle.close();
+        assert!(matches!(lifecycle, Lifecycle::Closing(_)));
+        lifecycle.drain();
+        lifecycle.close();
+        assert!(lifecycle.is_draining() && lifecycle.pty().is_some());
         lifecycle.exit(exit(1));
         lifecycle.exit(exit(2));
         lifecycle.close();
@@ -478,5 +510,15 @@ mod tests {
         lifecycle.exit(exit(3));
         assert!(lifecycle.is_closed());
         assert_eq!(lifecycle.exited(), Some(exit(1)), "the first exit counts");
+        lifecycle.remove();
+        assert!(lifecycle.is_closed(), "a terminal may be removed twice");
+        for lifecycle in [Lifecycle::Running(Arc::new(pty())), lifecycle] {
+            let panicked = panics(&|lifecycle| lifecycle.start(pty()), lifecycle);
+            assert_eq!(panicked, cfg!(debug_assertions), "only a new terminal starts");
+        }
+        for lifecycle in [Lifecycle::Starting, Lifecycle::Running(Arc::new(pty()))] {
+            let panicked = panics(&Lifecycle::remove, lifecycle);
+            assert_eq!(panicked, cfg!(debug_assertions), "only an ended terminal is removed");
+        }
     }
 }
