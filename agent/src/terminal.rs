@@ -88,6 +88,8 @@ struct TerminalsInner {
     /// `None` if terminals are not persisted.
     journal: Option<Arc<TerminalJournal>>,
     tasks: TaskTracker,
+    /// Cancelled when the registry and all streams were dropped. Cancelled tasks drop their PTYs,
+    /// which hangs up the sessions.
     cancel: CancellationToken,
     table: Mutex<TerminalTable>,
 }
@@ -136,15 +138,16 @@ impl Terminals {
         journal: Option<TerminalJournal>,
     ) -> Self {
         let loaded = journal.as_ref().map(TerminalJournal::load);
+        let cancel = CancellationToken::new();
         let inner = TerminalsInner {
             journal: journal.map(Arc::new),
             launcher,
             children,
             gate,
             counters: Arc::default(),
-            streams: OpenStreams::default(),
+            streams: OpenStreams::new(cancel.clone()),
             tasks: TaskTracker::new(),
-            cancel: CancellationToken::new(),
+            cancel,
             table: Mutex::new(TerminalTable { loaded, ..TerminalTable::default() }),
         };
         Self { inner: Arc::new(inner) }
@@ -416,13 +419,6 @@ impl TerminalsInner {
             tracing::info!(terminal = %terminal.id(), "terminal restored");
         }
         self.counters.mark_dirty();
-    }
-}
-
-impl Drop for TerminalsInner {
-    fn drop(&mut self) {
-        // Cancelled tasks drop their PTYs, which hangs up the sessions.
-        self.cancel.cancel();
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::{
     sync::Notify,
     time::{Instant, timeout_at},
 };
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     session::{Terminal, viewer::Viewer},
@@ -50,9 +51,11 @@ pub struct TerminalWatch {
 }
 
 /// Watches and attachments of the workspace, by id. Clones share the same streams.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct OpenStreams {
     streams: Arc<Mutex<HashMap<String, AckTargets>>>,
+    /// Ends all terminals when the registry and the last stream were dropped.
+    _end: Arc<DropGuard>,
 }
 
 /// Viewers that an ack can name. Empty for an attachment, which receives acks on its own stream.
@@ -192,6 +195,11 @@ impl TerminalWatch {
 }
 
 impl OpenStreams {
+    /// Creates an empty set. When it and all streams were dropped, `end` is cancelled.
+    pub(crate) fn new(end: CancellationToken) -> Self {
+        Self { streams: Arc::default(), _end: Arc::new(end.drop_guard()) }
+    }
+
     /// Grants credit to one terminal of a watch. The client has processed all output before
     /// `offset`.
     pub(crate) fn ack(

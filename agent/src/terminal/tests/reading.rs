@@ -226,3 +226,18 @@ async fn viewer_receives_titles_directories_and_jobs() {
     let jobs = fixture.terminals.foreground_jobs();
     assert_eq!((jobs.len(), jobs[0].command.as_str(), jobs[0].name.as_str()), (1, "sleep", "bash"));
 }
+
+#[tokio::test]
+async fn terminals_live_until_the_last_stream_is_dropped() {
+    let fixture = TerminalFixture::new();
+    let terminal = fixture.script("while read line; do echo got $line; done");
+    let mut attachment = fixture.attach(&terminal.id, "a", ViewerStart::Oldest);
+    let tasks = fixture.terminals.tasks().clone();
+    let TerminalFixture { terminals, gate: _gate, root: _root, _reaper } = fixture;
+    drop(terminals);
+    attachment.writer().input(user(0, b"input\n"));
+    read_until(&mut attachment, &mut ReceivedOutput::default(), "got input").await;
+    drop(attachment);
+    tasks.close();
+    timeout(DEADLINE, tasks.wait()).await.expect("the terminal's task was cancelled");
+}
