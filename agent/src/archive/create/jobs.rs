@@ -156,10 +156,12 @@ pub(super) fn run_worker(todo: &Mutex<Receiver<CompressJob>>, budget: &MemoryBud
         let _gone = match job {
             CompressJob::Small(found, answer) => match compress_small(&found, budget, &mut deflater) {
                 Ok(packed) => answer.send(packed),
-                Err(EntryRejection::Skipped(reason)) => {
+                Err(CompressFailure::Rejected(EntryRejection::Skipped(reason))) => {
                     answer.send(Compressed::Skipped(UnarchivedEntry { path: found.path, reason }))
                 }
-                Err(EntryRejection::Cancelled) => continue,
+                // The writer notices that there is no result.
+                Err(CompressFailure::Rejected(EntryRejection::Cancelled)) => continue,
+                Err(CompressFailure::CompressorFault) => continue,
             },
             CompressJob::Block(block, answer) => {
                 let Ok(content) = deflater.compress_block(&block) else { continue };
@@ -171,11 +173,24 @@ pub(super) fn run_worker(todo: &Mutex<Receiver<CompressJob>>, budget: &MemoryBud
     }
 }
 
+/// Why a small file was not compressed.
+enum CompressFailure {
+    Rejected(EntryRejection),
+    /// Fails the whole archive.
+    CompressorFault,
+}
+
+impl<E: Into<EntryRejection>> From<E> for CompressFailure {
+    fn from(rejection: E) -> Self {
+        Self::Rejected(rejection.into())
+    }
+}
+
 fn compress_small(
     found: &WalkEntry,
     budget: &MemoryBudget,
     deflater: &mut Deflater,
-) -> Result<Compressed, EntryRejection> {
+) -> Result<Compressed, CompressFailure> {
     let mut source = FileSource::open(found, budget)?;
     if source.metadata.size > BLOCK_BYTES as u64 {
         return Err(CHANGED.into());
@@ -184,8 +199,7 @@ fn compress_small(
     source.read(&mut block, BLOCK_BYTES).map_err(EntryRejection::Skipped)?;
     let metadata = source.metadata.clone();
     let entry = found.read_entry(source.finish(), &metadata, || sha256(&block));
-    // A fault of the compressor gives no result, which the writer notices.
-    let deflated = deflater.compress_whole(&block).map_err(|_| EntryRejection::Cancelled)?;
+    let deflated = deflater.compress_whole(&block).map_err(|_| CompressFailure::CompressorFault)?;
     let member = ZipMember::whole_file(&found.path, &metadata, &block, deflated.as_deref());
     Ok(Compressed::Whole { member, content: deflated.unwrap_or(block), entry })
 }
