@@ -369,9 +369,9 @@ impl AttachedWriters {
         size
     }
 
-    /// Sets the client's window size; `take` makes the client the owner. A client that is not
-    /// attached cannot own the size. It may set a size that has no owner, or with `take` override
-    /// the owner's size until the next change.
+    /// Sets the client's window size; `take_ownership` makes the client the owner. A client that is
+    /// not attached cannot own the size. It may set a size that has no owner, or with
+    /// `take_ownership` override the owner's size until the next change.
     pub(crate) fn resize(
         &mut self,
         client: &ClientId,

@@ -166,7 +166,7 @@ impl Terminal {
     pub(super) fn abort(&self) {
         self.signal_session(Signal::KILL);
         let mut state = self.state();
-        state.snapshots.answer(None);
+        state.snapshots.give_up();
         self.finish(&mut state, ExitStatus::Signal(Signal::KILL.as_raw()), false);
     }
 

@@ -133,7 +133,7 @@ impl ScreenFeeder {
             self.reset_model(state);
             return false;
         };
-        state.snapshots.answer(Some(snapshot));
+        state.snapshots.answer(snapshot);
         self.requested_since = None;
         state.wake_viewers();
         true

@@ -56,7 +56,8 @@ pub(crate) struct TerminalTask {
     counters: Arc<TerminalCounters>,
     scanner: EscapeScanner,
     feeder: ScreenFeeder,
-    exited: Option<(ExitStatus, Instant)>,
+    /// Status of the leader, and the time at which the task saw its exit.
+    leader_exit: Option<(ExitStatus, Instant)>,
     /// No process had the slave open at the last read.
     closed: bool,
     /// The slave was once closed. The reactor no longer reports readiness, so the task polls the
@@ -107,7 +108,7 @@ impl TerminalTask {
             counters,
             scanner: EscapeScanner::default(),
             feeder: ScreenFeeder::new(size, now),
-            exited: None,
+            leader_exit: None,
             closed: false,
             poll_mode: false,
             last_read_attempt: now,
@@ -147,7 +148,9 @@ impl TerminalTask {
                 // Polled in order. Output is read before the model is fed; the other events are
                 // rare.
                 biased;
-                status = leader_exit(leader.as_mut()), if self.exited.is_none() => self.leader_exited(status),
+                status = wait_leader(leader.as_mut()), if self.leader_exit.is_none() => {
+                    self.leader_exited(status);
+                }
                 _ = readable(pty.as_deref()), if plan.read => full = self.read_burst(ReadMode::WhenReady),
                 _ = writable(pty.as_deref()), if plan.write => {}
                 () = self.terminal.wake.notified() => {}
@@ -217,9 +220,9 @@ impl TerminalTask {
             }
             None => {
                 state.paused_since = None;
-                if self.poll_mode && !(self.closed && self.exited.is_some()) {
+                if self.poll_mode && !(self.closed && self.leader_exit.is_some()) {
                     let in_use =
-                        now.duration_since(self.last_read) < IDLE_POLL_INTERVAL || self.exited.is_some();
+                        now.duration_since(self.last_read) < IDLE_POLL_INTERVAL || self.leader_exit.is_some();
                     let look = self.last_read_attempt
                         + if in_use { ACTIVE_POLL_INTERVAL } else { IDLE_POLL_INTERVAL };
                     plan.read = look <= now;
@@ -234,7 +237,7 @@ impl TerminalTask {
     /// Returns the time at which continued silence ends the terminal. `None` until the leader has
     /// exited.
     fn quiet_at(&self) -> Option<Instant> {
-        self.exited.map(|(_, exited_at)| self.last_read.max(exited_at) + BACKGROUND_QUIET)
+        self.leader_exit.map(|(_, exited_at)| self.last_read.max(exited_at) + BACKGROUND_QUIET)
     }
 
     /// Reads once more if the terminal has been quiet for long enough, or if its session was
@@ -265,7 +268,7 @@ impl TerminalTask {
     }
 
     fn finish(&mut self, state: &mut TerminalState) {
-        let status = self.exited.map_or(ExitStatus::Code(255), |(status, _)| status);
+        let status = self.leader_exit.map_or(ExitStatus::Code(255), |(status, _)| status);
         let at = state.log.next();
         state.foreground.set(String::new(), at);
         state.poll_at = None;
@@ -276,7 +279,7 @@ impl TerminalTask {
     }
 
     fn leader_exited(&mut self, status: ExitStatus) {
-        self.exited = Some((status, Instant::now()));
+        self.leader_exit = Some((status, Instant::now()));
         // The leader's last output is read, even if the leader had closed the terminal before.
         self.closed = false;
         self.last_read_attempt -= IDLE_POLL_INTERVAL;
@@ -368,7 +371,7 @@ fn burst_bytes(state: &TerminalState) -> usize {
 }
 
 /// Waits until the leader was reaped. Never returns for a terminal without a leader.
-async fn leader_exit(leader: Option<&mut watch::Receiver<Option<ExitStatus>>>) -> ExitStatus {
+async fn wait_leader(leader: Option<&mut watch::Receiver<Option<ExitStatus>>>) -> ExitStatus {
     let Some(leader) = leader else { return std::future::pending().await };
     let ended = leader.wait_for(Option::is_some).await;
     ended.ok().and_then(|status| *status).unwrap_or(ExitStatus::Code(255))

@@ -328,11 +328,17 @@ impl SnapshotRequests {
         self.requested > self.answered
     }
 
-    /// Answers the open request. `None` answers all later requests too, because the task has
-    /// panicked and takes no snapshot again.
-    pub(super) fn answer(&mut self, snapshot: Option<ScreenSnapshot>) {
-        self.answered = if snapshot.is_some() { self.requested } else { u64::MAX };
-        self.latest = snapshot.map(Arc::new);
+    /// Answers the open request.
+    pub(super) fn answer(&mut self, snapshot: ScreenSnapshot) {
+        self.answered = self.requested;
+        self.latest = Some(Arc::new(snapshot));
+    }
+
+    /// Answers the open request and all later ones without a snapshot, because the task has panicked
+    /// and takes no snapshot again.
+    pub(super) fn give_up(&mut self) {
+        self.answered = u64::MAX;
+        self.latest = None;
     }
 }
 

@@ -57,7 +57,7 @@ impl CopyTally {
                 Ok(())
             }
             Err(error) if !is_alone => {
-                self.skipped.push(error.skip(from)?);
+                self.skipped.push(error.into_skipped(from)?);
                 Ok(())
             }
             Err(CopyFailure { failure, .. }) => Err(failure),
@@ -185,7 +185,7 @@ async fn create_directories<D: CopyDirection>(
                 created.unfinished.extend(final_mode.map(|mode| (directory, mode)));
             }
             Err(error) if index > 0 => {
-                tally.skipped.push(error.skip(directory.from)?);
+                tally.skipped.push(error.into_skipped(directory.from)?);
                 created.failed.insert(directory.to);
             }
             Err(CopyFailure { failure, .. }) => return Err(failure),
@@ -202,7 +202,7 @@ async fn set_modes<D: CopyDirection>(
 ) -> Result<(), CommandFailure> {
     for (directory, mode) in directories.into_iter().rev() {
         if let Err(error) = direction.set_mode(&directory.to, mode).await {
-            tally.skipped.push(error.skip(directory.from)?);
+            tally.skipped.push(error.into_skipped(directory.from)?);
         }
     }
     Ok(())

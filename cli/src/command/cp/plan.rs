@@ -162,7 +162,7 @@ async fn plan_upload_within(
         let metadata = match local_metadata(&from, is_root, symlinks) {
             Ok(metadata) => metadata,
             Err(error) if !is_root => {
-                plan.skipped.push(error.skip(shown)?);
+                plan.skipped.push(error.into_skipped(shown)?);
                 continue;
             }
             Err(CopyFailure { failure, .. }) => return Err(failure),
@@ -182,7 +182,7 @@ async fn plan_upload_within(
                 Ok(names) => names,
                 Err(CopyFailure { failure, .. }) if is_root => return Err(failure),
                 Err(error) => {
-                    plan.skipped.push(error.because(SkipReason::Unreadable).skip(shown)?);
+                    plan.skipped.push(error.because(SkipReason::Unreadable).into_skipped(shown)?);
                     continue;
                 }
             };
@@ -242,7 +242,7 @@ pub async fn plan_download(
                 Ok(target) => entry = target,
                 Err(status) => {
                     let error = CopyFailure::remote(status, RemoteRole::Source);
-                    plan.skipped.push(error.because(SkipReason::BrokenSymlink).skip(from.show())?);
+                    plan.skipped.push(error.because(SkipReason::BrokenSymlink).into_skipped(from.show())?);
                     continue;
                 }
             }
@@ -262,7 +262,7 @@ pub async fn plan_download(
                     Err(status) if is_root => return Err(status.into()),
                     Err(status) => {
                         let error = CopyFailure::remote(status, RemoteRole::Source);
-                        plan.skipped.push(error.skip(from.show())?);
+                        plan.skipped.push(error.into_skipped(from.show())?);
                         continue;
                     }
                 };

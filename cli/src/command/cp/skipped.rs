@@ -142,7 +142,7 @@ impl CopyFailure {
     }
 
     /// Names the path of this failure as skipped. Fails if the failure concerns all paths.
-    pub fn skip(self, path: impl Into<String>) -> Result<SkippedPath, CommandFailure> {
+    pub fn into_skipped(self, path: impl Into<String>) -> Result<SkippedPath, CommandFailure> {
         match self.scope {
             FailureScope::Path(reason) => Ok(SkippedPath::with_failure(path, reason, &self.failure)),
             FailureScope::Copy => Err(self.failure),
