@@ -1,11 +1,16 @@
 //! Fields that workspaces inherit from templates, and workspaces of two owners with the same name.
 
-use podling_tests::{cluster::image, deployed::Deployed, wait_for};
+use std::time::Duration;
+
+use podling_tests::{cluster::image, deployed::Deployed, wait_for, wait_long};
 use serde_json::Value;
 
 use crate::lifecycle::{
     objects_of, patch_spec, run_cli, share_control_plane, uid_of_only_pod, wait_state, workspace_id,
 };
+
+/// Time limit for a start or an archive whose pod has an init container that takes 25 s.
+const SLOW_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Creates or replaces a template.
 fn apply_template(deployed: &Deployed, name: &str, idle: &str, greeting: &str, port: u16) {
@@ -82,11 +87,11 @@ async fn template_change_reaches_inherited_fields_only() {
 }
 
 /// Returns a template of a plain Debian with these overrides, whose image has no user of the pod's uid.
-fn shaped_template(overrides: &str) -> String {
+fn shaped_template(name: &str, overrides: &str) -> String {
     let image = image("debian:bookworm-slim");
     format!(
         r#"{{"apiVersion": "podling.dev/v1alpha1", "kind": "WorkspaceTemplate",
-            "metadata": {{"name": "shaped"}},
+            "metadata": {{"name": "{name}"}},
             "spec": {{"image": "{image}", "inject": true, "command": ["sleep", "infinity"],
             "resources": {{"cpu": "100m", "memory": "128Mi"}}, "storage": {{"size": "1Gi"}},
             "podOverrides": {overrides}}}}}"#
@@ -120,7 +125,7 @@ async fn template_shapes_pods_and_invalid_overrides_are_named() {
                 {{"name": "sidecar", "image": "{image}",
                   "command": ["sh", "-c", "trap exit TERM; sleep infinity & wait"]}}]}}}}"#
     );
-    space.apply(&shaped_template(&overrides)).expect_success();
+    space.apply(&shaped_template("shaped", &overrides)).expect_success();
     wait_template_ready(deployed, "True").await;
     let flags = ["--template", "shaped", "--cpu", "150m", "--memory", "160MiB", "--storage", "2GiB"];
     let made = run_cli(deployed, &[&["create", "maryam", "--json"], &flags[..]].concat()).await.json();
@@ -150,7 +155,7 @@ async fn template_shapes_pods_and_invalid_overrides_are_named() {
     })
     .await;
 
-    space.apply(&shaped_template(r#"{"spec": {"hostNetwork": true}}"#)).expect_success();
+    space.apply(&shaped_template("shaped", r#"{"spec": {"hostNetwork": true}}"#)).expect_success();
     let message = wait_template_ready(deployed, "False").await;
     assert!(message.starts_with("podOverrides.spec.hostNetwork: "), "{message}");
     let refused = deployed.cli().run(&["create", "other", "--template", "shaped"]).await;
@@ -159,6 +164,56 @@ async fn template_shapes_pods_and_invalid_overrides_are_named() {
     assert!(refused.contains("template shaped is not valid: podOverrides.spec.hostNetwork"), "{refused}");
     assert_eq!(space.field("ws/maryam", ".status.state"), "awake", "running pods keep their shape");
     run_cli(deployed, &["rm", "--discard", &id]).await;
+}
+
+#[tokio::test]
+async fn slow_pod_with_broken_container_says_so_and_can_be_drained() {
+    let (_control, deployed) = share_control_plane().await;
+    let space = deployed.namespace();
+    let image = image("debian:bookworm-slim");
+    let overrides = format!(
+        r#"{{"spec": {{
+            "initContainers": [{{"name": "slow", "image": "{image}", "command": ["sleep", "25"]}}],
+            "containers": [{{"name": "broken", "image": "{image}", "command": ["sh", "-c", "exit 3"]}}]}}}}"#
+    );
+    space.apply(&shaped_template("slow", &overrides)).expect_success();
+    run_cli(deployed, &["create", "vera", "--template", "slow", "--no-wait"]).await;
+    let said = async |reason: &str, message: &str| {
+        wait_long(SLOW_DEADLINE, &format!("{reason}: {message}"), async || {
+            let [now, text] = [".status.reason", ".status.message"].map(|of| space.field("ws/vera", of));
+            (now == reason && text.contains(message)).then_some(())
+        })
+        .await;
+    };
+    said("InitContainerRunning", "slow runs and has not ended yet").await;
+    said("ContainerNotReady", "broken failed: exit code 3").await;
+    let id = workspace_id(deployed, "vera");
+    let explained = run_cli(deployed, &["explain", "vera"]).await.out();
+    assert!(explained.contains("broken failed: exit code 3"), "{explained}");
+    assert_eq!(space.field("ws/vera", r#".status.conditions[?(@.type=="Ready")].status"#), "True");
+    let served_by = uid_of_only_pod(&objects_of(deployed, "pods", &id));
+
+    // Garbage collection must not delete the pod that archives, and a drain must evict it.
+    space.kubectl(&["delete", "ws", "vera", "--cascade=foreground", "--wait=false"]).expect_success();
+    let archives = wait_long(SLOW_DEADLINE, "the pod that archives", async || {
+        let pods = objects_of(deployed, "pods", &id);
+        let is_other = pods.len() == 1 && uid_of_only_pod(&pods) != served_by;
+        (is_other && pods[0]["spec"]["nodeName"].is_string()).then(|| pods[0].clone())
+    })
+    .await;
+    let node = archives["spec"]["nodeName"].as_str().unwrap();
+    let selector = format!("--pod-selector=podling.dev/workspace={id}");
+    let drain = ["drain", node, &selector, "--delete-emptydir-data", "--dry-run=server"];
+    let drained = space.kubectl(&drain).expect_success();
+    assert!(drained.contains("evict"), "{drained}");
+    wait_long(SLOW_DEADLINE, "the archive", async || {
+        let pods = objects_of(deployed, "pods", &id);
+        let archiving = pods.iter().all(|pod| pod["metadata"]["uid"] == archives["metadata"]["uid"]);
+        assert!(archiving, "the pod that archives was replaced");
+        (!space.kubectl(&["get", "ws/vera"]).ok).then_some(())
+    })
+    .await;
+    assert!(space.field(&format!("wsa/{id}"), ".spec.newestArchive").starts_with("workspace-"));
 }
 
 #[tokio::test]
