@@ -234,7 +234,8 @@ async fn interrupted_copy_leaves_no_temporary_file() {
         let bin =
             podling_tests::program::program("podling").parent().expect("a directory").display().to_string();
         let mut shell = tokio::process::Command::new("sh");
-        shell.args(["-c", &format!("(PATH={bin}:$PATH {command}; echo code $? >&2) | head -c 10 >&2")]);
+        shell
+            .args(["-c", &format!("(PATH={bin}:$PATH {command}; echo code $? >&2) | head -c 10 >/dev/null")]);
         shell.env_clear().envs(cli.envs()).current_dir(podling.dir());
         let output = within(command, shell.output()).await.expect("output");
         let text = String::from_utf8_lossy(&output.stderr);
