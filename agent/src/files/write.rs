@@ -190,7 +190,7 @@ impl StreamedWrite {
         Self { gate, content, _permit: permit }
     }
 
-    /// Takes the next piece. Waits while [`WriteBehind::GATHER_BYTES`] are gathered and the
+    /// Takes the next piece. Waits while `GATHER_BYTES` are gathered and the
     /// previous write is in progress.
     pub async fn push(&mut self, data: Bytes) -> Result<(), FileError> {
         if data.is_empty() || !self.content.gather(data) && self.content.is_writing() {

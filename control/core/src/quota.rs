@@ -53,18 +53,19 @@ pub struct QuotaRequest<'a> {
 }
 
 impl<'a> QuotaRequest<'a> {
+    /// Returns the resources that a workspace with this status reserves.
+    pub fn reservation(spec: &Spec, status: &Status) -> Option<Resources> {
+        status.phase.holds_quota().then(|| status.allocated.unwrap_or(spec.resources))
+    }
+
     /// Returns the quota request of a workspace, or `None` if it neither holds quota nor waits for
-    /// it. `status` may still be rolled back to `durable`, so the larger reservation of both is
-    /// used. `is_stopping` is set while a workspace that is being deleted still has processes.
-    pub fn of(spec: &'a Spec, status: &Status, durable: Option<&Status>, is_stopping: bool) -> Option<Self> {
-        let allocated =
-            |status: &Status| status.phase.holds_quota().then(|| status.allocated.unwrap_or(spec.resources));
-        let decided =
-            allocated(status).or_else(|| is_stopping.then(|| status.allocated.unwrap_or(spec.resources)));
-        let held = match (decided, durable.and_then(allocated)) {
-            (Some(one), Some(other)) => Some(one.max(other)),
-            (one, other) => one.or(other),
-        };
+    /// it. `stored` is the largest reservation of the records that are durable or being written: a
+    /// write may succeed after a later decision, and `status` may still be rolled back. `is_stopping`
+    /// is set while a workspace that is being deleted still has processes.
+    pub fn of(spec: &'a Spec, status: &Status, stored: Option<Resources>, is_stopping: bool) -> Option<Self> {
+        let decided = Self::reservation(spec, status)
+            .or_else(|| is_stopping.then(|| status.allocated.unwrap_or(spec.resources)));
+        let held = larger(decided, stored);
         let requested = match status.phase {
             // A workspace that has not joined the queue yet comes last.
             Phase::Queued if held.is_none() => Some(status.queued_at.unwrap_or(Duration::MAX)),
@@ -83,6 +84,14 @@ impl<'a> QuotaRequest<'a> {
             held,
             requested,
         })
+    }
+}
+
+/// Returns the larger value of each resource of two reservations.
+pub fn larger(one: Option<Resources>, other: Option<Resources>) -> Option<Resources> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.max(other)),
+        (one, other) => one.or(other),
     }
 }
 
@@ -132,8 +141,10 @@ pub fn admission_queue<'a>(
             queue.insert(request.id.clone(), queue.len() + 1);
         } else {
             (*own, total) = (own_without, total_without);
-            own.add(resources);
-            total.add(resources);
+            // The workspace holds the larger resources until its decision is durable.
+            let reserved = request.held.map_or(resources, |held| held.max(resources));
+            own.add(reserved);
+            total.add(reserved);
         }
     }
     queue

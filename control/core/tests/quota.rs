@@ -103,6 +103,17 @@ fn resize_waits_in_the_queue_for_its_additional_quota() {
 }
 
 #[test]
+fn reduced_request_holds_its_quota_until_it_is_durable() {
+    let shrinks = TestWorkspace {
+        held: Some(Resources { cpu_millis: 3, memory_bytes: 1 }),
+        ..workspace(1, "a", 1, Some(5))
+    };
+    let all = [shrinks, workspace(2, "a", 1, Some(6))];
+    assert_eq!(queued(&all, &cpu(None, Some(3))), [2]);
+    assert_eq!(queued(&all, &cpu(None, Some(4))), [] as [u64; 0]);
+}
+
+#[test]
 fn workspace_that_never_fits_holds_back_no_other() {
     let all = [workspace(1, "a", 9, Some(1)), workspace(2, "a", 1, Some(2)), workspace(3, "b", 1, Some(3))];
     assert_eq!(queued(&all, &cpu(None, Some(5))), [1]);

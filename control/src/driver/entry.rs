@@ -12,11 +12,11 @@ use std::{sync::Arc, time::Duration};
 use podling_core::{
     decide::{Action, Decision, decide},
     observed::{Failure, Observed, RunningAgents},
-    quota::QuotaRequest,
+    quota::{QuotaRequest, larger},
     reason::NextStep,
     status::{MaintenanceStage, MaintenanceTask, Phase, Status},
     time::Timestamp,
-    workspace::{AgentConnection, DesiredState, Epoch},
+    workspace::{AgentConnection, DesiredState, Epoch, Resources},
 };
 use podling_proto::{agent::v1::ActivityLevel, error::with_causes, token};
 use tokio::time::Instant;
@@ -54,6 +54,9 @@ pub(crate) struct WorkspaceEntry {
     durable: Option<Arc<WorkspaceRecord>>,
     /// The record that the writer was given last.
     submitted: Option<Arc<WorkspaceRecord>>,
+    /// The largest reservation of the records that were submitted since the last submitted one was
+    /// durable. Each of them may become durable.
+    submitted_reservation: Option<Resources>,
     /// Edits of the stored spec that are not in a durable record yet. The store reports each edit
     /// only once.
     unsaved_edit: Option<SpecEdit>,
@@ -117,6 +120,7 @@ impl WorkspaceEntry {
             durable: durable.then(|| record.clone()),
             record,
             submitted: None,
+            submitted_reservation: None,
             unsaved_edit: None,
             deleted_in_store: false,
             observed,
@@ -200,7 +204,9 @@ impl WorkspaceEntry {
     pub(crate) fn quota_request(&self) -> Option<QuotaRequest<'_>> {
         let (spec, status) = (&self.record.spec, &self.record.status);
         let stopping = status.phase == Phase::Deleting && self.observed.processes != RunningAgents::None;
-        QuotaRequest::of(spec, status, self.durable.as_ref().map(|durable| &durable.status), stopping)
+        let durable = self.durable.as_ref();
+        let durable = durable.and_then(|durable| QuotaRequest::reservation(&durable.spec, &durable.status));
+        QuotaRequest::of(spec, status, larger(durable, self.submitted_reservation), stopping)
     }
 
     /// Sets the position in the admission queue. A waiting workspace without a position is admitted.
@@ -280,6 +286,8 @@ impl WorkspaceEntry {
         if self.is_settled() || is_submitted || self.in_flight == Some(Action::RemoveRecord) {
             return None;
         }
+        let reservation = QuotaRequest::reservation(&self.record.spec, &self.record.status);
+        self.submitted_reservation = larger(self.submitted_reservation, reservation);
         self.submitted = Some(self.record.clone());
         self.submitted.clone()
     }
@@ -314,6 +322,9 @@ impl WorkspaceEntry {
 
     /// Records that this record is durable.
     pub(crate) fn committed(&mut self, record: Arc<WorkspaceRecord>) {
+        if self.submitted.as_ref().is_some_and(|submitted| Arc::ptr_eq(submitted, &record)) {
+            self.submitted_reservation = None;
+        }
         self.durable = Some(record);
         if self.is_settled() {
             self.unsaved_edit = None;
@@ -325,7 +336,7 @@ impl WorkspaceEntry {
     pub(crate) fn roll_back(&mut self, error: &StoreError) -> bool {
         self.reject_pending(&DriverError::not_saved(error));
         let Some(durable) = self.durable.clone() else { return false };
-        (self.record, self.submitted) = (durable, None);
+        (self.record, self.submitted, self.submitted_reservation) = (durable, None, None);
         self.reapply_unsaved_edit();
         true
     }
@@ -454,10 +465,34 @@ fn append_log(record: &mut WorkspaceRecord, now: Timestamp) {
 
 #[cfg(test)]
 mod tests {
-    use podling_core::workspace::Resources;
-
     use super::*;
     use crate::samples;
+
+    #[test]
+    fn write_in_flight_holds_its_quota_after_a_later_decision() {
+        let spec = Arc::new(samples::spec(1, "demo"));
+        let record = |phase| {
+            let status = Status { phase, ..Status::new(Timestamp::default()) };
+            WorkspaceRecord {
+                spec: spec.clone(),
+                status,
+                credential: None,
+                log: Arc::default(),
+                generation: 1,
+            }
+        };
+        let mut entry = WorkspaceEntry::new(record(Phase::Asleep), true, Observed::default());
+        let held = |entry: &WorkspaceEntry| entry.quota_request().and_then(|request| request.held);
+        entry.record = Arc::new(record(Phase::Starting));
+        let starting = entry.submit_unwritten().expect("a write");
+        entry.record = Arc::new(record(Phase::Deleting));
+        let deleting = entry.submit_unwritten().expect("a write");
+        assert_eq!(held(&entry), Some(spec.resources), "the first write may succeed");
+        entry.committed(starting);
+        assert_eq!(held(&entry), Some(spec.resources), "the first write is durable");
+        entry.committed(deleting);
+        assert_eq!(held(&entry), None);
+    }
 
     /// The edit is applied again after the rollback, and its resources need a new admission.
     #[test]

@@ -28,7 +28,7 @@ pub struct LostSecret {
     pub loss: SecretLoss,
 }
 
-/// What is wrong with the Secret. Lists contain files of the identity, whose names are the keys of
+/// Fault of the Secret. Lists contain files of the identity, whose names are the keys of
 /// the Secret.
 #[derive(Debug)]
 pub enum SecretLoss {

@@ -190,10 +190,10 @@ mod tests {
         let applied = Arc::new(AtomicUsize::new(0));
         let attempts = applied.clone();
         let client = samples::api_client(move |method, _| match *method {
-            Method::PATCH if attempts.fetch_add(1, SeqCst) > 0 => (
-                200,
-                json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": BUDGET}}),
-            ),
+            Method::PATCH if attempts.fetch_add(1, SeqCst) > 0 => {
+                let kind = "PodDisruptionBudget";
+                (200, json!({"apiVersion": "policy/v1", "kind": kind, "metadata": {"name": BUDGET}}))
+            }
             Method::PATCH => (503, json!({"kind": "Status", "code": 503, "message": "", "reason": ""})),
             _ => samples::api_list(json!([])),
         });

@@ -50,7 +50,7 @@ async fn invalid_body_is_rejected_with_the_field() {
         ("body", "{\"name\": \"demo\"} {}"),
         ("body", "[]"),
         ("name", "{\"name\": \"No Name\"}"),
-        ("body", "{\"name\": \"demo\", \"name\": \"demo\"}"),
+        ("name", "{\"name\": \"demo\", \"name\": \"demo\"}"),
         ("name", "{\"name\": null}"),
         ("policy", "{\"name\": \"demo\", \"policy\": null}"),
         ("policy.idle_timeout", "{\"name\": \"demo\", \"policy\": {\"idle_timeout\": null}}"),

@@ -43,7 +43,7 @@ impl ArchiveReceiver {
         Self { archives, path, options, content, permit }
     }
 
-    /// Takes the next piece. Waits while [`WriteBehind::GATHER_BYTES`] are gathered and the
+    /// Takes the next piece. Waits while `GATHER_BYTES` are gathered and the
     /// previous write is in progress.
     pub async fn push(&mut self, data: Bytes) -> Result<(), ArchiveError> {
         if data.is_empty() || !self.content.gather(data) {

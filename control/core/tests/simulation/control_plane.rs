@@ -55,6 +55,8 @@ pub(crate) struct WorkspaceEntry {
     pub(crate) record: Rc<SimulatedRecord>,
     pub(crate) durable: Option<Rc<SimulatedRecord>>,
     pub(crate) queued_write: Option<Rc<SimulatedRecord>>,
+    /// The largest reservation of the records that were queued since the last queued one was durable.
+    pub(crate) queued_reservation: Option<Resources>,
     pub(crate) observed: Observed,
     pub(crate) in_flight: Option<InFlightAction>,
     /// Epoch of the next start, while the control plane holds the secret for it.
@@ -101,6 +103,7 @@ impl WorkspaceEntry {
             durable: durable.then(|| record.clone()),
             record,
             queued_write: None,
+            queued_reservation: None,
             observed,
             in_flight: None,
             start_secret: None,
@@ -161,7 +164,9 @@ impl WorkspaceEntry {
     fn quota_request(&self) -> Option<QuotaRequest<'_>> {
         let SimulatedRecord { spec, status } = &*self.record;
         let ending = self.phase() == Phase::Deleting && self.observed.processes != RunningAgents::None;
-        QuotaRequest::of(spec, status, self.durable.as_ref().map(|durable| &durable.status), ending)
+        let durable = self.durable.as_ref();
+        let durable = durable.and_then(|durable| QuotaRequest::reservation(&durable.spec, &durable.status));
+        QuotaRequest::of(spec, status, quota::larger(durable, self.queued_reservation), ending)
     }
 
     /// Returns whether the workspace waits for quota that it would use at once.

@@ -6,6 +6,7 @@ use std::{rc::Rc, time::Duration};
 use podling_core::{
     decide::{Action, StateMachine, TransitionInput},
     observed::{AgentEnd, Failure, RunningAgents},
+    quota::{self, QuotaRequest},
     status::Phase,
 };
 
@@ -96,6 +97,8 @@ impl Simulation {
             }
         } else if !entry.queued_write.as_ref().is_some_and(|queued| Rc::ptr_eq(queued, &entry.record)) {
             let record = entry.record.clone();
+            let reservation = QuotaRequest::reservation(&record.spec, &record.status);
+            entry.queued_reservation = quota::larger(entry.queued_reservation, reservation);
             entry.queued_write = Some(record.clone());
             if let Some(control) = &mut self.control {
                 control.queue.insert(w, StoreWrite::Put(record));

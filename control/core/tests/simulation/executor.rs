@@ -12,7 +12,6 @@ use podling_core::{
 
 use super::{
     control_plane::InFlightAction,
-    mutant::Mutant,
     simulation::Simulation,
     workspace::{Agent, EMPTY, SimulatedWorkspace, Storage},
 };
@@ -73,12 +72,8 @@ impl Simulation {
                 archived
             }
             Action::Restore(epoch) => {
-                let known = match self.mutant {
-                    Some(Mutant::RestoresOldest) => durable.status.archives.first(),
-                    _ => durable.status.archive(),
-                };
-                let key = known.map(|archive| &archive.key);
-                self.restore(w, epoch, key.or(durable.spec.source.as_ref()))
+                let known = durable.status.archive().map(|archive| &archive.key);
+                self.restore(w, epoch, known.or(durable.spec.source.as_ref()))
             }
             Action::RemoveStorage => {
                 let removed = self.remove(w);

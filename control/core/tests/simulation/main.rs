@@ -26,6 +26,14 @@ fn simulation_keeps_every_law_and_follows_every_transition() {
     assert_eq!(coverage.missing(), [] as [String; 0], "{coverage}");
 }
 
+/// In this run a workspace that waited for more resources asked for fewer while it fell asleep. Its
+/// quota was given to another workspace before it was released.
+#[test]
+fn reduced_request_keeps_its_quota_until_it_is_durable() {
+    let result = run(77, STEPS, None, &mut Coverage::default());
+    assert!(result.is_ok(), "{result:?}");
+}
+
 #[test]
 fn same_seed_gives_the_same_run() {
     let run_once = || {

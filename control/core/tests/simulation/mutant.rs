@@ -1,8 +1,7 @@
 //! Deliberate mistakes. Each must break a law, which proves that the laws would notice it.
 //!
 //! Most mutants are a table of the state machine in which one function is wrong. The others are
-//! mistakes of the driver's model: in the admission queue, in when an agent may be claimed, and in
-//! which archive is restored.
+//! mistakes of the driver's model: in the admission queue, and in when an agent may be claimed.
 
 use std::time::Duration;
 
@@ -68,13 +67,11 @@ pub(crate) enum Mutant {
     IgnoresUndelete,
     /// A transition applies again and again.
     FollowsForever,
-    /// The oldest archive is restored instead of that of the storage's last content.
-    RestoresOldest,
 }
 
 impl Mutant {
     #[allow(dead_code, reason = "`cargo xtask simulate` runs no mutant")]
-    pub(crate) const ALL: [Self; 24] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::RemovesWithoutArchive,
         Self::ClaimsBeforeStorage,
         Self::KeepsGeneration,
@@ -98,7 +95,6 @@ impl Mutant {
         Self::EndsSilentAgent,
         Self::IgnoresUndelete,
         Self::FollowsForever,
-        Self::RestoresOldest,
     ];
 
     /// Returns the mutant's table of the state machine.
@@ -248,9 +244,7 @@ impl Mutant {
                 ..CORRECT
             },
             Self::FollowsForever => StateMachine { healthy: |input| Some(input.status.clone()), ..CORRECT },
-            Self::ClaimsBeforeStorage | Self::AdmitsAll | Self::ServesLastFirst | Self::RestoresOldest => {
-                CORRECT
-            }
+            Self::ClaimsBeforeStorage | Self::AdmitsAll | Self::ServesLastFirst => CORRECT,
         }
     }
 

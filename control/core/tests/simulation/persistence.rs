@@ -73,6 +73,9 @@ impl Simulation {
         match change {
             StoreWrite::Put(record) => {
                 let Some(entry) = control.entries.get_mut(&w) else { return };
+                if entry.queued_write.as_ref().is_some_and(|queued| Rc::ptr_eq(queued, &record)) {
+                    entry.queued_reservation = None;
+                }
                 entry.durable = Some(record);
                 if entry.is_settled() {
                     entry.last_completed = None;
@@ -101,7 +104,7 @@ impl Simulation {
         match change {
             StoreWrite::Put(_) => {
                 entry.wake_pending = false;
-                entry.queued_write = None;
+                (entry.queued_write, entry.queued_reservation) = (None, None);
                 match entry.durable.clone() {
                     Some(durable) => {
                         entry.record = durable;

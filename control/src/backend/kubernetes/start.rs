@@ -413,9 +413,9 @@ mod tests {
                 "metadata": {"name": "workspace-abc", "uid": "6d6a", "deletionTimestamp": deleted},
                 "status": {"phase": phase},
             });
-            let client = samples::api_client(move |_, uri| match uri.path().contains("/events") {
-                true => samples::api_list(json!([])),
-                false => (200, claim.clone()),
+            let client = samples::api_client(move |_, uri| match uri.path().ends_with("/workspace-abc") {
+                true => (200, claim.clone()),
+                false => samples::api_list(json!([])),
             });
             let wait = for_tests(client).await.claim_problem("workspace-abc").await?;
             assert_eq!(wait.reason, WaitReason::VolumePending);
