@@ -44,10 +44,14 @@ use crate::principal::Principal;
 pub const MAX_TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// The owner that the root token acts for.
 const ROOT_OWNER: &str = "root";
+/// Files with secrets, as paths in the data directory.
+const ROOT_TOKEN: &str = "root-token";
+const TOKEN_KEYS: &str = "control/token-keys.json";
+const CA_KEY: &str = "control/ca.key";
 /// Secrets that other parties depend on, as paths in the data directory. With a new one, tokens would
 /// become invalid, or running agents would reject the control plane. All other files of the identity
 /// are derived from these secrets.
-pub const LONG_LIVED_SECRETS: [&str; 3] = [checks::ROOT_TOKEN, checks::TOKEN_KEYS, checks::CA_KEY];
+pub const LONG_LIVED_SECRETS: [&str; 3] = [ROOT_TOKEN, TOKEN_KEYS, CA_KEY];
 /// Lifetime of an agent token. Long enough that small differences between clocks do not matter, and
 /// short enough that a leaked token is soon worthless.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(5 * 60);
@@ -263,8 +267,8 @@ fn lost_message(data: &Path, files: &[&str]) -> String {
 /// [`LONG_LIVED_SECRETS`].
 pub fn consequences(lost: &[&str]) -> String {
     let of = |name: &str| match name {
-        checks::ROOT_TOKEN => "there is a new root token",
-        checks::TOKEN_KEYS => "all tokens that were created before become invalid",
+        ROOT_TOKEN => "there is a new root token",
+        TOKEN_KEYS => "all tokens that were created before become invalid",
         _ => "running agents cannot connect any more, and are restarted after 10 minutes",
     };
     lost.iter().map(|name| of(name)).collect::<Vec<_>>().join("; ")
@@ -279,7 +283,7 @@ fn unusable(path: &Path, secret: &str, content: &[u8], what: &'static str) -> Se
 
 /// Returns the path of the root token's file.
 pub fn root_token_file(data: &Path) -> PathBuf {
-    data.join(checks::ROOT_TOKEN)
+    data.join(ROOT_TOKEN)
 }
 
 fn now() -> u64 {
@@ -385,7 +389,7 @@ impl RootToken {
         let text = match secret_file::read(path)? {
             Some(content) => Self::parse(&content)
                 .map(str::to_owned)
-                .ok_or_else(|| unusable(path, checks::ROOT_TOKEN, &content, "a root token"))?,
+                .ok_or_else(|| unusable(path, ROOT_TOKEN, &content, "a root token"))?,
             None => {
                 let text = format!("{PREFIX}{}", token::random(BYTES));
                 secret_file::write(path, format!("{text}\n").as_bytes())?;
@@ -448,8 +452,7 @@ impl SigningKeys {
     /// newest is too old at `now` (seconds since 1970).
     fn open(path: &Path, now: u64) -> Result<Self, SecretFileError> {
         let content = secret_file::read(path)?;
-        let unusable =
-            || unusable(path, checks::TOKEN_KEYS, content.as_deref().unwrap_or_default(), "token keys");
+        let unusable = || unusable(path, TOKEN_KEYS, content.as_deref().unwrap_or_default(), "token keys");
         let mut stored = match &content {
             Some(content) => Self::parse(content).ok_or_else(unusable)?,
             None => VecDeque::new(),

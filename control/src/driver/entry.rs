@@ -481,7 +481,8 @@ mod tests {
                 generation: 1,
             }
         };
-        let mut entry = WorkspaceEntry::new(record(Phase::Asleep), true, Observed::default());
+        let observed = Observed { processes: RunningAgents::None, ..Observed::default() };
+        let mut entry = WorkspaceEntry::new(record(Phase::Asleep), true, observed);
         let held = |entry: &WorkspaceEntry| entry.quota_request().and_then(|request| request.held);
         entry.record = Arc::new(record(Phase::Starting));
         let starting = entry.submit_unwritten().expect("a write");

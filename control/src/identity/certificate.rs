@@ -24,7 +24,7 @@ use rustls::{
 };
 
 use super::{
-    checks,
+    CA_KEY,
     secret_file::{self, SecretFileError},
     unusable,
 };
@@ -98,7 +98,7 @@ fn authority(
     let (pair, is_new) = match secret_file::read(&key_file)? {
         Some(pem) => {
             let what = "a private key in PEM form";
-            let unusable = || unusable(&key_file, checks::CA_KEY, &pem, what);
+            let unusable = || unusable(&key_file, CA_KEY, &pem, what);
             (authority_key(&pem).ok_or_else(unusable)?, false)
         }
         None => (KeyPair::generate().map_err(CertificateError::Make)?, true),

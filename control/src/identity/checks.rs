@@ -6,14 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{RootToken, SigningKeys, certificate, secret_file};
+use super::{CA_KEY, ROOT_TOKEN, RootToken, SigningKeys, TOKEN_KEYS, certificate, secret_file};
 
 /// Files of the identity, as paths in the data directory.
 pub(crate) const FILES: [&str; 6] =
     [ROOT_TOKEN, TOKEN_KEYS, CA_CERTIFICATE, CA_KEY, "control/tls.pem", "control/tls.key"];
-pub(super) const ROOT_TOKEN: &str = "root-token";
-pub(super) const TOKEN_KEYS: &str = "control/token-keys.json";
-pub(super) const CA_KEY: &str = "control/ca.key";
 const CA_CERTIFICATE: &str = "control/ca.pem";
 
 /// Content by entry of [`FILES`]. Missing files have no entry.

@@ -93,7 +93,7 @@ fn unusable_secret_is_refused_with_remedy() {
     }
     // A key file without keys is not a first start: tokens were signed with those that are lost.
     let (data, _, _) = identity();
-    secret_file::write(&data.path().join(checks::TOKEN_KEYS), b"[]").expect("damaged");
+    secret_file::write(&data.path().join(TOKEN_KEYS), b"[]").expect("damaged");
     let error = ControlIdentity::open(data.path(), MissingSecrets::Create).expect_err("no keys").to_string();
     assert!(error.contains("does not contain token keys"), "{error}");
 }
