@@ -6,55 +6,28 @@ use podling_core::{
 };
 use podling_proto::{agent::v1 as agent, control::v1 as wire, text};
 
+/// Converts a value of an enum to the value with the same name of another enum. The compiler checks
+/// that the list has all names.
+macro_rules! same_name {
+    ($value:expr, $from:ident => $to:ty: $($name:ident)*) => {{
+        type To = $to;
+        match $value {
+            $($from::$name { .. } => To::$name,)*
+        }
+    }};
+}
+
 pub(crate) fn state_reason(reason: &StateReason) -> wire::StateReason {
-    use wire::StateReasonCode as Code;
-    let code = match reason {
-        StateReason::Unspecified { .. } => Code::Unspecified,
-        StateReason::Created => Code::Created,
-        StateReason::WakeRequested => Code::WakeRequested,
-        StateReason::AgentStarting => Code::AgentStarting,
-        StateReason::AgentRestarting { .. } => Code::AgentRestarting,
-        StateReason::Waiting(_) => Code::Waiting,
-        StateReason::AgentConnected => Code::AgentConnected,
-        StateReason::CommandFailed { .. } => Code::CommandFailed,
-        StateReason::ContainerNotReady { .. } => Code::ContainerNotReady,
-        StateReason::ActionFailed { .. } => Code::ActionFailed,
-        StateReason::AgentStartFailed { .. } => Code::AgentStartFailed,
-        StateReason::EarlierAgentFound => Code::EarlierAgentFound,
-        StateReason::AgentHelloTimeout { .. } => Code::AgentHelloTimeout,
-        StateReason::AgentEnded { .. } => Code::AgentEnded,
-        StateReason::AgentSilent { .. } => Code::AgentSilent,
-        StateReason::AgentLostUnused { .. } => Code::AgentLostUnused,
-        StateReason::Idle => Code::Idle,
-        StateReason::IdleAtShutdown => Code::IdleAtShutdown,
-        StateReason::MaxAwakeReached => Code::MaxAwakeReached,
-        StateReason::SleepRequested => Code::SleepRequested,
-        StateReason::ShuttingDown => Code::ShuttingDown,
-        StateReason::DeleteRequested => Code::DeleteRequested,
-        StateReason::DiscardRequested => Code::DiscardRequested,
-        StateReason::ArchiveNotDue => Code::ArchiveNotDue,
-        StateReason::DeletionCancelled => Code::DeletionCancelled,
-        StateReason::RequestedDuringSleep => Code::RequestedDuringSleep,
-        StateReason::SleepDeclined { .. } => Code::SleepDeclined,
-        StateReason::ActivityUnknown => Code::ActivityUnknown,
-        StateReason::UsedAgain => Code::UsedAgain,
-        StateReason::AgentEndedFallingAsleep => Code::AgentEndedFallingAsleep,
-        StateReason::AgentSilentFallingAsleep => Code::AgentSilentFallingAsleep,
-        StateReason::AgentNotStopping => Code::AgentNotStopping,
-        StateReason::ArchiveDue => Code::ArchiveDue,
-        StateReason::ArchiveBeforeDelete => Code::ArchiveBeforeDelete,
-        StateReason::Archived { .. } => Code::Archived,
-        StateReason::ReleasingStorage => Code::ReleasingStorage,
-        StateReason::OnlyArchiveLeft { .. } => Code::OnlyArchiveLeft,
-        StateReason::ArchiveFailed { .. } => Code::ArchiveFailed,
-        StateReason::Restoring { .. } => Code::Restoring,
-        StateReason::Restored => Code::Restored,
-        StateReason::RestoreFailed { .. } => Code::RestoreFailed,
-        StateReason::RestoreCancelled => Code::RestoreCancelled,
-        StateReason::MaintenanceAgentLost => Code::MaintenanceAgentLost,
-        StateReason::ArchivesExpired => Code::ArchivesExpired,
-        StateReason::NothingStored => Code::NothingStored,
-    };
+    let code = same_name!(reason, StateReason => wire::StateReasonCode:
+        Unspecified Created WakeRequested AgentStarting AgentRestarting Waiting AgentConnected
+        CommandFailed ContainerNotReady ActionFailed AgentStartFailed EarlierAgentFound
+        AgentHelloTimeout AgentEnded AgentSilent AgentLostUnused Idle IdleAtShutdown
+        MaxAwakeReached SleepRequested ShuttingDown DeleteRequested DiscardRequested
+        ArchiveNotDue DeletionCancelled RequestedDuringSleep SleepDeclined ActivityUnknown
+        UsedAgain AgentEndedFallingAsleep AgentSilentFallingAsleep AgentNotStopping ArchiveDue
+        ArchiveBeforeDelete Archived ReleasingStorage OnlyArchiveLeft ArchiveFailed Restoring
+        Restored RestoreFailed RestoreCancelled MaintenanceAgentLost ArchivesExpired NothingStored
+    );
     let mut wire = wire::StateReason { code: code.into(), ..wire::StateReason::default() };
     match reason {
         StateReason::Unspecified { detail }
@@ -101,47 +74,34 @@ pub(crate) fn waiting(wait: &Wait) -> wire::StateReason {
 }
 
 pub(crate) fn next_step(at: Timestamp, step: NextStep) -> wire::NextStep {
-    use wire::next_step::Step;
-    let (wire_step, cause, failed) = match step {
-        NextStep::RestartSilentAgent => (Step::RestartSilentAgent, None, None),
-        NextStep::GiveUpStart => (Step::GiveUpStart, None, None),
-        NextStep::ResetFailures => (Step::ResetFailures, None, None),
-        NextStep::Sleep(cause) => (Step::Sleep, Some(cause), None),
-        NextStep::Restore => (Step::Restore, None, None),
-        NextStep::WarnOfSleep => (Step::WarnOfSleep, None, None),
-        NextStep::RestartAgent => (Step::RestartAgent, None, None),
-        NextStep::ExpireArchive => (Step::ExpireArchive, None, None),
-        NextStep::Archive => (Step::Archive, None, None),
-        NextStep::RetryAction(failed) => (Step::RetryAction, None, Some(failed)),
-    };
+    let named = same_name!(step, NextStep => wire::next_step::Step:
+        RestartSilentAgent GiveUpStart ResetFailures Sleep Restore WarnOfSleep RestartAgent
+        ExpireArchive Archive RetryAction
+    );
+    let (mut cause, mut failed) = (agent::SleepCause::Unspecified, wire::Operation::Unspecified);
+    match step {
+        NextStep::Sleep(why) => cause = sleep_cause(why),
+        NextStep::RetryAction(what) => failed = operation(what),
+        _ => {}
+    }
     wire::NextStep {
-        step: wire_step.into(),
+        step: named.into(),
         at: Some(timestamp(at)),
-        sleep_cause: cause.map_or(agent::SleepCause::Unspecified, sleep_cause).into(),
-        operation: failed.map_or(wire::Operation::Unspecified, operation).into(),
+        sleep_cause: cause.into(),
+        operation: failed.into(),
     }
 }
 
 pub(crate) fn sleep_cause(cause: SleepCause) -> agent::SleepCause {
-    match cause {
-        SleepCause::Idle => agent::SleepCause::Idle,
-        SleepCause::MaxAwake => agent::SleepCause::MaxAwake,
-        SleepCause::Requested => agent::SleepCause::Requested,
-        SleepCause::Deleted => agent::SleepCause::Deleted,
-        SleepCause::Shutdown => agent::SleepCause::Shutdown,
-    }
+    same_name!(cause, SleepCause => agent::SleepCause: Idle MaxAwake Requested Deleted Shutdown)
 }
 
 /// Converts the agent's reason for declining.
 pub(crate) fn declined(reason: wire::DeclineReason) -> DeclineReason {
-    match reason {
-        wire::DeclineReason::Unspecified => DeclineReason::Unspecified,
-        wire::DeclineReason::InUse => DeclineReason::InUse,
-        wire::DeclineReason::IdleTooShort => DeclineReason::IdleTooShort,
-        wire::DeclineReason::RequestHeld => DeclineReason::RequestHeld,
-        wire::DeclineReason::NotPrepared => DeclineReason::NotPrepared,
-        wire::DeclineReason::AlreadyCommitted => DeclineReason::AlreadyCommitted,
-    }
+    use wire::DeclineReason as Declined;
+    same_name!(reason, Declined => DeclineReason:
+        Unspecified InUse IdleTooShort RequestHeld NotPrepared AlreadyCommitted
+    )
 }
 
 /// Renders the reason in English.
@@ -176,51 +136,23 @@ pub(crate) fn timestamp(at: Timestamp) -> prost_types::Timestamp {
 }
 
 fn operation(operation: Operation) -> wire::Operation {
-    match operation {
-        Operation::StartAgent => wire::Operation::StartAgent,
-        Operation::PrepareSleep => wire::Operation::PrepareSleep,
-        Operation::CommitSleep => wire::Operation::CommitSleep,
-        Operation::CancelSleep => wire::Operation::CancelSleep,
-        Operation::Resize => wire::Operation::Resize,
-        Operation::StopProcesses => wire::Operation::StopProcesses,
-        Operation::Archive => wire::Operation::Archive,
-        Operation::Restore => wire::Operation::Restore,
-        Operation::RemoveStorage => wire::Operation::RemoveStorage,
-        Operation::ExpireArchive => wire::Operation::ExpireArchive,
-        Operation::RemoveRecord => wire::Operation::RemoveRecord,
-    }
+    same_name!(operation, Operation => wire::Operation:
+        StartAgent PrepareSleep CommitSleep CancelSleep Resize StopProcesses Archive Restore
+        RemoveStorage ExpireArchive RemoveRecord
+    )
 }
 
 fn wait_reason(reason: WaitReason) -> wire::WaitReason {
-    match reason {
-        WaitReason::Unspecified => wire::WaitReason::Unspecified,
-        WaitReason::QuotaExceeded => wire::WaitReason::QuotaExceeded,
-        WaitReason::Unschedulable => wire::WaitReason::Unschedulable,
-        WaitReason::SchedulingGated => wire::WaitReason::SchedulingGated,
-        WaitReason::ImagePull => wire::WaitReason::ImagePull,
-        WaitReason::ResizeDeferred => wire::WaitReason::ResizeDeferred,
-        WaitReason::ResizeRetried => wire::WaitReason::ResizeRetried,
-        WaitReason::ApiServerUnavailable => wire::WaitReason::ApiServerUnavailable,
-        WaitReason::EarlierPodEnding => wire::WaitReason::EarlierPodEnding,
-        WaitReason::VolumePending => wire::WaitReason::VolumePending,
-        WaitReason::MountFailed => wire::WaitReason::MountFailed,
-        WaitReason::PodSandboxFailed => wire::WaitReason::PodSandboxFailed,
-        WaitReason::PodWarning => wire::WaitReason::PodWarning,
-        WaitReason::TemplateMissing => wire::WaitReason::TemplateMissing,
-        WaitReason::SchedulerMissing => wire::WaitReason::SchedulerMissing,
-        WaitReason::InitContainerRunning => wire::WaitReason::InitContainerRunning,
-        WaitReason::PodPreparing => wire::WaitReason::PodPreparing,
-        WaitReason::ActionFailed(_) => wire::WaitReason::ActionFailed,
-    }
+    same_name!(reason, WaitReason => wire::WaitReason:
+        Unspecified QuotaExceeded Unschedulable SchedulingGated ImagePull ResizeDeferred
+        ResizeRetried ApiServerUnavailable EarlierPodEnding VolumePending MountFailed
+        PodSandboxFailed PodWarning TemplateMissing SchedulerMissing InitContainerRunning
+        PodPreparing ActionFailed
+    )
 }
 
 fn decline_reason(reason: DeclineReason) -> wire::DeclineReason {
-    match reason {
-        DeclineReason::Unspecified => wire::DeclineReason::Unspecified,
-        DeclineReason::InUse => wire::DeclineReason::InUse,
-        DeclineReason::IdleTooShort => wire::DeclineReason::IdleTooShort,
-        DeclineReason::RequestHeld => wire::DeclineReason::RequestHeld,
-        DeclineReason::NotPrepared => wire::DeclineReason::NotPrepared,
-        DeclineReason::AlreadyCommitted => wire::DeclineReason::AlreadyCommitted,
-    }
+    same_name!(reason, DeclineReason => wire::DeclineReason:
+        Unspecified InUse IdleTooShort RequestHeld NotPrepared AlreadyCommitted
+    )
 }
