@@ -3,14 +3,16 @@
 
 use std::path::PathBuf;
 
-/// Flags of the control plane. The help of each flag names its environment variable. Each flag
-/// except `--config` and `--create-missing-secrets` also has a key in the configuration file, spelled
-/// with "_" instead of "-". `--data` is not among them, because every program defines it itself.
-#[derive(Debug, Clone, Default, clap::Args)]
+/// Flags of the control plane, and the only list of its settings. The help of each flag names its
+/// environment variable. Each flag except `--config` and `--create-missing-secrets` also has a key in
+/// the configuration file, spelled with "_" instead of "-". `--data` is not among them, because every
+/// program defines it itself.
+#[derive(Debug, Clone, Default, clap::Args, serde::Serialize)]
 pub struct ControlArgs {
     /// Read settings from this TOML file [env: PODLING_CONFIG] [default: config.toml in the data
     /// directory, if it exists]
     #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
     pub config: Option<PathBuf>,
     /// Listen on this address; port 0 selects a free port [env: PODLING_LISTEN] [default:
     /// 127.0.0.1:7411]
@@ -86,6 +88,7 @@ pub struct ControlArgs {
     /// if there is no backup of them: tokens of a lost key become invalid, and running agents that
     /// trust a lost CA are restarted
     #[arg(long)]
+    #[serde(skip)]
     pub create_missing_secrets: bool,
     /// Start agents with this command, words separated by spaces (local backend only) [env:
     /// PODLING_AGENT_COMMAND] [default: `podling agent`; for podling-control, podling-agent beside

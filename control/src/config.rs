@@ -6,7 +6,7 @@ mod sources;
 mod tests;
 
 use std::{
-    fmt, fs, io,
+    fmt, fs, io, iter,
     net::{IpAddr, SocketAddr},
     path::{self, Path, PathBuf},
 };
@@ -15,8 +15,8 @@ use podling_core::quota::{Quota, Quotas};
 pub use podling_proto::log::LogFormat;
 use url::Url;
 
-use self::sources::{ConfigSources, ConfigValue};
-use crate::{args::ControlArgs, quantity};
+use self::sources::{ConfigValue, Settings};
+use crate::{args::ControlArgs, kubernetes::is_dns_label, quantity};
 
 /// Default image of the agent, in this program's version.
 const AGENT_IMAGE: &str = concat!("podling/agent:", env!("CARGO_PKG_VERSION"));
@@ -151,60 +151,61 @@ impl ControlConfig {
     ) -> Result<Self, ConfigError> {
         // As in a shell script, an empty variable counts as unset.
         let env = &|name: &str| env(name).filter(|text| !text.is_empty());
-        let mut sources = ConfigSources::new(args, env);
         // The configuration file may be in the data directory, so it cannot set that directory.
         let data = data_directory(data, env)?;
         let named = args.config.clone().or_else(|| env("PODLING_CONFIG").map(PathBuf::from));
-        if let Some(text) = read(named.as_deref(), &data.join("config.toml"))? {
-            sources.file(&text.0, &text.1)?;
-        }
-        let text = |key: &str| sources.text(key);
+        let file = read(named.as_deref(), &data.join("config.toml"))?;
+        let settings = Settings::merge(args, env, file)?;
         let quota = |whose: &str| {
-            let bound = |what, parse| {
-                text(&format!("{whose}_{what}")).map(|v: ConfigValue| v.parse(parse)).transpose()
-            };
             Ok::<_, ConfigError>(Quota {
-                awake: bound("awake", parse_count)?,
-                cpu_millis: bound("cpu", parse_cores)?,
-                memory_bytes: bound("memory", parse_bytes)?,
+                awake: settings.parse(&format!("{whose}_awake"), parse_count)?,
+                cpu_millis: settings.parse(&format!("{whose}_cpu"), parse_cores)?,
+                memory_bytes: settings.parse(&format!("{whose}_memory"), parse_bytes)?,
             })
         };
-        let usual = |key: &str, usual: &str| text(key).unwrap_or_else(|| ConfigValue::default(usual));
-        let backend = match usual("backend", "local").parse(parse_backend)? {
+        let backend = match settings.parse_or("backend", "local", parse_backend)? {
             false => BackendKind::Local,
             true => BackendKind::Kubernetes(KubernetesConfig {
-                namespace: text("namespace").map(|v| v.parse(parse_label)).transpose()?,
-                agents_listen: usual("agents_listen", "0.0.0.0:7412").parse(parse_address)?,
-                agents_url: usual("agents_url", "https://podling-agents:7412").parse(parse_agents_url)?,
-                advertise: text("advertise").map(|v| v.parse(parse_ip)).transpose()?,
-                health_listen: usual("health_listen", "0.0.0.0:7413").parse(parse_address)?,
-                agent_image: usual("agent_image", AGENT_IMAGE).text,
-                workspace_account: usual("workspace_account", "podling-workspace").parse(parse_label)?,
+                namespace: settings.parse("namespace", parse_label)?,
+                agents_listen: settings.parse_or("agents_listen", "0.0.0.0:7412", parse_address)?,
+                agents_url: settings.parse_or(
+                    "agents_url",
+                    "https://podling-agents:7412",
+                    parse_agents_url,
+                )?,
+                advertise: settings.parse("advertise", parse_ip)?,
+                health_listen: settings.parse_or("health_listen", "0.0.0.0:7413", parse_address)?,
+                agent_image: settings.parse_or("agent_image", AGENT_IMAGE, parse_text)?,
+                workspace_account: settings.parse_or(
+                    "workspace_account",
+                    "podling-workspace",
+                    parse_label,
+                )?,
             }),
         };
-        if matches!(backend, BackendKind::Kubernetes(_)) && text("backups").is_none() {
+        if matches!(backend, BackendKind::Kubernetes(_)) && settings.value("backups").is_none() {
             return Err(ConfigError::BackupsMissing);
         }
-        let listen = text("listen").unwrap_or_else(|| ConfigValue::default("127.0.0.1:7411"));
+        let backups = settings.parse("backups", parse_text)?;
+        let words = settings.list("agent_command").iter().map(|word| word.text.clone());
         let config = Self {
             backend,
-            listen: listen.parse(parse_address)?,
-            tls: tls(text("tls_cert"), text("tls_key"))?,
-            cors_origins: sources.list("cors_origins", ',').parse_each(parse_origin)?,
-            log_format: text("log_format").map_or(Ok(LogFormat::Text), |v| v.parse(parse_log_format))?,
-            templates: [
-                Some(data.join("templates")),
-                text("templates").map(|v| v.parse(parse_directory)).transpose()?,
-            ]
-            .into_iter()
-            .flatten()
-            .collect(),
-            default_template: text("default_template").map_or_else(|| "shell".to_owned(), |v| v.text),
-            backups: text("backups").map_or_else(|| directory_url(&data.join("backups")), |v| v.text),
-            scratch: text("scratch")
-                .map_or_else(|| Ok(data.join("scratch")), |v| v.parse(parse_directory))?,
-            agent_command: Some(sources.list("agent_command", ' ').texts())
-                .filter(|words| !words.is_empty())
+            listen: settings.parse_or("listen", "127.0.0.1:7411", parse_address)?,
+            tls: tls(settings.value("tls_cert"), settings.value("tls_key"))?,
+            cors_origins: settings
+                .list("cors_origins")
+                .iter()
+                .map(|origin| origin.parse(parse_origin))
+                .collect::<Result<_, _>>()?,
+            log_format: settings.parse_or("log_format", "text", parse_log_format)?,
+            templates: iter::once(data.join("templates"))
+                .chain(settings.parse("templates", parse_directory)?)
+                .collect(),
+            default_template: settings.parse_or("default_template", "shell", parse_text)?,
+            backups: backups.unwrap_or_else(|| directory_url(&data.join("backups"))),
+            scratch: settings.parse("scratch", parse_directory)?.unwrap_or_else(|| data.join("scratch")),
+            agent_command: Some(words.collect())
+                .filter(|words: &Vec<_>| !words.is_empty())
                 .unwrap_or(defaults.agent_command),
             sleep_idle_on_shutdown: defaults.sleep_idle_on_shutdown,
             // Only a flag, because a persistent setting would silently replace the next lost secret.
@@ -212,9 +213,10 @@ impl ControlConfig {
             quotas: Quotas { owner: quota("quota")?, total: quota("capacity")? },
             data,
         };
-        let plaintext = text("allow_plaintext").map_or(Ok(false), |v| v.parse(parse_boolean))?;
+        let plaintext = settings.parse_or("allow_plaintext", "false", parse_boolean)?;
         if config.tls.is_none() && !plaintext && !is_loopback(config.listen.ip()) {
-            return Err(ConfigError::Plaintext { listen: config.listen, origin: listen.source });
+            let origin = settings.value("listen").map_or(ValueSource::Default, |value| value.source.clone());
+            return Err(ConfigError::Plaintext { listen: config.listen, origin });
         }
         Ok(config)
     }
@@ -260,7 +262,10 @@ fn read(named: Option<&Path>, usual: &Path) -> Result<Option<(PathBuf, String)>,
     }
 }
 
-fn tls(certificate: Option<ConfigValue>, key: Option<ConfigValue>) -> Result<Option<TlsFiles>, ConfigError> {
+fn tls(
+    certificate: Option<&ConfigValue>,
+    key: Option<&ConfigValue>,
+) -> Result<Option<TlsFiles>, ConfigError> {
     match (certificate, key) {
         (None, None) => Ok(None),
         (Some(certificate), Some(key)) => {
@@ -293,6 +298,10 @@ impl fmt::Display for ValueSource {
 
 // Parsers of values. On failure each returns a description of the allowed values, which completes
 // "give …" in the message of [`ConfigError::Value`].
+
+fn parse_text(text: &str) -> Result<String, String> {
+    Ok(text.to_owned())
+}
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
     let allowed = "an address with a port, such as 127.0.0.1:7411, [::1]:0 or localhost:7411";
@@ -348,11 +357,7 @@ fn parse_ip(text: &str) -> Result<IpAddr, String> {
 
 /// Parses the name of a Kubernetes object (RFC 1123 label).
 fn parse_label(text: &str) -> Result<String, String> {
-    let fits = (1..=63).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        && !text.starts_with('-')
-        && !text.ends_with('-');
-    if fits { Ok(text.to_owned()) } else { Err(LABEL.to_owned()) }
+    if is_dns_label(text) { Ok(text.to_owned()) } else { Err(LABEL.to_owned()) }
 }
 
 /// Parses the URL that agents connect to.

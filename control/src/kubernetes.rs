@@ -15,6 +15,7 @@ mod syntax;
 mod template;
 mod workspace;
 
+pub(crate) use self::syntax::is_dns_label;
 pub use self::{
     fields::{
         AccessMode, PolicySpec, Port, ResourceOverrides, ResourcesSpec, SecretKey, StorageOverrides,

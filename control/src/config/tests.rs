@@ -88,7 +88,7 @@ fn invalid_value_error_names_origin_and_allowed() {
     };
     wrong("", &[("PODLING_LISTEN", "nowhere")], &["nowhere", "PODLING_LISTEN", "127.0.0.1:7411"]);
     wrong("log_format = \"xml\"", &[], &["xml", "log_format", "config.toml", "text", "json"]);
-    wrong("lisen = \"x\"", &[], &["lisen", "config.toml", "listen, tls_cert"]);
+    wrong("lisen = \"x\"", &[], &["lisen", "config.toml", "listen, log_format"]);
     wrong("listen = 7411", &[], &["listen", "integer", "quotation"]);
     wrong("listen = true", &[], &["listen", "boolean", "quotation"]);
     wrong("listen = [\"127.0.0.1:1\"]", &[], &["listen", "array", "quotation"]);

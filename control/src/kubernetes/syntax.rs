@@ -10,7 +10,7 @@ const MAX_TAG: usize = 128;
 const MIN_DIGEST: usize = 32;
 
 /// Returns whether the text is a DNS label (RFC 1123): at most 63 of a-z, 0-9 and "-".
-pub(super) fn is_dns_label(text: &str) -> bool {
+pub(crate) fn is_dns_label(text: &str) -> bool {
     let is_inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     text.len() <= MAX_LABEL && is_word(text, is_inner)
 }
