@@ -7,13 +7,13 @@
 //! they have seen the Lease unchanged or missing. Therefore no wall clock needs to be correct.
 //! While the namespace is being deleted, no new Lease can be created, and the last leader
 //! continues.
+//!
+//! Written by hand, because the libraries for Leases (kubert, kube-leader-election) measure the age
+//! of a Lease by the wall clock.
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -61,6 +61,7 @@ const LEADERSHIP_VALIDITY: Duration = Duration::from_secs(6);
 const LEADERSHIP_POLL: Duration = Duration::from_millis(250);
 
 /// A control plane that tries to acquire the Lease.
+#[derive(Debug)]
 pub struct LeaseCandidate {
     leases: Api<Resource>,
     identity: String,
@@ -69,6 +70,7 @@ pub struct LeaseCandidate {
 }
 
 /// A control plane that has acquired the Lease.
+#[derive(Debug)]
 pub struct Leader {
     candidate: LeaseCandidate,
     resource: Mutex<Resource>,
@@ -290,18 +292,6 @@ impl Leader {
     }
 }
 
-impl std::fmt::Debug for Leader {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Leader").field("identity", &self.candidate.identity).finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for LeaseCandidate {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LeaseCandidate").field("identity", &self.identity).finish_non_exhaustive()
-    }
-}
-
 fn lease_metadata() -> ObjectMeta {
     let labels = Some(control_plane_labels());
     ObjectMeta { name: Some(NAME.to_owned()), labels, ..ObjectMeta::default() }
@@ -335,36 +325,36 @@ fn time() -> MicroTime {
 /// The leadership of this process, which expires unless it is renewed. All components that act
 /// share it.
 #[derive(Debug)]
-pub struct Leadership {
-    /// Time at which this process became the leader.
-    acquired_at: Instant,
-    /// Milliseconds from `acquired_at` to the last renewal.
-    renewed: AtomicU64,
+pub struct Leadership(Mutex<LeadershipState>);
+
+#[derive(Debug, Clone, Copy)]
+struct LeadershipState {
+    renewed_at: Instant,
     /// Whether the leadership never expires, because no other replica can become the leader.
-    permanent: AtomicBool,
-    observed_time: Mutex<Duration>,
+    permanent: bool,
+    /// Observed time, added up over all runs of the control plane.
+    observed_time: Duration,
 }
 
 impl Leadership {
     /// Creates a leadership that was acquired at `acquired_at`. `observed_time` comes from the
     /// Lease.
     pub(crate) fn new(acquired_at: Instant, observed_time: Duration) -> Self {
-        Self {
-            acquired_at,
-            renewed: AtomicU64::new(0),
-            permanent: AtomicBool::new(false),
-            observed_time: Mutex::new(observed_time),
-        }
+        let state = LeadershipState { renewed_at: acquired_at, permanent: false, observed_time };
+        Self(Mutex::new(state))
     }
 
     /// Returns the leadership of a control plane without other replicas, which never expires.
     pub fn permanent() -> Arc<Self> {
-        Arc::new(Self { permanent: AtomicBool::new(true), ..Self::new(Instant::now(), Duration::ZERO) })
+        let leadership = Self::new(Instant::now(), Duration::ZERO);
+        leadership.lock().permanent = true;
+        Arc::new(leadership)
     }
 
     /// Returns whether this process is the leader: no other replica can have taken over yet.
     pub fn is_leader(&self) -> bool {
-        self.permanent.load(Ordering::SeqCst) || self.since_renewal() < LEADERSHIP_VALIDITY
+        let state = self.lock();
+        state.permanent || state.renewed_at.elapsed() < LEADERSHIP_VALIDITY
     }
 
     /// Waits until this process is the leader. Returns at once if it is. Cancel-safe.
@@ -375,36 +365,36 @@ impl Leadership {
     }
 
     fn since_renewal(&self) -> Duration {
-        (self.acquired_at + Duration::from_millis(self.renewed.load(Ordering::SeqCst))).elapsed()
+        self.lock().renewed_at.elapsed()
     }
 
     pub(crate) fn renew(&self, at: Instant) {
-        self.confirm(at);
-        self.permanent.store(false, Ordering::SeqCst);
-    }
-
-    fn confirm(&self, at: Instant) {
-        let millis = at.duration_since(self.acquired_at).as_millis();
-        self.renewed.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::SeqCst);
+        let mut state = self.lock();
+        (state.renewed_at, state.permanent) = (at, false);
     }
 
     /// Makes the leadership permanent. Called when the Lease was deleted with its namespace while
     /// this process was the leader. No replica can create another Lease there, so this process
     /// remains the leader and can release the namespace's objects.
     fn set_permanent(&self, at: Instant) {
-        self.confirm(at);
-        if !self.permanent.swap(true, Ordering::SeqCst) {
+        let mut state = self.lock();
+        if !state.permanent {
             tracing::warn!("the namespace is being deleted with the lease; this process stays the leader");
         }
+        (state.renewed_at, state.permanent) = (at, true);
     }
 
     /// Returns the observed time, added up over all runs of the control plane.
     pub fn observed_time(&self) -> Duration {
-        *self.observed_time.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lock().observed_time
     }
 
     /// Sets the observed time. The next renewal writes it to the Lease.
     pub fn set_observed_time(&self, observed_time: Duration) {
-        *self.observed_time.lock().unwrap_or_else(PoisonError::into_inner) = observed_time;
+        self.lock().observed_time = observed_time;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LeadershipState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
