@@ -66,6 +66,7 @@ pub(crate) enum AgentDialError {
 }
 
 /// An open connection to an agent, for requests with bodies of type `B`.
+#[derive(Debug)]
 pub(crate) struct AgentChannel<B> {
     pub(crate) sender: SendRequest<B>,
     /// Concurrent streams that the agent allows, as it last announced.

@@ -7,7 +7,7 @@ mod pool;
 mod relay;
 mod waiting;
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use axum::body::Body;
 use http::{HeaderMap, Method, Request, Response};
@@ -37,6 +37,7 @@ use crate::{
     snapshot::{AgentView, SnapshotReceiver},
 };
 
+#[derive(Debug)]
 pub struct Gateway {
     identity: Arc<ControlIdentity>,
     pool: AgentPools,
@@ -100,11 +101,16 @@ impl Gateway {
         let (stream, response) = sent.map_err(|error| explain_lost(lost.as_ref(), error))?;
         let (mut parts, body) = response.into_parts();
         relay::to_caller(&mut parts, protocol);
-        let count = self.metrics.exchange("gateway", &parts);
-        let relay = RelayedResponse::new(body, protocol, parts.headers.contains_key("grpc-status"), count)
-            .with_shutdown(&self.streams)
-            .with_lost_agent(lost)
-            .with_guards((stream, answered));
+        let relay = RelayedResponse {
+            body,
+            protocol,
+            outcome: self.metrics.exchange("gateway", &parts),
+            complete: parts.headers.contains_key("grpc-status"),
+            ended: false,
+            shutdown: Box::pin(self.streams.clone().cancelled_owned()),
+            lost_agent: lost,
+            _guards: (stream, answered),
+        };
         Ok(Response::from_parts(parts, Body::new(relay)))
     }
 
@@ -140,12 +146,6 @@ impl Gateway {
             }
         }
         Err(unreachable_agent(id))
-    }
-}
-
-impl fmt::Debug for Gateway {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gateway").field("pool", &self.pool).finish_non_exhaustive()
     }
 }
 

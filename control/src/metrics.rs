@@ -20,6 +20,7 @@ use tonic::Code;
 
 use crate::snapshot::{SnapshotReceiver, WorkspaceView};
 
+#[derive(Debug)]
 pub struct ControlMetrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
@@ -78,7 +79,8 @@ impl ControlMetrics {
 
     /// Counts a request that was answered with `error`.
     pub fn count_error(&self, surface: &'static str, error: &WireError) {
-        self.count(surface, code_name(error::code(error.reason())));
+        let code = code_name(error::code(error.reason()));
+        self.requests.get_or_create(&RequestLabels { surface, code }).inc();
     }
 
     /// Returns the outcome of an exchange whose response has these headers. The trailers of a gRPC
@@ -87,18 +89,8 @@ impl ControlMetrics {
         ExchangeOutcome {
             requests: self.requests.clone(),
             surface,
-            code: code_of(parts).or_else(|| http_status_code(parts)),
+            code: grpc_code(&parts.headers).or_else(|| http_status_code(parts)),
         }
-    }
-
-    fn count(&self, surface: &'static str, code: String) {
-        self.requests.get_or_create(&RequestLabels { surface, code }).inc();
-    }
-}
-
-impl fmt::Debug for ControlMetrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ControlMetrics").finish_non_exhaustive()
     }
 }
 
@@ -130,10 +122,6 @@ fn http_status_code(parts: &response::Parts) -> Option<String> {
     let trailers_come =
         content_type.starts_with(b"application/grpc") && !content_type.starts_with(b"application/grpc-web");
     (!trailers_come).then(|| parts.status.as_str().to_owned())
-}
-
-fn code_of(parts: &response::Parts) -> Option<String> {
-    grpc_code(&parts.headers)
 }
 
 /// Returns the name of the gRPC status in these headers. Other numbers than those of gRPC become

@@ -53,7 +53,7 @@ use crate::{
     leader_election::Leadership,
     metrics::ControlMetrics,
     open_files::OpenFiles,
-    server::{AgentsRouter, PublicRouter, ServerListener, ShutdownSignals, TcpAcceptor, cors},
+    server::{PublicRouter, ServerListener, ShutdownSignals, TcpAcceptor, cors},
     snapshot::SnapshotReceiver,
     store::Store,
     template::TemplateSource,
@@ -228,7 +228,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
         shutdown_signals.streams.clone(),
         metrics.heartbeats.clone(),
     );
-    let agents = AgentsRouter::new(Routes::new(agents.into_server()).into_axum_router());
+    let agents = Routes::new(agents.into_server()).into_axum_router().with_state(());
 
     let public = listen(public, &config, &shutdown_signals, &metrics).await?;
     let url = public.url().unwrap_or_default();

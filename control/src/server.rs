@@ -42,7 +42,7 @@ use tower::Service;
 use self::connections::ServerConnections;
 pub use self::{
     connections::{AuthenticatedGuard, ConnectionState, ShutdownSignals},
-    router::{AgentsRouter, PublicRouter, cors},
+    router::{PublicRouter, cors},
 };
 
 /// Limits for users and their tools, which may use half of the descriptors.
@@ -93,9 +93,10 @@ pub struct ServerListener {
     stopping: ShutdownSignals,
 }
 
+#[derive(Debug)]
 enum BoundListener {
-    Tcp(Arc<TcpAcceptor>, Option<TlsAcceptor>),
-    Unix(UnixListener, TlsAcceptor),
+    Tcp(Arc<TcpAcceptor>, Option<Arc<ServerConfig>>),
+    Unix(UnixListener, Arc<ServerConfig>),
 }
 
 impl ServerListener {
@@ -106,7 +107,7 @@ impl ServerListener {
         stopping: ShutdownSignals,
         open: Gauge,
     ) -> Self {
-        let bound = BoundListener::Tcp(listener, tls.map(TlsAcceptor::from));
+        let bound = BoundListener::Tcp(listener, tls);
         Self { bound, connections: ServerConnections::new(PUBLIC, stopping.clone(), open), stopping }
     }
 
@@ -117,7 +118,7 @@ impl ServerListener {
         stopping: ShutdownSignals,
         open: Gauge,
     ) -> Self {
-        let bound = BoundListener::Tcp(listener, Some(tls.into()));
+        let bound = BoundListener::Tcp(listener, Some(tls));
         Self { bound, connections: ServerConnections::new(AGENTS, stopping.clone(), open), stopping }
     }
 
@@ -128,7 +129,7 @@ impl ServerListener {
         stopping: ShutdownSignals,
         open: Gauge,
     ) -> io::Result<Self> {
-        let bound = BoundListener::Unix(bind_unix(path)?, tls.into());
+        let bound = BoundListener::Unix(bind_unix(path)?, tls);
         Ok(Self { bound, connections: ServerConnections::new(AGENTS, stopping.clone(), open), stopping })
     }
 
@@ -162,10 +163,31 @@ impl ServerListener {
             + 'static,
         S::Future: Send,
     {
+        let accept = || async {
+            let permit = self.connections.acquire_permit().await;
+            match &self.bound {
+                BoundListener::Tcp(listener, tls) => {
+                    let tcp = listener.accept().await?;
+                    // Nagle's algorithm would delay keystrokes. An error means that the client has
+                    // gone.
+                    let _gone = tcp.set_nodelay(true);
+                    match tls.clone().map(TlsAcceptor::from) {
+                        Some(tls) => self.connections.serve(permit, tls.accept(tcp), service.clone()),
+                        None => self.connections.serve(permit, async { Ok(tcp) }, service.clone()),
+                    }
+                }
+                BoundListener::Unix(listener, tls) => {
+                    let (unix, _) = listener.accept().await?;
+                    let tls = TlsAcceptor::from(tls.clone());
+                    self.connections.serve(permit, tls.accept(unix), service.clone());
+                }
+            }
+            Ok::<_, io::Error>(())
+        };
         loop {
             tokio::select! {
                 () = self.stopping.draining.cancelled() => break,
-                accepted = self.accept(&service) => {
+                accepted = accept() => {
                     if let Err(error) = accepted {
                         tracing::warn!(%error, "failed to accept connection");
                         sleep(ACCEPT_PAUSE).await;
@@ -176,47 +198,6 @@ impl ServerListener {
         // Closed before the connections drain, so that new clients are refused at once.
         drop(self.bound);
         self.connections.drain().await;
-    }
-
-    async fn accept<S>(&self, service: &S) -> io::Result<()>
-    where
-        S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
-            + Clone
-            + Send
-            + Sync
-            + 'static,
-        S::Future: Send,
-    {
-        let permit = self.connections.acquire_permit().await;
-        match &self.bound {
-            BoundListener::Tcp(listener, tls) => {
-                let tcp = listener.accept().await?;
-                // Nagle's algorithm would delay keystrokes. An error means that the client has
-                // gone.
-                let _gone = tcp.set_nodelay(true);
-                match tls.clone() {
-                    Some(tls) => {
-                        self.connections.serve(permit, async move { tls.accept(tcp).await }, service.clone());
-                    }
-                    None => self.connections.serve(permit, async { Ok(tcp) }, service.clone()),
-                }
-            }
-            BoundListener::Unix(listener, tls) => {
-                let (unix, _) = listener.accept().await?;
-                let tls = tls.clone();
-                self.connections.serve(permit, async move { tls.accept(unix).await }, service.clone());
-            }
-        }
-        Ok(())
-    }
-}
-
-impl std::fmt::Debug for BoundListener {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Tcp(listener, _) => listener.fmt(f),
-            Self::Unix(listener, _) => listener.fmt(f),
-        }
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -31,13 +30,14 @@ const DEFAULT_MAX_STREAMS: usize = 100;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The connections to all agents.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct AgentPools {
     pools: Mutex<HashMap<WorkspaceId, Arc<AgentPool>>>,
     tasks: ConnectionTasks,
 }
 
 /// The connections to one run of one agent.
+#[derive(Debug)]
 struct AgentPool {
     agent: Arc<AgentView>,
     connections: Mutex<Vec<Arc<PooledConnection>>>,
@@ -45,7 +45,7 @@ struct AgentPool {
 
 /// A connection that is being made, open or closed. The first call dials it; concurrent calls wait
 /// for the same attempt.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct PooledConnection {
     dialed: OnceCell<AgentChannel<RelayedRequest>>,
     streams: AtomicUsize,
@@ -168,12 +168,5 @@ impl Drop for StreamPermit {
 impl PooledStream {
     pub(super) fn sender(&mut self) -> &mut SendRequest<RelayedRequest> {
         &mut self.sender
-    }
-}
-
-impl fmt::Debug for AgentPools {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        f.debug_struct("AgentPools").field("agents", &pools.len()).finish_non_exhaustive()
     }
 }

@@ -5,7 +5,6 @@
 //! gateway's whole origin.
 
 use std::{
-    any::Any,
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -29,9 +28,9 @@ use podling_proto::{
     metadata,
 };
 use tokio::sync::oneshot;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::{LostAgent, explain_lost, shutting_down};
+use super::{LostAgent, explain_lost, pool::PooledStream, shutting_down};
 use crate::{dial::AGENT_NAME, error_response::WireProtocol, metrics::ExchangeOutcome};
 
 /// Headers of one connection (RFC 9110, 7.6.1).
@@ -137,55 +136,21 @@ impl Body for RelayedRequest {
 /// The response's body, from the agent to the caller. If the agent fails, the caller gets the error
 /// in its own protocol.
 pub(super) struct RelayedResponse {
-    body: Incoming,
-    protocol: WireProtocol,
-    outcome: ExchangeOutcome,
+    pub(super) body: Incoming,
+    pub(super) protocol: WireProtocol,
+    pub(super) outcome: ExchangeOutcome,
     /// Whether the gRPC status has arrived, in the headers or the trailers.
-    complete: bool,
-    ended: bool,
-    shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    lost_agent: Option<LostAgent>,
-    _guards: Option<Box<dyn Any + Send + Sync>>,
+    pub(super) complete: bool,
+    pub(super) ended: bool,
+    /// Ends the body when the gateway shuts down.
+    pub(super) shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Explains the end to the caller if the agent is lost. `None` for a call that is not in use.
+    pub(super) lost_agent: Option<LostAgent>,
+    /// Held as long as the exchange lasts.
+    pub(super) _guards: (PooledStream, RequestGuard),
 }
 
 impl RelayedResponse {
-    /// Creates the body. `complete` means that the headers already hold the gRPC status.
-    pub(super) fn new(
-        body: Incoming,
-        protocol: WireProtocol,
-        complete: bool,
-        outcome: ExchangeOutcome,
-    ) -> Self {
-        Self {
-            body,
-            protocol,
-            outcome,
-            complete,
-            ended: false,
-            shutdown: None,
-            lost_agent: None,
-            _guards: None,
-        }
-    }
-
-    /// Ends the body when `shutdown` is cancelled.
-    pub(super) fn with_shutdown(mut self, shutdown: &CancellationToken) -> Self {
-        self.shutdown = Some(Box::pin(shutdown.clone().cancelled_owned()));
-        self
-    }
-
-    /// Explains the end to the caller if the agent is lost. `None` for a call that is not in use.
-    pub(super) fn with_lost_agent(mut self, lost: Option<LostAgent>) -> Self {
-        self.lost_agent = lost;
-        self
-    }
-
-    /// Holds `guards` as long as the exchange lasts.
-    pub(super) fn with_guards(mut self, guards: impl Any + Send + Sync) -> Self {
-        self._guards = Some(Box::new(guards));
-        self
-    }
-
     fn end_with_lost_agent(&mut self, error: RelayError) -> Result<Frame<Bytes>, RelayError> {
         let why = explain_lost(self.lost_agent.as_ref(), agent_lost());
         self.end_with_error(why, error)
@@ -231,8 +196,7 @@ impl Body for RelayedResponse {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                let Some(shutdown) = &mut self.shutdown else { return Poll::Pending };
-                ready!(shutdown.as_mut().poll(cx));
+                ready!(self.shutdown.as_mut().poll(cx));
                 Poll::Ready(Some(self.end_with_error(shutting_down(), RelayError::Shutdown)))
             }
         }

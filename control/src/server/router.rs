@@ -1,6 +1,6 @@
-//! The routers of the two listeners. The public router authenticates the caller before any handler
-//! runs; only health checks need no token. It also sets CORS headers, and rejects requests that the
-//! control plane and a proxy or an agent could interpret differently.
+//! The router of the public listener. It authenticates the caller before any handler runs; only
+//! health checks need no token. It also sets CORS headers, and rejects requests that the control
+//! plane and a proxy or an agent could interpret differently.
 //!
 //! Pages of the configured origins may send calls with tokens, but never with cookies.
 //!
@@ -23,7 +23,6 @@ use http::{
         AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, LOCATION,
         RANGE, RETRY_AFTER,
     },
-    request,
 };
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -64,22 +63,23 @@ const ONCE: [HeaderName; 3] =
 
 /// Fails with `BAD_FIELD` if a header of [`ONCE`] is repeated, the headers are too large, or the
 /// method is CONNECT.
-fn check_request(parts: &request::Parts) -> Result<(), WireError> {
+fn check_request<B>(request: &Request<B>) -> Result<(), WireError> {
     let bad =
         |field: &str, message: String| Err(WireError::new(Reason::BadField, message).with("field", field));
     // HTTP/2 has enforced this limit already; HTTP/1 only bounds its buffer.
-    let bytes: usize =
-        parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER_OVERHEAD).sum();
+    let size =
+        |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + HEADER_OVERHEAD;
+    let bytes: usize = request.headers().iter().map(size).sum();
     if bytes > MAX_HEADER_BYTES as usize {
         return bad(
             "headers",
             format!("the headers have {bytes} bytes; at most {MAX_HEADER_BYTES} are allowed"),
         );
     }
-    if let Some(name) = ONCE.iter().find(|name| parts.headers.get_all(*name).iter().nth(1).is_some()) {
+    if let Some(name) = ONCE.iter().find(|name| request.headers().get_all(*name).iter().nth(1).is_some()) {
         return bad(name.as_str(), format!("the header {name} occurs more than once"));
     }
-    if parts.method == Method::CONNECT {
+    if *request.method() == Method::CONNECT {
         return bad("method", "the method CONNECT is not supported".to_owned());
     }
     Ok(())
@@ -98,8 +98,6 @@ struct RouterState {
     json: Router,
     draining: CancellationToken,
 }
-
-type ResponseFuture<T> = Pin<Box<dyn Future<Output = Result<T, Infallible>> + Send>>;
 
 impl PublicRouter {
     /// Creates the router. `grpc` serves the control plane's own services, and `json` serves them
@@ -123,7 +121,7 @@ impl PublicRouter {
 impl Service<Request<Incoming>> for PublicRouter {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = ResponseFuture<Self::Response>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
@@ -136,14 +134,15 @@ impl Service<Request<Incoming>> for PublicRouter {
 }
 
 impl RouterState {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
         let protocol = WireProtocol::of(request.headers());
-        let (parts, body) = request.into_parts();
-        if let Err(error) = check_request(&parts) {
+        let rejected = |error: WireError| {
             self.metrics.count_error("control", &error);
-            return protocol.error_response(error);
+            protocol.error_response(error)
+        };
+        if let Err(error) = check_request(&request) {
+            return rejected(error);
         }
-        let mut request = Request::from_parts(parts, body);
         let path = request.uri().path();
         match path {
             HEALTHZ => return text(StatusCode::OK, "ok\n".to_owned()),
@@ -154,10 +153,6 @@ impl RouterState {
             HEALTH_CHECK => return self.own(request).await,
             _ => {}
         }
-        let rejected = |error: WireError| {
-            self.metrics.count_error("control", &error);
-            protocol.error_response(error)
-        };
         let caller = match caller(&self.identity, request.headers()) {
             Ok(caller) => caller,
             Err(error) => return rejected(error),
@@ -220,31 +215,6 @@ fn text(status: StatusCode, body: String) -> Response<Body> {
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, plain);
     response
-}
-
-/// The router at the agents' address. Its single service checks the agents' credentials itself.
-#[derive(Debug, Clone)]
-pub struct AgentsRouter(Router);
-
-impl AgentsRouter {
-    /// Creates the router. `grpc` serves the service that agents connect to.
-    pub fn new(grpc: Router) -> Self {
-        Self(grpc.with_state(()))
-    }
-}
-
-impl Service<Request<Incoming>> for AgentsRouter {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = ResponseFuture<Self::Response>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        Box::pin(self.0.clone().oneshot(request))
-    }
 }
 
 /// Returns the principal of the request's bearer token.
@@ -325,8 +295,9 @@ mod tests {
     use super::*;
 
     fn rejected_field(request: Builder) -> Option<String> {
-        let parts = request.body(()).unwrap().into_parts().0;
-        check_request(&parts).err().and_then(|error| error.metadata().get("field").cloned())
+        check_request(&request.body(()).unwrap())
+            .err()
+            .and_then(|error| error.metadata().get("field").cloned())
     }
 
     #[test]

@@ -7,7 +7,7 @@ use podling_control::{
     agents::AgentsService,
     driver::MAX_AGENT_SESSIONS,
     identity::{ControlIdentity, MissingSecrets, PublicTokenKey},
-    server::{AgentsRouter, ServerListener, ShutdownSignals},
+    server::{ServerListener, ShutdownSignals},
 };
 use podling_core::{
     id::WorkspaceId,
@@ -77,7 +77,7 @@ impl AgentsEndpoint {
             stopping.streams.clone(),
             Counter::default(),
         );
-        let front = AgentsRouter::new(Routes::new(service.into_server()).into_axum_router());
+        let front = Routes::new(service.into_server()).into_axum_router();
         let socket = dir.path().join("control.sock");
         let listener =
             ServerListener::unix(&socket, identity.agents_tls(), stopping.clone(), open.clone()).unwrap();
