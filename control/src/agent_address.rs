@@ -22,7 +22,7 @@ pub enum AgentAddress {
     Tcp(String),
 }
 
-/// SHA-256 of a certificate in DER form, or of a credential. Written as 64 hexadecimal digits.
+/// SHA-256 of a certificate in DER form, or of a secret. Written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Fingerprint(pub [u8; 32]);
@@ -41,11 +41,16 @@ impl fmt::Display for InstanceId {
 // === impl Fingerprint ===
 
 impl Fingerprint {
-    /// Computes the fingerprint of a certificate in DER form, or of a credential.
+    /// Computes the fingerprint of a certificate in DER form, or of a secret.
     pub fn of(certificate: &[u8]) -> Self {
         let mut bytes = [0; 32];
         bytes.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, certificate).as_ref());
         Self(bytes)
+    }
+
+    /// Returns whether both are equal, in a time that does not depend on where they differ.
+    pub fn matches(&self, other: &Self) -> bool {
+        self.0.iter().zip(other.0).fold(0, |differ, (a, b)| std::hint::black_box(differ | (a ^ b))) == 0
     }
 }
 

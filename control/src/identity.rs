@@ -31,14 +31,13 @@ use podling_proto::{
     v1::Verb,
     verb::Verbs,
 };
-use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
     certificate::{CertificateError, server_config},
     secret_file::SecretFileError,
 };
-use crate::principal::Principal;
+use crate::{agent_address::Fingerprint, principal::Principal};
 
 /// Longest lifetime of a token.
 pub const MAX_TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -197,7 +196,7 @@ impl ControlIdentity {
             verbs: grant.verbs.clone(),
             workspaces: workspaces.as_ref().map(|ids| ids.iter().map(ToString::to_string).collect()),
         };
-        let token = self.keys.sign(&claims);
+        let token = self.keys.current.sign(&claims);
         Ok(MintedToken {
             token,
             caller: Principal { owner, verbs: grant.verbs, workspaces, expires: Some(exp) },
@@ -209,7 +208,7 @@ impl ControlIdentity {
     pub fn agent_token(&self, workspace: &WorkspaceId, owner: &Owner, verbs: &Verbs) -> HeaderValue {
         let now = now();
         self.agent_tokens.get(workspace, owner, verbs, now, |exp| {
-            let token = self.keys.sign(&TokenClaims {
+            let token = self.keys.current.sign(&TokenClaims {
                 sub: owner.to_string(),
                 aud: Audience::Agent(workspace.to_string()),
                 iat: now,
@@ -381,7 +380,7 @@ impl AgentTokens {
 }
 
 /// The root token's SHA-256; the token itself is not held in memory.
-struct RootToken([u8; 32]);
+struct RootToken(Fingerprint);
 
 impl RootToken {
     /// Reads the token's file, or creates it with a new token.
@@ -396,7 +395,7 @@ impl RootToken {
                 text
             }
         };
-        Ok(Self(hash(&text)))
+        Ok(Self(Fingerprint::of(text.as_bytes())))
     }
 
     /// Returns the token in the content of its file. `None` if the content is not a root token.
@@ -405,17 +404,9 @@ impl RootToken {
         text.strip_prefix(PREFIX).filter(|rest| rest.len() >= BYTES).map(|_| text)
     }
 
-    /// Returns whether `text` is the root token. Compares hashes in constant time.
     fn matches(&self, text: &str) -> bool {
-        let other = hash(text);
-        self.0.iter().zip(other).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+        self.0.matches(&Fingerprint::of(text.as_bytes()))
     }
-}
-
-fn hash(text: &str) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    bytes.copy_from_slice(digest(&SHA256, text.as_bytes()).as_ref());
-    bytes
 }
 
 /// A public key that agents receive with their claim.
@@ -479,9 +470,5 @@ impl SigningKeys {
     fn parse(content: &[u8]) -> Option<VecDeque<StoredKey>> {
         let stored: VecDeque<StoredKey> = serde_json::from_slice(content).ok()?;
         (!stored.is_empty() && stored.iter().all(|key| key.decode().is_some())).then_some(stored)
-    }
-
-    fn sign(&self, claims: &podling_proto::token::TokenClaims) -> String {
-        self.current.sign(claims)
     }
 }

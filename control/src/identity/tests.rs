@@ -132,7 +132,7 @@ fn token_rejection_names_its_cause() {
     let (_other_data, other, other_root) = self::identity();
     let foreign = other.mint(&other_root, grant("read")).expect("token").token;
     assert_eq!(reason(Some(&foreign)), Reason::TokenInvalid, "a token of another control plane is invalid");
-    let expired = identity.keys.sign(&TokenClaims {
+    let expired = identity.keys.current.sign(&TokenClaims {
         sub: "ada".into(),
         aud: Audience::Control,
         iat: 1000,
@@ -234,7 +234,7 @@ fn token_survives_one_key_rotation_but_not_two() {
         verbs: Verbs::admin(),
         workspaces: None,
     };
-    let token = SigningKeys::open(&path, 0).expect("first").sign(&claims);
+    let token = SigningKeys::open(&path, 0).expect("first").current.sign(&claims);
     let valid = |now| {
         let keys = SigningKeys::open(&path, now).expect("keys");
         assert!(keys.public.len() <= MAX_KEYS);
