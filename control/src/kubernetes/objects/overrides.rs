@@ -146,7 +146,7 @@ fn quantities_as_text(value: &mut Value) {
 }
 
 /// Fails if `given` has a field that was lost in the typed pod.
-fn check_fields_known(given: &Value, typed: &Value, path: &str) -> Checked {
+pub(super) fn check_fields_known(given: &Value, typed: &Value, path: &str) -> Checked {
     match (given, typed) {
         (Value::Object(given), Value::Object(typed)) => {
             for (name, value) in given.iter().filter(|(_, value)| !value.is_null()) {

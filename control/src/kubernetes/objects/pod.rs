@@ -5,21 +5,15 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{
-        Capabilities, ConfigMapVolumeSource, Container, ContainerPort, ContainerResizePolicy,
-        EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, PersistentVolumeClaimVolumeSource, Pod,
-        PodSecurityContext, PodSpec, Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile,
-        SecretKeySelector, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount,
-        VolumeProjection,
-    },
-    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+    api::core::v1::{Pod, ResourceRequirements},
+    apimachinery::pkg::api::resource::Quantity,
 };
 use podling_core::{id::WorkspaceId, workspace::Epoch};
 use serde_json::{Map, Value, json};
 
 use super::{
     AGENT_PORT, AUDIENCE, CONTAINER, Checked, EPOCH_ANNOTATION, PodDefaults, PodStart, Port, ResourcesSpec,
-    SecretKey, TEMPLATE_LABEL, broken, elements, labels, name_of,
+    TEMPLATE_LABEL, broken, elements, labels, name_of,
 };
 use crate::quantity::cores;
 
@@ -95,64 +89,59 @@ pub fn pod_name(workspace: &WorkspaceId, epoch: Epoch) -> String {
 
 /// Builds the pod without the overrides of its template.
 pub(super) fn plain_pod(start: &PodStart, defaults: &PodDefaults) -> Pod {
+    // A test checks that the manifest has only fields of pods.
+    serde_json::from_value(manifest(start, defaults)).expect("the manifest is a pod")
+}
+
+fn manifest(start: &PodStart, defaults: &PodDefaults) -> Value {
     let template = &start.template;
     let mut labels = labels(&start.workspace);
     labels.insert(TEMPLATE_LABEL.to_owned(), start.template_name.clone());
-    Pod {
-        metadata: ObjectMeta {
-            name: Some(pod_name(&start.workspace, start.epoch)),
-            labels: Some(labels),
-            annotations: Some(
-                [
-                    (EPOCH_ANNOTATION.to_owned(), start.epoch.to_string()),
-                    (DEFAULT_CONTAINER.to_owned(), CONTAINER.to_owned()),
-                ]
-                .into(),
-            ),
-            owner_references: start.controller.clone().map(|controller| vec![controller]),
-            ..ObjectMeta::default()
+    let mut spec = json!({
+        "automountServiceAccountToken": false,
+        "serviceAccountName": defaults.service_account,
+        // Otherwise the environment would contain variables for each service of the namespace.
+        "enableServiceLinks": false,
+        // Prompts show it. A workspace's name is a valid DNS label.
+        "hostname": start.name.to_string(),
+        // An agent that has ended is started again in a new pod, with the next epoch.
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": true,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            // Otherwise every wake would change the group of every file on the volume.
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
         },
-        spec: Some(PodSpec {
-            automount_service_account_token: Some(false),
-            service_account_name: Some(defaults.service_account.clone()),
-            // Otherwise the environment would contain variables for each service of the namespace.
-            enable_service_links: Some(false),
-            // Prompts show it. A workspace's name is a valid DNS label.
-            hostname: Some(start.name.to_string()),
-            // An agent that has ended is started again in a new pod, with the next epoch.
-            restart_policy: Some("Never".to_owned()),
-            termination_grace_period_seconds: Some(GRACE_SECONDS),
-            security_context: Some(PodSecurityContext {
-                run_as_non_root: Some(true),
-                run_as_user: Some(USER),
-                run_as_group: Some(USER),
-                fs_group: Some(USER),
-                // Otherwise every wake would change the group of every file on the volume.
-                fs_group_change_policy: Some("OnRootMismatch".to_owned()),
-                seccomp_profile: Some(SeccompProfile {
-                    type_: "RuntimeDefault".to_owned(),
-                    localhost_profile: None,
-                }),
-                ..PodSecurityContext::default()
-            }),
-            init_containers: template.inject.then(|| vec![agent_init_container(start, defaults)]),
-            containers: vec![workspace_container(start, defaults)],
-            volumes: Some(volumes(start, defaults)),
-            node_selector: Some(template.node_selector.clone()).filter(|labels| !labels.is_empty()),
-            tolerations: Some(template.tolerations.clone()).filter(|taints| !taints.is_empty()),
-            ..PodSpec::default()
-        }),
-        status: None,
+        "containers": [workspace_container(start, defaults)],
+        "volumes": volumes(start, defaults),
+    });
+    if template.inject {
+        spec["initContainers"] = json!([agent_init_container(start, defaults)]);
     }
+    if !template.node_selector.is_empty() {
+        spec["nodeSelector"] = json!(template.node_selector);
+    }
+    if !template.tolerations.is_empty() {
+        spec["tolerations"] = json!(template.tolerations);
+    }
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": pod_name(&start.workspace, start.epoch),
+            "labels": labels,
+            "annotations": {EPOCH_ANNOTATION: start.epoch.to_string(), DEFAULT_CONTAINER: CONTAINER},
+            "ownerReferences": start.controller.as_ref().map(|controller| [controller]),
+        },
+        "spec": spec,
+    })
 }
 
-fn workspace_container(start: &PodStart, defaults: &PodDefaults) -> Container {
+fn workspace_container(start: &PodStart, defaults: &PodDefaults) -> Value {
     let template = &start.template;
-    let variable = |(name, value): (&str, &str)| EnvVar {
-        name: name.to_owned(),
-        value: Some(value.to_owned()),
-        value_from: None,
-    };
     let listen = format!("0.0.0.0:{AGENT_PORT}");
     let environment = [
         ("PODLING_AGENT_LISTEN", listen.as_str()),
@@ -164,135 +153,85 @@ fn workspace_container(start: &PodStart, defaults: &PodDefaults) -> Container {
         ("PODLING_AGENT_NAME_SERVICE", NAME_SERVICE_SOCKET),
         (HOME, ROOT),
     ];
+    let environment = environment.map(|(name, value)| json!({"name": name, "value": value}));
+    // The node reads the values. If a secret is missing, the pod does not start, and the backend
+    // reports that.
+    let secrets = start.secrets.iter().map(|(name, secret)| {
+        json!({"name": name, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}})
+    });
     let mut mounts = vec![
-        with_sub_path(mount(STORAGE_VOLUME, ROOT), "home"),
-        with_sub_path(mount(STORAGE_VOLUME, STATE), "state"),
-        mount("token", "/run/podling/token"),
-        mount("ca", "/run/podling/ca"),
-        mount(SCRATCH_VOLUME, SCRATCH),
-        mount("name-service", NAME_SERVICE_DIR),
+        json!({"name": STORAGE_VOLUME, "mountPath": ROOT, "subPath": "home"}),
+        json!({"name": STORAGE_VOLUME, "mountPath": STATE, "subPath": "state"}),
+        json!({"name": "token", "mountPath": "/run/podling/token"}),
+        json!({"name": "ca", "mountPath": "/run/podling/ca"}),
+        json!({"name": SCRATCH_VOLUME, "mountPath": SCRATCH}),
+        json!({"name": "name-service", "mountPath": NAME_SERVICE_DIR}),
     ];
+    let mut agent = "podling-agent".to_owned();
     if template.inject {
-        mounts.push(VolumeMount { read_only: Some(true), ..mount("agent", INJECTED_AGENT_DIR) });
+        mounts.push(json!({"name": "agent", "mountPath": INJECTED_AGENT_DIR, "readOnly": true}));
+        agent = format!("{INJECTED_AGENT_DIR}/{agent}");
     }
-    let agent = if template.inject {
-        format!("{INJECTED_AGENT_DIR}/podling-agent")
-    } else {
-        "podling-agent".to_owned()
-    };
-    let command = || [&[agent, "--".to_owned()][..], &template.command].concat();
-    let resize = |resource: &str| ContainerResizePolicy {
-        resource_name: resource.to_owned(),
-        restart_policy: "NotRequired".to_owned(),
-    };
-    Container {
-        name: CONTAINER.to_owned(),
-        image: Some(template.image.clone()),
-        // Without a command, the image's own entrypoint starts the agent.
-        command: (!template.command.is_empty()).then(command),
-        working_dir: Some(ROOT.to_owned()),
-        env: Some(
-            environment.map(variable).into_iter().chain(start.secrets.iter().map(secret_variable)).collect(),
-        ),
-        // Declared for `kubectl port-forward` and for display; NetworkPolicies control access.
-        ports: Some(start.ports.iter().map(container_port).collect())
-            .filter(|ports: &Vec<_>| !ports.is_empty()),
-        resources: Some(resource_requirements(&start.resources)),
-        resize_policy: Some(vec![resize("cpu"), resize("memory")]),
-        security_context: Some(restricted_security_context()),
+    let mut container = json!({
+        "name": CONTAINER,
+        "image": template.image,
+        "workingDir": ROOT,
+        "env": environment.into_iter().chain(secrets).collect::<Vec<_>>(),
+        "resources": resource_requirements(&start.resources),
+        "resizePolicy": [
+            {"resourceName": "cpu", "restartPolicy": "NotRequired"},
+            {"resourceName": "memory", "restartPolicy": "NotRequired"},
+        ],
+        "securityContext": restricted_security_context(),
         // If the agent fails, the backend reports this message.
-        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-        volume_mounts: Some(mounts),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": mounts,
         // No liveness probe: an agent that is slow once would be restarted, which ends the user's
         // shells.
-        readiness_probe: Some(Probe {
-            http_get: Some(HTTPGetAction {
-                path: Some("/readyz".to_owned()),
-                port: IntOrString::Int(AGENT_PORT.into()),
-                scheme: Some("HTTPS".to_owned()),
-                ..HTTPGetAction::default()
-            }),
-            period_seconds: Some(10),
-            ..Probe::default()
-        }),
-        ..Container::default()
+        "readinessProbe": {
+            "httpGet": {"path": "/readyz", "port": AGENT_PORT, "scheme": "HTTPS"},
+            "periodSeconds": 10,
+        },
+    });
+    // Without a command, the image's own entrypoint starts the agent.
+    if !template.command.is_empty() {
+        container["command"] = [&[agent, "--".to_owned()][..], &template.command].concat().into();
     }
-}
-
-fn container_port(port: &Port) -> ContainerPort {
-    ContainerPort {
-        name: Some(port.name.clone()),
-        container_port: port.port.into(),
-        ..ContainerPort::default()
+    // Declared for `kubectl port-forward` and for display; NetworkPolicies control access.
+    if !start.ports.is_empty() {
+        let port = |port: &Port| json!({"name": port.name, "containerPort": port.port});
+        container["ports"] = start.ports.iter().map(port).collect();
     }
-}
-
-/// Builds a variable whose value the node reads from a secret. If the secret is missing, the pod
-/// does not start, and the backend reports that.
-fn secret_variable((name, SecretKey { name: secret, key }): &(String, SecretKey)) -> EnvVar {
-    let selector = SecretKeySelector { name: secret.clone(), key: key.clone(), optional: None };
-    EnvVar {
-        name: name.clone(),
-        value: None,
-        value_from: Some(EnvVarSource { secret_key_ref: Some(selector), ..EnvVarSource::default() }),
-    }
+    container
 }
 
 /// Builds the init container that copies the agent into the shared volume.
-fn agent_init_container(start: &PodStart, defaults: &PodDefaults) -> Container {
+fn agent_init_container(start: &PodStart, defaults: &PodDefaults) -> Value {
     // Never more CPU than the workspace has, because the scheduler reserves the larger of the two
     // requests for the pod's lifetime.
     let cpu = cores(&start.resources.cpu).map_or(INJECT_CPU_MILLIS, |own| own.min(INJECT_CPU_MILLIS));
     let resources = ResourcesSpec { cpu: format!("{cpu}m"), memory: INJECT_MEMORY.to_owned() };
-    Container {
-        name: AGENT_INIT_CONTAINER.to_owned(),
-        image: Some(defaults.agent_image.clone()),
-        args: Some(vec!["install".to_owned(), INJECTED_AGENT_DIR.to_owned()]),
-        resources: Some(resource_requirements(&resources)),
-        security_context: Some(restricted_security_context()),
-        volume_mounts: Some(vec![mount("agent", INJECTED_AGENT_DIR)]),
-        ..Container::default()
-    }
+    json!({
+        "name": AGENT_INIT_CONTAINER,
+        "image": defaults.agent_image,
+        "args": ["install", INJECTED_AGENT_DIR],
+        "resources": resource_requirements(&resources),
+        "securityContext": restricted_security_context(),
+        "volumeMounts": [{"name": "agent", "mountPath": INJECTED_AGENT_DIR}],
+    })
 }
 
-fn volumes(start: &PodStart, defaults: &PodDefaults) -> Vec<Volume> {
-    let named = |name: &str| Volume { name: name.to_owned(), ..Volume::default() };
-    let token = VolumeProjection {
-        service_account_token: Some(ServiceAccountTokenProjection {
-            audience: Some(AUDIENCE.to_owned()),
-            expiration_seconds: Some(TOKEN_SECONDS),
-            path: "token".to_owned(),
-        }),
-        ..VolumeProjection::default()
-    };
-    let empty = Some(EmptyDirVolumeSource::default());
+fn volumes(start: &PodStart, defaults: &PodDefaults) -> Vec<Value> {
+    let token = json!({"audience": AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": "token"});
     let mut volumes = vec![
-        Volume {
-            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                claim_name: start.volume_claim_name.clone(),
-                read_only: None,
-            }),
-            ..named(STORAGE_VOLUME)
-        },
-        Volume {
-            projected: Some(ProjectedVolumeSource {
-                sources: Some(vec![token]),
-                ..ProjectedVolumeSource::default()
-            }),
-            ..named("token")
-        },
-        Volume {
-            config_map: Some(ConfigMapVolumeSource {
-                name: defaults.control_ca.clone(),
-                ..ConfigMapVolumeSource::default()
-            }),
-            ..named("ca")
-        },
-        Volume { empty_dir: empty.clone(), ..named(SCRATCH_VOLUME) },
-        Volume { empty_dir: empty.clone(), ..named("name-service") },
+        json!({"name": STORAGE_VOLUME, "persistentVolumeClaim": {"claimName": start.volume_claim_name}}),
+        json!({"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}}),
+        json!({"name": "ca", "configMap": {"name": defaults.control_ca}}),
+        json!({"name": SCRATCH_VOLUME, "emptyDir": {}}),
+        json!({"name": "name-service", "emptyDir": {}}),
     ];
     if start.template.inject {
-        volumes.push(Volume { empty_dir: empty, ..named("agent") });
+        volumes.push(json!({"name": "agent", "emptyDir": {}}));
     }
     volumes
 }
@@ -329,21 +268,9 @@ pub(super) fn drop_devices(pod: &mut Pod) {
     }
 }
 
-/// Builds the security context that the Pod Security standard "restricted" requires.
-fn restricted_security_context() -> SecurityContext {
-    SecurityContext {
-        allow_privilege_escalation: Some(false),
-        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
-        ..SecurityContext::default()
-    }
-}
-
-fn mount(volume: &str, path: &str) -> VolumeMount {
-    VolumeMount { name: volume.to_owned(), mount_path: path.to_owned(), ..VolumeMount::default() }
-}
-
-fn with_sub_path(mount: VolumeMount, sub_path: &str) -> VolumeMount {
-    VolumeMount { sub_path: Some(sub_path.to_owned()), ..mount }
+/// Returns the security context that the Pod Security standard "restricted" requires.
+fn restricted_security_context() -> Value {
+    json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}})
 }
 
 /// Fills in the settings that the standard requires of each container.
@@ -436,8 +363,16 @@ fn forbid(is_violated: bool, path: String, problem: &str) -> Checked {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::PodSpec;
+
     use super::*;
-    use crate::kubernetes::objects::tests::{defaults, start};
+    use crate::kubernetes::{
+        SecretKey,
+        objects::{
+            overrides::check_fields_known,
+            tests::{defaults, start},
+        },
+    };
 
     fn spec(start: &PodStart) -> PodSpec {
         plain_pod(start, &defaults()).spec.unwrap()
@@ -450,6 +385,18 @@ mod tests {
         assert_ne!(name(&start), name(&next));
         assert_eq!(spec(&start).restart_policy.unwrap(), "Never");
         assert_eq!(plain_pod(&next, &defaults()).metadata.annotations.unwrap()[EPOCH_ANNOTATION], "4");
+    }
+
+    #[test]
+    fn manifest_has_only_fields_of_pods() {
+        let mut start = start();
+        (start.template.inject, start.template.command) = (true, vec!["python3".into()]);
+        start.template.node_selector = [("disk".to_owned(), "fast".to_owned())].into();
+        start.ports = vec![Port { name: "ide".into(), port: 8888 }];
+        let key = SecretKey { name: "database".into(), key: "password".into() };
+        start.secrets = vec![("PASSWORD".into(), key)];
+        let manifest = manifest(&start, &defaults());
+        assert_eq!(check_fields_known(&manifest, &json!(plain_pod(&start, &defaults())), ""), Ok(()));
     }
 
     #[test]
