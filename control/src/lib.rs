@@ -37,4 +37,4 @@ pub mod snapshot;
 pub mod store;
 pub mod template;
 pub mod terminal_features;
-mod watch_backoff;
+mod watches;

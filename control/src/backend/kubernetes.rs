@@ -22,7 +22,7 @@ use k8s_openapi::api::core::v1::{Event, Node, PersistentVolumeClaim, Pod};
 use kube::{
     Api, Client, Error, ResourceExt,
     api::{DeleteParams, ListParams, Preconditions},
-    runtime::{WatchStreamExt, watcher},
+    runtime::watcher,
 };
 use podling_core::{
     id::WorkspaceId,
@@ -44,17 +44,13 @@ use crate::{
     },
     leader_election::Leadership,
     template::TemplateLookup,
-    watch_backoff::WatchBackoff,
+    watches::{backoff, watch_all},
 };
 
 /// Capacity of the channel from starts and resizes to the driver. Senders wait when it is full.
 const OBSERVATIONS: usize = 256;
 /// Pause between two checks for problems of containers that have lasted.
 const PROBLEM_POLL_INTERVAL: Duration = Duration::from_secs(5);
-/// Bounds of the pause between attempts, which doubles each time. The pause is shortened by a
-/// random part of at most a half, so that clients do not all retry at the same time.
-const MIN_BACKOFF: Duration = Duration::from_millis(250);
-const MAX_BACKOFF: Duration = Duration::from_secs(4);
 
 /// Runs workspaces as pods of one namespace.
 #[derive(Debug)]
@@ -111,8 +107,7 @@ impl Backend for KubernetesBackend {
         let reported = self.observations.lock().unwrap_or_else(PoisonError::into_inner).take();
         let reported =
             reported.map(ReceiverStream::new).map_or_else(|| stream::empty().boxed(), StreamExt::boxed);
-        let events =
-            watcher(self.cluster.pods.clone(), all_workspace_pods()).backoff(WatchBackoff::default());
+        let events = watch_all(self.cluster.pods.clone(), all_workspace_pods());
         let ticks = stream::unfold((), |()| async {
             sleep(PROBLEM_POLL_INTERVAL).await;
             Some((None, ()))
@@ -133,7 +128,7 @@ impl Backend for KubernetesBackend {
 }
 
 /// One API handle for each kind of object. Cheap to clone.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct ClusterClient {
     namespace: String,
     pods: Api<Pod>,
@@ -184,12 +179,6 @@ impl ClusterClient {
     fn ensure_leader(&self, operation: &str) -> Result<(), BackendError> {
         let superseded = || BackendError::new(operation, "this control plane is not the leader any more");
         self.leadership.is_leader().then_some(()).ok_or_else(superseded)
-    }
-}
-
-impl std::fmt::Debug for ClusterClient {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ClusterClient").field("namespace", &self.namespace).finish_non_exhaustive()
     }
 }
 
@@ -281,7 +270,7 @@ async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
     may: impl Fn() -> bool,
     call: impl Fn() -> F,
 ) -> Result<T, BackendError> {
-    let mut pause = MIN_BACKOFF;
+    let mut pauses = backoff();
     loop {
         // A process that lost the leadership waits here until it regains it or ends.
         if may() {
@@ -297,8 +286,7 @@ async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
                 return Err(backend_error(operation, &error));
             }
         }
-        sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-        pause = (pause * 2).min(MAX_BACKOFF);
+        sleep(pauses.next().unwrap_or_default()).await;
     }
 }
 

@@ -5,7 +5,7 @@
 //! Independent of what the objects are for. The shared Secret has a module of its own, because its
 //! content is not known before it is read.
 
-use std::{fmt::Debug, pin::pin, time::Duration};
+use std::{fmt::Debug, time::Duration};
 
 use futures_util::StreamExt;
 use k8s_openapi::api::{core::v1::ConfigMap, policy::v1::PodDisruptionBudget};
@@ -13,7 +13,6 @@ use kube::{
     Api, Client, Error, Resource,
     api::{Patch, PatchParams},
     core::NamespaceResourceScope,
-    runtime::{WatchStreamExt, watcher::watch_object},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -22,7 +21,7 @@ use tokio::time::sleep;
 use crate::{
     kubernetes::{MANAGER, objects::control_plane_labels},
     leader_election::Leadership,
-    watch_backoff::WatchBackoff,
+    watches::{backoff, watch_one},
 };
 
 /// Name of the PodDisruptionBudget, and value of the label by which it selects the replicas.
@@ -88,7 +87,7 @@ where
     /// leader. Ends only if the watch ends.
     pub(super) async fn keep(&self, leadership: &Leadership) {
         let (kind, name) = (&*self.kind, &*self.name);
-        let mut versions = pin!(watch_object(self.api.clone(), name).backoff(WatchBackoff::default()));
+        let mut versions = watch_one(&self.api, name);
         while let Some(version) = versions.next().await {
             match version {
                 Ok(version) if self.is_complete(version.as_ref()) => continue,
@@ -101,7 +100,7 @@ where
                     continue;
                 }
             }
-            for pause in WatchBackoff::default() {
+            for pause in backoff() {
                 leadership.wait().await;
                 match self.apply().await {
                     Ok(()) => break,

@@ -7,7 +7,6 @@
 use std::{
     collections::BTreeMap,
     path::Path,
-    pin::pin,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -18,7 +17,6 @@ use kube::{
     Api, Client, Error, ResourceExt,
     api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams},
     core::DeserializeGuard,
-    runtime::{WatchStreamExt, watcher::watch_object},
 };
 use serde_json::json;
 use tokio::time::sleep;
@@ -35,7 +33,7 @@ use crate::{
     },
     kubernetes::{Workspace, WorkspaceArchive, has_status_code, objects::control_plane_labels},
     leader_election::Leadership,
-    watch_backoff::WatchBackoff,
+    watches::watch_one,
 };
 
 /// Name of the Secret.
@@ -72,7 +70,7 @@ impl SharedSecret {
 
     /// Remembers the content of the Secret while this replica stands by. Never returns.
     pub(super) async fn remember(&self) {
-        let mut versions = pin!(watch_object(self.secrets.clone(), NAME).backoff(WatchBackoff::default()));
+        let mut versions = watch_one(&self.secrets, NAME);
         while let Some(version) = versions.next().await {
             match version {
                 Ok(Some(secret)) => {
@@ -96,7 +94,7 @@ impl SharedSecret {
     /// Restores what is deleted or damaged in the Secret while this replica is the leader. Never
     /// returns.
     pub(super) async fn restore_when_damaged(&self, leadership: &Leadership) {
-        let mut versions = pin!(watch_object(self.secrets.clone(), NAME).backoff(WatchBackoff::default()));
+        let mut versions = watch_one(&self.secrets, NAME);
         while let Some(version) = versions.next().await {
             let mut secret = match version {
                 Ok(secret) => secret,
@@ -281,12 +279,6 @@ impl SharedSecret {
             Err(_) => true,
         };
         Ok(self.workspaces.list(&ListParams::default()).await?.iter().any(was_served))
-    }
-}
-
-impl std::fmt::Debug for SharedSecret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SharedSecret").field("namespace", &self.namespace).finish_non_exhaustive()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Follows the `WorkspaceTemplate` resources of a namespace, and reports in their status whether they
 //! are valid. All components that need templates share the follower's one watch.
 
-use std::{collections::BTreeMap, future, pin::pin, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use k8s_openapi::{
@@ -12,10 +12,7 @@ use kube::{
     Api, Client, ResourceExt,
     api::{ListParams, Patch, PatchParams},
     core::DeserializeGuard,
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, Event, watcher},
-    },
+    runtime::watcher::{self, Event},
 };
 use podling_core::policy::Policy;
 use serde_json::json;
@@ -29,7 +26,7 @@ use crate::{
     },
     leader_election::Leadership,
     quantity::bytes,
-    watch_backoff::WatchBackoff,
+    watches::watch_all,
 };
 
 /// Pause before statuses are written again that could not be written.
@@ -52,6 +49,7 @@ struct KnownResources {
     specs: TemplateSpecs,
 }
 
+#[derive(Debug)]
 pub struct TemplateFollower {
     resources: TemplateApi,
     statuses: Api<WorkspaceTemplate>,
@@ -98,9 +96,7 @@ impl TemplateFollower {
         let mut listed = KnownResources::default();
         // Resources whose status may have to be written, by name.
         let mut unwritten = BTreeMap::new();
-        let mut events = pin!(
-            watcher(self.resources.clone(), watcher::Config::default()).backoff(WatchBackoff::default())
-        );
+        let mut events = watch_all(self.resources.clone(), watcher::Config::default());
         loop {
             let has_unwritten = !unwritten.is_empty();
             let retry =
@@ -194,12 +190,6 @@ impl TemplateFollower {
                 false
             }
         }
-    }
-}
-
-impl std::fmt::Debug for TemplateFollower {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TemplateFollower").field("default", &self.default).finish_non_exhaustive()
     }
 }
 

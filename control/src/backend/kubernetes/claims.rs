@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -16,10 +15,7 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::{
     ResourceExt,
     api::{Patch, PatchParams, PostParams},
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, Event, watch_object, watcher},
-    },
+    runtime::watcher::{self, Event},
 };
 use podling_core::id::WorkspaceId;
 use serde_json::{Value, json};
@@ -44,7 +40,7 @@ use crate::{
     },
     quantity::bytes,
     snapshot::SnapshotReceiver,
-    watch_backoff::WatchBackoff,
+    watches::{watch_all, watch_one},
 };
 
 /// Time to wait until a deleted claim no longer exists. A pod that uses the claim, or another
@@ -192,7 +188,7 @@ impl ClusterClient {
     async fn wait_claim_deleted(&self, claim: &PersistentVolumeClaim) -> Result<(), String> {
         let name = claim.name_any();
         let gone = async {
-            let mut updates = pin!(watch_object(self.claims.clone(), &name).backoff(WatchBackoff::default()));
+            let mut updates = watch_one(&self.claims, &name);
             while let Some(now) = updates.next().await {
                 if now.is_ok_and(|now| now.is_none_or(|now| now.uid() != claim.uid())) {
                     break;
@@ -244,8 +240,7 @@ impl VolumeClaimWatcher {
     /// Runs until the driver has ended.
     pub async fn run(mut self, snapshots: SnapshotReceiver) {
         // All claims of the namespace, because the label of a workspace's claim may be removed.
-        let events = watcher(self.cluster.claims.clone(), watcher::Config::default());
-        let mut events = pin!(events.backoff(WatchBackoff::default()));
+        let mut events = watch_all(self.cluster.claims.clone(), watcher::Config::default());
         let mut checks = interval_at(Instant::now() + STALLED_AFTER, STALLED_AFTER);
         while snapshots.has_changed().is_ok() {
             tokio::select! {

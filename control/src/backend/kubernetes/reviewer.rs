@@ -21,6 +21,7 @@ use crate::{
 const MAX_CONCURRENT_REVIEWS: usize = 16;
 
 /// Authenticates the agents of one namespace by their pods' tokens.
+#[derive(Debug)]
 pub struct KubernetesReviewer {
     reviews: Api<TokenReview>,
     pods: Api<Pod>,
@@ -88,12 +89,6 @@ impl AgentReviewer for KubernetesReviewer {
 
     fn instance(&self, proof: InstanceId, _process: ReportedProcess) -> InstanceId {
         proof
-    }
-}
-
-impl std::fmt::Debug for KubernetesReviewer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KubernetesReviewer").field("account", &self.account).finish_non_exhaustive()
     }
 }
 

@@ -2,17 +2,14 @@
 //! and annotates pods in use so that autoscalers do not evict them. The annotations do not protect
 //! pods from preemption, drains and node failures.
 
-use std::{collections::BTreeMap, pin::pin, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     ResourceExt,
     api::{Patch, PatchParams},
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, Event, watch_object, watcher},
-    },
+    runtime::watcher::{self, Event},
 };
 use podling_core::{
     id::WorkspaceId,
@@ -37,7 +34,7 @@ use crate::{
         objects::{CONTAINER, pod_name, resource_requirements},
     },
     snapshot::{SnapshotReceiver, WorkspaceView},
-    watch_backoff::WatchBackoff,
+    watches::{watch_all, watch_one},
 };
 
 /// Time that the pods have to end: their grace period of 60 s, and 30 s for the node to clean up.
@@ -102,8 +99,7 @@ impl ClusterClient {
         wanted: Resources,
         reporter: WaitReporter<'_>,
     ) -> Result<(), BackendError> {
-        let mut updates =
-            pin!(watch_object(self.pods.clone(), &pod.name_any()).backoff(WatchBackoff::default()));
+        let mut updates = watch_one(&self.pods, &pod.name_any());
         let mut last_report = None;
         while let Some(now) = updates.next().await {
             let now = match now {
@@ -144,7 +140,7 @@ impl ClusterClient {
         let operation = format!("stop the pods of {workspace}");
         let deadline = Instant::now() + STOP_TIMEOUT;
         let config = watcher::Config::default().labels(&workspace_selector(workspace));
-        let mut events = pin!(watcher(self.pods.clone(), config).backoff(WatchBackoff::default()));
+        let mut events = watch_all(self.pods.clone(), config);
         let mut remaining: BTreeMap<String, Pod> = BTreeMap::new();
         let mut last_error = None;
         loop {

@@ -3,7 +3,7 @@
 //! The status of a pod that stays in `ContainerCreating` does not say why. The Warning Events of
 //! the pod and of its claim do.
 
-use std::{future::pending, pin::pin, time::Duration};
+use std::{future::pending, time::Duration};
 
 use futures_util::StreamExt;
 use k8s_openapi::{
@@ -14,7 +14,6 @@ use k8s_openapi::{
 use kube::{
     Resource, ResourceExt,
     api::{ListParams, PostParams},
-    runtime::{WatchStreamExt, watcher::watch_object},
 };
 use podling_core::reason::{Wait, WaitReason};
 use tokio::{
@@ -35,7 +34,7 @@ use crate::{
         objects::{PodStart, pod},
         resource_names,
     },
-    watch_backoff::WatchBackoff,
+    watches::watch_one,
 };
 
 /// Interval at which a missing template is read again, even if the watch reports nothing.
@@ -168,8 +167,7 @@ impl ClusterClient {
         reporter: WaitReporter<'_>,
     ) -> Result<Instance, BackendError> {
         let (uid, mut latest, mut stalled) = (created.uid(), created, false);
-        let mut updates =
-            pin!(watch_object(self.pods.clone(), &latest.name_any()).backoff(WatchBackoff::default()));
+        let mut updates = watch_one(&self.pods, &latest.name_any());
         let mut checks = interval_at(Instant::now() + STALLED_AFTER, STALLED_AFTER);
         loop {
             let update = tokio::select! {

@@ -1,18 +1,12 @@
 //! Watches workspaces and templates, and reports edits of them to the driver.
 
-use std::{
-    pin::pin,
-    sync::{Arc, PoisonError},
-};
+use std::sync::{Arc, PoisonError};
 
 use futures_util::StreamExt;
 use kube::{
     ResourceExt,
     core::DeserializeGuard,
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, Event, watcher},
-    },
+    runtime::watcher::{self, Event},
 };
 use podling_core::id::WorkspaceId;
 
@@ -24,7 +18,7 @@ use crate::{
     driver::{DriverError, DriverHandle},
     kubernetes::{ClaimReceiver, Workspace, id_of},
     template::TemplateSpecs,
-    watch_backoff::WatchBackoff,
+    watches::watch_all,
 };
 
 /// Why a resource is not served.
@@ -58,9 +52,7 @@ impl KubernetesStore {
         driver: &DriverHandle,
         mut claims: ClaimReceiver,
     ) -> Result<(), DriverError> {
-        let mut workspaces = pin!(
-            watcher(self.all_workspaces.clone(), watcher::Config::default()).backoff(WatchBackoff::default())
-        );
+        let mut workspaces = watch_all(self.all_workspaces.clone(), watcher::Config::default());
         let mut templates = self.templates.subscribe();
         // The workspaces may have been loaded with templates that have changed since.
         templates.mark_changed();
