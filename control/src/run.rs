@@ -15,9 +15,9 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, routing::get};
+use axum::Router;
 use futures_util::future::BoxFuture;
-use http::StatusCode;
+use http::Uri;
 use podling_core::id::WorkspaceId;
 use podling_proto::{
     DESCRIPTOR_SET,
@@ -53,7 +53,7 @@ use crate::{
     leader_election::Leadership,
     metrics::ControlMetrics,
     open_files::OpenFiles,
-    server::{PublicRouter, ServerListener, ShutdownSignals, TcpAcceptor, cors},
+    server::{BoundListener, PublicRouter, ServerListener, ShutdownSignals, TcpAcceptor, cors, probe},
     snapshot::SnapshotReceiver,
     store::Store,
     template::TemplateSource,
@@ -82,19 +82,14 @@ struct Platform<B, R> {
     templates: TemplateSource,
     /// The public listener if it is bound already, as in a standby replica.
     public: Option<Arc<TcpAcceptor>>,
-    agent_endpoint: AgentEndpoint,
+    /// The listener that agents connect to.
+    agents: BoundListener,
     /// Watches the cluster, publishes statuses and renews the Lease. `None` on one machine.
     follower: Option<ClusterFollower>,
 }
 
 type ClusterFollower =
     Box<dyn FnOnce(DriverHandle) -> BoxFuture<'static, Result<&'static str, ControlPlaneError>> + Send>;
-
-/// The address that agents connect to.
-enum AgentEndpoint {
-    Socket(PathBuf),
-    Tcp(Arc<TcpAcceptor>),
-}
 
 /// Passed to the caller of [`run`] once every listener is ready.
 #[derive(Debug, Clone)]
@@ -178,7 +173,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
         reviewer,
         templates,
         public,
-        agent_endpoint,
+        agents: bound_agents,
         follower,
         leadership,
     } = platform;
@@ -232,7 +227,12 @@ async fn serve<B: Backend, R: AgentReviewer>(
 
     let public = listen(public, &config, &shutdown_signals, &metrics).await?;
     let url = public.url().unwrap_or_default();
-    let internal = listen_for_agents(agent_endpoint, &identity, &shutdown_signals, &metrics)?;
+    let internal = ServerListener::agents(
+        bound_agents,
+        identity.agents_tls(),
+        shutdown_signals.clone(),
+        metrics.agent_connections.clone(),
+    );
 
     let mut parts = ComponentTasks::new();
     let sleeping_driver = config.sleep_idle_on_shutdown.then(|| handle.clone());
@@ -326,22 +326,6 @@ async fn listen(
     Ok(ServerListener::public(listener, tls, shutdown_signals.clone(), metrics.connections.clone()))
 }
 
-fn listen_for_agents(
-    at: AgentEndpoint,
-    identity: &ControlIdentity,
-    shutdown_signals: &ShutdownSignals,
-    metrics: &ControlMetrics,
-) -> Result<ServerListener, ControlPlaneError> {
-    let (tls, open) = (identity.agents_tls(), metrics.agent_connections.clone());
-    match at {
-        AgentEndpoint::Socket(path) => ServerListener::unix(&path, tls, shutdown_signals.clone(), open)
-            .map_err(|source| ControlPlaneError::ListenAgents { path, source }),
-        AgentEndpoint::Tcp(listener) => {
-            Ok(ServerListener::agents(listener, tls, shutdown_signals.clone(), open))
-        }
-    }
-}
-
 /// Forwards wake requests of held calls to the driver.
 async fn forward_wake_requests(
     driver: DriverHandle,
@@ -423,17 +407,11 @@ impl HealthListener {
 
     /// Answers probes until `run` has ended.
     async fn serve_while<T>(self, run: impl Future<Output = T>) -> T {
-        let stopping = self.stopping;
-        let readiness = move || {
-            let stopping = stopping.is_cancelled();
-            async move {
-                match stopping {
-                    false => (StatusCode::OK, "ready\n"),
-                    true => (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
-                }
-            }
+        let answer = move |uri: Uri| {
+            let response = probe(uri.path(), &self.stopping);
+            async { response }
         };
-        let router = Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(readiness));
+        let router = Router::new().fallback(answer);
         let serving = async {
             self.listener.serve(router).await;
             std::future::pending().await

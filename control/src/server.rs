@@ -36,10 +36,11 @@ use tokio::{
     time::sleep,
 };
 use tokio_rustls::TlsAcceptor;
-use tokio_util::task::TaskTracker;
+use tokio_util::{either::Either, task::TaskTracker};
 use tower::Service;
 
 use self::connections::ServerConnections;
+pub(crate) use self::router::probe;
 pub use self::{
     connections::{AuthenticatedGuard, ConnectionState, ShutdownSignals},
     router::{PublicRouter, cors},
@@ -89,14 +90,18 @@ pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct ServerListener {
     bound: BoundListener,
+    /// `None` for plain text.
+    tls: Option<Arc<ServerConfig>>,
     connections: ServerConnections,
     stopping: ShutdownSignals,
 }
 
+/// The socket of a listener.
 #[derive(Debug)]
-enum BoundListener {
-    Tcp(Arc<TcpAcceptor>, Option<Arc<ServerConfig>>),
-    Unix(UnixListener, Arc<ServerConfig>),
+pub enum BoundListener {
+    Tcp(Arc<TcpAcceptor>),
+    /// For agents on this machine.
+    Unix(UnixListener),
 }
 
 impl ServerListener {
@@ -107,50 +112,35 @@ impl ServerListener {
         stopping: ShutdownSignals,
         open: Gauge,
     ) -> Self {
-        let bound = BoundListener::Tcp(listener, tls);
-        Self { bound, connections: ServerConnections::new(PUBLIC, stopping.clone(), open), stopping }
+        let connections = ServerConnections::new(PUBLIC, stopping.clone(), open);
+        Self { bound: BoundListener::Tcp(listener), tls, connections, stopping }
     }
 
-    /// Creates the listener for agents on other machines.
+    /// Creates the listener for agents.
     pub fn agents(
-        listener: Arc<TcpAcceptor>,
+        bound: BoundListener,
         tls: Arc<ServerConfig>,
         stopping: ShutdownSignals,
         open: Gauge,
     ) -> Self {
-        let bound = BoundListener::Tcp(listener, Some(tls));
-        Self { bound, connections: ServerConnections::new(AGENTS, stopping.clone(), open), stopping }
-    }
-
-    /// Binds the listener for agents on this machine to the unix socket `path`.
-    pub fn unix(
-        path: &Path,
-        tls: Arc<ServerConfig>,
-        stopping: ShutdownSignals,
-        open: Gauge,
-    ) -> io::Result<Self> {
-        let bound = BoundListener::Unix(bind_unix(path)?, tls);
-        Ok(Self { bound, connections: ServerConnections::new(AGENTS, stopping.clone(), open), stopping })
+        let connections = ServerConnections::new(AGENTS, stopping.clone(), open);
+        Self { bound, tls: Some(tls), connections, stopping }
     }
 
     /// Returns the URL for clients on this machine. Returns `None` for a unix socket.
     pub fn url(&self) -> Option<String> {
-        match &self.bound {
-            BoundListener::Tcp(listener, tls) => {
-                let scheme = if tls.is_some() { "https" } else { "http" };
-                let mut address = listener.local_addr().ok()?;
-                // A client cannot connect to the unspecified address. A listener there also accepts
-                // connections to the loopback address.
-                if address.ip().is_unspecified() {
-                    address.set_ip(match address {
-                        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-                        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-                    });
-                }
-                Some(format!("{scheme}://{address}"))
-            }
-            BoundListener::Unix(..) => None,
+        let BoundListener::Tcp(listener) = &self.bound else { return None };
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let mut address = listener.local_addr().ok()?;
+        // A client cannot connect to the unspecified address. A listener there also accepts
+        // connections to the loopback address.
+        if address.ip().is_unspecified() {
+            address.set_ip(match address {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
         }
+        Some(format!("{scheme}://{address}"))
     }
 
     /// Serves connections until `draining` is cancelled, then drains them.
@@ -165,22 +155,19 @@ impl ServerListener {
     {
         let accept = || async {
             let permit = self.connections.acquire_permit().await;
-            match &self.bound {
-                BoundListener::Tcp(listener, tls) => {
+            let io = match &self.bound {
+                BoundListener::Tcp(listener) => {
                     let tcp = listener.accept().await?;
                     // Nagle's algorithm would delay keystrokes. An error means that the client has
                     // gone.
                     let _gone = tcp.set_nodelay(true);
-                    match tls.clone().map(TlsAcceptor::from) {
-                        Some(tls) => self.connections.serve(permit, tls.accept(tcp), service.clone()),
-                        None => self.connections.serve(permit, async { Ok(tcp) }, service.clone()),
-                    }
+                    Either::Left(tcp)
                 }
-                BoundListener::Unix(listener, tls) => {
-                    let (unix, _) = listener.accept().await?;
-                    let tls = TlsAcceptor::from(tls.clone());
-                    self.connections.serve(permit, tls.accept(unix), service.clone());
-                }
+                BoundListener::Unix(listener) => Either::Right(listener.accept().await?.0),
+            };
+            match self.tls.clone().map(TlsAcceptor::from) {
+                Some(tls) => self.connections.serve(permit, tls.accept(io), service.clone()),
+                None => self.connections.serve(permit, async { Ok(io) }, service.clone()),
             }
             Ok::<_, io::Error>(())
         };
@@ -286,7 +273,7 @@ impl TcpAcceptor {
 
 /// Listens at `path` with mode 0600. Replaces an existing socket. The caller must ensure that no
 /// process listens on it.
-pub(crate) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     let (_folder, short) = short_unix_path(path)?;
     match std::fs::remove_file(&short) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),

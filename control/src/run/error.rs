@@ -97,6 +97,15 @@ pub(super) fn secret_key(file: &str) -> &str {
     file.rsplit('/').next().unwrap_or(file)
 }
 
+impl ControlPlaneError {
+    /// Returns a function that converts the failure of a request to the cluster. `operation`
+    /// completes "cannot …" in the message.
+    pub(super) fn cluster(operation: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
+        let operation = operation.into();
+        |source| Self::Cluster { operation, source: Box::new(source) }
+    }
+}
+
 /// Errors that prevent a start of the control plane, or that have stopped it.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlPlaneError {

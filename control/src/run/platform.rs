@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    AgentEndpoint, ControlPlaneError, Platform, owned_objects::OwnedObject, secrets::SharedSecret,
+    ControlPlaneError, Platform, owned_objects::OwnedObject, secrets::SharedSecret,
     standby::forward_until_elected,
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
     kubernetes::objects::PodDefaults,
     leader_election::{Leader, Leadership, LeaseCandidate},
     open_files::OpenFiles,
-    server::TcpAcceptor,
+    server::{BoundListener, TcpAcceptor, bind_unix},
     store::{KubernetesStore, RedbStore},
     template::{TemplateFollower, TemplateSource, Templates},
 };
@@ -70,6 +70,8 @@ pub(super) fn local(
         control_ca: identity.ca_file().to_owned(),
         agent_files: files,
     })?;
+    let path = control_socket(&config.data);
+    let agents = bind_unix(&path).map_err(|source| ControlPlaneError::ListenAgents { path, source })?;
     Ok(Platform {
         identity,
         backend,
@@ -78,7 +80,7 @@ pub(super) fn local(
         reviewer: Box::new(LocalReviewer::new),
         templates,
         public: None,
-        agent_endpoint: AgentEndpoint::Socket(control_socket(&config.data)),
+        agents: BoundListener::Unix(agents),
         follower: None,
     })
 }
@@ -89,11 +91,7 @@ pub(crate) async fn kubernetes(
     config: &ControlConfig,
     kubernetes: &KubernetesConfig,
 ) -> Result<(Platform<KubernetesBackend, KubernetesReviewer>, Arc<Leader>), ControlPlaneError> {
-    let failed = |source| ControlPlaneError::Cluster {
-        operation: "connect to the cluster".into(),
-        source: Box::new(source),
-    };
-    let client = Client::try_default().await.map_err(failed)?;
+    let client = Client::try_default().await.map_err(ControlPlaneError::cluster("connect to the cluster"))?;
     let namespace = kubernetes.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
     let (public, agents) = (bind(config.listen).await?, bind(kubernetes.agents_listen).await?);
     let secret = Arc::new(SharedSecret::new(&client, &namespace));
@@ -150,10 +148,8 @@ async fn as_leader(
         source,
     })?;
     let ca = OwnedObject::ca(&client, namespace, CONTROL_CA, &ca);
-    ca.apply().await.map_err(|source| ControlPlaneError::Cluster {
-        operation: format!("write the ConfigMap {CONTROL_CA} in namespace {namespace}"),
-        source: Box::new(source),
-    })?;
+    let writing = format!("write the ConfigMap {CONTROL_CA} in namespace {namespace}");
+    ca.apply().await.map_err(ControlPlaneError::cluster(writing))?;
     let budget = OwnedObject::disruption_budget(&client, namespace);
     let defaults = PodDefaults {
         agent_image: kubernetes.agent_image.clone(),
@@ -163,10 +159,7 @@ async fn as_leader(
     };
     let opened =
         TemplateFollower::open(&client, namespace, &config.default_template, leader.leadership()).await;
-    let (follower, templates) = opened.map_err(|source| ControlPlaneError::Cluster {
-        operation: "read the WorkspaceTemplates".into(),
-        source: Box::new(source),
-    })?;
+    let (follower, templates) = opened.map_err(ControlPlaneError::cluster("read the WorkspaceTemplates"))?;
     let lookup = follower.lookup();
     let store = KubernetesStore::new(client.clone(), namespace, leader.leadership(), lookup.clone());
     let store = Arc::new(store);
@@ -184,7 +177,7 @@ async fn as_leader(
         reviewer: Box::new(|_| Ok(reviewer)),
         templates: TemplateSource::Resources(templates),
         public: Some(public),
-        agent_endpoint: AgentEndpoint::Tcp(agents),
+        agents: BoundListener::Tcp(agents),
         follower: Some(Box::new(move |driver| {
             Box::pin(async move {
                 tokio::select! {

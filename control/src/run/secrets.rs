@@ -139,10 +139,8 @@ impl SharedSecret {
         data: &Path,
         create_missing: bool,
     ) -> Result<ControlIdentity, ControlPlaneError> {
-        let failed = |source| ControlPlaneError::Cluster {
-            operation: format!("read or write the Secret {NAME} in namespace {}", self.namespace),
-            source: Box::new(source),
-        };
+        let operation = format!("read or write the Secret {NAME} in namespace {}", self.namespace);
+        let failed = |source| ControlPlaneError::cluster(operation.as_str())(source);
         let lost = |loss| LostSecret { namespace: self.namespace.clone(), loss };
         let mut attempts = 0;
         loop {

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::State, middleware::map_response_with_state};
+use axum::{Router, body::Body, extract::State, middleware::map_response_with_state, response::IntoResponse};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{
@@ -145,11 +145,7 @@ impl RouterState {
         }
         let path = request.uri().path();
         match path {
-            HEALTHZ => return text(StatusCode::OK, "ok\n".to_owned()),
-            READYZ if self.draining.is_cancelled() => {
-                return text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n".to_owned());
-            }
-            READYZ => return text(StatusCode::OK, "ready\n".to_owned()),
+            HEALTHZ | READYZ => return probe(path, &self.draining),
             HEALTH_CHECK => return self.own(request).await,
             _ => {}
         }
@@ -181,7 +177,7 @@ impl RouterState {
             return rejected(error);
         }
         if path == METRICS {
-            return text(StatusCode::OK, self.metrics.text());
+            return self.metrics.text().into_response();
         }
         if protocol == WireProtocol::Http {
             let error = WireError::new(Reason::UnknownMethod, format!("nothing is served at {path}"));
@@ -209,12 +205,16 @@ async fn count(State(metrics): State<Arc<ControlMetrics>>, response: Response<Bo
     Response::from_parts(parts, Body::new(body))
 }
 
-fn text(status: StatusCode, body: String) -> Response<Body> {
-    let mut response = Response::new(Body::from(body));
-    *response.status_mut() = status;
-    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, plain);
-    response
+/// Answers a probe for liveness or readiness. The server is ready until `draining` is cancelled.
+pub(crate) fn probe(path: &str, draining: &CancellationToken) -> Response<Body> {
+    match path {
+        HEALTHZ => "ok\n".into_response(),
+        READYZ if draining.is_cancelled() => {
+            (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response()
+        }
+        READYZ => "ready\n".into_response(),
+        _ => StatusCode::NOT_FOUND.into_response(),
+    }
 }
 
 /// Returns the principal of the request's bearer token.

@@ -7,7 +7,7 @@ use podling_control::{
     agents::AgentsService,
     driver::MAX_AGENT_SESSIONS,
     identity::{ControlIdentity, MissingSecrets, PublicTokenKey},
-    server::{ServerListener, ShutdownSignals},
+    server::{BoundListener, ServerListener, ShutdownSignals, bind_unix},
 };
 use podling_core::{
     id::WorkspaceId,
@@ -79,8 +79,8 @@ impl AgentsEndpoint {
         );
         let front = Routes::new(service.into_server()).into_axum_router();
         let socket = dir.path().join("control.sock");
-        let listener =
-            ServerListener::unix(&socket, identity.agents_tls(), stopping.clone(), open.clone()).unwrap();
+        let bound = BoundListener::Unix(bind_unix(&socket).unwrap());
+        let listener = ServerListener::agents(bound, identity.agents_tls(), stopping.clone(), open.clone());
         let mut serving = JoinSet::new();
         serving.spawn(listener.serve(front));
         let mut roots = RootCertStore::empty();
