@@ -48,7 +48,7 @@ use super::{
 };
 use crate::{
     open_files::OpenFiles,
-    snapshot::{Fingerprint, SnapshotReceiver},
+    snapshot::{AgentAddress, Fingerprint, SnapshotReceiver},
 };
 
 /// Capacity of the channel to the driver. Tasks that report the end of an agent wait while it is
@@ -214,7 +214,7 @@ impl LocalRuntime {
                     let paths = self.layout.workspace(&id);
                     let detail =
                         format!("{} while no control plane was running", launch::describe_end(None, &paths));
-                    let instance = self.instance(id, &record.instance_of(&self.host), &paths);
+                    let instance = self.instance(id, record.epoch, record.pid, record.start_ticks);
                     observations.push(Observation::Ended { instance, detail });
                 }
             }
@@ -227,8 +227,8 @@ impl LocalRuntime {
     /// Spawns the task that waits for the end of the agent and reports it to the driver.
     fn watch(&self, workspace: WorkspaceId, agent: RunningAgent) -> Instance {
         let paths = self.layout.workspace(&workspace);
-        let identity = (agent.epoch, self.host.instance_id(agent.process.pid, agent.process.start_ticks));
-        let mut instance = self.instance(workspace, &identity, &paths);
+        let mut instance =
+            self.instance(workspace, agent.epoch, agent.process.pid, agent.process.start_ticks);
         instance.boot_id = agent.boot_id;
         let (ended, observation_tx, shutdown) =
             (instance.clone(), self.observation_tx.clone(), self.shutdown.clone());
@@ -240,18 +240,13 @@ impl LocalRuntime {
         instance
     }
 
-    fn instance(
-        &self,
-        workspace: WorkspaceId,
-        (epoch, id): &(u64, InstanceId),
-        paths: &WorkspacePaths,
-    ) -> Instance {
+    fn instance(&self, workspace: WorkspaceId, epoch: Epoch, pid: u32, start_ticks: u64) -> Instance {
         Instance {
-            workspace,
-            epoch: *epoch,
-            id: id.clone(),
+            epoch,
+            id: self.host.instance_id(pid, start_ticks),
             boot_id: None,
-            address: crate::agent_address::AgentAddress::Unix(paths.socket.clone()),
+            address: AgentAddress::Unix(self.layout.workspace(&workspace).socket),
+            workspace,
             resources: None,
             image: None,
         }

@@ -72,7 +72,7 @@ impl ControlCertificate {
     pub(super) fn open(directory: &Path, now: SystemTime) -> Result<Self, CertificateError> {
         let ca_file = directory.join("ca.pem");
         let (authority, ca_pem) = authority(directory, &ca_file, now)?;
-        if !is_signed_by(&ca_pem, &authority, now)? {
+        if !is_pair(ca_pem.as_bytes(), authority.key().serialize_pem().as_bytes()) {
             return Err(CertificateError::Mismatch { authority: ca_file, key: directory.join("ca.key") });
         }
         let (certificate, key) = (directory.join("tls.pem"), directory.join("tls.key"));
@@ -135,15 +135,8 @@ pub(super) fn is_key(pem: &[u8]) -> bool {
     PrivateKeyDer::from_pem_slice(pem).is_ok_and(|key| ring::sign::any_supported_type(&key).is_ok())
 }
 
-/// Returns whether `ca_pem` is the certificate of the authority's key, at any time.
-pub(super) fn is_authority(ca_pem: &[u8], key: &[u8]) -> bool {
-    let now = SystemTime::now();
-    let (Some(pair), Ok(ca_pem)) = (authority_key(key), std::str::from_utf8(ca_pem)) else { return false };
-    is_signed_by(ca_pem, &Issuer::new(authority_params(now), pair), now).unwrap_or(false)
-}
-
-/// Returns whether TLS can use the certificate with this key.
-pub(super) fn is_server_pair(certificate: &[u8], key: &[u8]) -> bool {
+/// Returns whether the certificate is that of the key, at any time.
+pub(super) fn is_pair(certificate: &[u8], key: &[u8]) -> bool {
     let parse = || {
         let certificate = CertificateDer::from_pem_slice(certificate).ok()?;
         let key = PrivateKeyDer::from_pem_slice(key).ok()?;
@@ -176,19 +169,6 @@ fn common_name(name: &str) -> DistinguishedName {
     let mut names = DistinguishedName::new();
     names.push(DnType::CommonName, name);
     names
-}
-
-/// Returns whether agents that trust `ca_pem` accept certificates of this authority.
-fn is_signed_by(
-    ca_pem: &str,
-    authority: &Issuer<'_, KeyPair>,
-    now: SystemTime,
-) -> Result<bool, CertificateError> {
-    let pair = KeyPair::generate().map_err(CertificateError::Make)?;
-    let issued = certificate_params(now)
-        .and_then(|params| params.signed_by(&pair, authority))
-        .map_err(CertificateError::Make)?;
-    Ok(is_verified(ca_pem, issued.der(), now).is_some())
 }
 
 /// Returns whether an agent would accept the certificate at time `at`. Verifies the certificate as

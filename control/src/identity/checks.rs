@@ -6,7 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{CA_KEY, ROOT_TOKEN, RootToken, SigningKeys, TOKEN_KEYS, certificate, secret_file};
+use super::{
+    CA_KEY, ROOT_TOKEN, RootToken, SigningKeys, TOKEN_KEYS,
+    certificate::{self, is_pair},
+    secret_file,
+};
 
 /// Files of the identity, as paths in the data directory.
 pub(crate) const FILES: [&str; 6] =
@@ -36,21 +40,21 @@ pub(crate) fn unusable(files: &IdentityFiles) -> BTreeMap<&'static str, &'static
     check("control/tls.pem", certificate, &certificate::is_certificate);
     check("control/tls.key", key, &certificate::is_key);
 
-    let usable = |name: &str| files.get(name).filter(|_| !found.contains_key(name));
-    let is_mismatch =
-        |certificate, key, matches: fn(&[u8], &[u8]) -> bool| match (usable(certificate), usable(key)) {
-            (Some(certificate), Some(key)) => !matches(certificate, key),
-            _ => false,
-        };
-    let authority = is_mismatch(CA_CERTIFICATE, CA_KEY, certificate::is_authority);
-    let server = is_mismatch("control/tls.pem", "control/tls.key", certificate::is_server_pair);
-    if authority {
-        found.insert(CA_CERTIFICATE, "is not the certificate of ca.key");
-        found.insert(CA_KEY, "is not the key of ca.pem");
-    }
-    if server {
-        found.insert("control/tls.pem", "is not the certificate of tls.key");
-        found.insert("control/tls.key", "is not the key of tls.pem");
+    for (certificate, of_key, key, of_certificate) in [
+        (CA_CERTIFICATE, "is not the certificate of ca.key", CA_KEY, "is not the key of ca.pem"),
+        (
+            "control/tls.pem",
+            "is not the certificate of tls.key",
+            "control/tls.key",
+            "is not the key of tls.pem",
+        ),
+    ] {
+        let usable = |name: &str| files.get(name).filter(|_| !found.contains_key(name));
+        if let (Some(pem), Some(key_pem)) = (usable(certificate), usable(key))
+            && !is_pair(pem, key_pem)
+        {
+            found.extend([(certificate, of_key), (key, of_certificate)]);
+        }
     }
     found
 }

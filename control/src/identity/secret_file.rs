@@ -1,13 +1,13 @@
 //! Secret files. They are written atomically, and only the user of this process may access them.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
-use podling_proto::token;
+use tempfile::NamedTempFile;
 
 /// Bytes that are read of a secret file. Keys and tokens are far smaller, so a file that is cut off
 /// here is not one of them.
@@ -69,27 +69,19 @@ pub fn create_private_dir(path: &Path) -> Result<(), SecretFileError> {
 /// new one, also after a crash.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
     let io = |source| SecretFileError::Io { operation: "write", path: path.to_owned(), source };
-    let temporary = path.with_file_name(format!(".{}.tmp", token::random(9)));
-    replace(path, &temporary, content, true).map_err(io)
+    replace(path, content, true).map_err(io)
 }
 
-/// Replaces a file atomically by way of `temporary`, with mode 0600. With `durable`, the content is
-/// synced to disk.
-pub(crate) fn replace(path: &Path, temporary: &Path, content: &[u8], durable: bool) -> io::Result<()> {
-    match fs::remove_file(temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+/// Replaces a file atomically, with mode 0600. With `durable`, the content is synced to disk.
+pub(crate) fn replace(path: &Path, content: &[u8], durable: bool) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = NamedTempFile::new_in(directory)?;
+    file.write_all(content)?;
+    if durable {
+        file.as_file().sync_all()?;
     }
-    let replaced = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
-        file.write_all(content)?;
-        if durable {
-            file.sync_all()?;
-        }
-        fs::rename(temporary, path)?;
-        if durable { File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all() } else { Ok(()) }
-    })();
-    replaced.inspect_err(|_| drop(fs::remove_file(temporary)))
+    file.persist(path)?;
+    if durable { File::open(directory)?.sync_all() } else { Ok(()) }
 }
 
 /// Removes a secret file, if it exists.

@@ -2,6 +2,7 @@
 //! process has ended, and describes how it ended.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs, io,
     os::fd::AsFd,
     path::Path,
@@ -93,18 +94,12 @@ pub(super) fn ensure(
     command
         .args(arguments)
         .arg("--own-session")
-        .arg("--listen")
-        .arg(unix_address(&paths.socket))
-        .arg("--control")
-        .arg(unix_address(&layout.control_socket))
-        .arg("--control-ca")
-        .arg(&config.control_ca)
-        .arg("--credential-file")
-        .arg(&paths.credential)
-        .arg("--root")
-        .arg(&paths.home)
-        .arg("--state")
-        .arg(&paths.state)
+        .args([OsStr::new("--listen"), &unix_address(&paths.socket)])
+        .args([OsStr::new("--control"), &unix_address(&layout.control_socket)])
+        .args([OsStr::new("--control-ca"), config.control_ca.as_os_str()])
+        .args([OsStr::new("--credential-file"), paths.credential.as_os_str()])
+        .args([OsStr::new("--root"), paths.home.as_os_str()])
+        .args([OsStr::new("--state"), paths.state.as_os_str()])
         .env_clear()
         .envs(INHERITED_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
         .env(WORKSPACE_VARIABLE, plan.workspace.as_str())
@@ -157,8 +152,8 @@ impl Drop for KillOnDrop {
     }
 }
 
-fn unix_address(path: &Path) -> std::ffi::OsString {
-    let mut address = std::ffi::OsString::from("unix:");
+fn unix_address(path: &Path) -> OsString {
+    let mut address = OsString::from("unix:");
     address.push(path);
     address
 }

@@ -215,13 +215,6 @@ pub(super) fn find(paths: &WorkspacePaths, host: &HostBoot) -> io::Result<Option
     Ok(Some(Ok(RunningAgent { epoch: record.epoch, process, boot_id: own.map(|own| own.boot_id) })))
 }
 
-impl AgentRecord {
-    /// Returns the epoch and the instance id of the recorded agent.
-    pub(crate) fn instance_of(&self, host: &HostBoot) -> (Epoch, InstanceId) {
-        (self.epoch, host.instance_id(self.pid, self.start_ticks))
-    }
-}
-
 /// Reads a record; `None` if the file is missing or malformed. After an error the record may exist.
 pub(crate) fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> io::Result<Option<T>> {
     // Opening a pipe without a writer, or reading a device, could block for ever.
@@ -246,7 +239,7 @@ pub(crate) fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> io::Result<Option
 /// Replaces a file. The content is not synced to disk: it describes a process, which does not
 /// outlive a crash of the machine either.
 pub(super) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    secret_file::replace(path, &path.with_extension("new"), content, false)
+    secret_file::replace(path, content, false)
 }
 
 #[cfg(test)]
