@@ -38,12 +38,10 @@ pub struct Template {
     pub storage_bytes: Option<u64>,
 }
 
-/// The templates of a control plane, valid or not.
+/// The templates of a control plane by name, valid or not.
 #[derive(Debug, Clone)]
 pub struct Templates {
-    valid: BTreeMap<String, Arc<Template>>,
-    /// Templates that cannot be used. Their names are not in `valid`.
-    invalid: BTreeMap<String, InvalidTemplate>,
+    known: BTreeMap<String, Result<Arc<Template>, InvalidTemplate>>,
     default: String,
 }
 
@@ -81,38 +79,24 @@ impl Templates {
     /// replaces an earlier one of the same name, even if it is not valid. A missing directory is
     /// not an error.
     pub fn load(directories: &[PathBuf], default: &str) -> Result<Self, TemplateError> {
-        let mut templates = Self::new(all(), BTreeMap::new(), default);
+        let mut known = built_in();
         for directory in directories {
             for file in toml_files(directory)? {
                 let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                match load_file(&name, &file) {
-                    Ok(template) => {
-                        templates.invalid.remove(&name);
-                        templates.valid.insert(name, Arc::new(template));
-                    }
-                    Err(invalid) => {
-                        templates.valid.remove(&name);
-                        templates.invalid.insert(name, invalid);
-                    }
-                }
+                let loaded = load_file(&name, &file).map(Arc::new);
+                known.insert(name, loaded);
             }
         }
-        Ok(templates)
-    }
-
-    pub fn new(
-        valid: BTreeMap<String, Arc<Template>>,
-        invalid: BTreeMap<String, InvalidTemplate>,
-        default: &str,
-    ) -> Self {
-        Self { valid, invalid, default: default.to_owned() }
+        Ok(Self { known, default: default.to_owned() })
     }
 
     /// Logs each template that is not valid. Fails if the default template does not exist. A
     /// default template that is not valid is only logged, because a user can correct its file.
     pub fn check(&self) -> Result<(), TemplateError> {
-        for (template, invalid) in &self.invalid {
-            tracing::error!(template, problem = %invalid, "template is not valid");
+        for (template, known) in &self.known {
+            if let Err(invalid) = known {
+                tracing::error!(template, problem = %invalid, "template is not valid");
+            }
         }
         match self.get("") {
             Err(TemplateError::NotFound { name, known }) => Err(TemplateError::NoDefault { name, known }),
@@ -124,25 +108,24 @@ impl Templates {
     /// template.
     pub fn get(&self, name: &str) -> Result<(&str, &Arc<Template>), TemplateError> {
         let name = if name.is_empty() { &self.default } else { name };
-        if let Some((name, template)) = self.valid.get_key_value(name) {
-            return Ok((name, template));
+        match self.known.get_key_value(name) {
+            Some((name, Ok(template))) => Ok((name, template)),
+            Some((name, Err(invalid))) => {
+                Err(TemplateError::Invalid { name: name.clone(), invalid: invalid.clone() })
+            }
+            None => Err(TemplateError::NotFound { name: name.to_owned(), known: self.names() }),
         }
-        let name = name.to_owned();
-        Err(match self.invalid.get(&name) {
-            Some(invalid) => TemplateError::Invalid { name, invalid: invalid.clone() },
-            None => TemplateError::NotFound { name, known: self.known() },
-        })
     }
 
     /// Returns the names of all templates for display. Those that are not valid come last.
-    fn known(&self) -> String {
-        let list = |names: &mut dyn Iterator<Item = &String>| {
-            names.map(String::as_str).collect::<Vec<_>>().join(", ")
+    fn names(&self) -> String {
+        let names = |is_valid: bool| {
+            let named = self.known.iter().filter(|(_, known)| known.is_ok() == is_valid);
+            named.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
         };
-        let valid = list(&mut self.valid.keys());
-        match self.invalid.is_empty() {
-            true => valid,
-            false => format!("{valid}; not valid: {}", list(&mut self.invalid.keys())),
+        match (names(true), names(false)) {
+            (valid, invalid) if invalid.is_empty() => valid,
+            (valid, invalid) => format!("{valid}; not valid: {invalid}"),
         }
     }
 }
@@ -239,16 +222,16 @@ impl TemplateSource {
 }
 
 /// Returns the templates `shell` and `python`.
-fn all() -> BTreeMap<String, Arc<Template>> {
+fn built_in() -> BTreeMap<String, Result<Arc<Template>, InvalidTemplate>> {
     let template = |description: &str, env: &[(&str, String)]| {
-        Arc::new(Template {
+        Ok(Arc::new(Template {
             description: description.to_owned(),
             command: Vec::new(),
             env: env.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
             policy: Policy::default(),
             resources: Resources::default(),
             storage_bytes: None,
-        })
+        }))
     };
     // A terminal without a command opens $SHELL, which is the Python interpreter in this template.
     // If Python is not installed, the terminal opens the user's ordinary shell.
@@ -292,7 +275,7 @@ mod tests {
             &[("ide.toml", b"command = [\"code-server\"]\n"), ("shell.toml", b"description = \"ours\"\n")],
             "ide",
         );
-        assert_eq!(templates.known(), "ide, python, shell");
+        assert_eq!(templates.names(), "ide, python, shell");
         let (name, ide) = templates.get("").expect("default");
         assert_eq!((name, ide.command.as_slice()), ("ide", &["code-server".to_owned()][..]));
         assert_eq!(templates.get("shell").expect("shell").1.description, "ours");

@@ -40,13 +40,15 @@ pub type TemplateSpecs = BTreeMap<String, WorkspaceTemplateSpec>;
 // An older CRD may have accepted an invalid resource, which must not hide the others.
 type TemplateApi = Api<DeserializeGuard<WorkspaceTemplate>>;
 
-/// The last usable content of each resource, and the problems of those that were never usable.
-#[derive(Debug, Clone, Default)]
-struct KnownResources {
-    valid: BTreeMap<String, Arc<Template>>,
-    invalid: BTreeMap<String, InvalidTemplate>,
-    /// The last spec of each resource that could be parsed.
-    specs: TemplateSpecs,
+/// The templates of the resources by name.
+type KnownTemplates = BTreeMap<String, KnownTemplate>;
+
+/// The last usable content of a resource, or the problem of one that was never usable.
+#[derive(Debug, Clone)]
+struct KnownTemplate {
+    /// The last spec that could be parsed.
+    spec: Option<WorkspaceTemplateSpec>,
+    template: Result<Arc<Template>, InvalidTemplate>,
 }
 
 #[derive(Debug)]
@@ -54,7 +56,7 @@ pub struct TemplateFollower {
     resources: TemplateApi,
     statuses: Api<WorkspaceTemplate>,
     default: String,
-    known: KnownResources,
+    known: KnownTemplates,
     templates: watch::Sender<Arc<Templates>>,
     specs: watch::Sender<Arc<TemplateSpecs>>,
     leadership: Arc<Leadership>,
@@ -79,10 +81,12 @@ impl TemplateFollower {
         let resources: TemplateApi = Api::namespaced(client.clone(), namespace);
         let statuses = Api::namespaced(client.clone(), namespace);
         let listed = resources.list(&ListParams::default()).await?;
-        let mut known = KnownResources::default();
-        listed.into_iter().for_each(|found| drop(known.apply(found, None)));
-        let (templates, receiver) = watch::channel(Arc::new(known.templates(default)));
-        let (default, specs) = (default.to_owned(), watch::Sender::new(Arc::new(known.specs.clone())));
+        let mut known = KnownTemplates::new();
+        for resource in listed {
+            known.insert(resource.name_any(), KnownTemplate::of(&resource, None));
+        }
+        let (templates, receiver) = watch::channel(Arc::new(usable(&known, default)));
+        let (default, specs) = (default.to_owned(), watch::Sender::new(Arc::new(specs(&known))));
         Ok((Self { resources, statuses, default, known, templates, specs, leadership }, receiver))
     }
 
@@ -93,7 +97,7 @@ impl TemplateFollower {
 
     /// Follows changes of the templates. Never returns.
     pub async fn run(mut self) {
-        let mut listed = KnownResources::default();
+        let mut listed = KnownTemplates::new();
         // Resources whose status may have to be written, by name.
         let mut unwritten = BTreeMap::new();
         let mut events = watch_all(self.resources.clone(), watcher::Config::default());
@@ -121,46 +125,47 @@ impl TemplateFollower {
     fn apply_event(
         &mut self,
         event: Result<Event<DeserializeGuard<WorkspaceTemplate>>, watcher::Error>,
-        listed: &mut KnownResources,
+        listed: &mut KnownTemplates,
         unwritten: &mut BTreeMap<String, WorkspaceTemplate>,
     ) {
         match event {
-            Ok(Event::Init) => *listed = KnownResources::default(),
-            Ok(Event::InitApply(resource)) => {
-                let (name, before) =
-                    (resource.name_any(), self.known.valid.get(&resource.name_any()).cloned());
-                let applied = listed.apply(resource, before);
-                if applied.is_none() {
-                    let spec = self.known.specs.get(&name).cloned();
-                    listed.specs.extend(spec.map(|spec| (name.clone(), spec)));
-                }
-                unwritten.extend(applied.map(|resource| (name, resource)));
-            }
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(resource)) => listed.extend([self.apply(resource, unwritten)]),
             // Templates that are not listed yet stay known until the list is complete.
             Ok(Event::InitDone) => {
                 self.known = std::mem::take(listed);
-                unwritten.retain(|name, _| self.known.specs.contains_key(name));
+                unwritten.retain(|name, _| self.known.contains_key(name));
             }
             Ok(Event::Apply(resource)) => {
-                let (name, before) =
-                    (resource.name_any(), self.known.valid.get(&resource.name_any()).cloned());
-                unwritten.extend(self.known.apply(resource, before).map(|resource| (name, resource)));
+                let applied = self.apply(resource, unwritten);
+                self.known.extend([applied]);
             }
             Ok(Event::Delete(resource)) => {
                 let name = resource.name_any();
-                self.known.valid.remove(&name);
-                self.known.invalid.remove(&name);
-                self.known.specs.remove(&name);
+                self.known.remove(&name);
                 unwritten.remove(&name);
             }
             Err(error) => {
                 tracing::warn!(%error, "failed to watch templates; using the last known ones and retrying")
             }
         }
-        self.templates.send_replace(Arc::new(self.known.templates(&self.default)));
-        if **self.specs.borrow() != self.known.specs {
-            self.specs.send_replace(Arc::new(self.known.specs.clone()));
+        self.templates.send_replace(Arc::new(usable(&self.known, &self.default)));
+        let specs = specs(&self.known);
+        if **self.specs.borrow() != specs {
+            self.specs.send_replace(Arc::new(specs));
         }
+    }
+
+    /// Returns what is known of a resource. Adds the resource to `unwritten` if it can be parsed.
+    fn apply(
+        &self,
+        resource: DeserializeGuard<WorkspaceTemplate>,
+        unwritten: &mut BTreeMap<String, WorkspaceTemplate>,
+    ) -> (String, KnownTemplate) {
+        let name = resource.name_any();
+        let known = KnownTemplate::of(&resource, self.known.get(&name));
+        unwritten.extend(resource.0.ok().map(|resource| (name.clone(), resource)));
+        (name, known)
     }
 
     /// Writes the status of a template if it differs. Returns false if the write has to be retried.
@@ -215,42 +220,38 @@ impl TemplateLookup {
     }
 }
 
-impl KnownResources {
-    /// Records a resource, and returns it if it can be parsed. If it cannot, `before` stays, which is
-    /// its previous content. A resource whose overrides are not valid is not used.
-    fn apply(
-        &mut self,
-        resource: DeserializeGuard<WorkspaceTemplate>,
-        before: Option<Arc<Template>>,
-    ) -> Option<WorkspaceTemplate> {
-        let name = resource.name_any();
-        if let Ok(resource) = &resource.0 {
-            self.specs.insert(name.clone(), resource.spec.clone());
-        }
-        let (valid, problem, resource) = match resource.0 {
-            Ok(resource) => match problem(&resource) {
-                None => (Some(Arc::new(from_spec(&resource.spec))), None, Some(resource)),
-                Some(problem) => (None, Some(problem.to_string()), Some(resource)),
-            },
-            Err(invalid) => {
-                tracing::error!(name, problem = invalid.error, "ignoring invalid template");
-                let problem = format!("the WorkspaceTemplate {name} cannot be read: {}", invalid.error);
-                (before, Some(problem), None)
+impl KnownTemplate {
+    /// Reads a resource. If it cannot be parsed, `before` stays, which is its previous content. A
+    /// resource whose overrides are not valid is not used.
+    fn of(resource: &DeserializeGuard<WorkspaceTemplate>, before: Option<&Self>) -> Self {
+        let invalid = |problem| Err(InvalidTemplate { file: None, line: None, problem });
+        match &resource.0 {
+            Ok(resource) => {
+                let usable = || Ok(Arc::new(from_spec(&resource.spec)));
+                let template = problem(resource).map_or_else(usable, |problem| invalid(problem.to_string()));
+                Self { spec: Some(resource.spec.clone()), template }
             }
-        };
-        self.valid.remove(&name);
-        self.invalid.remove(&name);
-        if let Some(template) = valid {
-            self.valid.insert(name, template);
-        } else if let Some(problem) = problem {
-            self.invalid.insert(name, InvalidTemplate { file: None, line: None, problem });
+            Err(error) => {
+                let (name, error) = (resource.name_any(), &error.error);
+                tracing::error!(name, problem = error, "ignoring invalid template");
+                let unreadable = || invalid(format!("the WorkspaceTemplate {name} cannot be read: {error}"));
+                let template = before.and_then(|before| before.template.clone().ok());
+                Self {
+                    spec: before.and_then(|before| before.spec.clone()),
+                    template: template.map_or_else(unreadable, Ok),
+                }
+            }
         }
-        resource
     }
+}
 
-    fn templates(&self, default: &str) -> Templates {
-        Templates::new(self.valid.clone(), self.invalid.clone(), default)
-    }
+fn usable(known: &KnownTemplates, default: &str) -> Templates {
+    let known = known.iter().map(|(name, known)| (name.clone(), known.template.clone()));
+    Templates { known: known.collect(), default: default.to_owned() }
+}
+
+fn specs(known: &KnownTemplates) -> TemplateSpecs {
+    known.iter().filter_map(|(name, known)| Some((name.clone(), known.spec.clone()?))).collect()
 }
 
 fn problem(resource: &WorkspaceTemplate) -> Option<UnusableTemplate> {
@@ -340,7 +341,7 @@ mod tests {
             }))
             .unwrap()
         };
-        let (mut listed, mut unwritten) = (KnownResources::default(), BTreeMap::new());
+        let (mut listed, mut unwritten) = (KnownTemplates::new(), BTreeMap::new());
         let mut apply = |event| {
             follower.apply_event(Ok(event), &mut listed, &mut unwritten);
             let (templates, specs) = (templates.borrow(), follower.specs.borrow());
@@ -366,18 +367,27 @@ mod tests {
             }))
             .unwrap()
         };
-        let mut known = KnownResources::default();
-        let refused = |known: &KnownResources| match known.templates("gpu").get("gpu") {
-            Ok(_) => String::new(),
-            Err(error) => error.to_string(),
+        let refused = |known: &KnownTemplate| {
+            let known = [("gpu".to_owned(), known.clone())].into();
+            usable(&known, "gpu").get("gpu").err().map(|error| error.to_string())
         };
-        assert!(known.apply(resource(json!({})), None).is_some());
-        assert_eq!(refused(&known), "");
-        let before = known.valid.get("gpu").cloned();
-        assert!(known.apply(resource(json!({"spec": {"hostPID": true}})), before).is_some());
-        let error = refused(&known);
+        let valid = KnownTemplate::of(&resource(json!({})), None);
+        assert_eq!(refused(&valid), None);
+        let broken = KnownTemplate::of(&resource(json!({"spec": {"hostPID": true}})), Some(&valid));
+        let error = refused(&broken).unwrap();
         assert!(error.starts_with("template gpu is not valid: podOverrides.spec.hostPID: "), "{error}");
-        known.apply(resource(json!({"spec": {"hostPID": false}})), None);
-        assert_eq!(refused(&known), "");
+        let mended = KnownTemplate::of(&resource(json!({"spec": {"hostPID": false}})), Some(&broken));
+        assert_eq!(refused(&mended), None);
+        let unreadable: DeserializeGuard<WorkspaceTemplate> = serde_json::from_value(json!({
+            "apiVersion": "podling.dev/v1alpha1", "kind": "WorkspaceTemplate",
+            "metadata": {"name": "gpu"}, "spec": {"image": 7},
+        }))
+        .unwrap();
+        assert_eq!(
+            refused(&KnownTemplate::of(&unreadable, Some(&mended))),
+            None,
+            "the content before is used"
+        );
+        assert!(refused(&KnownTemplate::of(&unreadable, None)).unwrap().contains("cannot be read"));
     }
 }
