@@ -12,6 +12,7 @@ mod running;
 mod start;
 
 use std::{
+    fmt::Display,
     future::Future,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -166,11 +167,10 @@ impl ClusterClient {
     /// not the leader.
     async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
         &self,
-        operation: &str,
-        reporter: WaitReporter<'_>,
+        operation: PodOperation<'_>,
         call: impl Fn() -> F,
     ) -> Result<T, BackendError> {
-        retry_transient(operation, reporter, || self.leadership.is_leader(), call).await
+        operation.retry_transient(|| self.leadership.is_leader(), call).await
     }
 
     /// Fails if this process is not the leader. Called before each write outside of
@@ -241,15 +241,21 @@ fn quota_exceeded(error: &Error) -> Option<String> {
     }
 }
 
-/// Reports to the driver what a start or a resize waits for.
+/// A start or a resize in progress. Reports to the driver what the operation waits for.
 #[derive(Debug, Clone, Copy)]
-struct WaitReporter<'a> {
+struct PodOperation<'a> {
+    /// Infinitive with its object, for errors: "start the pod of abcdefgh2345".
+    name: &'a str,
     to: &'a mpsc::Sender<Observation>,
     workspace: &'a WorkspaceId,
     epoch: Epoch,
 }
 
-impl WaitReporter<'_> {
+impl PodOperation<'_> {
+    fn failed(self, problem: impl Display) -> BackendError {
+        BackendError::new(self.name, problem)
+    }
+
     async fn report(&self, reason: WaitReason, detail: String) {
         self.set(Some(Wait { reason, detail })).await;
     }
@@ -260,44 +266,43 @@ impl WaitReporter<'_> {
         // Sending fails only after the driver has ended.
         let _gone = self.to.send(Observation::Waits { workspace, epoch, waits }).await;
     }
-}
 
-/// Retries `call` until it succeeds or fails permanently, and reports what each retry waits for.
-/// Makes no call while `may` returns false.
-async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
-    operation: &str,
-    reporter: WaitReporter<'_>,
-    may: impl Fn() -> bool,
-    call: impl Fn() -> F,
-) -> Result<T, BackendError> {
-    let mut pauses = backoff();
-    loop {
-        // A process that lost the leadership waits here until it regains it or ends.
-        if may() {
-            let error = match call().await {
-                Ok(done) => return Ok(done),
-                Err(error) => error,
-            };
-            if let Some(why) = quota_exceeded(&error) {
-                reporter.report(WaitReason::QuotaExceeded, why).await;
-            } else if is_transient(&error) {
-                reporter.report(WaitReason::ApiServerUnavailable, error_text(&error)).await;
-            } else {
-                return Err(backend_error(operation, &error));
+    /// Retries `call` until it succeeds or fails permanently, and reports what each retry waits for.
+    /// Makes no call while `may` returns false.
+    async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
+        self,
+        may: impl Fn() -> bool,
+        call: impl Fn() -> F,
+    ) -> Result<T, BackendError> {
+        let mut pauses = backoff();
+        loop {
+            // A process that lost the leadership waits here until it regains it or ends.
+            if may() {
+                let error = match call().await {
+                    Ok(done) => return Ok(done),
+                    Err(error) => error,
+                };
+                if let Some(why) = quota_exceeded(&error) {
+                    self.report(WaitReason::QuotaExceeded, why).await;
+                } else if is_transient(&error) {
+                    self.report(WaitReason::ApiServerUnavailable, error_text(&error)).await;
+                } else {
+                    return Err(backend_error(self.name, &error));
+                }
             }
+            sleep(pauses.next().unwrap_or_default()).await;
         }
-        sleep(pauses.next().unwrap_or_default()).await;
     }
-}
 
-/// Runs `work`. Drops it and fails if the operation is cancelled first.
-async fn unless_cancelled<T>(
-    operation: &str,
-    cancellation: &CancellationToken,
-    work: impl Future<Output = Result<T, BackendError>>,
-) -> Result<T, BackendError> {
-    let unwanted = || Err(BackendError::new(operation, "the operation was cancelled"));
-    cancellation.run_until_cancelled(work).await.unwrap_or_else(unwanted)
+    /// Runs `work`. Drops it and fails if the operation is cancelled first.
+    async fn unless_cancelled<T>(
+        self,
+        cancellation: &CancellationToken,
+        work: impl Future<Output = Result<T, BackendError>>,
+    ) -> Result<T, BackendError> {
+        let cancelled = || Err(self.failed("the operation was cancelled"));
+        cancellation.run_until_cancelled(work).await.unwrap_or_else(cancelled)
+    }
 }
 
 /// Converts an error of the API server.
@@ -341,10 +346,8 @@ mod tests {
                     used: pods=3, limited: pods=3";
         let (tries, workspace) = (Mutex::new(0), WorkspaceId::from_bits(7));
         let (to, mut heard) = mpsc::channel(8);
-        let reporter = WaitReporter { to: &to, workspace: &workspace, epoch: 1 };
-        let done = retry_transient(
-            "create it",
-            reporter,
+        let operation = PodOperation { name: "create it", to: &to, workspace: &workspace, epoch: 1 };
+        let done = operation.retry_transient(
             || true,
             || async {
                 let mut tries = tries.lock().unwrap();
@@ -372,14 +375,14 @@ mod tests {
     async fn calls_pause_without_leadership_and_do_not_fail() {
         let (tries, looks, workspace) = (Mutex::new(0), Mutex::new(0), WorkspaceId::from_bits(7));
         let (to, _heard) = mpsc::channel(8);
-        let reporter = WaitReporter { to: &to, workspace: &workspace, epoch: 1 };
+        let operation = PodOperation { name: "create it", to: &to, workspace: &workspace, epoch: 1 };
         let may = || {
             let mut looks = looks.lock().unwrap();
             *looks += 1;
             // Renewals of the lease fail for a while.
             !(2..=5).contains(&*looks)
         };
-        let done = retry_transient("create it", reporter, may, || async {
+        let done = operation.retry_transient(may, || async {
             let mut tries = tries.lock().unwrap();
             *tries += 1;
             if *tries == 1 { Err(api(503, "it is away")) } else { Ok(*tries) }
@@ -392,8 +395,8 @@ mod tests {
     async fn forbidden_call_is_not_retried() {
         let forbidden = || async { Err::<(), _>(api(403, "violates PodSecurity \"restricted\"")) };
         let (workspace, (to, _heard)) = (WorkspaceId::from_bits(7), mpsc::channel(8));
-        let reporter = WaitReporter { to: &to, workspace: &workspace, epoch: 1 };
-        let refused = retry_transient("create it", reporter, || true, forbidden).await;
+        let operation = PodOperation { name: "create it", to: &to, workspace: &workspace, epoch: 1 };
+        let refused = operation.retry_transient(|| true, forbidden).await;
         assert_eq!(refused.unwrap_err().to_string(), "cannot create it: violates PodSecurity \"restricted\"");
     }
 }

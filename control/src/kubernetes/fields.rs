@@ -246,16 +246,6 @@ pub enum AccessMode {
     ReadWriteOnce,
 }
 
-impl AccessMode {
-    /// Returns the access mode's name in Kubernetes.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::ReadWriteOncePod => "ReadWriteOncePod",
-            Self::ReadWriteOnce => "ReadWriteOnce",
-        }
-    }
-}
-
 /// The volume of a template's workspaces. It remains while the workspace is asleep.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

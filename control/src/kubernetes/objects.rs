@@ -8,11 +8,8 @@ mod validation;
 use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
-    api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, Pod, VolumeResourceRequirements},
-    apimachinery::pkg::{
-        api::resource::Quantity,
-        apis::meta::v1::{ObjectMeta, OwnerReference},
-    },
+    api::core::v1::{PersistentVolumeClaim, Pod},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::ResourceExt;
 use podling_core::{
@@ -20,14 +17,14 @@ use podling_core::{
     policy::Policy,
     workspace::Epoch,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use self::pod::plain_pod;
-pub use self::pod::{AGENT_INIT_CONTAINER, pod_name, resource_requirements};
+pub use self::pod::{AGENT_INIT_CONTAINER, pod_name, running_requirements};
 use super::{
     InvalidOverride, Port, ResourcesSpec, SecretKey, StorageSpec, UnusableTemplate, WorkspaceTemplateSpec,
-    syntax::is_dns_label,
+    syntax::is_dns_label, template::broken,
 };
 
 /// Label of every object, with the id of its workspace.
@@ -138,24 +135,16 @@ pub fn volume_claim_name(workspace: &WorkspaceId) -> String {
 /// Builds the claim of a workspace. It outlives the workspace's pods, and is deleted only after its
 /// data is archived or discarded.
 pub fn volume_claim(workspace: &WorkspaceId, name: &str, storage: &StorageSpec) -> PersistentVolumeClaim {
-    PersistentVolumeClaim {
-        metadata: ObjectMeta {
-            name: Some(name.to_owned()),
-            labels: Some(labels(workspace)),
-            finalizers: Some(vec![KEEP_DATA.to_owned()]),
-            ..ObjectMeta::default()
+    let claim = json!({
+        "metadata": {"name": name, "labels": labels(workspace), "finalizers": [KEEP_DATA]},
+        "spec": {
+            "accessModes": [storage.access_mode],
+            "resources": {"requests": {"storage": storage.size}},
+            "storageClassName": storage.class_name,
         },
-        spec: Some(PersistentVolumeClaimSpec {
-            access_modes: Some(vec![storage.access_mode.as_str().to_owned()]),
-            resources: Some(VolumeResourceRequirements {
-                requests: Some([("storage".to_owned(), Quantity(storage.size.clone()))].into()),
-                ..VolumeResourceRequirements::default()
-            }),
-            storage_class_name: storage.class_name.clone(),
-            ..PersistentVolumeClaimSpec::default()
-        }),
-        status: None,
-    }
+    });
+    // Contains only fields of claims; a test reads each.
+    serde_json::from_value(claim).expect("the manifest is a claim")
 }
 
 /// Returns the workspace that a claim belongs to, according to its label. A claim without a valid
@@ -252,10 +241,6 @@ fn elements(list: &Value) -> impl Iterator<Item = &Value> {
 
 fn name_of(element: &Value) -> &str {
     element["name"].as_str().unwrap_or_default()
-}
-
-fn broken(path: impl Into<String>, problem: impl Into<String>) -> InvalidOverride {
-    InvalidOverride { path: path.into(), problem: problem.into() }
 }
 
 /// Builds the pod of one start. Fails if the overrides of its template are not valid.
@@ -395,9 +380,11 @@ mod tests {
         let workspace = WorkspaceId::from_bits(7);
         let claim = volume_claim(&workspace, &volume_claim_name(&workspace), &StorageSpec::default());
         assert_eq!(claim.metadata.owner_references, None, "a cascading delete would delete the claim");
+        assert_eq!(claim.labels()[WORKSPACE_LABEL], workspace.as_str());
         assert_eq!(claim.metadata.finalizers.unwrap(), [KEEP_DATA]);
         let spec = claim.spec.unwrap();
         assert_eq!(spec.access_modes.unwrap(), ["ReadWriteOncePod"]);
         assert_eq!(spec.storage_class_name, None, "the cluster's default class");
+        assert_eq!(spec.resources.unwrap().requests.unwrap()["storage"].0, "10Gi");
     }
 }

@@ -1,12 +1,13 @@
 //! Strategic merge patches of pods, with the semantics of `kubectl patch --type strategic`.
 //!
 //! The rules of the lists follow the tags `patchStrategy` and `patchMergeKey` of Kubernetes 1.34.
-//! Lists without a rule are replaced. All directives are supported: `$patch`, `$retainKeys`,
+//! Lists without a rule are replaced. `k8s_openapi::DeepMerge` knows the same rules, but neither
+//! removes an element nor keeps an order. All directives are supported: `$patch`, `$retainKeys`,
 //! `$deleteFromPrimitiveList/LIST` and `$setElementOrder/LIST`. Does no I/O.
 
 use serde_json::{Map, Value};
 
-use super::InvalidOverride;
+use super::{InvalidOverride, template::broken};
 
 const PATCH: &str = "$patch";
 const RETAIN_KEYS: &str = "$retainKeys";
@@ -152,7 +153,7 @@ fn retain_keys(original: &mut Object, patch: &Object, path: &str) -> Result<(), 
         patch.iter().find(|(name, value)| !name.starts_with('$') && !value.is_null() && !is_retained(name));
     if let Some((name, _)) = omitted {
         let problem = format!("does not name {name}, which the patch contains");
-        return Err(InvalidOverride { path: field(path, RETAIN_KEYS), problem });
+        return Err(broken(field(path, RETAIN_KEYS), problem));
     }
     original.retain(|name, _| is_retained(name));
     Ok(())
@@ -177,8 +178,7 @@ fn merge_list(
     let mut replaces = false;
     let mut merges = Vec::new();
     for element in patch {
-        let problem =
-            || InvalidOverride { path: path.to_owned(), problem: format!("{element} is not an object") };
+        let problem = || broken(path, format!("{element} is not an object"));
         let element = element.as_object().ok_or_else(problem)?;
         match element.get(PATCH).map(Value::as_str) {
             None => merges.push(element),
@@ -252,26 +252,22 @@ fn merge_key(rule: Option<Rule>, path: &str) -> Result<Option<&'static str>, Inv
     match rule {
         Some(Rule::Keyed(key, _)) => Ok(Some(key)),
         Some(Rule::Set) => Ok(None),
-        _ => Err(InvalidOverride { path: path.to_owned(), problem: "the list has no order to set".into() }),
+        _ => Err(broken(path, "the list has no order to set")),
     }
 }
 
 fn key_value<'e>(element: &'e Object, key: &str, path: &str) -> Result<&'e Value, InvalidOverride> {
-    let missing = || InvalidOverride {
-        path: path.to_owned(),
-        problem: format!("an element lacks its merge key {key}"),
-    };
+    let missing = || broken(path, format!("an element lacks its merge key {key}"));
     element.get(key).ok_or_else(missing)
 }
 
 fn elements<'v>(value: &'v Value, path: &str) -> Result<&'v [Value], InvalidOverride> {
-    let problem = || InvalidOverride { path: path.to_owned(), problem: "must be a list".into() };
-    value.as_array().map(Vec::as_slice).ok_or_else(problem)
+    value.as_array().map(Vec::as_slice).ok_or_else(|| broken(path, "must be a list"))
 }
 
 fn unknown_directive(path: &str, directive: &Value) -> InvalidOverride {
     let problem = format!("unknown directive {directive}; directives are \"delete\" and \"replace\"");
-    InvalidOverride { path: field(path, PATCH), problem }
+    broken(field(path, PATCH), problem)
 }
 
 fn field(path: &str, name: &str) -> String {

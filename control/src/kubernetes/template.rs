@@ -136,6 +136,11 @@ pub struct InvalidOverride {
     pub problem: String,
 }
 
+/// Returns the error for the field at `path`.
+pub(super) fn broken(path: impl Into<String>, problem: impl Into<String>) -> InvalidOverride {
+    InvalidOverride { path: path.into(), problem: problem.into() }
+}
+
 /// Why no workspace can be started from a template.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnusableTemplate {

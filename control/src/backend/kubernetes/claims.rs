@@ -4,18 +4,17 @@
 //! A watch publishes the states of all claims. It also adds Podling's finalizer and label to a claim
 //! that lacks them: one that a user created to recover a volume, or from which they were removed.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::{
     ResourceExt,
     api::{Patch, PatchParams, PostParams},
-    runtime::watcher::{self, Event},
+    runtime::{
+        reflector,
+        watcher::{self, Event},
+    },
 };
 use podling_core::id::WorkspaceId;
 use serde_json::{Value, json};
@@ -25,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    ClusterClient, WaitReporter, backend_error, delete_by_uid, error_text, list_by_workspace, pods::short,
+    ClusterClient, PodOperation, backend_error, delete_by_uid, error_text, list_by_workspace, pods::short,
     start::STALLED_AFTER,
 };
 use crate::{
@@ -56,33 +55,34 @@ impl ClusterClient {
     /// not fail the start.
     pub(crate) async fn ensure_volume_claim(
         &self,
+        operation: PodOperation<'_>,
         plan: &StartPlan,
         storage: &StorageSpec,
-        reporter: WaitReporter<'_>,
     ) -> Result<String, BackendError> {
         let workspace = &plan.workspace;
-        let operation = format!("prepare the volume claim of {workspace}");
-        let claims = self.retry_transient(&operation, reporter, || self.claims_of(workspace)).await?;
+        let name = format!("prepare the volume claim of {workspace}");
+        let operation = PodOperation { name: &name, ..operation };
+        let claims = self.retry_transient(operation, || self.claims_of(workspace)).await?;
         let is_deleted = |claim: &PersistentVolumeClaim| claim.metadata.deletion_timestamp.is_some();
         if let Some(claim) = claims.into_iter().min_by_key(is_deleted) {
             if is_deleted(&claim) {
-                return Err(BackendError::new(operation, claim_deleted_error(&claim)));
+                return Err(operation.failed(claim_deleted_error(&claim)));
             }
             if let Err(error) = self.protect_claim(&claim, workspace).await {
                 let error = error_text(&error);
                 tracing::warn!(%workspace, error, "failed to add finalizer and label to the volume claim");
             }
-            if self.ensure_leader(&operation).is_ok() {
+            if self.leadership.is_leader() {
                 self.try_expand(&claim, storage).await;
             }
             return Ok(claim.name_any());
         }
         if plan.expects_files {
-            return Err(BackendError::new(operation, claim_missing_error(workspace.as_str())));
+            return Err(operation.failed(claim_missing_error(workspace.as_str())));
         }
         let name = volume_claim_name(workspace);
         let new = volume_claim(workspace, &name, storage);
-        let claim = self.retry_transient(&operation, reporter, || async {
+        let claim = self.retry_transient(operation, || async {
             match self.claims.create(&PostParams::default(), &new).await {
                 Err(error) if has_status_code(&error, 409) => self.claims.get(&name).await,
                 made => made,
@@ -92,7 +92,7 @@ impl ClusterClient {
             Some(owner) if owner != *workspace => {
                 let why =
                     format!("the label {WORKSPACE_LABEL} of the claim {name} names {owner}; correct it");
-                Err(BackendError::new(operation, why))
+                Err(operation.failed(why))
             }
             _ => Ok(name),
         }
@@ -210,10 +210,8 @@ impl ClusterClient {
 #[derive(Debug)]
 pub struct VolumeClaimWatcher {
     cluster: ClusterClient,
-    /// Claims by uid. A workspace has two while a deleted one is being replaced.
-    known: BTreeMap<String, PersistentVolumeClaim>,
-    /// Uids in the part of the present list that has arrived.
-    listed_uids: BTreeSet<String>,
+    /// All claims of the namespace, because the label of a workspace's claim may be removed.
+    claims: reflector::store::Writer<PersistentVolumeClaim>,
     initial_list_done: bool,
     /// Explanations of claims that stay unbound, by uid.
     details: BTreeMap<String, String>,
@@ -224,8 +222,7 @@ impl VolumeClaimWatcher {
     pub(super) fn new(cluster: ClusterClient) -> Self {
         Self {
             cluster,
-            known: BTreeMap::new(),
-            listed_uids: BTreeSet::new(),
+            claims: reflector::store::Writer::default(),
             initial_list_done: false,
             details: BTreeMap::new(),
             published: watch::Sender::new(Arc::default()),
@@ -239,7 +236,6 @@ impl VolumeClaimWatcher {
 
     /// Runs until the driver has ended.
     pub async fn run(mut self, snapshots: SnapshotReceiver) {
-        // All claims of the namespace, because the label of a workspace's claim may be removed.
         let mut events = watch_all(self.cluster.claims.clone(), watcher::Config::default());
         let mut checks = interval_at(Instant::now() + STALLED_AFTER, STALLED_AFTER);
         while snapshots.has_changed().is_ok() {
@@ -258,42 +254,28 @@ impl VolumeClaimWatcher {
     }
 
     async fn apply_event(&mut self, event: Event<PersistentVolumeClaim>, snapshots: &SnapshotReceiver) {
+        self.claims.apply_watcher_event(&event);
         match event {
-            Event::Init => self.listed_uids.clear(),
-            Event::InitApply(claim) | Event::Apply(claim) => {
-                let Some(uid) = claim.uid() else { return };
-                if workspace_of_claim(&claim).is_none() {
-                    self.known.remove(&uid);
-                    self.details.remove(&uid);
-                    return;
-                }
-                self.listed_uids.insert(uid.clone());
-                self.protect(&claim, snapshots).await;
-                self.known.insert(uid, claim);
-            }
-            Event::InitDone => {
-                // Claims that are not listed yet stay known until the list is complete.
-                self.known.retain(|uid, _| self.listed_uids.contains(uid));
-                self.details.retain(|uid, _| self.listed_uids.contains(uid));
-                self.initial_list_done = true;
-            }
-            Event::Delete(claim) => {
-                let uid = claim.uid().unwrap_or_default();
-                self.known.remove(&uid);
-                self.details.remove(&uid);
-            }
+            Event::InitApply(claim) | Event::Apply(claim) => self.protect(&claim, snapshots).await,
+            Event::InitDone => self.initial_list_done = true,
+            Event::Init | Event::Delete(_) => {}
         }
     }
 
     /// Reads why claims stay unbound, and protects claims that could not be protected before.
     async fn check(&mut self, snapshots: &SnapshotReceiver) {
-        for (uid, claim) in &self.known {
-            self.protect(claim, snapshots).await;
-            match self.cluster.unbound_warning(claim).await {
-                Some(detail) => self.details.insert(uid.clone(), detail),
-                None => self.details.remove(uid),
-            };
+        let mut details = BTreeMap::new();
+        for claim in self.workspace_claims() {
+            self.protect(&claim, snapshots).await;
+            let detail = self.cluster.unbound_warning(&claim).await;
+            details.extend(claim.uid().zip(detail));
         }
+        self.details = details;
+    }
+
+    /// Returns the claims that belong to workspaces.
+    fn workspace_claims(&self) -> Vec<Arc<PersistentVolumeClaim>> {
+        self.claims.as_reader().state_filter(|claim| workspace_of_claim(claim).is_some())
     }
 
     /// Adds finalizer and label to the claim of a known workspace. A failure is only logged, because
@@ -310,10 +292,10 @@ impl VolumeClaimWatcher {
 
     fn publish(&self) {
         let mut claims: BTreeMap<WorkspaceId, VolumeClaimState> = BTreeMap::new();
-        for (uid, claim) in &self.known {
-            let Some(id) = workspace_of_claim(claim) else { continue };
-            let mut state = VolumeClaimState::of(claim);
-            if let Some(detail) = self.details.get(uid) {
+        for claim in self.workspace_claims() {
+            let Some(id) = workspace_of_claim(&claim) else { continue };
+            let mut state = VolumeClaimState::of(&claim);
+            if let Some(detail) = claim.uid().and_then(|uid| self.details.get(&uid)) {
                 state.detail.clone_from(detail);
             }
             // A claim that replaces a deleted one is shown instead of it.
@@ -341,7 +323,7 @@ impl ClusterClient {
         workspace: &WorkspaceId,
     ) -> Result<(), kube::Error> {
         let Some(metadata) = protection(claim, workspace) else { return Ok(()) };
-        if self.ensure_leader("protect a volume claim").is_err() {
+        if !self.leadership.is_leader() {
             return Ok(());
         }
         let patch = Patch::Merge(json!({"metadata": metadata}));
@@ -388,7 +370,8 @@ mod tests {
     };
 
     fn claim(uid: &str, bits: u64) -> PersistentVolumeClaim {
-        let metadata = json!({"uid": uid, "labels": {WORKSPACE_LABEL: WorkspaceId::from_bits(bits)}});
+        let metadata =
+            json!({"name": uid, "uid": uid, "labels": {WORKSPACE_LABEL: WorkspaceId::from_bits(bits)}});
         serde_json::from_value(json!({"metadata": metadata, "status": {"phase": "Pending"}})).unwrap()
     }
 
@@ -427,7 +410,8 @@ mod tests {
         let unrelated = json!({"metadata": {"name": "data", "uid": "b"}});
         let unrelated = serde_json::from_value(unrelated).unwrap();
         watcher.apply_event(Event::Apply(unrelated), &snapshots).await;
-        assert_eq!(watcher.known.len(), 1, "other claims of the namespace are ignored");
+        watcher.publish();
+        assert_eq!(watcher.states().borrow().claims.len(), 1, "other claims of the namespace are ignored");
         bare.metadata.finalizers = Some(vec![KEEP_DATA.to_owned()]);
         assert!(protection(&bare, &id).is_some(), "the label is missing");
         bare.metadata.labels = Some([(WORKSPACE_LABEL.to_owned(), id.to_string())].into());
@@ -450,14 +434,14 @@ mod tests {
         });
         let cluster = for_tests(client).await;
         let (to, _observations) = mpsc::channel(8);
-        let reporter = WaitReporter { to: &to, workspace: &id, epoch: 2 };
+        let operation = PodOperation { name: "start it", to: &to, workspace: &id, epoch: 2 };
         let ensure = async |purpose, expects_files| {
             let (workspace, spec) = (id.clone(), Arc::new(samples::spec(1, "demo")));
             let (resources, cancellation) = (spec.resources, CancellationToken::new());
             let (epoch, secret) = (2, String::new());
             let plan =
                 StartPlan { workspace, epoch, purpose, expects_files, secret, spec, resources, cancellation };
-            cluster.ensure_volume_claim(&plan, &StorageSpec::default(), reporter).await
+            cluster.ensure_volume_claim(operation, &plan, &StorageSpec::default()).await
         };
         for purpose in [StartPurpose::Serve, StartPurpose::Archive] {
             let missing = ensure(purpose, true).await.unwrap_err().to_string();
@@ -539,6 +523,8 @@ mod tests {
             assert_eq!(shown(&watcher), (2, 2, 2), "the list is not complete");
         }
         watcher.apply_event(Event::InitDone, &snapshots).await;
+        assert_eq!(shown(&watcher).0, 1);
+        watcher.check(&snapshots).await;
         assert_eq!(shown(&watcher), (1, 1, 1), "the detail of a deleted claim is forgotten");
     }
 }

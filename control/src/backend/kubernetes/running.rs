@@ -23,15 +23,15 @@ use tokio::{
 };
 
 use super::{
-    ClusterClient, WaitReporter, backend_error, delete_by_uid, is_transient,
+    ClusterClient, PodOperation, backend_error, delete_by_uid, is_transient,
     pods::{self, epoch},
-    unless_cancelled, workspace_selector,
+    workspace_selector,
 };
 use crate::{
     backend::{BackendError, Observation, ResizePlan},
     kubernetes::{
         ResourcesSpec, has_status_code,
-        objects::{CONTAINER, pod_name, resource_requirements},
+        objects::{CONTAINER, pod_name, running_requirements},
     },
     snapshot::{SnapshotReceiver, WorkspaceView},
     watches::{watch_all, watch_one},
@@ -56,29 +56,22 @@ impl ClusterClient {
         resize: ResizePlan,
         observation_tx: &mpsc::Sender<Observation>,
     ) -> Result<(), BackendError> {
-        let operation = format!("resize the pod of {}", resize.workspace);
-        unless_cancelled(
-            &operation,
-            &resize.cancellation,
-            self.resize_pod(&operation, &resize, observation_tx),
-        )
-        .await
+        let name = format!("resize the pod of {}", resize.workspace);
+        let (workspace, epoch) = (&resize.workspace, resize.epoch);
+        let operation = PodOperation { name: &name, to: observation_tx, workspace, epoch };
+        let resizing = self.resize_pod(operation, resize.resources);
+        operation.unless_cancelled(&resize.cancellation, resizing).await
     }
 
-    async fn resize_pod(
-        &self,
-        operation: &str,
-        resize: &ResizePlan,
-        observation_tx: &mpsc::Sender<Observation>,
-    ) -> Result<(), BackendError> {
-        let reporter = WaitReporter { to: observation_tx, workspace: &resize.workspace, epoch: resize.epoch };
-        let (name, wanted) = (pod_name(&resize.workspace, resize.epoch), resize.resources);
-        let gone = || BackendError::new(operation, "its pod does not exist any more");
-        let pod =
-            self.retry_transient(operation, reporter, || self.pods.get_opt(&name)).await?.ok_or_else(gone)?;
+    async fn resize_pod(&self, operation: PodOperation<'_>, wanted: Resources) -> Result<(), BackendError> {
+        let name = pod_name(operation.workspace, operation.epoch);
+        let gone = || operation.failed("its pod does not exist any more");
+        let pod = self.retry_transient(operation, || self.pods.get_opt(&name)).await?.ok_or_else(gone)?;
         if pods::requested_resources(&pod) != Some(wanted) {
-            let patch = Patch::Strategic(resize_patch(wanted));
-            self.retry_transient(operation, reporter, || async {
+            let resources = running_requirements(&ResourcesSpec::of(wanted));
+            let containers = json!([{"name": CONTAINER, "resources": resources}]);
+            let patch = Patch::Strategic(json!({"spec": {"containers": containers}}));
+            self.retry_transient(operation, || async {
                 let params = PatchParams::default();
                 match self.pods.patch_subresource("resize", &name, &params, &patch).await {
                     Err(error) if has_status_code(&error, 404) => Ok(None),
@@ -88,16 +81,15 @@ impl ClusterClient {
             .await?
             .ok_or_else(gone)?;
         }
-        self.wait_until_resized(operation, &pod, wanted, reporter).await
+        self.wait_until_resized(operation, &pod, wanted).await
     }
 
     /// Waits until the pod's node has applied `wanted`. Reports each new reason of a delay.
     async fn wait_until_resized(
         &self,
-        operation: &str,
+        operation: PodOperation<'_>,
         pod: &Pod,
         wanted: Resources,
-        reporter: WaitReporter<'_>,
     ) -> Result<(), BackendError> {
         let mut updates = watch_one(&self.pods, &pod.name_any());
         let mut last_report = None;
@@ -110,27 +102,24 @@ impl ClusterClient {
                 }
             };
             let now = now.filter(|now| pods::ended(now).is_none());
-            let now = now.ok_or_else(|| BackendError::new(operation, "its pod does not exist any more"))?;
+            let now = now.ok_or_else(|| operation.failed("its pod does not exist any more"))?;
             if pods::requested_resources(&now) != Some(wanted) {
-                return Err(BackendError::new(
-                    operation,
-                    "another client has changed its resources in the meantime",
-                ));
+                return Err(operation.failed("another client has changed its resources in the meantime"));
             }
             if let Some(never) = pods::infeasible_resize(&now) {
-                return Err(BackendError::new(operation, never));
+                return Err(operation.failed(never));
             }
             let wait_reason = pods::resize_waits(&now);
             match wait_reason {
                 None if pods::actual_resources(&now) == Some(wanted) => return Ok(()),
                 Some(wait) if last_report.as_ref() != Some(&wait) => {
-                    reporter.report(wait.reason, wait.detail.clone()).await;
+                    operation.report(wait.reason, wait.detail.clone()).await;
                     last_report = Some(wait);
                 }
                 _ => {}
             }
         }
-        Err(BackendError::new(operation, "the watch over its pod ended"))
+        Err(operation.failed("the watch over its pod ended"))
     }
 
     /// Deletes the workspace's pods and waits until they no longer exist. Never deletes by force,
@@ -138,6 +127,7 @@ impl ClusterClient {
     /// volume. Fails after [`STOP_TIMEOUT`], and if a pod has an epoch after `last`.
     pub(crate) async fn stop(&self, workspace: &WorkspaceId, last: Epoch) -> Result<(), BackendError> {
         let operation = format!("stop the pods of {workspace}");
+        let failed = |problem: &str| BackendError::new(&operation, problem);
         let deadline = Instant::now() + STOP_TIMEOUT;
         let config = watcher::Config::default().labels(&workspace_selector(workspace));
         let mut events = watch_all(self.pods.clone(), config);
@@ -145,20 +135,14 @@ impl ClusterClient {
         let mut last_error = None;
         loop {
             let Ok(Some(event)) = timeout_at(deadline, events.next()).await else {
-                return Err(BackendError::new(
-                    operation,
-                    self.describe_remaining(remaining, last_error).await,
-                ));
+                return Err(failed(&self.describe_remaining(remaining, last_error).await));
             };
             let may_be_last = matches!(event, Ok(Event::InitDone | Event::Delete(_)));
             match event {
                 Ok(Event::Init) => remaining.clear(),
                 Ok(Event::Apply(pod) | Event::InitApply(pod)) => {
                     if epoch(&pod).is_some_and(|epoch| epoch > last) {
-                        return Err(BackendError::new(
-                            operation,
-                            "another control plane has started a later epoch",
-                        ));
+                        return Err(failed("another control plane has started a later epoch"));
                     }
                     if pod.metadata.deletion_timestamp.is_none() {
                         self.ensure_leader(&operation)?;
@@ -169,7 +153,7 @@ impl ClusterClient {
                             Err(error) if has_status_code(&error, 404) || has_status_code(&error, 409) => {}
                             // Retried at the next change of the pod, or by the next call.
                             Err(error) if is_transient(&error) => last_error = Some(error.to_string()),
-                            Err(error) => return Err(backend_error(operation, &error)),
+                            Err(error) => return Err(backend_error(&operation, &error)),
                         }
                     }
                     remaining.insert(pod.name_any(), pod);
@@ -213,15 +197,6 @@ impl ClusterClient {
             ),
         }
     }
-}
-
-fn resize_patch(wanted: Resources) -> serde_json::Value {
-    let mut resources = resource_requirements(&ResourcesSpec::of(wanted));
-    // The API server rejects a change of a running pod's ephemeral storage.
-    for kind in [&mut resources.limits, &mut resources.requests].into_iter().flatten() {
-        kind.remove("ephemeral-storage");
-    }
-    json!({"spec": {"containers": [{"name": CONTAINER, "resources": resources}]}})
 }
 
 /// Updates the annotations of all pods as the activity of their workspaces changes.
@@ -272,7 +247,7 @@ impl EvictionGuard {
         let known = GuardState { last_used: if used { now } else { known.last_used }, ..known };
         let wanted = used || (known.guarded && now.duration_since(known.last_used) < GUARD_HOLD);
         self.pods.insert(pod.to_owned(), known);
-        if wanted != known.guarded && self.cluster.ensure_leader("annotate a pod").is_ok() {
+        if wanted != known.guarded && self.cluster.leadership.is_leader() {
             self.annotate(pod, wanted).await?;
             self.pods.insert(pod.to_owned(), GuardState { guarded: wanted, ..known });
         }

@@ -22,9 +22,8 @@ use tokio::{
 };
 
 use super::{
-    ClusterClient, WaitReporter,
+    ClusterClient, PodOperation,
     pods::{self, instance, is_running, short},
-    unless_cancelled,
 };
 use crate::{
     backend::{BackendError, Instance, Observation, StartPlan, StartPurpose},
@@ -58,32 +57,32 @@ impl ClusterClient {
         plan: StartPlan,
         observation_tx: &mpsc::Sender<Observation>,
     ) -> Result<Instance, BackendError> {
-        let operation = format!("start the pod of {}", plan.workspace);
+        let name = format!("start the pod of {}", plan.workspace);
+        let (workspace, epoch) = (&plan.workspace, plan.epoch);
+        let operation = PodOperation { name: &name, to: observation_tx, workspace, epoch };
         // Boxed, because the resources that it reads make it too large for a small stack.
-        let starting = Box::pin(self.start_pod(&operation, &plan, observation_tx));
-        unless_cancelled(&operation, &plan.cancellation, starting).await
+        let starting = Box::pin(self.start_pod(operation, &plan));
+        operation.unless_cancelled(&plan.cancellation, starting).await
     }
 
     async fn start_pod(
         &self,
-        operation: &str,
+        operation: PodOperation<'_>,
         plan: &StartPlan,
-        observation_tx: &mpsc::Sender<Observation>,
     ) -> Result<Instance, BackendError> {
-        let reporter = WaitReporter { to: observation_tx, workspace: &plan.workspace, epoch: plan.epoch };
-        let template = self.template(operation, plan, reporter).await?;
-        let resource = self.workspace_resource(operation, plan, reporter).await?;
+        let template = self.template(operation, plan).await?;
+        let resource = self.workspace_resource(operation, plan).await?;
         let controller = resource.as_ref().and_then(controller);
         let own = resource.map(|resource| resource.spec);
         let storage = own.as_ref().and_then(|own| own.storage.clone()).unwrap_or_default();
         let storage = storage.over(&template.storage);
-        let volume_claim_name = self.ensure_volume_claim(plan, &storage, reporter).await?;
+        let volume_claim_name = self.ensure_volume_claim(operation, plan, &storage).await?;
         let start = PodStart {
             workspace: plan.workspace.clone(),
             epoch: plan.epoch,
             name: plan.spec.name.clone(),
             resources: ResourcesSpec::of(plan.resources),
-            secrets: secrets(operation, &template, own.as_ref())?,
+            secrets: secrets(&template, own.as_ref()).map_err(|why| operation.failed(why))?,
             ports: ports(&template, own.as_ref()),
             volume_claim_name,
             template_name: plan.spec.template.clone(),
@@ -93,11 +92,11 @@ impl ClusterClient {
         };
         let invalid = |problem| {
             let template = &plan.spec.template;
-            BackendError::new(operation, format!("the WorkspaceTemplate {template} is not valid: {problem}"))
+            operation.failed(format!("the WorkspaceTemplate {template} is not valid: {problem}"))
         };
         let pod = pod(&start, &self.defaults).map_err(invalid)?;
         let name = pod.name_any();
-        let created = self.retry_transient(operation, reporter, || async {
+        let created = self.retry_transient(operation, || async {
             match self.pods.create(&PostParams::default(), &pod).await {
                 // An earlier call whose response was lost, or another control plane, has created
                 // it.
@@ -105,18 +104,17 @@ impl ClusterClient {
                 created => created,
             }
         });
-        self.wait_until_running(operation, created.await?, &start.volume_claim_name, reporter).await
+        self.wait_until_running(operation, created.await?, &start.volume_claim_name).await
     }
 
     /// Returns the Workspace resource, if there is one.
     async fn workspace_resource(
         &self,
-        operation: &str,
+        operation: PodOperation<'_>,
         plan: &StartPlan,
-        reporter: WaitReporter<'_>,
     ) -> Result<Option<Workspace>, BackendError> {
         for name in resource_names(&plan.spec) {
-            let found = self.retry_transient(operation, reporter, || self.workspaces.get_opt(&name)).await?;
+            let found = self.retry_transient(operation, || self.workspaces.get_opt(&name)).await?;
             // The name may belong to another owner's workspace.
             let is_same_workspace = |found: &Workspace| id_of(found).is_ok_and(|id| id == plan.workspace);
             if let Some(found) = found.filter(is_same_workspace) {
@@ -131,21 +129,20 @@ impl ClusterClient {
     /// wait for ever without saying that the data has no archive.
     async fn template(
         &self,
-        operation: &str,
+        operation: PodOperation<'_>,
         plan: &StartPlan,
-        reporter: WaitReporter<'_>,
     ) -> Result<WorkspaceTemplateSpec, BackendError> {
         let name = &plan.spec.template;
         loop {
-            let found = self.retry_transient(operation, reporter, || self.templates.get(name)).await?;
+            let found = self.retry_transient(operation, || self.templates.get(name)).await?;
             if let Some(found) = found {
                 return Ok(found);
             }
             let why = format!("there is no WorkspaceTemplate {name:?} in the namespace {}", self.namespace);
             if plan.purpose == StartPurpose::Archive {
-                return Err(BackendError::new(operation, why));
+                return Err(operation.failed(why));
             }
-            reporter.report(WaitReason::TemplateMissing, why).await;
+            operation.report(WaitReason::TemplateMissing, why).await;
             let mut known = self.templates.subscribe();
             let created = async {
                 if known.wait_for(|known| known.contains_key(name)).await.is_err() {
@@ -161,10 +158,9 @@ impl ClusterClient {
     /// that the status of the pod names. Delays that only Events name are reported here.
     async fn wait_until_running(
         &self,
-        operation: &str,
+        operation: PodOperation<'_>,
         created: Pod,
         claim: &str,
-        reporter: WaitReporter<'_>,
     ) -> Result<Instance, BackendError> {
         let (uid, mut latest, mut stalled) = (created.uid(), created, false);
         let mut updates = watch_one(&self.pods, &latest.name_any());
@@ -176,25 +172,25 @@ impl ClusterClient {
                     let stall = self.stall(&latest, claim).await;
                     if stall.is_some() || stalled {
                         stalled = stall.is_some();
-                        reporter.set(stall.or_else(|| pods::waits(&latest))).await;
+                        operation.set(stall.or_else(|| pods::waits(&latest))).await;
                     }
                     continue;
                 }
             };
             let pod = match update {
-                None => return Err(BackendError::new(operation, "the watch over its pod ended")),
+                None => return Err(operation.failed("the watch over its pod ended")),
                 Some(Ok(pod)) => pod.filter(|pod| pod.uid() == uid),
                 Some(Err(error)) => {
                     tracing::debug!(%error, "failed to watch pod");
                     continue;
                 }
             };
-            let pod = pod.ok_or_else(|| BackendError::new(operation, "its pod was deleted"))?;
+            let pod = pod.ok_or_else(|| operation.failed("its pod was deleted"))?;
             if let Some(how) = pods::ended(&pod).or_else(|| pods::start_failure(&pod)) {
-                return Err(BackendError::new(operation, how));
+                return Err(operation.failed(how));
             }
             if pod.metadata.deletion_timestamp.is_some() {
-                return Err(BackendError::new(operation, "its pod is being deleted"));
+                return Err(operation.failed("its pod is being deleted"));
             }
             if is_running(&pod)
                 && let Some(instance) = instance(&pod)
@@ -264,10 +260,9 @@ impl ClusterClient {
 /// variable refers to a secret that is reserved for Podling, because an older CRD may have accepted
 /// it.
 fn secrets(
-    operation: &str,
     template: &WorkspaceTemplateSpec,
     own: Option<&WorkspaceSpec>,
-) -> Result<Vec<(String, SecretKey)>, BackendError> {
+) -> Result<Vec<(String, SecretKey)>, String> {
     let own = own.map(|own| own.environment.as_slice()).unwrap_or_default();
     let is_own = |variable: &&Variable| own.iter().any(|other| other.name == variable.name);
     let of_template = template.environment.iter().filter(|variable| !is_own(variable));
@@ -275,13 +270,10 @@ fn secrets(
     let all: Vec<_> = of_template.chain(own).filter_map(secret).collect();
     match all.iter().find(|(_, secret)| secret.is_reserved()) {
         None => Ok(all),
-        Some((name, secret)) => {
-            let why = format!(
-                "the variable {name} refers to the Secret {}, which is reserved for Podling; use another one",
-                secret.name
-            );
-            Err(BackendError::new(operation, why))
-        }
+        Some((name, secret)) => Err(format!(
+            "the variable {name} refers to the Secret {}, which is reserved for Podling; use another one",
+            secret.name
+        )),
     }
 }
 
@@ -458,8 +450,7 @@ mod tests {
         });
         let own: WorkspaceSpec = serde_json::from_value(own).unwrap();
         let names = |template, own| -> Result<Vec<String>, String> {
-            let secrets = secrets("start it", &template, own).map_err(|error| error.problem)?;
-            Ok(secrets.into_iter().map(|(_, secret)| secret.name).collect())
+            Ok(secrets(&template, own)?.into_iter().map(|(_, secret)| secret.name).collect())
         };
         assert_eq!(names(template("tokens"), None).unwrap(), ["tokens"]);
         assert!(names(template("tokens"), Some(&own)).unwrap().is_empty());

@@ -64,10 +64,8 @@ pub fn apply(base: Pod, overrides: &PodOverrides) -> Result<Pod, InvalidOverride
     let original = base.as_object().cloned().unwrap_or_default();
     let mut merged = Value::Object(merge_pod(original, &overrides.as_patch())?);
     complete(&mut merged, &base);
-    let pod: Pod = serde_path_to_error::deserialize(&merged).map_err(|error| {
-        let path = error.path().to_string();
-        InvalidOverride { path, problem: error.into_inner().to_string() }
-    })?;
+    let pod: Pod = serde_path_to_error::deserialize(&merged)
+        .map_err(|error| broken(error.path().to_string(), error.into_inner().to_string()))?;
     let typed = json!(pod);
     check_fields_known(&merged, &typed, "")?;
     check(&base, &typed)?;

@@ -2,12 +2,7 @@
 //! standard "restricted" of Kubernetes 1.34. A namespace that does not enforce the standard gets
 //! the same pods as one that does.
 
-use std::collections::BTreeMap;
-
-use k8s_openapi::{
-    api::core::v1::{Pod, ResourceRequirements},
-    apimachinery::pkg::api::resource::Quantity,
-};
+use k8s_openapi::api::core::v1::Pod;
 use podling_core::{id::WorkspaceId, workspace::Epoch};
 use serde_json::{Map, Value, json};
 
@@ -237,19 +232,17 @@ fn volumes(start: &PodStart, defaults: &PodDefaults) -> Vec<Value> {
 }
 
 /// Builds requests and limits. For CPU and memory they are equal, so that workspaces do not
-/// overcommit their node.
-pub fn resource_requirements(resources: &ResourcesSpec) -> ResourceRequirements {
-    let all = [
-        ("cpu", resources.cpu.as_str()),
-        ("memory", &resources.memory),
-        ("ephemeral-storage", EPHEMERAL_STORAGE_LIMIT),
-    ];
-    let all: BTreeMap<_, _> =
-        all.into_iter().map(|(name, value)| (name.to_owned(), Quantity(value.to_owned()))).collect();
-    let mut requests = all.clone();
-    // Ephemeral storage has a limit but no request.
-    requests.remove("ephemeral-storage");
-    ResourceRequirements { limits: Some(all), requests: Some(requests), ..ResourceRequirements::default() }
+/// overcommit their node. Ephemeral storage has a limit but no request.
+fn resource_requirements(resources: &ResourcesSpec) -> Value {
+    let mut requirements = running_requirements(resources);
+    requirements["limits"]["ephemeral-storage"] = EPHEMERAL_STORAGE_LIMIT.into();
+    requirements
+}
+
+/// Builds the requests and limits that can change while a pod runs. The API server rejects a change
+/// of its ephemeral storage.
+pub fn running_requirements(resources: &ResourcesSpec) -> Value {
+    json!({"limits": resources, "requests": resources})
 }
 
 /// Removes all requests for devices, which the agent itself does not use: extended resources, such
