@@ -1,17 +1,10 @@
-//! Signals: their names in the protocol, their exit codes, and those that end a command of this
-//! program.
+//! Signals: their exit codes, and those that end a command of this program.
 
+use podling_proto::signal::{name, number};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::failure::CommandFailure;
 
-/// Linux signals 1 to 31 without the prefix SIG. The numbers are valid on every supported
-/// architecture.
-const NAMES: [&str; 31] = [
-    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
-    "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
-    "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-];
 /// Offset that shells add to a signal number to form an exit code.
 const SIGNALLED: u8 = 128;
 
@@ -48,14 +41,9 @@ impl TerminationSignals {
 }
 
 /// Returns the exit code for a process that this signal ended. Returns 128 for a name that is not
-/// in the table, such as a real-time signal.
+/// known, such as a real-time signal.
 pub fn exit_code(name: &str) -> u8 {
-    let name = name.strip_prefix("SIG").unwrap_or(name);
-    (1..).zip(NAMES).find(|(_, known)| *known == name).map_or(SIGNALLED, |(number, _)| SIGNALLED + number)
-}
-
-pub fn name(number: i32) -> Option<&'static str> {
-    NAMES.get(usize::try_from(number).ok()?.checked_sub(1)?).copied()
+    SIGNALLED + number(name).unwrap_or_default()
 }
 
 /// Returns the exit code for the end of a local process.
@@ -89,7 +77,5 @@ mod tests {
         {
             assert_eq!(exit_code(signal), code);
         }
-        assert_eq!(name(15), Some("TERM"));
-        assert_eq!(name(99), None);
     }
 }

@@ -26,6 +26,7 @@ pub mod json;
 pub mod log;
 pub mod method;
 pub mod problem;
+pub mod signal;
 pub mod text;
 pub mod token;
 pub mod verb;

@@ -11,6 +11,7 @@ use clap::Args;
 use podling_proto::{
     agent::v1::{KeepAwakeRequest, Lease},
     json::to_json,
+    signal::number,
     token,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -204,15 +205,12 @@ fn spawn(command: &[String]) -> Result<Child, CommandFailure> {
 /// Forwards a signal to the child, except for INT and QUIT on a terminal, which the kernel sends to
 /// the child as well.
 fn forward_signal(pid: Option<u32>, name: &str) {
-    let signal = match name {
-        "TERM" => Signal::TERM,
-        "HUP" => Signal::HUP,
-        "INT" | "QUIT" if io::stdin().is_terminal() => return,
-        "INT" => Signal::INT,
-        _ => Signal::QUIT,
-    };
+    if matches!(name, "INT" | "QUIT") && io::stdin().is_terminal() {
+        return;
+    }
+    let signal = number(name).and_then(|number| Signal::from_named_raw(number.into()));
     let pid = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-    if let Some(pid) = pid
+    if let (Some(pid), Some(signal)) = (pid, signal)
         && let Err(error) = kill_process(pid, signal)
     {
         notice!("podling: cannot forward SIG{name}: {error}");
