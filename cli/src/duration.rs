@@ -49,6 +49,11 @@ pub fn brief(left: Duration) -> Option<String> {
     }
 }
 
+/// Renders the time until an event: "in 23h 2m", or "now" if it is shorter than a second.
+pub fn when(left: Duration) -> String {
+    brief(left).map_or_else(|| "now".to_owned(), |left| format!("in {left}"))
+}
+
 /// Returns the time until `at`, and zero once it has passed. `None` if `at` is absent or invalid.
 pub fn left(at: Option<Timestamp>, now: SystemTime) -> Option<Duration> {
     let at = SystemTime::try_from(at?).ok()?;
@@ -57,11 +62,22 @@ pub fn left(at: Option<Timestamp>, now: SystemTime) -> Option<Duration> {
 
 /// Renders the time since `at` in whole seconds: "1h 5m". Renders "-" if `at` is absent or invalid.
 pub fn since(at: Option<Timestamp>, now: SystemTime) -> String {
-    let elapsed = at.and_then(|at| SystemTime::try_from(at).ok()).map(|at| now.duration_since(at));
-    match elapsed {
-        Some(elapsed) => show(Duration::from_secs(elapsed.unwrap_or_default().as_secs())),
+    elapsed(at, now).map_or_else(|| "-".to_owned(), |elapsed| show(Duration::from_secs(elapsed.as_secs())))
+}
+
+/// Renders the time since `at`: "2h 1m ago", or "now" if it is shorter than a second. Renders "-" if
+/// `at` is absent or invalid.
+pub fn ago(at: Option<Timestamp>, now: SystemTime) -> String {
+    match elapsed(at, now).map(brief) {
+        Some(Some(elapsed)) => format!("{elapsed} ago"),
+        Some(None) => "now".to_owned(),
         None => "-".to_owned(),
     }
+}
+
+fn elapsed(at: Option<Timestamp>, now: SystemTime) -> Option<Duration> {
+    let at = SystemTime::try_from(at?).ok()?;
+    Some(now.duration_since(at).unwrap_or_default())
 }
 
 /// Converts from protobuf. A negative duration becomes `None`.

@@ -10,39 +10,26 @@ use podling_proto::{
 };
 
 use crate::{
-    duration::{brief, from_wire, left},
+    duration::{from_wire, left, when},
     output::{Tone, plain},
 };
 
 /// Returns the public name of a state, as JSON and tables show it: "falling-asleep".
-pub fn state(state: State) -> &'static str {
+pub fn state(state: State) -> String {
     match state {
-        State::Unspecified => "unknown",
-        State::Queued => "queued",
-        State::Starting => "starting",
-        State::Awake => "awake",
-        State::FallingAsleep => "falling-asleep",
-        State::Asleep => "asleep",
-        State::Archiving => "archiving",
-        State::Archived => "archived",
-        State::Deleting => "deleting",
-        State::Failed => "failed",
+        State::Unspecified => "unknown".to_owned(),
+        state => text::word(state.as_str_name(), "STATE_"),
     }
 }
 
 /// Renders a state as the predicate of a sentence: "is falling asleep".
-pub fn state_clause(state: State) -> &'static str {
-    match state {
-        State::Unspecified => "is in a state that this client does not know",
-        State::Queued => "is queued",
-        State::Starting => "is starting",
-        State::Awake => "is awake",
-        State::FallingAsleep => "is falling asleep",
-        State::Asleep => "is asleep",
-        State::Archiving => "is being archived",
-        State::Archived => "is archived",
-        State::Deleting => "is being deleted",
-        State::Failed => "has failed",
+pub fn state_clause(of: State) -> String {
+    match of {
+        State::Unspecified => "is in a state that this client does not know".to_owned(),
+        State::Archiving => "is being archived".to_owned(),
+        State::Deleting => "is being deleted".to_owned(),
+        State::Failed => "has failed".to_owned(),
+        of => format!("is {}", state(of).replace('-', " ")),
     }
 }
 
@@ -59,13 +46,8 @@ pub fn state_tone(state: State) -> Option<Tone> {
 }
 
 /// Returns the public name of an activity level; `None` if the level is unspecified.
-pub fn activity_word(level: ActivityLevel) -> Option<&'static str> {
-    match level {
-        ActivityLevel::Unspecified => None,
-        ActivityLevel::Idle => Some("idle"),
-        ActivityLevel::Busy => Some("busy"),
-        ActivityLevel::Active => Some("active"),
-    }
+pub fn activity_word(level: ActivityLevel) -> Option<String> {
+    (level != ActivityLevel::Unspecified).then(|| text::word(level.as_str_name(), "ACTIVITY_LEVEL_"))
 }
 
 /// Renders the state, the queue position and the reason in one line: "demo is asleep: idle for the
@@ -139,10 +121,7 @@ pub fn next_step(workspace: &Workspace, now: SystemTime) -> Option<String> {
         .as_ref()
         .and_then(|next| Some((text::next_step_verb(next.step()), left(next.at, now)?)));
     let (what, left) = sleeps_in(workspace, now).map(|left| ("sleeps", left)).or(next)?;
-    Some(match brief(left) {
-        None => format!("{what} now").trim_start().to_owned(),
-        Some(left) => format!("{what} in {left}").trim_start().to_owned(),
-    })
+    Some(format!("{what} {}", when(left)).trim_start().to_owned())
 }
 
 /// Renders the resources that the workspace has and those that it waits for, as a clause without

@@ -15,7 +15,7 @@ use crate::{
     advice,
     backoff::retry_call,
     client::{Client, Context, request_id},
-    duration::{brief, left, show},
+    duration::{ago, left, show, when},
     failure::CommandFailure,
     notice,
     output::{self, Tone},
@@ -172,7 +172,7 @@ pub fn table(archives: &[WorkspaceArchive], now: SystemTime, owners: bool) -> St
         let mut row = vec![
             (archive.workspace_name.clone(), Some(Tone::Strong)),
             (archive.key.clone(), None),
-            (age(archive, now), None),
+            (ago(archive.created, now), None),
             (size(archive), None),
             (archive.entries.to_string(), None),
             (expires(archive, now), None),
@@ -200,15 +200,6 @@ pub fn left_out(archive: &WorkspaceArchive) -> Option<String> {
     (count > 0).then(|| format!("{counted} left out"))
 }
 
-/// Returns the age of an archive, for example `2h 1m ago`.
-pub fn age(archive: &WorkspaceArchive, now: SystemTime) -> String {
-    let age = archive.created.and_then(|at| SystemTime::try_from(at).ok()).map(|at| now.duration_since(at));
-    match age.and_then(|age| brief(age.unwrap_or_default())) {
-        Some(age) => format!("{age} ago"),
-        None => "now".to_owned(),
-    }
-}
-
 /// Returns the size of the zip in the backup store, for example `88.00 MiB`.
 pub fn size(archive: &WorkspaceArchive) -> String {
     indicatif::HumanBytes(archive.archive_bytes).to_string()
@@ -216,10 +207,7 @@ pub fn size(archive: &WorkspaceArchive) -> String {
 
 /// Returns the time until the archive is removed, for example `in 29d 21h`.
 pub fn expires(archive: &WorkspaceArchive, now: SystemTime) -> String {
-    match left(archive.expires, now) {
-        None => "-".to_owned(),
-        Some(left) => brief(left).map_or_else(|| "now".to_owned(), |left| format!("in {left}")),
-    }
+    left(archive.expires, now).map_or_else(|| "-".to_owned(), when)
 }
 
 #[cfg(test)]

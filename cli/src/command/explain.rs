@@ -208,10 +208,10 @@ fn state_and_reason(workspace: &Workspace, now: SystemTime) -> String {
             format!("{} {since} ago", coloured(state, failed))
         }
         State::FallingAsleep | State::Archiving | State::Deleting | State::Unspecified => {
-            format!("{} (for {since})", coloured(state, state_clause(state)))
+            format!("{} (for {since})", coloured(state, &state_clause(state)))
         }
         State::Queued | State::Starting | State::Awake | State::Asleep | State::Archived => {
-            format!("has been {} for {since}", coloured(state, state_word(state)))
+            format!("has been {} for {since}", coloured(state, &state_word(state)))
         }
     };
     if let Some(position) = queue_position(workspace).filter(|_| state == State::Queued) {

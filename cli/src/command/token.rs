@@ -13,7 +13,7 @@ use podling_proto::{
 use crate::{
     backoff::retry_call,
     client::Context,
-    duration,
+    duration::{self, left, show},
     failure::CommandFailure,
     output::{self, Tone, paint},
 };
@@ -113,13 +113,8 @@ fn render(info: &TokenInfo, now: SystemTime) -> String {
         [] => format!("all workspaces of {}", info.owner),
         some => some.join(", "),
     };
-    let expires = match info.expires {
-        None => "never".to_owned(),
-        Some(at) => {
-            let remaining = SystemTime::try_from(at).ok().and_then(|at| at.duration_since(now).ok());
-            format!("{at} (in {})", duration::show(remaining.unwrap_or_default()))
-        }
-    };
+    let in_time = || show(left(info.expires, now).unwrap_or_default());
+    let expires = info.expires.map_or_else(|| "never".to_owned(), |at| format!("{at} (in {})", in_time()));
     let audience = if info.for_agent { "direct calls to the workspace's agent" } else { "the control plane" };
     let rows = [
         ("for", audience.to_owned()),

@@ -12,7 +12,7 @@ use podling_proto::{
 use crate::{
     advice,
     command::archives,
-    duration::{brief, from_wire, left, show, since},
+    duration::{ago, from_wire, left, show, since, when},
     output::{Tone, counted, paint, plain, table},
     workspace_text::{activity_word, sleeps_in, state, state_tone},
 };
@@ -20,15 +20,14 @@ use crate::{
 /// Renders the activity, its evidence and the idle time. `fresh` says that the agent itself
 /// reported the activity just now; otherwise its age is shown.
 pub(super) fn activity_section(activity: &ActivityState, fresh: bool, now: SystemTime) -> String {
-    let (word, tone) = match activity_word(activity.level()) {
-        Some(word @ "idle") => (word, Tone::Faint),
-        Some(word) => (word, Tone::Good),
-        None => ("unknown", Tone::Notice),
+    let tone = match activity.level() {
+        ActivityLevel::Unspecified => Tone::Notice,
+        ActivityLevel::Idle => Tone::Faint,
+        ActivityLevel::Busy | ActivityLevel::Active => Tone::Good,
     };
-    let mut text = match fresh {
-        true => format!("\nActivity: {}", paint(word, tone)),
-        false => format!("\nActivity {} ago: {}", since(activity.at, now), paint(word, tone)),
-    };
+    let word = activity_word(activity.level()).unwrap_or_else(|| "unknown".to_owned());
+    let age = if fresh { String::new() } else { format!(" {} ago", since(activity.at, now)) };
+    let mut text = format!("\nActivity{age}: {}", paint(&word, tone));
     let rows: Vec<_> = activity.evidence.iter().map(row).collect();
     text.push_str(match (activity.level(), rows.is_empty()) {
         (ActivityLevel::Idle, true) => " (no recent input, no client waits, and no program is busy)\n",
@@ -132,7 +131,6 @@ pub(super) fn outlook_section(
 }
 
 fn next(workspace: &Workspace, now: SystemTime) -> Vec<(String, String)> {
-    let when = |left| brief(left).map_or_else(|| "now".to_owned(), |left| format!("in {left}"));
     let mut steps = Vec::new();
     let next = workspace.next.as_ref();
     if let Some((next, left)) = next.and_then(|next| Some((next, left(next.at, now)?))) {
@@ -168,7 +166,7 @@ pub(super) fn storage_section(
         text.push_str(&format!(
             "  {}  {}  {}  {} entries  expires {}{left_out}\n",
             archive.key,
-            archives::age(archive, now),
+            ago(archive.created, now),
             archives::size(archive),
             archive.entries,
             archives::expires(archive, now)
@@ -187,14 +185,14 @@ pub(super) fn log_section(log: &[LogEntry], now: SystemTime) -> String {
     if log.is_empty() {
         return String::new();
     }
-    let ages: Vec<_> = log.iter().map(|entry| age(entry, now)).collect();
+    let ages: Vec<_> = log.iter().map(|entry| ago(entry.at, now)).collect();
     let age_width = ages.iter().map(String::len).max().unwrap_or(0);
     let word_width = log.iter().map(|entry| state(entry.state()).len()).max().unwrap_or(0);
     let mut text = format!("\n{}\n", paint("Latest decisions", Tone::Strong));
     let mut before = None;
     for (entry, age) in log.iter().zip(ages) {
         // A state is not repeated where only the reason changed.
-        let word = if before == Some(entry.state) { "" } else { state(entry.state()) };
+        let word = if before == Some(entry.state) { String::new() } else { state(entry.state()) };
         let word = coloured(entry.state(), &format!("{word:word_width$}"));
         let age = paint(&format!("{age:>age_width$}"), Tone::Faint).into_owned();
         text.push_str(&format!(
@@ -204,14 +202,6 @@ pub(super) fn log_section(log: &[LogEntry], now: SystemTime) -> String {
         before = Some(entry.state);
     }
     text
-}
-
-fn age(entry: &LogEntry, now: SystemTime) -> String {
-    let Some(at) = entry.at.and_then(|at| SystemTime::try_from(at).ok()) else {
-        return since(entry.at, now);
-    };
-    let age = now.duration_since(at).unwrap_or_default();
-    brief(age).map_or_else(|| "now".to_owned(), |age| format!("{age} ago"))
 }
 
 /// Returns the text in the colour of a state.
