@@ -3,47 +3,82 @@
 
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use podling_proto::error::Reason;
 use tokio::time::{Instant, sleep};
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status, Streaming};
 
-const FIRST_DELAY: Duration = Duration::from_millis(100);
-/// Longest delay. Short because a user is waiting.
-const MAX_DELAY: Duration = Duration::from_secs(3);
+/// Steps of the delays. A delay is a random time between a step and its double, so at most 3 s. That
+/// is short because a user is waiting.
+const STEPS: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(50))
+    .with_max_delay(Duration::from_millis(1_500))
+    .without_max_times()
+    .with_jitter();
 /// How long a call is retried after its first retryable failure. Measured from that failure,
 /// because a silent connection is only noticed after 15 s.
 const RETRY_WINDOW: Duration = Duration::from_secs(15);
 
-/// Sequence of delays before retries.
+/// Endless sequence of delays before retries.
 #[derive(Debug)]
-pub struct RetryBackoff {
-    next: Duration,
-}
+pub struct RetryBackoff(ExponentialBackoff);
 
 impl Default for RetryBackoff {
     fn default() -> Self {
-        Self { next: FIRST_DELAY }
+        Self(STEPS.build())
     }
 }
 
 impl RetryBackoff {
     /// Begins the sequence again after a success.
     pub fn reset(&mut self) {
-        self.next = FIRST_DELAY;
+        *self = Self::default();
     }
 
-    /// Returns the next delay, a random time between half of the current step and the whole step.
     pub fn next_delay(&mut self) -> Duration {
-        let step = self.next;
-        self.next = (step * 2).min(MAX_DELAY);
-        step / 2 + (step / 2).mul_f64(fastrand::f64())
+        self.0.next().unwrap_or_default()
+    }
+}
+
+/// A server stream that is opened again after a failure.
+#[derive(Debug)]
+pub struct ResumedStream<T> {
+    stream: Option<Streaming<T>>,
+    backoff: RetryBackoff,
+}
+
+impl<T> Default for ResumedStream<T> {
+    fn default() -> Self {
+        Self { stream: None, backoff: RetryBackoff::default() }
+    }
+}
+
+impl<T> ResumedStream<T> {
+    /// Returns the next message, or `None` at the end of the stream. Opens a stream if there is none.
+    pub async fn next(
+        &mut self,
+        open: impl AsyncFnOnce() -> Result<Response<Streaming<T>>, Status>,
+    ) -> Result<Option<T>, Status> {
+        let stream = match &mut self.stream {
+            Some(stream) => stream,
+            None => self.stream.insert(open().await?.into_inner()),
+        };
+        let message = stream.message().await?;
+        if message.is_some() {
+            self.backoff.reset();
+        }
+        Ok(message)
+    }
+
+    /// Closes the stream after a failure, and waits before the next one.
+    pub async fn back_off(&mut self) {
+        self.stream = None;
+        sleep(self.backoff.next_delay()).await;
     }
 }
 
 /// Makes an idempotent call. Retries it for up to 15 s after its first retryable failure.
-pub async fn retry_call<T>(
-    mut call: impl AsyncFnMut() -> Result<tonic::Response<T>, Status>,
-) -> Result<T, Status> {
+pub async fn retry_call<T>(mut call: impl AsyncFnMut() -> Result<Response<T>, Status>) -> Result<T, Status> {
     let mut deadline = None;
     let mut backoff = RetryBackoff::default();
     loop {
@@ -91,18 +126,19 @@ mod tests {
     fn delay_grows_to_limit_and_resets_after_success() {
         let mut backoff = RetryBackoff::default();
         let waits: Vec<_> = (0..20).map(|_| backoff.next_delay()).collect();
-        assert!(waits[0] <= FIRST_DELAY && waits[0] >= FIRST_DELAY / 2);
-        assert!(waits.iter().all(|wait| *wait <= MAX_DELAY));
-        assert!(waits[19] >= MAX_DELAY / 2);
+        let (first, longest) = (Duration::from_millis(100), Duration::from_secs(3));
+        assert!(waits[0] <= first && waits[0] >= first / 2);
+        assert!(waits.iter().all(|wait| *wait <= longest));
+        assert!(waits[19] >= longest / 2);
         backoff.reset();
-        assert!(backoff.next_delay() <= FIRST_DELAY);
+        assert!(backoff.next_delay() <= first);
     }
 
     #[tokio::test]
     async fn call_is_retried_after_disconnect_but_not_after_refusal() {
         let starting = WireError::new(Reason::NotAwake, "starting").with("state", "starting");
         for cut in [Status::unknown("h2"), Status::cancelled("h2"), starting.into()] {
-            let mut answers = vec![Ok(tonic::Response::new("done")), Err(cut)];
+            let mut answers = vec![Ok(Response::new("done")), Err(cut)];
             let answer = retry_call(|| std::future::ready(answers.pop().expect("another answer"))).await;
             assert_eq!(answer.expect("second attempt"), "done");
         }
@@ -110,7 +146,7 @@ mod tests {
             let mut tries = 0;
             let refused = retry_call(|| {
                 tries += 1;
-                std::future::ready(Err::<tonic::Response<()>, _>(WireError::new(reason, "no").into()))
+                std::future::ready(Err::<Response<()>, _>(WireError::new(reason, "no").into()))
             });
             assert!(refused.await.is_err());
             assert_eq!(tries, 1, "{reason:?}");

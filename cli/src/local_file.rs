@@ -8,9 +8,12 @@ use std::{
     ffi::OsString,
     fs::File,
     io,
-    os::unix::{
-        ffi::{OsStrExt as _, OsStringExt as _},
-        fs::OpenOptionsExt as _,
+    os::{
+        fd::AsFd,
+        unix::{
+            ffi::{OsStrExt as _, OsStringExt as _},
+            fs::OpenOptionsExt as _,
+        },
     },
     path::{Path, PathBuf},
 };
@@ -76,29 +79,36 @@ pub struct LocalStream {
 
 impl LocalStream {
     pub fn stdin() -> Result<Self, CommandFailure> {
-        let stdio =
-            AsyncStdio::reading(io::stdin()).map_err(CommandFailure::io("cannot read standard input"))?;
-        Ok(Self { stdio, name: "standard input".to_owned() })
+        Self::reading(io::stdin(), "standard input".to_owned())
     }
 
     pub fn stdout() -> Result<Self, CommandFailure> {
-        let stdio = AsyncStdio::writing(io::stdout()).map_err(CommandFailure::output("standard output"))?;
-        Ok(Self { stdio, name: "standard output".to_owned() })
+        Self::writing(io::stdout(), "standard output".to_owned())
     }
 
     /// Opens a pipe or a device for reading. Waits until the other end of a pipe is opened.
     pub async fn source(path: &Path) -> Result<Self, CommandFailure> {
-        let (name, opened) = (path.display().to_string(), OpenOptions::new().read(true).open(path).await);
-        let error = || CommandFailure::io(format!("cannot read {name}"));
-        let stdio = AsyncStdio::reading(opened.map_err(error())?.into_std().await).map_err(error())?;
-        Ok(Self { stdio, name })
+        let name = path.display().to_string();
+        let opened = OpenOptions::new().read(true).open(path).await;
+        let file = opened.map_err(CommandFailure::io(format!("cannot read {name}")))?;
+        Self::reading(file.into_std().await, name)
     }
 
     /// Opens a pipe or a device for writing. Waits until the other end of a pipe is opened.
     pub async fn sink(path: &Path) -> Result<Self, CommandFailure> {
-        let (name, opened) = (path.display().to_string(), OpenOptions::new().write(true).open(path).await);
-        let error = || CommandFailure::io(format!("cannot write {name}"));
-        let stdio = AsyncStdio::writing(opened.map_err(error())?.into_std().await).map_err(error())?;
+        let name = path.display().to_string();
+        let opened = OpenOptions::new().write(true).open(path).await;
+        let file = opened.map_err(CommandFailure::io(format!("cannot write {name}")))?;
+        Self::writing(file.into_std().await, name)
+    }
+
+    fn reading(fd: impl AsFd, name: String) -> Result<Self, CommandFailure> {
+        let stdio = AsyncStdio::reading(fd).map_err(CommandFailure::io(format!("cannot read {name}")))?;
+        Ok(Self { stdio, name })
+    }
+
+    fn writing(fd: impl AsFd, name: String) -> Result<Self, CommandFailure> {
+        let stdio = AsyncStdio::writing(fd).map_err(CommandFailure::output(&name))?;
         Ok(Self { stdio, name })
     }
 

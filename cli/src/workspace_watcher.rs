@@ -5,11 +5,11 @@ use std::time::Duration;
 use podling_proto::control::v1::{
     WatchWorkspacesRequest, WatchWorkspacesResponse, Workspace, watch_workspaces_response::Event,
 };
-use tokio::time::{Instant, sleep};
-use tonic::{Code, Status, Streaming};
+use tokio::time::Instant;
+use tonic::{Code, Status};
 
 use crate::{
-    backoff::{RetryBackoff, is_retryable},
+    backoff::{ResumedStream, is_retryable},
     client::Client,
     failure::CommandFailure,
 };
@@ -32,10 +32,9 @@ const NOTICE_DELAY: Duration = Duration::from_secs(2);
 pub struct WorkspaceWatcher {
     client: Client,
     id: String,
-    stream: Option<Streaming<WatchWorkspacesResponse>>,
+    stream: ResumedStream<WatchWorkspacesResponse>,
     /// Whether the current stream has reported the workspace.
     seen: bool,
-    backoff: RetryBackoff,
     outage: Outage,
 }
 
@@ -50,23 +49,42 @@ enum Outage {
 impl WorkspaceWatcher {
     /// Watches the workspace with this id.
     pub fn new(client: Client, id: String) -> Self {
-        Self { client, id, stream: None, seen: false, backoff: RetryBackoff::default(), outage: Outage::None }
+        Self { client, id, stream: ResumedStream::default(), seen: false, outage: Outage::None }
+    }
+
+    /// Waits until the workspace is as `is_awaited` says, or is deleted. Returns it.
+    pub async fn until(
+        mut self,
+        is_awaited: impl Fn(&Workspace) -> bool,
+    ) -> Result<Workspace, CommandFailure> {
+        loop {
+            match self.next().await? {
+                WorkspaceChange::Current(workspace) if is_awaited(&workspace) => return Ok(*workspace),
+                WorkspaceChange::Current(_) | WorkspaceChange::Disconnected => {}
+                WorkspaceChange::Deleted => return self.client.find(&self.id).await,
+            }
+        }
     }
 
     /// Waits for the next change. The first call returns the present workspace.
     pub async fn next(&mut self) -> Result<WorkspaceChange, CommandFailure> {
         loop {
-            match self.next_event().await {
-                Ok(event) => {
-                    self.backoff.reset();
+            let open = async || {
+                self.seen = false;
+                let request = WatchWorkspacesRequest { workspace: self.id.clone(), all_owners: false };
+                self.client.workspaces().watch(request).await
+            };
+            let message = self.stream.next(open).await;
+            match message.and_then(|message| message.ok_or_else(|| Status::unavailable("the stream ended"))) {
+                Ok(message) => {
                     self.outage = Outage::None;
-                    if let Some(change) = event.and_then(|event| change_of(&self.id, &mut self.seen, event)) {
+                    let change = message.event.and_then(|event| change_of(&self.id, &mut self.seen, event));
+                    if let Some(change) = change {
                         return Ok(change);
                     }
                 }
                 Err(status) if status.code() == Code::NotFound => return Ok(WorkspaceChange::Deleted),
                 Err(status) if is_retryable(&status) => {
-                    self.stream = None;
                     match self.outage {
                         Outage::None => self.outage = Outage::Since(Instant::now()),
                         Outage::Since(since) if since.elapsed() >= NOTICE_DELAY => {
@@ -75,26 +93,10 @@ impl WorkspaceWatcher {
                         }
                         Outage::Since(_) | Outage::Reported => {}
                     }
-                    sleep(self.backoff.next_delay()).await;
+                    self.stream.back_off().await;
                 }
                 Err(status) => return Err(status.into()),
             }
-        }
-    }
-
-    async fn next_event(&mut self) -> Result<Option<Event>, Status> {
-        let stream = match &mut self.stream {
-            Some(stream) => stream,
-            None => {
-                let request = WatchWorkspacesRequest { workspace: self.id.clone(), all_owners: false };
-                self.seen = false;
-                let opened = self.client.workspaces().watch(request).await?.into_inner();
-                self.stream.insert(opened)
-            }
-        };
-        match stream.message().await? {
-            Some(message) => Ok(message.event),
-            None => Err(Status::unavailable("the stream ended")),
         }
     }
 }

@@ -18,12 +18,12 @@ use tokio::time::timeout;
 use crate::{
     advice,
     backoff::retry_call,
-    client::{Client, Context},
+    client::Context,
     duration::{self, from_wire, show, to_wire},
     failure::CommandFailure,
     output::{self, Tone, paint},
     workspace_text::{describe_resources, pending_resize},
-    workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
+    workspace_watcher::WorkspaceWatcher,
 };
 
 /// Longest wait for a running agent to have its new resources. A resize that takes longer continues.
@@ -211,7 +211,10 @@ impl ResizeArgs {
         let workspace = answer.await?.workspace.ok_or_else(CommandFailure::no_workspace)?;
         let workspace = match pending_resize(&workspace) {
             Some(_) => {
-                timeout(RESIZE_TIMEOUT, resized(&client, &workspace)).await.unwrap_or(Ok(workspace))?
+                let watcher = WorkspaceWatcher::new(client, workspace.id.clone());
+                // Until the agent has the resources, or the control plane says why not yet.
+                let resized = watcher.until(|now| pending_resize(now).is_none() || now.waiting.is_some());
+                timeout(RESIZE_TIMEOUT, resized).await.unwrap_or(Ok(workspace))?
             }
             None => workspace,
         };
@@ -224,20 +227,6 @@ impl ResizeArgs {
         match is_failed(&workspace) {
             true => Err(CommandFailure::Other(described)),
             false => Ok(0),
-        }
-    }
-}
-
-/// Waits until the agent has the requested resources, or the control plane says why not yet.
-async fn resized(client: &Client, workspace: &Workspace) -> Result<Workspace, CommandFailure> {
-    let mut watcher = WorkspaceWatcher::new(client.clone(), workspace.id.clone());
-    loop {
-        match watcher.next().await? {
-            WorkspaceChange::Current(now) if pending_resize(&now).is_none() || now.waiting.is_some() => {
-                return Ok(*now);
-            }
-            WorkspaceChange::Current(_) | WorkspaceChange::Disconnected => {}
-            WorkspaceChange::Deleted => return client.find(&workspace.id).await,
         }
     }
 }

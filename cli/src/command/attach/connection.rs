@@ -21,7 +21,6 @@ type OpenCall = LocalBoxFuture<'static, Result<Streaming<AttachResponse>, Status
 /// Opens, reads and reopens Attach streams of one terminal.
 pub struct TerminalConnection {
     workspace_client: WorkspaceClient,
-    non_waking_client: WorkspaceClient,
     state: AttachStreamState,
     backoff: RetryBackoff,
     lost_since: Option<Instant>,
@@ -51,13 +50,7 @@ impl TerminalConnection {
     /// Creates a connection that reports [`ConnectionEvent::Retry`] at once.
     pub fn new(workspace_client: WorkspaceClient) -> Self {
         let state = AttachStreamState::Waiting(Box::pin(sleep(std::time::Duration::ZERO)));
-        Self {
-            non_waking_client: workspace_client.without_waking(),
-            workspace_client,
-            state,
-            backoff: RetryBackoff::default(),
-            lost_since: None,
-        }
+        Self { workspace_client, state, backoff: RetryBackoff::default(), lost_since: None }
     }
 
     /// Opens a stream. Wakes a sleeping workspace only if `wakes` is set.
@@ -66,8 +59,8 @@ impl TerminalConnection {
         let first = AttachRequest { request: Some(Request::Open(open)) };
         // Cannot fail: the channel is new and empty.
         let _ = tx.try_send(first);
-        let mut terminals =
-            if wakes { self.workspace_client.terminals() } else { self.non_waking_client.terminals() };
+        let client = &self.workspace_client;
+        let mut terminals = if wakes { client.terminals() } else { client.without_waking().terminals() };
         let opening =
             async move { terminals.attach(ReceiverStream::new(rx)).await.map(tonic::Response::into_inner) };
         self.state = AttachStreamState::Opening(Box::pin(opening), tx);
@@ -81,8 +74,7 @@ impl TerminalConnection {
 
     /// Stops retrying until [`TerminalConnection::open`] is called.
     pub fn park(&mut self) {
-        self.lost_since = None;
-        self.backoff.reset();
+        self.mark_working();
         self.state = AttachStreamState::Parked;
     }
 
@@ -126,9 +118,7 @@ impl TerminalConnection {
     pub fn send_permit(&self) -> impl Future<Output = mpsc::OwnedPermit<AttachRequest>> + use<> {
         let tx = match &self.state {
             AttachStreamState::Open(_, tx) => Some(tx.clone()),
-            AttachStreamState::Parked | AttachStreamState::Waiting(_) | AttachStreamState::Opening(..) => {
-                None
-            }
+            _ => None,
         };
         async move {
             match tx {

@@ -8,16 +8,15 @@ use futures_util::{
     stream::{self, LocalBoxStream},
 };
 use podling_proto::{
-    agent::v1::{ActivityState, SleepCause, SleepWarning, WatchActivityRequest, WatchActivityResponse},
+    agent::v1::{ActivityState, SleepCause, SleepWarning, WatchActivityRequest},
     control::v1::Workspace,
 };
-use tokio::time::{Instant, sleep};
-use tonic::Streaming;
+use tokio::time::Instant;
 
 use crate::{
-    backoff::RetryBackoff,
+    backoff::ResumedStream,
     client::{Client, WorkspaceClient},
-    duration::{brief, left},
+    duration::{left, when},
     output,
     workspace_text::describe,
     workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
@@ -128,28 +127,23 @@ impl SessionNotices {
     }
 }
 
-/// Watch of one workspace's activity across any number of connections.
-struct ActivityWatch {
-    workspace_client: WorkspaceClient,
-    stream: Option<Streaming<WatchActivityResponse>>,
-    backoff: RetryBackoff,
-}
-
 /// Returns the sleep warnings of a workspace, and the failures of its command. Reopens a broken
 /// connection without a notification.
 fn activity(workspace_client: &WorkspaceClient) -> LocalBoxStream<'static, Notification> {
-    let watch = ActivityWatch {
-        workspace_client: workspace_client.without_waking(),
-        stream: None,
-        backoff: RetryBackoff::default(),
-    };
-    stream::unfold(watch, |mut watch| async move {
-        let activity = watch.next().await;
-        let notification = Notification::Activity {
-            command_failure: command_failure(&activity),
-            sleep_warning: activity.sleep_warning.filter(|warning| warning.at.is_some()),
-        };
-        Some((notification, watch))
+    let watch = (workspace_client.without_waking(), ResumedStream::default());
+    stream::unfold(watch, |(client, mut stream)| async move {
+        loop {
+            let open = async || client.activity().watch(WatchActivityRequest {}).await;
+            if let Ok(Some(answer)) = stream.next(open).await {
+                let activity = answer.activity.unwrap_or_default();
+                let notification = Notification::Activity {
+                    command_failure: command_failure(&activity),
+                    sleep_warning: activity.sleep_warning.filter(|warning| warning.at.is_some()),
+                };
+                return Some((notification, (client, stream)));
+            }
+            stream.back_off().await;
+        }
     })
     .boxed_local()
 }
@@ -188,7 +182,7 @@ fn warning_text(name: &str, warning: &SleepWarning, now: SystemTime) -> String {
         seconds @ COUNTDOWN_STEP.. => Duration::from_secs(seconds / COUNTDOWN_STEP * COUNTDOWN_STEP),
         _ => left,
     };
-    let when = brief(left).map_or_else(|| "now".to_owned(), |left| format!("in {left}"));
+    let when = when(left);
     match warning.cause() {
         SleepCause::Unspecified | SleepCause::Idle => {
             format!("{name} falls asleep {when}; press any key to keep it awake")
@@ -197,29 +191,6 @@ fn warning_text(name: &str, warning: &SleepWarning, now: SystemTime) -> String {
         SleepCause::MaxAwake => format!("{name} falls asleep {when}, after its longest time awake"),
         SleepCause::Deleted => format!("{name} is being deleted; its programs end {when}"),
         SleepCause::Shutdown => format!("{name} is stopped {when} by a shutdown"),
-    }
-}
-
-impl ActivityWatch {
-    async fn next(&mut self) -> ActivityState {
-        loop {
-            let stream = match &mut self.stream {
-                Some(stream) => stream,
-                None => match self.workspace_client.activity().watch(WatchActivityRequest {}).await {
-                    Ok(opened) => self.stream.insert(opened.into_inner()),
-                    Err(_) => {
-                        sleep(self.backoff.next_delay()).await;
-                        continue;
-                    }
-                },
-            };
-            if let Ok(Some(answer)) = stream.message().await {
-                self.backoff.reset();
-                return answer.activity.unwrap_or_default();
-            }
-            self.stream = None;
-            sleep(self.backoff.next_delay()).await;
-        }
     }
 }
 

@@ -23,7 +23,7 @@ use tokio::{
 };
 use tonic::Status;
 
-use self::sleep_overlay::{SleepOverlay, WorkspaceLookup};
+use self::sleep_overlay::SleepOverlay;
 use super::{
     connection::{ConnectionEvent, TerminalConnection},
     keyboard::{ClassifiedInput, DetachKey, InputClass, InputClassifier},
@@ -88,7 +88,6 @@ pub struct AttachSession {
     key: DetachKey,
     notices: SessionNotices,
     sleep_overlay: SleepOverlay,
-    lookup: WorkspaceLookup,
 }
 
 impl AttachSession {
@@ -130,7 +129,6 @@ impl AttachSession {
             key,
             notices,
             sleep_overlay: SleepOverlay::Awake,
-            lookup: Box::pin(std::future::pending()),
         })
     }
 
@@ -161,7 +159,7 @@ impl AttachSession {
                 }
                 permit = send_permit, if sends => { permit.send(self.next_request()); }
                 event = self.connection.next(), if takes => self.handle_event(event)?,
-                seen = &mut self.lookup => self.finish_lookup(seen)?,
+                seen = self.sleep_overlay.looked_up() => self.finish_lookup(seen)?,
                 () = self.notices.next() => {}
                 () = changed(&mut resized) => self.resize = screen::size(),
                 () = sleep_until(wake_at) => self.handle_timer(),
@@ -207,7 +205,7 @@ impl AttachSession {
     fn handle_input(&mut self, (kind, data): ClassifiedInput) {
         match (kind, &self.sleep_overlay) {
             _ if self.leaving.is_some() => {}
-            (_, SleepOverlay::Asleep | SleepOverlay::Waking(_)) => self.handle_input_asleep(&(kind, data)),
+            (_, SleepOverlay::Asleep(_) | SleepOverlay::Waking(_)) => self.handle_input_asleep(&(kind, data)),
             (InputClass::User, _) => {
                 self.notices.withdraw_warning();
                 self.outbox.push(data, InputKind::User, 0);
@@ -249,7 +247,7 @@ impl AttachSession {
 
 impl std::fmt::Debug for AttachSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AttachSession").field("sleep_overlay", &self.sleep_overlay).finish_non_exhaustive()
+        f.debug_struct("AttachSession").field("terminal_id", &self.terminal_id).finish_non_exhaustive()
     }
 }
 
@@ -347,9 +345,7 @@ impl AttachSession {
         let begun = self.outbox.start_stream(epoch, started.input_offset);
         match std::mem::replace(&mut self.sleep_overlay, SleepOverlay::Awake) {
             SleepOverlay::Waking(dropped) => self.report_awake(dropped),
-            SleepOverlay::Awake | SleepOverlay::Checking(_) | SleepOverlay::Asleep => {
-                self.report_stream_start(begun)
-            }
+            _ => self.report_stream_start(begun),
         }
         self.notices.watch_activity(&self.client.workspace_client_for(&self.workspace));
         let earlier = self.screen.position();

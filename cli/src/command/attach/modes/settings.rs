@@ -63,57 +63,35 @@ struct KeyboardStack {
     base: bool,
 }
 
-/// A sequence that restores one setting. It also names the setting.
-type RestoreSequence = &'static str;
+/// A setting that one sequence restores: its place in the order in which settings are restored, and
+/// the sequence.
+type RestoreSequence = (u8, &'static str);
 
-/// Ends the mode in which the terminal sends all that it receives to a printer.
-const PRINTER: RestoreSequence = "\x1b[4i";
-const AUTO_PRINT: RestoreSequence = "\x1b[?4i";
-const LOCATOR_REPORTS: RestoreSequence = "\x1b[0'z";
-const KEYPAD: RestoreSequence = "\x1b>";
-const SCROLL_REGION: RestoreSequence = "\x1b[r";
-const TAB_STOPS: RestoreSequence = "\x1b[?5W";
-const MEMORY_LOCK: RestoreSequence = "\x1bm";
+/// Ends the mode in which the terminal sends all that it receives to a printer. Until then, a printer
+/// receives all other sequences.
+const PRINTER: RestoreSequence = (0, "\x1b[4i");
+const AUTO_PRINT: RestoreSequence = (1, "\x1b[?4i");
+const LOCATOR_REPORTS: RestoreSequence = (2, "\x1b[0'z");
+const KEYPAD: RestoreSequence = (3, "\x1b>");
+const SCROLL_REGION: RestoreSequence = (4, "\x1b[r");
+const TAB_STOPS: RestoreSequence = (5, "\x1b[?5W");
+const MEMORY_LOCK: RestoreSequence = (6, "\x1bm");
 /// G2 or G3, or G1 by SO, is the character set of text.
-const SHIFTED_CHARSET: RestoreSequence = "\x0f";
-const ENCODING: RestoreSequence = "\x1b%G";
-const EIGHT_BIT_CONTROLS: RestoreSequence = "\x1b F";
-const CURSOR_SHAPE: RestoreSequence = "\x1b[0 q";
-const LINUX_CURSOR: RestoreSequence = "\x1b[?0c";
-const PROTECTED_TEXT: RestoreSequence = "\x1b[0\"q";
-const STATUS_LINE_ACTIVE: RestoreSequence = "\x1b[0$}";
-const STATUS_LINE_SHOWN: RestoreSequence = "\x1b[0$~";
-const LEDS: RestoreSequence = "\x1b[0q";
-const POINTER_MODE: RestoreSequence = "\x1b[>1p";
-const POINTER_SHAPE: RestoreSequence = "\x1b]22;\x1b\\";
-const HYPERLINK: RestoreSequence = "\x1b]8;;\x1b\\";
-const PALETTE: RestoreSequence = "\x1b]104\x1b\\";
-const SPECIAL_COLOURS: RestoreSequence = "\x1b]105\x1b\\";
-const PROGRESS_BAR: RestoreSequence = "\x1b]9;4;0\x1b\\";
-/// The settings in the order in which they are restored. [`PRINTER`] precedes them.
-const RESTORE_ORDER: [RestoreSequence; 21] = [
-    AUTO_PRINT,
-    LOCATOR_REPORTS,
-    KEYPAD,
-    SCROLL_REGION,
-    TAB_STOPS,
-    MEMORY_LOCK,
-    SHIFTED_CHARSET,
-    ENCODING,
-    EIGHT_BIT_CONTROLS,
-    CURSOR_SHAPE,
-    LINUX_CURSOR,
-    PROTECTED_TEXT,
-    STATUS_LINE_ACTIVE,
-    STATUS_LINE_SHOWN,
-    LEDS,
-    POINTER_MODE,
-    POINTER_SHAPE,
-    HYPERLINK,
-    PALETTE,
-    SPECIAL_COLOURS,
-    PROGRESS_BAR,
-];
+const SHIFTED_CHARSET: RestoreSequence = (7, "\x0f");
+const ENCODING: RestoreSequence = (8, "\x1b%G");
+const EIGHT_BIT_CONTROLS: RestoreSequence = (9, "\x1b F");
+const CURSOR_SHAPE: RestoreSequence = (10, "\x1b[0 q");
+const LINUX_CURSOR: RestoreSequence = (11, "\x1b[?0c");
+const PROTECTED_TEXT: RestoreSequence = (12, "\x1b[0\"q");
+const STATUS_LINE_ACTIVE: RestoreSequence = (13, "\x1b[0$}");
+const STATUS_LINE_SHOWN: RestoreSequence = (14, "\x1b[0$~");
+const LEDS: RestoreSequence = (15, "\x1b[0q");
+const POINTER_MODE: RestoreSequence = (16, "\x1b[>1p");
+const POINTER_SHAPE: RestoreSequence = (17, "\x1b]22;\x1b\\");
+const HYPERLINK: RestoreSequence = (18, "\x1b]8;;\x1b\\");
+const PALETTE: RestoreSequence = (19, "\x1b]104\x1b\\");
+const SPECIAL_COLOURS: RestoreSequence = (20, "\x1b]105\x1b\\");
+const PROGRESS_BAR: RestoreSequence = (21, "\x1b]9;4;0\x1b\\");
 
 impl TerminalSettings {
     /// Returns the sequences that restore all settings, and reset colours and attributes of text.
@@ -123,9 +101,8 @@ impl TerminalSettings {
         if self.private.contains_key(&ANSI_MODE) {
             undo.push_str("\x1b<");
         }
-        // Until then, a printer receives all other sequences.
-        if self.changed.contains(PRINTER) {
-            undo.push_str(PRINTER);
+        if self.changed.contains(&PRINTER) {
+            undo.push_str(PRINTER.1);
         }
         if self.alternate.is_some() {
             self.keyboards[1].restore(&mut undo);
@@ -142,7 +119,8 @@ impl TerminalSettings {
         for (last, number) in &self.key_formats {
             push(&mut undo, format_args!("\x1b[>{number}{last}"));
         }
-        undo.extend(RESTORE_ORDER.iter().copied().filter(|setting| self.changed.contains(setting)));
+        let changed = self.changed.iter().filter(|setting| **setting != PRINTER);
+        undo.extend(changed.map(|(_, sequence)| *sequence));
         for number in &self.colours {
             push(&mut undo, format_args!("\x1b]{}\x1b\\", number + 100));
         }
@@ -171,7 +149,6 @@ impl TerminalSettings {
     }
 
     fn set(&mut self, setting: RestoreSequence, is_changed: bool) {
-        debug_assert!(setting == PRINTER || RESTORE_ORDER.contains(&setting), "{setting:?} has no place");
         if is_changed {
             self.changed.insert(setting);
         } else {

@@ -2,7 +2,7 @@
 //! input for the ended programs, and wakes the workspace only when the user presses a key.
 //! Automatic retries never wake the workspace.
 
-use std::time::Duration;
+use std::{future::pending, mem, time::Duration};
 
 use futures_util::future::LocalBoxFuture;
 use podling_proto::{
@@ -21,7 +21,7 @@ use crate::{
     },
     failure::{CommandFailure, NOT_FOUND},
     output::plain,
-    workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
+    workspace_watcher::WorkspaceWatcher,
 };
 
 /// Longest wait for the control plane to report the workspace's state. After that the end of the
@@ -32,16 +32,16 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 const CTRL_C: u8 = 3;
 
 /// Pending lookup of the workspace. Yields `None` if the control plane does not answer in time.
-pub(super) type WorkspaceLookup = LocalBoxFuture<'static, Option<Result<Workspace, CommandFailure>>>;
+type WorkspaceLookup = LocalBoxFuture<'static, Option<Result<Workspace, CommandFailure>>>;
 
 /// Whether the workspace of this session is asleep.
-#[derive(Debug)]
 pub(super) enum SleepOverlay {
     Awake,
     /// The workspace is being looked up, because the terminal ended with this exit, or because the
     /// stream ended (`None`).
-    Checking(Option<Exit>),
-    Asleep,
+    Checking(Option<Exit>, WorkspaceLookup),
+    /// The workspace is asleep. The lookup yields it once it is deleted.
+    Asleep(WorkspaceLookup),
     /// A key press requested a wake. Holds the number of bytes typed and discarded since.
     Waking(usize),
 }
@@ -50,9 +50,14 @@ impl SleepOverlay {
     /// Returns whether a new stream may wake the workspace. The first stream may, and a stream
     /// after a key press. An automatic reconnect may not.
     pub(super) fn may_wake(&self, has_started: bool) -> bool {
+        matches!(self, Self::Waking(_)) || !has_started
+    }
+
+    /// Waits for the lookup, after which [`AttachSession::finish_lookup`] must be called. Cancel-safe.
+    pub(super) async fn looked_up(&mut self) -> Option<Result<Workspace, CommandFailure>> {
         match self {
-            Self::Waking(_) => true,
-            Self::Awake | Self::Checking(_) | Self::Asleep => !has_started,
+            Self::Checking(_, lookup) | Self::Asleep(lookup) => lookup.await,
+            Self::Awake | Self::Waking(_) => pending().await,
         }
     }
 }
@@ -73,20 +78,8 @@ fn look_up(client: &Client, id: &str) -> WorkspaceLookup {
 
 /// Waits until the workspace is being deleted or was deleted, and looks it up then.
 fn look_up_deletion(client: &Client, id: &str) -> WorkspaceLookup {
-    let (client, id) = (client.clone(), id.to_owned());
-    Box::pin(async move {
-        let mut watcher = WorkspaceWatcher::new(client.clone(), id.clone());
-        loop {
-            match watcher.next().await {
-                Ok(WorkspaceChange::Current(workspace)) if is_deletion(&workspace) => {
-                    return Some(Ok(*workspace));
-                }
-                Ok(WorkspaceChange::Current(_) | WorkspaceChange::Disconnected) => {}
-                Ok(WorkspaceChange::Deleted) => return Some(client.find(&id).await),
-                Err(failure) => return Some(Err(failure)),
-            }
-        }
-    })
+    let watcher = WorkspaceWatcher::new(client.clone(), id.to_owned());
+    Box::pin(async move { Some(watcher.until(is_deletion).await) })
 }
 
 impl AttachSession {
@@ -95,8 +88,7 @@ impl AttachSession {
     pub(super) fn start_lookup(&mut self, exit: Option<Exit>) {
         self.outbox.pause();
         self.connection.park();
-        self.sleep_overlay = SleepOverlay::Checking(exit);
-        self.lookup = look_up(&self.client, &self.workspace.id);
+        self.sleep_overlay = SleepOverlay::Checking(exit, look_up(&self.client, &self.workspace.id));
     }
 
     /// Continues after the lookup: shows that the workspace is asleep, ends the session, or
@@ -105,25 +97,20 @@ impl AttachSession {
         &mut self,
         seen: Option<Result<Workspace, CommandFailure>>,
     ) -> Result<(), CommandFailure> {
-        self.lookup = Box::pin(std::future::pending());
         // No key wakes such a workspace, so there is nothing to wait for.
         if let Some(Ok(workspace)) = &seen
             && is_deletion(workspace)
         {
             return Err(deletion_failure(workspace));
         }
-        let exit = match std::mem::replace(&mut self.sleep_overlay, SleepOverlay::Awake) {
-            SleepOverlay::Checking(exit) => exit,
-            other => {
-                self.sleep_overlay = other;
-                return match seen {
-                    Some(Err(failure)) if failure.exit_code() == NOT_FOUND => {
-                        Err(CommandFailure::Unavailable(format!("{} was deleted", self.workspace.name)))
-                    }
-                    // The deletion is then noticed when a key wakes the workspace.
-                    _ => Ok(()),
-                };
+        let SleepOverlay::Checking(exit, _) = mem::replace(&mut self.sleep_overlay, SleepOverlay::Awake)
+        else {
+            if matches!(seen, Some(Err(failure)) if failure.exit_code() == NOT_FOUND) {
+                return Err(CommandFailure::Unavailable(format!("{} was deleted", self.workspace.name)));
             }
+            // The deletion is then noticed when a key wakes the workspace.
+            self.sleep_overlay = SleepOverlay::Asleep(Box::pin(pending()));
+            return Ok(());
         };
         match (seen, exit) {
             (Some(Ok(workspace)), _) if sleeps(&workspace) => self.fall_asleep(&workspace),
@@ -139,8 +126,7 @@ impl AttachSession {
         let dropped = self.outbox.discard();
         self.resend_at = None;
         self.notices.stop();
-        self.sleep_overlay = SleepOverlay::Asleep;
-        self.lookup = look_up_deletion(&self.client, &self.workspace.id);
+        self.sleep_overlay = SleepOverlay::Asleep(look_up_deletion(&self.client, &self.workspace.id));
         self.screen.message(&asleep_message(workspace, dropped, &self.key));
     }
 
@@ -149,9 +135,8 @@ impl AttachSession {
         match (key_action(piece), &mut self.sleep_overlay) {
             (KeyAction::Leave, _) => self.leave(AttachEnd::LeftAsleep),
             (KeyAction::Wake, SleepOverlay::Waking(dropped)) => *dropped += piece.1.len(),
-            (KeyAction::Wake, SleepOverlay::Asleep) => {
+            (KeyAction::Wake, SleepOverlay::Asleep(_)) => {
                 self.sleep_overlay = SleepOverlay::Waking(0);
-                self.lookup = Box::pin(std::future::pending());
                 self.notices.watch_wake(&self.client, &self.workspace.id);
                 // The old shell has ended, and the new stream begins with a screen snapshot.
                 self.screen.reset_position();
@@ -288,8 +273,8 @@ mod tests {
         assert!(SleepOverlay::Awake.may_wake(false), "the first attach wakes the workspace");
         assert!(
             !SleepOverlay::Awake.may_wake(true)
-                && !SleepOverlay::Asleep.may_wake(true)
-                && !SleepOverlay::Checking(None).may_wake(true)
+                && !SleepOverlay::Asleep(Box::pin(pending())).may_wake(true)
+                && !SleepOverlay::Checking(None, Box::pin(pending())).may_wake(true)
         );
         assert!(SleepOverlay::Waking(0).may_wake(true), "a key press wakes the workspace");
     }
