@@ -1,12 +1,14 @@
 //! `podling cp`: copies files between this machine and a workspace.
 //!
-//! [`plan`] lists the files. [`copy`] copies them, in the direction of [`upload`] or [`download`].
+//! [`plan`] lists the files of a [`tree`]. [`copy`] copies them, in the direction of [`upload`] or
+//! [`download`]. Paths in a workspace are relative to its root.
 
 pub mod copy;
 pub mod download;
 pub mod endpoint;
 pub mod plan;
 pub mod skipped;
+pub mod tree;
 pub mod upload;
 
 use std::{
@@ -17,15 +19,16 @@ use std::{
 
 use clap::Args;
 use indicatif::HumanBytes;
-use podling_proto::{
-    agent::v1::FileKind,
-    error::{self, Reason},
-};
+use podling_proto::{agent::v1::FileKind, error::Reason};
 
 use self::{
     copy::CopyTally,
-    endpoint::{CopyEndpoint, RemotePath},
+    download::Download,
+    endpoint::CopyEndpoint,
     plan::{CopyDirectory, SymlinkPolicy},
+    skipped::CopyFailure,
+    tree::{FileLister, LocalTree, RemoteTree},
+    upload::Upload,
 };
 use crate::{
     client::{Context, WorkspaceClient},
@@ -99,7 +102,7 @@ impl CpArgs {
     }
 
     async fn copy(&self, context: &Context, tally: &mut CopyTally) -> Result<(), CommandFailure> {
-        match (parse(&self.from)?, parse(&self.to)?) {
+        match (CopyEndpoint::parse(&self.from)?, CopyEndpoint::parse(&self.to)?) {
             (CopyEndpoint::Remote { workspace, path, .. }, CopyEndpoint::Stdio) => {
                 let (workspace_client, wake_spinner) = connect(context, &workspace, &self.from).await?;
                 let stdout = LocalStream::stdout()?;
@@ -150,19 +153,19 @@ impl CpArgs {
         &self,
         workspace_client: &WorkspaceClient,
         from: &Path,
-        to: RemotePath,
+        to: PathBuf,
         is_directory: bool,
         tally: &mut CopyTally,
     ) -> Result<(), CommandFailure> {
         let to = if names_contents(from.as_os_str()) {
             to
         } else if is_directory || is_remote_directory(workspace_client, &to).await? {
-            to.join(&local_name(from)?)
+            to.join(local_name(from)?)
         } else {
             to
         };
-        let parent = is_directory.then(|| to.parent()).flatten();
-        let parent = parent.map(|to| CopyDirectory { from: from.display().to_string(), to, mode: None });
+        let parent = to.parent().filter(|_| is_directory);
+        let parent = parent.map(|to| CopyDirectory { from: from.to_owned(), to: to.to_owned(), mode: None });
         if local_file::is_special(from) {
             let source = LocalStream::source(from).await?;
             if let Some(parent) = parent {
@@ -170,36 +173,33 @@ impl CpArgs {
             }
             return upload::upload_from_stream(workspace_client, &source, &to, tally).await;
         }
-        let mut plan = plan::plan_upload(from, to, self.symlinks()).await?;
+        let mut plan = plan::plan_copy(&LocalTree, from, &to, self.symlinks()).await?;
         if plan.directories.is_empty() {
             plan.directories.extend(parent);
         }
-        upload::upload(workspace_client, plan, tally).await
+        copy::copy_all(&Upload(workspace_client), plan, tally).await
     }
 
     async fn download(
         &self,
         workspace_client: &WorkspaceClient,
-        from: RemotePath,
+        from: PathBuf,
         to: PathBuf,
         tally: &mut CopyTally,
     ) -> Result<(), CommandFailure> {
         let into = !names_contents(&self.from) && (to.as_os_str().as_bytes().ends_with(b"/") || to.is_dir());
         // The root of a workspace has no name, so its contents are copied.
-        let target = match from.name().filter(|_| into) {
+        let target = match from.file_name().filter(|_| into) {
             Some(name) => to.join(name),
             None => local_file::replaced_path(to.clone()),
         };
-        let mut plan = plan::plan_download(workspace_client, from, target, self.symlinks()).await?;
+        let mut plan =
+            plan::plan_copy(&RemoteTree(workspace_client), &from, &target, self.symlinks()).await?;
         if into && plan.directories.is_empty() {
-            plan.directories.push(CopyDirectory { from: to.display().to_string(), to, mode: None });
+            plan.directories.push(CopyDirectory { from: to.clone(), to, mode: None });
         }
-        download::download(workspace_client, plan, tally).await
+        copy::copy_all(&Download(workspace_client), plan, tally).await
     }
-}
-
-fn parse(argument: &OsStr) -> Result<CopyEndpoint, CommandFailure> {
-    CopyEndpoint::parse(argument).map_err(|error| CommandFailure::Usage(error.to_string()))
 }
 
 /// Connects to the workspace that `argument` names, and returns the spinner that shows what a copy
@@ -261,11 +261,11 @@ fn local_name(path: &Path) -> Result<OsString, CommandFailure> {
 
 async fn is_remote_directory(
     workspace_client: &WorkspaceClient,
-    path: &RemotePath,
+    path: &Path,
 ) -> Result<bool, CommandFailure> {
-    match plan::stat(workspace_client, path).await {
+    match RemoteTree(workspace_client).stat(path, true).await {
         Ok(entry) => Ok(entry.kind() == FileKind::Directory),
-        Err(status) if error::reason(&status) == Some(Reason::PathNotFound) => Ok(false),
-        Err(status) => Err(status.into()),
+        Err(missing) if missing.failure.reason() == Some(Reason::PathNotFound) => Ok(false),
+        Err(CopyFailure { failure, .. }) => Err(failure),
     }
 }

@@ -14,7 +14,7 @@ use tokio::{
     io::AsyncWriteExt as _,
 };
 
-use super::cp::endpoint::RemotePath;
+use super::cp::endpoint;
 use crate::{
     client::Context,
     failure::{self, CommandFailure},
@@ -84,9 +84,7 @@ impl ExportArgs {
     }
 
     async fn export(self, context: &Context) -> Result<u8, CommandFailure> {
-        let path = self.path.as_deref().unwrap_or_default();
-        let path =
-            RemotePath::parse(path.as_bytes()).map_err(|error| CommandFailure::Usage(error.to_string()))?;
+        let path = endpoint::parse_remote(self.path.as_deref().unwrap_or_default().as_bytes())?;
         let file = self.file.unwrap_or_else(|| PathBuf::from(format!("{}.zip", self.workspace)));
         let client = context.client().await?;
         let workspace = client.find(&self.workspace).await?;
@@ -94,7 +92,7 @@ impl ExportArgs {
         // The gateway holds the call until the workspace is awake or restored.
         let wake_spinner = WakeSpinner::new(client, workspace.id);
         let request = CreateArchiveRequest {
-            path: Some(path.wire()),
+            path: Some(endpoint::to_wire(&path)),
             preservation: false,
             ignore: self.ignore,
             ignore_files: self.ignore_files,

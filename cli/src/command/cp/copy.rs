@@ -4,7 +4,11 @@
 //! receiving side writes it under a temporary name and renames it at the end. A path that cannot be
 //! copied is left out with its reason, and the copy continues with the others.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, stream};
 use indicatif::ProgressBar;
@@ -12,11 +16,10 @@ use serde::Serialize;
 use tokio::time::sleep;
 
 use super::{
-    endpoint::RemotePath,
     plan::{CopyDirectory, CopyFile, CopyPlan},
     skipped::{CopyFailure, SkipReason, SkippedPath},
 };
-use crate::{backoff::RetryBackoff, failure::CommandFailure};
+use crate::{backoff::RetryBackoff, failure::CommandFailure, output};
 
 /// Number of files copied concurrently. Enough to hide the round trips of small files.
 const CONCURRENT_FILES: usize = 8;
@@ -41,138 +44,94 @@ pub struct CopyTally {
     pub planned_files: usize,
 }
 
-impl CopyTally {
-    /// Adds the result of one file, which is its size in bytes or a failure. Returns a failure that
-    /// ends the copy. `is_alone` says that the file is the whole source, so that every failure does.
-    fn add(
-        &mut self,
-        from: String,
-        copied: Result<u64, CopyFailure>,
-        is_alone: bool,
-    ) -> Result<(), CommandFailure> {
-        match copied {
-            Ok(bytes) => {
-                self.files += 1;
-                self.bytes += bytes;
-                Ok(())
-            }
-            Err(error) if !is_alone => {
-                self.skipped.push(error.into_skipped(from)?);
-                Ok(())
-            }
-            Err(CopyFailure { failure, .. }) => Err(failure),
-        }
-    }
+/// Bytes of one file that an attempt has copied. They are on the progress bar, too.
+#[derive(Debug)]
+pub struct FileProgress<'a> {
+    pub bar: &'a ProgressBar,
+    pub copied: u64,
 }
 
-/// A path at one end of a copy.
-pub(super) trait CopyPath: Ord + Sized {
-    /// Renders the path for display.
-    fn show(&self) -> String;
-    fn parent(&self) -> Option<Self>;
-}
-
-impl CopyPath for PathBuf {
-    fn show(&self) -> String {
-        self.display().to_string()
-    }
-
-    fn parent(&self) -> Option<Self> {
-        Some(self.as_path().parent()?.to_owned())
-    }
-}
-
-impl CopyPath for RemotePath {
-    fn show(&self) -> String {
-        RemotePath::show(self)
-    }
-
-    fn parent(&self) -> Option<Self> {
-        RemotePath::parent(self)
+impl FileProgress<'_> {
+    pub fn add(&mut self, bytes: usize) {
+        self.copied += bytes as u64;
+        self.bar.inc(bytes as u64);
     }
 }
 
 /// One direction of a copy: to a workspace or from it.
 pub(super) trait CopyDirection {
-    type From: CopyPath;
-    type To: CopyPath;
-
     /// Creates a directory that its owner can access, and its missing parents if it is the `root` of
     /// the copy. An existing directory keeps its mode. Returns the mode that the directory gets once
     /// its files are copied, or `None` if its mode stays.
-    async fn make_directory(
-        &self,
-        directory: &CopyDirectory<Self::To>,
-        root: bool,
-    ) -> Result<Option<u32>, CopyFailure>;
+    async fn make_directory(&self, directory: &CopyDirectory, root: bool)
+    -> Result<Option<u32>, CopyFailure>;
 
     /// Sets the final mode of a directory.
-    async fn set_mode(&self, directory: &Self::To, mode: u32) -> Result<(), CopyFailure>;
+    async fn set_mode(&self, directory: &Path, mode: u32) -> Result<(), CopyFailure>;
 
-    /// Copies a whole file. Adds each copied byte to `copied` and to the progress bar, also before a
-    /// failure.
-    async fn attempt(
-        &self,
-        file: &CopyFile<Self::From, Self::To>,
-        copied: &mut u64,
-    ) -> Result<(), CopyFailure>;
+    /// Copies a whole file. Adds each copied byte to the progress, also before a failure.
+    async fn attempt(&self, file: &CopyFile, progress: &mut FileProgress<'_>) -> Result<(), CopyFailure>;
 }
 
 /// Creates the directories of a plan and copies its files. A path that cannot be copied is added to
 /// the skipped paths of `tally`. Returns a failure that concerns the whole copy.
-pub(super) async fn copy_all<D: CopyDirection>(
-    direction: &D,
-    plan: CopyPlan<D::From, D::To>,
-    bar: &ProgressBar,
+pub(super) async fn copy_all(
+    direction: &impl CopyDirection,
+    plan: CopyPlan,
     tally: &mut CopyTally,
 ) -> Result<(), CommandFailure> {
+    let bar = &output::bytes_bar(Some(plan.bytes()));
     let is_alone = plan.is_single_file;
     tally.planned_files = plan.files.len();
     tally.skipped.extend(plan.skipped);
     let created = create_directories(direction, plan.directories, tally).await?;
     let (files, orphans): (Vec<_>, Vec<_>) =
         plan.files.into_iter().partition(|file| !created.is_below_failed(&file.to));
-    let orphans = orphans.iter().map(|file| SkippedPath::new(file.from.show(), SkipReason::ParentMissing));
+    let orphans = orphans.iter().map(|file| SkippedPath::new(&file.from, SkipReason::ParentMissing));
     tally.skipped.extend(orphans);
     let mut copies = stream::iter(files)
         .map(async |file| {
-            let copied = copy_file(bar, async |copied| direction.attempt(&file, copied).await).await;
-            (file.from.show(), copied)
+            let copied = copy_file(bar, async |progress| direction.attempt(&file, progress).await).await;
+            (file.from, copied)
         })
         .buffer_unordered(CONCURRENT_FILES);
-    let mut outcome = Ok(());
-    while let Some((from, copied)) = copies.next().await {
-        outcome = tally.add(from, copied, is_alone);
-        if outcome.is_err() {
-            break;
+    let copying = async {
+        while let Some((from, copied)) = copies.next().await {
+            match copied {
+                Ok(bytes) => (tally.files, tally.bytes) = (tally.files + 1, tally.bytes + bytes),
+                Err(CopyFailure { failure, .. }) if is_alone => return Err(failure),
+                Err(error) => tally.skipped.push(error.into_skipped(from)?),
+            }
         }
-    }
+        Ok(())
+    };
+    let outcome = copying.await;
     drop(copies);
     // Also after a failure, because a repeated copy keeps the modes of directories that exist.
     outcome.and(set_modes(direction, created.unfinished, tally).await)
 }
 
 /// Outcome of creating the directories of a plan.
-struct CreatedDirectories<T> {
+#[derive(Default)]
+struct CreatedDirectories {
     /// Directories that could not be created.
-    failed: BTreeSet<T>,
+    failed: BTreeSet<PathBuf>,
     /// New directories with their final modes, which they get after their files are copied.
-    unfinished: Vec<(CopyDirectory<T>, u32)>,
+    unfinished: Vec<(CopyDirectory, u32)>,
 }
 
-impl<T: CopyPath> CreatedDirectories<T> {
-    fn is_below_failed(&self, path: &T) -> bool {
-        !self.failed.is_empty()
-            && std::iter::successors(path.parent(), T::parent).any(|outer| self.failed.contains(&outer))
+impl CreatedDirectories {
+    fn is_below_failed(&self, path: &Path) -> bool {
+        !self.failed.is_empty() && path.ancestors().skip(1).any(|outer| self.failed.contains(outer))
     }
 }
 
-async fn create_directories<D: CopyDirection>(
-    direction: &D,
-    directories: Vec<CopyDirectory<D::To>>,
+async fn create_directories(
+    direction: &impl CopyDirection,
+    directories: Vec<CopyDirectory>,
     tally: &mut CopyTally,
-) -> Result<CreatedDirectories<D::To>, CommandFailure> {
-    let mut created = CreatedDirectories { failed: BTreeSet::new(), unfinished: Vec::new() };
+) -> Result<CreatedDirectories, CommandFailure> {
+    let mut created = CreatedDirectories::default();
     for (index, directory) in directories.into_iter().enumerate() {
         if created.is_below_failed(&directory.to) {
             tally.skipped.push(SkippedPath::new(directory.from, SkipReason::ParentMissing));
@@ -195,9 +154,9 @@ async fn create_directories<D: CopyDirection>(
 }
 
 /// Sets the final modes of directories, innermost first.
-async fn set_modes<D: CopyDirection>(
-    direction: &D,
-    directories: Vec<(CopyDirectory<D::To>, u32)>,
+async fn set_modes(
+    direction: &impl CopyDirection,
+    directories: Vec<(CopyDirectory, u32)>,
     tally: &mut CopyTally,
 ) -> Result<(), CommandFailure> {
     for (directory, mode) in directories.into_iter().rev() {
@@ -208,21 +167,19 @@ async fn set_modes<D: CopyDirection>(
     Ok(())
 }
 
-/// Copies a file, with several attempts if the connection breaks or the file changes. `attempt`
-/// copies the whole file, and adds to its argument the number of bytes that are on the bar. Returns
-/// the file's size in bytes.
+/// Copies a file, with several attempts if the connection breaks or the file changes. Each attempt
+/// copies the whole file. Returns the file's size in bytes.
 async fn copy_file(
     bar: &ProgressBar,
-    mut attempt: impl AsyncFnMut(&mut u64) -> Result<(), CopyFailure>,
+    mut attempt: impl AsyncFnMut(&mut FileProgress<'_>) -> Result<(), CopyFailure>,
 ) -> Result<u64, CopyFailure> {
     let mut attempts = FileAttempts::default();
     loop {
-        let mut copied = 0;
-        match attempt(&mut copied).await {
-            Ok(()) => return Ok(copied),
+        let mut progress = FileProgress { bar, copied: 0 };
+        match attempt(&mut progress).await {
+            Ok(()) => return Ok(progress.copied),
             Err(failure) => {
-                // The next attempt copies the whole file again.
-                bar.set_position(bar.position().saturating_sub(copied));
+                bar.set_position(bar.position().saturating_sub(progress.copied));
                 sleep(attempts.next_delay(failure)?).await;
             }
         }
@@ -265,18 +222,17 @@ mod tests {
             (1..).find(|_| attempts.next_delay(failure()).is_err()).expect("a last attempt")
         };
         assert_eq!(count(&|| remote(Reason::AgentUnreachable)), MAX_ATTEMPTS);
-        assert_eq!(count(&|| CopyFailure::changed("a")), MAX_CHANGE_ATTEMPTS);
+        assert_eq!(count(&|| CopyFailure::changed("a".as_ref())), MAX_CHANGE_ATTEMPTS);
         assert_eq!(count(&|| remote(Reason::PathNotFound)), 1);
     }
 
     #[tokio::test]
     async fn failed_attempt_is_repeated_and_leaves_the_bar() {
         let (bar, mut attempts) = (ProgressBar::hidden(), 0);
-        let copied = copy_file(&bar, async |copied| {
+        let copied = copy_file(&bar, async |progress| {
             attempts += 1;
-            *copied += 2;
-            bar.inc(2);
-            if attempts == 1 { Err(CopyFailure::changed("a")) } else { Ok(()) }
+            progress.add(2);
+            if attempts == 1 { Err(CopyFailure::changed("a".as_ref())) } else { Ok(()) }
         });
         assert_eq!((copied.await.expect("copied"), bar.position(), attempts), (2, 2, 2));
     }

@@ -4,27 +4,24 @@ use std::{
     fs::{self, DirBuilder, Permissions},
     io,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
+    path::Path,
     time::SystemTime,
 };
 
-use indicatif::ProgressBar;
 use podling_proto::agent::v1::{Entry, ReadFileRequest, ReadFileResponse};
 use tokio::{
     fs::File,
     io::{AsyncWriteExt as _, BufWriter},
-    time::sleep,
 };
-use tonic::{Status, Streaming};
 
 use super::{
-    copy::{CopyDirection, CopyTally, MAX_ATTEMPTS, OWNER_ACCESS, copy_all},
-    endpoint::RemotePath,
-    plan::{CopyDirectory, CopyFile, CopyPlan},
+    copy::{CopyDirection, CopyTally, FileProgress, MAX_ATTEMPTS, OWNER_ACCESS},
+    endpoint::{show, to_wire},
+    plan::{CopyDirectory, CopyFile},
     skipped::{CopyFailure, FailureScope, RemoteRole, SkipReason},
 };
 use crate::{
-    backoff::{RetryBackoff, is_retryable},
+    backoff::{ResumedStream, is_retryable},
     client::WorkspaceClient,
     failure::CommandFailure,
     local_file::{LocalStream, PartialFile},
@@ -37,30 +34,14 @@ const MODE_MASK: u32 = 0o777;
 /// Permission bits of a file until it is complete.
 const PARTIAL_MODE: u32 = 0o600;
 
-/// Creates the directories of a plan and downloads its files. A path that cannot be copied is added
-/// to the skipped paths of `tally`. Returns a failure that concerns the whole copy.
-pub async fn download(
-    workspace_client: &WorkspaceClient,
-    plan: CopyPlan<RemotePath, PathBuf>,
-    tally: &mut CopyTally,
-) -> Result<(), CommandFailure> {
-    let bar = &output::bytes_bar(Some(plan.bytes()));
-    copy_all(&Download { workspace_client, bar }, plan, bar, tally).await
-}
-
 /// The direction from a workspace to this machine.
-struct Download<'a> {
-    workspace_client: &'a WorkspaceClient,
-    bar: &'a ProgressBar,
-}
+#[derive(Debug)]
+pub struct Download<'a>(pub &'a WorkspaceClient);
 
 impl CopyDirection for Download<'_> {
-    type From = RemotePath;
-    type To = PathBuf;
-
     async fn make_directory(
         &self,
-        directory: &CopyDirectory<PathBuf>,
+        directory: &CopyDirectory,
         root: bool,
     ) -> Result<Option<u32>, CopyFailure> {
         let is_new =
@@ -68,7 +49,7 @@ impl CopyDirection for Download<'_> {
         Ok(directory.mode.filter(|_| is_new).map(|mode| mode & MODE_MASK))
     }
 
-    async fn set_mode(&self, directory: &PathBuf, mode: u32) -> Result<(), CopyFailure> {
+    async fn set_mode(&self, directory: &Path, mode: u32) -> Result<(), CopyFailure> {
         fs::set_permissions(directory, Permissions::from_mode(mode)).map_err(|error| {
             // The files are copied, so that no failure concerns the whole copy any more.
             let scope = FailureScope::Path(SkipReason::Unwritable);
@@ -76,15 +57,11 @@ impl CopyDirection for Download<'_> {
         })
     }
 
-    async fn attempt(
-        &self,
-        file: &CopyFile<RemotePath, PathBuf>,
-        copied: &mut u64,
-    ) -> Result<(), CopyFailure> {
-        self.bar.set_message(file.from.show());
+    async fn attempt(&self, file: &CopyFile, progress: &mut FileProgress<'_>) -> Result<(), CopyFailure> {
+        progress.bar.set_message(show(&file.from));
         let write_error = |error| CopyFailure::write(&file.to, error);
         check_replaceable(&file.to).map_err(write_error)?;
-        let mut reader = RemoteFileReader::new(self.workspace_client, &file.from);
+        let mut reader = RemoteFileReader::new(self.0, &file.from);
         // The first chunk is read before the file is created, so that a file that has vanished leaves
         // no trace in the directory.
         let mut chunk = reader.next().await?;
@@ -93,8 +70,7 @@ impl CopyDirection for Download<'_> {
         let mut local = BufWriter::new(File::from_std(local));
         while let Some(data) = chunk {
             local.write_all(&data).await.map_err(write_error)?;
-            *copied += data.len() as u64;
-            self.bar.inc(data.len() as u64);
+            progress.add(data.len());
             chunk = reader.next().await?;
         }
         local.flush().await.map_err(write_error)?;
@@ -110,7 +86,7 @@ impl CopyDirection for Download<'_> {
 
 /// Creates a directory that only its owner may access if its mode is to be copied. An existing
 /// directory keeps its mode. Returns whether the directory is new.
-fn make_directory(directory: &CopyDirectory<PathBuf>, with_parents: bool) -> io::Result<bool> {
+fn make_directory(directory: &CopyDirectory, with_parents: bool) -> io::Result<bool> {
     if let Some(parent) = directory.to.parent().filter(|_| with_parents) {
         fs::create_dir_all(parent)?;
     }
@@ -127,7 +103,7 @@ fn make_directory(directory: &CopyDirectory<PathBuf>, with_parents: bool) -> io:
 /// Writes a file of the workspace to standard output, a pipe or a device.
 pub async fn download_to_stream(
     workspace_client: &WorkspaceClient,
-    from: &RemotePath,
+    from: &Path,
     sink: &LocalStream,
     tally: &mut CopyTally,
 ) -> Result<(), CommandFailure> {
@@ -154,47 +130,40 @@ fn check_replaceable(path: &Path) -> io::Result<()> {
 /// Reads a file of the workspace across broken connections.
 struct RemoteFileReader<'a> {
     workspace_client: &'a WorkspaceClient,
-    path: &'a RemotePath,
+    path: &'a Path,
     offset: u64,
     first: Option<Entry>,
-    stream: Option<Streaming<ReadFileResponse>>,
-    backoff: RetryBackoff,
+    stream: ResumedStream<ReadFileResponse>,
     tries: u32,
 }
 
 impl<'a> RemoteFileReader<'a> {
-    fn new(workspace_client: &'a WorkspaceClient, path: &'a RemotePath) -> Self {
-        Self {
-            workspace_client,
-            path,
-            offset: 0,
-            first: None,
-            stream: None,
-            backoff: RetryBackoff::default(),
-            tries: 0,
-        }
+    fn new(workspace_client: &'a WorkspaceClient, path: &'a Path) -> Self {
+        let stream = ResumedStream::default();
+        Self { workspace_client, path, offset: 0, first: None, stream, tries: 0 }
     }
 
     /// Returns the next chunk, or `None` at the end of a complete file.
     async fn next(&mut self) -> Result<Option<bytes::Bytes>, CopyFailure> {
         loop {
-            match self.message().await {
+            let request = ReadFileRequest { path: Some(to_wire(self.path)), offset: self.offset, length: 0 };
+            let open = async || self.workspace_client.files().read(request).await;
+            match self.stream.next(open).await {
                 Ok(Some(message)) => {
                     self.check(message.stat)?;
-                    (self.tries, self.backoff) = (0, RetryBackoff::default());
+                    self.tries = 0;
                     self.offset += message.data.len() as u64;
                     if !message.data.is_empty() {
                         return Ok(Some(message.data));
                     }
                 }
                 Ok(None) if self.first.as_ref().is_some_and(|first| self.offset < first.size) => {
-                    return Err(self.changed());
+                    return Err(CopyFailure::changed(self.path));
                 }
                 Ok(None) => return Ok(None),
                 Err(status) if is_retryable(&status) && self.tries < MAX_ATTEMPTS => {
-                    self.stream = None;
                     self.tries += 1;
-                    sleep(self.backoff.next_delay()).await;
+                    self.stream.back_off().await;
                 }
                 Err(status) => return Err(CopyFailure::remote(status, RemoteRole::Source)),
             }
@@ -207,18 +176,6 @@ impl<'a> RemoteFileReader<'a> {
         Some((entry.mode, entry.modified.and_then(|at| SystemTime::try_from(at).ok())))
     }
 
-    async fn message(&mut self) -> Result<Option<ReadFileResponse>, Status> {
-        let stream = match &mut self.stream {
-            Some(stream) => stream,
-            None => {
-                let request =
-                    ReadFileRequest { path: Some(self.path.wire()), offset: self.offset, length: 0 };
-                self.stream.insert(self.workspace_client.files().read(request).await?.into_inner())
-            }
-        };
-        stream.message().await
-    }
-
     /// Fails if a resumed stream reads another version of the file: its size, its modification time
     /// or its inode differ.
     fn check(&mut self, stat: Option<Entry>) -> Result<(), CopyFailure> {
@@ -226,10 +183,6 @@ impl<'a> RemoteFileReader<'a> {
         let version = |entry: &Entry| (entry.size, entry.modified, entry.device, entry.inode);
         let is_same = self.first.as_ref().is_none_or(|first| version(first) == version(&stat));
         self.first = Some(stat);
-        if is_same || self.offset == 0 { Ok(()) } else { Err(self.changed()) }
-    }
-
-    fn changed(&self) -> CopyFailure {
-        CopyFailure::changed(&self.path.show())
+        if is_same || self.offset == 0 { Ok(()) } else { Err(CopyFailure::changed(self.path)) }
     }
 }

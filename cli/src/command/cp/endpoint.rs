@@ -2,12 +2,14 @@
 //! stdout, and anything else is a local path. Pure.
 
 use std::{
-    ffi::{OsStr, OsString},
-    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
-    path::PathBuf,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
 };
 
 use podling_proto::agent::v1::{Path as WirePath, path};
+
+use crate::{failure::CommandFailure, output};
 
 /// Characters in the id of a workspace.
 const ID_LENGTH: usize = 12;
@@ -21,16 +23,12 @@ pub enum CopyEndpoint {
     Remote {
         /// Name or id of the workspace.
         workspace: String,
-        path: RemotePath,
+        /// Path as [`parse_remote`] returns it.
+        path: PathBuf,
         /// True if the path ends with a slash, which means a directory.
         is_directory: bool,
     },
 }
-
-/// A path below the root of a workspace, without leading, trailing or doubled slashes. The root is
-/// empty.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct RemotePath(OsString);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CopyEndpointError {
@@ -42,6 +40,12 @@ pub enum CopyEndpointError {
     Parent(String),
     #[error("the source or destination is empty; write NAME:PATH, a local path, or \"-\"")]
     Empty,
+}
+
+impl From<CopyEndpointError> for CommandFailure {
+    fn from(error: CopyEndpointError) -> Self {
+        Self::Usage(error.to_string())
+    }
 }
 
 impl CopyEndpoint {
@@ -59,7 +63,7 @@ impl CopyEndpoint {
         let (name, path) = (&bytes[..colon], &bytes[colon + 1..]);
         Ok(Self::Remote {
             workspace: String::from_utf8_lossy(name).into_owned(),
-            path: RemotePath::parse(path)?,
+            path: parse_remote(path)?,
             is_directory: path.ends_with(b"/"),
         })
     }
@@ -74,63 +78,32 @@ fn can_be_workspace(text: &[u8]) -> bool {
     is_name || is_id
 }
 
-impl RemotePath {
-    /// Parses a path as a user types it. Rejects an absolute path and `..`.
-    pub fn parse(path: &[u8]) -> Result<Self, CopyEndpointError> {
-        let shown = || String::from_utf8_lossy(path).into_owned();
-        if path.starts_with(b"/") {
-            return Err(CopyEndpointError::Absolute(shown()));
-        }
-        let mut parsed = Self(OsString::new());
-        for part in path.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".") {
-            if part == b".." {
-                return Err(CopyEndpointError::Parent(shown()));
-            }
-            parsed = parsed.join(OsStr::from_bytes(part));
-        }
-        Ok(parsed)
+/// Parses a path in a workspace as a user types it. The result is relative to the root of the
+/// workspace, and empty for the root itself. Rejects an absolute path and `..`.
+pub fn parse_remote(path: &[u8]) -> Result<PathBuf, CopyEndpointError> {
+    let shown = || String::from_utf8_lossy(path).into_owned();
+    if path.starts_with(b"/") {
+        return Err(CopyEndpointError::Absolute(shown()));
     }
-    #[must_use]
-    pub fn join(&self, name: &OsStr) -> Self {
-        let mut path = self.0.clone();
-        if !path.is_empty() {
-            path.push("/");
-        }
-        path.push(name);
-        Self(path)
+    let parts = path.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
+    if parts.clone().any(|part| part == b"..") {
+        return Err(CopyEndpointError::Parent(shown()));
     }
+    Ok(parts.map(OsStr::from_bytes).collect())
+}
 
-    pub fn is_root(&self) -> bool {
-        self.0.is_empty()
-    }
+/// Converts a path in a workspace to protobuf, as bytes if it is not valid UTF-8.
+pub fn to_wire(path: &Path) -> WirePath {
+    let path = match path.to_str() {
+        Some(text) => path::Path::Text(text.to_owned()),
+        None => path::Path::Raw(path.as_os_str().as_bytes().to_vec()),
+    };
+    WirePath { path: Some(path) }
+}
 
-    /// Returns the last component. The root has none.
-    pub fn name(&self) -> Option<OsString> {
-        let bytes = self.0.as_bytes();
-        let name = bytes.rsplit(|b| *b == b'/').next().filter(|name| !name.is_empty())?;
-        Some(OsString::from_vec(name.to_vec()))
-    }
-
-    /// Returns the parent directory. The root has none.
-    pub fn parent(&self) -> Option<Self> {
-        let bytes = self.0.as_bytes();
-        let end = bytes.iter().rposition(|b| *b == b'/').unwrap_or(0);
-        (!bytes.is_empty()).then(|| Self(OsString::from_vec(bytes[..end].to_vec())))
-    }
-
-    /// Renders the path for display. Replaces control characters and invalid UTF-8.
-    pub fn show(&self) -> String {
-        crate::output::plain(&self.0.to_string_lossy())
-    }
-
-    /// Converts the path to protobuf, as bytes if it is not valid UTF-8.
-    pub fn wire(&self) -> WirePath {
-        let path = match self.0.to_str() {
-            Some(text) => path::Path::Text(text.to_owned()),
-            None => path::Path::Raw(self.0.as_bytes().to_vec()),
-        };
-        WirePath { path: Some(path) }
-    }
+/// Renders a path for display. Replaces control characters and invalid UTF-8.
+pub fn show(path: &Path) -> String {
+    output::plain(&path.to_string_lossy())
 }
 
 #[cfg(test)]
@@ -144,7 +117,7 @@ mod tests {
     }
 
     fn remote(workspace: &str, path: &str, is_directory: bool) -> CopyEndpoint {
-        CopyEndpoint::Remote { workspace: workspace.to_owned(), path: RemotePath(path.into()), is_directory }
+        CopyEndpoint::Remote { workspace: workspace.to_owned(), path: path.into(), is_directory }
     }
 
     #[test]
@@ -175,18 +148,18 @@ mod tests {
 
     #[test]
     fn remote_path_without_utf8_is_sent_as_bytes() {
-        let root = RemotePath(OsString::new());
+        let root = parse_remote(b"").expect("the root");
         let odd = root.join(OsStr::from_bytes(b"\xff"));
-        assert_eq!(odd.wire().path, Some(path::Path::Raw(vec![0xff])));
-        assert_eq!(odd.name(), Some(OsString::from_vec(vec![0xff])));
-        assert_eq!(root.name(), None);
+        assert_eq!(to_wire(&odd).path, Some(path::Path::Raw(vec![0xff])));
+        assert_eq!(to_wire(&root).path, Some(path::Path::Text(String::new())));
+        assert_eq!(root.file_name(), None);
     }
 
     proptest! {
         #[test]
         fn parsed_remote_path_stays_below_root(path in "[a./]{0,12}") {
             if let Ok(CopyEndpoint::Remote { path, .. }) = place(&format!("demo:{path}")) {
-                let text = path.0.to_str().expect("ASCII");
+                let text = path.to_str().expect("ASCII");
                 prop_assert!(!text.starts_with('/') && !text.ends_with('/') && !text.contains("//"));
                 prop_assert!(text.split('/').all(|part| part != ".." && part != "."));
             }

@@ -1,12 +1,13 @@
 //! Decides whether a failure concerns one path or the whole copy, and names the paths that a copy
 //! leaves out. Pure.
 
-use std::io;
+use std::{io, path::Path};
 
 use podling_proto::error::{self, Reason};
 use serde::Serialize;
 use tonic::Status;
 
+use super::endpoint::show;
 use crate::{backoff::is_retryable, failure::CommandFailure, output};
 
 /// A path of the source that is not copied.
@@ -67,13 +68,12 @@ pub enum RemoteRole {
 }
 
 impl SkippedPath {
-    pub fn new(path: impl Into<String>, reason: SkipReason) -> Self {
-        let path = output::plain(&path.into());
-        Self { path, reason, why: reason.english().to_owned() }
+    pub fn new(path: impl AsRef<Path>, reason: SkipReason) -> Self {
+        Self { path: show(path.as_ref()), reason, why: reason.english().to_owned() }
     }
 
     /// Names a path with the failure that prevents its copy.
-    fn with_failure(path: impl Into<String>, reason: SkipReason, failure: &CommandFailure) -> Self {
+    fn with_failure(path: impl AsRef<Path>, reason: SkipReason, failure: &CommandFailure) -> Self {
         let why = match failure {
             CommandFailure::Io { source, .. } => format!("{}: {source}", reason.english()),
             other => other.describe(),
@@ -101,7 +101,7 @@ impl SkipReason {
 
 impl CopyFailure {
     /// Returns the failure to read a local source.
-    pub fn read(path: &std::path::Path, error: io::Error) -> Self {
+    pub fn read(path: &Path, error: io::Error) -> Self {
         let reason = match error.kind() {
             io::ErrorKind::NotFound => SkipReason::Vanished,
             _ => SkipReason::Unreadable,
@@ -111,7 +111,7 @@ impl CopyFailure {
     }
 
     /// Returns the failure to write a local destination.
-    pub fn write(path: &std::path::Path, error: io::Error) -> Self {
+    pub fn write(path: &Path, error: io::Error) -> Self {
         let scope = match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem => {
                 FailureScope::Copy
@@ -122,8 +122,8 @@ impl CopyFailure {
     }
 
     /// Returns the failure of a source whose content changed while it was read.
-    pub fn changed(path: &str) -> Self {
-        let message = format!("cannot copy {path}: it changed while it was read; try again");
+    pub fn changed(path: &Path) -> Self {
+        let message = format!("cannot copy {}: it changed while it was read; try again", show(path));
         Self { failure: CommandFailure::Other(message), scope: FailureScope::Path(SkipReason::Changed) }
     }
 
@@ -142,7 +142,7 @@ impl CopyFailure {
     }
 
     /// Names the path of this failure as skipped. Fails if the failure concerns all paths.
-    pub fn into_skipped(self, path: impl Into<String>) -> Result<SkippedPath, CommandFailure> {
+    pub fn into_skipped(self, path: impl AsRef<Path>) -> Result<SkippedPath, CommandFailure> {
         match self.scope {
             FailureScope::Path(reason) => Ok(SkippedPath::with_failure(path, reason, &self.failure)),
             FailureScope::Copy => Err(self.failure),
@@ -161,6 +161,21 @@ impl CopyFailure {
     /// Returns whether the content of the source changed during the attempt.
     pub fn is_change(&self) -> bool {
         self.scope == FailureScope::Path(SkipReason::Changed)
+    }
+}
+
+/// A failure that concerns the whole copy.
+impl From<CommandFailure> for CopyFailure {
+    fn from(failure: CommandFailure) -> Self {
+        Self { failure, scope: FailureScope::Copy }
+    }
+}
+
+/// A path that is left out although no call failed.
+impl From<SkipReason> for CopyFailure {
+    fn from(reason: SkipReason) -> Self {
+        let failure = CommandFailure::Other(reason.english().to_owned());
+        Self { failure, scope: FailureScope::Path(reason) }
     }
 }
 

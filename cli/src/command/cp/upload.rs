@@ -4,11 +4,10 @@ use std::{
     fs::Metadata,
     io::{self, SeekFrom},
     os::unix::fs::PermissionsExt as _,
-    path::PathBuf,
+    path::Path,
 };
 
 use bytes::Bytes;
-use indicatif::ProgressBar;
 use podling_proto::{
     agent::v1::{MkdirRequest, WriteFileRequest, WriteFileResponse, WriteOpen},
     error::{self, Reason},
@@ -24,10 +23,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::{
-    copy::{CopyDirection, CopyTally, OWNER_ACCESS, copy_all},
-    endpoint::RemotePath,
-    plan::{CopyDirectory, CopyFile, CopyPlan},
-    skipped::{CopyFailure, FailureScope, RemoteRole},
+    copy::{CopyDirection, CopyTally, FileProgress, OWNER_ACCESS},
+    endpoint::{show, to_wire},
+    plan::{CopyDirectory, CopyFile},
+    skipped::{CopyFailure, RemoteRole},
 };
 use crate::{
     backoff::retry_call, client::WorkspaceClient, failure::CommandFailure, local_file::LocalStream, output,
@@ -40,56 +39,37 @@ const QUEUE: usize = 4;
 /// The strictest permission bits that the protocol can express. Its 0 stands for a default.
 const STRICTEST_MODE: u32 = 0o400;
 
-/// Creates the directories of a plan and uploads its files. A path that cannot be copied is added
-/// to the skipped paths of `tally`. Returns a failure that concerns the whole copy.
-pub async fn upload(
-    workspace_client: &WorkspaceClient,
-    plan: CopyPlan<PathBuf, RemotePath>,
-    tally: &mut CopyTally,
-) -> Result<(), CommandFailure> {
-    let bar = &output::bytes_bar(Some(plan.bytes()));
-    copy_all(&Upload { workspace_client, bar }, plan, bar, tally).await
-}
-
 /// The direction from this machine to a workspace.
-struct Upload<'a> {
-    workspace_client: &'a WorkspaceClient,
-    bar: &'a ProgressBar,
-}
+#[derive(Debug)]
+pub struct Upload<'a>(pub &'a WorkspaceClient);
 
 impl CopyDirection for Upload<'_> {
-    type From = PathBuf;
-    type To = RemotePath;
-
     async fn make_directory(
         &self,
-        directory: &CopyDirectory<RemotePath>,
+        directory: &CopyDirectory,
         _root: bool,
     ) -> Result<Option<u32>, CopyFailure> {
         // The owner needs access until the files are copied.
         let initial_mode = directory.mode.map_or(0, |mode| mode | OWNER_ACCESS);
-        let is_new = make_directory(self.workspace_client, &directory.to, initial_mode).await;
+        let is_new = make_directory(self.0, &directory.to, initial_mode).await;
         let is_new = is_new.map_err(|status| CopyFailure::remote(status, RemoteRole::Destination))?;
         Ok(directory.mode.filter(|mode| is_new && *mode != initial_mode))
     }
 
-    async fn set_mode(&self, directory: &RemotePath, mode: u32) -> Result<(), CopyFailure> {
+    async fn set_mode(&self, directory: &Path, mode: u32) -> Result<(), CopyFailure> {
         let mode = if mode == 0 { STRICTEST_MODE } else { mode };
-        let request = MkdirRequest { path: Some(directory.wire()), mode, parents: true, replace_mode: true };
-        let made = mkdir(self.workspace_client, request).await;
+        let request =
+            MkdirRequest { path: Some(to_wire(directory)), mode, parents: true, replace_mode: true };
+        let made = mkdir(self.0, request).await;
         made.map_err(|status| CopyFailure::remote(status, RemoteRole::Destination))
     }
 
-    async fn attempt(
-        &self,
-        file: &CopyFile<PathBuf, RemotePath>,
-        copied: &mut u64,
-    ) -> Result<(), CopyFailure> {
-        self.bar.set_message(file.to.show());
+    async fn attempt(&self, file: &CopyFile, progress: &mut FileProgress<'_>) -> Result<(), CopyFailure> {
+        progress.bar.set_message(show(&file.to));
         let read_error = |error| CopyFailure::read(&file.from, error);
         let (mut source, metadata) = open_regular(&file.from).await.map_err(read_error)?;
         let mut open = WriteOpen {
-            path: Some(file.to.wire()),
+            path: Some(to_wire(&file.to)),
             mode: match metadata.permissions().mode() & 0o7777 {
                 0 => STRICTEST_MODE,
                 mode => mode,
@@ -100,24 +80,23 @@ impl CopyDirection for Upload<'_> {
         // Files in /proc report no size, and their content may differ at each read.
         if metadata.len() == 0 {
             let chunks = async || read_chunk(&mut source, CHUNK as u64).await.map_err(read_error);
-            return upload_stream(self.workspace_client, open, chunks, self.bar, copied).await;
+            return upload_stream(self.0, open, chunks, progress).await;
         }
         // Content that is appended from now on is not copied. A file that is written all the time has an end.
         let (digest, length) = hash_prefix(&mut source, metadata.len()).await.map_err(read_error)?;
         open.sha256 = digest.as_ref().to_vec();
         source.seek(SeekFrom::Start(0)).await.map_err(read_error)?;
-        let written = write(self.workspace_client, open, async |tx| {
-            while *copied < length {
-                let data = read_chunk(&mut source, length - *copied).await.map_err(read_error)?;
-                let count = data.len() as u64;
+        let written = write(self.0, open, async |tx| {
+            while progress.copied < length {
+                let data = read_chunk(&mut source, length - progress.copied).await.map_err(read_error)?;
+                let count = data.len();
                 if count == 0 {
-                    return Err(CopyFailure::changed(&file.from.display().to_string()));
+                    return Err(CopyFailure::changed(&file.from));
                 }
                 if tx.send(WriteFileRequest { open: None, data }).await.is_err() {
                     return Ok(());
                 }
-                *copied += count;
-                self.bar.inc(count);
+                progress.add(count);
             }
             Ok(())
         });
@@ -129,11 +108,11 @@ impl CopyDirection for Upload<'_> {
 /// Returns whether the directory is new.
 pub async fn make_directory(
     workspace_client: &WorkspaceClient,
-    to: &RemotePath,
+    to: &Path,
     mode: u32,
 ) -> Result<bool, Status> {
-    let request = |parents| MkdirRequest { path: Some(to.wire()), mode, parents, replace_mode: false };
-    if to.is_root() {
+    let request = |parents| MkdirRequest { path: Some(to_wire(to)), mode, parents, replace_mode: false };
+    if to.as_os_str().is_empty() {
         return Ok(false);
     }
     match mkdir(workspace_client, request(false)).await {
@@ -153,7 +132,7 @@ async fn mkdir(workspace_client: &WorkspaceClient, request: MkdirRequest) -> Res
 }
 
 /// Opens a regular file. Does not wait for the other end of a pipe that has replaced the file.
-async fn open_regular(path: &PathBuf) -> io::Result<(fs::File, Metadata)> {
+async fn open_regular(path: &Path) -> io::Result<(fs::File, Metadata)> {
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path).await?;
     let metadata = file.metadata().await?;
@@ -164,19 +143,19 @@ async fn open_regular(path: &PathBuf) -> io::Result<(fs::File, Metadata)> {
 pub async fn upload_from_stream(
     workspace_client: &WorkspaceClient,
     source: &LocalStream,
-    to: &RemotePath,
+    to: &Path,
     tally: &mut CopyTally,
 ) -> Result<(), CommandFailure> {
-    let open = WriteOpen { path: Some(to.wire()), ..WriteOpen::default() };
+    let open = WriteOpen { path: Some(to_wire(to)), ..WriteOpen::default() };
     let mut buffer = vec![0; CHUNK];
     let chunks = async || match source.read(&mut buffer).await {
         Ok(count) => Ok(Bytes::copy_from_slice(&buffer[..count])),
-        Err(failure) => Err(CopyFailure { failure, scope: FailureScope::Copy }),
+        Err(failure) => Err(failure.into()),
     };
-    let (bar, mut sent) = (output::bytes_bar(None), 0);
-    let sending = upload_stream(workspace_client, open, chunks, &bar, &mut sent);
+    let mut progress = FileProgress { bar: &output::bytes_bar(None), copied: 0 };
+    let sending = upload_stream(workspace_client, open, chunks, &mut progress);
     sending.await.map_err(|CopyFailure { failure, .. }| failure)?;
-    (tally.files, tally.bytes) = (1, sent);
+    (tally.files, tally.bytes) = (1, progress.copied);
     Ok(())
 }
 
@@ -186,27 +165,25 @@ async fn upload_stream(
     workspace_client: &WorkspaceClient,
     open: WriteOpen,
     mut chunks: impl AsyncFnMut() -> Result<Bytes, CopyFailure>,
-    bar: &ProgressBar,
-    sent: &mut u64,
+    progress: &mut FileProgress<'_>,
 ) -> Result<(), CopyFailure> {
     let mut hash = Context::new(&SHA256);
     let written = write(workspace_client, open, async |tx| {
         loop {
             let data = chunks().await?;
             hash.update(&data);
-            let count = data.len() as u64;
+            let count = data.len();
             if count == 0 || tx.send(WriteFileRequest { open: None, data }).await.is_err() {
                 return Ok(());
             }
-            *sent += count;
-            bar.inc(count);
+            progress.add(count);
         }
     });
     if written.await?.sha256 == hash.finish().as_ref() {
         return Ok(());
     }
     let message = "the file arrived with a wrong checksum; copy it again";
-    Err(CopyFailure { failure: CommandFailure::Other(message.to_owned()), scope: FailureScope::Copy })
+    Err(CommandFailure::Other(message.to_owned()).into())
 }
 
 /// Makes one `Files.Write` call and sends the messages of `feed`. If `feed` fails, the agent rejects
