@@ -11,13 +11,10 @@ use std::{
 };
 
 use clap::Args;
-use podling_proto::agent::v1::{Command, ProcessExit, StartProcessRequest};
+use podling_proto::agent::v1::{Command, StartProcessRequest};
 use tokio::sync::watch;
 
-use self::{
-    follower::{CommandFollower, OutputHealth},
-    input::LocalStdin,
-};
+use self::{follower::CommandFollower, input::LocalStdin};
 use crate::{
     advice,
     client::{Context, request_id},
@@ -103,37 +100,21 @@ impl RunArgs {
             request_id: request_id(),
         };
         let (started, running) = watch::channel(None);
-        let output_health = OutputHealth::default();
-        let follower = CommandFollower::new(
-            workspace_client.clone(),
-            wake_spinner,
-            request,
-            started,
-            output_health.clone(),
-        )
-        .map_err(CommandFailure::io("cannot use standard output"))?;
+        let follower = CommandFollower::new(workspace_client.clone(), wake_spinner, request, started)
+            .map_err(CommandFailure::io("cannot use standard output"))?;
         let feed = async {
             match &mut local_stdin {
                 Some(stdin) => input::forward_stdin(workspace_client.clone(), running.clone(), stdin).await,
                 None => std::future::pending().await,
             }
         };
-        let ended = tokio::select! {
-            ended = follower.follow() => ended,
+        let exit = tokio::select! {
+            ended = follower.follow() => ended?,
             code = input::forward_signals(workspace_client.clone(), running.clone(), signals) => {
                 return Ok(code);
             }
-            () = input::end_on_failed_output(
-                workspace_client.clone(),
-                running.clone(),
-                output_health.clone(),
-            ) => Ok(ProcessExit::default()),
-            refused = feed => Err(refused),
+            refused = feed => return Err(refused),
         };
-        if let Some(failure) = output_health.into_failure() {
-            return Err(failure);
-        }
-        let exit = ended?;
         if let (Some(stdin), Some(read)) = (&mut local_stdin, exit.stdin_read)
             && let Err(error) = stdin.leave_unread(read)
         {

@@ -4,20 +4,20 @@
 //! Output that a new connection repeats is dropped, and output that is missing is counted. If a write
 //! to the local output fails, the command is ended, like a local command whose writes fail.
 
-use std::{io, time::Duration};
+use std::{io, os::fd::AsFd, time::Duration};
 
 use bytes::{Buf as _, Bytes};
 use podling_proto::{
     agent::v1::{
-        Output, OutputStream, ProcessEvent, ProcessExit, SleepCause, StartProcessRequest,
-        WatchProcessRequest, process_event, process_exit::How,
+        Output, OutputStream, ProcessEvent, ProcessExit, SignalProcessRequest, SleepCause,
+        StartProcessRequest, WatchProcessRequest, process_event, process_exit::How,
     },
     error::{self, Reason},
     text,
 };
 use tokio::{
     sync::watch,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tonic::{Status, Streaming};
 
@@ -33,6 +33,10 @@ use crate::{
 /// How long the start of a command is retried while the connection breaks or the agent is not
 /// ready.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the agent may take to deliver a signal.
+const SIGNAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a command may take to exit after a failed write of its output, before the next signal.
+const OUTPUT_GRACE: Duration = Duration::from_secs(2);
 /// Retry delay above which a lost connection is reported to the user.
 const NOTICE_DELAY: Duration = Duration::from_millis(500);
 
@@ -44,6 +48,27 @@ pub struct StartedProcess {
     pub epoch: u64,
 }
 
+impl StartedProcess {
+    /// Sends a signal. Returns whether it was delivered, or the process has already ended.
+    pub async fn signal(&self, workspace_client: &WorkspaceClient, name: &str) -> bool {
+        let request = SignalProcessRequest { process_id: self.process_id.clone(), signal: name.to_owned() };
+        match timeout(SIGNAL_TIMEOUT, workspace_client.processes().signal(request)).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(status)) if has_ended(&status) => true,
+            Ok(Err(status)) => {
+                notice!("podling: cannot forward SIG{name}: {}", CommandFailure::from(status).describe());
+                false
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+/// Returns whether the error means that the command has ended. The follower reports its exit code.
+pub fn has_ended(status: &Status) -> bool {
+    matches!(error::reason(status), Some(Reason::Ended | Reason::ProcessNotFound | Reason::StaleEpoch))
+}
+
 /// Starts one command and follows it.
 #[derive(Debug)]
 pub struct CommandFollower {
@@ -51,11 +76,8 @@ pub struct CommandFollower {
     wake_spinner: WakeSpinner,
     request: StartProcessRequest,
     started: watch::Sender<Option<StartedProcess>>,
-    positions: OutputPositions,
-    stdout: AsyncStdio,
-    stderr: AsyncStdio,
-    /// Once a write has failed, further output is dropped.
-    output_health: OutputHealth,
+    stdout: LocalOutput,
+    stderr: LocalOutput,
     since: Instant,
 }
 
@@ -63,34 +85,53 @@ pub struct CommandFollower {
 enum StreamEnd {
     Exit(ProcessExit),
     Disconnected(Status),
+    /// The local output cannot be written.
+    OutputFailed(OutputFailure),
 }
 
 impl CommandFollower {
     /// Creates a follower of the command in `request`. The follower sends to `started` once the
-    /// process runs, and records the first failed write of its output.
+    /// process runs.
     pub fn new(
         workspace_client: WorkspaceClient,
         wake_spinner: WakeSpinner,
         request: StartProcessRequest,
         started: watch::Sender<Option<StartedProcess>>,
-        output_health: OutputHealth,
     ) -> io::Result<Self> {
-        let (stdout, stderr) = (AsyncStdio::writing(io::stdout())?, AsyncStdio::writing(io::stderr())?);
-        Ok(Self {
-            workspace_client,
-            wake_spinner,
-            request,
-            started,
-            positions: OutputPositions::new(0),
-            stdout,
-            stderr,
-            output_health,
-            since: Instant::now(),
-        })
+        let stdout = LocalOutput::new(io::stdout(), "standard output")?;
+        let stderr = LocalOutput::new(io::stderr(), "standard error")?;
+        Ok(Self { workspace_client, wake_spinner, request, started, stdout, stderr, since: Instant::now() })
     }
 
     /// Follows the command to its end. Returns its exit.
     pub async fn follow(mut self) -> Result<ProcessExit, CommandFailure> {
+        let failure = match self.follow_output().await? {
+            Ok(exit) => return Ok(exit),
+            Err(failure) => failure,
+        };
+        for output in [&mut self.stdout, &mut self.stderr] {
+            output.stdio = None;
+        }
+        self.end_command(failure.signal()).await;
+        Err(failure.into())
+    }
+
+    /// Ends a command whose output cannot be written. Sends the signal that a local command would
+    /// get, then TERM and then KILL, each after [`OUTPUT_GRACE`]. Returns once the command has ended,
+    /// KILL was sent, or no signal can be delivered.
+    async fn end_command(&mut self, first: &str) {
+        let Some(process) = self.started.borrow().clone() else { return };
+        for signal in [first, "TERM", "KILL"] {
+            if !process.signal(&self.workspace_client, signal).await
+                || timeout(OUTPUT_GRACE, self.follow_output()).await.is_ok()
+            {
+                return;
+            }
+        }
+    }
+
+    /// Follows the command until its end, or until its output cannot be written.
+    async fn follow_output(&mut self) -> Result<Result<ProcessExit, OutputFailure>, CommandFailure> {
         let mut backoff = RetryBackoff::default();
         let mut notified = false;
         loop {
@@ -109,8 +150,9 @@ impl CommandFollower {
                     if let Some(why) = describe_sleep(&exit) {
                         notice!("podling: {why}");
                     }
-                    return Ok(exit);
+                    return Ok(Ok(exit));
                 }
+                StreamEnd::OutputFailed(failure) => return Ok(Err(failure)),
                 StreamEnd::Disconnected(status) if !self.should_retry(&status) => {
                     return Err(self.failure_of(status));
                 }
@@ -137,8 +179,8 @@ impl CommandFollower {
                 let request = WatchProcessRequest {
                     process_id: started.process_id,
                     epoch: started.epoch,
-                    stdout_offset: self.positions.stdout,
-                    stderr_offset: self.positions.stderr,
+                    stdout_offset: self.stdout.position,
+                    stderr_offset: self.stderr.position,
                 };
                 processes.watch(request).await
             }
@@ -160,48 +202,39 @@ impl CommandFollower {
                 }
                 Err(status) => return StreamEnd::Disconnected(status),
             };
-            match event {
+            let written = match event {
                 Some(process_event::Event::Started(started)) => {
-                    if self.positions.epoch != started.epoch {
-                        self.positions = OutputPositions::new(started.epoch);
-                    }
-                    let started = StartedProcess { process_id: started.process_id, epoch: started.epoch };
-                    self.started.send_if_modified(|known| known.replace(started.clone()) != Some(started));
+                    self.handle_started(StartedProcess {
+                        process_id: started.process_id,
+                        epoch: started.epoch,
+                    });
+                    Ok(())
                 }
-                Some(process_event::Event::Stdout(output)) => {
-                    self.write_output(OutputKind::Stdout, output).await
-                }
-                Some(process_event::Event::Stderr(output)) => {
-                    self.write_output(OutputKind::Stderr, output).await
-                }
+                Some(process_event::Event::Stdout(output)) => self.stdout.write(output).await,
+                Some(process_event::Event::Stderr(output)) => self.stderr.write(output).await,
                 Some(process_event::Event::Gap(lost)) => {
-                    let to = lost.gap.map_or(0, |gap| gap.to);
-                    let which = if lost.stream() == OutputStream::Stderr {
-                        OutputKind::Stderr
-                    } else {
-                        OutputKind::Stdout
+                    let output = match lost.stream() {
+                        OutputStream::Stderr => &mut self.stderr,
+                        _ => &mut self.stdout,
                     };
-                    report_missing(self.positions.gap(which, to));
+                    report_missing(output.skip_to(lost.gap.map_or(0, |gap| gap.to)));
+                    Ok(())
                 }
                 Some(process_event::Event::Exit(exit)) => return StreamEnd::Exit(exit),
-                Some(process_event::Event::Keepalive(_)) | None => {}
+                Some(process_event::Event::Keepalive(_)) | None => Ok(()),
+            };
+            if let Err(failure) = written {
+                return StreamEnd::OutputFailed(failure);
             }
         }
     }
 
-    async fn write_output(&mut self, which: OutputKind, output: Output) {
-        let fresh = self.positions.take(which, output.offset, output.data);
-        report_missing(fresh.missing);
-        if !self.output_health.is_ok() {
-            return;
+    fn handle_started(&mut self, started: StartedProcess) {
+        let known = self.started.borrow().as_ref().map(|known| known.epoch);
+        if known != Some(started.epoch) {
+            (self.stdout.position, self.stderr.position) = (0, 0);
         }
-        let (stdio, name) = match which {
-            OutputKind::Stdout => (&self.stdout, "standard output"),
-            OutputKind::Stderr => (&self.stderr, "standard error"),
-        };
-        if let Err(error) = stdio.write_all(&fresh.data).await {
-            self.output_health.record(name, error);
-        }
+        self.started.send_if_modified(|known| known.replace(started.clone()) != Some(started));
     }
 
     /// Returns the failure, with its exit code, for a command that cannot be started or followed.
@@ -259,112 +292,69 @@ pub fn exit_code(exit: &ProcessExit) -> u8 {
     }
 }
 
-/// Offsets in stdout and stderr of one process.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OutputPositions {
-    /// Epoch of the two logs.
-    pub epoch: u64,
-    /// Bytes of stdout that were written or are lost.
-    pub stdout: u64,
-    /// Bytes of stderr that were written or are lost.
-    pub stderr: u64,
+/// Standard output or error, to which the command's is written.
+#[derive(Debug)]
+struct LocalOutput {
+    /// `None` drops all output.
+    stdio: Option<AsyncStdio>,
+    name: &'static str,
+    /// Bytes of the command's output that were written or are lost.
+    position: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OutputKind {
-    Stdout,
-    Stderr,
-}
-
-/// Output that is to be written, without the part that was written before.
-#[derive(Debug, PartialEq, Eq)]
-pub struct NewOutput {
-    /// Number of bytes missing before `data`.
-    pub missing: u64,
-    /// Bytes to write; may be empty.
-    pub data: Bytes,
-}
-
-impl OutputPositions {
-    /// Starts both offsets at zero.
-    pub fn new(epoch: u64) -> Self {
-        Self { epoch, stdout: 0, stderr: 0 }
+impl LocalOutput {
+    fn new(fd: impl AsFd, name: &'static str) -> io::Result<Self> {
+        Ok(Self { stdio: Some(AsyncStdio::writing(fd)?), name, position: 0 })
     }
 
-    /// Adds output that begins at `offset`. Returns the part of it that is to be written.
-    pub fn take(&mut self, kind: OutputKind, offset: u64, mut data: Bytes) -> NewOutput {
-        let position = self.position(kind);
-        let missing = offset.saturating_sub(*position);
-        let repeated = usize::try_from(position.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
+    /// Writes the part of the output that was not written before.
+    async fn write(&mut self, output: Output) -> Result<(), OutputFailure> {
+        let (missing, data) = self.take(output.offset, output.data);
+        report_missing(missing);
+        let Some(stdio) = &self.stdio else { return Ok(()) };
+        stdio.write_all(&data).await.map_err(|error| OutputFailure { name: self.name, error })
+    }
+
+    /// Adds output that begins at `offset`. Returns the number of bytes missing before it, and the
+    /// part of it that is to be written.
+    fn take(&mut self, offset: u64, mut data: Bytes) -> (u64, Bytes) {
+        let repeated =
+            usize::try_from(self.position.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
         data.advance(repeated);
-        *position += missing + data.len() as u64;
-        NewOutput { missing, data }
+        let missing = self.skip_to(offset);
+        self.position += data.len() as u64;
+        (missing, data)
     }
 
     /// Skips the output before `to`, which is no longer available. Returns the number of bytes
     /// skipped.
-    pub fn gap(&mut self, kind: OutputKind, to: u64) -> u64 {
-        let position = self.position(kind);
-        let missing = to.saturating_sub(*position);
-        *position += missing;
+    fn skip_to(&mut self, to: u64) -> u64 {
+        let missing = to.saturating_sub(self.position);
+        self.position += missing;
         missing
     }
-
-    fn position(&mut self, kind: OutputKind) -> &mut u64 {
-        match kind {
-            OutputKind::Stdout => &mut self.stdout,
-            OutputKind::Stderr => &mut self.stderr,
-        }
-    }
 }
 
-/// Whether the local output can still be written. Clones share one state.
-#[derive(Debug, Clone, Default)]
-pub struct OutputHealth(watch::Sender<Option<OutputFailure>>);
-
-/// Failure of the local standard output or error.
+/// A failed write to the local standard output or error.
 #[derive(Debug)]
-enum OutputFailure {
-    /// The reader of the pipe is gone.
-    Closed,
-    /// A write failed, for example because the disk is full.
-    Failed {
-        /// `standard output` or `standard error`.
-        name: &'static str,
-        error: io::Error,
-    },
+struct OutputFailure {
+    /// `standard output` or `standard error`.
+    name: &'static str,
+    error: io::Error,
 }
 
-impl OutputHealth {
-    /// Records the first failed write.
-    fn record(&self, name: &'static str, error: io::Error) {
-        let failure = match error.kind() {
-            io::ErrorKind::BrokenPipe => OutputFailure::Closed,
-            _ => OutputFailure::Failed { name, error },
-        };
-        self.0.send_modify(|first| *first = first.take().or(Some(failure)));
+impl OutputFailure {
+    /// Returns the name of the signal that a local command would get.
+    fn signal(&self) -> &'static str {
+        if self.error.kind() == io::ErrorKind::BrokenPipe { "PIPE" } else { "TERM" }
     }
+}
 
-    pub fn is_ok(&self) -> bool {
-        self.0.borrow().is_none()
-    }
-
-    /// Waits for a failed write. Returns the name of the signal that ends the command.
-    pub async fn failure_signal(&self) -> &'static str {
-        match self.0.subscribe().wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(OutputFailure::Failed { .. })) => "TERM",
-            _ => "PIPE",
-        }
-    }
-
-    /// Returns the failure of this client if a write failed.
-    pub fn into_failure(self) -> Option<CommandFailure> {
-        match self.0.send_replace(None)? {
-            OutputFailure::Closed => Some(CommandFailure::OutputClosed),
-            OutputFailure::Failed { name, error } => {
-                let doing = format!("cannot write to {name}, so the command was ended");
-                Some(CommandFailure::io(doing)(error))
-            }
+impl From<OutputFailure> for CommandFailure {
+    fn from(OutputFailure { name, error }: OutputFailure) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::OutputClosed,
+            _ => Self::io(format!("cannot write to {name}, so the command was ended"))(error),
         }
     }
 }
@@ -389,6 +379,18 @@ mod tests {
     }
 
     #[test]
+    fn only_errors_of_an_ended_command_are_ignored() {
+        let of = |reason| Status::from(WireError::new(reason, "no"));
+        for over in [Reason::Ended, Reason::ProcessNotFound, Reason::StaleEpoch] {
+            assert!(has_ended(&of(over)), "{over:?}");
+        }
+        for refused in [Reason::TokenExpired, Reason::TooManyStreams, Reason::Io, Reason::VerbMissing] {
+            assert!(!has_ended(&of(refused)), "{refused:?}: the command still runs");
+        }
+        assert!(!has_ended(&Status::cancelled("disconnected")));
+    }
+
+    #[test]
     fn process_exit_maps_to_shell_exit_code() {
         let exit = |how, timed_out| ProcessExit { how: Some(how), timed_out, ..ProcessExit::default() };
         let mut slept = exit(How::Signal("HUP".to_owned()), false);
@@ -408,23 +410,16 @@ mod tests {
         assert_eq!(exit_code(&exit(How::Signal("TERM".to_owned()), true)), failure::TIMED_OUT);
     }
 
-    #[test]
-    fn stdout_and_stderr_have_separate_offsets() {
-        let mut positions = OutputPositions::new(1);
-        assert_eq!(positions.take(OutputKind::Stdout, 0, Bytes::from("out")).data, "out");
-        assert_eq!(positions.take(OutputKind::Stderr, 0, Bytes::from("e")).data, "e");
-        assert_eq!(positions, OutputPositions { epoch: 1, stdout: 3, stderr: 1 });
+    fn output() -> LocalOutput {
+        LocalOutput { stdio: None, name: "standard output", position: 0 }
     }
 
     #[test]
     fn missing_output_is_counted_once() {
-        let mut positions = OutputPositions::new(1);
-        assert_eq!(positions.gap(OutputKind::Stdout, 10), 10);
-        assert_eq!(positions.gap(OutputKind::Stdout, 10), 0);
-        assert_eq!(
-            positions.take(OutputKind::Stdout, 12, Bytes::from("x")),
-            NewOutput { missing: 2, data: Bytes::from("x") }
-        );
+        let mut output = output();
+        assert_eq!(output.skip_to(10), 10);
+        assert_eq!(output.skip_to(10), 0);
+        assert_eq!(output.take(12, Bytes::from("x")), (2, Bytes::from("x")));
     }
 
     proptest! {
@@ -434,7 +429,7 @@ mod tests {
             // Per connection: bytes repeated, bytes carried, and chunk size.
             connections in prop::collection::vec((0_usize..50, 0_usize..100, 1_usize..40), 0..12)
         ) {
-            let mut positions = OutputPositions::new(1);
+            let mut output = output();
             let mut passed_on = Vec::new();
             for (back, carries, piece) in connections.into_iter().chain([(0, log.len(), 7)]) {
                 let from = passed_on.len().saturating_sub(back);
@@ -442,9 +437,9 @@ mod tests {
                 let mut offset = from;
                 for data in log[from..to].chunks(piece) {
                     let bytes = Bytes::copy_from_slice(data);
-                    let output = positions.take(OutputKind::Stdout, offset as u64, bytes);
-                    prop_assert_eq!(output.missing, 0);
-                    passed_on.extend_from_slice(&output.data);
+                    let (missing, fresh) = output.take(offset as u64, bytes);
+                    prop_assert_eq!(missing, 0);
+                    passed_on.extend_from_slice(&fresh);
                     offset += data.len();
                 }
             }
@@ -453,16 +448,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn first_failed_write_decides() {
-        let health = OutputHealth::default();
-        assert!(health.is_ok() && health.clone().into_failure().is_none());
-        health.record("standard output", io::ErrorKind::StorageFull.into());
-        health.record("standard error", io::ErrorKind::BrokenPipe.into());
-        assert_eq!(health.failure_signal().await, "TERM");
-        let failure = health.into_failure().expect("a failure").describe();
+    async fn failed_write_decides_signal_and_failure() {
+        let full = OutputFailure { name: "standard output", error: io::ErrorKind::StorageFull.into() };
+        assert_eq!(full.signal(), "TERM");
+        let failure = CommandFailure::from(full).describe();
         assert!(
             failure.starts_with("cannot write to standard output, so the command was ended: "),
             "{failure}"
         );
+        let (reader, writer) = io::pipe().expect("a pipe");
+        drop(reader);
+        let mut closed = LocalOutput::new(writer, "standard error").expect("an output");
+        let data = Output { data: Bytes::from("x"), ..Output::default() };
+        let closed = closed.write(data.clone()).await.expect_err("no reader");
+        assert_eq!(
+            (closed.signal(), CommandFailure::from(closed).exit_code()),
+            ("PIPE", failure::OUTPUT_CLOSED)
+        );
+        output().write(data).await.expect("dropped");
     }
 }

@@ -17,18 +17,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use podling_proto::{
-    agent::v1::{SignalProcessRequest, WriteProcessRequest},
-    error::{self, Reason},
-};
+use podling_proto::agent::v1::WriteProcessRequest;
 use rustix::pipe::{SpliceFlags, tee};
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::{sync::watch, time::sleep};
 use tonic::Status;
 
-use super::follower::{OutputHealth, StartedProcess};
+use super::follower::{StartedProcess, has_ended};
 use crate::{
     backoff::{RetryBackoff, is_retryable},
     client::WorkspaceClient,
@@ -38,12 +32,8 @@ use crate::{
     stdio::{AsyncStdio, READ_BYTES},
 };
 
-/// How long the agent may take to deliver a signal. After that, the client exits without it.
-const SIGNAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a signal waits for the start of the command. After that, the client exits without it.
 const START_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a command may take to exit after a failed write of its output, before the next signal.
-const OUTPUT_GRACE: Duration = Duration::from_secs(2);
 
 /// Waits until the command has started. Waits forever if the follower is dropped before that.
 async fn wait_until_started(started: &mut watch::Receiver<Option<StartedProcess>>) -> StartedProcess {
@@ -169,48 +159,10 @@ pub async fn forward_signals(
             () = sleep(START_TIMEOUT) => return exit_code(name),
             again = signals.next() => return exit_code(again),
         };
-        if !send_signal(&workspace_client, &process, name).await {
+        if !process.signal(&workspace_client, name).await {
             notice!("podling: cannot reach the command; it may still run");
             return exit_code(name);
         }
-    }
-}
-
-/// Ends the command once this client cannot write its output. Sends the signal that a local command
-/// would get, then TERM and then KILL, each after `OUTPUT_GRACE`. Returns once KILL was sent or no
-/// signal can be delivered. The follower usually reports the exit before that.
-pub async fn end_on_failed_output(
-    workspace_client: WorkspaceClient,
-    mut started: watch::Receiver<Option<StartedProcess>>,
-    output_health: OutputHealth,
-) {
-    let first = output_health.failure_signal().await;
-    let process = wait_until_started(&mut started).await;
-    for signal in [first, "TERM", "KILL"] {
-        if !send_signal(&workspace_client, &process, signal).await {
-            return;
-        }
-        sleep(OUTPUT_GRACE).await;
-    }
-}
-
-/// Returns whether the error means that the command has ended. The follower reports its exit code.
-fn has_ended(status: &Status) -> bool {
-    matches!(error::reason(status), Some(Reason::Ended | Reason::ProcessNotFound | Reason::StaleEpoch))
-}
-
-/// Returns whether the signal was delivered, or the process has already ended.
-async fn send_signal(workspace_client: &WorkspaceClient, process: &StartedProcess, name: &str) -> bool {
-    let request = SignalProcessRequest { process_id: process.process_id.clone(), signal: name.to_owned() };
-    let mut processes = workspace_client.processes();
-    match timeout(SIGNAL_TIMEOUT, processes.signal(request)).await {
-        Ok(Ok(_)) => true,
-        Ok(Err(status)) if has_ended(&status) => true,
-        Ok(Err(status)) => {
-            notice!("podling: cannot forward SIG{name}: {}", CommandFailure::from(status).describe());
-            false
-        }
-        Err(_) => false,
     }
 }
 
@@ -300,24 +252,5 @@ impl LocalStdin {
             StdinKind::Pipe { .. } => self.take(read),
             StdinKind::Stream => Ok(()),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use podling_proto::error::WireError;
-
-    use super::*;
-
-    #[test]
-    fn only_errors_of_an_ended_command_are_ignored() {
-        let of = |reason| Status::from(WireError::new(reason, "no"));
-        for over in [Reason::Ended, Reason::ProcessNotFound, Reason::StaleEpoch] {
-            assert!(has_ended(&of(over)), "{over:?}");
-        }
-        for refused in [Reason::TokenExpired, Reason::TooManyStreams, Reason::Io, Reason::VerbMissing] {
-            assert!(!has_ended(&of(refused)), "{refused:?}: the command still runs");
-        }
-        assert!(!has_ended(&Status::cancelled("disconnected")));
     }
 }
