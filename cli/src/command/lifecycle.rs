@@ -15,8 +15,7 @@ use podling_proto::{
     error::{self, Reason, WireError},
     json::to_json,
 };
-use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tonic::Status;
 
 use super::archives::{self, expires};
@@ -56,7 +55,7 @@ impl SleepArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let target = (!self.no_wait).then_some(TargetState::Asleep);
         let request = async |client: &Client, name: &str| self.request_sleep(client, name).await;
-        for_each(&self.names, context, target, request, |workspace| {
+        change_each(&self.names, context, target, request, |workspace| {
             format!("{} {}", workspace.name, state_clause(workspace.state()))
         })
         .await
@@ -117,7 +116,7 @@ impl WakeArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let started_at = Instant::now();
         let target = (!self.no_wait).then_some(TargetState::Awake);
-        for_each(&self.names, context, target, wake, |workspace| match workspace.state() {
+        change_each(&self.names, context, target, wake, |workspace| match workspace.state() {
             State::Awake => format!("{} is awake, after {}", workspace.name, show(started_at.elapsed())),
             _ => describe(workspace),
         })
@@ -145,7 +144,7 @@ pub struct UndeleteArgs {
 
 impl UndeleteArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
-        for_each(&self.names, context, None, undelete, |workspace| {
+        change_each(&self.names, context, None, undelete, |workspace| {
             format!("{}; it is not deleted", describe(workspace))
         })
         .await
@@ -158,9 +157,9 @@ async fn undelete(client: &Client, workspace: &str) -> Result<Workspace, Command
     answer.await?.workspace.ok_or_else(CommandFailure::no_workspace)
 }
 
-/// Requests a change of each workspace, then waits until each reaches the target, and reports it. A
-/// failure of one workspace does not stop the others. Returns the exit code.
-async fn for_each(
+/// Requests a change of each workspace, then waits until each reaches the target, and reports it.
+/// Returns the exit code.
+async fn change_each(
     names: &[String],
     context: &Context,
     target: Option<TargetState>,
@@ -168,26 +167,41 @@ async fn for_each(
     report: impl Fn(&Workspace) -> String,
 ) -> Result<u8, CommandFailure> {
     let client = context.client().await?;
-    let mut failures = FailureCollector::new(context.json());
+    let request =
+        async |name: &String| request(&client, name).await.map_err(|failure| failure.about(Some(name)));
+    let finish = async |workspace| match target {
+        Some(target) => state_waiter::wait_for(&client, workspace, target).await,
+        None => Ok(workspace),
+    };
+    for_each(names, context.json(), request, finish, report, to_json).await
+}
+
+/// Requests something of each target, and then waits until each is finished and reports it. A failure
+/// of one target does not stop the others. Returns the exit code.
+async fn for_each<T, A, F>(
+    targets: impl IntoIterator<Item = T>,
+    json: bool,
+    request: impl AsyncFn(T) -> Result<A, CommandFailure>,
+    finish: impl AsyncFn(A) -> Result<F, CommandFailure>,
+    report: impl Fn(&F) -> String,
+    to_json: impl Fn(&F) -> Value,
+) -> Result<u8, CommandFailure> {
+    let mut failures = FailureCollector::new(json);
     let mut accepted = Vec::new();
-    for name in names {
-        let requested = request(&client, name).await.map_err(|failure| failure.about(Some(name)));
-        accepted.extend(failures.ok_or_collect(requested));
+    for target in targets {
+        accepted.extend(failures.ok_or_collect(request(target).await));
     }
-    let mut changed = Vec::new();
-    for workspace in accepted {
-        let outcome = match target {
-            Some(target) => state_waiter::wait_for(&client, workspace, target).await,
-            None => Ok(workspace),
-        };
-        let Some(workspace) = failures.ok_or_collect(outcome) else { continue };
-        if !context.json() {
-            output::line(&report(&workspace))?;
+    let mut finished = Vec::new();
+    for target in accepted {
+        let Some(done) = failures.ok_or_collect(finish(target).await) else { continue };
+        if json {
+            finished.push(to_json(&done));
+        } else {
+            output::line(&report(&done))?;
         }
-        changed.push(workspace);
     }
-    if context.json() {
-        output::json(&changed.iter().map(to_json).collect::<Vec<_>>())?;
+    if json {
+        output::json(&finished)?;
     }
     failures.finish()
 }
@@ -219,14 +233,6 @@ pub struct RmArgs {
     no_wait: bool,
 }
 
-#[derive(Debug, Serialize)]
-struct RemovedJson {
-    name: String,
-    id: String,
-    /// Newest archive of the deleted workspace. Null if it has none, or with `--no-wait`.
-    archive: Option<Value>,
-}
-
 impl RmArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
@@ -239,30 +245,21 @@ impl RmArgs {
                 "the deletion was not confirmed; nothing was deleted".to_owned(),
             ));
         }
-        let mut failures = FailureCollector::new(context.json());
-        let mut accepted = Vec::new();
-        for workspace in found {
+        let request = async |workspace| {
             if !self.discard && !context.json() {
                 notice!("{}", archive_notice(&workspace));
             }
-            accepted.extend(failures.ok_or_collect(self.request_deletion(&client, workspace).await));
-        }
-        let mut removed = Vec::new();
-        for workspace in accepted {
-            let Some(deleted) = failures.ok_or_collect(self.wait_until_deleted(&client, workspace).await)
-            else {
-                continue;
-            };
-            let (Workspace { name, id, .. }, newest) = deleted;
-            if !context.json() {
-                output::line(&self.result_line(&name, newest.as_ref()))?;
-            }
-            removed.push(RemovedJson { name, id, archive: newest.as_ref().map(to_json) });
-        }
-        if context.json() {
-            output::json(&removed)?;
-        }
-        failures.finish()
+            self.request_deletion(&client, workspace).await
+        };
+        let finish = async |workspace| self.wait_until_deleted(&client, workspace).await;
+        let report = |(workspace, newest): &(Workspace, Option<WorkspaceArchive>)| {
+            self.result_line(&workspace.name, newest.as_ref())
+        };
+        for_each(found, context.json(), request, finish, report, |(workspace, newest)| {
+            // The archive is null if the workspace has none, or with --no-wait.
+            json!({ "name": workspace.name, "id": workspace.id, "archive": newest.as_ref().map(to_json) })
+        })
+        .await
     }
 
     /// Returns whether the user confirms the loss. Asks if stdin is a terminal and `--yes` is
