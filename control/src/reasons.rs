@@ -1,6 +1,11 @@
-//! Translates reasons of the core to their protobuf messages. Every reason has a code.
+//! Translates reasons, times and policies of the core to their protobuf messages. Every reason has a
+//! code.
+
+use std::time::Duration;
 
 use podling_core::{
+    policy::Policy,
+    policy_fields,
     reason::{DeclineReason, NextStep, Operation, SleepCause, StateReason, Wait, WaitReason},
     time::Timestamp,
 };
@@ -133,6 +138,20 @@ pub(crate) fn timestamp(at: Timestamp) -> prost_types::Timestamp {
     let seconds = i64::try_from(at.0 / 1000).unwrap_or(i64::MAX);
     // The remainder is at most 999, so the cast cannot overflow.
     prost_types::Timestamp { seconds, nanos: (at.0 % 1000) as i32 * 1_000_000 }
+}
+
+pub(crate) fn policy(policy: &Policy) -> wire::Policy {
+    macro_rules! message {
+        ($($(#[$doc:meta])* $field:ident = $default:expr;)*) => {
+            wire::Policy { $($field: span(policy.$field),)* max_awake: policy.max_awake.and_then(span) }
+        };
+    }
+    policy_fields!(message)
+}
+
+fn span(duration: Duration) -> Option<prost_types::Duration> {
+    // A policy's durations are at most a year, so they fit.
+    prost_types::Duration::try_from(duration).ok()
 }
 
 fn operation(operation: Operation) -> wire::Operation {

@@ -18,21 +18,6 @@ use crate::{
 
 /// Protocol version of this agent.
 pub const PROTOCOL: u32 = 1;
-/// Longest duration in a policy. Longer ones are cut, so that adding them to a time never
-/// overflows.
-const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
-/// Bounds of the heartbeat interval. A shorter interval would keep the agent busy. With a longer
-/// one the control plane would notice too late that the agent is dead.
-const HEARTBEAT_INTERVAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(60));
-/// Bounds of the window over which CPU and bytes are averaged.
-const WORK_WINDOW: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3600));
-/// Upper bound of the policy's longest lease.
-const MAX_LEASE: Duration = Duration::from_secs(24 * 3600);
-/// Bounds of the output retained per terminal, in bytes.
-const BYTE_LOG_BYTES: (u64, u64) = (64 * 1024, 64 * 1024 * 1024);
-/// Upper bound of the policy's limits for terminals and processes.
-const MAX_TERMINALS_OR_PROCESSES: u32 = 4096;
-
 /// Reason why a claim is rejected.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidClaim {
@@ -159,48 +144,15 @@ pub fn claim(claim: wire::Claim) -> Result<Claim, InvalidClaim> {
         workspace_id: id.workspace_id,
         workspace_name: claim.workspace_name,
         epoch: id.epoch,
-        policy: policy(claim.policy.unwrap_or_default()),
+        policy: AgentPolicy::from_wire(
+            &claim.policy.unwrap_or_default(),
+            &claim.settings.unwrap_or_default(),
+        ),
         env: claim.env.into_iter().collect(),
         command: claim.command,
         maintenance: claim.maintenance,
         token_keys: VerifyingKeys::new(keys),
     })
-}
-
-/// Fills missing values from the default policy and clamps the others to their bounds.
-fn policy(policy: wire::AgentPolicy) -> AgentPolicy {
-    let default = AgentPolicy::default();
-    let span = |given: Option<prost_types::Duration>, default: Duration| {
-        given.and_then(|d| Duration::try_from(d).ok()).map_or(default, |d| d.min(MAX_DURATION))
-    };
-    let within = |d: Duration, (least, most): (Duration, Duration)| d.clamp(least, most);
-    let rate = |given: f64, default: f64| if given.is_finite() && given > 0.0 { given } else { default };
-    let count = |given: u32, default: usize| {
-        if given == 0 { default } else { given.min(MAX_TERMINALS_OR_PROCESSES) as usize }
-    };
-    let byte_log = |given: u64| given.clamp(BYTE_LOG_BYTES.0, BYTE_LOG_BYTES.1) as usize;
-    AgentPolicy {
-        idle_timeout: span(policy.idle_timeout, default.idle_timeout),
-        work_cap: span(policy.work_cap, default.work_cap),
-        presence_cap: span(policy.presence_cap, default.presence_cap),
-        call_cap: span(policy.call_cap, default.call_cap),
-        lease_cap: span(policy.lease_cap, default.lease_cap).min(MAX_LEASE),
-        active_for: span(policy.active_for, default.active_for),
-        work_window: within(span(policy.work_window, default.work_window), WORK_WINDOW),
-        cpu_cores: rate(policy.cpu_cores, default.cpu_cores),
-        io_bytes_per_second: rate(policy.io_bytes_per_second, default.io_bytes_per_second),
-        heartbeat_interval: within(
-            span(policy.heartbeat_interval, default.heartbeat_interval),
-            HEARTBEAT_INTERVAL,
-        ),
-        byte_log_bytes: if policy.byte_log_bytes == 0 {
-            default.byte_log_bytes
-        } else {
-            byte_log(policy.byte_log_bytes)
-        },
-        max_terminals: count(policy.max_terminals, default.max_terminals),
-        max_processes: count(policy.max_processes, default.max_processes),
-    }
 }
 
 #[cfg(test)]
@@ -235,25 +187,5 @@ mod tests {
             rejected(|c| drop(c.env.insert("A=B".into(), String::new()))),
             InvalidClaim::Variable("A=B".into())
         );
-    }
-
-    #[test]
-    fn out_of_bounds_policy_is_clamped() {
-        let span = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
-        let read = policy(wire::AgentPolicy {
-            heartbeat_interval: span(0),
-            lease_cap: span(i64::MAX),
-            work_cap: span(i64::MAX),
-            idle_timeout: span(-5),
-            cpu_cores: f64::NAN,
-            byte_log_bytes: u64::MAX,
-            ..Default::default()
-        });
-        assert_eq!(read.heartbeat_interval, HEARTBEAT_INTERVAL.0);
-        assert_eq!(read.lease_cap, MAX_LEASE);
-        assert_eq!(read.work_cap, MAX_DURATION);
-        assert_eq!(read.idle_timeout, AgentPolicy::default().idle_timeout);
-        assert_eq!(read.cpu_cores, AgentPolicy::default().cpu_cores);
-        assert_eq!(read.byte_log_bytes as u64, BYTE_LOG_BYTES.1);
     }
 }

@@ -44,7 +44,8 @@ async fn stopped_agent_counts_no_idle_time() {
     let (agent, _key, _control_plane, mut session) = claimed(|claim| {
         let policy = claim.policy.as_mut().expect("a policy");
         policy.idle_timeout = millis(800);
-        policy.heartbeat_interval = millis(1500);
+        let settings = claim.settings.as_mut().expect("settings");
+        settings.heartbeat_interval = millis(1500);
     })
     .await;
     agent.signal(rustix::process::Signal::STOP);
@@ -68,9 +69,9 @@ async fn stopped_agent_counts_no_idle_time() {
 #[tokio::test]
 async fn intent_while_active_is_in_the_next_heartbeat() {
     let (agent, key, _control_plane, mut session) = claimed(|claim| {
-        let policy = claim.policy.as_mut().expect("a policy");
-        policy.active_for = millis(60_000);
-        policy.heartbeat_interval = millis(1000);
+        let settings = claim.settings.as_mut().expect("settings");
+        settings.active_for = millis(60_000);
+        settings.heartbeat_interval = millis(1000);
     })
     .await;
     run_command(&agent, &key).await;

@@ -219,11 +219,10 @@ pub(crate) fn socket(dir: &Path) -> PathBuf {
     dir.join("control.sock")
 }
 
-/// Returns a policy with much shorter times than the default, so that tests are fast.
-pub(crate) fn policy() -> wire::AgentPolicy {
+/// Returns settings with much shorter times than the default, so that tests are fast.
+fn settings() -> wire::AgentSettings {
     let span = |millis: i32| Some(prost_types::Duration { seconds: 0, nanos: millis * 1_000_000 });
-    wire::AgentPolicy {
-        idle_timeout: Some(prost_types::Duration { seconds: 5, nanos: 0 }),
+    wire::AgentSettings {
         active_for: span(600),
         work_window: span(600),
         heartbeat_interval: span(300),
@@ -238,7 +237,11 @@ pub(crate) fn claim(key: &SigningKey) -> wire::Claim {
     wire::Claim {
         id: Some(wire::ClaimId { workspace_id: WORKSPACE.into(), epoch: 1 }),
         protocol: 1,
-        policy: Some(policy()),
+        policy: Some(wire::Policy {
+            idle_timeout: Some(prost_types::Duration { seconds: 5, nanos: 0 }),
+            ..Default::default()
+        }),
+        settings: Some(settings()),
         env: [("GREETING".to_owned(), "hello".to_owned())].into(),
         command: vec![],
         token_keys: vec![wire::TokenKey { id: key.id().into(), public_key: key.public_key().into() }],

@@ -58,7 +58,8 @@ async fn only_health_and_readiness_need_no_token() {
 
 #[tokio::test]
 async fn token_allows_only_its_verbs_audience_and_lifetime() {
-    let (agent, key, _control_plane, _session) = claimed(|claim| claim.policy = None).await;
+    let (agent, key, _control_plane, _session) =
+        claimed(|claim| (claim.policy, claim.settings) = (None, None)).await;
     let service = AgentClient::connect(&agent).await.service();
     let mut client = ActivityClient::with_origin(service, AgentClient::origin());
     let good = claims(Verbs::only([Verb::Read]));
@@ -92,7 +93,8 @@ fn token_of(key: &SigningKey, verb: Verb) -> String {
 
 #[tokio::test]
 async fn refusals_use_the_callers_protocol() {
-    let (agent, key, _control_plane, _session) = claimed(|claim| claim.policy = None).await;
+    let (agent, key, _control_plane, _session) =
+        claimed(|claim| (claim.policy, claim.settings) = (None, None)).await;
     let (status, content_type, body) = http1(&agent, get("/metrics", None)).await;
     assert_eq!((status, content_type.as_str()), (401, "application/problem+json"));
     assert!(String::from_utf8_lossy(&body).contains("TOKEN_MISSING"), "{body:?}");
@@ -126,7 +128,8 @@ async fn refusals_use_the_callers_protocol() {
 
 #[tokio::test]
 async fn reflection_lists_agent_services_only() {
-    let (agent, key, _control_plane, _session) = claimed(|claim| claim.policy = None).await;
+    let (agent, key, _control_plane, _session) =
+        claimed(|claim| (claim.policy, claim.settings) = (None, None)).await;
     let (service, token) = (AgentClient::connect(&agent).await.service(), token(&key, "read"));
     let expected = ["grpc.health.v1.Health", "podling.agent.v1.Activity", "podling.agent.v1.Files"];
 
@@ -171,7 +174,8 @@ async fn reflection_lists_agent_services_only() {
 
 #[tokio::test]
 async fn thousand_unauthenticated_connections_keep_memory_flat() {
-    let (agent, key, _control_plane, _session) = claimed(|claim| claim.policy = None).await;
+    let (agent, key, _control_plane, _session) =
+        claimed(|claim| (claim.policy, claim.settings) = (None, None)).await;
     let mut authenticated =
         ActivityClient::with_origin(AgentClient::connect(&agent).await.service(), AgentClient::origin());
     let get = || with_token(GetActivityRequest {}, &token(&key, "read"));

@@ -82,8 +82,8 @@ async fn changed_policy_applies_at_the_next_assessment() {
     declined(harness.prepare(false, None).await);
     let mut other = claim(&harness.key);
     set_short_idle(&mut other);
-    let policy = other.policy.as_mut().expect("a policy");
-    (policy.max_terminals, policy.byte_log_bytes) = (1, 70_000);
+    let settings = other.settings.as_mut().expect("settings");
+    (settings.max_terminals, settings.byte_log_bytes) = (1, 70_000);
     harness.session.send(Message::Claim(other)).await;
     let reported = harness.session.heartbeat_until(|heartbeat| {
         heartbeat.activity.as_ref().and_then(|a| a.idle_timeout).is_some_and(|timeout| timeout.seconds == 0)

@@ -59,12 +59,13 @@ pub(crate) fn set_short_idle(claim: &mut wire::Claim) {
     let millis = |millis: i32| Some(prost_types::Duration { seconds: 0, nanos: millis * 1_000_000 });
     let policy = claim.policy.as_mut().expect("a policy");
     policy.idle_timeout = millis(200);
-    policy.active_for = millis(100);
-    policy.heartbeat_interval = millis(250);
     // In these tests neither starting shells nor programs in terminals make the workspace busy.
     policy.presence_cap = millis(100);
-    policy.cpu_cores = 100.0;
-    policy.io_bytes_per_second = 1e12;
+    let settings = claim.settings.as_mut().expect("settings");
+    settings.active_for = millis(100);
+    settings.heartbeat_interval = millis(250);
+    settings.cpu_cores = 100.0;
+    settings.io_bytes_per_second = 1e12;
 }
 
 /// Applies [`set_short_idle`], and makes `/bin/sh` the shell, with the prompt `$ ` and without

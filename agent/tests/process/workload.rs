@@ -126,10 +126,10 @@ async fn slow_copy_counts_as_io() {
 #[tokio::test]
 async fn printing_terminal_does_not_count_as_io() {
     let (agent, key, _control_plane, mut session) = claimed(|claim| {
-        let policy = claim.policy.as_mut().expect("a policy");
+        let settings = claim.settings.as_mut().expect("settings");
         // Printed bytes that the agent has not read yet count as IO. In the short window of these
         // tests they are a large part.
-        policy.io_bytes_per_second = 300.0 * 1024.0;
+        settings.io_bytes_per_second = 300.0 * 1024.0;
     })
     .await;
     let mut terminals =

@@ -7,9 +7,9 @@ use podling_core::{id::WorkspaceId, observed::Failure, status::Urgency, time::Ti
 use podling_proto::{
     agent::v1::{ActivityState, Usage},
     control::v1::{
-        AgentPolicy, AwaitClaim, Cancel, Claim, ClaimId, Commit, ControlMessage, Directive, DirectiveResult,
-        Dismiss, Done, Drain, HeartbeatAck, Hello, Prepare, TokenKey, Warn, control_message::Message,
-        directive::Directive as DirectiveBody, directive_result,
+        AgentSettings, AwaitClaim, Cancel, Claim, ClaimId, Commit, ControlMessage, Directive,
+        DirectiveResult, Dismiss, Done, Drain, HeartbeatAck, Hello, Prepare, TokenKey, Warn,
+        control_message::Message, directive::Directive as DirectiveBody, directive_result,
     },
     error::{self, Reason, WireError},
 };
@@ -192,25 +192,22 @@ fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
     // The agent uses the protocol's defaults for fields that are left out.
     let idle_timeout = spec.policy.idle_timeout;
     let quarter = idle_timeout / 4;
-    let policy = AgentPolicy {
-        idle_timeout: span(idle_timeout),
-        work_cap: span(spec.policy.work_cap),
-        presence_cap: span(spec.policy.presence_cap),
-        call_cap: span(spec.policy.call_cap),
+    let settings = AgentSettings {
         heartbeat_interval: span(quarter.clamp(MIN_HEARTBEAT_INTERVAL, MAX_HEARTBEAT_INTERVAL)),
         active_for: span(quarter.min(MAX_ACTIVE_FOR)),
         work_window: span(idle_timeout.clamp(MIN_WORK_WINDOW, MAX_WORK_WINDOW)),
-        ..AgentPolicy::default()
+        ..AgentSettings::default()
     };
     Claim {
         id: Some(ClaimId { workspace_id: spec.id.to_string(), epoch: content.epoch }),
         protocol: PROTOCOL,
-        policy: Some(policy),
+        policy: Some(reasons::policy(&spec.policy)),
         env: spec.env.clone().into_iter().collect(),
         command: if content.maintenance { Vec::new() } else { spec.command.clone() },
         token_keys: token_keys.to_vec(),
         workspace_name: spec.name.to_string(),
         maintenance: content.maintenance,
+        settings: Some(settings),
     }
 }
 

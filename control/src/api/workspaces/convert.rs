@@ -216,7 +216,7 @@ pub(in crate::api) fn workspace(view: &WorkspaceView) -> Workspace {
         name: view.spec.name.to_string(),
         owner: view.spec.owner.to_string(),
         template: view.spec.template.clone(),
-        policy: Some(policy(&view.spec.policy)),
+        policy: Some(reasons::policy(&view.spec.policy)),
         state: state(view.state).into(),
         reason: Some(reasons::state_reason(&view.reason)),
         since: Some(timestamp(view.since)),
@@ -291,20 +291,6 @@ fn agent_connection(connection: workspace::AgentConnection) -> AgentConnection {
         workspace::AgentConnection::Connected => AgentConnection::Connected,
         workspace::AgentConnection::Unknown => AgentConnection::Unknown,
     }
-}
-
-fn policy(policy: &Policy) -> wire::Policy {
-    macro_rules! message {
-        ($($(#[$doc:meta])* $field:ident = $default:expr;)*) => {
-            wire::Policy { $($field: span(policy.$field),)* max_awake: policy.max_awake.and_then(span) }
-        };
-    }
-    policy_fields!(message)
-}
-
-fn span(duration: Duration) -> Option<prost_types::Duration> {
-    // A policy's durations are at most a year, so they fit.
-    prost_types::Duration::try_from(duration).ok()
 }
 
 #[cfg(test)]
