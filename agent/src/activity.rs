@@ -207,12 +207,12 @@ impl ActivityMonitor {
         let signals = ActivityInputs { claimed: self.cap_anchor(now), intents, observed };
         let assessment = ActivityAssessment::assess(&signals, &policy, now);
         let mut idle = lock(&self.0.idle);
-        idle.observe(assessment.level, last_use);
+        idle.observe(assessment.in_use(), last_use);
         ActivitySnapshot {
             counted_idle: idle.counted(),
             idle_timeout: policy.idle_timeout,
             leases,
-            warning: lock(&self.0.pending_warning).current(assessment.level, last_use),
+            warning: lock(&self.0.pending_warning).current(assessment.in_use(), last_use),
             command_failure: lock(&self.0.command_failure).clone(),
             usage,
             terminals,
@@ -281,7 +281,7 @@ impl ActivityMonitor {
     pub fn heartbeat(&self, sequence: u64) -> ActivitySnapshot {
         self.mark_running();
         let snapshot = self.snapshot();
-        lock(&self.0.idle).heartbeat_sent(sequence, snapshot.assessment.level, clocks());
+        lock(&self.0.idle).heartbeat_sent(sequence, snapshot.assessment.in_use(), clocks());
         snapshot
     }
 

@@ -392,7 +392,7 @@ impl WorkspaceRuntime {
             terminals: now.terminals,
             processes: now.usage.processes,
             activity_level: match now.assessment.level {
-                ActivityLevel::Idle => 0,
+                ActivityLevel::Idle | ActivityLevel::Unspecified => 0,
                 ActivityLevel::Busy => 1,
                 ActivityLevel::Active => 2,
             },

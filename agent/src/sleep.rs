@@ -38,7 +38,7 @@ pub enum SleepUrgency {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SleepDeclined {
     /// The workspace is active or busy.
-    #[error("the workspace is {}", describe_level(.0))]
+    #[error("the workspace is {}", .0.word().unwrap_or("in use"))]
     InUse(ActivityLevel),
     /// The workspace is idle, but its counted idle time is shorter than the idle timeout.
     #[error("the workspace has been idle for only {counted:?} of its idle timeout of {timeout:?}")]
@@ -159,20 +159,12 @@ impl SleepCoordinator {
             return None;
         }
         let now = self.activity.snapshot();
-        if now.assessment.level != ActivityLevel::Idle {
+        if now.assessment.in_use() {
             return Some(SleepDeclined::InUse(now.assessment.level));
         }
         let (counted, timeout) = (now.counted_idle, now.idle_timeout);
         (urgency == SleepUrgency::Idle && counted < timeout)
             .then_some(SleepDeclined::IdleTooShort { counted, timeout })
-    }
-}
-
-fn describe_level(level: &ActivityLevel) -> &'static str {
-    match level {
-        ActivityLevel::Active => "active",
-        ActivityLevel::Busy => "busy",
-        ActivityLevel::Idle => "idle",
     }
 }
 

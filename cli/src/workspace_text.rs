@@ -4,7 +4,6 @@ use std::time::{Duration, SystemTime};
 
 use indicatif::HumanBytes;
 use podling_proto::{
-    agent::v1::ActivityLevel,
     control::v1::{AgentConnection, Progress, Resources, State, Workspace, progress::Stage},
     text,
 };
@@ -45,11 +44,6 @@ pub fn state_tone(state: State) -> Option<Tone> {
     }
 }
 
-/// Returns the public name of an activity level; `None` if the level is unspecified.
-pub fn activity_word(level: ActivityLevel) -> Option<String> {
-    (level != ActivityLevel::Unspecified).then(|| text::word(level.as_str_name(), "ACTIVITY_LEVEL_"))
-}
-
 /// Renders the state, the queue position and the reason in one line: "demo is asleep: idle for the
 /// whole idle timeout".
 pub fn describe(workspace: &Workspace) -> String {
@@ -79,7 +73,7 @@ pub fn sleeps_in(workspace: &Workspace, now: SystemTime) -> Option<Duration> {
     if let Some(warning) = &activity.sleep_warning {
         return left(warning.at, now);
     }
-    if activity.level() != ActivityLevel::Idle {
+    if activity.level().in_use() != Some(false) {
         return None;
     }
     let reported_at = SystemTime::try_from(activity.at?).ok()?;
@@ -93,7 +87,7 @@ pub fn sleeps_in(workspace: &Workspace, now: SystemTime) -> Option<Duration> {
 pub fn idle_time(workspace: &Workspace) -> Option<Duration> {
     let activity = workspace.activity.as_ref().filter(|_| workspace.state() == State::Awake)?;
     let is_idle =
-        workspace.connection() == AgentConnection::Connected && activity.level() == ActivityLevel::Idle;
+        workspace.connection() == AgentConnection::Connected && activity.level().in_use() == Some(false);
     from_wire(activity.counted_idle.filter(|_| is_idle))
 }
 
@@ -188,7 +182,7 @@ pub fn describe_stage(progress: &Progress) -> String {
 #[cfg(test)]
 mod tests {
     use podling_proto::{
-        agent::v1::{ActivityState, SleepWarning},
+        agent::v1::{ActivityLevel, ActivityState, SleepWarning},
         control::v1::{NextStep, StateReason, StateReasonCode, next_step::Step},
     };
 

@@ -4,6 +4,7 @@
 //! `run` is the composition root. `server` accepts connections; `api`, `agents` and `gateway`
 //! handle the calls. `driver` is the only writer of workspace status.
 
+pub mod activity;
 pub mod agent_address;
 pub mod agents;
 pub mod api;

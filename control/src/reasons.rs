@@ -149,8 +149,8 @@ pub(crate) fn policy(policy: &Policy) -> wire::Policy {
     policy_fields!(message)
 }
 
-fn span(duration: Duration) -> Option<prost_types::Duration> {
-    // A policy's durations are at most a year, so they fit.
+pub(crate) fn span(duration: Duration) -> Option<prost_types::Duration> {
+    // Fails only for durations beyond 292 billion years.
     prost_types::Duration::try_from(duration).ok()
 }
 

@@ -15,11 +15,10 @@ use podling_core::{
     time::Timestamp,
     workspace::{AgentConnection, Resources, Spec, State},
 };
-use podling_proto::agent::v1::ActivityState;
 use tokio::{sync::watch, time::Instant};
 
 pub use crate::agent_address::{AgentAddress, BadFingerprint, Fingerprint};
-use crate::{agent_address::InstanceId, progress::TransferProgress};
+use crate::{activity::Activity, agent_address::InstanceId, progress::TransferProgress};
 
 /// Receives new snapshots. A slow receiver sees only the newest one.
 pub type SnapshotReceiver = watch::Receiver<Arc<Snapshot>>;
@@ -72,7 +71,7 @@ pub struct WorkspaceView {
     pub since: Timestamp,
     pub connection: AgentConnection,
     /// Activity from the last heartbeat.
-    pub activity: Option<Arc<ActivityState>>,
+    pub activity: Option<Arc<Activity>>,
     /// The claimed agent of the current epoch. Stays while its connection is lost, until the agent
     /// has ended.
     pub agent: Option<Arc<AgentView>>,

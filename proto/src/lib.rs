@@ -6,6 +6,7 @@ pub mod v1 {
     #![allow(unreachable_pub, clippy::all, missing_docs)]
     tonic::include_proto!("podling.v1");
 }
+pub mod activity;
 pub mod agent {
     /// Version 1 of the agent's protocol.
     pub mod v1 {

@@ -7,18 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{admission::Intent, claim::AgentPolicy};
+pub use podling_proto::agent::v1::ActivityLevel;
 
-/// Activity level, ordered from weakest to strongest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ActivityLevel {
-    /// No signal counts, so nothing keeps the workspace awake.
-    Idle,
-    /// Work, presence or a lease counts, but no intent.
-    Busy,
-    /// A recent intent of a user or client counts.
-    Active,
-}
+use crate::{admission::Intent, claim::AgentPolicy};
 
 /// Kind of a signal that the workspace is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -121,6 +112,11 @@ impl ActivityAssessment {
             .find(|e| !e.capped)
             .map_or(ActivityLevel::Idle, |strongest| level_of(strongest.signal));
         Self { level, evidence }
+    }
+
+    /// Returns whether the workspace is in use: active or busy.
+    pub fn in_use(&self) -> bool {
+        self.level.in_use() == Some(true)
     }
 
     /// Returns the time until one of the signals that count now stops to count, unless it is

@@ -15,8 +15,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::assessment::ActivityLevel;
-
 /// Unacknowledged heartbeats that are retained. When full, the oldest is dropped and adds no idle
 /// time. The connection is closed after three intervals without an acknowledgement, so more are
 /// seldom needed.
@@ -63,11 +61,11 @@ impl IdleCounter {
         self.counted
     }
 
-    /// Records an assessed level. Resets the counted idle time if the level is not idle, or if
+    /// Records an assessment. Resets the counted idle time if the workspace is in use, or if
     /// `last_use`, the last intent or end of a call, is new. New use resets it even if the `active`
     /// level that it caused was never assessed.
-    pub fn observe(&mut self, level: ActivityLevel, last_use: Option<Instant>) {
-        if level != ActivityLevel::Idle || last_use != self.last_use {
+    pub fn observe(&mut self, in_use: bool, last_use: Option<Instant>) {
+        if in_use || last_use != self.last_use {
             self.activity_changes += 1;
             self.last_use = last_use;
             self.counted = Duration::ZERO;
@@ -83,16 +81,16 @@ impl IdleCounter {
         }
     }
 
-    /// Records a heartbeat that is being sent. Its level must have been passed to [`Self::observe`]
-    /// before.
-    pub fn heartbeat_sent(&mut self, sequence: u64, level: ActivityLevel, at: ClockReading) {
+    /// Records a heartbeat that is being sent. Its assessment must have been passed to
+    /// [`Self::observe`] before.
+    pub fn heartbeat_sent(&mut self, sequence: u64, in_use: bool, at: ClockReading) {
         if self.pending.len() == MAX_UNACKNOWLEDGED {
             self.pending.pop_front();
         }
         let heartbeat = SentHeartbeat {
             sequence,
             at,
-            idle: level == ActivityLevel::Idle,
+            idle: !in_use,
             activity_changes: self.activity_changes,
             gaps: self.gaps,
         };
@@ -146,8 +144,8 @@ mod tests {
     }
 
     fn idle_heartbeat(idle: &mut IdleCounter, sequence: u64, moment: ClockReading) {
-        idle.observe(ActivityLevel::Idle, None);
-        idle.heartbeat_sent(sequence, ActivityLevel::Idle, moment);
+        idle.observe(false, None);
+        idle.heartbeat_sent(sequence, false, moment);
     }
 
     #[test]
@@ -166,8 +164,8 @@ mod tests {
         let mut idle = IdleCounter::default();
         idle_heartbeat(&mut idle, 1, at(0));
         idle.acknowledged(1, LONGEST);
-        idle.observe(ActivityLevel::Idle, Some(Instant::now()));
-        idle.heartbeat_sent(2, ActivityLevel::Idle, at(15));
+        idle.observe(false, Some(Instant::now()));
+        idle.heartbeat_sent(2, false, at(15));
         idle.acknowledged(2, LONGEST);
         assert_eq!(idle.counted(), Duration::ZERO);
     }
@@ -178,7 +176,7 @@ mod tests {
         idle_heartbeat(&mut idle, 1, at(0));
         idle.acknowledged(1, LONGEST);
         idle_heartbeat(&mut idle, 2, at(15));
-        idle.observe(ActivityLevel::Active, Some(Instant::now()));
+        idle.observe(true, Some(Instant::now()));
         idle.acknowledged(2, LONGEST);
         assert_eq!(idle.counted(), Duration::ZERO);
     }
@@ -239,7 +237,7 @@ mod tests {
         }
         assert_eq!(idle.counted(), Duration::from_secs(30), "late acknowledgements count");
         idle_heartbeat(&mut idle, 4, at(60));
-        idle.observe(ActivityLevel::Active, Some(Instant::now()));
+        idle.observe(true, Some(Instant::now()));
         idle.acknowledged(4, LONGEST);
         assert_eq!(idle.counted(), Duration::ZERO, "activity before the acknowledgement resets the count");
     }
@@ -284,7 +282,7 @@ mod tests {
                     }
                     IdleEvent::Activity => {
                         stirred = now;
-                        idle.observe(ActivityLevel::Busy, None);
+                        idle.observe(true, None);
                     }
                     IdleEvent::Disconnect => {
                         idle.disconnected();

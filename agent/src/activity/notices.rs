@@ -3,7 +3,8 @@
 
 use std::time::{Instant, SystemTime};
 
-use super::assessment::ActivityLevel;
+pub use podling_proto::agent::v1::SleepCause;
+
 use crate::child::{ExitStatus, signals};
 
 /// Announces that the workspace will sleep unless it is used.
@@ -12,23 +13,6 @@ pub struct SleepNotice {
     /// Time at which the workspace will fall asleep.
     pub at: SystemTime,
     pub cause: SleepCause,
-}
-
-/// Cause of an announced sleep.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SleepCause {
-    /// A newer control plane sent a cause that this agent does not know.
-    Unspecified,
-    /// The idle timeout passes without use.
-    Idle,
-    /// The workspace has been awake for the longest time that its policy allows.
-    MaxAwake,
-    /// A client requested sleep.
-    Requested,
-    /// The workspace is being deleted.
-    Deleted,
-    /// The agent is stopped without a sleep of its own.
-    Shutdown,
 }
 
 /// The last warning, until it is withdrawn or the workspace is used.
@@ -41,13 +25,11 @@ impl PendingWarning {
         self.0 = warning.map(|warning| (warning, now));
     }
 
-    /// Returns the warning if it is still valid. Discards it for good if `level` is not idle, or if
-    /// an intent came after the warning. Such an intent is decisive even if its level was never
+    /// Returns the warning if it is still valid. Discards it for good if the workspace is in use,
+    /// or if an intent came after the warning. Such an intent is decisive even if its level was never
     /// assessed.
-    pub fn current(&mut self, level: ActivityLevel, last_intent: Option<Instant>) -> Option<SleepNotice> {
-        self.0.take_if(|(_, received)| {
-            level != ActivityLevel::Idle || last_intent.is_some_and(|at| at > *received)
-        });
+    pub fn current(&mut self, in_use: bool, last_intent: Option<Instant>) -> Option<SleepNotice> {
+        self.0.take_if(|(_, received)| in_use || last_intent.is_some_and(|at| at > *received));
         self.0.as_ref().map(|(warning, _)| warning.clone())
     }
 }
@@ -101,24 +83,20 @@ mod tests {
         let warning = |cause| Some(SleepNotice { at: SystemTime::UNIX_EPOCH, cause });
         let (before, after) =
             (start.checked_sub(Duration::from_secs(60)), Some(start + Duration::from_secs(1)));
-        assert_eq!(pending_warning.current(ActivityLevel::Idle, before), None);
+        assert_eq!(pending_warning.current(false, before), None);
         pending_warning.warn(warning(SleepCause::MaxAwake), start);
         pending_warning.warn(warning(SleepCause::Idle), start);
-        assert_eq!(pending_warning.current(ActivityLevel::Idle, before), warning(SleepCause::Idle));
+        assert_eq!(pending_warning.current(false, before), warning(SleepCause::Idle));
         pending_warning.warn(None, start);
-        assert_eq!(pending_warning.current(ActivityLevel::Idle, before), None);
+        assert_eq!(pending_warning.current(false, before), None);
         pending_warning.warn(warning(SleepCause::Requested), start);
         assert_eq!(
-            pending_warning.current(ActivityLevel::Idle, after),
+            pending_warning.current(false, after),
             None,
             "an intent discards the warning even if its level was never assessed"
         );
-        assert_eq!(
-            pending_warning.current(ActivityLevel::Idle, before),
-            None,
-            "a discarded warning does not come back"
-        );
+        assert_eq!(pending_warning.current(false, before), None, "a discarded warning does not come back");
         pending_warning.warn(warning(SleepCause::Requested), start);
-        assert_eq!(pending_warning.current(ActivityLevel::Busy, before), None);
+        assert_eq!(pending_warning.current(true, before), None);
     }
 }

@@ -21,9 +21,9 @@ use tonic::{Request, Response, Status};
 use crate::{
     activity::{
         ActivityMonitor, ActivityRevision, ActivitySnapshot,
-        assessment::{ActivityEvidence, ActivityLevel, ActivitySignal},
+        assessment::{ActivityEvidence, ActivitySignal},
         leases::{KeepAwakeLease, LeaseError, MAX_LEASES},
-        notices::{CommandFailure, CommandFailureCause, SleepCause},
+        notices::{CommandFailure, CommandFailureCause},
     },
     admission::Intent,
 };
@@ -158,7 +158,7 @@ fn command_failure(failure: &CommandFailure) -> wire::CommandFailure {
 pub fn activity_state(snapshot: &ActivitySnapshot) -> wire::ActivityState {
     let usage = &snapshot.usage;
     wire::ActivityState {
-        level: level(snapshot.assessment.level).into(),
+        level: snapshot.assessment.level.into(),
         evidence: snapshot.assessment.evidence.iter().map(evidence).collect(),
         counted_idle: Some(to_proto_duration(snapshot.counted_idle)),
         idle_timeout: Some(to_proto_duration(snapshot.idle_timeout)),
@@ -171,31 +171,11 @@ pub fn activity_state(snapshot: &ActivitySnapshot) -> wire::ActivityState {
             terminals: snapshot.terminals,
         }),
         at: Some(SystemTime::now().into()),
-        sleep_warning: snapshot.warning.as_ref().map(|warning| wire::SleepWarning {
-            at: Some(warning.at.into()),
-            cause: sleep_cause(warning.cause).into(),
-        }),
+        sleep_warning: snapshot
+            .warning
+            .as_ref()
+            .map(|warning| wire::SleepWarning { at: Some(warning.at.into()), cause: warning.cause.into() }),
         command_failure: snapshot.command_failure.as_deref().map(command_failure),
-    }
-}
-
-/// Converts the cause of a sleep to its proto value.
-pub fn sleep_cause(cause: SleepCause) -> wire::SleepCause {
-    match cause {
-        SleepCause::Unspecified => wire::SleepCause::Unspecified,
-        SleepCause::Idle => wire::SleepCause::Idle,
-        SleepCause::MaxAwake => wire::SleepCause::MaxAwake,
-        SleepCause::Requested => wire::SleepCause::Requested,
-        SleepCause::Deleted => wire::SleepCause::Deleted,
-        SleepCause::Shutdown => wire::SleepCause::Shutdown,
-    }
-}
-
-fn level(level: ActivityLevel) -> wire::ActivityLevel {
-    match level {
-        ActivityLevel::Idle => wire::ActivityLevel::Idle,
-        ActivityLevel::Busy => wire::ActivityLevel::Busy,
-        ActivityLevel::Active => wire::ActivityLevel::Active,
     }
 }
 

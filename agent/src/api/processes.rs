@@ -170,7 +170,7 @@ impl From<ProcessExit> for wire::ProcessExit {
             at: Some(exit.ended_at.into()),
             held_by_background: exit.held_by_background,
             stdin_read: exit.stdin_read,
-            sleep_cause: exit.sleep_cause.map_or(0, |cause| super::activity::sleep_cause(cause).into()),
+            sleep_cause: exit.sleep_cause.map_or(0, Into::into),
         }
     }
 }

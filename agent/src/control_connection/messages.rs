@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use podling_proto::{agent::v1 as agent_wire, control::v1 as wire, token::VerifyingKeys};
+use podling_proto::{control::v1 as wire, token::VerifyingKeys};
 
 use super::AgentDescription;
 use crate::{
@@ -58,18 +58,7 @@ pub fn heartbeat(sequence: u64, snapshot: &ActivitySnapshot) -> wire::AgentMessa
 /// Parses a warning. Returns `None` for a warning without a time, which withdraws the previous one.
 pub fn warning(warn: wire::Warn) -> Option<SleepNotice> {
     let at = warn.at.and_then(|at| SystemTime::try_from(at).ok())?;
-    Some(SleepNotice { at, cause: sleep_cause(warn.cause()) })
-}
-
-fn sleep_cause(cause: agent_wire::SleepCause) -> SleepCause {
-    match cause {
-        agent_wire::SleepCause::Unspecified => SleepCause::Unspecified,
-        agent_wire::SleepCause::Idle => SleepCause::Idle,
-        agent_wire::SleepCause::MaxAwake => SleepCause::MaxAwake,
-        agent_wire::SleepCause::Requested => SleepCause::Requested,
-        agent_wire::SleepCause::Deleted => SleepCause::Deleted,
-        agent_wire::SleepCause::Shutdown => SleepCause::Shutdown,
-    }
+    Some(SleepNotice { at, cause: warn.cause() })
 }
 
 /// Parses a prepare directive into the hold, the urgency and the cause of the sleep. `force` takes
@@ -80,8 +69,7 @@ pub fn prepare(prepare: &wire::Prepare) -> (Option<Duration>, SleepUrgency, Slee
         (false, true) => SleepUrgency::Requested,
         (false, false) => SleepUrgency::Idle,
     };
-    let cause = sleep_cause(prepare.cause());
-    (prepare.hold.and_then(|hold| Duration::try_from(hold).ok()), urgency, cause)
+    (prepare.hold.and_then(|hold| Duration::try_from(hold).ok()), urgency, prepare.cause())
 }
 
 /// Builds the message that a directive was executed.

@@ -33,7 +33,6 @@ use crate::{
         calls::{CallGuard, CallKind, ClientCalls},
         notices::SleepCause,
     },
-    api::activity::sleep_cause,
     sleep::SleepCoordinator,
 };
 
@@ -166,7 +165,7 @@ impl HttpBody for ShutdownBody {
             (None, _) | (_, SleepCause::Shutdown) => {
                 WireError::new(Reason::ShuttingDown, "the agent is shutting down")
             }
-            (Some(_), cause) => text::fell_asleep_error(sleep_cause(cause)),
+            (Some(_), cause) => text::fell_asleep_error(cause),
         };
         Poll::Ready(Some(Ok(Frame::trailers(trailers(why)))))
     }

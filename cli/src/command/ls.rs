@@ -17,7 +17,7 @@ use crate::{
     failure::CommandFailure,
     notice,
     output::{self, Tone},
-    workspace_text::{activity_word, idle_time, next_step, state, state_tone},
+    workspace_text::{idle_time, next_step, state, state_tone},
 };
 
 /// List workspaces with their state, activity and next step
@@ -75,9 +75,8 @@ fn render(workspaces: &[Workspace], now: SystemTime, owners: bool) -> String {
     let row = |w: &Workspace| {
         let activity = w.activity.as_ref();
         // The activity may have changed since the agent's connection was lost.
-        let known = activity
-            .filter(|_| w.connection() == AgentConnection::Connected)
-            .and_then(|a| activity_word(a.level()));
+        let known =
+            activity.filter(|_| w.connection() == AgentConnection::Connected).and_then(|a| a.level().word());
         let warned = known.is_some() && activity.is_some_and(|activity| activity.sleep_warning.is_some());
         let mut row = vec![
             (w.name.clone(), Some(Tone::Strong)),

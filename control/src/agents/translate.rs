@@ -16,6 +16,7 @@ use podling_proto::{
 use tokio::sync::mpsc;
 
 use crate::{
+    activity::Activity,
     backend::{InstanceId, ReportedProcess},
     driver::{
         AgentDirective, AgentHello, ClaimContent, ConnectionId, DirectiveAnswer, DirectiveId, SleepStep,
@@ -95,9 +96,18 @@ pub(super) fn hello(
     })
 }
 
-/// Truncates an activity report to its bounds and replaces unknown enum values.
-pub(super) fn activity(mut activity: ActivityState) -> ActivityState {
-    activity.level = activity.level().into();
+/// Translates an activity report. Truncates its texts and lists, and replaces unknown enum values.
+pub(super) fn activity(report: ActivityState) -> Activity {
+    let counted_idle = report.counted_idle.and_then(|counted| Duration::try_from(counted).ok());
+    Activity {
+        level: report.level(),
+        counted_idle: counted_idle.unwrap_or_default(),
+        at: report.at.as_ref().and_then(millis),
+        details: within_bounds(report),
+    }
+}
+
+fn within_bounds(mut activity: ActivityState) -> ActivityState {
     activity.evidence.truncate(MAX_EVIDENCE);
     for evidence in &mut activity.evidence {
         evidence.signal = evidence.signal().into();
@@ -143,7 +153,7 @@ pub(super) fn control_message(directive: AgentDirective, token_keys: &[TokenKey]
         AgentDirective::Warn(warning) => {
             let (at, cause) = warning.unzip();
             let warn = Warn {
-                at: at.map(timestamp),
+                at: at.map(reasons::timestamp),
                 cause: cause.map_or(0, |cause| reasons::sleep_cause(cause).into()),
             };
             Message::Directive(Directive { id: NO_REPLY_ID, directive: Some(DirectiveBody::Warn(warn)) })
@@ -188,14 +198,13 @@ pub(super) fn ack(sequence: u64) -> ControlMessage {
 
 fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
     let spec: &Spec = &content.spec;
-    let span = |duration| prost_types::Duration::try_from(duration).ok();
     // The agent uses the protocol's defaults for fields that are left out.
     let idle_timeout = spec.policy.idle_timeout;
     let quarter = idle_timeout / 4;
     let settings = AgentSettings {
-        heartbeat_interval: span(quarter.clamp(MIN_HEARTBEAT_INTERVAL, MAX_HEARTBEAT_INTERVAL)),
-        active_for: span(quarter.min(MAX_ACTIVE_FOR)),
-        work_window: span(idle_timeout.clamp(MIN_WORK_WINDOW, MAX_WORK_WINDOW)),
+        heartbeat_interval: reasons::span(quarter.clamp(MIN_HEARTBEAT_INTERVAL, MAX_HEARTBEAT_INTERVAL)),
+        active_for: reasons::span(quarter.min(MAX_ACTIVE_FOR)),
+        work_window: reasons::span(idle_timeout.clamp(MIN_WORK_WINDOW, MAX_WORK_WINDOW)),
         ..AgentSettings::default()
     };
     Claim {
@@ -211,10 +220,9 @@ fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
     }
 }
 
-fn timestamp(at: Timestamp) -> prost_types::Timestamp {
-    let seconds = i64::try_from(at.0 / 1000).unwrap_or(i64::MAX);
-    // The remainder is below 1000, so the product fits.
-    prost_types::Timestamp { seconds, nanos: (at.0 % 1000) as i32 * 1_000_000 }
+fn millis(at: &prost_types::Timestamp) -> Option<Timestamp> {
+    let seconds = u64::try_from(at.seconds).ok()?;
+    Some(Timestamp(seconds.saturating_mul(1000) + u64::try_from(at.nanos).ok()? / 1_000_000))
 }
 
 fn message(message: Message) -> ControlMessage {
@@ -301,7 +309,8 @@ mod tests {
             sleep_warning: Some(warning),
             ..Default::default()
         });
-        assert_eq!(taken.level(), ActivityLevel::Unspecified);
+        assert_eq!(taken.level, ActivityLevel::Unspecified);
+        let taken = taken.details;
         assert_eq!((taken.evidence.len(), taken.leases.len()), (MAX_EVIDENCE, MAX_LEASES));
         assert_eq!(taken.evidence[0].detail.chars().count(), MAX_TEXT_CHARS);
         assert_eq!(taken.leases[0].name.chars().count(), MAX_TEXT_CHARS);

@@ -11,14 +11,14 @@ use std::{sync::Arc, time::Duration};
 
 use podling_core::{
     decide::{Action, Decision, decide},
-    observed::{Failure, Observed, RunningAgents},
+    observed::{Failure, Observed, RunningAgents, UseState},
     quota::{QuotaRequest, larger},
     reason::NextStep,
     status::{MaintenanceStage, MaintenanceTask, Phase, Status},
     time::Timestamp,
     workspace::{AgentConnection, DesiredState, Epoch, Resources},
 };
-use podling_proto::{agent::v1::ActivityLevel, error::with_causes, token};
+use podling_proto::{error::with_causes, token};
 use tokio::time::Instant;
 
 pub(crate) use self::actions::BegunAction;
@@ -178,10 +178,7 @@ impl WorkspaceEntry {
     /// connected.
     pub(crate) fn is_in_use(&self) -> bool {
         let unknown = self.observed.connected.is_none();
-        let used = self.sessions.activity().is_some_and(|activity| match activity.level() {
-            ActivityLevel::Active | ActivityLevel::Busy => true,
-            ActivityLevel::Idle | ActivityLevel::Unspecified => false,
-        });
+        let used = self.observed.used == UseState::Yes;
         self.record.status.phase == Phase::Awake
             && self.record.spec.desired_state == DesiredState::Awake
             && (unknown || used)

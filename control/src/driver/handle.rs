@@ -14,11 +14,11 @@ use podling_core::{
     time::Timestamp,
     workspace::{Epoch, Resources, Spec},
 };
-use podling_proto::agent::v1::ActivityState;
 use tokio::sync::{mpsc, oneshot};
 
 use super::DriverError;
 use crate::{
+    activity::Activity,
     backend::InstanceId,
     progress::TransferProgress,
     snapshot::{Fingerprint, SnapshotReceiver, WorkspaceView},
@@ -351,7 +351,7 @@ pub struct DirectiveAnswer {
     pub directive: DirectiveId,
     pub result: Result<(), Failure>,
     /// The agent's activity, if the answer includes it.
-    pub activity: Option<Arc<ActivityState>>,
+    pub activity: Option<Arc<Activity>>,
 }
 
 /// A heartbeat of an agent. The API has limited its size.
@@ -360,7 +360,7 @@ pub struct Heartbeat {
     /// The workspace that the agent's credential proves.
     pub workspace: WorkspaceId,
     pub connection: ConnectionId,
-    pub activity: Arc<ActivityState>,
+    pub activity: Arc<Activity>,
     /// Receives `()` once the heartbeat was handled. Only then may it be acknowledged. Dropped if
     /// the agent is not claimed.
     pub accepted: oneshot::Sender<()>,

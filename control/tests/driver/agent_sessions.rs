@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podling_control::{backend::Observation, driver::ConnectionId};
+use podling_control::{activity::Activity, backend::Observation, driver::ConnectionId};
 use podling_core::reason::{NextStep, StateReason};
 use podling_core::workspace::{AgentConnection, State};
 use podling_proto::agent::v1::{ActivityLevel, ActivityState, CommandFailure};
@@ -116,8 +116,8 @@ async fn text_of_failing_command_changes_at_most_every_10_s() {
     let failed = |detail: &str| StateReason::CommandFailed { detail: detail.into() };
     let report = async |detail: Option<&str>| {
         let failure = |detail: &str| CommandFailure { detail: detail.into(), ..Default::default() };
-        let activity = ActivityState { command_failure: detail.map(failure), ..Default::default() };
-        assert!(control.send_activity(&id, 1, activity).await);
+        let details = ActivityState { command_failure: detail.map(failure), ..Default::default() };
+        assert!(control.send_activity(&id, 1, Activity { details, ..Activity::default() }).await);
         // Answered once the record is durable, so the view shows what was stored.
         control.handle.wake(id.clone()).await.unwrap().reason.clone()
     };

@@ -210,9 +210,7 @@ async fn slow_watcher_receives_only_the_newest_view_and_deletions() {
         assert!(control.heartbeat(&id, 1, ActivityLevel::Busy).await);
     }
     assert!(control.heartbeat(&id, 1, ActivityLevel::Active).await);
-    control
-        .wait(&id, |view| view.activity.as_ref().is_some_and(|a| a.level() == ActivityLevel::Active))
-        .await;
+    control.wait(&id, |view| view.activity.as_ref().is_some_and(|a| a.level == ActivityLevel::Active)).await;
     let next = watch.next().await.unwrap().unwrap().event;
     let newest = |w: &podling_proto::control::v1::Workspace| {
         w.activity.as_ref().unwrap().level() == ActivityLevel::Active

@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use podling_control::{
+    activity::Activity,
     driver::{
         AgentDirective, AgentHello, ConnectionId, DirectiveAnswer, DirectiveId, Driver, DriverHandle,
         Heartbeat, NewWorkspace, SleepStep,
@@ -18,7 +19,7 @@ use podling_core::{
     status::Urgency,
     workspace::{Resources, State},
 };
-use podling_proto::agent::v1::{ActivityLevel, ActivityState};
+use podling_proto::agent::v1::ActivityLevel;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
@@ -156,18 +157,12 @@ impl TestControlPlane {
         level: ActivityLevel,
         counted: Duration,
     ) -> bool {
-        let counted_idle = prost_types::Duration::try_from(counted).ok();
-        let activity = ActivityState { level: level.into(), counted_idle, ..Default::default() };
+        let activity = Activity { level, counted_idle: counted, ..Activity::default() };
         self.send_activity(id, connection, activity).await
     }
 
     /// Sends a heartbeat with this activity. Returns whether it was accepted.
-    pub(crate) async fn send_activity(
-        &self,
-        id: &WorkspaceId,
-        connection: u64,
-        activity: ActivityState,
-    ) -> bool {
+    pub(crate) async fn send_activity(&self, id: &WorkspaceId, connection: u64, activity: Activity) -> bool {
         let (accepted, was_accepted) = oneshot::channel();
         let heartbeat = Heartbeat {
             workspace: id.clone(),

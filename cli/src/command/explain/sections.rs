@@ -14,20 +14,19 @@ use crate::{
     command::archives,
     duration::{ago, from_wire, left, show, since, when},
     output::{Tone, counted, paint, plain, table},
-    workspace_text::{activity_word, sleeps_in, state, state_tone},
+    workspace_text::{sleeps_in, state, state_tone},
 };
 
 /// Renders the activity, its evidence and the idle time. `fresh` says that the agent itself
 /// reported the activity just now; otherwise its age is shown.
 pub(super) fn activity_section(activity: &ActivityState, fresh: bool, now: SystemTime) -> String {
-    let tone = match activity.level() {
-        ActivityLevel::Unspecified => Tone::Notice,
-        ActivityLevel::Idle => Tone::Faint,
-        ActivityLevel::Busy | ActivityLevel::Active => Tone::Good,
+    let (word, tone) = match activity.level().word() {
+        Some(word @ "idle") => (word, Tone::Faint),
+        Some(word) => (word, Tone::Good),
+        None => ("unknown", Tone::Notice),
     };
-    let word = activity_word(activity.level()).unwrap_or_else(|| "unknown".to_owned());
     let age = if fresh { String::new() } else { format!(" {} ago", since(activity.at, now)) };
-    let mut text = format!("\nActivity{age}: {}", paint(&word, tone));
+    let mut text = format!("\nActivity{age}: {}", paint(word, tone));
     let rows: Vec<_> = activity.evidence.iter().map(row).collect();
     text.push_str(match (activity.level(), rows.is_empty()) {
         (ActivityLevel::Idle, true) => " (no recent input, no client waits, and no program is busy)\n",

@@ -9,6 +9,7 @@ use podling_core::{
     workspace::{self, Resources, UnreasonableResources},
 };
 use podling_proto::{
+    agent::v1::ActivityState,
     control::v1::{
         self as wire, AgentConnection, AgentInfo, CreateWorkspaceRequest, Progress, State, Workspace,
         progress::Stage,
@@ -19,6 +20,7 @@ use podling_proto::{
 
 pub(in crate::api) use crate::reasons::timestamp;
 use crate::{
+    activity::Activity,
     driver::NewWorkspace,
     principal::Principal,
     progress, reasons,
@@ -222,7 +224,7 @@ pub(in crate::api) fn workspace(view: &WorkspaceView) -> Workspace {
         since: Some(timestamp(view.since)),
         created: Some(timestamp(view.spec.created)),
         connection: agent_connection(view.connection).into(),
-        activity: view.activity.as_deref().cloned(),
+        activity: view.activity.as_deref().map(activity),
         agent: view.agent.as_deref().map(agent),
         next: view.next.map(|(at, step)| reasons::next_step(at, step)),
         version: view.version,
@@ -235,6 +237,15 @@ pub(in crate::api) fn workspace(view: &WorkspaceView) -> Workspace {
         deleted: view.is_gone(),
         deleting: view.spec.desired_state.is_gone() && !view.is_gone(),
         progress: view.progress.map(progress),
+    }
+}
+
+fn activity(activity: &Activity) -> ActivityState {
+    ActivityState {
+        level: activity.level.into(),
+        counted_idle: reasons::span(activity.counted_idle),
+        at: activity.at.map(timestamp),
+        ..activity.details.clone()
     }
 }
 

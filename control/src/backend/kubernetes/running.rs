@@ -13,9 +13,9 @@ use kube::{
 };
 use podling_core::{
     id::WorkspaceId,
+    observed::UseState,
     workspace::{AgentConnection, Epoch, Resources, State},
 };
-use podling_proto::agent::v1::ActivityLevel;
 use serde_json::json;
 use tokio::{
     sync::mpsc,
@@ -273,6 +273,6 @@ fn pod_in_use(view: &WorkspaceView) -> Option<(String, bool)> {
     if view.state != State::Awake || view.connection != AgentConnection::Connected {
         return None;
     }
-    let used = matches!(activity.level(), ActivityLevel::Active | ActivityLevel::Busy);
+    let used = activity.use_state() == UseState::Yes;
     Some((pod_name(&view.spec.id, agent.epoch), used))
 }

@@ -5,17 +5,17 @@ use std::{sync::Arc, time::Duration};
 
 use podling_core::{
     decide::Action,
-    observed::{ActionSuccess, CommandHealth, Failure, RunningAgents, UseState},
+    observed::{ActionSuccess, CommandHealth, Failure, RunningAgents},
     reason::{DeclineReason, SleepCause},
     status::Phase,
     time::Timestamp,
     workspace::Spec,
 };
-use podling_proto::agent::v1::{ActivityLevel, ActivityState};
 use tokio::{sync::mpsc, time::Instant};
 
 use super::WorkspaceEntry;
 use crate::{
+    activity::Activity,
     clock,
     driver::{
         AgentDirective, AgentHello, ClaimContent, ConnectionId, DirectiveAnswer, DirectiveId, Heartbeat,
@@ -54,7 +54,7 @@ pub(super) struct AgentSessions {
     /// The spec in the last claim that the agent was sent.
     claimed_spec: Option<Arc<Spec>>,
     /// The activity that the agent reported last.
-    activity: Option<Arc<ActivityState>>,
+    activity: Option<Arc<Activity>>,
     /// When a failure of the workspace's command was recorded last.
     command_failed_at: Option<Instant>,
     /// Time of the sleep in the last warning that the agent was sent.
@@ -114,19 +114,9 @@ impl WorkspaceEntry {
     }
 
     /// Records the activity that the agent has reported.
-    fn take_activity(&mut self, activity: Arc<ActivityState>) {
-        self.observed.use_reported(match activity.level() {
-            ActivityLevel::Active | ActivityLevel::Busy => UseState::Yes,
-            ActivityLevel::Idle => {
-                let counted = activity.counted_idle.and_then(|counted| Duration::try_from(counted).ok());
-                UseState::No(counted.unwrap_or_default())
-            }
-            ActivityLevel::Unspecified => UseState::Unknown,
-        });
-        self.take_command_health(match &activity.command_failure {
-            Some(failure) => CommandHealth::Failing(failure.detail.clone()),
-            None => CommandHealth::Good,
-        });
+    fn take_activity(&mut self, activity: Arc<Activity>) {
+        self.observed.use_reported(activity.use_state());
+        self.take_command_health(activity.command_health());
         self.sessions.activity = Some(activity);
     }
 
@@ -421,7 +411,7 @@ impl AgentSessions {
     }
 
     /// Returns the activity that the agent reported last.
-    pub(super) fn activity(&self) -> Option<&Arc<ActivityState>> {
+    pub(super) fn activity(&self) -> Option<&Arc<Activity>> {
         self.activity.as_ref()
     }
 

@@ -10,13 +10,11 @@ use podling_core::{
     time::Timestamp,
     workspace::State,
 };
-use podling_proto::{
-    agent::v1::{ActivityLevel, ActivityState},
-    text,
-};
+use podling_proto::{agent::v1::ActivityLevel, text};
 
 use super::status::{ConditionType, ConditionValue, camel_case, time, word};
 use crate::{
+    activity::Activity,
     kubernetes::{
         NextStepStatus, VolumeClaimPhase, VolumeClaimState, VolumeClaims, WorkspaceStatus,
         objects::claim_missing_error,
@@ -68,16 +66,14 @@ impl DisplayStatus {
     pub(crate) fn of(view: &WorkspaceView, connected: bool, claims: &VolumeClaims, now: Timestamp) -> Self {
         let agent = view.agent.as_deref();
         let activity = view.activity.as_deref().filter(|_| view.state == State::Awake);
-        let level = activity.map(|activity| activity.level());
-        let level = level.filter(|level| *level != ActivityLevel::Unspecified);
-        let idle = activity.filter(|_| level == Some(ActivityLevel::Idle));
+        let idle = activity.filter(|activity| activity.level == ActivityLevel::Idle);
         Self {
             connected,
             claim: claims.listed.then(|| claims.claims.get(&view.spec.id).cloned()),
             queue_position: view.queue_position,
             resized: Resized::of(view),
-            level,
-            idle_since: idle.and_then(|activity| idle_since(activity, now)),
+            level: activity.map(|activity| activity.level),
+            idle_since: idle.map(|activity| idle_since(activity, now)),
             next: view.next,
             pod_uid: agent.map(|agent| agent.instance.to_string()),
             boot_id: agent.map(|agent| agent.boot_id.clone()),
@@ -131,7 +127,7 @@ impl DisplayStatus {
 
     /// Writes the observations into `status`, which has the state, reason and message of the record.
     pub(crate) fn apply_to(&self, status: &mut WorkspaceStatus, record: RecordFacts, now: Timestamp) {
-        status.activity = self.level.and_then(activity_word).map(str::to_owned);
+        status.activity = self.level.and_then(ActivityLevel::word).map(str::to_owned);
         status.idle_since = self.idle_since.and_then(time);
         status.next = self.next.as_ref().and_then(|(at, step)| next(*at, *step));
         status.pod_uid.clone_from(&self.pod_uid);
@@ -336,27 +332,12 @@ impl Resized {
     }
 }
 
-fn activity_word(level: ActivityLevel) -> Option<&'static str> {
-    match level {
-        ActivityLevel::Active => Some("active"),
-        ActivityLevel::Busy => Some("busy"),
-        ActivityLevel::Idle => Some("idle"),
-        ActivityLevel::Unspecified => None,
-    }
-}
-
 /// Returns the start of the idle time. It is computed from the time of the last heartbeat, so that
 /// every call returns the same time until the next heartbeat.
-fn idle_since(activity: &ActivityState, now: Timestamp) -> Option<Timestamp> {
-    let counted = Duration::try_from(activity.counted_idle?).ok()?;
+fn idle_since(activity: &Activity, now: Timestamp) -> Timestamp {
     // The clock of an agent may be wrong.
-    let heartbeat_at = activity.at.as_ref().and_then(millis).filter(|at| *at <= now).unwrap_or(now);
-    Some(before(heartbeat_at, counted))
-}
-
-fn millis(at: &prost_types::Timestamp) -> Option<Timestamp> {
-    let seconds = u64::try_from(at.seconds).ok()?;
-    Some(Timestamp(seconds.saturating_mul(1000) + u64::try_from(at.nanos).ok()? / 1_000_000))
+    let heartbeat_at = activity.at.filter(|at| *at <= now).unwrap_or(now);
+    before(heartbeat_at, activity.counted_idle)
 }
 
 fn steady(now: Timestamp, shown: Timestamp) -> Timestamp {

@@ -136,16 +136,16 @@ fn displayed_time_ignores_small_changes() {
 
 #[test]
 fn idle_since_depends_on_the_heartbeat_alone() {
-    let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
-    let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 500_000_000 });
-    let heartbeat = ActivityState { counted_idle: seconds(60), at: at(1000), ..Default::default() };
+    let at = |seconds: u64| Some(Timestamp(seconds * 1000 + 500));
+    let counted_idle = Duration::from_secs(60);
+    let heartbeat = Activity { counted_idle, at: at(1000), ..Activity::default() };
     for read_at in [1_000_500, 1_014_000, 1_300_000] {
-        assert_eq!(idle_since(&heartbeat, Timestamp(read_at)), Some(Timestamp(940_500)));
+        assert_eq!(idle_since(&heartbeat, Timestamp(read_at)), Timestamp(940_500));
     }
-    let ahead = ActivityState { at: at(9000), ..heartbeat };
+    let ahead = Activity { at: at(9000), ..heartbeat };
     assert_eq!(
         idle_since(&ahead, Timestamp(1_000_000)),
-        Some(Timestamp(940_000)),
+        Timestamp(940_000),
         "a heartbeat from the future counts as now"
     );
 }
