@@ -3,7 +3,7 @@
 
 pub mod activity;
 pub mod archives;
-pub(crate) mod errors;
+mod errors;
 pub mod files;
 pub mod files_http;
 pub mod processes;

@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use podling_core::{id::WorkspaceId, workspace::State};
 use podling_proto::{
     error::{Reason, WireError},
+    error_response::WireProtocol,
     metadata, method, text,
     v1::Verb,
     verb::Verbs,
@@ -29,7 +30,6 @@ use self::{
 };
 use crate::{
     dial::AgentDialError,
-    error_response::WireProtocol,
     identity::ControlIdentity,
     metrics::ControlMetrics,
     principal::Principal,

@@ -16,7 +16,6 @@ mod clock;
 pub mod config;
 mod dial;
 pub mod driver;
-pub mod error_response;
 mod executor;
 pub mod gateway;
 pub mod identity;

@@ -1,10 +1,11 @@
 //! Errors with a stable reason, shared by both daemons.
 //!
-//! A domain error maps to a [`Reason`] and a message for display. The gRPC code follows from the
-//! number of the reason, in the ranges of `podling/v1/errors.proto`.
+//! A domain error maps to a [`Reason`] and a message for display. One table has the gRPC code and the
+//! HTTP status of each reason.
 
 use std::{collections::HashMap, time::Duration};
 
+use http::StatusCode;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, PreconditionViolation, StatusExt};
 
@@ -28,12 +29,19 @@ pub struct WireError {
     message: String,
     metadata: HashMap<String, String>,
     retry_after: Option<Duration>,
+    http_status: Option<StatusCode>,
 }
 
 impl WireError {
     /// Creates an error without metadata. `message` is for display and says what to do.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: bounded(message.into()), metadata: HashMap::new(), retry_after: None }
+        Self {
+            reason,
+            message: bounded(message.into()),
+            metadata: HashMap::new(),
+            retry_after: None,
+            http_status: None,
+        }
     }
 
     /// Adds a metadata value. `key` is one of those that `errors.proto` lists for the reason.
@@ -50,6 +58,13 @@ impl WireError {
         self
     }
 
+    /// Replaces the HTTP status of the reason by a more specific one, such as 405.
+    #[must_use]
+    pub fn http(mut self, status: StatusCode) -> Self {
+        self.http_status = Some(status);
+        self
+    }
+
     pub fn reason(&self) -> Reason {
         self.reason
     }
@@ -61,6 +76,10 @@ impl WireError {
     /// Returns the metadata, with the keys that `errors.proto` lists for the reason.
     pub fn metadata(&self) -> &HashMap<String, String> {
         &self.metadata
+    }
+
+    pub fn http_status(&self) -> StatusCode {
+        self.http_status.unwrap_or_else(|| code_and_status(self.reason).1)
     }
 
     /// Returns the delay after which a client may retry; `None` if the error is not retryable.
@@ -84,22 +103,33 @@ pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// Returns the gRPC code of a reason. The ranges are those of `errors.proto`.
+/// Returns the gRPC code of a reason.
 pub fn code(reason: Reason) -> Code {
-    match reason as i32 {
-        1..=9 => Code::Unauthenticated,
-        10..=19 => Code::PermissionDenied,
-        20..=29 => Code::InvalidArgument,
-        30..=39 => Code::NotFound,
-        40..=49 => Code::AlreadyExists,
-        50..=69 => Code::FailedPrecondition,
-        70..=79 => Code::OutOfRange,
-        80..=99 => Code::ResourceExhausted,
-        100..=109 => Code::DataLoss,
-        110..=119 => Code::Unavailable,
-        120..=129 => Code::Unimplemented,
-        130..=139 => Code::Aborted,
-        _ => Code::Internal,
+    code_and_status(reason).0
+}
+
+/// Returns the gRPC code and the HTTP status of a reason. The ranges are those of `errors.proto`.
+/// Agent and control plane answer at the same address, so both use this table. It follows the mapping
+/// of google.rpc.Code, except that FAILED_PRECONDITION is 409 and that some reasons have a status of
+/// their own.
+fn code_and_status(reason: Reason) -> (Code, StatusCode) {
+    match (reason, reason as i32) {
+        (Reason::BadOffset, _) => (Code::OutOfRange, StatusCode::RANGE_NOT_SATISFIABLE),
+        (Reason::TooLarge, _) => (Code::ResourceExhausted, StatusCode::PAYLOAD_TOO_LARGE),
+        (Reason::DiskFull, _) => (Code::ResourceExhausted, StatusCode::INSUFFICIENT_STORAGE),
+        (_, 1..=9) => (Code::Unauthenticated, StatusCode::UNAUTHORIZED),
+        (_, 10..=19) => (Code::PermissionDenied, StatusCode::FORBIDDEN),
+        (_, 20..=29) => (Code::InvalidArgument, StatusCode::BAD_REQUEST),
+        (_, 30..=39) => (Code::NotFound, StatusCode::NOT_FOUND),
+        (_, 40..=49) => (Code::AlreadyExists, StatusCode::CONFLICT),
+        (_, 50..=69) => (Code::FailedPrecondition, StatusCode::CONFLICT),
+        (_, 70..=79) => (Code::OutOfRange, StatusCode::BAD_REQUEST),
+        (_, 80..=99) => (Code::ResourceExhausted, StatusCode::TOO_MANY_REQUESTS),
+        (_, 100..=109) => (Code::DataLoss, StatusCode::UNPROCESSABLE_ENTITY),
+        (_, 110..=119) => (Code::Unavailable, StatusCode::SERVICE_UNAVAILABLE),
+        (_, 120..=129) => (Code::Unimplemented, StatusCode::NOT_FOUND),
+        (_, 130..=139) => (Code::Aborted, StatusCode::CONFLICT),
+        _ => (Code::Internal, StatusCode::INTERNAL_SERVER_ERROR),
     }
 }
 
@@ -151,7 +181,7 @@ impl From<Status> for WireError {
         let reason = reason(&status).unwrap_or(Reason::Internal);
         let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
         let metadata = status.get_details_error_info().map(|info| info.metadata).unwrap_or_default();
-        Self { reason, message: bounded(status.message().to_owned()), metadata, retry_after }
+        Self { metadata, retry_after, ..Self::new(reason, status.message()) }
     }
 }
 

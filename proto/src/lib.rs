@@ -22,11 +22,11 @@ pub mod control {
     }
 }
 pub mod error;
+pub mod error_response;
 #[cfg(feature = "json")]
 pub mod json;
 pub mod log;
 pub mod method;
-pub mod problem;
 pub mod signal;
 pub mod text;
 pub mod token;

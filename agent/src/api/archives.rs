@@ -17,10 +17,11 @@ use podling_proto::{
         v1::{archives_server, create_archive_response as made, extract_archive_response as extracted},
     },
     error::{Reason, WireError},
+    error_response::WireProtocol,
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{bad_field, errors::problem, parse, path, sha256, sized};
+use super::{bad_field, parse, path, sha256, sized};
 use crate::archive::{
     ArchiveError, ArchiveProgress, ArchiveSummary, ArchivedEntry, Archives, CreateEvent, CreateOptions,
     ExtractEvent, ExtractOptions, UnarchivedEntry,
@@ -178,7 +179,7 @@ pub fn router(archives: Archives) -> Router {
 }
 
 async fn download(State(archives): State<Archives>, uri: Uri) -> HttpResponse {
-    send(archives, &uri).await.unwrap_or_else(|error| problem(&WireError::from(error)))
+    send(archives, &uri).await.unwrap_or_else(|error| WireProtocol::Http.error_response(error))
 }
 
 async fn send(archives: Archives, uri: &Uri) -> Result<HttpResponse, ArchiveError> {

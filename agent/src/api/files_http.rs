@@ -23,9 +23,9 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::TryStreamExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
 use http_body_util::BodyExt;
-use podling_proto::error::WireError;
+use podling_proto::error_response::WireProtocol;
 
-use super::{errors::problem, parse};
+use super::parse;
 use crate::{
     files::{FileEntry, FileError, Files, RelPath, WriteOptions},
     util::hex,
@@ -54,7 +54,7 @@ async fn upload(State(files): State<Files>, request: Request) -> Response {
 }
 
 fn respond(result: Result<Response, FileError>) -> Response {
-    result.unwrap_or_else(|error| problem(&WireError::from(error)))
+    result.unwrap_or_else(|error| WireProtocol::Http.error_response(error))
 }
 
 async fn serve_file(files: Files, request: &Parts) -> Result<Response, FileError> {
@@ -84,8 +84,8 @@ async fn serve_file(files: Files, request: &Parts) -> Result<Response, FileError
         }
         RequestedRange::Unsatisfiable => {
             let path = path(request)?.to_string();
-            let error = WireError::from(FileError::BadOffset { path, offset: size, size });
-            let mut response = problem(&error);
+            let error = FileError::BadOffset { path, offset: size, size };
+            let mut response: Response = WireProtocol::Http.error_response(error);
             response.headers_mut().insert(header::CONTENT_RANGE, value(format!("bytes */{size}")));
             return Ok(response);
         }

@@ -12,6 +12,7 @@ use axum::{
 use http::{HeaderMap, Method, header::AUTHORIZATION};
 use podling_proto::{
     error::WireError,
+    error_response::WireProtocol,
     method,
     token::{Audience, TokenError},
     v1::{Reason, Verb},
@@ -19,10 +20,7 @@ use podling_proto::{
 };
 
 use super::connection::ConnectionAuth;
-use crate::{
-    api::errors::respond,
-    claim::{Claim, ClaimReceiver},
-};
+use crate::claim::{Claim, ClaimReceiver};
 
 /// HTTP paths that need no token.
 const PUBLIC_PATHS: [&str; 2] = ["/healthz", "/readyz"];
@@ -49,7 +47,7 @@ pub async fn check(State(claims): State<ClaimReceiver>, request: Request, next: 
             }
             next.run(request).await
         }
-        Err(error) => respond(request.headers(), error),
+        Err(error) => WireProtocol::of(request.headers()).error_response(error),
     }
 }
 

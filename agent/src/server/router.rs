@@ -11,7 +11,7 @@ use axum::{
     routing::get,
 };
 use http::{StatusCode, Version};
-use podling_proto::{AGENT_DESCRIPTOR_SET, error::WireError, v1::Reason};
+use podling_proto::{AGENT_DESCRIPTOR_SET, error::WireError, error_response::WireProtocol, v1::Reason};
 use tonic::service::Routes;
 use tonic_health::{
     pb::health_server::HealthServer,
@@ -23,7 +23,7 @@ use super::{
     auth,
     calls::{self, StreamShutdown},
 };
-use crate::{activity::calls::ClientCalls, api::errors, claim::ClaimReceiver};
+use crate::{activity::calls::ClientCalls, claim::ClaimReceiver};
 
 /// The descriptor set for reflection is unreadable, which indicates a defective build.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +87,7 @@ pub fn router(
         .merge(plain)
         .merge(http)
         .fallback(unknown)
-        .method_not_allowed_fallback(unknown)
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(parts.calls, calls::track))
         .layer(from_fn_with_state(parts.claims, auth::check)))
 }
@@ -107,25 +107,32 @@ async fn unknown(request: Request) -> Response {
         format!("unknown path {path}; use gRPC reflection to list the methods"),
     )
     .with("method", path);
-    errors::respond(request.headers(), error)
+    WireProtocol::of(request.headers()).error_response(error)
+}
+
+async fn method_not_allowed(request: Request) -> Response {
+    let operation = format!("{} {}", request.method(), request.uri().path());
+    let error = WireError::new(Reason::UnknownMethod, format!("{operation} is not supported"))
+        .with("method", operation)
+        .http(StatusCode::METHOD_NOT_ALLOWED);
+    WireProtocol::of(request.headers()).error_response(error)
 }
 
 /// Rejects calls to gRPC services in any other protocol, with an error that names the accepted
 /// protocols. Middleware.
 async fn only_grpc(request: Request, next: Next) -> Response {
-    if errors::is_grpc(request.headers()) {
-        let web = request
-            .headers()
-            .get("content-type")
-            .is_some_and(|t| t.as_bytes().starts_with(b"application/grpc-web"));
-        if web || request.version() == Version::HTTP_2 {
+    let protocol = WireProtocol::of(request.headers());
+    match protocol {
+        WireProtocol::Grpc if request.version() != Version::HTTP_2 => {}
+        WireProtocol::Http => {}
+        WireProtocol::Grpc | WireProtocol::GrpcWeb | WireProtocol::GrpcWebText => {
             return next.run(request).await;
         }
     }
     let error = WireError::new(Reason::BadField, "this path accepts only gRPC over HTTP/2 and gRPC-web")
         .with("field", "content-type")
         .with("allowed", "application/grpc over HTTP/2, application/grpc-web");
-    errors::respond(request.headers(), error)
+    protocol.error_response(error)
 }
 
 impl std::fmt::Debug for RouterParts {

@@ -120,8 +120,11 @@ async fn refusals_use_the_callers_protocol() {
     assert_eq!((status, content_type.as_str()), (400, "application/problem+json"));
     assert!(String::from_utf8_lossy(&body).contains("gRPC"), "{body:?}");
     let (status, _, body) = http1(&agent, get("/nowhere", Some(&token(&key, "admin")))).await;
-    assert_eq!(status, 501);
+    assert_eq!(status, 404);
     assert!(String::from_utf8_lossy(&body).contains("UNKNOWN_METHOD"), "{body:?}");
+    let mut delete = get("/export.zip", Some(&token(&key, "admin")));
+    *delete.method_mut() = http::Method::DELETE;
+    assert_eq!(http1(&agent, delete).await.0, 405);
     assert_eq!(http1(&agent, get("/nowhere", Some(&token(&key, "read")))).await.0, 403);
     assert_eq!(http1(&agent, get("/readyz", None)).await.0, 200);
 }

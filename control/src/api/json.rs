@@ -7,9 +7,14 @@
 //! file. Each is added together with its description, so that the document at `/v1/openapi.json`
 //! always matches the router.
 
-use axum::Router;
-use podling_proto::control::v1::{
-    workspace_archives_server::WorkspaceArchives, workspaces_server::Workspaces,
+use axum::{
+    Router,
+    response::{IntoResponse, Response},
+};
+use podling_proto::{
+    control::v1::{workspace_archives_server::WorkspaceArchives, workspaces_server::Workspaces},
+    error::WireError,
+    error_response::WireProtocol,
 };
 
 use self::{
@@ -20,7 +25,6 @@ use super::{workspace_archives::WorkspaceArchivesService, workspaces::Workspaces
 
 mod document;
 mod operation;
-mod problem_response;
 mod request;
 mod routes;
 mod watch;
@@ -40,6 +44,22 @@ const WATCH_EVENTS: &str = "Events: `workspace` (exists or has changed), `delete
 /// Returns whether `path` belongs to the JSON API.
 pub(crate) fn serves(path: &str) -> bool {
     path == "/v1" || path.starts_with("/v1/")
+}
+
+/// The error of a handler, which is rendered as problem details.
+#[derive(Debug)]
+pub(super) struct ProblemResponse(WireError);
+
+impl<E: Into<WireError>> From<E> for ProblemResponse {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for ProblemResponse {
+    fn into_response(self) -> Response {
+        WireProtocol::Http.error_response(self.0)
+    }
 }
 
 /// The gRPC services that the routes call.

@@ -138,7 +138,7 @@ impl From<DriverError> for WireError {
 
 #[cfg(test)]
 mod tests {
-    use podling_proto::{error, problem};
+    use podling_proto::error;
     use tonic::Code;
 
     use super::*;
@@ -148,7 +148,7 @@ mod tests {
         let refused = DriverError::not_saved(&StoreError::NameTaken { name: "demo".into() });
         let wire = WireError::from(refused);
         assert_eq!(
-            (wire.reason(), error::code(wire.reason()), problem::status(&wire)),
+            (wire.reason(), error::code(wire.reason()), wire.http_status().as_u16()),
             (Reason::NameTaken, Code::AlreadyExists, 409)
         );
     }

@@ -10,7 +10,8 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use bytes::{BufMut, Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri, Version,
     header::{
@@ -25,14 +26,17 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use podling_proto::{
     error::{Reason, WireError},
+    error_response::{WireProtocol, trailers},
     metadata,
 };
 use tokio::sync::oneshot;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{LostAgent, explain_lost, pool::PooledStream, shutting_down};
-use crate::{dial::AGENT_NAME, error_response::WireProtocol, metrics::ExchangeOutcome};
+use crate::{dial::AGENT_NAME, metrics::ExchangeOutcome};
 
+/// First byte of a gRPC-web frame that carries trailers.
+const WEB_TRAILERS: u8 = 0x80;
 /// Headers of one connection (RFC 9110, 7.6.1).
 const HOP_BY_HOP: [HeaderName; 9] = [
     HeaderName::from_static("keep-alive"),
@@ -159,7 +163,7 @@ impl RelayedResponse {
     fn end_with_error(&mut self, why: WireError, error: RelayError) -> Result<Frame<Bytes>, RelayError> {
         self.ended = true;
         self.outcome.set_error(&why);
-        self.protocol.final_error_frame(why).ok_or(error)
+        final_error_frame(self.protocol, why).ok_or(error)
     }
 }
 
@@ -217,6 +221,33 @@ fn agent_lost() -> WireError {
         Reason::AgentUnreachable,
         "the connection to the workspace's agent broke; its processes may still be running; retry",
     )
+}
+
+/// Returns the last frame of a response that has begun. `None` for plain HTTP, where only an aborted
+/// body shows that it is incomplete.
+fn final_error_frame(protocol: WireProtocol, error: WireError) -> Option<Frame<Bytes>> {
+    match protocol {
+        WireProtocol::Grpc => Some(Frame::trailers(trailers(error))),
+        WireProtocol::GrpcWeb => Some(Frame::data(web_trailers(error))),
+        WireProtocol::GrpcWebText => Some(Frame::data(BASE64.encode(web_trailers(error)).into())),
+        WireProtocol::Http => None,
+    }
+}
+
+fn web_trailers(error: WireError) -> Bytes {
+    let mut lines = BytesMut::new();
+    for (name, value) in &trailers(error) {
+        lines.extend_from_slice(name.as_str().as_bytes());
+        lines.extend_from_slice(b": ");
+        lines.extend_from_slice(value.as_bytes());
+        lines.extend_from_slice(b"\r\n");
+    }
+    let mut frame = BytesMut::with_capacity(lines.len() + 5);
+    frame.put_u8(WEB_TRAILERS);
+    // Trailers have a few KiB at most, so the length fits.
+    frame.put_u32(u32::try_from(lines.len()).unwrap_or(u32::MAX));
+    frame.extend_from_slice(&lines);
+    frame.freeze()
 }
 
 /// Turns a caller's request into the gateway's request to an agent.
@@ -315,5 +346,22 @@ mod tests {
         let mut names: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["content-security-policy", "content-type", "etag", "x-content-type-options"]);
+    }
+
+    #[test]
+    fn grpc_web_response_ends_with_trailer_frame() {
+        let last_data = |protocol| {
+            let error = WireError::new(Reason::AgentUnreachable, "kein Weg über die Brücke");
+            final_error_frame(protocol, error).and_then(|frame| frame.into_data().ok())
+        };
+        let frame = last_data(WireProtocol::GrpcWeb).expect("data");
+        assert_eq!(frame[0], 0x80);
+        let length = u32::from_be_bytes([frame[1], frame[2], frame[3], frame[4]]) as usize;
+        assert_eq!(length, frame.len() - 5);
+        let text = String::from_utf8(frame[5..].to_vec()).expect("ascii");
+        assert!(text.contains("grpc-status: 14\r\n") && text.ends_with("\r\n"), "{text}");
+        let encoded = last_data(WireProtocol::GrpcWebText).expect("data");
+        assert_eq!(BASE64.decode(encoded).expect("base64"), frame);
+        assert!(last_data(WireProtocol::Http).is_none());
     }
 }

@@ -28,6 +28,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use podling_proto::{
     error::{Reason, WireError},
+    error_response::WireProtocol,
     metadata, method,
     v1::Verb,
 };
@@ -38,7 +39,6 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use super::{MAX_HEADER_BYTES, connections::ConnectionState};
 use crate::{
     api::json,
-    error_response::WireProtocol,
     gateway::{Gateway, is_health_or_reflection},
     identity::ControlIdentity,
     metrics::ControlMetrics,

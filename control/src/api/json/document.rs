@@ -1,6 +1,6 @@
 //! Builds the OpenAPI document from the descriptions of routes and the schemas of their messages.
 
-use podling_proto::{json::schema::SchemaSet, problem};
+use podling_proto::{error_response::PROBLEM_CONTENT_TYPE, json::schema::SchemaSet};
 use serde_json::{Map, Value, json};
 
 use super::operation::OpenApiOperation;
@@ -38,7 +38,7 @@ impl OpenApiDocument {
                 "responses": {
                     "Problem": {
                         "description": "The request was rejected",
-                        "content": { problem::CONTENT_TYPE: { "schema": problem } },
+                        "content": { PROBLEM_CONTENT_TYPE: { "schema": problem } },
                     },
                 },
                 "securitySchemes": {

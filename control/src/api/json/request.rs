@@ -13,7 +13,7 @@ use podling_proto::{
 };
 use prost::{Message, Name};
 
-use super::{operation::FieldSource, problem_response::ProblemResponse};
+use super::operation::FieldSource;
 
 /// Longest body in bytes. A longer one is rejected with 413. The longest valid body contains an
 /// environment of 16 KiB, in which escapes (`\u001b`) may take six bytes for one.
@@ -23,7 +23,7 @@ const MAX_BODY_BYTES: usize = 128 * 1024;
 pub(super) async fn read_message<M: Message + Name + Default>(
     request: Request,
     source: FieldSource,
-) -> Result<M, ProblemResponse> {
+) -> Result<M, WireError> {
     let (mut parts, body) = request.into_parts();
     let mut message = MessageBuilder::default();
     for (name, text) in path_fields(&mut parts).await? {
@@ -44,7 +44,7 @@ pub(super) async fn read_message<M: Message + Name + Default>(
             message.set_field(field, &json).map_err(|error| in_body(&error))?;
         }
     }
-    Ok(message.build().map_err(|error| in_body(&error))?)
+    message.build().map_err(|error| in_body(&error))
 }
 
 async fn path_fields(parts: &mut Parts) -> Result<HashMap<String, String>, WireError> {
@@ -58,12 +58,12 @@ fn query_fields(parts: &Parts) -> Result<Vec<(String, String)>, WireError> {
     Ok(fields)
 }
 
-async fn read_body(parts: &Parts, body: axum::body::Body) -> Result<Bytes, ProblemResponse> {
+async fn read_body(parts: &Parts, body: axum::body::Body) -> Result<Bytes, WireError> {
     let collected = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|error| {
         if error.is::<LengthLimitError>() {
             too_long()
         } else {
-            bad("body", "the connection ended before the whole body arrived").into()
+            bad("body", "the connection ended before the whole body arrived")
         }
     })?;
     let bytes = collected.to_bytes();
@@ -73,7 +73,7 @@ async fn read_body(parts: &Parts, body: axum::body::Body) -> Result<Bytes, Probl
     if !is_json(&parts.headers) {
         let message = "the body must be JSON and have the header content-type: application/json";
         let error = WireError::new(Reason::BadField, message).with("field", CONTENT_TYPE);
-        return Err(ProblemResponse::with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE, error));
+        return Err(error.http(StatusCode::UNSUPPORTED_MEDIA_TYPE));
     }
     Ok(bytes)
 }
@@ -84,11 +84,9 @@ fn is_json(headers: &HeaderMap) -> bool {
     media_type.trim().eq_ignore_ascii_case("application/json")
 }
 
-fn too_long() -> ProblemResponse {
+fn too_long() -> WireError {
     let message = format!("the body is longer than {MAX_BODY_BYTES} bytes");
-    let error =
-        WireError::new(Reason::TooLarge, message).with("limit", MAX_BODY_BYTES).with("what", "the body");
-    ProblemResponse::with_status(StatusCode::PAYLOAD_TOO_LARGE, error)
+    WireError::new(Reason::TooLarge, message).with("limit", MAX_BODY_BYTES).with("what", "the body")
 }
 
 fn in_text(place: &str, error: &JsonError) -> WireError {

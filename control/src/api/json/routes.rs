@@ -25,10 +25,9 @@ use serde_json::Value;
 use tonic::Status;
 
 use super::{
-    DOCUMENT, JsonServices,
+    DOCUMENT, JsonServices, ProblemResponse,
     document::OpenApiDocument,
     operation::{HttpMethod, OpenApiOperation},
-    problem_response::ProblemResponse,
     request::read_message,
 };
 use crate::{
@@ -138,7 +137,7 @@ async fn unknown_path(request: Request) -> ProblemResponse {
         Reason::UnknownMethod,
         format!("nothing is served at {path}; see {DOCUMENT} for all routes"),
     );
-    ProblemResponse::with_status(StatusCode::NOT_FOUND, error.with("method", path))
+    error.with("method", path).into()
 }
 
 async fn method_not_allowed(request: Request) -> ProblemResponse {
@@ -147,5 +146,5 @@ async fn method_not_allowed(request: Request) -> ProblemResponse {
         Reason::UnknownMethod,
         format!("{operation} is not supported; see {DOCUMENT} for all routes"),
     );
-    ProblemResponse::with_status(StatusCode::METHOD_NOT_ALLOWED, error.with("method", operation))
+    error.with("method", operation).http(StatusCode::METHOD_NOT_ALLOWED).into()
 }

@@ -15,13 +15,13 @@ use podling_proto::{
         workspaces_server::Workspaces,
     },
     error::WireError,
+    error_response::problem,
     json::to_json,
-    problem,
 };
 use serde_json::json;
 use tonic::Status;
 
-use super::{JsonServices, operation::FieldSource, problem_response::ProblemResponse, request::read_message};
+use super::{JsonServices, ProblemResponse, operation::FieldSource, request::read_message};
 use crate::{api::request_as, principal::Principal};
 
 pub(super) async fn watch(
@@ -41,7 +41,7 @@ fn event(change: Result<WatchWorkspacesResponse, Status>) -> Event {
         Ok(Some(Change::Synced(_))) => ("synced", json!({})),
         // A response of the service always contains an event.
         Ok(Some(Change::Keepalive(_)) | None) => return Event::default().comment("keep-alive"),
-        Err(status) => ("problem", problem::body(&WireError::from(status))),
+        Err(status) => ("problem", problem(&WireError::from(status))),
     };
     // Serialized JSON contains no line breaks, so the data is a single line.
     Event::default().event(name).data(data.to_string())
