@@ -83,7 +83,7 @@ fn render(workspaces: &[Workspace], now: SystemTime, owners: bool) -> String {
             (w.id.clone(), None),
             (state(w.state()), state_tone(w.state())),
             (since(w.since, now), None),
-            (known.unwrap_or_else(none), None),
+            (known.unwrap_or("-").to_owned(), None),
             (idle_time(w).and_then(brief).unwrap_or_else(none), None),
             (next_step(w, now).unwrap_or_else(none), warned.then_some(Tone::Notice)),
             (w.template.clone(), None),
