@@ -72,7 +72,7 @@ use crate::{
     archiver::Archiver,
     backend::{Backend, Instance, Observation},
     clock,
-    executor::{ActionResult, Executor, ProgressSink},
+    executor::{ActionResult, Executor},
     snapshot::{ShutdownProgress, Snapshot, SnapshotPublisher},
     store::{Store, StoreChange, StoreError},
 };
@@ -163,7 +163,7 @@ impl<B: Backend> Driver<B> {
             last_directive: 0,
             writer: StoreWriter::new(store, loaded.observed_time),
             observations: Box::pin(backend.observe()),
-            executor: Executor::new(backend, archiver, ProgressSink::new(report)),
+            executor: Executor::new(backend, archiver, Arc::new(report)),
             publisher,
             events,
             shutdown,

@@ -1,7 +1,7 @@
 //! Performs actions of many workspaces concurrently, and returns their results. The executor
 //! decides nothing.
 
-use std::{collections::HashMap, fmt, future::pending, sync::Arc, time::Duration};
+use std::{collections::HashMap, error::Error, future::pending, sync::Arc, time::Duration};
 
 use podling_core::{
     decide::Action,
@@ -40,12 +40,10 @@ const EXPIRE_TIME_LIMIT: Duration = Duration::from_secs(60);
 const FAILPOINT: &str = "PODLING_TEST_FAILPOINT";
 
 /// Receives the progress of actions. The function must not block.
-#[derive(Clone)]
-pub(crate) struct ProgressSink(Arc<dyn Fn(WorkspaceId, Action, TransferProgress) + Send + Sync>);
+pub(crate) type ProgressSink = Arc<dyn Fn(WorkspaceId, Action, TransferProgress) + Send + Sync>;
 
 /// Performs requests. The driver sends at most one per workspace at a time, which bounds their
 /// number.
-#[derive(Debug)]
 pub(crate) struct Executor<B> {
     backend: Arc<B>,
     archiver: Arc<dyn Archiver>,
@@ -127,18 +125,6 @@ impl ActionOutput {
     }
 }
 
-impl ProgressSink {
-    pub(crate) fn new(sink: impl Fn(WorkspaceId, Action, TransferProgress) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(sink))
-    }
-}
-
-impl fmt::Debug for ProgressSink {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProgressSink").finish_non_exhaustive()
-    }
-}
-
 impl<B: Backend> Executor<B> {
     pub(crate) fn new(backend: Arc<B>, archiver: Arc<dyn Archiver>, sink: ProgressSink) -> Self {
         Self {
@@ -160,7 +146,7 @@ impl<B: Backend> Executor<B> {
         let (backend, archiver) = (self.backend.clone(), self.archiver.clone());
         let (sink, workspace_id) = (self.sink.clone(), workspace.clone());
         let reporter =
-            Arc::new(ProgressReporter::new(move |progress| sink.0(workspace_id.clone(), action, progress)));
+            Arc::new(ProgressReporter::new(move |progress| sink(workspace_id.clone(), action, progress)));
         let (permits, limit) = match request {
             ActionRequest::Archive { .. } => (Some(self.archiving.clone()), Some(ARCHIVE_TIME_LIMIT)),
             ActionRequest::Restore { .. } => (Some(self.restoring.clone()), Some(ARCHIVE_TIME_LIMIT)),
@@ -184,10 +170,11 @@ impl<B: Backend> Executor<B> {
             let result = match limit {
                 None => action_future.await,
                 Some(limit) => {
-                    let late = |_| Err(format!("timed out after {} s", limit.as_secs()));
+                    let late = |_| Err(format!("timed out after {} s", limit.as_secs()).into());
                     timeout(limit, action_future).await.unwrap_or_else(late)
                 }
             };
+            let result = result.map_err(|error| error.to_string());
             drop(permit);
             if let (Ok(output), Some(mut known)) = (&result, known) {
                 known.extend(output.key().cloned());
@@ -285,30 +272,22 @@ impl ActionRequest {
         backend: &impl Backend,
         archiver: &dyn Archiver,
         reporter: Arc<ProgressReporter>,
-    ) -> Result<ActionOutput, String> {
-        let ended = |()| ActionOutput::Ended;
+    ) -> Result<ActionOutput, Box<dyn Error + Send + Sync>> {
         match self {
-            Self::StartAgent(plan) => {
-                backend.ensure(plan).await.map(ActionOutput::Started).map_err(|e| e.to_string())
-            }
-            Self::Resize(resize) => backend.resize(resize).await.map(ended).map_err(|e| e.to_string()),
-            Self::StopProcesses(id, last) => {
-                backend.stop(id, last).await.map(ended).map_err(|e| e.to_string())
-            }
-            Self::RemoveStorage { workspace, .. } => {
-                backend.remove(workspace).await.map(ended).map_err(|e| e.to_string())
-            }
+            Self::StartAgent(plan) => return Ok(ActionOutput::Started(backend.ensure(plan).await?)),
             Self::Archive { generation, spec, agent, .. } => {
-                let copy = archiver.archive(&spec, generation, &agent, reporter).await;
-                copy.map(|copy| ActionOutput::Archived(copy, generation)).map_err(|e| e.to_string())
+                let copy = archiver.archive(&spec, generation, &agent, reporter).await?;
+                return Ok(ActionOutput::Archived(copy, generation));
             }
+            Self::Resize(resize) => backend.resize(resize).await?,
+            Self::StopProcesses(id, last) => backend.stop(id, last).await?,
+            Self::RemoveStorage { workspace, .. } => backend.remove(workspace).await?,
             Self::Restore { key, spec, agent, .. } => {
-                archiver.restore(&spec, &key, &agent, reporter).await.map(ended).map_err(|e| e.to_string())
+                archiver.restore(&spec, &key, &agent, reporter).await?;
             }
-            Self::ExpireArchive { key, .. } => {
-                archiver.expire(&key).await.map(ended).map_err(|e| e.to_string())
-            }
+            Self::ExpireArchive { key, .. } => archiver.expire(&key).await?,
         }
+        Ok(ActionOutput::Ended)
     }
 }
 
