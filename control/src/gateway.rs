@@ -96,9 +96,10 @@ impl Gateway {
         relay::to_agent(&mut parts, protocol, token);
         let (upload, answered) = RelayedRequest::new(body);
         // The caller of a call in use waits for its result. Other callers reconnect by themselves.
-        let lost = needs.in_use.then(|| LostAgent { snapshots: self.snapshots.clone(), id: id.clone() });
+        let snapshots = self.snapshots.clone();
+        let lost_agent = LostAgent { snapshots, id: id.clone(), is_explained: needs.in_use };
         let sent = self.send(&id, &agent, Request::from_parts(parts, upload), ticket).await;
-        let (stream, response) = sent.map_err(|error| explain_lost(lost.as_ref(), error))?;
+        let (stream, response) = sent.map_err(|error| lost_agent.explain(error))?;
         let (mut parts, body) = response.into_parts();
         relay::to_caller(&mut parts, protocol);
         let relay = RelayedResponse {
@@ -108,7 +109,7 @@ impl Gateway {
             complete: parts.headers.contains_key("grpc-status"),
             ended: false,
             shutdown: Box::pin(self.streams.clone().cancelled_owned()),
-            lost_agent: lost,
+            lost_agent,
             _guards: (stream, answered),
         };
         Ok(Response::from_parts(parts, Body::new(relay)))
@@ -131,7 +132,7 @@ impl Gateway {
             })?;
             // The request is in the connection's queue once this call returns. Only the response is
             // awaited.
-            let answer = stream.sender().try_send_request(request);
+            let answer = stream.sender.try_send_request(request);
             drop(ticket.take());
             match answer.await {
                 Ok(response) => return Ok((stream, response)),
@@ -180,12 +181,14 @@ fn forward_error(error: AgentDialError, id: &WorkspaceId) -> WireError {
 struct LostAgent {
     snapshots: SnapshotReceiver,
     id: WorkspaceId,
+    /// Whether the call is in use, so that its caller waits for the result.
+    is_explained: bool,
 }
 
 impl LostAgent {
     /// Returns FELL_ASLEEP or DELETING instead of `error` if the workspace is not awake any more.
     fn explain(&self, error: WireError) -> WireError {
-        if error.reason() != Reason::AgentUnreachable {
+        if !self.is_explained || error.reason() != Reason::AgentUnreachable {
             return error;
         }
         let snapshot = self.snapshots.borrow();
@@ -199,14 +202,6 @@ impl LostAgent {
             State::Deleting => waiting::deleting(view),
             State::Queued | State::Starting | State::Awake | State::Failed => error,
         }
-    }
-}
-
-/// Returns the explained error, or `error` itself for a call that is not in use.
-fn explain_lost(lost: Option<&LostAgent>, error: WireError) -> WireError {
-    match lost {
-        Some(lost) => lost.explain(error),
-        None => error,
     }
 }
 

@@ -1,6 +1,9 @@
 //! Parses and formats quantities: cores, bytes and durations. Cores and bytes have the notation of
 //! Kubernetes, because the API server returns a quantity in another form than it was sent in: 500MiB
 //! as "524288k".
+//!
+//! No library reads durations, because the schema of the custom resources has to describe exactly the
+//! texts that are accepted here, as a pattern.
 
 use std::time::Duration;
 

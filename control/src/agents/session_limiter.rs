@@ -128,6 +128,8 @@ impl Drop for SessionPermit {
     }
 }
 
+/// A token bucket. The crate governor needs more code and seven more crates, and its limiters cannot
+/// wait for a token without taking it.
 #[derive(Debug)]
 pub(super) struct TokenBucket {
     burst: u32,

@@ -53,7 +53,7 @@ struct PooledConnection {
 
 /// A stream's slot on a connection, held as long as the exchange lasts.
 pub(super) struct PooledStream {
-    sender: SendRequest<RelayedRequest>,
+    pub(super) sender: SendRequest<RelayedRequest>,
     _permit: StreamPermit,
 }
 
@@ -148,7 +148,7 @@ impl PooledConnection {
     }
 }
 
-// === impl StreamPermit, PooledStream ===
+// === impl StreamPermit ===
 
 impl StreamPermit {
     /// Counts one more stream. The caller holds the pool's lock, so that two calls cannot take the
@@ -162,11 +162,5 @@ impl StreamPermit {
 impl Drop for StreamPermit {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Relaxed);
-    }
-}
-
-impl PooledStream {
-    pub(super) fn sender(&mut self) -> &mut SendRequest<RelayedRequest> {
-        &mut self.sender
     }
 }

@@ -32,7 +32,7 @@ use podling_proto::{
 use tokio::sync::oneshot;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::{LostAgent, explain_lost, pool::PooledStream, shutting_down};
+use super::{LostAgent, pool::PooledStream, shutting_down};
 use crate::{dial::AGENT_NAME, metrics::ExchangeOutcome};
 
 /// First byte of a gRPC-web frame that carries trailers.
@@ -99,15 +99,12 @@ pub(crate) struct RelayedRequest {
 }
 
 /// Held with the response. When it is dropped, the request's body ends.
-#[derive(Debug)]
-pub(super) struct RequestGuard {
-    _sender: oneshot::Sender<()>,
-}
+pub(super) type RequestGuard = oneshot::Sender<()>;
 
 impl RelayedRequest {
     pub(crate) fn new(body: Incoming) -> (Self, RequestGuard) {
-        let (tell, answered) = oneshot::channel();
-        (Self { body, answered }, RequestGuard { _sender: tell })
+        let (guard, answered) = oneshot::channel();
+        (Self { body, answered }, guard)
     }
 }
 
@@ -148,15 +145,14 @@ pub(super) struct RelayedResponse {
     pub(super) ended: bool,
     /// Ends the body when the gateway shuts down.
     pub(super) shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Explains the end to the caller if the agent is lost. `None` for a call that is not in use.
-    pub(super) lost_agent: Option<LostAgent>,
+    pub(super) lost_agent: LostAgent,
     /// Held as long as the exchange lasts.
     pub(super) _guards: (PooledStream, RequestGuard),
 }
 
 impl RelayedResponse {
     fn end_with_lost_agent(&mut self, error: RelayError) -> Result<Frame<Bytes>, RelayError> {
-        let why = explain_lost(self.lost_agent.as_ref(), agent_lost());
+        let why = self.lost_agent.explain(agent_lost());
         self.end_with_error(why, error)
     }
 

@@ -98,7 +98,7 @@ impl ServerConnections {
         self.tasks.spawn(async move {
             let connection_state = this.unauthenticated.admit();
             this.open.inc();
-            let close = connection_state.close().clone();
+            let close = connection_state.close.clone();
             let served = async {
                 let deadline = timeout(UNAUTHENTICATED_TIMEOUT, io).await;
                 let Ok(Ok(io)) = deadline.inspect_err(|_| tracing::debug!("TLS handshake timed out")) else {
@@ -190,6 +190,7 @@ pub struct ConnectionState {
     /// unauthenticated.
     reasons: AtomicUsize,
     unauthenticated: UnauthenticatedLimiter,
+    /// Cancelled when the connection has to close.
     close: CancellationToken,
 }
 
@@ -264,11 +265,6 @@ impl ConnectionState {
     /// Returns when the connection became unauthenticated. Returns `None` if it is authenticated.
     fn unauthenticated_since(&self) -> Option<Instant> {
         self.unauthenticated.lock().by_age.get(&self.number.load(Relaxed)).map(|connection| connection.since)
-    }
-
-    /// Returns the token that is cancelled when the connection has to close.
-    fn close(&self) -> &CancellationToken {
-        &self.close
     }
 }
 

@@ -1,4 +1,5 @@
-//! Parses the TOML text of a template.
+//! Parses the TOML text of a template. By hand, because the errors of serde name neither the allowed
+//! values nor the line of a value that is valid only with others.
 
 use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 

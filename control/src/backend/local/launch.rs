@@ -300,8 +300,8 @@ mod tests {
     fn failed_start_leaves_no_process_and_no_zombie() {
         let data = tempfile::tempdir().unwrap();
         let paths = DataLayout::create(data.path()).unwrap().workspace(&WorkspaceId::from_bits(1));
-        // A directory blocks the temporary file of the record.
-        fs::create_dir_all(paths.record.with_extension("new")).unwrap();
+        // A directory in place of the record blocks its replacement.
+        fs::create_dir_all(&paths.record).unwrap();
         let failed = start(data.path(), "half-way");
         assert!(
             matches!(failed, Err(LaunchError::Io { operation: "write the agent's record", .. })),
