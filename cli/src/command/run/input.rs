@@ -44,13 +44,6 @@ async fn wait_until_started(started: &mut watch::Receiver<Option<StartedProcess>
     }
 }
 
-enum StdinError {
-    /// Standard input cannot be read.
-    Read(io::Error),
-    /// The agent rejects the input.
-    Rejected(Status),
-}
-
 /// Forwards standard input to its end and then waits forever, because the follower reports the
 /// exit. Returns only if the agent rejects input, because the running command would otherwise wait
 /// for it forever.
@@ -60,80 +53,42 @@ pub async fn forward_stdin(
     stdin: &mut LocalStdin,
 ) -> CommandFailure {
     // Nothing is read before the command runs, so that a failed start takes no input.
-    let started = wait_until_started(&mut started).await;
-    let mut offset = 0;
-    let fed = match pump(&workspace_client, &started, stdin, &mut offset).await {
-        Err(StdinError::Read(error)) => {
+    let StartedProcess { process_id, epoch } = wait_until_started(&mut started).await;
+    let (mut offset, mut buffer) = (0, vec![0; READ_BYTES]);
+    loop {
+        let read = match stdin.take(offset) {
+            Ok(()) => stdin.read(&mut buffer).await,
+            Err(error) => Err(error),
+        };
+        let count = read.unwrap_or_else(|error| {
             notice!("podling: cannot read standard input: {error}");
             // The command must see the end of its input.
-            write(&workspace_client, &started, offset, Bytes::new(), InputEnd::Last).await.map(|_| ())
-        }
-        Err(StdinError::Rejected(status)) => Err(status),
-        Ok(()) => Ok(()),
-    };
-    match fed {
-        Ok(()) => std::future::pending().await,
-        Err(status) => {
-            notice!("podling: cannot forward standard input; the command may still run");
-            status.into()
-        }
-    }
-}
-
-async fn pump(
-    workspace_client: &WorkspaceClient,
-    started: &StartedProcess,
-    stdin: &mut LocalStdin,
-    offset: &mut u64,
-) -> Result<(), StdinError> {
-    let mut buffer = vec![0; READ_BYTES];
-    loop {
-        let count = stdin.read(&mut buffer).await.map_err(StdinError::Read)?;
-        let data = Bytes::copy_from_slice(&buffer[..count]);
-        let end = match count {
-            0 => InputEnd::Last,
-            _ if stdin.is_lent() => InputEnd::UntilRead,
-            _ => InputEnd::More,
+            0
+        });
+        let request = WriteProcessRequest {
+            process_id: process_id.clone(),
+            epoch,
+            offset,
+            data: Bytes::copy_from_slice(&buffer[..count]),
+            end: count == 0,
+            until_read: count > 0 && stdin.is_lent(),
         };
-        let takes_more =
-            write(workspace_client, started, *offset, data, end).await.map_err(StdinError::Rejected)?;
-        if !takes_more || count == 0 {
-            return Ok(());
+        match write(&workspace_client, request).await {
+            Ok(true) if count > 0 => offset += count as u64,
+            Ok(_) => return std::future::pending().await,
+            Err(status) => {
+                notice!("podling: cannot forward standard input; the command may still run");
+                return status.into();
+            }
         }
-        *offset += count as u64;
-        stdin.take(*offset).map_err(StdinError::Read)?;
     }
-}
-
-/// The input that follows a chunk of input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum InputEnd {
-    More,
-    /// More input, but only after the command has read this chunk.
-    UntilRead,
-    /// No more input follows.
-    Last,
 }
 
 /// Sends one chunk, and reconnects as needed. Returns whether the command accepts more input.
-async fn write(
-    workspace_client: &WorkspaceClient,
-    started: &StartedProcess,
-    offset: u64,
-    data: Bytes,
-    end: InputEnd,
-) -> Result<bool, Status> {
+async fn write(workspace_client: &WorkspaceClient, request: WriteProcessRequest) -> Result<bool, Status> {
     let mut backoff = RetryBackoff::default();
     loop {
-        let request = WriteProcessRequest {
-            process_id: started.process_id.clone(),
-            epoch: started.epoch,
-            offset,
-            data: data.clone(),
-            end: end == InputEnd::Last,
-            until_read: end == InputEnd::UntilRead,
-        };
-        match workspace_client.processes().write(request).await {
+        match workspace_client.processes().write(request.clone()).await {
             Ok(answer) => return Ok(!answer.into_inner().closed),
             Err(status) if is_retryable(&status) => sleep(backoff.next_delay()).await,
             Err(status) if has_ended(&status) => return Ok(false),
