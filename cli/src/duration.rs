@@ -6,18 +6,14 @@ use std::time::{Duration, SystemTime};
 use podling_control::quantity::{self, DURATION_UNITS};
 use prost_types::Timestamp;
 
-/// Error for a text that is not a valid duration.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a duration; write it as 5s, 15m, 1h30m or 2d")]
-pub struct BadDuration(String);
-
 /// Parses a duration in the grammar of all surfaces of Podling.
-pub fn parse(text: &str) -> Result<Duration, BadDuration> {
-    quantity::duration(text).ok_or_else(|| BadDuration(text.to_owned()))
+pub fn parse(text: &str) -> Result<Duration, String> {
+    let bad = || format!("{text:?} is not a duration; write it as 5s, 15m, 1h30m or 2d");
+    quantity::duration(text).ok_or_else(bad)
 }
 
 /// Parses a duration, or `none` for no limit. No limit is a duration of zero, as in the protocol.
-pub fn parse_or_none(text: &str) -> Result<Duration, BadDuration> {
+pub fn parse_or_none(text: &str) -> Result<Duration, String> {
     if text == "none" { Ok(Duration::ZERO) } else { parse(text) }
 }
 
@@ -105,7 +101,7 @@ mod tests {
         assert_eq!(parse_or_none("none"), Ok(Duration::ZERO));
         assert_eq!(parse_or_none("5s"), parse("5s"));
         assert!(parse_or_none("never").is_err() && parse("none").is_err());
-        let error = parse("soon").expect_err("rejected").to_string();
+        let error = parse("soon").expect_err("rejected");
         assert_eq!(error, "\"soon\" is not a duration; write it as 5s, 15m, 1h30m or 2d");
     }
 

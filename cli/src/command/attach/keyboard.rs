@@ -15,15 +15,10 @@ pub const DEFAULT_DETACH_KEY: &str = "ctrl-]";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DetachKey(pub Option<u8>);
 
-/// Error for a text that is not a valid detach key.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a valid detach key; write ctrl- and one of a-z @ \\ ] ^ _, or none")]
-pub struct DetachKeyError(String);
-
 impl FromStr for DetachKey {
-    type Err = DetachKeyError;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, DetachKeyError> {
+    fn from_str(text: &str) -> Result<Self, String> {
         let lower = text.to_ascii_lowercase();
         if lower == "none" {
             return Ok(Self(None));
@@ -32,7 +27,9 @@ impl FromStr for DetachKey {
         match key.map(str::as_bytes) {
             // Ctrl-[ is Escape, which begins every reply of the emulator.
             Some([key @ (b'a'..=b'z' | b'@' | b'\\'..=b'_')]) => Ok(Self(Some(key & 0x1f))),
-            _ => Err(DetachKeyError(text.to_owned())),
+            _ => Err(format!(
+                "{text:?} is not a valid detach key; write ctrl- and one of a-z @ \\ ] ^ _, or none"
+            )),
         }
     }
 }
@@ -191,12 +188,8 @@ pub struct InputClassifier {
     pasting: bool,
 }
 
-enum EscapeSequence {
-    /// The end of the sequence has not arrived yet.
-    Incomplete,
-    /// Length in bytes, and class.
-    Complete(usize, InputClass),
-}
+/// Length in bytes and class of a sequence. `None` if its end has not arrived yet.
+type EscapeSequence = Option<(usize, InputClass)>;
 
 impl InputClassifier {
     /// Creates a classifier. `detach` is the control character of the detach key, if there is one.
@@ -214,12 +207,12 @@ impl InputClassifier {
             let (length, kind) = match byte {
                 // A lone Escape is a key press and must not be held back.
                 ESC if rest.len() > 1 => match self.sequence(rest) {
-                    EscapeSequence::Complete(length, kind) => (length, kind),
-                    EscapeSequence::Incomplete if rest.len() < MAX_SEQUENCE => {
+                    Some(complete) => complete,
+                    None if rest.len() < MAX_SEQUENCE => {
                         rest.clone_into(&mut self.held);
                         return inputs;
                     }
-                    EscapeSequence::Incomplete => (rest.len(), InputClass::User),
+                    None => (rest.len(), InputClass::User),
                 },
                 _ if Some(byte) == self.detach && !self.pasting => (1, InputClass::Detach),
                 _ => (1, InputClass::User),
@@ -245,24 +238,22 @@ impl InputClassifier {
     /// Parses the sequence that begins at this Escape. Needs at least one byte after the Escape.
     fn sequence(&mut self, bytes: &[u8]) -> EscapeSequence {
         if self.pasting && !b"\x1b[201~".starts_with(&bytes[..bytes.len().min(6)]) {
-            return EscapeSequence::Complete(1, InputClass::User);
+            return Some((1, InputClass::User));
         }
         match bytes[1] {
             b'[' => self.control(bytes),
             // OSC, DCS and APC strings are only sent by an emulator.
             b']' | b'P' | b'_' => control_string(bytes),
             // SS3 is a function key; anything else is Alt and a key.
-            _ => EscapeSequence::Complete(1, InputClass::User),
+            _ => Some((1, InputClass::User)),
         }
     }
 
     fn control(&mut self, bytes: &[u8]) -> EscapeSequence {
-        let Some(end) = bytes[2..].iter().position(|b| !(0x20..=0x3f).contains(b)).map(|i| i + 2) else {
-            return EscapeSequence::Incomplete;
-        };
+        let end = bytes[2..].iter().position(|b| !(0x20..=0x3f).contains(b))? + 2;
         let (body, last) = (&bytes[2..end], bytes[end]);
         if !(0x40..=0x7e).contains(&last) {
-            return EscapeSequence::Complete(end, InputClass::User);
+            return Some((end, InputClass::User));
         }
         match (body, last) {
             (b"200", b'~') => self.pasting = true,
@@ -270,12 +261,7 @@ impl InputClassifier {
             // X10 mouse report: three raw bytes follow.
             (b"", b'M') => {
                 let length = end + 4;
-                let whole = bytes.len() >= length;
-                return if whole {
-                    EscapeSequence::Complete(length, InputClass::User)
-                } else {
-                    EscapeSequence::Incomplete
-                };
+                return (bytes.len() >= length).then_some((length, InputClass::User));
             }
             _ => {}
         }
@@ -286,7 +272,7 @@ impl InputClassifier {
         } else {
             InputClass::User
         };
-        EscapeSequence::Complete(end + 1, kind)
+        Some((end + 1, kind))
     }
 
     /// Returns whether the sequence is the detach key as a keyboard protocol encodes it.
@@ -304,11 +290,11 @@ fn control_string(bytes: &[u8]) -> EscapeSequence {
         _ => None,
     });
     match terminator {
-        Some(end) => EscapeSequence::Complete(end + 2, InputClass::Reply),
+        Some(end) => Some((end + 2, InputClass::Reply)),
         // A control string contains only text. A control character shows that Alt-] or Alt-P was
         // typed.
-        None if body.iter().any(|b| *b < 0x20 && *b != ESC) => EscapeSequence::Complete(1, InputClass::User),
-        None => EscapeSequence::Incomplete,
+        None if body.iter().any(|b| *b < 0x20 && *b != ESC) => Some((1, InputClass::User)),
+        None => None,
     }
 }
 
