@@ -109,17 +109,11 @@ pub enum CommandFailure {
     /// A signal ended the command. Like other programs, this one then ends without a message.
     #[error("interrupted by SIG{name}")]
     Interrupted { name: &'static str, code: u8 },
-    /// Replaces the advice of `inner`.
+    /// Overrides the advice or the exit code of `inner`.
     #[error("{inner}")]
-    Advised {
-        advice: String,
-        #[source]
-        inner: Box<CommandFailure>,
-    },
-    /// Overrides the exit code of `inner`.
-    #[error("{inner}")]
-    Coded {
-        code: u8,
+    Amended {
+        advice: Option<String>,
+        code: Option<u8>,
         #[source]
         inner: Box<CommandFailure>,
     },
@@ -148,14 +142,14 @@ impl CommandFailure {
     /// Overrides the exit code.
     #[must_use]
     pub fn with_code(self, code: u8) -> Self {
-        Self::Coded { code, inner: Box::new(self) }
+        Self::Amended { advice: None, code: Some(code), inner: Box::new(self) }
     }
 
     /// Sets the exit code of a failure that has none of its own.
     #[must_use]
     pub fn with_default_code(self, code: u8) -> Self {
         match self {
-            Self::Coded { .. } | Self::OutputClosed | Self::Interrupted { .. } => self,
+            Self::Amended { code: Some(_), .. } | Self::OutputClosed | Self::Interrupted { .. } => self,
             other => other.with_code(code),
         }
     }
@@ -163,7 +157,7 @@ impl CommandFailure {
     /// Replaces the advice that belongs to the reason.
     #[must_use]
     pub fn with_advice(self, advice: String) -> Self {
-        Self::Advised { advice, inner: Box::new(self) }
+        Self::Amended { advice: Some(advice), code: None, inner: Box::new(self) }
     }
 
     /// Returns the exit code of the process.
@@ -177,8 +171,8 @@ impl CommandFailure {
             Self::NotFound(_) => NOT_FOUND,
             Self::Refused(_) => REFUSED,
             Self::OutputClosed => OUTPUT_CLOSED,
-            Self::Advised { inner, .. } => inner.exit_code(),
-            Self::Interrupted { code, .. } | Self::Coded { code, .. } => *code,
+            Self::Interrupted { code, .. } => *code,
+            Self::Amended { code, inner, .. } => code.unwrap_or_else(|| inner.exit_code()),
         }
     }
 
@@ -186,7 +180,7 @@ impl CommandFailure {
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Self::Status(status) => error::reason(status),
-            Self::Coded { inner, .. } | Self::Advised { inner, .. } => inner.reason(),
+            Self::Amended { inner, .. } => inner.reason(),
             _ => None,
         }
     }
@@ -197,8 +191,7 @@ impl CommandFailure {
             Self::NotRunning { .. } => Some(format!("start it with: {}", advice::command("up"))),
             Self::Unreachable { local, source, .. } => Some(unreachable_advice(*local, source)),
             Self::Status(status) => status_advice(status),
-            Self::Advised { advice, .. } => Some(advice.clone()),
-            Self::Coded { inner, .. } => inner.advice(),
+            Self::Amended { advice, inner, .. } => advice.clone().or_else(|| inner.advice()),
             _ => None,
         }
     }
@@ -216,7 +209,7 @@ impl CommandFailure {
     /// Returns the message with its causes.
     pub fn describe(&self) -> String {
         match self {
-            Self::Coded { inner, .. } | Self::Advised { inner, .. } => inner.describe(),
+            Self::Amended { inner, .. } => inner.describe(),
             // A status without a message has only its code.
             Self::Status(status) if status.message().is_empty() => {
                 format!("the control plane returned an error: {}", status.code().description())

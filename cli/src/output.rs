@@ -13,6 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use podling_control::terminal_features;
 use podling_proto::error;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::failure::CommandFailure;
 
@@ -72,35 +73,26 @@ pub fn write_notice(line: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Prints a failure to stderr, as text with advice or as JSON. Ignores errors.
+/// Prints a failure to stderr, as text with advice or as JSON with the name of its reason in
+/// errors.proto. Ignores errors.
 pub fn report(failure: &CommandFailure, json: bool) {
     if matches!(failure, CommandFailure::OutputClosed | CommandFailure::Interrupted { .. }) {
         return;
     }
     if json {
-        let error = FailureJson {
-            message: failure.describe(),
-            reason: failure.reason().map(error::name),
-            advice: failure.advice(),
-            exit_code: failure.exit_code(),
-        };
-        let _ = writeln!(io::stderr(), "{}", serde_json::json!({ "error": error }));
+        let error = json!({
+            "message": failure.describe(),
+            "reason": failure.reason().map(error::name),
+            "advice": failure.advice(),
+            "exit_code": failure.exit_code(),
+        });
+        let _ = writeln!(io::stderr(), "{}", json!({ "error": error }));
         return;
     }
     notice!("podling: {}", failure.describe());
     if let Some(advice) = failure.advice() {
         notice!("  {advice}");
     }
-}
-
-/// A failure, as `--json` prints it to stderr.
-#[derive(Debug, Serialize)]
-struct FailureJson {
-    message: String,
-    /// Name of the reason in errors.proto.
-    reason: Option<&'static str>,
-    advice: Option<String>,
-    exit_code: u8,
 }
 
 /// Prints a message and a line break to stdout.

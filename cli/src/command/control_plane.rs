@@ -20,6 +20,7 @@ use podling_proto::{
     error::{self, Reason},
 };
 use serde::Serialize;
+use serde_json::json;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -189,11 +190,6 @@ pub struct DownArgs {
     force: bool,
 }
 
-#[derive(Debug, Serialize)]
-struct DownSummary {
-    ended: u32,
-}
-
 impl DownArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let target = ControlPlaneTarget::find(&context.global)?;
@@ -210,9 +206,9 @@ impl DownArgs {
         }
         spinner.finish_and_clear();
         if context.json() {
-            output::json(&DownSummary { ended })?;
+            output::json(&json!({ "ended": ended }))?;
         } else {
-            let what = if ended == 1 { "1 workspace" } else { &format!("{ended} workspaces") };
+            let what = output::counted(ended, "workspace", "workspaces");
             output::line(&format!(
                 "stopped the control plane and {what}; all files are kept. Start again with: {}",
                 advice::command("up")

@@ -11,8 +11,7 @@ use podling_proto::{
     },
     json::to_json,
 };
-use serde::Serialize;
-use serde_json::Value;
+use serde_json::json;
 use tokio::time::timeout;
 
 use crate::{
@@ -58,13 +57,6 @@ enum PolicyCommand {
     },
 }
 
-#[derive(Debug, Serialize)]
-struct WorkspacePolicyJson<'a> {
-    name: &'a str,
-    id: &'a str,
-    policy: Value,
-}
-
 impl PolicyArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let workspace = match self.action {
@@ -78,7 +70,7 @@ impl PolicyArgs {
         let policy = workspace.policy.unwrap_or_default();
         if context.json() {
             let Workspace { name, id, .. } = &workspace;
-            output::json(&WorkspacePolicyJson { name, id, policy: to_json(&policy) })?;
+            output::json(&json!({ "name": name, "id": id, "policy": to_json(&policy) }))?;
         } else {
             output::print(&render(&policy))?;
         }
