@@ -1,5 +1,7 @@
 //! Signals: their exit codes, and those that end a command of this program.
 
+use std::{future::poll_fn, io, task::Poll};
+
 use podling_proto::signal::{name, number};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -8,35 +10,29 @@ use crate::failure::CommandFailure;
 /// Offset that shells add to a signal number to form an exit code.
 const SIGNALLED: u8 = 128;
 
-/// Listener for the signals that end a program.
+/// Listener for the signals that end a program, with their names.
 #[derive(Debug)]
-pub struct TerminationSignals {
-    interrupt: Signal,
-    terminate: Signal,
-    hang_up: Signal,
-    quit: Signal,
-}
+pub struct TerminationSignals(Vec<(Signal, &'static str)>);
 
 impl TerminationSignals {
     /// Replaces the default action of these signals from now on.
     pub fn listen() -> Result<Self, CommandFailure> {
-        let listen = |kind| signal(kind).map_err(CommandFailure::io("cannot listen for signals"));
-        Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-            hang_up: listen(SignalKind::hangup())?,
-            quit: listen(SignalKind::quit())?,
-        })
+        let kinds =
+            [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()];
+        let listen = |kind| Ok((signal(kind)?, name(kind.as_raw_value()).unwrap_or_default()));
+        let signals = kinds.into_iter().map(listen).collect::<io::Result<_>>();
+        signals.map(Self).map_err(CommandFailure::io("cannot listen for signals"))
     }
 
-    /// Returns the name of the next signal, without SIG.
+    /// Returns the name of the next signal, without SIG. Cancel-safe.
     pub async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "INT",
-            _ = self.terminate.recv() => "TERM",
-            _ = self.hang_up.recv() => "HUP",
-            _ = self.quit.recv() => "QUIT",
-        }
+        poll_fn(|context| {
+            let received = |(signal, name): &mut (Signal, &'static str)| {
+                signal.poll_recv(context).is_ready().then_some(*name)
+            };
+            self.0.iter_mut().find_map(received).map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
     }
 }
 
