@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use podling_proto::procfs::ProcStat;
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, getpid, getrlimit, pidfd_open, pidfd_send_signal,
     set_child_subreaper, setrlimit,
@@ -20,7 +21,7 @@ use tokio::{
 
 use crate::{
     child::ChildLimits,
-    procfs::{ProcSnapshot, ProcessStat},
+    procfs::ProcSnapshot,
     shutdown::{ShutdownHandle, ShutdownReason, ShutdownRequest},
 };
 
@@ -110,18 +111,18 @@ async fn kill_remaining() -> io::Result<()> {
     }
 }
 
-async fn live_descendants() -> io::Result<Vec<ProcessStat>> {
+async fn live_descendants() -> io::Result<Vec<ProcStat>> {
     let walk = tokio::task::spawn_blocking(ProcSnapshot::take).await.map_err(io::Error::other)??;
-    Ok(walk.processes.into_iter().filter(|process| !process.is_zombie).collect())
+    Ok(walk.processes.into_iter().map(|process| process.stat).filter(|stat| !stat.has_ended).collect())
 }
 
-fn signal_all(processes: &[ProcessStat], signal: Signal) {
+fn signal_all(processes: &[ProcStat], signal: Signal) {
     for process in processes {
         // The descriptor refers to the process forever. Checking the start time after opening it
         // proves that the id was not reused.
-        let Some(pid) = Pid::from_raw(process.pid) else { continue };
+        let Some(pid) = Pid::from_raw(process.pid.cast_signed()) else { continue };
         if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
-            && process.is_alive()
+            && ProcStat::read(process.pid).is_ok_and(|now| now.start_ticks == process.start_ticks)
         {
             // Fails if the process has ended meanwhile, which is fine.
             let _sent = pidfd_send_signal(pidfd, signal);

@@ -16,6 +16,7 @@ use podling_proto::{
         activity_server::ActivityServer, archives_server::ArchivesServer, files_server::FilesServer,
         processes_server::ProcessesServer, terminals_server::TerminalsServer,
     },
+    procfs::ProcStat,
     token,
 };
 use tokio::{sync::watch, time::timeout};
@@ -47,7 +48,6 @@ use crate::{
     },
     metrics::{AgentMetrics, MetricsReading},
     process::ProcessRegistry,
-    procfs,
     server::{
         AgentIdentity, AgentIdentityError, Server,
         calls::StreamShutdown,
@@ -250,7 +250,7 @@ fn describe_agent(identity: &AgentIdentity) -> Result<AgentDescription, StartErr
         capabilities: CAPABILITIES,
         boot_id: token::random(12),
         fingerprint: identity.fingerprint(),
-        start_ticks: procfs::own_start().map_err(StartError::Proc)?,
+        start_ticks: ProcStat::own().map_err(StartError::Proc)?.start_ticks,
     })
 }
 

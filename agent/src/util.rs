@@ -3,15 +3,12 @@
 
 use std::{
     error::Error,
-    fs::File,
-    io,
-    os::fd::AsRawFd,
-    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ring::digest::{Context, SHA256, digest};
+use tokio::sync::Notify;
 
 /// Formats an error and its chain of sources on one line, separated by ": ".
 pub(crate) fn error_chain(error: &dyn Error) -> String {
@@ -31,38 +28,71 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// Sleeps until `at`, or for ever if it is `None`.
-pub(crate) async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
+/// Waits for the future, or for ever if there is none.
+pub(crate) async fn or_never<T>(future: Option<impl Future<Output = T>>) -> T {
+    match future {
+        Some(future) => future.await,
         None => std::future::pending().await,
     }
 }
 
-/// Path of a Unix socket through a descriptor of its directory, because a socket address holds only
-/// 107 bytes and paths may be longer.
-#[derive(Debug)]
-pub(crate) struct SocketPath {
-    short: PathBuf,
-    /// Open descriptor through which `short` leads.
-    _directory: File,
+/// Sleeps until `at`, or for ever if it is `None`.
+pub(crate) async fn sleep_until(at: Option<Instant>) {
+    or_never(at.map(|at| tokio::time::sleep_until(at.into()))).await;
 }
 
-impl SocketPath {
-    /// Opens the directory of `path`. The socket itself need not exist.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        let directory = File::open(directory)?;
-        let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
-        Ok(Self { short, _directory: directory })
+/// Waits until `ready` returns a value. Calls it at once, and whenever all waiters of `changed` are
+/// notified. Cancel-safe.
+pub(crate) async fn wait_until<T>(changed: &Notify, mut ready: impl FnMut() -> Option<T>) -> T {
+    loop {
+        let notified = changed.notified();
+        tokio::pin!(notified);
+        // Enabled first, so that no change between the call and the wait is missed.
+        notified.as_mut().enable();
+        if let Some(found) = ready() {
+            return found;
+        }
+        notified.await;
+    }
+}
+
+/// Delays between attempts. Each is twice as long as the one before, up to a maximum.
+#[derive(Debug, Clone)]
+pub(crate) struct Backoff {
+    first: Duration,
+    longest: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new(first: Duration, longest: Duration) -> Self {
+        Self { first, longest, next: first }
     }
 
-    /// Returns the path for a socket address, which is valid as long as `self`.
-    pub(crate) fn short(&self) -> &Path {
-        &self.short
+    /// Returns the delay before the next attempt.
+    pub(crate) fn next(&mut self) -> Duration {
+        let next = (self.next * 2).min(self.longest);
+        std::mem::replace(&mut self.next, next)
     }
+
+    /// Makes the first delay the next one, after a successful attempt.
+    pub(crate) fn reset(&mut self) {
+        self.next = self.first;
+    }
+}
+
+/// Characters of a random id: lower-case base32.
+const ID_ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+const ID_LEN: usize = 12;
+
+/// Returns a new id of twelve random characters.
+pub(crate) fn random_id() -> String {
+    (0..ID_LEN).map(|_| char::from(ID_ALPHABET[fastrand::usize(..ID_ALPHABET.len())])).collect()
+}
+
+/// Returns whether [`random_id`] could return this text.
+pub(crate) fn is_random_id(text: &str) -> bool {
+    text.len() == ID_LEN && text.bytes().all(|byte| ID_ALPHABET.contains(&byte))
 }
 
 /// Formats bytes as lower-case hexadecimal digits.
@@ -84,4 +114,27 @@ fn to_array(digest: &[u8]) -> [u8; 32] {
     let mut bytes = [0; 32];
     bytes.copy_from_slice(digest);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_up_to_the_maximum() {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+        let waits: Vec<_> = (0..10).map(|_| backoff.next().as_millis()).collect();
+        assert_eq!(waits[..4], [100, 200, 400, 800]);
+        assert_eq!(waits[6..], [6_400, 10_000, 10_000, 10_000]);
+        backoff.reset();
+        assert_eq!(backoff.next().as_millis(), 100);
+    }
+
+    #[test]
+    fn only_random_ids_are_recognised() {
+        assert!(is_random_id(&random_id()));
+        for text in ["", "abcdefghijkl.bad", "abcdefghijk1", "ABCDEFGHIJKL"] {
+            assert!(!is_random_id(text), "{text}");
+        }
+    }
 }

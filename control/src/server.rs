@@ -15,11 +15,8 @@ use std::{
     future::Future,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::{fs::PermissionsExt, net::UnixListener as StdListener},
-    },
-    path::{Path, PathBuf},
+    os::unix::{fs::PermissionsExt, net::UnixListener as StdListener},
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -28,8 +25,8 @@ use axum::body::Body;
 use http::{Request, Response};
 use hyper::{body::Incoming, rt::Executor};
 use hyper_util::{rt::TokioTimer, server::conn::auto::Builder};
+use podling_proto::procfs::SocketPath;
 use prometheus_client::metrics::gauge::Gauge;
-use rustix::fs::{Mode, OFlags};
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -274,35 +271,20 @@ impl TcpAcceptor {
 /// Listens at `path` with mode 0600. Replaces an existing socket. The caller must ensure that no
 /// process listens on it.
 pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    let (_folder, short) = short_unix_path(path)?;
-    match std::fs::remove_file(&short) {
+    let socket = SocketPath::open(path)?;
+    let short = socket.short();
+    match std::fs::remove_file(short) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let listener = StdListener::bind(&short)?;
-    std::fs::set_permissions(&short, std::fs::Permissions::from_mode(0o600))?;
+    let listener = StdListener::bind(short)?;
+    std::fs::set_permissions(short, std::fs::Permissions::from_mode(0o600))?;
     listener.set_nonblocking(true)?;
     UnixListener::from_std(listener)
 }
 
 pub(crate) async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
-    let (_folder, short) = short_unix_path(path)?;
-    UnixStream::connect(short).await
-}
-
-/// Returns a short path to the same file, and the descriptor that the path needs to stay valid.
-fn short_unix_path(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "the path of a socket must name a file in a directory",
-        ));
-    };
-    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(directory, flags, Mode::empty())?;
-    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
-    Ok((directory, short))
+    UnixStream::connect(SocketPath::open(path)?.short()).await
 }
 
 #[cfg(test)]

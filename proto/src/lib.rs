@@ -1,5 +1,5 @@
-//! Podling's protocol: generated types, their JSON, the method table, stable errors, tokens, and the
-//! format of logs.
+//! Podling's protocol: generated types, their JSON, the method table, stable errors and tokens. Also
+//! what both programs do alike: the format of logs, and reading /proc.
 
 /// Options and reasons shared by both daemons.
 pub mod v1 {
@@ -27,6 +27,7 @@ pub mod error_response;
 pub mod json;
 pub mod log;
 pub mod method;
+pub mod procfs;
 pub mod signal;
 pub mod text;
 pub mod token;

@@ -42,7 +42,7 @@ pub struct ProcessUsage {
 #[derive(Debug, Clone, PartialEq)]
 pub struct BusiestProcess {
     pub name: String,
-    pub pid: i32,
+    pub pid: u32,
     /// CPU use between the last two samples; 1.0 is one full core.
     pub cores: f64,
 }
@@ -54,7 +54,7 @@ pub struct CpuIoSampler {
     page_bytes: u64,
     cpu: MonotonicTotal,
     io: MonotonicTotal,
-    previous: HashMap<(i32, u64), ProcessCounters>,
+    previous: HashMap<(u32, u64), ProcessCounters>,
     /// Bytes of ended processes whose parent is the agent or has ended too. The counters of no live
     /// process include them.
     retired_bytes: u64,
@@ -64,7 +64,7 @@ pub struct CpuIoSampler {
 
 #[derive(Debug, Clone, Copy)]
 struct ProcessCounters {
-    parent: i32,
+    parent: u32,
     own_ticks: u64,
     bytes: u64,
 }
@@ -143,16 +143,15 @@ impl CpuIoSampler {
     /// Adds a sample. `terminal_bytes` is the total printed to terminals since the agent started.
     pub fn add(&mut self, walk: &ProcSnapshot, terminal_bytes: u64, at: Instant, window: Duration) {
         let since = self.sampled_at();
-        let now: HashMap<_, _> =
-            walk.processes.iter().map(|p| ((p.pid, p.start), self.counters(p))).collect();
-        let alive = |pid: i32| walk.processes.iter().any(|p| p.pid == pid);
+        let now: HashMap<_, _> = walk.processes.iter().map(|p| (id(p), self.counters(p))).collect();
+        let alive = |pid: u32| walk.processes.iter().any(|p| p.stat.pid == pid);
         self.retired_bytes += self
             .previous
             .iter()
             .filter(|(id, counters)| !now.contains_key(*id) && !alive(counters.parent))
             .map(|(_, counters)| counters.bytes)
             .sum::<u64>();
-        let ticks: u64 = walk.processes.iter().map(|p| p.own_ticks + p.reaped_ticks).sum();
+        let ticks: u64 = walk.processes.iter().map(|p| p.stat.own_ticks + p.stat.reaped_ticks).sum();
         let bytes: u64 = now.values().map(|counters| counters.bytes).sum();
         let ticks = self.cpu.advance(walk.reaped_ticks + ticks);
         let bytes = self.io.advance((self.retired_bytes + bytes).saturating_sub(terminal_bytes));
@@ -164,7 +163,7 @@ impl CpuIoSampler {
         self.samples.push_back(UsageSample { at, ticks, bytes });
         self.usage = ProcessUsage {
             cpu_cores: self.rate(window, |p| p.ticks) / self.ticks_per_second,
-            memory_bytes: walk.processes.iter().map(|p| p.resident_pages * self.page_bytes).sum(),
+            memory_bytes: walk.processes.iter().map(|p| p.stat.resident_pages * self.page_bytes).sum(),
             io_bytes_per_second: self.rate(window, |p| p.bytes),
             processes: walk.processes.len() as u32,
             busiest,
@@ -172,22 +171,22 @@ impl CpuIoSampler {
     }
 
     fn counters(&self, process: &ProcessStat) -> ProcessCounters {
-        let before = self.previous.get(&(process.pid, process.start)).map_or(0, |counters| counters.bytes);
+        let before = self.previous.get(&id(process)).map_or(0, |counters| counters.bytes);
         // The agent may not read the bytes of a process that changed its user, so the last value is
         // used.
         let bytes = process.bytes.unwrap_or(before);
-        ProcessCounters { parent: process.parent, own_ticks: process.own_ticks, bytes }
+        ProcessCounters { parent: process.stat.parent, own_ticks: process.stat.own_ticks, bytes }
     }
 
     fn busiest(&self, walk: &ProcSnapshot, passed: Duration) -> Option<BusiestProcess> {
         let used = |p: &ProcessStat| {
-            let before = self.previous.get(&(p.pid, p.start)).map_or(0, |counters| counters.own_ticks);
-            p.own_ticks.saturating_sub(before)
+            let before = self.previous.get(&id(p)).map_or(0, |counters| counters.own_ticks);
+            p.stat.own_ticks.saturating_sub(before)
         };
         let process = walk.processes.iter().max_by_key(|p| used(p)).filter(|p| used(p) > 0)?;
         let seconds = passed.as_secs_f64();
         let cores = if seconds > 0.0 { used(process) as f64 / self.ticks_per_second / seconds } else { 0.0 };
-        Some(BusiestProcess { name: process.name.clone(), pid: process.pid, cores })
+        Some(BusiestProcess { name: process.stat.name.clone(), pid: process.stat.pid, cores })
     }
 
     /// Returns the growth per second of the counter `of` over the window that ends with the last
@@ -201,6 +200,11 @@ impl CpuIoSampler {
         let passed = last.at.duration_since(from.at).max(window).as_secs_f64();
         if passed > 0.0 { of(last).saturating_sub(of(from)) as f64 / passed } else { 0.0 }
     }
+}
+
+/// Identifies a process, also if the kernel reuses its process id.
+fn id(process: &ProcessStat) -> (u32, u64) {
+    (process.stat.pid, process.stat.start_ticks)
 }
 
 // === impl MonotonicTotal ===
@@ -222,31 +226,22 @@ impl MonotonicTotal {
 
 #[cfg(test)]
 mod tests {
+    use podling_proto::procfs::ProcStat;
     use proptest::prelude::*;
 
     use super::*;
 
     const MINUTE: Duration = Duration::from_secs(60);
-    const AGENT: i32 = 1;
+    const AGENT: u32 = 1;
 
-    fn process(pid: i32, parent: i32, own_ticks: u64, reaped_ticks: u64, bytes: u64) -> ProcessStat {
+    fn process(pid: u32, parent: u32, own_ticks: u64, reaped_ticks: u64, bytes: u64) -> ProcessStat {
         let name = format!("p{pid}");
-        let bytes = Some(bytes);
-        ProcessStat {
-            pid,
-            start: 1,
-            parent,
-            name,
-            own_ticks,
-            reaped_ticks,
-            resident_pages: 1,
-            is_zombie: false,
-            bytes,
-        }
+        let stat = ProcStat { pid, parent, name, own_ticks, reaped_ticks, ..ProcStat::default() };
+        ProcessStat { stat, bytes: Some(bytes) }
     }
 
     fn walk(processes: Vec<ProcessStat>, reaped_ticks: u64) -> ProcSnapshot {
-        ProcSnapshot { processes, reaped_ticks, agent: AGENT }
+        ProcSnapshot { processes, reaped_ticks }
     }
 
     fn after(start: Instant, seconds: u64) -> Instant {

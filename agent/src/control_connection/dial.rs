@@ -10,6 +10,7 @@ use std::{
 
 use hyper::{client::conn::http2, rt::Executor as _};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use podling_proto::procfs::SocketPath;
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
@@ -25,7 +26,6 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{ControlAddress, ControlEndpoint},
     tasks::ConnectionExecutor,
-    util::SocketPath,
 };
 
 /// Name in the control plane's certificate, independent of its address.

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use podling_proto::procfs::SocketPath;
 use rustix::{
     fs::{Mode, fchmod},
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with},
@@ -17,7 +18,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{config::ListenAddress, util::SocketPath};
+use crate::config::ListenAddress;
 
 /// Connections that the kernel queues until they are accepted. When the queue is full, clients are
 /// rejected or wait.

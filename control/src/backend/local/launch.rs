@@ -11,6 +11,7 @@ use std::{
 };
 
 use podling_core::workspace::Epoch;
+use podling_proto::procfs::ProcStat;
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use serde::Deserialize;
 use tokio::{
@@ -20,7 +21,7 @@ use tokio::{
 
 use super::{
     DataLayout, LocalConfig, WorkspacePaths, credential,
-    process::{AgentRecord, HostBoot, ProcStat, ProcessHandle, RunningAgent, find, read, write},
+    process::{AgentRecord, HostBoot, ProcessHandle, RunningAgent, find, read, write},
 };
 use crate::backend::StartPlan;
 
@@ -235,7 +236,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        backend::{StartPurpose, local::process::ProcStat},
+        backend::{StartPurpose, local::process::all_processes},
         open_files::OpenFiles,
         samples::spec,
     };
@@ -307,7 +308,7 @@ mod tests {
             matches!(failed, Err(LaunchError::Io { operation: "write the agent's record", .. })),
             "{failed:?}"
         );
-        let left = ProcStat::all().unwrap().into_iter().filter(|stat| {
+        let left = all_processes().unwrap().into_iter().filter(|stat| {
             let arguments = fs::read(format!("/proc/{}/cmdline", stat.pid)).unwrap_or_default();
             let arguments = String::from_utf8_lossy(&arguments);
             // The arguments of a zombie are empty, but its name remains.

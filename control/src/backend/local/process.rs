@@ -15,6 +15,7 @@ use std::{
 };
 
 use podling_core::workspace::Epoch;
+use podling_proto::procfs::ProcStat;
 use rustix::{
     fs::OFlags,
     io::Errno,
@@ -35,19 +36,6 @@ const MAX_RECORD_BYTES: u64 = 64 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostBoot {
     pub(crate) boot_id: String,
-}
-
-/// Some fields of /proc/PID/stat. See proc_pid_stat(5).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ProcStat {
-    pub(crate) pid: u32,
-    pub(crate) name: String,
-    pub(crate) parent: u32,
-    pub(crate) session: u32,
-    /// Clock ticks since the machine's boot.
-    pub(crate) start_ticks: u64,
-    /// The process has ended and waits to be reaped.
-    pub(crate) is_zombie: bool,
 }
 
 /// A pidfd of one process. It refers to this process for as long as it is open, even if the process
@@ -85,47 +73,10 @@ pub(super) fn is_resource_shortage(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
-impl ProcStat {
-    pub(crate) fn read(pid: u32) -> io::Result<Self> {
-        // The process name may contain bytes that are not UTF-8.
-        let text = fs::read(format!("/proc/{pid}/stat"))?;
-        Self::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| io::ErrorKind::InvalidData.into())
-    }
-
-    /// Parses the line of /proc/PID/stat. The name is in parentheses and may itself contain
-    /// parentheses and spaces.
-    fn parse(text: &str) -> Option<Self> {
-        let (pid, rest) = text.split_once(" (")?;
-        let (name, rest) = rest.rsplit_once(") ")?;
-        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-        // Field 3 of the manual page, the state, has index 0 here.
-        let field = |number: usize| fields.get(number - 3).copied();
-        Some(Self {
-            pid: pid.parse().ok()?,
-            name: name.to_owned(),
-            parent: field(4)?.parse().ok()?,
-            // Some kernels report -1 for kernel threads.
-            session: field(6)?.parse().unwrap_or(0),
-            start_ticks: field(22)?.parse().ok()?,
-            is_zombie: matches!(field(3)?, "Z" | "X" | "x"),
-        })
-    }
-
-    /// Returns all visible processes. Blocks for about 10 µs per process.
-    pub(crate) fn all() -> io::Result<Vec<Self>> {
-        let mut all = Vec::new();
-        for entry in fs::read_dir("/proc")? {
-            let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok());
-            let Some(pid) = pid else { continue };
-            match Self::read(pid) {
-                Ok(stat) => all.push(stat),
-                Err(error) if is_resource_shortage(&error) => return Err(error),
-                // The process has ended, or /proc hides it because it belongs to another user.
-                Err(_) => {}
-            }
-        }
-        Ok(all)
-    }
+/// Returns all visible processes. Fails only if a shortage of resources hides a process.
+pub(crate) fn all_processes() -> io::Result<Vec<ProcStat>> {
+    // Other errors mean that the process has ended, or belongs to another user.
+    ProcStat::all()?.filter(|stat| stat.as_ref().err().is_none_or(is_resource_shortage)).collect()
 }
 
 impl ProcessHandle {
@@ -143,7 +94,7 @@ impl ProcessHandle {
         // Checked after the pidfd is open. If the wanted process still has the id now, it also had
         // the id when the pidfd was opened.
         let is_it = match ProcStat::read(pid) {
-            Ok(stat) => stat.start_ticks == start_ticks && !stat.is_zombie,
+            Ok(stat) => stat.start_ticks == start_ticks && !stat.has_ended,
             Err(error) if is_gone(&error) => false,
             Err(error) => return Err(error),
         };
@@ -256,15 +207,6 @@ mod tests {
         let own = ProcStat::read(std::process::id()).unwrap();
         assert!(ProcessHandle::find(own.pid, own.start_ticks).unwrap().is_some());
         assert!(ProcessHandle::find(own.pid, own.start_ticks + 1).unwrap().is_none());
-    }
-
-    #[test]
-    fn stat_parser_accepts_any_process_name() {
-        let stat = ProcStat::parse("42 (a) (b c)) S 7 42 41 0 -1 4 1 1 1 1 1 1 1 1 20 0 1 0 99 1 1").unwrap();
-        assert_eq!(
-            (stat.name.as_str(), stat.parent, stat.session, stat.start_ticks),
-            ("a) (b c)", 7, 41, 99)
-        );
     }
 
     #[test]

@@ -19,6 +19,7 @@ use std::{
 };
 
 use podling_core::id::WorkspaceId;
+use podling_proto::procfs::ProcStat;
 use rustix::process::Signal;
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -29,7 +30,7 @@ use tokio::{
 use super::{
     DataLayout, WorkspacePaths,
     launch::WORKSPACE_VARIABLE,
-    process::{self, FoundAgent, HostBoot, ProcStat, ProcessHandle, is_resource_shortage},
+    process::{self, FoundAgent, HostBoot, ProcessHandle, all_processes, is_resource_shortage},
 };
 
 /// Time that an agent has to end after TERM: its own grace period of 5 s, 2 s for the processes
@@ -164,7 +165,7 @@ pub(super) async fn terminate_all(workspace: &WorkspaceId) -> Result<(), SweepEr
 async fn workspace_processes(workspace: &WorkspaceId) -> io::Result<Vec<ProcStat>> {
     let mark = format!("{WORKSPACE_VARIABLE}={workspace}");
     let look = move || {
-        let all = ProcStat::all()?;
+        let all = all_processes()?;
         let mut marked = BTreeSet::new();
         for stat in &all {
             if has_workspace_variable(stat.pid, mark.as_bytes())? {
@@ -204,7 +205,7 @@ fn select_members(all: Vec<ProcStat>, marked: &BTreeSet<u32>, own: u32) -> Vec<P
             break;
         }
     }
-    all.into_iter().filter(|stat| members.contains(&stat.pid) && !stat.is_zombie).collect()
+    all.into_iter().filter(|stat| members.contains(&stat.pid) && !stat.has_ended).collect()
 }
 
 fn has_workspace_variable(pid: u32, mark: &[u8]) -> io::Result<bool> {
@@ -225,7 +226,7 @@ mod tests {
     use super::*;
 
     fn stat(pid: u32, parent: u32, session: u32) -> ProcStat {
-        ProcStat { pid, name: "x".into(), parent, session, start_ticks: 1, is_zombie: false }
+        ProcStat { pid, parent, session, ..ProcStat::default() }
     }
 
     fn pids(all: Vec<ProcStat>, marked: &[u32]) -> Vec<u32> {
@@ -262,7 +263,7 @@ mod tests {
 
     #[test]
     fn zombies_are_not_selected() {
-        let all = vec![stat(1, 0, 1), ProcStat { is_zombie: true, ..stat(10, 1, 10) }];
+        let all = vec![stat(1, 0, 1), ProcStat { has_ended: true, ..stat(10, 1, 10) }];
         assert_eq!(pids(all, &[10]), [0; 0]);
     }
 }
