@@ -20,8 +20,13 @@ use tonic::Status;
 
 use self::{dial::ControlDialError, session::ControlSession};
 use crate::{
-    activity::ActivityMonitor, claim::Claim, config::ControlEndpoint, metrics::AgentMetrics,
-    shutdown::ShutdownHandle, sleep::SleepCoordinator, util::error_chain,
+    activity::ActivityMonitor,
+    claim::Claim,
+    config::ControlEndpoint,
+    metrics::AgentMetrics,
+    shutdown::ShutdownHandle,
+    sleep::SleepCoordinator,
+    util::{Backoff, error_chain},
 };
 
 /// Upper bound of the first delay.
@@ -66,7 +71,7 @@ pub struct ControlConnection {
 impl ControlConnection {
     /// Connects, and reconnects after every failure, until `ended` is cancelled.
     pub async fn run(self) -> Result<(), Infallible> {
-        let mut backoff = ReconnectBackoff::default();
+        let mut backoff = Backoff::new(MIN_DELAY, MAX_DELAY);
         loop {
             // Dropping the guard ends all tasks of the session's connection.
             let connection = CancellationToken::new();
@@ -82,7 +87,7 @@ impl ControlConnection {
                     if session.was_healthy() {
                         backoff.reset();
                     }
-                    let wait = backoff.next(fastrand::f64());
+                    let wait = spread(backoff.next(), fastrand::f64());
                     let error = error_chain(&error);
                     tracing::warn!(%error, ?wait, "disconnected from the control plane");
                     tokio::select! {
@@ -92,27 +97,6 @@ impl ControlConnection {
                 }
             }
         }
-    }
-}
-
-/// Counts failed attempts in a row.
-#[derive(Debug, Default)]
-pub struct ReconnectBackoff {
-    failed: u32,
-}
-
-impl ReconnectBackoff {
-    /// Returns the delay before the next attempt. `chance` is a random number from 0 to 1. It
-    /// spreads the attempts of agents that lost the same control plane.
-    pub fn next(&mut self, chance: f64) -> Duration {
-        let longest = MIN_DELAY.saturating_mul(1 << self.failed.min(16)).min(MAX_DELAY);
-        self.failed = self.failed.saturating_add(1);
-        longest.mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0)
-    }
-
-    /// Resets the delay after a successful attempt.
-    pub fn reset(&mut self) {
-        self.failed = 0;
     }
 }
 
@@ -139,23 +123,19 @@ enum DisconnectError {
     InvalidClaim(#[from] messages::InvalidClaim),
 }
 
+/// Returns at least half of the delay. `chance` is a random number from 0 to 1, which spreads the
+/// attempts of agents that lost the same control plane.
+fn spread(delay: Duration, chance: f64) -> Duration {
+    delay.mul_f64(0.5 + chance / 2.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn delays_double_from_100_ms_to_10_s() {
-        let mut backoff = ReconnectBackoff::default();
-        let waits: Vec<_> = (0..10).map(|_| backoff.next(1.0).as_millis()).collect();
-        assert_eq!(waits[..4], [100, 200, 400, 800]);
-        assert_eq!(waits[9], 10_000);
-        backoff.reset();
-        assert_eq!(backoff.next(0.0).as_millis(), 50);
-    }
-
-    #[test]
-    fn failure_count_does_not_overflow() {
-        let mut backoff = ReconnectBackoff { failed: u32::MAX - 1 };
-        assert_eq!(backoff.next(1.0), MAX_DELAY);
+    fn delay_is_at_least_half_and_at_most_whole() {
+        assert_eq!(spread(MIN_DELAY, 0.0), MIN_DELAY / 2);
+        assert_eq!(spread(MAX_DELAY, 1.0), MAX_DELAY);
     }
 }

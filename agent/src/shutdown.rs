@@ -5,6 +5,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::util::or_never;
+
 /// Grace period between TERM and KILL, unless the request names another.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
 /// Longest grace period; longer ones are cut.
@@ -101,15 +103,9 @@ impl ShutdownHandle {
     /// Waits until shutdown is requested. Cancel-safe.
     pub async fn requested(&self) -> ShutdownRequest {
         let mut requests = self.request.subscribe();
-        loop {
-            if let Some(request) = requests.borrow_and_update().clone() {
-                return request;
-            }
-            // `self` holds the sender, so this cannot fail.
-            if requests.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        // `self` holds the sender, so the wait cannot fail.
+        let request = requests.wait_for(Option::is_some).await.ok().and_then(|request| request.clone());
+        or_never(request.map(std::future::ready)).await
     }
 
     /// Waits for [`Self::force`]. Cancel-safe.

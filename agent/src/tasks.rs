@@ -12,7 +12,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{metrics::AgentMetrics, util::error_chain};
+use crate::{
+    metrics::AgentMetrics,
+    util::{Backoff, error_chain},
+};
 
 /// Delay before the first restart. It doubles with each restart, up to [`MAX_RESTART_DELAY`].
 const MIN_RESTART_DELAY: Duration = Duration::from_millis(100);
@@ -57,7 +60,7 @@ impl TaskSupervisor {
     {
         let (token, metrics) = (self.token.clone(), self.metrics.clone());
         let supervised = async move {
-            let mut delay = MIN_RESTART_DELAY;
+            let mut backoff = Backoff::new(MIN_RESTART_DELAY, MAX_RESTART_DELAY);
             loop {
                 let started = Instant::now();
                 // Shared state is behind locks that ignore poisoning, so a restart is as safe as a
@@ -68,12 +71,12 @@ impl TaskSupervisor {
                     Err(panic) => format!("panic: {}", panic_message(panic.as_ref())),
                 };
                 if started.elapsed() >= HEALTHY_AFTER {
-                    delay = MIN_RESTART_DELAY;
+                    backoff.reset();
                 }
+                let delay = backoff.next();
                 tracing::error!(task = name, %failure, ?delay, "task failed; restarting it");
                 metrics.task_restarted(name);
                 sleep(delay).await;
-                delay = (delay * 2).min(MAX_RESTART_DELAY);
             }
         };
         self.set.spawn(async move {

@@ -15,7 +15,7 @@ use super::{
     root::{RelPath, WorkspaceRoot},
     write::{FileWriter, WriteOptions, WrittenFile},
 };
-use crate::util::lock;
+use crate::util::{lock, random_id};
 
 /// Maximum uploads in the table, including finished ones. If the table is full, a new upload evicts
 /// the oldest finished one. If none is finished, the new upload fails with TOO_MANY_UPLOADS.
@@ -69,7 +69,7 @@ impl Uploads {
         self.remove_expired();
         self.ensure_capacity(&mut self.lock())?;
         let writer = FileWriter::open(root, path, options)?;
-        let id = format!("{:016x}", fastrand::u64(..));
+        let id = random_id();
         let state = Arc::new(Mutex::new(UploadState::Open(Box::new(writer))));
         let mut table = self.lock();
         self.ensure_capacity(&mut table)?;

@@ -41,7 +41,7 @@ use crate::{
     },
     child::{Child, Children, ExitStatus, ProcessGroup, signals},
     spawn::{Launcher, Program, SpawnError, spawn_failed},
-    util::{error_chain, lock},
+    util::{Backoff, error_chain, lock},
 };
 
 /// Delay before the first restart. It doubles with each restart, up to [`MAX_RESTART_DELAY`].
@@ -102,7 +102,7 @@ impl WorkspaceCommand {
     }
 
     async fn restart(&self, argv: &[String]) {
-        let mut wait = MIN_RESTART_DELAY;
+        let mut backoff = Backoff::new(MIN_RESTART_DELAY, MAX_RESTART_DELAY);
         let mut failures = 0_u32;
         loop {
             let (started, tail) = (Instant::now(), OutputTail::default());
@@ -118,14 +118,14 @@ impl WorkspaceCommand {
                 }
             };
             if started.elapsed() >= HEALTHY_AFTER {
-                (wait, failures) = (MIN_RESTART_DELAY, 0);
+                backoff.reset();
+                failures = 0;
             }
             failures = failures.saturating_add(1);
             let (program, output) = (argv[0].clone(), tail.last_lines());
             let failure = CommandFailure { program, cause, failures, output };
             self.activity.set_command_failure(Some(Arc::new(failure)));
-            sleep(wait).await;
-            wait = (wait * 2).min(MAX_RESTART_DELAY);
+            sleep(backoff.next()).await;
         }
     }
 

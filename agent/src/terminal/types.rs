@@ -7,7 +7,7 @@ use bytes::Bytes;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::{admission::Rejection, child::ExitStatus, spawn::SpawnError};
+use crate::{admission::Rejection, child::ExitStatus, spawn::SpawnError, util::random_id};
 
 /// Largest number of rows or columns of a window.
 const MAX_SIDE_CELLS: u16 = 4096;
@@ -24,8 +24,7 @@ pub struct ClientId(Arc<str>);
 
 impl TerminalId {
     pub(crate) fn random() -> Self {
-        const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-        Self((0..12).map(|_| char::from(ALPHABET[fastrand::usize(..32)])).collect::<String>().into())
+        Self(random_id().into())
     }
 
     /// Wraps an id from the wire without validation; an unknown id leads to `NotFound`.
