@@ -99,6 +99,13 @@ impl ByteLog {
         self.max_bytes
     }
 
+    /// Returns the number of bytes that can be appended without evicting the byte at `from` or a
+    /// later one. Bytes that were evicted already do not count.
+    pub fn capacity_from(&self, from: u64) -> usize {
+        let required = self.next.saturating_sub(from.max(self.oldest));
+        self.max_bytes.saturating_sub(usize::try_from(required).unwrap_or(usize::MAX))
+    }
+
     /// Appends bytes and evicts the oldest ones beyond the capacity.
     pub fn push(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {

@@ -37,7 +37,7 @@ use crate::{
     admission::AdmissionGate,
     byte_log::ByteLog,
     child::{ExitStatus, ProcessGroup, signals},
-    util::lock,
+    util::{lock, random_id},
 };
 
 /// Time for which a process with a full log waits while no watcher is connected. After that the
@@ -129,8 +129,7 @@ struct Process {
 
 impl ProcessId {
     fn random() -> Self {
-        const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-        Self((0..12).map(|_| char::from(ALPHABET[fastrand::usize(..ALPHABET.len())])).collect())
+        Self(random_id())
     }
 }
 
@@ -181,6 +180,18 @@ impl Process {
         self.task_wakeup.notify_one();
     }
 
+    /// Begins a termination that was requested, and sends the signals that are due.
+    fn send_due_signals(&self, termination: &mut Termination, now: Instant) {
+        let mut state = self.state();
+        let requested = state.requested_grace.take();
+        state.terminating |= requested.is_some();
+        drop(state);
+        let requested = requested.map_or(&[][..], |grace| termination.request(now, grace));
+        for signal in requested.iter().chain(termination.due(now)) {
+            self.group.signal(*signal);
+        }
+    }
+
     /// Returns whether the process has ended and its group is empty.
     fn is_gone(&self) -> bool {
         self.is_finished() && !self.group.has_members()
@@ -203,10 +214,8 @@ struct ProcessState {
     leader: Option<ExitStatus>,
     /// Set when the command and its output have ended.
     exit: Option<ProcessExit>,
-    /// Time at which `exit` or `fault` was set.
+    /// Time at which the task ended, and no more events follow. Without an `exit` the task panicked.
     finished_at: Option<Instant>,
-    /// The task panicked, so no more events follow.
-    fault: bool,
     /// Grace period before KILL of a requested termination. `None` once the task has taken the
     /// request.
     requested_grace: Option<Duration>,
@@ -230,12 +239,11 @@ struct ProcessState {
 impl ProcessState {
     fn new(epoch: u64, byte_log_bytes: usize, stdin: bool) -> Self {
         Self {
-            outputs: [OutputLog::new(epoch, byte_log_bytes), OutputLog::new(epoch, byte_log_bytes)],
+            outputs: [(); 2].map(|()| OutputLog { log: ByteLog::new(epoch, byte_log_bytes), closed: false }),
             stdin: stdin.then(StdinQueue::default),
             leader: None,
             exit: None,
             finished_at: None,
-            fault: false,
             requested_grace: None,
             sleep_cause: None,
             terminating: false,
@@ -248,7 +256,7 @@ impl ProcessState {
     }
 
     fn leader_ended(&self) -> bool {
-        self.leader.is_some() || self.exit.is_some() || self.fault
+        self.leader.is_some() || self.finished_at.is_some()
     }
 
     fn output(&mut self, stream: OutputStream) -> &mut OutputLog {
@@ -262,10 +270,6 @@ impl ProcessState {
         self.next_watcher += 1;
         self.watchers.insert(id, taken);
         id
-    }
-
-    fn leave(&mut self, watcher: u64) {
-        self.watchers.remove(&watcher);
     }
 
     fn record_taken(&mut self, watcher: u64, taken: [u64; 2]) {
@@ -293,12 +297,9 @@ impl ProcessState {
     /// Returns the number of bytes of `stream` that may be read from the pipe now.
     fn read_capacity(&self, stream: OutputStream) -> usize {
         let slowest = self.watchers.values().map(|taken| taken[stream as usize]).min();
-        let required = match slowest {
-            _ if self.discarding => RequiredOutput::None,
-            Some(taken) => RequiredOutput::From(taken),
-            None => RequiredOutput::All,
-        };
-        self.outputs[stream as usize].capacity(required)
+        // Without a watcher all output is required, because one may return.
+        let required_from = if self.discarding { u64::MAX } else { slowest.unwrap_or(0) };
+        self.outputs[stream as usize].log.capacity_from(required_from)
     }
 
     /// Returns whether an open output has no space left in its log, so that the command waits.
@@ -328,22 +329,6 @@ impl ProcessState {
         self.discarding = true;
         None
     }
-
-    /// Records that termination was requested, so that stalled watchers no longer delay the end.
-    fn begin_termination(&mut self) {
-        self.terminating = true;
-    }
-}
-
-/// Output that must not be evicted from the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RequiredOutput {
-    /// Output from this offset on, because the slowest connected watcher has everything before it.
-    From(u64),
-    /// All output in the log, because no watcher is connected but one may return.
-    All,
-    /// No output. New bytes replace the oldest, because no watcher read them in time.
-    None,
 }
 
 #[derive(Debug)]
@@ -351,23 +336,6 @@ struct OutputLog {
     log: ByteLog,
     /// True once the pipe is no longer read.
     closed: bool,
-}
-
-impl OutputLog {
-    fn new(epoch: u64, max_bytes: usize) -> Self {
-        Self { log: ByteLog::new(epoch, max_bytes), closed: false }
-    }
-
-    /// Returns the number of bytes that can be added without evicting required output.
-    fn capacity(&self, required: RequiredOutput) -> usize {
-        let start = match required {
-            RequiredOutput::From(taken) => taken.max(self.log.oldest()),
-            RequiredOutput::All => self.log.oldest(),
-            RequiredOutput::None => self.log.next(),
-        };
-        let required_bytes = usize::try_from(self.log.next().saturating_sub(start)).unwrap_or(usize::MAX);
-        self.log.max_bytes().saturating_sub(required_bytes)
-    }
 }
 
 /// Progress of the termination of one process, by request or by timeout.
@@ -385,24 +353,15 @@ impl Termination {
         Self { deadline, ..Self::default() }
     }
 
-    fn began(&self) -> bool {
-        self.kill_at.is_some()
-    }
-
     /// Returns whether termination has begun and KILL is still due.
     fn is_under_way(&self) -> bool {
-        self.began() && !self.killed
-    }
-
-    /// Returns whether KILL was sent.
-    fn killed(&self) -> bool {
-        self.killed
+        self.kill_at.is_some() && !self.killed
     }
 
     /// Requests termination with KILL after `grace`, or earlier if KILL is due earlier already.
     /// Returns the signals to send now.
     fn request(&mut self, now: Instant, grace: Duration) -> &'static [Signal] {
-        let began = self.began();
+        let began = self.kill_at.is_some();
         let at = now + grace;
         self.kill_at = Some(self.kill_at.map_or(at, |before| before.min(at)));
         // CONT, because a stopped process cannot handle the other signals.
@@ -411,13 +370,13 @@ impl Termination {
 
     /// Returns the signals that are due, and records them as sent.
     fn due(&mut self, now: Instant) -> &'static [Signal] {
-        if self.kill_at.is_some_and(|at| at <= now) && !self.killed {
+        if self.is_under_way() && self.kill_at <= Some(now) {
             self.killed = true;
             return &[Signal::KILL];
         }
         if self.deadline.is_some_and(|at| at <= now) {
             self.deadline = None;
-            if !self.began() {
+            if self.kill_at.is_none() {
                 self.timed_out = true;
                 self.kill_at = Some(now + GRACE);
                 return &[Signal::TERM, Signal::CONT];
@@ -435,8 +394,6 @@ impl Termination {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     #[test]
@@ -450,7 +407,7 @@ mod tests {
             None,
             "a stalled watcher is waited for until termination is requested"
         );
-        state.begin_termination();
+        state.terminating = true;
         assert_eq!(state.check_hold(start), Some(start + STALLED_HOLD));
         state.record_taken(watcher, [4, 0]);
         assert_eq!(state.check_hold(start + STALLED_HOLD), None);
@@ -490,35 +447,8 @@ mod tests {
         assert_eq!(state.check_hold(start + UNWATCHED_HOLD * 9), None);
         state.record_taken(watcher, [6, 0]);
         assert_eq!(state.read_capacity(OutputStream::Stdout), 2);
-        state.leave(watcher);
+        state.watchers.remove(&watcher);
         assert_eq!(state.check_hold(start + UNWATCHED_HOLD * 9), Some(start + UNWATCHED_HOLD * 10));
-    }
-
-    #[test]
-    fn full_log_waits_for_slowest_watcher() {
-        let mut output = OutputLog::new(1, 10);
-        output.log.push(b"0123456789");
-        assert_eq!(output.capacity(RequiredOutput::From(0)), 0);
-        assert_eq!(output.capacity(RequiredOutput::From(4)), 4);
-        assert_eq!(output.capacity(RequiredOutput::All), 0);
-        assert_eq!(output.capacity(RequiredOutput::None), 10);
-    }
-
-    proptest! {
-        #[test]
-        fn filling_capacity_never_loses_required_output(
-            max in 1usize..300,
-            pushes in prop::collection::vec((0usize..400, 0u64..400), 1..30),
-        ) {
-            let mut output = OutputLog::new(1, max);
-            let mut taken = 0;
-            for (offered, read) in pushes {
-                let capacity = output.capacity(RequiredOutput::From(taken));
-                output.log.push(&vec![0; offered.min(capacity)]);
-                prop_assert!(output.log.oldest() <= taken);
-                taken = (taken + read).min(output.log.next());
-            }
-        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use rustix::{
 
 use crate::{
     account::{Account, AccountSource},
-    claim::ClaimReceiver,
+    claim::{Claim, ClaimReceiver},
 };
 
 /// PATH of programs whose environment sets none.
@@ -117,6 +117,11 @@ impl Launcher {
         &self.claims
     }
 
+    /// Returns the claim, or an error while there is none.
+    pub fn claim(&self) -> Result<Arc<Claim>, SpawnError> {
+        self.claims.borrow().clone().ok_or(SpawnError::Unclaimed)
+    }
+
     /// Checks a program, and returns a command with its complete environment. The program is
     /// executable and the working directory accessible, as far as can be checked before `exec`.
     pub fn command(&self, program: &Program) -> Result<Command, SpawnError> {
@@ -162,7 +167,7 @@ impl Launcher {
     }
 
     fn environment(&self, added: &HashMap<String, String>) -> Result<BTreeMap<String, String>, SpawnError> {
-        let claim = self.claims.borrow().clone().ok_or(SpawnError::Unclaimed)?;
+        let claim = self.claim()?;
         if let Some((key, _)) =
             added.iter().find(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0'))
         {

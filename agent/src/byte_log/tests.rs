@@ -139,3 +139,32 @@ fn cleared_log_is_empty_and_offsets_continue() {
     log.push(b"ab");
     assert_eq!(log.read(10, 100), LogRead::Data { offset: 10, bytes: Bytes::from_static(b"ab") });
 }
+
+#[test]
+fn capacity_ends_before_the_first_required_byte() {
+    let mut log = ByteLog::new(1, 10);
+    log.push(b"0123456789");
+    assert_eq!(log.capacity_from(0), 0);
+    assert_eq!(log.capacity_from(4), 4);
+    assert_eq!(log.capacity_from(u64::MAX), 10, "no byte is required");
+    log.push(b"0123");
+    assert_eq!(log.capacity_from(0), 0, "evicted bytes do not count");
+    log.clear();
+    assert_eq!(log.capacity_from(0), 10);
+}
+
+proptest! {
+    #[test]
+    fn filling_capacity_never_loses_required_bytes(
+        max in 1usize..300,
+        pushes in prop::collection::vec((0usize..400, 0u64..400), 1..30),
+    ) {
+        let mut log = ByteLog::new(1, max);
+        let mut taken = 0;
+        for (offered, read) in pushes {
+            log.push(&vec![0; offered.min(log.capacity_from(taken))]);
+            prop_assert!(log.oldest() <= taken);
+            taken = (taken + read).min(log.next());
+        }
+    }
+}

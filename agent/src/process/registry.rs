@@ -30,7 +30,7 @@ use crate::{
     admission::{AdmissionGate, Attempt, Intent},
     child::Children,
     claim::Claim,
-    spawn::{Launcher, Program, SpawnError, spawn_failed, truncate_argv},
+    spawn::{Launcher, Program, spawn_failed, truncate_argv},
     util::{lock, sleep_until},
 };
 
@@ -108,7 +108,7 @@ impl ProcessRegistry {
                 ProcessError::BadField { field: "request_id", allowed: "at most 64 bytes long" }.into()
             );
         }
-        let claim = self.claim()?;
+        let claim = self.shared.launcher.claim().map_err(ProcessError::from)?;
         let permit = self.acquire_permit()?;
         let mut table = self.shared.table();
         if let Some(process) = table.by_request_id(&start.request_id) {
@@ -120,7 +120,7 @@ impl ProcessRegistry {
             return Err(ProcessError::ShuttingDown.into());
         }
         let (process, task) = self.shared.spawn(start.clone(), &claim)?;
-        table.add(process.clone());
+        table.processes.push(process.clone());
         drop(table);
         // Joined before the task runs, so that not even the first byte can be discarded.
         let watcher = ProcessWatcher::join(process.clone(), [0, 0], permit);
@@ -163,7 +163,7 @@ impl ProcessRegistry {
 
     /// Lists all processes, including retained ended ones, oldest first.
     pub fn list(&self) -> Vec<ProcessInfo> {
-        let processes = self.shared.table().all().to_vec();
+        let processes = self.shared.table().processes.clone();
         processes.iter().map(|process| process.info()).collect()
     }
 
@@ -179,7 +179,7 @@ impl ProcessRegistry {
 
     /// Returns the number of processes that have not ended.
     pub fn running(&self) -> usize {
-        self.shared.table().running()
+        self.shared.table().processes.iter().filter(|process| !process.is_finished()).count()
     }
 
     /// Ends all processes when the workspace falls asleep or the agent shuts down. Their exits
@@ -190,7 +190,7 @@ impl ProcessRegistry {
         let mut left = {
             let mut table = self.shared.table();
             table.shutting_down = true;
-            table.all().to_vec()
+            table.processes.clone()
         };
         let until = Instant::now() + grace + REAP_GRACE;
         for process in &left {
@@ -215,12 +215,15 @@ impl ProcessRegistry {
     }
 
     fn find(&self, id: &ProcessId) -> Result<Arc<super::Process>, ProcessError> {
-        let found = self.shared.table().find(id);
-        found.map_or_else(|| self.claim().and(Err(ProcessError::NotFound(id.clone()))), Ok)
-    }
-
-    fn claim(&self) -> Result<Arc<Claim>, ProcessError> {
-        self.shared.launcher.claims().borrow().clone().ok_or(ProcessError::Spawn(SpawnError::Unclaimed))
+        let found = self.shared.table().processes.iter().find(|process| process.id == *id).cloned();
+        match found {
+            Some(process) => Ok(process),
+            None => Err(self
+                .shared
+                .launcher
+                .claim()
+                .map_or_else(Into::into, |_| ProcessError::NotFound(id.clone()))),
+        }
     }
 
     fn acquire_permit(&self) -> Result<OwnedSemaphorePermit, ProcessError> {
@@ -249,18 +252,6 @@ struct ProcessTable {
 }
 
 impl ProcessTable {
-    fn all(&self) -> &[Arc<Process>] {
-        &self.processes
-    }
-
-    fn running(&self) -> usize {
-        self.processes.iter().filter(|process| !process.is_finished()).count()
-    }
-
-    fn find(&self, id: &ProcessId) -> Option<Arc<Process>> {
-        self.processes.iter().find(|process| process.id == *id).cloned()
-    }
-
     /// Finds the process that an earlier call with this request id started.
     fn by_request_id(&self, request_id: &str) -> Option<Arc<Process>> {
         let same = |process: &&Arc<Process>| !request_id.is_empty() && process.request_id == request_id;
@@ -275,10 +266,6 @@ impl ProcessTable {
             return Err(ProcessError::TooManyProcesses { limit });
         }
         Ok(())
-    }
-
-    fn add(&mut self, process: Arc<Process>) {
-        self.processes.push(process);
     }
 
     /// Removes ended processes, and discards their output, until both limits hold. Watched
@@ -368,9 +355,41 @@ impl RegistryShared {
     }
 }
 
+/// Runs the process to its end, then retains it until it is removed (by age or by the table's
+/// limits) and a requested termination of its group is complete.
 async fn run_to_removal(process: Arc<Process>, task: ProcessTask, shared: Weak<RegistryShared>) {
-    let termination = run_guarded(&process, task).await;
-    RetainedProcess { process, termination, shared }.run().await;
+    let mut termination = run_guarded(&process, task).await;
+    let remove_at = Instant::now() + RETENTION;
+    let remove = || {
+        if let Some(shared) = shared.upgrade() {
+            shared.table().remove(&process);
+        }
+    };
+    if process.state().remove_when_finished {
+        remove();
+    }
+    loop {
+        let now = Instant::now();
+        process.send_due_signals(&mut termination, now);
+        let ends = termination.is_under_way() && process.group.has_members();
+        let removed = process.removed.is_cancelled();
+        if removed && !ends {
+            return;
+        }
+        // A watcher may have left, so that the limits now apply to this process.
+        if let Some(shared) = shared.upgrade() {
+            shared.table().enforce_bounds();
+        }
+        let wake_at = if ends { now + GROUP_POLL_INTERVAL } else { remove_at };
+        tokio::select! {
+            () = sleep_until(Some(wake_at)) => {}
+            () = process.task_wakeup.notified() => {}
+            () = process.removed.cancelled(), if !removed => {}
+        }
+        if !removed && Instant::now() >= remove_at {
+            remove();
+        }
+    }
 }
 
 /// Runs the task. If it panics, only its own process is killed.
@@ -380,67 +399,10 @@ async fn run_guarded(process: &Process, task: ProcessTask) -> Termination {
         Err(_) => {
             tracing::error!(process = %process.id, "process task panicked; killing the process");
             process.group.signal(Signal::KILL);
-            let mut state = process.state();
-            state.fault = true;
-            state.finished_at = Some(Instant::now());
-            drop(state);
+            process.state().finished_at = Some(Instant::now());
             process.output_ready.notify_waiters();
             process.stdin_progress.notify_waiters();
             Termination::new(None)
         }
-    }
-}
-
-struct RetainedProcess {
-    process: Arc<Process>,
-    termination: Termination,
-    shared: Weak<RegistryShared>,
-}
-
-impl RetainedProcess {
-    /// Runs until the process is removed (by age or by the table's limits) and a requested
-    /// termination of its group is complete.
-    async fn run(mut self) {
-        let remove_at = Instant::now() + RETENTION;
-        if self.process.state().remove_when_finished {
-            self.remove();
-        }
-        loop {
-            let now = Instant::now();
-            self.send_signals(now);
-            let ends = self.termination.is_under_way() && self.process.group.has_members();
-            let removed = self.process.removed.is_cancelled();
-            if removed && !ends {
-                return;
-            }
-            // A watcher may have left, so that the limits now apply to this process.
-            if let Some(shared) = self.shared.upgrade() {
-                shared.table().enforce_bounds();
-            }
-            let wake_at = if ends { now + GROUP_POLL_INTERVAL } else { remove_at };
-            tokio::select! {
-                () = sleep_until(Some(wake_at)) => {}
-                () = self.process.task_wakeup.notified() => {}
-                () = self.process.removed.cancelled(), if !removed => {}
-            }
-            if !removed && Instant::now() >= remove_at {
-                self.remove();
-            }
-        }
-    }
-
-    fn send_signals(&mut self, now: Instant) {
-        let grace = self.process.state().requested_grace.take();
-        let requested = grace.map_or(&[][..], |grace| self.termination.request(now, grace));
-        for signal in requested.iter().chain(self.termination.due(now)) {
-            self.process.group.signal(*signal);
-        }
-    }
-
-    fn remove(&self) {
-        if let Some(shared) = self.shared.upgrade() {
-            shared.table().remove(&self.process);
-        }
-        self.process.removed.cancel();
     }
 }

@@ -6,7 +6,10 @@ use std::collections::VecDeque;
 use bytes::{Buf, Bytes};
 
 use super::{Process, ProcessError};
-use crate::admission::{AdmitError, Attempt, Intent};
+use crate::{
+    admission::{AdmitError, Attempt, Intent},
+    util::wait_until,
+};
 
 /// Queued bytes at which further writes wait for the process to read. One message (1 MiB) may
 /// exceed it.
@@ -177,36 +180,30 @@ impl Process {
             return Err(ProcessError::StaleEpoch { epoch: self.epoch });
         }
         loop {
-            let progressed = self.stdin_progress.notified();
-            tokio::pin!(progressed);
-            progressed.as_mut().enable();
-            if let Some(progress) = Attempt::retry_while_held(|| self.offer_stdin(offset, &data, end)).await?
-            {
-                return Ok(progress);
+            let offered = || self.offer_stdin(offset, &data, end).transpose();
+            match wait_until(&self.stdin_progress, offered).await {
+                Ok(progress) => return Ok(progress),
+                Err(Attempt::Failed(error)) => return Err(error),
+                Err(Attempt::Held(mut hold)) => hold.decision().await?,
             }
-            progressed.await;
         }
     }
 
     /// Waits until all bytes of stdin before `offset` are read from the pipe, or until stdin is
     /// closed. Returns whether the process has closed its stdin or has ended.
     pub(super) async fn wait_until_stdin_read(&self, offset: u64) -> bool {
-        loop {
-            let progressed = self.stdin_progress.notified();
-            tokio::pin!(progressed);
-            progressed.as_mut().enable();
-            {
-                let mut state = self.state();
-                let over = state.leader_ended();
-                match state.stdin.as_mut().map_or(Some(true), |stdin| stdin.is_read(offset)) {
-                    Some(is_read) => return !is_read,
-                    None if over => return true,
-                    None => {}
-                }
+        wait_until(&self.stdin_progress, || {
+            let mut state = self.state();
+            let is_read = state.stdin.as_mut().map_or(Some(true), |stdin| stdin.is_read(offset));
+            let ended = state.leader_ended();
+            drop(state);
+            if is_read.is_none() && !ended {
+                self.task_wakeup.notify_one();
+                return None;
             }
-            self.task_wakeup.notify_one();
-            progressed.await;
-        }
+            Some(is_read != Some(true))
+        })
+        .await
     }
 
     fn offer_stdin(

@@ -17,7 +17,7 @@ use tokio::{
 use super::{OutputStream, Process, ProcessExit, Termination};
 use crate::{
     child::{Child, ExitStatus},
-    util::sleep_until,
+    util::{or_never, sleep_until},
 };
 
 /// Largest read, in bytes. A pipe holds this much by default.
@@ -58,15 +58,6 @@ pub(super) struct ProcessTask {
     output_abandoned: bool,
 }
 
-/// Event that woke the task.
-enum TaskWakeup {
-    Readable(OutputStream),
-    Writable,
-    Notified,
-    LeaderEnded,
-    Due,
-}
-
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum PipeReadMode {
     /// Reads when the reactor reports the pipe as readable.
@@ -74,13 +65,6 @@ enum PipeReadMode {
     /// Reads once more before the output counts as ended, regardless of the reactor. While the
     /// agent is suspended, the reactor reports nothing.
     Final,
-}
-
-/// Events that the task waits for.
-struct WaitInterest {
-    read: [bool; 2],
-    write: bool,
-    end: bool,
 }
 
 impl ProcessTask {
@@ -113,24 +97,26 @@ impl ProcessTask {
                 return self.finish();
             }
             let due = [check_at, self.quiet_at, self.termination.next_deadline()].into_iter().flatten().min();
-            let interest = self.wait_interest();
-            let wakeup = tokio::select! {
-                () = readable(self.stdout.as_ref().filter(|_| interest.read[0])) => {
-                    TaskWakeup::Readable(OutputStream::Stdout)
-                }
-                () = readable(self.stderr.as_ref().filter(|_| interest.read[1])) => {
-                    TaskWakeup::Readable(OutputStream::Stderr)
-                }
-                () = writable(self.stdin.as_ref().filter(|_| interest.write)) => TaskWakeup::Writable,
-                () = self.process.task_wakeup.notified() => TaskWakeup::Notified,
-                () = leader_end(&mut self.leader), if interest.end => TaskWakeup::LeaderEnded,
-                () = sleep_until(due) => TaskWakeup::Due,
+            let (readable, has_input, runs) = {
+                let state = self.process.state();
+                let readable = [OutputStream::Stdout, OutputStream::Stderr]
+                    .map(|stream| state.read_capacity(stream) > 0);
+                let has_input = state.stdin.as_ref().is_some_and(|stdin| stdin.front().is_some());
+                (readable, has_input, state.leader.is_none())
             };
-            match wakeup {
-                TaskWakeup::Readable(stream) => self.read(stream, PipeReadMode::WhenReady),
-                TaskWakeup::Writable => self.write(),
-                TaskWakeup::LeaderEnded => self.leader_ended(),
-                TaskWakeup::Notified | TaskWakeup::Due => {}
+            let (stdout, stderr) = (self.stdout.as_ref(), self.stderr.as_ref());
+            // An error of a pipe is reported by the read or write that follows.
+            tokio::select! {
+                _ = or_never(stdout.filter(|_| readable[0]).map(Receiver::readable)) => {
+                    self.read(OutputStream::Stdout, PipeReadMode::WhenReady);
+                }
+                _ = or_never(stderr.filter(|_| readable[1]).map(Receiver::readable)) => {
+                    self.read(OutputStream::Stderr, PipeReadMode::WhenReady);
+                }
+                _ = or_never(self.stdin.as_ref().filter(|_| has_input).map(Sender::writable)) => self.write(),
+                () = self.process.task_wakeup.notified() => {}
+                () = leader_end(&mut self.leader), if runs => self.leader_ended(),
+                () = sleep_until(due) => {}
             }
         }
     }
@@ -138,13 +124,8 @@ impl ProcessTask {
     /// Acts on requests in the shared state, and sends signals that are due. Returns the time at
     /// which held output has to be checked again, or the pipe of stdin to be counted.
     fn apply_requests(&mut self, now: Instant) -> Option<Instant> {
+        self.process.send_due_signals(&mut self.termination, now);
         let mut state = self.process.state();
-        let mut signals = Vec::new();
-        if let Some(grace) = state.requested_grace.take() {
-            signals.extend_from_slice(self.termination.request(now, grace));
-            state.begin_termination();
-        }
-        signals.extend_from_slice(self.termination.due(now));
         if let Some(stdin) = &mut state.stdin
             && stdin.is_at_end()
         {
@@ -167,20 +148,7 @@ impl ProcessTask {
         if state.leader.is_some() {
             self.quiet_at = if state.is_held() { None } else { self.quiet_at.or(Some(now + QUIET)) };
         }
-        drop(state);
-        for signal in signals {
-            self.process.group.signal(signal);
-        }
         [discard_at, count_at].into_iter().flatten().min()
-    }
-
-    fn wait_interest(&self) -> WaitInterest {
-        let state = self.process.state();
-        WaitInterest {
-            read: [OutputStream::Stdout, OutputStream::Stderr].map(|stream| state.read_capacity(stream) > 0),
-            write: state.stdin.as_ref().is_some_and(|stdin| stdin.front().is_some()),
-            end: state.leader.is_none(),
-        }
     }
 
     /// Returns whether the command has ended and no more output is expected.
@@ -234,7 +202,7 @@ impl ProcessTask {
                 Ok(bytes) => {
                     self.process.state().output(stream).log.push(&buffer[..bytes]);
                     self.process.output_ready.notify_waiters();
-                    if !self.termination.killed() {
+                    if !self.termination.killed {
                         self.quiet_at = self.quiet_at.map(|_| Instant::now() + QUIET);
                         continue;
                     }
@@ -340,19 +308,4 @@ fn count_unread(pipe: &impl AsFd) -> Option<u64> {
 async fn leader_end(leader: &mut watch::Receiver<Option<ExitStatus>>) {
     // An error means that no exit status will arrive. The process has ended all the same.
     let _known = leader.wait_for(Option::is_some).await;
-}
-
-async fn readable(pipe: Option<&Receiver>) {
-    match pipe {
-        // The read that follows reports the error.
-        Some(pipe) => drop(pipe.readable().await),
-        None => std::future::pending().await,
-    }
-}
-
-async fn writable(pipe: Option<&Sender>) {
-    match pipe {
-        Some(pipe) => drop(pipe.writable().await),
-        None => std::future::pending().await,
-    }
 }

@@ -1,16 +1,16 @@
 //! A watcher receives both outputs of a process from given offsets on, and then the exit. Missing
 //! bytes are always reported as a gap.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{sync::OwnedSemaphorePermit, time::timeout_at};
+use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 use super::{OutputStream, Process, ProcessError, ProcessExit, ProcessId};
-use crate::byte_log::{CHUNK_BYTES, LogRead};
+use crate::{
+    byte_log::{CHUNK_BYTES, LogRead},
+    util::wait_until,
+};
 
 /// Silence after which a stream sends a keep-alive. Proxies close idle streams after 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -104,46 +104,36 @@ impl ProcessWatcher {
     /// event.
     pub async fn next(&mut self) -> Result<Option<ProcessEvent>, ProcessError> {
         let process = self.process.clone();
-        let quiet = Instant::now() + KEEPALIVE;
-        loop {
-            let wake = process.output_ready.notified();
-            tokio::pin!(wake);
-            wake.as_mut().enable();
-            match self.take()? {
-                NextEvent::Event(event) => return Ok(Some(event)),
-                NextEvent::Over => return Ok(None),
-                NextEvent::Nothing => {}
-            }
-            if timeout_at(quiet.into(), wake).await.is_err() {
-                return Ok(Some(ProcessEvent::KeepAlive));
-            }
-        }
+        let next = wait_until(&process.output_ready, || self.take());
+        timeout(KEEPALIVE, next).await.unwrap_or(Ok(Some(ProcessEvent::KeepAlive)))
     }
 
-    fn take(&mut self) -> Result<NextEvent, ProcessError> {
+    /// Returns the result of [`Self::next`] if it is known now.
+    fn take(&mut self) -> Option<Result<Option<ProcessEvent>, ProcessError>> {
         match self.phase {
-            WatcherPhase::Over => return Ok(NextEvent::Over),
+            WatcherPhase::Over => return Some(Ok(None)),
             WatcherPhase::Beginning => {
                 self.phase = WatcherPhase::Reading;
                 let stdin = self.process.state().stdin.as_ref().map_or(0, |stdin| stdin.next());
                 let info = self.process.info();
                 let started = ProcessEvent::Started { id: info.id, epoch: info.epoch, pid: info.pid, stdin };
-                return Ok(NextEvent::Event(started));
+                return Some(Ok(Some(started)));
             }
             WatcherPhase::Reading => {}
         }
         for stream in [self.next_stream, self.next_stream.other()] {
             if let Some(event) = self.read(stream) {
                 self.next_stream = stream.other();
-                return Ok(NextEvent::Event(event));
+                return Some(Ok(Some(event)));
             }
         }
         let state = self.process.state();
-        if let Some(exit) = state.exit.clone() {
+        state.finished_at?;
+        let exit = state.exit.clone().ok_or(ProcessError::Fault);
+        Some(exit.map(|exit| {
             self.phase = WatcherPhase::Over;
-            return Ok(NextEvent::Event(ProcessEvent::Exit(exit)));
-        }
-        if state.fault { Err(ProcessError::Fault) } else { Ok(NextEvent::Nothing) }
+            Some(ProcessEvent::Exit(exit))
+        }))
     }
 
     fn read(&mut self, stream: OutputStream) -> Option<ProcessEvent> {
@@ -171,15 +161,9 @@ impl ProcessWatcher {
     }
 }
 
-enum NextEvent {
-    Event(ProcessEvent),
-    Nothing,
-    Over,
-}
-
 impl Drop for ProcessWatcher {
     fn drop(&mut self) {
-        self.process.state().leave(self.id);
+        self.process.state().watchers.remove(&self.id);
         self.process.task_wakeup.notify_one();
     }
 }

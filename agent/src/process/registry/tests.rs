@@ -56,7 +56,7 @@ impl RegistryFixture {
 
     /// Returns the only process in the table.
     fn only(&self) -> Weak<Process> {
-        Arc::downgrade(&self.processes.shared.table().all()[0])
+        Arc::downgrade(&self.processes.shared.table().processes[0])
     }
 }
 
@@ -122,7 +122,14 @@ async fn ended_output_is_bounded_and_exit_stays_known() {
         exit(fixture.processes.start(ProcessSpec { program, ..ProcessSpec::default() }).await.unwrap()).await;
     }
     let held = || -> Vec<u64> {
-        fixture.processes.shared.table().all().iter().map(|process| process.state().held_bytes()).collect()
+        fixture
+            .processes
+            .shared
+            .table()
+            .processes
+            .iter()
+            .map(|process| process.state().held_bytes())
+            .collect()
     };
     until("output bound holds without another start", || held().iter().sum::<u64>() <= MAX_ENDED_BYTES).await;
     let expected: Vec<_> = (0..fits + 4).map(|n| if n < 4 { 0 } else { MIB }).collect();
