@@ -313,7 +313,7 @@ impl WorkspaceRuntime {
         let launcher = Launcher::new(root, claims.clone()).inheriting(image);
         let (account, name_service) = account(config, &launcher.shell());
         let launcher = launcher.with_account(&account);
-        let terminals = Terminals::with_journal(state, launcher.clone(), children.clone(), gate.clone());
+        let terminals = Terminals::new(Some(state), launcher.clone(), children.clone(), gate.clone());
         let processes = ProcessRegistry::new(launcher.clone(), children.clone(), gate.clone());
         let root = Arc::new(WorkspaceRoot::open(root)?);
         let files = Files::new(root.clone(), gate.clone());

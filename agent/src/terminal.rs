@@ -23,9 +23,8 @@ mod screen;
 
 mod session;
 
-mod attachment;
 mod launch;
-mod watch;
+mod streams;
 
 #[cfg(test)]
 mod tests;
@@ -34,7 +33,7 @@ use std::{
     io,
     path::Path,
     sync::{Arc, Mutex, MutexGuard},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use futures_util::future::join_all;
@@ -42,15 +41,16 @@ use tokio::{task::spawn_blocking, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
-    attachment::{Attachment, AttachmentEvent, AttachmentWriter, InputQueue, InputRejection},
     input::MAX_QUEUE_BYTES as INPUT_QUEUE_BYTES,
     launch::CreateTerminal,
-    session::processes::DEFAULT_GRACE,
+    session::requests::DEFAULT_GRACE,
+    streams::{
+        Attachment, AttachmentEvent, AttachmentWriter, InputQueue, InputRejection, TerminalWatch, WatchEvent,
+    },
     types::{
         ClientId, Frame, FrameKind, InputKind, PtyOpenError, ScreenSnapshot, SignalTarget, TerminalError,
         TerminalExit, TerminalId, TerminalInfo, TerminalInput, ViewerOptions, ViewerStart, WindowSize,
     },
-    watch::{TerminalWatch, WatchEvent},
 };
 use self::{
     journal::{JournalRecord, LoadedJournals, SAVE_AFTER, TerminalJournal},
@@ -59,13 +59,13 @@ use self::{
         Terminal,
         task::{TerminalCounters, TerminalTask},
     },
-    watch::OpenStreams,
+    streams::OpenStreams,
 };
 use crate::{
     admission::{AdmissionGate, Attempt, Intent},
     child::Children,
-    claim::Claim,
-    spawn::{Launcher, SpawnError},
+    spawn::Launcher,
+    util::lock,
 };
 
 /// Limit on ended terminals that are retained for their exit and last output. When a terminal is
@@ -114,29 +114,16 @@ pub struct ForegroundJob {
 }
 
 impl Terminals {
-    /// Creates a registry that does not persist its terminals.
-    pub fn new(launcher: Launcher, children: Children, gate: Arc<AdmissionGate>) -> Self {
-        Self::with(launcher, children, gate, None)
-    }
-
-    /// Creates a registry that persists its terminals in `state`, the agent's state directory.
-    /// Reads the saved terminals, which blocks on disk, and restores them once the agent is
+    /// Creates a registry. With `state`, the agent's state directory, it persists its terminals.
+    /// It then reads the saved terminals, which blocks on disk, and restores them once the agent is
     /// claimed. [`Terminals::persist`] must run beside it.
-    pub fn with_journal(
-        state: &Path,
+    pub fn new(
+        state: Option<&Path>,
         launcher: Launcher,
         children: Children,
         gate: Arc<AdmissionGate>,
     ) -> Self {
-        Self::with(launcher, children, gate, Some(TerminalJournal::new(state)))
-    }
-
-    fn with(
-        launcher: Launcher,
-        children: Children,
-        gate: Arc<AdmissionGate>,
-        journal: Option<TerminalJournal>,
-    ) -> Self {
+        let journal = state.map(TerminalJournal::new);
         let loaded = journal.as_ref().map(TerminalJournal::load);
         let cancel = CancellationToken::new();
         let inner = TerminalsInner {
@@ -162,7 +149,7 @@ impl Terminals {
 
     fn try_create(&self, create: &CreateTerminal) -> Result<TerminalInfo, Attempt<TerminalError>> {
         create.validate()?;
-        let claim = self.claim()?;
+        let claim = self.inner.launcher.claim().map_err(TerminalError::from)?;
         let inner = &self.inner;
         let mut table = inner.table();
         let is_repeat =
@@ -268,11 +255,6 @@ impl Terminals {
         self.inner.table().terminals.iter().filter(|terminal| terminal.exit().is_none()).count()
     }
 
-    /// Returns the time of the last output of any terminal.
-    pub fn last_output(&self) -> Option<Instant> {
-        self.inner.counters.last_output()
-    }
-
     /// Returns the total output of all terminals, in bytes.
     pub fn output_bytes(&self) -> u64 {
         self.inner.counters.bytes()
@@ -354,27 +336,22 @@ impl Terminals {
     }
 
     fn find(&self, id: &TerminalId) -> Result<Arc<Terminal>, TerminalError> {
-        let table = self.inner.table();
-        let found = table.terminals.iter().find(|terminal| terminal.id() == id).cloned();
+        let found = self.inner.table().terminals.iter().find(|terminal| terminal.id() == id).cloned();
         match found {
             Some(terminal) => Ok(terminal),
-            None => {
-                drop(table);
-                self.claim()?;
-                Err(TerminalError::NotFound(id.clone()))
-            }
+            None => Err(self
+                .inner
+                .launcher
+                .claim()
+                .map_or_else(Into::into, |_| TerminalError::NotFound(id.clone()))),
         }
-    }
-
-    fn claim(&self) -> Result<Arc<Claim>, TerminalError> {
-        self.inner.launcher.claims().borrow().clone().ok_or(TerminalError::Spawn(SpawnError::Unclaimed))
     }
 }
 
 impl TerminalsInner {
     /// Locks the table. The first call after the claim restores the saved terminals.
     fn table(&self) -> MutexGuard<'_, TerminalTable> {
-        let mut table = self.table.lock().unwrap_or_else(|e| e.into_inner());
+        let mut table = lock(&self.table);
         if table.loaded.is_some() {
             self.restore_saved(&mut table);
         }

@@ -23,7 +23,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
+use ring::digest::SHA256_OUTPUT_LEN;
 use serde::{Deserialize, Serialize};
 
 use super::types::{TerminalExit, TerminalId, TerminalSpec, WindowSize};
@@ -31,6 +31,7 @@ use crate::{
     byte_log::{ByteLog, CHUNK_BYTES, LogRead},
     child::ExitStatus,
     state_file::write_whole,
+    util::{is_random_id, lock, sha256},
 };
 
 #[cfg(test)]
@@ -58,8 +59,6 @@ const MAX_FILE_BYTES: u64 = (MAX_METADATA_BYTES + MAX_HISTORY_BYTES + 1024) as u
 const MAX_LOAD_BYTES: u64 = 80 * 1024 * 1024;
 /// Limit on directory entries that are read at start. Entries beyond it are ignored.
 const MAX_FILES: usize = 8192;
-/// Length of a terminal's id, in bytes. The id is also the name of the file.
-const ID_LEN: usize = 12;
 /// Extension that a quarantined file gets.
 const QUARANTINE_EXTENSION: &str = "bad";
 
@@ -213,16 +212,18 @@ impl TerminalJournal {
     }
 
     fn saved(&self) -> MutexGuard<'_, HashMap<TerminalId, Option<JournalFingerprint>>> {
-        self.saved.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.saved)
     }
 
     fn files(&self) -> io::Result<Vec<(String, SystemTime, u64)>> {
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.dir)?.take(MAX_FILES) {
             let entry = entry?;
-            let Some(name) = entry.file_name().to_str().filter(|name| is_id(name)).map(str::to_owned) else {
+            // Other files are skipped: temporary files of a killed agent, and quarantined files.
+            let name = entry.file_name().into_string().unwrap_or_default();
+            if !is_random_id(&name) {
                 continue;
-            };
+            }
             let Ok(facts) = entry.metadata() else { continue };
             if facts.is_file() {
                 files.push((name, facts.modified().unwrap_or(SystemTime::UNIX_EPOCH), facts.len()));
@@ -289,12 +290,6 @@ fn remove_file(dir: &Path, id: &TerminalId) -> io::Result<()> {
     }
 }
 
-/// Returns whether a name is the id of a terminal. Other files are skipped: temporary files of a
-/// killed agent, and quarantined files.
-fn is_id(name: &str) -> bool {
-    name.len() == ID_LEN && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
-}
-
 // === record ===
 
 impl JournalRecord {
@@ -328,7 +323,7 @@ impl JournalRecord {
         out.extend_from_slice(&metadata);
         out.extend_from_slice(&(history as u64).to_le_bytes());
         self.history.iter().for_each(|piece| out.extend_from_slice(piece));
-        let checksum = checksum(&out);
+        let checksum = sha256(&out);
         out.extend_from_slice(&checksum);
         Ok(out)
     }
@@ -340,7 +335,7 @@ impl JournalRecord {
             return Err(JournalRecordError::UnsupportedVersion);
         }
         let content = file.len().checked_sub(SHA256_OUTPUT_LEN).ok_or(JournalRecordError::Damaged)?;
-        if checksum(&file[..content]) != file[content..] {
+        if sha256(&file[..content]) != file[content..] {
             return Err(JournalRecordError::Damaged);
         }
         let mut left = file.slice(..content);
@@ -389,12 +384,4 @@ fn split_front(left: &mut Bytes, bytes: usize) -> Result<Bytes, JournalRecordErr
         return Err(JournalRecordError::Damaged);
     }
     Ok(left.split_to(bytes))
-}
-
-fn checksum(content: &[u8]) -> [u8; SHA256_OUTPUT_LEN] {
-    let mut context = Context::new(&SHA256);
-    context.update(content);
-    let mut checksum = [0; SHA256_OUTPUT_LEN];
-    checksum.copy_from_slice(context.finish().as_ref());
-    checksum
 }

@@ -17,10 +17,9 @@
 //! session's leader is not a stage: it can precede or follow a request to close, and background
 //! jobs may hold the PTY open after it. [`Leader`] knows it.
 
-pub(super) mod processes;
+pub(super) mod requests;
 mod screen_feeder;
 pub(super) mod task;
-mod typing;
 pub(super) mod viewer;
 
 use std::{
@@ -43,6 +42,7 @@ use crate::{
     byte_log::ByteLog,
     child::{Child, ExitStatus},
     claim::Claim,
+    util::{lock, wait_until},
 };
 
 /// One terminal. It is unshared until its program has started or it was restored as ended.
@@ -279,7 +279,7 @@ impl Terminal {
     }
 
     fn state(&self) -> MutexGuard<'_, TerminalState> {
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.state)
     }
 
     pub(crate) fn id(&self) -> &TerminalId {
@@ -363,16 +363,7 @@ impl Terminal {
     /// Waits until `ready` returns a value. Calls it when input was written and when the terminal
     /// has exited. Cancel-safe.
     async fn wait_until<T>(&self, mut ready: impl FnMut(&TerminalState) -> Option<T>) -> T {
-        loop {
-            let progress = self.progress.notified();
-            tokio::pin!(progress);
-            progress.as_mut().enable();
-            let found = ready(&self.state());
-            if let Some(found) = found {
-                return found;
-            }
-            progress.await;
-        }
+        wait_until(&self.progress, || ready(&self.state())).await
     }
 
     /// Records the exit, closes the PTY and drops queued input.

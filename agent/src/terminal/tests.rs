@@ -61,7 +61,7 @@ impl TerminalFixture {
         let reaping = children.clone();
         reaper.spawn(async move { reaping.reap().await.expect("signals") });
         let gate = Arc::new(AdmissionGate::new());
-        let terminals = Terminals::new(Launcher::new(root.path(), claims), children, Arc::clone(&gate));
+        let terminals = Terminals::new(None, Launcher::new(root.path(), claims), children, Arc::clone(&gate));
         Self { terminals, gate, root, _reaper: reaper }
     }
 
@@ -112,7 +112,7 @@ fn expect_ready<T>(done: impl Future<Output = T>) -> T {
 
 /// Returns the living processes of a session whose leader is gone.
 fn session(terminal: &TerminalInfo) -> Vec<Pid> {
-    session::processes::session_members(terminal.pid.expect("a leader"), true)
+    session::requests::session_members(terminal.pid.expect("a leader"), true)
 }
 
 /// Waits until a condition holds. Panics after `DEADLINE`.

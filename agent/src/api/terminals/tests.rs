@@ -44,7 +44,7 @@ fn fixture(claimed: bool) -> TerminalsServiceFixture {
     let mut reaper = JoinSet::new();
     let reaping = children.clone();
     reaper.spawn(async move { reaping.reap().await.expect("signals") });
-    let terminals = Terminals::new(Launcher::new(root.path(), claims), children, Arc::default());
+    let terminals = Terminals::new(None, Launcher::new(root.path(), claims), children, Arc::default());
     let client = TerminalsClient::new(TerminalsServer::new(TerminalsService::new(terminals)));
     TerminalsServiceFixture { client, _root: root, _claims: tx, _reaper: reaper }
 }

@@ -57,7 +57,7 @@ proptest! {
         let mut file = if like { [MAGIC, VERSION].concat() } else { Vec::new() };
         file.extend_from_slice(&rubbish);
         if like {
-            let checksum = checksum(&file);
+            let checksum = sha256(&file);
             file.extend_from_slice(&checksum);
         }
         let _whatever = JournalRecord::decode(file.into());

@@ -27,6 +27,7 @@ use crate::{
         escape::{EscapeScanner, OscEvent},
         pty::{Pty, PtyRead},
     },
+    util::or_never,
 };
 
 /// A terminal whose leader has exited, but whose PTY is held by background jobs, ends after this
@@ -142,17 +143,19 @@ impl TerminalTask {
                 yield_now().await;
                 continue;
             }
-            let pty = self.pty.clone();
-            let mut full = false;
+            let (pty, mut full) = (self.pty.as_deref(), false);
             tokio::select! {
                 // Polled in order. Output is read before the model is fed; the other events are
                 // rare.
                 biased;
-                status = wait_leader(leader.as_mut()), if self.leader_exit.is_none() => {
+                status = or_never(leader.as_mut().map(wait_leader)), if self.leader_exit.is_none() => {
                     self.leader_exited(status);
                 }
-                _ = readable(pty.as_deref()), if plan.read => full = self.read_burst(ReadMode::WhenReady),
-                _ = writable(pty.as_deref()), if plan.write => {}
+                // An error is reported by the read or write that follows.
+                _ = or_never(pty.map(Pty::readable)), if plan.read => {
+                    full = self.read_burst(ReadMode::WhenReady);
+                }
+                _ = or_never(pty.map(Pty::writable)), if plan.write => {}
                 () = self.terminal.wake.notified() => {}
                 () = sleep_until(plan.deadline.unwrap_or(self.last_read).into()),
                     if plan.deadline.is_some() => {}
@@ -161,7 +164,6 @@ impl TerminalTask {
                     full = true;
                 }
             }
-            drop(pty);
             self.write();
             if full {
                 // Lets other tasks run and the reactor poll for events.
@@ -323,7 +325,7 @@ impl TerminalTask {
         }
         if self.unannounced > before {
             self.last_read = Instant::now();
-            self.counters.output((self.unannounced - before) as u64, self.last_read);
+            self.counters.output((self.unannounced - before) as u64);
         }
         if !more || self.unannounced >= burst {
             announce(&mut self.unannounced, &mut terminal.state());
@@ -370,62 +372,28 @@ fn burst_bytes(state: &TerminalState) -> usize {
     BURST_BYTES.min(state.log.max_bytes() / 4).max(1)
 }
 
-/// Waits until the leader was reaped. Never returns for a terminal without a leader.
-async fn wait_leader(leader: Option<&mut watch::Receiver<Option<ExitStatus>>>) -> ExitStatus {
-    let Some(leader) = leader else { return std::future::pending().await };
+/// Waits until the leader was reaped.
+async fn wait_leader(leader: &mut watch::Receiver<Option<ExitStatus>>) -> ExitStatus {
     let ended = leader.wait_for(Option::is_some).await;
     ended.ok().and_then(|status| *status).unwrap_or(ExitStatus::Code(255))
-}
-
-async fn readable(pty: Option<&Pty>) {
-    match pty {
-        // The read that follows reports the error.
-        Some(pty) => drop(pty.readable().await),
-        None => std::future::pending().await,
-    }
-}
-
-async fn writable(pty: Option<&Pty>) {
-    match pty {
-        Some(pty) => drop(pty.writable().await),
-        None => std::future::pending().await,
-    }
 }
 
 // === impl TerminalCounters ===
 
 /// Totals over all terminals of the workspace, including ended and removed ones. Also the signal
 /// that the journal has something to save.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct TerminalCounters {
-    started_at: Instant,
     bytes: AtomicU64,
-    /// Milliseconds after `started_at`, plus 1; 0 before the first output.
-    last_output: AtomicU64,
     task_panics: AtomicU64,
     model_panics: AtomicU64,
     /// Notified when a journal needs saving.
     dirty: Notify,
 }
 
-impl Default for TerminalCounters {
-    fn default() -> Self {
-        Self {
-            started_at: Instant::now(),
-            bytes: AtomicU64::new(0),
-            last_output: AtomicU64::new(0),
-            task_panics: AtomicU64::new(0),
-            model_panics: AtomicU64::new(0),
-            dirty: Notify::new(),
-        }
-    }
-}
-
 impl TerminalCounters {
-    fn output(&self, bytes: u64, at: Instant) {
+    fn output(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let after = at.duration_since(self.started_at).as_millis() as u64 + 1;
-        self.last_output.fetch_max(after, Ordering::Relaxed);
         self.mark_dirty();
     }
 
@@ -442,12 +410,6 @@ impl TerminalCounters {
     /// Returns the total output of all terminals, in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Returns the time of the last output of any terminal.
-    pub(crate) fn last_output(&self) -> Option<Instant> {
-        let after = self.last_output.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(self.started_at + Duration::from_millis(after))
     }
 
     /// Returns the number of panics of terminal tasks, and of screen models.

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::{Lifecycle, SnapshotRequests, Terminal, TerminalState, Versioned, ViewerSlot};
 use crate::{
-    byte_log::{CHUNK_BYTES, LogRead},
+    byte_log::{ByteLog, CHUNK_BYTES, LogRead},
     terminal::{
         input::MAX_CLIENTS,
         types::{ClientId, Frame, FrameKind, ScreenSnapshot, TerminalError, ViewerOptions, ViewerStart},
@@ -29,7 +29,7 @@ const LOSSLESS_TIMEOUT: Duration = Duration::from_secs(60);
 /// Distance, in bytes, between a lossless viewer's cursor and its eviction at which reads of the
 /// PTY pause. For a small log it is half of the capacity. Larger than one burst, so that a burst
 /// cannot evict the cursor.
-const LOSSLESS_MARGIN_BYTES: u64 = 128 * 1024;
+const LOSSLESS_MARGIN_BYTES: usize = 128 * 1024;
 /// Limit on viewers of one terminal; another one is rejected. Bounds the cost of waking them.
 pub(crate) const MAX_VIEWERS: usize = 64;
 /// Age up to which a terminal's first writer also answers queries that were printed before it
@@ -345,8 +345,10 @@ impl SnapshotRequests {
 // === lossless viewers ===
 
 impl ViewerSlot {
-    fn holds_back(&self, slow_offset: Option<u64>) -> bool {
-        self.lossless && self.cursor.is_some_and(|at| slow_offset.is_some_and(|before| at <= before))
+    /// Returns whether reads pause for this viewer, because its next byte is about to be evicted.
+    fn holds_back(&self, log: &ByteLog) -> bool {
+        let margin = LOSSLESS_MARGIN_BYTES.min(log.max_bytes() / 2);
+        self.lossless && self.cursor.is_some_and(|at| log.capacity_from(at) <= margin)
     }
 
     fn gives_up_at(&self, paused: Option<Instant>) -> Instant {
@@ -376,29 +378,20 @@ impl TerminalState {
         if matches!(self.lifecycle, Lifecycle::Closing(_) | Lifecycle::Draining(_)) {
             return None;
         }
-        let slow_offset = self.slow_offset();
-        let slow = self.viewers.values().filter(|slot| slot.holds_back(slow_offset));
+        let slow = self.viewers.values().filter(|slot| slot.holds_back(&self.log));
         slow.map(|slot| slot.gives_up_at(self.paused_since)).min()
     }
 
     /// Ends the lossless mode of stalled viewers, but only of those for which reads pause. The
     /// other viewers could not make progress because reads paused.
     fn give_up_slow_readers(&mut self, now: Instant) {
-        let (paused, slow_offset) = (self.paused_since, self.slow_offset());
         for slot in self.viewers.values_mut() {
-            if slot.holds_back(slow_offset) && slot.gives_up_at(paused) <= now {
+            if slot.holds_back(&self.log) && slot.gives_up_at(self.paused_since) <= now {
                 slot.lossless = false;
             }
         }
     }
 
-    /// Returns the offset at or before which a cursor makes its viewer slow. `None` if no viewer
-    /// can be slow yet.
-    fn slow_offset(&self) -> Option<u64> {
-        let held = self.log.max_bytes() as u64;
-        let limit = held - LOSSLESS_MARGIN_BYTES.min(held / 2);
-        self.log.next().checked_sub(limit)
-    }
     /// Drops the last snapshot unless a viewer waits for it.
     fn release_snapshot(&mut self) {
         if self.viewers.values().all(|slot| slot.cursor.is_some()) {

@@ -178,7 +178,7 @@ async fn unclaimed_agent_rejects_requests() {
     let root = tempfile::tempdir().expect("a directory");
     let (_tx, claims) = watch::channel(None);
     let launcher = Launcher::new(root.path(), claims);
-    let terminals = Terminals::new(launcher, Children::new(OrphanPolicy::Leave), Arc::default());
+    let terminals = Terminals::new(None, launcher, Children::new(OrphanPolicy::Leave), Arc::default());
     let refused = [
         expect_ready(terminals.create(CreateTerminal::default())).expect_err("unclaimed"),
         terminals.get(&TerminalId::new("whatever")).expect_err("unclaimed"),

@@ -1,4 +1,5 @@
-//! Processes of a session: found in `/proc`, polled, signalled, and ended with HUP, TERM and KILL.
+//! Requests to a terminal: input, window sizes, signals and the end of the session. Also the
+//! processes of the session, which are found in `/proc`.
 //!
 //! Signals that end a session go to every process of the session, not only to one process group.
 //!
@@ -8,10 +9,12 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
+use podling_proto::procfs::ProcStat;
 use rustix::{
     io::Errno,
     process::{Pid, Signal, kill_process, kill_process_group},
@@ -20,9 +23,21 @@ use tokio::time::{sleep, timeout};
 
 use super::{Terminal, TerminalState};
 use crate::{
+    admission::{AdmitError, Attempt, Intent},
     child::{ExitStatus, signals},
-    terminal::types::{SignalTarget, TerminalError, TerminalExit},
+    terminal::{
+        input::{CheckedInput, InputPosition},
+        types::{ClientId, InputKind, SignalTarget, TerminalError, TerminalExit, TerminalInput, WindowSize},
+    },
 };
+
+/// Largest accepted input message, in bytes.
+const MAX_INPUT_BYTES: usize = 1024 * 1024;
+/// Bytes after which the task stops writing to the PTY until its next round. A large paste thus
+/// delays nothing else.
+const WRITE_BYTES: usize = 64 * 1024;
+/// Limit on resizes that wait for the screen model. Beyond it the oldest is dropped.
+const MAX_PENDING_RESIZES: usize = 64;
 
 /// Default time between TERM and KILL.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
@@ -37,6 +52,123 @@ const KILLED_GRACE: Duration = Duration::from_secs(5);
 const POLL_DELAY: Duration = Duration::from_millis(150);
 
 impl Terminal {
+    /// Accepts input and writes what the PTY takes now. Returns the offset that the client's
+    /// acknowledgement must reach. If the admission gate holds the input, nothing was accepted.
+    pub(crate) fn write(
+        &self,
+        client: &ClientId,
+        input: TerminalInput<'_>,
+    ) -> Result<u64, Attempt<TerminalError>> {
+        if input.data.is_empty() || input.data.len() > MAX_INPUT_BYTES {
+            return Err(
+                TerminalError::BadField { field: "input.data", allowed: "1 byte to 1 MiB long" }.into()
+            );
+        }
+        let mut state = self.state();
+        let state = &mut *state;
+        state.inputs.check_epoch(input.epoch)?;
+        if let Some(exit) = state.lifecycle.exited() {
+            return Err(TerminalError::TerminalEnded(exit).into());
+        }
+        let now = Instant::now();
+        let end = input.offset.saturating_add(input.data.len() as u64);
+        let checked = state.inputs.check(client, input.offset, input.data.len(), now);
+        if matches!(checked, Err(TerminalError::InputGap { .. })) && self.gate.is_holding() {
+            // The missing bytes may be held at the admission gate, and must be written first.
+            self.try_admit(input.data.len())?;
+        }
+        let CheckedInput::New(skip) = checked? else { return Ok(end) };
+        let new = &input.data[skip..];
+        match input.kind {
+            InputKind::User => {
+                self.try_admit(new.len())?;
+                state.inputs.accept(client, new, now);
+                let size = state.writers.record_input(client);
+                self.apply_size(state, size)?;
+            }
+            InputKind::Reply { at } if state.writers.accepts_reply(client, at) => {
+                state.inputs.accept(client, new, now)
+            }
+            InputKind::Reply { .. } => state.inputs.discard_in_order(client, new.len(), now),
+        }
+        state.flush_input();
+        self.progress.notify_waiters();
+        if !state.inputs.front().is_empty() {
+            self.wake.notify_one();
+        }
+        state.changed_since_poll = true;
+        // A terminal without viewers is not polled for its directory and foreground job.
+        if !state.viewers.is_empty() && state.poll_at.is_none() {
+            self.wake.notify_one();
+        }
+        Ok(end)
+    }
+
+    /// Waits until the client's input before `end` is written. Returns the next expected offset.
+    /// Cancel-safe.
+    pub(crate) async fn wait_written(&self, client: &ClientId, end: u64) -> Result<u64, TerminalError> {
+        self.wait_until(|state| {
+            let position = state.inputs.position(client);
+            if position.written >= end {
+                return Some(Ok(position.expected));
+            }
+            state.lifecycle.exited().map(|exit| Err(TerminalError::TerminalEnded(exit)))
+        })
+        .await
+    }
+
+    /// Returns the client's position in its input stream.
+    pub(crate) fn input_position(&self, client: &ClientId) -> InputPosition {
+        self.state().inputs.position(client)
+    }
+
+    /// Asks the admission gate to admit this many bytes of keystrokes.
+    pub(crate) fn try_admit(&self, bytes: usize) -> Result<(), AdmitError> {
+        self.gate.try_admit(Intent::Keystroke, bytes)
+    }
+
+    /// Sets the client's window size. `take_ownership` makes the client the owner of the terminal's
+    /// size. Returns the terminal's size and whether the client owns it.
+    pub(crate) fn resize(
+        &self,
+        client: &ClientId,
+        size: WindowSize,
+        take_ownership: bool,
+    ) -> Result<(WindowSize, bool), TerminalError> {
+        let mut state = self.state();
+        if let Some(exit) = state.lifecycle.exited() {
+            return Err(TerminalError::TerminalEnded(exit));
+        }
+        let size = state.writers.resize(client, size, take_ownership);
+        self.apply_size(&mut state, size)?;
+        Ok((state.size.value, state.writers.is_owner(client)))
+    }
+
+    /// Applies the size that the writers have determined, if they changed it.
+    pub(super) fn apply_size(
+        &self,
+        state: &mut TerminalState,
+        size: Option<WindowSize>,
+    ) -> Result<(), TerminalError> {
+        let (Some(size), Some(pty)) = (size, state.lifecycle.pty()) else { return Ok(()) };
+        if size == state.size.value {
+            return Ok(());
+        }
+        pty.resize(size).map_err(|source| TerminalError::Io { operation: "resize the PTY", source })?;
+        let at = state.log.next();
+        state.size.set(size, at);
+        // The task hands the resize to the screen model.
+        state.resizes.push_back((at, size));
+        if state.resizes.len() > MAX_PENDING_RESIZES {
+            state.resizes.pop_front();
+        }
+        state.wake_viewers();
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    // === processes ===
+
     /// Returns the command in the foreground. `None` while a shell waits at its prompt, and after
     /// the end. If the terminal was created for a program that is not a shell, that program is the
     /// foreground command.
@@ -183,17 +315,48 @@ impl Terminal {
     }
 }
 
+impl TerminalState {
+    /// Writes queued input until the PTY is full or about 64 KiB were written. Returns true if
+    /// anything was written.
+    pub(super) fn flush_input(&mut self) -> bool {
+        let Some(pty) = self.lifecycle.pty() else { return false };
+        let mut wrote = 0;
+        self.write_failed = false;
+        while wrote < WRITE_BYTES {
+            let front = self.inputs.front();
+            if front.is_empty() {
+                break;
+            }
+            match pty.write(front) {
+                Ok(n) if n > 0 => {
+                    self.inputs.mark_written(n);
+                    wrote += n;
+                }
+                // The PTY is full; writing continues when the program reads.
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                // No process has the slave open; the next event retries.
+                Ok(_) | Err(_) => {
+                    self.write_failed = true;
+                    break;
+                }
+            }
+        }
+        if wrote > 0 {
+            self.wake_viewers();
+        }
+        wrote > 0
+    }
+}
+
 /// Returns the command name of the leader of a process group. If the leader is gone, as the first
 /// program of a pipeline may be, returns the name of another member. Returns `None` if the group is
 /// empty.
 fn command_name(group: Pid) -> Option<String> {
-    let name = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).ok();
-    let number = group.as_raw_nonzero().get();
-    let name = name(number).or_else(|| {
-        let member = processes().into_iter().find(|process| process.group == number && process.is_alive)?;
-        name(member.pid)
-    })?;
-    Some(name.trim_end().to_owned())
+    let number = number(group);
+    let leader = ProcStat::read(number).ok();
+    let member = || processes().find(|process| process.group == number && !process.has_ended);
+    leader.or_else(member).map(|process| process.name)
 }
 
 fn working_directory(pid: Pid) -> Option<PathBuf> {
@@ -206,41 +369,21 @@ fn working_directory(pid: Pid) -> Option<PathBuf> {
 /// while the session has members. If a process has that number nevertheless, it belongs to another
 /// session, and the result is empty.
 pub(crate) fn session_members(leader: Pid, leader_gone: bool) -> Vec<Pid> {
-    let sid = leader.as_raw_nonzero().get();
-    let members: Vec<ProcessMembership> =
-        processes().into_iter().filter(|process| process.session == sid && process.is_alive).collect();
-    if leader_gone && members.iter().any(|process| process.pid == sid) {
+    let session = number(leader);
+    let members: Vec<_> =
+        processes().filter(|process| process.session == session && !process.has_ended).collect();
+    if leader_gone && members.iter().any(|process| process.pid == session) {
         return Vec::new();
     }
-    members.iter().filter_map(|process| Pid::from_raw(process.pid)).collect()
+    members.iter().filter_map(|process| Pid::from_raw(process.pid.cast_signed())).collect()
 }
 
-/// Group, session and liveness of a process, from `/proc/<pid>/stat`.
-#[derive(Debug, PartialEq, Eq)]
-struct ProcessMembership {
-    pid: i32,
-    group: i32,
-    session: i32,
-    is_alive: bool,
+fn processes() -> impl Iterator<Item = ProcStat> {
+    ProcStat::all().into_iter().flatten().flatten()
 }
 
-fn processes() -> Vec<ProcessMembership> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let read = |entry: fs::DirEntry| {
-        let pid = entry.file_name().to_str()?.parse().ok()?;
-        parse(pid, &fs::read_to_string(entry.path().join("stat")).ok()?)
-    };
-    entries.flatten().filter_map(read).collect()
-}
-
-/// Parses a `stat` line. The command name in it may contain any characters, including parentheses.
-fn parse(pid: i32, stat: &str) -> Option<ProcessMembership> {
-    const THREADS: usize = 17;
-    let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().collect();
-    let number = |index: usize| fields.get(index)?.parse().ok();
-    // A process whose first thread has ended looks dead although its other threads run.
-    let dead = matches!(*fields.first()?, "Z" | "X") && number(THREADS).is_none_or(|threads| threads <= 1);
-    Some(ProcessMembership { pid, group: number(2)?, session: number(3)?, is_alive: !dead })
+fn number(pid: Pid) -> u32 {
+    pid.as_raw_nonzero().get().unsigned_abs()
 }
 
 #[cfg(test)]
@@ -251,23 +394,6 @@ mod tests {
     };
 
     use super::*;
-
-    #[test]
-    fn stat_with_parentheses_in_command_is_parsed() {
-        let read = parse(9, "9 (a) b (c) S 1 7 5 34816 7 0");
-        assert_eq!(read, Some(ProcessMembership { pid: 9, group: 7, session: 5, is_alive: true }));
-        assert_eq!(parse(9, "rubbish"), None);
-    }
-
-    #[test]
-    fn process_is_alive_while_any_thread_runs() {
-        let stat = |state: char, threads: u32| {
-            format!("9 (x) {state} 1 9 9 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 {threads} 0 1 0 0")
-        };
-        let is_alive = |stat: String| parse(9, &stat).expect("readable").is_alive;
-        assert!(is_alive(stat('S', 1)) && is_alive(stat('Z', 2)));
-        assert!(!is_alive(stat('Z', 1)) && !is_alive(stat('X', 0)));
-    }
 
     /// Starts a session of its own. The leader of the test's session may be in another PID
     /// namespace, where it has no number.
