@@ -17,7 +17,7 @@ use std::{
 use rustix::{
     io::Errno,
     process::{
-        Pid, Resource, Rlimit, Signal, WaitOptions, WaitStatus, kill_process, kill_process_group, prlimit,
+        Pid, Resource, Rlimit, Signal, WaitOptions, WaitStatus, kill_process_group, prlimit,
         test_kill_process, test_kill_process_group, wait, waitpid,
     },
 };
@@ -38,7 +38,7 @@ pub enum ExitStatus {
 
 #[derive(Debug)]
 pub struct Child {
-    /// Process id. Signal it only through [`Children::signal`], because the kernel may reuse it.
+    /// Process id, which the kernel may reuse once the child was reaped.
     pub pid: Pid,
     /// The process group that the child leads, if it was started as a group leader.
     pub group: ProcessGroup,
@@ -50,15 +50,6 @@ pub struct Child {
     pub stdout: Option<ChildStdout>,
     /// Present if the command requested a pipe.
     pub stderr: Option<ChildStderr>,
-}
-
-/// Processes that a signal is sent to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SignalScope {
-    /// Only the child itself.
-    Process,
-    /// The process group that the child leads.
-    Group,
 }
 
 /// Treatment of child processes that were not started through [`Children`].
@@ -128,18 +119,6 @@ impl Children {
             stdout: child.stdout.take(),
             stderr: child.stderr.take(),
         })
-    }
-
-    /// Signals a child that has not been reaped. Returns `false` if it is gone, so a reused process
-    /// id is never signalled.
-    pub fn signal(&self, pid: Pid, target: SignalScope, signal: Signal) -> bool {
-        let table = lock(&self.table);
-        table.tracked.contains_key(&pid)
-            && match target {
-                SignalScope::Process => kill_process(pid, signal),
-                SignalScope::Group => kill_process_group(pid, signal),
-            }
-            .is_ok()
     }
 
     /// Reaps ended children forever. Exactly one task runs this.

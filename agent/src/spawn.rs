@@ -127,15 +127,13 @@ impl Launcher {
     pub fn command(&self, program: &Program) -> Result<Command, SpawnError> {
         check_bounds(program)?;
         let env = self.environment(&program.env)?;
-        let (name, args) =
-            program.argv.split_first().filter(|(name, _)| !name.is_empty()).ok_or_else(|| {
-                SpawnError::BadField { field: "argv", problem: "must contain at least the program".into() }
-            })?;
+        let (name, args) = program
+            .argv
+            .split_first()
+            .filter(|(name, _)| !name.is_empty())
+            .ok_or_else(|| bad("argv", "must contain at least the program"))?;
         if program.argv.iter().any(|a| a.contains('\0')) {
-            return Err(SpawnError::BadField {
-                field: "argv",
-                problem: "must not contain a NUL byte".into(),
-            });
+            return Err(bad("argv", "must not contain a NUL byte"));
         }
         let cwd = self.resolve_cwd(&program.cwd)?;
         let path = find(name, &cwd, env.get("PATH").map_or(DEFAULT_PATH, String::as_str))?;
@@ -172,7 +170,7 @@ impl Launcher {
             added.iter().find(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0'))
         {
             let problem = format!("{key:?} is not a valid variable name, or its value contains a NUL byte");
-            return Err(SpawnError::BadField { field: "env", problem });
+            return Err(bad("env", problem));
         }
         let mut env = BTreeMap::clone(&self.inherited);
         env.extend(claim.env.clone());
@@ -198,26 +196,26 @@ impl Launcher {
 
     fn resolve_cwd(&self, cwd: &str) -> Result<PathBuf, SpawnError> {
         if cwd.contains('\0') {
-            return Err(SpawnError::BadField { field: "cwd", problem: "must not contain a NUL byte".into() });
+            return Err(bad("cwd", "must not contain a NUL byte"));
         }
         let path = self.root.join(cwd);
-        let bad = |source| SpawnError::BadCwd { cwd: path.display().to_string(), source };
-        if !path.metadata().map_err(bad)?.is_dir() {
-            return Err(bad(io::ErrorKind::NotADirectory.into()));
+        let failed = |source| SpawnError::BadCwd { cwd: path.display().to_string(), source };
+        if !path.metadata().map_err(failed)?.is_dir() {
+            return Err(failed(io::ErrorKind::NotADirectory.into()));
         }
-        access(&path, Access::EXEC_OK).map_err(|e| bad(e.into()))?;
+        access(&path, Access::EXEC_OK).map_err(|e| failed(e.into()))?;
         Ok(path)
     }
 }
 
 /// Checks that a program's arguments, environment and directory are within bounds.
 fn check_bounds(program: &Program) -> Result<(), SpawnError> {
-    let bad = |field, problem| Err(SpawnError::BadField { field, problem });
     let argv = || program.argv.iter().map(String::len);
     let env = || program.env.iter().map(|(name, value)| name.len() + 1 + value.len());
     for (field, what, longest) in [("argv", "argument", argv().max()), ("env", "variable", env().max())] {
         if let Some(bytes) = longest.filter(|bytes| *bytes > MAX_WORD_BYTES) {
-            return bad(field, format!("one {what} has {bytes} bytes; at most {MAX_WORD_BYTES} are allowed"));
+            let problem = format!("one {what} has {bytes} bytes; at most {MAX_WORD_BYTES} are allowed");
+            return Err(bad(field, problem));
         }
     }
     let cost = |lengths: &mut dyn Iterator<Item = usize>| -> usize {
@@ -230,10 +228,11 @@ fn check_bounds(program: &Program) -> Result<(), SpawnError> {
              argument and variable); at most {MAX_PROGRAM_BYTES} are allowed, so put the rest into a file",
             argv + env
         );
-        return bad(if argv >= env { "argv" } else { "env" }, problem);
+        return Err(bad(if argv >= env { "argv" } else { "env" }, problem));
     }
     if program.cwd.len() > MAX_CWD_BYTES {
-        return bad("cwd", format!("has {} bytes; at most {MAX_CWD_BYTES} are allowed", program.cwd.len()));
+        let bytes = program.cwd.len();
+        return Err(bad("cwd", format!("has {bytes} bytes; at most {MAX_CWD_BYTES} are allowed")));
     }
     Ok(())
 }
@@ -400,15 +399,18 @@ pub fn spawn_failed(program: &str, source: io::Error) -> SpawnError {
         Some(Errno::NOENT) => {
             SpawnError::NotExecutable { program, problem: "its loader or a file that it needs is missing" }
         }
-        Some(Errno::TOOBIG) => SpawnError::BadField {
-            field: "argv",
-            problem: "arguments and environment exceed the kernel's limit; put some into a file".into(),
-        },
+        Some(Errno::TOOBIG) => {
+            bad("argv", "arguments and environment exceed the kernel's limit; put some into a file")
+        }
         Some(Errno::NOMEM | Errno::AGAIN | Errno::MFILE | Errno::NFILE) => {
             SpawnError::Exhausted { program, source }
         }
         _ => SpawnError::Exec { program, source },
     }
+}
+
+fn bad(field: &'static str, problem: impl Into<String>) -> SpawnError {
+    SpawnError::BadField { field, problem: problem.into() }
 }
 
 fn in_path(searched: &Option<String>) -> String {
