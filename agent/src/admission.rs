@@ -76,7 +76,7 @@ pub enum CommitError {
 }
 
 /// Admits, holds or rejects intents, and records when each kind was last admitted.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct AdmissionGate {
     state: Mutex<GateState>,
     changed: watch::Sender<u64>,
@@ -109,7 +109,7 @@ impl Intent {
 
 impl AdmissionGate {
     pub fn new() -> Self {
-        Self { state: Mutex::default(), changed: watch::Sender::new(0) }
+        Self::default()
     }
 
     /// Admits only [`Intent::Restore`] from now on.
@@ -251,10 +251,7 @@ impl AdmissionGate {
 
     /// Removes a held request that was dropped.
     fn abandon(&self, id: u64) {
-        let mut state = self.state();
-        if let Some(held) = state.held.remove(&id) {
-            state.held_bytes -= held.bytes;
-        }
+        self.state().held.remove(&id);
     }
 
     fn notify(&self, edge: bool) {
@@ -268,12 +265,6 @@ impl AdmissionGate {
     }
 }
 
-impl Default for AdmissionGate {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 #[derive(Debug, Default)]
 struct GateState {
     phase: GatePhase,
@@ -283,7 +274,6 @@ struct GateState {
     /// Held requests by ticket, which is the order of arrival.
     held: BTreeMap<u64, HeldIntent>,
     last_ticket: u64,
-    held_bytes: usize,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -318,12 +308,12 @@ impl GateState {
         intent: Intent,
         bytes: usize,
     ) -> Option<(u64, oneshot::Receiver<Result<(), Rejection>>)> {
-        if self.held.len() >= MAX_HELD_REQUESTS || self.held_bytes >= MAX_HELD_BYTES {
+        let held_bytes: usize = self.held.values().map(|held| held.bytes).sum();
+        if self.held.len() >= MAX_HELD_REQUESTS || held_bytes >= MAX_HELD_BYTES {
             return None;
         }
         let (decision, answer) = oneshot::channel();
         self.last_ticket += 1;
-        self.held_bytes += bytes;
         self.held.insert(self.last_ticket, HeldIntent { intent, bytes, decision });
         Some((self.last_ticket, answer))
     }
@@ -342,7 +332,6 @@ impl GateState {
     }
 
     fn decide_all(&mut self, answer: Result<(), Rejection>) {
-        self.held_bytes = 0;
         for held in std::mem::take(&mut self.held).into_values() {
             // A request that was dropped meanwhile needs no answer.
             let _left = held.decision.send(answer);

@@ -40,8 +40,6 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Description of the agent that its hello message carries.
 #[derive(Debug, Clone)]
 pub struct AgentDescription {
-    /// Features that the agent supports beyond the base protocol.
-    pub capabilities: &'static [&'static str],
     /// Identifies this run of the agent.
     pub boot_id: String,
     /// SHA-256 fingerprint of the agent's own certificate.

@@ -115,7 +115,7 @@ fn run_agent(config: AgentConfig) -> Result<ShutdownRequest, Box<dyn std::error:
     // A single thread, which serves terminals faster than two threads by measurement.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let life = async {
-        let shutdown = ShutdownHandle::new();
+        let shutdown = ShutdownHandle::default();
         let signals = init::handle_termination_signals(shutdown.clone());
         let running = run(config, limits, shutdown);
         tokio::select! {

@@ -13,6 +13,7 @@ mod upload;
 mod write;
 
 use std::{
+    convert::Infallible,
     ffi::OsStr,
     io,
     os::fd::{AsFd, OwnedFd},
@@ -23,14 +24,17 @@ use std::{
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use rustix::{
-    fs::{Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, openat},
+    fs::{
+        AtFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, linkat, mkdirat, openat,
+        renameat, renameat_with, statat, unlinkat,
+    },
     io::Errno,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_blocking,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use self::{change::Removal, list::Listing, upload::Uploads, write::FileWriter};
 pub(crate) use self::{change::mkdir, list::smallest_names, temp::is_temp_file, write::WriteBehind};
@@ -96,15 +100,10 @@ impl Files {
         }
     }
 
-    /// Removes uploads that were idle for too long, until `stop` is cancelled. Exactly one task
-    /// runs this.
-    pub async fn expire_uploads(&self, stop: CancellationToken) {
+    /// Removes uploads that were idle for too long, for ever. Exactly one task runs this.
+    pub async fn expire_uploads(&self) -> Infallible {
         loop {
-            let next = self.shared.uploads.remove_expired();
-            tokio::select! {
-                () = tokio::time::sleep_until(next.into()) => {}
-                () = stop.cancelled() => return,
-            }
+            tokio::time::sleep_until(self.shared.uploads.remove_expired().into()).await;
         }
     }
 
@@ -141,14 +140,12 @@ impl Files {
     /// Starts to write a file from a stream.
     pub async fn write(&self, path: RelPath, options: WriteOptions) -> Result<StreamedWrite, FileError> {
         let permit = acquire_permit(&self.shared.writers, MAX_WRITERS)?;
-        self.shared.gate.admit(Intent::ClientWrite).await?;
         let writer = self.run_change(move |shared| FileWriter::open(&shared.root, path, options)).await?;
         Ok(StreamedWrite::new(writer, self.shared.gate.clone(), self.shared.changes.clone(), permit))
     }
 
     /// Starts an upload in chunks and returns its id.
     pub async fn begin_upload(&self, path: RelPath, options: WriteOptions) -> Result<String, FileError> {
-        self.shared.gate.admit(Intent::ClientWrite).await?;
         self.run_change(move |shared| shared.uploads.begin(&shared.root, path, options)).await
     }
 
@@ -168,25 +165,21 @@ impl Files {
     /// Creates a directory. With `parents` it creates missing ones above it, and an existing
     /// directory is not an error.
     pub async fn mkdir(&self, path: RelPath, mode: Option<u32>, parents: bool) -> Result<(), FileError> {
-        self.shared.gate.admit(Intent::ClientWrite).await?;
         self.run_change(move |shared| change::mkdir(&shared.root, &path, mode, parents)).await
     }
 
     /// Sets the permission bits of a directory.
     pub async fn set_directory_mode(&self, path: RelPath, mode: u32) -> Result<(), FileError> {
-        self.shared.gate.admit(Intent::ClientWrite).await?;
         self.run_change(move |shared| change::set_directory_mode(&shared.root, &path, mode)).await
     }
 
     /// Moves an entry. Replaces an existing target only with `replace`.
     pub async fn rename(&self, from: RelPath, to: RelPath, replace: bool) -> Result<(), FileError> {
-        self.shared.gate.admit(Intent::ClientWrite).await?;
         self.run_change(move |shared| change::rename(&shared.root, &from, &to, replace)).await
     }
 
     /// Removes an entry and returns the number of entries removed.
     pub async fn remove(&self, path: RelPath, recursive: bool) -> Result<u64, FileError> {
-        self.shared.gate.admit(Intent::ClientWrite).await?;
         let mut removal =
             self.run_change(move |shared| Removal::begin(&shared.root, path, recursive)).await?;
         loop {
@@ -195,7 +188,6 @@ impl Files {
             if let Some(removed) = done {
                 return Ok(removed);
             }
-            self.shared.gate.admit(Intent::ClientWrite).await?;
         }
     }
 
@@ -208,12 +200,13 @@ impl Files {
         spawn_blocking(move || shared.root.sync()).await.map_err(io::Error::other)?
     }
 
-    /// Runs work that changes something. [`Files::drain_and_sync`] waits for it even if its caller
-    /// is gone.
+    /// Runs work that changes something, once the admission gate has admitted it.
+    /// [`Files::drain_and_sync`] waits for the work even if its caller is gone.
     async fn run_change<T: Send + 'static>(
         &self,
         work: impl FnOnce(&FilesShared) -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, FileError> {
+        self.shared.gate.admit(Intent::ClientWrite).await?;
         let token = self.shared.changes.token();
         self.run_blocking(move |shared| {
             let _under_way = token;
@@ -379,6 +372,34 @@ pub(crate) fn open_directory_at(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd,
 pub(crate) fn open_file_at(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     openat(dir, name, flags, Mode::empty())
+}
+
+/// Moves an entry without replacing another one.
+fn rename_without_replacing(
+    from_dir: impl AsFd,
+    from: &OsStr,
+    to_dir: impl AsFd,
+    to: &OsStr,
+) -> Result<(), Errno> {
+    let (from_dir, to_dir) = (from_dir.as_fd(), to_dir.as_fd());
+    match renameat_with(from_dir, from, to_dir, to, RenameFlags::NOREPLACE) {
+        // The file system lacks the flag.
+        Err(Errno::INVAL | Errno::NOSYS) => {}
+        renamed => return renamed,
+    }
+    let stat = statat(from_dir, from, AtFlags::SYMLINK_NOFOLLOW)?;
+    if FileKind::of_mode(stat.st_mode) != FileKind::Directory {
+        // A hard link never replaces an entry.
+        linkat(from_dir, from, to_dir, to, AtFlags::empty())?;
+        return unlinkat(from_dir, from, AtFlags::empty());
+    }
+    // A directory replaces only an empty directory: the one that is created here.
+    mkdirat(to_dir, to, Mode::RWXU)?;
+    renameat(from_dir, from, to_dir, to).inspect_err(|_| {
+        if let Err(errno) = unlinkat(to_dir, to, AtFlags::REMOVEDIR) {
+            tracing::warn!(%errno, "failed to remove empty directory created for a move");
+        }
+    })
 }
 
 pub(crate) fn duplicate(dir: &OwnedFd) -> Result<OwnedFd, Errno> {

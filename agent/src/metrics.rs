@@ -30,49 +30,32 @@ struct MetricsInner {
     gauges: Gauges,
 }
 
-/// Gauges, and counters of other modules, that [`AgentMetrics::set_gauges`] sets at each scrape.
+/// Gauges, and counters of other modules, that are set at each scrape.
 #[derive(Debug, Default)]
-struct Gauges {
-    terminals: Gauge,
-    processes: Gauge,
-    activity_level: Gauge,
-    counted_idle: Gauge,
-    cpu: Gauge<f64, AtomicU64>,
-    memory: Gauge,
-    terminal_output: Counter,
-    viewers: Gauge,
-    client_processes: Gauge,
-    terminal_panics: Counter,
-    leases: Gauge,
-    claimed: Gauge,
-}
-
-/// Values of the gauges at one scrape.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct MetricsReading {
+pub struct Gauges {
     /// Terminals whose program runs.
-    pub terminals: u32,
+    pub terminals: Gauge,
     /// Number of processes in the workspace.
-    pub processes: u32,
+    pub processes: Gauge,
     /// 0 idle, 1 busy, 2 active.
-    pub activity_level: u8,
-    pub counted_idle_seconds: u64,
+    pub activity_level: Gauge,
+    pub counted_idle: Gauge,
     /// CPU use over the policy's window; 1.0 is one full core.
-    pub cpu_cores: f64,
+    pub cpu: Gauge<f64, AtomicU64>,
     /// Sum of the resident memory of all processes.
-    pub memory_bytes: u64,
+    pub memory: Gauge,
     /// Bytes printed to terminals since the agent started.
-    pub terminal_bytes: u64,
+    pub terminal_output: Counter,
     /// Number of viewers of all terminals.
-    pub viewers: u32,
+    pub viewers: Gauge,
     /// Running processes that clients started.
-    pub client_processes: u32,
+    pub client_processes: Gauge,
     /// Panics in a terminal's task or screen since the agent started.
-    pub terminal_panics: u64,
+    pub terminal_panics: Counter,
     /// Number of keep-awake leases.
-    pub leases: u32,
-    /// Whether the agent has a claim.
-    pub claimed: bool,
+    pub leases: Gauge,
+    /// 1 if the agent has a claim, else 0.
+    pub claimed: Gauge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -164,20 +147,8 @@ impl AgentMetrics {
         self.0.connections_rejected.inc();
     }
 
-    pub fn set_gauges(&self, reading: MetricsReading) {
-        let gauges = &self.0.gauges;
-        gauges.terminals.set(reading.terminals.into());
-        gauges.processes.set(reading.processes.into());
-        gauges.activity_level.set(reading.activity_level.into());
-        gauges.counted_idle.set(whole(reading.counted_idle_seconds));
-        gauges.cpu.set(reading.cpu_cores);
-        gauges.memory.set(whole(reading.memory_bytes));
-        gauges.terminal_output.inner().store(reading.terminal_bytes, Ordering::Relaxed);
-        gauges.viewers.set(reading.viewers.into());
-        gauges.client_processes.set(reading.client_processes.into());
-        gauges.terminal_panics.inner().store(reading.terminal_panics, Ordering::Relaxed);
-        gauges.leases.set(reading.leases.into());
-        gauges.claimed.set(reading.claimed.into());
+    pub fn gauges(&self) -> &Gauges {
+        &self.0.gauges
     }
 
     /// Formats all metrics as OpenMetrics text.
@@ -209,8 +180,14 @@ fn metric_in<M: Metric + Clone + Default>(registry: &mut Registry, unit: Unit, n
     metric
 }
 
-fn whole(n: u64) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
+/// Sets a counter that another module counts.
+pub(crate) fn set_counter(counter: &Counter, total: u64) {
+    counter.inner().store(total, Ordering::Relaxed);
+}
+
+/// Converts to the type of a gauge. Larger numbers are clamped.
+pub(crate) fn whole(n: impl TryInto<i64>) -> i64 {
+    n.try_into().unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -220,11 +197,8 @@ mod tests {
     #[test]
     fn totals_of_other_modules_are_counters() {
         let metrics = AgentMetrics::new();
-        metrics.set_gauges(MetricsReading {
-            terminal_bytes: 7,
-            terminal_panics: 2,
-            ..MetricsReading::default()
-        });
+        set_counter(&metrics.gauges().terminal_output, 7);
+        set_counter(&metrics.gauges().terminal_panics, 2);
         let text = metrics.encode();
         for line in [
             "# TYPE podling_agent_terminal_output_bytes counter",

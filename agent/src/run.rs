@@ -46,7 +46,7 @@ use crate::{
         self,
         command::{RunningCommand, WorkspaceCommand},
     },
-    metrics::{AgentMetrics, MetricsReading},
+    metrics::{AgentMetrics, set_counter, whole},
     process::ProcessRegistry,
     server::{
         AgentIdentity, AgentIdentityError, Server,
@@ -68,8 +68,6 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 const FINAL_REPORTS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Service name under which the health service reports the agent as a whole.
 const OVERALL_HEALTH: &str = "";
-/// Features of this agent, which the hello message lists.
-const CAPABILITIES: &[&str] = &["terminals", "processes", "files", "archives", "activity", "sleep"];
 
 /// Why the agent did not start.
 #[derive(Debug, thiserror::Error)]
@@ -199,15 +197,13 @@ fn start(
 ) -> TaskSupervisor {
     let mut tasks = TaskSupervisor::new(metrics);
     let run = workspace.clone();
-    tasks.supervise_on("reaper", run.children, |children| async move { children.reap().await });
-    tasks.supervise_on("activity", run.activity.clone(), |activity| async move { activity.run().await });
-    let uploads = (run.files, tasks.token().clone());
-    tasks.supervise_on("uploads", uploads, |(files, until)| async move {
-        files.expire_uploads(until).await;
-        Ok::<_, Infallible>(())
+    tasks.supervise("reaper", run.children, |children| async move { children.reap().await });
+    tasks.supervise("activity", run.activity.clone(), |activity| async move { activity.run().await });
+    tasks.supervise("uploads", run.files, |files| async move {
+        Ok::<_, Infallible>(files.expire_uploads().await)
     });
     if let Some(service) = run.name_service {
-        tasks.supervise_on("name service", service, |service| async move { service.run().await });
+        tasks.supervise("name service", service, |service| async move { service.run().await });
     }
     let running = RunningCommand::default();
     let command = WorkspaceCommand {
@@ -218,20 +214,18 @@ fn start(
         activity: run.activity,
         processes_ending: stages.processes_ending.clone(),
     };
-    tasks.supervise_on("command", command, |command| async move {
+    tasks.supervise("command", command, |command| async move {
         command.keep_running().await;
         Ok::<_, Infallible>(())
     });
-    tasks.supervise_on("signals", running, |running| async move {
-        running.forward().await.map(|never| match never {})
-    });
-    tasks.supervise_on("journal", run.terminals, |terminals| async move { terminals.persist().await });
+    tasks.supervise("signals", running, |running| async move { running.forward().await });
+    tasks.supervise("journal", run.terminals, |terminals| async move { terminals.persist().await });
     let sleeper = (workspace.clone(), stages.processes_ending.clone());
-    tasks.supervise_on("sleep", sleeper, |(workspace, processes_ending)| async move {
+    tasks.supervise("sleep", sleeper, |(workspace, processes_ending)| async move {
         workspace.fall_asleep(&processes_ending).await
     });
     let connection = (connection, stages.reported.clone());
-    tasks.supervise_on("control connection", connection, |(connection, reported)| async move {
+    tasks.supervise("control connection", connection, |(connection, reported)| async move {
         let over = connection.run().await;
         reported.cancel();
         over
@@ -247,7 +241,6 @@ async fn set_health(health: &HealthReporter, services: &[&'static str], status: 
 
 fn describe_agent(identity: &AgentIdentity) -> Result<AgentDescription, StartError> {
     Ok(AgentDescription {
-        capabilities: CAPABILITIES,
         boot_id: token::random(12),
         fingerprint: identity.fingerprint(),
         start_ticks: ProcStat::own().map_err(StartError::Proc)?.start_ticks,
@@ -388,24 +381,23 @@ impl WorkspaceRuntime {
     fn metrics(&self, metrics: &AgentMetrics) -> String {
         let now = self.activity.snapshot();
         let (task_panics, screen_panics) = self.terminals.panics();
-        metrics.set_gauges(MetricsReading {
-            terminals: now.terminals,
-            processes: now.usage.processes,
-            activity_level: match now.assessment.level {
-                ActivityLevel::Idle | ActivityLevel::Unspecified => 0,
-                ActivityLevel::Busy => 1,
-                ActivityLevel::Active => 2,
-            },
-            counted_idle_seconds: now.counted_idle.as_secs(),
-            cpu_cores: now.usage.cpu_cores,
-            memory_bytes: now.usage.memory_bytes,
-            terminal_bytes: now.terminal_bytes,
-            viewers: self.terminals.list().iter().map(|terminal| terminal.viewers as u32).sum(),
-            client_processes: self.processes.running() as u32,
-            terminal_panics: task_panics + screen_panics,
-            leases: now.leases.len() as u32,
-            claimed: self.claims.borrow().is_some(),
+        let gauges = metrics.gauges();
+        gauges.terminals.set(now.terminals.into());
+        gauges.processes.set(now.usage.processes.into());
+        gauges.activity_level.set(match now.assessment.level {
+            ActivityLevel::Idle | ActivityLevel::Unspecified => 0,
+            ActivityLevel::Busy => 1,
+            ActivityLevel::Active => 2,
         });
+        gauges.counted_idle.set(whole(now.counted_idle.as_secs()));
+        gauges.cpu.set(now.usage.cpu_cores);
+        gauges.memory.set(whole(now.usage.memory_bytes));
+        set_counter(&gauges.terminal_output, now.terminal_bytes);
+        gauges.viewers.set(self.terminals.list().iter().map(|terminal| whole(terminal.viewers)).sum());
+        gauges.client_processes.set(whole(self.processes.running()));
+        set_counter(&gauges.terminal_panics, task_panics + screen_panics);
+        gauges.leases.set(whole(now.leases.len()));
+        gauges.claimed.set(self.claims.borrow().is_some().into());
         metrics.encode()
     }
 }

@@ -36,7 +36,7 @@ pub struct ShutdownRequest {
 }
 
 /// Requests shutdown, and waits for the request. Clones share one state.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ShutdownHandle {
     request: Arc<watch::Sender<Option<ShutdownRequest>>>,
     force: CancellationToken,
@@ -79,10 +79,6 @@ impl std::fmt::Display for ShutdownReason {
 // === impl ShutdownHandle ===
 
 impl ShutdownHandle {
-    pub fn new() -> Self {
-        Self { request: Arc::new(watch::Sender::new(None)), force: CancellationToken::new() }
-    }
-
     /// Requests shutdown. Only the first request has an effect.
     pub fn request(&self, mut request: ShutdownRequest) {
         request.grace = request.grace.min(MAX_GRACE);
@@ -111,11 +107,5 @@ impl ShutdownHandle {
     /// Waits for [`Self::force`]. Cancel-safe.
     pub async fn forced(&self) {
         self.force.cancelled().await;
-    }
-}
-
-impl Default for ShutdownHandle {
-    fn default() -> Self {
-        Self::new()
     }
 }

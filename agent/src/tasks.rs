@@ -46,16 +46,12 @@ impl TaskSupervisor {
         Self { set: JoinSet::new(), token: CancellationToken::new(), metrics }
     }
 
-    /// Returns the token that is cancelled when the tasks are to end.
-    pub fn token(&self) -> &CancellationToken {
-        &self.token
-    }
-
-    /// Runs a task until the token is cancelled or the task returns `Ok`. Restarts the task after
-    /// an error or a panic.
-    pub fn supervise<F, E>(&mut self, name: &'static str, mut task: impl FnMut() -> F + Send + 'static)
+    /// Runs a task on `subject`, of which each run gets a clone, until the token is cancelled or the
+    /// task returns `Ok`. Restarts the task after an error or a panic.
+    pub fn supervise<S, F, T, E>(&mut self, name: &'static str, subject: S, task: fn(S) -> F)
     where
-        F: Future<Output = Result<(), E>> + Send + 'static,
+        S: Clone + Send + 'static,
+        F: Future<Output = Result<T, E>> + Send + 'static,
         E: std::error::Error + Send + 'static,
     {
         let (token, metrics) = (self.token.clone(), self.metrics.clone());
@@ -65,8 +61,8 @@ impl TaskSupervisor {
                 let started = Instant::now();
                 // Shared state is behind locks that ignore poisoning, so a restart is as safe as a
                 // first start.
-                let failure = match AssertUnwindSafe(task()).catch_unwind().await {
-                    Ok(Ok(())) => return,
+                let failure = match AssertUnwindSafe(task(subject.clone())).catch_unwind().await {
+                    Ok(Ok(_)) => return,
                     Ok(Err(error)) => error_chain(&error),
                     Err(panic) => format!("panic: {}", panic_message(panic.as_ref())),
                 };
@@ -82,16 +78,6 @@ impl TaskSupervisor {
         self.set.spawn(async move {
             token.run_until_cancelled(supervised).await;
         });
-    }
-
-    /// Supervises a task that works on `subject`, of which each run gets a clone.
-    pub fn supervise_on<S, F, E>(&mut self, name: &'static str, subject: S, task: fn(S) -> F)
-    where
-        S: Clone + Send + 'static,
-        F: Future<Output = Result<(), E>> + Send + 'static,
-        E: std::error::Error + Send + 'static,
-    {
-        self.supervise(name, move || task(subject.clone()));
     }
 
     /// Cancels all tasks and waits for them.
@@ -148,17 +134,13 @@ mod tests {
         let metrics = AgentMetrics::new();
         let mut tasks = TaskSupervisor::new(metrics.clone());
         let (runs, well) = (Arc::new(AtomicU32::new(0)), Arc::new(Notify::new()));
-        let (r, w) = (runs.clone(), well.clone());
-        tasks.supervise("fragile", move || {
-            let (run, well) = (r.fetch_add(1, Ordering::SeqCst), w.clone());
-            async move {
-                match run {
-                    0 => panic!("first failure"),
-                    1 => Err(io::Error::other("second failure")),
-                    _ => {
-                        well.notify_one();
-                        std::future::pending::<io::Result<()>>().await
-                    }
+        tasks.supervise("fragile", (runs.clone(), well.clone()), |(runs, well)| async move {
+            match runs.fetch_add(1, Ordering::SeqCst) {
+                0 => panic!("first failure"),
+                1 => Err(io::Error::other("second failure")),
+                _ => {
+                    well.notify_one();
+                    std::future::pending::<io::Result<()>>().await
                 }
             }
         });

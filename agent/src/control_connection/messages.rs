@@ -18,6 +18,8 @@ use crate::{
 
 /// Protocol version of this agent.
 pub const PROTOCOL: u32 = 1;
+/// Features of this agent beyond the base protocol.
+const CAPABILITIES: [&str; 6] = ["terminals", "processes", "files", "archives", "activity", "sleep"];
 /// Reason why a claim is rejected.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidClaim {
@@ -38,7 +40,7 @@ pub fn hello(description: &AgentDescription, held: Option<&Claim>) -> wire::Agen
     let hello = wire::Hello {
         protocol_min: PROTOCOL,
         protocol_max: PROTOCOL,
-        capabilities: description.capabilities.iter().map(|c| (*c).to_owned()).collect(),
+        capabilities: CAPABILITIES.map(str::to_owned).into(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         boot_id: description.boot_id.clone(),
         key_fingerprint: description.fingerprint.clone(),

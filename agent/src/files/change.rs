@@ -15,17 +15,14 @@ use std::{
 };
 
 use rustix::{
-    fs::{
-        AtFlags, Dir, FileType, Mode, RenameFlags, fchmod, fstat, linkat, mkdirat, renameat, renameat_with,
-        unlinkat,
-    },
+    fs::{AtFlags, Dir, FileType, Mode, fchmod, fstat, mkdirat, renameat, unlinkat},
     io::Errno,
 };
 
 use super::{
     FileError,
     list::FileKind,
-    map_errno, open_directory_at,
+    map_errno, open_directory_at, rename_without_replacing,
     root::{EntryLocation, RelPath, SymlinkMode, WorkspaceRoot},
 };
 
@@ -109,10 +106,7 @@ pub(super) fn rename(
     let moved = if replace {
         renameat(&source.dir, &source.name, &target.dir, &target.name)
     } else {
-        match renameat_with(&source.dir, &source.name, &target.dir, &target.name, RenameFlags::NOREPLACE) {
-            Err(Errno::INVAL | Errno::NOSYS) => rename_without_flag(&source, &target),
-            moved => moved,
-        }
+        rename_without_replacing(&source.dir, &source.name, &target.dir, &target.name)
     };
     moved.map_err(|errno| match errno {
         Errno::INVAL => {
@@ -123,26 +117,6 @@ pub(super) fn rename(
         errno => map_errno("move to", to)(errno),
     })?;
     target.sync_directory().and_then(|()| source.sync_directory()).map_err(map_errno("move to", to))
-}
-
-/// Moves an entry without replacing another one on file systems without RENAME_NOREPLACE. Creating
-/// a hard link never replaces an entry. A directory replaces only the empty directory that was just
-/// created for it.
-fn rename_without_flag(source: &EntryLocation, target: &EntryLocation) -> Result<(), Errno> {
-    let stat = source.stat().ok().flatten();
-    if stat.is_none_or(|stat| FileKind::of_mode(stat.st_mode) != FileKind::Directory) {
-        linkat(&source.dir, &source.name, &target.dir, &target.name, AtFlags::empty())?;
-        return unlinkat(&source.dir, &source.name, AtFlags::empty());
-    }
-    mkdirat(&target.dir, &target.name, Mode::from_raw_mode(DIRECTORY_MODE))?;
-    renameat(&source.dir, &source.name, &target.dir, &target.name)
-        .inspect_err(|_| remove_created(&target.dir, &target.name))
-}
-
-fn remove_created(dir: &OwnedFd, name: &OsStr) {
-    if let Err(errno) = unlinkat(dir, name, AtFlags::REMOVEDIR) {
-        tracing::warn!(%errno, "failed to remove empty directory created for a move");
-    }
 }
 
 /// A removal in progress.

@@ -16,14 +16,11 @@ use std::{
 };
 
 use rustix::{
-    fs::{
-        AtFlags, FileType, Mode, OFlags, RenameFlags, linkat, mknodat, openat, renameat, renameat_with,
-        statat, symlinkat, unlinkat,
-    },
+    fs::{AtFlags, FileType, Mode, OFlags, linkat, mknodat, openat, renameat, statat, symlinkat, unlinkat},
     io::Errno,
 };
 
-use super::unix_system_time;
+use super::{rename_without_replacing, unix_system_time};
 
 const PREFIX: &str = ".podling-";
 const SUFFIX: &str = ".tmp";
@@ -129,14 +126,7 @@ impl TempFile {
         if replace {
             renameat(&self.dir, &self.name, dir, name)?;
         } else {
-            match renameat_with(&self.dir, &self.name, dir.as_fd(), name, RenameFlags::NOREPLACE) {
-                // The file system lacks the flag. A hard link does not replace an entry either. The
-                // drop removes the temporary name.
-                Err(Errno::INVAL | Errno::NOSYS) => {
-                    return linkat(&self.dir, &self.name, dir, name, AtFlags::empty());
-                }
-                renamed => renamed?,
-            }
+            rename_without_replacing(&self.dir, &self.name, dir, name)?;
         }
         self.persisted = true;
         Ok(())

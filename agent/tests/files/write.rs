@@ -11,7 +11,6 @@ use podling_agent::{
     admission::{AdmissionGate, Intent},
     files::{FileError, Files, MAX_UPLOADS, PathResolver, WorkspaceRoot, WriteOptions},
 };
-use tokio_util::sync::CancellationToken;
 
 use super::{FilesFixture, p, skipped::report_skipped};
 
@@ -180,16 +179,17 @@ async fn uploads_expire_and_are_bounded() {
     }
     let refused = files.begin_upload(p("one-more"), WriteOptions::default()).await.unwrap_err();
     assert_eq!(refused, FileError::TooManyUploads { limit: MAX_UPLOADS });
-    let stop = CancellationToken::new();
     let empty = async {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(15);
         while std::fs::read_dir(dir.path()).unwrap().next().is_some() {
             assert!(tokio::time::Instant::now() < deadline, "no temporary file remains");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        stop.cancel();
     };
-    tokio::join!(files.expire_uploads(stop.clone()), empty);
+    tokio::select! {
+        _ = files.expire_uploads() => {}
+        () = empty => {}
+    }
     let gone = files.chunk(ids.remove(0), 0, "late".into(), true).await.unwrap_err();
     assert!(matches!(gone, FileError::UploadNotFound { .. }), "{gone}");
 }
