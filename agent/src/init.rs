@@ -76,37 +76,27 @@ pub async fn handle_termination_signals(shutdown: ShutdownHandle) -> io::Result<
     }
 }
 
-/// Ends all descendants of this process, and kills those that remain after `grace`. A concurrent
-/// task must reap the children of this process.
+/// Ends all descendants of this process, and kills those that remain after `grace`. Repeats the
+/// KILL for at most [`KILL_TIMEOUT`], because a killed process may leave children that it started
+/// meanwhile. A concurrent task must reap the children of this process.
 pub async fn end_all(grace: Duration) -> io::Result<()> {
     let started = Instant::now();
     for signal in [Signal::HUP, Signal::TERM, Signal::CONT] {
         signal_all(&live_descendants().await?, signal);
     }
-    while !live_descendants().await?.is_empty() {
-        if started.elapsed() >= grace {
-            return kill_remaining().await;
-        }
-        sleep(POLL_INTERVAL).await;
-    }
-    Ok(())
-}
-
-/// Kills until no process is left, for at most [`KILL_TIMEOUT`]. Repeats, because a killed process
-/// may leave children that it started meanwhile.
-async fn kill_remaining() -> io::Result<()> {
-    let began = Instant::now();
     loop {
         let left = live_descendants().await?;
         if left.is_empty() {
             return Ok(());
         }
-        if began.elapsed() >= KILL_TIMEOUT {
+        if started.elapsed() >= grace + KILL_TIMEOUT {
             let left: Vec<_> = left.iter().map(|p| format!("{} ({})", p.name, p.pid)).collect();
             tracing::warn!(?left, "processes survived SIGKILL");
             return Ok(());
         }
-        signal_all(&left, Signal::KILL);
+        if started.elapsed() >= grace {
+            signal_all(&left, Signal::KILL);
+        }
         sleep(POLL_INTERVAL).await;
     }
 }

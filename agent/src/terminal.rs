@@ -40,6 +40,7 @@ use futures_util::future::join_all;
 use tokio::{task::spawn_blocking, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use self::escape::EscapeScanner;
 pub use self::{
     input::MAX_QUEUE_BYTES as INPUT_QUEUE_BYTES,
     launch::CreateTerminal,

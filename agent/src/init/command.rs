@@ -16,15 +16,14 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
-    future::poll_fn,
     io,
     os::{fd::OwnedFd, unix::process::CommandExt},
     process::Stdio,
     sync::{Arc, Mutex},
-    task::Poll,
     time::{Duration, Instant},
 };
 
+use futures_util::future::select_all;
 use rustix::process::Signal;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -41,6 +40,7 @@ use crate::{
     },
     child::{Child, Children, ExitStatus, ProcessGroup, signals},
     spawn::{Launcher, Program, SpawnError, spawn_failed},
+    terminal::EscapeScanner,
     util::{Backoff, error_chain, lock},
 };
 
@@ -145,7 +145,7 @@ impl WorkspaceCommand {
             self.activity.set_command_failure(None);
         }
         let ended = child.ended.wait_for(Option::is_some).await.ok().and_then(|ended| *ended);
-        readers.drained().await;
+        let _background = timeout(DRAIN_TIMEOUT, readers.wait()).await;
         Ok(ended)
     }
 }
@@ -170,7 +170,13 @@ impl RunningCommand {
         let mut streams: Vec<(Signal, unix::Signal)> =
             FORWARDED_SIGNALS.into_iter().map(listen).collect::<io::Result<_>>()?;
         loop {
-            let signal = next(&mut streams).await;
+            let received = streams.iter_mut().map(|(signal, stream)| {
+                Box::pin(async move {
+                    stream.recv().await;
+                    *signal
+                })
+            });
+            let (signal, ..) = select_all(received).await;
             let passed = lock(&self.0).as_ref().is_some_and(|group| group.signal(signal));
             tracing::info!(
                 signal = signals::name(signal.as_raw()),
@@ -185,16 +191,6 @@ impl Drop for RunningCommandGuard {
     fn drop(&mut self) {
         *lock(&self.0.0) = None;
     }
-}
-
-async fn next(streams: &mut [(Signal, unix::Signal)]) -> Signal {
-    poll_fn(|cx| {
-        let ready = streams
-            .iter_mut()
-            .find_map(|(signal, stream)| stream.poll_recv(cx).is_ready().then_some(*signal));
-        ready.map_or(Poll::Pending, Poll::Ready)
-    })
-    .await
 }
 
 /// The last lines of one run of the command. Clones share them.
@@ -212,30 +208,15 @@ struct TailLines {
 #[derive(Debug, Default)]
 struct OpenLine {
     bytes: Vec<u8>,
-    escape: EscapeState,
+    /// Finds escape sequences, which are left out of the line.
+    scanner: EscapeScanner,
 }
-
-/// Position in an escape sequence, which is left out of the line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum EscapeState {
-    #[default]
-    Text,
-    /// After ESC, and intermediate bytes if there are any.
-    Escape,
-    /// After `ESC [`, up to the final byte.
-    Control,
-    /// In a string such as a title, up to BEL or ESC.
-    String,
-}
-
-/// The tasks that read the output of one run. Dropping this leaves them running until all processes
-/// of that run have closed their output, so that no process fails because its output is closed.
-#[derive(Debug)]
-struct OutputReaders(TaskTracker);
 
 impl OutputTail {
-    /// Begins to read the child's stdout and stderr, which must be pipes.
-    fn read_from(&self, child: &mut Child) -> io::Result<OutputReaders> {
+    /// Begins to read the child's stdout and stderr, which must be pipes. The tasks run until all
+    /// processes of this run have closed their output, so that no process fails because its output
+    /// is closed.
+    fn read_from(&self, child: &mut Child) -> io::Result<TaskTracker> {
         let readers = TaskTracker::new();
         if let Some(stdout) = child.stdout.take() {
             readers.spawn(self.clone().pass_on(pipe(stdout)?, tokio::io::stdout(), 0));
@@ -244,7 +225,7 @@ impl OutputTail {
             readers.spawn(self.clone().pass_on(pipe(stderr)?, tokio::io::stderr(), 1));
         }
         readers.close();
-        Ok(OutputReaders(readers))
+        Ok(readers)
     }
 
     async fn pass_on(self, mut pipe: Receiver, mut to: impl AsyncWrite + Unpin, stream: usize) {
@@ -264,35 +245,21 @@ impl OutputTail {
     }
 }
 
-impl OutputReaders {
-    /// Waits until all output has been read, for at most [`DRAIN_TIMEOUT`].
-    async fn drained(self) {
-        let _background = timeout(DRAIN_TIMEOUT, self.0.wait()).await;
-    }
-}
-
 impl TailLines {
     fn push(&mut self, stream: usize, bytes: &[u8]) {
         for &byte in bytes {
             let open = &mut self.open[stream];
-            match (open.escape, byte) {
-                (_, 0x1b) => open.escape = EscapeState::Escape,
-                (EscapeState::Escape, b'[') => open.escape = EscapeState::Control,
-                (EscapeState::Escape, b']' | b'P' | b'X' | b'^' | b'_') => open.escape = EscapeState::String,
-                (EscapeState::Escape, 0x20..=0x2f) | (EscapeState::Control, 0x20..=0x3f) => {}
-                (EscapeState::String, 0x07) | (EscapeState::Escape | EscapeState::Control, 0x20..) => {
-                    open.escape = EscapeState::Text;
+            if byte == b'\n' && !open.scanner.is_in_string() {
+                self.complete.extend(std::mem::take(open).text());
+                if self.complete.len() > MAX_LINES {
+                    self.complete.pop_front();
                 }
-                (EscapeState::String, _) => {}
-                (_, b'\n') => {
-                    open.escape = EscapeState::Text;
-                    let line = std::mem::take(open).text();
-                    self.complete.extend(line);
-                    if self.complete.len() > MAX_LINES {
-                        self.complete.pop_front();
-                    }
-                }
-                (_, byte) => open.push(byte),
+                continue;
+            }
+            let was_text = open.scanner.is_ground();
+            open.scanner.scan(&[byte], |_, _| {});
+            if was_text && open.scanner.is_ground() {
+                open.push(byte);
             }
         }
     }

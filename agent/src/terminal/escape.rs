@@ -64,6 +64,12 @@ impl EscapeScanner {
         self.state == ScannerState::Ground
     }
 
+    /// Returns true within a string, such as a title or an image, which may contain any bytes.
+    pub(crate) fn is_in_string(&self) -> bool {
+        use ScannerState::{Osc, OscEscape, String, StringEscape};
+        matches!(self.state, Osc | OscEscape | String | StringEscape)
+    }
+
     /// Returns the number of bytes of the last scan before an unfinished sequence. Returns 0 also
     /// if the sequence started in an earlier scan.
     pub(crate) fn complete_len(&self, scanned: usize) -> usize {
