@@ -315,12 +315,10 @@ impl Terminals {
         let Some(journal) = self.inner.writable_journal() else { return Ok(()) };
         let terminals = self.inner.table().terminals.clone();
         let save = move || {
-            let mut save = journal.begin_save();
-            save.retain(|id| terminals.iter().any(|terminal| terminal.id() == id))?;
-            for terminal in &terminals {
-                save.write(terminal.id(), terminal.journal_fingerprint(), || terminal.journal_record())?;
-            }
-            save.finish()
+            let records = terminals.iter().map(|terminal| {
+                (terminal.id(), terminal.journal_fingerprint(), || terminal.journal_record())
+            });
+            journal.save(&records.collect::<Vec<_>>())
         };
         spawn_blocking(save).await.map_err(io::Error::other)?
     }

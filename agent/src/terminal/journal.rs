@@ -72,14 +72,6 @@ pub(crate) struct TerminalJournal {
     saved: Mutex<HashMap<TerminalId, Option<JournalFingerprint>>>,
 }
 
-/// One save of all terminals. Dropping it without [`JournalSave::finish`] leaves new files
-/// unsynced.
-#[derive(Debug)]
-pub(crate) struct JournalSave<'a> {
-    dir: &'a Path,
-    saved: MutexGuard<'a, HashMap<TerminalId, Option<JournalFingerprint>>>,
-}
-
 /// Values whose change requires a save: end of the log, title, directory, size, whether the
 /// terminal has ended, and the time of a sleep.
 pub(crate) type JournalFingerprint = (u64, String, String, WindowSize, bool, Option<SystemTime>);
@@ -206,9 +198,40 @@ impl TerminalJournal {
         Ok(())
     }
 
-    /// Begins a save. Waits for a save on another thread.
-    pub(crate) fn begin_save(&self) -> JournalSave<'_> {
-        JournalSave { dir: &self.dir, saved: self.saved() }
+    /// Saves all terminals: removes the journals of terminals that no longer exist, and writes those
+    /// that have changed, atomically. Only the user of the agent can read the files. Syncs the
+    /// directory, so that new and removed files survive a power loss. Waits for a save on another
+    /// thread.
+    ///
+    /// The function of a terminal returns its record, or `None` if the terminal was closed
+    /// meanwhile. Its journal must not be written again; `remove` or the next save removes it.
+    pub(crate) fn save(
+        &self,
+        terminals: &[(&TerminalId, JournalFingerprint, impl Fn() -> Option<JournalRecord>)],
+    ) -> io::Result<()> {
+        let mut saved = self.saved();
+        let exists = |id: &TerminalId| terminals.iter().any(|(other, ..)| *other == id);
+        let gone: Vec<_> = saved.keys().filter(|id| !exists(id)).cloned().collect();
+        for id in gone {
+            remove_file(&self.dir, &id)?;
+            saved.remove(&id);
+        }
+        for (id, fingerprint, record) in terminals {
+            if saved.get(id).is_some_and(|saved| saved.as_ref() == Some(fingerprint)) {
+                continue;
+            }
+            let Some(record) = record() else { continue };
+            let content = record.encode().map_err(io::Error::other)?;
+            DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+            write_whole(&self.dir.join(id.as_str()), &content)?;
+            saved.insert((*id).clone(), Some(fingerprint.clone()));
+        }
+        match File::open(&self.dir) {
+            Ok(dir) => dir.sync_all(),
+            // Nothing was ever written, so the directory does not exist.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     fn saved(&self) -> MutexGuard<'_, HashMap<TerminalId, Option<JournalFingerprint>>> {
@@ -237,48 +260,6 @@ impl TerminalJournal {
         // The file may have grown since its size was read.
         File::open(self.dir.join(id))?.take(MAX_FILE_BYTES).read_to_end(&mut content)?;
         Ok(JournalRecord::decode(content.into()))
-    }
-}
-
-impl JournalSave<'_> {
-    /// Removes the journals of terminals that no longer exist.
-    pub(crate) fn retain(&mut self, exists: impl Fn(&TerminalId) -> bool) -> io::Result<()> {
-        let gone: Vec<_> = self.saved.keys().filter(|id| !exists(id)).cloned().collect();
-        for id in gone {
-            remove_file(self.dir, &id)?;
-            self.saved.remove(&id);
-        }
-        Ok(())
-    }
-
-    /// Writes the journal of a terminal that has changed, atomically. Only the user of the agent
-    /// can read the file. `record` returns `None` if the terminal was closed meanwhile. Its journal
-    /// must not be written again; `remove` or the next save removes it.
-    pub(crate) fn write(
-        &mut self,
-        id: &TerminalId,
-        fingerprint: JournalFingerprint,
-        record: impl FnOnce() -> Option<JournalRecord>,
-    ) -> io::Result<()> {
-        if self.saved.get(id).is_some_and(|saved| saved.as_ref() == Some(&fingerprint)) {
-            return Ok(());
-        }
-        let Some(record) = record() else { return Ok(()) };
-        let content = record.encode().map_err(io::Error::other)?;
-        DirBuilder::new().recursive(true).mode(0o700).create(self.dir)?;
-        write_whole(&self.dir.join(id.as_str()), &content)?;
-        self.saved.insert(id.clone(), Some(fingerprint));
-        Ok(())
-    }
-
-    /// Syncs the directory, so that new and removed files survive a power loss.
-    pub(crate) fn finish(self) -> io::Result<()> {
-        match File::open(self.dir) {
-            Ok(dir) => dir.sync_all(),
-            // Nothing was ever written, so the directory does not exist.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        }
     }
 }
 

@@ -468,7 +468,9 @@ impl InputQueue {
             }
         };
         if let Some(hold) = held {
-            self.hold_input(input, hold);
+            let TerminalInput { epoch, offset, data, kind } = input;
+            let data = Bytes::copy_from_slice(data);
+            self.held.push_back(HeldInput { epoch, offset, data, kind, hold });
         }
     }
 
@@ -498,11 +500,5 @@ impl InputQueue {
             drop(hold);
             self.input(TerminalInput { epoch, offset, data: &data, kind });
         }
-    }
-
-    fn hold_input(&mut self, input: TerminalInput<'_>, hold: HeldRequest) {
-        let TerminalInput { epoch, offset, data, kind } = input;
-        let data = Bytes::copy_from_slice(data);
-        self.held.push_back(HeldInput { epoch, offset, data, kind, hold });
     }
 }
