@@ -302,9 +302,9 @@ mod tests {
             "no connection is closed within its grace period"
         );
         let next = unauthenticated.admit();
-        assert!(crowd[0].close().is_cancelled() && !crowd[1].close().is_cancelled());
+        assert!(crowd[0].close.is_cancelled() && !crowd[1].close.is_cancelled());
         assert!(known.unauthenticated_since().is_none() && next.unauthenticated_since().is_some());
-        assert!(!known.close().is_cancelled());
+        assert!(!known.close.is_cancelled());
         drop(crowd);
         unauthenticated.wait_for_slot().await;
         assert_eq!(started.elapsed(), UNAUTHENTICATED_GRACE, "closed connections free their slots");
