@@ -14,22 +14,10 @@ mod hostile;
 mod http;
 #[path = "archives/round_trip.rs"]
 mod round_trip;
-/// Shared with the end-to-end tests, so that skipped tests appear in the same summary.
-#[path = "../../tests/src/skipped.rs"]
-#[allow(unreachable_pub, reason = "public items of the tests' library")]
-mod skipped;
-#[path = "archives/tools.rs"]
-mod tools;
 #[path = "archives/wire.rs"]
 mod wire;
 
-use std::{
-    ffi::OsStr,
-    os::unix::ffi::OsStrExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{ops::Deref, path::Path, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, TryStreamExt};
 use podling_agent::{
@@ -40,13 +28,14 @@ use podling_agent::{
     },
     files::{RelPath, WorkspaceRoot},
 };
+use podling_testkit::{tree::HomeDir, zips::ListedEntry};
 
 /// Time limit of any single step.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A workspace, with a directory beside it that must stay out of reach.
 struct ArchiveFixture {
-    dir: tempfile::TempDir,
+    home: HomeDir,
     archives: Archives,
     gate: Arc<AdmissionGate>,
 }
@@ -58,55 +47,21 @@ struct CreatedZip {
     done: ArchiveSummary,
 }
 
+impl Deref for ArchiveFixture {
+    type Target = HomeDir;
+
+    fn deref(&self) -> &HomeDir {
+        &self.home
+    }
+}
+
 impl ArchiveFixture {
     fn new() -> Self {
-        // Uses memory where possible, because a disk would only slow the tests down.
-        let place = Path::new("/dev/shm");
-        let dir = if place.is_dir() { tempfile::tempdir_in(place) } else { tempfile::tempdir() }.unwrap();
-        for directory in ["home", "state", "outside"] {
-            std::fs::create_dir(dir.path().join(directory)).unwrap();
-        }
-        std::fs::write(dir.path().join("outside/secret"), "secret").unwrap();
-        let home = dir.path().join("home");
-        let (archives, gate) = archives(&home, &dir.path().join("state"));
-        Self { dir, archives, gate }
-    }
-
-    fn home(&self) -> PathBuf {
-        self.dir.path().join("home")
-    }
-
-    fn path(&self, name: impl AsRef<[u8]>) -> PathBuf {
-        self.home().join(OsStr::from_bytes(name.as_ref()))
-    }
-
-    /// Writes a file directly, without the agent.
-    fn put(&self, name: impl AsRef<[u8]>, content: impl AsRef<[u8]>) {
-        let path = self.path(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, content).unwrap();
-    }
-
-    fn directory(&self, name: &str) {
-        std::fs::create_dir_all(self.path(name)).unwrap();
-    }
-
-    fn link(&self, target: impl AsRef<Path>, name: &str) {
-        std::os::unix::fs::symlink(target, self.path(name)).unwrap();
-    }
-
-    fn content(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.path(name)).unwrap()
-    }
-
-    /// Returns the sorted names in a directory, read from the file system instead of through the
-    /// agent.
-    fn names(&self, directory: &str) -> Vec<String> {
-        let entries = std::fs::read_dir(self.path(directory)).unwrap();
-        let mut names: Vec<_> =
-            entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
-        names.sort();
-        names
+        let home = HomeDir::in_memory();
+        let state = home.dir.path().join("state");
+        std::fs::create_dir(&state).unwrap();
+        let (archives, gate) = archives(&home.home(), &state);
+        Self { home, archives, gate }
     }
 
     async fn create(&self, path: &str) -> CreatedZip {
@@ -190,9 +145,10 @@ fn p(path: &str) -> RelPath {
     RelPath::parse(path).unwrap()
 }
 
-fn noise(length: usize) -> Vec<u8> {
-    let mut random = fastrand::Rng::with_seed(length as u64);
-    let mut bytes = vec![0; length];
-    random.fill(&mut bytes);
-    bytes
+/// Checks a zip with unzip and Python, and returns the entries that Python reads. `None` if Python is
+/// not installed.
+fn list_with_tools(zip: &[u8]) -> Option<Vec<ListedEntry>> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), zip).unwrap();
+    podling_testkit::zips::list_zip(file.path())
 }

@@ -70,7 +70,7 @@ pub(crate) async fn large(podling: &Podling, report: &mut Report) -> Result<()> 
 /// continue to remove files in the background for long.
 async fn compare(podling: &Podling, workspace: &Workspace, rounds: usize) -> Result<ArchiveComparison> {
     let home = podling.home_dir(workspace);
-    let agent = agent_client(podling, workspace).await?;
+    let agent = podling.admin_agent_client(workspace).await;
     let pid = podling.agent_pid(workspace);
     let directory = tempfile::tempdir_in(podling.dir())?;
     let mut of = ArchiveComparison::default();
@@ -98,11 +98,6 @@ impl ArchiveComparison {
         report.row(row(": size", "MB", &self.our_size).peer("zip -r -q -6", &self.zip_size));
         report.row(row(": peak memory (VmHWM)", "MB", &self.peak).absolute(Goal::AtMost(64.0)));
     }
-}
-
-/// Returns a client that connects directly to the workspace's agent.
-pub(crate) async fn agent_client(podling: &Podling, workspace: &Workspace) -> Result<Client> {
-    Ok(podling.agent_client(workspace).await.token(&crate::agent_token(podling, workspace).await?))
 }
 
 /// Creates an archive of the directory `it` through the agent, and writes it to a file. Returns the

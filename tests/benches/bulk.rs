@@ -20,8 +20,7 @@ pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut R
     let mut out = fs::File::create(&file)?;
     let megabyte: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(1_000_000).collect();
     (0..MEGABYTES).try_for_each(|_| out.write_all(&megabyte))?;
-    let token = crate::agent_token(podling, workspace).await?;
-    let direct = podling.agent_client(workspace).await.token(&token);
+    let direct = podling.admin_agent_client(workspace).await;
     let gateway = podling.client().for_workspace(&workspace.id);
     let (mut direct_speeds, mut gateway_speeds) = (Samples::new(), Samples::new());
     for _ in 0..ROUNDS {

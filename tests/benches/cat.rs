@@ -29,8 +29,7 @@ struct ExpectedOutput {
 pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut Report) -> Result<()> {
     let file = podling.home_dir(workspace).join("big.txt");
     let expected = write_file(&file)?;
-    let token = crate::agent_token(podling, workspace).await?;
-    let client = podling.agent_client(workspace).await.token(&token);
+    let client = podling.admin_agent_client(workspace).await;
     let (mut raw, mut ours, mut beside) = (Samples::new(), Samples::new(), Samples::new());
     for _ in 0..ROUNDS {
         raw.push(read_raw(&file, &expected)?);

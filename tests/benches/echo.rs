@@ -29,9 +29,7 @@ pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut R
     until_ready(&mut raw)?;
     let sshd = Sshd::start()?;
     let mut ssh = sshd.session(SCRIPT)?;
-    let mut agent =
-        attach(&podling.agent_client(workspace).await.token(&crate::agent_token(podling, workspace).await?))
-            .await?;
+    let mut agent = attach(&podling.admin_agent_client(workspace).await).await?;
     let mut gateway = attach(&podling.client().for_workspace(&workspace.id)).await?;
     let mut series = [const { EchoTimes::new() }; 4];
     for round in 0..=ROUNDS {

@@ -23,11 +23,10 @@ mod ssh;
 mod stats;
 mod wake;
 
-use std::{env, path::PathBuf, time::Duration};
+use std::{env, path::PathBuf};
 
 use anyhow::Result;
-use podling_proto::control::v1::CreateTokenRequest;
-use podling_tests::{Podling, PodlingOptions, Workspace};
+use podling_tests::{Podling, PodlingOptions};
 use report::Report;
 
 /// Environment variables with the path of the static agent, and with the page to write. xtask sets
@@ -57,16 +56,4 @@ async fn main() -> Result<()> {
     let podling = Podling::up_with(PodlingOptions { args, ..PodlingOptions::default() }).await;
     groups::run(&podling, only.as_deref(), agent.as_deref(), &mut report).await?;
     page.filter(|_| only.is_none()).map_or(Ok(()), |page| report.write(&page, "measured"))
-}
-
-/// Creates a token for direct calls to the workspace's agent. It expires after an hour.
-async fn agent_token(podling: &Podling, workspace: &Workspace) -> Result<String> {
-    let request = CreateTokenRequest {
-        verbs: vec!["admin".into()],
-        workspaces: vec![workspace.id.clone()],
-        ttl: Some(Duration::from_secs(3600).try_into()?),
-        for_agent: true,
-        ..Default::default()
-    };
-    Ok(podling.client().tokens().create(request).await?.into_inner().token)
 }

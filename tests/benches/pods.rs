@@ -15,11 +15,9 @@ use podling_proto::control::v1::{
     SleepWorkspaceRequest, State,
 };
 use podling_tests::{
-    Client,
-    client_helpers::script,
-    cluster::{MEMORY_LIMIT, Namespace, image, import_ide_image, kubectl},
-    deployed::Deployed,
-    wait_for,
+    Client, Deployed, Namespace,
+    cluster::{MEMORY_LIMIT, image, import_ide_image, kubectl},
+    script, wait_for,
 };
 use serde_json::json;
 

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use podling_proto::control::v1::{LogEntry, State, StateReasonCode};
-use podling_tests::{Podling, wait_for};
+use podling_tests::{Podling, wait_until};
 use rustix::fs::sync;
 
 use crate::{
@@ -63,6 +63,6 @@ async fn archive_workspace(podling: &Podling, tree: &Path, name: &str) -> Result
     let zip = fs::metadata(podling.data().join("backups").join(zip))?;
     let named = SystemTime::UNIX_EPOCH + Duration::new(zip.ctime().try_into()?, zip.ctime_nsec().try_into()?);
     // The removal of the storage must not overlap with the next round.
-    wait_for("its storage is gone", async || (!home.exists()).then_some(())).await;
+    wait_until("its storage is gone", || !home.exists()).await;
     Ok((named.duration_since(zip.created()?)?, proven.duration_since(named)?))
 }

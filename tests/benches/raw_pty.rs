@@ -4,10 +4,11 @@ use std::{
     fs::File,
     io::{Read, Write},
     os::fd::OwnedFd,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
+use podling_tests::processes::KilledOnDrop;
 use rustix::{
     fs::{Mode, OFlags, open},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
@@ -16,7 +17,7 @@ use rustix::{
 /// A shell script on a PTY. Dropping it kills the shell.
 pub(crate) struct RawPty {
     pub(crate) master: File,
-    child: Child,
+    _child: KilledOnDrop,
 }
 
 impl RawPty {
@@ -33,7 +34,7 @@ impl RawPty {
             .stderr(Stdio::from(slave))
             .spawn()
             .context("sh")?;
-        Ok(Self { master: master.into(), child })
+        Ok(Self { master: master.into(), _child: KilledOnDrop(child) })
     }
 
     /// Reads until all programs on the PTY have ended, and passes each read to `consume`.
@@ -62,13 +63,6 @@ impl Write for RawPty {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
-    }
-}
-
-impl Drop for RawPty {
-    fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _reaped = self.child.wait();
     }
 }
 

@@ -21,7 +21,7 @@ const CHUNK_BYTES: usize = 256 * 1024;
 pub(crate) async fn run(podling: &Podling, tree: &Path, report: &mut Report) -> Result<()> {
     let workspace = podling.workspace("restore").await;
     packages::copy(tree, &podling.home_dir(&workspace).join("it"))?;
-    let agent = archive::agent_client(podling, &workspace).await?;
+    let agent = podling.admin_agent_client(&workspace).await;
     let directory = tempfile::tempdir_in(podling.dir())?;
     let zip = directory.path().join("it.zip");
     archive::create(&agent, &zip).await?;

@@ -6,10 +6,11 @@ use std::{
     net::TcpListener,
     os::unix::fs::PermissionsExt,
     path::Path,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::{ChildStdin, ChildStdout, Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
+use podling_tests::processes::KilledOnDrop;
 use tempfile::TempDir;
 
 /// Path of sshd on Debian. sshd requires that it is started by an absolute path.
@@ -17,14 +18,14 @@ const SSHD: &str = "/usr/sbin/sshd";
 
 /// A server on a free port that accepts exactly one key.
 pub(crate) struct Sshd {
-    child: Child,
+    _child: KilledOnDrop,
     directory: TempDir,
     port: u16,
 }
 
 /// An SSH session with a terminal.
 pub(crate) struct SshSession {
-    child: Child,
+    _child: KilledOnDrop,
     pub(crate) stdin: ChildStdin,
     pub(crate) stdout: ChildStdout,
 }
@@ -53,7 +54,7 @@ impl Sshd {
             .args(["-o", &option("HostKey", "host"), "-o", &option("AuthorizedKeysFile", "authorized")])
             .stderr(Stdio::null())
             .spawn()?;
-        let server = Self { child, directory, port };
+        let server = Self { _child: KilledOnDrop(child), directory, port };
         while server.command("true").stderr(Stdio::null()).status().is_ok_and(|s| !s.success()) {
             std::thread::yield_now();
         }
@@ -66,7 +67,7 @@ impl Sshd {
         let stdin = child.stdin.take().context("stdin")?;
         let mut stdout = child.stdout.take().context("stdout")?;
         crate::raw_pty::until_ready(&mut stdout)?;
-        Ok(SshSession { child, stdin, stdout })
+        Ok(SshSession { _child: KilledOnDrop(child), stdin, stdout })
     }
 
     /// Returns the version of the client, such as `OpenSSH_9.2p1 Debian-2`.
@@ -98,20 +99,6 @@ impl Write for SshSession {
 
     fn flush(&mut self) -> std::io::Result<()> {
         self.stdin.flush()
-    }
-}
-
-impl Drop for SshSession {
-    fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _reaped = self.child.wait();
-    }
-}
-
-impl Drop for Sshd {
-    fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _reaped = self.child.wait();
     }
 }
 

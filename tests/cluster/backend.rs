@@ -31,7 +31,8 @@ use podling_core::{
     workspace::{DesiredState, Resources, Spec},
 };
 use podling_tests::{
-    cluster::{Namespace, image, install_crds},
+    Namespace,
+    cluster::{image, install_crds},
     report_skipped,
 };
 use ring::{
@@ -199,9 +200,7 @@ async fn start_creates_one_pod_and_storage_outlives_it() {
 
     // The deletion of the claim does not delete the data, because of the finalizer.
     let claim = format!("pvc/workspace-{}", first.workspace);
-    let mut new_claim: Value =
-        serde_json::from_str(&fixture.space.kubectl(&["get", &claim, "--output=json"]).expect_success())
-            .unwrap();
+    let mut new_claim = fixture.space.kubectl(&["get", &claim, "--output=json"]).json();
     let volume = format!("persistentvolume/{}", fixture.space.field(&claim, ".spec.volumeName"));
     fixture.space.kubectl(&["delete", &claim, "--wait=false"]).expect_success();
     assert_eq!(fixture.space.field(&claim, ".metadata.finalizers[0]"), "podling.dev/keep-data");

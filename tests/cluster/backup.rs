@@ -5,9 +5,7 @@ use std::fs;
 
 use podling_proto::control::v1::State;
 use podling_tests::{
-    Podling, PodlingOptions,
-    cluster::{Namespace, free_node_address},
-    report_skipped, wait_for,
+    Namespace, Podling, PodlingOptions, cluster::free_node_address, report_skipped, wait_until,
 };
 use serde_json::{Value, json};
 
@@ -22,8 +20,7 @@ const KINDS: [&str; 5] = [
 
 /// Returns the objects without the metadata that the API server sets, which it refuses at a creation.
 fn backed_up(space: &Namespace, kind: &str) -> Vec<Value> {
-    let printed = space.kubectl(&["get", kind, "--output", "json"]).expect_success();
-    let printed: Value = serde_json::from_str(&printed).expect("kubectl prints JSON");
+    let printed = space.kubectl(&["get", kind, "--output", "json"]).json();
     let objects = printed["items"].as_array().cloned().unwrap_or_else(|| vec![printed]);
     let strip = |mut object: Value| {
         let metadata = object["metadata"].as_object_mut().expect("an object has metadata");
@@ -57,19 +54,17 @@ async fn backup_restores_secrets_workspaces_and_archives() {
 
     // A running leader restores what is deleted from the Secret.
     space.kubectl(&["delete", "secret", "podling-control"]).expect_success();
-    wait_for("the deleted Secret", async || (secret_data(space).as_ref() == Some(&secret)).then_some(()))
-        .await;
+    wait_until("the deleted Secret", || secret_data(space).as_ref() == Some(&secret)).await;
     let patch = r#"[{"op": "remove", "path": "/data/ca.key"}]"#;
     space.kubectl(&["patch", "secret", "podling-control", "--type=json", "--patch", patch]).expect_success();
-    wait_for("the deleted key", async || (secret_data(space).as_ref() == Some(&secret)).then_some(())).await;
+    wait_until("the deleted key", || secret_data(space).as_ref() == Some(&secret)).await;
     // "Z2FyYmFnZQ==" is "garbage" in base64. No replica remembers it.
     let garbage = secret.as_object().expect("keys").keys().map(|key| (key.clone(), "Z2FyYmFnZQ==".into()));
     let garbage = json!({ "data": Value::Object(garbage.collect()) });
     for data in [json!({"data": {"root-token": ""}}), json!({"data": {"token-keys.json": "e30="}}), garbage] {
         let patch = ["patch", "secret", "podling-control", "--type=merge", "--patch", &data.to_string()];
         space.kubectl(&patch).expect_success();
-        wait_for("usable values", async || (secret_data(space).as_ref() == Some(&secret)).then_some(()))
-            .await;
+        wait_until("usable values", || secret_data(space).as_ref() == Some(&secret)).await;
     }
 
     let cli = podling.cli();

@@ -1,7 +1,10 @@
 //! Validation of Podling's custom resources by the API server, with its defaults and its messages
 //! for invalid specs.
 
-use podling_tests::cluster::{Namespace, install_crds, kubectl};
+use podling_tests::{
+    Namespace,
+    cluster::{install_crds, kubectl},
+};
 
 /// Installs the CRDs and creates a namespace.
 fn namespace_with_crds() -> Namespace {

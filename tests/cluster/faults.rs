@@ -8,7 +8,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use podling_tests::{deployed::Deployed, wait_for, wait_long};
+use podling_tests::{Deployed, wait_long, wait_until};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde_json::Value;
 
@@ -55,10 +55,10 @@ impl NodeProgram {
     async fn kill(&self) {
         let (pid, own) = (Pid::from_raw(self.pid).unwrap(), format!("/proc/{}", self.pid));
         kill_process(pid, Signal::KILL).expect("KILL");
-        wait_for("the end of the killed program", async || {
+        wait_until("the end of the killed program", || {
             // A program that a test has restarted is a child of this process and must be reaped.
             let _reaped = waitpid(Some(pid), WaitOptions::NOHANG);
-            (!Path::new(&own).exists()).then_some(())
+            !Path::new(&own).exists()
         })
         .await;
     }
@@ -189,9 +189,9 @@ async fn silent_node_keeps_its_pod_and_no_second_pod_starts() {
     .await;
     // No second pod starts either when a user requests wake.
     patch_spec(deployed, "dennis", r#"{"desiredState": "Awake"}"#);
-    wait_for("the edit to be observed", async || {
+    wait_until("the edit to be observed", || {
         let [observed, written] = [".status.observedGeneration", ".metadata.generation"];
-        (space.field("ws/dennis", observed) == space.field("ws/dennis", written)).then_some(())
+        space.field("ws/dennis", observed) == space.field("ws/dennis", written)
     })
     .await;
     assert_eq!(uid_of_only_pod(&objects_of(deployed, "pods", &id)), pod, "the old pod is the only one");
@@ -220,8 +220,8 @@ async fn drained_node_returns_workspaces_with_their_files() {
     space
         .kubectl(&["drain", "node0", of_workspaces, "--delete-emptydir-data", "--timeout=120s"])
         .expect_success();
-    wait_for("a reason that names the cause", async || {
-        (space.field("ws/margaret", ".status.reason") == "Unschedulable").then_some(())
+    wait_until("a reason that names the cause", || {
+        space.field("ws/margaret", ".status.reason") == "Unschedulable"
     })
     .await;
     space.kubectl(&["uncordon", "node0"]).expect_success();
@@ -293,7 +293,7 @@ async fn invalid_spec_affects_only_its_workspace_until_repaired() {
     };
     let edited = async |spec: &str| {
         let patch = ["patch", "ws", "niklaus", "--type=merge", "--patch", spec];
-        wait_for("the edit to be accepted", async || space.kubectl(&patch).ok.then_some(())).await;
+        wait_until("the edit to be accepted", || space.kubectl(&patch).ok).await;
     };
     // With these rules removed, the CRD accepts the invalid spec, as an older CRD would.
     replace(r#"{"type": "object", "x-kubernetes-preserve-unknown-fields": true}"#);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podling_tests::{cluster::import_ide_image, deployed::Deployed, report_skipped, wait_for, wait_long};
+use podling_tests::{Deployed, cluster::import_ide_image, report_skipped, wait_long, wait_until};
 
 use crate::lifecycle::{objects_of, run_cli, share_control_plane, uid_of_only_pod, wait_state, workspace_id};
 
@@ -58,8 +58,7 @@ async fn check_ide(deployed: &Deployed, template: &str, name: &str, page: &str) 
     assert_ne!(uid_of_only_pod(&objects_of(deployed, "pods", &id)), first);
     wait_ide("a response of the IDE after sleep").await;
     run_cli(deployed, &["rm", "--discard", &id]).await;
-    wait_for("the deletion of its pod", async || objects_of(deployed, "pods", &id).is_empty().then_some(()))
-        .await;
+    wait_until("the deletion of its pod", || objects_of(deployed, "pods", &id).is_empty()).await;
 }
 
 #[tokio::test]

@@ -1,19 +1,13 @@
 //! Compares the output of kubectl with golden files. Values that differ between runs are replaced
 //! by words in capitals.
 
-use std::{env, fs, path::Path};
+use podling_tests::golden;
 
 /// Compares the text with `tests/cluster/golden/NAME.txt`. With `PODLING_UPDATE_GOLDEN=1`, rewrites
 /// the file instead. `replaced` has values of this run and the words that replace them.
 pub(crate) fn assert_golden(name: &str, text: &str, replaced: &[(&str, &str)]) {
     let text: String = text.lines().map(|line| comparable(line, replaced) + "\n").collect();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("cluster/golden/{name}.txt"));
-    if env::var_os("PODLING_UPDATE_GOLDEN").is_some() {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, &text).unwrap();
-    }
-    let expected = fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(text, expected, "{} differs; run again with PODLING_UPDATE_GOLDEN=1", path.display());
+    golden::assert_golden(&format!("cluster/golden/{name}.txt"), &text);
 }
 
 /// Returns the line with its values replaced and one space between words. The width of a column

@@ -5,8 +5,8 @@ use std::{fs, net::TcpStream};
 
 use futures_util::future::join_all;
 use podling_tests::{
-    cluster::free_node_address, deployed::Deployed, interactive_client::InteractiveClient, report_skipped,
-    wait::wait_blocking_every_ms, wait_for,
+    Deployed, InteractiveClient, cluster::free_node_address, report_skipped, wait_blocking_every_ms,
+    wait_for, wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -52,7 +52,7 @@ fn container_restarts(deployed: &Deployed) -> u64 {
 }
 
 async fn wait_another_leader(deployed: &Deployed, old: &str) {
-    wait_for("another leader", async || (leader_address(deployed) != old).then_some(())).await;
+    wait_until("another leader", || leader_address(deployed) != old).await;
 }
 
 /// How a leader is lost.
@@ -77,9 +77,9 @@ async fn lose_leader_after(deployed: &Deployed, loss: Loss, name: &str, state: &
         }
         Loss::Process => kill_process(process_of(&address), Signal::KILL).unwrap(),
     }
-    wait_for("another leader", async || {
+    wait_until("another leader", || {
         let now = lease_holder(deployed);
-        (!now.is_empty() && now != old).then_some(())
+        !now.is_empty() && now != old
     })
     .await;
 }
@@ -124,10 +124,7 @@ async fn commands_during_a_change_of_leader_succeed() {
         join_all(commands()),
         async { kill_process(process_of(&address), Signal::KILL).unwrap() },
         async {
-            wait_for("an unreachable leader", async || {
-                TcpStream::connect((&*address, 7411)).is_err().then_some(())
-            })
-            .await;
+            wait_until("an unreachable leader", || TcpStream::connect((&*address, 7411)).is_err()).await;
             join_all(commands()).await
         },
     );
@@ -193,10 +190,10 @@ fn repeated_calls(log: &str, since: usize) -> Vec<String> {
 /// Creates a workspace that sleeps from the start, and waits until its Event exists.
 async fn create_asleep(deployed: &Deployed, name: &str) {
     deployed.namespace().apply(&workspace(name, r#", "desiredState": "Asleep""#)).expect_success();
-    wait_for("an Event of the workspace", async || {
+    wait_until("an Event of the workspace", || {
         let events =
             ["get", "events", "--field-selector", &format!("involvedObject.name={name}"), "--output=name"];
-        (!deployed.namespace().kubectl(&events).out.is_empty()).then_some(())
+        !deployed.namespace().kubectl(&events).out.is_empty()
     })
     .await;
 }
@@ -209,9 +206,9 @@ async fn new_leader_repeats_no_calls() {
     create_asleep(deployed, "edith").await;
     let (old, pod) = (lease_holder(deployed), leader_pod(deployed));
     deployed.namespace().kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force"]).expect_success();
-    wait_for("another leader", async || {
+    wait_until("another leader", || {
         let now = lease_holder(deployed);
-        (!now.is_empty() && now != old).then_some(())
+        !now.is_empty() && now != old
     })
     .await;
     deployed.wait_ready();
@@ -240,14 +237,12 @@ async fn copied_manifest_does_not_take_over_the_original() {
     let space = deployed.namespace();
     run_cli(deployed, &["create", "grace"]).await;
     run_cli(deployed, &["run", "grace", "--", "sh", "-c", "echo kept >file"]).await;
-    let mut copy: Value =
-        serde_json::from_str(&space.kubectl(&["get", "ws", "grace", "--output", "json"]).expect_success())
-            .unwrap();
+    let mut copy = space.kubectl(&["get", "ws", "grace", "--output", "json"]).json();
     let metadata = &copy["metadata"];
     copy["metadata"] = serde_json::json!({"name": "admiral", "finalizers": metadata["finalizers"]});
     space.apply(&copy.to_string()).expect_success();
-    wait_for("a reason why it is not served", async || {
-        space.field("ws/admiral", ".status.message").contains("belongs to the workspace grace").then_some(())
+    wait_until("a reason why it is not served", || {
+        space.field("ws/admiral", ".status.message").contains("belongs to the workspace grace")
     })
     .await;
     // The next leader does not serve the copy either.
@@ -265,8 +260,8 @@ async fn copied_manifest_does_not_take_over_the_original() {
     space.wait("delete", "ws/grace").expect_success();
     copy["metadata"]["name"] = "grace".into();
     space.apply(&copy.to_string()).expect_success();
-    wait_for("a reason that names the way to restore it", async || {
-        space.field("ws/grace", ".status.message").contains("with the archive as spec.source").then_some(())
+    wait_until("a reason that names the way to restore it", || {
+        space.field("ws/grace", ".status.message").contains("with the archive as spec.source")
     })
     .await;
     space.kubectl(&["delete", "ws", "grace"]).expect_success();
@@ -358,8 +353,7 @@ async fn resumed_stale_leader_changes_nothing() {
     );
 
     kill_process(process, Signal::CONT).unwrap();
-    wait_for("the stale leader's exit", async || (container_restarts(deployed) > restarted).then_some(()))
-        .await;
+    wait_until("the stale leader's exit", || container_restarts(deployed) > restarted).await;
     assert_eq!(
         uid_of_only_pod(&objects_of(deployed, "pods", &id)),
         pod,

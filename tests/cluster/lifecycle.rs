@@ -1,7 +1,7 @@
 //! The lifecycle of workspaces as pods of the deployed control plane: by the CLI, by kubectl, and
 //! after the loss of pods. Also helpers for the other tests.
 
-use podling_tests::{CommandOutput, deployed::Deployed, wait_for};
+use podling_tests::{CommandOutput, Deployed, wait_for, wait_until};
 use serde_json::Value;
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -31,27 +31,18 @@ pub(crate) async fn wait_state(deployed: &Deployed, name: &str, state: &str) {
 
 /// Returns the objects of this kind, such as "pods" or "pvc", of the workspace with this id.
 pub(crate) fn objects_of(deployed: &Deployed, kind: &str, id: &str) -> Vec<Value> {
-    list(deployed, kind, &format!("podling.dev/workspace={id}"))
+    deployed.namespace().list(kind, &format!("podling.dev/workspace={id}"))
 }
 
 /// Returns the pods of the control plane.
 pub(crate) fn control_pods(deployed: &Deployed) -> Vec<Value> {
-    list(deployed, "pods", CONTROL_PODS)
+    deployed.namespace().list("pods", CONTROL_PODS)
 }
 
 /// Merges `spec`, which is JSON, into the spec of the `Workspace` resource.
 pub(crate) fn patch_spec(deployed: &Deployed, name: &str, spec: &str) {
     let patch = format!("{{\"spec\": {spec}}}");
     deployed.namespace().kubectl(&["patch", "ws", name, "--type=merge", "--patch", &patch]).expect_success();
-}
-
-fn list(deployed: &Deployed, kind: &str, label: &str) -> Vec<Value> {
-    let list = deployed
-        .namespace()
-        .kubectl(&["get", kind, "--selector", label, "--output", "json"])
-        .expect_success();
-    let list: Value = serde_json::from_str(&list).unwrap();
-    list["items"].as_array().unwrap().clone()
 }
 
 pub(crate) fn workspace_id(deployed: &Deployed, name: &str) -> String {
@@ -84,16 +75,10 @@ async fn workspace_runs_sleeps_and_is_restored_from_its_archive() {
     assert_eq!(deployed.namespace().field("ws/ada", ".spec.desiredState"), "Awake");
 
     run_cli(deployed, &["rm", "ada"]).await;
-    wait_for("the deletion of its volume", async || {
-        objects_of(deployed, "pvc", &id).is_empty().then_some(())
-    })
-    .await;
+    wait_until("the deletion of its volume", || objects_of(deployed, "pvc", &id).is_empty()).await;
     deployed.namespace().wait("delete", "ws/ada").expect_success();
     let archives = format!("wsa/{id}");
-    wait_for("a WorkspaceArchives resource", async || {
-        deployed.namespace().kubectl(&["get", &archives]).ok.then_some(())
-    })
-    .await;
+    wait_until("a WorkspaceArchives resource", || deployed.namespace().kubectl(&["get", &archives]).ok).await;
     let archive = deployed.namespace().field(&archives, ".spec.newestArchive");
     run_cli(deployed, &["restore", &archive]).await;
     assert_eq!(
@@ -204,10 +189,10 @@ async fn deleted_or_evicted_pod_is_replaced_with_its_files() {
                 .post(&format!("/api/v1/namespaces/podling/pods/{name}/eviction"), &eviction)
                 .expect_success();
         }
-        wait_for("another pod to serve it", async || {
+        wait_until("another pod to serve it", || {
             let state = space.field("ws/alan", ".status.state");
             let pods = objects_of(deployed, "pods", &id);
-            (state == "awake" && pods.len() == 1 && uid_of_only_pod(&pods) != before).then_some(())
+            state == "awake" && pods.len() == 1 && uid_of_only_pod(&pods) != before
         })
         .await;
         before = uid_of_only_pod(&objects_of(deployed, "pods", &id));
@@ -228,14 +213,14 @@ async fn removed_finalizers_and_labels_are_added_again() {
     for object in ["ws/radia", &claim] {
         space.kubectl(&["patch", object, "--type=merge", "--patch", bare]).expect_success();
     }
-    wait_for("the finalizer of the workspace", async || {
+    wait_until("the finalizer of the workspace", || {
         let finalizers = space.field("ws/radia", ".metadata.finalizers");
-        finalizers.contains("podling.dev/archive-before-delete").then_some(())
+        finalizers.contains("podling.dev/archive-before-delete")
     })
     .await;
-    wait_for("finalizer and label of the claim", async || {
+    wait_until("finalizer and label of the claim", || {
         let is_protected = space.field(&claim, ".metadata.finalizers").contains("podling.dev/keep-data");
-        (is_protected && objects_of(deployed, "pvc", &id).len() == 1).then_some(())
+        is_protected && objects_of(deployed, "pvc", &id).len() == 1
     })
     .await;
     run_cli(deployed, &["rm", "--discard", "radia"]).await;
@@ -260,9 +245,9 @@ async fn killed_control_plane_finds_running_workspaces() {
         .expect_success();
     // This edit is written while no control plane runs.
     patch_spec(deployed, "edsger", r#"{"policy": {"idleTimeout": "3h"}}"#);
-    wait_for("new pods of the control plane", async || {
+    wait_until("new pods of the control plane", || {
         let new = pod_uids();
-        (new.len() == old.len() && new.iter().all(|pod| !old.contains(pod))).then_some(())
+        new.len() == old.len() && new.iter().all(|pod| !old.contains(pod))
     })
     .await;
     deployed.wait_ready();

@@ -4,10 +4,10 @@
 use std::fs;
 
 use podling_tests::{
-    cluster::{Namespace, install_crds, kubectl},
-    deployed::Deployed,
+    Deployed, Namespace,
+    cluster::{install_crds, kubectl},
     tools::repository,
-    wait_for,
+    wait_until,
 };
 use serde_json::Value;
 
@@ -23,7 +23,7 @@ const LABELS: [&str; 5] = ["name", "component", "version", "part-of", "managed-b
 fn objects_in(directory: &str) -> Vec<Value> {
     let path = repository().join("deploy").join(directory);
     let show = ["apply", "--dry-run=client", "--output=json", "--kustomize", path.to_str().expect("a path")];
-    let list: Value = serde_json::from_str(&kubectl(&show).expect_success()).expect("kubectl prints JSON");
+    let list = kubectl(&show).json();
     list["items"].as_array().expect("a list").clone()
 }
 
@@ -57,15 +57,15 @@ async fn objects_of_the_control_plane_are_restored() {
         let content = || [".data", ".spec"].map(|part| space.field(name, part));
         let (uid, before) = (space.field(name, ".metadata.uid"), content());
         space.kubectl(&["label", name, "app.kubernetes.io/name-"]).expect_success();
-        wait_for(&format!("the label of {name}"), async || {
+        wait_until(&format!("the label of {name}"), || {
             let labels = space.field(name, ".metadata.labels");
-            labels.contains("app.kubernetes.io/name").then_some(())
+            labels.contains("app.kubernetes.io/name")
         })
         .await;
         space.kubectl(&["delete", name]).expect_success();
-        wait_for(&format!("another {name}"), async || {
+        wait_until(&format!("another {name}"), || {
             let found = space.kubectl(&["get", name, "--output=jsonpath={.metadata.uid}"]);
-            (found.ok && !found.out.is_empty() && found.out != uid).then_some(())
+            found.ok && !found.out.is_empty() && found.out != uid
         })
         .await;
         assert_eq!(content(), before, "{name}");
@@ -110,8 +110,8 @@ async fn roles_of_kubernetes_include_workspaces() {
     ] {
         for (verb, resource) in allowed {
             // A controller aggregates the roles.
-            wait_for(&format!("{user} may {verb} {resource}"), async || {
-                is_allowed(deployed, user, verb, resource).then_some(())
+            wait_until(&format!("{user} may {verb} {resource}"), || {
+                is_allowed(deployed, user, verb, resource)
             })
             .await;
         }
@@ -144,8 +144,7 @@ async fn owner_defaults_to_the_creator() {
              spec: {{template: python}}}}"
         );
         // The API server applies a new policy after a moment.
-        wait_for("a workspace without an owner", async || space.apply_as(user, &workspace).ok.then_some(()))
-            .await;
+        wait_until("a workspace without an owner", || space.apply_as(user, &workspace).ok).await;
         assert_eq!(space.field(&format!("ws/{name}"), ".spec.owner"), owner);
     }
     let named = "{apiVersion: podling.dev/v1alpha1, kind: Workspace, metadata: {name: named}, \

@@ -9,12 +9,12 @@ use std::{
 };
 
 use podling_tests::{
-    cluster::{Namespace, free_node_address},
-    deployed::Deployed,
-    podling::names,
+    Deployed, Namespace,
+    cluster::free_node_address,
     report_skipped,
     tls::{CertificateAuthority, TlsTerminator, Validity},
-    wait_for,
+    tree::names,
+    wait_for, wait_until,
 };
 use tempfile::TempDir;
 
@@ -180,8 +180,8 @@ async fn deletion_waits_for_the_bucket_or_is_discarded() {
     }
     for name in names {
         let workspace = format!("ws/{name}");
-        wait_for("a status that says its data is retained", async || {
-            (space.field(&workspace, ".status.reason") == "ArchiveFailed").then_some(())
+        wait_until("a status that says its data is retained", || {
+            space.field(&workspace, ".status.reason") == "ArchiveFailed"
         })
         .await;
         let message = space.field(&workspace, ".status.conditions[?(@.type=='ArchiveProven')].message");
@@ -197,5 +197,5 @@ async fn deletion_waits_for_the_bucket_or_is_discarded() {
     let newest = space.field(&format!("wsa/{id}"), ".spec.newestArchive");
     assert!(server.objects().contains(&format!("{newest}.zip")), "{:?}", server.objects());
     run_cli(deployed, &["rm", "--discard", &id]).await;
-    wait_for("the removal of its archives", async || server.objects().is_empty().then_some(())).await;
+    wait_until("the removal of its archives", || server.objects().is_empty()).await;
 }

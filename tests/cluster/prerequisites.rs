@@ -1,7 +1,10 @@
 //! Tests that the cluster has the features of Kubernetes that Podling needs: Pod Security
 //! "restricted", volumes that outlive pods, in-place resize, and tokens for one audience.
 
-use podling_tests::cluster::{Namespace, image, kubectl};
+use podling_tests::{
+    Namespace,
+    cluster::{image, kubectl},
+};
 use serde_json::Value;
 
 /// Returns the manifest of an idle pod that is as restricted as a workspace's pod. `more` is YAML
@@ -32,8 +35,7 @@ spec:
 
 #[test]
 fn cluster_version_is_supported() {
-    let version: Value =
-        serde_json::from_str(&kubectl(&["version", "--output", "json"]).expect_success()).unwrap();
+    let version = kubectl(&["version", "--output", "json"]).json();
     let minor = version["serverVersion"]["minor"].as_str().unwrap().trim_end_matches('+');
     assert!(minor.parse::<u32>().unwrap() >= 34, "{version:#}");
 }

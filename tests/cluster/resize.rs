@@ -1,6 +1,6 @@
 //! Resizes of a workspace, by kubectl, while its programs run.
 
-use podling_tests::{cluster::MEMORY_LIMIT, wait_for};
+use podling_tests::{cluster::MEMORY_LIMIT, wait_for, wait_until};
 use serde_json::Value;
 
 use crate::lifecycle::{objects_of, patch_spec, run_cli, share_control_plane, uid_of_only_pod, workspace_id};
@@ -25,8 +25,8 @@ async fn running_job_survives_resize_up_and_down() {
         })
         .await;
         let resized = ".status.conditions[?(@.type=='Resized')].status";
-        wait_for("a condition that says Resized", async || {
-            (deployed.namespace().field("ws/ken", resized) == "True").then_some(())
+        wait_until("a condition that says Resized", || {
+            deployed.namespace().field("ws/ken", resized) == "True"
         })
         .await;
     }
@@ -43,8 +43,7 @@ async fn impossible_resize_is_reported_and_the_workspace_runs_on() {
     let space = deployed.namespace();
     run_cli(deployed, &["create", "dennis"]).await;
     let id = workspace_id(deployed, "dennis");
-    let node: Value =
-        serde_json::from_str(&space.kubectl(&["get", "nodes", "--output", "json"]).expect_success()).unwrap();
+    let node = space.kubectl(&["get", "nodes", "--output", "json"]).json();
     let cores: u64 = node["items"][0]["status"]["capacity"]["cpu"].as_str().unwrap().parse().unwrap();
     let resize = async |cpu: String, reason: &'static str, message: &'static str| {
         patch_spec(
@@ -52,9 +51,9 @@ async fn impossible_resize_is_reported_and_the_workspace_runs_on() {
             "dennis",
             &format!("{{\"resources\": {{\"cpu\": \"{cpu}\", \"memory\": \"128Mi\"}}}}"),
         );
-        wait_for(reason, async || {
+        wait_until(reason, || {
             let status = [".status.reason", ".status.message"].map(|field| space.field("ws/dennis", field));
-            (status[0] == reason && status[1].contains(message)).then_some(())
+            status[0] == reason && status[1].contains(message)
         })
         .await;
     };

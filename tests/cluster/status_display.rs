@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, env, fs, time::Duration};
 
-use podling_tests::{deployed::Deployed, report_skipped, wait_for, wait_long};
+use podling_tests::{Deployed, report_skipped, wait_for, wait_long, wait_until};
 use serde_json::Value;
 
 use crate::{
@@ -37,7 +37,7 @@ fn condition(status: &Value, kind: &str) -> String {
 fn events(deployed: &Deployed, name: &str) -> Vec<String> {
     let about = format!("involvedObject.kind=Workspace,involvedObject.name={name}");
     let list = ["get", "events", "--field-selector", &about, "--output", "json"];
-    let list: Value = serde_json::from_str(&deployed.namespace().kubectl(&list).expect_success()).unwrap();
+    let list = deployed.namespace().kubectl(&list).json();
     let mut events = list["items"].as_array().unwrap().clone();
     events.sort_by_key(|event| event["eventTime"].as_str().unwrap().to_owned());
     events.iter().map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
@@ -153,7 +153,7 @@ async fn autoscalers_spare_a_pod_while_it_is_used() {
         both.iter().filter(|name| annotations[**name].is_string()).count()
     };
     run_cli(deployed, &["run", "hedy", "--", "true"]).await;
-    wait_for("both annotations", async || (eviction_guards() == 2).then_some(())).await;
+    wait_until("both annotations", || eviction_guards() == 2).await;
     wait_long(LONG_DEADLINE, "the removal of both annotations", async || {
         (eviction_guards() == 0).then_some(())
     })

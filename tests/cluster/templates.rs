@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podling_tests::{cluster::image, deployed::Deployed, wait_for, wait_long};
+use podling_tests::{Deployed, cluster::image, wait_for, wait_long, wait_until};
 use serde_json::Value;
 
 use crate::lifecycle::{
@@ -148,10 +148,10 @@ async fn template_shapes_pods_and_invalid_overrides_are_named() {
     let before = uid_of_only_pod(&objects_of(deployed, "pods", &id));
     let name = pod["metadata"]["name"].as_str().unwrap();
     space.kubectl(&["exec", name, "--", "sh", "-c", "kill 1"]).expect_success();
-    wait_for("another pod to serve it", async || {
+    wait_until("another pod to serve it", || {
         let pods = objects_of(deployed, "pods", &id);
         let awake = space.field("ws/maryam", ".status.state") == "awake";
-        (awake && pods.len() == 1 && uid_of_only_pod(&pods) != before).then_some(())
+        awake && pods.len() == 1 && uid_of_only_pod(&pods) != before
     })
     .await;
 

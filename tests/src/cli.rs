@@ -8,7 +8,7 @@ use std::{
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command};
 
-use crate::{program::program, wait::within};
+use crate::{program, within};
 
 /// The environment of a user's shell: the home directory and additional variables.
 #[derive(Debug, Clone)]

@@ -10,6 +10,8 @@ use std::{
 
 use anyhow::{Result, ensure};
 
+use serde_json::Value;
+
 use crate::tools::repository;
 
 /// Environment variable with the prefix of image names. Not set if the images are on the node
@@ -157,6 +159,12 @@ impl Namespace {
         self.kubectl(&["wait", &format!("--for={condition}"), DEADLINE, what])
     }
 
+    /// Returns the objects of this kind that the label selector matches.
+    pub fn list(&self, kind: &str, selector: &str) -> Vec<Value> {
+        let list = ["get", kind, "--selector", selector, "--output", "json"];
+        self.kubectl(&list).json()["items"].as_array().expect("a list").clone()
+    }
+
     /// Returns the field of an object that `path`, a JSONPath without braces, selects.
     pub fn field(&self, what: &str, path: &str) -> String {
         self.kubectl(&["get", what, "--output", &format!("jsonpath={{{path}}}")]).expect_success()
@@ -182,6 +190,11 @@ impl KubectlOutput {
     pub fn expect_success(self) -> String {
         assert!(self.ok, "{self:#?}");
         self.out
+    }
+
+    /// Parses stdout as JSON. Panics if the command failed.
+    pub fn json(self) -> Value {
+        serde_json::from_str(&self.expect_success()).expect("kubectl prints JSON")
     }
 
     /// Returns stderr. Panics if the command succeeded.

@@ -13,8 +13,8 @@ use http::Request;
 use tempfile::TempDir;
 
 use crate::{
+    Client,
     cli::Cli,
-    client::Client,
     cluster::{Namespace, image, image_prefix, install_crds, kubectl},
     http::send,
     tools::repository,

@@ -4,21 +4,16 @@
 use std::{
     fs,
     io::Write,
-    path::PathBuf,
     process::{Command, Stdio},
 };
 
+use podling_testkit::net::{BoxedStream, DialAddress, TestServer};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{
-        UnixListener, UnixStream,
-        unix::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split},
     sync::watch,
-    task::JoinSet,
 };
 
-use crate::{agent_client::DialAddress, podling::Podling};
+use crate::podling::Podling;
 
 /// Size of the copy buffer of one direction.
 const BUFFER_BYTES: usize = 16 * 1024;
@@ -31,8 +26,7 @@ pub enum NetworkPartition {
     Proxy {
         /// Whether traffic is blocked.
         blocked: watch::Sender<bool>,
-        /// The proxy's accept loop.
-        tasks: JoinSet<()>,
+        server: TestServer,
     },
     /// TCP port that agents in pods connect to. The node's packet filter drops its packets.
     Port(u16),
@@ -40,18 +34,18 @@ pub enum NetworkPartition {
 
 impl NetworkPartition {
     /// Prepares a partition. It covers only agents that connect from now on.
-    pub fn new(podling: &Podling) -> Self {
+    pub async fn new(podling: &Podling) -> Self {
         let socket = match podling.agents_listen_address() {
             DialAddress::Unix(socket) => socket,
             DialAddress::Tcp(address) => return Self::Port(address.port()),
         };
         let upstream = socket.with_extension("upstream");
         fs::rename(&socket, &upstream).expect("the socket can be moved");
-        let listener = UnixListener::bind(&socket).expect("socket path is free");
         let blocked = watch::Sender::new(false);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, upstream, blocked.subscribe()));
-        Self::Proxy { blocked, tasks }
+        let (receiver, upstream) = (blocked.subscribe(), DialAddress::Unix(upstream));
+        let forward = move |near| forward_connection(near, upstream.clone(), receiver.clone());
+        let server = TestServer::start(&DialAddress::Unix(socket), forward).await;
+        Self::Proxy { blocked, server }
     }
 
     /// Blocks traffic in both directions. Bytes in transit are delayed and not lost, as with TCP.
@@ -83,21 +77,12 @@ fn apply_nft_rules(rules: &str) {
     assert!(nft.wait().expect("nft ends").success(), "{rules}");
 }
 
-async fn accept(listener: UnixListener, upstream: PathBuf, blocked: watch::Receiver<bool>) {
-    let mut connections = JoinSet::new();
-    while let Ok((near, _)) = listener.accept().await {
-        while connections.try_join_next().is_some() {}
-        connections.spawn(forward_connection(near, upstream.clone(), blocked.clone()));
-    }
-}
-
-async fn forward_connection(near: UnixStream, upstream: PathBuf, mut blocked: watch::Receiver<bool>) {
+async fn forward_connection(near: BoxedStream, upstream: DialAddress, mut blocked: watch::Receiver<bool>) {
     if blocked.wait_for(|blocked| !blocked).await.is_err() {
         return;
     }
-    let Ok(far) = UnixStream::connect(upstream).await else { return };
-    let (near_read, near_write) = near.into_split();
-    let (far_read, far_write) = far.into_split();
+    let Ok(far) = upstream.connect().await else { return };
+    let ((near_read, near_write), (far_read, far_write)) = (split(near), split(far));
     // The end of one direction drops the other, so both peers see the connection close.
     tokio::select! {
         () = forward_bytes(near_read, far_write, blocked.clone()) => {}
@@ -105,7 +90,11 @@ async fn forward_connection(near: UnixStream, upstream: PathBuf, mut blocked: wa
     }
 }
 
-async fn forward_bytes(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut blocked: watch::Receiver<bool>) {
+async fn forward_bytes(
+    mut from: ReadHalf<BoxedStream>,
+    mut to: WriteHalf<BoxedStream>,
+    mut blocked: watch::Receiver<bool>,
+) {
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let read = from.read(&mut buffer).await.unwrap_or_default();

@@ -15,16 +15,16 @@ use std::{
 };
 
 use podling_proto::control::v1::CreateWorkspaceRequest;
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Signal, kill_process_group};
 use serde_json::Value;
 
 use crate::{
-    agent_client::DialAddress,
+    Client,
     cli::Cli,
-    client::Client,
     cluster::Namespace,
-    program::program,
-    running_processes,
+    net::DialAddress,
+    processes::{self, RunningProcess, signal, to_pid},
+    program,
     wait::{wait_blocking, wait_for, within},
 };
 
@@ -32,7 +32,6 @@ mod agents;
 mod observe;
 mod pods;
 
-pub use observe::names;
 use pods::PodCluster;
 pub use pods::are_selected as on_pods;
 
@@ -292,16 +291,17 @@ impl Podling {
     /// Creates a workspace and waits until its agent is connected.
     pub async fn workspace(&self, name: &str) -> Workspace {
         let request = CreateWorkspaceRequest { name: name.to_owned(), ..Default::default() };
-        let made = within("Workspaces.Create", self.client().workspaces().create(request)).await;
-        let id = made
-            .expect("workspace is created")
-            .into_inner()
-            .workspace
-            .expect("response has the workspace")
-            .id;
-        let workspace = Workspace { id, name: name.to_owned() };
+        let workspace = self.create_requested(request).await;
         self.wait_until_awake(&workspace).await;
         workspace
+    }
+
+    /// Creates a workspace without waiting until it is awake.
+    pub async fn create_requested(&self, request: CreateWorkspaceRequest) -> Workspace {
+        let name = request.name.clone();
+        let made = within("Workspaces.Create", self.client().workspaces().create(request)).await;
+        let made = made.expect("workspace is created").into_inner().workspace;
+        Workspace { id: made.expect("response has the workspace").id, name }
     }
 
     /// Runs `podling create NAME FLAGS…`, which by default waits until the workspace is awake.
@@ -335,7 +335,7 @@ impl Podling {
 
     /// Sends SIGINT to the process group of `podling up`, as Ctrl-C does.
     pub fn interrupt(&self) {
-        kill_process_group(pid(self.control_pid()), Signal::INT).expect("process group is signalled");
+        kill_process_group(to_pid(self.control_pid()), Signal::INT).expect("process group is signalled");
     }
 
     /// Interrupts `podling up` as Ctrl-C does, and waits until it has ended.
@@ -351,15 +351,12 @@ impl Podling {
     }
 
     /// Returns all running processes of this story.
-    pub fn running_processes(&self) -> Vec<running_processes::RunningProcess> {
-        let mut left = running_processes::in_dir(&self.dir);
+    pub fn running_processes(&self) -> Vec<RunningProcess> {
+        let mut left = processes::in_dir(&self.dir);
         if !self.data.starts_with(&self.dir) {
-            left.extend(
-                running_processes::in_dir(&self.data)
-                    .into_iter()
-                    .filter(|l| !left.contains(l))
-                    .collect::<Vec<_>>(),
-            );
+            left.extend(processes::in_dir(&self.data));
+            left.sort_by_key(|process| process.pid);
+            left.dedup();
         }
         left
     }
@@ -400,7 +397,7 @@ impl Drop for Podling {
         // If a story leaves the control plane dead on purpose, its workspaces still run.
         let gone = was_up && wait_blocking(END_TIMEOUT, || self.running_processes().is_empty());
         let left = self.running_processes();
-        running_processes::kill_all(&left);
+        processes::kill_all(&left);
         wait_blocking(END_TIMEOUT, || self.running_processes().is_empty());
         if was_up && !thread::panicking() {
             assert!(gone, "processes survive `podling down --force`: {left:#?}\n{}", self.log());
@@ -412,12 +409,4 @@ impl Drop for Podling {
 
 async fn wait_exit(up: &mut Child) -> ExitStatus {
     wait_for("`podling up` ends", async || up.try_wait().ok().flatten()).await
-}
-
-fn signal(process: u32, signal: Signal) {
-    kill_process(pid(process), signal).expect("the process can be signalled");
-}
-
-fn pid(process: u32) -> Pid {
-    i32::try_from(process).ok().and_then(Pid::from_raw).expect("a process id")
 }

@@ -13,14 +13,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     podling::{Podling, Workspace},
-    wait::within,
+    wire_duration, within,
 };
-
-/// Converts a duration into its protobuf message.
-#[must_use]
-pub fn wire_duration(duration: Duration) -> Option<prost_types::Duration> {
-    Some(duration.try_into().expect("duration is in the range of protobuf"))
-}
 
 /// Returns a policy with this idle timeout and otherwise default values.
 #[must_use]
@@ -49,10 +43,7 @@ impl Podling {
         let env = [("SHELL".to_owned(), "/bin/sh".to_owned())].into();
         let request =
             CreateWorkspaceRequest { name: name.to_owned(), policy: Some(policy), env, ..Default::default() };
-        let made = within("Workspaces.Create", self.client().workspaces().create(request)).await;
-        let made =
-            made.expect("workspace is created").into_inner().workspace.expect("response has the workspace");
-        Workspace { id: made.id, name: name.to_owned() }
+        self.create_requested(request).await
     }
 
     /// Watches the workspace for `span` and asserts that it stays awake.

@@ -1,23 +1,25 @@
 //! An agent authenticates the control plane before it sends its credential.
 
+use std::net::SocketAddr;
+
 use podling_proto::{
     agent::v1::GetActivityRequest,
+    control::v1::control_message::Message,
     error::{self, Reason},
-    token::{Audience, TokenClaims, random},
-    verb::Verbs,
 };
 use podling_tests::{
-    agent_client,
-    fake_control_plane::{FakeControlPlane, RecordingListener},
-    standalone_agent::StandaloneAgent,
+    AgentProcess, DialAddress, FakeControlPlane, agent_client,
+    agent_process::CREDENTIAL,
+    control_plane::{CERTIFICATE_NAME, RecordingListener, claim, key, token},
+    net::FREE_PORT,
     tls::{CertificateAuthority, Validity},
-    wait_for, within,
+    wait_for, wait_until, within,
 };
 
-/// Credential of the agent. The tests search for its secret in all bytes that the agent sends.
-const CREDENTIAL: &str = "abcdefghijkl.wombats-dig-at-night";
-/// DNS name in the control plane's certificate.
-const CONTROL: &str = "podling-control";
+/// Starts an agent that dials this address. It listens on a free port.
+fn start_agent(control: SocketAddr, ca_pem: &str) -> AgentProcess {
+    AgentProcess::start_at("127.0.0.1:0", &format!("https://{control}"), ca_pem)
+}
 
 fn holds_secret(bytes: &[u8]) -> bool {
     let secret = b"wombats";
@@ -25,12 +27,9 @@ fn holds_secret(bytes: &[u8]) -> bool {
 }
 
 async fn assert_credential_not_sent(what: &str, listener: RecordingListener, ca_pem: &str) {
-    let agent = StandaloneAgent::start(listener.address, ca_pem, CREDENTIAL);
+    let agent = start_agent(listener.address, ca_pem);
     // The agent keeps trying, because the genuine control plane may return at this address.
-    wait_for(&format!("{what}: the agent tries twice"), async || {
-        (listener.connections().len() >= 2).then_some(())
-    })
-    .await;
+    wait_until(&format!("{what}: the agent tries twice"), || listener.connections().len() >= 2).await;
     drop(agent);
     for call in listener.connections() {
         assert!(!call.trusted, "{what}: the agent rejects the certificate");
@@ -44,7 +43,7 @@ async fn credential_is_not_sent_to_impostor_control_plane() {
     let (pem, server) = (&ours.pem, RecordingListener::with_tls);
     assert_credential_not_sent(
         "another authority",
-        server(theirs.server(CONTROL, Validity::Current)).await,
+        server(theirs.server(CERTIFICATE_NAME, Validity::Current)).await,
         pem,
     )
     .await;
@@ -56,47 +55,35 @@ async fn credential_is_not_sent_to_impostor_control_plane() {
     .await;
     assert_credential_not_sent(
         "an expired certificate",
-        server(ours.server(CONTROL, Validity::Expired)).await,
+        server(ours.server(CERTIFICATE_NAME, Validity::Expired)).await,
         pem,
     )
     .await;
     assert_credential_not_sent("no certificate at all", RecordingListener::plaintext().await, pem).await;
 
     // The agent accepts the genuine certificate, so the listener would have recorded the others.
-    let genuine = server(ours.server(CONTROL, Validity::Current)).await;
-    let _agent = StandaloneAgent::start(genuine.address, pem, CREDENTIAL);
-    wait_for("the agent trusts its control plane", async || {
-        genuine.connections().iter().any(|c| c.trusted).then_some(())
-    })
-    .await;
+    let genuine = server(ours.server(CERTIFICATE_NAME, Validity::Current)).await;
+    let _agent = start_agent(genuine.address, pem);
+    wait_until("the agent trusts its control plane", || genuine.connections().iter().any(|c| c.trusted))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn agent_reconnects_if_control_plane_does_not_answer() {
     let authority = CertificateAuthority::new("Podling");
     // The first connection is accepted and never answered.
-    let control =
-        FakeControlPlane::start(authority.server(CONTROL, Validity::Current), "abcdefghijkl", 1).await;
-    let agent = StandaloneAgent::start(control.address, &authority.pem, CREDENTIAL);
-    let credentials =
-        wait_for("the agent gives up on the silent connection and says hello on another", async || {
-            Some(control.credentials()).filter(|c| !c.is_empty())
-        })
-        .await;
-    assert_eq!(credentials[0], format!("Bearer {CREDENTIAL}"));
+    let tls = authority.server(CERTIFICATE_NAME, Validity::Current);
+    let mut control = FakeControlPlane::start_silent(&FREE_PORT, tls, 1).await;
+    let agent = start_agent(control.address(), &authority.pem);
+    let mut session = control.session().await;
+    assert_eq!(session.credential, format!("Bearer {CREDENTIAL}"));
 
     // A claimed agent accepts tokens that this control plane has signed.
-    let claims = TokenClaims {
-        sub: "ada".into(),
-        aud: Audience::Agent("abcdefghijkl".into()),
-        iat: 0,
-        exp: u64::MAX / 2,
-        jti: random(9),
-        verbs: Verbs::admin(),
-        workspaces: None,
-    };
-    let client = agent_client::unpinned_client(agent_client::DialAddress::Unix(agent.socket_path()))
-        .token(&control.key.sign(&claims));
+    let key = key();
+    session.send(Message::Claim(claim(&key))).await;
+    session.heartbeat().await;
+    let address = DialAddress::Tcp(agent.info().await.address.parse().expect("an address"));
+    let client = agent_client::unpinned_client(address).token(&token(&key, "admin"));
     wait_for("the agent is claimed", async || {
         match within("Activity.Get", client.activity().get(GetActivityRequest {})).await {
             Ok(_) => Some(()),

@@ -12,12 +12,7 @@ use podling_proto::{
     error::Reason,
 };
 use podling_tests::{
-    Podling,
-    client_helpers::{refused, script},
-    program::program,
-    resuming_client::ResumingClient,
-    suspended_process::SuspendedProcess,
-    wait_for,
+    Podling, ResumingClient, SuspendedProcess, program, refused, script, wait_for, wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
@@ -41,8 +36,7 @@ async fn ctrl_c_sleeps_idle_workspaces_and_next_up_adopts_busy() {
     assert_eq!(left, [agent], "only the busy workspace's agent runs");
     let ticks = || fs::read(podling.home_dir(&ada).join("ticks")).map_or(0, |ticks| ticks.len());
     let ticks_before = ticks();
-    wait_for("the job continues without a control plane", async || (ticks() > ticks_before).then_some(()))
-        .await;
+    wait_until("the job continues without a control plane", || ticks() > ticks_before).await;
 
     podling.restart().await;
     let after = podling.wait_until_awake(&ada).await.agent.expect("an agent");
@@ -75,7 +69,7 @@ async fn hangup_stops_podling_up() {
         .spawn()
         .expect("podling up");
     let is_up = dir.path().join("run/up.json");
-    wait_for("podling up is ready", async || is_up.exists().then_some(())).await;
+    wait_until("podling up is ready", || is_up.exists()).await;
     kill_process(Pid::from_raw(up.id().expect("podling up runs") as i32).expect("a pid"), Signal::HUP)
         .expect("a signal");
     let status = wait_for("podling up has ended", async || up.try_wait().expect("wait for podling up")).await;

@@ -1,7 +1,7 @@
 //! The README's first commands on a fresh machine, and the next steps of a new user.
 
 use podling_proto::agent::v1::ListTerminalsRequest;
-use podling_tests::{Podling, podling::PodlingOptions, program::program, pty::TerminalWindow, wait_for};
+use podling_tests::{Podling, PodlingOptions, TerminalWindow, program, wait_for, wait_until};
 use rustix::termios::LocalModes;
 use serde_json::Value;
 
@@ -56,9 +56,9 @@ async fn attach_passes_keys_size_and_signals() {
     window.wait_for_text("42-is-it").await;
 
     window.resize(33, 101);
-    wait_for("the terminal has the window's size", async || {
+    wait_until("the terminal has the window's size", || {
         window.type_text("stty size\r");
-        window.output().contains("33 101").then_some(())
+        window.output().contains("33 101")
     })
     .await;
 

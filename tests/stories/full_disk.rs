@@ -1,7 +1,7 @@
 //! A control plane on one machine whose data directory is on a full disk.
 
 use podling_proto::error::Reason;
-use podling_tests::{Client, Podling, PodlingOptions, SmallDisk, report_skipped};
+use podling_tests::{Client, Podling, PodlingOptions, SmallDisk};
 
 /// Fills the disk to the last byte by a program in the workspace.
 async fn fill(inside: &Client) {
@@ -14,10 +14,7 @@ fn options_on(disk: &SmallDisk) -> PodlingOptions {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn full_disk_rejects_new_workspaces_until_space_is_freed() {
-    let disk = match SmallDisk::new("24m") {
-        Ok(disk) => disk,
-        Err(why) => return report_skipped("new workspaces on a full disk", &why),
-    };
+    let Some(disk) = SmallDisk::new_or_skip("24m", "new workspaces on a full disk") else { return };
     let podling = Podling::up_with(options_on(&disk)).await;
     let ada = podling.workspace("ada").await;
     let inside = podling.client().for_workspace(&ada.id);
@@ -40,10 +37,7 @@ async fn full_disk_rejects_new_workspaces_until_space_is_freed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn down_works_on_full_disk() {
-    let disk = match SmallDisk::new("24m") {
-        Ok(disk) => disk,
-        Err(why) => return report_skipped("down on a full disk", &why),
-    };
+    let Some(disk) = SmallDisk::new_or_skip("24m", "down on a full disk") else { return };
     let mut podling = Podling::up_with(options_on(&disk)).await;
     let ada = podling.workspace("ada").await;
     fill(&podling.client().for_workspace(&ada.id)).await;

@@ -6,7 +6,7 @@ use podling_proto::{
     control::v1::{CreateTokenRequest, ListWorkspacesRequest},
     error::Reason,
 };
-use podling_tests::{Client, Podling, client_helpers::refused, within};
+use podling_tests::{Client, Podling, refused, within};
 
 /// Long-lived secrets in the data directory.
 const SECRETS: [&str; 3] = ["root-token", "control/token-keys.json", "control/ca.key"];

@@ -42,7 +42,7 @@ macro_rules! traces {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("stories/traces");
             let mut expected = vec![$(concat!(stringify!($seed), ".trace")),*];
             expected.sort_unstable();
-            assert_eq!(podling_tests::podling::names(&dir), expected);
+            assert_eq!(podling_tests::tree::names(&dir), expected);
         }
     };
 }

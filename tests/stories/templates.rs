@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use podling_tests::{Podling, pty::TerminalWindow, tools::repository, wait_for};
+use podling_tests::{Podling, TerminalWindow, tools::repository, wait_for};
 
 /// First line of a documented template, before and after its name.
 const DOCUMENTED: (&str, &str) = ("# <data>/templates/", ".toml");

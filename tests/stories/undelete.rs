@@ -2,8 +2,8 @@
 
 use podling_proto::control::v1::State;
 use podling_tests::{
-    Podling, client_helpers::argv, disk::launcher_without_dac_override, podling::PodlingOptions,
-    pty::TerminalWindow, report_skipped, wait_for, within,
+    Podling, PodlingOptions, TerminalWindow, argv, launcher_without_dac_override, wait_for, wait_until,
+    within,
 };
 use serde_json::Value;
 
@@ -18,10 +18,7 @@ async fn explained(podling: &Podling) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn blocked_deletion_is_taken_back_repaired_and_repeated() {
-    let launcher = match launcher_without_dac_override() {
-        Ok(launcher) => launcher,
-        Err(why) => return report_skipped("a deletion that cannot be archived", &why),
-    };
+    let Some(launcher) = launcher_without_dac_override("a deletion that cannot be archived") else { return };
     let podling = Podling::up_with(PodlingOptions { launcher, ..Default::default() }).await;
     let ada = podling.workspace("ada").await;
     let inside = podling.client().for_workspace(&ada.id);
@@ -33,8 +30,7 @@ async fn blocked_deletion_is_taken_back_repaired_and_repeated() {
     let mut window = TerminalWindow::open(&cli.command(&["attach", "ada"]));
     window.wait_for_prompt().await;
     let deletes = async {
-        wait_for("the command runs", async || podling.home_dir(&ada).join("started").exists().then_some(()))
-            .await;
+        wait_until("the command runs", || podling.home_dir(&ada).join("started").exists()).await;
         cli.run(&["rm", "ada", "--no-wait"]).await.ok();
     };
     let follow = ["run", "ada", "--", "sh", "-c", "touch started; sleep 1000"];

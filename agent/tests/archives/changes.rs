@@ -12,8 +12,12 @@ use std::{
 
 use futures_util::StreamExt;
 use podling_agent::archive::{ArchiveError, CreateEvent, CreateOptions, MAX_ARCHIVES};
+use podling_testkit::{
+    report_skipped,
+    tree::{hex, noise},
+};
 
-use super::{ArchiveFixture, DEADLINE, archives, collect, create, noise, p, skipped::report_skipped, tools};
+use super::{ArchiveFixture, DEADLINE, archives, collect, create, list_with_tools, p};
 
 /// Size of a file that is larger than all queues together. When the first bytes of the zip arrive,
 /// the file cannot have been read to its end.
@@ -47,7 +51,7 @@ async fn growing_file_is_skipped() {
     assert_eq!(created.skipped(), [("a large".to_owned(), "it changed while it was read")]);
     assert_eq!((created.names(), created.done.entries), (vec![], 0));
     // The zip is valid nevertheless.
-    tools::list_with_tools(&created.zip);
+    list_with_tools(&created.zip);
 }
 
 #[tokio::test]
@@ -60,7 +64,7 @@ async fn shrinking_file_is_skipped() {
     )
     .await;
     assert_eq!(created.skipped(), [("a large".to_owned(), "it changed while it was read")]);
-    tools::list_with_tools(&created.zip);
+    list_with_tools(&created.zip);
 }
 
 #[tokio::test]
@@ -108,7 +112,7 @@ async fn file_replaced_by_link_is_not_followed() {
     .await;
     // The archive contains the link, and the directory counts as changed.
     assert_eq!(created.skipped(), [(String::new(), "its entries changed while it was read")]);
-    if let Some(listed) = tools::list_with_tools(&created.zip) {
+    if let Some(listed) = list_with_tools(&created.zip) {
         assert_eq!(listed.last().unwrap().mode, 0o120_777);
     }
 }
@@ -144,10 +148,10 @@ fn constantly_changing_files_never_get_wrong_hash() {
         stop.store(true, Ordering::Relaxed);
         assert!(changed.done.skipped_count > 0, "a changed file is skipped within the time limit");
         assert_eq!(changed.done.skipped_count + changed.done.entries, 1_000);
-        let Some(listed) = tools::list_with_tools(&changed.zip) else { return };
+        let Some(listed) = list_with_tools(&changed.zip) else { return };
         for line in &changed.lines {
             let listed = listed.iter().find(|listed| listed.name == line.path).unwrap();
-            assert_eq!(listed.sha256, tools::hex(&line.sha256.unwrap()));
+            assert_eq!(listed.sha256, hex(&line.sha256.unwrap()));
         }
     });
 }

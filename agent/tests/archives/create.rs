@@ -6,10 +6,11 @@ use podling_agent::{
     archive::{ArchiveError, ArchivedEntry, CreateOptions},
     files::{FileError, FileKind},
 };
+use podling_testkit::tree::{hex, noise};
 use ring::digest::{SHA256, digest};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use super::{ArchiveFixture, create, noise, tools};
+use super::{ArchiveFixture, create, list_with_tools};
 
 fn every_kind() -> ArchiveFixture {
     let fixture = ArchiveFixture::new();
@@ -44,7 +45,7 @@ async fn other_tools_read_archive_of_every_kind() {
     assert_eq!(created.line("link").sha256.unwrap(), digest(&SHA256, b"../outside/secret").as_ref());
     assert_eq!(created.done.bytes, created.lines.iter().map(|line| line.size).sum::<u64>());
 
-    let Some(listed) = tools::list_with_tools(&created.zip) else { return };
+    let Some(listed) = list_with_tools(&created.zip) else { return };
     // The zip has all entries but the socket, in the order and with the hashes of the manifest.
     let in_zip = |line: &&ArchivedEntry| line.kind != FileKind::Other || line.fifo;
     let lines: Vec<_> = created.lines.iter().filter(in_zip).collect();
@@ -59,7 +60,7 @@ async fn other_tools_read_archive_of_every_kind() {
         assert_eq!(listed.name, [&line.path[..], slash].concat());
         assert_eq!(listed.mode, kind | line.mode, "{}", String::from_utf8_lossy(&line.path));
         if let Some(sha256) = line.sha256 {
-            assert_eq!(listed.sha256, tools::hex(&sha256), "{}", String::from_utf8_lossy(&line.path));
+            assert_eq!(listed.sha256, hex(&sha256), "{}", String::from_utf8_lossy(&line.path));
         }
     }
     assert!(
@@ -141,7 +142,7 @@ async fn zip64_entry_count_survives_round_trip() {
     }
     let created = fixture.create("").await;
     assert_eq!((created.done.entries, created.skipped()), (66_000, vec![]));
-    if let Some(listed) = tools::list_with_tools(&created.zip) {
+    if let Some(listed) = list_with_tools(&created.zip) {
         assert_eq!(listed.len(), 66_000);
     }
     assert_eq!(fixture.extract(&created.zip, "copy").await.unwrap(), (66_000, 0));
@@ -160,7 +161,7 @@ async fn sparse_five_gigabyte_file_survives_round_trip() {
     fixture.put("behind", "it");
     let created = fixture.create("").await;
     assert_eq!((created.done.bytes, created.skipped()), (SIZE + 2, vec![]));
-    tools::list_with_tools(&created.zip);
+    list_with_tools(&created.zip);
     fixture.extract(&created.zip, "copy").await.unwrap();
     let copy = fs::metadata(fixture.path("copy/sparse")).unwrap();
     assert_eq!(copy.len(), SIZE);

@@ -12,14 +12,14 @@ use podling_agent::{
     archive::{ArchiveError, CreateOptions, ExtractOptions, MAX_ARCHIVES},
     files::FileError,
 };
+use podling_testkit::{report_skipped, tree::noise};
 use ring::digest::{SHA256, digest};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::{
     ArchiveFixture,
     crafted::{CraftedEntry, DIRECTORY, FILE, LINK, zip},
-    noise, p,
-    skipped::report_skipped,
+    p,
 };
 
 fn three() -> Vec<u8> {
@@ -223,7 +223,7 @@ async fn zips_of_other_tools_are_extracted() {
     let fixture = ArchiveFixture::new();
     fixture.put("tree/deep/er/file", "words ".repeat(99_999));
     fixture.put("tree/häuser", "");
-    fixture.put("tree/picture", super::noise(100_000));
+    fixture.put("tree/picture", noise(100_000));
     fixture.directory("tree/empty");
     fixture.link("deep", "tree/link");
     fs::set_permissions(fixture.path("tree/picture"), fs::Permissions::from_mode(0o640)).unwrap();

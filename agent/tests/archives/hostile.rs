@@ -202,7 +202,7 @@ async fn content_beyond_free_space_is_rejected() {
 #[tokio::test]
 async fn damaged_content_is_rejected() {
     refuses(&[CraftedEntry { crc: 1, ..file("c") }], "c", "its checksum is wrong").await;
-    let mut broken = CraftedEntry::deflated("d", &super::noise(100_000));
+    let mut broken = CraftedEntry::deflated("d", &podling_testkit::tree::noise(100_000));
     broken.content[40_000..].fill(0xff);
     let (name, cause) = refused(&zip(&[broken])).await;
     assert_eq!(name, "d");
@@ -210,7 +210,7 @@ async fn damaged_content_is_rejected() {
     let mut longer = CraftedEntry::deflated("d", b"content");
     longer.content.extend(b"more");
     refuses(&[longer], "d", "its content is damaged").await;
-    let mut shorter = CraftedEntry::deflated("d", &super::noise(1_000));
+    let mut shorter = CraftedEntry::deflated("d", &podling_testkit::tree::noise(1_000));
     shorter.content.truncate(500);
     refuses(&[shorter], "d", "its content is damaged").await;
 }

@@ -1,30 +1,20 @@
 //! Archives over plain HTTP, as browsers download them.
 
-use http_body_util::{BodyExt, Empty};
-use hyper::{Request, body::Bytes, client::conn::http1};
-use hyper_util::rt::TokioIo;
+use hyper::{Request, body::Bytes};
 use podling_agent::api::archives;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
+use podling_testkit::{
+    http::{exchange, serve},
+    tree::noise,
 };
 
-use super::{ArchiveFixture, noise, tools};
+use super::{ArchiveFixture, list_with_tools};
 
 /// Requests `path`, and returns status and body. The body is `None` if the transfer was aborted.
 async fn get(fixture: &ArchiveFixture, path: &str) -> (u16, Option<Vec<u8>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let router = archives::router(fixture.archives.clone());
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
-    let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
-    let (mut sender, connection) = http1::handshake(stream).await.unwrap();
-    tasks.spawn(async move { connection.await.unwrap_or_default() });
-    let request = Request::get(path).header("host", "agent").body(Empty::<Bytes>::new()).unwrap();
-    let response = sender.send_request(request).await.unwrap();
-    let status = response.status().as_u16();
-    (status, response.into_body().collect().await.ok().map(|body| body.to_bytes().to_vec()))
+    let server = serve(archives::router(fixture.archives.clone())).await;
+    let request = Request::get(path).header("host", "agent").body(Bytes::new()).unwrap();
+    let (parts, body) = exchange(server.address.connect().await.unwrap(), request).await;
+    (parts.status.as_u16(), body.ok().map(|body| body.to_vec()))
 }
 
 #[tokio::test]
@@ -47,5 +37,5 @@ async fn incomplete_archive_aborts_download() {
     // Without a skipped entry the download is a valid zip.
     let fixture = ArchiveFixture::new();
     fixture.put("file", "");
-    tools::list_with_tools(&get(&fixture, "/export.zip").await.1.unwrap());
+    list_with_tools(&get(&fixture, "/export.zip").await.1.unwrap());
 }

@@ -1,16 +1,14 @@
 //! Property test: any tree survives archiving and extraction.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
-    os::unix::{
-        ffi::OsStrExt,
-        fs::{MetadataExt, PermissionsExt},
-    },
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use podling_testkit::tree::{noise, tree};
 use proptest::prelude::*;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
@@ -46,7 +44,7 @@ fn node() -> impl Strategy<Value = Node> {
     let content = prop_oneof![
         prop::collection::vec(any::<u8>(), 0..64),
         (any::<u8>(), 0..3_000_000usize).prop_map(|(byte, length)| vec![byte; length]),
-        (0..1_500_000usize).prop_map(super::noise),
+        (0..1_500_000usize).prop_map(noise),
     ];
     let leaf = prop_oneof![
         3 => (content, 0o400..=0o777u32, time()).prop_map(|(c, m, t)| Node::File(c, m, t)),
@@ -94,32 +92,6 @@ impl Node {
     }
 }
 
-/// Path, kind and mode, time, content.
-type EntrySnapshot = (Vec<u8>, u32, (i64, i64), Vec<u8>);
-
-/// Returns all entries below `root`, with everything that an archive preserves.
-fn snapshot(root: &Path) -> BTreeSet<EntrySnapshot> {
-    let mut entries = BTreeSet::new();
-    let mut todo = vec![root.to_owned()];
-    while let Some(directory) = todo.pop() {
-        for entry in fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            let meta = path.symlink_metadata().unwrap();
-            let content = if meta.is_symlink() {
-                fs::read_link(&path).unwrap().as_os_str().as_bytes().to_vec()
-            } else if meta.is_file() {
-                fs::read(&path).unwrap()
-            } else {
-                todo.push(path.clone());
-                Vec::new()
-            };
-            let name = path.strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec();
-            entries.insert((name, meta.mode(), (meta.mtime(), meta.mtime_nsec()), content));
-        }
-    }
-    entries
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
@@ -128,12 +100,12 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let fixture = ArchiveFixture::new();
         Node::Directory(entries, 0o755, UNIX_EPOCH).write_to(&fixture.path("tree"));
-        let before = snapshot(&fixture.path("tree"));
+        let before = tree(&fixture.path("tree"));
         let created = runtime.block_on(fixture.create("tree"));
         prop_assert_eq!(created.skipped(), []);
         let (entries, bytes) = runtime.block_on(fixture.extract(&created.zip, "new/copy")).unwrap();
         prop_assert_eq!((entries, bytes <= created.done.bytes + 100_000), (created.done.entries, true));
-        prop_assert!(snapshot(&fixture.path("new/copy")) == before);
+        prop_assert!(tree(&fixture.path("new/copy")) == before);
         let leftovers = fixture.dir.path().join("state").read_dir().unwrap().count();
         prop_assert_eq!(leftovers, 0, "no spool file remains");
     }

@@ -8,36 +8,28 @@ use podling_proto::{
         CreateArchiveRequest, ExtractArchiveRequest, ExtractOpen, FileKind, Path,
         archives_client::ArchivesClient, archives_server::ArchivesServer,
         create_archive_response::Message as CreateMessage,
-        extract_archive_response::Message as ExtractMessage, path,
+        extract_archive_response::Message as ExtractMessage,
     },
     error::{Reason, detail, reason},
 };
+use podling_testkit::{http::serve_grpc, net::TestServer, path, tree::noise};
 use ring::digest::{SHA256, digest};
-use tokio::{net::TcpListener, task::JoinSet};
-use tonic::{
-    Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Status, service::Routes, transport::Channel};
 
 use super::{
     ArchiveFixture,
     crafted::{CraftedEntry, FILE, zip},
-    noise,
 };
 
-/// Serves the fixture's archives until the set is dropped.
-async fn serve(fixture: &ArchiveFixture) -> (ArchivesClient<Channel>, JoinSet<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let service = ArchivesServer::new(ArchivesService::new(fixture.archives.clone()));
-    let router = tonic::service::Routes::new(service).into_axum_router();
-    let mut server = JoinSet::new();
-    server.spawn(async move { axum::serve(listener, router).await.unwrap() });
-    (ArchivesClient::new(Endpoint::from_shared(url).unwrap().connect().await.unwrap()), server)
+/// Serves the fixture's archives until the server is dropped.
+async fn serve(fixture: &ArchiveFixture) -> (ArchivesClient<Channel>, TestServer) {
+    let (channel, server) =
+        serve_grpc(Routes::new(ArchivesServer::new(ArchivesService::new(fixture.archives.clone())))).await;
+    (ArchivesClient::new(channel), server)
 }
 
-fn text(path: &str) -> Option<Path> {
-    Some(Path { path: Some(path::Path::Text(path.into())) })
+fn text(name: &str) -> Option<Path> {
+    Some(path(name))
 }
 
 async fn extract(

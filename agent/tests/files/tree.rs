@@ -14,7 +14,7 @@ use super::{FilesFixture, p};
 async fn large_directory_is_listed_sorted_in_pages() {
     for fixture in [PathResolver::Kernel, PathResolver::Walk].map(FilesFixture::in_memory) {
         for n in 0..20_001 {
-            fixture.put(&format!("many/{}", n * 7_919 % 20_011), "");
+            fixture.put(format!("many/{}", n * 7_919 % 20_011), "");
         }
         let pages: Vec<_> = fixture.files.list(p("many")).await.unwrap().try_collect().await.unwrap();
         assert!(pages.iter().all(|page| page.len() <= 1_000));
@@ -163,7 +163,7 @@ async fn rename_replaces_only_on_request() {
 async fn remove_counts_and_never_follows_links() {
     for fixture in FilesFixture::both() {
         let deep = "d/".repeat(600);
-        fixture.put(&format!("tree/{deep}file"), "");
+        fixture.put(format!("tree/{deep}file"), "");
         fixture.put("tree/more/file", "");
         fixture.link(fixture.dir.path().join("outside"), "tree/out");
         assert!(matches!(fixture.files.remove(p("tree"), false).await, Err(FileError::NotEmpty { .. })));

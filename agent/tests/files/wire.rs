@@ -11,20 +11,17 @@ use podling_proto::{
     },
     error::{Reason, detail, reason},
 };
-use tokio::{net::TcpListener, task::JoinSet};
-use tonic::transport::{Channel, Endpoint};
+use podling_testkit::{http::serve_grpc, net::TestServer};
+use tokio::task::JoinSet;
+use tonic::{service::Routes, transport::Channel};
 
 use super::FilesFixture;
 
-/// Serves the fixture's files until the set is dropped.
-async fn serve(fixture: &FilesFixture) -> (FilesClient<Channel>, JoinSet<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let service = FilesServer::new(FilesService::new(fixture.files.clone()));
-    let router = tonic::service::Routes::new(service).into_axum_router();
-    let mut server = JoinSet::new();
-    server.spawn(async move { axum::serve(listener, router).await.unwrap() });
-    (FilesClient::new(Endpoint::from_shared(url).unwrap().connect().await.unwrap()), server)
+/// Serves the fixture's files until the server is dropped.
+async fn serve(fixture: &FilesFixture) -> (FilesClient<Channel>, TestServer) {
+    let (channel, server) =
+        serve_grpc(Routes::new(FilesServer::new(FilesService::new(fixture.files.clone())))).await;
+    (FilesClient::new(channel), server)
 }
 
 fn text(path: &str) -> Option<Path> {

@@ -11,8 +11,9 @@ use podling_agent::{
     admission::{AdmissionGate, Intent},
     files::{FileError, Files, MAX_UPLOADS, PathResolver, WorkspaceRoot, WriteOptions},
 };
+use podling_testkit::report_skipped;
 
-use super::{FilesFixture, p, skipped::report_skipped};
+use super::{FilesFixture, p};
 
 fn sha256(content: &[u8]) -> [u8; 32] {
     ring::digest::digest(&ring::digest::SHA256, content).as_ref().try_into().unwrap()
@@ -198,8 +199,8 @@ async fn uploads_expire_and_are_bounded() {
 async fn stale_temp_file_is_removed_by_listing() {
     for fixture in FilesFixture::both() {
         let (dead, fresh) = (".podling-0123456789abcdef-1.tmp", ".podling-0123456789abcdef-2.tmp");
-        fixture.put(&format!("a/{dead}"), "half");
-        fixture.put(&format!("a/{fresh}"), "half");
+        fixture.put(format!("a/{dead}"), "half");
+        fixture.put(format!("a/{fresh}"), "half");
         let long_ago = SystemTime::now() - Duration::from_secs(2 * 60 * 60);
         std::fs::File::options()
             .write(true)

@@ -3,25 +3,12 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use podling_proto::{
-    agent::v1::{
-        self as agent_wire, ActivityLevel, ActivityState, RunRequest, Signal, WatchActivityRequest,
-        activity_client::ActivityClient, processes_client::ProcessesClient,
-    },
-    control::v1::{self as wire, control_message::Message, directive::Directive},
-    token::SigningKey,
+    agent::v1::{self as agent_wire, ActivityLevel, ActivityState, Signal, WatchActivityRequest},
+    control::v1::{self as wire, directive::Directive},
 };
-use tokio::time::timeout;
-
-use crate::{
-    agent::{AgentProcess, wait_for},
-    claimed::claimed,
-    client::{AgentClient, token, with_token},
-    control_plane::{DEADLINE, to_argv},
+use podling_testkit::{
+    Client, agent_process::claimed, argv, control_plane::token, wait_until, wire_duration, within,
 };
-
-fn millis(millis: i64) -> Option<prost_types::Duration> {
-    Some(prost_types::Duration { seconds: millis / 1000, nanos: (millis % 1000) as i32 * 1_000_000 })
-}
 
 fn counted_idle(heartbeat: &wire::Heartbeat) -> Duration {
     let activity = heartbeat.activity.as_ref().expect("activity");
@@ -29,12 +16,8 @@ fn counted_idle(heartbeat: &wire::Heartbeat) -> Duration {
 }
 
 /// Runs a command for a client, which counts as an intent.
-async fn run_command(agent: &AgentProcess, key: &SigningKey) {
-    let service = AgentClient::connect(agent).await.service();
-    let mut processes = ProcessesClient::with_origin(service, AgentClient::origin());
-    let command = agent_wire::Command { argv: to_argv(&["true"]), ..Default::default() };
-    let run = RunRequest { command: Some(command), ..Default::default() };
-    processes.run(with_token(run, &token(key, "process"))).await.expect("ran");
+async fn run_command(client: &Client) {
+    client.run(argv(&["true"])).await;
 }
 
 #[tokio::test]
@@ -43,17 +26,14 @@ async fn stopped_agent_counts_no_idle_time() {
     // heartbeat is not even late.
     let (agent, _key, _control_plane, mut session) = claimed(|claim| {
         let policy = claim.policy.as_mut().expect("a policy");
-        policy.idle_timeout = millis(800);
+        policy.idle_timeout = wire_duration(Duration::from_millis(800));
         let settings = claim.settings.as_mut().expect("settings");
-        settings.heartbeat_interval = millis(1500);
+        settings.heartbeat_interval = wire_duration(Duration::from_millis(1500));
     })
     .await;
     agent.signal(rustix::process::Signal::STOP);
     let stopped_at = Instant::now();
-    wait_for("longer than the idle timeout", || {
-        (stopped_at.elapsed() > Duration::from_millis(1000)).then_some(())
-    })
-    .await;
+    wait_until("longer than the idle timeout", || stopped_at.elapsed() > Duration::from_millis(1000)).await;
     agent.signal(rustix::process::Signal::CONT);
     session.heartbeat().await;
     let heartbeat = session.unacknowledged_heartbeat().await;
@@ -62,7 +42,7 @@ async fn stopped_agent_counts_no_idle_time() {
         Duration::ZERO,
         "idle time counts only between acknowledged heartbeats"
     );
-    session.send(Message::HeartbeatAck(wire::HeartbeatAck { sequence: heartbeat.sequence })).await;
+    session.acknowledge(&heartbeat).await;
     session.heartbeat_until(|heartbeat| counted_idle(heartbeat) > Duration::ZERO).await;
 }
 
@@ -70,18 +50,19 @@ async fn stopped_agent_counts_no_idle_time() {
 async fn intent_while_active_is_in_the_next_heartbeat() {
     let (agent, key, _control_plane, mut session) = claimed(|claim| {
         let settings = claim.settings.as_mut().expect("settings");
-        settings.active_for = millis(60_000);
-        settings.heartbeat_interval = millis(1000);
+        settings.active_for = wire_duration(Duration::from_millis(60_000));
+        settings.heartbeat_interval = wire_duration(Duration::from_millis(1000));
     })
     .await;
-    run_command(&agent, &key).await;
+    let client = agent.client().await.token(&token(&key, "process"));
+    run_command(&client).await;
     session
         .heartbeat_until(|heartbeat| {
             heartbeat.activity.as_ref().is_some_and(|a| a.level() == ActivityLevel::Active)
         })
         .await;
     let second_command = Instant::now();
-    run_command(&agent, &key).await;
+    run_command(&client).await;
     // One heartbeat may have been in flight; the next was sent after the command.
     session.heartbeat().await;
     let activity = session.heartbeat().await.activity.expect("activity");
@@ -93,9 +74,9 @@ async fn intent_while_active_is_in_the_next_heartbeat() {
 #[tokio::test]
 async fn sleep_warning_is_shown_until_the_workspace_is_used() {
     let (agent, key, _control_plane, mut session) = claimed(|_| ()).await;
-    let service = AgentClient::connect(&agent).await.service();
-    let mut client = ActivityClient::with_origin(service, AgentClient::origin());
-    let watch = client.watch(with_token(WatchActivityRequest {}, &token(&key, "read"))).await;
+    let client = agent.client().await;
+    let reader = client.clone().token(&token(&key, "read"));
+    let watch = reader.activity().watch(WatchActivityRequest {}).await;
     let mut watch = watch.expect("watch").into_inner();
     let mut wait_state = async |warned: bool| -> ActivityState {
         let found = async {
@@ -108,7 +89,7 @@ async fn sleep_warning_is_shown_until_the_workspace_is_used() {
                 }
             }
         };
-        timeout(DEADLINE, found).await.expect("such an activity state in time")
+        within("such an activity state", found).await
     };
     assert_eq!(wait_state(false).await.level(), ActivityLevel::Idle);
     let at = Some(prost_types::Timestamp::from(SystemTime::now() + Duration::from_secs(60)));
@@ -117,6 +98,6 @@ async fn sleep_warning_is_shown_until_the_workspace_is_used() {
     assert_eq!(session.wait_result(3).await, wire::directive_result::Result::Done(wire::Done {}));
     let warning = wait_state(true).await.sleep_warning;
     assert_eq!(warning, Some(agent_wire::SleepWarning { at, cause }));
-    run_command(&agent, &key).await;
+    run_command(&client.token(&token(&key, "process"))).await;
     wait_state(false).await;
 }

@@ -6,72 +6,72 @@ use std::time::Duration;
 use podling_proto::{
     agent::v1::{
         Command, ProcessEvent, ProcessExit, RunRequest, RunResponse, StartProcessRequest,
-        WriteProcessRequest, process_event::Event, process_exit::How, processes_client::ProcessesClient,
+        WriteProcessRequest, process_event::Event, process_exit::How,
     },
     token::SigningKey,
 };
-use rustix::process::Signal;
-use tokio::time::timeout;
-use tonic::Streaming;
-
-use crate::{
-    agent::{AgentProcess, is_running, wait_for},
-    claimed::claimed,
-    client::{AgentClient, token, with_token},
-    control_plane::{AgentSession, DEADLINE, ScriptedControlPlane, to_argv},
+use podling_testkit::{
+    AgentProcess, AgentSession, Client, FakeControlPlane,
+    agent_process::claimed,
+    control_plane::token,
+    processes::{self, is_alive},
+    script, wait_for, wait_until, within,
 };
+use rustix::process::Signal;
+use tonic::Streaming;
 
 /// Growth of resident memory that counts as flat, in KiB, because the allocator retains some pages.
 const FLAT_KIB: u64 = 12 * 1024;
 
 struct CommandHarness {
     agent: AgentProcess,
-    client: AgentClient,
+    client: Client,
     key: SigningKey,
     // Without a control plane the agent would dial again.
-    _control_plane: ScriptedControlPlane,
+    _control_plane: FakeControlPlane,
     _session: AgentSession,
 }
 
 impl CommandHarness {
     async fn new() -> Self {
         let (agent, key, control_plane, session) = claimed(|_| ()).await;
-        let client = AgentClient::connect(&agent).await;
+        let client = agent.client().await.token(&token(&key, "process"));
         Self { agent, client, key, _control_plane: control_plane, _session: session }
     }
 
+    /// Replaces the client's connection.
+    async fn reconnect(&mut self) {
+        self.client = self.agent.client().await.token(&token(&self.key, "process"));
+    }
+
     async fn run(&self, script: &str, limit: Option<Duration>) -> RunResponse {
-        let mut client = ProcessesClient::with_origin(self.client.service(), AgentClient::origin());
         let run = RunRequest { command: sh_command(script, limit), ..Default::default() };
-        let response = client.run(with_token(run, &token(&self.key, "process")));
-        timeout(DEADLINE, response).await.expect("a response in time").expect("ran").into_inner()
+        within("the end of the command", self.client.processes().run(run)).await.expect("ran").into_inner()
     }
 
     async fn start(&self, script: &str, stdin: bool) -> Streaming<ProcessEvent> {
-        let mut client = ProcessesClient::with_origin(self.client.service(), AgentClient::origin());
         let start = StartProcessRequest { command: sh_command(script, None), stdin, ..Default::default() };
-        client.start(with_token(start, &token(&self.key, "process"))).await.expect("started").into_inner()
+        self.client.processes().start(start).await.expect("started").into_inner()
     }
 
-    /// Returns the text of a file in the home directory; `None` until it ends with a line feed.
-    fn home_text(&self, name: &str) -> Option<String> {
-        let text = std::fs::read_to_string(self.agent.path("home").join(name)).ok()?;
-        text.ends_with('\n').then(|| text.trim().to_owned())
+    /// Returns the pid in a file of the home directory; `None` until it ends with a line feed.
+    fn home_pid(&self, name: &str) -> Option<u32> {
+        self.agent.home_text(name).strip_suffix('\n')?.parse().ok()
     }
 
     fn descriptors(&self) -> usize {
-        let directory = format!("/proc/{}/fd", self.agent.pid().as_raw_nonzero());
+        let directory = format!("/proc/{}/fd", self.agent.pid());
         std::fs::read_dir(directory).expect("descriptors").count()
     }
 }
 
-fn sh_command(script: &str, limit: Option<Duration>) -> Option<Command> {
+fn sh_command(text: &str, limit: Option<Duration>) -> Option<Command> {
     let timeout = limit.and_then(|limit| limit.try_into().ok());
-    Some(Command { argv: to_argv(&["sh", "-c", script]), timeout, ..Default::default() })
+    Some(Command { argv: script(text), timeout, ..Default::default() })
 }
 
 async fn next(stream: &mut Streaming<ProcessEvent>) -> Event {
-    let response = timeout(DEADLINE, stream.message()).await.expect("in time").expect("event stream");
+    let response = within("an event", stream.message()).await.expect("event stream");
     response.and_then(|response| response.event).expect("an event")
 }
 
@@ -98,8 +98,7 @@ async fn thousand_commands_leak_no_memory_or_descriptors() {
     // The outputs add up to 20 MB.
     let now = harness.agent.resident_kib();
     assert!(now < memory + FLAT_KIB, "from {memory} to {now} KiB");
-    wait_for("the initial number of descriptors", || (harness.descriptors() <= descriptors).then_some(()))
-        .await;
+    wait_until("the initial number of descriptors", || harness.descriptors() <= descriptors).await;
 }
 
 #[tokio::test]
@@ -110,8 +109,7 @@ async fn large_stdin_waits_for_a_slow_reader_with_flat_memory() {
     let slow = "while s=$(head -c 4000000 | wc -c); [ $s != 0 ]; do echo $s; sleep 0.01; done";
     let mut stream = harness.start(slow, true).await;
     let Event::Started(started) = next(&mut stream).await else { panic!("the first event is not Started") };
-    let mut client = ProcessesClient::with_origin(harness.client.service(), AgentClient::origin());
-    let token = token(&harness.key, "process");
+    let mut client = harness.client.processes();
     let chunk = bytes::Bytes::from(vec![b'x'; 1 << 20]);
     let mut peak = 0;
     let feed = async {
@@ -122,7 +120,7 @@ async fn large_stdin_waits_for_a_slow_reader_with_flat_memory() {
             let process_id = started.process_id.clone();
             let epoch = started.epoch;
             let write = WriteProcessRequest { process_id, epoch, offset, data, end, until_read: false };
-            let wrote = timeout(DEADLINE, client.write(with_token(write, &token))).await.expect("in time");
+            let wrote = within("the write", client.write(write)).await;
             offset = wrote.expect("written").into_inner().next_offset;
             peak = peak.max(harness.agent.resident_kib());
         }
@@ -175,8 +173,8 @@ async fn timeout_ends_run_while_output_is_held_and_flooded() {
     assert_eq!(exit.how, Some(How::Code(5)));
     assert!(exit.held_by_background && exit.timed_out && response.truncated, "{exit:?}");
     for file in ["deaf", "flood"] {
-        let pid = harness.home_text(file).expect("a pid");
-        wait_for("the process's end", || (!is_running(&pid)).then_some(())).await;
+        let pid = harness.home_pid(file).expect("a pid");
+        wait_until("the process's end", || !is_alive(pid)).await;
     }
 }
 
@@ -187,25 +185,24 @@ async fn stalled_watchers_delay_neither_commands_nor_shutdown() {
     for n in 0..8 {
         // Each has its own connection, because an unread stream fills the flow-control window of
         // the whole connection.
-        harness.client = AgentClient::connect(&harness.agent).await;
+        harness.reconnect().await;
         stalled.push(harness.start(&format!("echo $$ > pid{n}; exec yes"), false).await);
     }
     for n in 0..8 {
-        wait_for("the pid of a printing command", || harness.home_text(&format!("pid{n}"))).await;
+        wait_for("the pid of a printing command", async || harness.home_pid(&format!("pid{n}"))).await;
     }
-    harness.client = AgentClient::connect(&harness.agent).await;
+    harness.reconnect().await;
     for _ in 0..20 {
         assert_eq!(harness.run("echo well", None).await.stdout, b"well\n");
     }
     harness.agent.signal(Signal::TERM);
-    wait_for("the start of the shutdown", || harness.agent.log().contains("shutting down").then_some(()))
-        .await;
+    wait_until("the start of the shutdown", || harness.agent.log().contains("shutting down")).await;
     let signalled_at = std::time::Instant::now();
     assert!(harness.agent.wait_exit().await.success());
     assert!(signalled_at.elapsed() < podling_agent::shutdown::DEFAULT_GRACE, "{:?}", signalled_at.elapsed());
     assert_eq!(harness.agent.exit_record().reason, "SIGTERM");
     for n in 0..8 {
-        assert!(!is_running(&harness.home_text(&format!("pid{n}")).expect("a pid")));
+        assert!(!is_alive(harness.home_pid(&format!("pid{n}")).expect("a pid")));
     }
 }
 
@@ -218,14 +215,15 @@ async fn orphan_daemon_ends_with_the_agent() {
     let mut stream = harness.start(script, false).await;
     let exit = exit(&mut stream).await;
     assert_eq!((exit.how, exit.held_by_background), (Some(How::Code(0)), false));
-    wait_for("the daemon", || harness.home_text("daemon")).await;
+    wait_for("the daemon", async || harness.home_pid("daemon")).await;
     harness.agent.signal(Signal::TERM);
     harness.agent.signal(Signal::INT);
     assert!(harness.agent.wait_exit().await.success());
-    let orphans = std::fs::read_dir("/proc").expect("/proc").filter_map(|entry| {
-        let pid = entry.ok()?.file_name().into_string().ok()?;
-        let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
-        (cwd.starts_with(harness.agent.path("home")) && is_running(&pid)).then_some(pid)
-    });
-    assert_eq!(orphans.collect::<Vec<_>>(), Vec::<String>::new(), "processes left in the workspace");
+    let home = harness.agent.path("home");
+    let is_in_home = |pid: &u32| {
+        std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&home))
+            && is_alive(*pid)
+    };
+    let orphans = processes::pids().filter(is_in_home);
+    assert_eq!(orphans.collect::<Vec<_>>(), Vec::<u32>::new(), "processes left in the workspace");
 }

@@ -3,29 +3,21 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use podling_agent::config::ListenAddress;
 use podling_proto::{
-    agent::v1::{
-        self as agent_wire, ActivityLevel, activity_client::ActivityClient, terminals_client::TerminalsClient,
-    },
+    agent::v1::{self as agent_wire, ActivityLevel},
     control::v1::{self as wire, control_message::Message, directive::Directive},
 };
-
-use tokio::net::TcpStream;
-
-use crate::{
-    agent::{AgentProcess, CREDENTIAL, is_running, wait_for},
-    client::{AgentClient, token, with_token},
-    control_plane::{Authority, ScriptedControlPlane, WORKSPACE, claim, key, to_argv},
+use podling_testkit::{
+    AgentProcess, FakeControlPlane,
+    agent_process::{CREDENTIAL, control_socket, listen_in, unclaimed},
+    argv,
+    control_plane::{CERTIFICATE_NAME, WORKSPACE, claim, key, token},
+    net::FREE_PORT,
+    processes::is_alive,
+    tls::{CertificateAuthority, Validity},
+    wait_for,
 };
-
-async fn unclaimed() -> (AgentProcess, ScriptedControlPlane, Authority) {
-    let authority = Authority::new();
-    let dir = tempfile::tempdir().expect("dir");
-    let control_plane = ScriptedControlPlane::start(dir.path(), authority.server("podling-control")).await;
-    let agent = AgentProcess::start_in(dir, &authority.pem, &[]);
-    (agent, control_plane, authority)
-}
+use tokio::net::TcpStream;
 
 fn activity(heartbeat: &wire::Heartbeat) -> &agent_wire::ActivityState {
     heartbeat.activity.as_ref().expect("activity")
@@ -37,13 +29,13 @@ fn counted_idle(heartbeat: &wire::Heartbeat) -> Duration {
 
 #[tokio::test]
 async fn agent_says_hello_is_claimed_and_sends_heartbeats() {
-    let (agent, mut control_plane, _authority) = unclaimed().await;
+    let (agent, mut control_plane, _authority) = unclaimed(&[]).await;
     let mut session = control_plane.session().await;
     assert_eq!(session.credential, format!("Bearer {CREDENTIAL}"));
     let (hello, info) = (session.hello.clone(), agent.info().await);
     assert_eq!((hello.protocol_min, hello.protocol_max), (1, 1));
     assert_eq!((hello.key_fingerprint, hello.boot_id), (info.fingerprint, info.boot_id));
-    assert_eq!(i64::from(hello.pid), i64::from(agent.pid().as_raw_nonzero().get()));
+    assert_eq!(i64::from(hello.pid), i64::from(agent.pid()));
     assert_eq!(hello.start_ticks, info.start_ticks);
     assert_eq!(hello.held_claim, None);
     session.send(Message::AwaitClaim(wire::AwaitClaim {})).await;
@@ -56,13 +48,11 @@ async fn agent_says_hello_is_claimed_and_sends_heartbeats() {
 
 #[tokio::test]
 async fn agent_is_claimed_and_listens_over_tcp() {
-    let authority = Authority::new();
-    let any_port: ListenAddress = "127.0.0.1:0".parse().expect("address");
-    let (mut control_plane, address) =
-        ScriptedControlPlane::start_at(&any_port, authority.server("podling-control")).await;
-    let dir = tempfile::tempdir().expect("dir");
-    let control = format!("https://{address}");
-    let agent = AgentProcess::start_at("127.0.0.1:0", &control, dir, &authority.pem, &[]);
+    let authority = CertificateAuthority::new("Podling");
+    let tls = authority.server(CERTIFICATE_NAME, Validity::Current);
+    let mut control_plane = FakeControlPlane::start(&FREE_PORT, tls).await;
+    let control = format!("https://{}", control_plane.address());
+    let agent = AgentProcess::start_at("127.0.0.1:0", &control, &authority.pem);
     let mut session = control_plane.session().await;
     session.send(Message::Claim(claim(&key()))).await;
     session.heartbeat().await;
@@ -72,7 +62,7 @@ async fn agent_is_claimed_and_listens_over_tcp() {
 
 #[tokio::test]
 async fn idle_needs_acknowledgement_and_lease_is_reported_at_once() {
-    let (agent, mut control_plane, _authority) = unclaimed().await;
+    let (agent, mut control_plane, _authority) = unclaimed(&[]).await;
     let mut session = control_plane.session().await;
     let key = key();
     session.send(Message::Claim(claim(&key))).await;
@@ -86,32 +76,32 @@ async fn idle_needs_acknowledgement_and_lease_is_reported_at_once() {
         counted_idle(&silent),
         "idle time is not counted without acknowledgement"
     );
-    session.send(Message::HeartbeatAck(wire::HeartbeatAck { sequence: next.sequence })).await;
+    session.acknowledge(&next).await;
 
-    let mut client =
-        ActivityClient::with_origin(AgentClient::connect(&agent).await.service(), AgentClient::origin());
+    let mut client = agent.client().await.token(&token(&key, "keep-awake")).activity();
     let lease = agent_wire::KeepAwakeRequest {
         name: "backup".into(),
         duration: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
         reason: "nightly".into(),
     };
-    client.keep_awake(with_token(lease.clone(), &token(&key, "keep-awake"))).await.expect("lease");
+    client.keep_awake(lease.clone()).await.expect("lease");
     let busy = session.heartbeat_until(|heartbeat| activity(heartbeat).level() == ActivityLevel::Busy).await;
     assert_eq!(activity(&busy).evidence[0].detail, "lease 'backup': nightly");
     assert_eq!(counted_idle(&busy), Duration::ZERO);
     let release = agent_wire::KeepAwakeRequest { duration: Some(prost_types::Duration::default()), ..lease };
-    client.keep_awake(with_token(release, &token(&key, "keep-awake"))).await.expect("released");
+    client.keep_awake(release).await.expect("released");
     session.heartbeat_until(|heartbeat| activity(heartbeat).level() == ActivityLevel::Idle).await;
 }
 
 #[tokio::test]
 async fn untrusted_control_plane_receives_no_hello() {
-    let (right, wrong) = (Authority::new(), Authority::new());
-    for tls in [wrong.server("podling-control"), right.server("another-name")] {
+    let [right, wrong] = ["right", "wrong"].map(CertificateAuthority::new);
+    for (authority, name) in [(&wrong, CERTIFICATE_NAME), (&right, "another-name")] {
         let dir = tempfile::tempdir().expect("dir");
-        let mut control_plane = ScriptedControlPlane::start(dir.path(), tls).await;
+        let tls = authority.server(name, Validity::Current);
+        let mut control_plane = FakeControlPlane::start(&control_socket(&dir), tls).await;
         let agent = AgentProcess::start_in(dir, &right.pem, &[]);
-        let refused = || (agent.log().matches("cannot verify that").count() >= 3).then_some(());
+        let refused = async || (agent.log().matches("cannot verify that").count() >= 3).then_some(());
         wait_for("three refusals of the untrusted control plane", refused).await;
         assert!(control_plane.has_no_session());
     }
@@ -119,25 +109,20 @@ async fn untrusted_control_plane_receives_no_hello() {
 
 #[tokio::test]
 async fn restarted_control_plane_finds_the_claim_held() {
-    let (agent, mut control_plane, authority) = unclaimed().await;
+    let (agent, mut control_plane, authority) = unclaimed(&[]).await;
     let mut session = control_plane.session().await;
     let key = key();
     session.send(Message::Claim(claim(&key))).await;
     session.heartbeat().await;
     let boot_id = session.hello.boot_id.clone();
-    let service = AgentClient::connect(&agent).await.service();
-    let mut terminals = TerminalsClient::with_origin(service.clone(), AgentClient::origin());
-    let job = agent_wire::CreateTerminalRequest { argv: to_argv(&["sleep", "1000"]), ..Default::default() };
-    let token = token(&key, "admin");
-    let opened = terminals.create(with_token(job, &token)).await.expect("opened").into_inner();
+    let client = agent.client().await.token(&token(&key, "admin"));
+    let opened = client.open(argv(&["sleep", "1000"])).await;
     drop((session, control_plane));
 
     // Without a control plane the agent still serves clients.
-    let mut client = ActivityClient::with_origin(service, AgentClient::origin());
-    client.get(with_token(agent_wire::GetActivityRequest {}, &token)).await.expect("served");
+    client.activity().get(agent_wire::GetActivityRequest {}).await.expect("served");
 
-    let mut control_plane =
-        ScriptedControlPlane::start(agent.dir.path(), authority.server("podling-control")).await;
+    let mut control_plane = listen_in(&agent.dir, &authority).await;
     let mut session = control_plane.session().await;
     assert_eq!(session.hello.boot_id, boot_id);
     assert_eq!(session.hello.held_claim, Some(wire::ClaimId { workspace_id: WORKSPACE.into(), epoch: 1 }));
@@ -148,16 +133,15 @@ async fn restarted_control_plane_finds_the_claim_held() {
         (1, Duration::ZERO),
         "a new stream starts its sequence and counted idle time at zero"
     );
-    let list = terminals.list(with_token(agent_wire::ListTerminalsRequest::default(), &token)).await;
+    let list = client.terminals().list(agent_wire::ListTerminalsRequest::default()).await;
     let list = list.expect("list").into_inner().terminals;
-    let pids = |terminals: &[agent_wire::Terminal]| terminals.iter().map(|t| t.pid).collect::<Vec<_>>();
-    assert_eq!(pids(&list), pids(opened.terminal.as_slice()));
-    assert!(is_running(&list[0].pid.to_string()), "the job runs on");
+    assert_eq!(list.iter().map(|terminal| terminal.pid).collect::<Vec<_>>(), [opened.pid]);
+    assert!(is_alive(opened.pid), "the job runs on");
 }
 
 #[tokio::test]
 async fn unacknowledged_connection_is_replaced() {
-    let (_agent, mut control_plane, _authority) = unclaimed().await;
+    let (_agent, mut control_plane, _authority) = unclaimed(&[]).await;
     let mut session = control_plane.session().await;
     session.send(Message::Claim(claim(&key()))).await;
     session.unacknowledged_heartbeat().await;
@@ -167,7 +151,7 @@ async fn unacknowledged_connection_is_replaced() {
 
 #[tokio::test]
 async fn unknown_directive_is_declined_with_activity() {
-    let (_agent, mut control_plane, _authority) = unclaimed().await;
+    let (_agent, mut control_plane, _authority) = unclaimed(&[]).await;
     let mut session = control_plane.session().await;
     session.send(Message::Claim(claim(&key()))).await;
     session.send(Message::Directive(wire::Directive { id: 7, directive: None })).await;

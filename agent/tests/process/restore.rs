@@ -8,18 +8,15 @@ use std::{
 };
 
 use podling_proto::{
-    agent::v1::{self as pb, exit::How, from, terminals_client::TerminalsClient},
+    agent::v1::{self as pb, exit::How, from},
     control::v1::{self as wire, directive_result::Result as DirectiveOutcome},
     error,
     v1::Reason,
 };
+use podling_testkit::wait_for;
 use rustix::process::Signal;
 
-use crate::{
-    agent::wait_for,
-    client::AgentClient,
-    sleep_harness::{HarnessWriter, SleepHarness, set_plain_shell},
-};
+use crate::sleep_harness::{SleepHarness, set_plain_shell};
 
 const DONE: DirectiveOutcome = DirectiveOutcome::Done(wire::Done {});
 
@@ -29,13 +26,6 @@ async fn put_to_sleep(harness: &mut SleepHarness) {
     assert_eq!(harness.commit().await, DONE);
     harness.agent.signal(Signal::TERM);
     harness.agent.wait_exit().await;
-}
-
-async fn wait_output(harness: &mut SleepHarness, attachment: &mut HarnessWriter, text: &str) {
-    harness
-        .session
-        .with_heartbeats(attachment.receive_until(text, |attachment| attachment.text().contains(text)))
-        .await;
 }
 
 fn journal_dir(harness: &SleepHarness) -> PathBuf {
@@ -61,22 +51,18 @@ async fn sleep_restores_history_and_directory_in_a_new_shell() {
     attachment
         .type_text("cd inner; VARIABLE=lost; printf '\\033]0;its title\\007history %s\\n' $((40 + 2))\n")
         .await;
-    wait_output(&mut harness, &mut attachment, "history 42").await;
+    harness.wait_output(&mut attachment, "history 42").await;
     let before = harness.session.with_heartbeats(async { attachment.output.clone() }).await;
     let job = harness.create(&["sh", "-c", "echo it ran; exec cat"]).await.expect("a job");
     let ended = harness.create(&["sh", "-c", "echo bye; exit 3"]).await.expect("a command that ends");
     let closed = harness.create(&[]).await.expect("a shell to close");
-    let mut terminals = TerminalsClient::with_origin(harness.client.service(), AgentClient::origin());
     let close = pb::CloseTerminalRequest { terminal_id: closed.id.clone(), ..Default::default() };
-    let request = harness.authorized(close);
-    harness.session.with_heartbeats(terminals.close(request)).await.expect("closed");
+    let mut terminals = harness.client.terminals();
+    harness.session.with_heartbeats(terminals.close(close)).await.expect("closed");
     let mut job_attachment = harness.attach(&job.id).await;
-    wait_output(&mut harness, &mut job_attachment, "it ran").await;
+    harness.wait_output(&mut job_attachment, "it ran").await;
     let mut ended_attachment = harness.attach(&ended.id).await;
-    harness
-        .session
-        .with_heartbeats(ended_attachment.receive_until("the exit", |attachment| attachment.exit.is_some()))
-        .await;
+    harness.wait_program_exit(&mut ended_attachment).await;
     put_to_sleep(&mut harness).await;
     let modes = |path: PathBuf| path.metadata().expect("there").permissions().mode() & 0o777;
     assert_eq!((modes(journal_dir(&harness)), modes(journal_dir(&harness).join(&shell.id))), (0o700, 0o600));
@@ -88,27 +74,25 @@ async fn sleep_restores_history_and_directory_in_a_new_shell() {
     assert_eq!((back[0].name.as_str(), back[0].epoch, back[0].title.as_str()), ("mine", 2, "its title"));
     assert!(back[0].exit.is_none() && back[0].pid > 0 && back[0].created == shell.created);
     let mut attachment = harness.attach(&shell.id).await;
-    assert_eq!((attachment.epoch, attachment.typed), (2, 0), "input offsets start at zero in a new epoch");
+    assert_eq!(
+        (attachment.stream.epoch, attachment.stream.typed),
+        (2, 0),
+        "input offsets start at zero in a new epoch"
+    );
     attachment.type_text("pwd; echo now ${VARIABLE-gone}\n").await;
-    wait_output(&mut harness, &mut attachment, "now gone\r\n").await;
+    harness.wait_output(&mut attachment, "now gone\r\n").await;
     assert!(attachment.output.starts_with(&before), "the history is unchanged: {}", attachment.text());
     let text = attachment.text();
     let (slept, new) = text.rsplit_once("[podling: slept from ").expect("a notice of the sleep");
     assert!(slept.contains("history 42") && new.contains("home/inner\r\n"), "{text}");
 
     let mut attachment = harness.attach(&job.id).await;
-    harness
-        .session
-        .with_heartbeats(attachment.receive_until("the exit", |attachment| attachment.exit.is_some()))
-        .await;
+    harness.wait_program_exit(&mut attachment).await;
     assert_eq!(attachment.text().matches("it ran").count(), 1, "the command was not run again");
     assert!(attachment.text().contains("the program ended and was not restarted"), "{}", attachment.text());
     assert_eq!(attachment.exit.and_then(|exit| exit.how), Some(How::Signal("HUP".into())));
     let mut attachment = harness.attach(&ended.id).await;
-    harness
-        .session
-        .with_heartbeats(attachment.receive_until("the exit", |attachment| attachment.exit.is_some()))
-        .await;
+    harness.wait_program_exit(&mut attachment).await;
     assert_eq!(
         (attachment.text().as_str(), attachment.exit.and_then(|exit| exit.how)),
         ("bye\r\n", Some(How::Code(3)))
@@ -119,7 +103,7 @@ async fn sleep_restores_history_and_directory_in_a_new_shell() {
     harness.restart_agent(set_plain_shell).await;
     let mut attachment = harness.attach(&shell.id).await;
     attachment.type_text("echo third\n").await;
-    wait_output(&mut harness, &mut attachment, "third\r\n").await;
+    harness.wait_output(&mut attachment, "third\r\n").await;
     let text = attachment.text();
     assert!(text.contains("history 42") && text.matches("[podling: slept").count() == 2, "{text}");
 }
@@ -130,20 +114,17 @@ async fn stale_epoch_input_is_refused_after_sleep() {
     let shell = harness.create(&[]).await.expect("a shell");
     let mut attachment = harness.attach(&shell.id).await;
     attachment.type_text("echo $((1 + 1))first\n").await;
-    wait_output(&mut harness, &mut attachment, "2first").await;
+    harness.wait_output(&mut attachment, "2first").await;
     let at = attachment.output.len() as u64;
     put_to_sleep(&mut harness).await;
     harness.restart_agent(set_plain_shell).await;
     let old = pb::Position { epoch: 1, offset: at };
     let mut attachment = harness.attach_from(&shell.id, from::From::Position(old)).await;
-    assert_eq!(attachment.epoch, 2, "the first frame has the new epoch");
-    wait_output(&mut harness, &mut attachment, "2first").await;
-    attachment.epoch = 1;
+    assert_eq!(attachment.stream.epoch, 2, "the first frame has the new epoch");
+    harness.wait_output(&mut attachment, "2first").await;
+    attachment.stream.epoch = 1;
     attachment.type_text("typed into the previous shell\n").await;
-    harness
-        .session
-        .with_heartbeats(attachment.receive_until("a refusal", |attachment| !attachment.refused.is_empty()))
-        .await;
+    harness.receive_until(&mut attachment, "a refusal", |attachment| !attachment.refused.is_empty()).await;
     assert_eq!(attachment.refused, ["STALE_EPOCH"]);
     let input = pb::Input { epoch: 1, data: "x".into(), ..Default::default() };
     let write = pb::WriteTerminalRequest {
@@ -151,8 +132,7 @@ async fn stale_epoch_input_is_refused_after_sleep() {
         client_id: "other".into(),
         input: Some(input),
     };
-    let mut terminals = TerminalsClient::with_origin(harness.client.service(), AgentClient::origin());
-    let refused = terminals.write(harness.authorized(write)).await.expect_err("refused");
+    let refused = harness.client.terminals().write(write).await.expect_err("refused");
     assert_eq!(error::reason(&refused), Some(Reason::StaleEpoch));
     assert_eq!(error::detail(&refused, "epoch").as_deref(), Some("2"));
 }
@@ -165,10 +145,10 @@ async fn killed_agent_restores_history_and_reports_the_loss() {
     let shell = harness.create(&[]).await.expect("a shell");
     let mut attachment = harness.attach(&shell.id).await;
     attachment.type_text("cd gone; echo kept$((6 * 7))\n").await;
-    wait_output(&mut harness, &mut attachment, "kept42").await;
+    harness.wait_output(&mut attachment, "kept42").await;
     let path = journal_dir(&harness).join(&shell.id);
     let persisted =
-        || std::fs::read(&path).ok().filter(|file| file.windows(6).any(|bytes| bytes == b"kept42"));
+        async || std::fs::read(&path).ok().filter(|file| file.windows(6).any(|bytes| bytes == b"kept42"));
     harness.session.with_heartbeats(wait_for("the journal with the output", persisted)).await;
     harness.agent.signal(Signal::KILL);
     harness.agent.wait_exit().await;
@@ -176,7 +156,7 @@ async fn killed_agent_restores_history_and_reports_the_loss() {
     harness.restart_agent(set_plain_shell).await;
     let mut attachment = harness.attach(&shell.id).await;
     attachment.type_text("pwd; echo new$((6 * 7))\n").await;
-    wait_output(&mut harness, &mut attachment, "new42").await;
+    harness.wait_output(&mut attachment, "new42").await;
     let text = attachment.text();
     let (before, after) =
         text.split_once("[podling: restored after the agent was killed").expect("a notice of the restore");

@@ -5,38 +5,56 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream;
 use http::Request;
-use http_body_util::Full;
-use podling_agent::state_file::AgentInfoFile;
 use podling_proto::{
-    agent::v1::{GetActivityRequest, KeepAwakeRequest, activity_client::ActivityClient},
+    agent::v1::{GetActivityRequest, KeepAwakeRequest},
     error,
     token::{Audience, SigningKey, TokenClaims},
     v1::{Reason, Verb},
     verb::Verbs,
 };
+use podling_testkit::{
+    AgentProcess,
+    agent_client::{self, CERTIFICATE_NAME},
+    agent_process::{claimed, unclaimed},
+    control_plane::{self, claims, now, token},
+    http::exchange,
+    reason, tls, within,
+};
 use tokio::{io::AsyncReadExt, time::timeout};
-use tonic::{Code, Status};
+use tonic::Code;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use tonic_reflection::pb::{v1, v1alpha};
 
-use crate::{
-    agent::AgentProcess,
-    claimed::claimed,
-    client::{AgentClient, connect, connector, get, http1, token, with_token},
-    control_plane::{Authority, DEADLINE, claims, now},
-};
+/// Sends a request over HTTP/1.1. Returns the status, the content type followed by the gRPC status,
+/// and the body.
+async fn http1(agent: &AgentProcess, request: Request<Bytes>) -> (u16, String, Bytes) {
+    let mut config = tls::pinned(Some(&agent.info().await.fingerprint));
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let stream = agent_client::connect(&agent.socket(), config).await.expect("TLS");
+    let (parts, body) = exchange(Box::new(stream), request).await;
+    let header = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
+    // A gRPC error without a message carries its status in the headers.
+    let content_type = format!("{} {}", header("content-type"), header("grpc-status"));
+    (parts.status.as_u16(), content_type.trim().to_owned(), body.expect("body"))
+}
 
-fn reason(status: &Status) -> Reason {
-    error::reason(status).unwrap_or_else(|| panic!("no reason in {status:?}"))
+/// Builds a GET request, with a bearer token if `token` is set.
+fn get(path: &str, token: Option<&str>) -> Request<Bytes> {
+    let mut request = Request::get(path).header("host", CERTIFICATE_NAME);
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    request.body(Bytes::new()).expect("a request")
 }
 
 #[tokio::test]
 async fn only_health_and_readiness_need_no_token() {
-    let agent = AgentProcess::start(&Authority::new().pem);
-    let client = AgentClient::connect(&agent).await;
-    let mut health = HealthClient::with_origin(client.service(), AgentClient::origin());
+    let (agent, control_plane, _authority) = unclaimed(&[]).await;
+    drop(control_plane);
+    let client = agent.client().await;
+    let mut health = HealthClient::new(client.channel());
     let answer = health.check(HealthCheckRequest::default()).await.expect("healthy without a token");
     assert_eq!(answer.into_inner().status(), ServingStatus::Serving);
     let request = HealthCheckRequest { service: "podling.agent.v1.Terminals".into() };
@@ -48,8 +66,7 @@ async fn only_health_and_readiness_need_no_token() {
     assert_eq!(http1(&agent, get("/healthz", None)).await.0, 200);
     assert_eq!(http1(&agent, get("/readyz", None)).await.0, 503, "no workspace yet");
 
-    let mut activity = ActivityClient::with_origin(client.service(), AgentClient::origin());
-    let refused = activity.get(GetActivityRequest {}).await.expect_err("refused");
+    let refused = client.activity().get(GetActivityRequest {}).await.expect_err("refused");
     assert_eq!(reason(&refused), Reason::Unclaimed);
     let (_, content_type, body) = http1(&agent, get("/metrics", None)).await;
     assert!(content_type.starts_with("application/problem+json"), "{content_type}");
@@ -58,31 +75,31 @@ async fn only_health_and_readiness_need_no_token() {
 
 #[tokio::test]
 async fn token_allows_only_its_verbs_audience_and_lifetime() {
-    let (agent, key, _control_plane, _session) =
-        claimed(|claim| (claim.policy, claim.settings) = (None, None)).await;
-    let service = AgentClient::connect(&agent).await.service();
-    let mut client = ActivityClient::with_origin(service, AgentClient::origin());
+    let (agent, key, _control_plane, _session) = claimed(|claim| (claim.policy, claim.settings) = (None, None)).await;
+    let client = agent.client().await;
+    let activity = |token: &str| client.clone().token(token).activity();
     let good = claims(Verbs::only([Verb::Read]));
-    client.get(with_token(GetActivityRequest {}, &key.sign(&good))).await.expect("allowed");
-    let missing = client.get(GetActivityRequest {}).await.expect_err("refused");
+    activity(&key.sign(&good)).get(GetActivityRequest {}).await.expect("allowed");
+    let missing = client.activity().get(GetActivityRequest {}).await.expect_err("refused");
     assert_eq!((missing.code(), reason(&missing)), (Code::Unauthenticated, Reason::TokenMissing));
 
+    let other_key = control_plane::key();
     let elsewhere = |aud| TokenClaims { aud, ..good.clone() };
     let narrowed = TokenClaims { workspaces: Some(vec!["another".into()]), ..good.clone() };
     let expired = TokenClaims { iat: now() - 100, exp: now() - 1, ..good.clone() };
     for (token, expected) in [
         ("nonsense".to_owned(), Reason::TokenInvalid),
-        (crate::control_plane::key().sign(&good), Reason::TokenInvalid),
+        (other_key.sign(&good), Reason::TokenInvalid),
         (key.sign(&expired), Reason::TokenExpired),
         (key.sign(&elsewhere(Audience::Control)), Reason::TokenForeign),
         (key.sign(&elsewhere(Audience::Agent("another".into()))), Reason::TokenForeign),
         (key.sign(&narrowed), Reason::WorkspaceDenied),
         (token_of(&key, Verb::FilesRead), Reason::VerbMissing),
     ] {
-        let refused = client.get(with_token(GetActivityRequest {}, &token)).await.expect_err("refused");
+        let refused = activity(&token).get(GetActivityRequest {}).await.expect_err("refused");
         assert_eq!(reason(&refused), expected);
     }
-    let keep = client.keep_awake(with_token(KeepAwakeRequest::default(), &key.sign(&good))).await;
+    let keep = activity(&key.sign(&good)).keep_awake(KeepAwakeRequest::default()).await;
     let keep = keep.expect_err("the read verb does not allow keep-awake");
     assert_eq!(error::detail(&keep, "verb").as_deref(), Some("keep-awake"));
 }
@@ -103,8 +120,7 @@ async fn refusals_use_the_callers_protocol() {
     assert!(String::from_utf8_lossy(&body).contains("podling_agent_claimed 1"), "{body:?}");
 
     let web = |token: Option<&str>| {
-        let mut request =
-            get("/podling.agent.v1.Activity/Get", token).map(|_| Full::new(Bytes::from_static(&[0; 5])));
+        let mut request = get("/podling.agent.v1.Activity/Get", token).map(|_| Bytes::from_static(&[0; 5]));
         *request.method_mut() = http::Method::POST;
         request.headers_mut().insert("content-type", "application/grpc-web+proto".parse().expect("header"));
         request
@@ -131,24 +147,16 @@ async fn refusals_use_the_callers_protocol() {
 
 #[tokio::test]
 async fn reflection_lists_agent_services_only() {
-    let (agent, key, _control_plane, _session) =
-        claimed(|claim| (claim.policy, claim.settings) = (None, None)).await;
-    let (service, token) = (AgentClient::connect(&agent).await.service(), token(&key, "read"));
+    let (agent, key, _control_plane, _session) = claimed(|claim| (claim.policy, claim.settings) = (None, None)).await;
+    let channel = agent.client().await.token(&token(&key, "read")).channel();
     let expected = ["grpc.health.v1.Health", "podling.agent.v1.Activity", "podling.agent.v1.Files"];
 
     let request = v1::ServerReflectionRequest {
         message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(String::new())),
         ..Default::default()
     };
-    let mut client = v1::server_reflection_client::ServerReflectionClient::with_origin(
-        service.clone(),
-        AgentClient::origin(),
-    );
-    let mut answers = client
-        .server_reflection_info(with_token(stream::iter([request]), &token))
-        .await
-        .expect("v1")
-        .into_inner();
+    let mut client = v1::server_reflection_client::ServerReflectionClient::new(channel.clone());
+    let mut answers = client.server_reflection_info(stream::iter([request])).await.expect("v1").into_inner();
     let answer = answers.message().await.expect("answer").and_then(|a| a.message_response);
     let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(list)) = answer else {
         panic!("no list");
@@ -163,11 +171,8 @@ async fn reflection_lists_agent_services_only() {
         )),
         ..Default::default()
     };
-    let mut client = v1alpha::server_reflection_client::ServerReflectionClient::with_origin(
-        service,
-        AgentClient::origin(),
-    );
-    let answers = client.server_reflection_info(with_token(stream::iter([request]), &token)).await;
+    let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
+    let answers = client.server_reflection_info(stream::iter([request])).await;
     let answer = answers.expect("v1alpha").into_inner().message().await.expect("answer");
     assert!(matches!(
         answer.and_then(|a| a.message_response),
@@ -177,32 +182,28 @@ async fn reflection_lists_agent_services_only() {
 
 #[tokio::test]
 async fn thousand_unauthenticated_connections_keep_memory_flat() {
-    let (agent, key, _control_plane, _session) =
-        claimed(|claim| (claim.policy, claim.settings) = (None, None)).await;
-    let mut authenticated =
-        ActivityClient::with_origin(AgentClient::connect(&agent).await.service(), AgentClient::origin());
-    let get = || with_token(GetActivityRequest {}, &token(&key, "read"));
-    authenticated.get(get()).await.expect("served");
-    let AgentInfoFile { fingerprint, .. } = agent.info().await;
-    let (tls, socket) = (connector(&fingerprint, "h2"), agent.path("agent.sock"));
+    let (agent, key, _control_plane, _session) = claimed(|claim| (claim.policy, claim.settings) = (None, None)).await;
+    let mut authenticated = agent.client().await.token(&token(&key, "read")).activity();
+    authenticated.get(GetActivityRequest {}).await.expect("served");
+    let (tls, socket) = (tls::pinned(Some(&agent.info().await.fingerprint)), agent.socket());
+    let connect = async || agent_client::connect(&socket, tls.clone()).await.expect("TLS");
     let mut unauthenticated = Vec::new();
     for _ in 0..50 {
-        unauthenticated.push(connect(&socket, &tls).await.expect("TLS"));
+        unauthenticated.push(connect().await);
     }
     let before = agent.resident_kib();
     for _ in 0..1000 {
-        unauthenticated.push(connect(&socket, &tls).await.expect("TLS"));
+        unauthenticated.push(connect().await);
     }
     let growth = agent.resident_kib().saturating_sub(before);
     assert!(growth < 2048, "grew by {growth} KiB");
     // The agent has closed the oldest unauthenticated connections. It still serves the
     // authenticated one and accepts new ones.
     let mut rest = Vec::new();
-    let end = timeout(DEADLINE, unauthenticated[0].read_to_end(&mut rest)).await;
-    end.expect("closed in time").ok();
-    authenticated.get(get()).await.expect("still served");
-    let mut late =
-        HealthClient::with_origin(AgentClient::connect(&agent).await.service(), AgentClient::origin());
+    let end = within("the end of the oldest", unauthenticated[0].read_to_end(&mut rest)).await;
+    end.ok();
+    authenticated.get(GetActivityRequest {}).await.expect("still served");
+    let mut late = HealthClient::new(agent.client().await.channel());
     timeout(Duration::from_secs(10), late.check(HealthCheckRequest::default()))
         .await
         .expect("in time")

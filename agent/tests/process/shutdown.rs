@@ -1,20 +1,20 @@
 //! Shutdown by signal and by the control plane. The agent leaves no process, only an exit record.
 
 use podling_proto::{
-    agent::v1::{WatchActivityRequest, activity_client::ActivityClient},
+    agent::v1::WatchActivityRequest,
     control::v1::{self as wire, control_message::Message, directive::Directive},
     error,
     v1::Reason,
 };
-use rustix::process::Signal;
-use tokio::time::timeout;
-
-use crate::{
-    agent::{AgentProcess, is_running, wait_for},
-    claimed::claimed,
-    client::{AgentClient, token, with_token},
-    control_plane::{DEADLINE, claim, to_argv},
+use podling_testkit::{
+    AgentProcess,
+    agent_process::claimed,
+    argv,
+    control_plane::{claim, token},
+    processes::is_alive,
+    script, wait_for, wait_until, within,
 };
+use rustix::process::Signal;
 
 /// A script that ignores HUP and TERM. It starts a process in a session of its own that does the
 /// same.
@@ -22,21 +22,16 @@ const STUBBORN: &str = "trap '' HUP TERM; \
                         setsid sh -c 'trap \"\" HUP TERM; echo $$ > orphan; while :; do sleep 1; done' & \
                         echo $$ > stubborn; while :; do sleep 1; done";
 
-async fn pid(agent: &AgentProcess, file: &str) -> String {
-    let path = agent.path("home").join(file);
-    wait_for("a pid", || {
-        std::fs::read_to_string(&path).ok().map(|pid| pid.trim().to_owned()).filter(|pid| !pid.is_empty())
-    })
-    .await
+async fn pid(agent: &AgentProcess, file: &str) -> u32 {
+    wait_for("a pid", async || agent.home_text(file).trim().parse().ok()).await
 }
 
 #[tokio::test]
 async fn sigterm_ends_streams_and_processes_and_leaves_a_record() {
     let (mut agent, key, _control_plane, _session) =
-        claimed(|claim| claim.command = to_argv(&["sh", "-c", "sleep 1000 & wait"])).await;
-    let mut client =
-        ActivityClient::with_origin(AgentClient::connect(&agent).await.service(), AgentClient::origin());
-    let watch = client.watch(with_token(WatchActivityRequest {}, &token(&key, "read"))).await;
+        claimed(|claim| claim.command = script("sleep 1000 & wait")).await;
+    let client = agent.client().await.token(&token(&key, "read"));
+    let watch = client.activity().watch(WatchActivityRequest {}).await;
     let mut watch = watch.expect("watch").into_inner();
     watch.message().await.expect("first").expect("first");
     agent.signal(Signal::TERM);
@@ -49,7 +44,7 @@ async fn sigterm_ends_streams_and_processes_and_leaves_a_record() {
             }
         }
     };
-    let status = timeout(DEADLINE, last_status).await.expect("in time");
+    let status = within("the last status", last_status).await;
     assert_eq!(error::reason(&status), Some(Reason::ShuttingDown), "{status:?}");
     let status = agent.wait_exit().await;
     assert!(status.success(), "{status:?}");
@@ -60,13 +55,13 @@ async fn sigterm_ends_streams_and_processes_and_leaves_a_record() {
 #[tokio::test]
 async fn drain_ends_stubborn_processes_and_orphans_before_done() {
     let (mut agent, _key, _control_plane, mut session) =
-        claimed(|claim| claim.command = to_argv(&["sh", "-c", STUBBORN])).await;
+        claimed(|claim| claim.command = script(STUBBORN)).await;
     let (stubborn, orphan) = (pid(&agent, "stubborn").await, pid(&agent, "orphan").await);
-    assert!(is_running(&stubborn) && is_running(&orphan));
+    assert!(is_alive(stubborn) && is_alive(orphan));
     let grace = Some(prost_types::Duration { seconds: 0, nanos: 300_000_000 });
     session.send_directive(5, Directive::Drain(wire::Drain { grace })).await;
     assert_eq!(session.wait_result(5).await, wire::directive_result::Result::Done(wire::Done {}));
-    assert!(!is_running(&stubborn) && !is_running(&orphan), "Done is sent after all processes have ended");
+    assert!(!is_alive(stubborn) && !is_alive(orphan), "Done is sent after all processes have ended");
     drop(session);
     assert!(agent.wait_exit().await.success());
     assert_eq!(agent.exit_record().reason, "drained by the control plane");
@@ -74,17 +69,16 @@ async fn drain_ends_stubborn_processes_and_orphans_before_done() {
 
 #[tokio::test]
 async fn second_signal_skips_the_grace_period() {
-    let (mut agent, _key, _control_plane, session) =
-        claimed(|claim| claim.command = to_argv(&["sh", "-c", STUBBORN])).await;
+    let (mut agent, _key, _control_plane, session) = claimed(|claim| claim.command = script(STUBBORN)).await;
     let stubborn = pid(&agent, "stubborn").await;
     drop(session);
     agent.signal(Signal::TERM);
-    wait_for("the first signal", || agent.log().contains("shutting down").then_some(())).await;
+    wait_until("the first signal", || agent.log().contains("shutting down")).await;
     let signalled_at = std::time::Instant::now();
     agent.signal(Signal::INT);
     agent.wait_exit().await;
     assert!(signalled_at.elapsed() < podling_agent::shutdown::DEFAULT_GRACE, "{:?}", signalled_at.elapsed());
-    assert!(!is_running(&stubborn));
+    assert!(!is_alive(stubborn));
 }
 
 #[tokio::test]
@@ -101,7 +95,7 @@ async fn claim_for_another_workspace_ends_the_agent() {
 #[tokio::test]
 async fn dismissed_agent_exits_and_records_the_reason() {
     let (mut agent, _key, _control_plane, session) =
-        claimed(|claim| claim.command = to_argv(&["sleep", "1000"])).await;
+        claimed(|claim| claim.command = argv(&["sleep", "1000"])).await;
     let dismiss = wire::Dismiss { reason: "WORKSPACE_NOT_FOUND".into(), message: "it was deleted".into() };
     session.send(Message::Dismiss(dismiss)).await;
     drop(session);

@@ -3,20 +3,21 @@
 use std::time::Duration;
 
 use podling_proto::{
-    agent::v1::{self as pb, files_client::FilesClient, processes_client::ProcessesClient},
+    agent::v1 as pb,
     control::v1::{self as wire, control_message::Message, directive_result::Result as DirectiveOutcome},
     error,
     v1::Reason,
 };
-use tokio::time::timeout;
+use podling_testkit::{
+    argv,
+    control_plane::{claim, token},
+    path,
+    processes::is_alive,
+    script, wait_for, wire_duration, within,
+};
 use tonic::Code;
 
-use crate::{
-    agent::{is_running, wait_for},
-    client::{AgentClient, token},
-    control_plane::{DEADLINE, claim, to_argv},
-    sleep_harness::{SleepHarness, keep_awake, set_short_idle},
-};
+use crate::sleep_harness::{SleepHarness, keep_awake, set_short_idle};
 
 const DONE: DirectiveOutcome = DirectiveOutcome::Done(wire::Done {});
 
@@ -28,24 +29,25 @@ fn declined(outcome: DirectiveOutcome) -> wire::Declined {
 }
 
 fn at(name: &str) -> Option<pb::Path> {
-    Some(pb::Path { path: Some(pb::path::Path::Text(name.into())) })
+    Some(path(name))
+}
+
+/// Applies [`set_short_idle`] except for the idle timeout, which no test awaits.
+fn set_long_idle_timeout(claim: &mut wire::Claim) {
+    set_short_idle(claim);
+    claim.policy.as_mut().expect("a policy").idle_timeout = wire_duration(Duration::from_secs(600));
 }
 
 #[tokio::test]
 async fn prepare_is_declined_with_evidence_while_used_or_not_idle() {
-    let mut harness = SleepHarness::new(|claim| {
-        set_short_idle(claim);
-        claim.policy.as_mut().expect("a policy").idle_timeout =
-            Some(prost_types::Duration { seconds: 600, nanos: 0 });
-    })
-    .await;
+    let mut harness = SleepHarness::new(set_long_idle_timeout).await;
     assert!(harness.session.hello.capabilities.iter().any(|capability| capability == "sleep"));
     let decline = declined(harness.prepare(false, None).await);
     assert!(
         decline.reason() == wire::DeclineReason::IdleTooShort && decline.activity.is_some(),
         "{decline:?}"
     );
-    harness.keep_awake(60).await.expect("a lease");
+    keep_awake(&harness.client, 60).await.expect("a lease");
     let decline = declined(harness.prepare(false, None).await);
     assert!(decline.reason() == wire::DeclineReason::InUse, "{decline:?}");
     assert_eq!(decline.activity.expect("activity").leases.len(), 1);
@@ -57,28 +59,18 @@ async fn prepare_is_declined_with_evidence_while_used_or_not_idle() {
 
 #[tokio::test]
 async fn requested_sleep_skips_the_idle_timeout() {
-    let mut harness = SleepHarness::new(|claim| {
-        set_short_idle(claim);
-        claim.policy.as_mut().expect("a policy").idle_timeout =
-            Some(prost_types::Duration { seconds: 600, nanos: 0 });
-    })
-    .await;
+    let mut harness = SleepHarness::new(set_long_idle_timeout).await;
     let idle = async {
         while let DirectiveOutcome::Declined(_) = harness.prepare_requested().await {
             harness.session.heartbeat().await;
         }
     };
-    timeout(DEADLINE, idle).await.expect("idle in time");
+    within("the workspace is idle", idle).await;
 }
 
 #[tokio::test]
 async fn changed_policy_applies_at_the_next_assessment() {
-    let mut harness = SleepHarness::new(|claim| {
-        set_short_idle(claim);
-        claim.policy.as_mut().expect("a policy").idle_timeout =
-            Some(prost_types::Duration { seconds: 600, nanos: 0 });
-    })
-    .await;
+    let mut harness = SleepHarness::new(set_long_idle_timeout).await;
     declined(harness.prepare(false, None).await);
     let mut other = claim(&harness.key);
     set_short_idle(&mut other);
@@ -109,10 +101,9 @@ async fn keystroke_between_prepare_and_commit_stops_sleep() {
     let decline = declined(harness.commit().await);
     assert!(decline.reason() == wire::DeclineReason::RequestHeld, "{decline:?}");
     harness
-        .session
-        .with_heartbeats(attachment.receive_until("both lines", |attachment| {
+        .receive_until(&mut attachment, "both lines", |attachment| {
             attachment.acked == 8 && attachment.text().matches("two").count() == 2
-        }))
+        })
         .await;
     assert!(attachment.refused.is_empty() && attachment.text().contains("one"), "{}", attachment.text());
     assert!(
@@ -128,29 +119,18 @@ async fn cancelled_prepare_admits_held_input() {
     let script = "echo one; until [ -e go ]; do sleep 0.05; done; echo two; exec cat";
     let terminal = harness.create(&["sh", "-c", script]).await.expect("opened");
     let mut attachment = harness.attach(&terminal.id).await;
-    harness
-        .session
-        .with_heartbeats(
-            attachment.receive_until("the first line", |attachment| attachment.text().contains("one")),
-        )
-        .await;
+    harness.wait_output(&mut attachment, "one").await;
     assert_eq!(harness.prepare(true, None).await, DONE);
     std::fs::write(harness.agent.path("home/go"), "").expect("written");
-    harness
-        .session
-        .with_heartbeats(
-            attachment.receive_until("the second line", |attachment| attachment.text().contains("two")),
-        )
-        .await;
+    harness.wait_output(&mut attachment, "two").await;
     attachment.type_text("typed\n").await;
     harness.wait_held(1).await;
     assert_eq!(attachment.acked, 0, "input that was not written is not acknowledged");
     assert_eq!(harness.cancel().await, DONE);
     harness
-        .session
-        .with_heartbeats(attachment.receive_until("what was typed", |attachment| {
+        .receive_until(&mut attachment, "what was typed", |attachment| {
             attachment.acked == 6 && attachment.text().contains("typed")
-        }))
+        })
         .await;
     assert!(attachment.refused.is_empty() && attachment.exit.is_none());
 }
@@ -176,8 +156,8 @@ async fn lost_control_plane_admits_held_input_after_the_hold() {
 async fn lease_between_prepare_and_commit_stops_sleep() {
     let mut harness = SleepHarness::new(set_short_idle).await;
     harness.prepare_when_idle().await;
-    let (client, token) = (AgentClient::connect(&harness.agent).await, token(&harness.key, "admin"));
-    let lease = keep_awake(&client, &token, 60);
+    let client = harness.agent.client().await.token(&token(&harness.key, "admin"));
+    let lease = keep_awake(&client, 60);
     let (lease, decline) = tokio::join!(lease, async {
         harness.wait_held(1).await;
         declined(harness.commit().await)
@@ -193,20 +173,14 @@ async fn commit_ends_programs_rejects_held_input_and_serves_reads() {
     // The program prints its last output on HUP.
     let script = "trap 'echo last words; exit 7' HUP; echo $$ > pid; while :; do sleep 0.05; done";
     let terminal = harness.create(&["sh", "-c", script]).await.expect("opened");
-    let pid = wait_for("a pid", || {
-        std::fs::read_to_string(harness.agent.path("home/pid")).ok().filter(|pid| !pid.is_empty())
-    })
-    .await;
+    let pid: u32 = wait_for("a pid", async || harness.agent.home_text("pid").trim().parse().ok()).await;
     let mut attachment = harness.attach(&terminal.id).await;
     assert_eq!(harness.prepare(true, None).await, DONE);
     attachment.type_text("too late\n").await;
     harness.wait_held(1).await;
     assert_eq!(harness.commit().await, DONE, "a forced sleep ignores held input");
-    assert!(!is_running(pid.trim()), "Done is sent after the program has ended");
-    harness
-        .session
-        .with_heartbeats(attachment.receive_until("the exit", |attachment| attachment.exit.is_some()))
-        .await;
+    assert!(!is_alive(pid), "Done is sent after the program has ended");
+    harness.wait_program_exit(&mut attachment).await;
     assert_eq!((attachment.refused.as_slice(), attachment.acked), (&["PREPARING".to_owned()][..], 0));
     assert!(attachment.text().ends_with("last words\r\n"), "{}", attachment.text());
 
@@ -232,16 +206,15 @@ async fn commit_ends_programs_rejects_held_input_and_serves_reads() {
 async fn maintenance_serves_reads_only_and_starts_no_command() {
     let mut harness = SleepHarness::new(|claim| {
         claim.maintenance = true;
-        claim.command = to_argv(&["sh", "-c", "touch started; sleep 1000"]);
+        claim.command = script("touch started; sleep 1000");
     })
     .await;
     std::fs::write(harness.agent.path("home/kept"), "content").expect("written");
     // A repeated claim does not end maintenance mode.
     harness.session.send(Message::Claim(claim(&harness.key))).await;
     harness.session.heartbeat().await;
-    let mut files = FilesClient::with_origin(harness.client.service(), AgentClient::origin());
-    let mut processes = ProcessesClient::with_origin(harness.client.service(), AgentClient::origin());
-    let command = pb::Command { argv: to_argv(&["true"]), ..Default::default() };
+    let (mut files, mut processes) = (harness.client.files(), harness.client.processes());
+    let command = pb::Command { argv: argv(&["true"]), ..Default::default() };
     let run = pb::RunRequest { command: Some(command.clone()), ..Default::default() };
     let start = pb::StartProcessRequest { command: Some(command), ..Default::default() };
     let mkdir = pb::MkdirRequest { path: at("new"), ..Default::default() };
@@ -252,14 +225,14 @@ async fn maintenance_serves_reads_only_and_starts_no_command() {
     let chunk = pb::WriteChunkRequest { open: Some(open), finish: true, ..Default::default() };
     let refusals = [
         harness.create(&["true"]).await.expect_err("a terminal"),
-        processes.run(harness.authorized(run)).await.expect_err("a command"),
-        processes.start(harness.authorized(start)).await.map(drop).expect_err("a process"),
-        files.mkdir(harness.authorized(mkdir)).await.expect_err("a directory"),
-        files.remove(harness.authorized(remove)).await.expect_err("a removal"),
-        files.r#move(harness.authorized(moving)).await.expect_err("a move"),
-        files.write(harness.authorized(tokio_stream::iter([write]))).await.expect_err("a file"),
-        files.write_chunk(harness.authorized(chunk)).await.expect_err("an upload"),
-        harness.keep_awake(60).await.expect_err("a lease"),
+        processes.run(run).await.expect_err("a command"),
+        processes.start(start).await.map(drop).expect_err("a process"),
+        files.mkdir(mkdir).await.expect_err("a directory"),
+        files.remove(remove).await.expect_err("a removal"),
+        files.r#move(moving).await.expect_err("a move"),
+        files.write(tokio_stream::iter([write])).await.expect_err("a file"),
+        files.write_chunk(chunk).await.expect_err("an upload"),
+        keep_awake(&harness.client, 60).await.expect_err("a lease"),
     ];
     for refused in refusals {
         let reason = error::reason(&refused);
@@ -270,12 +243,12 @@ async fn maintenance_serves_reads_only_and_starts_no_command() {
         );
     }
     let read = pb::ReadFileRequest { path: at("kept"), ..Default::default() };
-    let mut read = files.read(harness.authorized(read)).await.expect("read").into_inner();
+    let mut read = files.read(read).await.expect("read").into_inner();
     let mut content = Vec::new();
-    while let Some(piece) = timeout(DEADLINE, read.message()).await.expect("in time").expect("read stream") {
+    while let Some(piece) = within("a piece", read.message()).await.expect("read stream") {
         content.extend_from_slice(&piece.data);
     }
     assert_eq!(content, b"content");
-    files.list(harness.authorized(pb::ListFilesRequest::default())).await.expect("listed");
+    files.list(pb::ListFilesRequest::default()).await.expect("listed");
     assert!(!harness.agent.path("home/started").exists(), "the workspace's command is not started");
 }

@@ -4,35 +4,30 @@
 use std::time::Duration;
 
 use podling_proto::{
-    agent::v1::{
-        self as pb, activity_client::ActivityClient, attach_request::Request as AttachAction,
-        attach_response::Response as AttachEvent, frame::Frame as FrameKind,
-        terminals_client::TerminalsClient,
-    },
+    agent::v1::{self as pb, attach_response::Response as AttachEvent, frame::Frame as FrameKind},
     control::v1::{
         self as wire, control_message::Message, directive::Directive,
         directive_result::Result as DirectiveOutcome,
     },
     token::SigningKey,
 };
-use tokio::{sync::mpsc, time::timeout};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
-
-use crate::{
-    agent::{AgentProcess, wait_for},
-    claimed::claimed,
-    client::{AgentClient, token, with_token},
-    control_plane::{AgentSession, DEADLINE, ScriptedControlPlane, claim},
+use podling_testkit::{
+    AgentProcess, AgentSession, Client, FakeControlPlane, TerminalStream,
+    agent_process::claimed,
+    argv, attach_open,
+    control_plane::{claim, token},
+    from_oldest, wait_until, wire_duration, within,
 };
+use tonic::Status;
 
 /// An agent that tests put to sleep, and its fake control plane.
 pub(crate) struct SleepHarness {
     pub(crate) agent: AgentProcess,
     pub(crate) key: SigningKey,
-    pub(crate) control_plane: ScriptedControlPlane,
+    pub(crate) control_plane: FakeControlPlane,
     pub(crate) session: AgentSession,
-    pub(crate) client: AgentClient,
+    /// A client with the verb `admin`.
+    pub(crate) client: Client,
     pub(crate) epoch: u64,
     /// Id of the last directive.
     last_directive: u64,
@@ -40,11 +35,7 @@ pub(crate) struct SleepHarness {
 
 /// Attachment of one client to one terminal, as a writer.
 pub(crate) struct HarnessWriter {
-    to: mpsc::Sender<pb::AttachRequest>,
-    from: Streaming<pb::AttachResponse>,
-    pub(crate) epoch: u64,
-    /// Input offset behind the last typed byte.
-    pub(crate) typed: u64,
+    pub(crate) stream: TerminalStream,
     /// Input offset up to which the agent has acknowledged.
     pub(crate) acked: u64,
     /// All received output, from the oldest retained byte.
@@ -56,7 +47,7 @@ pub(crate) struct HarnessWriter {
 
 /// Changes the policy so that the workspace counts as idle after 200 ms.
 pub(crate) fn set_short_idle(claim: &mut wire::Claim) {
-    let millis = |millis: i32| Some(prost_types::Duration { seconds: 0, nanos: millis * 1_000_000 });
+    let millis = |millis| wire_duration(Duration::from_millis(millis));
     let policy = claim.policy.as_mut().expect("a policy");
     policy.idle_timeout = millis(200);
     // In these tests neither starting shells nor programs in terminals make the workspace busy.
@@ -80,7 +71,7 @@ pub(crate) fn set_plain_shell(claim: &mut wire::Claim) {
 impl SleepHarness {
     pub(crate) async fn new(change: impl FnOnce(&mut wire::Claim)) -> Self {
         let (agent, key, control_plane, session) = claimed(change).await;
-        let client = AgentClient::connect(&agent).await;
+        let client = agent.client().await.token(&token(&key, "admin"));
         Self { agent, key, control_plane, session, client, epoch: 1, last_directive: 0 }
     }
 
@@ -94,7 +85,7 @@ impl SleepHarness {
         change(&mut claim);
         self.session.send(Message::Claim(claim)).await;
         self.session.heartbeat().await;
-        self.client = AgentClient::connect(&self.agent).await;
+        self.client = self.agent.client().await.token(&token(&self.key, "admin"));
     }
 
     /// Sends a directive and waits for its result.
@@ -124,7 +115,7 @@ impl SleepHarness {
                 self.session.heartbeat().await;
             }
         };
-        timeout(DEADLINE, idle).await.expect("idle in time");
+        within("the idle timeout", idle).await;
     }
 
     pub(crate) async fn commit(&mut self) -> DirectiveOutcome {
@@ -135,111 +126,84 @@ impl SleepHarness {
         self.run_directive(Directive::Cancel(wire::Cancel {})).await
     }
 
-    pub(crate) fn authorized<T>(&self, message: T) -> tonic::Request<T> {
-        with_token(message, &token(&self.key, "admin"))
-    }
-
-    pub(crate) async fn create(&self, argv: &[&str]) -> Result<pb::Terminal, Status> {
-        let argv = crate::control_plane::to_argv(argv);
-        let create = pb::CreateTerminalRequest { argv, name: "mine".into(), ..Default::default() };
-        self.create_with(create).await
-    }
-
-    pub(crate) async fn create_with(
-        &self,
-        create: pb::CreateTerminalRequest,
-    ) -> Result<pb::Terminal, Status> {
-        let mut terminals = TerminalsClient::with_origin(self.client.service(), AgentClient::origin());
-        let created = terminals.create(self.authorized(create)).await?;
+    pub(crate) async fn create(&self, words: &[&str]) -> Result<pb::Terminal, Status> {
+        let create =
+            pb::CreateTerminalRequest { argv: argv(words), name: "mine".into(), ..Default::default() };
+        let created = self.client.terminals().create(create).await?;
         Ok(created.into_inner().terminal.expect("a terminal"))
     }
 
     pub(crate) async fn list(&self) -> Vec<pb::Terminal> {
-        let mut terminals = TerminalsClient::with_origin(self.client.service(), AgentClient::origin());
-        let list = terminals.list(self.authorized(pb::ListTerminalsRequest::default())).await;
+        let list = self.client.terminals().list(pb::ListTerminalsRequest::default()).await;
         list.expect("listed").into_inner().terminals
-    }
-
-    pub(crate) async fn keep_awake(&self, seconds: i64) -> Result<(), Status> {
-        keep_awake(&self.client, &token(&self.key, "admin"), seconds).await
     }
 
     /// Waits until the agent's log shows that `count` requests were held since its start.
     pub(crate) async fn wait_held(&mut self, count: usize) {
         let reached = async {
             let held = || self.agent.log().matches("held while the workspace prepares").count();
-            wait_for("held requests", || (held() >= count).then_some(())).await;
+            wait_until("held requests", || held() >= count).await;
         };
         self.session.with_heartbeats(reached).await;
     }
 
+    /// Receives responses until `condition` holds, and acknowledges heartbeats meanwhile.
+    pub(crate) async fn receive_until(
+        &mut self,
+        writer: &mut HarnessWriter,
+        what: &str,
+        condition: impl FnMut(&HarnessWriter) -> bool,
+    ) {
+        self.session.with_heartbeats(writer.receive_until(what, condition)).await;
+    }
+
+    /// Receives output until it contains `text`.
+    pub(crate) async fn wait_output(&mut self, writer: &mut HarnessWriter, text: &str) {
+        self.receive_until(writer, text, |writer| writer.text().contains(text)).await;
+    }
+
+    /// Receives responses until the program has ended.
+    pub(crate) async fn wait_program_exit(&mut self, writer: &mut HarnessWriter) {
+        self.receive_until(writer, "the exit", |writer| writer.exit.is_some()).await;
+    }
+
     /// Attaches to a terminal, from its oldest byte.
     pub(crate) async fn attach(&self, id: &str) -> HarnessWriter {
-        self.attach_from(id, pb::from::From::Oldest(pb::FromOldest {})).await
+        self.attach_from(id, from_oldest()).await
     }
 
     pub(crate) async fn attach_from(&self, id: &str, from: pb::from::From) -> HarnessWriter {
-        let mut terminals = TerminalsClient::with_origin(self.client.service(), AgentClient::origin());
-        let (to, requests) = mpsc::channel(64);
-        let open = pb::AttachOpen {
-            terminal_id: id.into(),
-            from: Some(pb::From { from: Some(from) }),
-            client_id: "writer".into(),
-            ..Default::default()
-        };
-        to.send(pb::AttachRequest { request: Some(AttachAction::Open(open)) }).await.expect("sent");
-        let from = terminals.attach(self.authorized(ReceiverStream::new(requests))).await;
-        let from = from.expect("attached").into_inner();
-        let mut attachment = HarnessWriter {
-            to,
-            from,
-            epoch: 0,
-            typed: 0,
-            acked: 0,
-            output: Vec::new(),
-            refused: Vec::new(),
-            exit: None,
-        };
+        let open = attach_open(id, "writer", from);
+        let stream = TerminalStream::open(&self.client, open).await.expect("attached");
+        let mut attachment =
+            HarnessWriter { stream, acked: 0, output: Vec::new(), refused: Vec::new(), exit: None };
         attachment.receive().await;
         attachment
     }
 }
 
-/// Takes the lease `job` with the client's token.
-pub(crate) async fn keep_awake(client: &AgentClient, token: &str, seconds: i64) -> Result<(), Status> {
-    let mut activity = ActivityClient::with_origin(client.service(), AgentClient::origin());
-    let duration = Some(prost_types::Duration { seconds, nanos: 0 });
+/// Takes the lease `job`.
+pub(crate) async fn keep_awake(client: &Client, seconds: u64) -> Result<(), Status> {
+    let duration = wire_duration(Duration::from_secs(seconds));
     let lease = pb::KeepAwakeRequest { name: "job".into(), duration, reason: String::new() };
-    activity.keep_awake(with_token(lease, token)).await.map(drop)
+    client.activity().keep_awake(lease).await.map(drop)
 }
 
 impl HarnessWriter {
     /// Sends input. Acknowledgement and output are received later.
     pub(crate) async fn type_text(&mut self, text: &str) {
-        let input = pb::Input {
-            epoch: self.epoch,
-            offset: self.typed,
-            data: text.as_bytes().to_vec().into(),
-            kind: pb::InputKind::User.into(),
-            reply_at: 0,
-        };
-        self.typed += text.len() as u64;
         // The agent may have ended.
-        let _sent = self.to.send(pb::AttachRequest { request: Some(AttachAction::Input(input)) }).await;
+        let _sent = self.stream.send(text.to_owned()).await;
     }
 
     /// Receives and records the next response. Returns `false` at the end of the stream.
     pub(crate) async fn receive(&mut self) -> bool {
-        let response = timeout(DEADLINE, self.from.message()).await.expect("a response in time");
-        match response.ok().flatten().and_then(|response| response.response) {
+        let response = within("a response", self.stream.next()).await;
+        match response.ok().flatten() {
             Some(AttachEvent::InputAck(ack)) => self.acked = ack.next_offset,
             Some(AttachEvent::InputRejected(refused)) => self.refused.push(refused.reason),
             Some(AttachEvent::Frame(frame)) => match frame.frame {
-                Some(FrameKind::Started(started)) => {
-                    self.epoch = frame.epoch;
-                    self.typed = started.input_offset;
-                    self.acked = started.input_offset;
-                }
+                Some(FrameKind::Started(started)) => self.acked = started.input_offset,
                 Some(FrameKind::Data(data)) => self.output.extend_from_slice(&data),
                 Some(FrameKind::Exit(exit)) => self.exit = Some(exit),
                 _ => {}

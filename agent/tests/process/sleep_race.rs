@@ -4,13 +4,11 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use podling_proto::control::v1::directive_result::Result as DirectiveOutcome;
+use podling_testkit::{AgentProcess, wait_until};
 use rustix::process::Signal;
 use tokio::time::sleep;
 
-use crate::{
-    agent::{AgentProcess, wait_for},
-    sleep_harness::{SleepHarness, set_plain_shell},
-};
+use crate::sleep_harness::{SleepHarness, set_plain_shell};
 
 /// Enough rounds for both outcomes to occur several times.
 const ROUNDS: u32 = 30;
@@ -19,8 +17,7 @@ const MAX_DELAY_MILLIS: u64 = 25;
 
 /// Returns the round numbers that the shell has written to its log.
 fn executed(agent: &AgentProcess) -> Vec<u32> {
-    let log = std::fs::read_to_string(agent.path("home/log")).unwrap_or_default();
-    log.lines().map(|line| line.parse().expect("a complete number")).collect()
+    agent.home_text("log").lines().map(|line| line.parse().expect("a complete number")).collect()
 }
 
 #[tokio::test]
@@ -50,15 +47,11 @@ async fn acknowledged_keystrokes_are_executed_exactly_once() {
         match outcome {
             DirectiveOutcome::Declined(_) => {
                 stayed += 1;
-                let end = attachment.typed;
+                let end = attachment.stream.typed;
                 harness
-                    .session
-                    .with_heartbeats(
-                        attachment.receive_until("its acknowledgement", |attachment| attachment.acked == end),
-                    )
+                    .receive_until(&mut attachment, "its acknowledgement", |writer| writer.acked == end)
                     .await;
-                let done =
-                    wait_for("what was typed", || executed(&harness.agent).contains(&round).then_some(()));
+                let done = wait_until("what was typed", || executed(&harness.agent).contains(&round));
                 harness.session.with_heartbeats(done).await;
                 acknowledged.insert(round);
                 assert!(attachment.refused.is_empty(), "{:?}", attachment.refused);
@@ -67,7 +60,7 @@ async fn acknowledged_keystrokes_are_executed_exactly_once() {
                 slept += 1;
                 while attachment.receive().await {}
                 assert!(attachment.exit.is_some(), "the terminal's exit was reported");
-                if attachment.acked == attachment.typed {
+                if attachment.acked == attachment.stream.typed {
                     acknowledged.insert(round);
                 }
                 // After Done the control plane may kill the agent, and no input or output is lost.

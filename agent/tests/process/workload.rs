@@ -1,32 +1,23 @@
 //! The workspace's command, and work that counts as activity without a client.
 
 use podling_proto::{
-    agent::v1::{
-        ActivityLevel, ActivityState, CommandFailureKind, CreateTerminalRequest, Signal,
-        terminals_client::TerminalsClient,
-    },
+    agent::v1::{ActivityLevel, ActivityState, CommandFailureKind, Signal},
     control::v1::{self as wire, control_message::Message},
 };
-
+use podling_testkit::{
+    AgentProcess, AgentSession, FakeControlPlane,
+    agent_process::{claimed, unclaimed},
+    argv,
+    control_plane::{claim, key, token},
+    wait_for,
+};
 use rustix::process::{Resource, getrlimit};
 
-use crate::{
-    agent::{AgentProcess, wait_for},
-    claimed::claimed,
-    client::{AgentClient, token, with_token},
-    control_plane::{AgentSession, Authority, ScriptedControlPlane, claim, key, to_argv},
-};
-
-async fn claimed_with(command: &[&str]) -> (AgentProcess, ScriptedControlPlane, AgentSession) {
-    let authority = Authority::new();
-    let dir = tempfile::tempdir().expect("dir");
-    let mut control_plane =
-        ScriptedControlPlane::start(dir.path(), authority.server("podling-control")).await;
-    let agent =
-        AgentProcess::start_in(dir, &authority.pem, &["sh", "-c", "echo from the command line > which"]);
+async fn claimed_with(command: &[&str]) -> (AgentProcess, FakeControlPlane, AgentSession) {
+    let (agent, mut control_plane, _authority) =
+        unclaimed(&["sh", "-c", "echo from the command line > which"]).await;
     let session = control_plane.session().await;
-    let command = command.iter().map(|word| (*word).to_owned()).collect();
-    session.send(Message::Claim(wire::Claim { command, ..claim(&key()) })).await;
+    session.send(Message::Claim(wire::Claim { command: argv(command), ..claim(&key()) })).await;
     (agent, control_plane, session)
 }
 
@@ -35,8 +26,7 @@ async fn claim_command_overrides_argv_and_is_restarted() {
     let script = "echo $GREETING from $PODLING_WORKSPACE >> which; ulimit -n >> files; exit 3";
     let (agent, _control_plane, mut session) = claimed_with(&["sh", "-c", script]).await;
     let twice = "hello from mine\nhello from mine\n";
-    let which = || std::fs::read_to_string(agent.path("home/which")).unwrap_or_default();
-    session.heartbeat_until(|_| which().starts_with(twice)).await;
+    session.heartbeat_until(|_| agent.home_text("which").starts_with(twice)).await;
     assert!(agent.log().contains("Code(3)"), "the log has the command's exit");
     let files = std::fs::read_to_string(agent.path("home/files")).expect("ulimit");
     let initial_limit = getrlimit(Resource::Nofile).current.map_or("unlimited".to_owned(), |n| n.to_string());
@@ -85,8 +75,7 @@ async fn output_of_the_command_reaches_the_agents_log() {
 async fn claim_without_command_runs_the_agents_argv() {
     let (agent, _control_plane, mut session) = claimed_with(&[]).await;
     session.heartbeat().await;
-    wait_for("a start", || std::fs::read_to_string(agent.path("home/which")).ok().filter(|s| !s.is_empty()))
-        .await;
+    wait_for("a start", async || Some(agent.home_text("which")).filter(|s| !s.is_empty())).await;
 }
 
 #[tokio::test]
@@ -132,12 +121,10 @@ async fn printing_terminal_does_not_count_as_io() {
         settings.io_bytes_per_second = 300.0 * 1024.0;
     })
     .await;
-    let mut terminals =
-        TerminalsClient::with_origin(AgentClient::connect(&agent).await.service(), AgentClient::origin());
     // The shell's background job prints 500 kB/s while another job is in the foreground.
     let script = "x=$(printf %050000d 0); (while :; do printf %s $x; sleep 0.1; done) & sleep 1000";
-    let create = CreateTerminalRequest { argv: to_argv(&["bash", "-c", script]), ..Default::default() };
-    terminals.create(with_token(create, &token(&key, "terminal"))).await.expect("opened");
+    let client = agent.client().await.token(&token(&key, "terminal"));
+    client.open(argv(&["bash", "-c", script])).await;
     let has = |heartbeat: &wire::Heartbeat, signal| {
         heartbeat.activity.as_ref().is_some_and(|a| a.evidence.iter().any(|e| e.signal() == signal))
     };

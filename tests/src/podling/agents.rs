@@ -1,17 +1,18 @@
 //! Accesses the agents of a story's workspaces without the gateway, and their processes.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use podling_proto::control::v1::CreateTokenRequest;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::{Podling, Workspace, pods::PodCluster, signal};
+use super::{Podling, Workspace, pods::PodCluster};
 use crate::{
-    agent_client::{self, DialAddress},
-    client::Client,
-    running_processes::RunningProcess,
-    wait::within,
+    Client, agent_client,
+    client_helpers::{argv, wire_duration},
+    net::DialAddress,
+    processes::{RunningProcess, signal},
+    within,
 };
 
 impl Podling {
@@ -54,12 +55,6 @@ impl Podling {
         }
     }
 
-    /// Returns the log of an agent that is a process on this machine. Empty if there is none.
-    pub fn agent_log(&self, workspace: &Workspace) -> String {
-        let path = self.data.join("workspaces").join(&workspace.id).join("agent.log");
-        fs::read_to_string(path).unwrap_or_default()
-    }
-
     /// Kills the agent with SIGKILL.
     pub fn kill_agent(&self, workspace: &Workspace) {
         signal(self.agent_pid(workspace), Signal::KILL);
@@ -68,14 +63,20 @@ impl Podling {
     /// Returns a client with an admin token that connects to the agent directly. The client works
     /// even while no control plane runs.
     pub async fn admin_agent_client(&self, workspace: &Workspace) -> Client {
+        self.agent_client(workspace).await.token(&self.agent_token(workspace, &["admin"]).await)
+    }
+
+    /// Creates a token with these verbs for direct calls to the agent. It expires after an hour.
+    pub async fn agent_token(&self, workspace: &Workspace, verbs: &[&str]) -> String {
         let request = CreateTokenRequest {
-            verbs: vec!["admin".into()],
+            verbs: argv(verbs),
             workspaces: vec![workspace.id.clone()],
             for_agent: true,
+            ttl: wire_duration(Duration::from_secs(3600)),
             ..Default::default()
         };
         let made = within("Tokens.Create", self.client().tokens().create(request)).await;
-        self.agent_client(workspace).await.token(&made.expect("a token").into_inner().token)
+        made.expect("a token").into_inner().token
     }
 
     /// Returns the running agents of all workspaces. For pods, `command` is the pod's uid, and

@@ -1,7 +1,5 @@
 //! Observes a control plane from outside, by its responses and by the files in the backup store.
 
-use std::{fs, path::Path};
-
 use bytes::Bytes;
 use podling_proto::control::v1::{
     AgentConnection, ExplainWorkspaceRequest, GetWorkspaceRequest, LogEntry, State,
@@ -9,10 +7,7 @@ use podling_proto::control::v1::{
 };
 
 use super::{Podling, Workspace};
-use crate::{
-    http::send,
-    wait::{wait_for, within},
-};
+use crate::{http::send, tree::names, wait_for, within};
 
 impl Podling {
     /// Returns the workspace as the control plane reports it.
@@ -61,13 +56,4 @@ impl Podling {
     pub fn stored_names(&self) -> Vec<String> {
         names(&self.data.join("backups"))
     }
-}
-
-/// Returns the sorted names in a directory.
-pub fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
-    let mut names: Vec<_> =
-        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    names
 }

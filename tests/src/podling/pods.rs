@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::PodlingOptions;
 use crate::{
     cluster::{Namespace, free_node_address, image, install_crds, kubectl, kubectl_with_input},
-    running_processes::{RunningProcess, command},
+    processes::{self, RunningProcess, command, read_proc},
 };
 
 /// Environment variable that selects the stories' backend. The value `kubernetes` selects pods.
@@ -185,8 +185,7 @@ impl PodCluster {
     /// Returns the processes in all pods, with the node's process ids.
     pub(super) fn workspace_processes(&self) -> Vec<RunningProcess> {
         let of = |pod: &Value| {
-            let processes = processes(uid(pod));
-            processes.map(|pid| RunningProcess { pid, command: command(pid) }).collect::<Vec<_>>()
+            pids(uid(pod)).map(|pid| RunningProcess { pid, command: command(pid) }).collect::<Vec<_>>()
         };
         self.pods("podling.dev/workspace").iter().flat_map(of).collect()
     }
@@ -196,12 +195,7 @@ impl PodCluster {
     }
 
     fn pods(&self, selector: &str) -> Vec<Value> {
-        let listed = self
-            .namespace
-            .kubectl(&["get", "pods", "--output", "json", "--selector", selector])
-            .expect_success();
-        let listed: Value = serde_json::from_str(&listed).expect("kubectl prints JSON");
-        listed["items"].as_array().expect("a list").clone()
+        self.namespace.list("pods", selector)
     }
 }
 
@@ -210,18 +204,14 @@ fn uid(pod: &Value) -> &str {
 }
 
 /// Returns the process ids in a pod's cgroup.
-fn processes(pod: &str) -> impl Iterator<Item = u32> {
-    let entries = fs::read_dir("/proc").expect("processes can be listed").flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(move |pid| {
-        fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|own| own.contains(pod))
-    })
+fn pids(pod: &str) -> impl Iterator<Item = u32> {
+    processes::pids().filter(move |pid| read_proc(*pid, "cgroup").contains(pod))
 }
 
 /// Returns the process id of the pod's agent, which has the id 1 in its container.
 fn first_process(pod: &str) -> Option<u32> {
-    processes(pod).find(|pid| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    pids(pod).find(|pid| {
+        let status = read_proc(*pid, "status");
         let inside = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
         inside.is_some_and(|ids| ids.ends_with("\t1")) && command(*pid).contains("podling-agent")
     })

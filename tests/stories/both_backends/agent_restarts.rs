@@ -4,7 +4,7 @@ use podling_proto::{
     agent::v1::GetActivityRequest,
     control::v1::{AgentConnection, State},
 };
-use podling_tests::{Podling, client_helpers::script, running_processes, wait_for};
+use podling_tests::{Podling, processes, script, wait_for};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn repeatedly_killed_idle_agent_falls_asleep() {
@@ -16,9 +16,9 @@ async fn repeatedly_killed_idle_agent_falls_asleep() {
         let now = podling.get(&ada).await;
         if now.state() == State::Awake && now.connection() == AgentConnection::Connected {
             let mut agents = podling.running_agents();
-            agents.retain(|agent| running_processes::is_alive(agent.pid));
+            agents.retain(|agent| processes::is_alive(agent.pid));
             kills += agents.len();
-            running_processes::kill_all(&agents);
+            processes::kill_all(&agents);
         }
         (now.state() == State::Asleep).then_some(now)
     })

@@ -16,13 +16,11 @@ use bytes::Bytes;
 use http::Request;
 use podling_proto::control::v1::State;
 use podling_tests::{
-    Podling, Workspace,
-    disk::launcher_without_dac_override,
+    Podling, PodlingOptions, Workspace,
     http::send,
-    podling::PodlingOptions,
-    report_skipped,
+    launcher_without_dac_override,
     tree::{assert_same_tree, chown_to_dir_owner, tree},
-    wait_for, wait_long, zips,
+    wait_long, wait_until, zips,
 };
 
 /// Time limit for archiving and proving, or for restoring, one GiB in a debug build on two busy
@@ -65,10 +63,8 @@ fn create_every_kind_of_file(home: &Path) {
 async fn deleted_workspace_is_restored_identically() {
     // Read-only directories are an obstacle to removal and restore only for a process that obeys
     // file permissions.
-    let launcher = launcher_without_dac_override().unwrap_or_else(|why| {
-        report_skipped("deletion and restore with an ordinary user's permissions", &why);
-        Vec::new()
-    });
+    let what = "deletion and restore with an ordinary user's permissions";
+    let launcher = launcher_without_dac_override(what).unwrap_or_default();
     let podling = Podling::up_with(PodlingOptions { launcher, ..PodlingOptions::default() }).await;
     let cli = podling.cli();
     let ada = podling.create("ada", &[]).await;
@@ -93,7 +89,7 @@ async fn deleted_workspace_is_restored_identically() {
     assert!(!podling.home_dir(&ada).exists(), "storage is removed");
     let zip = format!("{key}.zip");
     assert_eq!(podling.stored_names(), [format!("{key}.jsonl"), zip.clone()]);
-    if let Some(listed) = zips::list_zip(&podling.data().join("backups").join(&zip)) {
+    if let Some(listed) = zips::list_by_name(&podling.data().join("backups").join(&zip)) {
         assert_eq!(listed, zips::expected_listing(&before));
     }
 
@@ -114,7 +110,7 @@ async fn deleted_workspace_is_restored_identically() {
 async fn assert_export_matches(podling: &Podling, workspace: &Workspace, expected: &zips::ZipListing) {
     let file = podling.dir().join("export.zip");
     podling.cli().run(&["export", &workspace.name, &file.display().to_string()]).await.ok();
-    let listed = zips::list_zip(&file);
+    let listed = zips::list_by_name(&file);
     assert!(listed.is_none_or(|listed| listed == *expected), "the zip of podling export has all entries");
 
     let request = Request::get("/export.zip")
@@ -125,7 +121,7 @@ async fn assert_export_matches(podling: &Podling, workspace: &Workspace, expecte
     let answer = send(podling.address(), request).await;
     assert!(answer.status().is_success(), "{:?}", answer.status());
     fs::write(&file, answer.body()).expect("a file");
-    let listed = zips::list_zip(&file);
+    let listed = zips::list_by_name(&file);
     assert!(listed.is_none_or(|listed| listed == *expected), "the zip of GET /export.zip has all entries");
 }
 
@@ -155,7 +151,7 @@ async fn special_files_are_restored_or_named_as_left_out() {
     assert!(archive["archive_bytes"].as_u64().is_some_and(|bytes| bytes < 4_000_000), "{archive}");
     let zip = podling.data().join("backups").join(format!("{}.zip", archive["key"].as_str().expect("a key")));
     // Other programs read the zip too.
-    drop(zips::list_zip(&zip));
+    drop(zips::list_by_name(&zip));
 
     cli.run(&["restore", "ada"]).await.ok();
     podling.wait_until_awake(&ada).await;
@@ -178,7 +174,7 @@ async fn idle_workspace_is_archived_and_restored_by_next_command() {
     fs::write(podling.home_dir(&ada).join("file"), "kept").expect("a file");
     let archived = podling.wait_for_state(&ada, State::Archived).await;
     assert!(!archived.deleted, "an archived workspace is not deleted");
-    wait_for("storage is removed", async || (!podling.home_dir(&ada).exists()).then_some(())).await;
+    wait_until("storage is removed", || !podling.home_dir(&ada).exists()).await;
     let listed = cli.run(&["ls", "--json"]).await.ok().json();
     assert_eq!((&listed[0]["name"], &listed[0]["state"]), (&"ada".into(), &"archived".into()));
     let backups = cli.run(&["archives", "ada"]).await.ok().out();
@@ -219,7 +215,7 @@ async fn archive_and_restore_sparse_file(size: u64, timeout: Duration) {
     })
     .await;
     eprintln!("archived after {:?}", started.elapsed());
-    if let Some(listed) = zips::list_zip(&podling.data().join("backups").join(zip)) {
+    if let Some(listed) = zips::list_by_name(&podling.data().join("backups").join(zip)) {
         assert_eq!(listed, zips::expected_listing(&before));
     }
     let started = std::time::Instant::now();

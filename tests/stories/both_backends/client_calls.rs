@@ -8,10 +8,7 @@ use podling_proto::{
     control::v1::{Policy, State},
 };
 use podling_tests::{
-    Podling, Workspace,
-    client_helpers::{argv, command, script},
-    sleep_helpers::{idle_timeout_policy, wire_duration},
-    wait_for, within,
+    Podling, Workspace, argv, command, idle_timeout_policy, script, wait_for, wire_duration, within,
 };
 use tokio::io::AsyncReadExt;
 

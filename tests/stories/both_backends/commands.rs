@@ -2,7 +2,7 @@
 
 use std::{fs, process::Output};
 
-use podling_tests::{Cli, Podling, program::program, wait_for, within};
+use podling_tests::{Cli, Podling, program, wait_for, wait_until, within};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Runs a script of a local shell that finds `podling` in its PATH. `script` is in $SCRIPT.
@@ -65,7 +65,7 @@ async fn interrupt_reaches_the_command() {
     command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
     let child = command.spawn().expect("podling run starts");
     let ready = podling.home_dir(&ada).join("ready");
-    wait_for("the command runs", async || ready.exists().then_some(())).await;
+    wait_until("the command runs", || ready.exists()).await;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw).expect("a pid");
     kill_process(pid, Signal::INT).expect("send SIGINT");
     let output = podling_tests::within("podling run ends", child.wait_with_output()).await.expect("output");

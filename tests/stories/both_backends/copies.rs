@@ -11,7 +11,7 @@ use std::{
     thread,
 };
 
-use podling_tests::{Podling, wait_for, within};
+use podling_tests::{Podling, wait_for, wait_until, within};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -223,7 +223,7 @@ async fn interrupted_copy_leaves_no_temporary_file() {
     kill_process(pid, Signal::INT).expect("send the signal");
     let output = within("podling ends", child.wait_with_output()).await.expect("output");
     assert_eq!(output.status.code(), Some(130));
-    wait_for("the agent removes its temporary file", async || temporary().is_none().then_some(())).await;
+    wait_until("the agent removes its temporary file", || temporary().is_none()).await;
     assert!(!home.join("up").exists());
 
     // The agent ends interrupted exports, so that others can begin.
@@ -231,8 +231,7 @@ async fn interrupted_copy_leaves_no_temporary_file() {
     wait_for("another export begins", async || (cli.run(&small).await.code == Some(0)).then_some(())).await;
     // The reader of the output is gone.
     for command in ["podling export ada -", "podling cp ada:big -"] {
-        let bin =
-            podling_tests::program::program("podling").parent().expect("a directory").display().to_string();
+        let bin = podling_tests::program("podling").parent().expect("a directory").display().to_string();
         let mut shell = tokio::process::Command::new("sh");
         shell
             .args(["-c", &format!("(PATH={bin}:$PATH {command}; echo code $? >&2) | head -c 10 >/dev/null")]);

@@ -9,11 +9,7 @@ use podling_proto::{
     error::Reason,
 };
 use podling_tests::{
-    Podling, PodlingOptions, Workspace,
-    client_helpers::{reason, script},
-    sleep_helpers::wire_duration,
-    suspended_process::SuspendedProcess,
-    wait_for, within,
+    Podling, PodlingOptions, SuspendedProcess, Workspace, reason, script, wait_for, wire_duration, within,
 };
 use rustix::process::Signal;
 
@@ -172,7 +168,7 @@ async fn unrecorded_archive_is_deleted_with_its_workspace() {
     let _ = podling.force_sleep(&ada).await;
     podling.wait_exit().await;
     assert!(
-        !podling_tests::podling::names(&podling.data().join("backups")).is_empty(),
+        !podling_tests::tree::names(&podling.data().join("backups")).is_empty(),
         "an archive is in the store"
     );
     // The workspace is woken before it is archived again, and then discarded.

@@ -3,15 +3,13 @@
 use std::time::Instant;
 
 use podling_proto::{
-    agent::v1::{GetTerminalRequest, Input, InputKind, ListTerminalsRequest, WriteTerminalRequest},
+    agent::v1::{GetTerminalRequest, ListTerminalsRequest, WriteTerminalRequest},
     control::v1::{AgentConnection, State},
     error::Reason,
 };
 use podling_tests::{
-    Podling,
-    client_helpers::{refused, script, terminal_exit_code},
-    resuming_client::ResumingClient,
-    running_processes, wait_for, within,
+    Podling, ResumingClient, processes, refused, script, terminal_exit_code, user_input, wait_for,
+    wait_until, within,
 };
 
 /// Script that prints increasing numbers until the file `finish` exists.
@@ -35,7 +33,7 @@ async fn job_continues_after_control_plane_is_killed() {
     viewer.run_until("the job counts", || inside.clone(), |p| last_number(p) >= 10).await;
 
     let (agent, direct) = (podling.agent_pid(&ada), podling.agent_client(&ada).await);
-    let token = agent_token(&podling, &ada.id).await;
+    let token = podling.agent_token(&ada, &["admin"]).await;
     podling.kill_control();
     let position = viewer.log().next;
     let direct = direct.token(&token);
@@ -66,17 +64,6 @@ async fn job_continues_after_control_plane_is_killed() {
     assert!(viewer.log().gaps.is_empty());
 }
 
-async fn agent_token(podling: &Podling, workspace: &str) -> String {
-    let request = podling_proto::control::v1::CreateTokenRequest {
-        verbs: vec!["admin".into()],
-        workspaces: vec![workspace.to_owned()],
-        for_agent: true,
-        ..Default::default()
-    };
-    let made = within("Tokens.Create", podling.client().tokens().create(request)).await;
-    made.expect("a token").into_inner().token
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_agent_is_replaced_and_its_processes_end() {
     let podling = Podling::up().await;
@@ -101,7 +88,7 @@ async fn killed_agent_is_replaced_and_its_processes_end() {
             .inspect(|p| eprintln!("{what}: {p:?}"))
             .count()
     };
-    wait_for("all four run", async || (sleepers("before") == 4).then_some(())).await;
+    wait_until("all four run", || sleepers("before") == 4).await;
     let old_agent = podling.agent_pid(&ada);
 
     podling.kill_agent(&ada);
@@ -112,7 +99,7 @@ async fn killed_agent_is_replaced_and_its_processes_end() {
         (back && agent.boot_id != before.boot_id).then_some(agent)
     })
     .await;
-    assert!(!running_processes::is_alive(old_agent));
+    assert!(!processes::is_alive(old_agent));
     assert_eq!(sleepers("after"), 0, "processes of the killed agent end before a new agent starts");
     assert!(after.epoch > before.epoch, "the new agent has a later epoch: {}", after.epoch);
     assert_eq!(inside.sh("cat file").await, "kept\n", "the file is unchanged");
@@ -133,13 +120,7 @@ fn typed(terminal: &str, epoch: u64) -> WriteTerminalRequest {
     WriteTerminalRequest {
         terminal_id: terminal.to_owned(),
         client_id: "ada".into(),
-        input: Some(Input {
-            epoch,
-            offset: 0,
-            data: "rm -rf x\n".into(),
-            kind: InputKind::User.into(),
-            reply_at: 0,
-        }),
+        input: Some(user_input(epoch, 0, "rm -rf x\n")),
     }
 }
 

@@ -1,11 +1,9 @@
 //! Third-party clients of gateway and agent: grpcurl, Python's grpcio, and the official gRPC-web
 //! client from npm.
 
-use std::{fs, path::Path};
-
-use podling_proto::control::v1::CreateTokenRequest;
-use podling_tests::{Podling, Workspace, agent_client::DialAddress, report_skipped, tools, within};
+use podling_tests::{DialAddress, Podling, report_skipped, tools, within};
 use serde_json::Value;
+use std::{fs, path::Path};
 use tokio::process::Command;
 
 /// Runs a program and returns its stdout. Panics if the program fails.
@@ -14,20 +12,6 @@ async fn run_successfully(what: &str, command: &mut Command) -> String {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{what}: {}\nstdout: {out}\nstderr: {err}", output.status);
     out.into_owned()
-}
-
-async fn agent_token(podling: &Podling, workspace: &Workspace) -> String {
-    let request = CreateTokenRequest {
-        verbs: vec!["admin".into()],
-        workspaces: vec![workspace.id.clone()],
-        for_agent: true,
-        ..Default::default()
-    };
-    within("Tokens.Create", podling.client().tokens().create(request))
-        .await
-        .expect("a token")
-        .into_inner()
-        .token
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +44,7 @@ async fn grpcurl_lists_and_calls_gateway_and_agent() {
         serde_json::from_str(&at_gateway(&run, &["podling.agent.v1.Processes/Run"]).await).expect("JSON");
     assert_eq!(ran["stdout"], "aGVsbG8K");
 
-    let token = agent_token(&podling, &ada).await;
+    let token = podling.agent_token(&ada, &["admin"]).await;
     let (kind, address) = match podling.agent_address(&ada) {
         DialAddress::Unix(path) => (Some("-unix"), path.display().to_string()),
         DialAddress::Tcp(address) => (None, address.to_string()),
@@ -123,7 +107,7 @@ async fn python_client_works_with_agent_and_gateway() {
         DialAddress::Unix(path) => format!("unix:{}", path.display()),
         DialAddress::Tcp(address) => format!("ipv4:{address}"),
     });
-    client.args([&agent_token(&podling, &ada).await, &agent.key_fingerprint]);
+    client.args([&podling.agent_token(&ada, &["admin"]).await, &agent.key_fingerprint]);
     let output = run_successfully("the Python client", &mut client).await;
     assert!(
         output.contains("worked at the agent") && output.contains("worked through the gateway"),

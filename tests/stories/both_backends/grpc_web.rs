@@ -5,19 +5,14 @@ use std::collections::BTreeMap;
 use podling_proto::{
     agent::v1::{
         AckRequest, AckResponse, CreateTerminalRequest, CreateTerminalResponse, From, FromOldest,
-        GetTerminalRequest, GetTerminalResponse, Input, InputKind, WatchTerminal, WatchTerminalsRequest,
+        GetTerminalRequest, GetTerminalResponse, WatchTerminal, WatchTerminalsRequest,
         WatchTerminalsResponse, WriteTerminalRequest, WriteTerminalResponse, frame::Frame as FrameContent,
         from::From as StartAt, watch_terminals_response::Response as WatchResponse,
     },
     control::v1::{ListWorkspacesRequest, ListWorkspacesResponse},
     error::Reason,
 };
-use podling_tests::{
-    Podling,
-    client_helpers::{reason, script, terminal_exit_code},
-    grpc_web::GrpcWebClient,
-    within,
-};
+use podling_tests::{GrpcWebClient, Podling, reason, script, terminal_exit_code, user_input, within};
 use tonic::Code;
 
 /// Number of terminals in one call of `Watch`.
@@ -128,7 +123,7 @@ async fn one_watch_carries_many_terminals() {
 
 /// Types the line that the program of a terminal waits for.
 async fn send_start_line(web: &GrpcWebClient, terminal: &str, epoch: u64) {
-    let typed = Input { epoch, offset: 0, data: "went\n".into(), kind: InputKind::User.into(), reply_at: 0 };
+    let typed = user_input(epoch, 0, "went\n");
     let write = WriteTerminalRequest {
         terminal_id: terminal.to_owned(),
         client_id: "tab".into(),

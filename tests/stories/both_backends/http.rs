@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, request::Builder};
-use podling_tests::{Podling, http::send, podling::PodlingOptions, wait::wait_for};
+use podling_tests::{Podling, PodlingOptions, http::send, wait_for};
 use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread")]

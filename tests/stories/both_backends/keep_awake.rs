@@ -12,11 +12,8 @@ use podling_proto::{
     control::v1::{Policy, State},
 };
 use podling_tests::{
-    Client, Podling, Workspace,
-    client_helpers::{argv, script},
-    resuming_client::ResumingClient,
-    sleep_helpers::{counted_idle, idle_timeout_policy, wire_duration},
-    wait_for, within,
+    Client, Podling, ResumingClient, Workspace, argv, counted_idle, idle_timeout_policy, script, wait_for,
+    wire_duration, within,
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;

@@ -6,13 +6,8 @@ use std::{fs, ops::Range, time::Duration};
 use futures_util::future::join_all;
 use podling_proto::control::v1::Policy;
 use podling_tests::{
-    Podling,
-    client_helpers::argv,
-    interactive_client::{InteractiveClient, LineCounts},
-    podling::on_pods,
-    proxy::seed,
-    sleep_helpers::{idle_timeout_policy, wire_duration},
-    wait_for,
+    InteractiveClient, LineCounts, Podling, argv, idle_timeout_policy, podling::on_pods, seed, wait_until,
+    wire_duration,
 };
 
 /// The shortest idle timeout that a policy accepts.
@@ -66,10 +61,10 @@ async fn race(podling: &Podling, name: String, rounds: usize, mut rng: fastrand:
             writer.type_text(&line).await;
         }
         expected += &format!("{n}\n");
-        wait_for(&format!("{name} executes line {n}"), async || {
+        wait_until(&format!("{name} executes line {n}"), || {
             let log = read();
             assert!(expected.starts_with(&log), "{name}: {log:?} must be the beginning of {expected:?}");
-            (log == expected).then_some(())
+            log == expected
         })
         .await;
     }

@@ -2,17 +2,13 @@
 //! directions at random points.
 
 use podling_proto::agent::v1::{
-    From, Input, InputKind, Position, ReadFileRequest, Terminal, WatchTerminal, WatchTerminalsRequest,
-    WatchTerminalsResponse, WriteTerminalRequest, WriteTerminalResponse, frame::Frame as FrameContent,
-    from::From as StartAt, watch_terminals_response::Response as WatchResponse,
+    From, Position, ReadFileRequest, Terminal, WatchTerminal, WatchTerminalsRequest, WatchTerminalsResponse,
+    WriteTerminalRequest, WriteTerminalResponse, frame::Frame as FrameContent, from::From as StartAt,
+    watch_terminals_response::Response as WatchResponse,
 };
 use podling_tests::{
-    Podling,
-    client_helpers::{assert_same_bytes, script},
-    grpc_web::GrpcWebClient,
-    proxy::{FaultyProxy, NetworkFaults, seed},
-    resuming_client::ResumingClient,
-    wait_for, within,
+    FaultyProxy, GrpcWebClient, NetworkFaults, Podling, ResumingClient, assert_same_bytes, script, seed,
+    user_input, wait_until, within,
 };
 use ring::digest::{SHA256, digest};
 use tokio::sync::Notify;
@@ -120,7 +116,7 @@ async fn attached_window_resumes_after_cut_connections() {
     window.type_text("exit 3\r");
     let code = window.wait_exit().await;
     assert_eq!(code, Some(3), "attach exits with the shell's code");
-    wait_for("the proxy has cut connections", async || (proxy.cuts() >= 3).then_some(())).await;
+    wait_until("the proxy has cut connections", || proxy.cuts() >= 3).await;
 }
 
 /// Sends all input with unary calls. Repeats each call until it is answered.
@@ -128,13 +124,7 @@ async fn type_with_unary_calls(web: &GrpcWebClient, terminal: &Terminal, typed: 
     let mut offset = 0;
     while offset < typed.len() {
         let to = typed.len().min(offset + 700);
-        let input = Input {
-            epoch: terminal.epoch,
-            offset: offset as u64,
-            data: typed[offset..to].to_vec().into(),
-            kind: InputKind::User.into(),
-            reply_at: 0,
-        };
+        let input = user_input(terminal.epoch, offset as u64, typed[offset..to].to_vec());
         let write = WriteTerminalRequest {
             terminal_id: terminal.id.clone(),
             client_id: "tab".into(),

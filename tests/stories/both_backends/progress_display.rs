@@ -1,7 +1,7 @@
 //! Commands on a terminal show the progress of an archive or restore, and clear it at the end.
 
 use podling_proto::control::v1::progress::Stage;
-use podling_tests::{Podling, pty::TerminalWindow, suspended_process::SuspendedProcess, wait_for};
+use podling_tests::{Podling, SuspendedProcess, TerminalWindow, wait_for, wait_until};
 
 /// Script that writes so much data that archiving does not finish between two polls.
 const WRITE_NOISE: &str = "echo hello > word; head -c 96M /dev/urandom > noise";
@@ -18,9 +18,9 @@ async fn archive_and_restore_show_progress_on_terminals() {
     let suspended = suspend_during_progress(&podling, &ada).await;
     let progress = podling.get(&ada).await.progress.expect("progress of the suspended archive");
     assert!(matches!(progress.stage(), Stage::Archiving | Stage::Proving), "{progress:?}");
-    wait_for("the window shows a progress bar", async || {
+    wait_until("the window shows a progress bar", || {
         let shown = window.output();
-        (shown.contains("ada: archiving") || shown.contains("ada: verifying the archive")).then_some(())
+        shown.contains("ada: archiving") || shown.contains("ada: verifying the archive")
     })
     .await;
     let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
@@ -34,10 +34,9 @@ async fn archive_and_restore_show_progress_on_terminals() {
     let suspended = suspend_during_progress(&podling, &ada).await;
     let mut call = TerminalWindow::open(&cli.command(&["run", &ada.id, "--", "cat", "word"]));
     for window in [&restore, &call] {
-        wait_for("the window shows a progress bar", async || {
+        wait_until("the window shows a progress bar", || {
             let shown = window.output();
-            (shown.contains("ada: downloading the archive") || shown.contains("ada: extracting"))
-                .then_some(())
+            shown.contains("ada: downloading the archive") || shown.contains("ada: extracting")
         })
         .await;
     }

@@ -2,13 +2,7 @@
 //! admitted when quota is freed.
 
 use podling_proto::{agent::v1::CreateTerminalRequest, control::v1::State, error::Reason};
-use podling_tests::{
-    Podling, Workspace,
-    client_helpers::{argv, reason},
-    podling::PodlingOptions,
-    pty::TerminalWindow,
-    wait_for,
-};
+use podling_tests::{Podling, PodlingOptions, TerminalWindow, Workspace, argv, reason, wait_for};
 
 const LARGE: &str = "[resources]\ncpu = \"800m\"\nmemory = \"256MiB\"\n";
 const MOST: &str = "[resources]\ncpu = \"300m\"\nmemory = \"256MiB\"\n";

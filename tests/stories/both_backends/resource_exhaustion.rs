@@ -13,10 +13,8 @@ use podling_proto::{
     error::Reason,
 };
 use podling_tests::{
-    Client, Podling, PodlingOptions, SmallDisk,
-    client_helpers::{argv, reason, refused},
-    podling::on_pods,
-    report_skipped, wait_for, within,
+    Client, Podling, PodlingOptions, SmallDisk, argv, podling::on_pods, reason, refused, report_skipped,
+    wait_for, within,
 };
 
 /// Script that fills the disk to the last byte.
@@ -24,10 +22,7 @@ const FILL: &str = "dd if=/dev/zero of=filler bs=64k 2>/dev/null; echo filled >&
 
 #[tokio::test(flavor = "multi_thread")]
 async fn full_disk_is_reported_and_survived() {
-    let disk = match SmallDisk::new("24m") {
-        Ok(disk) => disk,
-        Err(why) => return report_skipped("a full disk", &why),
-    };
+    let Some(disk) = SmallDisk::new_or_skip("24m", "a full disk") else { return };
     let podling =
         Podling::up_with(PodlingOptions { data: Some(disk.path().to_owned()), ..Default::default() }).await;
     let ada = podling.workspace("ada").await;

@@ -4,7 +4,7 @@
 use std::fs;
 
 use podling_proto::control::v1::State;
-use podling_tests::{Podling, Workspace, tree::tree, wait_for, zips};
+use podling_tests::{Podling, Workspace, tree::tree, wait_for, wait_until, zips};
 use serde_json::Value;
 
 /// Flags that archive a workspace one second after it falls asleep.
@@ -37,7 +37,7 @@ async fn assert_store_matches_list(podling: &Podling) {
 fn names_in_zip(podling: &Podling, archive: &Value) -> Option<Vec<String>> {
     let zip = podling.data().join("backups").join(format!("{}.zip", key(archive)));
     let name = |name: Vec<u8>| String::from_utf8(name).expect("name is UTF-8");
-    Some(zips::list_zip(&zip)?.into_keys().map(name).collect())
+    Some(zips::list_by_name(&zip)?.into_keys().map(name).collect())
 }
 
 fn write_file(podling: &Podling, workspace: &Workspace, name: &str, content: &str) {
@@ -100,9 +100,9 @@ async fn wake_at_any_point_of_archiving_loses_nothing() {
         })
         .await;
         let mut polls = fastrand::usize(..POLLS);
-        wait_for("a random point of archiving", async || {
+        wait_until("a random point of archiving", || {
             polls = polls.saturating_sub(1);
-            (polls == 0).then_some(())
+            polls == 0
         })
         .await;
         cli.run(&["wake", "ada"]).await.ok();
@@ -129,8 +129,8 @@ async fn discard_deletes_archive_of_killed_control_plane() {
     let ada = podling.create("ada", &ARCHIVE_SOON).await;
     podling.client().for_workspace(&ada.id).sh("head -c 64M /dev/urandom > noise").await;
     podling.cli().run(&["sleep", "ada", "--force"]).await.ok();
-    wait_for("the archive is being proven", async || {
-        podling.stored_names().iter().any(|name| name.ends_with(".zip")).then_some(())
+    wait_until("the archive is being proven", || {
+        podling.stored_names().iter().any(|name| name.ends_with(".zip"))
     })
     .await;
     podling.kill_control();

@@ -8,10 +8,7 @@ use podling_proto::{
     control::v1::{AgentConnection, State},
 };
 use podling_tests::{
-    Client, Podling, Workspace,
-    partition::NetworkPartition,
-    sleep_helpers::{counted_idle, idle_timeout_policy},
-    suspended_process::SuspendedProcess,
+    Client, NetworkPartition, Podling, SuspendedProcess, Workspace, counted_idle, idle_timeout_policy,
     wait_for, within,
 };
 
@@ -81,7 +78,7 @@ async fn suspended_control_plane_counts_no_idle_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn network_partition_counts_no_idle_time() {
     let podling = Podling::up().await;
-    let partition = NetworkPartition::new(&podling);
+    let partition = NetworkPartition::new(&podling).await;
     let ada = podling.workspace_with_policy("ada", idle_timeout_policy(IDLE_TIMEOUT)).await;
     let inside = podling.client().for_workspace(&ada.id);
     let before = wait_for_idle_time(&podling, &ada).await;

@@ -14,12 +14,8 @@ use podling_proto::{
     error::Reason,
 };
 use podling_tests::{
-    Client, Podling, PodlingOptions,
-    client_helpers::{argv, path, reason, refused},
-    pty::TerminalWindow,
-    resuming_client::ResumingClient,
-    sleep_helpers::idle_timeout_policy,
-    wait_for, within,
+    Client, Podling, PodlingOptions, ResumingClient, TerminalWindow, argv, idle_timeout_policy, path, reason,
+    refused, wait_for, within,
 };
 use tokio::{
     sync::{mpsc, oneshot},

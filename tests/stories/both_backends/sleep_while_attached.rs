@@ -1,7 +1,7 @@
 //! A workspace that falls asleep while a user is attached stays asleep until the user presses a
 //! key.
 
-use podling_tests::{Podling, pty::TerminalWindow, wait_for};
+use podling_tests::{Podling, TerminalWindow, wait_for};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn attached_user_sees_sleep_and_only_a_key_wakes_workspace() {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use podling_proto::control::v1::{ListWorkspacesRequest, State};
-use podling_tests::{Podling, podling::names, wait_for, within};
+use podling_tests::{Podling, tree::names, wait_until, within};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 
 /// Flags that archive a workspace one second after it falls asleep.
@@ -88,9 +88,9 @@ async fn stalled_archive_blocks_only_its_own_workspace() {
     drop(stall);
     let archives = cli.run(&["archives", "--json"]).await.ok().json();
     let key = archives[0]["key"].as_str().expect("carol's archive").to_owned();
-    wait_for("the abandoned archive is removed", async || {
+    wait_until("the abandoned archive is removed", || {
         let carols = [format!("{key}.jsonl"), format!("{key}.zip")];
-        (podling.stored_names() == carols).then_some(())
+        podling.stored_names() == carols
     })
     .await;
 }

@@ -9,10 +9,7 @@ use podling_proto::{
     },
     error::Reason,
 };
-use podling_tests::{
-    Podling,
-    client_helpers::{argv, command, refused},
-};
+use podling_tests::{Podling, argv, command, refused};
 
 /// Returns the description, the command and the allowed reasons of each program that cannot start.
 fn invalid_commands() -> Vec<(&'static str, Command, &'static [Reason])> {

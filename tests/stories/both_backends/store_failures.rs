@@ -16,8 +16,8 @@ use std::{
 
 use podling_proto::control::v1::{LogEntry, State, StateReasonCode};
 use podling_tests::{
-    Podling, SmallDisk, Workspace, disk::launcher_without_dac_override, podling::PodlingOptions,
-    podling::names, report_skipped, tree::tree, wait_for, zips,
+    Podling, PodlingOptions, SmallDisk, Workspace, launcher_without_dac_override, tree::names, tree::tree,
+    wait_for, zips,
 };
 
 /// Flags that archive a workspace one second after it falls asleep.
@@ -115,7 +115,7 @@ async fn wait_archived(podling: &Podling, workspace: &Workspace, store: &Path) -
     let listed = podling.cli().run(&["archives", &workspace.name, "--json"]).await.ok().json();
     let key = listed[0]["key"].as_str().expect("an archive").to_owned();
     assert_eq!(names(store), [format!("{key}.jsonl"), format!("{key}.zip")], "the store has no other file");
-    zips::list_zip(&store.join(format!("{key}.zip")))
+    zips::list_by_name(&store.join(format!("{key}.zip")))
 }
 
 async fn sleep(podling: &Podling, workspace: &Workspace) {
@@ -159,10 +159,7 @@ async fn changing_files_are_not_archived_until_they_stop() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unreadable_file_is_named_and_storage_retained() {
-    let launcher = match launcher_without_dac_override() {
-        Ok(launcher) => launcher,
-        Err(why) => return report_skipped("an unreadable file", &why),
-    };
+    let Some(launcher) = launcher_without_dac_override("an unreadable file") else { return };
     let podling = Podling::up_with(PodlingOptions { launcher, ..PodlingOptions::default() }).await;
     let ada = podling.create("ada", &ARCHIVE_SOON).await;
     let file = podling.home_dir(&ada).join("locked.db");
@@ -200,10 +197,7 @@ async fn assert_unreadable_retained(podling: &Podling, workspace: &Workspace, wh
 
 #[tokio::test(flavor = "multi_thread")]
 async fn full_store_delays_archive_and_retains_storage() {
-    let disk = match SmallDisk::new("24m") {
-        Ok(disk) => disk,
-        Err(why) => return report_skipped("a full backup store", &why),
-    };
+    let Some(disk) = SmallDisk::new_or_skip("24m", "a full backup store") else { return };
     let filler = disk.path().join("filler");
     write_noise(&filler, 20);
     let podling = up_with_store(disk.path()).await;
@@ -220,10 +214,7 @@ async fn full_store_delays_archive_and_retains_storage() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn read_only_store_delays_archive_and_retains_storage() {
-    let disk = match SmallDisk::new("24m") {
-        Ok(disk) => disk,
-        Err(why) => return report_skipped("a read-only backup store", &why),
-    };
+    let Some(disk) = SmallDisk::new_or_skip("24m", "a read-only backup store") else { return };
     let podling = up_with_store(disk.path()).await;
     let ada = podling.create("ada", &ARCHIVE_SOON).await;
     fs::write(podling.home_dir(&ada).join("data"), "mine").expect("a file");

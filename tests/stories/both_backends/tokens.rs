@@ -12,7 +12,7 @@ use podling_proto::{
     v1::Verb,
     verb,
 };
-use podling_tests::{Client, Podling, Workspace, client_helpers::refused, wait_for, within};
+use podling_tests::{Client, Podling, refused, wait_for, within};
 use tonic::{Code, Request, Status, client::Grpc};
 use tonic_prost::ProstCodec;
 
@@ -24,14 +24,6 @@ async fn create_token(podling: &Podling, request: CreateTokenRequest) -> String 
 
 fn verbs(names: &[&str]) -> CreateTokenRequest {
     CreateTokenRequest { verbs: names.iter().map(|&name| name.to_owned()).collect(), ..Default::default() }
-}
-
-async fn create_agent_token(podling: &Podling, workspace: &Workspace, names: &[&str]) -> String {
-    create_token(
-        podling,
-        CreateTokenRequest { workspaces: vec![workspace.id.clone()], for_agent: true, ..verbs(names) },
-    )
-    .await
 }
 
 async fn terminals(client: &Client) -> Result<tonic::Response<ListTerminalsResponse>, Status> {
@@ -82,7 +74,7 @@ async fn expired_token_is_rejected() {
 async fn token_is_valid_only_for_its_audience() {
     let podling = Podling::up().await;
     let (ada, bob) = (podling.workspace("ada").await, podling.workspace("bob").await);
-    let token = create_agent_token(&podling, &ada, &["admin"]).await;
+    let token = podling.agent_token(&ada, &["admin"]).await;
     let (at_ada, at_bob) =
         (podling.agent_client(&ada).await.token(&token), podling.agent_client(&bob).await.token(&token));
     assert!(terminals(&at_ada).await.is_ok());
@@ -169,8 +161,7 @@ async fn each_method_requires_its_verb() {
     for (held, name) in verb::ALL {
         let user = create_token(&podling, verbs(&[name])).await;
         let gateway = Client::new(podling.url()).token(&user).for_workspace(&ada.id);
-        let agent =
-            podling.agent_client(&ada).await.token(&create_agent_token(&podling, &ada, &[name]).await);
+        let agent = podling.agent_client(&ada).await.token(&podling.agent_token(&ada, &[name]).await);
         for method in METHODS {
             let allowed = method.verb() == *held || (*held == Verb::Admin && method.verb() != Verb::Agent);
             if allowed && method.path == DOWN {

@@ -3,7 +3,7 @@
 
 use std::{fs, net::SocketAddr};
 
-use podling_tests::{Podling, wait_for, within};
+use podling_tests::{Podling, processes::resident_kib, wait_until, within};
 use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinSet};
 
 /// Number of unauthenticated connections at a time.
@@ -11,13 +11,6 @@ const CONNECTIONS: usize = 1000;
 /// Allowed growth of the control plane's memory between the first round and the last, in KiB. The
 /// allocator retains some freed memory.
 const ALLOWED_GROWTH_KIB: u64 = 4 * 1024;
-
-/// Returns the resident memory of a process in KiB.
-fn resident_kib(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("status has VmRSS");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
-}
 
 /// Returns the bytes that a connection sends first. They are nothing, half a request, a request
 /// without a token, or the start of HTTP/2.
@@ -62,10 +55,7 @@ async fn memory_stays_flat_with_thousand_unauthenticated() {
         assert_eq!(podling.client().for_workspace(&ada.id).sh("echo new").await, "new\n");
         sizes.push(resident_kib(podling.control_pid()));
         drop(connections);
-        wait_for("the connections are closed", async || {
-            (count_sockets(podling.control_pid()) < 50).then_some(())
-        })
-        .await;
+        wait_until("the connections are closed", || count_sockets(podling.control_pid()) < 50).await;
     }
     eprintln!("control plane: {before} KiB before, with {CONNECTIONS} connections each: {sizes:?} KiB");
     assert!(

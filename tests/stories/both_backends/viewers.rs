@@ -3,42 +3,16 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use podling_proto::agent::v1::{
-    AttachOpen, AttachRequest, Frame, From, FromNow, FromOldest, Input, InputKind,
-    attach_request::Request as AttachMessage, attach_response::Response as AttachReply,
-    frame::Frame as FrameContent, from::From as StartAt,
+    Frame, attach_response::Response as AttachReply, frame::Frame as FrameContent,
 };
-use podling_tests::{Client, Podling, client_helpers::script, resuming_client::ResumingClient, within};
-use tokio::{sync::mpsc, task::JoinSet};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use podling_tests::{
+    Podling, ResumingClient, TerminalStream, attach_open, from_now, from_oldest, script, within,
+};
+use tokio::task::JoinSet;
 
 /// Number of keys typed during a flood.
 const KEYS: usize = 200;
-
-type AttachRequests = mpsc::Sender<AttachRequest>;
-
-async fn attach(
-    client: &Client,
-    terminal: &str,
-    name: &str,
-    begin: StartAt,
-) -> (AttachRequests, Streaming<podling_proto::agent::v1::AttachResponse>) {
-    let (request_tx, request_rx) = mpsc::channel(4);
-    let open = AttachOpen {
-        terminal_id: terminal.to_owned(),
-        client_id: name.to_owned(),
-        from: Some(From { from: Some(begin) }),
-        ..Default::default()
-    };
-    request_tx
-        .send(AttachRequest { request: Some(AttachMessage::Open(open)) })
-        .await
-        .expect("the channel is open");
-    let answers = within("Attach", client.terminals().attach(ReceiverStream::new(request_rx))).await;
-    (request_tx, answers.expect("attached").into_inner())
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stalled_viewer_does_not_affect_others() {
@@ -49,9 +23,9 @@ async fn stalled_viewer_does_not_affect_others() {
     let terminal = inside.open(script(program)).await;
     // This viewer reads its first frame and then stops.
     let stalled = podling.client().for_workspace(&ada.id);
-    let (_request_tx, mut answers) =
-        attach(&stalled, &terminal.id, "stalled", StartAt::Oldest(FromOldest {})).await;
-    within("the first frame", answers.message()).await.expect("a frame");
+    let open = attach_open(&terminal.id, "stalled", from_oldest());
+    let stalled = TerminalStream::start(&stalled, open);
+    let mut stalled = within("the first frame", stalled).await.expect("a frame");
 
     // Another viewer works in the meantime. The program prints 6.9 MB, which is more than the byte
     // log and the stream's flow-control window hold.
@@ -71,8 +45,8 @@ async fn stalled_viewer_does_not_affect_others() {
     let (all, mut next, mut missed, mut screens) = (viewer.log().next, None, 0, 0);
     let catching_up = async {
         while next != Some(all) {
-            let answer = answers.message().await.expect("a frame").expect("stream continues");
-            let Some(AttachReply::Frame(frame)) = answer.response else { continue };
+            let answer = stalled.next().await.expect("a frame").expect("stream continues");
+            let AttachReply::Frame(frame) = answer else { continue };
             match frame.frame {
                 Some(FrameContent::Data(data)) => {
                     assert_eq!(
@@ -102,12 +76,12 @@ async fn stalled_viewer_does_not_affect_others() {
     let mut tail = Vec::new();
     let going_on = async {
         while tail != b"and again" {
-            let answer = answers.message().await.expect("a frame").expect("stream continues");
-            match answer.response {
-                Some(AttachReply::Frame(Frame { frame: Some(FrameContent::Data(data)), .. })) => {
+            let answer = stalled.next().await.expect("a frame").expect("stream continues");
+            match answer {
+                AttachReply::Frame(Frame { frame: Some(FrameContent::Data(data)), .. }) => {
                     tail.extend_from_slice(&data)
                 }
-                Some(AttachReply::Frame(Frame { frame: Some(FrameContent::Screen(_)), .. })) => screens += 1,
+                AttachReply::Frame(Frame { frame: Some(FrameContent::Screen(_)), .. }) => screens += 1,
                 _ => {}
             }
         }
@@ -123,32 +97,24 @@ async fn flooding_terminal_does_not_delay_another() {
     let ada = podling.workspace("ada").await;
     let inside = podling.client().for_workspace(&ada.id);
     let flood = inside.open(script("exec yes")).await;
-    let (_request_tx, mut flooded) = attach(&inside, &flood.id, "flood", StartAt::Now(FromNow {})).await;
+    let open = attach_open(&flood.id, "flood", from_now());
+    let mut flooded = TerminalStream::start(&inside, open).await.expect("attached");
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move { while let Ok(Some(_)) = flooded.message().await {} });
+    tasks.spawn(async move { while let Ok(Some(_)) = flooded.next().await {} });
 
     let echo = inside.open(script("stty raw -echo; echo ready; exec cat")).await;
     let mut viewer = ResumingClient::new("writer", &echo.id);
     viewer.run_until("the program is ready", || inside.clone(), |p| p.text().contains("ready")).await;
-    let (request_tx, mut answers) = attach(&inside, &echo.id, "writer", StartAt::Now(FromNow {})).await;
+    let open = attach_open(&echo.id, "writer", from_now());
+    let mut writer = TerminalStream::start(&inside, open).await.expect("attached");
     let mut times = Vec::new();
-    for offset in 0..KEYS {
+    for _ in 0..KEYS {
         let started = Instant::now();
-        let input = Input {
-            epoch: echo.epoch,
-            offset: offset as u64,
-            data: Bytes::from_static(b"k"),
-            kind: InputKind::User.into(),
-            reply_at: 0,
-        };
-        request_tx
-            .send(AttachRequest { request: Some(AttachMessage::Input(input)) })
-            .await
-            .expect("the stream is open");
+        assert!(writer.send("k").await, "the stream is open");
         within("a key echoes beside a flood", async {
             loop {
-                let answer = answers.message().await.expect("a frame").expect("stream continues");
-                if let Some(AttachReply::Frame(frame)) = answer.response
+                let answer = writer.next().await.expect("a frame").expect("stream continues");
+                if let AttachReply::Frame(frame) = answer
                     && matches!(frame.frame, Some(FrameContent::Data(_)))
                 {
                     return;

@@ -19,11 +19,9 @@ use podling_proto::{
     error::Reason,
 };
 use podling_tests::{
-    Podling, PodlingOptions, Workspace,
-    client_helpers::reason,
-    sleep_helpers::{idle_timeout_policy, wire_duration},
+    Podling, PodlingOptions, Workspace, idle_timeout_policy, reason,
     trace::{ObservedWorkspace, TraceEvent, TraceStep},
-    wait_for, within,
+    wait_for, wire_duration, within,
 };
 use rustix::process::Signal;
 use tonic::Status;
@@ -238,7 +236,7 @@ impl ReplayTarget {
     /// plane dies before it records an archive, a generation is archived twice, but is returned
     /// once.
     fn stored(&self, id: &str) -> BTreeSet<u64> {
-        let names = podling_tests::podling::names(&self.store());
+        let names = podling_tests::tree::names(&self.store());
         let sidecars = names.iter().filter(|name| name.contains(id) && name.ends_with(".jsonl"));
         let generation = |name: &String| {
             let text = fs::read_to_string(self.store().join(name)).ok()?;

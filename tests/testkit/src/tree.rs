@@ -1,14 +1,16 @@
-//! Takes snapshots of directory trees, to compare them with a later state or with a zip.
+//! Directories of tests: temporary ones with a workspace's files, and snapshots of trees, to compare
+//! them with a later state or with a zip.
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs::{self, File},
     io::Read,
     os::unix::{
         ffi::OsStrExt,
-        fs::{MetadataExt, lchown},
+        fs::{MetadataExt, lchown, symlink},
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use ring::digest::{Context, SHA256};
@@ -25,6 +27,88 @@ pub struct TreeEntry {
     pub modified: (i64, i64),
     /// SHA-256 in hex of a file's content or a link's target; empty for a directory.
     pub sha256: String,
+}
+
+/// A temporary directory `home` with a workspace's files, and a directory `outside` beside it that
+/// must stay out of reach.
+#[derive(Debug)]
+pub struct HomeDir {
+    /// The parent of both directories, which is removed on drop.
+    pub dir: tempfile::TempDir,
+}
+
+impl HomeDir {
+    /// Creates the directories on disk.
+    pub fn on_disk() -> Self {
+        Self::within(tempfile::tempdir().expect("a directory"))
+    }
+
+    /// Creates the directories in memory where possible, for tests that a disk would only slow down.
+    pub fn in_memory() -> Self {
+        let place = Path::new("/dev/shm");
+        let dir = if place.is_dir() { tempfile::tempdir_in(place) } else { tempfile::tempdir() };
+        Self::within(dir.expect("a directory"))
+    }
+
+    fn within(dir: tempfile::TempDir) -> Self {
+        for name in ["home", "outside"] {
+            fs::create_dir(dir.path().join(name)).expect("a directory");
+        }
+        fs::write(dir.path().join("outside/secret"), "secret").expect("a file");
+        Self { dir }
+    }
+
+    pub fn home(&self) -> PathBuf {
+        self.dir.path().join("home")
+    }
+
+    /// Returns the path of an entry below `home`.
+    pub fn path(&self, name: impl AsRef<[u8]>) -> PathBuf {
+        self.home().join(OsStr::from_bytes(name.as_ref()))
+    }
+
+    /// Writes a file and creates the directories above it.
+    pub fn put(&self, name: impl AsRef<[u8]>, content: impl AsRef<[u8]>) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("directories");
+        fs::write(path, content).expect("a file");
+    }
+
+    /// Creates a directory and those above it.
+    pub fn directory(&self, name: &str) {
+        fs::create_dir_all(self.path(name)).expect("directories");
+    }
+
+    /// Creates a symbolic link.
+    pub fn link(&self, target: impl AsRef<Path>, name: &str) {
+        symlink(target, self.path(name)).expect("a link");
+    }
+
+    /// Returns the content of a file.
+    pub fn content(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).expect("a file")
+    }
+
+    /// Returns the sorted names in a directory below `home`.
+    pub fn names(&self, directory: &str) -> Vec<String> {
+        names(&self.path(directory))
+    }
+}
+
+/// Returns the sorted names in a directory.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    let mut names: Vec<_> =
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// Returns random bytes that only the length determines.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    fastrand::Rng::with_seed(length as u64).fill(&mut bytes);
+    bytes
 }
 
 /// Reads all entries below this directory.
@@ -63,7 +147,8 @@ fn read(path: &Path, sum: &mut Context) {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Returns the lower-case hex digits of bytes.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

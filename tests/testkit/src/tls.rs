@@ -6,17 +6,19 @@ use std::{net::SocketAddr, sync::Arc};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use ring::digest::{SHA256, digest};
 use rustls::{
-    ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme,
+    ClientConfig, ConfigBuilder, ConfigSide, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
+    SignatureScheme, WantsVerifier, WantsVersions,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, ring::default_provider, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime},
 };
-use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
-};
+use tokio::io::copy_bidirectional;
 use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    net::{BoxedStream, DialAddress, TestServer},
+    tree::hex,
+};
 
 /// A certificate authority that only tests trust.
 #[derive(Debug)]
@@ -31,7 +33,7 @@ pub struct CertificateAuthority {
 pub struct TlsTerminator {
     /// Address that the proxy listens on, with the server's IP address and a free port.
     pub address: SocketAddr,
-    _tasks: JoinSet<()>,
+    _server: TestServer,
 }
 
 /// Validity period of a certificate.
@@ -62,16 +64,26 @@ impl CertificateAuthority {
             params.not_before = rcgen::date_time_ymd(2000, 1, 1);
             params.not_after = rcgen::date_time_ymd(2001, 1, 1);
         }
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate").der().clone();
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
-            .expect("a server");
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Arc::new(config)
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        server_config(certificate.der().clone(), &key)
     }
+}
+
+/// Creates a self-signed certificate for `name`, and its key.
+pub fn self_signed(name: &str) -> (rcgen::Certificate, KeyPair) {
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new([name.to_owned()]).expect("a name");
+    (params.self_signed(&key).expect("a certificate"), key)
+}
+
+/// Creates a server configuration for HTTP/2 with this certificate.
+pub fn server_config(certificate: CertificateDer<'static>, key: &KeyPair) -> Arc<ServerConfig> {
+    let mut config = with_versions(ServerConfig::builder_with_provider(provider()))
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+        .expect("a server");
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Arc::new(config)
 }
 
 impl TlsTerminator {
@@ -81,33 +93,35 @@ impl TlsTerminator {
         let mut config = config.clone();
         config.alpn_protocols.clear();
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind((upstream.ip(), 0)).await.expect("an address");
-        let address = listener.local_addr().expect("listener has an address");
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                while connections.try_join_next().is_some() {}
-                connections.spawn(forward_connection(acceptor.clone(), stream, upstream));
-            }
-        });
-        Self { address, _tasks: tasks }
+        let listen = DialAddress::Tcp((upstream.ip(), 0).into());
+        let forward = move |near| forward_connection(acceptor.clone(), near, DialAddress::Tcp(upstream));
+        let server = TestServer::start(&listen, forward).await;
+        Self { address: server.address.tcp(), _server: server }
     }
 }
 
 /// Forwards until either side closes the connection, then closes the other side.
-async fn forward_connection(acceptor: TlsAcceptor, near: TcpStream, upstream: SocketAddr) {
+async fn forward_connection(acceptor: TlsAcceptor, near: BoxedStream, upstream: DialAddress) {
     let Ok(mut near) = acceptor.accept(near).await else { return };
-    let Ok(mut far) = TcpStream::connect(upstream).await else { return };
+    let Ok(mut far) = upstream.connect().await else { return };
     let _ = copy_bidirectional(&mut near, &mut far).await;
 }
 
-/// Creates a client configuration that accepts only the certificate with this [`fingerprint`], or
-/// any certificate if it is `None`.
+/// Creates a client configuration for HTTP/2 that trusts only this authority.
+pub fn trusting(authority: CertificateDer<'static>) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority).expect("a certificate");
+    let mut config = with_versions(ClientConfig::builder_with_provider(provider()))
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
+/// Creates a client configuration for HTTP/2 that accepts only the certificate with this
+/// [`fingerprint`], or any certificate if it is `None`.
 pub fn pinned(fingerprint: Option<&str>) -> ClientConfig {
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .expect("versions")
+    let mut config = with_versions(ClientConfig::builder_with_provider(provider()))
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(PinnedCertificate {
             fingerprint: fingerprint.map(str::to_owned),
@@ -120,7 +134,11 @@ pub fn pinned(fingerprint: Option<&str>) -> ClientConfig {
 
 /// Returns the SHA-256 digest of a DER certificate in lower-case hex.
 pub fn fingerprint(der: &[u8]) -> String {
-    digest(&SHA256, der).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(digest(&SHA256, der).as_ref())
+}
+
+fn with_versions<S: ConfigSide>(builder: ConfigBuilder<S, WantsVersions>) -> ConfigBuilder<S, WantsVerifier> {
+    builder.with_safe_default_protocol_versions().expect("versions")
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -13,14 +13,9 @@ use std::{
 };
 
 use fastrand::Rng;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{
-        TcpListener, TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
-    task::JoinSet,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
+
+use crate::net::{BoxedStream, DialAddress, FREE_PORT, TestServer};
 
 /// Size of the copy buffer of one direction.
 const BUFFER_BYTES: usize = 16 * 1024;
@@ -39,18 +34,16 @@ pub struct NetworkFaults {
 /// A running proxy. Dropping it closes all connections.
 #[derive(Debug)]
 pub struct FaultyProxy {
-    address: SocketAddr,
     shared: Arc<ProxyState>,
-    _tasks: JoinSet<()>,
+    server: TestServer,
 }
 
 #[derive(Debug)]
 struct ProxyState {
-    to: SocketAddr,
+    to: DialAddress,
     faults: NetworkFaults,
     seed: u64,
     faults_stopped: AtomicBool,
-    connections: AtomicU64,
     cuts: AtomicU64,
 }
 
@@ -77,23 +70,22 @@ impl NetworkFaults {
 impl FaultyProxy {
     /// Starts a proxy to this address on a free port.
     pub async fn start(to: SocketAddr, faults: NetworkFaults, seed: u64) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("an address");
         let shared = Arc::new(ProxyState {
-            to,
+            to: DialAddress::Tcp(to),
             faults,
             seed,
             faults_stopped: AtomicBool::new(false),
-            connections: AtomicU64::new(0),
             cuts: AtomicU64::new(0),
         });
-        let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, shared.clone()));
-        Self { address, shared, _tasks: tasks }
+        let (state, connections) = (shared.clone(), AtomicU64::new(0));
+        // The number is taken in the order of arrival, because it selects the faults of a connection.
+        let forward =
+            move |near| forward_connection(near, connections.fetch_add(1, Ordering::Relaxed), state.clone());
+        Self { shared, server: TestServer::start(&FREE_PORT, forward).await }
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.server.address.tcp()
     }
 
     /// Returns the number of cut connections.
@@ -107,20 +99,9 @@ impl FaultyProxy {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<ProxyState>) {
-    let mut connections = JoinSet::new();
-    while let Ok((near, _)) = listener.accept().await {
-        while connections.try_join_next().is_some() {}
-        let number = shared.connections.fetch_add(1, Ordering::Relaxed);
-        connections.spawn(forward_connection(near, number, shared.clone()));
-    }
-}
-
-async fn forward_connection(near: TcpStream, number: u64, shared: Arc<ProxyState>) {
-    let Ok(far) = TcpStream::connect(shared.to).await else { return };
-    let _ = (near.set_nodelay(true), far.set_nodelay(true));
-    let (near_read, near_write) = near.into_split();
-    let (far_read, far_write) = far.into_split();
+async fn forward_connection(near: BoxedStream, number: u64, shared: Arc<ProxyState>) {
+    let Ok(far) = shared.to.connect().await else { return };
+    let ((near_read, near_write), (far_read, far_write)) = (split(near), split(far));
     let rng =
         |way: u64| Rng::with_seed(shared.seed ^ (number << 1 | way).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     // A cut of one direction also drops the other, so both peers see the connection close.
@@ -130,7 +111,12 @@ async fn forward_connection(near: TcpStream, number: u64, shared: Arc<ProxyState
     }
 }
 
-async fn forward_bytes(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut rng: Rng, shared: &ProxyState) {
+async fn forward_bytes(
+    mut from: ReadHalf<BoxedStream>,
+    mut to: WriteHalf<BoxedStream>,
+    mut rng: Rng,
+    shared: &ProxyState,
+) {
     let faults = &shared.faults;
     let mut left = rng.u64(faults.cut_after.clone());
     let mut buffer = vec![0; BUFFER_BYTES];
@@ -162,20 +148,15 @@ mod tests {
     use crate::wait::within;
 
     /// Starts a server that sends 100,000 bytes on each connection.
-    async fn sender() -> (SocketAddr, JoinSet<()>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let _ = stream.write_all(&[7; 100_000]).await;
-            }
-        });
-        (address, tasks)
+    async fn sender() -> TestServer {
+        TestServer::start(&FREE_PORT, async |mut stream: BoxedStream| {
+            let _ = stream.write_all(&[7; 100_000]).await;
+        })
+        .await
     }
 
     async fn receive(proxy: &FaultyProxy) -> usize {
-        let mut stream = TcpStream::connect(proxy.address()).await.expect("the proxy listens");
+        let mut stream = proxy.server.address.connect().await.expect("the proxy listens");
         let mut received = Vec::new();
         let _ = within("the end", stream.read_to_end(&mut received)).await;
         received.len()
@@ -183,10 +164,12 @@ mod tests {
 
     #[tokio::test]
     async fn connection_is_cut_where_the_seed_says() {
-        let (address, _tasks) = sender().await;
+        let sender = sender().await;
         let mut received = Vec::new();
         for _ in 0..2 {
-            let proxy = FaultyProxy::start(address, NetworkFaults::cutting_after(1000..50_000), 42).await;
+            let proxy =
+                FaultyProxy::start(sender.address.tcp(), NetworkFaults::cutting_after(1000..50_000), 42)
+                    .await;
             received.push(receive(&proxy).await);
             assert_eq!(proxy.cuts(), 1);
         }
@@ -196,8 +179,8 @@ mod tests {
 
     #[tokio::test]
     async fn proxy_forwards_everything_after_faults_stop() {
-        let (address, _tasks) = sender().await;
-        let proxy = FaultyProxy::start(address, NetworkFaults::cutting_after(1..2), 42).await;
+        let sender = sender().await;
+        let proxy = FaultyProxy::start(sender.address.tcp(), NetworkFaults::cutting_after(1..2), 42).await;
         proxy.stop_faults();
         assert_eq!((receive(&proxy).await, proxy.cuts()), (100_000, 0));
     }

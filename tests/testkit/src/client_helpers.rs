@@ -1,6 +1,6 @@
 //! Shortens common calls to an agent: commands, terminals and uploads.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use podling_proto::{
     agent::v1::{
@@ -9,7 +9,7 @@ use podling_proto::{
     },
     error::{self, Reason},
 };
-use tonic::{Response, Status};
+use tonic::Status;
 
 use crate::{
     client::Client,
@@ -95,7 +95,7 @@ pub fn process_exit_code(exit: &ProcessExit) -> Option<i32> {
 /// Returns the reason for which a call was rejected. Panics if the call succeeded or failed without
 /// a reason.
 #[track_caller]
-pub fn refused<T>(answer: Result<Response<T>, Status>) -> Reason {
+pub fn refused<T>(answer: Result<T, Status>) -> Reason {
     match answer {
         Ok(_) => panic!("the call succeeded"),
         Err(status) => reason(&status),
@@ -109,6 +109,12 @@ pub fn reason(status: &Status) -> Reason {
         Some(reason) => reason,
         None => panic!("error without a reason: {status:?}"),
     }
+}
+
+/// Converts a duration into its protobuf message.
+#[must_use]
+pub fn wire_duration(duration: Duration) -> Option<prost_types::Duration> {
+    Some(duration.try_into().expect("duration is in the range of protobuf"))
 }
 
 /// Creates the path message for a UTF-8 path.

@@ -8,23 +8,20 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use podling_proto::{
     agent::v1::{
-        AttachOpen, AttachRequest, AttachResponse, Exit, Frame, From, FromOldest, Gap, Input, InputKind,
-        Position, Size, attach_request::Request as AttachMessage, attach_response::Response as AttachReply,
+        AttachOpen, AttachRequest, Exit, Frame, Gap, Position, Size,
+        attach_request::Request as AttachMessage, attach_response::Response as AttachReply,
         frame::Frame as FrameContent, from::From as StartAt,
     },
     error,
 };
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use crate::{
     client::Client,
+    terminal_stream::{TerminalStream, attach_open, from_oldest, user_input},
     wait::{MIN_POLL_PAUSE, WAIT_TIMEOUT},
 };
 
-/// Capacity of the queue of requests to the transport.
-const QUEUED_REQUESTS: usize = 4;
 /// Maximum size of an input request, in bytes.
 const INPUT_BYTES: usize = 500;
 
@@ -131,33 +128,26 @@ impl ResumingClient {
     }
 
     async fn session(&mut self, client: &Client, done: &mut impl FnMut(&Self) -> bool) -> Result<(), Status> {
-        let (request_tx, request_rx) = mpsc::channel(QUEUED_REQUESTS);
-        let _ = request_tx.send(request(AttachMessage::Open(self.open()))).await;
-        let mut answers = client.terminals().attach(ReceiverStream::new(request_rx)).await?.into_inner();
-        let mut sent = None;
+        let mut stream = TerminalStream::open(client, self.open()).await?;
+        let (requests, mut sent) = (stream.requests.clone(), None);
         while !done(self) {
             let more = sent.filter(|sent| *sent < self.typed.len());
             tokio::select! {
                 biased;
-                answer = answers.message() => match answer? {
+                answer = stream.next() => match answer? {
                     None => return Ok(()),
-                    Some(AttachResponse { response: Some(answer) }) => {
+                    Some(answer) => {
                         if self.handle_response(answer) {
                             sent = Some(self.acknowledged as usize);
                         }
                     }
-                    Some(AttachResponse { response: None }) => panic!("empty response"),
                 },
-                Ok(permit) = request_tx.reserve(), if more.is_some() => {
+                Ok(permit) = requests.reserve(), if more.is_some() => {
                     let from = more.unwrap_or_default();
                     let to = self.typed.len().min(from + INPUT_BYTES);
-                    permit.send(request(AttachMessage::Input(Input {
-                        epoch: self.epoch.unwrap_or_default(),
-                        offset: from as u64,
-                        data: Bytes::copy_from_slice(&self.typed[from..to]),
-                        kind: InputKind::User.into(),
-                        reply_at: 0,
-                    })));
+                    let data = Bytes::copy_from_slice(&self.typed[from..to]);
+                    let input = user_input(self.epoch.unwrap_or_default(), from as u64, data);
+                    permit.send(AttachRequest { request: Some(AttachMessage::Input(input)) });
                     sent = Some(to);
                 }
             }
@@ -168,15 +158,12 @@ impl ResumingClient {
     fn open(&self) -> AttachOpen {
         let begin = match self.epoch {
             Some(epoch) => StartAt::Position(Position { epoch, offset: self.log().next }),
-            None => StartAt::Oldest(FromOldest {}),
+            None => from_oldest(),
         };
         AttachOpen {
-            terminal_id: self.terminal.clone(),
-            from: Some(From { from: Some(begin) }),
-            client_id: self.name.clone(),
             size: Some(Size { rows: 24, cols: 80 }),
             lossless: self.lossless,
-            ..Default::default()
+            ..attach_open(&self.terminal, &self.name, begin)
         }
     }
 
@@ -237,8 +224,4 @@ impl ResumingClient {
         }
         false
     }
-}
-
-fn request(message: AttachMessage) -> AttachRequest {
-    AttachRequest { request: Some(message) }
 }

@@ -6,24 +6,16 @@
 //! client sends it again.
 
 use podling_proto::{
-    agent::v1::{
-        AttachOpen, AttachRequest, AttachResponse, From, FromNow, Input, InputKind, WriteTerminalRequest,
-        attach_request::Request as AttachMessage, attach_response::Response as AttachReply,
-        frame::Frame as FrameContent, from::From as StartAt,
-    },
+    agent::v1::{WriteTerminalRequest, attach_response::Response as AttachReply},
     error,
 };
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use crate::{
     client::Client,
+    terminal_stream::{TerminalStream, attach_open, from_now, user_input},
     wait::{MIN_POLL_PAUSE, WAIT_TIMEOUT},
 };
-
-/// Capacity of the queue of requests to the transport.
-const QUEUED_REQUESTS: usize = 4;
 
 /// A client that types into one terminal.
 #[derive(Debug)]
@@ -31,7 +23,7 @@ pub struct InteractiveClient {
     client: Client,
     name: String,
     terminal: String,
-    stream: Option<AttachedStream>,
+    stream: Option<TerminalStream>,
     /// Counts of the lines so far.
     pub counts: LineCounts,
 }
@@ -47,14 +39,6 @@ pub struct LineCounts {
     pub interrupted: u32,
     /// Number of new epochs that began before a line was acknowledged.
     pub epoch_changes: u32,
-}
-
-#[derive(Debug)]
-struct AttachedStream {
-    request_tx: mpsc::Sender<AttachRequest>,
-    answers: Streaming<AttachResponse>,
-    epoch: u64,
-    next: u64,
 }
 
 impl InteractiveClient {
@@ -108,13 +92,13 @@ impl InteractiveClient {
         let request = WriteTerminalRequest {
             terminal_id: self.terminal.clone(),
             client_id: self.name.clone(),
-            input: Some(input(line, epoch, next)),
+            input: Some(user_input(epoch, next, line.to_owned())),
         };
         let answer = tokio::time::timeout(WAIT_TIMEOUT, self.client.terminals().write(request)).await;
         match answer.expect("Write is answered in time") {
             Ok(_) => {
                 if let Some(stream) = &mut self.stream {
-                    stream.next += line.len() as u64;
+                    stream.typed += line.len() as u64;
                 }
                 self.counts.acknowledged += 1;
                 true
@@ -133,7 +117,7 @@ impl InteractiveClient {
     async fn attached(&mut self, before: Option<(u64, u64)>) -> (u64, u64) {
         loop {
             if let Some(stream) = &self.stream {
-                return (stream.epoch, stream.next);
+                return (stream.epoch, stream.typed);
             }
             match self.open().await {
                 Ok(stream) => {
@@ -152,45 +136,22 @@ impl InteractiveClient {
         }
     }
 
-    async fn open(&self) -> Result<AttachedStream, Status> {
-        let (request_tx, request_rx) = mpsc::channel(QUEUED_REQUESTS);
-        let open = AttachOpen {
-            terminal_id: self.terminal.clone(),
-            from: Some(From { from: Some(StartAt::Now(FromNow {})) }),
-            client_id: self.name.clone(),
-            ..Default::default()
-        };
-        let _ = request_tx.send(AttachRequest { request: Some(AttachMessage::Open(open)) }).await;
-        let mut answers = self.client.terminals().attach(ReceiverStream::new(request_rx)).await?.into_inner();
-        while let Some(answer) = answers.message().await? {
-            if let Some(AttachReply::Frame(frame)) = answer.response
-                && let Some(FrameContent::Started(started)) = frame.frame
-            {
-                return Ok(AttachedStream {
-                    request_tx,
-                    answers,
-                    epoch: frame.epoch,
-                    next: started.input_offset,
-                });
-            }
-        }
-        Err(Status::unavailable("the stream ended before its first frame"))
+    async fn open(&self) -> Result<TerminalStream, Status> {
+        TerminalStream::start(&self.client, attach_open(&self.terminal, &self.name, from_now())).await
     }
 
     /// Returns whether the agent accepted the line; `None` if the stream ended before its response.
     async fn send(&mut self, line: &str, epoch: u64, offset: u64) -> Option<bool> {
         let stream = self.stream.as_mut()?;
-        stream
-            .request_tx
-            .send(AttachRequest { request: Some(AttachMessage::Input(input(line, epoch, offset))) })
-            .await
-            .ok()?;
+        if !stream.send(line.to_owned()).await {
+            return None;
+        }
         let end = offset + line.len() as u64;
         loop {
-            match stream.answers.message().await.ok()??.response? {
+            match stream.next().await.ok()?? {
                 AttachReply::InputAck(ack) if ack.next_offset >= end => {
                     assert_eq!((ack.epoch, ack.next_offset), (epoch, end), "acknowledged more than was sent");
-                    stream.next = end;
+                    stream.typed = end;
                     return Some(true);
                 }
                 AttachReply::InputRejected(rejected) => {
@@ -201,9 +162,4 @@ impl InteractiveClient {
             }
         }
     }
-}
-
-fn input(line: &str, epoch: u64, offset: u64) -> Input {
-    let data = line.as_bytes().to_vec().into();
-    Input { epoch, offset, data, kind: InputKind::User.into(), reply_at: 0 }
 }

@@ -1,4 +1,5 @@
-//! Waits for conditions with a timeout. Tests wait only by these functions.
+//! Waits for conditions with a timeout. Tests wait only by these functions,
+//! unless their clock is paused.
 
 use std::{
     future::Future,
@@ -20,6 +21,11 @@ const MAX_POLL_PAUSE: Duration = Duration::from_millis(500);
 /// [`WAIT_TIMEOUT`].
 pub async fn wait_for<T>(what: &str, poll: impl AsyncFnMut() -> Option<T>) -> T {
     wait_long(WAIT_TIMEOUT, what, poll).await
+}
+
+/// Waits until a condition holds. Panics with `what`, its description, after [`WAIT_TIMEOUT`].
+pub async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    wait_for(what, async || holds().then_some(())).await;
 }
 
 /// Waits like [`wait_for`] with another timeout, for example for gigabytes of data.
