@@ -5,6 +5,10 @@
 //! between proto and domain types. `server` and `control_connection` speak gRPC and HTTP. All other
 //! modules are domain code without tonic or axum.
 
+// The fixture of a workspace is shared with the integration tests, which name this crate.
+#[cfg(test)]
+extern crate self as podling_agent;
+
 pub mod run;
 
 pub mod args;
@@ -37,6 +41,10 @@ mod entry;
 mod procfs;
 pub mod state_file;
 mod util;
+
+#[cfg(test)]
+#[path = "tests/workspace.rs"]
+mod test_workspace;
 
 pub use entry::{main_with, program};
 pub(crate) use util::error_chain;

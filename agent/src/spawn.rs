@@ -423,16 +423,8 @@ mod tests {
 
     /// Returns a launcher for a claim with this environment.
     fn launcher(root: &Path, env: &[(&str, &str)]) -> Launcher {
-        let claim = crate::claim::Claim {
-            workspace_id: "abcdefghijkl".into(),
-            workspace_name: "demo".into(),
-            epoch: 1,
-            policy: Default::default(),
-            env: env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
-            command: Vec::new(),
-            maintenance: false,
-            token_keys: Default::default(),
-        };
+        let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let claim = crate::claim::Claim { env, ..crate::test_workspace::claim(Default::default()) };
         Launcher::new(root, tokio::sync::watch::channel(Some(Arc::new(claim))).1)
     }
 

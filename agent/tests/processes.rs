@@ -12,32 +12,38 @@ mod run;
 mod stdin;
 #[path = "processes/wire.rs"]
 mod wire;
+#[path = "../src/tests/workspace.rs"]
+mod workspace;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{ops::Deref, time::Duration};
 
 use futures_util::FutureExt;
 use podling_agent::{
-    admission::AdmissionGate,
-    child::{Children, ExitStatus, OrphanPolicy},
-    claim::{AgentPolicy, Claim},
+    child::ExitStatus,
+    claim::AgentPolicy,
     process::{
         OutputStream, ProcessEvent, ProcessExit, ProcessId, ProcessRegistry, ProcessSpec, ProcessWatcher,
     },
-    spawn::{Launcher, Program},
+    spawn::Program,
 };
-use podling_proto::token::VerifyingKeys;
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use podling_testkit::within;
+use workspace::{ClaimedWorkspace, EPOCH, claim};
 
 /// Time limit of any single step, on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(20);
-const EPOCH: u64 = 7;
 
 /// A workspace in which commands can be started.
 struct ProcessFixture {
-    home: tempfile::TempDir,
     processes: ProcessRegistry,
-    gate: Arc<AdmissionGate>,
-    _reaper: JoinSet<()>,
+    workspace: ClaimedWorkspace,
+}
+
+impl Deref for ProcessFixture {
+    type Target = ClaimedWorkspace;
+
+    fn deref(&self) -> &ClaimedWorkspace {
+        &self.workspace
+    }
 }
 
 impl ProcessFixture {
@@ -46,26 +52,9 @@ impl ProcessFixture {
     }
 
     fn with(policy: AgentPolicy) -> Self {
-        let home = tempfile::tempdir().unwrap();
-        let claim = Claim {
-            workspace_id: "w".into(),
-            workspace_name: "work".into(),
-            epoch: EPOCH,
-            policy,
-            env: BTreeMap::from([("FROM_CLAIM".into(), "yes".into())]),
-            command: Vec::new(),
-            maintenance: false,
-            token_keys: VerifyingKeys::new([]),
-        };
-        let (_, claims) = watch::channel(Some(Arc::new(claim)));
-        let children = Children::new(OrphanPolicy::Leave);
-        let mut reaper = JoinSet::new();
-        let reaping = children.clone();
-        reaper.spawn(async move { reaping.reap().await.unwrap() });
-        let gate = Arc::new(AdmissionGate::new());
-        let launcher = Launcher::new(home.path(), claims);
-        let processes = ProcessRegistry::new(launcher, children, gate.clone());
-        Self { home, processes, gate, _reaper: reaper }
+        let workspace = ClaimedWorkspace::new(Some(claim(policy)));
+        let (children, gate) = (workspace.children.clone(), workspace.gate.clone());
+        Self { processes: ProcessRegistry::new(workspace.launcher(), children, gate), workspace }
     }
 
     /// Starts a shell script and watches it.
@@ -105,7 +94,7 @@ impl WatchedOutput {
 }
 
 async fn next(watcher: &mut ProcessWatcher) -> Option<ProcessEvent> {
-    timeout(DEADLINE, watcher.next()).await.expect("next event").unwrap()
+    within("the next event", watcher.next()).await.unwrap()
 }
 
 /// Returns the id from the first event of a watcher.
@@ -150,13 +139,4 @@ async fn rest(mut watcher: ProcessWatcher, mut at: [u64; 2]) -> WatchedOutput {
 
 async fn all(watcher: ProcessWatcher) -> WatchedOutput {
     rest(watcher, [0, 0]).await
-}
-
-/// Polls until `condition` holds. Panics with `what` after [`DEADLINE`].
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(tokio::time::Instant::now() < deadline, "{what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }

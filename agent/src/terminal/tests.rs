@@ -19,8 +19,9 @@ use super::*;
 use crate::{
     admission::AdmissionGate,
     child::{Children, OrphanPolicy},
-    claim::{AgentPolicy, Claim},
+    claim::AgentPolicy,
     spawn::{Launcher, Program},
+    test_workspace::{ClaimedWorkspace, claim},
 };
 
 /// Longer than any step of these tests takes on a busy machine.
@@ -29,23 +30,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// Terminals of a claimed agent in a temporary directory.
 struct TerminalFixture {
     terminals: Terminals,
-    gate: Arc<AdmissionGate>,
-    root: tempfile::TempDir,
-    _reaper: JoinSet<()>,
-}
-
-fn claim(policy: AgentPolicy) -> Claim {
-    let env = [("PS1", "$ "), ("ENV", ""), ("LANG", "C.UTF-8")];
-    Claim {
-        workspace_id: "abcdefghijkl".into(),
-        workspace_name: "test".into(),
-        epoch: 7,
-        policy,
-        env: env.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
-        command: Vec::new(),
-        maintenance: false,
-        token_keys: podling_proto::token::VerifyingKeys::default(),
-    }
+    workspace: ClaimedWorkspace,
 }
 
 impl TerminalFixture {
@@ -54,15 +39,9 @@ impl TerminalFixture {
     }
 
     fn with(policy: AgentPolicy) -> Self {
-        let root = tempfile::tempdir().expect("a directory");
-        let (_tx, claims) = watch::channel(Some(Arc::new(claim(policy))));
-        let children = Children::new(OrphanPolicy::Leave);
-        let mut reaper = JoinSet::new();
-        let reaping = children.clone();
-        reaper.spawn(async move { reaping.reap().await.expect("signals") });
-        let gate = Arc::new(AdmissionGate::new());
-        let terminals = Terminals::new(None, Launcher::new(root.path(), claims), children, Arc::clone(&gate));
-        Self { terminals, gate, root, _reaper: reaper }
+        let workspace = ClaimedWorkspace::new(Some(claim(policy)));
+        let (children, gate) = (workspace.children.clone(), workspace.gate.clone());
+        Self { terminals: Terminals::new(None, workspace.launcher(), children, gate), workspace }
     }
 
     fn open(&self, argv: &[&str]) -> TerminalInfo {

@@ -7,9 +7,10 @@ use podling_agent::{
     claim::AgentPolicy,
     process::{ProcessError, ProcessEvent, ProcessSpec},
 };
+use podling_testkit::wait_until;
 use tokio::time::{sleep, timeout};
 
-use super::{DEADLINE, ProcessFixture, all, id, next, sh, until};
+use super::{DEADLINE, ProcessFixture, all, id, next, sh};
 
 #[tokio::test]
 async fn exit_reports_code_or_signal() {
@@ -36,7 +37,7 @@ async fn signal_reaches_whole_group() {
     assert!(!seen.exit.as_ref().unwrap().held_by_background, "the sleeping child ended as well");
     assert!(seen.signal().is_some());
     // Another process reaps the grandchild, some time later.
-    until("an empty group is refused", || {
+    wait_until("an empty group is refused", || {
         matches!(fixture.processes.signal(&id, "TERM"), Err(ProcessError::Ended { .. }))
     })
     .await;
@@ -95,8 +96,8 @@ async fn dropped_stream_does_not_end_process() {
     let watcher = fixture.sh("while [ ! -e go ]; do sleep 0.01; done; echo on > went");
     drop(watcher);
     std::fs::write(fixture.home.path().join("go"), "").unwrap();
-    until("command continued", || fixture.home.path().join("went").exists()).await;
-    until("exit is retained", || fixture.processes.list()[0].exit.is_some()).await;
+    wait_until("command continued", || fixture.home.path().join("went").exists()).await;
+    wait_until("exit is retained", || fixture.processes.list()[0].exit.is_some()).await;
 }
 
 #[tokio::test]
@@ -152,9 +153,9 @@ async fn signal_reaches_group_until_it_is_empty() {
     let sleeper = named(&fixture, "pid").expect("a pid");
     assert!(runs(&sleeper));
     fixture.processes.signal(&id, "TERM").expect("the sleeper is still in the group");
-    until("sleeper has ended", || !runs(&sleeper)).await;
+    wait_until("sleeper has ended", || !runs(&sleeper)).await;
     // Another process reaps it, some time later.
-    until("an empty group is refused", || {
+    wait_until("an empty group is refused", || {
         matches!(fixture.processes.signal(&id, "TERM"), Err(ProcessError::Ended { exit: Some(_) }))
     })
     .await;
@@ -182,7 +183,7 @@ async fn timeout_ends_members_that_outlive_leader() {
         "exit is reported without waiting for the deaf process: {seen:?}"
     );
     let deaf = named(&fixture, "pid").expect("a pid");
-    until("killed after the grace period", || !runs(&deaf)).await;
+    wait_until("killed after the grace period", || !runs(&deaf)).await;
 }
 
 #[tokio::test]
@@ -226,9 +227,9 @@ async fn last_bytes_are_read_after_agent_was_stopped() {
             let listed = fixture.processes.list().pop().unwrap();
             fixture.processes.watch(&listed.id, listed.epoch, [0, 0]).unwrap()
         };
-        until("leader has started", || named(&fixture, "leader").is_some()).await;
+        wait_until("leader has started", || named(&fixture, "leader").is_some()).await;
         let leader = named(&fixture, "leader").unwrap();
-        until("the leader was reaped", || !std::path::Path::new("/proc").join(&leader).exists()).await;
+        wait_until("the leader was reaped", || !std::path::Path::new("/proc").join(&leader).exists()).await;
         // Lets the task notice the exit of the leader.
         sleep(Duration::from_millis(2)).await;
         if fixture.processes.list().last().unwrap().exit.is_none() {
@@ -236,7 +237,7 @@ async fn last_bytes_are_read_after_agent_was_stopped() {
         }
         // The machine was too slow, and the quiet period is already over. Try again.
         std::fs::write(path("go"), "").unwrap();
-        until("command continued", || path("said").exists()).await;
+        wait_until("command continued", || path("said").exists()).await;
         for file in ["go", "said", "leader"] {
             std::fs::remove_file(path(file)).unwrap();
         }

@@ -7,8 +7,9 @@ use podling_agent::{
     process::{ProcessError, RunSpec},
     spawn::Program,
 };
+use podling_testkit::wait_until;
 
-use super::{DEADLINE, ProcessFixture, sh, until};
+use super::{DEADLINE, ProcessFixture, sh};
 
 fn run(script: &str) -> RunSpec {
     RunSpec { program: sh(script).program, ..RunSpec::default() }
@@ -65,11 +66,11 @@ async fn dropped_run_ends_its_command() {
     let pid = fixture.home.path().join("pid");
     tokio::select! {
         _ = &mut call => panic!("run returned early"),
-        () = until("command has started", || pid.exists()) => {}
+        () = wait_until("command has started", || pid.exists()) => {}
     }
     assert_eq!(fixture.processes.running(), 1);
     drop(call);
-    until("command has ended", || fixture.processes.running() == 0).await;
+    wait_until("command has ended", || fixture.processes.running() == 0).await;
 }
 
 #[tokio::test]

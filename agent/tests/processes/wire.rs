@@ -11,31 +11,24 @@ use podling_proto::{
     },
     error::{Reason, detail, reason},
 };
-use tokio::{net::TcpListener, task::JoinSet, time::timeout};
-use tonic::{
-    Streaming,
-    transport::{Channel, Endpoint},
-};
+use podling_testkit::{command, http::serve_grpc, net::TestServer, script, wait_until, within};
+use tokio::{task::JoinSet, time::timeout};
+use tonic::{Streaming, service::Routes, transport::Channel};
 
-use super::{DEADLINE, EPOCH, ProcessFixture, until};
+use super::{EPOCH, ProcessFixture};
 
-async fn serve(fixture: &ProcessFixture) -> (ProcessesClient<Channel>, JoinSet<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let service = ProcessesServer::new(ProcessesService::new(fixture.processes.clone()));
-    let router = tonic::service::Routes::new(service).into_axum_router();
-    let mut server = JoinSet::new();
-    server.spawn(async move { axum::serve(listener, router).await.unwrap() });
-    (ProcessesClient::new(Endpoint::from_shared(url).unwrap().connect().await.unwrap()), server)
+async fn serve(fixture: &ProcessFixture) -> (ProcessesClient<Channel>, TestServer) {
+    let (channel, server) =
+        serve_grpc(Routes::new(ProcessesServer::new(ProcessesService::new(fixture.processes.clone())))).await;
+    (ProcessesClient::new(channel), server)
 }
 
-fn sh(script: &str) -> Option<Command> {
-    let argv = ["sh", "-c", script].map(String::from).to_vec();
-    Some(Command { argv, ..Command::default() })
+fn sh(text: &str) -> Option<Command> {
+    Some(command(script(text)))
 }
 
 async fn next(stream: &mut Streaming<ProcessEvent>) -> Event {
-    let message = timeout(DEADLINE, stream.message()).await.unwrap().unwrap();
+    let message = within("an event", stream.message()).await.unwrap();
     message.and_then(|message| message.event).expect("stream ended early")
 }
 
@@ -111,9 +104,9 @@ async fn run_is_one_call_and_aborting_ends_command() {
     let mut caller = client.clone();
     calls.spawn(async move { caller.run(run("echo $$ > pid; exec sleep 1000")).await });
     let pid = fixture.home.path().join("pid");
-    until("command has started", || pid.exists()).await;
+    wait_until("command has started", || pid.exists()).await;
     calls.abort_all();
-    until("command has ended", || fixture.processes.running() == 0).await;
+    wait_until("command has ended", || fixture.processes.running() == 0).await;
 }
 
 #[tokio::test]
@@ -131,5 +124,5 @@ async fn call_deadline_does_not_end_process() {
     drop(stream);
     assert_eq!(fixture.processes.running(), 1);
     std::fs::write(fixture.home.path().join("go"), "").unwrap();
-    until("command continued", || fixture.home.path().join("went").exists()).await;
+    wait_until("command continued", || fixture.home.path().join("went").exists()).await;
 }

@@ -1,52 +1,35 @@
 //! Tests of the service, called like a client does but without a network.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use pb::{
     attach_request::Request as AttachCommand, attach_response::Response as AttachReply,
     terminals_client::TerminalsClient, terminals_server::TerminalsServer,
 };
 use podling_proto::error::{Reason, detail, reason};
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 use super::*;
 use crate::{
-    child::{Children, OrphanPolicy},
-    claim::{AgentPolicy, Claim},
-    spawn::Launcher,
+    claim::AgentPolicy,
+    test_workspace::{ClaimedWorkspace, claim},
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
 struct TerminalsServiceFixture {
     client: TerminalsClient<TerminalsServer<TerminalsService>>,
-    _root: tempfile::TempDir,
-    _claims: watch::Sender<Option<Arc<Claim>>>,
-    _reaper: JoinSet<()>,
+    _workspace: ClaimedWorkspace,
 }
 
 fn fixture(claimed: bool) -> TerminalsServiceFixture {
-    let claim = Claim {
-        workspace_id: "abcdefghijkl".into(),
-        workspace_name: "test".into(),
-        epoch: 7,
-        policy: AgentPolicy::default(),
-        env: [("PS1".to_owned(), "$ ".to_owned())].into(),
-        command: Vec::new(),
-        maintenance: false,
-        token_keys: podling_proto::token::VerifyingKeys::default(),
-    };
-    let root = tempfile::tempdir().expect("a directory");
-    let (tx, claims) = watch::channel(claimed.then(|| Arc::new(claim)));
-    let children = Children::new(OrphanPolicy::Leave);
-    let mut reaper = JoinSet::new();
-    let reaping = children.clone();
-    reaper.spawn(async move { reaping.reap().await.expect("signals") });
-    let terminals = Terminals::new(None, Launcher::new(root.path(), claims), children, Arc::default());
+    let workspace = ClaimedWorkspace::new(claimed.then(|| claim(AgentPolicy::default())));
+    let (children, gate) = (workspace.children.clone(), workspace.gate.clone());
+    let terminals = Terminals::new(None, workspace.launcher(), children, gate);
     let client = TerminalsClient::new(TerminalsServer::new(TerminalsService::new(terminals)));
-    TerminalsServiceFixture { client, _root: root, _claims: tx, _reaper: reaper }
+    TerminalsServiceFixture { client, _workspace: workspace }
 }
 
 fn create(argv: &[&str]) -> pb::CreateTerminalRequest {

@@ -2,23 +2,21 @@
 //! inspect internal state.
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, Weak},
     time::Duration,
 };
 
 use futures_util::FutureExt;
-use podling_proto::token::VerifyingKeys;
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use podling_testkit::wait_until;
+use tokio::time::timeout;
 
 use super::*;
 use crate::process::{ProcessEvent, ProcessExit, RunSpec};
 use crate::{
     activity::notices::SleepCause,
-    admission::AdmissionGate,
-    child::{Children, OrphanPolicy},
-    claim::{AgentPolicy, Claim},
-    spawn::{Launcher, Program},
+    claim::AgentPolicy,
+    spawn::Program,
+    test_workspace::{ClaimedWorkspace, claim},
 };
 
 /// Longer than any step takes on a busy machine.
@@ -27,31 +25,14 @@ const MIB: u64 = 1024 * 1024;
 
 struct RegistryFixture {
     processes: ProcessRegistry,
-    home: tempfile::TempDir,
-    _reaper: JoinSet<()>,
+    workspace: ClaimedWorkspace,
 }
 
 impl RegistryFixture {
     fn with(policy: AgentPolicy) -> Self {
-        let home = tempfile::tempdir().unwrap();
-        let claim = Claim {
-            workspace_id: "w".into(),
-            workspace_name: "work".into(),
-            epoch: 1,
-            policy,
-            env: BTreeMap::new(),
-            command: Vec::new(),
-            maintenance: false,
-            token_keys: VerifyingKeys::new([]),
-        };
-        let (_, claims) = watch::channel(Some(Arc::new(claim)));
-        let children = Children::new(OrphanPolicy::Leave);
-        let mut reaper = JoinSet::new();
-        let reaping = children.clone();
-        reaper.spawn(async move { reaping.reap().await.unwrap() });
-        let launcher = Launcher::new(home.path(), claims);
-        let processes = ProcessRegistry::new(launcher, children, Arc::new(AdmissionGate::new()));
-        Self { processes, home, _reaper: reaper }
+        let workspace = ClaimedWorkspace::new(Some(claim(policy)));
+        let (children, gate) = (workspace.children.clone(), workspace.gate.clone());
+        Self { processes: ProcessRegistry::new(workspace.launcher(), children, gate), workspace }
     }
 
     /// Returns the only process in the table.
@@ -62,15 +43,6 @@ impl RegistryFixture {
 
 fn sh(script: &str) -> Program {
     Program { argv: ["sh", "-c", script].map(String::from).to_vec(), ..Program::default() }
-}
-
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let wait = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    timeout(SOON, wait).await.expect(what);
 }
 
 async fn exit(mut watcher: ProcessWatcher) -> ProcessExit {
@@ -90,12 +62,12 @@ async fn returned_run_leaves_no_process() {
     let mut call = Box::pin(fixture.processes.run(RunSpec { program: sh(script), ..RunSpec::default() }));
     tokio::select! {
         _ = &mut call => panic!("run returned early"),
-        () = until("process is running", || fixture.processes.running() == 1) => {}
+        () = wait_until("process is running", || fixture.processes.running() == 1) => {}
     }
     let process = fixture.only();
-    std::fs::write(fixture.home.path().join("go"), "").unwrap();
+    std::fs::write(fixture.workspace.home.path().join("go"), "").unwrap();
     assert_eq!(call.await.unwrap().outputs[0].len(), 100_000);
-    until("task has dropped the process", || process.strong_count() == 0).await;
+    wait_until("task has dropped the process", || process.strong_count() == 0).await;
 }
 
 #[tokio::test]
@@ -105,11 +77,11 @@ async fn run_of_gone_caller_is_removed() {
         Box::pin(fixture.processes.run(RunSpec { program: sh("sleep 1000"), ..RunSpec::default() }));
     tokio::select! {
         _ = &mut call => panic!("run returned early"),
-        () = until("process is running", || fixture.processes.running() == 1) => {}
+        () = wait_until("process is running", || fixture.processes.running() == 1) => {}
     }
     let process = fixture.only();
     drop(call);
-    until("process is dropped", || process.strong_count() == 0).await;
+    wait_until("process is dropped", || process.strong_count() == 0).await;
     assert!(fixture.processes.list().is_empty());
 }
 
@@ -131,7 +103,8 @@ async fn ended_output_is_bounded_and_exit_stays_known() {
             .map(|process| process.state().held_bytes())
             .collect()
     };
-    until("output bound holds without another start", || held().iter().sum::<u64>() <= MAX_ENDED_BYTES).await;
+    wait_until("output bound holds without another start", || held().iter().sum::<u64>() <= MAX_ENDED_BYTES)
+        .await;
     let expected: Vec<_> = (0..fits + 4).map(|n| if n < 4 { 0 } else { MIB }).collect();
     assert_eq!(held(), expected, "the process that ended first loses its output first");
     let first = fixture.processes.list()[0].clone();
@@ -157,7 +130,8 @@ async fn ended_processes_are_bounded_except_watched() {
     for _ in 0..MAX_ENDED + 3 {
         exit(start("exit 0").unwrap()).await;
     }
-    until("ended processes are within the bound", || fixture.processes.list().len() <= MAX_ENDED + 1).await;
+    wait_until("ended processes are within the bound", || fixture.processes.list().len() <= MAX_ENDED + 1)
+        .await;
     assert!(first.strong_count() > 0 && read.process().is_finished());
     let beside = start("sleep 1000").unwrap();
     let refused = start("exit 0").unwrap_err();

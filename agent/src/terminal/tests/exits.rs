@@ -62,7 +62,7 @@ async fn background_job_delays_the_exit_but_does_not_prevent_it() {
 #[tokio::test]
 async fn close_ends_whole_session_including_detached_processes() {
     let fixture = TerminalFixture::new();
-    let pids = fixture.root.path().join("pids");
+    let pids = fixture.workspace.home.path().join("pids");
     let script = "nohup sleep 600 >/dev/null 2>&1 & echo $! >pids
         (trap '' HUP TERM; echo $BASHPID >>pids; while :; do sleep 1; done) & set -m
         sleep 601 & echo $! >>pids; kill -STOP $!; echo ready; wait";
@@ -112,7 +112,7 @@ async fn shutdown_ends_all_terminals_and_admits_no_new_ones() {
 #[tokio::test]
 async fn broken_programs_fail_with_distinct_errors() {
     let fixture = TerminalFixture::new();
-    let root = fixture.root.path();
+    let root = fixture.workspace.home.path();
     let file = |name: &str, text: &[u8], mode: u32| {
         let path = root.join(name);
         std::fs::write(&path, text).expect("a file");
@@ -175,10 +175,8 @@ async fn longest_arguments_run_and_are_shortened_for_display() {
 
 #[tokio::test]
 async fn unclaimed_agent_rejects_requests() {
-    let root = tempfile::tempdir().expect("a directory");
-    let (_tx, claims) = watch::channel(None);
-    let launcher = Launcher::new(root.path(), claims);
-    let terminals = Terminals::new(None, launcher, Children::new(OrphanPolicy::Leave), Arc::default());
+    let workspace = ClaimedWorkspace::new(None);
+    let terminals = Terminals::new(None, workspace.launcher(), workspace.children.clone(), Arc::default());
     let refused = [
         expect_ready(terminals.create(CreateTerminal::default())).expect_err("unclaimed"),
         terminals.get(&TerminalId::new("whatever")).expect_err("unclaimed"),
@@ -221,7 +219,7 @@ async fn repeated_create_returns_the_same_terminal() {
 #[tokio::test]
 async fn terminal_held_by_printing_daemon_can_be_closed() {
     let fixture = TerminalFixture::new();
-    let pid = fixture.root.path().join("pid");
+    let pid = fixture.workspace.home.path().join("pid");
     let script = format!(
         "setsid sh -c 'echo $$ > {0}.new; mv {0}.new {0}; while :; do echo x; sleep .1; done' & sleep 60",
         pid.display()

@@ -148,10 +148,14 @@ async fn replies_are_accepted_from_size_owner_to_live_queries_only() {
         }
     }
     assert!(!log.text().contains("guest") && !log.text().contains("replayed"), "{}", log.text());
-    assert_eq!(fixture.gate.last_admitted(Intent::Keystroke), None, "an automatic answer is no activity");
+    assert_eq!(
+        fixture.workspace.gate.last_admitted(Intent::Keystroke),
+        None,
+        "an automatic answer is no activity"
+    );
     owner.writer().input(user(16, b"typed\n"));
     read_until(&mut owner, &mut log, "typed").await;
-    assert!(fixture.gate.last_admitted(Intent::Keystroke).is_some());
+    assert!(fixture.workspace.gate.last_admitted(Intent::Keystroke).is_some());
 }
 
 #[tokio::test]

@@ -233,7 +233,7 @@ async fn terminals_live_until_the_last_stream_is_dropped() {
     let terminal = fixture.script("while read line; do echo got $line; done");
     let mut attachment = fixture.attach(&terminal.id, "a", ViewerStart::Oldest);
     let tasks = fixture.terminals.tasks().clone();
-    let TerminalFixture { terminals, gate: _gate, root: _root, _reaper } = fixture;
+    let TerminalFixture { terminals, workspace: _workspace } = fixture;
     drop(terminals);
     attachment.writer().input(user(0, b"input\n"));
     read_until(&mut attachment, &mut ReceivedOutput::default(), "got input").await;

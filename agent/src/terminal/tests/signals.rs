@@ -32,7 +32,7 @@ async fn signal_reaches_job_whose_shell_has_exited() {
 #[tokio::test]
 async fn session_can_be_signalled_after_its_terminal_ended() {
     let fixture = TerminalFixture::new();
-    let heard = fixture.root.path().join("heard");
+    let heard = fixture.workspace.home.path().join("heard");
     let terminal = fixture.script(&orphaned("echo ready; while :; do sleep 0.02; done"));
     assert!(fixture.exit(&terminal.id).await.held_by_background);
     let signal = |target| fixture.terminals.signal(&terminal.id, "USR1", target);

@@ -22,7 +22,7 @@ async fn held_input_keeps_its_order_and_replies_are_not_held() {
     let fixture = TerminalFixture::new();
     let (terminal, mut attachment, mut log) = ready(&fixture).await;
     let guest = fixture.attach(&terminal.id, "guest", ViewerStart::Now);
-    fixture.gate.hold(HOUR, false);
+    fixture.workspace.gate.hold(HOUR, false);
     let mut owner = InputQueue::new(attachment.writer());
     let at = log.at;
     owner.input(TerminalInput { kind: InputKind::Reply { at }, ..user(0, b"answer\n") });
@@ -32,13 +32,13 @@ async fn held_input_keeps_its_order_and_replies_are_not_held() {
     for (offset, text) in [(0, b"one\n"), (4, b"two\n"), (8, b"six\n")] {
         typing.input(user(offset, text));
     }
-    assert_eq!(fixture.gate.held_intents(), [Intent::Keystroke; 3]);
+    assert_eq!(fixture.workspace.gate.held_intents(), [Intent::Keystroke; 3]);
     // A concurrent write after held bytes is held too, instead of rejected as a gap.
     let client = ClientId::new("guest").expect("valid");
     let beside = fixture.terminals.write(&terminal.id, &client, user(12, b"ten\n"));
     tokio::pin!(beside);
     assert!(futures_util::poll!(beside.as_mut()).is_pending());
-    fixture.gate.resume();
+    fixture.workspace.gate.resume();
     typing.drain().await;
     assert_eq!(timeout(DEADLINE, beside).await.expect("in time").expect("taken"), 16);
     read_until(&mut attachment, &mut log, "ten").await;
@@ -50,11 +50,11 @@ async fn held_input_keeps_its_order_and_replies_are_not_held() {
 async fn held_input_is_rejected_when_the_sleep_commits() {
     let fixture = TerminalFixture::new();
     let (terminal, mut attachment, mut log) = ready(&fixture).await;
-    fixture.gate.hold(HOUR, true);
+    fixture.workspace.gate.hold(HOUR, true);
     let mut typing = InputQueue::new(attachment.writer());
     typing.input(user(0, b"one\n"));
     typing.input(user(4, b"two\n"));
-    fixture.gate.close().expect("by force");
+    fixture.workspace.gate.close().expect("by force");
     typing.drain().await;
     let mut refused = 0;
     while refused < 2 {
