@@ -25,9 +25,7 @@ use std::{
 use super::types::{ClientId, TerminalError, WindowSize};
 
 #[cfg(test)]
-mod sequencer_tests;
-#[cfg(test)]
-mod writers_tests;
+mod tests;
 
 /// Bytes of input that may wait for a program that does not read. When they are reached, input is
 /// rejected (`TerminalError::InputFull`). The last accepted message (1 MiB) may exceed the limit.

@@ -1,0 +1,6 @@
+//! Tests of input, without programs.
+
+mod sequencer;
+mod writers;
+
+use super::*;
