@@ -4,6 +4,10 @@
 //! `run` is the composition root. `server` accepts connections; `api`, `agents` and `gateway`
 //! handle the calls. `driver` is the only writer of workspace status.
 
+// Sample workspaces are shared with the integration tests, which name this crate.
+#[cfg(test)]
+extern crate self as podling_control;
+
 pub mod activity;
 pub mod agent_address;
 pub mod agents;
@@ -31,6 +35,7 @@ pub mod quantity;
 mod reasons;
 pub mod run;
 #[cfg(test)]
+#[path = "tests/samples.rs"]
 mod samples;
 pub mod server;
 pub mod snapshot;

@@ -9,9 +9,11 @@ use std::{
     process::{Command, ExitCode, Stdio},
 };
 
-use control_plane::{DEADLINE, DataDir, LocalControlPlane, kill, marked_processes, pids, read_proc};
+use control_plane::{DEADLINE, DataDir, LocalControlPlane, marked_processes};
 use podling_core::reason::StateReason;
 use podling_core::workspace::{AgentConnection, State};
+use podling_testkit::processes::{pids, read_proc, signal};
+use rustix::process::Signal;
 use tokio::time::timeout;
 
 /// The entry point of the agents that the other tests start. Does nothing as a test.
@@ -80,7 +82,7 @@ async fn killed_agent_is_replaced_and_its_processes_are_ended() {
         .spawn()
         .unwrap();
     std::io::Read::read_exact(orphan.stdout.as_mut().unwrap(), &mut [0; 3]).unwrap();
-    kill(old);
+    signal(old, Signal::KILL);
     let after = control_plane
         .wait(&id, |view| {
             view.state == State::Awake && view.agent.as_ref().is_some_and(|agent| agent.epoch == 2)
@@ -110,7 +112,7 @@ async fn restarted_control_plane_adopts_running_agents() {
     assert_eq!((data.agent_pid(&id), after.restarts), (pid, 0));
     // In production the control plane is not the parent of an adopted agent, and must notice its
     // end all the same.
-    kill(pid);
+    signal(pid, Signal::KILL);
     control_plane.wait(&id, |view| view.agent.as_ref().is_some_and(|agent| agent.epoch == 2)).await;
 }
 
@@ -148,7 +150,7 @@ async fn agent_killed_while_control_plane_was_down_is_replaced() {
     let id = control_plane.create("demo").await;
     control_plane.wait(&id, |view| view.state == State::Awake).await;
     drop(control_plane);
-    kill(data.agent_pid(&id));
+    signal(data.agent_pid(&id), Signal::KILL);
     let control_plane = LocalControlPlane::start(&data, data.agent_again()).await;
     control_plane.wait(&id, |view| view.agent.as_ref().is_some_and(|agent| agent.epoch == 2)).await;
 }

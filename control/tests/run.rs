@@ -8,6 +8,7 @@ use podling_control::{
     run::{ControlPlaneError, ServingInfo, run},
 };
 use podling_proto::control::v1::{DescribeTokenRequest, tokens_client::TokensClient};
+use podling_testkit::tls::{self_signed, trusting};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -170,10 +171,7 @@ async fn address_in_use_is_named_in_the_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn public_address_serves_tls_with_the_given_certificate() {
     let data = tempfile::tempdir().expect("directory");
-    let key = rcgen::KeyPair::generate().expect("key");
-    let certificate = rcgen::CertificateParams::new(vec!["podling.example".to_owned()])
-        .and_then(|params| params.self_signed(&key))
-        .expect("certificate");
+    let (certificate, key) = self_signed("podling.example");
     let (cert_file, key_file) = (data.path().join("cert.pem"), data.path().join("key.pem"));
     std::fs::write(&cert_file, certificate.pem()).expect("write");
     std::fs::write(&key_file, key.serialize_pem()).expect("write");
@@ -192,16 +190,11 @@ async fn public_address_serves_tls_with_the_given_certificate() {
     let up = std::fs::read_to_string(directory.join("run/up.json")).expect("up.json");
     let up: serde_json::Value = serde_json::from_str(&up).expect("json");
     assert_eq!(up["certificate"].as_str(), cert_file.to_str(), "local commands trust this certificate");
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(certificate.der().clone()).expect("root");
-    let tls = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
     let port = ready.url.rsplit(':').next().expect("port");
     let tcp = TcpStream::connect(format!("127.0.0.1:{port}")).await.expect("connect");
     let name = rustls::pki_types::ServerName::try_from("podling.example").expect("name");
+    let mut tls = trusting(certificate.der().clone());
+    tls.alpn_protocols.clear();
     let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(tls));
     let mut io = connector.connect(name, tcp).await.expect("TLS");
     io.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.expect("write");

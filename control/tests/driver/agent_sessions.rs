@@ -8,15 +8,11 @@ use podling_core::workspace::{AgentConnection, State};
 use podling_proto::agent::v1::{ActivityLevel, ActivityState, CommandFailure};
 use tokio::time::Instant;
 
-use crate::{
-    control_plane::{TestControlPlane, expect_claim, expect_dismissal, wait_until_running},
-    fake_backend::FakeBackend,
-};
+use crate::control_plane::{TestControlPlane, expect_claim, expect_dismissal, wait_until_running};
 
 #[tokio::test]
 async fn agent_is_connected_only_after_its_first_heartbeat() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, _backend, control) = TestControlPlane::fresh().await;
     let id = control.create("demo").await.spec.id.clone();
     let mut agent = control.dial(&id, 1, "boot-1", 1).await;
     expect_claim(&mut agent, 1).await;
@@ -37,8 +33,7 @@ async fn agent_is_connected_only_after_its_first_heartbeat() {
 
 #[tokio::test]
 async fn only_the_started_agent_is_claimed() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, _backend, control) = TestControlPlane::fresh().await;
     let (id, mut agent) = control.create_awake("demo").await;
     let mut other_instance = control.dial(&id, 17, "boot-17", 2).await;
     expect_dismissal(&mut other_instance).await;
@@ -62,8 +57,7 @@ async fn only_the_started_agent_is_claimed() {
 
 #[tokio::test(start_paused = true)]
 async fn silent_agent_is_unknown_and_restarted_after_ten_minutes() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, backend, control) = TestControlPlane::fresh().await;
     let (id, _agent) = control.create_awake("demo").await;
     assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await);
     let began = Instant::now();
@@ -90,8 +84,7 @@ async fn silent_agent_is_unknown_and_restarted_after_ten_minutes() {
 
 #[tokio::test(start_paused = true)]
 async fn suspended_machine_counts_no_silence() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, backend, control) = TestControlPlane::fresh().await;
     let (id, _agent) = control.create_awake("demo").await;
     for _ in 0..5 {
         // The clock jumps, so the driver observes none of this time.
@@ -110,8 +103,7 @@ async fn suspended_machine_counts_no_silence() {
 
 #[tokio::test(start_paused = true)]
 async fn text_of_failing_command_changes_at_most_every_10_s() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, _backend, control) = TestControlPlane::fresh().await;
     let (id, _agent) = control.create_awake("demo").await;
     let failed = |detail: &str| StateReason::CommandFailed { detail: detail.into() };
     let report = async |detail: Option<&str>| {
@@ -138,8 +130,7 @@ async fn text_of_failing_command_changes_at_most_every_10_s() {
 
 #[tokio::test(start_paused = true)]
 async fn container_problem_of_the_current_epoch_is_the_reason() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, backend, control) = TestControlPlane::fresh().await;
     let (id, _agent) = control.create_awake("demo").await;
     let mut snapshots = control.handle.snapshots();
     let mut report = async |epoch, problem: Option<&str>, expected: StateReason| {

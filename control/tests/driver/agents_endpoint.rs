@@ -20,11 +20,9 @@ use podling_proto::{
     },
     error::{self, Reason},
 };
+use podling_testkit::{refused, tls::trusting};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
-};
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::{net::UnixStream, sync::mpsc, task::JoinSet, time::timeout};
 use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
@@ -36,7 +34,6 @@ use tonic::{
 };
 
 use crate::{
-    api::refused,
     control_plane::{DEADLINE, TestControlPlane, wait_until_running},
     fake_backend::{FakeBackend, credential},
 };
@@ -83,16 +80,9 @@ impl AgentsEndpoint {
         let listener = ServerListener::agents(bound, identity.agents_tls(), stopping.clone(), open.clone());
         let mut serving = JoinSet::new();
         serving.spawn(listener.serve(front));
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(identity.ca_file()).unwrap()).unwrap();
-        let provider = rustls::crypto::ring::default_provider().into();
-        let mut tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"h2".to_vec()];
-        Self { socket, tls: Arc::new(tls).into(), open, stopping, _dir: dir, _serving: serving }
+        let authority = CertificateDer::from_pem_file(identity.ca_file()).unwrap();
+        let tls = Arc::new(trusting(authority));
+        Self { socket, tls: tls.into(), open, stopping, _dir: dir, _serving: serving }
     }
 
     /// Waits until at most this many connections are open.
@@ -170,8 +160,7 @@ impl Agent {
 
 #[tokio::test]
 async fn authenticated_agent_is_claimed_and_heartbeats_are_acked() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, backend, control) = TestControlPlane::fresh().await;
     let id = control.create("demo").await.spec.id.clone();
     let other = control.create("other").await.spec.id.clone();
     wait_until_running(&backend, &id, 1).await;
@@ -219,8 +208,7 @@ async fn authenticated_agent_is_claimed_and_heartbeats_are_acked() {
 
 #[tokio::test]
 async fn agent_that_violates_the_protocol_is_disconnected() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, backend, control) = TestControlPlane::fresh().await;
     let id = control.create("demo").await.spec.id.clone();
     wait_until_running(&backend, &id, 1).await;
     let shown = credential(&id, 1, &backend.state().secrets[&id].clone());
@@ -269,8 +257,7 @@ async fn served(
 #[tokio::test(flavor = "multi_thread")]
 async fn greedy_workspace_exhausts_only_its_own_sessions() {
     raise_open_files_limit();
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, backend, control) = TestControlPlane::fresh().await;
     let endpoint = AgentsEndpoint::open(&control, &backend);
     let (greedy, shown, _agent) = served(&control, &backend, &endpoint, "greedy").await;
     let (mut connections, mut sessions, mut refusals) = (Vec::new(), Vec::new(), 0);
@@ -306,8 +293,7 @@ async fn greedy_workspace_exhausts_only_its_own_sessions() {
 #[tokio::test(flavor = "multi_thread")]
 async fn thousand_silent_connections_do_not_block_an_agent() {
     raise_open_files_limit();
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, backend, control) = TestControlPlane::fresh().await;
     let endpoint = AgentsEndpoint::open(&control, &backend);
     let mut crowd = Vec::new();
     for _ in 0..1000 {

@@ -21,6 +21,7 @@ use podling_proto::{
     v1::Verb,
     verb::Verbs,
 };
+use podling_testkit::refused;
 use tokio::time::timeout;
 use tonic::{Request, Status};
 
@@ -64,18 +65,9 @@ fn get(workspace: &str) -> GetWorkspaceRequest {
     GetWorkspaceRequest { workspace: workspace.into() }
 }
 
-#[track_caller]
-pub(crate) fn refused<T>(answer: Result<T, Status>) -> Reason {
-    match answer {
-        Ok(_) => panic!("the call was not rejected"),
-        Err(status) => error::reason(&status).expect("a reason"),
-    }
-}
-
 #[tokio::test]
 async fn workspaces_of_other_owners_appear_not_to_exist() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, _backend, control) = TestControlPlane::fresh().await;
     let api = api(&control);
     let (me, you) = (user("me"), user("you"));
     let mine = api.create(by(&me, named("demo"))).await.unwrap().into_inner().workspace.unwrap();
@@ -109,8 +101,7 @@ async fn workspaces_of_other_owners_appear_not_to_exist() {
 
 #[tokio::test]
 async fn narrowed_token_only_reaches_its_own_workspaces() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, _backend, control) = TestControlPlane::fresh().await;
     let (api, me) = (api(&control), user("me"));
     let made = |answer: Result<tonic::Response<CreateWorkspaceResponse>, Status>| {
         let answer = answer.unwrap().into_inner();
@@ -146,8 +137,7 @@ async fn narrowed_token_only_reaches_its_own_workspaces() {
 
 #[tokio::test]
 async fn delete_archives_first_unless_discard_is_set() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, _backend, control) = TestControlPlane::fresh().await;
     let (api, me) = (api(&control), user("me"));
     api.create(by(&me, named("demo"))).await.unwrap();
     let delete = |discard| DeleteWorkspaceRequest { workspace: "demo".into(), discard };
@@ -197,8 +187,7 @@ async fn restore_works_before_the_driver_learns_of_the_deletion() {
 
 #[tokio::test]
 async fn slow_watcher_receives_only_the_newest_view_and_deletions() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, _backend, control) = TestControlPlane::fresh().await;
     let (api, me) = (api(&control), user("me"));
     let (id, _agent) = control.create_awake("demo").await;
     let mut watch = api.watch(by(&me, WatchWorkspacesRequest::default())).await.unwrap().into_inner();
@@ -232,8 +221,7 @@ async fn slow_watcher_receives_only_the_newest_view_and_deletions() {
 
 #[tokio::test]
 async fn down_names_busy_workspaces_and_reports_progress() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, _backend, control) = TestControlPlane::fresh().await;
     let api = api(&control);
     let (id, _agent) = control.create_awake("demo").await;
     control.heartbeat(&id, 1, ActivityLevel::Active).await;
@@ -251,8 +239,7 @@ async fn down_names_busy_workspaces_and_reports_progress() {
 
 #[tokio::test(start_paused = true)]
 async fn idle_watch_receives_keepalives() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, _backend, control) = TestControlPlane::fresh().await;
     let mut watch =
         api(&control).watch(by(&user("me"), WatchWorkspacesRequest::default())).await.unwrap().into_inner();
     assert!(matches!(watch.next().await.unwrap().unwrap().event, Some(Event::Synced(_))));

@@ -43,6 +43,13 @@ pub(crate) struct TestControlPlane {
 }
 
 impl TestControlPlane {
+    /// Starts a control plane in a temporary directory, with a backend of its own.
+    pub(crate) async fn fresh() -> (tempfile::TempDir, FakeBackend, Self) {
+        let (dir, backend) = (tempfile::tempdir().expect("a directory"), FakeBackend::default());
+        let control = Self::start(dir.path(), &backend).await;
+        (dir, backend, control)
+    }
+
     pub(crate) async fn start(dir: &Path, backend: &FakeBackend) -> Self {
         Self::with_archiver(dir, backend, &FakeArchiver::default(), Quotas::default()).await
     }
@@ -79,6 +86,11 @@ impl TestControlPlane {
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { driver.run().await.expect("the driver") });
         Self { handle, shutdown, tasks }
+    }
+
+    /// Creates a workspace and returns its id.
+    pub(crate) async fn create_with(&self, new: NewWorkspace) -> WorkspaceId {
+        self.handle.create(new).await.expect("created").0.spec.id.clone()
     }
 
     pub(crate) async fn create(&self, name: &str) -> Arc<WorkspaceView> {
@@ -210,7 +222,7 @@ impl TestControlPlane {
 
     /// Creates a workspace and serves it with an agent on connection 1.
     pub(crate) async fn create_awake(&self, name: &str) -> (WorkspaceId, mpsc::Receiver<AgentDirective>) {
-        let id = self.create(name).await.spec.id.clone();
+        let id = self.create_with(new_workspace(name)).await;
         let agent = self.serve(&id, 1, 1).await;
         self.wait(&id, |view| view.state == State::Awake).await;
         (id, agent)

@@ -57,8 +57,7 @@ async fn idle_workspaces_fall_asleep_and_stay_asleep_until_woken() {
 
 #[tokio::test]
 async fn used_unknown_or_declining_workspaces_keep_running() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, backend, control) = TestControlPlane::fresh().await;
     let (id, mut agent) = control.create_awake("demo").await;
     let drain =
         async || timeout(DEADLINE, control.handle.drain_idle()).await.expect("in time").expect("drained");

@@ -4,11 +4,10 @@ use podling_core::workspace::State;
 use podling_proto::{agent::v1::ActivityLevel, v1::Verb};
 use serde_json::json;
 
-use crate::{control_plane::TestControlPlane, fake_backend::FakeBackend, json_client::Client};
+use crate::{control_plane::TestControlPlane, json_client::Client};
 
 async fn fixture() -> (tempfile::TempDir, TestControlPlane, Client) {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (dir, _backend, control) = TestControlPlane::fresh().await;
     let client = Client::user(&control);
     (dir, control, client)
 }

@@ -18,8 +18,7 @@ use crate::{
 
 #[tokio::test]
 async fn workspace_is_created_served_and_deleted() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, backend, control) = TestControlPlane::fresh().await;
     let (id, mut agent) = control.create_awake("demo").await;
     assert!(control.heartbeat(&id, 1, ActivityLevel::Active).await);
     let view = control.wait(&id, |view| view.activity.is_some()).await;
@@ -39,8 +38,7 @@ async fn workspace_is_created_served_and_deleted() {
 
 #[tokio::test]
 async fn repeated_create_finds_the_first_workspace() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (dir, backend, control) = TestControlPlane::fresh().await;
     let first = NewWorkspace { request_id: "r1".into(), ..new_workspace("demo") };
     let (made, created) = control.handle.create(first.clone()).await.unwrap();
     assert!(created);
@@ -64,8 +62,7 @@ async fn repeated_create_finds_the_first_workspace() {
 
 #[tokio::test]
 async fn workspaces_per_owner_are_limited() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, _backend, control) = TestControlPlane::fresh().await;
     for i in 0..MAX_WORKSPACES_PER_OWNER {
         control.create(&format!("w{i}")).await;
     }
@@ -75,8 +72,7 @@ async fn workspaces_per_owner_are_limited() {
 
 #[tokio::test]
 async fn killed_agent_is_replaced_after_its_processes_ended() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, backend, control) = TestControlPlane::fresh().await;
     let (id, _agent) = control.create_awake("demo").await;
     backend.kill(&id);
     wait_until_running(&backend, &id, 2).await;
@@ -88,8 +84,7 @@ async fn killed_agent_is_replaced_after_its_processes_ended() {
 
 #[tokio::test]
 async fn failing_starts_are_retried_until_failed_and_wake_retries_now() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, backend, control) = TestControlPlane::fresh().await;
     backend.state().fail_starts = true;
     let id = control.create("demo").await.spec.id.clone();
     let view = control.wait(&id, |view| view.restarts == 1 && view.next.is_some()).await;
@@ -112,8 +107,7 @@ async fn failing_starts_are_retried_until_failed_and_wake_retries_now() {
 
 #[tokio::test]
 async fn repeated_wake_requests_wake_once() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, _backend, control) = TestControlPlane::fresh().await;
     let (id, mut agent) = control.create_awake("demo").await;
     control.put_to_sleep(&id, &mut agent).await;
     let first = control.handle.wake(id.clone()).await.unwrap();
@@ -129,8 +123,7 @@ async fn repeated_wake_requests_wake_once() {
 
 #[tokio::test]
 async fn restarted_control_plane_adopts_running_agents() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (dir, backend, control) = TestControlPlane::fresh().await;
     let (id, _agent) = control.create_awake("demo").await;
     drop(control);
     let control = TestControlPlane::start(dir.path(), &backend).await;
@@ -163,8 +156,7 @@ async fn crash_during_a_start_uses_up_the_epoch() {
 
 #[tokio::test]
 async fn down_refuses_busy_workspaces_and_stopped_ones_wake_later() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (dir, backend, control) = TestControlPlane::fresh().await;
     let (id, _agent) = control.create_awake("demo").await;
     control.heartbeat(&id, 1, ActivityLevel::Busy).await;
     let refused = control.handle.down(false).await.unwrap_err();
@@ -186,8 +178,7 @@ async fn down_refuses_busy_workspaces_and_stopped_ones_wake_later() {
 
 #[tokio::test]
 async fn processes_that_do_not_end_keep_the_storage() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (dir, backend, control) = TestControlPlane::fresh().await;
     let (id, _agent) = control.create_awake("demo").await;
     backend.state().fail_stops = true;
     control.handle.delete(id.clone(), true).await.unwrap();
@@ -209,8 +200,7 @@ async fn processes_that_do_not_end_keep_the_storage() {
 
 #[tokio::test]
 async fn unchanged_workspace_keeps_its_view() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, _backend, control) = TestControlPlane::fresh().await;
     let (id, _agent) = control.create_awake("still").await;
     let before = control.wait(&id, |_| true).await;
     let (_other, _agent2) = control.create_awake("other").await;
@@ -220,8 +210,7 @@ async fn unchanged_workspace_keeps_its_view() {
 
 #[tokio::test]
 async fn cancelled_driver_ends_and_rejects_requests() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let mut control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, backend, mut control) = TestControlPlane::fresh().await;
     let (id, _agent) = control.create_awake("demo").await;
     control.shutdown.cancel();
     timeout(DEADLINE, control.tasks.join_next())

@@ -159,8 +159,7 @@ async fn answers_match_the_document() {
 
 #[tokio::test]
 async fn unknown_workspaces_and_fields_are_rejected() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, _backend, control) = TestControlPlane::fresh().await;
     control.create("demo").await;
     let client = Client::user(&control);
     let document = client.get("/v1/openapi.json").await.is(200);
@@ -196,8 +195,7 @@ async fn unknown_workspaces_and_fields_are_rejected() {
 
 #[tokio::test]
 async fn routes_outside_the_document_do_not_exist() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, _backend, control) = TestControlPlane::fresh().await;
     let client = Client::of(&control, [Verb::Admin]);
     let document = client.get("/v1/openapi.json").await.is(200);
     for (path, methods) in document["paths"].as_object().expect("paths") {

@@ -24,15 +24,7 @@ async fn progress_of_archive_and_restore_is_shown() {
     let control = TestControlPlane::with_archiver(dir.path(), &backend, &archiver, Quotas::default()).await;
     let client = Client::user(&control);
     let policy = Policy { archive_after: Duration::ZERO, ..Policy::default() };
-    let id = control
-        .handle
-        .create(NewWorkspace { policy, ..new_workspace("demo") })
-        .await
-        .unwrap()
-        .0
-        .spec
-        .id
-        .clone();
+    let id = control.create_with(NewWorkspace { policy, ..new_workspace("demo") }).await;
     let mut agent = serve(&control, &backend, &id, 1).await;
     let before = control.wait(&id, |view| view.state == State::Awake).await;
     assert_eq!(before.progress, None);

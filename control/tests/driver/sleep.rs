@@ -14,10 +14,7 @@ use podling_core::{
 use podling_proto::agent::v1::ActivityLevel;
 use tokio::{sync::mpsc, time::timeout};
 
-use crate::{
-    control_plane::{DEADLINE, TestControlPlane, new_workspace, next_sleep_step, wait_until_running},
-    fake_backend::FakeBackend,
-};
+use crate::control_plane::{DEADLINE, TestControlPlane, new_workspace, next_sleep_step, wait_until_running};
 
 /// Idle timeout of two driver ticks. The warning comes at the first tick, and the prepare directive
 /// at the second.
@@ -51,15 +48,7 @@ async fn idle(
 
 async fn short(control: &TestControlPlane) -> (WorkspaceId, mpsc::Receiver<AgentDirective>) {
     let policy = Policy { idle_timeout: TIMEOUT, ..Policy::default() };
-    let id = control
-        .handle
-        .create(NewWorkspace { policy, ..new_workspace("demo") })
-        .await
-        .unwrap()
-        .0
-        .spec
-        .id
-        .clone();
+    let id = control.create_with(NewWorkspace { policy, ..new_workspace("demo") }).await;
     let agent = control.serve(&id, 1, 1).await;
     control.wait(&id, |view| view.state == State::Awake).await;
     (id, agent)
@@ -71,8 +60,7 @@ fn declined(reason: DeclineReason) -> Failure {
 
 #[tokio::test]
 async fn idle_workspace_is_warned_sleeps_in_two_phases_and_wakes() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, backend, control) = TestControlPlane::fresh().await;
     let (id, mut agent) = short(&control).await;
     assert_eq!(idle(&control, &id, &mut agent).await, (true, SleepStep::Prepare(Urgency::Idle)));
     let (directive, step) = next_sleep_step(&mut agent).await;
@@ -99,8 +87,7 @@ async fn idle_workspace_is_warned_sleeps_in_two_phases_and_wakes() {
 
 #[tokio::test]
 async fn keystroke_between_the_phases_keeps_the_workspace_awake() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, backend, control) = TestControlPlane::fresh().await;
     let (id, mut agent) = short(&control).await;
     idle(&control, &id, &mut agent).await;
     let (directive, step) = next_sleep_step(&mut agent).await;
@@ -116,8 +103,7 @@ async fn keystroke_between_the_phases_keeps_the_workspace_awake() {
 
 #[tokio::test]
 async fn wake_during_prepare_cancels_the_sleep() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, backend, control) = TestControlPlane::fresh().await;
     let (id, mut agent) = control.create_awake("demo").await;
     control.handle.sleep(id.clone(), true).await.unwrap();
     let (prepare, step) = next_sleep_step(&mut agent).await;
@@ -136,8 +122,7 @@ async fn wake_during_prepare_cancels_the_sleep() {
 
 #[tokio::test]
 async fn commit_is_repeated_after_a_lost_connection() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, backend, control) = TestControlPlane::fresh().await;
     let (id, mut agent) = short(&control).await;
     idle(&control, &id, &mut agent).await;
     let (_, step) = next_sleep_step(&mut agent).await;
@@ -153,8 +138,7 @@ async fn commit_is_repeated_after_a_lost_connection() {
 
 #[tokio::test]
 async fn used_workspace_sleeps_only_when_forced() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (dir, backend, control) = TestControlPlane::fresh().await;
     let (id, mut agent) = control.create_awake("demo").await;
     assert!(control.heartbeat(&id, 1, ActivityLevel::Busy).await);
     let refused = control.handle.sleep(id.clone(), false).await.unwrap_err();
@@ -169,8 +153,7 @@ async fn used_workspace_sleeps_only_when_forced() {
 
 #[tokio::test]
 async fn activity_since_the_last_heartbeat_prevents_sleep() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, _backend, control) = TestControlPlane::fresh().await;
     let (id, mut agent) = control.create_awake("demo").await;
     assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await);
     control.handle.sleep(id.clone(), false).await.expect("no activity is known");
@@ -186,8 +169,7 @@ async fn activity_since_the_last_heartbeat_prevents_sleep() {
 
 #[tokio::test]
 async fn changed_policy_reaches_the_agent() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, _backend, control) = TestControlPlane::fresh().await;
     let (id, mut agent) = control.create_awake("demo").await;
     let policy = PolicyOverrides { idle_timeout: Some(Duration::from_secs(77)), ..Default::default() };
     control.handle.set_policy(id.clone(), policy).await.unwrap();

@@ -41,15 +41,7 @@ async fn fixture() -> (tempfile::TempDir, FakeBackend, FakeArchiver, TestControl
 async fn sleeping_workspace_is_archived_released_and_restored_on_wake() {
     let (dir, backend, archiver, control) = fixture().await;
     let policy = Policy { archive_after: Duration::ZERO, ..Policy::default() };
-    let id = control
-        .handle
-        .create(NewWorkspace { policy, ..new_workspace("demo") })
-        .await
-        .unwrap()
-        .0
-        .spec
-        .id
-        .clone();
+    let id = control.create_with(NewWorkspace { policy, ..new_workspace("demo") }).await;
     let mut agent = serve(&control, &backend, &id, 1).await;
     control.complete_sleep(&id, &mut agent).await;
     let _maintenance = serve(&control, &backend, &id, 2).await;
@@ -209,15 +201,7 @@ async fn failed_restore_shows_why_until_it_is_retried() {
 async fn wake_during_archiving_cancels_the_archive() {
     let (_dir, backend, archiver, control) = fixture().await;
     let policy = Policy { archive_after: Duration::ZERO, ..Policy::default() };
-    let id = control
-        .handle
-        .create(NewWorkspace { policy, ..new_workspace("demo") })
-        .await
-        .unwrap()
-        .0
-        .spec
-        .id
-        .clone();
+    let id = control.create_with(NewWorkspace { policy, ..new_workspace("demo") }).await;
     let mut agent = serve(&control, &backend, &id, 1).await;
     archiver.hold(true);
     control.complete_sleep(&id, &mut agent).await;
@@ -257,15 +241,7 @@ async fn new_workspace_is_restored_from_an_archive() {
     let _maintenance = serve(&control, &backend, &id, 2).await;
     let gone = control.wait(&id, |view| view.is_gone()).await;
     let source = Some(gone.archives[0].key.clone());
-    let fresh = control
-        .handle
-        .create(NewWorkspace { source, ..new_workspace("fresh") })
-        .await
-        .unwrap()
-        .0
-        .spec
-        .id
-        .clone();
+    let fresh = control.create_with(NewWorkspace { source, ..new_workspace("fresh") }).await;
     let _maintenance = serve(&control, &backend, &fresh, 1).await;
     let _agent = serve(&control, &backend, &fresh, 2).await;
     let awake = control.wait(&fresh, |view| view.state == State::Awake).await;
@@ -321,15 +297,7 @@ async fn archive_in_use_as_a_source_expires_after_the_restore() {
     let _maintenance = serve(&control, &backend, &old, 2).await;
     let gone = control.wait(&old, |view| view.is_gone()).await;
     let source = Some(gone.archives[0].key.clone());
-    let fresh = control
-        .handle
-        .create(NewWorkspace { source, ..new_workspace("fresh") })
-        .await
-        .unwrap()
-        .0
-        .spec
-        .id
-        .clone();
+    let fresh = control.create_with(NewWorkspace { source, ..new_workspace("fresh") }).await;
     discard_with_archives(&control, &old).await;
     control
         .wait(&old, |view| {

@@ -5,10 +5,7 @@ use podling_core::{
     workspace::State,
 };
 
-use crate::{
-    control_plane::{TestControlPlane, wait_until_running},
-    fake_backend::FakeBackend,
-};
+use crate::control_plane::{TestControlPlane, wait_until_running};
 
 /// Returns the wait that a backend reports while the namespace is full.
 fn full(reason: WaitReason) -> Wait {
@@ -17,8 +14,7 @@ fn full(reason: WaitReason) -> Wait {
 
 #[tokio::test]
 async fn waiting_start_reports_its_reason_and_can_be_cancelled() {
-    let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let (_dir, backend, control) = TestControlPlane::fresh().await;
     backend.hold(true);
     let id = control.create("demo").await.spec.id.clone();
     control.wait(&id, |view| view.state == State::Starting).await;

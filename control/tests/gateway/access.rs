@@ -22,9 +22,7 @@ fn all_but(verb: Verb) -> String {
 
 #[tokio::test]
 async fn each_agent_method_needs_exactly_its_verb() {
-    let harness = GatewayHarness::start().await;
-    let agent = FakeAgent::start("one", 200).await;
-    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
+    let (harness, agent) = GatewayHarness::with_agent().await;
     let keys = VerifyingKeys::new(
         harness.identity.token_keys().iter().map(|key| (key.id.clone(), key.public_key.clone())),
     );
@@ -83,9 +81,7 @@ async fn each_control_method_needs_its_verb() {
 
 #[tokio::test]
 async fn call_without_a_valid_token_is_rejected() {
-    let harness = GatewayHarness::start().await;
-    let agent = FakeAgent::start("one", 200).await;
-    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
+    let (harness, agent) = GatewayHarness::with_agent().await;
     let path = "/podling.agent.v1.Terminals/List";
     for (token, expected) in [
         (None, Reason::TokenMissing),
@@ -102,9 +98,7 @@ async fn call_without_a_valid_token_is_rejected() {
 
 #[tokio::test]
 async fn workspace_of_another_owner_is_not_found() {
-    let harness = GatewayHarness::start().await;
-    let agent = FakeAgent::start("one", 200).await;
-    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
+    let (harness, agent) = GatewayHarness::with_agent().await;
     let path = "/podling.agent.v1.Terminals/List";
     let bob = harness.token("read", "bob");
     let nowhere = WorkspaceId::from_bits(99);
@@ -146,9 +140,7 @@ async fn narrowed_token_is_denied_other_and_missing_workspaces() {
 
 #[tokio::test]
 async fn unknown_method_needs_admin() {
-    let harness = GatewayHarness::start().await;
-    let agent = FakeAgent::start("one", 200).await;
-    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
+    let (harness, _agent) = GatewayHarness::with_agent().await;
     let path = "/podling.agent.v2.Terminals/Fly";
     let ada = harness.token(&all_but(Verb::Admin), "ada");
     let refused = harness.call(path, Some(&ada), Some(&demo())).await;

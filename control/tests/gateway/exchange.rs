@@ -3,7 +3,6 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
 use podling_core::workspace::State;
 use podling_proto::{error::reason, v1::Reason};
 use tonic::{Code, Status};
@@ -11,7 +10,7 @@ use tonic::{Code, Status};
 use crate::{
     demo,
     fake_agent::FakeAgent,
-    harness::{GatewayHarness, full_body, status, streamed_body, within},
+    harness::{GatewayHarness, full_body, next_frame, status, streamed_body, within},
 };
 
 const ECHO: &str = "/podling.agent.v1.Terminals/Attach";
@@ -19,22 +18,14 @@ const FLOOD: &str = "/podling.agent.v1.Terminals/Watch";
 const STALL: &str = "/podling.agent.v1.Processes/Watch";
 const LIST: &str = "/podling.agent.v1.Terminals/List";
 
-async fn harness_with(agent: &FakeAgent) -> GatewayHarness {
-    let harness = GatewayHarness::start().await;
-    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
-    harness
-}
-
 #[tokio::test]
 async fn both_directions_flow_at_once_and_end_with_trailers() {
-    let agent = FakeAgent::start("one", 200).await;
-    let harness = harness_with(&agent).await;
+    let (harness, _agent) = GatewayHarness::with_agent().await;
     let (feed, body) = streamed_body();
-    let request = harness.grpc(ECHO, Some(&harness.root_token), Some(&demo()), body);
-    let mut response = within(harness.h2().await.send_request(request)).await.expect("response");
+    let mut response = harness.open(ECHO, body).await;
     for n in 0..100u8 {
         feed.send(Bytes::copy_from_slice(&[n; 100])).await.expect("feed");
-        let frame = within(response.frame()).await.expect("a frame").expect("no error");
+        let frame = next_frame(&mut response).await;
         assert_eq!(
             frame.into_data().expect("data"),
             [n; 100][..],
@@ -42,14 +33,13 @@ async fn both_directions_flow_at_once_and_end_with_trailers() {
         );
     }
     drop(feed);
-    let trailers = within(response.frame()).await.expect("a frame").expect("no error").into_trailers();
+    let trailers = next_frame(&mut response).await.into_trailers();
     assert_eq!(trailers.expect("trailers")["grpc-status"], "0");
 }
 
 #[tokio::test]
 async fn cancellation_by_the_client_reaches_the_agent() {
-    let agent = FakeAgent::start("one", 200).await;
-    let harness = harness_with(&agent).await;
+    let (harness, agent) = GatewayHarness::with_agent().await;
     let mut open = agent.observed.open_exchanges.subscribe();
     let mut h2 = harness.h2().await;
     for path in [ECHO, FLOOD, STALL] {
@@ -57,7 +47,7 @@ async fn cancellation_by_the_client_reaches_the_agent() {
         let request = harness.grpc(path, Some(&harness.root_token), Some(&demo()), body);
         let mut response = within(h2.send_request(request)).await.expect("response");
         feed.send(Bytes::from_static(b"\0\0\0\0\0")).await.expect("feed");
-        within(response.frame()).await.expect("a frame").expect("no error");
+        next_frame(&mut response).await;
         within(open.wait_for(|n| *n == 1)).await.expect("in progress");
         // hyper resets a stream when both of its directions are dropped.
         drop((response, feed));
@@ -77,25 +67,23 @@ async fn cancellation_by_the_client_reaches_the_agent() {
 
 #[tokio::test]
 async fn stalled_reader_does_not_delay_another() {
-    let agent = FakeAgent::start("one", 200).await;
-    let harness = harness_with(&agent).await;
+    let (harness, agent) = GatewayHarness::with_agent().await;
     let mut stalled = Vec::new();
     for _ in 0..4 {
         let request = harness.grpc(FLOOD, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
         let mut response = within(harness.h2().await.send_request(request)).await.expect("response");
-        within(response.frame()).await.expect("a frame").expect("no error");
+        next_frame(&mut response).await;
         stalled.push(response);
     }
     let (feed, body) = streamed_body();
-    let request = harness.grpc(ECHO, Some(&harness.root_token), Some(&demo()), body);
-    let mut response = within(harness.h2().await.send_request(request)).await.expect("response");
+    let mut response = harness.open(ECHO, body).await;
     // This is more data than any flow-control window. The echo continues only if the stalled
     // readers have not used up the connection's shared window.
     let mut received = 0;
     for _ in 0..400 {
         feed.send(Bytes::from(vec![1; 16 * 1024])).await.expect("feed");
         while received < 16 * 1024 {
-            let frame = within(response.frame()).await.expect("a frame").expect("no error");
+            let frame = next_frame(&mut response).await;
             received += frame.into_data().expect("data").len();
         }
         received -= 16 * 1024;
@@ -105,18 +93,16 @@ async fn stalled_reader_does_not_delay_another() {
 
 #[tokio::test]
 async fn data_that_a_reader_does_not_take_stays_at_the_agent() {
-    let agent = FakeAgent::start("one", 200).await;
-    let harness = harness_with(&agent).await;
+    let (harness, agent) = GatewayHarness::with_agent().await;
     let request = harness.grpc(FLOOD, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
     let mut response = within(harness.h2().await.send_request(request)).await.expect("response");
-    within(response.frame()).await.expect("a frame").expect("no error");
+    next_frame(&mut response).await;
     // Another client's echo gives a gateway without back-pressure the time to fetch too much.
     let (feed, body) = streamed_body();
-    let request = harness.grpc(ECHO, Some(&harness.root_token), Some(&demo()), body);
-    let mut echo = within(harness.h2().await.send_request(request)).await.expect("response");
+    let mut echo = harness.open(ECHO, body).await;
     for _ in 0..1000 {
         feed.send(Bytes::from_static(b"x")).await.expect("feed");
-        within(echo.frame()).await.expect("a frame").expect("no error");
+        next_frame(&mut echo).await;
     }
     // 16 MiB is more than the flow-control windows on both sides of the gateway and the sockets'
     // buffers.
@@ -126,14 +112,13 @@ async fn data_that_a_reader_does_not_take_stays_at_the_agent() {
 
 #[tokio::test]
 async fn agent_death_mid_stream_ends_with_unavailable() {
-    let agent = FakeAgent::start("one", 200).await;
-    let harness = harness_with(&agent).await;
+    let (harness, agent) = GatewayHarness::with_agent().await;
     let request = harness.grpc(STALL, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
     let mut response = within(harness.h2().await.send_request(request)).await.expect("response");
-    let first = within(response.frame()).await.expect("a frame").expect("no error");
+    let first = next_frame(&mut response).await;
     assert_eq!(first.into_data().expect("data"), &b"\0\0\0\0\x01x"[..]);
     drop(agent);
-    let last = within(response.frame()).await.expect("a frame").expect("no error");
+    let last = next_frame(&mut response).await;
     let status = Status::from_header_map(&last.into_trailers().expect("trailers")).expect("status");
     assert_eq!((status.code(), reason(&status)), (Code::Unavailable, Some(Reason::AgentUnreachable)));
     let next = harness.call(LIST, Some(&harness.root_token), Some(&demo())).await;
@@ -142,22 +127,20 @@ async fn agent_death_mid_stream_ends_with_unavailable() {
 
 #[tokio::test]
 async fn sleep_explains_the_end_of_calls_in_use_only() {
-    let agent = FakeAgent::start("one", 200).await;
-    let harness = harness_with(&agent).await;
+    let (harness, agent) = GatewayHarness::with_agent().await;
     let mut calls = Vec::new();
     for path in [STALL, ECHO] {
         let (feed, body) = streamed_body();
-        let request = harness.grpc(path, Some(&harness.root_token), Some(&demo()), body);
-        let mut response = within(harness.h2().await.send_request(request)).await.expect("response");
+        let mut response = harness.open(path, body).await;
         feed.send(Bytes::from_static(&[0; 5])).await.expect("feed");
-        within(response.frame()).await.expect("a frame").expect("no error");
+        next_frame(&mut response).await;
         calls.push((feed, response));
     }
     harness.set_workspace(&demo(), "ada", State::Asleep, None);
     drop(agent);
     let mut reasons = Vec::new();
     for (_feed, mut response) in calls {
-        let last = within(response.frame()).await.expect("a frame").expect("no error");
+        let last = next_frame(&mut response).await;
         let trailers = last.into_trailers().expect("trailers");
         reasons.push(reason(&Status::from_header_map(&trailers).expect("status")));
     }
@@ -180,8 +163,7 @@ async fn impostor_at_the_agents_address_receives_no_request() {
 
 #[tokio::test]
 async fn restarted_agent_is_reached_at_once() {
-    let first = FakeAgent::start("one", 200).await;
-    let harness = harness_with(&first).await;
+    let (harness, first) = GatewayHarness::with_agent().await;
     assert_eq!(harness.call(LIST, Some(&harness.root_token), Some(&demo())).await.code(), Code::Ok);
     let second = FakeAgent::start("two", 200).await;
     harness.set_workspace(&demo(), "ada", State::Awake, Some(&second.view));
@@ -191,8 +173,8 @@ async fn restarted_agent_is_reached_at_once() {
 
 #[tokio::test]
 async fn calls_share_a_connection_up_to_the_agents_stream_limit() {
-    let agent = FakeAgent::start("one", 10).await;
-    let harness = harness_with(&agent).await;
+    let (harness, agent) = (GatewayHarness::start().await, FakeAgent::start("one", 10).await);
+    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
     let mut h2 = harness.h2().await;
     let mut open = Vec::new();
     for n in 0..25 {

@@ -12,8 +12,10 @@ use futures_util::{StreamExt, stream};
 use http::{HeaderMap, Request, request::Parts};
 use http_body::Frame;
 use http_body_util::{BodyExt, BodyStream, StreamBody};
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    service::TowerToHyperService,
+};
 use podling_control::{
     backend::InstanceId,
     snapshot::{AgentAddress, AgentView, Fingerprint},
@@ -23,13 +25,14 @@ use podling_proto::agent::v1::{
     KeepAwakeResponse, WatchActivityRequest, WatchActivityResponse,
     activity_server::{Activity, ActivityServer},
 };
-use rcgen::{CertificateParams, KeyPair};
-use rustls::{ServerConfig, crypto::ring::default_provider, pki_types::PrivatePkcs8KeyDer};
-use tokio::{net::TcpListener, sync::watch};
+use podling_testkit::{
+    net::{BoxedStream, FREE_PORT, TestServer},
+    tls::{self_signed, server_config},
+};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
-use tower::{Layer, ServiceExt};
+use tower::Layer;
 
 /// The requests, connections and exchanges that the fake agent has observed.
 #[derive(Debug, Default)]
@@ -46,48 +49,31 @@ pub(crate) struct AgentObservations {
 pub(crate) struct FakeAgent {
     pub(crate) view: AgentView,
     pub(crate) observed: Arc<AgentObservations>,
-    stop: CancellationToken,
-}
-
-impl Drop for FakeAgent {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
+    _server: TestServer,
 }
 
 impl FakeAgent {
     pub(crate) async fn start(boot_id: &str, max_streams: u32) -> Self {
-        let key = KeyPair::generate().expect("key");
-        let certificate = CertificateParams::new(vec!["podling-agent".to_owned()])
-            .and_then(|params| params.self_signed(&key))
-            .expect("certificate");
-        let mut tls = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![certificate.der().clone()],
-                PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-            )
-            .expect("tls");
-        tls.alpn_protocols = vec![b"h2".to_vec()];
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let (certificate, key) = self_signed("podling-agent");
+        let tls = TlsAcceptor::from(server_config(certificate.der().clone(), &key));
+        let observed = Arc::new(AgentObservations::default());
+        let (router, accepted) = (router(observed.clone()), observed.clone());
+        let serve = move |stream| {
+            accepted.connections.fetch_add(1, SeqCst);
+            serve_connection(stream, tls.clone(), router.clone(), max_streams)
+        };
+        let server = TestServer::start(&FREE_PORT, serve).await;
         let view = AgentView {
             boot_id: boot_id.to_owned(),
             epoch: 1,
             version: "0.1.0".to_owned(),
             capabilities: Vec::new(),
-            address: AgentAddress::Tcp(listener.local_addr().expect("address").to_string()),
+            address: AgentAddress::Tcp(server.address.tcp().to_string()),
             fingerprint: Fingerprint::of(certificate.der()),
             instance: InstanceId(boot_id.to_owned()),
             image: None,
         };
-        let observed = Arc::new(AgentObservations::default());
-        let stop = CancellationToken::new();
-        let serving = serve(listener, Arc::new(tls), router(observed.clone()), observed.clone(), max_streams);
-        let stopped = stop.clone();
-        TaskTracker::new().spawn(async move { stopped.run_until_cancelled(serving).await });
-        Self { view, observed, stop }
+        Self { view, observed, _server: server }
     }
 
     pub(crate) fn requests(&self) -> Vec<Parts> {
@@ -95,31 +81,13 @@ impl FakeAgent {
     }
 }
 
-async fn serve(
-    listener: TcpListener,
-    tls: Arc<ServerConfig>,
-    router: Router,
-    observed: Arc<AgentObservations>,
-    max_streams: u32,
-) {
-    let mut connections = tokio::task::JoinSet::new();
-    loop {
-        let (tcp, _) = listener.accept().await.expect("accept");
-        tcp.set_nodelay(true).expect("nodelay");
-        observed.connections.fetch_add(1, SeqCst);
-        let (tls, router) = (TlsAcceptor::from(tls.clone()), router.clone());
-        connections.spawn(async move {
-            // The gateway ends the handshake if the certificate is not the pinned one.
-            let Ok(io) = tls.accept(tcp).await else { return };
-            let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                router.clone().oneshot(request.map(Body::new))
-            });
-            let _ended = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                .max_concurrent_streams(max_streams)
-                .serve_connection(TokioIo::new(io), service)
-                .await;
-        });
-    }
+async fn serve_connection(stream: BoxedStream, tls: TlsAcceptor, router: Router, max_streams: u32) {
+    // The gateway ends the handshake if the certificate is not the pinned one.
+    let Ok(io) = tls.accept(stream).await else { return };
+    let _ended = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .max_concurrent_streams(max_streams)
+        .serve_connection(TokioIo::new(io), TowerToHyperService::new(router))
+        .await;
 }
 
 fn router(observed: Arc<AgentObservations>) -> Router {

@@ -1,9 +1,10 @@
 //! The control plane's public server without a driver. The tests publish the snapshots themselves.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
+use http_body::Frame;
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::{
     body::Incoming,
@@ -19,23 +20,22 @@ use podling_control::{
     server::{PublicRouter, ServerListener, ShutdownSignals, TcpAcceptor, cors},
     snapshot::{AgentView, Snapshot, WorkspaceView},
 };
-use podling_core::reason::StateReason;
 use podling_core::{
     id::{Owner, WorkspaceId},
-    policy::Policy,
-    time::Timestamp,
-    workspace::{AgentConnection, DesiredState, Resources, Spec, State},
+    workspace::{AgentConnection, Spec, State},
 };
 use podling_proto::control::v1::tokens_server::TokensServer;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::timeout,
 };
 use tokio_util::task::TaskTracker;
 use tonic::{Status, service::Routes};
 use tower::Layer;
+
+use crate::{demo, fake_agent::FakeAgent, samples};
 
 /// Upper bound of each wait.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(15);
@@ -105,6 +105,13 @@ impl GatewayHarness {
         Self { identity, root, root_token, snapshots, wakes, metrics, stopping, address, serving, data }
     }
 
+    /// Starts the server with the workspace `demo` awake, and its agent.
+    pub(crate) async fn with_agent() -> (Self, FakeAgent) {
+        let (harness, agent) = (Self::start().await, FakeAgent::start("one", 200).await);
+        harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
+        (harness, agent)
+    }
+
     pub(crate) fn data(&self) -> &Path {
         self.data.path()
     }
@@ -157,6 +164,11 @@ impl GatewayHarness {
         sender
     }
 
+    /// Sends a request over HTTP/1.1 on a new connection, and waits for the head of the response.
+    pub(crate) async fn send_h1(&self, request: Request<Body>) -> Response<Incoming> {
+        within(self.h1().await.send_request(request)).await.expect("response")
+    }
+
     /// Calls a gRPC method with an empty message and returns its status.
     pub(crate) async fn call(
         &self,
@@ -167,6 +179,20 @@ impl GatewayHarness {
         let request = self.grpc(path, token, workspace, full_body(&[0; 5]));
         let response = within(self.h2().await.send_request(request)).await.expect("response");
         status(response).await
+    }
+
+    /// Sends a request for `demo` with the root token on a new connection, and waits for the head of
+    /// the response.
+    pub(crate) async fn open(&self, path: &str, body: Body) -> Response<Incoming> {
+        let request = self.grpc(path, Some(&self.root_token), Some(&demo()), body);
+        within(self.h2().await.send_request(request)).await.expect("response")
+    }
+
+    /// Calls a method of `demo` with the root token and an empty message, in a task.
+    pub(crate) async fn call_in(&self, calls: &mut JoinSet<Status>, path: &str) {
+        let request = self.grpc(path, Some(&self.root_token), Some(&demo()), full_body(&[0; 5]));
+        let mut h2 = self.h2().await;
+        calls.spawn(async move { status(h2.send_request(request).await.expect("response")).await });
     }
 
     pub(crate) fn grpc(
@@ -189,6 +215,16 @@ impl GatewayHarness {
     }
 }
 
+/// Reads the whole body of a response.
+pub(crate) async fn read_body(response: Response<Incoming>) -> Bytes {
+    within(response.into_body().collect()).await.expect("body").to_bytes()
+}
+
+/// Reads the next frame of a response, which must have one.
+pub(crate) async fn next_frame(response: &mut Response<Incoming>) -> Frame<Bytes> {
+    within(response.frame()).await.expect("a frame").expect("no error")
+}
+
 /// Returns the gRPC status of a response, from its headers or its trailers.
 pub(crate) async fn status(response: Response<Incoming>) -> Status {
     if let Some(status) = Status::from_header_map(response.headers()) {
@@ -206,7 +242,7 @@ pub(crate) fn full_body(bytes: &[u8]) -> Body {
 pub(crate) fn streamed_body() -> (mpsc::Sender<Bytes>, Body) {
     use futures_util::StreamExt;
     let (tx, rx) = mpsc::channel(16);
-    let frames = tokio_stream::wrappers::ReceiverStream::new(rx).map(|data| Ok(http_body::Frame::data(data)));
+    let frames = tokio_stream::wrappers::ReceiverStream::new(rx).map(|data| Ok(Frame::data(data)));
     (tx, BodyExt::boxed(http_body_util::StreamBody::new(frames)))
 }
 
@@ -222,41 +258,8 @@ fn view(
     agent: Option<&AgentView>,
     version: u64,
 ) -> WorkspaceView {
-    WorkspaceView {
-        spec: Arc::new(Spec {
-            id: id.clone(),
-            name: "demo".parse().expect("name"),
-            owner: owner.parse().expect("owner"),
-            template: "shell".to_owned(),
-            command: Vec::new(),
-            env: BTreeMap::new(),
-            policy: Policy::default(),
-            resources: Resources::default(),
-            storage_bytes: None,
-            desired_state: DesiredState::Awake,
-            request_seq: 1,
-            source: None,
-            created: Timestamp(0),
-            request_id: String::new(),
-        }),
-        state,
-        reason: StateReason::Created,
-        since: Timestamp(0),
-        connection: if agent.is_some() { AgentConnection::Connected } else { AgentConnection::Unknown },
-        activity: None,
-        agent: agent.cloned().map(Arc::new),
-        next: None,
-        restarts: 0,
-        allocated: None,
-        actual: None,
-        waits: None,
-        storage: true,
-        queue_position: None,
-        progress: None,
-        archives: Vec::new(),
-        log: Arc::default(),
-        credential: None,
-        undelete: true,
-        version,
-    }
+    let spec = Spec { id: id.clone(), owner: owner.parse().expect("owner"), ..samples::spec(1, "demo") };
+    let connection = if agent.is_some() { AgentConnection::Connected } else { AgentConnection::Unknown };
+    let agent = agent.cloned().map(Arc::new);
+    WorkspaceView { state, connection, agent, version, ..samples::view(spec) }
 }

@@ -4,8 +4,6 @@ use std::{
     io,
     sync::{Arc, Mutex},
 };
-
-use podling_core::workspace::State;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -14,7 +12,6 @@ use tracing_subscriber::{filter::LevelFilter, fmt::MakeWriter};
 
 use crate::{
     demo,
-    fake_agent::FakeAgent,
     harness::{GatewayHarness, full_body, status, within},
 };
 
@@ -30,9 +27,7 @@ async fn exchange_raw(harness: &GatewayHarness, request: &str) -> String {
 
 #[tokio::test]
 async fn smuggled_request_is_rejected_and_never_forwarded() {
-    let harness = GatewayHarness::start().await;
-    let agent = FakeAgent::start("one", 200).await;
-    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
+    let (harness, agent) = GatewayHarness::with_agent().await;
     let head = format!(
         "PUT /files/a HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\npodling-workspace: {}\r\n",
         harness.root_token,
@@ -69,15 +64,9 @@ async fn smuggled_request_is_rejected_and_never_forwarded() {
 
 #[tokio::test]
 async fn request_for_two_workspaces_or_a_tunnel_is_rejected() {
-    let harness = GatewayHarness::start().await;
-    let agent = FakeAgent::start("one", 200).await;
-    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
-    let mut twice = harness.grpc(
-        "/podling.agent.v1.Terminals/List",
-        Some(&harness.root_token),
-        Some(&demo()),
-        full_body(&[0; 5]),
-    );
+    let (harness, agent) = GatewayHarness::with_agent().await;
+    let list = "/podling.agent.v1.Terminals/List";
+    let mut twice = harness.grpc(list, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
     twice.headers_mut().append("podling-workspace", "abcdefghijkl".parse().expect("value"));
     let refused = status(within(harness.h2().await.send_request(twice)).await.expect("response")).await;
     assert!(refused.message().contains("podling-workspace"), "{refused}");
@@ -100,9 +89,7 @@ async fn request_for_two_workspaces_or_a_tunnel_is_rejected() {
 
 #[tokio::test]
 async fn upgrade_header_is_dropped_and_the_request_is_served() {
-    let harness = GatewayHarness::start().await;
-    let agent = FakeAgent::start("one", 200).await;
-    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
+    let (harness, agent) = GatewayHarness::with_agent().await;
     for upgrade in ["websocket", "h2c"] {
         let request = format!(
             "GET /files/a/3 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\npodling-workspace: {}\r\n\
@@ -152,9 +139,7 @@ async fn log_at_trace_level_contains_no_secret() {
         tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE).with_writer(log.clone()).finish();
     // The subscriber is set for this thread only, which runs the whole test.
     let logging = tracing::subscriber::set_default(subscriber);
-    let harness = GatewayHarness::start().await;
-    let agent = FakeAgent::start("one", 200).await;
-    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
+    let (harness, agent) = GatewayHarness::with_agent().await;
     let ada = harness.token("read,terminal,token", "ada");
     let list = "/podling.agent.v1.Terminals/List";
     assert_eq!(harness.call(list, Some(&ada), Some(&demo())).await.code(), tonic::Code::Ok);

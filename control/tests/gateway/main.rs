@@ -7,6 +7,8 @@ mod fake_agent;
 mod harness;
 mod hostile;
 mod protocols;
+#[path = "../../src/tests/workspaces.rs"]
+mod samples;
 mod shutdown;
 mod waking;
 

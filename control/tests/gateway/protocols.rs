@@ -2,7 +2,6 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use http::{Request, header::ORIGIN};
-use http_body_util::BodyExt;
 use podling_core::workspace::State;
 use podling_proto::{agent::v1::WatchActivityResponse, error::reason, v1::Reason};
 use prost::Message;
@@ -10,15 +9,12 @@ use tonic::Status;
 
 use crate::{
     demo,
-    fake_agent::FakeAgent,
-    harness::{GatewayHarness, full_body, within},
+    harness::{GatewayHarness, full_body, next_frame, read_body, within},
 };
 
 #[tokio::test]
 async fn grpc_web_streams_over_http_1() {
-    let harness = GatewayHarness::start().await;
-    let agent = FakeAgent::start("one", 200).await;
-    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
+    let (harness, _agent) = GatewayHarness::with_agent().await;
     for (content_type, text) in [("application/grpc-web+proto", false), ("application/grpc-web-text", true)] {
         let body = if text { BASE64.encode([0; 5]).into_bytes() } else { vec![0; 5] };
         let request = Request::post("/podling.agent.v1.Activity/Watch")
@@ -30,9 +26,9 @@ async fn grpc_web_streams_over_http_1() {
             .header("podling-workspace", demo().as_str())
             .body(full_body(&body))
             .expect("request");
-        let response = within(harness.h1().await.send_request(request)).await.expect("response");
+        let response = harness.send_h1(request).await;
         assert_eq!(response.status(), 200);
-        let body = within(response.into_body().collect()).await.expect("body").to_bytes();
+        let body = read_body(response).await;
         let frames = if text { decode_text(&body) } else { body.to_vec() };
         let (messages, trailers) = web_frames(&frames);
         assert_eq!(messages.len(), 2);
@@ -44,9 +40,7 @@ async fn grpc_web_streams_over_http_1() {
 
 #[tokio::test]
 async fn broken_grpc_web_stream_ends_with_a_status() {
-    let harness = GatewayHarness::start().await;
-    let agent = FakeAgent::start("one", 200).await;
-    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
+    let (harness, agent) = GatewayHarness::with_agent().await;
     let request = Request::post("/podling.agent.v1.Processes/Watch")
         .header("host", &harness.address)
         .header("content-type", "application/grpc-web")
@@ -54,10 +48,10 @@ async fn broken_grpc_web_stream_ends_with_a_status() {
         .header("podling-workspace", demo().as_str())
         .body(full_body(&[0; 5]))
         .expect("request");
-    let mut response = within(harness.h1().await.send_request(request)).await.expect("response");
-    let first = within(response.frame()).await.expect("frame").expect("no error").into_data().expect("data");
+    let mut response = harness.send_h1(request).await;
+    let first = next_frame(&mut response).await.into_data().expect("data");
     drop(agent);
-    let rest = within(response.into_body().collect()).await.expect("body").to_bytes();
+    let rest = read_body(response).await;
     let (messages, trailers) = web_frames(&[&first[..], &rest].concat());
     assert_eq!(messages, [b"x"]);
     assert!(trailers.expect("trailers").contains("grpc-status: 14"));
@@ -85,7 +79,7 @@ async fn refusal_is_the_same_in_three_protocols() {
             } else {
                 assert_eq!(response.status(), 401);
                 assert_eq!(response.headers()["content-type"], "application/problem+json");
-                let body = within(response.into_body().collect()).await.expect("body").to_bytes();
+                let body = read_body(response).await;
                 let body: serde_json::Value = serde_json::from_slice(&body).expect("json");
                 assert_eq!(body["reason"], "TOKEN_MISSING");
             }
@@ -95,9 +89,7 @@ async fn refusal_is_the_same_in_three_protocols() {
 
 #[tokio::test]
 async fn files_are_read_and_written_over_plain_http() {
-    let harness = GatewayHarness::start().await;
-    let agent = FakeAgent::start("one", 200).await;
-    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
+    let (harness, agent) = GatewayHarness::with_agent().await;
     let request = |method: &str, path: &str, verbs: &str, body: &[u8]| {
         Request::builder()
             .method(method)
@@ -120,12 +112,12 @@ async fn files_are_read_and_written_over_plain_http() {
         (200, &"5000000".parse().expect("value"))
     );
     assert!(!got.headers().contains_key("set-cookie") && got.headers().contains_key("etag"));
-    let body = within(got.into_body().collect()).await.expect("body").to_bytes();
+    let body = read_body(got).await;
     assert_eq!((body.len(), body.iter().all(|b| *b == 5)), (5_000_000, true));
     assert!(agent.requests().iter().all(|r| !r.headers.contains_key("cookie")));
     let put = request("PUT", "/files/b", "files-write", &vec![1; 3_000_000]);
-    let put = within(harness.h1().await.send_request(put)).await.expect("put");
-    let body = within(put.into_body().collect()).await.expect("body").to_bytes();
+    let put = harness.send_h1(put).await;
+    let body = read_body(put).await;
     assert_eq!(body, "3000000");
     let refused =
         within(harness.h1().await.send_request(request("PUT", "/files/b", "files-read", b"x"))).await;
@@ -146,9 +138,7 @@ async fn cors_allows_only_listed_origins() {
             .body(full_body(b""))
             .expect("request")
     };
-    let allowed = within(harness.h1().await.send_request(preflight("https://console.example")))
-        .await
-        .expect("response");
+    let allowed = harness.send_h1(preflight("https://console.example")).await;
     assert_eq!(allowed.status(), 200);
     assert_eq!(allowed.headers()["access-control-allow-origin"], "https://console.example");
     let headers = allowed.headers()["access-control-allow-headers"].to_str().expect("ascii");
@@ -156,8 +146,7 @@ async fn cors_allows_only_listed_origins() {
     let methods = allowed.headers()["access-control-allow-methods"].to_str().expect("ascii");
     assert!(["GET", "POST", "PUT", "PATCH", "DELETE"].iter().all(|m| methods.contains(m)), "{methods}");
     assert!(!allowed.headers().contains_key("access-control-allow-credentials"), "never with cookies");
-    let other =
-        within(harness.h1().await.send_request(preflight("https://evil.example"))).await.expect("response");
+    let other = harness.send_h1(preflight("https://evil.example")).await;
     assert!(!other.headers().contains_key("access-control-allow-origin"));
     // The response, here a refusal, lists the headers that the page may read.
     let call = Request::post("/podling.agent.v1.Terminals/Watch")
@@ -166,7 +155,7 @@ async fn cors_allows_only_listed_origins() {
         .header("content-type", "application/grpc-web+proto")
         .body(full_body(&[0; 5]))
         .expect("request");
-    let response = within(harness.h1().await.send_request(call)).await.expect("response");
+    let response = harness.send_h1(call).await;
     let exposed = response.headers()["access-control-expose-headers"].to_str().expect("ascii");
     for header in ["grpc-status", "grpc-message", "grpc-status-details-bin"] {
         assert!(exposed.contains(header), "{exposed}");
@@ -184,16 +173,15 @@ async fn health_and_readiness_need_no_token_and_metrics_do() {
         request.body(full_body(b"")).expect("request")
     };
     for path in ["/healthz", "/readyz"] {
-        let response = within(harness.h1().await.send_request(get(path, None))).await.expect("response");
+        let response = harness.send_h1(get(path, None)).await;
         assert_eq!(response.status(), 200, "{path}");
     }
-    let refused = within(harness.h1().await.send_request(get("/metrics", None))).await.expect("response");
+    let refused = harness.send_h1(get("/metrics", None)).await;
     assert_eq!(refused.status(), 401);
     harness.set_workspace(&demo(), "ada", State::Awake, None);
     let read = harness.token("read", "ada");
-    let response =
-        within(harness.h1().await.send_request(get("/metrics", Some(&read)))).await.expect("response");
-    let body = within(response.into_body().collect()).await.expect("body").to_bytes();
+    let response = harness.send_h1(get("/metrics", Some(&read))).await;
+    let body = read_body(response).await;
     let text = String::from_utf8(body.to_vec()).expect("text");
     assert!(text.contains("podling_workspaces{state=\"awake\"} 1"), "{text}");
     assert!(text.contains("code=\"Unauthenticated\"} 1"), "{text}");

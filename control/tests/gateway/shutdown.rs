@@ -3,30 +3,25 @@
 use std::time::Duration;
 
 use http::Request;
-use http_body_util::BodyExt;
-use podling_core::workspace::State;
 use podling_proto::{error::reason, v1::Reason};
 use tokio::{io::AsyncReadExt, net::TcpStream};
 use tonic::Status;
 
 use crate::{
     demo,
-    fake_agent::FakeAgent,
-    harness::{GatewayHarness, full_body, within},
+    harness::{GatewayHarness, full_body, next_frame, within},
 };
 
 #[tokio::test]
 async fn shutdown_ends_streams_with_a_status_and_closes_the_port() {
-    let mut harness = GatewayHarness::start().await;
-    let agent = FakeAgent::start("one", 200).await;
-    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
+    let (mut harness, _agent) = GatewayHarness::with_agent().await;
     let mut h2 = harness.h2().await;
     let path = "/podling.agent.v1.Processes/Watch";
     let request = harness.grpc(path, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
     let mut response = within(h2.send_request(request)).await.expect("response");
-    within(response.frame()).await.expect("frame").expect("no error");
+    next_frame(&mut response).await;
     harness.stopping.draining.cancel();
-    let last = within(response.frame()).await.expect("a frame").expect("no error");
+    let last = next_frame(&mut response).await;
     let status = Status::from_header_map(&last.into_trailers().expect("trailers")).expect("status");
     assert_eq!(reason(&status), Some(Reason::ShuttingDown));
     within(&mut harness.serving).await.expect("the server task");
@@ -35,9 +30,7 @@ async fn shutdown_ends_streams_with_a_status_and_closes_the_port() {
 
 #[tokio::test]
 async fn shutdown_cuts_off_a_client_that_does_not_read() {
-    let mut harness = GatewayHarness::start().await;
-    let agent = FakeAgent::start("one", 200).await;
-    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
+    let (mut harness, _agent) = GatewayHarness::with_agent().await;
     let mut h2 = harness.h2().await;
     // The client never reads, so the final status does not fit into its flow-control window.
     let path = "/podling.agent.v1.Terminals/Watch";
@@ -53,12 +46,8 @@ async fn unauthenticated_flood_is_closed_and_token_holder_is_served() {
     let harness = GatewayHarness::start().await;
     let mut authenticated = harness.h2().await;
     let describe = |harness: &GatewayHarness| {
-        harness.grpc(
-            "/podling.control.v1.Tokens/Describe",
-            Some(&harness.root_token),
-            None,
-            full_body(&[0; 5]),
-        )
+        let path = "/podling.control.v1.Tokens/Describe";
+        harness.grpc(path, Some(&harness.root_token), None, full_body(&[0; 5]))
     };
     let first = within(authenticated.send_request(describe(&harness))).await.expect("response");
     assert_eq!(first.status(), 200);
@@ -87,6 +76,6 @@ async fn unauthenticated_flood_is_closed_and_token_holder_is_served() {
     assert_eq!(within(last.read(&mut byte)).await.unwrap_or(0), 0);
     let request =
         Request::get("/healthz").header("host", &harness.address).body(full_body(b"")).expect("request");
-    let health = within(harness.h1().await.send_request(request)).await.expect("response");
+    let health = harness.send_h1(request).await;
     assert_eq!(health.status(), 200);
 }

@@ -31,9 +31,7 @@ async fn waking_call_is_held_until_the_workspace_is_awake() {
     harness.set_workspace(&demo(), "ada", State::Starting, None);
     let mut calls = JoinSet::new();
     for _ in 0..5 {
-        let request = harness.grpc(CREATE, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
-        let mut h2 = harness.h2().await;
-        calls.spawn(async move { status(h2.send_request(request).await.expect("response")).await });
+        harness.call_in(&mut calls, CREATE).await;
     }
     assert_eq!(within(harness.wakes.recv()).await, Some(demo()));
     let agent = FakeAgent::start("one", 200).await;
@@ -108,12 +106,7 @@ async fn call_that_does_not_wake_is_rejected_at_once() {
 async fn failed_start_is_named_once_with_its_cause() {
     let harness = GatewayHarness::start().await;
     harness.set_workspace(&demo(), "ada", State::Failed, None);
-    harness.snapshots.send_modify(|snapshot| {
-        let mut workspaces = snapshot.workspaces.clone();
-        let view = workspaces.get_mut(&demo()).expect("workspace");
-        Arc::make_mut(view).reason = StateReason::AgentStartFailed { detail: "exit code 2".into() };
-        *snapshot = Arc::new(Snapshot { workspaces, ..Snapshot::default() });
-    });
+    change(&harness, |view| view.reason = StateReason::AgentStartFailed { detail: "exit code 2".into() });
     let refused = harness.call(WRITE, Some(&harness.root_token), Some(&demo())).await;
     assert_eq!(refused.message(), "the workspace failed to start: exit code 2");
     assert_eq!(detail(&refused, "cause").as_deref(), Some("exit code 2"));
@@ -126,10 +119,8 @@ async fn held_call_fails_with_its_workspace() {
         [(Some(State::Failed), Reason::WorkspaceFailed), (None, Reason::WorkspaceNotFound)]
     {
         harness.set_workspace(&demo(), "ada", State::Starting, None);
-        let request = harness.grpc(CREATE, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
-        let mut h2 = harness.h2().await;
         let mut calls = JoinSet::new();
-        calls.spawn(async move { status(h2.send_request(request).await.expect("response")).await });
+        harness.call_in(&mut calls, CREATE).await;
         assert_eq!(within(harness.wakes.recv()).await, Some(demo()));
         match state {
             Some(state) => harness.set_workspace(&demo(), "ada", state, None),
@@ -169,10 +160,8 @@ async fn no_call_waits_for_a_deleted_workspace() {
 
     for (what, expected) in [(true, Reason::Deleting), (false, Reason::WorkspaceFailed)] {
         harness.set_workspace(&demo(), "ada", State::Starting, None);
-        let request = harness.grpc(CREATE, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
-        let mut h2 = harness.h2().await;
         let mut calls = JoinSet::new();
-        calls.spawn(async move { status(h2.send_request(request).await.expect("response")).await });
+        harness.call_in(&mut calls, CREATE).await;
         assert_eq!(within(harness.wakes.recv()).await, Some(demo()));
         change(&harness, |view| match what {
             true => delete(view),
@@ -191,10 +180,8 @@ async fn no_call_waits_for_a_deleted_workspace() {
 async fn call_to_a_failed_workspace_retries_the_start() {
     let mut harness = GatewayHarness::start().await;
     harness.set_workspace(&demo(), "ada", State::Failed, None);
-    let request = harness.grpc(CREATE, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
-    let mut h2 = harness.h2().await;
     let mut calls = JoinSet::new();
-    calls.spawn(async move { status(h2.send_request(request).await.expect("response")).await });
+    harness.call_in(&mut calls, CREATE).await;
     assert_eq!(within(harness.wakes.recv()).await, Some(demo()));
     // Only the time of the next retry changes, so this is not a second failure.
     harness.set_workspace(&demo(), "ada", State::Failed, None);

@@ -6,16 +6,10 @@ use std::{
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    process::Command,
     sync::Arc,
     time::Duration,
 };
 
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-    service::TowerToHyperService,
-};
 use podling_control::{
     agents::AgentsService,
     archiver::AgentArchiver,
@@ -29,9 +23,14 @@ use podling_control::{
     store::RedbStore,
 };
 use podling_core::{id::WorkspaceId, policy::Policy, quota::Quotas, workspace::Resources};
+use podling_testkit::{
+    DialAddress,
+    http::serve_tls,
+    net::TestServer,
+    processes::{self, pids, read_proc},
+};
 use prometheus_client::metrics::counter::Counter;
-use tokio::{net::UnixListener, task::JoinSet, time::timeout};
-use tokio_rustls::TlsAcceptor;
+use tokio::{task::JoinSet, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
@@ -47,6 +46,7 @@ pub(crate) struct LocalControlPlane {
     pub(crate) handle: DriverHandle,
     pub(crate) shutdown: CancellationToken,
     _tasks: JoinSet<()>,
+    _agents: TestServer,
 }
 
 impl DataDir {
@@ -92,13 +92,7 @@ impl DataDir {
 
 impl Drop for DataDir {
     fn drop(&mut self) {
-        let own = self.path().display().to_string();
-        // A script has the directory's path in its arguments. This program, run as an agent, has it
-        // in its environment.
-        let ours = |pid: &u32| ["cmdline", "environ"].iter().any(|file| read_proc(*pid, file).contains(&own));
-        for pid in pids().filter(|pid| *pid != std::process::id()).filter(ours) {
-            kill(pid);
-        }
+        processes::kill_all(&processes::in_dir(self.path()));
     }
 }
 
@@ -130,8 +124,8 @@ impl LocalControlPlane {
         let (driver, handle) = driver.await.unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { driver.run().await.unwrap() });
-        tasks.spawn(serve_agents(data, &identity, handle.clone()));
-        Self { handle, shutdown, _tasks: tasks }
+        let agents = serve_agents(data, &identity, handle.clone()).await;
+        Self { handle, shutdown, _tasks: tasks, _agents: agents }
     }
 
     pub(crate) async fn create(&self, name: &str) -> WorkspaceId {
@@ -174,17 +168,10 @@ impl LocalControlPlane {
     }
 }
 
-/// Binds the control socket in the data directory. Returns a future that accepts agents on it.
-fn serve_agents(
-    data: &DataDir,
-    identity: &ControlIdentity,
-    handle: DriverHandle,
-) -> impl Future<Output = ()> + use<> {
+/// Accepts agents at the control socket in the data directory.
+async fn serve_agents(data: &DataDir, identity: &ControlIdentity, handle: DriverHandle) -> TestServer {
     let path = control_socket(data.path());
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let _stale = fs::remove_file(&path);
-    let listener = UnixListener::bind(path).unwrap();
-    let acceptor = TlsAcceptor::from(identity.agents_tls());
     let reviewer = LocalReviewer::new(handle.snapshots()).unwrap();
     let service = AgentsService::new(
         handle,
@@ -194,34 +181,8 @@ fn serve_agents(
         CancellationToken::new(),
         Counter::default(),
     );
-    let router = Routes::new(service.into_server()).into_axum_router().with_state(());
-    async move {
-        let mut connections = JoinSet::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            let (acceptor, router) = (acceptor.clone(), router.clone());
-            connections.spawn(async move {
-                let Ok(stream) = acceptor.accept(stream).await else { return };
-                let builder = auto::Builder::new(TokioExecutor::new());
-                let _over =
-                    builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).await;
-            });
-        }
-    }
-}
-
-pub(crate) fn kill(pid: u32) {
-    let _ended = Command::new("kill").args(["-9", &pid.to_string()]).status();
-}
-
-pub(crate) fn pids() -> impl Iterator<Item = u32> {
-    fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-}
-
-/// Returns the content of a file in /proc/PID, with spaces in place of NULs. Empty if the process
-/// has ended.
-pub(crate) fn read_proc(pid: u32, file: &str) -> String {
-    let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-    String::from_utf8_lossy(&text).replace('\0', " ")
+    let router = Routes::new(service.into_server()).into_axum_router();
+    serve_tls(&DialAddress::Unix(path), identity.agents_tls(), router).await
 }
 
 /// Returns the ids of the processes that carry the workspace's marker variable.
