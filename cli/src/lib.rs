@@ -13,8 +13,6 @@ pub mod client;
 pub mod command;
 pub mod duration;
 pub mod failure;
-#[cfg(test)]
-mod golden;
 pub mod local_file;
 pub mod output;
 pub mod signal;

@@ -248,9 +248,10 @@ mod tests {
             DeclineReason, LogEntry, NextStep, Operation, Remedy, Resources, StateReason, next_step::Step,
         },
     };
+    use podling_testkit::golden::assert_golden;
 
     use super::*;
-    use crate::{duration::to_wire, golden::assert_golden};
+    use crate::duration::to_wire;
 
     /// Time of the explanation, in seconds since 1970.
     const NOW: u64 = 1_000_000;
@@ -345,7 +346,7 @@ mod tests {
     const IN_USE: [Remedy; 3] = [Remedy::Use, Remedy::KeepAwake, Remedy::Sleep];
 
     fn golden(name: &str, known: &ExplainData) {
-        assert_golden(&format!("explain/{name}"), &render(known, time(NOW)));
+        assert_golden(&format!("tests/golden/explain/{name}.txt"), &render(known, time(NOW)));
     }
 
     #[test]

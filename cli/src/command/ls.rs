@@ -126,9 +126,9 @@ mod tests {
         agent::v1::{ActivityLevel, ActivityState, CommandFailure},
         control::v1::{NextStep, Operation, next_step::Step},
     };
+    use podling_testkit::golden::assert_golden;
 
     use super::*;
-    use crate::golden::assert_golden;
 
     /// Time of the listing, in seconds since 1970.
     const NOW: i64 = 1_000_000;
@@ -217,8 +217,8 @@ mod tests {
             },
         ];
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW.unsigned_abs());
-        assert_golden("ls", &render(&workspaces, now, false));
-        assert_golden("ls-all-owners", &render(&workspaces[..2], now, true));
+        assert_golden("tests/golden/ls.txt", &render(&workspaces, now, false));
+        assert_golden("tests/golden/ls-all-owners.txt", &render(&workspaces[..2], now, true));
         let without_problem = render(&workspaces[..7], now, false);
         let is_wide = |line: &&str| line.chars().count() > 100;
         assert_eq!(without_problem.lines().find(is_wide), None, "wider than a terminal of 100 columns");

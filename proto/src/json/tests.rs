@@ -1,7 +1,6 @@
 //! Tests of the JSON of all messages: what is written can be read again.
 
-use std::{env, fs, path::Path};
-
+use podling_testkit::golden::assert_golden;
 use proptest::{collection::vec, prelude::*, test_runner::TestRunner};
 use prost_reflect::{Kind, MapKey, Value};
 use serde_json::{Value as Json, json};
@@ -123,14 +122,7 @@ fn workspace() -> Workspace {
 
 #[test]
 fn workspace_matches_its_golden_file() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/workspace.json");
-    let text = format!("{:#}\n", to_json(&workspace()));
-    if env::var_os("PODLING_UPDATE_GOLDEN").is_some() {
-        fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
-        fs::write(&path, &text).expect("written");
-    }
-    let expected = fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(text, expected, "{} differs; run again with PODLING_UPDATE_GOLDEN=1", path.display());
+    assert_golden("tests/golden/workspace.json", &format!("{:#}\n", to_json(&workspace())));
 }
 
 #[test]

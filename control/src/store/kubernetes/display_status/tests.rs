@@ -1,12 +1,13 @@
 //! Tests of the displayed status.
 
-use std::{env, fs, path::Path, sync::Arc};
+use std::sync::Arc;
 
 use podling_core::{
     reason::{Operation, SleepCause, Wait},
     status::Phase,
     workspace::AgentConnection,
 };
+use podling_testkit::golden;
 use serde_json::json;
 
 use super::*;
@@ -49,20 +50,12 @@ fn workspace_status(status: Status, display: &DisplayStatus) -> WorkspaceStatus 
     status
 }
 
-/// Compares the status without its record with a golden file. With PODLING_UPDATE_GOLDEN,
-/// rewrites the file first.
+/// Compares the status without its record with a golden file.
 #[track_caller]
 fn assert_golden(name: &str, status: &WorkspaceStatus) {
     let status = WorkspaceStatus { record: None, ..status.clone() };
     let text = serde_json::to_string_pretty(&status).unwrap() + "\n";
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let path = dir.join(format!("workspace-status-{name}.json"));
-    if env::var_os("PODLING_UPDATE_GOLDEN").is_some() {
-        fs::create_dir_all(&dir).unwrap();
-        fs::write(&path, &text).unwrap();
-    }
-    let golden = fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(text, golden, "{name}: set PODLING_UPDATE_GOLDEN=1 if the change is intended");
+    golden::assert_golden(&format!("tests/golden/workspace-status-{name}.json"), &text);
 }
 
 #[test]
