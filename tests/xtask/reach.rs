@@ -172,7 +172,8 @@ mod tests {
             package("control/core", &[]),
             package("control", &["control/core", "proto"]),
             package("cli", &["agent", "control"]),
-            package("tests", &["agent", "control", "cli"]),
+            package("tests", &["agent", "control", "cli", "tests/testkit"]),
+            package("tests/testkit", &["proto"]),
             package("tests/xtask", &[]),
         ]);
         Reach::of(&files, &dependencies)
@@ -211,7 +212,10 @@ mod tests {
         assert_eq!(one.story_filters(), ["both_backends::sleep_and_wake::", "first_run::", ALWAYS]);
         assert!(reach(&["tests/stories/main.rs"]).story_filters().is_empty());
         assert!(reach(&["tests/stories/traces/177"]).story_filters().is_empty());
-        assert!(reach(&["tests/src/wait.rs"]).story_filters().is_empty());
+        assert!(reach(&["tests/src/cli.rs"]).story_filters().is_empty());
+        let kit = reach(&["tests/testkit/src/wait.rs"]);
+        assert_eq!(packages(&kit), ["tests", "tests/testkit"]);
+        assert!(kit.story_filters().is_empty());
     }
 
     #[test]
