@@ -154,7 +154,6 @@ impl AgentSession {
         self.send(Message::Directive(Directive { id, directive: Some(directive) })).await;
     }
 
-    /// Acknowledges a heartbeat.
     pub async fn acknowledge(&self, heartbeat: &Heartbeat) {
         self.send(Message::HeartbeatAck(HeartbeatAck { sequence: heartbeat.sequence })).await;
     }
