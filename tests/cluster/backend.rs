@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     process::Command,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
@@ -33,17 +33,16 @@ use podling_core::{
 use podling_tests::{
     Namespace,
     cluster::{image, install_crds},
-    report_skipped,
+    report_skipped, within,
 };
 use ring::{
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
 };
 use serde_json::{Value, json};
-use tokio::{task::JoinSet, time::timeout};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-const DEADLINE: Duration = Duration::from_secs(120);
 const ACCOUNT: &str = "podling-workspace";
 
 /// A namespace with the objects that workspaces need, and a backend for it.
@@ -75,7 +74,7 @@ impl BackendFixture {
     }
 
     async fn start(&self, plan: &StartPlan) -> Result<Instance, BackendError> {
-        timeout(DEADLINE, self.backend.ensure(plan.clone())).await.expect("a start or an error in time")
+        within("a start or an error", self.backend.ensure(plan.clone())).await
     }
 
     /// Waits for the next observation for which `select` returns a value.
@@ -88,7 +87,7 @@ impl BackendFixture {
                 }
             }
         };
-        timeout(DEADLINE, found).await.unwrap_or_else(|_| panic!("{what} was not observed in time"))
+        within(what, found).await
     }
 
     async fn wait_waits(&mut self) -> Wait {
@@ -268,8 +267,7 @@ async fn waiting_start_reports_its_cause_until_cancelled() {
     assert_eq!(waits.reason, WaitReason::Unschedulable);
     assert!(waits.detail.contains("Insufficient cpu"), "{waits:?}");
     large.cancellation.cancel();
-    let refused =
-        timeout(DEADLINE, starting.join_all()).await.expect("the start ends in time").remove(0).unwrap_err();
+    let refused = within("the start ends", starting.join_all()).await.remove(0).unwrap_err();
     assert!(refused.to_string().contains("the operation was cancelled"), "{refused}");
     fixture.backend.stop(large.workspace.clone(), 9).await.unwrap();
     assert_eq!(fixture.pods(), "");
@@ -300,7 +298,7 @@ async fn start_names_what_is_missing_and_continues() {
         .space
         .kubectl(&["create", "configmap", "podling-ca", "--from-literal=ca.pem=none"])
         .expect_success();
-    timeout(DEADLINE, starting.join_all()).await.expect("the kubelet tries again").remove(0).unwrap();
+    within("the kubelet tries again", starting.join_all()).await.remove(0).unwrap();
     fixture.backend.stop(plan.workspace, 9).await.unwrap();
 }
 
@@ -317,7 +315,7 @@ async fn start_beyond_the_namespace_quota_waits() {
     assert!(waits.detail.contains("team, requested: pods=1, used: pods=0"), "{waits:?}");
     let more = r#"{"spec": {"hard": {"pods": "1"}}}"#;
     fixture.space.kubectl(&["patch", "quota", "team", "--patch", more]).expect_success();
-    timeout(DEADLINE, starting.join_all()).await.expect("a start within the raised quota").remove(0).unwrap();
+    within("a start within the raised quota", starting.join_all()).await.remove(0).unwrap();
     fixture.backend.stop(plan.workspace, 9).await.unwrap();
 }
 

@@ -70,8 +70,7 @@ async fn stalled_reader_does_not_delay_another() {
     let (harness, agent) = GatewayHarness::with_agent().await;
     let mut stalled = Vec::new();
     for _ in 0..4 {
-        let request = harness.grpc(FLOOD, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
-        let mut response = within(harness.h2().await.send_request(request)).await.expect("response");
+        let mut response = harness.open(FLOOD, full_body(&[0; 5])).await;
         next_frame(&mut response).await;
         stalled.push(response);
     }
@@ -94,8 +93,7 @@ async fn stalled_reader_does_not_delay_another() {
 #[tokio::test]
 async fn data_that_a_reader_does_not_take_stays_at_the_agent() {
     let (harness, agent) = GatewayHarness::with_agent().await;
-    let request = harness.grpc(FLOOD, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
-    let mut response = within(harness.h2().await.send_request(request)).await.expect("response");
+    let mut response = harness.open(FLOOD, full_body(&[0; 5])).await;
     next_frame(&mut response).await;
     // Another client's echo gives a gateway without back-pressure the time to fetch too much.
     let (feed, body) = streamed_body();
@@ -113,8 +111,7 @@ async fn data_that_a_reader_does_not_take_stays_at_the_agent() {
 #[tokio::test]
 async fn agent_death_mid_stream_ends_with_unavailable() {
     let (harness, agent) = GatewayHarness::with_agent().await;
-    let request = harness.grpc(STALL, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
-    let mut response = within(harness.h2().await.send_request(request)).await.expect("response");
+    let mut response = harness.open(STALL, full_body(&[0; 5])).await;
     let first = next_frame(&mut response).await;
     assert_eq!(first.into_data().expect("data"), &b"\0\0\0\0\x01x"[..]);
     drop(agent);
