@@ -2,8 +2,6 @@
 //! environment over the configuration file.
 
 mod sources;
-#[cfg(test)]
-mod tests;
 
 use std::{
     fmt, fs, io, iter,
@@ -15,13 +13,11 @@ use podling_core::quota::{Quota, Quotas};
 pub use podling_proto::log::LogFormat;
 use url::Url;
 
-use self::sources::{ConfigValue, Settings};
+use self::sources::{ConfigValue, Format, Settings};
 use crate::{args::ControlArgs, kubernetes::is_dns_label, quantity};
 
 /// Default image of the agent, in this program's version.
 const AGENT_IMAGE: &str = concat!("podling/agent:", env!("CARGO_PKG_VERSION"));
-/// Allowed names of Kubernetes objects.
-const LABEL: &str = "1 to 63 characters of a-z, 0-9 and \"-\", without \"-\" at either end";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControlConfig {
@@ -158,52 +154,44 @@ impl ControlConfig {
         let settings = Settings::merge(args, env, file)?;
         let quota = |whose: &str| {
             Ok::<_, ConfigError>(Quota {
-                awake: settings.parse(&format!("{whose}_awake"), parse_count)?,
-                cpu_millis: settings.parse(&format!("{whose}_cpu"), parse_cores)?,
-                memory_bytes: settings.parse(&format!("{whose}_memory"), parse_bytes)?,
+                awake: settings.parse(&format!("{whose}_awake"), COUNT)?,
+                cpu_millis: settings.parse(&format!("{whose}_cpu"), CORES)?,
+                memory_bytes: settings.parse(&format!("{whose}_memory"), BYTES)?,
             })
         };
-        let backend = match settings.parse_or("backend", "local", parse_backend)? {
+        let backend = match settings.parse_or("backend", "local", BACKEND)? {
             false => BackendKind::Local,
             true => BackendKind::Kubernetes(KubernetesConfig {
-                namespace: settings.parse("namespace", parse_label)?,
-                agents_listen: settings.parse_or("agents_listen", "0.0.0.0:7412", parse_address)?,
-                agents_url: settings.parse_or(
-                    "agents_url",
-                    "https://podling-agents:7412",
-                    parse_agents_url,
-                )?,
-                advertise: settings.parse("advertise", parse_ip)?,
-                health_listen: settings.parse_or("health_listen", "0.0.0.0:7413", parse_address)?,
-                agent_image: settings.parse_or("agent_image", AGENT_IMAGE, parse_text)?,
-                workspace_account: settings.parse_or(
-                    "workspace_account",
-                    "podling-workspace",
-                    parse_label,
-                )?,
+                namespace: settings.parse("namespace", LABEL)?,
+                agents_listen: settings.parse_or("agents_listen", "0.0.0.0:7412", ADDRESS)?,
+                agents_url: settings.parse_or("agents_url", "https://podling-agents:7412", AGENTS_URL)?,
+                advertise: settings.parse("advertise", IP)?,
+                health_listen: settings.parse_or("health_listen", "0.0.0.0:7413", ADDRESS)?,
+                agent_image: settings.text("agent_image").unwrap_or_else(|| AGENT_IMAGE.to_owned()),
+                workspace_account: settings.parse_or("workspace_account", "podling-workspace", LABEL)?,
             }),
         };
-        if matches!(backend, BackendKind::Kubernetes(_)) && settings.value("backups").is_none() {
+        let backups = settings.text("backups");
+        if matches!(backend, BackendKind::Kubernetes(_)) && backups.is_none() {
             return Err(ConfigError::BackupsMissing);
         }
-        let backups = settings.parse("backups", parse_text)?;
         let words = settings.list("agent_command").iter().map(|word| word.text.clone());
         let config = Self {
             backend,
-            listen: settings.parse_or("listen", "127.0.0.1:7411", parse_address)?,
+            listen: settings.parse_or("listen", "127.0.0.1:7411", ADDRESS)?,
             tls: tls(settings.value("tls_cert"), settings.value("tls_key"))?,
             cors_origins: settings
                 .list("cors_origins")
                 .iter()
-                .map(|origin| origin.parse(parse_origin))
+                .map(|origin| origin.parse(ORIGIN))
                 .collect::<Result<_, _>>()?,
-            log_format: settings.parse_or("log_format", "text", parse_log_format)?,
+            log_format: settings.parse_or("log_format", "text", LOG_FORMAT)?,
             templates: iter::once(data.join("templates"))
-                .chain(settings.parse("templates", parse_directory)?)
+                .chain(settings.parse("templates", DIRECTORY)?)
                 .collect(),
-            default_template: settings.parse_or("default_template", "shell", parse_text)?,
+            default_template: settings.text("default_template").unwrap_or_else(|| "shell".to_owned()),
             backups: backups.unwrap_or_else(|| directory_url(&data.join("backups"))),
-            scratch: settings.parse("scratch", parse_directory)?.unwrap_or_else(|| data.join("scratch")),
+            scratch: settings.parse("scratch", DIRECTORY)?.unwrap_or_else(|| data.join("scratch")),
             agent_command: Some(words.collect())
                 .filter(|words: &Vec<_>| !words.is_empty())
                 .unwrap_or(defaults.agent_command),
@@ -213,7 +201,7 @@ impl ControlConfig {
             quotas: Quotas { owner: quota("quota")?, total: quota("capacity")? },
             data,
         };
-        let plaintext = settings.parse_or("allow_plaintext", "false", parse_boolean)?;
+        let plaintext = settings.parse_or("allow_plaintext", "false", SWITCH)?;
         if config.tls.is_none() && !plaintext && !is_loopback(config.listen.ip()) {
             let origin = settings.value("listen").map_or(ValueSource::Default, |value| value.source.clone());
             return Err(ConfigError::Plaintext { listen: config.listen, origin });
@@ -234,7 +222,7 @@ pub fn data_directory(
         Some((text, ValueSource::Environment("PODLING_DATA".into())))
     };
     match flag.or_else(variable) {
-        Some((text, source)) => ConfigValue { text, source }.parse(parse_directory),
+        Some((text, source)) => ConfigValue { text, source }.parse(DIRECTORY),
         None => default_data(env),
     }
 }
@@ -269,7 +257,7 @@ fn tls(
     match (certificate, key) {
         (None, None) => Ok(None),
         (Some(certificate), Some(key)) => {
-            Ok(Some(TlsFiles { certificate: certificate.parse(parse_file)?, key: key.parse(parse_file)? }))
+            Ok(Some(TlsFiles { certificate: certificate.parse(FILE)?, key: key.parse(FILE)? }))
         }
         (Some(alone), None) => Err(alone.refuse("--tls-key too, because a certificate needs its key")),
         (None, Some(alone)) => Err(alone.refuse("--tls-cert too, because a key needs its certificate")),
@@ -296,35 +284,78 @@ impl fmt::Display for ValueSource {
     }
 }
 
-// Parsers of values. On failure each returns a description of the allowed values, which completes
-// "give …" in the message of [`ConfigError::Value`].
+// Formats of values.
 
-fn parse_text(text: &str) -> Result<String, String> {
-    Ok(text.to_owned())
-}
+const ADDRESS: Format<SocketAddr> = Format(
+    |text| {
+        let local = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+        local.as_deref().unwrap_or(text).parse().ok()
+    },
+    "an address with a port, such as 127.0.0.1:7411, [::1]:0 or localhost:7411",
+);
+/// A directory, which need not exist yet. Made absolute, because child processes have other working
+/// directories.
+const DIRECTORY: Format<PathBuf> = Format(
+    |text| {
+        let path = path::absolute(text).unwrap_or_default();
+        (!text.is_empty() && !path.is_file()).then_some(path)
+    },
+    "a directory",
+);
+const FILE: Format<PathBuf> =
+    Format(|text| path::absolute(text).ok().filter(|path| path.is_file()), "an existing file");
+const ORIGIN: Format<String> = Format(
+    |text| is_origin(text).then(|| text.to_owned()),
+    "scheme and host as a browser sends them, in lower case, without a path or the default port, such as \
+     https://console.example.org",
+);
+/// The backend's name. True for Kubernetes.
+const BACKEND: Format<bool> = Format(
+    |text| match text {
+        "local" => Some(false),
+        "kubernetes" => Some(true),
+        _ => None,
+    },
+    "\"local\" or \"kubernetes\"",
+);
+const IP: Format<IpAddr> = Format(|text| text.parse().ok(), "an IP address, such as 10.244.0.7");
+/// The name of a Kubernetes object (RFC 1123 label).
+const LABEL: Format<String> = Format(
+    |text| is_dns_label(text).then(|| text.to_owned()),
+    "1 to 63 characters of a-z, 0-9 and \"-\", without \"-\" at either end",
+);
+/// The URL that agents connect to.
+const AGENTS_URL: Format<String> = Format(
+    |text| {
+        let host = text.strip_prefix("https://").filter(|host| host.parse::<http::uri::Authority>().is_ok());
+        host.map(|_| text.to_owned())
+    },
+    "an https URL with host and port, such as https://podling-agents:7412",
+);
+const LOG_FORMAT: Format<LogFormat> = Format(
+    |text| match text {
+        "text" => Some(LogFormat::Text),
+        "json" => Some(LogFormat::Json),
+        _ => None,
+    },
+    "\"text\" or \"json\"",
+);
+const COUNT: Format<u64> = Format(|text| text.parse().ok(), "a number of workspaces, such as \"3\"");
+const CORES: Format<u64> = Format(quantity::cores, quantity::CORES);
+const BYTES: Format<u64> = Format(quantity::bytes, quantity::BYTES);
+const SWITCH: Format<bool> = Format(
+    |text| match text {
+        "true" | "1" | "yes" => Some(true),
+        "false" | "0" | "no" => Some(false),
+        _ => None,
+    },
+    "\"true\" or \"false\"",
+);
 
-fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    let allowed = "an address with a port, such as 127.0.0.1:7411, [::1]:0 or localhost:7411";
-    let local = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
-    local.as_deref().unwrap_or(text).parse().map_err(|_| allowed.to_owned())
-}
-
-/// Parses a directory, which need not exist yet. Makes it absolute, because child processes have
-/// other working directories.
-fn parse_directory(text: &str) -> Result<PathBuf, String> {
-    let path = path::absolute(text).unwrap_or_default();
-    if text.is_empty() || path.is_file() { Err("a directory".to_owned()) } else { Ok(path) }
-}
-
-fn parse_file(text: &str) -> Result<PathBuf, String> {
-    let path = path::absolute(text).unwrap_or_default();
-    if path.is_file() { Ok(path) } else { Err("an existing file".to_owned()) }
-}
-
-/// Parses the origin of a web page, in the form in which a browser sends it.
-fn parse_origin(text: &str) -> Result<String, String> {
+/// Returns whether the text is the origin of a web page, in the form in which a browser sends it.
+fn is_origin(text: &str) -> bool {
     let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-    let fits = host.is_some_and(|host| {
+    host.is_some_and(|host| {
         // Browsers send an origin in lower case and without the default port. Any other form would
         // never match.
         let usual = if text.starts_with("https:") { ":443" } else { ":80" };
@@ -332,67 +363,8 @@ fn parse_origin(text: &str) -> Result<String, String> {
             || host.chars().any(|c| c.is_ascii_uppercase())
             || host.ends_with(usual);
         !odd && host.parse::<http::uri::Authority>().is_ok_and(|a| !a.host().is_empty())
-    });
-    if fits {
-        Ok(text.to_owned())
-    } else {
-        Err("scheme and host as a browser sends them, in lower case, without a path or the default port, \
-             such as https://console.example.org"
-            .to_owned())
-    }
+    })
 }
 
-/// Parses the backend's name. Returns whether it is Kubernetes.
-fn parse_backend(text: &str) -> Result<bool, String> {
-    match text {
-        "local" => Ok(false),
-        "kubernetes" => Ok(true),
-        _ => Err("\"local\" or \"kubernetes\"".to_owned()),
-    }
-}
-
-fn parse_ip(text: &str) -> Result<IpAddr, String> {
-    text.parse().map_err(|_| "an IP address, such as 10.244.0.7".to_owned())
-}
-
-/// Parses the name of a Kubernetes object (RFC 1123 label).
-fn parse_label(text: &str) -> Result<String, String> {
-    if is_dns_label(text) { Ok(text.to_owned()) } else { Err(LABEL.to_owned()) }
-}
-
-/// Parses the URL that agents connect to.
-fn parse_agents_url(text: &str) -> Result<String, String> {
-    let host = text.strip_prefix("https://").filter(|host| host.parse::<http::uri::Authority>().is_ok());
-    match host {
-        Some(_) => Ok(text.to_owned()),
-        None => Err("an https URL with host and port, such as https://podling-agents:7412".to_owned()),
-    }
-}
-
-fn parse_log_format(text: &str) -> Result<LogFormat, String> {
-    match text {
-        "text" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        _ => Err("\"text\" or \"json\"".to_owned()),
-    }
-}
-
-fn parse_count(text: &str) -> Result<u64, String> {
-    text.parse().map_err(|_| "a number of workspaces, such as \"3\"".to_owned())
-}
-
-fn parse_cores(text: &str) -> Result<u64, String> {
-    quantity::cores(text).ok_or_else(|| quantity::CORES.to_owned())
-}
-
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    quantity::bytes(text).ok_or_else(|| quantity::BYTES.to_owned())
-}
-
-fn parse_boolean(text: &str) -> Result<bool, String> {
-    match text {
-        "true" | "1" | "yes" => Ok(true),
-        "false" | "0" | "no" => Ok(false),
-        _ => Err("\"true\" or \"false\"".to_owned()),
-    }
-}
+#[cfg(test)]
+mod tests;

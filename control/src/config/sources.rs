@@ -22,6 +22,10 @@ pub(super) struct ConfigValue {
     pub(super) source: ValueSource,
 }
 
+/// A parser of values, and the description of the allowed ones, which completes "give …" in the
+/// message of [`ConfigError::Value`].
+pub(super) struct Format<T>(pub(super) fn(&str) -> Option<T>, pub(super) &'static str);
+
 /// The settings by key, each from the source with the highest precedence. Only lists have more than
 /// one value.
 #[derive(Debug, Default)]
@@ -114,31 +118,26 @@ impl Settings {
         self.0.get(key).map_or(&[], Vec::as_slice)
     }
 
+    /// Returns the text of a setting; `None` if no source has it.
+    pub(super) fn text(&self, key: &str) -> Option<String> {
+        self.value(key).map(|value| value.text.clone())
+    }
+
     /// Parses the value of a setting; `None` if no source has it.
-    pub(super) fn parse<T>(
-        &self,
-        key: &str,
-        parse: fn(&str) -> Result<T, String>,
-    ) -> Result<Option<T>, ConfigError> {
-        self.value(key).map(|value| value.parse(parse)).transpose()
+    pub(super) fn parse<T>(&self, key: &str, format: Format<T>) -> Result<Option<T>, ConfigError> {
+        self.value(key).map(|value| value.parse(format)).transpose()
     }
 
     /// Parses the value of a setting, or `default` if no source has it.
-    pub(super) fn parse_or<T>(
-        &self,
-        key: &str,
-        default: &str,
-        parse: fn(&str) -> Result<T, String>,
-    ) -> Result<T, ConfigError> {
+    pub(super) fn parse_or<T>(&self, key: &str, default: &str, format: Format<T>) -> Result<T, ConfigError> {
         let default = || ConfigValue { text: default.to_owned(), source: ValueSource::Default };
-        self.value(key).cloned().unwrap_or_else(default).parse(parse)
+        self.value(key).cloned().unwrap_or_else(default).parse(format)
     }
 }
 
 impl ConfigValue {
-    /// Parses the value. If `parse` fails, it returns a description of the allowed values.
-    pub(super) fn parse<T>(&self, parse: fn(&str) -> Result<T, String>) -> Result<T, ConfigError> {
-        parse(&self.text).map_err(|allowed| self.refuse(&allowed))
+    pub(super) fn parse<T>(&self, Format(parse, allowed): Format<T>) -> Result<T, ConfigError> {
+        parse(&self.text).ok_or_else(|| self.refuse(allowed))
     }
 
     /// Returns the error for this value. `allowed` completes "give …" in its message.
