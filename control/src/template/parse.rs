@@ -1,16 +1,13 @@
 //! Parses the TOML text of a template. By hand, because the errors of serde name neither the allowed
 //! values nor the line of a value that is valid only with others.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
+use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, time::Duration};
 
 use podling_core::{
     policy::{Policy, PolicyOverrides},
     workspace::{Resources, UnreasonableResources},
 };
-use toml::{
-    Table, Value,
-    de::{DeTable, DeValue},
-};
+use toml::de::{DeTable, DeValue};
 
 use super::Template;
 use crate::quantity::{self, DURATION, duration};
@@ -27,159 +24,151 @@ const TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_
 /// Why a text is not a template.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TemplateProblem {
-    /// Where the problem is.
-    place: ProblemPlace,
+    /// Byte offset in the text. `None` if the parser does not know.
+    offset: Option<usize>,
     /// The problem, with the key and its allowed values.
     pub(super) text: String,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum ProblemPlace {
-    /// Byte offset in the text. `None` if the parser does not know.
-    Offset(Option<usize>),
-    /// The key, and the keys of the tables around it.
-    Key(Vec<String>),
-}
-
 impl TemplateProblem {
-    fn at(key: &[&str], text: String) -> Self {
-        Self { place: ProblemPlace::Key(key.iter().map(|part| (*part).to_owned()).collect()), text }
-    }
-
     /// Returns the line of the problem in the text, from 1.
     pub(super) fn line(&self, text: &str) -> Option<usize> {
-        let offset = match &self.place {
-            ProblemPlace::Offset(offset) => (*offset)?,
-            ProblemPlace::Key(key) => offset_of(text, key)?,
-        };
-        let before = text.as_bytes().get(..offset).unwrap_or(text.as_bytes());
+        let before = text.as_bytes().get(..self.offset?).unwrap_or(text.as_bytes());
         Some(1 + before.iter().filter(|byte| **byte == b'\n').count())
     }
 }
 
-/// Returns the byte offset of a key. If the last part of the key is missing, returns the offset of
-/// the table that should have it.
-fn offset_of(text: &str, key: &[String]) -> Option<usize> {
-    let root = DeTable::parse(text).ok()?;
-    let mut table = root.get_ref();
-    let mut offset = None;
-    for part in key {
-        let found = table.iter().find(|(name, _)| name.get_ref() == part);
-        let Some((name, value)) = found else { break };
-        offset = Some(name.span().start);
-        let DeValue::Table(inner) = value.get_ref() else { break };
-        table = inner;
+/// A table of the text. Problems name one of its keys, and have the line of the key, or of the table
+/// if the key is missing.
+struct Section<'t> {
+    text: &'t str,
+    table: &'t DeTable<'t>,
+    /// Precedes the keys in messages: the key of the table with a dot. Empty for the whole text.
+    prefix: String,
+    offset: Option<usize>,
+}
+
+impl<'t> Section<'t> {
+    fn problem(&self, key: &str, problem: impl Display) -> TemplateProblem {
+        let found = self.table.keys().find(|name| name.get_ref() == key);
+        let offset = found.map(|name| name.span().start).or(self.offset);
+        TemplateProblem { offset, text: format!("{}{key} {problem}", self.prefix) }
     }
-    offset
+
+    fn check_keys(&self, keys: &[&str]) -> Result<(), TemplateProblem> {
+        let mut names = self.table.keys().map(|name| name.get_ref().as_ref());
+        let Some(key) = names.find(|key| !keys.contains(key)) else { return Ok(()) };
+        let text = format!("unknown key {}{key}; the keys are {}", self.prefix, keys.join(", "));
+        Err(TemplateProblem { text, ..self.problem(key, "") })
+    }
+
+    fn value(&self, key: &str) -> Option<&'t toml::Spanned<DeValue<'t>>> {
+        self.table.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value)
+    }
+
+    /// Returns the table below this key; `None` if the key is missing.
+    fn section(&self, key: &str, allowed: &str) -> Result<Option<Self>, TemplateProblem> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let problem = self.problem(key, format!("must be {allowed}"));
+        let offset = problem.offset;
+        let table = value.get_ref().as_table().ok_or(problem)?;
+        Ok(Some(Self { text: self.text, table, prefix: format!("{key}."), offset }))
+    }
+
+    /// Returns the text of a value below this key.
+    fn string(&self, key: &str, value: &DeValue<'_>) -> Result<String, TemplateProblem> {
+        match value.as_str() {
+            Some(text) if !text.contains('\0') => Ok(text.to_owned()),
+            Some(_) => Err(self.problem(key, "contains a NUL")),
+            None => Err(self.problem(key, format!("is of type {}, but must be a string", value.type_str()))),
+        }
+    }
+
+    /// Parses the value of this key, which must be a string; `None` if the key is missing.
+    fn parse<T>(
+        &self,
+        key: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+        allowed: &str,
+    ) -> Result<Option<T>, TemplateProblem> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let shown = self.text.get(value.span()).unwrap_or_default();
+        let problem = || self.problem(key, format!("is {shown}, but must be {allowed}"));
+        value.get_ref().as_str().and_then(parse).map(Some).ok_or_else(problem)
+    }
 }
 
 /// Parses the TOML text of a template. The error names the key and its allowed values.
 pub(crate) fn template(text: &str) -> Result<Template, TemplateProblem> {
-    let table: Table = text.parse().map_err(|e: toml::de::Error| TemplateProblem {
-        place: ProblemPlace::Offset(e.span().map(|span| span.start)),
+    let table = DeTable::parse(text).map_err(|e| TemplateProblem {
+        offset: e.span().map(|span| span.start),
         text: e.message().lines().collect::<Vec<_>>().join(", "),
     })?;
-    known(&table, &[], &KEYS)?;
+    let root = Section { text, table: table.get_ref(), prefix: String::new(), offset: None };
+    root.check_keys(&KEYS)?;
+    let description = root.value("description").map(|value| root.string("description", value.get_ref()));
     Ok(Template {
-        description: table.get("description").map_or(Ok(String::new()), |v| string(&["description"], v))?,
-        command: table.get("command").map_or(Ok(Vec::new()), command)?,
-        env: table.get("env").map_or(Ok(BTreeMap::new()), env)?,
-        policy: table.get("policy").map_or(Ok(Policy::default()), policy)?,
-        resources: table.get("resources").map_or(Ok(Resources::default()), resources)?,
+        description: description.transpose()?.unwrap_or_default(),
+        command: command(&root)?,
+        env: root.section("env", "a table of strings")?.map_or(Ok(BTreeMap::new()), |table| env(&table))?,
+        policy: root.section("policy", "a table")?.map_or(Ok(Policy::default()), |table| policy(&table))?,
+        resources: root
+            .section("resources", "a table")?
+            .map_or(Ok(Resources::default()), |table| resources(&table))?,
         storage_bytes: None,
     })
 }
 
-fn known(table: &Table, within: &[&str], keys: &[&str]) -> Result<(), TemplateProblem> {
-    let Some(key) = table.keys().find(|key| !keys.contains(&key.as_str())) else { return Ok(()) };
-    let path = [within, &[key.as_str()]].concat();
-    let text = format!("unknown key {}; the keys are {}", path.join("."), keys.join(", "));
-    Err(TemplateProblem::at(&path, text))
-}
-
-fn string(key: &[&str], value: &Value) -> Result<String, TemplateProblem> {
-    let name = key.join(".");
-    let problem = match value.as_str() {
-        Some(text) if !text.contains('\0') => return Ok(text.to_owned()),
-        Some(_) => format!("{name} contains a NUL"),
-        None => format!("{name} is of type {}, but must be a string", value.type_str()),
-    };
-    Err(TemplateProblem::at(key, problem))
-}
-
-fn command(value: &Value) -> Result<Vec<String>, TemplateProblem> {
-    let problem = |text: &str| TemplateProblem::at(&["command"], text.to_owned());
+fn command(root: &Section<'_>) -> Result<Vec<String>, TemplateProblem> {
+    let Some(value) = root.value("command") else { return Ok(Vec::new()) };
     let words = value
+        .get_ref()
         .as_array()
-        .ok_or_else(|| problem("command must be a list of strings: program and arguments"))?;
-    let words = words.iter().map(|word| string(&["command"], word)).collect::<Result<Vec<_>, _>>()?;
+        .ok_or_else(|| root.problem("command", "must be a list of strings: program and arguments"))?;
+    let words = words.iter().map(|word| root.string("command", word.get_ref()));
+    let words = words.collect::<Result<Vec<_>, _>>()?;
     if words.first().is_some_and(String::is_empty) {
-        return Err(problem("command names no program: its first string is empty"));
+        return Err(root.problem("command", "names no program: its first string is empty"));
     }
     Ok(words)
 }
 
-fn env(value: &Value) -> Result<BTreeMap<String, String>, TemplateProblem> {
-    let table = table("env", value, "a table of strings")?;
-    let entry = |(key, value): (&String, &Value)| {
+fn env(table: &Section<'_>) -> Result<BTreeMap<String, String>, TemplateProblem> {
+    let entries = table.table.iter().map(|(key, value)| {
+        let key = key.get_ref();
         if key.is_empty() || key.contains(['=', '\0']) {
-            let text =
-                format!("env.{key:?} is not a valid variable name: it must not be empty or contain \"=\"");
-            return Err(TemplateProblem::at(&["env", key], text));
+            let problem = "is not a valid variable name: it must not be empty or contain \"=\"";
+            return Err(table.problem(key, problem));
         }
-        Ok((key.clone(), string(&["env", key], value)?))
-    };
-    table.iter().map(entry).collect()
+        Ok((key.clone().into_owned(), table.string(key, value.get_ref())?))
+    });
+    entries.collect()
 }
 
-fn policy(value: &Value) -> Result<Policy, TemplateProblem> {
-    let table = table("policy", value, "a table")?;
-    known(table, &["policy"], &[Policy::DURATIONS, &[MAX_AWAKE]].concat())?;
-    let time = |key: &str| {
-        let Some(value) = table.get(key) else { return Ok(None) };
-        let time = value.as_str().and_then(duration).filter(|time| TIMES.contains(time));
-        time.map(Some).ok_or_else(|| {
-            let text = format!("policy.{key} is {value}, but must be {DURATION}, from \"1s\" to \"365d\"");
-            TemplateProblem::at(&["policy", key], text)
-        })
+fn policy(table: &Section<'_>) -> Result<Policy, TemplateProblem> {
+    table.check_keys(&[Policy::DURATIONS, &[MAX_AWAKE]].concat())?;
+    let allowed = format!("{DURATION}, from \"1s\" to \"365d\"");
+    let time = |text: &str| duration(text).filter(|time| TIMES.contains(time));
+    let limit = |text: &str| if text == NO_LIMIT { Some(None) } else { time(text).map(Some) };
+    let own = PolicyOverrides {
+        max_awake: table.parse(MAX_AWAKE, limit, &allowed)?,
+        ..PolicyOverrides::read(|key| table.parse(key, time, &allowed))?
     };
-    let max_awake = match table.get(MAX_AWAKE).and_then(Value::as_str) {
-        Some(NO_LIMIT) => Some(None),
-        _ => time(MAX_AWAKE)?.map(Some),
-    };
-    let own = PolicyOverrides { max_awake, ..PolicyOverrides::read(time)? };
-    let too_long = |error| TemplateProblem::at(&["policy", "warning"], format!("policy.warning {error}"));
-    Policy::default().requested(&own).map_err(too_long)
+    Policy::default().requested(&own).map_err(|error| table.problem("warning", error))
 }
 
-fn resources(value: &Value) -> Result<Resources, TemplateProblem> {
-    let table = table("resources", value, "a table")?;
-    known(table, &["resources"], &RESOURCE_KEYS)?;
-    let read = |key: &str, parse: fn(&str) -> Option<u64>, default: u64, allowed: &str| {
-        let Some(value) = table.get(key) else { return Ok(default) };
-        value.as_str().and_then(parse).ok_or_else(|| {
-            let text = format!("resources.{key} is {value}, but must be {allowed}");
-            TemplateProblem::at(&["resources", key], text)
-        })
-    };
+fn resources(table: &Section<'_>) -> Result<Resources, TemplateProblem> {
+    table.check_keys(&RESOURCE_KEYS)?;
     let default = Resources::default();
-    let resources = Resources {
-        cpu_millis: read("cpu", quantity::cores, default.cpu_millis, quantity::CORES)?,
-        memory_bytes: read("memory", quantity::bytes, default.memory_bytes, quantity::BYTES)?,
+    let cpu_millis = table.parse("cpu", quantity::cores, quantity::CORES)?.unwrap_or(default.cpu_millis);
+    let memory = table.parse("memory", quantity::bytes, quantity::BYTES)?;
+    let resources = Resources { cpu_millis, memory_bytes: memory.unwrap_or(default.memory_bytes) };
+    let key = |error: &UnreasonableResources| match error {
+        UnreasonableResources::Cpu => "cpu",
+        UnreasonableResources::Memory => "memory",
     };
-    resources.check().map_err(|error| {
-        let key = match error {
-            UnreasonableResources::Cpu => "cpu",
-            UnreasonableResources::Memory => "memory",
-        };
-        TemplateProblem::at(&["resources", key], format!("resources.{key} {error}"))
-    })?;
+    resources.check().map_err(|error| table.problem(key(&error), error))?;
     Ok(resources)
-}
-
-fn table<'a>(key: &str, value: &'a Value, allowed: &str) -> Result<&'a Table, TemplateProblem> {
-    let problem = || TemplateProblem::at(&[key], format!("{key} must be {allowed}"));
-    value.as_table().ok_or_else(problem)
 }
 
 #[cfg(test)]
