@@ -39,7 +39,6 @@ use self::session_limiter::{SessionLimiter, SessionPermit, TokenBucket};
 use crate::{
     backend::{AgentReviewer, ReviewedCredential},
     driver::{AgentDirective, ConnectionId, DriverError, DriverHandle, Heartbeat, MAX_AGENT_SESSIONS},
-    identity,
     server::{AuthenticatedGuard, ConnectionState},
     snapshot::Fingerprint,
 };
@@ -80,19 +79,15 @@ impl<R: AgentReviewer> AgentsService<R> {
     pub fn new(
         driver: DriverHandle,
         reviewer: R,
-        token_keys: &[identity::PublicTokenKey],
+        token_keys: Arc<[TokenKey]>,
         sessions: TaskTracker,
         closing: CancellationToken,
         heartbeats: Counter,
     ) -> Self {
-        let wire = |key: &identity::PublicTokenKey| TokenKey {
-            id: key.id.clone(),
-            public_key: key.public_key.clone(),
-        };
         Self {
             driver,
             reviewer: Arc::new(reviewer),
-            token_keys: token_keys.iter().map(wire).collect(),
+            token_keys,
             connections: AtomicU64::new(1),
             limiter: SessionLimiter::default(),
             sessions,

@@ -26,6 +26,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use http::HeaderValue;
 use podling_core::id::{Owner, WorkspaceId};
 use podling_proto::{
+    control::v1::TokenKey,
     error::{Reason, WireError},
     token::{self, Audience, SigningKey, TokenClaims, TokenError, VerifyingKeys},
     v1::Verb,
@@ -33,10 +34,7 @@ use podling_proto::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use self::{
-    certificate::{CertificateError, server_config},
-    secret_file::SecretFileError,
-};
+pub use self::{certificate::server_config, secret_file::SecretFileError};
 use crate::{agent_address::Fingerprint, principal::Principal};
 
 /// Longest lifetime of a token.
@@ -87,8 +85,18 @@ pub enum ControlIdentityError {
     },
     #[error(transparent)]
     File(#[from] SecretFileError),
-    #[error(transparent)]
-    Certificate(#[from] CertificateError),
+    #[error("cannot create the control plane's certificate")]
+    CreateCertificate(#[source] rcgen::Error),
+    #[error("cannot use the control plane's certificate")]
+    UseCertificate(#[source] rustls::Error),
+    /// Agents that trust `ca.pem` would reject every certificate that the key signs.
+    #[error(
+        "{authority} is not the certificate of the key {key}; restore both from the same backup, or delete \
+         {authority} to create it from the key: running agents then cannot connect any more, and are \
+         restarted after 10 minutes",
+        authority = authority.display(), key = key.display()
+    )]
+    Mismatch { authority: PathBuf, key: PathBuf },
 }
 
 /// The permissions and the lifetime of a new token.
@@ -225,8 +233,8 @@ impl ControlIdentity {
     }
 
     /// Returns the public keys with which agents verify tokens. Every claim carries them.
-    pub fn token_keys(&self) -> &[PublicTokenKey] {
-        &self.keys.public
+    pub fn token_keys(&self) -> Arc<[TokenKey]> {
+        self.keys.public.clone()
     }
 
     /// Returns the path of the CA certificate (PEM) with which agents verify the control plane.
@@ -409,18 +417,10 @@ impl RootToken {
     }
 }
 
-/// A public key that agents receive with their claim.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PublicTokenKey {
-    /// Key id, which tokens name in their header (`kid`).
-    pub id: String,
-    /// Ed25519, 32 bytes long.
-    pub public_key: Vec<u8>,
-}
-
 struct SigningKeys {
     current: SigningKey,
-    public: Vec<PublicTokenKey>,
+    /// The public keys, with the ids that tokens name in their header (`kid`).
+    public: Arc<[TokenKey]>,
     verifying: VerifyingKeys,
 }
 
@@ -457,10 +457,9 @@ impl SigningKeys {
         }
         let mut keys =
             stored.iter().map(StoredKey::decode).collect::<Option<VecDeque<_>>>().ok_or_else(unusable)?;
-        let public: Vec<_> = keys
-            .iter()
-            .map(|key| PublicTokenKey { id: key.id().to_owned(), public_key: key.public_key().to_vec() })
-            .collect();
+        let public =
+            |key: &SigningKey| TokenKey { id: key.id().to_owned(), public_key: key.public_key().to_vec() };
+        let public: Arc<[_]> = keys.iter().map(public).collect();
         let verifying = VerifyingKeys::new(public.iter().map(|key| (key.id.clone(), key.public_key.clone())));
         Ok(Self { current: keys.pop_front().ok_or_else(unusable)?, public, verifying })
     }

@@ -23,11 +23,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use super::{
-    CA_KEY,
-    secret_file::{self, SecretFileError},
-    unusable,
-};
+use super::{CA_KEY, ControlIdentityError, secret_file, unusable};
 
 /// Names in the certificate; agents verify the first.
 const NAMES: [&str; 4] = ["podling-control", "localhost", "127.0.0.1", "::1"];
@@ -41,24 +37,6 @@ const AUTHORITY_LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 60 * 60
 /// A certificate is valid from this long before its creation, because clocks differ.
 const CLOCK_SKEW: Duration = Duration::from_secs(24 * 60 * 60);
 
-#[derive(Debug, thiserror::Error)]
-pub enum CertificateError {
-    #[error(transparent)]
-    File(#[from] SecretFileError),
-    #[error("cannot create the control plane's certificate")]
-    Make(#[source] rcgen::Error),
-    #[error("cannot use the control plane's certificate")]
-    Use(#[source] rustls::Error),
-    /// Agents that trust `ca.pem` would reject every certificate that the key signs.
-    #[error(
-        "{authority} is not the certificate of the key {key}; restore both from the same backup, or delete \
-         {authority} to create it from the key: running agents then cannot connect any more, and are \
-         restarted after 10 minutes",
-        authority = authority.display(), key = key.display()
-    )]
-    Mismatch { authority: PathBuf, key: PathBuf },
-}
-
 /// The certificate for the agents' listener and the authority that agents verify it with.
 #[derive(Debug)]
 pub(super) struct ControlCertificate {
@@ -69,22 +47,22 @@ pub(super) struct ControlCertificate {
 impl ControlCertificate {
     /// Reads the authority and the certificate from `directory`, and creates missing ones. Replaces
     /// a certificate that an agent would reject within [`RENEW_BEFORE`] of `now`.
-    pub(super) fn open(directory: &Path, now: SystemTime) -> Result<Self, CertificateError> {
+    pub(super) fn open(directory: &Path, now: SystemTime) -> Result<Self, ControlIdentityError> {
         let ca_file = directory.join("ca.pem");
         let (authority, ca_pem) = authority(directory, &ca_file, now)?;
         if !is_pair(ca_pem.as_bytes(), authority.key().serialize_pem().as_bytes()) {
-            return Err(CertificateError::Mismatch { authority: ca_file, key: directory.join("ca.key") });
+            return Err(ControlIdentityError::Mismatch { authority: ca_file, key: directory.join("ca.key") });
         }
         let (certificate, key) = (directory.join("tls.pem"), directory.join("tls.key"));
         if !is_accepted(&ca_pem, &certificate, &key, now + RENEW_BEFORE) {
-            let pair = KeyPair::generate().map_err(CertificateError::Make)?;
+            let pair = KeyPair::generate().map_err(ControlIdentityError::CreateCertificate)?;
             let issued = certificate_params(now)
                 .and_then(|params| params.signed_by(&pair, &authority))
-                .map_err(CertificateError::Make)?;
+                .map_err(ControlIdentityError::CreateCertificate)?;
             secret_file::write(&key, pair.serialize_pem().as_bytes())?;
             secret_file::write(&certificate, issued.pem().as_bytes())?;
         }
-        let server = server_config(&certificate, &key).map_err(CertificateError::Use)?;
+        let server = server_config(&certificate, &key).map_err(ControlIdentityError::UseCertificate)?;
         Ok(Self { ca_file, server: Arc::new(server) })
     }
 }
@@ -93,7 +71,7 @@ fn authority(
     directory: &Path,
     ca_file: &Path,
     now: SystemTime,
-) -> Result<(Issuer<'static, KeyPair>, String), CertificateError> {
+) -> Result<(Issuer<'static, KeyPair>, String), ControlIdentityError> {
     let key_file = directory.join("ca.key");
     let (pair, is_new) = match secret_file::read(&key_file)? {
         Some(pem) => {
@@ -101,14 +79,14 @@ fn authority(
             let unusable = || unusable(&key_file, CA_KEY, &pem, what);
             (authority_key(&pem).ok_or_else(unusable)?, false)
         }
-        None => (KeyPair::generate().map_err(CertificateError::Make)?, true),
+        None => (KeyPair::generate().map_err(ControlIdentityError::CreateCertificate)?, true),
     };
     let params = authority_params(now);
     let pem = match secret_file::read(ca_file)? {
         Some(pem) if !is_new => String::from_utf8_lossy(&pem).into_owned(),
         _ => {
             // The key last: if the process ends in between, the next start replaces both.
-            let pem = params.self_signed(&pair).map_err(CertificateError::Make)?.pem();
+            let pem = params.self_signed(&pair).map_err(ControlIdentityError::CreateCertificate)?.pem();
             secret_file::write(ca_file, pem.as_bytes())?;
             if is_new {
                 secret_file::write(&key_file, pair.serialize_pem().as_bytes())?;

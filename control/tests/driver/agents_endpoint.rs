@@ -6,7 +6,7 @@ use hyper_util::rt::TokioIo;
 use podling_control::{
     agents::AgentsService,
     driver::MAX_AGENT_SESSIONS,
-    identity::{ControlIdentity, MissingSecrets, PublicTokenKey},
+    identity::{ControlIdentity, MissingSecrets},
     server::{BoundListener, ServerListener, ShutdownSignals, bind_unix},
 };
 use podling_core::{
@@ -16,7 +16,8 @@ use podling_core::{
 use podling_proto::{
     agent::v1::{ActivityLevel, ActivityState},
     control::v1::{
-        AgentMessage, Heartbeat, Hello, agent_message, agents_client::AgentsClient, control_message::Message,
+        AgentMessage, Heartbeat, Hello, TokenKey, agent_message, agents_client::AgentsClient,
+        control_message::Message,
     },
     error::{self, Reason},
 };
@@ -65,11 +66,11 @@ impl AgentsEndpoint {
         let dir = tempfile::tempdir().unwrap();
         let identity = ControlIdentity::open(dir.path(), MissingSecrets::Create).unwrap();
         let (stopping, open) = (ShutdownSignals::default(), Gauge::default());
-        let keys = [PublicTokenKey { id: "k1".into(), public_key: vec![7; 32] }];
+        let keys = [TokenKey { id: "k1".into(), public_key: vec![7; 32] }].into();
         let service = AgentsService::new(
             control.handle.clone(),
             backend.clone(),
-            &keys,
+            keys,
             TaskTracker::new(),
             stopping.streams.clone(),
             Counter::default(),
