@@ -80,8 +80,7 @@ struct Platform<B, R> {
     leadership: Arc<Leadership>,
     reviewer: Box<dyn FnOnce(SnapshotReceiver) -> Result<R, BackendError> + Send>,
     templates: TemplateSource,
-    /// The public listener if it is bound already, as in a standby replica.
-    public: Option<Arc<TcpAcceptor>>,
+    public: Arc<TcpAcceptor>,
     /// The listener that agents connect to.
     agents: BoundListener,
     /// Watches the cluster, publishes statuses and renews the Lease. `None` on one machine.
@@ -133,11 +132,12 @@ async fn run_platform(
     let data_dir_lock = data_dir::DataDirLock::acquire(&config.data)?;
     match config.backend.clone() {
         config::BackendKind::Local => {
-            serve(platform::local(&config, files)?, config, data_dir_lock, shutdown, ready).await
+            serve(platform::local(&config, files).await?, config, data_dir_lock, shutdown, ready).await
         }
         config::BackendKind::Kubernetes(kubernetes) => {
-            let health = HealthListener::bind(kubernetes.health_listen, shutdown.clone()).await?;
-            health.serve_while(run_replica(config, kubernetes, data_dir_lock, shutdown, ready)).await
+            let (address, stopping) = (kubernetes.health_listen, shutdown.clone());
+            let replica = run_replica(config, kubernetes, data_dir_lock, shutdown, ready);
+            with_probes(address, stopping, replica).await
         }
     }
 }
@@ -187,7 +187,9 @@ async fn serve<B: Backend, R: AgentReviewer>(
         Driver::open(store, backend, archiver, config.quotas, driver_stopping.clone()).await?;
 
     let shutdown_signals = ShutdownSignals::default();
-    let metrics = Arc::new(ControlMetrics::new(handle.snapshots(), queue(&handle)));
+    let counted = handle.clone();
+    let queue = move || counted.queue_length();
+    let metrics = Arc::new(ControlMetrics::new(handle.snapshots(), queue));
     let (wakes, wake_requests) = mpsc::channel(WAKES);
     let gateway = Arc::new(Gateway::new(
         identity.clone(),
@@ -225,7 +227,9 @@ async fn serve<B: Backend, R: AgentReviewer>(
     );
     let agents = Routes::new(agents.into_server()).into_axum_router().with_state(());
 
-    let public = listen(public, &config, &shutdown_signals, &metrics).await?;
+    let tls = config.tls.as_ref().map(|files| server_config(&files.certificate, &files.key));
+    let tls = tls.transpose().map_err(ControlPlaneError::Tls)?.map(Arc::new);
+    let public = ServerListener::public(public, tls, shutdown_signals.clone(), metrics.connections.clone());
     let url = public.url().unwrap_or_default();
     let internal = ServerListener::agents(
         bound_agents,
@@ -305,27 +309,6 @@ async fn finish(mut parts: ComponentTasks) -> Result<(), ControlPlaneError> {
     failed
 }
 
-/// Returns a function that counts the events that wait for the driver.
-fn queue(driver: &DriverHandle) -> impl Fn() -> usize + Send + Sync + 'static {
-    let driver = driver.clone();
-    move || driver.queue_length()
-}
-
-async fn listen(
-    open: Option<Arc<TcpAcceptor>>,
-    config: &ControlConfig,
-    shutdown_signals: &ShutdownSignals,
-    metrics: &ControlMetrics,
-) -> Result<ServerListener, ControlPlaneError> {
-    let tls = config.tls.as_ref().map(|files| server_config(&files.certificate, &files.key));
-    let tls = tls.transpose().map_err(ControlPlaneError::Tls)?.map(Arc::new);
-    let listener = match open {
-        Some(listener) => listener,
-        None => platform::bind(config.listen).await?,
-    };
-    Ok(ServerListener::public(listener, tls, shutdown_signals.clone(), metrics.connections.clone()))
-}
-
 /// Forwards wake requests of held calls to the driver.
 async fn forward_wake_requests(
     driver: DriverHandle,
@@ -389,36 +372,22 @@ async fn sleep_idle(driver: &DriverHandle) {
     }
 }
 
-/// A replica's listener for probes.
-#[derive(Debug)]
-struct HealthListener {
-    listener: ServerListener,
+/// Runs `replica`, and answers probes meanwhile. The replica is ready until `stopping` is cancelled: a
+/// standby replica holds connections while there is no leader, so it can take new ones at any time.
+async fn with_probes(
+    address: SocketAddr,
     stopping: CancellationToken,
-}
-
-impl HealthListener {
-    /// Binds the listener. The replica is ready until `stopping` is cancelled: a standby replica
-    /// holds connections while there is no leader, so it can take new ones at any time.
-    async fn bind(address: SocketAddr, stopping: CancellationToken) -> Result<Self, ControlPlaneError> {
-        let bound = bind(address).await?;
-        let listener = ServerListener::public(bound, None, ShutdownSignals::default(), Gauge::default());
-        Ok(Self { listener, stopping })
-    }
-
-    /// Answers probes until `run` has ended.
-    async fn serve_while<T>(self, run: impl Future<Output = T>) -> T {
-        let answer = move |uri: Uri| {
-            let response = probe(uri.path(), &self.stopping);
-            async { response }
-        };
-        let router = Router::new().fallback(answer);
-        let serving = async {
-            self.listener.serve(router).await;
-            std::future::pending().await
-        };
-        tokio::select! {
-            done = run => done,
-            never = serving => never,
-        }
+    replica: impl Future<Output = Result<(), ControlPlaneError>>,
+) -> Result<(), ControlPlaneError> {
+    let bound = bind(address).await?;
+    let listener = ServerListener::public(bound, None, ShutdownSignals::default(), Gauge::default());
+    let answer = move |uri: Uri| {
+        let response = probe(uri.path(), &stopping);
+        async { response }
+    };
+    let probes = listener.serve(Router::new().fallback(answer));
+    tokio::select! {
+        done = replica => done,
+        () = probes => Err(ControlPlaneError::Ended("the listener for probes")),
     }
 }

@@ -43,7 +43,7 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<Arc<TcpAcceptor>, Contro
 }
 
 /// Creates the platform for processes of this machine.
-pub(super) fn local(
+pub(super) async fn local(
     config: &ControlConfig,
     files: OpenFiles,
 ) -> Result<Platform<LocalBackend, LocalReviewer>, ControlPlaneError> {
@@ -79,7 +79,7 @@ pub(super) fn local(
         leadership: Leadership::permanent(),
         reviewer: Box::new(LocalReviewer::new),
         templates,
-        public: None,
+        public: bind(config.listen).await?,
         agents: BoundListener::Unix(agents),
         follower: None,
     })
@@ -176,7 +176,7 @@ async fn as_leader(
         leadership: leader.leadership(),
         reviewer: Box::new(|_| Ok(reviewer)),
         templates: TemplateSource::Resources(templates),
-        public: Some(public),
+        public,
         agents: BoundListener::Tcp(agents),
         follower: Some(Box::new(move |driver| {
             Box::pin(async move {
