@@ -18,7 +18,10 @@ use prometheus_client::{
 };
 use tonic::Code;
 
-use crate::snapshot::{SnapshotReceiver, WorkspaceView};
+use crate::{
+    error_response::WireProtocol,
+    snapshot::{SnapshotReceiver, WorkspaceView},
+};
 
 #[derive(Debug)]
 pub struct ControlMetrics {
@@ -118,10 +121,7 @@ impl Drop for ExchangeOutcome {
 /// Returns the HTTP status of a response. Returns `None` for gRPC, whose status follows in
 /// trailers.
 fn http_status_code(parts: &response::Parts) -> Option<String> {
-    let content_type = parts.headers.get(http::header::CONTENT_TYPE).map_or(&b""[..], |v| v.as_bytes());
-    let trailers_come =
-        content_type.starts_with(b"application/grpc") && !content_type.starts_with(b"application/grpc-web");
-    (!trailers_come).then(|| parts.status.as_str().to_owned())
+    (WireProtocol::of(&parts.headers) != WireProtocol::Grpc).then(|| parts.status.as_str().to_owned())
 }
 
 /// Returns the name of the gRPC status in these headers. Other numbers than those of gRPC become

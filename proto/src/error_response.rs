@@ -25,7 +25,7 @@ pub enum WireProtocol {
 }
 
 impl WireProtocol {
-    /// Derives the protocol from the request's content type.
+    /// Derives the protocol from the content type of a request or a response.
     pub fn of(headers: &HeaderMap) -> Self {
         let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         if content_type.starts_with(b"application/grpc-web-text") {

@@ -204,22 +204,6 @@ fn delete_by_uid(object: &impl ResourceExt) -> DeleteParams {
     }
 }
 
-/// Returns the handles of a cluster whose API server is `client`'s, for tests.
-#[cfg(test)]
-async fn for_tests(client: Client) -> ClusterClient {
-    let defaults = PodDefaults {
-        agent_image: "agent".into(),
-        control: "https://control".into(),
-        control_ca: "ca".into(),
-        service_account: "workspace".into(),
-    };
-    use crate::template::TemplateFollower;
-
-    let opened = TemplateFollower::open(&client, "podling", "shell", Leadership::permanent()).await;
-    let templates = opened.expect("the API server lists no template").0.lookup();
-    ClusterClient::new(client, "podling", Arc::new(defaults), Leadership::permanent(), templates)
-}
-
 /// Returns whether a retry of the call may succeed without any change by a user.
 fn is_transient(error: &Error) -> bool {
     match error {
@@ -325,6 +309,20 @@ mod tests {
     use kube::core::Status;
 
     use super::*;
+    use crate::template::TemplateFollower;
+
+    /// Returns the handles of a cluster whose API server is `client`'s.
+    pub(super) async fn cluster_client(client: Client) -> ClusterClient {
+        let defaults = PodDefaults {
+            agent_image: "agent".into(),
+            control: "https://control".into(),
+            control_ca: "ca".into(),
+            service_account: "workspace".into(),
+        };
+        let opened = TemplateFollower::open(&client, "podling", "shell", Leadership::permanent()).await;
+        let templates = opened.expect("the API server lists no template").0.lookup();
+        ClusterClient::new(client, "podling", Arc::new(defaults), Leadership::permanent(), templates)
+    }
 
     fn api(code: u16, message: &str) -> Error {
         Error::Api(Box::new(Status { code, message: message.into(), ..Status::default() }))

@@ -32,10 +32,8 @@ pub struct LostSecret {
 /// the Secret.
 #[derive(Debug)]
 pub enum SecretLoss {
-    /// There is no Secret of this name.
-    NoSecret { files: Vec<&'static str> },
-    /// The Secret lacks these keys.
-    Missing { files: Vec<&'static str> },
+    /// The Secret lacks these keys, or does not exist.
+    Missing { files: Vec<&'static str>, has_secret: bool },
     /// No replica has a usable value of these keys.
     Unusable {
         /// Each with a phrase that says what is wrong with its content.
@@ -46,8 +44,8 @@ pub enum SecretLoss {
 impl LostSecret {
     fn problem(&self) -> String {
         match &self.loss {
-            SecretLoss::NoSecret { .. } => "does not exist".to_owned(),
-            SecretLoss::Missing { files } => {
+            SecretLoss::Missing { has_secret: false, .. } => "does not exist".to_owned(),
+            SecretLoss::Missing { files, .. } => {
                 let keys: Vec<_> = files.iter().map(|file| secret_key(file)).collect();
                 format!("lacks {}", keys.join(", "))
             }
@@ -61,7 +59,7 @@ impl LostSecret {
             format!("{kubectl} annotate secret podling-control podling.dev/create-missing-secrets=true");
         let restart = format!("{kubectl} rollout restart deployment/podling-control");
         match &self.loss {
-            SecretLoss::NoSecret { .. } => {
+            SecretLoss::Missing { has_secret: false, .. } => {
                 format!("{kubectl} create secret generic podling-control && {annotate} && {restart}")
             }
             SecretLoss::Missing { .. } => format!("{annotate} && {restart}"),
@@ -77,7 +75,7 @@ impl LostSecret {
 
     fn consequences(&self) -> String {
         let lost: Vec<_> = match &self.loss {
-            SecretLoss::NoSecret { files } | SecretLoss::Missing { files } => files.clone(),
+            SecretLoss::Missing { files, .. } => files.clone(),
             SecretLoss::Unusable { files } => {
                 LONG_LIVED_SECRETS.into_iter().filter(|name| files.contains_key(name)).collect()
             }

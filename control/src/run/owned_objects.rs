@@ -34,7 +34,6 @@ const WRITE_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct OwnedObject<K> {
     api: Api<K>,
-    kind: String,
     name: String,
     /// The object as it is applied, with the metadata `name` and `labels`.
     desired: Value,
@@ -69,12 +68,7 @@ where
         desired["apiVersion"] = K::api_version(&()).into();
         desired["kind"] = K::kind(&()).into();
         desired["metadata"] = json!({"name": name, "labels": control_plane_labels()});
-        Self {
-            api: Api::namespaced(client.clone(), namespace),
-            kind: K::kind(&()).into_owned(),
-            name: name.to_owned(),
-            desired,
-        }
+        Self { api: Api::namespaced(client.clone(), namespace), name: name.to_owned(), desired }
     }
 
     /// Creates the object, or sets the desired content of the existing one.
@@ -86,7 +80,8 @@ where
     /// Applies the object whenever it is missing or lacks desired content, while this replica is the
     /// leader. Ends only if the watch ends.
     pub(super) async fn keep(&self, leadership: &Leadership) {
-        let (kind, name) = (&*self.kind, &*self.name);
+        let kind = K::kind(&());
+        let (kind, name) = (&*kind, &*self.name);
         let mut versions = watch_one(&self.api, name);
         while let Some(version) = versions.next().await {
             match version {

@@ -156,10 +156,7 @@ impl SharedSecret {
             let missing = if may_create { MissingSecrets::Create } else { MissingSecrets::Refuse };
             let identity = match ControlIdentity::open(data, missing) {
                 Err(ControlIdentityError::Lost { files, .. }) => {
-                    let exists = found.is_some();
-                    let loss =
-                        if exists { SecretLoss::Missing { files } } else { SecretLoss::NoSecret { files } };
-                    return Err(lost(loss).into());
+                    return Err(lost(SecretLoss::Missing { files, has_secret: found.is_some() }).into());
                 }
                 opened => opened?,
             };

@@ -364,7 +364,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        backend::{StartPurpose, kubernetes::for_tests},
+        backend::{StartPurpose, kubernetes::tests::cluster_client},
         samples,
         snapshot::Snapshot,
     };
@@ -396,7 +396,7 @@ mod tests {
                 (200, stored.clone())
             }
         });
-        let cluster = for_tests(client).await;
+        let cluster = cluster_client(client).await;
         assert_eq!(cluster.claims_of(&id).await.unwrap(), [bare.clone()]);
         let mut watcher = VolumeClaimWatcher::new(cluster);
         let view = Arc::new(samples::view(samples::spec(1, "demo")));
@@ -432,7 +432,7 @@ mod tests {
                 (200, claim.clone())
             }
         });
-        let cluster = for_tests(client).await;
+        let cluster = cluster_client(client).await;
         let (to, _observations) = mpsc::channel(8);
         let operation = PodOperation { name: "start it", to: &to, workspace: &id, epoch: 2 };
         let ensure = async |purpose, expects_files| {
@@ -478,7 +478,7 @@ mod tests {
             // The first patch requests the size.
             if *seen == 1 { (403, status) } else { (200, json!({"metadata": {}})) }
         });
-        let cluster = for_tests(client).await;
+        let cluster = cluster_client(client).await;
         let size = |size: &str| StorageSpec { size: size.into(), ..StorageSpec::default() };
         let count = || std::mem::replace(&mut *patches.lock().unwrap(), 0);
         cluster.try_expand(&stored(json!({})), &size("5Gi")).await;
@@ -502,7 +502,7 @@ mod tests {
             "message": "no space", "lastTimestamp": jiff::Timestamp::now().to_string(),
         });
         let client = samples::api_client(move |_, _| samples::api_list(json!([warning])));
-        let mut watcher = VolumeClaimWatcher::new(for_tests(client).await);
+        let mut watcher = VolumeClaimWatcher::new(cluster_client(client).await);
         let (_sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let states = watcher.states();
         let shown = |watcher: &VolumeClaimWatcher| {

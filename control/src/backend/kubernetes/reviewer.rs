@@ -8,7 +8,7 @@ use k8s_openapi::api::{
     core::v1::Pod,
 };
 use kube::{Api, Client, ResourceExt, api::PostParams};
-use serde::Deserialize;
+use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use super::{backend_error, pods::instance};
@@ -32,7 +32,7 @@ pub struct KubernetesReviewer {
 }
 
 /// The pod that a token is bound to.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct BoundPod {
     name: String,
     uid: String,
@@ -101,19 +101,11 @@ fn bound_pod(user: &UserInfo) -> Option<BoundPod> {
 /// Returns the namespace that a token of a pod claims, without verifying the token. `None` for a
 /// text that is not such a token.
 fn unverified_namespace(token: &str) -> Option<String> {
-    #[derive(Deserialize)]
-    struct UnverifiedClaims {
-        #[serde(rename = "kubernetes.io")]
-        kubernetes: KubernetesClaims,
-    }
-    #[derive(Deserialize)]
-    struct KubernetesClaims {
-        namespace: String,
-        #[expect(dead_code, reason = "its presence is required")]
-        pod: BoundPod,
-    }
     let payload = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
-    serde_json::from_slice::<UnverifiedClaims>(&payload).ok().map(|claims| claims.kubernetes.namespace)
+    let claims: Value = serde_json::from_slice(&payload).ok()?;
+    let claims = &claims["kubernetes.io"];
+    let names_pod = ["name", "uid"].iter().all(|field| claims["pod"][field].is_string());
+    claims["namespace"].as_str().filter(|_| names_pod).map(str::to_owned)
 }
 
 #[cfg(test)]

@@ -346,7 +346,9 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::{backend::kubernetes::for_tests, kubernetes::objects::ARCHIVE_BEFORE_DELETE, samples};
+    use crate::{
+        backend::kubernetes::tests::cluster_client, kubernetes::objects::ARCHIVE_BEFORE_DELETE, samples,
+    };
 
     #[test]
     fn workspace_controls_its_pods_while_it_is_deleted() {
@@ -371,7 +373,7 @@ mod tests {
             true => samples::api_not_found(),
             false => samples::api_list(json!([])),
         });
-        let cluster = for_tests(client).await;
+        let cluster = cluster_client(client).await;
         let (observation_tx, mut observations) = mpsc::channel(8);
         let spec = Arc::new(samples::spec(1, "demo"));
         let start = |purpose| {
@@ -407,7 +409,7 @@ mod tests {
                 true => (200, claim.clone()),
                 false => samples::api_list(json!([])),
             });
-            let wait = for_tests(client).await.claim_problem("workspace-abc").await?;
+            let wait = cluster_client(client).await.claim_problem("workspace-abc").await?;
             assert_eq!(wait.reason, WaitReason::VolumePending);
             Some(wait.detail)
         };
@@ -425,7 +427,7 @@ mod tests {
             true => samples::api_not_found(),
             false => samples::api_list(json!([])),
         });
-        let cluster = for_tests(client).await;
+        let cluster = cluster_client(client).await;
         let pod = |spec: Value, status: Value| -> Pod {
             let metadata = json!({"name": "workspace-1", "uid": "6d6a"});
             serde_json::from_value(json!({"metadata": metadata, "spec": spec, "status": status})).unwrap()
