@@ -1,38 +1,36 @@
 //! Connects to one remote terminal by a sequence of Attach streams. Each replaces one that broke.
 
-use std::{future::pending, pin::Pin};
+use std::{
+    future::{pending, ready},
+    time::Duration,
+};
 
-use futures_util::future::LocalBoxFuture;
+use futures_util::{
+    FutureExt as _, StreamExt as _, TryFutureExt as _,
+    stream::{self, LocalBoxStream},
+};
 use podling_proto::agent::v1::{AttachOpen, AttachRequest, AttachResponse, attach_request::Request};
 use tokio::{
     sync::mpsc,
-    time::{Instant, Sleep, sleep},
+    time::{Instant, sleep},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::{Response, Status};
 
 use crate::{backoff::RetryBackoff, client::WorkspaceClient};
 
 /// Capacity of the request channel of a stream. When it is full, input stays in the outbox.
 const QUEUE: usize = 16;
 
-type OpenCall = LocalBoxFuture<'static, Result<Streaming<AttachResponse>, Status>>;
-
 /// Opens, reads and reopens Attach streams of one terminal.
 pub struct TerminalConnection {
     workspace_client: WorkspaceClient,
-    state: AttachStreamState,
+    /// Events of the present stream or back-off.
+    events: LocalBoxStream<'static, ConnectionEvent>,
+    /// Requests of the present stream. `None` if there is none.
+    requests: Option<mpsc::Sender<AttachRequest>>,
     backoff: RetryBackoff,
     lost_since: Option<Instant>,
-}
-
-enum AttachStreamState {
-    /// There is neither a stream nor a retry until [`TerminalConnection::open`] is called.
-    Parked,
-    /// Backing off until the next attempt.
-    Waiting(Pin<Box<Sleep>>),
-    Opening(OpenCall, mpsc::Sender<AttachRequest>),
-    Open(Box<Streaming<AttachResponse>>, mpsc::Sender<AttachRequest>),
 }
 
 /// Change of a connection, returned by [`TerminalConnection::next`].
@@ -40,7 +38,6 @@ enum AttachStreamState {
 pub enum ConnectionEvent {
     /// The back-off is over. The caller must call [`TerminalConnection::open`].
     Retry,
-    Opened,
     Response(AttachResponse),
     /// The stream ended or could not be opened.
     Ended(Status),
@@ -49,8 +46,8 @@ pub enum ConnectionEvent {
 impl TerminalConnection {
     /// Creates a connection that reports [`ConnectionEvent::Retry`] at once.
     pub fn new(workspace_client: WorkspaceClient) -> Self {
-        let state = AttachStreamState::Waiting(Box::pin(sleep(std::time::Duration::ZERO)));
-        Self { workspace_client, state, backoff: RetryBackoff::default(), lost_since: None }
+        let (events, backoff) = (retry_after(Duration::ZERO), RetryBackoff::default());
+        Self { workspace_client, events, requests: None, backoff, lost_since: None }
     }
 
     /// Opens a stream. Wakes a sleeping workspace only if `wakes` is set.
@@ -61,21 +58,26 @@ impl TerminalConnection {
         let _ = tx.try_send(first);
         let client = &self.workspace_client;
         let mut terminals = if wakes { client.terminals() } else { client.without_waking().terminals() };
-        let opening =
-            async move { terminals.attach(ReceiverStream::new(rx)).await.map(tonic::Response::into_inner) };
-        self.state = AttachStreamState::Opening(Box::pin(opening), tx);
+        let opening = async move { terminals.attach(ReceiverStream::new(rx)).await };
+        let responses = opening.map_ok(Response::into_inner).try_flatten_stream();
+        let end = ready(Err(Status::unavailable("the stream ended before the terminal")));
+        let events = responses.chain(stream::once(end)).map(|response| match response {
+            Ok(response) => ConnectionEvent::Response(response),
+            Err(status) => ConnectionEvent::Ended(status),
+        });
+        (self.events, self.requests) = (events.boxed_local(), Some(tx));
     }
 
     /// Starts the back-off before the next stream.
     pub fn retry(&mut self) {
         self.lost_since.get_or_insert_with(Instant::now);
-        self.state = AttachStreamState::Waiting(Box::pin(sleep(self.backoff.next_delay())));
+        (self.events, self.requests) = (retry_after(self.backoff.next_delay()), None);
     }
 
     /// Stops retrying until [`TerminalConnection::open`] is called.
     pub fn park(&mut self) {
         self.mark_working();
-        self.state = AttachStreamState::Parked;
+        (self.events, self.requests) = (stream::pending().boxed_local(), None);
     }
 
     /// Records that the stream works and resets the back-off.
@@ -91,46 +93,28 @@ impl TerminalConnection {
 
     /// Returns the next event. Cancel-safe.
     pub async fn next(&mut self) -> ConnectionEvent {
-        match &mut self.state {
-            AttachStreamState::Parked => pending().await,
-            AttachStreamState::Waiting(until) => {
-                until.await;
-                ConnectionEvent::Retry
-            }
-            AttachStreamState::Opening(opening, tx) => match opening.await {
-                Ok(stream) => {
-                    self.state = AttachStreamState::Open(Box::new(stream), tx.clone());
-                    ConnectionEvent::Opened
-                }
-                Err(status) => ConnectionEvent::Ended(status),
-            },
-            AttachStreamState::Open(stream, _) => match stream.message().await {
-                Ok(Some(response)) => ConnectionEvent::Response(response),
-                Ok(None) => {
-                    ConnectionEvent::Ended(Status::unavailable("the stream ended before the terminal"))
-                }
-                Err(status) => ConnectionEvent::Ended(status),
-            },
+        match self.events.next().await {
+            Some(event) => event,
+            None => pending().await,
         }
     }
 
-    /// Reserves space for one request on the open stream. Never resolves while no stream is open.
+    /// Reserves space for one request on the present stream. Never resolves while there is none.
     pub fn send_permit(&self) -> impl Future<Output = mpsc::OwnedPermit<AttachRequest>> + use<> {
-        let tx = match &self.state {
-            AttachStreamState::Open(_, tx) => Some(tx.clone()),
-            _ => None,
-        };
+        let requests = self.requests.clone();
         async move {
-            match tx {
-                Some(tx) => match tx.reserve_owned().await {
-                    Ok(permit) => permit,
-                    // The stream has ended; `next` reports it.
-                    Err(_) => pending().await,
-                },
-                None => pending().await,
+            let Some(requests) = requests else { return pending().await };
+            match requests.reserve_owned().await {
+                Ok(permit) => permit,
+                // The stream has ended; `next` reports it.
+                Err(_) => pending().await,
             }
         }
     }
+}
+
+fn retry_after(delay: Duration) -> LocalBoxStream<'static, ConnectionEvent> {
+    sleep(delay).map(|()| ConnectionEvent::Retry).into_stream().boxed_local()
 }
 
 impl std::fmt::Debug for TerminalConnection {

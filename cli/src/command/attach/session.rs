@@ -270,7 +270,6 @@ impl AttachSession {
     fn handle_event(&mut self, event: ConnectionEvent) -> Result<(), CommandFailure> {
         match event {
             ConnectionEvent::Retry => self.open(self.sleep_overlay.may_wake(self.has_started)),
-            ConnectionEvent::Opened => {}
             ConnectionEvent::Response(AttachResponse { response: Some(response) }) => match response {
                 Response::Frame(frame) => self.handle_frame(frame),
                 Response::InputAck(ack) => {
