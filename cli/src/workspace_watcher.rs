@@ -35,21 +35,17 @@ pub struct WorkspaceWatcher {
     stream: ResumedStream<WatchWorkspacesResponse>,
     /// Whether the current stream has reported the workspace.
     seen: bool,
-    outage: Outage,
-}
-
-/// Whether the control plane answers.
-#[derive(Debug, Clone, Copy)]
-enum Outage {
-    None,
-    Since(Instant),
-    Reported,
+    /// Since when the control plane does not answer.
+    lost_since: Option<Instant>,
+    /// Whether this outage was reported.
+    is_reported: bool,
 }
 
 impl WorkspaceWatcher {
     /// Watches the workspace with this id.
     pub fn new(client: Client, id: String) -> Self {
-        Self { client, id, stream: ResumedStream::default(), seen: false, outage: Outage::None }
+        let stream = ResumedStream::default();
+        Self { client, id, stream, seen: false, lost_since: None, is_reported: false }
     }
 
     /// Waits until the workspace is as `is_awaited` says, or is deleted. Returns it.
@@ -77,7 +73,7 @@ impl WorkspaceWatcher {
             let message = self.stream.next(open).await;
             match message.and_then(|message| message.ok_or_else(|| Status::unavailable("the stream ended"))) {
                 Ok(message) => {
-                    self.outage = Outage::None;
+                    (self.lost_since, self.is_reported) = (None, false);
                     let change = message.event.and_then(|event| change_of(&self.id, &mut self.seen, event));
                     if let Some(change) = change {
                         return Ok(change);
@@ -85,13 +81,10 @@ impl WorkspaceWatcher {
                 }
                 Err(status) if status.code() == Code::NotFound => return Ok(WorkspaceChange::Deleted),
                 Err(status) if is_retryable(&status) => {
-                    match self.outage {
-                        Outage::None => self.outage = Outage::Since(Instant::now()),
-                        Outage::Since(since) if since.elapsed() >= NOTICE_DELAY => {
-                            self.outage = Outage::Reported;
-                            return Ok(WorkspaceChange::Disconnected);
-                        }
-                        Outage::Since(_) | Outage::Reported => {}
+                    let since = self.lost_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= NOTICE_DELAY && !self.is_reported {
+                        self.is_reported = true;
+                        return Ok(WorkspaceChange::Disconnected);
                     }
                     self.stream.back_off().await;
                 }
