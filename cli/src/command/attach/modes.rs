@@ -10,8 +10,6 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
-
 use self::settings::TerminalSettings;
 
 /// The settings that the remote program has changed, as a parser of its output finds them.
@@ -41,9 +39,9 @@ impl TerminalModes {
             // Ends a truncated sequence.
             undo.extend_from_slice(b"\x1b\\");
         }
-        let mut settings = Cow::Borrowed(&self.settings);
+        let mut settings = self.settings.clone();
         if let Some(command) = self.scanner.open_command() {
-            settings.to_mut().apply_command(command);
+            settings.apply_command(command);
         }
         undo.extend_from_slice(settings.restore_sequence().as_bytes());
         undo

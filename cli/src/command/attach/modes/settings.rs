@@ -6,10 +6,7 @@
 //! Leaving a screen that was never entered would move the cursor, and popping an empty stack would
 //! take the entries of another program.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-};
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use vte::{Params, Perform};
 
@@ -38,9 +35,9 @@ const SCREEN_COLOURS: std::ops::RangeInclusive<u16> = 10..=19;
 #[derive(Debug, Clone, Default)]
 pub(super) struct TerminalSettings {
     /// DEC private modes with a value other than their default.
-    private: BTreeMap<u16, bool>,
+    private: BTreeSet<u16>,
     /// ANSI modes with a value other than their default.
-    ansi: BTreeMap<u16, bool>,
+    ansi: BTreeSet<u16>,
     /// The mode by which the alternate screen was entered.
     alternate: Option<u16>,
     /// Keyboard protocol of the main and of the alternate screen.
@@ -98,7 +95,7 @@ impl TerminalSettings {
     pub(super) fn restore_sequence(&self) -> String {
         let mut undo = String::new();
         // In VT52 mode the terminal understands no other sequence.
-        if self.private.contains_key(&ANSI_MODE) {
+        if self.private.contains(&ANSI_MODE) {
             undo.push_str("\x1b<");
         }
         if self.changed.contains(&PRINTER) {
@@ -107,11 +104,11 @@ impl TerminalSettings {
         if self.alternate.is_some() {
             self.keyboards[1].restore(&mut undo);
         }
-        for (mode, on) in self.private.iter().filter(|(mode, _)| **mode != ANSI_MODE) {
-            push(&mut undo, format_args!("\x1b[?{mode}{}", if *on { 'l' } else { 'h' }));
+        for mode in self.private.iter().filter(|mode| **mode != ANSI_MODE) {
+            push(&mut undo, format_args!("\x1b[?{mode}{}", if is_on_by_default(*mode) { 'h' } else { 'l' }));
         }
-        for (mode, on) in &self.ansi {
-            push(&mut undo, format_args!("\x1b[{mode}{}", if *on { 'l' } else { 'h' }));
+        for mode in &self.ansi {
+            push(&mut undo, format_args!("\x1b[{mode}{}", if *mode == NO_LOCAL_ECHO { 'h' } else { 'l' }));
         }
         for charset in &self.charsets {
             push(&mut undo, format_args!("\x1b{}B", char::from(b"()*+"[usize::from(*charset)])));
@@ -130,7 +127,7 @@ impl TerminalSettings {
         self.keyboards[0].restore(&mut undo);
         // Resetting these moves the cursor to the top of the screen, where text would be
         // overwritten.
-        let moved = self.changed.contains(&SCROLL_REGION) || self.private.contains_key(&ORIGIN);
+        let moved = self.changed.contains(&SCROLL_REGION) || self.private.contains(&ORIGIN);
         if moved && self.alternate != Some(ALTERNATE_SCREEN_AND_CURSOR) {
             undo.push_str("\x1b[9999;1H");
         }
@@ -160,7 +157,7 @@ impl TerminalSettings {
         if ALTERNATE_SCREENS.contains(&mode) {
             self.alternate = if on { self.alternate.or(Some(mode)) } else { None };
         } else if mode != SAVED_CURSOR {
-            set_mode(&mut self.private, mode, on, is_on_by_default(mode));
+            set_mode(&mut self.private, mode, on == is_on_by_default(mode));
         }
     }
 
@@ -211,7 +208,7 @@ impl TerminalSettings {
         match last {
             'h' | 'l' => {
                 for mode in numbers {
-                    set_mode(&mut self.ansi, *mode, last == 'h', *mode == NO_LOCAL_ECHO);
+                    set_mode(&mut self.ansi, *mode, (last == 'h') == (*mode == NO_LOCAL_ECHO));
                 }
             }
             'r' => self.set(SCROLL_REGION, numbers.iter().any(|number| *number != 0)),
@@ -345,11 +342,11 @@ fn is_on_by_default(private_mode: u16) -> bool {
     ON_BY_DEFAULT.contains(&private_mode) || private_mode == ANSI_MODE
 }
 
-fn set_mode(modes: &mut BTreeMap<u16, bool>, mode: u16, on: bool, default: bool) {
-    if on == default {
+fn set_mode(modes: &mut BTreeSet<u16>, mode: u16, is_default: bool) {
+    if is_default {
         modes.remove(&mode);
     } else if modes.len() < MAX_MODES {
-        modes.insert(mode, on);
+        modes.insert(mode);
     }
 }
 
