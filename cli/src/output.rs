@@ -32,11 +32,10 @@ pub enum Tone {
 
 /// Returns the text with colour codes if stdout is a terminal that shows colours.
 pub fn paint(text: &str, tone: Tone) -> Cow<'_, str> {
-    if coloured() { Cow::Owned(escape(text, tone)) } else { Cow::Borrowed(text) }
-}
-
-fn coloured() -> bool {
-    terminal_features::allows_colours() && io::stdout().is_terminal()
+    match terminal_features::allows_colours() && io::stdout().is_terminal() {
+        true => Cow::Owned(escape(text, tone)),
+        false => Cow::Borrowed(text),
+    }
 }
 
 fn escape(text: &str, tone: Tone) -> String {
@@ -148,15 +147,11 @@ fn draw_target() -> ProgressDrawTarget {
 /// Returns a running spinner on stderr. It is hidden if stderr is not a terminal, or a dumb one.
 pub fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, draw_target())
-        .with_style(spinner_style())
+        .with_style(ProgressStyle::default_spinner())
         .with_message(message)
         .with_finish(ProgressFinish::AndClear);
     bar.enable_steady_tick(TICK);
     bar
-}
-
-pub fn spinner_style() -> ProgressStyle {
-    ProgressStyle::default_spinner()
 }
 
 /// Returns the style of a bar for one stage of a longer operation. `bounded` means that the total

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 use podling_proto::control::v1::{State, Workspace, progress::Stage};
 use tokio::time::sleep;
 
@@ -41,7 +41,7 @@ impl WorkspaceSpinner {
             self.measured = measured;
             self.bar.set_style(match measured {
                 Some((_, bounded)) => output::stage_style(bounded),
-                None => output::spinner_style(),
+                None => ProgressStyle::default_spinner(),
             });
         }
         match progress {
