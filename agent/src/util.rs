@@ -2,25 +2,13 @@
 //! modules.
 
 use std::{
-    error::Error,
     sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
+pub(crate) use podling_proto::error::with_causes as error_chain;
 use ring::digest::{Context, SHA256, digest};
 use tokio::sync::Notify;
-
-/// Formats an error and its chain of sources on one line, separated by ": ".
-pub(crate) fn error_chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line
-}
 
 /// Locks `mutex` also after a panic of another thread that held it. Code that uses this must leave
 /// the value usable at every point where it may panic.
