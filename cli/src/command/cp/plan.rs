@@ -13,15 +13,12 @@ use tokio::task::yield_now;
 use super::{
     endpoint::show,
     skipped::{CopyFailure, SkipReason, SkippedPath},
-    tree::FileLister,
+    tree::{FileLister, MAX_ENTRIES},
 };
 use crate::failure::CommandFailure;
 
 /// Deepest nesting of directories that is copied. A deeper directory is left out.
 pub const MAX_DEPTH: usize = 1_000;
-/// Files and directories of one copy. A source with more is refused, because the plan is held in
-/// memory, and because links that are followed can multiply the files of a small directory.
-pub const MAX_ENTRIES: usize = 1_000_000;
 
 /// Directories and files to copy. Paths in a workspace are relative to its root.
 #[derive(Debug, Default)]

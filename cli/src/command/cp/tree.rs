@@ -12,10 +12,13 @@ use tonic::Response;
 
 use super::{
     endpoint::to_wire,
-    plan::MAX_ENTRIES,
     skipped::{CopyFailure, RemoteRole, SkipReason},
 };
 use crate::{backoff::retry_call, client::WorkspaceClient, failure::CommandFailure};
+
+/// Files and directories of one copy. A source with more is refused, because the plan is held in
+/// memory, and because links that are followed can multiply the files of a small directory.
+pub const MAX_ENTRIES: usize = 1_000_000;
 
 /// Reads the tree that a copy is planned from.
 pub(super) trait FileLister {
