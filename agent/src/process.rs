@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -103,15 +103,10 @@ pub struct ProcessInfo {
 /// State of one process, shared by its task, its watchers and the registry.
 #[derive(Debug)]
 struct Process {
-    id: ProcessId,
+    /// Description without the exit, which the state has. The environment is not retained, because
+    /// it may contain secrets.
+    info: ProcessInfo,
     request_id: String,
-    /// Truncated to 4 KiB. The environment is not retained, because it may contain secrets.
-    argv: Vec<String>,
-    cwd: String,
-    timeout: Option<Duration>,
-    pid: Pid,
-    started: SystemTime,
-    epoch: u64,
     /// Process group of the command; may outlive the command itself.
     group: ProcessGroup,
     gate: Arc<AdmissionGate>,
@@ -148,16 +143,7 @@ impl fmt::Display for ProcessId {
 
 impl Process {
     fn info(&self) -> ProcessInfo {
-        ProcessInfo {
-            id: self.id.clone(),
-            epoch: self.epoch,
-            argv: self.argv.clone(),
-            cwd: self.cwd.clone(),
-            timeout: self.timeout,
-            pid: self.pid.as_raw_nonzero().get().unsigned_abs(),
-            started: self.started,
-            exit: self.state().exit.clone(),
-        }
+        ProcessInfo { exit: self.state().exit.clone(), ..self.info.clone() }
     }
 
     /// Signals the process group. Fails with `Ended` if the group has no members.

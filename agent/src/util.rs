@@ -24,6 +24,16 @@ pub(crate) async fn or_never<T>(future: Option<impl Future<Output = T>>) -> T {
     }
 }
 
+/// How the output of a program is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReadMode {
+    /// Reads when the reactor reports output.
+    WhenReady,
+    /// Reads once more before the output counts as ended, regardless of the reactor. While the
+    /// agent is suspended, the reactor reports nothing.
+    Final,
+}
+
 /// Sleeps until `at`, or for ever if it is `None`.
 pub(crate) async fn sleep_until(at: Option<Instant>) {
     or_never(at.map(|at| tokio::time::sleep_until(at.into()))).await;

@@ -131,8 +131,8 @@ impl ProcessRegistry {
     /// Watches a process from the offsets `at` of stdout and stderr on.
     pub fn watch(&self, id: &ProcessId, epoch: u64, at: [u64; 2]) -> Result<ProcessWatcher, ProcessError> {
         let process = self.find(id)?;
-        if process.epoch != epoch {
-            return Err(ProcessError::StaleEpoch { epoch: process.epoch });
+        if process.info.epoch != epoch {
+            return Err(ProcessError::StaleEpoch { epoch: process.info.epoch });
         }
         ProcessWatcher::join(process, at, self.acquire_permit()?)
     }
@@ -206,7 +206,7 @@ impl ProcessRegistry {
                 return;
             }
             if Instant::now() >= until {
-                let left: Vec<_> = left.iter().map(|process| process.id.to_string()).collect();
+                let left: Vec<_> = left.iter().map(|process| process.info.id.to_string()).collect();
                 tracing::error!(?left, "processes still run 1 s after SIGKILL");
                 return;
             }
@@ -215,7 +215,7 @@ impl ProcessRegistry {
     }
 
     fn find(&self, id: &ProcessId) -> Result<Arc<super::Process>, ProcessError> {
-        let found = self.shared.table().processes.iter().find(|process| process.id == *id).cloned();
+        let found = self.shared.table().processes.iter().find(|process| process.info.id == *id).cloned();
         match found {
             Some(process) => Ok(process),
             None => Err(self
@@ -324,14 +324,17 @@ impl RegistryShared {
         let program = start.program.argv.first().cloned().unwrap_or_default();
         let child = self.children.spawn(&mut command).map_err(|e| spawn_failed(&program, e))?;
         let process = Arc::new(Process {
-            id: ProcessId::random(),
+            info: ProcessInfo {
+                id: ProcessId::random(),
+                epoch: claim.epoch,
+                argv: truncate_argv(&start.program.argv),
+                cwd: start.program.cwd,
+                timeout: start.timeout,
+                pid: child.pid.as_raw_nonzero().get().unsigned_abs(),
+                started: SystemTime::now(),
+                exit: None,
+            },
             request_id: start.request_id,
-            argv: truncate_argv(&start.program.argv),
-            cwd: start.program.cwd,
-            timeout: start.timeout,
-            pid: child.pid,
-            started: SystemTime::now(),
-            epoch: claim.epoch,
             group: child.group.clone(),
             gate: self.gate.clone(),
             state: Mutex::new(ProcessState::new(claim.epoch, claim.policy.byte_log_bytes, start.stdin)),
@@ -344,7 +347,7 @@ impl RegistryShared {
             process.group.signal(Signal::KILL);
             spawn_failed(&program, e)
         })?;
-        tracing::info!(process = %process.id, pid = %process.pid, program, "process started");
+        tracing::info!(process = %process.info.id, pid = process.info.pid, program, "process started");
         Ok((process, task))
     }
 
@@ -397,7 +400,7 @@ async fn run_guarded(process: &Process, task: ProcessTask) -> Termination {
     match AssertUnwindSafe(task.run()).catch_unwind().await {
         Ok(termination) => termination,
         Err(_) => {
-            tracing::error!(process = %process.id, "process task panicked; killing the process");
+            tracing::error!(process = %process.info.id, "process task panicked; killing the process");
             process.group.signal(Signal::KILL);
             process.state().finished_at = Some(Instant::now());
             process.output_ready.notify_waiters();

@@ -66,7 +66,7 @@ impl ProcessRegistry {
         let feed = async {
             if !run.stdin.is_empty() {
                 // A command need not read its stdin, so a failed write is not an error.
-                let _fed = running.process.write(running.process.epoch, 0, run.stdin, true).await;
+                let _fed = running.process.write(running.process.info.epoch, 0, run.stdin, true).await;
             }
         };
         let budget = OutputBudget { all: self.run_bytes(), taken: None };

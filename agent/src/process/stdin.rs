@@ -176,8 +176,8 @@ impl Process {
         data: Bytes,
         end: bool,
     ) -> Result<StdinProgress, ProcessError> {
-        if epoch != self.epoch {
-            return Err(ProcessError::StaleEpoch { epoch: self.epoch });
+        if epoch != self.info.epoch {
+            return Err(ProcessError::StaleEpoch { epoch: self.info.epoch });
         }
         loop {
             let offered = || self.offer_stdin(offset, &data, end).transpose();

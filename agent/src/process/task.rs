@@ -17,7 +17,7 @@ use tokio::{
 use super::{OutputStream, Process, ProcessExit, Termination};
 use crate::{
     child::{Child, ExitStatus},
-    util::{or_never, sleep_until},
+    util::{ReadMode, or_never, sleep_until},
 };
 
 /// Largest read, in bytes. A pipe holds this much by default.
@@ -58,19 +58,10 @@ pub(super) struct ProcessTask {
     output_abandoned: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum PipeReadMode {
-    /// Reads when the reactor reports the pipe as readable.
-    WhenReady,
-    /// Reads once more before the output counts as ended, regardless of the reactor. While the
-    /// agent is suspended, the reactor reports nothing.
-    Final,
-}
-
 impl ProcessTask {
     /// Registers the pipes of the child with the reactor. Fails if descriptors are exhausted.
     pub(super) fn new(process: Arc<Process>, child: Child) -> io::Result<Self> {
-        let deadline = process.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let deadline = process.info.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         Ok(Self {
             process,
             leader: child.ended,
@@ -108,10 +99,10 @@ impl ProcessTask {
             // An error of a pipe is reported by the read or write that follows.
             tokio::select! {
                 _ = or_never(stdout.filter(|_| readable[0]).map(Receiver::readable)) => {
-                    self.read(OutputStream::Stdout, PipeReadMode::WhenReady);
+                    self.read(OutputStream::Stdout, ReadMode::WhenReady);
                 }
                 _ = or_never(stderr.filter(|_| readable[1]).map(Receiver::readable)) => {
-                    self.read(OutputStream::Stderr, PipeReadMode::WhenReady);
+                    self.read(OutputStream::Stderr, ReadMode::WhenReady);
                 }
                 _ = or_never(self.stdin.as_ref().filter(|_| has_input).map(Sender::writable)) => self.write(),
                 () = self.process.task_wakeup.notified() => {}
@@ -171,14 +162,14 @@ impl ProcessTask {
         if !is_due(self) {
             return false;
         }
-        self.read(OutputStream::Stdout, PipeReadMode::Final);
-        self.read(OutputStream::Stderr, PipeReadMode::Final);
+        self.read(OutputStream::Stdout, ReadMode::Final);
+        self.read(OutputStream::Stderr, ReadMode::Final);
         // New output has moved the deadline, and output that does not fit into its log must be read
         // first.
         self.is_closed() || is_due(self) && !self.process.state().is_held()
     }
 
-    fn read(&mut self, stream: OutputStream, mode: PipeReadMode) {
+    fn read(&mut self, stream: OutputStream, mode: ReadMode) {
         let slot = match stream {
             OutputStream::Stdout => &mut self.stdout,
             OutputStream::Stderr => &mut self.stderr,
@@ -191,8 +182,8 @@ impl ProcessTask {
                 break;
             }
             let read = match mode {
-                PipeReadMode::WhenReady => pipe.try_read(&mut buffer[..room]),
-                PipeReadMode::Final => rustix::io::read(pipe, &mut buffer[..room]).map_err(io::Error::from),
+                ReadMode::WhenReady => pipe.try_read(&mut buffer[..room]),
+                ReadMode::Final => rustix::io::read(pipe, &mut buffer[..room]).map_err(io::Error::from),
             };
             match read {
                 Ok(0) => {
@@ -218,7 +209,7 @@ impl ProcessTask {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    tracing::warn!(process = %self.process.id, %error, "failed to read process output");
+                    tracing::warn!(process = %self.process.info.id, %error, "failed to read process output");
                     *slot = None;
                     break;
                 }
@@ -283,7 +274,7 @@ impl ProcessTask {
             sleep_cause: state.sleep_cause,
             ended_at: SystemTime::now(),
         };
-        tracing::info!(process = %self.process.id, ?status, timed_out = exit.timed_out, "process ended");
+        tracing::info!(process = %self.process.info.id, ?status, timed_out = exit.timed_out, "process ended");
         state.exit = Some(exit);
         state.finished_at = Some(Instant::now());
         drop(state);

@@ -26,7 +26,10 @@ use rustix::{
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::types::{PtyOpenError, WindowSize};
-use crate::child::{Child, Children};
+use crate::{
+    child::{Child, Children},
+    util::ReadMode,
+};
 
 /// Size of the read buffer, in bytes. The kernel returns at most 4095 bytes per read.
 const READ_BYTES: usize = 4096;
@@ -112,22 +115,17 @@ impl Pty {
         self.master.writable().await.map(|_guard| ())
     }
 
-    /// Reads once if the reactor has reported the PTY as readable, and passes the bytes to
-    /// `consume`.
-    pub(crate) fn read(&self, consume: impl FnOnce(&[u8])) -> PtyRead {
+    /// Reads once, and passes the bytes to `consume`.
+    pub(crate) fn read(&self, mode: ReadMode, consume: impl FnOnce(&[u8])) -> PtyRead {
         let mut buffer = [0; READ_BYTES];
-        let read = self.master.try_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut buffer[..])?));
-        Self::finish_read(read, &buffer, consume)
-    }
-
-    /// Reads once without consulting the reactor.
-    pub(crate) fn read_now(&self, consume: impl FnOnce(&[u8])) -> PtyRead {
-        let mut buffer = [0; READ_BYTES];
-        let read = rustix::io::read(self.master.get_ref(), &mut buffer[..]).map_err(io::Error::from);
-        Self::finish_read(read, &buffer, consume)
-    }
-
-    fn finish_read(read: io::Result<usize>, buffer: &[u8], consume: impl FnOnce(&[u8])) -> PtyRead {
+        let read = match mode {
+            ReadMode::WhenReady => {
+                self.master.try_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut buffer[..])?))
+            }
+            ReadMode::Final => {
+                rustix::io::read(self.master.get_ref(), &mut buffer[..]).map_err(io::Error::from)
+            }
+        };
         match read {
             Ok(0) => PtyRead::Closed,
             Ok(n) => {

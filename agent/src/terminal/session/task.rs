@@ -27,7 +27,7 @@ use crate::{
         escape::{EscapeScanner, OscEvent},
         pty::{Pty, PtyRead},
     },
-    util::or_never,
+    util::{ReadMode, or_never},
 };
 
 /// A terminal whose leader has exited, but whose PTY is held by background jobs, ends after this
@@ -69,15 +69,6 @@ pub(crate) struct TerminalTask {
     unannounced: usize,
     /// Time of the last output, or of the last pause of reads.
     last_read: Instant,
-}
-
-/// How the PTY is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ReadMode {
-    /// Reads when the reactor reports the PTY as readable.
-    WhenReady,
-    /// Reads the rest before the terminal ends, regardless of the reactor.
-    Final,
 }
 
 /// The events that the task waits for next.
@@ -309,11 +300,7 @@ impl TerminalTask {
                 state.log.push(bytes);
                 scanner.scan(bytes, |index, named| apply_osc(&mut state, named, from + index as u64));
             };
-            let reading = match mode {
-                ReadMode::WhenReady => pty.read(take),
-                ReadMode::Final => pty.read_now(take),
-            };
-            match reading {
+            match pty.read(mode, take) {
                 PtyRead::Bytes(n) => self.unannounced += n,
                 PtyRead::WouldBlock => more = false,
                 PtyRead::Closed => {
