@@ -26,6 +26,7 @@ use crate::{
     metrics::AgentMetrics,
     shutdown::ShutdownHandle,
     sleep::SleepCoordinator,
+    state_file::AgentInfoFile,
     util::{Backoff, error_chain},
 };
 
@@ -37,22 +38,12 @@ const MAX_DELAY: Duration = Duration::from_secs(10);
 /// Time limit for the control plane's answer to hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Description of the agent that its hello message carries.
-#[derive(Debug, Clone)]
-pub struct AgentDescription {
-    /// Identifies this run of the agent.
-    pub boot_id: String,
-    /// SHA-256 fingerprint of the agent's own certificate.
-    pub fingerprint: String,
-    /// Start time of this process, in clock ticks since boot.
-    pub start_ticks: u64,
-}
-
 /// The agent's side of the connection to the control plane.
 #[derive(Debug, Clone)]
 pub struct ControlConnection {
     pub control: ControlEndpoint,
-    pub description: AgentDescription,
+    /// Description of this run, which the hello message carries.
+    pub info: AgentInfoFile,
     pub claim_sender: Arc<watch::Sender<Option<Arc<Claim>>>>,
     /// Source of the heartbeats.
     pub activity: ActivityMonitor,

@@ -200,7 +200,8 @@ fn install_main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Copies the program atomically, even over a copy that is running. Idempotent.
+/// Copies the program atomically, even over a copy that is running. Idempotent. Does not read the
+/// program into memory, of which an init container has little.
 fn install(directory: &Path) -> io::Result<PathBuf> {
     let path = directory.join(NAME);
     let part = directory.join(format!(".{NAME}.{}", std::process::id()));

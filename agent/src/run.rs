@@ -40,7 +40,7 @@ use crate::{
     child::{ChildLimits, Children, OrphanPolicy},
     claim::ClaimReceiver,
     config::AgentConfig,
-    control_connection::{AgentDescription, ControlConnection},
+    control_connection::ControlConnection,
     files::{Files, WorkspaceRoot},
     init::{
         self,
@@ -119,7 +119,14 @@ pub async fn run(
 ) -> Result<ShutdownRequest, StartError> {
     let identity = AgentIdentity::generate()?;
     let listener = AgentListener::bind(&config.listen).await?;
-    let description = describe_agent(&identity)?;
+    let info_failed = |source| StartError::Info { path: config.info_file.clone(), source };
+    let info = AgentInfoFile {
+        pid: std::process::id(),
+        start_ticks: ProcStat::own().map_err(StartError::Proc)?.start_ticks,
+        boot_id: token::random(12),
+        address: listener.address().map_err(info_failed)?,
+        fingerprint: identity.fingerprint(),
+    };
 
     let (claims, claimed) = watch::channel(None);
     let children = Children::new(config.orphans).with_limits(limits);
@@ -128,7 +135,7 @@ pub async fn run(
     let (metrics, health, stages) = (AgentMetrics::new(), HealthReporter::new(), ShutdownStages::default());
     let connection = ControlConnection {
         control: config.control.clone(),
-        description: description.clone(),
+        info: info.clone(),
         claim_sender: Arc::new(claims),
         activity: workspace.activity.clone(),
         sleep: workspace.sleep.clone(),
@@ -153,7 +160,8 @@ pub async fn run(
     let router = router(parts, services.grpc, &services.names, services.http)?;
     let mut server = Server::new(listener, identity.server_config()?, metrics.clone());
     // The info file is written last, so that its readers find a listener.
-    write_info(&config, &description, &server)?;
+    info.write(&config.info_file).map_err(info_failed)?;
+    tracing::info!(address = info.address, fingerprint = info.fingerprint, "listening");
     let tasks = start(&workspace, connection, &config, &stages, metrics);
 
     let request = tokio::select! {
@@ -237,33 +245,6 @@ async fn set_health(health: &HealthReporter, services: &[&'static str], status: 
     for service in services {
         health.set_service_status(*service, status).await;
     }
-}
-
-fn describe_agent(identity: &AgentIdentity) -> Result<AgentDescription, StartError> {
-    Ok(AgentDescription {
-        boot_id: token::random(12),
-        fingerprint: identity.fingerprint(),
-        start_ticks: ProcStat::own().map_err(StartError::Proc)?.start_ticks,
-    })
-}
-
-fn write_info(
-    config: &AgentConfig,
-    description: &AgentDescription,
-    server: &Server,
-) -> Result<(), StartError> {
-    let path = &config.info_file;
-    let failed = |source| StartError::Info { path: path.clone(), source };
-    let info = AgentInfoFile {
-        pid: std::process::id(),
-        start_ticks: description.start_ticks,
-        boot_id: description.boot_id.clone(),
-        address: server.address().map_err(failed)?,
-        fingerprint: description.fingerprint.clone(),
-    };
-    info.write(path).map_err(failed)?;
-    tracing::info!(address = info.address, fingerprint = info.fingerprint, "listening");
-    Ok(())
 }
 
 fn readiness(ready: Arc<AtomicBool>, claims: ClaimReceiver) -> Arc<dyn Fn() -> bool + Send + Sync> {
@@ -415,11 +396,7 @@ fn account(config: &AgentConfig, shell: &str) -> (Account, Option<NameService>) 
 
 fn probe(terminals: Terminals) -> PresenceProbe {
     Box::new(move || TerminalPresence {
-        foreground: terminals
-            .foreground_jobs()
-            .into_iter()
-            .map(|job| format!("{} in terminal '{}'", job.command, job.name))
-            .collect(),
+        foreground: terminals.foreground_jobs(),
         terminals: terminals.running() as u32,
         terminal_bytes: terminals.output_bytes(),
     })

@@ -44,11 +44,6 @@ impl Server {
         Self { listener, tls, connections: ClientConnections::new(metrics), serving: JoinSet::new() }
     }
 
-    /// Returns the address for clients: `unix:PATH` or `IP:PORT`.
-    pub fn address(&self) -> io::Result<String> {
-        self.listener.address()
-    }
-
     /// Accepts connections until the future is dropped. Returns only if the listener has failed.
     /// After `drain` is cancelled, open connections accept no more calls, and open calls continue.
     pub async fn run(&mut self, router: Router, drain: &CancellationToken) -> io::Result<Infallible> {

@@ -105,15 +105,6 @@ struct TerminalTable {
     loaded: Option<LoadedJournals>,
 }
 
-/// Command in the foreground of a terminal.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ForegroundJob {
-    pub terminal: TerminalId,
-    /// Display name of the terminal.
-    pub name: String,
-    pub command: String,
-}
-
 impl Terminals {
     /// Creates a registry. With `state`, the agent's state directory, it persists its terminals.
     /// It then reads the saved terminals, which blocks on disk, and restores them once the agent is
@@ -237,16 +228,12 @@ impl Terminals {
         Ok(exit)
     }
 
-    /// Returns the foreground commands of all terminals, for the activity assessment.
-    pub fn foreground_jobs(&self) -> Vec<ForegroundJob> {
+    /// Describes the foreground commands of all terminals, such as `vim in terminal 'main'`, for the
+    /// activity assessment.
+    pub fn foreground_jobs(&self) -> Vec<String> {
         let terminals = self.inner.table().terminals.clone();
         let job = |terminal: &Arc<Terminal>| {
-            let command = terminal.foreground_job()?;
-            Some(ForegroundJob {
-                terminal: terminal.id().clone(),
-                name: terminal.spec().name.clone(),
-                command,
-            })
+            Some(format!("{} in terminal '{}'", terminal.foreground_job()?, terminal.spec().name))
         };
         terminals.iter().filter_map(job).collect()
     }

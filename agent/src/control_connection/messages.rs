@@ -5,7 +5,6 @@ use std::time::{Duration, SystemTime};
 
 use podling_proto::{control::v1 as wire, token::VerifyingKeys};
 
-use super::AgentDescription;
 use crate::{
     activity::{
         ActivitySnapshot,
@@ -14,6 +13,7 @@ use crate::{
     api,
     claim::{AgentPolicy, Claim},
     sleep::{SleepDeclined, SleepUrgency},
+    state_file::AgentInfoFile,
 };
 
 /// Protocol version of this agent.
@@ -36,18 +36,18 @@ pub enum InvalidClaim {
 }
 
 /// Builds the first message of a stream. `held` is the claim that the agent already serves.
-pub fn hello(description: &AgentDescription, held: Option<&Claim>) -> wire::AgentMessage {
+pub fn hello(info: &AgentInfoFile, held: Option<&Claim>) -> wire::AgentMessage {
     let hello = wire::Hello {
         protocol_min: PROTOCOL,
         protocol_max: PROTOCOL,
         capabilities: CAPABILITIES.map(str::to_owned).into(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        boot_id: description.boot_id.clone(),
-        key_fingerprint: description.fingerprint.clone(),
+        boot_id: info.boot_id.clone(),
+        key_fingerprint: info.fingerprint.clone(),
         held_claim: held
             .map(|claim| wire::ClaimId { workspace_id: claim.workspace_id.clone(), epoch: claim.epoch }),
-        pid: std::process::id(),
-        start_ticks: description.start_ticks,
+        pid: info.pid,
+        start_ticks: info.start_ticks,
     };
     wire::AgentMessage { message: Some(wire::agent_message::Message::Hello(hello)) }
 }

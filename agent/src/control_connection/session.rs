@@ -65,7 +65,7 @@ impl<'a> ControlSession<'a> {
 
     /// Returns whether a heartbeat was ever acknowledged.
     pub(super) fn was_healthy(&self) -> bool {
-        self.heartbeats.was_acknowledged()
+        self.heartbeats.acknowledged_any
     }
 
     /// Dials, sends hello, and runs until the stream breaks or the agent has ended.
@@ -73,7 +73,7 @@ impl<'a> ControlSession<'a> {
         let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES);
         let connect = self.connect(life, messages);
         let held = self.connection.claim_sender.borrow().clone();
-        send(&outbox, messages::hello(&self.connection.description, held.as_deref()))?;
+        send(&outbox, messages::hello(&self.connection.info, held.as_deref()))?;
         let inbound = tokio::select! {
             connected = connect => connected?,
             () = self.connection.ended.cancelled() => return Ok(()),
@@ -128,8 +128,8 @@ impl<'a> ControlSession<'a> {
                         self.handle_message(message, &outbox)?;
                     }
                 }
-                () = sleep_until(self.heartbeats.next()) => self.send_heartbeat(&outbox)?,
-                () = sleep_until(self.heartbeats.unacknowledged_since().map(|since| since + timeout)) => {
+                () = sleep_until(self.heartbeats.next) => self.send_heartbeat(&outbox)?,
+                () = sleep_until(self.heartbeats.unacknowledged_since.map(|since| since + timeout)) => {
                     return Err(DisconnectError::Silent(timeout));
                 }
                 () = sleep_until((!answered).then_some(hello_deadline)) => {
@@ -281,7 +281,7 @@ impl<'a> ControlSession<'a> {
     }
 
     fn send_heartbeat(&mut self, outbox: &mpsc::Sender<AgentMessage>) -> Result<(), DisconnectError> {
-        let (now, sequence) = (Instant::now(), self.heartbeats.next_sequence());
+        let (now, sequence) = (Instant::now(), self.heartbeats.sent + 1);
         let snapshot = self.connection.activity.heartbeat(sequence);
         send(outbox, messages::heartbeat(sequence, &snapshot))?;
         self.connection.metrics.heartbeat_sent();
@@ -319,11 +319,15 @@ fn send(outbox: &mpsc::Sender<AgentMessage>, message: AgentMessage) -> Result<()
 /// Heartbeat times of one stream. No heartbeat is due before the stream has delivered a claim.
 #[derive(Debug, Default)]
 struct HeartbeatSchedule {
+    /// Number of the last heartbeat.
     sent: u64,
+    /// Time of the next heartbeat; `None` before the first claim.
     next: Option<Instant>,
     last: Option<(Instant, UrgentActivity)>,
-    waiting: Option<Instant>,
-    acknowledged: bool,
+    /// Time since which an acknowledgement is missing. `None` if the newest heartbeat is
+    /// acknowledged.
+    unacknowledged_since: Option<Instant>,
+    acknowledged_any: bool,
 }
 
 /// Returns the time without an acknowledgement after which the connection is closed.
@@ -338,20 +342,11 @@ impl HeartbeatSchedule {
         self.next = Some(self.next.map_or(now, |due| due.min(now + interval)));
     }
 
-    /// Returns the time of the next heartbeat, or `None` before the first claim.
-    fn next(&self) -> Option<Instant> {
-        self.next
-    }
-
-    fn next_sequence(&self) -> u64 {
-        self.sent + 1
-    }
-
     /// Records a sent heartbeat and what it reported, and schedules the next. `chance` is in 0..1.
     fn sent(&mut self, urgent: UrgentActivity, now: Instant, interval: Duration, chance: f64) {
         self.sent += 1;
         self.last = Some((now, urgent));
-        self.waiting.get_or_insert(now);
+        self.unacknowledged_since.get_or_insert(now);
         self.next = Some(now + interval.mul_f64(1.0 - JITTER + 2.0 * JITTER * chance));
     }
 
@@ -360,20 +355,10 @@ impl HeartbeatSchedule {
         if sequence > self.sent {
             return false;
         }
-        self.acknowledged = true;
+        self.acknowledged_any = true;
         // The acknowledgement of an older heartbeat also proves that the control plane is alive.
-        self.waiting = (sequence < self.sent).then_some(now);
+        self.unacknowledged_since = (sequence < self.sent).then_some(now);
         true
-    }
-
-    fn was_acknowledged(&self) -> bool {
-        self.acknowledged
-    }
-
-    /// Returns the time since which an acknowledgement is missing. `None` if the newest heartbeat
-    /// is acknowledged.
-    fn unacknowledged_since(&self) -> Option<Instant> {
-        self.waiting
     }
 
     /// Makes the next heartbeat due early if this differs from what the last one reported.
@@ -401,35 +386,35 @@ mod tests {
     fn heartbeats_keep_interval_and_report_level_changes_early() {
         let (mut heartbeats, start) = (HeartbeatSchedule::default(), Instant::now());
         heartbeats.activity_changed(at_level(ActivityLevel::Active), start);
-        assert_eq!(heartbeats.next(), None, "not claimed yet");
+        assert_eq!(heartbeats.next, None, "not claimed yet");
         heartbeats.start(start, INTERVAL);
-        assert_eq!(heartbeats.next(), Some(start));
+        assert_eq!(heartbeats.next, Some(start));
         heartbeats.sent(at_level(ActivityLevel::Idle), start, INTERVAL, 0.0);
-        assert_eq!(heartbeats.next(), Some(start + INTERVAL.mul_f64(0.9)));
+        assert_eq!(heartbeats.next, Some(start + INTERVAL.mul_f64(0.9)));
         heartbeats.sent(at_level(ActivityLevel::Idle), start, INTERVAL, 1.0);
-        let due = heartbeats.next().unwrap();
+        let due = heartbeats.next.unwrap();
         assert_eq!(due, start + INTERVAL.mul_f64(1.1));
         heartbeats.start(start, 2 * INTERVAL);
         heartbeats.activity_changed(at_level(ActivityLevel::Idle), start + MIN_CHANGE_INTERVAL);
         assert_eq!(
-            heartbeats.next(),
+            heartbeats.next,
             Some(due),
             "neither a repeated claim nor an unchanged level changes the schedule"
         );
         heartbeats.activity_changed(at_level(ActivityLevel::Active), start + MIN_CHANGE_INTERVAL / 4);
-        assert_eq!(heartbeats.next(), Some(start + MIN_CHANGE_INTERVAL));
+        assert_eq!(heartbeats.next, Some(start + MIN_CHANGE_INTERVAL));
         heartbeats.activity_changed(at_level(ActivityLevel::Busy), start + MIN_CHANGE_INTERVAL * 3);
-        assert_eq!(heartbeats.next(), Some(start + MIN_CHANGE_INTERVAL), "an earlier due time stays");
+        assert_eq!(heartbeats.next, Some(start + MIN_CHANGE_INTERVAL), "an earlier due time stays");
         let mut failing = HeartbeatSchedule::default();
         failing.sent(at_level(ActivityLevel::Idle), start, INTERVAL, 0.5);
         failing.activity_changed(
             UrgentActivity { level: ActivityLevel::Idle, command_fails: true },
             start + MIN_CHANGE_INTERVAL,
         );
-        assert_eq!(failing.next(), Some(start + MIN_CHANGE_INTERVAL), "a failing command is reported early");
+        assert_eq!(failing.next, Some(start + MIN_CHANGE_INTERVAL), "a failing command is reported early");
         heartbeats.start(start, MIN_CHANGE_INTERVAL / 2);
         assert_eq!(
-            heartbeats.next(),
+            heartbeats.next,
             Some(start + MIN_CHANGE_INTERVAL / 2),
             "a shorter interval of a new policy applies at once"
         );
@@ -440,18 +425,18 @@ mod tests {
         let (mut heartbeats, start) = (HeartbeatSchedule::default(), Instant::now());
         let at = |n: u32| start + INTERVAL * n;
         heartbeats.start(start, INTERVAL);
-        assert_eq!(heartbeats.unacknowledged_since(), None);
+        assert_eq!(heartbeats.unacknowledged_since, None);
         for n in 0..2 {
             heartbeats.sent(at_level(ActivityLevel::Idle), at(n), INTERVAL, 0.5);
         }
-        assert_eq!(heartbeats.unacknowledged_since(), Some(start));
+        assert_eq!(heartbeats.unacknowledged_since, Some(start));
         assert!(
-            !heartbeats.acknowledged(3, at(2)) && !heartbeats.was_acknowledged(),
+            !heartbeats.acknowledged(3, at(2)) && !heartbeats.acknowledged_any,
             "a heartbeat that was never sent"
         );
-        assert!(heartbeats.acknowledged(1, at(2)) && heartbeats.was_acknowledged());
-        assert_eq!(heartbeats.unacknowledged_since(), Some(at(2)));
+        assert!(heartbeats.acknowledged(1, at(2)) && heartbeats.acknowledged_any);
+        assert_eq!(heartbeats.unacknowledged_since, Some(at(2)));
         assert!(heartbeats.acknowledged(2, at(2)));
-        assert_eq!(heartbeats.unacknowledged_since(), None);
+        assert_eq!(heartbeats.unacknowledged_since, None);
     }
 }
