@@ -95,17 +95,12 @@ impl TerminalWatch {
         streams: &OpenStreams,
         find: impl Fn(&TerminalId) -> Result<Arc<Terminal>, TerminalError>,
     ) -> Result<Self, TerminalError> {
+        let bad = |field, allowed| Err(TerminalError::BadField { field, allowed });
         if !(1..=MAX_WATCHED_TERMINALS).contains(&targets.len()) {
-            return Err(TerminalError::BadField {
-                field: "terminals",
-                allowed: "a list of 1 to 64 terminals",
-            });
+            return bad("terminals", "a list of 1 to 64 terminals");
         }
         if targets.len() > 1 && targets.iter().any(|target| target.lossless) {
-            return Err(TerminalError::BadField {
-                field: "lossless",
-                allowed: "false if more than one terminal is watched",
-            });
+            return bad("lossless", "false if more than one terminal is watched");
         }
         let mut watch = Self::new(streams)?;
         let mut acks = AckTargets::new();
