@@ -13,7 +13,10 @@ use bytes::Bytes;
 use podling_proto::{agent::v1 as wire, error::WireError};
 use tonic::Status;
 
-use crate::files::{FileError, RelPath};
+use crate::{
+    child::{ExitStatus, signals},
+    files::{FileError, RelPath},
+};
 
 /// Maximum content of one message from a client, in bytes.
 const MAX_DATA: usize = 1024 * 1024;
@@ -52,6 +55,14 @@ fn sized(data: Bytes) -> Result<Bytes, Status> {
 
 fn bad_field(field: &'static str, allowed: &'static str) -> Status {
     status(FileError::BadField { field, allowed })
+}
+
+/// Returns the exit code, or the name of the signal.
+fn exit_word(exit: ExitStatus) -> String {
+    match exit {
+        ExitStatus::Code(code) => code.to_string(),
+        ExitStatus::Signal(signal) => signals::name(signal),
+    }
 }
 
 fn status(error: FileError) -> Status {

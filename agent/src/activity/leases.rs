@@ -19,15 +19,9 @@ pub const MIN_DURATION: Duration = Duration::from_secs(1);
 /// Reason why a lease could not be created, renewed or released.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LeaseError {
-    #[error("a lease name must have 1 to {MAX_NAME_CHARS} characters and no control characters")]
-    BadName,
-    #[error("a lease reason may have at most {MAX_REASON_CHARS} characters")]
-    BadReason,
-    #[error("the duration of a lease must be between {MIN_DURATION:?} and {longest:?}; 0 releases the lease")]
-    BadDuration {
-        /// The policy's longest lease.
-        longest: Duration,
-    },
+    /// A field is missing or outside its range.
+    #[error("{field}: must be {allowed}")]
+    BadField { field: &'static str, allowed: String },
     #[error("there is no lease named {0:?}; it may have expired")]
     NotHeld(String),
     #[error(transparent)]
@@ -77,10 +71,11 @@ impl LeaseTable {
         self.expire(now);
         check_name(name)?;
         if reason.chars().count() > MAX_REASON_CHARS {
-            return Err(LeaseError::BadReason);
+            return Err(bad("reason", format!("at most {MAX_REASON_CHARS} characters long")));
         }
         if duration < MIN_DURATION || duration > longest {
-            return Err(LeaseError::BadDuration { longest });
+            let allowed = format!("{MIN_DURATION:?} to {longest:?}, or 0 to release the lease");
+            return Err(bad("duration", allowed));
         }
         if self.0.len() >= MAX_LEASES && !self.0.contains_key(name) {
             return Err(LeaseError::TooMany);
@@ -115,7 +110,13 @@ impl LeaseTable {
 fn check_name(name: &str) -> Result<(), LeaseError> {
     let fits =
         !name.is_empty() && name.chars().count() <= MAX_NAME_CHARS && !name.chars().any(char::is_control);
-    fits.then_some(()).ok_or(LeaseError::BadName)
+    fits.then_some(()).ok_or_else(|| {
+        bad("name", format!("1 to {MAX_NAME_CHARS} characters long, without control characters"))
+    })
+}
+
+fn bad(field: &'static str, allowed: String) -> LeaseError {
+    LeaseError::BadField { field, allowed }
 }
 
 #[cfg(test)]
@@ -152,13 +153,18 @@ mod tests {
     #[test]
     fn out_of_bounds_lease_is_rejected_with_reason() {
         let (mut leases, now) = (LeaseTable::default(), Instant::now());
-        let mut take =
-            |name: &str, reason: &str, d| leases.take(name, reason, d, DAY, now).expect_err("rejected");
-        assert_eq!(take("", "", MINUTE), LeaseError::BadName);
-        assert_eq!(take(&"x".repeat(MAX_NAME_CHARS + 1), "", MINUTE), LeaseError::BadName);
-        assert_eq!(take("a\nb", "", MINUTE), LeaseError::BadName);
-        assert_eq!(take("a", &"x".repeat(MAX_REASON_CHARS + 1), MINUTE), LeaseError::BadReason);
-        assert_eq!(take("a", "", MIN_DURATION / 2), LeaseError::BadDuration { longest: DAY });
-        assert_eq!(take("a", "", DAY + MINUTE), LeaseError::BadDuration { longest: DAY });
+        let mut rejected =
+            |name: &str, reason: &str, d| match leases.take(name, reason, d, DAY, now).expect_err("rejected")
+            {
+                LeaseError::BadField { field, allowed } => (field, allowed),
+                other => panic!("{other}"),
+            };
+        assert_eq!(rejected("", "", MINUTE).0, "name");
+        assert_eq!(rejected(&"x".repeat(MAX_NAME_CHARS + 1), "", MINUTE).0, "name");
+        assert_eq!(rejected("a\nb", "", MINUTE).0, "name");
+        assert_eq!(rejected("a", &"x".repeat(MAX_REASON_CHARS + 1), MINUTE).0, "reason");
+        let (field, allowed) = rejected("a", "", MIN_DURATION / 2);
+        assert_eq!((field, allowed.as_str()), ("duration", "1s to 86400s, or 0 to release the lease"));
+        assert_eq!(rejected("a", "", DAY + MINUTE).0, "duration");
     }
 }

@@ -12,15 +12,13 @@ use podling_proto::{
     error::WireError,
     v1::Reason,
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::sleep,
-};
+use tokio::{sync::Semaphore, time::sleep};
 use tonic::{Request, Response, Status};
 
+use super::bad_field;
 use crate::{
     activity::{
-        ActivityMonitor, ActivityRevision, ActivitySnapshot,
+        ActivityMonitor, ActivitySnapshot,
         assessment::{ActivityEvidence, ActivitySignal},
         leases::{KeepAwakeLease, LeaseError, MAX_LEASES},
         notices::{CommandFailure, CommandFailureCause},
@@ -39,16 +37,6 @@ pub struct ActivityService {
     activity: ActivityMonitor,
     watches: Arc<Semaphore>,
 }
-
-struct ActivityWatcher {
-    service: ActivityService,
-    revisions: watch::Receiver<ActivityRevision>,
-    first: bool,
-    /// Counts against [`MAX_WATCHES`] while the stream exists.
-    _permit: OwnedSemaphorePermit,
-}
-
-// === impl ActivityService ===
 
 impl ActivityService {
     pub fn new(activity: ActivityMonitor) -> Self {
@@ -77,9 +65,20 @@ impl activity_server::Activity for ActivityService {
                 .with("limit", MAX_WATCHES)
                 .with("what", "activity watches")
         })?;
-        let revisions = self.activity.subscribe();
-        let watcher = ActivityWatcher { service: self.clone(), revisions, first: true, _permit: permit };
-        Ok(Response::new(Box::pin(stream::unfold(watcher, next))))
+        let mut revisions = self.activity.subscribe();
+        // The first message is sent at once.
+        revisions.mark_changed();
+        let first = (self.activity.clone(), revisions, permit);
+        let messages = stream::unfold(first, async |(activity, mut revisions, permit)| {
+            tokio::select! {
+                changed = revisions.changed() => changed.ok()?,
+                () = sleep(REPEAT_INTERVAL) => {}
+            }
+            revisions.mark_unchanged();
+            let state = Some(activity_state(&activity.snapshot()));
+            Some((Ok(wire::WatchActivityResponse { activity: state }), (activity, revisions, permit)))
+        });
+        Ok(Response::new(Box::pin(messages)))
     }
 
     async fn keep_awake(
@@ -87,10 +86,9 @@ impl activity_server::Activity for ActivityService {
         request: Request<wire::KeepAwakeRequest>,
     ) -> Result<Response<wire::KeepAwakeResponse>, Status> {
         let wire::KeepAwakeRequest { name, duration, reason } = request.into_inner();
+        let duration = duration.and_then(|duration| Duration::try_from(duration).ok());
         let duration =
-            duration.ok_or_else(|| bad_field("duration", "is missing", "1 s to 24 h, 0 to release"))?;
-        let duration = Duration::try_from(duration)
-            .map_err(|_| bad_field("duration", "is negative", "1 s to 24 h, 0 to release"))?;
+            duration.ok_or_else(|| bad_field("duration", "1 s to 24 h, or 0 to release the lease"))?;
         let lease = if duration.is_zero() {
             self.activity.release_lease(&name).map_err(lease_error)?;
             None
@@ -102,36 +100,12 @@ impl activity_server::Activity for ActivityService {
     }
 }
 
-type WatchItem = Result<wire::WatchActivityResponse, Status>;
-
-/// Returns the current state on the first call. Later calls wait for the next change, or for
-/// [`REPEAT_INTERVAL`].
-async fn next(mut watcher: ActivityWatcher) -> Option<(WatchItem, ActivityWatcher)> {
-    if !std::mem::replace(&mut watcher.first, false) {
-        tokio::select! {
-            changed = watcher.revisions.changed() => changed.ok()?,
-            () = sleep(REPEAT_INTERVAL) => {}
-        }
-    }
-    watcher.revisions.mark_unchanged();
-    let activity = Some(activity_state(&watcher.service.activity.snapshot()));
-    Some((Ok(wire::WatchActivityResponse { activity }), watcher))
-}
-
-fn bad_field(field: &str, problem: &str, allowed: &str) -> WireError {
-    WireError::new(Reason::BadField, format!("{field} {problem}; allowed: {allowed}"))
-        .with("field", field)
-        .with("allowed", allowed)
-}
-
 fn lease_error(error: LeaseError) -> WireError {
     let message = error.to_string();
     match error {
-        LeaseError::BadName => WireError::new(Reason::BadField, message).with("field", "name"),
-        LeaseError::BadReason => WireError::new(Reason::BadField, message).with("field", "reason"),
-        LeaseError::BadDuration { longest } => WireError::new(Reason::BadField, message)
-            .with("field", "duration")
-            .with("allowed", format!("1 s to {} s", longest.as_secs())),
+        LeaseError::BadField { field, allowed } => {
+            WireError::new(Reason::BadField, message).with("field", field).with("allowed", allowed)
+        }
         LeaseError::NotHeld(name) => WireError::new(Reason::LeaseNotFound, message).with("id", name),
         LeaseError::Rejected(rejection) => rejection.into(),
         LeaseError::TooMany => {

@@ -12,8 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{bad_field, path, sha256, sized, status};
 use crate::files::{
-    BadPath, FileEntry, FileError, FileKind, Files, RelPath, SymlinkMode, UploadProgress, WriteOptions,
-    WrittenFile,
+    FileEntry, FileError, FileKind, Files, RelPath, SymlinkMode, UploadProgress, WriteOptions, WrittenFile,
 };
 
 #[derive(Debug, Clone)]
@@ -203,14 +202,7 @@ impl From<FileError> for WireError {
         let message = error.to_string();
         let of = |reason| Self::new(reason, message);
         match error {
-            FileError::BadPath { path, problem } => {
-                let reason = match problem {
-                    BadPath::Absolute | BadPath::DotDot | BadPath::Nul | BadPath::TooLong | BadPath::Root => {
-                        Reason::BadPath
-                    }
-                };
-                of(reason).with("path", path)
-            }
+            FileError::BadPath { path, problem: _ } => of(Reason::BadPath).with("path", path),
             FileError::BadField { field, allowed } => {
                 of(Reason::BadField).with("field", field).with("allowed", allowed)
             }

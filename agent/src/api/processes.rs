@@ -9,6 +9,7 @@ use podling_proto::{
 };
 use tonic::{Request, Response, Status};
 
+use super::{bad_field, exit_word, sized};
 use crate::{
     child::{ExitStatus, signals},
     process::{
@@ -17,9 +18,6 @@ use crate::{
     },
     spawn::Program,
 };
-
-/// Maximum input in one message, in bytes.
-const MAX_DATA: usize = 1024 * 1024;
 
 #[derive(Debug, Clone)]
 pub struct ProcessesService {
@@ -61,9 +59,7 @@ impl processes_server::Processes for ProcessesService {
     ) -> ProcessReply<wire::WriteProcessResponse> {
         let wire::WriteProcessRequest { process_id, epoch, offset, data, end, until_read } =
             request.into_inner();
-        if data.len() > MAX_DATA {
-            return Err(status(ProcessError::TooLarge { what: "data", limit: MAX_DATA }));
-        }
+        let data = sized(data)?;
         let id = ProcessId::from(process_id);
         let StdinProgress { next, mut closed } =
             self.processes.write(&id, epoch, offset, data, end).await.map_err(status)?;
@@ -104,10 +100,9 @@ impl processes_server::Processes for ProcessesService {
 // === in ===
 
 fn command(command: Option<wire::Command>) -> Result<(Program, Option<Duration>), Status> {
-    let bad = |field, allowed| status(ProcessError::BadField { field, allowed });
-    let wire::Command { argv, env, cwd, timeout } = command.ok_or_else(|| bad("command", "set"))?;
+    let wire::Command { argv, env, cwd, timeout } = command.ok_or_else(|| bad_field("command", "set"))?;
     let timeout = timeout.map(Duration::try_from).transpose();
-    let timeout = timeout.map_err(|_| bad("timeout", "a duration of at least 0"))?;
+    let timeout = timeout.map_err(|_| bad_field("timeout", "a duration of at least 0"))?;
     Ok((Program { argv, env, cwd }, timeout))
 }
 
@@ -216,11 +211,7 @@ impl From<ProcessError> for WireError {
             }
             ProcessError::InputGap { expected } => of(Reason::InputGap).with("expected_offset", expected),
             ProcessError::Ended { exit } => {
-                let exit = exit.map_or_else(String::new, |exit| match exit {
-                    ExitStatus::Code(code) => code.to_string(),
-                    ExitStatus::Signal(signal) => signals::name(signal),
-                });
-                of(Reason::Ended).with("exit", exit)
+                of(Reason::Ended).with("exit", exit.map(exit_word).unwrap_or_default())
             }
             ProcessError::TooManyProcesses { limit } => {
                 of(Reason::TooManyProcesses).with("what", "processes").with("limit", limit)

@@ -10,6 +10,7 @@ use podling_proto::{
 use tonic::Status;
 
 use crate::{
+    api::exit_word,
     child::{ExitStatus, signals},
     terminal::{
         AttachmentEvent, ClientId, Frame, FrameKind, INPUT_QUEUE_BYTES, InputKind, PtyOpenError,
@@ -223,7 +224,7 @@ impl From<TerminalError> for WireError {
                 .with("expected_offset", expected)
                 .retry_after(INPUT_RETRY),
             TerminalError::ReadOnly => wire(Reason::VerbMissing).with("verb", "terminal"),
-            TerminalError::TerminalEnded(ended) => wire(Reason::Ended).with("exit", how(ended.status)),
+            TerminalError::TerminalEnded(ended) => wire(Reason::Ended).with("exit", exit_word(ended.status)),
             TerminalError::Rejected(rejection) => (*rejection).into(),
             TerminalError::BadOffset { next } => wire(Reason::BadOffset).with("next", next),
             TerminalError::TooManyTerminals { limit } => {
@@ -244,11 +245,4 @@ impl From<TerminalError> for WireError {
 fn io(message: &str, source: &io::Error) -> WireError {
     WireError::new(Reason::Io, format!("{message}: {source}"))
         .with("errno", source.raw_os_error().map_or_else(|| "none".to_owned(), |errno| errno.to_string()))
-}
-
-fn how(how: ExitStatus) -> String {
-    match how {
-        ExitStatus::Code(code) => code.to_string(),
-        ExitStatus::Signal(signal) => signals::name(signal),
-    }
 }
