@@ -171,8 +171,8 @@ impl ControlIdentity {
                 expires: None,
             });
         }
-        let claims = self.keys.verifying.verify(token, &Audience::Control, now()).map_err(rejected_token)?;
-        principal_from_claims(claims).ok_or_else(|| rejected_token(TokenError::Invalid))
+        let claims = self.keys.verifying.verify(token, &Audience::Control, now())?;
+        principal_from_claims(claims).ok_or_else(|| TokenError::Invalid.into())
     }
 
     /// Creates a token. Requires the verb `token`. Fails if the token would allow more than the
@@ -322,24 +322,6 @@ fn narrow_workspaces(
             None => Ok(Some(requested)),
         },
         (own, requested) => Ok(requested.or_else(|| own.clone())),
-    }
-}
-
-fn rejected_token(error: TokenError) -> WireError {
-    match error {
-        TokenError::Invalid => WireError::new(
-            Reason::TokenInvalid,
-            "the token is not valid here; it was modified, or another control plane created it",
-        ),
-        TokenError::Expired { at } => {
-            let at = prost_types::Timestamp { seconds: i64::try_from(at).unwrap_or(i64::MAX), nanos: 0 };
-            WireError::new(Reason::TokenExpired, format!("the token expired at {at}; create a new one"))
-                .with("expired_at", at)
-        }
-        TokenError::Foreign => WireError::new(
-            Reason::TokenForeign,
-            "the token is for calls to an agent and is not valid at the control plane",
-        ),
     }
 }
 

@@ -11,28 +11,26 @@ use podling_core::{
 };
 use podling_proto::{agent::v1 as agent, control::v1 as wire, text};
 
-/// Converts a value of an enum to the value with the same name of another enum. The compiler checks
-/// that the list has all names.
-macro_rules! same_name {
-    ($value:expr, $from:ident => $to:ty: $($name:ident)*) => {{
-        type To = $to;
-        match $value {
-            $($from::$name { .. } => To::$name,)*
-        }
-    }};
+/// Converts an enum to one of the protocol whose variants have the same names. Compiles only if every
+/// variant is listed.
+macro_rules! same_names {
+    ($value:expr, $from:ident => $to:ident: $($name:ident),+) => {
+        match $value { $($from::$name { .. } => $to::$name,)+ }
+    };
 }
+pub(crate) use same_names;
 
 pub(crate) fn state_reason(reason: &StateReason) -> wire::StateReason {
-    let code = same_name!(reason, StateReason => wire::StateReasonCode:
-        Unspecified Created WakeRequested AgentStarting AgentRestarting Waiting AgentConnected
-        CommandFailed ContainerNotReady ActionFailed AgentStartFailed EarlierAgentFound
-        AgentHelloTimeout AgentEnded AgentSilent AgentLostUnused Idle IdleAtShutdown
-        MaxAwakeReached SleepRequested ShuttingDown DeleteRequested DiscardRequested
-        ArchiveNotDue DeletionCancelled RequestedDuringSleep SleepDeclined ActivityUnknown
-        UsedAgain AgentEndedFallingAsleep AgentSilentFallingAsleep AgentNotStopping ArchiveDue
-        ArchiveBeforeDelete Archived ReleasingStorage OnlyArchiveLeft ArchiveFailed Restoring
-        Restored RestoreFailed RestoreCancelled MaintenanceAgentLost ArchivesExpired NothingStored
-    );
+    use wire::StateReasonCode as Code;
+    let code = same_names!(reason, StateReason => Code: Unspecified, Created, WakeRequested, AgentStarting,
+        AgentRestarting, Waiting, AgentConnected, CommandFailed, ContainerNotReady, ActionFailed,
+        AgentStartFailed, EarlierAgentFound, AgentHelloTimeout, AgentEnded, AgentSilent, AgentLostUnused,
+        Idle, IdleAtShutdown, MaxAwakeReached, SleepRequested, ShuttingDown, DeleteRequested,
+        DiscardRequested, ArchiveNotDue, DeletionCancelled, RequestedDuringSleep, SleepDeclined,
+        ActivityUnknown, UsedAgain, AgentEndedFallingAsleep, AgentSilentFallingAsleep, AgentNotStopping,
+        ArchiveDue, ArchiveBeforeDelete, Archived, ReleasingStorage, OnlyArchiveLeft, ArchiveFailed,
+        Restoring, Restored, RestoreFailed, RestoreCancelled, MaintenanceAgentLost, ArchivesExpired,
+        NothingStored);
     let mut wire = wire::StateReason { code: code.into(), ..wire::StateReason::default() };
     match reason {
         StateReason::Unspecified { detail }
@@ -79,10 +77,9 @@ pub(crate) fn waiting(wait: &Wait) -> wire::StateReason {
 }
 
 pub(crate) fn next_step(at: Timestamp, step: NextStep) -> wire::NextStep {
-    let named = same_name!(step, NextStep => wire::next_step::Step:
-        RestartSilentAgent GiveUpStart ResetFailures Sleep Restore WarnOfSleep RestartAgent
-        ExpireArchive Archive RetryAction
-    );
+    use wire::next_step::Step;
+    let named = same_names!(step, NextStep => Step: RestartSilentAgent, GiveUpStart, ResetFailures,
+        Sleep, Restore, WarnOfSleep, RestartAgent, ExpireArchive, Archive, RetryAction);
     let (mut cause, mut failed) = (agent::SleepCause::Unspecified, wire::Operation::Unspecified);
     match step {
         NextStep::Sleep(why) => cause = sleep_cause(why),
@@ -98,15 +95,15 @@ pub(crate) fn next_step(at: Timestamp, step: NextStep) -> wire::NextStep {
 }
 
 pub(crate) fn sleep_cause(cause: SleepCause) -> agent::SleepCause {
-    same_name!(cause, SleepCause => agent::SleepCause: Idle MaxAwake Requested Deleted Shutdown)
+    use agent::SleepCause as Wire;
+    same_names!(cause, SleepCause => Wire: Idle, MaxAwake, Requested, Deleted, Shutdown)
 }
 
 /// Converts the agent's reason for declining.
 pub(crate) fn declined(reason: wire::DeclineReason) -> DeclineReason {
-    use wire::DeclineReason as Declined;
-    same_name!(reason, Declined => DeclineReason:
-        Unspecified InUse IdleTooShort RequestHeld NotPrepared AlreadyCommitted
-    )
+    use wire::DeclineReason as Wire;
+    same_names!(reason, Wire => DeclineReason: Unspecified, InUse, IdleTooShort, RequestHeld, NotPrepared,
+        AlreadyCommitted)
 }
 
 /// Renders the reason in English.
@@ -155,23 +152,21 @@ pub(crate) fn span(duration: Duration) -> Option<prost_types::Duration> {
 }
 
 fn operation(operation: Operation) -> wire::Operation {
-    same_name!(operation, Operation => wire::Operation:
-        StartAgent PrepareSleep CommitSleep CancelSleep Resize StopProcesses Archive Restore
-        RemoveStorage ExpireArchive RemoveRecord
-    )
+    use wire::Operation as Wire;
+    same_names!(operation, Operation => Wire: StartAgent, PrepareSleep, CommitSleep, CancelSleep, Resize,
+        StopProcesses, Archive, Restore, RemoveStorage, ExpireArchive, RemoveRecord)
 }
 
 fn wait_reason(reason: WaitReason) -> wire::WaitReason {
-    same_name!(reason, WaitReason => wire::WaitReason:
-        Unspecified QuotaExceeded Unschedulable SchedulingGated ImagePull ResizeDeferred
-        ResizeRetried ApiServerUnavailable EarlierPodEnding VolumePending MountFailed
-        PodSandboxFailed PodWarning TemplateMissing SchedulerMissing InitContainerRunning
-        PodPreparing ActionFailed
-    )
+    use wire::WaitReason as Wire;
+    same_names!(reason, WaitReason => Wire: Unspecified, QuotaExceeded, Unschedulable, SchedulingGated,
+        ImagePull, ResizeDeferred, ResizeRetried, ApiServerUnavailable, EarlierPodEnding, VolumePending,
+        MountFailed, PodSandboxFailed, PodWarning, TemplateMissing, SchedulerMissing,
+        InitContainerRunning, PodPreparing, ActionFailed)
 }
 
 fn decline_reason(reason: DeclineReason) -> wire::DeclineReason {
-    same_name!(reason, DeclineReason => wire::DeclineReason:
-        Unspecified InUse IdleTooShort RequestHeld NotPrepared AlreadyCommitted
-    )
+    use wire::DeclineReason as Wire;
+    same_names!(reason, DeclineReason => Wire: Unspecified, InUse, IdleTooShort, RequestHeld, NotPrepared,
+        AlreadyCommitted)
 }

@@ -44,6 +44,15 @@ impl WireError {
         }
     }
 
+    /// Creates the error of a field that is missing or outside its range. `allowed` follows the name of
+    /// the field in the message.
+    pub fn bad_field(field: &str, allowed: impl ToString) -> Self {
+        let allowed = allowed.to_string();
+        Self::new(Reason::BadField, format!("{field}: {allowed}"))
+            .with("field", field)
+            .with("allowed", allowed)
+    }
+
     /// Adds a metadata value. `key` is one of those that `errors.proto` lists for the reason.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl ToString) -> Self {

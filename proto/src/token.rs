@@ -8,13 +8,15 @@
 use std::{collections::BTreeMap, fmt};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+use http::{HeaderMap, header::AUTHORIZATION};
+use prost_types::Timestamp;
 use ring::{
     rand::{SecureRandom, SystemRandom},
     signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::verb::Verbs;
+use crate::{error::WireError, v1::Reason, verb::Verbs};
 
 /// Longest token, in bytes; longer ones are invalid. Bounds the work of an unauthenticated call.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
@@ -54,7 +56,7 @@ pub enum TokenError {
     /// Malformed, signed by an unknown key, modified, or issued in the future.
     #[error("the token is not valid: it was modified, or another control plane created it")]
     Invalid,
-    #[error("the token has expired; create a new one")]
+    #[error("the token expired at {}; create a new one", rfc3339(*.at))]
     Expired {
         /// In seconds since the Unix epoch.
         at: u64,
@@ -182,6 +184,30 @@ impl TryFrom<String> for Audience {
             None => Err(TokenError::Foreign),
         }
     }
+}
+
+impl From<TokenError> for WireError {
+    fn from(error: TokenError) -> Self {
+        let message = error.to_string();
+        match error {
+            TokenError::Invalid => Self::new(Reason::TokenInvalid, message),
+            TokenError::Foreign => Self::new(Reason::TokenForeign, message),
+            TokenError::Expired { at } => {
+                Self::new(Reason::TokenExpired, message).with("expired_at", rfc3339(at))
+            }
+        }
+    }
+}
+
+/// Returns the token in the header `Authorization`. `None` if there is none, or if the scheme is not
+/// `Bearer`, in any case (RFC 9110).
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+fn rfc3339(seconds: u64) -> String {
+    Timestamp { seconds: seconds.try_into().unwrap_or(i64::MAX), nanos: 0 }.to_string()
 }
 
 /// Returns `bytes` random bytes as URL-safe base64, for `jti`, request ids and secrets. Panics if

@@ -9,12 +9,12 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use http::{HeaderMap, Method, header::AUTHORIZATION};
+use http::{HeaderMap, Method};
 use podling_proto::{
     error::WireError,
     error_response::WireProtocol,
     method,
-    token::{Audience, TokenError},
+    token::{Audience, bearer},
     v1::{Reason, Verb},
     verb,
 };
@@ -67,17 +67,7 @@ fn authorize(
         WireError::new(Reason::TokenMissing, "the call carries no token; send `authorization: Bearer TOKEN`")
     })?;
     let ours = Audience::Agent(claim.workspace_id.clone());
-    let claims = claim.token_keys.verify(token, &ours, now).map_err(|error| {
-        let message = error.to_string();
-        match error {
-            TokenError::Invalid => WireError::new(Reason::TokenInvalid, message),
-            TokenError::Foreign => WireError::new(Reason::TokenForeign, message),
-            TokenError::Expired { at } => {
-                let at = prost_types::Timestamp { seconds: at.try_into().unwrap_or(i64::MAX), nanos: 0 };
-                WireError::new(Reason::TokenExpired, message).with("expired_at", at)
-            }
-        }
-    })?;
+    let claims = claim.token_keys.verify(token, &ours, now)?;
     if claims.workspaces.as_ref().is_some_and(|allowed| !allowed.contains(&claim.workspace_id)) {
         let message = "the token is limited to other workspaces; use one that covers this workspace";
         return Err(WireError::new(Reason::WorkspaceDenied, message));
@@ -110,12 +100,6 @@ fn required_verb(http: &Method, path: &str) -> Verb {
         return Verb::Read;
     }
     Verb::Admin
-}
-
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 #[cfg(test)]

@@ -11,16 +11,16 @@ use axum::{
     Router,
     response::{IntoResponse, Response},
 };
+use http::Method;
 use podling_proto::{
-    control::v1::{workspace_archives_server::WorkspaceArchives, workspaces_server::Workspaces},
+    control::v1::{
+        WatchWorkspacesRequest, workspace_archives_server::WorkspaceArchives, workspaces_server::Workspaces,
+    },
     error::WireError,
     error_response::WireProtocol,
 };
 
-use self::{
-    operation::{HttpMethod, OpenApiOperation},
-    routes::Routes,
-};
+use self::{operation::OpenApiOperation, routes::Routes};
 use super::{workspace_archives::WorkspaceArchivesService, workspaces::WorkspacesService};
 
 mod document;
@@ -33,9 +33,6 @@ mod watch;
 const DOCUMENT: &str = "/v1/openapi.json";
 /// Prefix of all routes of one workspace.
 const WORKSPACE: &str = "/v1/workspaces/{workspace}";
-/// Full names of the gRPC services behind the routes.
-const WORKSPACES: &str = "/podling.control.v1.Workspaces";
-const WORKSPACE_ARCHIVES: &str = "/podling.control.v1.WorkspaceArchives";
 /// The events of `/v1/watch`, which no message describes.
 const WATCH_EVENTS: &str = "Events: `workspace` (exists or has changed), `deleted` ({\"id\"}), `synced` \
     (all existing workspaces have been sent), and last `problem` (the control plane ends the stream). A \
@@ -73,20 +70,16 @@ pub(super) struct JsonServices {
 /// router adds.
 pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService) -> Router {
     let of = |rest: &str| format!("{WORKSPACE}{rest}");
-    let workspaces_rpc = |method: &str| format!("{WORKSPACES}/{method}");
-    let archives_rpc = |method: &str| format!("{WORKSPACE_ARCHIVES}/{method}");
-    let (get, post) = (HttpMethod::Get, HttpMethod::Post);
-    let (patch, delete) = (HttpMethod::Patch, HttpMethod::Delete);
     let accepted = "The request was accepted; the watch call follows the workspace's state";
 
     Routes::default()
         .rpc(
-            OpenApiOperation::new("list_workspaces", get, "/v1/workspaces", workspaces_rpc("List"))
+            OpenApiOperation::new("list_workspaces", Method::GET, "/v1/workspaces")
                 .answers(200, "The workspaces"),
             |api: JsonServices, request| async move { api.workspaces.list(request).await },
         )
         .rpc(
-            OpenApiOperation::new("create_workspace", post, "/v1/workspaces", workspaces_rpc("Create"))
+            OpenApiOperation::new("create_workspace", Method::POST, "/v1/workspaces")
                 .answers_field(
                     "workspace",
                     201,
@@ -96,7 +89,7 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
             |api: JsonServices, request| async move { api.workspaces.create(request).await },
         )
         .rpc(
-            OpenApiOperation::new("get_workspace", get, WORKSPACE, workspaces_rpc("Get")).answers_field(
+            OpenApiOperation::new("get_workspace", Method::GET, WORKSPACE).answers_field(
                 "workspace",
                 200,
                 "The workspace",
@@ -104,17 +97,23 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
             |api: JsonServices, request| async move { api.workspaces.get(request).await },
         )
         .rpc(
-            OpenApiOperation::new("delete_workspace", delete, WORKSPACE, workspaces_rpc("Delete"))
-                .answers_field("workspace", 202, accepted),
+            OpenApiOperation::new("delete_workspace", Method::DELETE, WORKSPACE).answers_field(
+                "workspace",
+                202,
+                accepted,
+            ),
             |api: JsonServices, request| async move { api.workspaces.delete(request).await },
         )
         .rpc(
-            OpenApiOperation::new("sleep_workspace", post, of("/sleep"), workspaces_rpc("Sleep"))
-                .answers_field("workspace", 202, accepted),
+            OpenApiOperation::new("sleep_workspace", Method::POST, of("/sleep")).answers_field(
+                "workspace",
+                202,
+                accepted,
+            ),
             |api: JsonServices, request| async move { api.workspaces.sleep(request).await },
         )
         .rpc(
-            OpenApiOperation::new("wake_workspace", post, of("/wake"), workspaces_rpc("Wake")).answers_field(
+            OpenApiOperation::new("wake_workspace", Method::POST, of("/wake")).answers_field(
                 "workspace",
                 202,
                 accepted,
@@ -122,12 +121,15 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
             |api: JsonServices, request| async move { api.workspaces.wake(request).await },
         )
         .rpc(
-            OpenApiOperation::new("undelete_workspace", post, of("/undelete"), workspaces_rpc("Undelete"))
-                .answers_field("workspace", 200, "The workspace"),
+            OpenApiOperation::new("undelete_workspace", Method::POST, of("/undelete")).answers_field(
+                "workspace",
+                200,
+                "The workspace",
+            ),
             |api: JsonServices, request| async move { api.workspaces.undelete(request).await },
         )
         .rpc(
-            OpenApiOperation::new("resize_workspace", patch, of("/resources"), workspaces_rpc("Resize"))
+            OpenApiOperation::new("resize_workspace", Method::PATCH, of("/resources"))
                 .body_is("resources")
                 .answers_field(
                     "workspace",
@@ -137,35 +139,30 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
             |api: JsonServices, request| async move { api.workspaces.resize(request).await },
         )
         .rpc(
-            OpenApiOperation::new("set_policy", patch, of("/policy"), workspaces_rpc("SetPolicy"))
+            OpenApiOperation::new("set_policy", Method::PATCH, of("/policy"))
                 .body_is("policy")
                 .answers_field("workspace", 200, "The workspace with its new policy"),
             |api: JsonServices, request| async move { api.workspaces.set_policy(request).await },
         )
         .rpc(
-            OpenApiOperation::new("explain_workspace", get, of("/explanation"), workspaces_rpc("Explain"))
+            OpenApiOperation::new("explain_workspace", Method::GET, of("/explanation"))
                 .answers(200, "The explanation"),
             |api: JsonServices, request| async move { api.workspaces.explain(request).await },
         )
         .add(
-            &OpenApiOperation::new("watch_workspaces", get, "/v1/watch", workspaces_rpc("Watch"))
+            &OpenApiOperation::new("watch_workspaces", Method::GET, "/v1/watch")
+                .calls::<WatchWorkspacesRequest>()
                 .text(WATCH_EVENTS)
                 .streams("Server-sent events, each with one JSON value as its data"),
             watch::watch,
         )
         .rpc(
-            OpenApiOperation::new("list_archives", get, "/v1/archives", archives_rpc("List"))
-                .answers(200, "The archives"),
+            OpenApiOperation::new("list_archives", Method::GET, "/v1/archives").answers(200, "The archives"),
             |api: JsonServices, request| async move { api.archives.list(request).await },
         )
         .rpc(
-            OpenApiOperation::new(
-                "restore_archive",
-                post,
-                "/v1/archives/{archive}/restore",
-                archives_rpc("Restore"),
-            )
-            .answers_field("workspace", 202, accepted),
+            OpenApiOperation::new("restore_archive", Method::POST, "/v1/archives/{archive}/restore")
+                .answers_field("workspace", 202, accepted),
             |api: JsonServices, request| async move { api.archives.restore(request).await },
         )
         .router(JsonServices { workspaces, archives })

@@ -8,7 +8,7 @@ use podling_proto::{
         CreateTokenRequest, CreateTokenResponse, DescribeTokenRequest, DescribeTokenResponse, TokenInfo,
         tokens_server::Tokens,
     },
-    error::{Reason, WireError},
+    error::WireError,
     verb::Verbs,
 };
 use prost_types::Timestamp;
@@ -38,14 +38,14 @@ impl TokensService {
     }
 
     fn grant(&self, caller: &Principal, request: &CreateTokenRequest) -> Result<TokenGrant, WireError> {
-        let verbs =
-            Verbs::try_from(request.verbs.clone()).map_err(|unknown| bad("verbs", unknown.to_string()))?;
+        let verbs = Verbs::try_from(request.verbs.clone())
+            .map_err(|unknown| WireError::bad_field("verbs", unknown))?;
         if verbs.is_empty() {
-            return Err(bad("verbs", "must contain at least one verb"));
+            return Err(WireError::bad_field("verbs", "must contain at least one verb"));
         }
         let owner = match request.owner.as_str() {
             "" => None,
-            owner => Some(owner.parse::<Owner>().map_err(|e| bad("owner", e.to_string()))?),
+            owner => Some(owner.parse::<Owner>().map_err(|e| WireError::bad_field("owner", e))?),
         };
         let scope = owner.as_ref().unwrap_or(&caller.owner);
         let snapshot = self.snapshots.borrow();
@@ -58,7 +58,12 @@ impl TokensService {
         let agent = match (request.for_agent, workspaces.len()) {
             (false, _) => None,
             (true, 1) => workspaces.first().cloned(),
-            (true, _) => return Err(bad("workspaces", "must be exactly one in a token for an agent")),
+            (true, _) => {
+                return Err(WireError::bad_field(
+                    "workspaces",
+                    "must be exactly one in a token for an agent",
+                ));
+            }
         };
         let workspaces = (!workspaces.is_empty()).then_some(workspaces);
         Ok(TokenGrant { verbs, workspaces, owner, ttl: ttl(request)?, agent })
@@ -90,14 +95,7 @@ impl Tokens for TokensService {
 fn ttl(request: &CreateTokenRequest) -> Result<Duration, WireError> {
     let Some(ttl) = request.ttl else { return Ok(DEFAULT_TTL) };
     let ttl = Duration::try_from(ttl).ok().filter(|ttl| (MIN_TTL..=MAX_TTL).contains(ttl));
-    ttl.ok_or_else(|| bad("ttl", "must be 1 s to 30 days"))
-}
-
-fn bad(field: &str, allowed: impl Into<String>) -> WireError {
-    let allowed = allowed.into();
-    WireError::new(Reason::BadField, format!("{field}: {allowed}"))
-        .with("field", field)
-        .with("allowed", allowed)
+    ttl.ok_or_else(|| WireError::bad_field("ttl", "must be 1 s to 30 days"))
 }
 
 fn info(caller: &Principal, for_agent: bool) -> TokenInfo {

@@ -1,9 +1,9 @@
 //! The WorkspaceArchives service. It translates requests for the driver and renders snapshots. It
 //! never waits for the backup store.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use podling_core::{archive::Archive, time::Timestamp, workspace::State};
+use podling_core::{archive::Archive, id::InvalidIdentifier, workspace::State};
 use podling_proto::{
     control::v1::{
         ListWorkspaceArchivesRequest, ListWorkspaceArchivesResponse, RestoreArchiveRequest,
@@ -16,15 +16,15 @@ use tonic::{Request, Response, Status};
 
 use super::{
     caller,
-    workspaces::convert::{timestamp, workspace},
+    workspaces::convert::{check_request_id, workspace},
 };
 use crate::{
+    clock,
     driver::{DriverHandle, NewWorkspace},
     principal::Principal,
+    reasons::timestamp,
     snapshot::WorkspaceView,
 };
-
-const MAX_REQUEST_ID_CHARS: usize = 64;
 
 #[derive(Debug, Clone)]
 pub struct WorkspaceArchivesService {
@@ -158,19 +158,11 @@ fn new_workspace(
         let message = "this token is restricted to certain workspaces and cannot create others";
         return Err(WireError::new(Reason::WorkspaceDenied, message));
     }
-    let bad = |field: &str, problem: String| {
-        WireError::new(Reason::BadField, format!("{field}: {problem}")).with("field", field)
-    };
-    if request.request_id.chars().count() > MAX_REQUEST_ID_CHARS {
-        return Err(bad("request_id", format!("must be at most {MAX_REQUEST_ID_CHARS} characters")));
-    }
+    check_request_id(&request.request_id)?;
     let old = &view.spec;
     Ok(NewWorkspace {
         owner: old.owner.clone(),
-        name: request
-            .name
-            .parse()
-            .map_err(|e: podling_core::id::InvalidIdentifier| bad("name", e.to_string()))?,
+        name: request.name.parse().map_err(|e: InvalidIdentifier| WireError::bad_field("name", e))?,
         template: old.template.clone(),
         command: old.command.clone(),
         env: old.env.clone(),
@@ -183,11 +175,7 @@ fn new_workspace(
     })
 }
 
-fn workspace_archive(
-    view: &WorkspaceView,
-    archive: &Archive,
-    observed_time: std::time::Duration,
-) -> WorkspaceArchive {
+fn workspace_archive(view: &WorkspaceView, archive: &Archive, observed_time: Duration) -> WorkspaceArchive {
     let age = observed_time.saturating_sub(archive.observed_time);
     let left = view.spec.policy.keep_archives.saturating_sub(age);
     let newest = view.archives.last().is_some_and(|last| last.generation == archive.generation);
@@ -198,7 +186,7 @@ fn workspace_archive(
         owner: view.spec.owner.to_string(),
         template: view.spec.template.clone(),
         created: Some(timestamp(archive.at)),
-        expires: Some(timestamp(now().plus(left))),
+        expires: Some(timestamp(clock::now().plus(left))),
         entries: archive.entries,
         left_out: archive.left_out,
         bytes: archive.bytes,
@@ -206,9 +194,4 @@ fn workspace_archive(
         only_copy: newest && view.state == State::Archived,
         deleted: view.is_gone(),
     }
-}
-
-fn now() -> Timestamp {
-    let since = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

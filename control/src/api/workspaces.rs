@@ -35,7 +35,7 @@ use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use self::convert::{WorkspaceScope, state, timestamp, workspace};
+use self::convert::{WorkspaceScope, state, workspace};
 use super::caller;
 use crate::{
     driver::DriverHandle,
@@ -234,7 +234,7 @@ impl Workspaces for WorkspacesService {
 
 fn explain(view: &WorkspaceView) -> ExplainWorkspaceResponse {
     let entry = |entry: &crate::store::LogEntry| LogEntry {
-        at: Some(timestamp(entry.at)),
+        at: Some(reasons::timestamp(entry.at)),
         state: state(entry.state).into(),
         reason: Some(reasons::state_reason(&entry.reason)),
     };

@@ -30,6 +30,7 @@ use podling_proto::{
     error::{Reason, WireError},
     error_response::WireProtocol,
     metadata, method,
+    token::bearer,
     v1::Verb,
 };
 use tokio_util::sync::CancellationToken;
@@ -219,15 +220,9 @@ pub(crate) fn probe(path: &str, draining: &CancellationToken) -> Response<Body> 
 
 /// Returns the principal of the request's bearer token.
 fn caller(identity: &ControlIdentity, headers: &HeaderMap) -> Result<Principal, WireError> {
-    let Some(value) = headers.get(AUTHORIZATION) else { return identity.authenticate(None) };
-    // The name of the scheme is case-insensitive (RFC 9110).
-    let token = value
-        .to_str()
-        .ok()
-        .and_then(|text| text.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    match token {
-        Some((_, token)) => identity.authenticate(Some(token.trim())),
+    match bearer(headers) {
+        None if !headers.contains_key(AUTHORIZATION) => identity.authenticate(None),
+        Some(token) => identity.authenticate(Some(token)),
         None => Err(WireError::new(
             Reason::TokenInvalid,
             "the authorization header holds no token; send \"authorization: Bearer <token>\"",

@@ -4,6 +4,7 @@
 //! A request is closed: it has no other fields and words, and few fields are required. An answer is
 //! open: later versions may add fields and words, and every field that is never left out is required.
 
+use prost::Name;
 use prost_reflect::{
     EnumDescriptor, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor, MethodDescriptor,
 };
@@ -33,11 +34,15 @@ enum Side {
 }
 
 impl RpcSchema {
-    /// Finds an RPC by its path, such as `/podling.control.v1.Workspaces/Get`.
-    pub fn find(path: &str) -> Option<Self> {
-        let (service, method) = path.strip_prefix('/')?.split_once('/')?;
-        let service = POOL.get_service_by_name(service)?;
-        service.methods().find(|one| one.name() == method).map(Self)
+    /// Finds the RPC whose request is `M`.
+    pub fn of_request<M: Name>() -> Option<Self> {
+        let mut methods = POOL.services().flat_map(|service| service.methods().collect::<Vec<_>>());
+        methods.find(|method| method.input().full_name() == M::full_name()).map(Self)
+    }
+
+    /// Returns the path of the RPC, such as `/podling.control.v1.Workspaces/Get`.
+    pub fn path(&self) -> String {
+        format!("/{}/{}", self.0.parent_service().full_name(), self.0.name())
     }
 
     /// Returns the comment of the RPC.
@@ -262,11 +267,12 @@ fn comment(file: &FileDescriptor, path: &[i32]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::v1::{CreateWorkspaceRequest, GetWorkspaceRequest};
 
     #[test]
     fn answer_describes_fields_by_their_comments() {
         let mut schemas = SchemaSet::default();
-        let get = RpcSchema::find("/podling.control.v1.Workspaces/Get").expect("an RPC");
+        let get = RpcSchema::of_request::<GetWorkspaceRequest>().expect("an RPC");
         assert_eq!(schemas.answer(&get, Some("workspace")), reference("Workspace"));
         let schemas = schemas.into_map();
         let workspace = &schemas["Workspace"];
@@ -295,7 +301,7 @@ mod tests {
     #[test]
     fn request_is_closed_and_has_ranges() {
         let mut schemas = SchemaSet::default();
-        let create = RpcSchema::find("/podling.control.v1.Workspaces/Create").expect("an RPC");
+        let create = RpcSchema::of_request::<CreateWorkspaceRequest>().expect("an RPC");
         let name = schemas.request(&create, &["owner"]);
         let schemas = schemas.into_map();
         assert_eq!(name, reference("CreateWorkspaceRequest"));

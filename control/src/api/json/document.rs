@@ -22,7 +22,7 @@ impl OpenApiDocument {
     pub(super) fn add(&mut self, operation: &OpenApiOperation) {
         let described = operation.describe(&mut self.schemas);
         let path = self.paths.entry(operation.path.as_ref()).or_insert_with(|| json!({}));
-        path[operation.method.name()] = described;
+        path[operation.method.as_str().to_ascii_lowercase()] = described;
     }
 
     /// Completes the document with its header and shared components, and returns it.

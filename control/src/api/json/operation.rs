@@ -3,23 +3,15 @@
 
 use std::borrow::Cow;
 
-use axum::routing::MethodFilter;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use podling_proto::{
     json::schema::{RpcSchema, SchemaSet},
     method,
     v1::Verb,
     verb,
 };
+use prost::Name;
 use serde_json::{Map, Value, json};
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum HttpMethod {
-    Get,
-    Post,
-    Patch,
-    Delete,
-}
 
 /// Source of the fields of a request that are not in its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +24,7 @@ pub(super) enum FieldSource {
 
 #[derive(Debug, Clone)]
 pub(super) struct OpenApiOperation {
-    pub(super) method: HttpMethod,
+    pub(super) method: Method,
     pub(super) path: Cow<'static, str>,
     /// The verb that the caller's token must carry.
     pub(super) verb: Verb,
@@ -48,56 +40,18 @@ pub(super) struct OpenApiOperation {
     answers: Vec<(u16, &'static str)>,
 }
 
-impl HttpMethod {
-    pub(super) fn filter(self) -> MethodFilter {
-        match self {
-            Self::Get => MethodFilter::GET,
-            Self::Post => MethodFilter::POST,
-            Self::Patch => MethodFilter::PATCH,
-            Self::Delete => MethodFilter::DELETE,
-        }
-    }
-
-    /// Returns the key of this method in an OpenAPI path item.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Get => "get",
-            Self::Post => "post",
-            Self::Patch => "patch",
-            Self::Delete => "delete",
-        }
-    }
-}
-
 impl OpenApiOperation {
-    /// Describes a route that calls `rpc` and requires its verb. An RPC that is not declared
-    /// requires `admin`. The fields of the request come from the path, then from the query (GET and
-    /// DELETE) or from the body.
-    pub(super) fn new(
-        id: &'static str,
-        method: HttpMethod,
-        path: impl Into<Cow<'static, str>>,
-        rpc: impl AsRef<str>,
-    ) -> Self {
-        let verb = method::find(rpc.as_ref()).map_or(Verb::Admin, |rpc| rpc.verb());
-        let source = match method {
-            HttpMethod::Get | HttpMethod::Delete => FieldSource::Query,
-            HttpMethod::Post | HttpMethod::Patch => FieldSource::Body,
-        };
-        Self { verb, source, rpc: RpcSchema::find(rpc.as_ref()), ..Self::without_rpc(id, method, path) }
-    }
-
     /// Describes a route that calls no RPC and requires the verb `read`.
-    pub(super) fn without_rpc(
-        id: &'static str,
-        method: HttpMethod,
-        path: impl Into<Cow<'static, str>>,
-    ) -> Self {
+    pub(super) fn new(id: &'static str, method: Method, path: impl Into<Cow<'static, str>>) -> Self {
+        let source = match method {
+            Method::POST | Method::PATCH => FieldSource::Body,
+            _ => FieldSource::Query,
+        };
         Self {
             method,
             path: path.into(),
             verb: Verb::Read,
-            source: FieldSource::Query,
+            source,
             answer_field: None,
             rpc: None,
             id,
@@ -105,6 +59,15 @@ impl OpenApiOperation {
             content_type: "application/json",
             answers: Vec::new(),
         }
+    }
+
+    /// Makes this the route of the RPC whose request is `M`, with the verb of that RPC. An RPC that is
+    /// not declared requires `admin`. The fields of the request come from the path, then from the
+    /// query (GET and DELETE) or from the body.
+    pub(super) fn calls<M: Name>(self) -> Self {
+        let rpc = RpcSchema::of_request::<M>();
+        let declared = rpc.as_ref().and_then(|rpc| method::find(&rpc.path()));
+        Self { verb: declared.map_or(Verb::Admin, |rpc| rpc.verb()), rpc, ..self }
     }
 
     /// Adds text to the description, which begins with the comment of the RPC.

@@ -8,11 +8,11 @@ use axum::{
     handler::Handler,
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::on,
+    routing::{MethodFilter, on},
 };
 use bytes::Bytes;
 use http::{
-    StatusCode,
+    Method, StatusCode,
     header::{CONTENT_TYPE, LOCATION},
 };
 use podling_proto::{
@@ -25,9 +25,7 @@ use serde_json::Value;
 use tonic::Status;
 
 use super::{
-    DOCUMENT, JsonServices, ProblemResponse,
-    document::OpenApiDocument,
-    operation::{HttpMethod, OpenApiOperation},
+    DOCUMENT, JsonServices, ProblemResponse, document::OpenApiDocument, operation::OpenApiOperation,
     request::read_message,
 };
 use crate::{
@@ -57,7 +55,7 @@ impl Routes {
         Call: Fn(JsonServices, tonic::Request<M>) -> Calling + Clone + Send + Sync + 'static,
         Calling: Future<Output = Result<tonic::Response<Answer>, Status>> + Send,
     {
-        let operation = Arc::new(operation);
+        let operation = Arc::new(operation.calls::<M>());
         let described = operation.clone();
         let handler = move |State(api): State<JsonServices>,
                             Extension(caller): Extension<Principal>,
@@ -77,8 +75,9 @@ impl Routes {
     ) -> Self {
         self.document.add(operation);
         let required = RouteRequirements { verb: operation.verb, has_query: operation.has_query() };
-        let route = on(operation.method.filter(), handler)
-            .route_layer(middleware::from_fn_with_state(required, check_requirements));
+        let filter = MethodFilter::try_from(operation.method.clone()).unwrap_or(MethodFilter::GET);
+        let route =
+            on(filter, handler).route_layer(middleware::from_fn_with_state(required, check_requirements));
         self.router = self.router.route(&operation.path, route);
         self
     }
@@ -86,7 +85,7 @@ impl Routes {
     /// Returns the router of all routes, including the one that serves the document.
     pub(super) fn router(mut self, api: JsonServices) -> Router {
         // Like gRPC reflection, the whole document is visible to every token with the verb `read`.
-        let own = OpenApiOperation::without_rpc("get_document", HttpMethod::Get, DOCUMENT)
+        let own = OpenApiOperation::new("get_document", Method::GET, DOCUMENT)
             .text("Returns this document.")
             .answers(200, "OpenAPI 3.1");
         self.document.add(&own);

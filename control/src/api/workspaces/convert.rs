@@ -18,12 +18,12 @@ use podling_proto::{
     v1::Verb,
 };
 
-pub(in crate::api) use crate::reasons::timestamp;
 use crate::{
     activity::Activity,
     driver::NewWorkspace,
     principal::Principal,
-    progress, reasons,
+    progress,
+    reasons::{self, same_names, timestamp},
     snapshot::{AgentAddress, AgentView, WorkspaceView},
     template::{Template, TemplateError, Templates},
 };
@@ -75,17 +75,15 @@ pub(super) fn create(
     let owner = match request.owner.as_str() {
         "" => caller.owner.clone(),
         text => {
-            let owner = text.parse().map_err(|e| bad("owner", e))?;
+            let owner = text.parse().map_err(|e| WireError::bad_field("owner", e))?;
             if owner != caller.owner {
                 caller.may(Verb::Admin)?;
             }
             owner
         }
     };
-    let name = request.name.parse().map_err(|e| bad("name", e))?;
-    if request.request_id.chars().count() > MAX_REQUEST_ID_CHARS {
-        return Err(bad("request_id", format!("must be at most {MAX_REQUEST_ID_CHARS} characters")));
-    }
+    let name = request.name.parse().map_err(|e| WireError::bad_field("name", e))?;
+    check_request_id(&request.request_id)?;
     let (template, content) = templates.get(&request.template)?;
     let mut env = content.env.clone();
     env.extend(variables(request.env)?);
@@ -104,12 +102,22 @@ pub(super) fn create(
     })
 }
 
+pub(in crate::api) fn check_request_id(id: &str) -> Result<(), WireError> {
+    match id.chars().count() {
+        0..=MAX_REQUEST_ID_CHARS => Ok(()),
+        _ => Err(WireError::bad_field(
+            "request_id",
+            format!("must be at most {MAX_REQUEST_ID_CHARS} characters"),
+        )),
+    }
+}
+
 /// Validates the fields of a policy. Absent fields stay unset.
 pub(super) fn policy_overrides(policy: wire::Policy) -> Result<PolicyOverrides, WireError> {
     let span = |field: &'static str, given: Option<prost_types::Duration>| {
         let Some(given) = given else { return Ok(None) };
         let span = Duration::try_from(given).ok().filter(|span| DURATION_RANGE.contains(span));
-        span.map(Some).ok_or_else(|| bad(field, "must be 1 s to 365 days"))
+        span.map(Some).ok_or_else(|| WireError::bad_field(field, "must be 1 s to 365 days"))
     };
     // 0 is not a valid duration. In a request it removes the limit.
     let no_end = policy.max_awake.is_some_and(|given| (given.seconds, given.nanos) == (0, 0));
@@ -132,11 +140,13 @@ pub(super) fn policy_overrides(policy: wire::Policy) -> Result<PolicyOverrides, 
 fn storage(requested: u64, template: &Template) -> Result<Option<u64>, WireError> {
     match requested {
         0 => Ok(None),
-        _ if template.storage_bytes.is_none() => Err(bad(
+        _ if template.storage_bytes.is_none() => Err(WireError::bad_field(
             "storage_bytes",
             "must be 0, because the workspaces of this control plane have no volumes",
         )),
-        _ if !STORAGE_RANGE.contains(&requested) => Err(bad("storage_bytes", "must be 1 MiB to 1 PiB")),
+        _ if !STORAGE_RANGE.contains(&requested) => {
+            Err(WireError::bad_field("storage_bytes", "must be 1 MiB to 1 PiB"))
+        }
         _ => Ok(Some(requested)),
     }
 }
@@ -153,10 +163,10 @@ pub(super) fn requested_resources(
     };
     match resources.check() {
         Err(error @ UnreasonableResources::Cpu) if requested.cpu_millis != 0 => {
-            Err(bad("resources.cpu_millis", error))
+            Err(WireError::bad_field("resources.cpu_millis", error))
         }
         Err(error @ UnreasonableResources::Memory) if requested.memory_bytes != 0 => {
-            Err(bad("resources.memory_bytes", error))
+            Err(WireError::bad_field("resources.memory_bytes", error))
         }
         _ => Ok(resources),
     }
@@ -164,13 +174,13 @@ pub(super) fn requested_resources(
 
 /// Applies the policy of a request to the current one.
 pub(super) fn requested_policy(current: &Policy, own: &PolicyOverrides) -> Result<Policy, WireError> {
-    current.requested(own).map_err(|error| bad("policy.warning", error))
+    current.requested(own).map_err(|error| WireError::bad_field("policy.warning", error))
 }
 
 fn variables(env: HashMap<String, String>) -> Result<HashMap<String, String>, WireError> {
     let bytes: usize = env.iter().map(|(name, value)| name.len() + value.len()).sum();
     if env.len() > MAX_VARIABLES || bytes > MAX_VARIABLE_BYTES {
-        return Err(bad(
+        return Err(WireError::bad_field(
             "env",
             format!("must be at most {MAX_VARIABLES} variables of {MAX_VARIABLE_BYTES} bytes together"),
         ));
@@ -180,9 +190,10 @@ fn variables(env: HashMap<String, String>) -> Result<HashMap<String, String>, Wi
     };
     match env.iter().find(bad_one) {
         // The error names the variable without its value, which may be a secret.
-        Some((name, _)) => {
-            Err(bad("env", format!("{name:?} is not a valid variable name, or its value contains a NUL")))
-        }
+        Some((name, _)) => Err(WireError::bad_field(
+            "env",
+            format!("{name:?} is not a valid variable name, or its value contains a NUL"),
+        )),
         None => Ok(env),
     }
 }
@@ -203,13 +214,6 @@ impl From<TemplateError> for WireError {
             }
         }
     }
-}
-
-fn bad(field: &str, allowed: impl ToString) -> WireError {
-    let allowed = allowed.to_string();
-    WireError::new(Reason::BadField, format!("{field}: {allowed}"))
-        .with("field", field)
-        .with("allowed", allowed)
 }
 
 pub(in crate::api) fn workspace(view: &WorkspaceView) -> Workspace {
@@ -254,12 +258,9 @@ fn resources(resources: Resources) -> wire::Resources {
 }
 
 fn progress(progress: progress::TransferProgress) -> Progress {
-    let stage = match progress.stage {
-        progress::TransferStage::Archiving => Stage::Archiving,
-        progress::TransferStage::Proving => Stage::Proving,
-        progress::TransferStage::Downloading => Stage::Downloading,
-        progress::TransferStage::Extracting => Stage::Extracting,
-    };
+    use crate::progress::TransferStage;
+    let stage = same_names!(progress.stage, TransferStage => Stage: Archiving, Proving, Downloading,
+        Extracting);
     Progress {
         stage: stage.into(),
         entries: progress.entries,
@@ -284,24 +285,14 @@ fn agent(agent: &AgentView) -> AgentInfo {
 }
 
 pub(in crate::api) fn state(state: workspace::State) -> State {
-    match state {
-        workspace::State::Queued => State::Queued,
-        workspace::State::Starting => State::Starting,
-        workspace::State::Awake => State::Awake,
-        workspace::State::FallingAsleep => State::FallingAsleep,
-        workspace::State::Asleep => State::Asleep,
-        workspace::State::Archiving => State::Archiving,
-        workspace::State::Archived => State::Archived,
-        workspace::State::Deleting => State::Deleting,
-        workspace::State::Failed => State::Failed,
-    }
+    use workspace::State as Core;
+    same_names!(state, Core => State: Queued, Starting, Awake, FallingAsleep, Asleep, Archiving, Archived,
+        Deleting, Failed)
 }
 
 fn agent_connection(connection: workspace::AgentConnection) -> AgentConnection {
-    match connection {
-        workspace::AgentConnection::Connected => AgentConnection::Connected,
-        workspace::AgentConnection::Unknown => AgentConnection::Unknown,
-    }
+    use workspace::AgentConnection as Core;
+    same_names!(connection, Core => AgentConnection: Connected, Unknown)
 }
 
 #[cfg(test)]
@@ -411,7 +402,7 @@ mod tests {
     /// Returns name, minimum and maximum of each field of a message in requests, as its schema says.
     fn ranges(message: &str) -> Vec<(String, u64, u64)> {
         let mut schemas = SchemaSet::default();
-        let create = RpcSchema::find("/podling.control.v1.Workspaces/Create").unwrap();
+        let create = RpcSchema::of_request::<CreateWorkspaceRequest>().unwrap();
         schemas.request(&create, &[]);
         let schemas = schemas.into_map();
         let fields = schemas[message]["properties"].as_object().unwrap();
