@@ -5,13 +5,10 @@
 //! stops them. A zip to extract is first received as a whole into an unnamed file and inspected.
 //! Only then does extraction write to the workspace.
 //!
-//! `create` and `extract` do the work. `zip` has the byte format, and reads and checks received
-//! zips.
+//! `create` and `extract` do the work. The crate `podling-archive` has the byte format.
 
 mod create;
-mod deflate;
 mod extract;
-mod zip;
 
 use std::{
     ffi::OsStr,
@@ -26,6 +23,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
+use podling_archive::UnixTime;
 use rustix::{
     fs::{AtFlags, FileType, Mode, OFlags, Stat, StatxFlags, statat, statx, unlink},
     io::Errno,
@@ -322,7 +320,7 @@ pub struct ArchiveProgress {
 }
 
 /// Summary of a complete archive.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ArchiveSummary {
     /// Entries of the manifest.
     pub entries: u64,
@@ -367,9 +365,6 @@ fn create_spool(directory: &Path) -> io::Result<File> {
         Err(errno) => Err(errno.into()),
     }
 }
-
-/// Seconds and nanoseconds since 1970.
-type UnixTime = (i64, u32);
 
 /// Device and inode of a file.
 type FileIdentity = (u64, u64);

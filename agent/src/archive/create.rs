@@ -11,6 +11,7 @@
 mod ignore;
 mod jobs;
 mod walk;
+mod writer;
 
 use std::{
     collections::HashSet,
@@ -28,6 +29,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use podling_archive::{BLOCK_BYTES, UnixTime, ZipMember};
 use rustix::io::Errno;
 use tokio::sync::mpsc::Sender;
 
@@ -36,13 +38,11 @@ use self::{
     ignore::IgnoreRules,
     jobs::{JobDispatcher, run_worker},
     walk::TreeWalk,
+    writer::ZipWriter,
 };
 use super::{
     ArchiveError, ArchiveStop, ArchivedEntry, CreateEvent, CreateOptions, EntryMetadata, FileIdentity,
-    PROGRESS_INTERVAL, UnarchivedEntry, UnixTime,
-    deflate::BLOCK_BYTES,
-    spool_error, worker_count,
-    zip::{ZipMember, ZipWriter},
+    PROGRESS_INTERVAL, UnarchivedEntry, spool_error, worker_count,
 };
 use crate::{
     files::{FileError, FileKind, errno},
@@ -173,7 +173,7 @@ fn write_items(
             WriteItem::Small { result, reserved } => {
                 match result.recv().map_err(|_| fault())? {
                     Compressed::Whole { member, content, entry } => {
-                        bytes += member.size;
+                        bytes += member.size();
                         writer.write_member(&member, &content)?;
                         writer.add_entry(entry)?;
                     }

@@ -2,6 +2,7 @@
 //! names of these files. Sets the permissions and times of directories last, so that directories
 //! without write permission can be filled.
 
+mod inspect;
 mod receive;
 
 use std::{
@@ -19,6 +20,7 @@ use std::{
     time::Instant,
 };
 
+use podling_archive::{EntryReader, MemberKind, UnixTime};
 use rustix::{
     fs::{
         AtFlags, Mode, OFlags, Timespec, Timestamps, chmodat, fchmod, fstatvfs, futimens, mkdirat, openat,
@@ -28,11 +30,11 @@ use rustix::{
 };
 use tokio::sync::mpsc::Sender;
 
+use self::inspect::{CheckedEntry, ReceivedZip};
 pub use self::receive::ArchiveReceiver;
 use super::{
     ArchiveError, ArchiveProgress, ArchiveStop, EntryMetadata, ExtractEvent, ExtractOptions,
-    PROGRESS_INTERVAL, UnixTime, worker_count,
-    zip::{CheckedEntry, Decoder, ZipReader},
+    PROGRESS_INTERVAL, worker_count,
 };
 use crate::{
     admission::Rejection,
@@ -70,7 +72,7 @@ pub(super) fn extract(
     events: &Sender<ExtractEvent>,
     admission: &(dyn Fn() -> Result<(), Rejection> + Sync),
 ) -> Result<(), ArchiveError> {
-    let zip = ZipReader::open(spool)?;
+    let zip = ReceivedZip::open(spool)?;
     let bytes = zip.inspect()?;
     let ExtractOptions { replace, preservation, .. } = *options;
     let extraction = Extraction { zip: &zip, root, path, replace, preservation };
@@ -89,7 +91,7 @@ pub(super) fn extract(
 /// Extraction of one zip into a directory.
 #[derive(Debug)]
 struct Extraction<'a> {
-    zip: &'a ZipReader,
+    zip: &'a ReceivedZip,
     root: &'a WorkspaceRoot,
     /// Destination directory, relative to the root.
     path: &'a RelPath,
@@ -134,9 +136,9 @@ impl Extraction<'_> {
         };
         let path = || self.destination(&safe.path).to_string();
         let problem = match (safe.kind, there) {
-            (FileKind::Directory, FileKind::Directory) => return Ok(()),
+            (MemberKind::Directory, FileKind::Directory) => return Ok(()),
             (_, FileKind::Directory) => "is a directory",
-            (FileKind::Directory, _) => "is not a directory",
+            (MemberKind::Directory, _) => "is not a directory",
             _ if self.replace => return Ok(()),
             _ => return Err(FileError::Exists { path: path() }.into()),
         };
@@ -146,7 +148,7 @@ impl Extraction<'_> {
     /// Decodes every entry and discards the content, so that damage is found before anything is
     /// written.
     fn verify(&self, progress: &ExtractProgress<'_>) -> Result<(), ArchiveStop> {
-        self.for_each_entry(Decoder::new, |safe, decoder| {
+        self.for_each_entry(EntryReader::default, |safe, decoder| {
             progress.report()?;
             Ok(self.zip.verify_content(safe, decoder)?)
         })
@@ -157,15 +159,15 @@ impl Extraction<'_> {
         mkdir(self.root, self.path, None, true)?;
         let base = self.root.open_directory(self.path)?;
         let (directories, has_hard_links) = self.create_directories(&base, progress)?;
-        let start = || (SafeDirWalker::new(&base), Decoder::new());
+        let start = || (SafeDirWalker::new(&base), EntryReader::default());
         self.for_each_entry(start, |safe, (walker, decoder)| {
             match safe.kind {
-                FileKind::File => self.write_file(safe, walker, decoder, progress)?,
+                MemberKind::File => self.write_file(safe, walker, decoder, progress)?,
                 // Needs the file, which another thread may not have written yet.
-                FileKind::Symlink if safe.is_hard_link() => return Ok(()),
-                FileKind::Symlink | FileKind::Other => self.write_special(safe, walker, decoder)?,
+                MemberKind::Symlink if safe.is_hard_link() => return Ok(()),
+                MemberKind::Symlink | MemberKind::Fifo => self.write_special(safe, walker, decoder)?,
                 // Directories exist already.
-                FileKind::Directory => return Ok(()),
+                MemberKind::Directory => return Ok(()),
             }
             progress.add_entry()
         })?;
@@ -198,7 +200,7 @@ impl Extraction<'_> {
             has_hard_links |= safe.is_hard_link();
             let (directory, name) = parent_and_name(&safe.path);
             let dir = walker.create(directory).map_err(|errno| self.failed(directory, "create")(errno))?;
-            if safe.kind == FileKind::Directory {
+            if safe.kind == MemberKind::Directory {
                 match mkdirat(dir, name, Mode::from_raw_mode(FILLING_MODE)) {
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(errno) => return Err(self.failed(&safe.path, "create")(errno).into()),
@@ -216,7 +218,7 @@ impl Extraction<'_> {
         &self,
         safe: &CheckedEntry,
         walker: &mut SafeDirWalker<'_>,
-        decoder: &mut Decoder,
+        decoder: &mut EntryReader,
         progress: &ExtractProgress<'_>,
     ) -> Result<(), ArchiveStop> {
         let (directory, name) = parent_and_name(&safe.path);
@@ -226,22 +228,15 @@ impl Extraction<'_> {
             self.root.temp_files().create(duplicate(dir).map_err(&failed)?).map_err(&failed)?;
         let file = File::from(file);
         let write = |error: std::io::Error| failed(errno(&error));
-        let (mut at, mut end, mut stopped) = (0, 0, None);
-        let decoded = self.zip.read_content(safe, decoder, |bytes| {
+        let (mut at, mut end) = (0, 0);
+        self.zip.read_content(safe, decoder, |bytes| {
             if bytes.len() < MIN_HOLE_BYTES || bytes.iter().any(|b| *b != 0) {
                 file.write_all_at(bytes, at).map_err(write)?;
                 end = at + bytes.len() as u64;
             }
             at += bytes.len() as u64;
-            progress.add_bytes(bytes.len()).map_err(|reason| {
-                stopped = Some(reason);
-                ArchiveError::fault("extracting")
-            })
-        });
-        if let Some(reason) = stopped {
-            return Err(reason);
-        }
-        decoded?;
+            progress.add_bytes(bytes.len())
+        })?;
         if end < at {
             file.set_len(at).map_err(write)?;
         }
@@ -257,11 +252,11 @@ impl Extraction<'_> {
         &self,
         safe: &CheckedEntry,
         walker: &mut SafeDirWalker<'_>,
-        decoder: &mut Decoder,
+        decoder: &mut EntryReader,
     ) -> Result<(), ArchiveStop> {
         let (directory, name) = parent_and_name(&safe.path);
         let failed = self.failed(&safe.path, "write");
-        let is_link = safe.kind == FileKind::Symlink;
+        let is_link = safe.kind == MemberKind::Symlink;
         let target = is_link.then(|| self.zip.link_target(safe, decoder)).transpose()?;
         let dir = walker.open(directory).map_err(&failed)?;
         let own = duplicate(dir).map_err(&failed)?;
@@ -286,7 +281,7 @@ impl Extraction<'_> {
         &self,
         safe: &CheckedEntry,
         walker: &mut SafeDirWalker<'_>,
-        decoder: &mut Decoder,
+        decoder: &mut EntryReader,
     ) -> Result<(), ArchiveStop> {
         let failed = self.failed(&safe.path, "write");
         let target = self.zip.hard_link_target(safe, decoder)?;

@@ -9,17 +9,22 @@
 //! At most three threads share the work: one reads, one decodes and one hashes. The queues between
 //! them hold at most about 12 MiB.
 
-mod zip;
+mod content;
 
-use std::{sync::mpsc::sync_channel, thread};
+use std::{
+    io::{self, BufRead, Read},
+    sync::mpsc::sync_channel,
+    thread,
+};
 
 use bytes::Bytes;
+use podling_archive::{
+    CentralHeader, EndOfDirectory, EntryReader, FLAG_DEFLATE_OPTIONS, FLAG_STREAMED, FLAG_UTF8,
+    MIN_TAIL_BYTES, MemberKind, PERMISSION_BITS, ReadError, ZipError,
+};
 use tokio::{runtime::Handle, sync::mpsc, task::JoinSet};
 
-use self::zip::{
-    CentralHeader, ContentSender, EndOfDirectory, EntryError, EntryReader, MAX_BLOCKS, TAIL_BYTES,
-    verify_hashes,
-};
+use self::content::{ContentSender, HashMismatch, MAX_BLOCKS, verify_hashes};
 use super::{
     ArchiveLabel,
     error::{BackupStoreError, EscapedName},
@@ -39,9 +44,6 @@ const READ_BYTES: u64 = 2 * 1024 * 1024;
 const BLOCKS_AHEAD: usize = 1;
 /// Size of one read of a sidecar's first two lines, in bytes. One read usually suffices.
 const HEADER_READ_BYTES: u64 = INDEX_READ_BYTES / 16;
-/// The bits of a mode that hold the file type.
-const TYPE: u32 = 0o170_000;
-const PERMISSIONS: u32 = 0o7777;
 const CONTENT_MISMATCH: &str = "its content does not match the hash in the manifest";
 
 /// The result of a successful proof.
@@ -80,9 +82,10 @@ pub(super) async fn prove(
         let expected = header.length.saturating_add(header.manifest.bytes);
         return Err(damaged(format!("the sidecar has {all} bytes instead of {expected}")));
     }
-    let tail = location.range(&zip, size.saturating_sub(TAIL_BYTES)..size).await?;
-    let Some(end) = EndOfDirectory::read(&tail, size) else {
-        return Err(damaged("the end of the zip is not valid".to_owned()));
+    let tail = location.range(&zip, size.saturating_sub(MIN_TAIL_BYTES)..size).await?;
+    let end = match EndOfDirectory::parse(&tail, size) {
+        Ok(end) if end.comment_bytes == 0 => end,
+        _ => return Err(damaged("the end of the zip is not valid".to_owned())),
     };
     let ranged = |object: &str, at, end| {
         ObjectReader::from_ranges(location.clone(), object.to_owned(), Handle::current(), at, end)
@@ -180,7 +183,7 @@ impl ArchiveComparison {
     fn walk(mut self, mut contents: ContentSender) -> Result<ArchiveProof, BackupStoreError> {
         let key = self.key.clone();
         let damaged_archive = |problem: &str| damage(&key, None, problem);
-        let mut entries = EntryReader::new();
+        let mut entry_reader = EntryReader::default();
         let (mut line_count, mut in_zip, mut bytes) = (0_u64, 0_u64, 0_u64);
         let mut next = self.central()?;
         while let Some(entry) = self.entry()? {
@@ -197,16 +200,13 @@ impl ArchiveComparison {
             in_zip += 1;
             check_header(&entry, &central).map_err(|problem| damaged_entry(&problem))?;
             let end = next.as_ref().map_or(self.end.directory.start, |next| next.offset);
-            match entries.read(&mut self.zip, &central, end, &mut contents) {
+            match read_entry(&mut entry_reader, &mut self.zip, &central, end, &mut contents) {
                 Ok(()) => {}
-                Err(EntryError::Damaged(problem)) => return Err(damaged_entry(&problem)),
-                Err(EntryError::Failed(error)) => return Err(error),
-                Err(EntryError::ReceiverClosed) => {
-                    return Err(damaged_archive(CONTENT_MISMATCH));
-                }
+                Err(ReadError::Zip(error)) => return Err(self.failed(error, Some(&entry.path))),
+                Err(ReadError::Receiver(HashMismatch)) => return Err(damaged_archive(CONTENT_MISMATCH)),
             }
             if let Some(expected) = entry.sha256
-                && contents.end(entry.path, expected).is_none()
+                && contents.end(entry.path, expected).is_err()
             {
                 return Err(damaged_archive(CONTENT_MISMATCH));
             }
@@ -215,41 +215,84 @@ impl ArchiveComparison {
         if let Some(more) = next {
             return Err(damage(&key, Some(&more.name), "it is in the zip, but not in the manifest"));
         }
-        if self.zip.at() != self.end.directory.start || in_zip != self.end.entries {
+        if self.zip.at != self.end.directory.start || in_zip != self.end.entries {
             return Err(damaged_archive(
                 "the zip's central directory does not follow its entries, or its count is wrong",
             ));
         }
-        let sidecar = self.header.sidecar;
-        let (manifest, _) = self.manifest.finish()?;
+        let sidecar = &self.header.sidecar;
+        let (manifest, _) = self.manifest.finish().map_err(|error| self.failed(error.into(), None))?;
         if manifest != self.header.manifest.sha256 || line_count != sidecar.entries || bytes != sidecar.bytes
         {
             return Err(damaged_archive("its manifest differs from the one that was written"));
         }
-        let (sha256, archive_bytes) = self.zip.finish()?;
+        let (sha256, archive_bytes) = self.zip.finish().map_err(|error| self.failed(error.into(), None))?;
         if archive_bytes != sidecar.archive_bytes || sha256 != sidecar.sha256 {
             return Err(damaged_archive("the digest of the zip differs from the one that was written"));
         }
         let left_out = line_count - in_zip;
-        Ok(ArchiveProof { label: sidecar.label, entries: in_zip, left_out, bytes, archive_bytes, sha256 })
+        let label = self.header.sidecar.label;
+        Ok(ArchiveProof { label, entries: in_zip, left_out, bytes, archive_bytes, sha256 })
     }
 
     /// Returns the next header of the zip's central directory.
     fn central(&mut self) -> Result<Option<CentralHeader>, BackupStoreError> {
-        let read = CentralHeader::read(&mut self.directory)?;
-        read.transpose().map_err(|problem| damage(&self.key, None, problem))
+        CentralHeader::read(&mut self.directory).map_err(|error| self.failed(error, None))
     }
 
     /// Returns the entry on the next line of the manifest.
     fn entry(&mut self) -> Result<Option<SidecarEntry>, BackupStoreError> {
-        if self.manifest.next()?.is_empty() {
+        let mut line = Vec::new();
+        let read = (&mut self.manifest).take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut line);
+        if read.map_err(|error| self.failed(error.into(), None))? == 0 {
             return Ok(None);
         }
-        let mut line = Vec::new();
-        let complete = self.manifest.line(MAX_LINE_BYTES, &mut line)?;
-        let entry = SidecarEntry::read(&line).filter(|_| complete);
+        let is_complete = line.ends_with(b"\n") && line.len() as u64 <= MAX_LINE_BYTES;
+        let entry = SidecarEntry::read(&line).filter(|_| is_complete);
         entry.map(Some).ok_or_else(|| damage(&self.key, None, "its manifest has an invalid line"))
     }
+
+    /// Maps an error of the zip or of its entry `path`. An error of the store is passed on.
+    fn failed(&self, error: ZipError, path: Option<&[u8]>) -> BackupStoreError {
+        match error {
+            ZipError::Damaged(problem) if path.is_some() => damage(&self.key, path, problem),
+            ZipError::Damaged(problem) => {
+                damage(&self.key, None, &format!("the zip is not valid: {problem}"))
+            }
+            ZipError::Io(error) => error.downcast().unwrap_or_else(|error| {
+                BackupStoreError::io("the backup store", &format!("reading {}", self.key), error)
+            }),
+        }
+    }
+}
+
+/// Reads the entry at the position of `zip`, which must fill the bytes up to `end`.
+fn read_entry(
+    entry_reader: &mut EntryReader,
+    zip: &mut ObjectReader,
+    central: &CentralHeader,
+    end: u64,
+    contents: &mut ContentSender,
+) -> Result<(), ReadError<HashMismatch>> {
+    if zip.at != central.offset {
+        return Err(ZipError::Damaged("it does not begin where the entry before it ends").into());
+    }
+    let odd = central.flags & !(FLAG_STREAMED | FLAG_UTF8 | FLAG_DEFLATE_OPTIONS) != 0;
+    let is_text = std::str::from_utf8(&central.name).is_ok();
+    let is_marked = central.flags & FLAG_UTF8 != 0;
+    if odd || (is_marked && !is_text) || (!is_marked && is_text && !central.name.is_ascii()) {
+        return Err(ZipError::Damaged("its flags are not valid").into());
+    }
+    if central.is_unusual {
+        return Err(ZipError::Damaged("it has a comment or lies in another volume").into());
+    }
+    if entry_reader.local_header(zip, central)?.dos_time != central.dos_time {
+        return Err(ZipError::Damaged("its two headers have different times").into());
+    }
+    let behind = zip.at.checked_add(central.compressed_size).and_then(|behind| end.checked_sub(behind));
+    let behind = behind.ok_or(ZipError::Damaged("it does not end before the next begins"))?;
+    entry_reader.content(zip, central, |bytes| contents.push(bytes))?;
+    Ok(entry_reader.descriptor(zip, central, behind)?)
 }
 
 fn damage(key: &StoreKey, path: Option<&[u8]>, problem: &str) -> BackupStoreError {
@@ -263,22 +306,24 @@ fn damage(key: &StoreKey, path: Option<&[u8]>, problem: &str) -> BackupStoreErro
 /// Compares an entry of the manifest with the header at the same position of the central directory.
 fn check_header(entry: &SidecarEntry, central: &CentralHeader) -> Result<(), String> {
     let (kind, name) = match entry.kind {
-        EntryKind::Directory => (0o040_000, central.name.strip_suffix(b"/").unwrap_or_default()),
-        EntryKind::Symlink => (0o120_000, &central.name[..]),
-        EntryKind::File => (0o100_000, &central.name[..]),
+        EntryKind::Directory => (MemberKind::Directory, central.name.strip_suffix(b"/").unwrap_or_default()),
+        EntryKind::Symlink => (MemberKind::Symlink, &central.name[..]),
+        EntryKind::File => (MemberKind::File, &central.name[..]),
         // Other entries of this kind are not in the zip.
-        EntryKind::Other => (0o010_000, &central.name[..]),
+        EntryKind::Other => (MemberKind::Fifo, &central.name[..]),
     };
     if name != entry.path {
         return Err(format!("the zip has {} instead", EscapedName::new(&central.name)));
     }
-    let (is, permissions) = (central.mode & TYPE, central.mode & PERMISSIONS);
+    let permissions = central.mode & PERMISSION_BITS;
     // Some zip writers drop the set-id and sticky bits. The manifest always has them.
-    if is != kind || (permissions != entry.mode && permissions != entry.mode & 0o777) {
+    if MemberKind::of_mode(central.mode) != Some(kind)
+        || (permissions != entry.mode && permissions != entry.mode & 0o777)
+    {
         return Err(format!(
             "the zip has it with mode {:o} instead of {:o}",
             central.mode,
-            kind | entry.mode
+            kind.type_bits() | entry.mode
         ));
     }
     match entry.kind {
@@ -292,7 +337,7 @@ fn check_header(entry: &SidecarEntry, central: &CentralHeader) -> Result<(), Str
     }
 }
 
-/// Reads a range of an object. Its methods block.
+/// Reads a range of an object. Its methods block. An error of the store is within the [`io::Error`].
 struct ObjectReader {
     source: BlockSource,
     block: Bytes,
@@ -323,20 +368,22 @@ impl ObjectReader {
         Self { source, block: Bytes::new(), at, hasher: Hasher::new() }
     }
 
-    /// Returns the position in the object of the next byte to consume.
-    fn at(&self) -> u64 {
-        self.at
+    /// Reads to the end. Returns the digest of all bytes that this reader has read, and the
+    /// position of the end.
+    fn finish(&mut self) -> io::Result<(Sha256Digest, u64)> {
+        io::copy(self, &mut io::sink())?;
+        Ok((self.hasher.finish(), self.at))
     }
+}
 
-    /// Returns the rest of the current block, or the next block if all was consumed. Empty at the
-    /// end.
-    fn next(&mut self) -> Result<&[u8], BackupStoreError> {
+impl BufRead for ObjectReader {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.block.is_empty() {
             self.block = match &mut self.source {
                 BlockSource::Fed(blocks) => blocks.blocking_recv().unwrap_or_default(),
                 BlockSource::Ranged { location, object, handle, end } => {
                     let to = (*end).min(self.at + INDEX_READ_BYTES);
-                    handle.block_on(location.range(object, self.at..to))?
+                    handle.block_on(location.range(object, self.at..to)).map_err(io::Error::other)?
                 }
             };
             self.hasher.update(&self.block);
@@ -344,52 +391,16 @@ impl ObjectReader {
         Ok(&self.block)
     }
 
-    /// Consumes `count` bytes of the current block.
     fn consume(&mut self, count: usize) {
         let _dealt_with = self.block.split_to(count);
         self.at += count as u64;
     }
+}
 
-    /// Consumes the next `count` bytes and appends them to `to`. Returns `false` if fewer remain.
-    fn take(&mut self, count: usize, to: &mut Vec<u8>) -> Result<bool, BackupStoreError> {
-        let mut missing = count;
-        while missing > 0 {
-            let next = self.next()?;
-            if next.is_empty() {
-                return Ok(false);
-            }
-            let now = missing.min(next.len());
-            to.extend_from_slice(&next[..now]);
-            self.consume(now);
-            missing -= now;
-        }
-        Ok(true)
-    }
-
-    /// Consumes the next line and appends it to `to`, with its line feed. Returns `false` if the
-    /// line has no line feed or more than `most` bytes.
-    fn line(&mut self, most: u64, to: &mut Vec<u8>) -> Result<bool, BackupStoreError> {
-        loop {
-            let next = self.next()?;
-            let end = next.iter().position(|b| *b == b'\n');
-            let count = end.map_or(next.len(), |end| end + 1);
-            to.extend_from_slice(&next[..count]);
-            self.consume(count);
-            if end.is_some() || count == 0 || to.len() as u64 > most {
-                return Ok(end.is_some() && to.len() as u64 <= most);
-            }
-        }
-    }
-
-    /// Reads to the end. Returns the digest of all bytes that this reader has read, and the
-    /// position of the end.
-    fn finish(mut self) -> Result<(Sha256Digest, u64), BackupStoreError> {
-        loop {
-            let count = self.next()?.len();
-            if count == 0 {
-                return Ok((self.hasher.finish(), self.at));
-            }
-            self.consume(count);
-        }
+impl Read for ObjectReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(buffer)?;
+        self.consume(count);
+        Ok(count)
     }
 }

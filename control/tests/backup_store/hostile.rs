@@ -161,7 +161,7 @@ async fn ambiguous_zip_is_damaged() {
             let at = find(zip, b"notes.txt")[0];
             zip[at] = b'N';
         }),
-        ("its checksum does not", true, |zip| {
+        ("its checksum is wrong", true, |zip| {
             let at = find(zip, CENTRAL)[2];
             zip[at + 16] ^= 1;
         }),
@@ -231,7 +231,7 @@ async fn entry_larger_than_its_header_says_is_not_decoded_to_its_end() {
     let key = store.write(&sample).await.expect("written").key;
     let (entry, problem) = expect_damage(store.backups.prove(&key).await);
     assert!(
-        entry.as_deref() == Some("src/main.py") && problem.contains("larger than its header says"),
+        entry.as_deref() == Some("src/main.py") && problem.contains("it holds more than it declares"),
         "{problem}"
     );
 }

@@ -3,6 +3,11 @@
 //!
 //! Precedence: a caller's pattern over one of a file, a deeper file over a higher one, `.ignore`
 //! over `.gitignore`, a later line over an earlier one.
+//!
+//! The patterns are matched here and not by `gix-glob` 0.30, although that crate is four times as
+//! fast (ten patterns on 12,000 paths: 4 ms instead of 16 ms) and adds only 5 kB. Its time grows
+//! exponentially with the number of `**/` in a pattern (30 of them and a path of 200 parts: more
+//! than a minute), and the patterns may come from a hostile file. It also brings 11 further crates.
 
 use std::{ffi::OsStr, fs::File, os::fd::OwnedFd};
 

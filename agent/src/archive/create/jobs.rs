@@ -12,6 +12,7 @@ use std::{
     },
 };
 
+use podling_archive::{BLOCK_BYTES, Deflater, MemberKind, ZipMember, hard_link_target};
 use ring::digest::{Context, SHA256};
 use rustix::fs::readlinkat;
 
@@ -21,11 +22,7 @@ use super::{
     walk::TreeWalk,
 };
 use crate::{
-    archive::{
-        ArchivedEntry, EntryMetadata, FileIdentity, UnarchivedEntry,
-        deflate::{BLOCK_BYTES, Deflater},
-        zip::ZipMember,
-    },
+    archive::{ArchivedEntry, EntryMetadata, FileIdentity, UnarchivedEntry},
     files::{FileKind, open_file_at},
     util::{finish_sha256, lock, sha256},
 };
@@ -89,8 +86,11 @@ impl<'a> JobDispatcher<'a> {
             },
             FileKind::Directory | FileKind::Other => {
                 let fifo = found.metadata.is_fifo;
-                let is_member = fifo || found.metadata.kind == FileKind::Directory;
-                let member = is_member.then(|| ZipMember::empty(&found.path, &found.metadata));
+                let kind = match found.metadata.kind {
+                    FileKind::Directory => Some(MemberKind::Directory),
+                    _ => fifo.then_some(MemberKind::Fifo),
+                };
+                let member = kind.map(|kind| found.member(kind, &found.metadata));
                 let entry = ArchivedEntry { fifo, ..found.entry(&found.metadata, None) };
                 self.send(WriteItem::Entry { member, content: Vec::new(), entry })
             }
@@ -99,7 +99,8 @@ impl<'a> JobDispatcher<'a> {
 
     /// Sends a symbolic link. With `hard_link`, it stands for a further name of a file.
     fn link(&self, found: &WalkEntry, target: Vec<u8>, hard_link: bool) -> Result<(), Cancelled> {
-        let member = Some(ZipMember::link(&found.path, &found.metadata, &target, hard_link));
+        let member = found.member(MemberKind::Symlink, &found.metadata).with_content(&target, None);
+        let member = Some(member.hard_link(hard_link));
         let entry = found.entry(&found.metadata, Some(sha256(&target)));
         let entry = ArchivedEntry { kind: FileKind::Symlink, size: 0, hard_link, ..entry };
         self.send(WriteItem::Entry { member, content: target, entry })
@@ -112,7 +113,7 @@ impl<'a> JobDispatcher<'a> {
             Err(EntryRejection::Skipped(reason)) => return self.skip(found.path.clone(), reason),
         };
         let metadata = source.metadata.clone();
-        self.send(WriteItem::Begin(ZipMember::streamed_file(&found.path, &metadata)))?;
+        self.send(WriteItem::Begin(found.member(MemberKind::File, &metadata).streamed(metadata.size)))?;
         let mut hash = Context::new(&SHA256);
         let read = loop {
             self.budget.reserve(BLOCK_BYTES)?;
@@ -144,7 +145,7 @@ impl<'a> JobDispatcher<'a> {
 
 /// Runs jobs until the last sender of `todo` is dropped.
 pub(super) fn run_worker(todo: &Mutex<Receiver<CompressJob>>, budget: &MemoryBudget) {
-    let mut deflater = Deflater::new();
+    let mut deflater = Deflater::default();
     loop {
         let next = lock(todo).recv();
         let Ok(job) = next else { return };
@@ -200,11 +201,15 @@ fn compress_small(
     let metadata = source.metadata.clone();
     let entry = found.read_entry(source.finish(), &metadata, || sha256(&block));
     let deflated = deflater.compress_whole(&block).map_err(|_| CompressFailure::CompressorFault)?;
-    let member = ZipMember::whole_file(&found.path, &metadata, &block, deflated.as_deref());
+    let member = found.member(MemberKind::File, &metadata).with_content(&block, deflated.as_deref());
     Ok(Compressed::Whole { member, content: deflated.unwrap_or(block), entry })
 }
 
 impl WalkEntry {
+    fn member(&self, kind: MemberKind, metadata: &EntryMetadata) -> ZipMember {
+        ZipMember::new(&self.path, kind, metadata.mode, metadata.modified)
+    }
+
     /// Builds the manifest entry from `metadata`, which may be newer than that of the walk.
     fn entry(&self, metadata: &EntryMetadata, sha256: Option<[u8; 32]>) -> ArchivedEntry {
         ArchivedEntry {
@@ -246,7 +251,7 @@ impl FirstNames {
             return None;
         }
         if let Some(first) = self.names.get(&metadata.identity()) {
-            return ZipMember::hard_link_target(path, first);
+            return hard_link_target(path, first);
         }
         let bytes = path.len() + NAME_OVERHEAD_BYTES;
         if self.bytes + bytes <= MAX_NAME_BYTES {

@@ -8,14 +8,14 @@ use std::{
 };
 
 use bytes::Bytes;
+use podling_archive::{FINAL_BLOCK, ZipMember, end_records};
 use ring::digest::{Context, SHA256};
 use tokio::sync::mpsc::Sender;
 
-use super::{ZipMember, end_records};
 use crate::{
     archive::{
         ArchiveError, ArchiveProgress, ArchiveStop, ArchiveSummary, ArchivedEntry, CreateEvent, MAX_ENTRIES,
-        MAX_SKIPPED, UnarchivedEntry, create_spool, deflate::FINAL_BLOCK, spool_error,
+        MAX_SKIPPED, UnarchivedEntry, create_spool, spool_error,
     },
     files::PIECE_BYTES,
     util::finish_sha256,
@@ -26,7 +26,7 @@ const DIRECTORY_BUFFER_BYTES: usize = 1024 * 1024;
 /// Maximum manifest entries that wait for the bytes before them.
 const MAX_PENDING_ENTRIES: usize = 1_000;
 
-pub(in crate::archive) struct ZipWriter<'a> {
+pub(super) struct ZipWriter<'a> {
     events: Sender<CreateEvent>,
     /// Directory for the spool file of the central directory.
     scratch: &'a Path,
@@ -37,31 +37,14 @@ pub(in crate::archive) struct ZipWriter<'a> {
     digest: Context,
     directory: Vec<u8>,
     spool: Option<File>,
-    /// The member whose content is being written in blocks.
-    streamed: Option<StreamedMember>,
+    /// The member whose content is being written in blocks, and the offset of its header.
+    streamed: Option<(ZipMember, u64)>,
     members: u64,
     summary: ArchiveSummary,
 }
 
-struct StreamedMember {
-    /// Its sizes grow with each block.
-    member: ZipMember,
-    crc: crc32fast::Hasher,
-    offset: u64,
-    /// Size that the local header was made with.
-    expected: u64,
-}
-
 impl<'a> ZipWriter<'a> {
-    pub(in crate::archive) fn new(events: Sender<CreateEvent>, scratch: &'a Path) -> Self {
-        let summary = ArchiveSummary {
-            entries: 0,
-            bytes: 0,
-            archive_bytes: 0,
-            archive_sha256: [0; 32],
-            skipped: Vec::new(),
-            skipped_count: 0,
-        };
+    pub(super) fn new(events: Sender<CreateEvent>, scratch: &'a Path) -> Self {
         Self {
             events,
             scratch,
@@ -73,22 +56,18 @@ impl<'a> ZipWriter<'a> {
             spool: None,
             streamed: None,
             members: 0,
-            summary,
+            summary: ArchiveSummary::default(),
         }
     }
 
     /// Sends a progress message ahead of the buffered bytes.
-    pub(in crate::archive) fn send_progress(&self, bytes: u64, total_bytes: u64) -> Result<(), ArchiveStop> {
+    pub(super) fn send_progress(&self, bytes: u64, total_bytes: u64) -> Result<(), ArchiveStop> {
         let entries = self.summary.entries;
         self.send(CreateEvent::Progress(ArchiveProgress { entries, bytes, total_bytes }))
     }
 
     /// Writes a member with its whole content.
-    pub(in crate::archive) fn write_member(
-        &mut self,
-        member: &ZipMember,
-        content: &[u8],
-    ) -> Result<(), ArchiveStop> {
+    pub(super) fn write_member(&mut self, member: &ZipMember, content: &[u8]) -> Result<(), ArchiveStop> {
         let offset = self.offset;
         self.write_bytes(&member.local_header())?;
         self.write_bytes(content)?;
@@ -96,37 +75,31 @@ impl<'a> ZipWriter<'a> {
     }
 
     /// Begins a deflated member whose content comes in blocks.
-    pub(in crate::archive) fn begin_member(&mut self, member: ZipMember) -> Result<(), ArchiveStop> {
-        let (offset, expected) = (self.offset, member.size);
+    pub(super) fn begin_member(&mut self, member: ZipMember) -> Result<(), ArchiveStop> {
+        let offset = self.offset;
         self.write_bytes(&member.local_header())?;
-        let member = ZipMember { size: 0, ..member };
-        self.streamed = Some(StreamedMember { member, crc: crc32fast::Hasher::new(), offset, expected });
+        self.streamed = Some((member, offset));
         Ok(())
     }
 
     /// Appends a block of the begun member. `content` is the deflated form of `size` bytes with the
     /// checksum `crc`.
-    pub(in crate::archive) fn write_block(
+    pub(super) fn write_block(
         &mut self,
         content: &[u8],
         crc: &crc32fast::Hasher,
         size: u64,
     ) -> Result<(), ArchiveStop> {
-        let streamed = self.streamed.as_mut().ok_or_else(not_begun)?;
-        streamed.crc.combine(crc);
-        streamed.member.size += size;
-        streamed.member.compressed_size += content.len() as u64;
+        let (member, _) = self.streamed.as_mut().ok_or_else(not_begun)?;
+        member.add_block(crc, size, content.len() as u64);
         self.write_bytes(content)
     }
 
     /// Ends the begun member.
-    pub(in crate::archive) fn end_member(&mut self) -> Result<(), ArchiveStop> {
-        let StreamedMember { mut member, crc, offset, expected } =
-            self.streamed.take().ok_or_else(not_begun)?;
-        member.crc = crc.finalize();
-        member.compressed_size += FINAL_BLOCK.len() as u64;
-        self.write_bytes(&FINAL_BLOCK)?;
-        self.write_bytes(&member.descriptor(expected))?;
+    pub(super) fn end_member(&mut self) -> Result<(), ArchiveStop> {
+        self.write_block(&FINAL_BLOCK, &crc32fast::Hasher::new(), 0)?;
+        let (member, offset) = self.streamed.take().ok_or_else(not_begun)?;
+        self.write_bytes(&member.descriptor())?;
         self.add_central_header(&member, offset)
     }
 
@@ -145,7 +118,7 @@ impl<'a> ZipWriter<'a> {
 
     /// Adds an entry to the manifest. Counts a skipped entry, and lists the first [`MAX_SKIPPED`]
     /// in the summary.
-    pub(in crate::archive) fn add_entry(
+    pub(super) fn add_entry(
         &mut self,
         entry: Result<ArchivedEntry, UnarchivedEntry>,
     ) -> Result<(), ArchiveStop> {
@@ -167,17 +140,14 @@ impl<'a> ZipWriter<'a> {
     }
 
     /// Writes the central directory and the end records, then sends the summary.
-    pub(in crate::archive) fn finish(mut self) -> Result<(), ArchiveStop> {
+    pub(super) fn finish(mut self) -> Result<(), ArchiveStop> {
         let start = self.offset;
-        if let Some(mut spool) = self.spool.take() {
-            spool.rewind().map_err(spool_error)?;
-            let mut piece = vec![0; PIECE_BYTES];
-            loop {
-                let read = spool.read(&mut piece).map_err(spool_error)?;
-                if read == 0 {
-                    break;
-                }
-                self.write_bytes(&piece[..read])?;
+        if let Some(spool) = self.spool.take() {
+            (&spool).rewind().map_err(spool_error)?;
+            let mut piece = Vec::with_capacity(PIECE_BYTES);
+            while (&spool).take(PIECE_BYTES as u64).read_to_end(&mut piece).map_err(spool_error)? > 0 {
+                self.write_bytes(&piece)?;
+                piece.clear();
             }
         }
         let directory = std::mem::take(&mut self.directory);
@@ -220,7 +190,7 @@ impl<'a> ZipWriter<'a> {
     }
 
     /// Fails if nothing receives the archive any more.
-    pub(in crate::archive) fn check_receiver(&self) -> Result<(), ArchiveStop> {
+    pub(super) fn check_receiver(&self) -> Result<(), ArchiveStop> {
         if self.events.is_closed() { Err(ArchiveStop::ReceiverDropped) } else { Ok(()) }
     }
 
