@@ -4,7 +4,10 @@ use std::{fmt, sync::atomic::AtomicU64};
 
 use http::{HeaderMap, response};
 use podling_core::workspace::AgentConnection;
-use podling_proto::error::{self, WireError};
+use podling_proto::{
+    error::{self, WireError},
+    error_response::WireProtocol,
+};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
@@ -18,10 +21,7 @@ use prometheus_client::{
 };
 use tonic::Code;
 
-use crate::{
-    error_response::WireProtocol,
-    snapshot::{SnapshotReceiver, WorkspaceView},
-};
+use crate::snapshot::{SnapshotReceiver, WorkspaceView};
 
 #[derive(Debug)]
 pub struct ControlMetrics {

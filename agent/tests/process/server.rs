@@ -75,7 +75,8 @@ async fn only_health_and_readiness_need_no_token() {
 
 #[tokio::test]
 async fn token_allows_only_its_verbs_audience_and_lifetime() {
-    let (agent, key, _control_plane, _session) = claimed(|claim| (claim.policy, claim.settings) = (None, None)).await;
+    let (agent, key, _control_plane, _session) =
+        claimed(|claim| (claim.policy, claim.settings) = (None, None)).await;
     let client = agent.client().await;
     let activity = |token: &str| client.clone().token(token).activity();
     let good = claims(Verbs::only([Verb::Read]));
@@ -147,7 +148,8 @@ async fn refusals_use_the_callers_protocol() {
 
 #[tokio::test]
 async fn reflection_lists_agent_services_only() {
-    let (agent, key, _control_plane, _session) = claimed(|claim| (claim.policy, claim.settings) = (None, None)).await;
+    let (agent, key, _control_plane, _session) =
+        claimed(|claim| (claim.policy, claim.settings) = (None, None)).await;
     let channel = agent.client().await.token(&token(&key, "read")).channel();
     let expected = ["grpc.health.v1.Health", "podling.agent.v1.Activity", "podling.agent.v1.Files"];
 
@@ -182,7 +184,8 @@ async fn reflection_lists_agent_services_only() {
 
 #[tokio::test]
 async fn thousand_unauthenticated_connections_keep_memory_flat() {
-    let (agent, key, _control_plane, _session) = claimed(|claim| (claim.policy, claim.settings) = (None, None)).await;
+    let (agent, key, _control_plane, _session) =
+        claimed(|claim| (claim.policy, claim.settings) = (None, None)).await;
     let mut authenticated = agent.client().await.token(&token(&key, "read")).activity();
     authenticated.get(GetActivityRequest {}).await.expect("served");
     let (tls, socket) = (tls::pinned(Some(&agent.info().await.fingerprint)), agent.socket());

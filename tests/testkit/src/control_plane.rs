@@ -14,8 +14,8 @@ use std::{
 
 use podling_proto::{
     control::v1::{
-        AgentMessage, AgentSettings, Claim, ClaimId, ControlMessage, Directive, Heartbeat, HeartbeatAck, Hello,
-        Policy, TokenKey,
+        AgentMessage, AgentSettings, Claim, ClaimId, ControlMessage, Directive, Heartbeat, HeartbeatAck,
+        Hello, Policy, TokenKey,
         agent_message::Message as FromAgent,
         agents_server::{Agents, AgentsServer},
         control_message::Message,
