@@ -62,8 +62,9 @@ pub struct Client {
 pub struct WorkspaceClient(Client);
 
 /// Adds the token, the workspace and the wake behaviour to each call's metadata.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Credentials {
+    /// Marked as sensitive, so that `Debug` does not show it.
     token: MetadataValue<Ascii>,
     workspace: Option<MetadataValue<Ascii>>,
     never_wakes: bool,
@@ -214,12 +215,6 @@ impl Interceptor for Credentials {
             request.metadata_mut().insert(metadata::WAKE, MetadataValue::from_static("never"));
         }
         Ok(request)
-    }
-}
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials").field("workspace", &self.workspace).finish_non_exhaustive()
     }
 }
 

@@ -186,24 +186,32 @@ async fn for_each<T, A, F>(
     report: impl Fn(&F) -> String,
     to_json: impl Fn(&F) -> Value,
 ) -> Result<u8, CommandFailure> {
-    let mut failures = FailureCollector::new(json);
+    let mut last = None;
+    // The caller reports the last failure.
+    let mut collect = |failure| {
+        if let Some(earlier) = last.replace(failure) {
+            output::report(&earlier, json);
+        }
+    };
     let mut accepted = Vec::new();
     for target in targets {
-        accepted.extend(failures.ok_or_collect(request(target).await));
+        match request(target).await {
+            Ok(requested) => accepted.push(requested),
+            Err(failure) => collect(failure),
+        }
     }
     let mut finished = Vec::new();
     for target in accepted {
-        let Some(done) = failures.ok_or_collect(finish(target).await) else { continue };
-        if json {
-            finished.push(to_json(&done));
-        } else {
-            output::line(&report(&done))?;
+        match finish(target).await {
+            Ok(done) if json => finished.push(to_json(&done)),
+            Ok(done) => output::line(&report(&done))?,
+            Err(failure) => collect(failure),
         }
     }
     if json {
         output::json(&finished)?;
     }
-    failures.finish()
+    last.map_or(Ok(failure::OK), Err)
 }
 
 const RM_EXAMPLES: &str = "\
@@ -350,7 +358,7 @@ fn discard_warning(workspace: &Workspace) -> String {
         [(usage.terminals, "terminal", "terminals"), (usage.processes, "process", "processes")]
             .into_iter()
             .filter(|(count, ..)| *count > 0)
-            .map(|(count, one, many)| output::counted(count, one, many))
+            .map(|(count, one, many)| output::counted(count.into(), one, many))
             .collect();
     if !ended.is_empty() {
         lost.push_str(&format!("; {} will be ended", ended.join(" and ")));
@@ -358,41 +366,10 @@ fn discard_warning(workspace: &Workspace) -> String {
     lost
 }
 
-/// Collects the failures of a command with several workspaces.
-#[derive(Debug)]
-struct FailureCollector {
-    json: bool,
-    last: Option<CommandFailure>,
-}
-
-impl FailureCollector {
-    /// Creates an empty collector. `json` says whether failures are printed as JSON.
-    fn new(json: bool) -> Self {
-        Self { json, last: None }
-    }
-
-    /// Returns the value of a success. Stores a failure for [`Self::finish`], and prints the
-    /// failure that was stored before.
-    fn ok_or_collect<T>(&mut self, outcome: Result<T, CommandFailure>) -> Option<T> {
-        match outcome {
-            Ok(value) => Some(value),
-            Err(failure) => {
-                if let Some(earlier) = self.last.replace(failure) {
-                    output::report(&earlier, self.json);
-                }
-                None
-            }
-        }
-    }
-
-    /// Returns the exit code of a success, or the last failure.
-    fn finish(self) -> Result<u8, CommandFailure> {
-        self.last.map_or(Ok(failure::OK), Err)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use podling_proto::agent::v1::{ActivityState, Evidence, Usage};
 
     use super::*;
@@ -464,14 +441,23 @@ mod tests {
         assert!(rm.result_line("demo", None).contains("nothing to archive"));
     }
 
-    #[test]
-    fn failure_of_one_target_does_not_stop_others() {
-        let mut failures = FailureCollector::new(false);
-        let outcomes = [Ok(1), Err(CommandFailure::Refused("no".to_owned())), Ok(3)];
-        let done: Vec<_> =
-            outcomes.into_iter().filter_map(|outcome| failures.ok_or_collect(outcome)).collect();
-        assert_eq!(done, [1, 3]);
-        assert_eq!(failures.finish().expect_err("a failure").exit_code(), failure::REFUSED);
-        assert_eq!(FailureCollector::new(false).finish().expect("none"), 0);
+    #[tokio::test]
+    async fn failure_of_one_target_does_not_stop_others() {
+        let change = async |refused: u32| {
+            let finished = RefCell::new(Vec::new());
+            let request = async |target| match target == refused {
+                true => Err(CommandFailure::Refused("no".to_owned())),
+                false => Ok(target),
+            };
+            let finish = async |target| {
+                finished.borrow_mut().push(target);
+                Ok(target)
+            };
+            let to_json = |target: &u32| Value::from(*target);
+            let outcome = for_each([1, 2, 3], true, request, finish, u32::to_string, to_json).await;
+            (outcome.map_err(|failure| failure.exit_code()), finished.into_inner())
+        };
+        assert_eq!(change(2).await, (Err(failure::REFUSED), vec![1, 3]));
+        assert_eq!(change(4).await, (Ok(failure::OK), vec![1, 2, 3]));
     }
 }
