@@ -111,7 +111,7 @@ pub fn plain(text: &str) -> String {
 }
 
 /// Returns the count with the singular or plural noun.
-pub fn counted(count: u32, one: &str, many: &str) -> String {
+pub fn counted(count: u64, one: &str, many: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {many}") }
 }
 

@@ -135,7 +135,8 @@ impl ControlPlaneTarget {
             let url = url.trim_end_matches('/').to_owned();
             return Ok(Self { url, token, data: None, ca, certificate: None });
         }
-        let data = data_directory(global)?;
+        let data = config::data_directory(global.data.as_deref(), &|name| std::env::var(name).ok())
+            .map_err(|error| CommandFailure::Usage(error.to_string()))?;
         let running = running(&data)?.ok_or_else(|| CommandFailure::NotRunning { data: data.clone() })?;
         let token = match global.token.clone().filter(|token| !token.is_empty()) {
             Some(token) => token,
@@ -158,12 +159,6 @@ impl ControlPlaneTarget {
         };
         Ok(BoxCloneService::new(tower::service_fn(connect)))
     }
-}
-
-/// Returns the data directory: `--data`, `PODLING_DATA` or the default.
-pub fn data_directory(global: &GlobalOptions) -> Result<PathBuf, CommandFailure> {
-    config::data_directory(global.data.as_deref(), &|name| std::env::var(name).ok())
-        .map_err(|error| CommandFailure::Usage(error.to_string()))
 }
 
 /// Returns the control plane that runs with this data directory. `None` if there is none.

@@ -195,9 +195,8 @@ pub fn table(archives: &[WorkspaceArchive], now: SystemTime, owners: bool) -> St
 /// Renders the number of entries that a zip cannot hold: "2 sockets or devices left out". `None` if
 /// there are none.
 pub fn left_out(archive: &WorkspaceArchive) -> Option<String> {
-    let count = u32::try_from(archive.left_out).unwrap_or(u32::MAX);
-    let counted = output::counted(count, "socket or device", "sockets or devices");
-    (count > 0).then(|| format!("{counted} left out"))
+    let counted = output::counted(archive.left_out, "socket or device", "sockets or devices");
+    (archive.left_out > 0).then(|| format!("{counted} left out"))
 }
 
 /// Returns the size of the zip in the backup store, for example `88.00 MiB`.

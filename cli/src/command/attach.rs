@@ -17,7 +17,10 @@ pub mod outbox;
 pub mod screen;
 pub mod session;
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    io::{self, IsTerminal as _},
+};
 
 use clap::Args;
 use podling_proto::{
@@ -84,7 +87,7 @@ pub struct AttachArgs {
 
 impl AttachArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
-        if !session::is_terminal() {
+        if !io::stdin().is_terminal() {
             let run = advice::command(format_args!("run {} -- CMD", self.name));
             let message = format!("standard input is not a terminal; in scripts, use: {run}");
             return Err(CommandFailure::Usage(message));

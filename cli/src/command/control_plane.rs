@@ -208,7 +208,7 @@ impl DownArgs {
         if context.json() {
             output::json(&json!({ "ended": ended }))?;
         } else {
-            let what = output::counted(ended, "workspace", "workspaces");
+            let what = output::counted(ended.into(), "workspace", "workspaces");
             output::line(&format!(
                 "stopped the control plane and {what}; all files are kept. Start again with: {}",
                 advice::command("up")

@@ -34,7 +34,8 @@ use crate::{
     client::{Context, WorkspaceClient},
     failure::{self, CommandFailure},
     local_file::{self, LocalStream},
-    notice, output,
+    notice,
+    output::{self, counted},
     signal::until_signal,
     spinner::WakeSpinner,
 };
@@ -230,14 +231,11 @@ fn report(tally: &CopyTally, json: bool) -> Result<(), CommandFailure> {
     if json {
         return output::json(tally);
     }
-    let count = |count: usize, one: &str, many: &str| {
-        output::counted(u32::try_from(count).unwrap_or(u32::MAX), one, many)
-    };
-    let (files, bytes) = (count(tally.files, "file", "files"), HumanBytes(tally.bytes));
+    let (files, bytes) = (counted(tally.files as u64, "file", "files"), HumanBytes(tally.bytes));
     match tally.skipped.len() {
         0 => output::line(&format!("copied {files}, {bytes}")),
         skipped => {
-            let skipped = count(skipped, "path was", "paths were");
+            let skipped = counted(skipped as u64, "path was", "paths were");
             output::line(&format!("copied {files}, {bytes}; {skipped} left out"))
         }
     }

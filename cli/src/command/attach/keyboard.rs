@@ -129,7 +129,9 @@ impl KeyEvent {
             // The terminal may not report what Shift gives. A US keyboard is assumed then.
             let us_key = US_SHIFTED.iter().find(|(_, shifted)| u32::from(*shifted) == key);
             let is_us_key = us_key.is_some_and(|(plain, _)| u32::from(*plain) == self.code);
-            return self.shifted.map_or(is_us_key, |shifted| shifted == key && !is_letter(key));
+            // With a letter, Control and Shift is another combination than Control alone.
+            let is_letter = char::from_u32(key).is_some_and(|key| key.is_ascii_alphabetic());
+            return self.shifted.map_or(is_us_key, |shifted| shifted == key && !is_letter);
         }
         // The place on a US keyboard counts only on keyboards of other alphabets. On a German one,
         // it would take Control and + for Control and ].
@@ -146,12 +148,6 @@ impl KeyEvent {
 /// Returns the code point of the key that gives this control character together with Control.
 fn unmodified(character: u8) -> u32 {
     u32::from((character | 0x40).to_ascii_lowercase())
-}
-
-/// Returns whether the key is an ASCII letter. For a letter, Control and Shift is another combination
-/// than Control alone.
-fn is_letter(key: u32) -> bool {
-    char::from_u32(key).is_some_and(|key| key.is_ascii_alphabetic())
 }
 
 /// Parses the modifiers, which are sent as one more than their bits. An absent number means none.

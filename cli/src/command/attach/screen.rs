@@ -36,7 +36,6 @@ pub struct ScreenWriter {
     queued: usize,
     position: Option<(u64, u64)>,
     written: u64,
-    notice: Option<String>,
     drawn_notice: Option<DrawnNotice>,
 }
 
@@ -64,7 +63,6 @@ impl ScreenWriter {
             queued: 0,
             position: None,
             written: 0,
-            notice: None,
             drawn_notice: None,
         }
     }
@@ -114,9 +112,9 @@ impl ScreenWriter {
     }
 
     /// Queues a snapshot of the remote screen. The present content of the local screen scrolls up.
-    pub fn draw_screen(&mut self, offset: u64, screen: Screen, size: Option<Size>) {
+    pub fn draw_screen(&mut self, offset: u64, screen: Screen) {
         let mut paint = self.raw_mode.restore_sequence();
-        paint.extend(std::iter::repeat_n(b'\n', size.map_or(0, |size| size.rows as usize)));
+        paint.extend(std::iter::repeat_n(b'\n', size().map_or(0, |size| size.rows as usize)));
         paint.extend_from_slice(b"\x1b[H\x1b[2J");
         if screen.alternate_screen {
             paint.extend_from_slice(b"\x1b[?1049h");
@@ -135,11 +133,6 @@ impl ScreenWriter {
         self.push(line.into(), None);
     }
 
-    /// Sets the notice for the top right corner. `None` removes it.
-    pub fn set_notice(&mut self, text: Option<String>) {
-        self.notice = text;
-    }
-
     /// Writes a part of the queue to the screen. Never resolves while the queue is empty.
     /// Cancel-safe.
     pub async fn write(&mut self) -> io::Result<()> {
@@ -155,24 +148,25 @@ impl ScreenWriter {
         Ok(())
     }
 
-    /// Draws or removes the notice, if no output is queued and the output is between two sequences.
-    pub fn draw_notice(&mut self, size: Option<Size>) {
+    /// Draws the notice in the top right corner, or removes it if it is `None`. Waits for a later call
+    /// while output is queued, or the output is inside a sequence.
+    pub fn draw_notice(&mut self, notice: Option<String>) {
         let drawn_notice = self.drawn_notice.as_ref().map(|drawn_notice| &drawn_notice.text);
-        if drawn_notice == self.notice.as_ref() || self.is_behind() {
+        if drawn_notice == notice.as_ref() || self.is_behind() {
             return;
         }
         if !io::stderr().is_terminal() {
-            if let Some(text) = &self.notice {
+            if let Some(text) = &notice {
                 eprint!("podling: {text}\r\n");
             }
-            self.drawn_notice = self.notice.clone().map(|text| DrawnNotice { text, column: 1 });
+            self.drawn_notice = notice.map(|text| DrawnNotice { text, column: 1 });
         } else if self.raw_mode.is_between_sequences() {
             let mut paint = String::new();
             if let Some(drawn_notice) = self.drawn_notice.take() {
                 paint.push_str(&format!("\x1b7\x1b[1;{}H\x1b[0m\x1b[K\x1b8", drawn_notice.column));
             }
-            if let Some(text) = self.notice.clone() {
-                let cols = size.map_or(DEFAULT_COLS, |size| size.cols);
+            if let Some(text) = notice {
+                let cols = size().map_or(DEFAULT_COLS, |size| size.cols);
                 // Longer text would wrap into the next line.
                 let visible: String = text.chars().take(cols.saturating_sub(2) as usize).collect();
                 let width = u32::try_from(visible.chars().count()).unwrap_or(0) + 2;

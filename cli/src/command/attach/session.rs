@@ -139,12 +139,10 @@ impl AttachSession {
         let mut buffer = vec![0; READ_BYTES];
         loop {
             if let Some(end) = self.take_finished_end() {
-                self.screen.set_notice(None);
-                self.screen.draw_notice(screen::size());
+                self.screen.draw_notice(None);
                 return Ok(end);
             }
-            self.screen.set_notice(self.notice());
-            self.screen.draw_notice(screen::size());
+            self.screen.draw_notice(self.notice());
             let reads = self.outbox.has_capacity() && self.leaving.is_none();
             let takes = self.screen.has_capacity();
             let sends = self.has_request();
@@ -257,12 +255,6 @@ async fn changed(size: &mut Signal) {
     }
 }
 
-/// Returns whether standard input is a terminal.
-pub fn is_terminal() -> bool {
-    use io::IsTerminal as _;
-    io::stdin().is_terminal()
-}
-
 /// Delay before input that the agent rejected for now is sent again.
 const HOLD_RETRY: Duration = Duration::from_millis(250);
 
@@ -328,7 +320,7 @@ impl AttachSession {
                     .message(&format!("{} bytes of output were lost", gap.to.saturating_sub(gap.from)));
                 self.screen.seek(epoch, gap.to);
             }
-            frame::Frame::Screen(screen) => self.screen.draw_screen(offset, screen, screen::size()),
+            frame::Frame::Screen(screen) => self.screen.draw_screen(offset, screen),
             // The program may have ended because the workspace falls asleep. In that case the
             // terminal returns when the workspace wakes.
             frame::Frame::Exit(exit) => self.start_lookup(Some(exit)),

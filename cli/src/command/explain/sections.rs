@@ -49,8 +49,8 @@ pub(super) fn activity_section(activity: &ActivityState, fresh: bool, now: Syste
             "The workspace uses {:.2} cores and {} of memory, in {} and {}.\n",
             usage.cpu_cores,
             indicatif::HumanBytes(usage.memory_bytes),
-            counted(usage.processes, "process", "processes"),
-            counted(usage.terminals, "terminal", "terminals")
+            counted(usage.processes.into(), "process", "processes"),
+            counted(usage.terminals.into(), "terminal", "terminals")
         ));
     }
     text
