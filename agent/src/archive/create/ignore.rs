@@ -148,11 +148,12 @@ impl IgnorePattern {
         }
         let path: Vec<&[u8]> = path.split(|b| *b == b'/').collect();
         let parts: Vec<&[u8]> = self.parts.iter().map(Vec::as_slice).collect();
-        // "a/**" matches everything below the directory, but not the directory itself.
+        // "a/**" matches everything below the directory, but not the directory itself. "**" matches
+        // everything below the directory of the ignore file.
         let least = usize::from(parts.len() > 1 && parts.last() == Some(&&b"**"[..]));
         if least == 1 {
             let inner = &parts[..parts.len() - 1];
-            return (1..path.len())
+            return (0..path.len())
                 .any(|end| match_wildcards(inner, &path[..end], |p| *p == b"**", |p, t| matches_part(p, t)));
         }
         match_wildcards(&parts, &path, |p| *p == b"**", |p, t| matches_part(p, t))
@@ -232,7 +233,8 @@ fn tokens(mut pattern: &[u8]) -> Vec<GlobToken<'_>> {
                     pattern = after;
                     token
                 }
-                None => GlobToken::Byte(b'['),
+                // Without a closing bracket, git matches nothing.
+                None => GlobToken::Class { negated: false, members: &[] },
             },
             (byte, _) => GlobToken::Byte(*byte),
         });
@@ -290,7 +292,9 @@ mod tests {
             ("a/**/b", &["a/b", "a/x/b", "a/x/y/b"], &["ab", "a/b/c"]),
             ("[a-c]?[!x]", &["b1y"], &["d1y", "b1x", "b1"]),
             ("[]]", &["]"], &["a"]),
-            ("[z", &["[z"], &["z"]),
+            ("[z", &[], &["[z", "z"]),
+            ("**", &["a", "a/", "a/b"], &[]),
+            ("**/", &["a/", "a/b/"], &["a"]),
             ("\\!x", &["!x"], &["x"]),
             ("tail\\ ", &["tail "], &["tail"]),
             ("tail  ", &["tail"], &["tail "]),
