@@ -170,7 +170,7 @@ fn write_items(
                 writer.add_entry(Ok(entry))?;
             }
             WriteItem::Skipped(skipped) => writer.add_entry(Err(skipped))?,
-            WriteItem::Small { result, reserved } => {
+            WriteItem::Compressed { result, reserved } => {
                 match result.recv().map_err(|_| fault())? {
                     Compressed::Whole { member, content, entry } => {
                         bytes += member.size();
@@ -178,17 +178,14 @@ fn write_items(
                         writer.add_entry(entry)?;
                     }
                     Compressed::Skipped(skipped) => writer.add_entry(Err(skipped))?,
-                    Compressed::Block { .. } => return Err(fault()),
+                    Compressed::Block { content, crc, size } => {
+                        writer.write_block(&content, &crc, size)?;
+                        bytes += size;
+                    }
                 }
                 budget.release(reserved);
             }
             WriteItem::Begin(member) => writer.begin_member(member)?,
-            WriteItem::Block { result, reserved } => {
-                let Ok(Compressed::Block { content, crc, size }) = result.recv() else { return Err(fault()) };
-                writer.write_block(&content, &crc, size)?;
-                bytes += size;
-                budget.release(reserved);
-            }
             WriteItem::End(entry) => {
                 writer.end_member()?;
                 writer.add_entry(entry)?;
@@ -234,16 +231,13 @@ enum WriteItem {
         entry: ArchivedEntry,
     },
     Skipped(UnarchivedEntry),
-    Small {
+    /// A small file, or a block of the large file that has begun.
+    Compressed {
         result: Receiver<Compressed>,
         reserved: usize,
     },
     /// A large file begins.
     Begin(ZipMember),
-    Block {
-        result: Receiver<Compressed>,
-        reserved: usize,
-    },
     /// A large file ends. An error if the file could not be read or changed meanwhile.
     End(Result<ArchivedEntry, UnarchivedEntry>),
     Finished,

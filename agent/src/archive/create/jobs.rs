@@ -74,10 +74,8 @@ impl<'a> JobDispatcher<'a> {
         match found.metadata.kind {
             FileKind::File if found.metadata.size <= BLOCK_BYTES as u64 => {
                 let reserved = MIN_ENTRY_BYTES + found.metadata.size as usize;
-                let (answer, result) = sync_channel(1);
                 self.budget.reserve(reserved)?;
-                self.jobs.send(CompressJob::Small(found, answer)).map_err(|_| Cancelled)?;
-                self.send(WriteItem::Small { result, reserved })
+                self.submit(reserved, |answer| CompressJob::Small(found, answer))
             }
             FileKind::File => self.large(&found),
             FileKind::Symlink => match readlinkat(&found.dir, &found.name, Vec::new()) {
@@ -125,13 +123,23 @@ impl<'a> JobDispatcher<'a> {
                 break source.finish();
             }
             hash.update(&block);
-            let (answer, result) = sync_channel(1);
-            self.jobs.send(CompressJob::Block(block, answer)).map_err(|_| Cancelled)?;
-            self.send(WriteItem::Block { result, reserved: BLOCK_BYTES })?;
+            self.submit(BLOCK_BYTES, |answer| CompressJob::Block(block, answer))?;
         };
         // The last reservation was for a block that was not read.
         self.budget.release(BLOCK_BYTES);
         self.send(WriteItem::End(found.read_entry(read, &metadata, || finish_sha256(hash))))
+    }
+
+    /// Gives a job to the workers, and its place in the order to the writer, which releases the
+    /// `reserved` bytes.
+    fn submit(
+        &self,
+        reserved: usize,
+        job: impl FnOnce(SyncSender<Compressed>) -> CompressJob,
+    ) -> Result<(), Cancelled> {
+        let (answer, result) = sync_channel(1);
+        self.jobs.send(job(answer)).map_err(|_| Cancelled)?;
+        self.send(WriteItem::Compressed { result, reserved })
     }
 
     fn skip(&self, path: Vec<u8>, reason: String) -> Result<(), Cancelled> {
@@ -157,12 +165,11 @@ pub(super) fn run_worker(todo: &Mutex<Receiver<CompressJob>>, budget: &MemoryBud
         let _gone = match job {
             CompressJob::Small(found, answer) => match compress_small(&found, budget, &mut deflater) {
                 Ok(packed) => answer.send(packed),
-                Err(CompressFailure::Rejected(EntryRejection::Skipped(reason))) => {
+                Err(EntryRejection::Skipped(reason)) => {
                     answer.send(Compressed::Skipped(UnarchivedEntry { path: found.path, reason }))
                 }
                 // The writer notices that there is no result.
-                Err(CompressFailure::Rejected(EntryRejection::Cancelled)) => continue,
-                Err(CompressFailure::CompressorFault) => continue,
+                Err(EntryRejection::Cancelled) => continue,
             },
             CompressJob::Block(block, answer) => {
                 let Ok(content) = deflater.compress_block(&block) else { continue };
@@ -174,24 +181,11 @@ pub(super) fn run_worker(todo: &Mutex<Receiver<CompressJob>>, budget: &MemoryBud
     }
 }
 
-/// Why a small file was not compressed.
-enum CompressFailure {
-    Rejected(EntryRejection),
-    /// Fails the whole archive.
-    CompressorFault,
-}
-
-impl<E: Into<EntryRejection>> From<E> for CompressFailure {
-    fn from(rejection: E) -> Self {
-        Self::Rejected(rejection.into())
-    }
-}
-
 fn compress_small(
     found: &WalkEntry,
     budget: &MemoryBudget,
     deflater: &mut Deflater,
-) -> Result<Compressed, CompressFailure> {
+) -> Result<Compressed, EntryRejection> {
     let mut source = FileSource::open(found, budget)?;
     if source.metadata.size > BLOCK_BYTES as u64 {
         return Err(CHANGED.into());
@@ -200,7 +194,8 @@ fn compress_small(
     source.read(&mut block, BLOCK_BYTES).map_err(EntryRejection::Skipped)?;
     let metadata = source.metadata.clone();
     let entry = found.read_entry(source.finish(), &metadata, || sha256(&block));
-    let deflated = deflater.compress_whole(&block).map_err(|_| CompressFailure::CompressorFault)?;
+    // A defect of the compressor fails the whole archive, because the writer gets no result.
+    let deflated = deflater.compress_whole(&block).map_err(|_| Cancelled)?;
     let member = found.member(MemberKind::File, &metadata).with_content(&block, deflated.as_deref());
     Ok(Compressed::Whole { member, content: deflated.unwrap_or(block), entry })
 }
