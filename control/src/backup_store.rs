@@ -118,7 +118,7 @@ impl BackupStore {
     /// `s3://bucket/prefix`, `gs://…` or `az://…`. Creates a missing directory if its parent
     /// exists. Manifests are spooled in the directory `scratch`, which must exist.
     pub fn open(url: &str, scratch: PathBuf) -> Result<Self, OpenStoreError> {
-        Ok(Self::at(StorageLocation::open(url)?, scratch))
+        Ok(Self::at(StorageLocation::open(url)?, scratch, ArchiveLimits::default()))
     }
 
     /// Creates a backup store below `prefix` of any object store. Errors refer to it as `name`.
@@ -128,27 +128,17 @@ impl BackupStore {
         name: &str,
         scratch: PathBuf,
     ) -> Self {
-        Self::at(StorageLocation::objects(store, prefix, name), scratch)
+        Self::at(StorageLocation::objects(store, prefix, name), scratch, ArchiveLimits::default())
     }
 
-    fn at(location: StorageLocation, scratch: PathBuf) -> Self {
+    fn at(location: StorageLocation, scratch: PathBuf, limits: ArchiveLimits) -> Self {
         let (reserved_keys, reported_objects) = Default::default();
-        Self {
-            shared: Arc::new(StoreState {
-                location,
-                scratch,
-                limits: ArchiveLimits::default(),
-                reserved_keys,
-                reported_objects,
-            }),
-        }
+        Self { shared: Arc::new(StoreState { location, scratch, limits, reserved_keys, reported_objects }) }
     }
 
     #[must_use]
     pub fn with_limits(self, limits: ArchiveLimits) -> Self {
-        let (location, scratch) = (self.shared.location.clone(), self.shared.scratch.clone());
-        let (reserved_keys, reported_objects) = Default::default();
-        Self { shared: Arc::new(StoreState { location, scratch, limits, reserved_keys, reported_objects }) }
+        Self::at(self.shared.location.clone(), self.shared.scratch.clone(), limits)
     }
 
     /// Writes an archive from an agent's stream under a new key. The archive becomes visible only

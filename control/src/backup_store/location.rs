@@ -58,10 +58,7 @@ pub(crate) enum ObjectWriter {
 
 /// An object that is completely stored but not visible yet.
 #[derive(Debug)]
-pub(crate) enum StagedObject {
-    LocalDir(StagedFile),
-    Multipart(MultipartWriter),
-}
+pub(crate) struct StagedObject(ObjectWriter);
 
 impl StorageLocation {
     pub(crate) fn open(text: &str) -> Result<Self, OpenStoreError> {
@@ -199,17 +196,16 @@ impl ObjectWriter {
     }
 
     /// Makes the object durable. If this fails, nothing of the object remains.
-    pub(crate) async fn stage(self) -> Result<StagedObject, BackupStoreError> {
-        match self {
-            Self::LocalDir(file) => Ok(StagedObject::LocalDir(file.stage().await?)),
-            Self::Multipart(mut upload) => match upload.stage().await {
-                Ok(()) => Ok(StagedObject::Multipart(upload)),
-                Err(error) => {
-                    upload.abort().await;
-                    Err(error)
-                }
-            },
+    pub(crate) async fn stage(mut self) -> Result<StagedObject, BackupStoreError> {
+        let staged = match &mut self {
+            Self::LocalDir(file) => file.stage().await,
+            Self::Multipart(upload) => upload.stage().await,
+        };
+        if let Err(error) = staged {
+            self.discard().await;
+            return Err(error);
         }
+        Ok(StagedObject(self))
     }
 
     /// Removes the part that was written.
@@ -226,9 +222,9 @@ impl ObjectWriter {
 impl StagedObject {
     /// Makes the object visible. If this fails, nothing of the object remains.
     pub(crate) async fn publish(self) -> Result<(), BackupStoreError> {
-        match self {
-            Self::LocalDir(file) => file.publish().await,
-            Self::Multipart(mut upload) => {
+        match self.0 {
+            ObjectWriter::LocalDir(file) => file.publish().await,
+            ObjectWriter::Multipart(mut upload) => {
                 let completed = upload.complete().await;
                 if completed.is_err() {
                     upload.abort().await;
@@ -240,10 +236,7 @@ impl StagedObject {
 
     /// Removes the part that was written.
     pub(crate) async fn discard(self) {
-        match self {
-            Self::LocalDir(file) => drop(file),
-            Self::Multipart(upload) => upload.abort().await,
-        }
+        self.0.discard().await;
     }
 }
 
@@ -260,14 +253,6 @@ pub(crate) struct LocalFileWriter {
     target: PathBuf,
     temporary: TempPath,
     file: BufWriter<tokio::fs::File>,
-}
-
-/// A file that is synced to disk under a temporary name. Dropping it removes the file.
-#[derive(Debug)]
-pub(crate) struct StagedFile {
-    location: String,
-    target: PathBuf,
-    temporary: TempPath,
 }
 
 impl LocalDir {
@@ -314,19 +299,12 @@ impl LocalDir {
     async fn names(&self) -> Result<Vec<String>, BackupStoreError> {
         let path = self.path.clone();
         let names = blocking(move || {
-            let mut names = Vec::new();
-            for entry in fs::read_dir(path)? {
-                let entry = entry?;
-                if entry.file_type().is_ok_and(|kind| kind.is_file())
-                    && let Ok(name) = entry.file_name().into_string()
-                {
-                    names.push(name);
-                }
-                if names.len() > MAX_LISTED_OBJECTS {
-                    break;
-                }
-            }
-            Ok(names)
+            let is_file = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
+            let name = |entry: io::Result<fs::DirEntry>| match entry {
+                Ok(entry) => Some(Ok(entry.file_name().into_string().ok().filter(|_| is_file(&entry))?)),
+                Err(error) => Some(Err(error)),
+            };
+            fs::read_dir(path)?.filter_map(name).take(MAX_LISTED_OBJECTS + 1).collect()
         });
         names.await.map_err(|e| BackupStoreError::io(&self.location, "listing it", e))
     }
@@ -371,25 +349,22 @@ impl LocalFileWriter {
 
     /// Syncs the file to disk and drops it from the page cache, so that a proof reads the stored
     /// bytes and not cached ones.
-    async fn stage(self) -> Result<StagedFile, BackupStoreError> {
-        let Self { location, target, temporary, mut file } = self;
-        file.flush().await.map_err(|e| BackupStoreError::io(&location, "writing", e))?;
-        let file = file.into_inner().into_std().await;
+    async fn stage(&mut self) -> Result<(), BackupStoreError> {
+        let failed = |e| BackupStoreError::io(&self.location, "syncing to disk", e);
+        self.file.flush().await.map_err(|e| BackupStoreError::io(&self.location, "writing", e))?;
+        let file = self.file.get_ref().try_clone().await.map_err(failed)?.into_std().await;
         let synced = blocking(move || {
             file.sync_all()?;
             // Some file systems ignore this advice.
             let _not_taken = fadvise(&file, 0, None, Advice::DontNeed);
             Ok(())
         });
-        synced.await.map_err(|e| BackupStoreError::io(&location, "syncing to disk", e))?;
-        Ok(StagedFile { location, target, temporary })
+        synced.await.map_err(failed)
     }
-}
 
-impl StagedFile {
-    /// Renames the file to its final name, durably. Fails if a file of that name exists.
+    /// Renames the staged file to its final name, durably. Fails if a file of that name exists.
     async fn publish(self) -> Result<(), BackupStoreError> {
-        let Self { location, target, temporary } = self;
+        let Self { location, target, temporary, .. } = self;
         let renamed = blocking(move || {
             temporary.persist_noclobber(&target).map_err(|error| error.error)?;
             let synced = File::open(target.parent().unwrap_or(FilePath::new("/")))

@@ -328,17 +328,11 @@ impl FromStr for Sha256Digest {
     type Err = InvalidDigest;
 
     fn from_str(text: &str) -> Result<Self, InvalidDigest> {
-        let digit = |c: u8| match c {
-            b'0'..=b'9' => Ok(c - b'0'),
-            b'a'..=b'f' => Ok(c - b'a' + 10),
-            _ => Err(InvalidDigest),
-        };
-        let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return Err(InvalidDigest) };
-        let bytes: Vec<_> = pairs
-            .iter()
-            .map(|[high, low]| Ok(digit(*high)? << 4 | digit(*low)?))
-            .collect::<Result<_, _>>()?;
-        bytes.as_slice().try_into()
+        let byte = |at: usize| u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok();
+        let bytes: Option<Vec<u8>> = (0..32).map(byte).collect();
+        let digest = Self::try_from(bytes.ok_or(InvalidDigest)?.as_slice())?;
+        // Only the canonical form is accepted, so that a change of its case is detected.
+        if digest.to_string() == text { Ok(digest) } else { Err(InvalidDigest) }
     }
 }
 
