@@ -57,6 +57,14 @@ fn core_reads_no_clock_and_does_no_io() {
 }
 
 #[test]
+fn archive_crate_knows_neither_agent_nor_control_plane() {
+    let manifest = fs::read_to_string(repository().join("agent/archive/Cargo.toml")).expect("manifest");
+    for forbidden in ["tokio", "kube", "tonic", "podling-agent", "podling-control", "podling-proto"] {
+        assert!(!manifest.contains(forbidden), "agent/archive/Cargo.toml lists {forbidden}");
+    }
+}
+
+#[test]
 fn tasks_are_owned_by_a_join_set_or_tracker() {
     let bare =
         sources().into_iter().filter(|(name, _)| !name.starts_with("tests/")).flat_map(|(name, text)| {
