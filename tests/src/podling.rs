@@ -23,7 +23,7 @@ use crate::{
     cli::Cli,
     cluster::Namespace,
     net::DialAddress,
-    processes::{self, RunningProcess, signal, to_pid},
+    processes::{self, RunningProcess, signal, to_pid, wait_or_kill},
     program,
     wait::{wait_blocking, wait_for, within},
 };
@@ -365,25 +365,13 @@ impl Podling {
         let mut up = self.up.take()?;
         if self.pods.is_some() {
             signal(up.id(), Signal::TERM);
-            let mut status = None;
-            wait_blocking(END_TIMEOUT, || {
-                status = up.try_wait().ok().flatten();
-                status.is_some()
-            });
-            let _ = (up.kill(), up.wait());
-            return status;
+            return wait_or_kill(&mut up, END_TIMEOUT);
         }
         let mut command = Command::new(program("podling"));
         command.args(["down", "--force"]).env_clear().envs(self.cli().envs()).stdin(Stdio::null());
         let mut down = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
-        let mut status = None;
-        wait_blocking(END_TIMEOUT, || down.try_wait().ok().flatten().is_some());
-        wait_blocking(END_TIMEOUT, || {
-            status = up.try_wait().ok().flatten();
-            status.is_some()
-        });
-        let _ = (down.kill(), down.wait(), up.kill(), up.wait());
-        status
+        wait_or_kill(&mut down, END_TIMEOUT);
+        wait_or_kill(&mut up, END_TIMEOUT)
     }
 }
 

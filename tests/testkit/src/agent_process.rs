@@ -24,7 +24,7 @@ use crate::{
     net::DialAddress,
     processes,
     tls::{CertificateAuthority, Validity},
-    wait::{wait_blocking, wait_for},
+    wait::wait_for,
 };
 
 /// Credential that the agent sends. Tests search for `wombats` in what an impostor receives.
@@ -234,10 +234,9 @@ impl Drop for AgentProcess {
         // because only the agent ends them.
         self.signal(Signal::TERM);
         self.signal(Signal::INT);
-        let exited = wait_blocking(EXIT_TIMEOUT, || matches!(self.child.try_wait(), Ok(Some(_))));
+        let exited = processes::wait_or_kill(&mut self.child, EXIT_TIMEOUT).is_some();
         let left = processes::in_dir(self.dir.path());
         processes::kill_all(&left);
-        let _ = (self.child.kill(), self.child.wait());
         let log = self.log();
         assert!(
             std::thread::panicking() || (exited && left.is_empty()),

@@ -5,10 +5,13 @@ use std::{
     fs,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    process::Child,
+    process::{Child, ExitStatus},
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::wait::wait_blocking;
 
 /// A running process of a test.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +48,18 @@ impl Drop for KilledOnDrop {
     fn drop(&mut self) {
         let _ = (self.0.kill(), self.0.wait());
     }
+}
+
+/// Waits until a child has exited, and kills it after the timeout. Returns its status if it exited in
+/// time.
+pub fn wait_or_kill(child: &mut Child, timeout: Duration) -> Option<ExitStatus> {
+    let mut status = None;
+    wait_blocking(timeout, || {
+        status = child.try_wait().ok().flatten();
+        status.is_some()
+    });
+    let _ = (child.kill(), child.wait());
+    status
 }
 
 /// Returns the ids of all processes.
@@ -122,7 +137,6 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::wait::wait_blocking;
 
     #[test]
     fn process_is_found_by_its_directory_until_killed() {
