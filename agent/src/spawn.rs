@@ -166,9 +166,7 @@ impl Launcher {
 
     fn environment(&self, added: &HashMap<String, String>) -> Result<BTreeMap<String, String>, SpawnError> {
         let claim = self.claim()?;
-        if let Some((key, _)) =
-            added.iter().find(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0'))
-        {
+        if let Some((key, _)) = added.iter().find(|(name, value)| !is_variable(name, value)) {
             let problem = format!("{key:?} is not a valid variable name, or its value contains a NUL byte");
             return Err(bad("env", problem));
         }
@@ -235,6 +233,11 @@ fn check_bounds(program: &Program) -> Result<(), SpawnError> {
         return Err(bad("cwd", format!("has {bytes} bytes; at most {MAX_CWD_BYTES} are allowed")));
     }
     Ok(())
+}
+
+/// Returns whether a variable with this name and value can be passed to a program.
+pub(crate) fn is_variable(name: &str, value: &str) -> bool {
+    !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
 }
 
 /// Truncates arguments to 4 KiB for display. The truncated argument ends with `…`, and those after

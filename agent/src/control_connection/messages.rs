@@ -13,6 +13,7 @@ use crate::{
     api,
     claim::{AgentPolicy, Claim},
     sleep::{SleepDeclined, SleepUrgency},
+    spawn::is_variable,
     state_file::AgentInfoFile,
 };
 
@@ -122,12 +123,7 @@ pub fn claim(claim: wire::Claim) -> Result<Claim, InvalidClaim> {
     if keys.is_empty() {
         return Err(InvalidClaim::NoKey);
     }
-    if let Some(name) = claim
-        .env
-        .iter()
-        .find(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0'))
-        .map(|e| e.0)
-    {
+    if let Some((name, _)) = claim.env.iter().find(|(name, value)| !is_variable(name, value)) {
         return Err(InvalidClaim::Variable(name.clone()));
     }
     Ok(Claim {
