@@ -156,6 +156,8 @@ impl InteractiveClient {
                 }
                 AttachReply::InputRejected(rejected) => {
                     assert!(!rejected.reason.is_empty(), "rejected without a reason");
+                    // The next attempt begins at the same offset.
+                    stream.typed = offset;
                     return Some(false);
                 }
                 AttachReply::InputAck(_) | AttachReply::Frame(_) => {}
