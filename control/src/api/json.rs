@@ -80,68 +80,45 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
         )
         .rpc(
             OpenApiOperation::new("create_workspace", Method::POST, "/v1/workspaces")
-                .answers_field(
-                    "workspace",
-                    201,
-                    "The workspace was created; the header Location has its path",
-                )
+                .answers_workspace(201, "The workspace was created; the header Location has its path")
                 .answers(200, "The existing workspace that `request_id` or `reconnect` found"),
             |api: JsonServices, request| async move { api.workspaces.create(request).await },
         )
         .rpc(
-            OpenApiOperation::new("get_workspace", Method::GET, WORKSPACE).answers_field(
-                "workspace",
-                200,
-                "The workspace",
-            ),
+            OpenApiOperation::new("get_workspace", Method::GET, WORKSPACE)
+                .answers_workspace(200, "The workspace"),
             |api: JsonServices, request| async move { api.workspaces.get(request).await },
         )
         .rpc(
-            OpenApiOperation::new("delete_workspace", Method::DELETE, WORKSPACE).answers_field(
-                "workspace",
-                202,
-                accepted,
-            ),
+            OpenApiOperation::new("delete_workspace", Method::DELETE, WORKSPACE)
+                .answers_workspace(202, accepted),
             |api: JsonServices, request| async move { api.workspaces.delete(request).await },
         )
         .rpc(
-            OpenApiOperation::new("sleep_workspace", Method::POST, of("/sleep")).answers_field(
-                "workspace",
-                202,
-                accepted,
-            ),
+            OpenApiOperation::new("sleep_workspace", Method::POST, of("/sleep"))
+                .answers_workspace(202, accepted),
             |api: JsonServices, request| async move { api.workspaces.sleep(request).await },
         )
         .rpc(
-            OpenApiOperation::new("wake_workspace", Method::POST, of("/wake")).answers_field(
-                "workspace",
-                202,
-                accepted,
-            ),
+            OpenApiOperation::new("wake_workspace", Method::POST, of("/wake"))
+                .answers_workspace(202, accepted),
             |api: JsonServices, request| async move { api.workspaces.wake(request).await },
         )
         .rpc(
-            OpenApiOperation::new("undelete_workspace", Method::POST, of("/undelete")).answers_field(
-                "workspace",
-                200,
-                "The workspace",
-            ),
+            OpenApiOperation::new("undelete_workspace", Method::POST, of("/undelete"))
+                .answers_workspace(200, "The workspace"),
             |api: JsonServices, request| async move { api.workspaces.undelete(request).await },
         )
         .rpc(
             OpenApiOperation::new("resize_workspace", Method::PATCH, of("/resources"))
                 .body_is("resources")
-                .answers_field(
-                    "workspace",
-                    200,
-                    "The workspace, with its requested and its allocated resources",
-                ),
+                .answers_workspace(200, "The workspace, with its requested and its allocated resources"),
             |api: JsonServices, request| async move { api.workspaces.resize(request).await },
         )
         .rpc(
             OpenApiOperation::new("set_policy", Method::PATCH, of("/policy"))
                 .body_is("policy")
-                .answers_field("workspace", 200, "The workspace with its new policy"),
+                .answers_workspace(200, "The workspace with its new policy"),
             |api: JsonServices, request| async move { api.workspaces.set_policy(request).await },
         )
         .rpc(
@@ -162,7 +139,7 @@ pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService)
         )
         .rpc(
             OpenApiOperation::new("restore_archive", Method::POST, "/v1/archives/{archive}/restore")
-                .answers_field("workspace", 202, accepted),
+                .answers_workspace(202, accepted),
             |api: JsonServices, request| async move { api.archives.restore(request).await },
         )
         .router(JsonServices { workspaces, archives })

@@ -86,9 +86,9 @@ impl OpenApiOperation {
         self
     }
 
-    /// Adds a successful response with one field of the RPC's response.
-    pub(super) fn answers_field(self, field: &'static str, status: u16, words: &'static str) -> Self {
-        Self { answer_field: Some(field), ..self.answers(status, words) }
+    /// Adds a successful response with the field `workspace` of the RPC's response.
+    pub(super) fn answers_workspace(self, status: u16, words: &'static str) -> Self {
+        Self { answer_field: Some("workspace"), ..self.answers(status, words) }
     }
 
     /// Adds a successful response that is a stream of server-sent events. Their schema is the
