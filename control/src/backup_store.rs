@@ -7,8 +7,6 @@
 //! The store handles bytes, keys and manifests. It is independent of the driver, of agents, and of
 //! the reason for an archive.
 
-#[cfg(feature = "cloud")]
-mod cloud;
 mod error;
 mod key;
 mod location;

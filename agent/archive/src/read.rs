@@ -548,8 +548,9 @@ mod tests {
                 let mut crc = crc32fast::Hasher::new();
                 crc.update(&content);
                 let head = member.local_header();
-                member.add_block(&crc, content.len() as u64, (deflated.len() + crate::FINAL_BLOCK.len()) as u64);
-                let stream = [&head[..], &deflated, &crate::FINAL_BLOCK, &member.descriptor()].concat();
+                let deflated = [&deflated[..], &crate::FINAL_BLOCK].concat();
+                member.add_block(&crc, content.len() as u64, deflated.len() as u64);
+                let stream = [&head[..], &deflated, &member.descriptor()].concat();
                 (member, stream)
             } else {
                 let member = new.with_content(&content, None);

@@ -97,10 +97,34 @@ impl StorageLocation {
         Ok(Self { store: Arc::new(store), prefix: Path::default(), local_dir: Some(local_dir), name })
     }
 
+    /// Opens a bucket. Not by `object_store::parse_url_opts`, which reads fewer variables of the
+    /// environment than `from_env` does.
     #[cfg(feature = "cloud")]
     fn cloud(url: &Url) -> Result<Self, OpenStoreError> {
-        let (store, prefix) = super::cloud::open(url)?;
-        Ok(Self::objects(store, prefix, url.as_str()))
+        use object_store::{
+            ObjectStoreScheme, aws::AmazonS3Builder, azure::MicrosoftAzureBuilder,
+            gcp::GoogleCloudStorageBuilder,
+        };
+        // The HTTP client needs an installed TLS provider. This call fails if one is installed
+        // already, which is sufficient.
+        let _chosen_before = rustls::crypto::ring::default_provider().install_default();
+        let text = url.as_str();
+        let unknown = |problem: String| OpenStoreError::Url { url: text.to_owned(), problem };
+        let (scheme, prefix) = ObjectStoreScheme::parse(url).map_err(|error| unknown(error.to_string()))?;
+        let store: object_store::Result<Arc<dyn ObjectStore>> = match scheme {
+            ObjectStoreScheme::AmazonS3 => {
+                AmazonS3Builder::from_env().with_url(text).build().map(|store| Arc::new(store) as _)
+            }
+            ObjectStoreScheme::GoogleCloudStorage => {
+                GoogleCloudStorageBuilder::from_env().with_url(text).build().map(|store| Arc::new(store) as _)
+            }
+            ObjectStoreScheme::MicrosoftAzure => {
+                MicrosoftAzureBuilder::from_env().with_url(text).build().map(|store| Arc::new(store) as _)
+            }
+            _ => return Err(unknown("its scheme is not supported".to_owned())),
+        };
+        let unusable = |error| OpenStoreError::Cloud { url: text.to_owned(), source: Box::new(error) };
+        Ok(Self::objects(store.map_err(unusable)?, prefix, text))
     }
 
     #[cfg(not(feature = "cloud"))]

@@ -88,14 +88,15 @@ pub(super) async fn prove(
         _ => return Err(damaged("the end of the zip is not valid".to_owned())),
     };
     let ranged = |object: &str, at, end| {
-        ObjectReader::from_ranges(location.clone(), object.to_owned(), Handle::current(), at, end)
+        let (location, object, handle) = (location.clone(), object.to_owned(), Handle::current());
+        ObjectReader::new(BlockSource::Ranged { location, object, handle, end }, at)
     };
     let (blocks, fed) = mpsc::channel(BLOCKS_AHEAD);
     let check = ArchiveComparison {
         key: key.clone(),
         manifest: ranged(&sidecar, header.length, all),
         directory: ranged(&zip, end.directory.start, end.directory.end),
-        zip: ObjectReader::from_blocks(fed),
+        zip: ObjectReader::new(BlockSource::Fed(fed), 0),
         header,
         end,
     };
@@ -354,16 +355,7 @@ enum BlockSource {
 }
 
 impl ObjectReader {
-    /// Creates a reader of an object whose blocks another task sends, from its first byte.
-    fn from_blocks(blocks: mpsc::Receiver<Bytes>) -> Self {
-        Self::new(BlockSource::Fed(blocks), 0)
-    }
-
-    /// Creates a reader of the bytes from `at` to `end`.
-    fn from_ranges(location: StorageLocation, object: String, handle: Handle, at: u64, end: u64) -> Self {
-        Self::new(BlockSource::Ranged { location, object, handle, end }, at)
-    }
-
+    /// Creates a reader whose first byte is at the position `at` of the object.
     fn new(source: BlockSource, at: u64) -> Self {
         Self { source, block: Bytes::new(), at, hasher: Hasher::new() }
     }
