@@ -1,5 +1,5 @@
-//! The numbers of the layout that both writing and reading need, and the meaning of modes and of
-//! marked hard links.
+//! Constants of the zip layout that reader and writer share, and the encoding of file types and hard
+//! links.
 
 pub(crate) const LOCAL_SIGNATURE: u32 = 0x0403_4b50;
 pub(crate) const CENTRAL_SIGNATURE: u32 = 0x0201_4b50;
@@ -20,7 +20,7 @@ pub(crate) const ZIP64_MARKER32: u32 = u32::MAX;
 pub const FLAG_STREAMED: u16 = 1 << 3;
 /// General purpose flag of a name in UTF-8.
 pub const FLAG_UTF8: u16 = 1 << 11;
-/// Flags of the effort of the compressor, which has no effect on decoding.
+/// Flags that record the compression level. They do not affect decoding.
 pub const FLAG_DEFLATE_OPTIONS: u16 = 0b110;
 /// Flags of encrypted content, strong encryption and encrypted headers.
 pub const FLAGS_ENCRYPTED: u16 = 1 | 1 << 6 | 1 << 13;
@@ -52,14 +52,14 @@ pub type UnixTime = (i64, u32);
 
 /// File type of an entry, as far as a zip can hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MemberKind {
+pub enum ZipEntryKind {
     File,
     Directory,
     Symlink,
     Fifo,
 }
 
-impl MemberKind {
+impl ZipEntryKind {
     /// Returns the kind in a Unix mode. `None` for other kinds, and for a mode without a file type.
     pub fn of_mode(mode: u32) -> Option<Self> {
         let all = [Self::File, Self::Directory, Self::Symlink, Self::Fifo];
@@ -77,7 +77,7 @@ impl MemberKind {
     }
 }
 
-/// Returns the target of a hard link at `path` to the file `first`, which is the path of `first`
+/// Returns the link target for a hard link at `path` to the file `first`: the path of `first`,
 /// relative to the directory of `path`. `None` if it is too long.
 pub fn hard_link_target(path: &[u8], first: &[u8]) -> Option<Vec<u8>> {
     let target = [&upwards(path), first].concat();

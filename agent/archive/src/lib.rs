@@ -16,11 +16,11 @@ pub use self::{
     deflate::{BLOCK_BYTES, Deflater, FINAL_BLOCK},
     layout::{
         DEFLATED, FLAG_DEFLATE_OPTIONS, FLAG_STREAMED, FLAG_UTF8, FLAGS_ENCRYPTED, MAX_TARGET_BYTES,
-        MemberKind, PERMISSION_BITS, STORED, UNIX, UnixTime, hard_link_target, resolve_hard_link,
+        PERMISSION_BITS, STORED, UNIX, UnixTime, ZipEntryKind, hard_link_target, resolve_hard_link,
     },
     read::{
-        CENTRAL_LEN, CentralHeader, EndOfDirectory, EntryReader, LOCAL_LEN, LocalHeader, MAX_TAIL_BYTES,
-        MIN_TAIL_BYTES, ReadError, ZipError,
+        CENTRAL_LEN, CentralHeader, ContentReadError, EndOfDirectory, EntryReader, LOCAL_LEN, LocalHeader,
+        MAX_TAIL_BYTES, MIN_TAIL_BYTES, ZipError,
     },
     write::{ZipMember, end_records},
 };

@@ -47,7 +47,7 @@ pub enum ZipError {
 impl From<io::Error> for ZipError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::UnexpectedEof => Self::Damaged("it is cut short"),
+            io::ErrorKind::UnexpectedEof => Self::Damaged("it is truncated"),
             _ => Self::Io(error),
         }
     }
@@ -55,19 +55,19 @@ impl From<io::Error> for ZipError {
 
 /// Why content was not passed on completely.
 #[derive(Debug)]
-pub enum ReadError<E> {
+pub enum ContentReadError<E> {
     Zip(ZipError),
     /// The receiver of the content failed.
     Receiver(E),
 }
 
-impl<E> From<ZipError> for ReadError<E> {
+impl<E> From<ZipError> for ContentReadError<E> {
     fn from(error: ZipError) -> Self {
         Self::Zip(error)
     }
 }
 
-impl<E> From<io::Error> for ReadError<E> {
+impl<E> From<io::Error> for ContentReadError<E> {
     fn from(error: io::Error) -> Self {
         Self::Zip(error.into())
     }
@@ -228,7 +228,7 @@ impl CentralHeader {
     }
 }
 
-/// What only the local header of an entry says.
+/// Values of a local header that the caller checks or needs.
 #[derive(Debug, PartialEq, Eq)]
 pub struct LocalHeader {
     /// Length of the header, in bytes.
@@ -247,7 +247,7 @@ fn extra_fields(mut extra: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// Replaces each of `values` that is the marker of zip64 by the next value of the zip64 field.
+/// Replaces each value that equals the zip64 marker with the next value of the zip64 field.
 fn widen<const N: usize>(extra: &[u8], values: [&mut u64; N]) -> Result<(), ZipError> {
     let field = extra_fields(extra).find(|(id, _)| *id == FIELD_ZIP64).map_or(&[][..], |(_, value)| value);
     let mut wide = field.as_chunks::<8>().0.iter();
@@ -276,7 +276,7 @@ impl Default for EntryReader {
 impl EntryReader {
     /// Reads the local header at the position of `zip`, and checks it against the central header.
     /// The content follows it.
-    pub fn local_header(
+    pub fn read_local_header(
         &self,
         zip: &mut impl BufRead,
         central: &CentralHeader,
@@ -315,20 +315,20 @@ impl EntryReader {
 
     /// Reads the content at the position of `zip` and passes it to `take`. Checks its size and its
     /// checksum. Decoding stops as soon as the content exceeds its declared size.
-    pub fn content<E>(
+    pub fn read_content<E>(
         &mut self,
         zip: &mut impl BufRead,
         central: &CentralHeader,
         mut take: impl FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<(), ReadError<E>> {
+    ) -> Result<(), ContentReadError<E>> {
         let (mut crc, mut size) = (crc32fast::Hasher::new(), 0);
         let mut give = |bytes: &[u8]| {
             size += bytes.len() as u64;
             if size > central.size {
-                return Err(ZipError::Damaged("it holds more than it declares").into());
+                return Err(ZipError::Damaged("its content is longer than its header declares").into());
             }
             crc.update(bytes);
-            take(bytes).map_err(ReadError::Receiver)
+            take(bytes).map_err(ContentReadError::Receiver)
         };
         match central.method {
             STORED => copy(zip, central.compressed_size, &mut give)?,
@@ -336,7 +336,7 @@ impl EntryReader {
             _ => return Err(ZipError::Damaged("its compression method is not supported").into()),
         }
         if size != central.size {
-            return Err(ZipError::Damaged("it holds less than it declares").into());
+            return Err(ZipError::Damaged("its content is shorter than its header declares").into());
         }
         if crc.finalize() != central.crc {
             return Err(ZipError::Damaged("its checksum is wrong").into());
@@ -348,8 +348,8 @@ impl EntryReader {
         &mut self,
         zip: &mut impl BufRead,
         mut missing: u64,
-        give: &mut impl FnMut(&[u8]) -> Result<(), ReadError<E>>,
-    ) -> Result<(), ReadError<E>> {
+        give: &mut impl FnMut(&[u8]) -> Result<(), ContentReadError<E>>,
+    ) -> Result<(), ContentReadError<E>> {
         self.inflate.reset(false);
         loop {
             let input = next_piece(zip, missing)?;
@@ -373,27 +373,27 @@ impl EntryReader {
     }
 
     /// Checks that the content is followed by nothing, or by a data descriptor that agrees with the
-    /// central header. `behind` is the number of bytes up to the next entry.
-    pub fn descriptor(
+    /// central header. `trailing_bytes` is the number of bytes up to the next entry.
+    pub fn check_descriptor(
         &self,
         zip: &mut impl BufRead,
         central: &CentralHeader,
-        behind: u64,
+        trailing_bytes: u64,
     ) -> Result<(), ZipError> {
         let lengths = if central.flags & FLAG_STREAMED != 0 { &[12_u64, 16, 20, 24][..] } else { &[0] };
-        if !lengths.contains(&behind) {
+        if !lengths.contains(&trailing_bytes) {
             return Err(ZipError::Damaged("unexpected bytes follow its data"));
         }
-        let mut found = vec![0; behind as usize];
+        let mut found = vec![0; trailing_bytes as usize];
         zip.read_exact(&mut found)?;
         let mut expected = Vec::with_capacity(found.len());
-        if behind.is_multiple_of(8) && behind > 0 {
+        if trailing_bytes.is_multiple_of(8) && trailing_bytes > 0 {
             expected.extend(DESCRIPTOR_SIGNATURE.to_le_bytes());
         }
-        if behind > 0 {
+        if trailing_bytes > 0 {
             expected.extend(central.crc.to_le_bytes());
             for size in [central.compressed_size, central.size] {
-                expected.extend(&size.to_le_bytes()[..if behind >= 20 { 8 } else { 4 }]);
+                expected.extend(&size.to_le_bytes()[..if trailing_bytes >= 20 { 8 } else { 4 }]);
             }
         }
         if found != expected {
@@ -407,8 +407,8 @@ impl EntryReader {
 fn copy<E>(
     zip: &mut impl BufRead,
     mut missing: u64,
-    give: &mut impl FnMut(&[u8]) -> Result<(), ReadError<E>>,
-) -> Result<(), ReadError<E>> {
+    give: &mut impl FnMut(&[u8]) -> Result<(), ContentReadError<E>>,
+) -> Result<(), ContentReadError<E>> {
     while missing > 0 {
         let piece = next_piece(zip, missing)?;
         let length = piece.len();
@@ -449,7 +449,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{MemberKind, ZipMember, end_records};
+    use crate::{ZipEntryKind, ZipMember, end_records};
 
     fn end(entries: u16, bytes: u32, offset: u32) -> Vec<u8> {
         let mut end = END_SIGNATURE.to_le_bytes().to_vec();
@@ -508,11 +508,11 @@ mod tests {
     #[test]
     fn local_header_of_other_size_is_rejected() {
         let member = |content: &[u8]| {
-            ZipMember::new(b"a", MemberKind::File, 0o644, (9, 9)).with_content(content, None)
+            ZipMember::new(b"a", ZipEntryKind::File, 0o644, (9, 9)).with_content(content, None)
         };
         let central = member(b"content").central_header(0);
         let central = CentralHeader::read(&mut &central[..]).unwrap().unwrap();
-        let check = |local: &[u8]| EntryReader::default().local_header(&mut &local[..], &central);
+        let check = |local: &[u8]| EntryReader::default().read_local_header(&mut &local[..], &central);
         let mut local = member(b"content").local_header();
         assert_eq!(check(&local).unwrap().length, local.len() as u64);
         for at in [18, 22] {
@@ -541,7 +541,7 @@ mod tests {
             expected_size: u64,
             streamed: bool,
         ) {
-            let new = ZipMember::new(path.as_bytes(), MemberKind::File, 0o640, modified);
+            let new = ZipMember::new(path.as_bytes(), ZipEntryKind::File, 0o640, modified);
             let (member, mut stream) = if streamed {
                 let deflated = crate::Deflater::default().compress_block(&content).unwrap();
                 let mut member = new.streamed(expected_size);
@@ -564,10 +564,11 @@ mod tests {
             prop_assert_eq!((&central.name[..], central.offset), (path.as_bytes(), offset));
             prop_assert_eq!((central.length, central.modified), (encoded.len() as u64, Some(modified)));
             let (mut zip, mut reader, mut read) = (&stream[..], EntryReader::default(), Vec::new());
-            let header = reader.local_header(&mut zip, &central).unwrap();
+            let header = reader.read_local_header(&mut zip, &central).unwrap();
             let take = |bytes: &[u8]| { read.extend_from_slice(bytes); Ok::<_, ()>(()) };
-            reader.content(&mut zip, &central, take).unwrap();
-            reader.descriptor(&mut zip, &central, size - header.length - central.compressed_size).unwrap();
+            reader.read_content(&mut zip, &central, take).unwrap();
+            let trailing_bytes = size - header.length - central.compressed_size;
+            reader.check_descriptor(&mut zip, &central, trailing_bytes).unwrap();
             prop_assert_eq!(header.dos_time, central.dos_time);
             prop_assert_eq!((read, zip), (content, &b"more"[..]));
         }

@@ -3,7 +3,7 @@
 use crate::layout::{
     CENTRAL_SIGNATURE, DEFLATED, DESCRIPTOR_SIGNATURE, END_SIGNATURE, END64_LEN, END64_SIGNATURE,
     FIELD_EXACT_TIME, FIELD_HARD_LINK, FIELD_TIMES, FIELD_ZIP64, FLAG_STREAMED, FLAG_UTF8, LOCAL_SIGNATURE,
-    LOCATOR64_SIGNATURE, MemberKind, STORED, UNIX, UnixTime, ZIP64_MARKER16, ZIP64_MARKER32,
+    LOCATOR64_SIGNATURE, STORED, UNIX, UnixTime, ZIP64_MARKER16, ZIP64_MARKER32, ZipEntryKind,
 };
 
 /// Size from which an entry gets 64-bit sizes before its content. Deflate adds at most 5 bytes per
@@ -15,7 +15,7 @@ const ZIP64_FROM: u64 = 0xF000_0000;
 pub struct ZipMember {
     /// Ends with a slash for a directory.
     name: Vec<u8>,
-    kind: MemberKind,
+    kind: ZipEntryKind,
     permissions: u32,
     modified: UnixTime,
     method: u16,
@@ -34,8 +34,8 @@ pub struct ZipMember {
 
 impl ZipMember {
     /// Creates a member without content. The name of a directory gets a trailing slash.
-    pub fn new(path: &[u8], kind: MemberKind, permissions: u32, modified: UnixTime) -> Self {
-        let end = if kind == MemberKind::Directory { &b"/"[..] } else { b"" };
+    pub fn new(path: &[u8], kind: ZipEntryKind, permissions: u32, modified: UnixTime) -> Self {
+        let end = if kind == ZipEntryKind::Directory { &b"/"[..] } else { b"" };
         Self {
             name: [path, end].concat(),
             kind,
@@ -65,8 +65,7 @@ impl ZipMember {
         }
     }
 
-    /// Makes the member a deflated one, whose checksum and sizes follow the content. Its content is
-    /// added with [`Self::add_block`].
+    /// Declares deflated content. Its checksum and sizes follow it in a data descriptor.
     #[must_use]
     pub fn streamed(self, expected_size: u64) -> Self {
         Self { method: DEFLATED, streamed: true, wide: expected_size >= ZIP64_FROM, ..self }
@@ -78,8 +77,8 @@ impl ZipMember {
         Self { hard_link, ..self }
     }
 
-    /// Adds a block of streamed content: `size` bytes with the checksum `crc`, and their number of
-    /// bytes when deflated.
+    /// Adds a block of streamed content: `size` bytes with the checksum `crc`, deflated to
+    /// `compressed_size` bytes.
     pub fn add_block(&mut self, crc: &crc32fast::Hasher, size: u64, compressed_size: u64) {
         let mut whole = crc32fast::Hasher::new_with_initial_len(self.crc, self.size);
         whole.combine(crc);
@@ -154,7 +153,7 @@ impl ZipMember {
         self.put_common(&mut out, !wide.is_empty(), self.crc, compressed_size, size, &extra);
         // No comment, on disk 0, no internal attributes.
         out.extend_from_slice(&[0; 6]);
-        let dos = if self.kind == MemberKind::Directory { 0x10 } else { 0 };
+        let dos = if self.kind == ZipEntryKind::Directory { 0x10 } else { 0 };
         put32(&mut out, (self.kind.type_bits() | self.permissions) << 16 | dos);
         put32(&mut out, offset);
         out.extend_from_slice(&self.name);

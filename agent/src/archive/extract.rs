@@ -20,7 +20,7 @@ use std::{
     time::Instant,
 };
 
-use podling_archive::{EntryReader, MemberKind, UnixTime};
+use podling_archive::{EntryReader, UnixTime, ZipEntryKind};
 use rustix::{
     fs::{
         AtFlags, Mode, OFlags, Timespec, Timestamps, chmodat, fchmod, fstatvfs, futimens, mkdirat, openat,
@@ -136,9 +136,9 @@ impl Extraction<'_> {
         };
         let path = || self.destination(&safe.path).to_string();
         let problem = match (safe.kind, there) {
-            (MemberKind::Directory, FileKind::Directory) => return Ok(()),
+            (ZipEntryKind::Directory, FileKind::Directory) => return Ok(()),
             (_, FileKind::Directory) => "is a directory",
-            (MemberKind::Directory, _) => "is not a directory",
+            (ZipEntryKind::Directory, _) => "is not a directory",
             _ if self.replace => return Ok(()),
             _ => return Err(FileError::Exists { path: path() }.into()),
         };
@@ -162,12 +162,12 @@ impl Extraction<'_> {
         let start = || (SafeDirWalker::new(&base), EntryReader::default());
         self.for_each_entry(start, |safe, (walker, decoder)| {
             match safe.kind {
-                MemberKind::File => self.write_file(safe, walker, decoder, progress)?,
+                ZipEntryKind::File => self.write_file(safe, walker, decoder, progress)?,
                 // Needs the file, which another thread may not have written yet.
-                MemberKind::Symlink if safe.is_hard_link() => return Ok(()),
-                MemberKind::Symlink | MemberKind::Fifo => self.write_special(safe, walker, decoder)?,
+                ZipEntryKind::Symlink if safe.is_hard_link() => return Ok(()),
+                ZipEntryKind::Symlink | ZipEntryKind::Fifo => self.write_special(safe, walker, decoder)?,
                 // Directories exist already.
-                MemberKind::Directory => return Ok(()),
+                ZipEntryKind::Directory => return Ok(()),
             }
             progress.add_entry()
         })?;
@@ -200,7 +200,7 @@ impl Extraction<'_> {
             has_hard_links |= safe.is_hard_link();
             let (directory, name) = parent_and_name(&safe.path);
             let dir = walker.create(directory).map_err(|errno| self.failed(directory, "create")(errno))?;
-            if safe.kind == MemberKind::Directory {
+            if safe.kind == ZipEntryKind::Directory {
                 match mkdirat(dir, name, Mode::from_raw_mode(FILLING_MODE)) {
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(errno) => return Err(self.failed(&safe.path, "create")(errno).into()),
@@ -256,7 +256,7 @@ impl Extraction<'_> {
     ) -> Result<(), ArchiveStop> {
         let (directory, name) = parent_and_name(&safe.path);
         let failed = self.failed(&safe.path, "write");
-        let is_link = safe.kind == MemberKind::Symlink;
+        let is_link = safe.kind == ZipEntryKind::Symlink;
         let target = is_link.then(|| self.zip.link_target(safe, decoder)).transpose()?;
         let dir = walker.open(directory).map_err(&failed)?;
         let own = duplicate(dir).map_err(&failed)?;

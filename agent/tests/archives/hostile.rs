@@ -149,11 +149,11 @@ async fn zip_bombs_are_rejected() {
     refuses(
         &[CraftedEntry { size: 1_000, ..CraftedEntry::deflated("d", b"tiny") }],
         "d",
-        "it holds less than it declares",
+        "its content is shorter than its header declares",
     )
     .await;
     let bomb = CraftedEntry { size: 1_000, ..CraftedEntry::deflated("d", &vec![0; 10 << 20]) };
-    refuses(&[bomb], "d", "it holds more than it declares").await;
+    refuses(&[bomb], "d", "its content is longer than its header declares").await;
     // Two entries use the same content.
     let large = CraftedEntry::deflated("one", &vec![0; 1 << 20]);
     let first = large.content.len() as u32;

@@ -19,8 +19,8 @@ use std::{
 
 use bytes::Bytes;
 use podling_archive::{
-    CentralHeader, EndOfDirectory, EntryReader, FLAG_DEFLATE_OPTIONS, FLAG_STREAMED, FLAG_UTF8,
-    MIN_TAIL_BYTES, MemberKind, PERMISSION_BITS, ReadError, ZipError,
+    CentralHeader, ContentReadError, EndOfDirectory, EntryReader, FLAG_DEFLATE_OPTIONS, FLAG_STREAMED,
+    FLAG_UTF8, MIN_TAIL_BYTES, PERMISSION_BITS, ZipEntryKind, ZipError,
 };
 use tokio::{runtime::Handle, sync::mpsc, task::JoinSet};
 
@@ -203,8 +203,10 @@ impl ArchiveComparison {
             let end = next.as_ref().map_or(self.end.directory.start, |next| next.offset);
             match read_entry(&mut entry_reader, &mut self.zip, &central, end, &mut contents) {
                 Ok(()) => {}
-                Err(ReadError::Zip(error)) => return Err(self.failed(error, Some(&entry.path))),
-                Err(ReadError::Receiver(HashMismatch)) => return Err(damaged_archive(CONTENT_MISMATCH)),
+                Err(ContentReadError::Zip(error)) => return Err(self.failed(error, Some(&entry.path))),
+                Err(ContentReadError::Receiver(HashMismatch)) => {
+                    return Err(damaged_archive(CONTENT_MISMATCH));
+                }
             }
             if let Some(expected) = entry.sha256
                 && contents.end(entry.path, expected).is_err()
@@ -274,7 +276,7 @@ fn read_entry(
     central: &CentralHeader,
     end: u64,
     contents: &mut ContentSender,
-) -> Result<(), ReadError<HashMismatch>> {
+) -> Result<(), ContentReadError<HashMismatch>> {
     if zip.at != central.offset {
         return Err(ZipError::Damaged("it does not begin where the entry before it ends").into());
     }
@@ -287,13 +289,14 @@ fn read_entry(
     if central.is_unusual {
         return Err(ZipError::Damaged("it has a comment or lies in another volume").into());
     }
-    if entry_reader.local_header(zip, central)?.dos_time != central.dos_time {
+    if entry_reader.read_local_header(zip, central)?.dos_time != central.dos_time {
         return Err(ZipError::Damaged("its two headers have different times").into());
     }
-    let behind = zip.at.checked_add(central.compressed_size).and_then(|behind| end.checked_sub(behind));
-    let behind = behind.ok_or(ZipError::Damaged("it does not end before the next begins"))?;
-    entry_reader.content(zip, central, |bytes| contents.push(bytes))?;
-    Ok(entry_reader.descriptor(zip, central, behind)?)
+    let content_end = zip.at.checked_add(central.compressed_size);
+    let trailing_bytes = content_end.and_then(|content_end| end.checked_sub(content_end));
+    let trailing_bytes = trailing_bytes.ok_or(ZipError::Damaged("it does not end before the next begins"))?;
+    entry_reader.read_content(zip, central, |bytes| contents.push(bytes))?;
+    Ok(entry_reader.check_descriptor(zip, central, trailing_bytes)?)
 }
 
 fn damage(key: &StoreKey, path: Option<&[u8]>, problem: &str) -> BackupStoreError {
@@ -307,18 +310,20 @@ fn damage(key: &StoreKey, path: Option<&[u8]>, problem: &str) -> BackupStoreErro
 /// Compares an entry of the manifest with the header at the same position of the central directory.
 fn check_header(entry: &SidecarEntry, central: &CentralHeader) -> Result<(), String> {
     let (kind, name) = match entry.kind {
-        EntryKind::Directory => (MemberKind::Directory, central.name.strip_suffix(b"/").unwrap_or_default()),
-        EntryKind::Symlink => (MemberKind::Symlink, &central.name[..]),
-        EntryKind::File => (MemberKind::File, &central.name[..]),
+        EntryKind::Directory => {
+            (ZipEntryKind::Directory, central.name.strip_suffix(b"/").unwrap_or_default())
+        }
+        EntryKind::Symlink => (ZipEntryKind::Symlink, &central.name[..]),
+        EntryKind::File => (ZipEntryKind::File, &central.name[..]),
         // Other entries of this kind are not in the zip.
-        EntryKind::Other => (MemberKind::Fifo, &central.name[..]),
+        EntryKind::Other => (ZipEntryKind::Fifo, &central.name[..]),
     };
     if name != entry.path {
         return Err(format!("the zip has {} instead", EscapedName::new(&central.name)));
     }
     let permissions = central.mode & PERMISSION_BITS;
     // Some zip writers drop the set-id and sticky bits. The manifest always has them.
-    if MemberKind::of_mode(central.mode) != Some(kind)
+    if ZipEntryKind::of_mode(central.mode) != Some(kind)
         || (permissions != entry.mode && permissions != entry.mode & 0o777)
     {
         return Err(format!(

@@ -231,7 +231,8 @@ async fn entry_larger_than_its_header_says_is_not_decoded_to_its_end() {
     let key = store.write(&sample).await.expect("written").key;
     let (entry, problem) = expect_damage(store.backups.prove(&key).await);
     assert!(
-        entry.as_deref() == Some("src/main.py") && problem.contains("it holds more than it declares"),
+        entry.as_deref() == Some("src/main.py")
+            && problem.contains("its content is longer than its header declares"),
         "{problem}"
     );
 }

@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use podling_archive::{BLOCK_BYTES, Deflater, MemberKind, ZipMember, hard_link_target};
+use podling_archive::{BLOCK_BYTES, Deflater, ZipEntryKind, ZipMember, hard_link_target};
 use ring::digest::{Context, SHA256};
 use rustix::fs::readlinkat;
 
@@ -85,8 +85,8 @@ impl<'a> JobDispatcher<'a> {
             FileKind::Directory | FileKind::Other => {
                 let fifo = found.metadata.is_fifo;
                 let kind = match found.metadata.kind {
-                    FileKind::Directory => Some(MemberKind::Directory),
-                    _ => fifo.then_some(MemberKind::Fifo),
+                    FileKind::Directory => Some(ZipEntryKind::Directory),
+                    _ => fifo.then_some(ZipEntryKind::Fifo),
                 };
                 let member = kind.map(|kind| found.member(kind, &found.metadata));
                 let entry = ArchivedEntry { fifo, ..found.entry(&found.metadata, None) };
@@ -97,7 +97,7 @@ impl<'a> JobDispatcher<'a> {
 
     /// Sends a symbolic link. With `hard_link`, it stands for a further name of a file.
     fn link(&self, found: &WalkEntry, target: Vec<u8>, hard_link: bool) -> Result<(), Cancelled> {
-        let member = found.member(MemberKind::Symlink, &found.metadata).with_content(&target, None);
+        let member = found.member(ZipEntryKind::Symlink, &found.metadata).with_content(&target, None);
         let member = Some(member.hard_link(hard_link));
         let entry = found.entry(&found.metadata, Some(sha256(&target)));
         let entry = ArchivedEntry { kind: FileKind::Symlink, size: 0, hard_link, ..entry };
@@ -111,7 +111,7 @@ impl<'a> JobDispatcher<'a> {
             Err(EntryRejection::Skipped(reason)) => return self.skip(found.path.clone(), reason),
         };
         let metadata = source.metadata.clone();
-        self.send(WriteItem::Begin(found.member(MemberKind::File, &metadata).streamed(metadata.size)))?;
+        self.send(WriteItem::Begin(found.member(ZipEntryKind::File, &metadata).streamed(metadata.size)))?;
         let mut hash = Context::new(&SHA256);
         let read = loop {
             self.budget.reserve(BLOCK_BYTES)?;
@@ -130,8 +130,8 @@ impl<'a> JobDispatcher<'a> {
         self.send(WriteItem::End(found.read_entry(read, &metadata, || finish_sha256(hash))))
     }
 
-    /// Gives a job to the workers, and its place in the order to the writer, which releases the
-    /// `reserved` bytes.
+    /// Queues a job for the workers, and its pending result for the writer, in archive order. The
+    /// writer releases the `reserved` bytes.
     fn submit(
         &self,
         reserved: usize,
@@ -196,12 +196,12 @@ fn compress_small(
     let entry = found.read_entry(source.finish(), &metadata, || sha256(&block));
     // A defect of the compressor fails the whole archive, because the writer gets no result.
     let deflated = deflater.compress_whole(&block).map_err(|_| Cancelled)?;
-    let member = found.member(MemberKind::File, &metadata).with_content(&block, deflated.as_deref());
+    let member = found.member(ZipEntryKind::File, &metadata).with_content(&block, deflated.as_deref());
     Ok(Compressed::Whole { member, content: deflated.unwrap_or(block), entry })
 }
 
 impl WalkEntry {
-    fn member(&self, kind: MemberKind, metadata: &EntryMetadata) -> ZipMember {
+    fn member(&self, kind: ZipEntryKind, metadata: &EntryMetadata) -> ZipMember {
         ZipMember::new(&self.path, kind, metadata.mode, metadata.modified)
     }
 

@@ -17,9 +17,9 @@ use std::{
 };
 
 use podling_archive::{
-    CENTRAL_LEN, CentralHeader, DEFLATED, EndOfDirectory, EntryReader, FLAG_DEFLATE_OPTIONS, FLAG_STREAMED,
-    FLAG_UTF8, FLAGS_ENCRYPTED, LOCAL_LEN, MAX_TAIL_BYTES, MAX_TARGET_BYTES, MemberKind, PERMISSION_BITS,
-    ReadError, STORED, UNIX, UnixTime, ZipError, resolve_hard_link,
+    CENTRAL_LEN, CentralHeader, ContentReadError, DEFLATED, EndOfDirectory, EntryReader,
+    FLAG_DEFLATE_OPTIONS, FLAG_STREAMED, FLAG_UTF8, FLAGS_ENCRYPTED, LOCAL_LEN, MAX_TAIL_BYTES,
+    MAX_TARGET_BYTES, PERMISSION_BITS, STORED, UNIX, UnixTime, ZipEntryKind, ZipError, resolve_hard_link,
 };
 
 use crate::{
@@ -50,7 +50,7 @@ const BEHIND_ENTRIES: &str = "its header or data lies beyond the zip's entries";
 pub(super) struct CheckedEntry {
     /// Relative to the destination, without a trailing slash.
     pub(super) path: Vec<u8>,
-    pub(super) kind: MemberKind,
+    pub(super) kind: ZipEntryKind,
     /// Permission bits; `None` for an entry from a system without them.
     pub(super) mode: Option<u32>,
     header: CentralHeader,
@@ -132,9 +132,9 @@ impl ReceivedZip {
             extents.push((safe.header.offset, end, number));
             bytes = bytes.saturating_add(safe.header.size);
             let kind = match safe.kind {
-                MemberKind::Directory => NameKind::Directory,
-                MemberKind::File => NameKind::File,
-                MemberKind::Symlink | MemberKind::Fifo => NameKind::Other,
+                ZipEntryKind::Directory => NameKind::Directory,
+                ZipEntryKind::File => NameKind::File,
+                ZipEntryKind::Symlink | ZipEntryKind::Fifo => NameKind::Other,
             };
             names.push((name_hash(&safe.path), kind));
         }
@@ -168,7 +168,7 @@ impl ReceivedZip {
         let expected = header.compressed_size.saturating_add(64 + header.name.len() as u64);
         let piece_bytes = READ_BYTES.min(usize::try_from(expected).unwrap_or(READ_BYTES));
         let mut reader = self.read(offset, end, piece_bytes);
-        let local = entry_reader.local_header(&mut reader, header);
+        let local = entry_reader.read_local_header(&mut reader, header);
         let start = offset + local.map_err(|error| failed(&header.name, error))?.length;
         match start.checked_add(header.compressed_size) {
             Some(behind) if behind <= end => Ok((reader, behind)),
@@ -184,9 +184,9 @@ impl ReceivedZip {
         take: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let (mut content, _) = self.open_content(&safe.header, entry_reader)?;
-        entry_reader.content(&mut content, &safe.header, take).map_err(|error| match error {
-            ReadError::Zip(error) => failed(&safe.header.name, error).into(),
-            ReadError::Receiver(error) => error,
+        entry_reader.read_content(&mut content, &safe.header, take).map_err(|error| match error {
+            ContentReadError::Zip(error) => failed(&safe.header.name, error).into(),
+            ContentReadError::Receiver(error) => error,
         })
     }
 
@@ -197,7 +197,7 @@ impl ReceivedZip {
         safe: &CheckedEntry,
         entry_reader: &mut EntryReader,
     ) -> Result<(), ArchiveError> {
-        if safe.kind == MemberKind::Symlink {
+        if safe.kind == ZipEntryKind::Symlink {
             return self.link_target(safe, entry_reader).map(drop);
         }
         self.read_content(safe, entry_reader, |_| Ok(()))
@@ -304,7 +304,7 @@ fn check_names(zip: &ReceivedZip, mut names: Vec<(NameHash, NameKind)>) -> Resul
 impl CheckedEntry {
     /// Returns whether the entry is a further name of a file of the zip.
     pub(super) fn is_hard_link(&self) -> bool {
-        self.kind == MemberKind::Symlink && self.header.hard_link
+        self.kind == ZipEntryKind::Symlink && self.header.hard_link
     }
 
     /// Returns the modification time, if the zip has it.
@@ -328,25 +328,25 @@ impl CheckedEntry {
             return refuse("its compression method or a flag of it is not supported");
         }
         let unix = header.system == UNIX && header.mode != 0;
-        let kind = match MemberKind::of_mode(header.mode) {
+        let kind = match ZipEntryKind::of_mode(header.mode) {
             _ if !unix || header.mode & !PERMISSION_BITS == 0 => {
                 if slash {
-                    MemberKind::Directory
+                    ZipEntryKind::Directory
                 } else {
-                    MemberKind::File
+                    ZipEntryKind::File
                 }
             }
-            Some(MemberKind::File | MemberKind::Symlink) if slash => {
+            Some(ZipEntryKind::File | ZipEntryKind::Symlink) if slash => {
                 return refuse("it is a file or a link whose name ends with a slash");
             }
-            Some(MemberKind::Fifo) if slash || header.size != 0 => return refuse(NOT_EXTRACTED),
+            Some(ZipEntryKind::Fifo) if slash || header.size != 0 => return refuse(NOT_EXTRACTED),
             Some(kind) => kind,
             None => return refuse(NOT_EXTRACTED),
         };
-        if kind == MemberKind::Directory && header.size != 0 {
+        if kind == ZipEntryKind::Directory && header.size != 0 {
             return refuse("it is a directory with content");
         }
-        if kind == MemberKind::Symlink && header.size > MAX_TARGET_BYTES {
+        if kind == ZipEntryKind::Symlink && header.size > MAX_TARGET_BYTES {
             return refuse("it is a link whose target is too long");
         }
         let possible = match header.method {
