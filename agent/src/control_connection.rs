@@ -27,7 +27,7 @@ use crate::{
     shutdown::ShutdownHandle,
     sleep::SleepCoordinator,
     state_file::AgentInfoFile,
-    util::{Backoff, error_chain},
+    util::{DoublingBackoff, error_chain},
 };
 
 /// Upper bound of the first delay.
@@ -60,7 +60,7 @@ pub struct ControlConnection {
 impl ControlConnection {
     /// Connects, and reconnects after every failure, until `ended` is cancelled.
     pub async fn run(self) -> Result<(), Infallible> {
-        let mut backoff = Backoff::new(MIN_DELAY, MAX_DELAY);
+        let mut backoff = DoublingBackoff::new(MIN_DELAY, MAX_DELAY);
         loop {
             // Dropping the guard ends all tasks of the session's connection.
             let connection = CancellationToken::new();

@@ -100,7 +100,7 @@ impl Files {
         }
     }
 
-    /// Removes uploads that were idle for too long, for ever. Exactly one task runs this.
+    /// Removes expired uploads in an endless loop. Exactly one task runs this.
     pub async fn expire_uploads(&self) -> Infallible {
         loop {
             tokio::time::sleep_until(self.shared.uploads.remove_expired().into()).await;

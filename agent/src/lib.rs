@@ -5,7 +5,8 @@
 //! between proto and domain types. `server` and `control_connection` speak gRPC and HTTP. All other
 //! modules are domain code without tonic or axum.
 
-// The fixture of a workspace is shared with the integration tests, which name this crate.
+// Test fixtures shared with the integration tests use the path `podling_agent::`. The alias makes it
+// valid here.
 #[cfg(test)]
 extern crate self as podling_agent;
 

@@ -200,7 +200,8 @@ struct ProcessState {
     leader: Option<ExitStatus>,
     /// Set when the command and its output have ended.
     exit: Option<ProcessExit>,
-    /// Time at which the task ended, and no more events follow. Without an `exit` the task panicked.
+    /// Set when the task has ended and no more events follow. If `exit` is `None` then, the task
+    /// panicked.
     finished_at: Option<Instant>,
     /// Grace period before KILL of a requested termination. `None` once the task has taken the
     /// request.
@@ -283,7 +284,7 @@ impl ProcessState {
     /// Returns the number of bytes of `stream` that may be read from the pipe now.
     fn read_capacity(&self, stream: OutputStream) -> usize {
         let slowest = self.watchers.values().map(|taken| taken[stream as usize]).min();
-        // Without a watcher all output is required, because one may return.
+        // Without a watcher all output is required, because a watcher may reconnect.
         let required_from = if self.discarding { u64::MAX } else { slowest.unwrap_or(0) };
         self.outputs[stream as usize].log.capacity_from(required_from)
     }

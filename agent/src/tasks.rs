@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     metrics::AgentMetrics,
-    util::{Backoff, error_chain},
+    util::{DoublingBackoff, error_chain},
 };
 
 /// Delay before the first restart. It doubles with each restart, up to [`MAX_RESTART_DELAY`].
@@ -46,8 +46,8 @@ impl TaskSupervisor {
         Self { set: JoinSet::new(), token: CancellationToken::new(), metrics }
     }
 
-    /// Runs a task on `subject`, of which each run gets a clone, until the token is cancelled or the
-    /// task returns `Ok`. Restarts the task after an error or a panic.
+    /// Runs `task` until it returns `Ok` or the token is cancelled. Restarts it after an error or a
+    /// panic. Each run gets a clone of `subject`.
     pub fn supervise<S, F, T, E>(&mut self, name: &'static str, subject: S, task: fn(S) -> F)
     where
         S: Clone + Send + 'static,
@@ -56,7 +56,7 @@ impl TaskSupervisor {
     {
         let (token, metrics) = (self.token.clone(), self.metrics.clone());
         let supervised = async move {
-            let mut backoff = Backoff::new(MIN_RESTART_DELAY, MAX_RESTART_DELAY);
+            let mut backoff = DoublingBackoff::new(MIN_RESTART_DELAY, MAX_RESTART_DELAY);
             loop {
                 let started = Instant::now();
                 // Shared state is behind locks that ignore poisoning, so a restart is as safe as a

@@ -106,9 +106,9 @@ struct TerminalTable {
 }
 
 impl Terminals {
-    /// Creates a registry. With `state`, the agent's state directory, it persists its terminals.
-    /// It then reads the saved terminals, which blocks on disk, and restores them once the agent is
-    /// claimed. [`Terminals::persist`] must run beside it.
+    /// Creates a registry. If `state` names the agent's state directory, reads the saved terminals
+    /// from it, which blocks on disk, and restores them once the agent is claimed. Without `state`,
+    /// persists nothing. The caller must run [`Terminals::persist`].
     pub fn new(
         state: Option<&Path>,
         launcher: Launcher,

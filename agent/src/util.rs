@@ -56,13 +56,13 @@ pub(crate) async fn wait_until<T>(changed: &Notify, mut ready: impl FnMut() -> O
 
 /// Delays between attempts. Each is twice as long as the one before, up to a maximum.
 #[derive(Debug, Clone)]
-pub(crate) struct Backoff {
+pub(crate) struct DoublingBackoff {
     first: Duration,
     longest: Duration,
     next: Duration,
 }
 
-impl Backoff {
+impl DoublingBackoff {
     pub(crate) fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest, next: first }
     }
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn delays_double_up_to_the_maximum() {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+        let mut backoff = DoublingBackoff::new(Duration::from_millis(100), Duration::from_secs(10));
         let waits: Vec<_> = (0..10).map(|_| backoff.next().as_millis()).collect();
         assert_eq!(waits[..4], [100, 200, 400, 800]);
         assert_eq!(waits[6..], [6_400, 10_000, 10_000, 10_000]);

@@ -35,7 +35,7 @@ pub struct WorkspaceWatcher {
     stream: ResumedStream<WatchWorkspacesResponse>,
     /// Whether the current stream has reported the workspace.
     seen: bool,
-    /// Since when the control plane does not answer.
+    /// Start of the current outage of the control plane. `None` while it answers.
     lost_since: Option<Instant>,
     /// Whether this outage was reported.
     is_reported: bool,
@@ -48,7 +48,7 @@ impl WorkspaceWatcher {
         Self { client, id, stream, seen: false, lost_since: None, is_reported: false }
     }
 
-    /// Waits until the workspace is as `is_awaited` says, or is deleted. Returns it.
+    /// Waits until `is_awaited` returns true or the workspace is deleted. Returns the workspace.
     pub async fn until(
         mut self,
         is_awaited: impl Fn(&Workspace) -> bool,

@@ -9,6 +9,7 @@ use podling_core::{
 };
 use podling_proto::agent::v1::{ActivityLevel, ActivityState};
 
+/// The last activity report of a workspace's agent, as decisions use it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Activity {
     pub level: ActivityLevel,
@@ -16,8 +17,8 @@ pub struct Activity {
     pub counted_idle: Duration,
     /// Time of the report by the agent's clock, which may be wrong.
     pub at: Option<Timestamp>,
-    /// Evidence, leases, usage, warning and failure of the workspace's command, within bounds. They
-    /// are shown to clients. No decision depends on them, so they stay as the agent sent them.
+    /// Evidence, leases, usage, warning and command failure, truncated to their bounds. Only the
+    /// command failure affects decisions.
     pub details: ActivityState,
 }
 

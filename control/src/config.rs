@@ -13,7 +13,7 @@ use podling_core::quota::{Quota, Quotas};
 pub use podling_proto::log::LogFormat;
 use url::Url;
 
-use self::sources::{ConfigValue, Format, Settings};
+use self::sources::{ConfigValue, MergedSettings, SettingFormat};
 use crate::{args::ControlArgs, kubernetes::is_dns_label, quantity};
 
 /// Default image of the agent, in this program's version.
@@ -151,7 +151,7 @@ impl ControlConfig {
         let data = data_directory(data, env)?;
         let named = args.config.clone().or_else(|| env("PODLING_CONFIG").map(PathBuf::from));
         let file = read(named.as_deref(), &data.join("config.toml"))?;
-        let settings = Settings::merge(args, env, file)?;
+        let settings = MergedSettings::merge(args, env, file)?;
         let quota = |whose: &str| {
             Ok::<_, ConfigError>(Quota {
                 awake: settings.parse(&format!("{whose}_awake"), COUNT)?,
@@ -286,7 +286,7 @@ impl fmt::Display for ValueSource {
 
 // Formats of values.
 
-const ADDRESS: Format<SocketAddr> = Format(
+const ADDRESS: SettingFormat<SocketAddr> = SettingFormat(
     |text| {
         let local = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
         local.as_deref().unwrap_or(text).parse().ok()
@@ -295,22 +295,22 @@ const ADDRESS: Format<SocketAddr> = Format(
 );
 /// A directory, which need not exist yet. Made absolute, because child processes have other working
 /// directories.
-const DIRECTORY: Format<PathBuf> = Format(
+const DIRECTORY: SettingFormat<PathBuf> = SettingFormat(
     |text| {
         let path = path::absolute(text).unwrap_or_default();
         (!text.is_empty() && !path.is_file()).then_some(path)
     },
     "a directory",
 );
-const FILE: Format<PathBuf> =
-    Format(|text| path::absolute(text).ok().filter(|path| path.is_file()), "an existing file");
-const ORIGIN: Format<String> = Format(
+const FILE: SettingFormat<PathBuf> =
+    SettingFormat(|text| path::absolute(text).ok().filter(|path| path.is_file()), "an existing file");
+const ORIGIN: SettingFormat<String> = SettingFormat(
     |text| is_origin(text).then(|| text.to_owned()),
     "scheme and host as a browser sends them, in lower case, without a path or the default port, such as \
      https://console.example.org",
 );
 /// The backend's name. True for Kubernetes.
-const BACKEND: Format<bool> = Format(
+const BACKEND: SettingFormat<bool> = SettingFormat(
     |text| match text {
         "local" => Some(false),
         "kubernetes" => Some(true),
@@ -318,21 +318,22 @@ const BACKEND: Format<bool> = Format(
     },
     "\"local\" or \"kubernetes\"",
 );
-const IP: Format<IpAddr> = Format(|text| text.parse().ok(), "an IP address, such as 10.244.0.7");
+const IP: SettingFormat<IpAddr> =
+    SettingFormat(|text| text.parse().ok(), "an IP address, such as 10.244.0.7");
 /// The name of a Kubernetes object (RFC 1123 label).
-const LABEL: Format<String> = Format(
+const LABEL: SettingFormat<String> = SettingFormat(
     |text| is_dns_label(text).then(|| text.to_owned()),
     "1 to 63 characters of a-z, 0-9 and \"-\", without \"-\" at either end",
 );
 /// The URL that agents connect to.
-const AGENTS_URL: Format<String> = Format(
+const AGENTS_URL: SettingFormat<String> = SettingFormat(
     |text| {
         let host = text.strip_prefix("https://").filter(|host| host.parse::<http::uri::Authority>().is_ok());
         host.map(|_| text.to_owned())
     },
     "an https URL with host and port, such as https://podling-agents:7412",
 );
-const LOG_FORMAT: Format<LogFormat> = Format(
+const LOG_FORMAT: SettingFormat<LogFormat> = SettingFormat(
     |text| match text {
         "text" => Some(LogFormat::Text),
         "json" => Some(LogFormat::Json),
@@ -340,10 +341,11 @@ const LOG_FORMAT: Format<LogFormat> = Format(
     },
     "\"text\" or \"json\"",
 );
-const COUNT: Format<u64> = Format(|text| text.parse().ok(), "a number of workspaces, such as \"3\"");
-const CORES: Format<u64> = Format(quantity::cores, quantity::CORES);
-const BYTES: Format<u64> = Format(quantity::bytes, quantity::BYTES);
-const SWITCH: Format<bool> = Format(
+const COUNT: SettingFormat<u64> =
+    SettingFormat(|text| text.parse().ok(), "a number of workspaces, such as \"3\"");
+const CORES: SettingFormat<u64> = SettingFormat(quantity::cores, quantity::CORES);
+const BYTES: SettingFormat<u64> = SettingFormat(quantity::bytes, quantity::BYTES);
+const SWITCH: SettingFormat<bool> = SettingFormat(
     |text| match text {
         "true" | "1" | "yes" => Some(true),
         "false" | "0" | "no" => Some(false),

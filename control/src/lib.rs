@@ -4,7 +4,8 @@
 //! `run` is the composition root. `server` accepts connections; `api`, `agents` and `gateway`
 //! handle the calls. `driver` is the only writer of workspace status.
 
-// Sample workspaces are shared with the integration tests, which name this crate.
+// Test fixtures shared with the integration tests use the path `podling_control::`. The alias makes it
+// valid here.
 #[cfg(test)]
 extern crate self as podling_control;
 

@@ -1,5 +1,5 @@
 //! Podling's protocol: generated types, their JSON, the method table, stable errors and tokens. Also
-//! what both programs do alike: the format of logs, and reading /proc.
+//! code that both daemons share: the log format, names of signals, and readers of /proc.
 
 /// Options and reasons shared by both daemons.
 pub mod v1 {

@@ -41,7 +41,7 @@ use crate::{
     child::{Child, Children, ExitStatus, ProcessGroup, signals},
     spawn::{Launcher, Program, SpawnError, spawn_failed},
     terminal::EscapeScanner,
-    util::{Backoff, error_chain, lock},
+    util::{DoublingBackoff, error_chain, lock},
 };
 
 /// Delay before the first restart. It doubles with each restart, up to [`MAX_RESTART_DELAY`].
@@ -102,7 +102,7 @@ impl WorkspaceCommand {
     }
 
     async fn restart(&self, argv: &[String]) {
-        let mut backoff = Backoff::new(MIN_RESTART_DELAY, MAX_RESTART_DELAY);
+        let mut backoff = DoublingBackoff::new(MIN_RESTART_DELAY, MAX_RESTART_DELAY);
         let mut failures = 0_u32;
         loop {
             let (started, tail) = (Instant::now(), OutputTail::default());

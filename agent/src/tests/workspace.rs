@@ -15,7 +15,8 @@ use tokio::{sync::watch, task::JoinSet};
 /// Epoch of the claim.
 pub(crate) const EPOCH: u64 = 7;
 
-/// What terminals and processes need of their agent. Dropping it removes the directory.
+/// The parts of an agent that terminals and processes use, with a temporary home directory. Dropping
+/// it removes the directory.
 pub(crate) struct ClaimedWorkspace {
     pub(crate) home: TempDir,
     pub(crate) children: Children,

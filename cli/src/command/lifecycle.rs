@@ -176,8 +176,8 @@ async fn change_each(
     for_each(names, context.json(), request, finish, report, to_json).await
 }
 
-/// Requests something of each target, and then waits until each is finished and reports it. A failure
-/// of one target does not stop the others. Returns the exit code.
+/// Sends a request for each target. Then waits for each accepted request and reports its result. A
+/// failure of one target does not stop the others. Returns the exit code.
 async fn for_each<T, A, F>(
     targets: impl IntoIterator<Item = T>,
     json: bool,

@@ -24,16 +24,16 @@ pub(super) struct ConfigValue {
 
 /// A parser of values, and the description of the allowed ones, which completes "give …" in the
 /// message of [`ConfigError::Value`].
-pub(super) struct Format<T>(pub(super) fn(&str) -> Option<T>, pub(super) &'static str);
+pub(super) struct SettingFormat<T>(pub(super) fn(&str) -> Option<T>, pub(super) &'static str);
 
 /// The settings by key, each from the source with the highest precedence. Only lists have more than
 /// one value.
 #[derive(Debug, Default)]
-pub(super) struct Settings(BTreeMap<String, Vec<ConfigValue>>);
+pub(super) struct MergedSettings(BTreeMap<String, Vec<ConfigValue>>);
 
-impl Settings {
-    /// Merges the sources. Fails for an unknown key in the file, and for a value there that is not a
-    /// string, except for the boolean of a switch and a list of strings.
+impl MergedSettings {
+    /// Merges the sources. Fails if the file has an unknown key or a value of a wrong type. Values
+    /// are strings, booleans for switches, or lists of strings for lists.
     pub(super) fn merge(
         args: &ControlArgs,
         env: &dyn Fn(&str) -> Option<String>,
@@ -124,19 +124,24 @@ impl Settings {
     }
 
     /// Parses the value of a setting; `None` if no source has it.
-    pub(super) fn parse<T>(&self, key: &str, format: Format<T>) -> Result<Option<T>, ConfigError> {
+    pub(super) fn parse<T>(&self, key: &str, format: SettingFormat<T>) -> Result<Option<T>, ConfigError> {
         self.value(key).map(|value| value.parse(format)).transpose()
     }
 
     /// Parses the value of a setting, or `default` if no source has it.
-    pub(super) fn parse_or<T>(&self, key: &str, default: &str, format: Format<T>) -> Result<T, ConfigError> {
+    pub(super) fn parse_or<T>(
+        &self,
+        key: &str,
+        default: &str,
+        format: SettingFormat<T>,
+    ) -> Result<T, ConfigError> {
         let default = || ConfigValue { text: default.to_owned(), source: ValueSource::Default };
         self.value(key).cloned().unwrap_or_else(default).parse(format)
     }
 }
 
 impl ConfigValue {
-    pub(super) fn parse<T>(&self, Format(parse, allowed): Format<T>) -> Result<T, ConfigError> {
+    pub(super) fn parse<T>(&self, SettingFormat(parse, allowed): SettingFormat<T>) -> Result<T, ConfigError> {
         parse(&self.text).ok_or_else(|| self.refuse(allowed))
     }
 

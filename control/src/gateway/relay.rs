@@ -98,7 +98,7 @@ pub(crate) struct RelayedRequest {
     answered: oneshot::Receiver<()>,
 }
 
-/// Held with the response. When it is dropped, the request's body ends.
+/// Held with the response. Dropping it aborts the request to the agent, unless its body has ended.
 pub(super) type RequestGuard = oneshot::Sender<()>;
 
 impl RelayedRequest {

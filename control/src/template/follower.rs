@@ -41,11 +41,11 @@ pub type TemplateSpecs = BTreeMap<String, WorkspaceTemplateSpec>;
 type TemplateApi = Api<DeserializeGuard<WorkspaceTemplate>>;
 
 /// The templates of the resources by name.
-type KnownTemplates = BTreeMap<String, KnownTemplate>;
+type FollowedTemplates = BTreeMap<String, FollowedTemplate>;
 
-/// The last usable content of a resource, or the problem of one that was never usable.
+/// The content of a WorkspaceTemplate that workspaces use, or the problem that prevents its use.
 #[derive(Debug, Clone)]
-struct KnownTemplate {
+struct FollowedTemplate {
     /// The last spec that could be parsed.
     spec: Option<WorkspaceTemplateSpec>,
     template: Result<Arc<Template>, InvalidTemplate>,
@@ -56,7 +56,7 @@ pub struct TemplateFollower {
     resources: TemplateApi,
     statuses: Api<WorkspaceTemplate>,
     default: String,
-    known: KnownTemplates,
+    known: FollowedTemplates,
     templates: watch::Sender<Arc<Templates>>,
     specs: watch::Sender<Arc<TemplateSpecs>>,
     leadership: Arc<Leadership>,
@@ -81,9 +81,9 @@ impl TemplateFollower {
         let resources: TemplateApi = Api::namespaced(client.clone(), namespace);
         let statuses = Api::namespaced(client.clone(), namespace);
         let listed = resources.list(&ListParams::default()).await?;
-        let mut known = KnownTemplates::new();
+        let mut known = FollowedTemplates::new();
         for resource in listed {
-            known.insert(resource.name_any(), KnownTemplate::of(&resource, None));
+            known.insert(resource.name_any(), FollowedTemplate::of(&resource, None));
         }
         let (templates, receiver) = watch::channel(Arc::new(usable(&known, default)));
         let (default, specs) = (default.to_owned(), watch::Sender::new(Arc::new(specs(&known))));
@@ -97,7 +97,7 @@ impl TemplateFollower {
 
     /// Follows changes of the templates. Never returns.
     pub async fn run(mut self) {
-        let mut listed = KnownTemplates::new();
+        let mut listed = FollowedTemplates::new();
         // Resources whose status may have to be written, by name.
         let mut unwritten = BTreeMap::new();
         let mut events = watch_all(self.resources.clone(), watcher::Config::default());
@@ -125,7 +125,7 @@ impl TemplateFollower {
     fn apply_event(
         &mut self,
         event: Result<Event<DeserializeGuard<WorkspaceTemplate>>, watcher::Error>,
-        listed: &mut KnownTemplates,
+        listed: &mut FollowedTemplates,
         unwritten: &mut BTreeMap<String, WorkspaceTemplate>,
     ) {
         match event {
@@ -156,14 +156,14 @@ impl TemplateFollower {
         }
     }
 
-    /// Returns what is known of a resource. Adds the resource to `unwritten` if it can be parsed.
+    /// Returns the content to use for a resource. Adds the resource to `unwritten` if it can be parsed.
     fn apply(
         &self,
         resource: DeserializeGuard<WorkspaceTemplate>,
         unwritten: &mut BTreeMap<String, WorkspaceTemplate>,
-    ) -> (String, KnownTemplate) {
+    ) -> (String, FollowedTemplate) {
         let name = resource.name_any();
-        let known = KnownTemplate::of(&resource, self.known.get(&name));
+        let known = FollowedTemplate::of(&resource, self.known.get(&name));
         unwritten.extend(resource.0.ok().map(|resource| (name.clone(), resource)));
         (name, known)
     }
@@ -220,8 +220,8 @@ impl TemplateLookup {
     }
 }
 
-impl KnownTemplate {
-    /// Reads a resource. If it cannot be parsed, `before` stays, which is its previous content. A
+impl FollowedTemplate {
+    /// Reads a resource. If the resource cannot be parsed, its previous content `before` is used. A
     /// resource whose overrides are not valid is not used.
     fn of(resource: &DeserializeGuard<WorkspaceTemplate>, before: Option<&Self>) -> Self {
         let invalid = |problem| Err(InvalidTemplate { file: None, line: None, problem });
@@ -245,12 +245,12 @@ impl KnownTemplate {
     }
 }
 
-fn usable(known: &KnownTemplates, default: &str) -> Templates {
+fn usable(known: &FollowedTemplates, default: &str) -> Templates {
     let known = known.iter().map(|(name, known)| (name.clone(), known.template.clone()));
     Templates { known: known.collect(), default: default.to_owned() }
 }
 
-fn specs(known: &KnownTemplates) -> TemplateSpecs {
+fn specs(known: &FollowedTemplates) -> TemplateSpecs {
     known.iter().filter_map(|(name, known)| Some((name.clone(), known.spec.clone()?))).collect()
 }
 
@@ -341,7 +341,7 @@ mod tests {
             }))
             .unwrap()
         };
-        let (mut listed, mut unwritten) = (KnownTemplates::new(), BTreeMap::new());
+        let (mut listed, mut unwritten) = (FollowedTemplates::new(), BTreeMap::new());
         let mut apply = |event| {
             follower.apply_event(Ok(event), &mut listed, &mut unwritten);
             let (templates, specs) = (templates.borrow(), follower.specs.borrow());
@@ -367,16 +367,16 @@ mod tests {
             }))
             .unwrap()
         };
-        let refused = |known: &KnownTemplate| {
+        let refused = |known: &FollowedTemplate| {
             let known = [("gpu".to_owned(), known.clone())].into();
             usable(&known, "gpu").get("gpu").err().map(|error| error.to_string())
         };
-        let valid = KnownTemplate::of(&resource(json!({})), None);
+        let valid = FollowedTemplate::of(&resource(json!({})), None);
         assert_eq!(refused(&valid), None);
-        let broken = KnownTemplate::of(&resource(json!({"spec": {"hostPID": true}})), Some(&valid));
+        let broken = FollowedTemplate::of(&resource(json!({"spec": {"hostPID": true}})), Some(&valid));
         let error = refused(&broken).unwrap();
         assert!(error.starts_with("template gpu is not valid: podOverrides.spec.hostPID: "), "{error}");
-        let mended = KnownTemplate::of(&resource(json!({"spec": {"hostPID": false}})), Some(&broken));
+        let mended = FollowedTemplate::of(&resource(json!({"spec": {"hostPID": false}})), Some(&broken));
         assert_eq!(refused(&mended), None);
         let unreadable: DeserializeGuard<WorkspaceTemplate> = serde_json::from_value(json!({
             "apiVersion": "podling.dev/v1alpha1", "kind": "WorkspaceTemplate",
@@ -384,10 +384,10 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(
-            refused(&KnownTemplate::of(&unreadable, Some(&mended))),
+            refused(&FollowedTemplate::of(&unreadable, Some(&mended))),
             None,
             "the content before is used"
         );
-        assert!(refused(&KnownTemplate::of(&unreadable, None)).unwrap().contains("cannot be read"));
+        assert!(refused(&FollowedTemplate::of(&unreadable, None)).unwrap().contains("cannot be read"));
     }
 }

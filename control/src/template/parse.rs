@@ -1,5 +1,5 @@
-//! Parses the TOML text of a template. By hand, because the errors of serde name neither the allowed
-//! values nor the line of a value that is valid only with others.
+//! Parses the TOML text of a template. Not with serde, whose errors name neither the allowed values
+//! nor the line of a value that conflicts with another.
 
 use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, time::Duration};
 
@@ -40,7 +40,7 @@ impl TemplateProblem {
 
 /// A table of the text. Problems name one of its keys, and have the line of the key, or of the table
 /// if the key is missing.
-struct Section<'t> {
+struct TemplateTable<'t> {
     text: &'t str,
     table: &'t DeTable<'t>,
     /// Precedes the keys in messages: the key of the table with a dot. Empty for the whole text.
@@ -48,7 +48,7 @@ struct Section<'t> {
     offset: Option<usize>,
 }
 
-impl<'t> Section<'t> {
+impl<'t> TemplateTable<'t> {
     fn problem(&self, key: &str, problem: impl Display) -> TemplateProblem {
         let found = self.table.keys().find(|name| name.get_ref() == key);
         let offset = found.map(|name| name.span().start).or(self.offset);
@@ -67,7 +67,7 @@ impl<'t> Section<'t> {
     }
 
     /// Returns the table below this key; `None` if the key is missing.
-    fn section(&self, key: &str, allowed: &str) -> Result<Option<Self>, TemplateProblem> {
+    fn subtable(&self, key: &str, allowed: &str) -> Result<Option<Self>, TemplateProblem> {
         let Some(value) = self.value(key) else { return Ok(None) };
         let problem = self.problem(key, format!("must be {allowed}"));
         let offset = problem.offset;
@@ -104,22 +104,22 @@ pub(crate) fn template(text: &str) -> Result<Template, TemplateProblem> {
         offset: e.span().map(|span| span.start),
         text: e.message().lines().collect::<Vec<_>>().join(", "),
     })?;
-    let root = Section { text, table: table.get_ref(), prefix: String::new(), offset: None };
+    let root = TemplateTable { text, table: table.get_ref(), prefix: String::new(), offset: None };
     root.check_keys(&KEYS)?;
     let description = root.value("description").map(|value| root.string("description", value.get_ref()));
     Ok(Template {
         description: description.transpose()?.unwrap_or_default(),
         command: command(&root)?,
-        env: root.section("env", "a table of strings")?.map_or(Ok(BTreeMap::new()), |table| env(&table))?,
-        policy: root.section("policy", "a table")?.map_or(Ok(Policy::default()), |table| policy(&table))?,
+        env: root.subtable("env", "a table of strings")?.map_or(Ok(BTreeMap::new()), |table| env(&table))?,
+        policy: root.subtable("policy", "a table")?.map_or(Ok(Policy::default()), |table| policy(&table))?,
         resources: root
-            .section("resources", "a table")?
+            .subtable("resources", "a table")?
             .map_or(Ok(Resources::default()), |table| resources(&table))?,
         storage_bytes: None,
     })
 }
 
-fn command(root: &Section<'_>) -> Result<Vec<String>, TemplateProblem> {
+fn command(root: &TemplateTable<'_>) -> Result<Vec<String>, TemplateProblem> {
     let Some(value) = root.value("command") else { return Ok(Vec::new()) };
     let words = value
         .get_ref()
@@ -133,7 +133,7 @@ fn command(root: &Section<'_>) -> Result<Vec<String>, TemplateProblem> {
     Ok(words)
 }
 
-fn env(table: &Section<'_>) -> Result<BTreeMap<String, String>, TemplateProblem> {
+fn env(table: &TemplateTable<'_>) -> Result<BTreeMap<String, String>, TemplateProblem> {
     let entries = table.table.iter().map(|(key, value)| {
         let key = key.get_ref();
         if key.is_empty() || key.contains(['=', '\0']) {
@@ -145,7 +145,7 @@ fn env(table: &Section<'_>) -> Result<BTreeMap<String, String>, TemplateProblem>
     entries.collect()
 }
 
-fn policy(table: &Section<'_>) -> Result<Policy, TemplateProblem> {
+fn policy(table: &TemplateTable<'_>) -> Result<Policy, TemplateProblem> {
     table.check_keys(&[Policy::DURATIONS, &[MAX_AWAKE]].concat())?;
     let allowed = format!("{DURATION}, from \"1s\" to \"365d\"");
     let time = |text: &str| duration(text).filter(|time| TIMES.contains(time));
@@ -157,7 +157,7 @@ fn policy(table: &Section<'_>) -> Result<Policy, TemplateProblem> {
     Policy::default().requested(&own).map_err(|error| table.problem("warning", error))
 }
 
-fn resources(table: &Section<'_>) -> Result<Resources, TemplateProblem> {
+fn resources(table: &TemplateTable<'_>) -> Result<Resources, TemplateProblem> {
     table.check_keys(&RESOURCE_KEYS)?;
     let default = Resources::default();
     let cpu_millis = table.parse("cpu", quantity::cores, quantity::CORES)?.unwrap_or(default.cpu_millis);

@@ -60,7 +60,7 @@ impl TerminalConnection {
         let mut terminals = if wakes { client.terminals() } else { client.without_waking().terminals() };
         let opening = async move { terminals.attach(ReceiverStream::new(rx)).await };
         let responses = opening.map_ok(Response::into_inner).try_flatten_stream();
-        let end = ready(Err(Status::unavailable("the stream ended before the terminal")));
+        let end = ready(Err(Status::unavailable("the stream ended, but the terminal has not")));
         let events = responses.chain(stream::once(end)).map(|response| match response {
             Ok(response) => ConnectionEvent::Response(response),
             Err(status) => ConnectionEvent::Ended(status),

@@ -148,8 +148,8 @@ impl ScreenWriter {
         Ok(())
     }
 
-    /// Draws the notice in the top right corner, or removes it if it is `None`. Waits for a later call
-    /// while output is queued, or the output is inside a sequence.
+    /// Draws the notice in the top right corner, or removes it if it is `None`. Does nothing while
+    /// output is queued or inside an escape sequence; a later call then draws it.
     pub fn draw_notice(&mut self, notice: Option<String>) {
         let drawn_notice = self.drawn_notice.as_ref().map(|drawn_notice| &drawn_notice.text);
         if drawn_notice == notice.as_ref() || self.is_behind() {

@@ -60,8 +60,7 @@ struct KeyboardStack {
     base: bool,
 }
 
-/// A setting that one sequence restores: its place in the order in which settings are restored, and
-/// the sequence.
+/// The sequence that restores a setting, after its rank. Lower ranks are restored first.
 type RestoreSequence = (u8, &'static str);
 
 /// Ends the mode in which the terminal sends all that it receives to a printer. Until then, a printer
