@@ -80,7 +80,7 @@ pub async fn handle_termination_signals(shutdown: ShutdownHandle) -> io::Result<
 /// KILL for at most [`KILL_TIMEOUT`], because a killed process may leave children that it started
 /// meanwhile. A concurrent task must reap the children of this process.
 pub async fn end_all(grace: Duration) -> io::Result<()> {
-    let started = Instant::now();
+    let (started, mut kill_since) = (Instant::now(), None);
     for signal in [Signal::HUP, Signal::TERM, Signal::CONT] {
         signal_all(&live_descendants().await?, signal);
     }
@@ -89,13 +89,16 @@ pub async fn end_all(grace: Duration) -> io::Result<()> {
         if left.is_empty() {
             return Ok(());
         }
-        if started.elapsed() >= grace + KILL_TIMEOUT {
-            let left: Vec<_> = left.iter().map(|p| format!("{} ({})", p.name, p.pid)).collect();
-            tracing::warn!(?left, "processes survived SIGKILL");
-            return Ok(());
-        }
         if started.elapsed() >= grace {
+            // Counted from the first KILL, because this process may stall across the end of the
+            // grace.
+            let since = *kill_since.get_or_insert_with(Instant::now);
             signal_all(&left, Signal::KILL);
+            if since.elapsed() >= KILL_TIMEOUT {
+                let left: Vec<_> = left.iter().map(|p| format!("{} ({})", p.name, p.pid)).collect();
+                tracing::warn!(?left, "processes survived SIGKILL");
+                return Ok(());
+            }
         }
         sleep(POLL_INTERVAL).await;
     }
