@@ -109,9 +109,9 @@ impl EndOfDirectory {
             && let Some((before, locator)) = before.split_last_chunk::<LOCATOR64_LEN>()
             && u32_at(locator, 0) == LOCATOR64_SIGNATURE
         {
-            behind -= MIN_TAIL_BYTES - END_LEN as u64;
             let misplaced = ZipError::Damaged("its zip64 end record is not where its locator says");
             let Some((_, record)) = before.split_last_chunk::<END64_LEN>() else { return Err(misplaced) };
+            behind -= MIN_TAIL_BYTES - END_LEN as u64;
             let is_record = u32_at(record, 0) == END64_SIGNATURE
                 && u64_at(record, 4) == END64_LEN as u64 - 12
                 && u64_at(locator, 8) == behind;
@@ -492,6 +492,14 @@ mod tests {
         assert_eq!(read(&tail, size + 1), None);
         tail[24] ^= 1;
         assert_eq!(read(&tail, size), None, "two counts of the entries");
+    }
+
+    #[test]
+    fn locator_without_room_for_its_record_is_rejected() {
+        let mut tail = LOCATOR64_SIGNATURE.to_le_bytes().to_vec();
+        tail.extend([0; LOCATOR64_LEN - 4]);
+        tail.extend(end(u16::MAX, 0, 0));
+        assert!(EndOfDirectory::parse(&tail, tail.len() as u64).is_err());
     }
 
     #[test]
