@@ -80,6 +80,9 @@ pub struct EndOfDirectory {
     pub entries: u64,
     /// Length of the comment at the end of the zip, in bytes.
     pub comment_bytes: u16,
+    /// Whether a value equals the marker of zip64 although the zip has no zip64 records. Such a
+    /// value is taken literally.
+    pub lacks_zip64: bool,
 }
 
 impl EndOfDirectory {
@@ -104,14 +107,15 @@ impl EndOfDirectory {
         }
         let (mut entries, mut length, mut start) = (all.into(), short_length.into(), short_start.into());
         let mut behind = begin + at as u64;
-        let marked = all == ZIP64_MARKER16 || short_length == ZIP64_MARKER32 || short_start == ZIP64_MARKER32;
-        if marked
+        let mut lacks_zip64 = all == ZIP64_MARKER16 || short_length == ZIP64_MARKER32 || short_start == ZIP64_MARKER32;
+        if lacks_zip64
             && let Some((before, locator)) = before.split_last_chunk::<LOCATOR64_LEN>()
             && u32_at(locator, 0) == LOCATOR64_SIGNATURE
         {
             let misplaced = ZipError::Damaged("its zip64 end record is not where its locator says");
             let Some((_, record)) = before.split_last_chunk::<END64_LEN>() else { return Err(misplaced) };
             behind -= MIN_TAIL_BYTES - END_LEN as u64;
+            lacks_zip64 = false;
             let is_record = u32_at(record, 0) == END64_SIGNATURE
                 && u64_at(record, 4) == END64_LEN as u64 - 12
                 && u64_at(locator, 8) == behind;
@@ -134,7 +138,7 @@ impl EndOfDirectory {
         if start.checked_add(length) != Some(behind) {
             return Err(ZipError::Damaged("its central directory is not where its end record says"));
         }
-        Ok(Self { directory: start..behind, entries, comment_bytes: u16_at(end, 20) })
+        Ok(Self { directory: start..behind, entries, comment_bytes: u16_at(end, 20), lacks_zip64 })
     }
 }
 
@@ -461,7 +465,7 @@ mod tests {
     }
 
     fn found(directory: Range<u64>, entries: u64) -> Option<EndOfDirectory> {
-        Some(EndOfDirectory { directory, entries, comment_bytes: 0 })
+        Some(EndOfDirectory { directory, entries, comment_bytes: 0, lacks_zip64: false })
     }
 
     #[test]
@@ -470,6 +474,12 @@ mod tests {
         assert_eq!(read(&end(2, 50, 100), 172), found(100..150, 2));
         assert_eq!(read(&end(2, 50, 100), 173), None, "a byte that belongs to no record");
         assert_eq!(read(&end(2, 50, 100), 171), None);
+    }
+
+    #[test]
+    fn marker_without_zip64_is_read_and_reported() {
+        let read = EndOfDirectory::parse(&end(u16::MAX, 50, 100), 172).ok();
+        assert_eq!(read, found(100..150, 65_535).map(|end| EndOfDirectory { lacks_zip64: true, ..end }));
     }
 
     #[test]

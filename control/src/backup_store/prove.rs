@@ -84,7 +84,7 @@ pub(super) async fn prove(
     }
     let tail = location.range(&zip, size.saturating_sub(MIN_TAIL_BYTES)..size).await?;
     let end = match EndOfDirectory::parse(&tail, size) {
-        Ok(end) if end.comment_bytes == 0 => end,
+        Ok(end) if end.comment_bytes == 0 && !end.lacks_zip64 => end,
         _ => return Err(damaged("the end of the zip is not valid".to_owned())),
     };
     let ranged = |object: &str, at, end| {

@@ -156,7 +156,7 @@ async fn agent_that_sends_only_progress_times_out() {
 async fn ambiguous_zip_is_damaged() {
     const CENTRAL: &[u8] = b"PK\x01\x02";
     const LOCAL: &[u8] = b"PK\x03\x04";
-    let cases: [(&str, bool, Corruption<Vec<u8>>); 10] = [
+    let cases: [(&str, bool, Corruption<Vec<u8>>); 11] = [
         ("its local header contradicts", false, |zip| {
             let at = find(zip, b"notes.txt")[0];
             zip[at] = b'N';
@@ -183,6 +183,11 @@ async fn ambiguous_zip_is_damaged() {
         }),
         ("end of the zip is not valid", false, |zip| zip.extend(b"trailer")),
         ("end of the zip is not valid", false, |zip| zip.splice(0..0, *b"#!/bin/sh\n").for_each(drop)),
+        ("end of the zip is not valid", false, |zip| {
+            // The marker of zip64 records, which the zip does not have.
+            let end = zip.len() - 22;
+            zip[end + 8..end + 12].fill(0xff);
+        }),
         ("its count is wrong", false, |zip| {
             let end = zip.len() - 22;
             zip[end + 8] += 1;
