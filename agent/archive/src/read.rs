@@ -302,7 +302,12 @@ impl EntryReader {
         // With a data descriptor, the local header may omit sizes and checksum.
         let streamed = central.flags & FLAG_STREAMED != 0;
         if widen(&rest[name..], [&mut size, &mut compressed_size]).is_err() && streamed {
-            (size, compressed_size) = (0, 0);
+            // Only a marker without its value says nothing.
+            for omitted in [&mut size, &mut compressed_size] {
+                if *omitted == u64::from(ZIP64_MARKER32) {
+                    *omitted = 0;
+                }
+            }
         }
         let same = |here: u64, there: u64| here == there || (streamed && here == 0);
         let agrees = u16_at(&head, 6) == central.flags
@@ -538,6 +543,22 @@ mod tests {
             assert!(matches!(check(&local), Err(ZipError::Damaged(CONTRADICTION))), "byte {at}");
             local[at] ^= 1;
         }
+    }
+
+    #[test]
+    fn marker_does_not_excuse_other_wrong_local_size() {
+        let mut member = ZipMember::new(b"a", MemberKind::File, 0o644, (9, 9)).streamed(7);
+        let mut local = member.local_header();
+        member.add_block(&crc32fast::Hasher::new(), 7, 9);
+        let central = member.central_header(0);
+        let central = CentralHeader::read(&mut &central[..]).unwrap().unwrap();
+        let mut check = |compressed_size: u32, size: u32| {
+            local[18..22].copy_from_slice(&compressed_size.to_le_bytes());
+            local[22..26].copy_from_slice(&size.to_le_bytes());
+            EntryReader::default().local_header(&mut &local[..], &central).is_ok()
+        };
+        assert!(check(ZIP64_MARKER32, 7) && check(9, ZIP64_MARKER32) && check(ZIP64_MARKER32, 0));
+        assert!(!check(ZIP64_MARKER32, 8) && !check(8, ZIP64_MARKER32));
     }
 
     proptest! {
