@@ -20,6 +20,8 @@ pub const LOCAL_LEN: usize = 30;
 /// Length of the fixed part of a header in the central directory, in bytes.
 pub const CENTRAL_LEN: usize = 46;
 const END_LEN: usize = 22;
+/// Length of the id and the length before the value of an extra field, in bytes.
+const FIELD_HEAD_LEN: usize = 4;
 /// Maximum bytes of the comment at the end of a zip.
 const MAX_COMMENT_BYTES: usize = 65_535;
 /// Bytes of all end records of a zip without a comment.
@@ -166,6 +168,8 @@ pub struct CentralHeader {
     pub hard_link: bool,
     /// Whether the entry has a comment or lies in another volume.
     pub is_unusual: bool,
+    /// Whether the last extra field is cut short and therefore ignored.
+    pub has_cut_extra_field: bool,
     /// Length of the header in the central directory, in bytes.
     pub length: u64,
 }
@@ -206,6 +210,7 @@ impl CentralHeader {
             modified: None,
             hard_link: false,
             is_unusual: comment != 0 || volume != 0,
+            has_cut_extra_field: false,
             length,
         };
         header.apply_extra_fields(&extra)?;
@@ -215,7 +220,9 @@ impl CentralHeader {
     /// Applies the extra fields, which hold 64-bit sizes and finer times.
     fn apply_extra_fields(&mut self, extra: &[u8]) -> Result<(), ZipError> {
         widen(extra, [&mut self.size, &mut self.compressed_size, &mut self.offset])?;
+        let mut rest = extra.len();
         for (id, value) in extra_fields(extra) {
+            rest -= FIELD_HEAD_LEN + value.len();
             match id {
                 // Bit 0: the field has a modification time.
                 FIELD_TIMES if value.len() >= 5 && value[0] & 1 != 0 && self.modified.is_none() => {
@@ -228,6 +235,8 @@ impl CentralHeader {
                 _ => {}
             }
         }
+        // Fewer bytes are padding, with which some tools align content.
+        self.has_cut_extra_field = rest >= FIELD_HEAD_LEN;
         Ok(())
     }
 }
@@ -244,7 +253,7 @@ pub struct LocalHeader {
 /// Splits the extra fields of a header into ids and values. Ends before a field that is cut short.
 fn extra_fields(mut extra: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
-        let (head, rest) = extra.split_first_chunk::<4>()?;
+        let (head, rest) = extra.split_first_chunk::<FIELD_HEAD_LEN>()?;
         let (value, after) = rest.split_at_checked(u16_at(head, 2).into())?;
         extra = after;
         Some((u16_at(head, 0), value))

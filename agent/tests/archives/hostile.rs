@@ -233,6 +233,17 @@ async fn contradicting_headers_are_rejected() {
 }
 
 #[tokio::test]
+async fn extra_field_that_is_cut_short_is_rejected() {
+    let with_extra = |extra: &[u8]| CraftedEntry { extra: extra.to_vec(), ..file("a") };
+    let cut = "its extra fields are cut short";
+    for extra in [&[1, 2, 3, 0, 9, 9][..], &[1, 2, 0, 0, 1, 2, 1, 0]] {
+        refuses(&[with_extra(extra)], "a", cut).await;
+    }
+    let padded = zip(&[with_extra(&[1, 2, 0, 0, 0, 0, 0])]);
+    assert!(ArchiveFixture::new().extract(&padded, "into").await.is_ok(), "padding is no field");
+}
+
+#[tokio::test]
 async fn malformed_zip_is_rejected() {
     let good = zip(&[file("a"), file("b")]);
     let (none, moved) = (

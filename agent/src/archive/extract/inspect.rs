@@ -319,6 +319,9 @@ impl CheckedEntry {
         if let Some(cause) = name_problem(name, header.system) {
             return refuse(cause);
         }
+        if header.has_cut_extra_field {
+            return refuse("its extra fields are cut short");
+        }
         if header.flags & FLAGS_ENCRYPTED != 0 {
             return refuse("it is encrypted");
         }
