@@ -50,9 +50,9 @@ impl ProcStat {
 
     /// Reads all visible processes by ascending process id, each when the iterator reaches it.
     /// Blocks for about 10 µs per process. An error of one process usually means that it has ended.
+    /// Fails if the list of processes cannot be read to its end.
     pub fn all() -> io::Result<impl Iterator<Item = io::Result<Self>>> {
-        let pid = |entry: DirEntry| entry.file_name().to_str()?.parse().ok();
-        let mut pids: Vec<u32> = fs::read_dir("/proc")?.flatten().filter_map(pid).collect();
+        let mut pids = process_ids(fs::read_dir("/proc")?)?;
         pids.sort_unstable();
         Ok(pids.into_iter().map(Self::read))
     }
@@ -88,6 +88,12 @@ impl ProcStat {
             has_ended: is_dead,
         })
     }
+}
+
+/// Returns the process ids among the entries of /proc.
+fn process_ids(entries: impl Iterator<Item = io::Result<DirEntry>>) -> io::Result<Vec<u32>> {
+    let pid = |entry: DirEntry| entry.file_name().to_str()?.parse().ok();
+    entries.filter_map(|entry| entry.map(pid).transpose()).collect()
 }
 
 /// Path of a Unix socket through a descriptor of its directory, because a socket address holds only
@@ -143,6 +149,13 @@ mod tests {
         let has_ended = |stat: String| ProcStat::parse(&stat).expect("readable").has_ended;
         assert!(!has_ended(stat('S', 1)) && !has_ended(stat('Z', 2)));
         assert!(has_ended(stat('Z', 1)) && has_ended(stat('X', 0)));
+    }
+
+    #[test]
+    fn list_of_processes_that_breaks_off_is_an_error() {
+        let broken = std::iter::once_with(|| Err(io::ErrorKind::OutOfMemory.into()));
+        let ids = process_ids(fs::read_dir("/proc").expect("/proc").chain(broken));
+        assert_eq!(ids.map_err(|error| error.kind()), Err(io::ErrorKind::OutOfMemory));
     }
 
     #[test]
