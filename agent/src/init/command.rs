@@ -65,6 +65,7 @@ const MAX_LINE_CHARS: usize = 200;
 /// Time that the last output may take to arrive after the command has ended. Background processes
 /// of the command can keep its output open for longer.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
+const BEL: u8 = 0x07;
 /// Bytes that are read at once.
 const READ_BYTES: usize = 16 * 1024;
 
@@ -256,6 +257,12 @@ impl TailLines {
                 }
                 continue;
             }
+            // Terminals end only titles by BEL. Here it ends any string, because a string without
+            // its end would hide all further output.
+            if byte == BEL && open.scanner.is_in_string() {
+                open.scanner = EscapeScanner::default();
+                continue;
+            }
             let was_text = open.scanner.is_ground();
             open.scanner.scan(&[byte], |_, _| {});
             if was_text && open.scanner.is_ground() {
@@ -318,6 +325,7 @@ mod tests {
         );
         assert_eq!(tail(&[(0, "10 %\r50 %\r100 %\n")]), ["100 %"], "a progress bar");
         assert_eq!(tail(&[(0, "\x1b]0;title\x07x\x1b]0;a\x1b\\y\x1b(Bz\n")]), ["xyz"], "a title is no text");
+        assert_eq!(tail(&[(0, "\x1b_a\nb\x07one\n\x1bPq\x07two\n")]), ["one", "two"], "BEL ends any string");
         let many: String = (0..100).map(|n| format!("line {n}\n")).collect();
         let lines = tail(&[(0, &many)]);
         assert_eq!((lines.len(), lines[0].as_str(), lines[19].as_str()), (20, "line 80", "line 99"));
