@@ -109,7 +109,8 @@ impl EndOfDirectory {
         }
         let (mut entries, mut length, mut start) = (all.into(), short_length.into(), short_start.into());
         let mut behind = begin + at as u64;
-        let mut lacks_zip64 = all == ZIP64_MARKER16 || short_length == ZIP64_MARKER32 || short_start == ZIP64_MARKER32;
+        let mut lacks_zip64 =
+            all == ZIP64_MARKER16 || short_length == ZIP64_MARKER32 || short_start == ZIP64_MARKER32;
         if lacks_zip64
             && let Some((before, locator)) = before.split_last_chunk::<LOCATOR64_LEN>()
             && u32_at(locator, 0) == LOCATOR64_SIGNATURE

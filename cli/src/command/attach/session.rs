@@ -81,6 +81,9 @@ pub struct AttachSession {
     acked: u64,
     /// New size of the local terminal that was not sent to the agent yet.
     resize: Option<Size>,
+    /// Whether a new size was sent, and nothing was received since. It is lost if the stream failed
+    /// to open.
+    resize_unconfirmed: bool,
     /// Whether a stream has ever started. Before that, a missing terminal is a user's error. After
     /// that, it means that the agent was restarted.
     has_started: bool,
@@ -124,6 +127,7 @@ impl AttachSession {
             acked: 0,
             // Attaching claims the terminal's size.
             resize: screen::size(),
+            resize_unconfirmed: false,
             has_started: false,
             leaving: None,
             key,
@@ -260,6 +264,9 @@ const HOLD_RETRY: Duration = Duration::from_millis(250);
 
 impl AttachSession {
     fn handle_event(&mut self, event: ConnectionEvent) -> Result<(), CommandFailure> {
+        if matches!(event, ConnectionEvent::Response(_)) {
+            self.resize_unconfirmed = false;
+        }
         match event {
             ConnectionEvent::Retry => self.open(self.sleep_overlay.may_wake(self.has_started)),
             ConnectionEvent::Response(AttachResponse { response: Some(response) }) => match response {
@@ -277,6 +284,10 @@ impl AttachSession {
     }
 
     fn handle_end(&mut self, status: Status) -> Result<(), CommandFailure> {
+        if std::mem::take(&mut self.resize_unconfirmed) {
+            // The size is part of every open request, but only a resize claims it.
+            self.resize = screen::size();
+        }
         if self.leaving.is_none()
             && error::reason(&status) == Some(Reason::NotAwake)
             && !is_retryable(&status)
@@ -413,6 +424,7 @@ impl AttachSession {
 
     fn next_request(&mut self) -> AttachRequest {
         let request = if let Some(size) = self.resize.take() {
+            self.resize_unconfirmed = true;
             Request::Resize(Resize { size: Some(size), take_ownership: true })
         } else if self.ack_due() {
             self.acked = self.screen.written();
