@@ -557,7 +557,7 @@ mod tests {
 
     #[test]
     fn marker_does_not_excuse_other_wrong_local_size() {
-        let mut member = ZipMember::new(b"a", MemberKind::File, 0o644, (9, 9)).streamed(7);
+        let mut member = ZipMember::new(b"a", ZipEntryKind::File, 0o644, (9, 9)).streamed(7);
         let mut local = member.local_header();
         member.add_block(&crc32fast::Hasher::new(), 7, 9);
         let central = member.central_header(0);
@@ -565,7 +565,7 @@ mod tests {
         let mut check = |compressed_size: u32, size: u32| {
             local[18..22].copy_from_slice(&compressed_size.to_le_bytes());
             local[22..26].copy_from_slice(&size.to_le_bytes());
-            EntryReader::default().local_header(&mut &local[..], &central).is_ok()
+            EntryReader::default().read_local_header(&mut &local[..], &central).is_ok()
         };
         assert!(check(ZIP64_MARKER32, 7) && check(9, ZIP64_MARKER32) && check(ZIP64_MARKER32, 0));
         assert!(!check(ZIP64_MARKER32, 8) && !check(8, ZIP64_MARKER32));
