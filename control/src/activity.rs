@@ -11,7 +11,7 @@ use podling_proto::agent::v1::{ActivityLevel, ActivityState};
 
 /// The last activity report of a workspace's agent, as decisions use it.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Activity {
+pub struct ReportedActivity {
     pub level: ActivityLevel,
     /// Idle time that the agent has counted.
     pub counted_idle: Duration,
@@ -22,7 +22,7 @@ pub struct Activity {
     pub details: ActivityState,
 }
 
-impl Activity {
+impl ReportedActivity {
     /// Returns whether the workspace is in use. An unknown level counts neither as use nor as idle.
     pub fn use_state(&self) -> UseState {
         match self.level.in_use() {

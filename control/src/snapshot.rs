@@ -18,7 +18,7 @@ use podling_core::{
 use tokio::{sync::watch, time::Instant};
 
 pub use crate::agent_address::{AgentAddress, BadFingerprint, Fingerprint};
-use crate::{activity::Activity, agent_address::InstanceId, progress::TransferProgress};
+use crate::{activity::ReportedActivity, agent_address::InstanceId, progress::TransferProgress};
 
 /// Receives new snapshots. A slow receiver sees only the newest one.
 pub type SnapshotReceiver = watch::Receiver<Arc<Snapshot>>;
@@ -71,7 +71,7 @@ pub struct WorkspaceView {
     pub since: Timestamp,
     pub connection: AgentConnection,
     /// Activity from the last heartbeat.
-    pub activity: Option<Arc<Activity>>,
+    pub activity: Option<Arc<ReportedActivity>>,
     /// The claimed agent of the current epoch. Stays while its connection is lost, until the agent
     /// has ended.
     pub agent: Option<Arc<AgentView>>,

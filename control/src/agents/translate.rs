@@ -16,7 +16,7 @@ use podling_proto::{
 use tokio::sync::mpsc;
 
 use crate::{
-    activity::Activity,
+    activity::ReportedActivity,
     backend::{InstanceId, ReportedProcess},
     driver::{
         AgentDirective, AgentHello, ClaimContent, ConnectionId, DirectiveAnswer, DirectiveId, SleepStep,
@@ -97,9 +97,9 @@ pub(super) fn hello(
 }
 
 /// Translates an activity report. Truncates its texts and lists, and replaces unknown enum values.
-pub(super) fn activity(report: ActivityState) -> Activity {
+pub(super) fn activity(report: ActivityState) -> ReportedActivity {
     let counted_idle = report.counted_idle.and_then(|counted| Duration::try_from(counted).ok());
-    Activity {
+    ReportedActivity {
         level: report.level(),
         counted_idle: counted_idle.unwrap_or_default(),
         at: report.at.as_ref().and_then(millis),

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::DriverError;
 use crate::{
-    activity::Activity,
+    activity::ReportedActivity,
     backend::InstanceId,
     progress::TransferProgress,
     snapshot::{Fingerprint, SnapshotReceiver, WorkspaceView},
@@ -351,7 +351,7 @@ pub struct DirectiveAnswer {
     pub directive: DirectiveId,
     pub result: Result<(), Failure>,
     /// The agent's activity, if the answer includes it.
-    pub activity: Option<Arc<Activity>>,
+    pub activity: Option<Arc<ReportedActivity>>,
 }
 
 /// A heartbeat of an agent. The API has limited its size.
@@ -360,7 +360,7 @@ pub struct Heartbeat {
     /// The workspace that the agent's credential proves.
     pub workspace: WorkspaceId,
     pub connection: ConnectionId,
-    pub activity: Arc<Activity>,
+    pub activity: Arc<ReportedActivity>,
     /// Receives `()` once the heartbeat was handled. Only then may it be acknowledged. Dropped if
     /// the agent is not claimed.
     pub accepted: oneshot::Sender<()>,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podling_control::{activity::Activity, backend::Observation, driver::ConnectionId};
+use podling_control::{activity::ReportedActivity, backend::Observation, driver::ConnectionId};
 use podling_core::reason::{NextStep, StateReason};
 use podling_core::workspace::{AgentConnection, State};
 use podling_proto::agent::v1::{ActivityLevel, ActivityState, CommandFailure};
@@ -109,7 +109,9 @@ async fn text_of_failing_command_changes_at_most_every_10_s() {
     let report = async |detail: Option<&str>| {
         let failure = |detail: &str| CommandFailure { detail: detail.into(), ..Default::default() };
         let details = ActivityState { command_failure: detail.map(failure), ..Default::default() };
-        assert!(control.send_activity(&id, 1, Activity { details, ..Activity::default() }).await);
+        assert!(
+            control.send_activity(&id, 1, ReportedActivity { details, ..ReportedActivity::default() }).await
+        );
         // Answered once the record is durable, so the view shows what was stored.
         control.handle.wake(id.clone()).await.unwrap().reason.clone()
     };

@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use podling_control::{
-    activity::Activity,
+    activity::ReportedActivity,
     driver::{
         AgentDirective, AgentHello, ConnectionId, DirectiveAnswer, DirectiveId, Driver, DriverHandle,
         Heartbeat, NewWorkspace, SleepStep,
@@ -169,12 +169,17 @@ impl TestControlPlane {
         level: ActivityLevel,
         counted: Duration,
     ) -> bool {
-        let activity = Activity { level, counted_idle: counted, ..Activity::default() };
+        let activity = ReportedActivity { level, counted_idle: counted, ..ReportedActivity::default() };
         self.send_activity(id, connection, activity).await
     }
 
     /// Sends a heartbeat with this activity. Returns whether it was accepted.
-    pub(crate) async fn send_activity(&self, id: &WorkspaceId, connection: u64, activity: Activity) -> bool {
+    pub(crate) async fn send_activity(
+        &self,
+        id: &WorkspaceId,
+        connection: u64,
+        activity: ReportedActivity,
+    ) -> bool {
         let (accepted, was_accepted) = oneshot::channel();
         let heartbeat = Heartbeat {
             workspace: id.clone(),

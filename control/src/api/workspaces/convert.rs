@@ -19,7 +19,7 @@ use podling_proto::{
 };
 
 use crate::{
-    activity::Activity,
+    activity::ReportedActivity,
     driver::NewWorkspace,
     principal::Principal,
     progress,
@@ -244,7 +244,7 @@ pub(in crate::api) fn workspace(view: &WorkspaceView) -> Workspace {
     }
 }
 
-fn activity(activity: &Activity) -> ActivityState {
+fn activity(activity: &ReportedActivity) -> ActivityState {
     ActivityState {
         level: activity.level.into(),
         counted_idle: reasons::span(activity.counted_idle),

@@ -15,7 +15,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::WorkspaceEntry;
 use crate::{
-    activity::Activity,
+    activity::ReportedActivity,
     clock,
     driver::{
         AgentDirective, AgentHello, ClaimContent, ConnectionId, DirectiveAnswer, DirectiveId, Heartbeat,
@@ -54,7 +54,7 @@ pub(super) struct AgentSessions {
     /// The spec in the last claim that the agent was sent.
     claimed_spec: Option<Arc<Spec>>,
     /// The activity that the agent reported last.
-    activity: Option<Arc<Activity>>,
+    activity: Option<Arc<ReportedActivity>>,
     /// When a failure of the workspace's command was recorded last.
     command_failed_at: Option<Instant>,
     /// Time of the sleep in the last warning that the agent was sent.
@@ -114,7 +114,7 @@ impl WorkspaceEntry {
     }
 
     /// Records the activity that the agent has reported.
-    fn take_activity(&mut self, activity: Arc<Activity>) {
+    fn take_activity(&mut self, activity: Arc<ReportedActivity>) {
         self.observed.use_reported(activity.use_state());
         self.take_command_health(activity.command_health());
         self.sessions.activity = Some(activity);
@@ -411,7 +411,7 @@ impl AgentSessions {
     }
 
     /// Returns the activity that the agent reported last.
-    pub(super) fn activity(&self) -> Option<&Arc<Activity>> {
+    pub(super) fn activity(&self) -> Option<&Arc<ReportedActivity>> {
         self.activity.as_ref()
     }
 

@@ -14,7 +14,7 @@ use podling_proto::{agent::v1::ActivityLevel, text};
 
 use super::status::{ConditionType, ConditionValue, camel_case, time, word};
 use crate::{
-    activity::Activity,
+    activity::ReportedActivity,
     kubernetes::{
         NextStepStatus, VolumeClaimPhase, VolumeClaimState, VolumeClaims, WorkspaceStatus,
         objects::claim_missing_error,
@@ -334,7 +334,7 @@ impl Resized {
 
 /// Returns the start of the idle time. It is computed from the time of the last heartbeat, so that
 /// every call returns the same time until the next heartbeat.
-fn idle_since(activity: &Activity, now: Timestamp) -> Timestamp {
+fn idle_since(activity: &ReportedActivity, now: Timestamp) -> Timestamp {
     // The clock of an agent may be wrong.
     let heartbeat_at = activity.at.filter(|at| *at <= now).unwrap_or(now);
     before(heartbeat_at, activity.counted_idle)

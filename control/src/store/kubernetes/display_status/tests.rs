@@ -131,11 +131,11 @@ fn displayed_time_ignores_small_changes() {
 fn idle_since_depends_on_the_heartbeat_alone() {
     let at = |seconds: u64| Some(Timestamp(seconds * 1000 + 500));
     let counted_idle = Duration::from_secs(60);
-    let heartbeat = Activity { counted_idle, at: at(1000), ..Activity::default() };
+    let heartbeat = ReportedActivity { counted_idle, at: at(1000), ..ReportedActivity::default() };
     for read_at in [1_000_500, 1_014_000, 1_300_000] {
         assert_eq!(idle_since(&heartbeat, Timestamp(read_at)), Timestamp(940_500));
     }
-    let ahead = Activity { at: at(9000), ..heartbeat };
+    let ahead = ReportedActivity { at: at(9000), ..heartbeat };
     assert_eq!(
         idle_since(&ahead, Timestamp(1_000_000)),
         Timestamp(940_000),
