@@ -249,6 +249,7 @@ mod tests {
     use podling_proto::agent::v1::{
         ActivityLevel, CommandFailure, CommandFailureKind, Evidence, Lease, SleepCause, SleepWarning,
     };
+    use prost::Message as _;
 
     use super::*;
 
@@ -285,6 +286,16 @@ mod tests {
         ] {
             assert!(translated(bad.clone()).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn claims_of_other_releases_can_be_decoded() {
+        let policy = reasons::policy(&podling_core::policy::Policy::default());
+        let claim = Claim { policy: Some(policy), ..Claim::default() };
+        assert_eq!(claim.encode_to_vec()[0] >> 3, 10, "earlier agents read another type from field 3");
+        // Field 3 with the `double cpu_cores = 7` of the former type.
+        let former = [&[3 << 3 | 2, 9, 7 << 3 | 1][..], &0.05_f64.to_le_bytes()].concat();
+        assert_eq!(Claim::decode(&former[..]), Ok(Claim::default()));
     }
 
     #[test]
