@@ -222,7 +222,8 @@ fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
 
 fn millis(at: &prost_types::Timestamp) -> Option<Timestamp> {
     let seconds = u64::try_from(at.seconds).ok()?;
-    Some(Timestamp(seconds.saturating_mul(1000) + u64::try_from(at.nanos).ok()? / 1_000_000))
+    let nanos = u64::try_from(at.nanos).ok()?;
+    Some(Timestamp(seconds.saturating_mul(1000).saturating_add(nanos / 1_000_000)))
 }
 
 fn message(message: Message) -> ControlMessage {
@@ -296,6 +297,14 @@ mod tests {
         // Field 3 with the `double cpu_cores = 7` of the former type.
         let former = [&[3 << 3 | 2, 9, 7 << 3 | 1][..], &0.05_f64.to_le_bytes()].concat();
         assert_eq!(Claim::decode(&former[..]), Ok(Claim::default()));
+    }
+
+    #[test]
+    fn time_of_heartbeat_saturates() {
+        let millis_of = |seconds, nanos| millis(&prost_types::Timestamp { seconds, nanos });
+        assert_eq!(millis_of(2, 3_000_000), Some(Timestamp(2003)));
+        assert_eq!(millis_of(i64::MAX, 999_999_999), Some(Timestamp(u64::MAX)));
+        assert_eq!((millis_of(-1, 0), millis_of(0, -1)), (None, None));
     }
 
     #[test]
