@@ -1,7 +1,7 @@
 //! Parses the TOML text of a template. Not with serde, whose errors name neither the allowed values
 //! nor the line of a value that conflicts with another.
 
-use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, fmt::Display, ops::RangeInclusive, time::Duration};
 
 use podling_core::{
     policy::{Policy, PolicyOverrides},
@@ -52,13 +52,14 @@ impl<'t> TemplateTable<'t> {
     fn problem(&self, key: &str, problem: impl Display) -> TemplateProblem {
         let found = self.table.keys().find(|name| name.get_ref() == key);
         let offset = found.map(|name| name.span().start).or(self.offset);
-        TemplateProblem { offset, text: format!("{}{key} {problem}", self.prefix) }
+        TemplateProblem { offset, text: format!("{}{} {problem}", self.prefix, shown_key(key)) }
     }
 
     fn check_keys(&self, keys: &[&str]) -> Result<(), TemplateProblem> {
         let mut names = self.table.keys().map(|name| name.get_ref().as_ref());
         let Some(key) = names.find(|key| !keys.contains(key)) else { return Ok(()) };
-        let text = format!("unknown key {}{key}; the keys are {}", self.prefix, keys.join(", "));
+        let (prefix, shown) = (&self.prefix, shown_key(key));
+        let text = format!("unknown key {prefix}{shown}; the keys are {}", keys.join(", "));
         Err(TemplateProblem { text, ..self.problem(key, "") })
     }
 
@@ -95,6 +96,16 @@ impl<'t> TemplateTable<'t> {
         let shown = self.text.get(value.span()).unwrap_or_default();
         let problem = || self.problem(key, format!("is {shown}, but must be {allowed}"));
         value.get_ref().as_str().and_then(parse).map(Some).ok_or_else(problem)
+    }
+}
+
+/// Returns the key as a message shows it. A quoted key may contain control characters, which must
+/// not reach a terminal.
+fn shown_key(key: &str) -> Cow<'_, str> {
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    match !key.is_empty() && key.chars().all(is_bare) {
+        true => Cow::Borrowed(key),
+        false => Cow::Owned(format!("{key:?}")),
     }
 }
 
@@ -190,6 +201,20 @@ mod tests {
         let large =
             super::template("[resources]\ncpu = \"1500m\"\nmemory = \"2GiB\"\n").expect("template").resources;
         assert_eq!((large.cpu_millis, large.memory_bytes), (1500, 2 << 30));
+    }
+
+    #[test]
+    fn control_characters_of_keys_are_escaped_in_errors() {
+        let escape = r#""\u001b[2J""#;
+        for (text, shown) in [
+            (format!("[env]\n{escape} = 1"), r#"env."\u{1b}[2J" is of type integer"#),
+            ("[env]\n\"=\\u001b\" = \"\"".to_owned(), r#"env."=\u{1b}" is not a valid variable name"#),
+            (format!("{escape} = 1"), r#"unknown key "\u{1b}[2J"; the keys are"#),
+            ("[env]\n\"\" = \"\"".to_owned(), r#"env."" is not a valid variable name"#),
+        ] {
+            let problem = template(&text).expect_err(&text).text;
+            assert!(problem.starts_with(shown), "{problem:?}");
+        }
     }
 
     #[test]
