@@ -210,7 +210,7 @@ impl ClusterClient {
 #[derive(Debug)]
 pub struct VolumeClaimWatcher {
     cluster: ClusterClient,
-    /// All claims of the namespace, because the label of a workspace's claim may be removed.
+    /// Claims that belong to workspaces, according to [`workspace_of_claim`].
     claims: reflector::store::Writer<PersistentVolumeClaim>,
     initial_list_done: bool,
     /// Explanations of claims that stay unbound, by uid.
@@ -236,6 +236,7 @@ impl VolumeClaimWatcher {
 
     /// Runs until the driver has ended.
     pub async fn run(mut self, snapshots: SnapshotReceiver) {
+        // All claims of the namespace, because the label of a workspace's claim may be removed.
         let mut events = watch_all(self.cluster.claims.clone(), watcher::Config::default());
         let mut checks = interval_at(Instant::now() + STALLED_AFTER, STALLED_AFTER);
         while snapshots.has_changed().is_ok() {
@@ -254,6 +255,13 @@ impl VolumeClaimWatcher {
     }
 
     async fn apply_event(&mut self, event: Event<PersistentVolumeClaim>, snapshots: &SnapshotReceiver) {
+        let is_foreign = |claim: &PersistentVolumeClaim| workspace_of_claim(claim).is_none();
+        let event = match event {
+            Event::InitApply(claim) if is_foreign(&claim) => return,
+            // The claim may have belonged to a workspace until its label was removed.
+            Event::Apply(claim) if is_foreign(&claim) => Event::Delete(claim),
+            event => event,
+        };
         self.claims.apply_watcher_event(&event);
         match event {
             Event::InitApply(claim) | Event::Apply(claim) => self.protect(&claim, snapshots).await,
@@ -265,17 +273,12 @@ impl VolumeClaimWatcher {
     /// Reads why claims stay unbound, and protects claims that could not be protected before.
     async fn check(&mut self, snapshots: &SnapshotReceiver) {
         let mut details = BTreeMap::new();
-        for claim in self.workspace_claims() {
+        for claim in self.claims.as_reader().state() {
             self.protect(&claim, snapshots).await;
             let detail = self.cluster.unbound_warning(&claim).await;
             details.extend(claim.uid().zip(detail));
         }
         self.details = details;
-    }
-
-    /// Returns the claims that belong to workspaces.
-    fn workspace_claims(&self) -> Vec<Arc<PersistentVolumeClaim>> {
-        self.claims.as_reader().state_filter(|claim| workspace_of_claim(claim).is_some())
     }
 
     /// Adds finalizer and label to the claim of a known workspace. A failure is only logged, because
@@ -292,7 +295,7 @@ impl VolumeClaimWatcher {
 
     fn publish(&self) {
         let mut claims: BTreeMap<WorkspaceId, VolumeClaimState> = BTreeMap::new();
-        for claim in self.workspace_claims() {
+        for claim in self.claims.as_reader().state() {
             let Some(id) = workspace_of_claim(&claim) else { continue };
             let mut state = VolumeClaimState::of(&claim);
             if let Some(detail) = claim.uid().and_then(|uid| self.details.get(&uid)) {
@@ -412,10 +415,40 @@ mod tests {
         watcher.apply_event(Event::Apply(unrelated), &snapshots).await;
         watcher.publish();
         assert_eq!(watcher.states().borrow().claims.len(), 1, "other claims of the namespace are ignored");
+        assert_eq!(watcher.claims.as_reader().len(), 1, "other claims are not stored");
         bare.metadata.finalizers = Some(vec![KEEP_DATA.to_owned()]);
         assert!(protection(&bare, &id).is_some(), "the label is missing");
         bare.metadata.labels = Some([(WORKSPACE_LABEL.to_owned(), id.to_string())].into());
         assert!(protection(&bare, &id).is_none());
+    }
+
+    #[tokio::test]
+    async fn only_claims_of_workspaces_are_stored() {
+        let client = samples::api_client(|_, _| samples::api_list(json!([])));
+        let mut watcher = VolumeClaimWatcher::new(cluster_client(client).await);
+        let (_sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+        let unlabelled = |mut claim: PersistentVolumeClaim| {
+            claim.metadata.labels = None;
+            claim
+        };
+        let named = claim(&volume_claim_name(&WorkspaceId::from_bits(2)), 2);
+        let foreign = unlabelled(claim("data", 3));
+        for event in [
+            Event::Init,
+            Event::InitApply(claim("a", 1)),
+            Event::InitApply(named.clone()),
+            Event::InitApply(foreign.clone()),
+            Event::InitDone,
+            Event::Apply(foreign),
+        ] {
+            watcher.apply_event(event, &snapshots).await;
+        }
+        let stored = watcher.claims.as_reader();
+        assert_eq!(stored.len(), 2);
+        watcher.apply_event(Event::Apply(unlabelled(named.clone())), &snapshots).await;
+        watcher.apply_event(Event::Apply(unlabelled(claim("a", 1))), &snapshots).await;
+        let stored: Vec<_> = stored.state().iter().map(|claim| claim.name_any()).collect();
+        assert_eq!(stored, [named.name_any()], "without its label, a claim is found by its name");
     }
 
     #[tokio::test]
