@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tempfile::NamedTempFile;
+use tempfile::Builder;
 
 /// Bytes that are read of a secret file. Keys and tokens are far smaller, so a file that is cut off
 /// here is not one of them.
@@ -72,10 +72,19 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
     replace(path, content, true).map_err(io)
 }
 
-/// Replaces a file atomically, with mode 0600. With `durable`, the content is synced to disk.
+/// Replaces a file atomically, with mode 0600. With `durable`, the content is synced to disk. The
+/// temporary file beside it has a fixed name, so that the next call removes one that a crash left.
+/// Only one call at a time may replace a file.
 pub(crate) fn replace(path: &Path, content: &[u8], durable: bool) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = NamedTempFile::new_in(directory)?;
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let name = Path::new(&temporary).file_name().unwrap_or_default();
+    let mut file = Builder::new().prefix(name).rand_bytes(0).tempfile_in(directory)?;
     file.write_all(content)?;
     if durable {
         file.as_file().sync_all()?;
@@ -114,4 +123,22 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, SecretFileError> {
     let mut content = Vec::new();
     Read::by_ref(&mut file).take(MAX_BYTES as u64).read_to_end(&mut content).map_err(io)?;
     Ok(Some(content))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn temporary_file_of_a_crash_is_replaced() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("agent.json");
+        fs::write(directory.path().join("agent.json.new"), "half a rec").expect("leftover");
+        for content in ["first", "second"] {
+            replace(&path, content.as_bytes(), false).expect("replaced");
+            assert_eq!(read(&path).expect("private"), Some(content.into()));
+            let names = fs::read_dir(directory.path()).expect("directory");
+            assert_eq!(names.count(), 1, "the leftover was removed");
+        }
+    }
 }
