@@ -13,8 +13,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-/// Bounds of the pause, which doubles after each failed attempt. Up to the whole pause is added at
-/// random, so that clients do not all retry at the same time.
+/// Bounds of a watch's pause, without the random part.
 const MIN_PAUSE: Duration = Duration::from_millis(250);
 /// Until a watch has reconnected, the control plane notices no change of the cluster. kube's own
 /// backoff grows to 60 s, so a short outage of the API server would last a minute longer here.
@@ -37,9 +36,15 @@ where
     watch_object(api.clone(), name).backoff(backoff()).boxed()
 }
 
-/// Returns an iterator over the pauses. It never ends.
+/// Returns an iterator over the pauses of a watch. It never ends.
 pub(crate) fn backoff() -> ExponentialBackoff {
-    let builder = ExponentialBuilder::new().with_min_delay(MIN_PAUSE).with_max_delay(MAX_PAUSE);
+    backoff_within(MIN_PAUSE, MAX_PAUSE)
+}
+
+/// Returns an iterator over pauses that double from `min` to `max`. It never ends. Up to the whole
+/// pause is added at random, so that clients do not all retry at the same time.
+pub(crate) fn backoff_within(min: Duration, max: Duration) -> ExponentialBackoff {
+    let builder = ExponentialBuilder::new().with_min_delay(min).with_max_delay(max);
     builder.with_jitter().without_max_times().into()
 }
 

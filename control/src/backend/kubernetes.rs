@@ -45,13 +45,17 @@ use crate::{
     },
     leader_election::Leadership,
     template::TemplateLookup,
-    watches::{backoff, watch_all},
+    watches::{backoff_within, watch_all},
 };
 
 /// Capacity of the channel from starts and resizes to the driver. Senders wait when it is full.
 const OBSERVATIONS: usize = 256;
 /// Pause between two checks for problems of containers that have lasted.
 const PROBLEM_POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// Bounds of the pause between two attempts of a call. With the random part, the first pause takes
+/// up to 250 ms, and the longest up to 4 s.
+const MIN_RETRY_PAUSE: Duration = Duration::from_millis(125);
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(2);
 
 /// Runs workspaces as pods of one namespace.
 #[derive(Debug)]
@@ -258,7 +262,7 @@ impl PodOperation<'_> {
         may: impl Fn() -> bool,
         call: impl Fn() -> F,
     ) -> Result<T, BackendError> {
-        let mut pauses = backoff();
+        let mut pauses = backoff_within(MIN_RETRY_PAUSE, MAX_RETRY_PAUSE);
         loop {
             // A process that lost the leadership waits here until it regains it or ends.
             if may() {
@@ -307,6 +311,7 @@ mod tests {
     use std::sync::Mutex;
 
     use kube::core::Status;
+    use tokio::time::Instant;
 
     use super::*;
     use crate::template::TemplateFollower;
@@ -367,6 +372,27 @@ mod tests {
         assert!(told[0].detail.contains("team, requested: pods=1"), "{told:?}");
         assert_eq!(told[3].reason, WaitReason::ApiServerUnavailable);
         assert!(told[3].detail.contains("leader changed"), "{told:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retries_pause_for_125_ms_to_4_s() {
+        let (tries, workspace) = (Mutex::new(Vec::new()), WorkspaceId::from_bits(7));
+        let (to, _heard) = mpsc::channel(16);
+        let operation = PodOperation { name: "create it", to: &to, workspace: &workspace, epoch: 1 };
+        let done = operation.retry_transient(
+            || true,
+            || async {
+                let mut tries = tries.lock().unwrap();
+                tries.push(Instant::now());
+                if tries.len() < 12 { Err(api(503, "it is away")) } else { Ok(()) }
+            },
+        );
+        done.await.unwrap();
+        let tries = tries.into_inner().unwrap();
+        let pauses: Vec<_> = tries.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
+        // The timer rounds up to milliseconds.
+        assert!((125..=251).contains(&pauses[0]), "{pauses:?}");
+        assert!(pauses[5..].iter().all(|pause| (2000..=4001).contains(pause)), "{pauses:?}");
     }
 
     #[tokio::test(start_paused = true)]
