@@ -7,7 +7,7 @@ mod pool;
 mod relay;
 mod waiting;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use axum::body::Body;
 use http::{HeaderMap, Method, Request, Response};
@@ -37,7 +37,6 @@ use crate::{
     snapshot::{AgentView, SnapshotReceiver},
 };
 
-#[derive(Debug)]
 pub struct Gateway {
     identity: Arc<ControlIdentity>,
     pool: AgentPools,
@@ -46,6 +45,13 @@ pub struct Gateway {
     metrics: Arc<ControlMetrics>,
     /// Cancelled on shutdown, when streams have to end.
     streams: CancellationToken,
+}
+
+// The snapshots contain environments and credentials.
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").finish_non_exhaustive()
+    }
 }
 
 impl Gateway {

@@ -23,7 +23,6 @@ use tonic::Code;
 
 use crate::snapshot::{SnapshotReceiver, WorkspaceView};
 
-#[derive(Debug)]
 pub struct ControlMetrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
@@ -52,6 +51,13 @@ pub struct ExchangeOutcome {
     requests: Family<RequestLabels, Counter>,
     surface: &'static str,
     code: Option<String>,
+}
+
+// The registry contains the snapshots, with environments and credentials.
+impl fmt::Debug for ControlMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ControlMetrics").finish_non_exhaustive()
+    }
 }
 
 impl ControlMetrics {

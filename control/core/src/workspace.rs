@@ -1,6 +1,6 @@
 //! The spec of a workspace, and the states in which users see it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -89,7 +89,7 @@ pub struct Resources {
 }
 
 /// The desired configuration of a workspace. Only the driver changes it, on requests.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     pub id: WorkspaceId,
     pub name: WorkspaceName,
@@ -120,6 +120,28 @@ pub struct Spec {
     pub created: Timestamp,
     /// Request id of the create call. A repeated call with the same id finds the workspace.
     pub request_id: String,
+}
+
+impl fmt::Debug for Spec {
+    /// Shows only the names of environment variables, because their values may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spec")
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .field("owner", &self.owner)
+            .field("template", &self.template)
+            .field("command", &self.command)
+            .field("env", &self.env.keys())
+            .field("policy", &self.policy)
+            .field("resources", &self.resources)
+            .field("storage_bytes", &self.storage_bytes)
+            .field("desired_state", &self.desired_state)
+            .field("request_seq", &self.request_seq)
+            .field("source", &self.source)
+            .field("created", &self.created)
+            .field("request_id", &self.request_id)
+            .finish()
+    }
 }
 
 impl DesiredState {
@@ -168,5 +190,33 @@ impl Resources {
 impl Default for Resources {
     fn default() -> Self {
         Self { cpu_millis: 1000, memory_bytes: 1 << 30 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_of_spec_hides_values_of_environment() {
+        let spec = Spec {
+            id: WorkspaceId::from_bits(1),
+            name: "demo".parse().expect("a name"),
+            owner: "alice".parse().expect("an owner"),
+            template: "shell".to_owned(),
+            command: Vec::new(),
+            env: [("API_TOKEN".to_owned(), "hunter2".to_owned())].into(),
+            policy: Policy::default(),
+            resources: Resources::default(),
+            storage_bytes: None,
+            desired_state: DesiredState::Awake,
+            request_seq: 0,
+            source: None,
+            created: Timestamp(0),
+            request_id: String::new(),
+        };
+        let shown = format!("{spec:?}");
+        assert!(shown.contains(r#"env: ["API_TOKEN"]"#), "{shown}");
+        assert!(!shown.contains("hunter2"), "{shown}");
     }
 }

@@ -12,7 +12,7 @@ mod running;
 mod start;
 
 use std::{
-    fmt::Display,
+    fmt::{self, Display},
     future::Future,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -133,7 +133,7 @@ impl Backend for KubernetesBackend {
 }
 
 /// One API handle for each kind of object. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct ClusterClient {
     namespace: String,
     pods: Api<Pod>,
@@ -144,6 +144,13 @@ struct ClusterClient {
     workspaces: Api<Workspace>,
     defaults: Arc<PodDefaults>,
     leadership: Arc<Leadership>,
+}
+
+// The templates contain environments.
+impl fmt::Debug for ClusterClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClusterClient").field("namespace", &self.namespace).finish_non_exhaustive()
+    }
 }
 
 impl ClusterClient {

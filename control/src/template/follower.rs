@@ -1,7 +1,7 @@
 //! Follows the `WorkspaceTemplate` resources of a namespace, and reports in their status whether they
 //! are valid. All components that need templates share the follower's one watch.
 
-use std::{collections::BTreeMap, future, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, future, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use k8s_openapi::{
@@ -51,7 +51,6 @@ struct FollowedTemplate {
     template: Result<Arc<Template>, InvalidTemplate>,
 }
 
-#[derive(Debug)]
 pub struct TemplateFollower {
     resources: TemplateApi,
     statuses: Api<WorkspaceTemplate>,
@@ -67,6 +66,13 @@ pub struct TemplateFollower {
 pub struct TemplateLookup {
     resources: TemplateApi,
     specs: watch::Receiver<Arc<TemplateSpecs>>,
+}
+
+// The templates contain environments.
+impl fmt::Debug for TemplateFollower {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TemplateFollower").field("default", &self.default).finish_non_exhaustive()
+    }
 }
 
 impl TemplateFollower {
