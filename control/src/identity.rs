@@ -91,7 +91,7 @@ pub enum ControlIdentityError {
     UseCertificate(#[source] rustls::Error),
     /// Agents that trust `ca.pem` would reject every certificate that the key signs.
     #[error(
-        "{authority} is not the certificate of the key {key}; restore both from the same backup, or delete \
+        "agents that trust {authority} reject certificates that the key {key} signs; restore both from the same backup, or delete \
          {authority} to create it from the key: running agents then cannot connect any more, and are \
          restarted after 10 minutes",
         authority = authority.display(), key = key.display()

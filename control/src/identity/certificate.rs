@@ -50,7 +50,7 @@ impl ControlCertificate {
     pub(super) fn open(directory: &Path, now: SystemTime) -> Result<Self, ControlIdentityError> {
         let ca_file = directory.join("ca.pem");
         let (authority, ca_pem) = authority(directory, &ca_file, now)?;
-        if !is_pair(ca_pem.as_bytes(), authority.key().serialize_pem().as_bytes()) {
+        if !is_signed_by(&ca_pem, &authority, now)? {
             return Err(ControlIdentityError::Mismatch { authority: ca_file, key: directory.join("ca.key") });
         }
         let (certificate, key) = (directory.join("tls.pem"), directory.join("tls.key"));
@@ -113,6 +113,13 @@ pub(super) fn is_key(pem: &[u8]) -> bool {
     PrivateKeyDer::from_pem_slice(pem).is_ok_and(|key| ring::sign::any_supported_type(&key).is_ok())
 }
 
+/// Returns whether agents that trust `ca_pem` accept certificates that the key signs.
+pub(super) fn is_authority(ca_pem: &[u8], key: &[u8]) -> bool {
+    let now = SystemTime::now();
+    let (Some(pair), Ok(ca_pem)) = (authority_key(key), std::str::from_utf8(ca_pem)) else { return false };
+    is_signed_by(ca_pem, &Issuer::new(authority_params(now), pair), now).unwrap_or(false)
+}
+
 /// Returns whether the certificate is that of the key, at any time.
 pub(super) fn is_pair(certificate: &[u8], key: &[u8]) -> bool {
     let parse = || {
@@ -147,6 +154,20 @@ fn common_name(name: &str) -> DistinguishedName {
     let mut names = DistinguishedName::new();
     names.push(DnType::CommonName, name);
     names
+}
+
+/// Returns whether agents that trust `ca_pem` accept certificates of this authority. Verifies a new
+/// one as an agent does, because an authority of the right key may have another name.
+fn is_signed_by(
+    ca_pem: &str,
+    authority: &Issuer<'_, KeyPair>,
+    now: SystemTime,
+) -> Result<bool, ControlIdentityError> {
+    let pair = KeyPair::generate().map_err(ControlIdentityError::CreateCertificate)?;
+    let issued = certificate_params(now)
+        .and_then(|params| params.signed_by(&pair, authority))
+        .map_err(ControlIdentityError::CreateCertificate)?;
+    Ok(is_verified(ca_pem, issued.der(), now).is_some())
 }
 
 /// Returns whether an agent would accept the certificate at time `at`. Verifies the certificate as
@@ -195,6 +216,7 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::checks;
 
     #[test]
     fn certificate_is_renewed_before_expiry() {
@@ -238,6 +260,28 @@ mod tests {
         }
         std::fs::copy(other.path().join("ca.key"), own.path().join("ca.key")).expect("copied");
         let error = ControlCertificate::open(own.path(), now).expect_err("they differ").to_string();
-        assert!(error.contains("is not the certificate of the key"), "{error}");
+        assert!(error.contains("reject certificates that the key"), "{error}");
+    }
+
+    #[test]
+    fn authority_that_agents_reject_is_refused() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = |name| directory.path().join(name);
+        let now = SystemTime::now();
+        ControlCertificate::open(directory.path(), now).expect("first start");
+        let key = authority_key(&std::fs::read(path("ca.key")).expect("key")).expect("a key");
+        let former = std::fs::read(path("tls.pem")).expect("certificate");
+        // Agents check neither the validity nor the CA flag of the authority.
+        let mut renamed = authority_params(now);
+        renamed.distinguished_name = common_name("Other");
+        let pem = renamed.self_signed(&key).expect("signed").pem();
+        secret_file::write(&path("ca.pem"), pem.as_bytes()).expect("written");
+        let opened = ControlCertificate::open(directory.path(), now);
+        assert!(matches!(opened, Err(ControlIdentityError::Mismatch { .. })), "{opened:?}");
+        assert_eq!(std::fs::read(path("tls.pem")).expect("certificate"), former, "nothing is replaced");
+
+        let shared = [("control/ca.pem", pem.into_bytes()), (CA_KEY, key.serialize_pem().into_bytes())];
+        let unusable = checks::unusable(&shared.into());
+        assert_eq!(unusable.into_keys().collect::<Vec<_>>(), ["control/ca.pem"]);
     }
 }

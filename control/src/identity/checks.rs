@@ -56,6 +56,12 @@ pub(crate) fn unusable(files: &IdentityFiles) -> BTreeMap<&'static str, &'static
             found.extend([(certificate, of_key), (key, of_certificate)]);
         }
     }
+    let usable = |name: &str| files.get(name).filter(|_| !found.contains_key(name));
+    if let (Some(pem), Some(key)) = (usable(CA_CERTIFICATE), usable(CA_KEY))
+        && !certificate::is_authority(pem, key)
+    {
+        found.insert(CA_CERTIFICATE, "does not verify certificates that ca.key signs");
+    }
     found
 }
 
