@@ -77,7 +77,7 @@ pub async fn handle_termination_signals(shutdown: ShutdownHandle) -> io::Result<
 }
 
 /// Ends all descendants of this process, and kills those that remain after `grace`. Repeats the
-/// KILL for at most [`KILL_TIMEOUT`], because a killed process may leave children that it started
+/// KILL for at most `KILL_TIMEOUT`, because a killed process may leave children that it started
 /// meanwhile. A concurrent task must reap the children of this process.
 pub async fn end_all(grace: Duration) -> io::Result<()> {
     let (started, mut kill_since) = (Instant::now(), None);

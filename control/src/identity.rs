@@ -91,9 +91,9 @@ pub enum ControlIdentityError {
     UseCertificate(#[source] rustls::Error),
     /// Agents that trust `ca.pem` would reject every certificate that the key signs.
     #[error(
-        "agents that trust {authority} reject certificates that the key {key} signs; restore both from the same backup, or delete \
-         {authority} to create it from the key: running agents then cannot connect any more, and are \
-         restarted after 10 minutes",
+        "agents that trust {authority} reject certificates that the key {key} signs; restore both \
+         from the same backup, or delete {authority} to create it from the key: running agents \
+         then cannot connect any more, and are restarted after 10 minutes",
         authority = authority.display(), key = key.display()
     )]
     Mismatch { authority: PathBuf, key: PathBuf },
