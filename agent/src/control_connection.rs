@@ -14,20 +14,15 @@ mod session;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use podling_proto::error::with_causes;
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use self::{dial::ControlDialError, session::ControlSession};
 use crate::{
-    activity::ActivityMonitor,
-    claim::Claim,
-    config::ControlEndpoint,
-    metrics::AgentMetrics,
-    shutdown::ShutdownHandle,
-    sleep::SleepCoordinator,
-    state_file::AgentInfoFile,
-    util::{DoublingBackoff, error_chain},
+    activity::ActivityMonitor, claim::Claim, config::ControlEndpoint, metrics::AgentMetrics,
+    shutdown::ShutdownHandle, sleep::SleepCoordinator, state_file::AgentInfoFile, util::DoublingBackoff,
 };
 
 /// Upper bound of the first delay.
@@ -77,7 +72,7 @@ impl ControlConnection {
                         backoff.reset();
                     }
                     let wait = spread(backoff.next(), fastrand::f64());
-                    let error = error_chain(&error);
+                    let error = with_causes(&error);
                     tracing::warn!(%error, ?wait, "disconnected from the control plane");
                     tokio::select! {
                         () = sleep(wait) => {}

@@ -15,7 +15,10 @@ use std::{
 };
 
 use clap::Parser;
-use podling_proto::log::{LogFormat, report_panics_as_json};
+use podling_proto::{
+    error::with_causes,
+    log::{LogFormat, report_panics_as_json},
+};
 use tokio::runtime::Runtime;
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
@@ -32,7 +35,6 @@ use crate::{
     shutdown::{ShutdownHandle, ShutdownRequest},
     state_file::ExitRecord,
     tasks::panic_message,
-    util::error_chain,
 };
 
 /// Exit code for an invalid command line or configuration value.
@@ -104,7 +106,7 @@ fn run_recorded(
     let ended = std::panic::catch_unwind(AssertUnwindSafe(life));
     let (reason, code) = match ended {
         Ok(Ok(request)) => (request.reason.to_string(), request.exit_code()),
-        Ok(Err(error)) => (error_chain(error.as_ref()), EXIT_FAILURE),
+        Ok(Err(error)) => (with_causes(error.as_ref()), EXIT_FAILURE),
         Err(panic) => (format!("panic: {}", panic_message(panic.as_ref())), EXIT_FAILURE),
     };
     record_end(state, &reason, code)

@@ -48,4 +48,3 @@ mod util;
 mod test_workspace;
 
 pub use entry::{main_with, program};
-pub(crate) use util::error_chain;

@@ -6,16 +6,14 @@
 use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::FutureExt;
+use podling_proto::error::with_causes;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{
-    metrics::AgentMetrics,
-    util::{DoublingBackoff, error_chain},
-};
+use crate::{metrics::AgentMetrics, util::DoublingBackoff};
 
 /// Delay before the first restart. It doubles with each restart, up to [`MAX_RESTART_DELAY`].
 const MIN_RESTART_DELAY: Duration = Duration::from_millis(100);
@@ -63,7 +61,7 @@ impl TaskSupervisor {
                 // first start.
                 let failure = match AssertUnwindSafe(task(subject.clone())).catch_unwind().await {
                     Ok(Ok(_)) => return,
-                    Ok(Err(error)) => error_chain(&error),
+                    Ok(Err(error)) => with_causes(&error),
                     Err(panic) => format!("panic: {}", panic_message(panic.as_ref())),
                 };
                 if started.elapsed() >= HEALTHY_AFTER {

@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(crate) use podling_proto::error::with_causes as error_chain;
 use ring::digest::{Context, SHA256, digest};
 use tokio::sync::Notify;
 

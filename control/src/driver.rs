@@ -321,9 +321,7 @@ impl<B: Backend> Driver<B> {
             if let Some(record) = effects.write {
                 self.writer.enqueue(id.clone(), StoreChange::Put(record));
             }
-            let Some(action) = effects.begin else { break };
-            let has_begun = self.begin(id, action);
-            if has_begun {
+            if effects.begin.is_none_or(|action| self.begin(id, action)) {
                 break;
             }
         }
@@ -333,10 +331,8 @@ impl<B: Backend> Driver<B> {
     /// Begins an action: in the executor, as a directive to the agent, or as a write of the store.
     /// Returns `false` if the action failed at once.
     fn begin(&mut self, id: &WorkspaceId, action: Action) -> bool {
-        let is_needed_elsewhere = match action {
-            Action::ExpireArchive(generation) => self.is_restore_source(id, generation),
-            _ => false,
-        };
+        let is_needed_elsewhere =
+            matches!(action, Action::ExpireArchive(generation) if self.is_restore_source(id, generation));
         let Some(entry) = self.entries.get_mut(id) else { return true };
         self.last_directive += 1;
         let begun = match is_needed_elsewhere {

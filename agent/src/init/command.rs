@@ -24,6 +24,7 @@ use std::{
 };
 
 use futures_util::future::select_all;
+use podling_proto::error::with_causes;
 use rustix::process::Signal;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -41,7 +42,7 @@ use crate::{
     child::{Child, Children, ExitStatus, ProcessGroup, signals},
     spawn::{Launcher, Program, SpawnError, spawn_failed},
     terminal::EscapeScanner,
-    util::{DoublingBackoff, error_chain, lock},
+    util::{DoublingBackoff, lock},
 };
 
 /// Delay before the first restart. It doubles with each restart, up to [`MAX_RESTART_DELAY`].
@@ -113,7 +114,7 @@ impl WorkspaceCommand {
                     CommandFailureCause::Ended(ended)
                 }
                 Err(error) => {
-                    let error = error_chain(&error);
+                    let error = with_causes(&error);
                     tracing::error!(%error, "failed to start workspace command");
                     CommandFailureCause::NotStarted(error)
                 }

@@ -6,6 +6,7 @@
 
 use std::{path::Path, sync::Arc, time::SystemTime};
 
+use podling_proto::error::with_causes;
 use rustix::process::Signal;
 
 use super::{
@@ -18,7 +19,6 @@ use crate::{
     admission::AdmissionGate,
     child::{Children, ExitStatus},
     claim::Claim,
-    error_chain,
     spawn::{Launcher, Program, spawn_failed, truncate_argv},
 };
 
@@ -133,7 +133,7 @@ pub(crate) fn restore(
             request_id: metadata.spec.request_id.clone(),
         };
         let Err(error) = create.start(&mut terminal, launcher, children) else { return terminal };
-        let error = error_chain(&error);
+        let error = with_causes(&error);
         tracing::error!(terminal = metadata.id, error, "failed to restart the shell of a terminal");
         push_note(&mut terminal, &format!("cannot restart the shell: {error}"));
     } else {

@@ -3,9 +3,9 @@
 use std::{env, fs, path::Path, process::Command};
 
 use podling_control::backup_store::{BackupStore, BackupStoreError};
+use podling_proto::error::with_causes;
 
 use super::{
-    error_chain,
     sample::SampleArchive,
     store::{TestBackupStore, label},
 };
@@ -64,7 +64,7 @@ async fn full_disk_is_reported_and_left_empty() {
     let error = store.write(&large()).await.expect_err("full");
     assert!(matches!(error, BackupStoreError::Full { .. }), "{error:?}");
     assert!(!matches!(error, BackupStoreError::Unreachable { .. }));
-    let chain = error_chain(&error);
+    let chain = with_causes(&error);
     assert!(chain.contains(&format!("the backup store {} is full", disk.path().display())), "{chain}");
     store.assert_empty();
     store.write(&SampleArchive::new(true)).await.expect("an archive that fits is written");
@@ -154,9 +154,9 @@ async fn missing_store_directory_is_not_recreated() {
         ] {
             assert!(matches!(error, BackupStoreError::Unreachable { .. }), "{error:?}");
             assert!(
-                error_chain(&error).contains(&store.directory.display().to_string()),
+                with_causes(&error).contains(&store.directory.display().to_string()),
                 "{}",
-                error_chain(&error)
+                with_causes(&error)
             );
         }
         assert!(store.backups.prove(&key).await.is_err());

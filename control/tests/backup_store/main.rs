@@ -9,20 +9,7 @@ mod round_trip;
 mod sample;
 mod store;
 
-use std::{error::Error, fmt::Write};
-
 use podling_control::backup_store::{BackupStoreError, EscapedName};
-
-/// Returns the error's message and those of its causes.
-fn error_chain(error: &BackupStoreError) -> String {
-    let mut chain = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _infallible = write!(chain, ": {error}");
-        cause = error.source();
-    }
-    chain
-}
 
 /// Returns the name of the damaged entry and the problem. Panics unless the result is damage.
 fn expect_damage<T: std::fmt::Debug>(result: Result<T, BackupStoreError>) -> (Option<String>, String) {

@@ -461,9 +461,9 @@ impl PreservedSpec {
         }
     }
 
-    /// Stores the fields in the archive resource, without references to reserved secrets or to
-    /// malformed ones, and without
-    /// the agent's port. An older CRD may have accepted them, and the present one rejects them.
+    /// Stores the fields in the archive resource, without references to reserved or malformed
+    /// secrets, and without the agent's port. An older CRD may have accepted them, and the present
+    /// one rejects them.
     fn save_to(self, archive: &mut WorkspaceArchiveSpec) {
         let is_permitted = |variable: &Variable| variable.secret.as_ref().is_none_or(SecretKey::is_permitted);
         archive.storage = self.storage;
