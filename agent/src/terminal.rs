@@ -348,7 +348,9 @@ impl TerminalsInner {
     fn register(&self, table: &mut TerminalTable, terminal: Terminal) -> Arc<Terminal> {
         let terminal = Arc::new(terminal);
         let task = TerminalTask::new(Arc::clone(&terminal), Arc::clone(&self.counters));
-        self.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(task.run_guarded()));
+        // Boxed, because `run_until_cancelled_owned` would contain the future three times.
+        let task = Box::pin(task.run_guarded());
+        self.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(task));
         table.terminals.push(Arc::clone(&terminal));
         terminal
     }

@@ -353,7 +353,8 @@ impl RegistryShared {
 
     /// Spawns the task that serves the process until it is removed.
     fn supervise(self: &Arc<Self>, process: Arc<Process>, task: ProcessTask) {
-        let life = run_to_removal(process, task, Arc::downgrade(self));
+        // Boxed, because `run_until_cancelled_owned` would contain the future three times.
+        let life = Box::pin(run_to_removal(process, task, Arc::downgrade(self)));
         self.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(life));
     }
 }

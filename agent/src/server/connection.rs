@@ -150,7 +150,8 @@ impl ConnectionPermit {
         let evicted = self.evicted.clone();
         let lifetime = CancellationToken::new();
         let _ends_with_us = lifetime.clone().drop_guard();
-        let served = self.serve_until(io, tls, router, closing, lifetime);
+        // Boxed, because `run_until_cancelled` would contain the future twice.
+        let served = Box::pin(self.serve_until(io, tls, router, closing, lifetime));
         evicted.run_until_cancelled(served).await;
     }
 
