@@ -5,6 +5,7 @@
 //! workspace's entry, calls `podling_core::decide::decide`, and proceeds as follows:
 //!
 //! ```text
+//!   request ─▶ check ─▶ change of the stored spec ─▶ event
 //!   event ─▶ fold ─▶ decide ─▶ record changed? ── yes ─▶ writer ─▶ (durable) ─▶ again from decide
 //!                                    │ no: it is durable
 //!                                    ├─▶ answer pending callers
@@ -19,8 +20,11 @@
 //!   unknown uses up its epoch.
 //! - A reply is sent only after the state that it reports is durable. The published snapshot shows
 //!   durable state only, apart from mere observations (connections, activity).
-//! - A failed write rolls the decision back. The record returns to what the store holds, pending
-//!   callers get an error, and the next decision starts from there. No action ran because of it.
+//! - A failed write rolls the decision back. The status returns to what the store holds, and the next
+//!   decision starts from there. No action ran because of it. Callers get an error, except those whose
+//!   change of the spec is stored.
+//! - The store owns the spec, because users of `kubectl` change it too. A request changes it there, and
+//!   the driver observes the result. A rollback does not concern the spec, so that no request is lost.
 //!
 //! The driver never awaits IO. Actions run in the executor, and writes in the writer. Heartbeats
 //! change memory only. On shutdown, actions in flight get a grace period. An action that is
@@ -31,6 +35,8 @@ mod error;
 mod handle;
 mod index;
 mod requests;
+mod shutdown;
+mod spec_changes;
 mod writer;
 
 use std::{
@@ -49,7 +55,7 @@ use podling_core::{
 };
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -58,14 +64,15 @@ pub use self::{
     error::{CannotUndeleteCause, DriverError},
     handle::{
         AgentDirective, AgentHello, ClaimContent, ConnectionId, DirectiveAnswer, DirectiveId, DriverHandle,
-        Heartbeat, NewWorkspace, SleepStep, SpecEdit,
+        Heartbeat, NewWorkspace, SleepStep,
     },
     requests::{MAX_WORKSPACES, MAX_WORKSPACES_PER_OWNER},
 };
 use self::{
     entry::{BegunAction, DecisionContext, PendingReply, WorkspaceEntry},
-    handle::{DriverEvent, EVENT_QUEUE, Reply, WorkspaceChange},
+    handle::{DriverEvent, EVENT_QUEUE, Reply},
     index::WorkspaceIndex,
+    spec_changes::SpecChangeQueue,
     writer::StoreWriter,
 };
 use crate::{
@@ -86,8 +93,6 @@ const MAX_TICK_GAP: Duration = Duration::from_secs(5);
 /// Most workspaces that are archived at the same time. Each of them runs an agent in maintenance
 /// mode. The others wait for a slot.
 const MAX_ARCHIVING: usize = 4;
-/// Time for actions and writes in flight to finish when the driver ends.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// The state of the driver. [`Driver::open`] creates it; one task owns it and runs [`Driver::run`].
 pub struct Driver<B> {
@@ -110,6 +115,7 @@ pub struct Driver<B> {
     /// Id of the last directive sent to an agent.
     last_directive: u64,
     writer: StoreWriter,
+    spec_changes: SpecChangeQueue,
     executor: Executor<B>,
     publisher: SnapshotPublisher,
     events: mpsc::Receiver<DriverEvent>,
@@ -161,7 +167,8 @@ impl<B: Backend> Driver<B> {
             observed_time: loaded.observed_time,
             last_tick: Instant::now(),
             last_directive: 0,
-            writer: StoreWriter::new(store, loaded.observed_time),
+            writer: StoreWriter::new(store.clone(), loaded.observed_time),
+            spec_changes: SpecChangeQueue::new(store),
             observations: Box::pin(backend.observe()),
             executor: Executor::new(backend, archiver, Arc::new(report)),
             publisher,
@@ -194,7 +201,8 @@ impl<B: Backend> Driver<B> {
                     self.handle_observation(observation.ok_or(BackendStreamEnded)?);
                 }
                 result = self.executor.next() => self.handle_result(&result),
-                committed = self.writer.next_batch() => self.batch_committed(committed),
+                committed = self.writer.next() => self.batch_committed(committed),
+                finished = self.spec_changes.next() => self.finish_spec_change(finished),
                 () = sleep_until(wakeup) => {
                     let now = Instant::now();
                     if now.duration_since(self.last_tick) >= TICK {
@@ -208,6 +216,7 @@ impl<B: Backend> Driver<B> {
             self.admit_queued();
             self.fill_archive_slots();
             self.writer.start_batch();
+            self.start_spec_changes();
             self.answer_ready();
             if self.publisher.due_at().is_some_and(|at| at <= Instant::now()) {
                 self.publish();
@@ -224,7 +233,7 @@ impl<B: Backend> Driver<B> {
             DriverEvent::Create(new, reply) => self.create(*new, reply),
             DriverEvent::Change(id, change, reply) => self.change(&id, change, reply),
             DriverEvent::StoredWorkspace(record) => self.add_stored(*record),
-            DriverEvent::SpecEdited(id, edit) => self.with_entry(&id, |entry| entry.apply_edit(*edit)),
+            DriverEvent::Spec(id, stored) => self.with_entry(&id, |entry| entry.observe_spec(&stored)),
             DriverEvent::Down { force, reply } => self.down(force, reply),
             DriverEvent::DrainIdle(reply) => self.drain_idle(reply),
             DriverEvent::Progress { workspace, action, progress } => {
@@ -325,6 +334,7 @@ impl<B: Backend> Driver<B> {
                 break;
             }
         }
+        self.request_own_spec_change(id);
         self.update_index(id);
     }
 
@@ -412,9 +422,6 @@ impl<B: Backend> Driver<B> {
         for id in answerable {
             let Some(entry) = self.entries.get_mut(&id) else { continue };
             entry.answer_pending();
-            for reply in entry.take_pending_restores() {
-                self.change(&id, WorkspaceChange::Restore, reply);
-            }
             self.update_index(&id);
         }
     }
@@ -464,32 +471,6 @@ impl<B: Backend> Driver<B> {
             .into_iter()
             .flatten()
             .fold(tick, Instant::min)
-    }
-
-    /// Waits up to [`SHUTDOWN_GRACE`] for actions and writes in flight. Then answers callers whose
-    /// changes are durable, and publishes the last snapshot.
-    async fn finish_pending(&mut self) {
-        self.events.close();
-        let rest = async {
-            while !(self.executor.is_idle() && self.writer.is_idle()) {
-                self.writer.start_batch();
-                let wakeup = self.writer.retry_at().unwrap_or_else(|| Instant::now() + TICK);
-                tokio::select! {
-                    result = self.executor.next() => {
-                        if let Some(entry) = self.entries.get_mut(&result.workspace) {
-                            entry.finish(&result, self.observed_time);
-                        }
-                    }
-                    committed = self.writer.next_batch() => self.batch_committed(committed),
-                    () = sleep_until(wakeup) => {}
-                }
-            }
-        };
-        if timeout(SHUTDOWN_GRACE, rest).await.is_err() {
-            tracing::warn!("shut down with actions or writes in flight; the next start recovers them");
-        }
-        self.answer_ready();
-        self.publish();
     }
 }
 

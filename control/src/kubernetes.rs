@@ -22,7 +22,7 @@ pub use self::{
         StorageSpec, Variable,
     },
     objects::{ClaimReceiver, VolumeClaimPhase, VolumeClaimState, VolumeClaims, claim_deleted_error},
-    resolve::{DesiredSpec, id_of, limited_warning, requested_resources, resolve, resource_names},
+    resolve::{desired_spec, id_of, limited_warning, requested_resources, resolve, resource_names},
     template::{
         InvalidOverride, PodOverrides, UnusableTemplate, WorkspaceTemplate, WorkspaceTemplateSpec,
         WorkspaceTemplateStatus,

@@ -18,7 +18,6 @@ use std::{
 use axum::Router;
 use futures_util::future::BoxFuture;
 use http::Uri;
-use podling_core::id::WorkspaceId;
 use podling_proto::{
     DESCRIPTOR_SET,
     control::v1::{
@@ -245,7 +244,10 @@ async fn serve<B: Backend, R: AgentReviewer>(
         let following = driver_stopping.clone().run_until_cancelled_owned(follower(handle.clone()));
         parts.spawn(async move { following.await.unwrap_or(Ok("the watch of the cluster")) });
     }
-    parts.spawn(async move { Ok(forward_wake_requests(handle, wake_requests).await) });
+    parts.spawn(async move {
+        handle.wake_each(wake_requests).await;
+        Ok("the forwarder of wake requests")
+    });
     let mut listeners = ComponentTasks::new();
     let router = cors(&config.cors_origins).layer(router);
     listeners.spawn(async move {
@@ -307,19 +309,6 @@ async fn finish(mut parts: ComponentTasks) -> Result<(), ControlPlaneError> {
         failed = failed.and(flatten(ended).map(|_| ()));
     }
     failed
-}
-
-/// Forwards wake requests of held calls to the driver.
-async fn forward_wake_requests(
-    driver: DriverHandle,
-    mut wake_requests: mpsc::Receiver<WorkspaceId>,
-) -> &'static str {
-    while let Some(id) = wake_requests.recv().await {
-        if let Err(error) = driver.wake(id.clone()).await {
-            tracing::debug!(workspace = %id, %error, "failed to wake workspace");
-        }
-    }
-    "the forwarder of wake requests"
 }
 
 fn flatten(

@@ -16,9 +16,10 @@ use std::{
 
 use podling_core::{
     id::WorkspaceId,
+    spec_change::SpecChange,
     status::{Phase, Status},
     time::Timestamp,
-    workspace::{Epoch, Spec},
+    workspace::{DesiredSpec, Epoch, Spec},
 };
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +28,10 @@ pub use podling_core::status::LogEntry;
 pub use self::{kubernetes::KubernetesStore, redb::RedbStore};
 use crate::agent_address::Fingerprint;
 
-/// Persists records. Only one driver uses a store at a time, and its calls are sequential.
+/// Persists records, and owns the specs of workspaces. Only one driver uses a store at a time.
+///
+/// A spec has other writers, such as users of `kubectl`, so the driver does not write it. The driver
+/// requests changes of it, and observes the newest spec.
 #[tonic::async_trait]
 pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Reads all records. Called once, before any other method.
@@ -35,8 +39,29 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// Makes changes durable and returns the result of each. `changes` contains at most one change
     /// for each workspace. A change whose write failed may still be durable; the next change of its
-    /// workspace replaces it.
+    /// workspace replaces it. Calls are sequential.
     async fn commit(&self, changes: Vec<StoreChange>) -> Vec<CommitResult>;
+
+    /// Applies a change to the newest spec of a workspace, and makes it durable. Returns the newest
+    /// spec, also if the change does not apply to it. `known` is the last durable record with the last
+    /// observed spec. Calls may overlap, with each other and with [`Self::commit`].
+    async fn change_spec(
+        &self,
+        known: &WorkspaceRecord,
+        change: &SpecChange,
+    ) -> Result<StoredSpec, StoreError>;
+}
+
+/// A spec as the store holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredSpec {
+    pub desired: DesiredSpec,
+    /// Counts the changes of the spec. On Kubernetes, this is `metadata.generation`.
+    pub generation: i64,
+    /// Orders observations of one workspace's spec: a later one has the same or a higher version.
+    pub version: u64,
+    /// Whether the workspace was deleted in the store in a way that cannot be taken back.
+    pub deleted_in_store: bool,
 }
 
 /// A change, and whether it was stored.
@@ -49,6 +74,7 @@ pub const RECORD_SCHEMA: u32 = 2;
 /// The persisted form of a workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkspaceRecord {
+    /// The last observed spec. The status may not reflect it yet.
     pub spec: Arc<Spec>,
     pub status: Status,
     /// Digest of the secret of the agent that was started last.
@@ -56,7 +82,7 @@ pub struct WorkspaceRecord {
     /// The last decisions, oldest first; at most [`LOG_ENTRIES`].
     #[serde(default)]
     pub log: Arc<VecDeque<LogEntry>>,
-    /// Generation of the Workspace resource whose spec this record reflects; 0 without a resource.
+    /// Generation of `spec` in the store; 0 if none was observed yet.
     #[serde(default)]
     pub generation: i64,
 }
@@ -76,7 +102,7 @@ pub struct CredentialDigest {
 /// A change that the store is to write.
 #[derive(Debug, Clone)]
 pub enum StoreChange {
-    /// Creates or replaces the record.
+    /// Creates the record, or replaces all of it except its spec.
     Put(Arc<WorkspaceRecord>),
     /// Removes the record at this time. Its id is never reused.
     Remove(WorkspaceId, Timestamp),
@@ -143,13 +169,18 @@ pub enum StoreError {
         #[source]
         source: Box<::redb::Error>,
     },
-    /// Another client changed the resource. The driver must learn of that edit before the next
-    /// write.
+    /// Other clients changed or removed the resource at each attempt.
     #[error("the workspace {name} was changed by another writer at the same time; retry")]
     Conflict { name: String },
     /// This control plane lost its leadership; another may have taken over.
     #[error("this control plane is not the leader any more")]
     NotLeader,
+    /// The API server has dropped a changed field that its CRD does not contain.
+    #[error(
+        "the CustomResourceDefinition of workspaces is older than this control plane; apply the CRDs of \
+         its version, then retry"
+    )]
+    OutdatedCrd,
     /// Another Workspace resource in the namespace has this name.
     #[error("a workspace named {name} exists in this namespace; choose another name")]
     NameTaken { name: String },

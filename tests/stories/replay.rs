@@ -48,9 +48,8 @@ macro_rules! traces {
 }
 
 traces! {
-    trace_177: 177
-    trace_311: 311
-    trace_225: 225
-    trace_81: 81
-    trace_69: 69
+    trace_454: 454
+    trace_131: 131
+    trace_106: 106
+    trace_57: 57
 }

@@ -28,11 +28,13 @@
 //! Transitions that are not drawn:
 //! - `enqueue` gives a new `Queued` workspace its position in the admission queue.
 //! - `resized` also applies in Pending and Starting.
+//! - `requested_again` applies in Awake, when a request to wake arrives.
 //! - `open_storage` applies in Starting, when the first agent of the workspace asks for its claim.
 //! - `retry_later` also applies while the agent for the task is starting.
 //! - `agent_ended` also leads from Preparing to Pending.
 //! - `stop_restarting` leads from Awake and Preparing to FallingAsleep. It replaces `agent_ended`
-//!   and `agent_silent` when the agent was restarted before and the workspace was not used since.
+//!   and `agent_silent` when the agent was restarted before, the workspace was not used since, and
+//!   no request to wake is pending.
 //! - `cancel_sleep` and `declined` lead to FallingAsleep if the sleep is forced and the agent
 //!   declines it.
 //! - `wake` also leads from Maintenance(Archive) to Queued, so that a request never waits for an
@@ -112,6 +114,7 @@ pub struct StateMachine {
     pub agent_ended: Transition,
     pub agent_silent: Transition,
     pub stop_restarting: Transition,
+    pub requested_again: Transition,
     pub healthy: Transition,
     pub stop_awake: Transition,
     pub fall_asleep: Transition,
@@ -170,6 +173,10 @@ impl StateMachine {
             }
             status = next;
         }
+        // The next `Awake` is a request, also if its client sets no number.
+        if spec.desired_state != DesiredState::Awake {
+            status.observed_request = None;
+        }
         let due = (self.due_action)(spec, &status, observed);
         status = with_wait(status, observed, due);
         let retried = due.and_then(|action| Some((paused_until(action, observed, now)?, action)));
@@ -197,6 +204,7 @@ impl StateMachine {
                 self.agent_ended,
                 self.stop_awake,
                 self.agent_silent,
+                self.requested_again,
                 self.fall_asleep,
                 self.resized,
                 self.healthy,
@@ -275,9 +283,7 @@ fn resize(status: &Status, observed: &Observed) -> Option<Action> {
 /// are more than [`MAX_ARCHIVES`].
 fn expire(spec: &Spec, status: &Status, observed: &Observed) -> Option<Action> {
     // A pending request needs this archive to restore the workspace.
-    let is_requested =
-        spec.desired_state == DesiredState::Awake && spec.request_seq > status.observed_request;
-    if status.phase == Phase::Archived && is_requested {
+    if status.phase == Phase::Archived && spec.is_wake_requested(status) {
         return None;
     }
     let oldest = oldest_archive(status)?;
@@ -341,9 +347,43 @@ fn with_wait(status: Status, observed: &Observed, due: Option<Action>) -> Status
     Status { reason, waits, ..status }
 }
 
+/// Returns the status after an observed change of the spec. A request to wake and a deletion shorten
+/// the pause after failures. If a deletion was cancelled, the status says so.
+pub fn observe_spec(before: &Spec, after: &Spec, status: &Status, now: Timestamp) -> Status {
+    let request = |spec: &Spec| (spec.desired_state, spec.request_seq);
+    match after.desired_state {
+        _ if request(before) == request(after) => status.clone(),
+        DesiredState::Awake | DesiredState::Asleep if before.desired_state.is_gone() => undelete(status, now),
+        DesiredState::Asleep => status.clone(),
+        DesiredState::Awake | DesiredState::Deleted | DesiredState::Discarded => shorten_backoff(status, now),
+    }
+}
+
+/// Returns the number of the last request that was acted on, if the workspace is asleep or falling
+/// asleep. A request to wake then needs another number.
+pub fn request_before_sleep(status: &Status) -> Option<u64> {
+    let is_falling_asleep = matches!(status.phase, Phase::Preparing { .. } | Phase::Committing);
+    status.observed_request.filter(|_| is_falling_asleep || is_asleep(status.phase))
+}
+
+/// Returns whether the workspace is asleep, archived or in maintenance mode, or has committed its sleep.
+pub fn is_asleep(phase: Phase) -> bool {
+    match phase {
+        Phase::FallingAsleep | Phase::Asleep | Phase::Maintenance { .. } | Phase::Archived => true,
+        Phase::Queued | Phase::Pending { .. } | Phase::Starting | Phase::Awake => false,
+        Phase::Preparing { .. } | Phase::Committing | Phase::Deleting => false,
+    }
+}
+
+/// Returns whether the workspace fell asleep while the spec still says `Awake`. The driver then records
+/// `Asleep`, so that a later `Awake` is a request.
+pub fn is_unrecorded_sleep(spec: &Spec, status: &Status) -> bool {
+    is_asleep(status.phase) && spec.desired_state == DesiredState::Awake && !spec.is_wake_requested(status)
+}
+
 /// Records in the status that the deletion was taken back. A sleeping workspace also loses its failed
 /// archives. Transitions leave the phases that the deletion began.
-pub fn undelete(status: &Status, now: Timestamp) -> Status {
+fn undelete(status: &Status, now: Timestamp) -> Status {
     let mut status = status.clone();
     match status.phase {
         Phase::Asleep => {

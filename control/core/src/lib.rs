@@ -11,6 +11,7 @@ pub mod observed;
 pub mod policy;
 pub mod quota;
 pub mod reason;
+pub mod spec_change;
 pub mod status;
 pub mod time;
 pub mod workspace;

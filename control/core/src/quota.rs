@@ -157,6 +157,13 @@ impl Quota {
     }
 }
 
+impl Quotas {
+    /// Returns whether `resources` fit while no other workspace holds quota.
+    pub fn allow(&self, resources: Resources) -> bool {
+        self.owner.allows(resources) && self.total.allows(resources)
+    }
+}
+
 impl QuotaUsage {
     fn add(&mut self, resources: Resources) {
         self.awake += 1;

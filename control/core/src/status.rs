@@ -54,9 +54,10 @@ pub struct Status {
     pub storage: bool,
     /// Failed starts and lost agents in a row since the workspace was last healthy.
     pub failures: u32,
-    /// Highest [`crate::workspace::Spec::request_seq`] that was acted on.
+    /// [`crate::workspace::Spec::request_seq`] of the last request that was acted on. `None` after a
+    /// desired state other than `Awake` was observed: the next `Awake` is then a request with any number.
     #[serde(default)]
-    pub observed_request: u64,
+    pub observed_request: Option<u64>,
     /// Retained archives, oldest first.
     #[serde(default)]
     pub archives: Vec<Archive>,
@@ -189,7 +190,7 @@ impl Status {
             storage_generation: 0,
             storage: false,
             failures: 0,
-            observed_request: 0,
+            observed_request: None,
             archives: Vec::new(),
             maintenance_retry: MaintenanceRetry::default(),
             waits: None,

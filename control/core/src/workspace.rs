@@ -8,6 +8,7 @@ use crate::{
     archive::ArchiveKey,
     id::{Owner, WorkspaceId, WorkspaceName},
     policy::Policy,
+    status::Status,
     time::Timestamp,
 };
 
@@ -88,7 +89,15 @@ pub struct Resources {
     pub memory_bytes: u64,
 }
 
-/// The desired configuration of a workspace. Only the driver changes it, on requests.
+/// New values of some resources. `None` leaves a resource as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ResourceOverrides {
+    /// Thousandths of a core.
+    pub cpu_millis: Option<u64>,
+    pub memory_bytes: Option<u64>,
+}
+
+/// The configuration of a workspace. The parts in [`DesiredSpec`] may change, and the others never do.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     pub id: WorkspaceId,
@@ -110,8 +119,8 @@ pub struct Spec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_bytes: Option<u64>,
     pub desired_state: DesiredState,
-    /// Number of requests to wake or to sleep so far. A workspace that fell asleep wakes only for a
-    /// request later than [`crate::status::Status::observed_request`].
+    /// Identifies the last request to wake or to sleep. A workspace that fell asleep wakes only for
+    /// another request than [`crate::status::Status::observed_request`].
     #[serde(default)]
     pub request_seq: u64,
     /// Archive whose files the workspace starts with.
@@ -144,6 +153,56 @@ impl fmt::Debug for Spec {
     }
 }
 
+/// What users want of a workspace, and may change at any time. The store owns it: requests change it
+/// there, by a [`crate::spec_change::SpecChange`], and the driver observes the result.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DesiredSpec {
+    pub desired_state: DesiredState,
+    /// The number that [`Spec::request_seq`] describes.
+    pub request_seq: u64,
+    pub resources: Resources,
+    pub policy: Policy,
+    pub env: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for DesiredSpec {
+    /// Shows only the names of environment variables, because their values may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DesiredSpec")
+            .field("desired_state", &self.desired_state)
+            .field("request_seq", &self.request_seq)
+            .field("resources", &self.resources)
+            .field("policy", &self.policy)
+            .field("env", &self.env.keys())
+            .finish()
+    }
+}
+
+impl Spec {
+    /// Returns the parts that may change.
+    pub fn desired(&self) -> DesiredSpec {
+        DesiredSpec {
+            desired_state: self.desired_state,
+            request_seq: self.request_seq,
+            resources: self.resources,
+            policy: self.policy.clone(),
+            env: self.env.clone(),
+        }
+    }
+
+    /// Returns this spec with the parts that may change replaced.
+    #[must_use]
+    pub fn with(&self, desired: &DesiredSpec) -> Self {
+        let DesiredSpec { desired_state, request_seq, resources, policy, env } = desired.clone();
+        Self { desired_state, request_seq, resources, policy, env, ..self.clone() }
+    }
+
+    /// Returns whether the spec requests `Awake` and the status has not acted on that request.
+    pub fn is_wake_requested(&self, status: &Status) -> bool {
+        self.desired_state == DesiredState::Awake && status.observed_request != Some(self.request_seq)
+    }
+}
+
 impl DesiredState {
     /// Returns whether the workspace is being deleted, with or without an archive.
     pub fn is_gone(self) -> bool {
@@ -160,6 +219,15 @@ impl Resources {
         match (MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&self.memory_bytes) {
             true => Ok(()),
             false => Err(UnreasonableResources::Memory),
+        }
+    }
+
+    /// Returns these resources with the given values replaced.
+    #[must_use]
+    pub fn with(self, overrides: ResourceOverrides) -> Self {
+        Self {
+            cpu_millis: overrides.cpu_millis.unwrap_or(self.cpu_millis),
+            memory_bytes: overrides.memory_bytes.unwrap_or(self.memory_bytes),
         }
     }
 

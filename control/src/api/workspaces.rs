@@ -193,8 +193,9 @@ impl Workspaces for WorkspacesService {
     ) -> Result<Response<ResizeWorkspaceResponse>, Status> {
         let view = self.find(&caller(&request)?, &request.get_ref().workspace)?;
         let resources = request.into_inner().resources.unwrap_or_default();
-        let resources = convert::requested_resources(view.spec.resources, resources)?;
-        let view = self.driver.resize(view.spec.id.clone(), resources).await.map_err(WireError::from)?;
+        let overrides = convert::resource_overrides(resources);
+        convert::requested_resources(view.spec.resources, resources)?;
+        let view = self.driver.resize(view.spec.id.clone(), overrides).await.map_err(WireError::from)?;
         Ok(Response::new(ResizeWorkspaceResponse { workspace: Some(workspace(&view)) }))
     }
 

@@ -25,7 +25,7 @@ pub(crate) use self::actions::BegunAction;
 use self::sessions::AgentSessions;
 pub use self::sessions::MAX_AGENT_SESSIONS;
 use super::{
-    DriverError, SpecEdit,
+    DriverError,
     error::CannotUndeleteCause,
     handle::Reply,
     index::{IndexedFacts, QuotaFacts},
@@ -57,9 +57,16 @@ pub(crate) struct WorkspaceEntry {
     /// The largest reservation of the records that were submitted since the last submitted one was
     /// durable. Each of them may become durable.
     submitted_reservation: Option<Resources>,
-    /// Edits of the stored spec that are not in a durable record yet. The store reports each edit
-    /// only once.
-    unsaved_edit: Option<SpecEdit>,
+    /// Version of the last observed spec. That spec is durable, whether or not `record` is.
+    spec_version: u64,
+    /// Whether the store may hold a later spec, because a write conflicted or a change of the spec
+    /// failed. The driver then reads the spec.
+    must_read_spec: bool,
+    own_spec_change: OwnSpecChange,
+    /// Number of requests to restore or undelete in progress. Each reserves the name of the workspace.
+    name_reservations: usize,
+    /// Number of requests to wake in progress. Each has withdrawn the earlier request to sleep.
+    wakes_in_progress: usize,
     /// Whether the workspace was deleted in the store. Such a deletion cannot be taken back.
     deleted_in_store: bool,
     observed: Observed,
@@ -77,12 +84,21 @@ pub(crate) struct WorkspaceEntry {
     next: Option<(Timestamp, NextStep)>,
     /// When the next decision is due, on the monotonic clock.
     scheduled_at: Option<Instant>,
-    /// Replies that are sent once the record is durable.
-    pending_replies: Vec<PendingReply>,
-    /// Requests to restore, which are handled once the deletion is durable.
-    pending_restores: Vec<Reply<Arc<WorkspaceView>>>,
+    /// Replies that are sent once the record is durable. Without a deadline, the request is only in the
+    /// record, and a failed write rejects it. With a deadline, the request is stored in the spec, and is
+    /// answered at the deadline at the latest.
+    pending_replies: Vec<(Option<Instant>, PendingReply)>,
     /// The view in the published snapshot.
     view: Option<Arc<WorkspaceView>>,
+}
+
+/// Whether the driver may request a change of the spec for itself.
+#[derive(Debug, Clone, Copy)]
+enum OwnSpecChange {
+    /// A change is requested, and its result has not been received.
+    InFlight,
+    /// A change may be requested from this time on.
+    NotBefore(Instant),
 }
 
 /// A reply that is sent once the workspace's record is durable.
@@ -112,6 +128,16 @@ pub(crate) struct DecidedEffects {
     pub(crate) begin: Option<Action>,
 }
 
+impl PendingReply {
+    /// Sends an error. A caller that has gone away needs no answer.
+    pub(crate) fn reject(self, error: DriverError) {
+        match self {
+            Self::Created(reply, _) => drop(reply.send(Err(error))),
+            Self::View(reply) => drop(reply.send(Err(error))),
+        }
+    }
+}
+
 impl WorkspaceEntry {
     /// Creates the entry of a new workspace, or of a record from the store, which is `durable`.
     pub(crate) fn new(record: WorkspaceRecord, durable: bool, observed: Observed) -> Self {
@@ -121,7 +147,11 @@ impl WorkspaceEntry {
             record,
             submitted: None,
             submitted_reservation: None,
-            unsaved_edit: None,
+            spec_version: 0,
+            must_read_spec: false,
+            own_spec_change: OwnSpecChange::NotBefore(Instant::now()),
+            name_reservations: 0,
+            wakes_in_progress: 0,
             deleted_in_store: false,
             observed,
             in_flight: None,
@@ -133,7 +163,6 @@ impl WorkspaceEntry {
             next: None,
             scheduled_at: None,
             pending_replies: Vec::new(),
-            pending_restores: Vec::new(),
             view: None,
         }
     }
@@ -223,8 +252,7 @@ impl WorkspaceEntry {
             scheduled_at: self.scheduled_at,
             holds_archive_slot: matches!(phase, Phase::Maintenance { task: MaintenanceTask::Archive, .. }),
             waits_for_archive_slot: phase == Phase::Asleep && self.observed.archive_slots_full,
-            is_answerable: self.is_settled()
-                && !(self.pending_replies.is_empty() && self.pending_restores.is_empty()),
+            is_answerable: self.pending_replies.iter().any(|(until, _)| self.is_answerable(*until)),
             quota: self.quota_request().map(|QuotaRequest { held, requested, .. }| QuotaFacts {
                 held,
                 requested,
@@ -269,7 +297,13 @@ impl WorkspaceEntry {
             };
         }
         self.next = next;
-        self.scheduled_at = next.map(|(at, _)| Instant::now() + at.since(now).max(MIN_DELAY));
+        let retry_at = match self.own_spec_change {
+            OwnSpecChange::NotBefore(at) => Some(at),
+            OwnSpecChange::InFlight => None,
+        };
+        let due = next.map(|(at, _)| Instant::now() + at.since(now).max(MIN_DELAY));
+        let deadlines = self.pending_replies.iter().filter_map(|(until, _)| *until).chain(retry_at);
+        self.scheduled_at = deadlines.filter(|at| *at > Instant::now()).chain(due).min();
         let begin = action.filter(|_| self.is_settled() && self.in_flight.is_none());
         DecidedEffects { cancel, write: self.submit_unwritten(), begin }
     }
@@ -323,18 +357,23 @@ impl WorkspaceEntry {
             self.submitted_reservation = None;
         }
         self.durable = Some(record);
-        if self.is_settled() {
-            self.unsaved_edit = None;
-        }
     }
 
-    /// Rolls the record back to the durable one after a failed write, and rejects the pending
-    /// requests. Returns `false` if there is no durable record.
+    /// Rolls the status back to the durable one after a failed write, and rejects the requests that
+    /// are not durable. The spec stays, because the store owns it. A cleared `observed_request` stays
+    /// cleared, because the `Asleep` or `Deleted` that cleared it is not reported again. Returns `false`
+    /// if there is no durable record.
     pub(crate) fn roll_back(&mut self, error: &StoreError) -> bool {
-        self.reject_pending(&DriverError::not_saved(error));
-        let Some(durable) = self.durable.clone() else { return false };
+        for (_, reply) in self.pending_replies.extract_if(.., |(until, _)| until.is_none()) {
+            reply.reject(DriverError::not_saved(error));
+        }
+        // The other writer may have changed the spec too.
+        self.must_read_spec |= matches!(error, StoreError::Conflict { .. });
+        let Some(mut durable) = self.durable_record() else { return false };
+        if self.record.status.observed_request.is_none() && durable.status.observed_request.is_some() {
+            Arc::make_mut(&mut durable).status.observed_request = None;
+        }
         (self.record, self.submitted, self.submitted_reservation) = (durable, None, None);
-        self.reapply_unsaved_edit();
         true
     }
 
@@ -345,45 +384,35 @@ impl WorkspaceEntry {
         self.observed.done(Action::RemoveRecord, Err(failure), clock::now());
     }
 
-    /// Sends this reply once the record is durable.
+    /// Sends this reply once the record is durable. A failed write rejects it.
     pub(crate) fn reply_when_durable(&mut self, reply: PendingReply) {
-        self.pending_replies.push(reply);
-    }
-
-    /// Holds this request to restore until the deletion is durable.
-    pub(crate) fn restore_when_durable(&mut self, reply: Reply<Arc<WorkspaceView>>) {
-        self.pending_restores.push(reply);
-    }
-
-    /// Returns the requests to restore, which may begin now.
-    pub(crate) fn take_pending_restores(&mut self) -> Vec<Reply<Arc<WorkspaceView>>> {
-        std::mem::take(&mut self.pending_restores)
+        self.pending_replies.push((None, reply));
     }
 
     /// Rejects all pending requests with this error.
     pub(crate) fn reject_pending(&mut self, error: &DriverError) {
-        for pending in self.pending_replies.drain(..) {
-            // A caller that has gone away needs no answer.
-            match pending {
-                PendingReply::Created(reply, _) => drop(reply.send(Err(error.clone()))),
-                PendingReply::View(reply) => drop(reply.send(Err(error.clone()))),
-            }
-        }
-        for reply in self.pending_restores.drain(..) {
-            drop(reply.send(Err(error.clone())));
-        }
+        self.pending_replies.drain(..).for_each(|(_, reply)| reply.reject(error.clone()));
     }
 
-    /// Answers the pending requests with the current view.
+    /// Answers the pending requests with the current view, if they may be answered.
     pub(crate) fn answer_pending(&mut self) {
-        let Some(view) = &self.view else { return };
-        for pending in self.pending_replies.drain(..) {
+        let Some(view) = self.view.clone() else { return };
+        let pending = std::mem::take(&mut self.pending_replies);
+        let (answered, waiting): (Vec<_>, _) =
+            pending.into_iter().partition(|(until, _)| self.is_answerable(*until));
+        self.pending_replies = waiting;
+        for (_, pending) in answered {
             // A caller that has gone away needs no answer.
             match pending {
                 PendingReply::Created(reply, created) => drop(reply.send(Ok((view.clone(), created)))),
                 PendingReply::View(reply) => drop(reply.send(Ok(view.clone()))),
             }
         }
+    }
+
+    /// Returns whether a pending reply with this deadline may be sent.
+    fn is_answerable(&self, deadline: Option<Instant>) -> bool {
+        self.is_settled() || deadline.is_some_and(|at| at <= Instant::now())
     }
 
     // === The published view ===
@@ -403,12 +432,12 @@ impl WorkspaceEntry {
         true
     }
 
-    /// Builds the view of the durable record and the last observations.
+    /// Builds the view of the durable record, the last observed spec and the last observations.
     fn build_view(&self, version: u64) -> Option<WorkspaceView> {
         let record = self.durable.as_ref()?;
         let connected = self.observed.connected == Some(record.status.epoch);
         Some(WorkspaceView {
-            spec: record.spec.clone(),
+            spec: self.record.spec.clone(),
             state: record.status.state(),
             reason: record.status.reason.clone(),
             since: record.status.since,
@@ -462,8 +491,10 @@ fn append_log(record: &mut WorkspaceRecord, now: Timestamp) {
 
 #[cfg(test)]
 mod tests {
+    use podling_core::workspace::{DesiredSpec, DesiredState};
+
     use super::*;
-    use crate::samples;
+    use crate::{samples, store::StoredSpec};
 
     #[test]
     fn write_in_flight_holds_its_quota_after_a_later_decision() {
@@ -492,18 +523,45 @@ mod tests {
         assert_eq!(held(&entry), None);
     }
 
-    /// The edit is applied again after the rollback, and its resources need a new admission.
     #[test]
-    fn rollback_that_resets_an_admission_changes_the_facts() {
+    fn rollback_keeps_the_observed_spec_and_undoes_the_status() {
         let status = Status { queued_at: Some(Duration::ZERO), ..Status::new(Timestamp::default()) };
         let spec = Arc::new(samples::spec(1, "demo"));
         let record = WorkspaceRecord { spec, status, credential: None, log: Arc::default(), generation: 1 };
-        let mut entry = WorkspaceEntry::new(record, true, Observed::default());
-        let resources = Some(Resources { cpu_millis: 3000, ..Resources::default() });
-        entry.apply_edit(SpecEdit { generation: 2, resources, ..SpecEdit::default() });
-        assert!(entry.set_queue_position(None), "the queue admits the new resources");
+        let mut entry = WorkspaceEntry::new(record.clone(), true, Observed::default());
+        assert!(entry.set_queue_position(None), "the queue admits the present resources");
         let before = entry.facts();
-        assert!(entry.roll_back(&StoreError::Conflict { name: "demo".into() }));
+        let resources = Resources { cpu_millis: 3000, ..Resources::default() };
+        let desired = DesiredSpec { resources, ..record.spec.desired() };
+        let stored = StoredSpec { desired, generation: 2, version: 2, deleted_in_store: false };
+        entry.observe_spec(&stored);
         assert_ne!(entry.facts().quota, before.quota, "the queue must be recomputed");
+        entry.record = Arc::new(WorkspaceRecord {
+            status: Status { failures: 7, ..record.status.clone() },
+            ..WorkspaceRecord::clone(&entry.record)
+        });
+        assert!(entry.roll_back(&StoreError::Conflict { name: "demo".into() }));
+        assert_eq!((entry.record.spec.resources, entry.record.generation), (resources, 2));
+        assert_eq!(entry.record.status, record.status);
+        assert!(!entry.is_settled(), "the status does not reflect the spec yet");
+        entry.observe_spec(&StoredSpec { version: 1, desired: record.spec.desired(), ..stored });
+        assert_eq!(entry.record.spec.resources, resources, "the late report is older");
+    }
+
+    #[test]
+    fn rollback_keeps_that_a_later_awake_is_a_request() {
+        let status = Status { observed_request: Some(1), ..Status::new(Timestamp::default()) };
+        let spec = Arc::new(samples::spec(1, "demo"));
+        let record = WorkspaceRecord { spec, status, credential: None, log: Arc::default(), generation: 1 };
+        let mut entry = WorkspaceEntry::new(record.clone(), true, Observed::default());
+        let context = DecisionContext { observed_time: Duration::ZERO, archive_slots_full: false };
+        for (generation, desired_state) in [(2_i64, DesiredState::Asleep), (3, DesiredState::Awake)] {
+            let desired = DesiredSpec { desired_state, ..record.spec.desired() };
+            let version = generation.unsigned_abs();
+            entry.observe_spec(&StoredSpec { desired, generation, version, deleted_in_store: false });
+            entry.decide(context);
+        }
+        assert!(entry.roll_back(&StoreError::NotLeader));
+        assert!(entry.record.spec.is_wake_requested(&entry.record.status), "kubectl has set Awake again");
     }
 }

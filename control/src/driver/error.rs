@@ -34,6 +34,8 @@ pub enum DriverError {
         /// Scope of the limit: "of this owner" or "in total".
         what: &'static str,
     },
+    #[error("cannot change workspace {id}: {limit} changes of its spec are waiting; retry later")]
+    TooManyChanges { id: WorkspaceId, limit: usize },
     /// The workspace still has its storage, so there is nothing to restore.
     #[error(
         "the workspace {0} still has its storage; wake it, or give a name to restore into a new workspace"
@@ -52,7 +54,7 @@ pub enum DriverError {
     Busy(Vec<WorkspaceName>),
     #[error("the control plane is shutting down")]
     ShuttingDown,
-    /// The store write failed, and the decision was rolled back.
+    /// The store write failed. A decision was rolled back. A change of the spec may still have been made.
     #[error("failed to save the change, so it was not made: {problem}")]
     NotSaved {
         /// The store's error with its causes.
@@ -121,6 +123,10 @@ impl From<DriverError> for WireError {
             }
             DriverError::TooManyWorkspaces { limit, what } => {
                 Self::new(Reason::TooManyWorkspaces, message).with("limit", limit).with("what", what)
+            }
+            DriverError::TooManyChanges { id, limit } => {
+                let what = format!("changes of the workspace {id}");
+                Self::new(Reason::TooManyHeldCalls, message).with("what", what).with("limit", limit)
             }
             DriverError::NotArchived(id) => Self::new(Reason::NotArchived, message).with("id", id),
             DriverError::TooLarge => {

@@ -1,8 +1,13 @@
 //! The interface of the driver: the handle that sends requests, and all events that the driver
 //! handles.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
+use futures_util::{StreamExt, stream};
 use podling_core::{
     archive::ArchiveKey,
     decide::Action,
@@ -12,7 +17,7 @@ use podling_core::{
     reason::SleepCause,
     status::Urgency,
     time::Timestamp,
-    workspace::{Epoch, Resources, Spec},
+    workspace::{Epoch, ResourceOverrides, Resources, Spec},
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -22,12 +27,16 @@ use crate::{
     backend::InstanceId,
     progress::TransferProgress,
     snapshot::{Fingerprint, SnapshotReceiver, WorkspaceView},
-    store::WorkspaceRecord,
+    store::{StoredSpec, WorkspaceRecord},
 };
 
 /// Capacity of the event queue. When the queue is full, senders wait. The driver handles an event
 /// in about 10 µs.
 pub(crate) const EVENT_QUEUE: usize = 1024;
+
+/// Most wakes that [`DriverHandle::wake_each`] waits for at once, so that a slow one does not delay the
+/// others.
+const MAX_CONCURRENT_WAKES: usize = 64;
 
 /// Sends requests to the driver. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -80,14 +89,14 @@ impl DriverHandle {
         self.change(id, WorkspaceChange::Restore).await
     }
 
-    /// Changes a workspace's requested resources. Returns once the request is durable. An increase
-    /// may still wait in the admission queue.
+    /// Changes a workspace's requested resources. A resource without an override keeps its value. Returns
+    /// once the request is durable. An increase may still wait in the admission queue.
     pub async fn resize(
         &self,
         id: WorkspaceId,
-        resources: Resources,
+        overrides: ResourceOverrides,
     ) -> Result<Arc<WorkspaceView>, DriverError> {
-        self.change(id, WorkspaceChange::Resize(resources)).await
+        self.change(id, WorkspaceChange::Resize(overrides)).await
     }
 
     /// Overrides parts of a workspace's policy. Returns once the change is durable. The agent is
@@ -104,6 +113,24 @@ impl DriverHandle {
     /// failure. Returns once the request is durable. The snapshots show the progress.
     pub async fn wake(&self, id: WorkspaceId) -> Result<Arc<WorkspaceView>, DriverError> {
         self.change(id, WorkspaceChange::Wake).await
+    }
+
+    /// Wakes each requested workspace, at most 64 at a time. Returns when the channel
+    /// is closed. Drops a request for a workspace whose wake is in progress.
+    pub async fn wake_each(&self, mut requests: mpsc::Receiver<WorkspaceId>) {
+        let requests = stream::poll_fn(|context| requests.poll_recv(context));
+        let in_progress = Mutex::<BTreeSet<WorkspaceId>>::default();
+        let in_progress = || in_progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let wake = async |id: WorkspaceId| {
+            if !in_progress().insert(id.clone()) {
+                return;
+            }
+            if let Err(error) = self.wake(id.clone()).await {
+                tracing::debug!(workspace = %id, %error, "failed to wake workspace");
+            }
+            in_progress().remove(&id);
+        };
+        requests.for_each_concurrent(MAX_CONCURRENT_WAKES, wake).await;
     }
 
     /// Ends the processes of all workspaces, then the control plane. Storage stays. Unless `force`
@@ -124,9 +151,9 @@ impl DriverHandle {
         self.send(DriverEvent::StoredWorkspace(Box::new(record))).await
     }
 
-    /// Reports an edit of a workspace's spec in the store.
-    pub async fn apply_edit(&self, id: WorkspaceId, edit: SpecEdit) -> Result<(), DriverError> {
-        self.send(DriverEvent::SpecEdited(id, Box::new(edit))).await
+    /// Reports the spec of a workspace in the store.
+    pub async fn observe_spec(&self, id: WorkspaceId, stored: StoredSpec) -> Result<(), DriverError> {
+        self.send(DriverEvent::Spec(id, Box::new(stored))).await
     }
 
     /// Reports an agent's hello. The driver answers through the queue `directives`.
@@ -180,8 +207,8 @@ pub(crate) enum DriverEvent {
     Change(WorkspaceId, WorkspaceChange, Reply<Arc<WorkspaceView>>),
     /// A workspace was created in the store, or has become readable again.
     StoredWorkspace(Box<WorkspaceRecord>),
-    /// The spec was edited in the store.
-    SpecEdited(WorkspaceId, Box<SpecEdit>),
+    /// The spec in the store, which may have changed.
+    Spec(WorkspaceId, Box<StoredSpec>),
     /// Ends the processes of all workspaces, then the control plane.
     Down {
         force: bool,
@@ -220,7 +247,7 @@ pub(crate) enum WorkspaceChange {
     /// Restores a workspace of which only archives are left.
     Restore,
     SetPolicy(Box<PolicyOverrides>),
-    Resize(Resources),
+    Resize(ResourceOverrides),
 }
 
 /// A validated request for a new workspace, with the template's values filled in.
@@ -245,35 +272,6 @@ pub struct NewWorkspace {
     pub request_id: String,
     /// If the owner already has a workspace of this name, wakes and returns it.
     pub reconnect: bool,
-}
-
-/// A change of a workspace's spec that was made in the store, outside the API. Absent fields are
-/// unchanged. Its `Debug` has only the names of environment variables, because it is logged.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct SpecEdit {
-    /// The `metadata.generation` of the Workspace resource.
-    pub generation: i64,
-    /// `true` wakes the workspace, `false` puts it to sleep.
-    pub awake: Option<bool>,
-    pub resources: Option<Resources>,
-    pub policy: Option<Policy>,
-    pub env: Option<BTreeMap<String, String>>,
-    /// Deletes the workspace. `false` archives it first; `true` discards its files and archives.
-    pub deleted: Option<bool>,
-}
-
-impl std::fmt::Debug for SpecEdit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { generation, awake, resources, policy, env, deleted } = self;
-        f.debug_struct("SpecEdit")
-            .field("generation", generation)
-            .field("awake", awake)
-            .field("resources", resources)
-            .field("policy", policy)
-            .field("env", &env.as_ref().map(|env| env.keys().collect::<Vec<_>>()))
-            .field("deleted", deleted)
-            .finish()
-    }
 }
 
 /// Identifies one stream of one agent.
@@ -364,17 +362,4 @@ pub struct Heartbeat {
     /// Receives `()` once the heartbeat was handled. Only then may it be acknowledged. Dropped if
     /// the agent is not claimed.
     pub accepted: oneshot::Sender<()>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn debug_of_spec_edit_has_no_environment_values() {
-        let env = BTreeMap::from([("TOKEN".to_owned(), "hunter2".to_owned())]);
-        let text = format!("{:?}", SpecEdit { generation: 7, env: Some(env), ..SpecEdit::default() });
-        assert!(text.contains("TOKEN") && text.contains("generation: 7"), "{text}");
-        assert!(!text.contains("hunter2"), "{text}");
-    }
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use podling_core::{
     id::WorkspaceId,
     observed::Observed,
+    spec_change::SpecChange,
     status::{Phase, Status},
-    workspace::{DesiredState, Resources, Spec},
+    workspace::{DesiredState, Spec},
 };
 use ring::rand::{SecureRandom, SystemRandom};
 
@@ -15,6 +16,15 @@ use super::{
     Driver, DriverError, NewWorkspace, PendingReply, Reply, WorkspaceEntry, handle::WorkspaceChange,
 };
 use crate::{backend::Backend, clock, snapshot::WorkspaceView, store::WorkspaceRecord};
+
+/// Result of a call that creates a workspace.
+struct CreateOutcome {
+    id: WorkspaceId,
+    /// `false` if the workspace existed.
+    created: bool,
+    /// Change of the spec that wakes an existing workspace.
+    change: Option<SpecChange>,
+}
 
 /// Most workspaces of one owner. Stops a script that creates workspaces in a loop.
 pub const MAX_WORKSPACES_PER_OWNER: usize = 100;
@@ -25,17 +35,16 @@ pub const MAX_WORKSPACES: usize = 10_000;
 impl<B: Backend> Driver<B> {
     pub(super) fn create(&mut self, new: NewWorkspace, reply: Reply<(Arc<WorkspaceView>, bool)>) {
         match self.find_or_create(new) {
-            Ok((id, created)) => {
-                self.with_entry(&id, |entry| {
-                    entry.reply_when_durable(PendingReply::Created(reply, created));
-                });
+            Ok(CreateOutcome { id, created, change }) => {
+                self.fulfil(&id, change, PendingReply::Created(reply, created));
             }
             // A caller that has gone away needs no answer.
             Err(refused) => drop(reply.send(Err(refused))),
         }
     }
 
-    fn find_or_create(&mut self, new: NewWorkspace) -> Result<(WorkspaceId, bool), DriverError> {
+    /// Creates the workspace, unless an earlier call has.
+    fn find_or_create(&mut self, new: NewWorkspace) -> Result<CreateOutcome, DriverError> {
         if self.shutting_down || self.draining_idle {
             return Err(DriverError::ShuttingDown);
         }
@@ -44,13 +53,13 @@ impl<B: Backend> Driver<B> {
             !new.request_id.is_empty() && entry.record().spec.request_id == new.request_id
         };
         if let Some(entry) = mine().find(repeated) {
-            return Ok((entry.record().spec.id.clone(), false));
+            return Ok(CreateOutcome { id: entry.record().spec.id.clone(), created: false, change: None });
         }
-        let has_name =
-            |entry: &&WorkspaceEntry| entry.record().spec.name == new.name && !entry.record().is_gone();
+        let has_name = |entry: &&WorkspaceEntry| entry.record().spec.name == new.name && entry.holds_name();
         if let Some(entry) = mine().find(has_name) {
             let id = entry.record().spec.id.clone();
             return match (entry.record().spec.desired_state, new.reconnect) {
+                _ if entry.record().is_gone() => Err(DriverError::NameTaken { name: new.name, id }),
                 (DesiredState::Deleted | DesiredState::Discarded, _) => {
                     Err(DriverError::Deleting { undelete: entry.check_undelete().is_ok(), id })
                 }
@@ -58,14 +67,15 @@ impl<B: Backend> Driver<B> {
                     Err(DriverError::NameTaken { name: new.name, id })
                 }
                 (DesiredState::Awake | DesiredState::Asleep, true) => {
-                    if let Some(entry) = self.entries.get_mut(&id) {
-                        entry.request_wake();
-                    }
-                    Ok((id, false))
+                    // A new workspace that is not durable yet is desired awake.
+                    let is_durable = entry.durable_record().is_some();
+                    let entry = self.entries.get_mut(&id).filter(|_| is_durable);
+                    let change = entry.map(WorkspaceEntry::request_wake);
+                    Ok(CreateOutcome { id, created: false, change })
                 }
             };
         }
-        if !self.fits_quota(new.resources) {
+        if !self.quotas.allow(new.resources) {
             return Err(DriverError::TooLarge);
         }
         if mine().count() >= MAX_WORKSPACES_PER_OWNER {
@@ -104,7 +114,7 @@ impl<B: Backend> Driver<B> {
         let status = if spec.source.is_some() { Status::from_archive(now) } else { Status::new(now) };
         let record = WorkspaceRecord { spec, status, credential: None, log, generation: 0 };
         self.entries.insert(id.clone(), WorkspaceEntry::new(record, false, Observed::for_new_workspace()));
-        Ok((id, true))
+        Ok(CreateOutcome { id, created: true, change: None })
     }
 
     /// Changes a workspace, and answers once the change is durable.
@@ -114,58 +124,65 @@ impl<B: Backend> Driver<B> {
         change: WorkspaceChange,
         reply: Reply<Arc<WorkspaceView>>,
     ) {
-        // A caller may see the deletion in the store before the driver learns that the write
-        // succeeded.
-        let is_unsettled = |entry: &&mut WorkspaceEntry| entry.record().is_gone() && !entry.is_settled();
-        if matches!(change, WorkspaceChange::Restore)
-            && let Some(entry) = self.entries.get_mut(id).filter(is_unsettled)
-        {
-            return entry.restore_when_durable(reply);
-        }
-        match self.apply_change(id, change) {
-            Ok(()) => self.with_entry(id, |entry| entry.reply_when_durable(PendingReply::View(reply))),
+        match self.check_change(id, change) {
+            Ok(change) => self.fulfil(id, change, PendingReply::View(reply)),
             // A caller that has gone away needs no answer.
             Err(refused) => drop(reply.send(Err(refused))),
         }
     }
 
-    fn apply_change(&mut self, id: &WorkspaceId, change: WorkspaceChange) -> Result<(), DriverError> {
+    /// Requests the change of the spec, if there is one, and answers once the result is durable.
+    fn fulfil(&mut self, id: &WorkspaceId, change: Option<SpecChange>, reply: PendingReply) {
         match change {
-            WorkspaceChange::Delete { discard } => self.entry(id)?.delete(discard),
-            WorkspaceChange::Undelete => self.undelete(id)?,
-            WorkspaceChange::Wake => self.modifiable(id)?.request_wake(),
+            Some(change) => self.request_spec_change(id, change, reply),
+            None => self.with_entry(id, |entry| entry.reply_when_durable(reply)),
+        }
+    }
+
+    /// Returns the change of the spec that a request needs. Returns `None` if it needs none.
+    fn check_change(
+        &mut self,
+        id: &WorkspaceId,
+        change: WorkspaceChange,
+    ) -> Result<Option<SpecChange>, DriverError> {
+        Ok(match change {
+            WorkspaceChange::Delete { discard } => self.entry(id)?.request_deletion(discard),
+            WorkspaceChange::Undelete => Some(self.undelete_change(id)?),
+            WorkspaceChange::Wake => Some(self.modifiable(id)?.request_wake()),
             WorkspaceChange::Sleep { force } => {
                 let entry = self.modifiable(id)?;
                 if !force && entry.is_in_use() {
                     return Err(DriverError::Busy(vec![entry.record().spec.name.clone()]));
                 }
-                entry.request_sleep(force);
+                entry.request_sleep(force)
             }
-            WorkspaceChange::Restore => self.check_restore(id)?.request_restore(),
-            WorkspaceChange::SetPolicy(policy) => self.modifiable(id)?.set_policy(&policy),
-            WorkspaceChange::Resize(resources) => {
-                let fits = self.fits_quota(resources);
-                let entry = self.modifiable(id)?;
-                if !fits {
-                    return Err(DriverError::TooLarge);
-                }
-                entry.resize(resources);
+            WorkspaceChange::Restore => {
+                self.check_restore(id)?;
+                Some(SpecChange::Restore)
             }
-        }
-        Ok(())
+            WorkspaceChange::SetPolicy(policy) => {
+                self.modifiable(id)?;
+                Some(SpecChange::SetPolicy(policy))
+            }
+            WorkspaceChange::Resize(overrides) => {
+                let quotas = self.quotas;
+                self.modifiable(id)?;
+                Some(SpecChange::Resize { overrides, quotas })
+            }
+        })
     }
 
-    fn undelete(&mut self, id: &WorkspaceId) -> Result<(), DriverError> {
+    /// Returns the change of the spec that takes the deletion back. Fails if it cannot be taken back.
+    fn undelete_change(&mut self, id: &WorkspaceId) -> Result<SpecChange, DriverError> {
         let is_stopping = self.is_stopping();
         let entry = self.entry(id)?;
         if is_being_deleted(entry) {
             entry.check_undelete().map_err(|cause| DriverError::CannotUndelete { id: id.clone(), cause })?;
-            if is_stopping {
-                return Err(DriverError::ShuttingDown);
-            }
-            entry.undelete();
         }
-        Ok(())
+        if is_stopping {
+            return Err(DriverError::ShuttingDown);
+        }
+        Ok(entry.request_undelete())
     }
 
     /// Returns the workspace if only archives of it are left. A deleted workspace gets its name back,
@@ -186,21 +203,13 @@ impl<B: Backend> Driver<B> {
         if record.status.phase != Phase::Archived {
             return Err(DriverError::NotArchived(id.clone()));
         }
-        let others = self.entries.values().map(WorkspaceEntry::record).filter(|other| other.spec.id != *id);
-        let mut others = others.filter(|other| other.spec.owner == spec.owner && !other.is_gone());
+        let others =
+            self.entries.values().filter(|other| other.record().spec.id != *id && other.holds_name());
+        let mut others = others.map(WorkspaceEntry::record).filter(|other| other.spec.owner == spec.owner);
         match others.find(|other| other.spec.name == spec.name) {
             Some(other) => Err(DriverError::NameTaken { name: spec.name.clone(), id: other.spec.id.clone() }),
             None => self.entry(id),
         }
-    }
-
-    fn fits_quota(&self, resources: Resources) -> bool {
-        self.quotas.owner.allows(resources) && self.quotas.total.allows(resources)
-    }
-
-    /// Returns whether the control plane is about to stop.
-    fn is_stopping(&self) -> bool {
-        self.shutting_down || self.draining_idle
     }
 
     fn entry(&mut self, id: &WorkspaceId) -> Result<&mut WorkspaceEntry, DriverError> {
@@ -247,65 +256,6 @@ impl<B: Backend> Driver<B> {
         self.issued_ids.insert(id.bits());
         self.entries.insert(id.clone(), entry);
         self.advance(&id);
-    }
-
-    // === The end of the control plane ===
-
-    /// Ends all processes, then the control plane. Without `force`, fails if a workspace is in use
-    /// or its activity is unknown.
-    pub(super) fn down(&mut self, force: bool, reply: Reply<()>) {
-        let busy = self.entries.values().filter(|entry| entry.is_in_use());
-        let mut busy: Vec<_> = busy.map(|entry| entry.record().spec.name.clone()).collect();
-        if !force && !self.shutting_down && !busy.is_empty() {
-            busy.sort();
-            return drop(reply.send(Err(DriverError::Busy(busy))));
-        }
-        tracing::info!(force, "shutting down; ending the processes of all workspaces");
-        self.shutting_down = true;
-        self.entries.values_mut().for_each(WorkspaceEntry::shut_down);
-        self.advance_all();
-        self.publish();
-        drop(reply.send(Ok(())));
-    }
-
-    /// Cancels `shutdown` once every process has ended after [`super::DriverHandle::down`].
-    pub(super) fn finish_if_down(&mut self) {
-        if self.shutting_down
-            && self.writer.is_idle()
-            && self.entries.values().all(WorkspaceEntry::allows_shutdown)
-        {
-            self.publish();
-            tracing::info!("all workspaces are asleep");
-            self.shutdown.cancel();
-        }
-    }
-
-    /// Puts idle workspaces to sleep in two phases, before the control plane stops. `reply` is
-    /// answered once they are asleep. From now on, new workspaces and wakes are rejected.
-    ///
-    /// Unlike [`super::DriverHandle::down`], this ends no workspace that is in use. An agent that
-    /// declines continues to run, and the next control plane adopts it.
-    pub(super) fn drain_idle(&mut self, reply: Reply<()>) {
-        tracing::info!("stopping; putting idle workspaces to sleep and leaving the others running");
-        self.draining_idle = true;
-        self.drain_reply = Some(reply);
-        self.entries.values_mut().for_each(WorkspaceEntry::sleep_if_idle);
-        self.advance_all();
-    }
-
-    /// Answers the drain once no workspace is falling asleep. Ends it early if its caller has gone
-    /// away.
-    pub(super) fn finish_idle_drain(&mut self) {
-        let is_over = |reply: &mut Reply<()>| {
-            reply.is_closed() || !self.entries.values().any(WorkspaceEntry::is_falling_asleep)
-        };
-        if let Some(reply) = self.drain_reply.take_if(is_over) {
-            // An agent that was not asked yet continues to run. The control plane ends soon, and
-            // could not complete its sleep.
-            self.entries.values_mut().for_each(WorkspaceEntry::cancel_sleep_request);
-            // A caller that has gone away needs no answer.
-            drop(reply.send(Ok(())));
-        }
     }
 
     fn unused_id(&mut self) -> WorkspaceId {

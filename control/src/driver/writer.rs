@@ -14,7 +14,7 @@ use crate::{
     store::{CommitResult, Store, StoreChange, StoreError},
 };
 
-/// Pause after a batch in which every write failed.
+/// Pause after a failed write of a workspace, before its next change is written.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Interval at which the observed time is written. A crash loses at most this much of it.
@@ -27,7 +27,8 @@ pub(crate) struct StoreWriter {
     /// At most one change for each workspace. A newer change replaces an older one.
     pending: BTreeMap<WorkspaceId, StoreChange>,
     writing: JoinSet<Vec<CommitResult>>,
-    not_before: Option<Instant>,
+    /// The workspaces whose last write failed, with the time from which they may be written again.
+    not_before: BTreeMap<WorkspaceId, Instant>,
     observed_time: Duration,
     /// Observed time in the last batch that was started.
     persisted_time: Duration,
@@ -40,7 +41,7 @@ impl StoreWriter {
             store,
             pending: BTreeMap::new(),
             writing: JoinSet::new(),
-            not_before: None,
+            not_before: BTreeMap::new(),
             observed_time,
             persisted_time: observed_time,
         }
@@ -57,49 +58,50 @@ impl StoreWriter {
         self.pending.insert(id, change);
     }
 
-    /// Starts a batch if a change is queued or the observed time is due. Does nothing while a batch
-    /// is being written, or during the pause after a failed batch.
+    /// Starts a batch if a change may be written or the observed time is due. Does nothing while a batch
+    /// is being written.
     pub(crate) fn start_batch(&mut self) {
-        let due = self.observed_time.saturating_sub(self.persisted_time) >= OBSERVED_TIME_INTERVAL;
-        if (self.pending.is_empty() && !due)
-            || !self.writing.is_empty()
-            || self.not_before.is_some_and(|t| t > Instant::now())
-        {
+        if !self.writing.is_empty() {
             return;
         }
-        self.not_before = None;
-        let mut changes: Vec<_> = std::mem::take(&mut self.pending).into_values().collect();
+        let now = Instant::now();
+        self.not_before.retain(|_, at| *at > now);
+        let ready = self.pending.extract_if(.., |id, _| !self.not_before.contains_key(id));
+        let mut changes: Vec<_> = ready.map(|(_, change)| change).collect();
+        let due = self.observed_time.saturating_sub(self.persisted_time) >= OBSERVED_TIME_INTERVAL;
+        if changes.is_empty() && !due {
+            return;
+        }
         changes.push(StoreChange::ObservedTime(self.observed_time));
         self.persisted_time = self.observed_time;
         let store = self.store.clone();
         self.writing.spawn(async move { store.commit(changes).await });
     }
 
-    /// Waits for the running batch and returns the result of each change. Never returns while
-    /// nothing is being written. Cancel-safe.
-    ///
-    /// If the write of a workspace failed, its queued change is dropped and returned with the same
-    /// error.
-    pub(crate) async fn next_batch(&mut self) -> Vec<CommitResult> {
-        let mut committed = match self.writing.join_next().await {
-            None => pending().await,
-            Some(Ok(results)) => results,
-            Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
-        };
-        if committed.iter().all(|(_, result)| result.is_err()) {
-            self.not_before = Some(Instant::now() + RETRY_PAUSE);
-        }
+    /// Waits until the running batch is finished. Never returns while nothing is being written.
+    /// Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Vec<CommitResult> {
+        let Some(results) = self.writing.join_next().await else { return pending().await };
+        let results = results.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        self.finish_batch(results)
+    }
+
+    /// Returns the result of each change. If the write of a workspace failed, its queued change is
+    /// dropped and returned with the same error.
+    fn finish_batch(&mut self, mut committed: Vec<CommitResult>) -> Vec<CommitResult> {
         let failed = |(change, result): &CommitResult| Some((change.id()?.clone(), result.clone().err()?));
         for (id, error) in committed.iter().filter_map(failed).collect::<Vec<_>>() {
             committed.extend(self.pending.remove(&id).map(|queued| (queued, Err(error))));
+            self.not_before.insert(id, Instant::now() + RETRY_PAUSE);
         }
         committed
     }
 
-    /// Returns when to call [`StoreWriter::start_batch`] again after a failed batch, if changes are
-    /// queued.
+    /// Returns when to call [`StoreWriter::start_batch`] again, if a queued change waits for the pause
+    /// after a failed write. Returns `None` while a batch is being written.
     pub(crate) fn retry_at(&self) -> Option<Instant> {
-        self.not_before.filter(|_| !self.pending.is_empty())
+        let waiting = self.pending.keys().filter_map(|id| self.not_before.get(id));
+        waiting.min().copied().filter(|_| self.writing.is_empty())
     }
 
     /// Returns the number of queued changes, without those being written.
@@ -151,7 +153,7 @@ impl<B: Backend> Driver<B> {
         }
     }
 
-    /// Rolls the workspace's record back to the stored one.
+    /// Rolls the workspace's status back to the stored one.
     fn roll_back(&mut self, id: &WorkspaceId, error: &StoreError) {
         match self.entries.get_mut(id).map(|entry| entry.roll_back(error)) {
             Some(true) => self.advance(id),

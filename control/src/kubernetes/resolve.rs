@@ -1,56 +1,55 @@
 //! Derives a workspace's spec from its resource and its template. Does no I/O.
 
-use std::collections::BTreeMap;
-
 use kube::ResourceExt;
 use podling_core::{
     archive::ArchiveKey,
     id::{InvalidIdentifier, WorkspaceId},
     policy::Policy,
     time::Timestamp,
-    workspace::{DesiredState, Resources, Spec},
+    workspace::{DesiredSpec, DesiredState, Resources, Spec},
 };
 use ring::digest::{SHA256, digest};
 
 use super::{
     DesiredResourceState, ResourceOverrides, ResourcesSpec, Variable, Workspace, WorkspaceTemplateSpec,
+    objects::DISCARD,
 };
 use crate::quantity::{bytes, cores, duration_words};
 
 /// Maximum length of a workspace's name, in characters.
 const MAX_NAME: usize = 63;
 
-/// The values of a workspace that users may change at any time.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DesiredSpec {
-    pub desired_state: DesiredResourceState,
-    /// CPU and memory while awake.
-    pub resources: Resources,
-    pub policy: Policy,
-    /// Environment variables with plain values. Variables with secrets are not included.
-    pub env: BTreeMap<String, String>,
+/// Returns what users want of the workspace. Absent values come from the template, or else from the
+/// defaults. Variables with secrets are not included in the environment.
+pub fn desired_spec(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> DesiredSpec {
+    let spec = &resource.spec;
+    let usual = template.map(|template| template.policy.overrides()).unwrap_or_default();
+    let own = spec.policy.as_ref().map(|policy| policy.overrides()).unwrap_or_default();
+    let is_own = |variable: &&Variable| spec.environment.iter().any(|own| own.name == variable.name);
+    let of_template = template.iter().flat_map(|template| &template.environment);
+    let variables = of_template.filter(|variable| !is_own(variable)).chain(&spec.environment);
+    let valued = |variable: &Variable| Some((variable.name.clone(), variable.value.clone()?));
+    DesiredSpec {
+        desired_state: desired_state(resource),
+        request_seq: spec.request_seq.try_into().unwrap_or_default(),
+        resources: requested_resources(spec.resources.as_ref(), template.map(|template| &template.resources)),
+        policy: Policy::default().with(&usual).with(&own).with_limited_warning(),
+        env: variables.filter_map(valued).collect(),
+    }
 }
 
-impl DesiredSpec {
-    /// Returns the values of the resource. Absent values come from the template, or else from the
-    /// defaults.
-    pub fn of(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Self {
-        let spec = &resource.spec;
-        let usual = template.map(|template| template.policy.overrides()).unwrap_or_default();
-        let own = spec.policy.as_ref().map(|policy| policy.overrides()).unwrap_or_default();
-        let is_own = |variable: &&Variable| spec.environment.iter().any(|own| own.name == variable.name);
-        let of_template = template.iter().flat_map(|template| &template.environment);
-        let variables = of_template.filter(|variable| !is_own(variable)).chain(&spec.environment);
-        let valued = |variable: &Variable| Some((variable.name.clone(), variable.value.clone()?));
-        Self {
-            desired_state: spec.desired_state,
-            resources: requested_resources(
-                spec.resources.as_ref(),
-                template.map(|template| &template.resources),
-            ),
-            policy: Policy::default().with(&usual).with(&own).with_limited_warning(),
-            env: variables.filter_map(valued).collect(),
-        }
+/// Returns the desired state in the spec, unless the resource is being deleted.
+fn desired_state(resource: &Workspace) -> DesiredState {
+    let discards = resource.annotations().get(DISCARD).is_some_and(|value| value == "true");
+    match resource.spec.desired_state {
+        DesiredResourceState::Discarded => DesiredState::Discarded,
+        _ if resource.metadata.deletion_timestamp.is_some() => match discards {
+            true => DesiredState::Discarded,
+            false => DesiredState::Deleted,
+        },
+        DesiredResourceState::Awake => DesiredState::Awake,
+        DesiredResourceState::Asleep => DesiredState::Asleep,
+        DesiredResourceState::Deleted => DesiredState::Deleted,
     }
 }
 
@@ -124,9 +123,8 @@ pub fn resolve(
     resource: &Workspace,
     template: Option<&WorkspaceTemplateSpec>,
 ) -> Result<Spec, InvalidIdentifier> {
-    let desired_spec = DesiredSpec::of(resource, template);
+    let desired = desired_spec(resource, template);
     let created = resource.creation_timestamp().map_or(0, |time| time.0.as_millisecond());
-    let is_awake = desired_spec.desired_state == DesiredResourceState::Awake;
     let (id, resource_name) = (id_of(resource)?, resource.name_any());
     Ok(Spec {
         name: own_name(&resource_name, id.as_str()).parse()?,
@@ -135,12 +133,12 @@ pub fn resolve(
         template: resource.spec.template.clone(),
         // The pod gets the command from the template, together with the image.
         command: Vec::new(),
-        env: desired_spec.env,
-        policy: desired_spec.policy,
-        resources: desired_spec.resources,
+        env: desired.env,
+        policy: desired.policy,
+        resources: desired.resources,
         storage_bytes: None,
-        desired_state: if is_awake { DesiredState::Awake } else { DesiredState::Asleep },
-        request_seq: u64::from(is_awake),
+        desired_state: desired.desired_state,
+        request_seq: desired.request_seq,
         source: resource.spec.source.clone().map(ArchiveKey),
         created: Timestamp(created.try_into().unwrap_or_default()),
         request_id: String::new(),
@@ -201,7 +199,7 @@ mod tests {
         assert!(!spec.env.contains_key("TOKEN"), "values of secrets are not read");
         assert_eq!(
             (spec.command.as_slice(), spec.desired_state, spec.request_seq),
-            (&[][..], DesiredState::Awake, 1),
+            (&[][..], DesiredState::Awake, 0),
             "the pod gets the command from the template"
         );
         assert_eq!(spec.created, Timestamp(1_795_737_600_000));
@@ -213,8 +211,7 @@ mod tests {
         let template: WorkspaceTemplateSpec = serde_json::from_value(template).unwrap();
         let resources = |own| {
             let resource = workspace(json!({"owner": "ada", "template": "python", "resources": own}));
-            let Resources { cpu_millis, memory_bytes } =
-                DesiredSpec::of(&resource, Some(&template)).resources;
+            let Resources { cpu_millis, memory_bytes } = desired_spec(&resource, Some(&template)).resources;
             (cpu_millis, memory_bytes >> 20)
         };
         assert_eq!(resources(json!({"cpu": "20m"})), (20, 128));
@@ -228,7 +225,7 @@ mod tests {
         let said = |template: serde_json::Value, own: serde_json::Value| {
             let template = serde_json::from_value(json!({"image": "python", "policy": template})).unwrap();
             let resource = workspace(json!({"owner": "ada", "template": "python", "policy": own}));
-            let limited = DesiredSpec::of(&resource, Some(&template)).policy.warning.as_secs();
+            let limited = desired_spec(&resource, Some(&template)).policy.warning.as_secs();
             limited_warning(&resource, Some(&template)).map(|message| (message, limited))
         };
         let (message, limited) =

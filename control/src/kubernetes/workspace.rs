@@ -4,6 +4,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
+use podling_core::workspace::DesiredState;
 use serde::{Deserialize, Serialize};
 
 use super::{PolicySpec, Port, ResourceOverrides, StorageOverrides, Variable};
@@ -99,6 +100,11 @@ pub struct WorkspaceSpec {
     /// of GitOps manifests: every sync would wake the workspace.
     #[serde(default)]
     pub desired_state: DesiredResourceState,
+    /// Number of the last request to wake or to sleep. Changing it while desiredState is Awake
+    /// requests a wake, even while the workspace is falling asleep. Leave it out of GitOps manifests.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(min = 0))]
+    pub request_seq: i64,
     /// CPU and memory while awake. Default: the template's. May change while awake.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceOverrides>,
@@ -132,6 +138,25 @@ pub enum DesiredResourceState {
     Awake,
     /// No pod runs, and the storage remains until it is archived.
     Asleep,
+    /// The workspace is archived, then removed. Until then, another desired state takes that back.
+    Deleted,
+    /// The workspace is removed with its files and archives.
+    Discarded,
+}
+
+impl From<DesiredState> for DesiredResourceState {
+    fn from(state: DesiredState) -> Self {
+        match state {
+            DesiredState::Awake => Self::Awake,
+            DesiredState::Asleep => Self::Asleep,
+            DesiredState::Deleted => Self::Deleted,
+            DesiredState::Discarded => Self::Discarded,
+        }
+    }
+}
+
+fn is_zero(value: &i64) -> bool {
+    *value == 0
 }
 
 /// Observed state of a workspace.

@@ -1,13 +1,14 @@
 //! Creates the platform on which the control plane runs: processes and a database file on one
 //! machine, or pods and resources in a cluster.
 
-use std::{fs, net::SocketAddr, sync::Arc};
+use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::join3;
-use kube::Client;
+use kube::{Client, client::ClientBuilder};
 use podling_proto::token;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
+use tower::util::MapFutureLayer;
 
 use super::{
     ControlPlaneError, Platform, owned_objects::OwnedObject, secrets::SharedSecret,
@@ -33,6 +34,8 @@ use crate::{
 
 /// Random bytes of the identity that this process has in leader election.
 const IDENTITY_BYTES: usize = 12;
+/// Time that the API server has to begin its answer to a request.
+const API_TIMEOUT: Duration = Duration::from_secs(30);
 /// Name of the ConfigMap with the CA certificate with which agents verify the control plane.
 const CONTROL_CA: &str = "podling-ca";
 
@@ -85,13 +88,25 @@ pub(super) async fn local(
     })
 }
 
+/// Creates a client whose requests fail if the API server does not begin to answer. Responses may take
+/// longer, because watches are responses that do not end.
+async fn api_client() -> Result<Client, ControlPlaneError> {
+    let connecting = ControlPlaneError::cluster("connect to the cluster");
+    let config = kube::Config::infer().await.map_err(kube::Error::InferConfig);
+    let builder = config.and_then(ClientBuilder::try_from).map_err(connecting)?;
+    let limited = MapFutureLayer::new(|answer| async {
+        timeout(API_TIMEOUT, answer).await.unwrap_or_else(|elapsed| Err(elapsed.into()))
+    });
+    Ok(builder.with_layer(&limited).build())
+}
+
 /// Creates the platform for pods once this replica is the leader. Until then it forwards
 /// connections to the leader.
 pub(crate) async fn kubernetes(
     config: &ControlConfig,
     kubernetes: &KubernetesConfig,
 ) -> Result<(Platform<KubernetesBackend, KubernetesReviewer>, Arc<Leader>), ControlPlaneError> {
-    let client = Client::try_default().await.map_err(ControlPlaneError::cluster("connect to the cluster"))?;
+    let client = api_client().await?;
     let namespace = kubernetes.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
     let (public, agents) = (bind(config.listen).await?, bind(kubernetes.agents_listen).await?);
     let secret = Arc::new(SharedSecret::new(&client, &namespace));

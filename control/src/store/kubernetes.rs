@@ -1,13 +1,14 @@
 //! The store in a cluster. The record of a workspace is in the status of its Workspace resource.
 //! The record of a deleted workspace that has archives is in a `WorkspaceArchive`.
 //!
-//! Every update of a Workspace carries the resource version that it is based on. The update of a
-//! superseded control plane therefore fails, and a user's edit is read before the next decision. In
-//! the user's `spec`, only fields whose value in the record has changed are written.
+//! The `spec` of the resource is the only source of the desired spec. API requests change it there, and
+//! the watch reports it to the driver. Every update of a Workspace carries the resource version that it is
+//! based on, so that the update of a superseded control plane fails.
 
 mod display_status;
 mod publish;
 mod resource_cache;
+mod spec;
 mod status;
 mod watch;
 mod write;
@@ -25,17 +26,24 @@ use kube::{
     api::ListParams,
     core::{DeserializeGuard, error_boundary::InvalidObject},
 };
-use podling_core::{id::WorkspaceId, status::Status};
+use podling_core::{
+    id::WorkspaceId,
+    spec_change::SpecChange,
+    status::Status,
+    workspace::{DesiredSpec, Spec},
+};
 use tokio::time::sleep;
 
 use self::{
     resource_cache::ResourceCache,
     status::{dedupe_by_id, has_record},
 };
-use super::{CommitResult, LoadedRecords, Store, StoreChange, StoreError, WorkspaceRecord, stored};
+use super::{
+    CommitResult, LoadedRecords, Store, StoreChange, StoreError, StoredSpec, WorkspaceRecord, stored,
+};
 use crate::{
     kubernetes::{
-        DesiredSpec, Workspace, WorkspaceArchive, WorkspaceTemplateSpec, id_of, objects::workspace_of_claim,
+        Workspace, WorkspaceArchive, WorkspaceTemplateSpec, desired_spec, id_of, objects::workspace_of_claim,
         resolve,
     },
     leader_election::Leadership,
@@ -141,7 +149,7 @@ impl Store for KubernetesStore {
             let (name, json) = (gone.name_any(), stored::text_of(&gone.spec.record));
             match stored::read(&name, json.as_bytes()) {
                 Ok(record) => {
-                    self.cache(&record.spec.id).set_archived(&record).await;
+                    self.cache(&record.spec.id).set_archived().await;
                     loaded.issued_ids.insert(record.spec.id.bits());
                     loaded.records.push(record);
                 }
@@ -158,9 +166,20 @@ impl Store for KubernetesStore {
             let name = resource.name_any();
             let has_claim = id_of(&resource).is_ok_and(|id| claims.contains(&id));
             loaded.issued_ids.extend(id_of(&resource).ok().map(|id| id.bits()));
-            match record(&resource, templates.get(&resource.spec.template), has_claim) {
+            let template = templates.get(&resource.spec.template);
+            // A crash may have followed the creation of the resource of a restored workspace.
+            let id = id_of(&resource).ok().filter(|_| !has_record(&resource));
+            let archived = loaded.records.iter().find(|record| Some(&record.spec.id) == id.as_ref());
+            let found = match archived {
+                Some(archived) if archived.spec.owner.as_str() != resource.spec.owner => {
+                    Err("its id belonged to a deleted workspace of another owner".to_owned())
+                }
+                Some(archived) => Ok(with_desired(archived.clone(), &desired_spec(&resource, template))),
+                None => record(&resource, template, has_claim),
+            };
+            match found {
                 Ok(record) => {
-                    self.cache(&record.spec.id).set_loaded(resource, &record).await;
+                    self.cache(&record.spec.id).set_loaded(resource).await;
                     // A workspace with both a resource and an archive was being moved between
                     // them. The resource is valid.
                     loaded.records.retain(|other| other.spec.id != record.spec.id);
@@ -189,6 +208,14 @@ impl Store for KubernetesStore {
         });
         committed.buffer_unordered(MAX_CONCURRENT_WRITES).collect().await
     }
+
+    async fn change_spec(
+        &self,
+        known: &WorkspaceRecord,
+        change: &SpecChange,
+    ) -> Result<StoredSpec, StoreError> {
+        self.change_stored_spec(known, change).await
+    }
 }
 
 impl std::fmt::Debug for KubernetesStore {
@@ -197,9 +224,8 @@ impl std::fmt::Debug for KubernetesStore {
     }
 }
 
-/// Returns the record in the status of a resource, or a new record if it has none. The environment
-/// comes from the spec, because stored records omit it. The error says why there is no valid
-/// record.
+/// Returns the record in the status of a resource, or a new record if it has none. What users want
+/// comes from the spec, whatever the record contains. The error says why there is no valid record.
 fn record(
     resource: &Workspace,
     template: Option<&WorkspaceTemplateSpec>,
@@ -207,14 +233,17 @@ fn record(
 ) -> Result<WorkspaceRecord, String> {
     let id = id_of(resource).map_err(|error| error.to_string())?;
     let stored_record = resource.status.as_ref().and_then(|status| status.record.as_ref());
-    let mut record = match stored_record {
-        Some(json) => stored::read(id.as_str(), stored::text_of(json).as_bytes())?,
-        None => new_record(resource, template, has_claim)?,
+    let Some(json) = stored_record.map(stored::text_of) else {
+        return new_record(resource, template, has_claim);
     };
-    let DesiredSpec { env, .. } = DesiredSpec::of(resource, template);
-    let spec = Arc::make_mut(&mut record.spec);
-    (spec.env, spec.command) = (env, Vec::new());
-    Ok(record)
+    let record = stored::read(id.as_str(), json.as_bytes())?;
+    Ok(with_desired(record, &desired_spec(resource, template)))
+}
+
+/// Returns the record with the spec of the resource. The template's command is in the pod only.
+fn with_desired(record: WorkspaceRecord, desired: &DesiredSpec) -> WorkspaceRecord {
+    let spec = Arc::new(Spec { command: Vec::new(), ..record.spec.with(desired) });
+    WorkspaceRecord { spec, ..record }
 }
 
 /// Creates the first record of a resource. A claim that exists already holds files: the resource was
@@ -230,7 +259,8 @@ fn new_record(
         (false, Some(_)) => Status::from_archive(spec.created),
         (false, None) => Status::new(spec.created),
     };
-    Ok(WorkspaceRecord { spec: Arc::new(spec), status, credential: None, log: Arc::default(), generation: 0 })
+    let generation = resource.metadata.generation.unwrap_or_default();
+    Ok(WorkspaceRecord { spec: Arc::new(spec), status, credential: None, log: Arc::default(), generation })
 }
 
 /// Returns the resource; `None` if it cannot be parsed, which is logged.
@@ -251,10 +281,11 @@ fn failed(operation: String, source: kube::Error) -> StoreError {
 
 #[cfg(test)]
 mod tests {
-    use podling_core::status::Phase;
+    use podling_core::{status::Phase, workspace::DesiredState};
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::{kubernetes::objects::ARCHIVE_BEFORE_DELETE, samples};
 
     fn resource(spec: Value, record: Option<Value>) -> Workspace {
         let mut owned = json!({"owner": "ada", "template": "python", "id": "abcdefgh2345"});
@@ -290,5 +321,39 @@ mod tests {
         let source = json!({"source": "workspace-abcdefgh2345-20261130-120000"});
         assert_eq!(storage(source.clone(), false), (false, Phase::Archived));
         assert_eq!(storage(source, true), (true, Phase::Queued), "it is not filled again");
+    }
+
+    #[test]
+    fn spec_of_resource_replaces_spec_of_record() {
+        let stored = record(&resource(json!({}), None), None, false).unwrap();
+        let edited = json!({"desiredState": "Asleep", "requestSeq": 7, "resources": {"cpu": "3"}});
+        let read = record(&resource(edited, Some(stored::to_text(&stored))), None, false).unwrap();
+        let spec = read.spec;
+        assert_eq!((spec.desired_state, spec.request_seq), (DesiredState::Asleep, 7));
+        assert_eq!(spec.resources.cpu_millis, 3000);
+    }
+
+    #[tokio::test]
+    async fn restore_that_a_crash_interrupted_keeps_its_record() {
+        let mut gone = record(&resource(json!({}), None), None, false).unwrap();
+        Arc::make_mut(&mut gone.spec).desired_state = DesiredState::Deleted;
+        (gone.status.phase, gone.status.epoch) = (Phase::Archived, 7);
+        let archive = json!({
+            "apiVersion": "podling.dev/v1alpha1", "kind": "WorkspaceArchive",
+            "metadata": {"name": "abcdefgh2345"},
+            "spec": {"workspace": "demo", "owner": "ada", "record": stored::to_text(&gone)},
+        });
+        let mut created = resource(json!({"requestSeq": 5}), None);
+        created.metadata.finalizers = Some(vec![ARCHIVE_BEFORE_DELETE.to_owned()]);
+        let created = json!(created);
+        let client = samples::api_client(move |_, uri| match uri.path().rsplit('/').next() {
+            Some("workspacearchives") => samples::api_list(json!([archive])),
+            Some("workspaces") => samples::api_list(json!([created])),
+            _ => samples::api_list(json!([])),
+        });
+        let loaded = samples::kubernetes_store(client).await.load().await.unwrap();
+        let [record] = &loaded.records[..] else { panic!("one workspace: {loaded:?}") };
+        assert_eq!((record.spec.desired_state, record.spec.request_seq), (DesiredState::Awake, 5));
+        assert_eq!((record.status.phase, record.status.epoch), (Phase::Archived, 7));
     }
 }

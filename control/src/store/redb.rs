@@ -10,22 +10,19 @@ use std::{
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use ::redb::{
     Builder, Database, DatabaseError, Error, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
 };
-use podling_core::time::Timestamp;
+use podling_core::{id::WorkspaceId, spec_change::SpecChange, time::Timestamp};
 use rustix::fs::{FallocateFlags, fallocate};
 use tokio::task::{JoinError, spawn_blocking};
 
 use super::{
-    CommitResult, LoadedRecords, Store, StoreChange, StoreError,
+    CommitResult, LoadedRecords, Store, StoreChange, StoreError, StoredSpec, WorkspaceRecord,
     stored::{self, StoredRecord, bits},
 };
 
@@ -55,7 +52,9 @@ struct RedbFile {
     /// `None` after an error. redb rejects all calls after an I/O error, so the next call opens the
     /// file again.
     database: Mutex<Option<Database>>,
-    reserve: DiskReserve,
+    /// Locked during each write. Another write must not allocate the reserve again before the write
+    /// that needs its space is repeated.
+    reserve: Mutex<DiskReserve>,
 }
 
 /// All tables, open in one write transaction.
@@ -63,6 +62,21 @@ struct WriteTables<'t> {
     workspaces: ::redb::Table<'t, &'static str, &'static [u8]>,
     tombstones: ::redb::Table<'t, &'static str, u64>,
     watch: ::redb::Table<'t, &'static str, u64>,
+}
+
+impl WriteTables<'_> {
+    /// Returns the stored record of a workspace. Returns `None` if there is none that can be read.
+    fn record(&self, id: &WorkspaceId) -> Result<Option<WorkspaceRecord>, Error> {
+        let json = self.workspaces.get(id.as_str())?;
+        Ok(json.and_then(|json| stored::read(id.as_str(), json.value()).ok()))
+    }
+
+    fn put(&mut self, record: &WorkspaceRecord) -> Result<(), Error> {
+        let json = serde_json::to_vec(&StoredRecord::of(record))
+            .map_err(|e| Error::from(StorageError::from(io::Error::other(e))))?;
+        self.workspaces.insert(record.spec.id.as_str(), json.as_slice())?;
+        Ok(())
+    }
 }
 
 impl RedbStore {
@@ -86,6 +100,15 @@ impl Store for RedbStore {
         resume_panic(spawn_blocking(move || file.load()).await)
     }
 
+    async fn change_spec(
+        &self,
+        known: &WorkspaceRecord,
+        change: &SpecChange,
+    ) -> Result<StoredSpec, StoreError> {
+        let (file, id, change) = (self.0.clone(), known.spec.id.clone(), change.clone());
+        resume_panic(spawn_blocking(move || file.change_spec(&id, &change)).await)
+    }
+
     /// Commits all changes in one transaction.
     async fn commit(&self, changes: Vec<StoreChange>) -> Vec<CommitResult> {
         let file = self.0.clone();
@@ -100,11 +123,11 @@ impl Store for RedbStore {
 impl RedbFile {
     fn open(path: &Path) -> Result<Self, StoreError> {
         let database = Mutex::new(Some(open_database(path)?));
-        let reserve = DiskReserve::new(path.with_extension("reserve"));
+        let reserve = Mutex::new(DiskReserve::new(path.with_extension("reserve")));
         let store = Self { path: path.to_owned(), database, reserve };
         // Creates all tables, because a read fails if a table is missing.
-        store.write("create the tables of", |_| Ok(()))?;
-        store.reserve.ensure();
+        store.write("create the tables of", |_| Ok(true))?;
+        store.lock_reserve().ensure();
         Ok(store)
     }
 
@@ -116,15 +139,59 @@ impl RedbFile {
     /// the changes contain a new workspace.
     fn commit(&self, changes: &[StoreChange]) -> Result<(), StoreError> {
         let mut has_new = false;
-        let mut result = self.put(changes, &mut has_new);
-        if result.as_ref().is_err_and(StoreError::is_disk_full) && !has_new && self.reserve.release() {
+        self.with_reserve(|| {
+            let result = self.put(changes, &mut has_new);
+            (result, has_new)
+        })
+    }
+
+    /// Runs `write`. If the disk is full, releases the reserve and retries, unless `write` also
+    /// returns that it adds a workspace.
+    fn with_reserve<T>(
+        &self,
+        mut write: impl FnMut() -> (Result<T, StoreError>, bool),
+    ) -> Result<T, StoreError> {
+        let mut reserve = self.lock_reserve();
+        let (mut result, has_new) = write();
+        if result.as_ref().is_err_and(StoreError::is_disk_full) && !has_new && reserve.release() {
             tracing::warn!("disk is full, using the reserved space");
-            result = self.put(changes, &mut has_new);
+            result = write().0;
         }
         if result.is_ok() {
-            self.reserve.ensure();
+            reserve.ensure();
         }
         result
+    }
+
+    fn lock_reserve(&self) -> MutexGuard<'_, DiskReserve> {
+        self.reserve.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Applies a change to the stored spec, in one transaction. The generation counts the changes.
+    fn change_spec(&self, id: &WorkspaceId, change: &SpecChange) -> Result<StoredSpec, StoreError> {
+        let mut stored_spec = None;
+        self.with_reserve(|| {
+            let result = self.write("write", |tables| {
+                let Some(mut record) = tables.record(id)? else { return Ok(false) };
+                let changed = change.apply(&record.spec.desired(), record.generation);
+                let has_changed = changed.is_some();
+                if let Some(changed) = changed {
+                    record.spec = Arc::new(record.spec.with(&changed));
+                    record.generation += 1;
+                    tables.put(&record)?;
+                }
+                let version = record.generation.try_into().unwrap_or_default();
+                stored_spec = Some(StoredSpec {
+                    desired: record.spec.desired(),
+                    generation: record.generation,
+                    version,
+                    deleted_in_store: false,
+                });
+                Ok(has_changed)
+            });
+            (result, false)
+        })?;
+        stored_spec.ok_or_else(|| StoreError::Conflict { name: id.to_string() })
     }
 
     /// Writes the changes. Sets `has_new` if a change adds a workspace that is not stored yet.
@@ -133,11 +200,15 @@ impl RedbFile {
             for change in changes {
                 match change {
                     StoreChange::Put(record) => {
-                        let id = record.spec.id.as_str();
-                        *has_new |= tables.workspaces.get(id)?.is_none();
-                        let json = serde_json::to_vec(&StoredRecord::of(record))
-                            .map_err(|e| Error::from(StorageError::from(io::Error::other(e))))?;
-                        tables.workspaces.insert(id, json.as_slice())?;
+                        let stored = tables.record(&record.spec.id)?;
+                        *has_new |= stored.is_none();
+                        match stored {
+                            // A later spec may be stored, which the driver has not observed yet.
+                            Some(WorkspaceRecord { spec, generation, .. }) => {
+                                tables.put(&WorkspaceRecord { spec, generation, ..(**record).clone() })?;
+                            }
+                            None => tables.put(record)?,
+                        }
                     }
                     StoreChange::Remove(id, Timestamp(at)) => {
                         tables.workspaces.remove(id.as_str())?;
@@ -149,7 +220,7 @@ impl RedbFile {
                     }
                 }
             }
-            Ok(())
+            Ok(true)
         })
     }
 
@@ -176,19 +247,21 @@ impl RedbFile {
         Ok(loaded)
     }
 
+    /// Runs `fill` in one transaction. Nothing is written unless `fill` returns that it has changed
+    /// something.
     fn write(
         &self,
         operation: &'static str,
-        fill: impl FnOnce(&mut WriteTables<'_>) -> Result<(), Error>,
+        fill: impl FnOnce(&mut WriteTables<'_>) -> Result<bool, Error>,
     ) -> Result<(), StoreError> {
         self.with(operation, |database| {
             let transaction = database.begin_write()?;
-            fill(&mut WriteTables {
+            let has_changed = fill(&mut WriteTables {
                 workspaces: transaction.open_table(WORKSPACES)?,
                 tombstones: transaction.open_table(TOMBSTONES)?,
                 watch: transaction.open_table(WATCH)?,
             })?;
-            Ok(transaction.commit()?)
+            if has_changed { Ok(transaction.commit()?) } else { Ok(transaction.abort()?) }
         })
     }
 
@@ -292,23 +365,23 @@ fn lock_holder(inode: u64) -> Option<u32> {
 #[derive(Debug)]
 struct DiskReserve {
     path: PathBuf,
-    allocated: AtomicBool,
+    allocated: bool,
 }
 
 impl DiskReserve {
     /// Creates the handle. [`Self::ensure`] allocates the space.
     fn new(path: PathBuf) -> Self {
-        Self { path, allocated: AtomicBool::new(false) }
+        Self { path, allocated: false }
     }
 
     /// Allocates the reserve if it is not allocated yet. A failure is logged, and the next call
     /// retries.
-    fn ensure(&self) {
-        if self.allocated.load(Ordering::Relaxed) {
+    fn ensure(&mut self) {
+        if self.allocated {
             return;
         }
         match self.allocate() {
-            Ok(()) => self.allocated.store(true, Ordering::Relaxed),
+            Ok(()) => self.allocated = true,
             Err(error) => {
                 tracing::debug!(%error, path = %self.path.display(), "failed to allocate the disk reserve");
                 // A partial allocation would take space from the database.
@@ -324,8 +397,8 @@ impl DiskReserve {
     }
 
     /// Frees the reserve. Returns whether there was one.
-    fn release(&self) -> bool {
-        self.allocated.store(false, Ordering::Relaxed);
+    fn release(&mut self) -> bool {
+        self.allocated = false;
         fs::remove_file(&self.path).is_ok()
     }
 }

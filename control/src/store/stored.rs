@@ -188,7 +188,7 @@ mod tests {
         let status = &record.status;
         let seconds = [status.woke_at, status.requested_at, status.slept_at].map(|at| at.as_secs());
         assert_eq!((seconds, status.queued_at), ([1, 2, 3], Some(Duration::from_secs(4))));
-        assert_eq!((status.allocated, status.observed_request), (Some(record.spec.resources), 2));
+        assert_eq!((status.allocated, status.observed_request), (Some(record.spec.resources), Some(2)));
         assert_eq!((status.maintenance_retry.failures, status.maintenance_retry.not_before.0), (1, 9000));
         assert_eq!(status.archives[0].observed_time, Duration::from_secs(5));
         let detail = "it is not used".to_owned();

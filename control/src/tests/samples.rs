@@ -7,6 +7,8 @@ use futures_util::stream;
 use http::{Method, Request, Response, Uri};
 use serde_json::{Value, json};
 
+use crate::{leader_election::Leadership, store::KubernetesStore, template::TemplateFollower};
+
 mod workspaces;
 
 pub(crate) use workspaces::{spec, view};
@@ -33,6 +35,13 @@ pub(crate) fn api_client(
 /// Returns a list of objects as the API server sends it.
 pub(crate) fn api_list(items: Value) -> (u16, Value) {
     (200, json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}))
+}
+
+/// Creates a store for the cluster of `client`, whose leader this process is.
+pub(crate) async fn kubernetes_store(client: kube::Client) -> KubernetesStore {
+    let opened = TemplateFollower::open(&client, "podling", "shell", Leadership::permanent()).await;
+    let templates = opened.expect("the API server lists no template").0.lookup();
+    KubernetesStore::new(client, "podling", Leadership::permanent(), templates)
 }
 
 /// Returns the API server's response for an object that does not exist.

@@ -3,7 +3,7 @@
 use podling_control::driver::DriverError;
 use podling_core::{
     quota::{Quota, Quotas},
-    workspace::{Resources, State},
+    workspace::{ResourceOverrides, Resources, State},
 };
 
 use crate::{
@@ -49,13 +49,14 @@ async fn increase_waits_in_the_queue_and_keeps_what_is_allocated() {
     let owner = Quota { cpu_millis: Some(3000), ..Quota::default() };
     let quotas = Quotas { owner, ..Quotas::default() };
     let cpu = |cpu_millis| Resources { cpu_millis, ..Resources::default() };
+    let to = |cpu_millis| ResourceOverrides { cpu_millis: Some(cpu_millis), memory_bytes: None };
     let control =
         TestControlPlane::with_archiver(dir.path(), &backend, &FakeArchiver::default(), quotas).await;
     let (first, _agent) = control.create_awake("first").await;
     let (second, mut agent) = control.create_awake("second").await;
-    let refused = control.handle.resize(first.clone(), cpu(4000)).await.unwrap_err();
+    let refused = control.handle.resize(first.clone(), to(4000)).await.unwrap_err();
     assert_eq!(refused, DriverError::TooLarge);
-    let grown = control.handle.resize(first.clone(), cpu(2000)).await.unwrap();
+    let grown = control.handle.resize(first.clone(), to(2000)).await.unwrap();
     assert_eq!(
         (grown.state, grown.allocated, grown.queue_position),
         (State::Awake, Some(cpu(2000)), None),
@@ -67,23 +68,23 @@ async fn increase_waits_in_the_queue_and_keeps_what_is_allocated() {
         Some("resize"),
         "the running agent was resized"
     );
-    control.handle.resize(second.clone(), cpu(3000)).await.unwrap();
+    control.handle.resize(second.clone(), to(3000)).await.unwrap();
     control.wait(&second, |view| view.queue_position == Some(1) && view.allocated == Some(cpu(1000))).await;
     let third = control.create("third").await.spec.id.clone();
     control.wait(&third, |view| view.queue_position == Some(2)).await;
     // Freed quota waits for the first in the queue, and is not used by a smaller request behind it.
-    control.handle.resize(first.clone(), cpu(1000)).await.unwrap();
+    control.handle.resize(first.clone(), to(1000)).await.unwrap();
     control.wait(&first, |view| view.allocated == Some(cpu(1000))).await;
     control.wait(&second, |view| view.queue_position == Some(1)).await;
     control.wait(&third, |view| view.queue_position == Some(2)).await;
     // The first withdraws its request, so the next in the queue is admitted.
-    control.handle.resize(second.clone(), cpu(1000)).await.unwrap();
+    control.handle.resize(second.clone(), to(1000)).await.unwrap();
     wait_until_running(&backend, &third, 1).await;
 
     // A sleeping workspace has nothing allocated. It gets the new size when it wakes.
     control.put_to_sleep(&second, &mut agent).await;
     control.wait(&second, |view| view.allocated.is_none()).await;
-    let asleep = control.handle.resize(second.clone(), cpu(2000)).await.unwrap();
+    let asleep = control.handle.resize(second.clone(), to(2000)).await.unwrap();
     assert_eq!((asleep.state, asleep.queue_position), (State::Asleep, None));
     control.handle.wake(second.clone()).await.unwrap();
     control.wait(&second, |view| view.state == State::Queued && view.queue_position == Some(1)).await;

@@ -64,7 +64,7 @@ async fn unsaved_archiving_takes_no_archive_slot() {
 async fn unsaved_changes_are_rolled_back_and_saved_state_stays() {
     let (dir, backend) = (tempfile::tempdir().unwrap(), FakeBackend::default());
     let memory_file = memory_file(dir.path());
-    let control = TestControlPlane::start(dir.path(), &backend).await;
+    let mut control = TestControlPlane::start(dir.path(), &backend).await;
     let (id, _agent) = control.create_awake("saved").await;
     make_read_only(&memory_file);
 
@@ -88,6 +88,8 @@ async fn unsaved_changes_are_rolled_back_and_saved_state_stays() {
         }
     };
     timeout(DEADLINE, again).await.expect("the write succeeds in the end");
+    control.shutdown.cancel();
+    timeout(DEADLINE, control.tasks.join_next()).await.expect("the driver stops after its writes");
     drop(control);
     let store = timeout(DEADLINE, async {
         loop {

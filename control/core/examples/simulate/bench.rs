@@ -68,7 +68,7 @@ fn workspace(n: u64) -> (Spec, Status, Observed) {
         epoch: 3,
         storage_generation: 3,
         storage: true,
-        observed_request: 1,
+        observed_request: Some(1),
         ..Status::new(NOW)
     };
     let observed = Observed {

@@ -45,6 +45,7 @@ impl StateMachine {
         agent_ended,
         agent_silent,
         stop_restarting,
+        requested_again,
         healthy,
         stop_awake,
         fall_asleep,
@@ -84,9 +85,7 @@ impl TransitionInput<'_> {
 
     /// Returns whether a request to wake is pending. During a shutdown none is.
     fn is_requested(self) -> bool {
-        self.spec.desired_state == DesiredState::Awake
-            && self.spec.request_seq > self.status.observed_request
-            && !self.observed.shutting_down
+        self.spec.is_wake_requested(self.status) && !self.observed.shutting_down
     }
 
     fn to(self, phase: Phase, reason: StateReason) -> Status {
@@ -125,7 +124,7 @@ fn stop_now(input: TransitionInput<'_>) -> Option<Status> {
         DesiredState::Awake | DesiredState::Discarded => return None,
     };
     let mut next = input.to(Phase::FallingAsleep, reason);
-    next.observed_request = input.spec.request_seq;
+    next.observed_request = Some(input.spec.request_seq);
     Some(next)
 }
 
@@ -240,14 +239,25 @@ fn agent_silent(input: TransitionInput<'_>) -> Option<Status> {
     })
 }
 
-/// Applies when the agent is lost again and the workspace was not used since the last restart. The
-/// workspace falls asleep instead of being restarted. Each new agent counts idle time from zero, so
-/// repeated kills could otherwise keep a workspace awake for ever.
+/// Applies when the agent is lost again, the workspace was not used since the last restart, and no
+/// request to wake is pending. The workspace falls asleep instead of being restarted. Each new agent
+/// counts idle time from zero, so repeated kills could otherwise keep a workspace awake for ever.
 fn stop_restarting(input: TransitionInput<'_>) -> Option<Status> {
     let lost = agent_ended(input).or_else(|| agent_silent(input))?;
-    (input.status.failures > 0 && !input.was_used()).then(|| {
+    (input.status.failures > 0 && !input.was_used() && !input.is_requested()).then(|| {
         let reason = StateReason::AgentLostUnused { cause: lost.reason.as_cause() };
-        Status { observed_request: input.spec.request_seq, ..input.to(Phase::FallingAsleep, reason) }
+        input.to(Phase::FallingAsleep, reason)
+    })
+}
+
+/// Applies when a request to wake arrives while the workspace is awake. A later sleep must not count
+/// as the answer to this request, and the client gets the idle timeout to act.
+fn requested_again(input: TransitionInput<'_>) -> Option<Status> {
+    // After the longest time awake, the request waits until the workspace is asleep.
+    (input.is_requested() && !is_overdue(input)).then(|| Status {
+        requested_at: input.observed.observed_time,
+        observed_request: Some(input.spec.request_seq),
+        ..input.status.clone()
     })
 }
 
@@ -296,9 +306,7 @@ fn fall_asleep(input: TransitionInput<'_>) -> Option<Status> {
     if is_paused(input, urgency) {
         return None;
     }
-    let mut next = input.to(Phase::Preparing { urgency, declined: declines(input, urgency) }, reason);
-    next.observed_request = input.spec.request_seq;
-    Some(next)
+    Some(input.to(Phase::Preparing { urgency, declined: declines(input, urgency) }, reason))
 }
 
 /// Returns whether the workspace has been awake for as long as its policy allows.
@@ -330,9 +338,13 @@ fn cancel_sleep(input: TransitionInput<'_>) -> Option<Status> {
     // After the longest time awake, the next decision would begin the sleep again. The request then
     // waits until the workspace is asleep.
     if input.is_requested() && !is_overdue(input) {
-        let mut next = input.to(Phase::Awake, StateReason::RequestedDuringSleep);
+        let reason = match input.status.reason {
+            StateReason::DeleteRequested => StateReason::DeletionCancelled,
+            _ => StateReason::RequestedDuringSleep,
+        };
+        let mut next = input.to(Phase::Awake, reason);
         next.requested_at = input.observed.observed_time;
-        next.observed_request = input.spec.request_seq;
+        next.observed_request = Some(input.spec.request_seq);
         return Some(next);
     }
     let refused = prepare_failure(input, urgency).filter(|last| last.failures != declined);
@@ -438,7 +450,7 @@ fn wake(input: TransitionInput<'_>) -> Option<Status> {
     input.is_requested().then(|| {
         let mut next = input.to(Phase::Queued, StateReason::WakeRequested);
         next.queued_at = Some(input.observed.observed_time);
-        next.observed_request = input.spec.request_seq;
+        next.observed_request = Some(input.spec.request_seq);
         next.maintenance_retry = Default::default();
         next
     })

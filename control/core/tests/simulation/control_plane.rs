@@ -7,14 +7,17 @@ use std::{
 };
 
 use podling_core::{
-    decide::Action,
+    decide::{Action, request_before_sleep},
     observed::{ActionSuccess, Failure, Observed, RunningAgents},
     quota::{self, AdmissionQueue, QuotaRequest, Quotas},
     status::{Phase, Status},
     workspace::{Epoch, Resources, Spec},
 };
 
-use super::mutant::Mutant;
+use super::{
+    mutant::Mutant,
+    specs::{SimulatedSpec, SpecTraffic},
+};
 
 /// The record of one workspace in the model store.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,13 +30,18 @@ pub(crate) struct SimulatedRecord {
 #[derive(Debug, Default)]
 pub(crate) struct SimulatedStore {
     pub(crate) records: BTreeMap<usize, Rc<SimulatedRecord>>,
+    /// The specs, which the control plane and users change.
+    pub(crate) specs: BTreeMap<usize, SimulatedSpec>,
+    /// Generation of the spec that each stored status reflects.
+    pub(crate) generations: BTreeMap<usize, i64>,
     /// Written with every batch, so that no stored status has a later observed time.
     pub(crate) observed_time: Duration,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) enum StoreWrite {
-    Put(Rc<SimulatedRecord>),
+    /// A status, with the spec that it reflects and the generation of that spec.
+    Put(Rc<SimulatedRecord>, i64),
     Remove,
 }
 
@@ -42,6 +50,7 @@ pub(crate) struct ControlPlane {
     pub(crate) entries: BTreeMap<usize, WorkspaceEntry>,
     pub(crate) queue: BTreeMap<usize, StoreWrite>,
     pub(crate) writing: Option<BTreeMap<usize, StoreWrite>>,
+    pub(crate) specs: SpecTraffic,
     pub(crate) observed_time: Duration,
     pub(crate) shutting_down: bool,
     /// The control plane is suspended (SIGSTOP) until this time of the simulation's clock, in
@@ -54,6 +63,10 @@ pub(crate) struct ControlPlane {
 pub(crate) struct WorkspaceEntry {
     pub(crate) record: Rc<SimulatedRecord>,
     pub(crate) durable: Option<Rc<SimulatedRecord>>,
+    /// Generation of the spec in `record`.
+    pub(crate) generation: i64,
+    /// The change that records a sleep is requested, and its result has not arrived.
+    pub(crate) sleep_record_in_flight: bool,
     pub(crate) queued_write: Option<Rc<SimulatedRecord>>,
     /// The largest reservation of the records that were queued since the last queued one was durable.
     pub(crate) queued_reservation: Option<Resources>,
@@ -102,6 +115,8 @@ impl WorkspaceEntry {
         Self {
             durable: durable.then(|| record.clone()),
             record,
+            generation: 0,
+            sleep_record_in_flight: false,
             queued_write: None,
             queued_reservation: None,
             observed,
@@ -125,6 +140,13 @@ impl WorkspaceEntry {
     /// Returns whether the present record is durable.
     pub(crate) fn is_settled(&self) -> bool {
         self.durable.as_ref().is_some_and(|durable| Rc::ptr_eq(durable, &self.record))
+    }
+
+    /// Returns the number of a request after which the workspace falls asleep, by the last decision or
+    /// by the durable status.
+    pub(crate) fn request_before_sleep(&self) -> Option<u64> {
+        let durable = self.durable.as_ref().and_then(|durable| request_before_sleep(&durable.status));
+        request_before_sleep(&self.record.status).or(durable)
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -154,11 +176,6 @@ impl WorkspaceEntry {
         self.observed.disconnected();
         self.claimed = None;
         self.reported_idle = None;
-    }
-
-    /// Replaces the spec, as an accepted request does.
-    pub(crate) fn change(&mut self, spec: Spec) {
-        self.record = Rc::new(SimulatedRecord { spec, status: self.record.status.clone() });
     }
 
     fn quota_request(&self) -> Option<QuotaRequest<'_>> {

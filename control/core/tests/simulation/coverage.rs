@@ -24,7 +24,7 @@ const ACTIONS: [&str; 11] = [
     "RemoveRecord",
 ];
 /// The names of all transitions of the drawing in `decide.rs`.
-const TRANSITIONS: [&str; 43] = [
+const TRANSITIONS: [&str; 44] = [
     "admit",
     "start",
     "open_storage",
@@ -32,6 +32,7 @@ const TRANSITIONS: [&str; 43] = [
     "hello",
     "agent_ended",
     "agent_silent",
+    "requested_again",
     "healthy",
     "resized",
     "stop_restarting",
@@ -79,13 +80,16 @@ pub(crate) struct FollowedTransition {
     pub(crate) reason: StateReason,
     /// Whether only the quota reservation or the queue position changed, and the phase did not.
     pub(crate) resized: bool,
+    /// Whether the workspace acted on a request and stayed in its phase.
+    pub(crate) requested_again: bool,
 }
 
 impl FollowedTransition {
     pub(crate) fn new(from: &Status, to: &Status) -> Self {
         let resized =
             from.phase == to.phase && (from.allocated, from.queued_at) != (to.allocated, to.queued_at);
-        Self { from: from.phase, to: to.phase, reason: to.reason.clone(), resized }
+        let requested_again = from.phase == to.phase && from.observed_request != to.observed_request;
+        Self { from: from.phase, to: to.phase, reason: to.reason.clone(), resized, requested_again }
     }
 }
 
@@ -249,6 +253,7 @@ fn transition_name(followed: &FollowedTransition) -> &'static str {
     match (followed.from, followed.to, &followed.reason) {
         (Phase::Queued, Phase::Queued, _) => "enqueue",
         _ if followed.resized => "resized",
+        (Phase::Awake, Phase::Awake, _) if followed.requested_again => "requested_again",
         (Phase::Awake, Phase::Awake, _) => "healthy",
         (Phase::Archived, Phase::Deleting, StateReason::ArchivesExpired | StateReason::NothingStored) => {
             "nothing_left"

@@ -13,6 +13,7 @@ use podling_core::{
 use super::{
     control_plane::{InFlightAction, SimulatedRecord, StoreWrite},
     coverage::FollowedTransition,
+    mutant::Mutant,
     simulation::Simulation,
     workspace::ControlMessage,
 };
@@ -46,7 +47,11 @@ impl Simulation {
                 let phase = status.phase;
                 return self.check(false, || format!("w{w}: transitions from {phase:?} have no end"));
             }
-            let decision = machine.decide(spec, status, &entry.observed, now);
+            let mut decision = machine.decide(spec, status, &entry.observed, now);
+            if mutant == Some(Mutant::KeepsObservedRequest) {
+                let answered = [decision.status.observed_request, status.observed_request];
+                decision.status.observed_request = answered.into_iter().flatten().next();
+            }
             let again = machine.decide(spec, &decision.status, &entry.observed, now);
             let before = entry.record.clone();
             if decision.status != before.status {
@@ -57,7 +62,8 @@ impl Simulation {
             if entry.wants_agent() && epoch != before.status.epoch {
                 entry.start_secret = Some(epoch);
             }
-            self.check(again == decision, || {
+            let is_same = again == decision || mutant == Some(Mutant::KeepsObservedRequest);
+            self.check(is_same, || {
                 format!("a second decision differs from the first: {decision:?} {again:?}")
             });
             self.check_transitions(w, &before, &followed);
@@ -95,15 +101,19 @@ impl Simulation {
             if let (None, Some(action)) = (&entry.in_flight, decision.action) {
                 self.order(w, action);
             }
-        } else if !entry.queued_write.as_ref().is_some_and(|queued| Rc::ptr_eq(queued, &entry.record)) {
-            let record = entry.record.clone();
+        } else if entry.in_flight.as_ref().is_none_or(|in_flight| in_flight.action != Action::RemoveRecord)
+            && !entry.queued_write.as_ref().is_some_and(|queued| Rc::ptr_eq(queued, &entry.record))
+        {
+            // A queued removal of the record must not be replaced by this write.
+            let (record, generation) = (entry.record.clone(), entry.generation);
             let reservation = QuotaRequest::reservation(&record.spec, &record.status);
             entry.queued_reservation = quota::larger(entry.queued_reservation, reservation);
             entry.queued_write = Some(record.clone());
             if let Some(control) = &mut self.control {
-                control.queue.insert(w, StoreWrite::Put(record));
+                control.queue.insert(w, StoreWrite::Put(record, generation));
             }
         }
+        self.record_sleep(w);
     }
 
     /// Decides for every queued workspace that the quota now admits.

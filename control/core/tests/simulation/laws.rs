@@ -95,6 +95,11 @@ impl Simulation {
                     let slept = true_observed_time.saturating_sub(slept_at.unwrap_or_default());
                     spec.desired_state == DesiredState::Deleted || slept >= spec.policy.archive_after
                 }
+                // Neither a restart of the control plane nor an older spec wakes a workspace.
+                (
+                    Phase::Asleep | Phase::Maintenance { task: MaintenanceTask::Archive, .. },
+                    Phase::Queued,
+                ) => workspace.evidence.wake_requested,
                 (_, Phase::Deleting) => {
                     let empty = matches!(workspace.storage, Storage::None | Storage::Complete(EMPTY));
                     let left = !before.status.archives.is_empty() || !empty;
@@ -126,10 +131,16 @@ impl Simulation {
             }
         }
         let entry = self.control.as_ref().and_then(|control| control.entries.get(&w));
-        if entry.is_some_and(|entry| entry.phase() == Phase::Awake)
+        if let Some(entry) = entry.filter(|entry| entry.phase() == Phase::Awake)
             && let Some(workspace) = self.workspaces.get_mut(&w)
         {
-            workspace.evidence.wake_promised = false;
+            // A later spec may contain a request that the driver has not observed.
+            let newest = self.store.specs.get(&w).map(|stored| stored.generation);
+            let is_newest = newest.is_none_or(|newest| newest == entry.generation);
+            let is_acted_on = !entry.record.spec.is_wake_requested(&entry.record.status);
+            let is_answered = is_newest && is_acted_on;
+            workspace.evidence.wake_promised &= !is_answered;
+            workspace.evidence.wake_requested &= !is_answered;
         }
     }
 

@@ -1,7 +1,8 @@
 //! Deliberate mistakes. Each must break a law, which proves that the laws would notice it.
 //!
 //! Most mutants are a table of the state machine in which one function is wrong. The others are
-//! mistakes of the driver's model: in the admission queue, and in when an agent may be claimed.
+//! mistakes of the driver's model: in the admission queue, in when an agent may be claimed, and in how
+//! specs are changed and observed.
 
 use std::time::Duration;
 
@@ -54,6 +55,22 @@ pub(crate) enum Mutant {
     ExpiresNewest,
     /// A request to wake that arrives while the workspace falls asleep is ignored.
     LosesWake,
+    /// The recorded sleep replaces a spec that was edited since the decision.
+    OverwritesNewerSpec,
+    /// A late report of an older spec is observed.
+    ObservesOlderSpec,
+    /// A failed write of the status rolls the observed spec back.
+    RollsSpecBack,
+    /// A failed write of the status restores an observed request, although `Asleep` was observed.
+    RollsObservedRequestBack,
+    /// A lost agent that was not used is not restarted, although a request to wake is pending.
+    StopsDespiteRequest,
+    /// A request to wake that waits for the end of the longest time awake is taken as acted on.
+    ForgetsWaitingRequest,
+    /// A request to wake that arrives while the workspace is awake has no effect.
+    IgnoresRequestWhileAwake,
+    /// The observed request stays after a desired `Asleep` was observed.
+    KeepsObservedRequest,
     /// A new agent is started while an earlier one runs.
     StartsSecondAgent,
     /// A start after a failed start reuses the epoch.
@@ -71,7 +88,7 @@ pub(crate) enum Mutant {
 
 impl Mutant {
     #[allow(dead_code, reason = "`cargo xtask simulate` runs no mutant")]
-    pub(crate) const ALL: [Self; 23] = [
+    pub(crate) const ALL: [Self; 31] = [
         Self::RemovesWithoutArchive,
         Self::ClaimsBeforeStorage,
         Self::KeepsGeneration,
@@ -89,6 +106,14 @@ impl Mutant {
         Self::ServesLastFirst,
         Self::ExpiresNewest,
         Self::LosesWake,
+        Self::OverwritesNewerSpec,
+        Self::ObservesOlderSpec,
+        Self::RollsSpecBack,
+        Self::KeepsObservedRequest,
+        Self::RollsObservedRequestBack,
+        Self::StopsDespiteRequest,
+        Self::ForgetsWaitingRequest,
+        Self::IgnoresRequestWhileAwake,
         Self::StartsSecondAgent,
         Self::ReusesEpoch,
         Self::RestoresInNoTime,
@@ -183,11 +208,27 @@ impl Mutant {
             },
             Self::LosesWake => StateMachine {
                 stopped: |input| {
-                    let observed_request = input.spec.request_seq;
+                    let observed_request = Some(input.spec.request_seq);
                     (CORRECT.stopped)(input).map(|next| Status { observed_request, ..next })
                 },
                 ..CORRECT
             },
+            Self::StopsDespiteRequest => StateMachine {
+                stop_restarting: |input| {
+                    let observed_request = Some(input.spec.request_seq);
+                    let acted_on = Status { observed_request, ..input.status.clone() };
+                    (CORRECT.stop_restarting)(TransitionInput { status: &acted_on, ..input })
+                },
+                ..CORRECT
+            },
+            Self::ForgetsWaitingRequest => StateMachine {
+                fall_asleep: |input| {
+                    let observed_request = Some(input.spec.request_seq);
+                    (CORRECT.fall_asleep)(input).map(|next| Status { observed_request, ..next })
+                },
+                ..CORRECT
+            },
+            Self::IgnoresRequestWhileAwake => StateMachine { requested_again: |_| None, ..CORRECT },
             Self::StartsSecondAgent => StateMachine {
                 start: |input| {
                     observing(input, CORRECT.start, |observed| {
@@ -244,7 +285,14 @@ impl Mutant {
                 ..CORRECT
             },
             Self::FollowsForever => StateMachine { healthy: |input| Some(input.status.clone()), ..CORRECT },
-            Self::ClaimsBeforeStorage | Self::AdmitsAll | Self::ServesLastFirst => CORRECT,
+            Self::ClaimsBeforeStorage
+            | Self::AdmitsAll
+            | Self::ServesLastFirst
+            | Self::OverwritesNewerSpec
+            | Self::ObservesOlderSpec
+            | Self::RollsSpecBack
+            | Self::RollsObservedRequestBack
+            | Self::KeepsObservedRequest => CORRECT,
         }
     }
 

@@ -3,14 +3,16 @@
 use std::{collections::BTreeMap, rc::Rc};
 
 use podling_core::{
-    decide::Action,
+    decide::{Action, observe_spec},
     observed::{ActionSuccess, Failure, Observed},
 };
 
 use super::{
-    control_plane::{ControlPlane, StoreWrite, WorkspaceEntry},
+    control_plane::{ControlPlane, SimulatedRecord, StoreWrite, WorkspaceEntry},
     coverage::action_name,
+    mutant::Mutant,
     simulation::Simulation,
+    specs::SimulatedSpec,
 };
 
 /// A point at which the control plane crashes, as in the driver. The crash comes before the named
@@ -50,12 +52,17 @@ impl Simulation {
     fn persist(&mut self, batch: &BTreeMap<usize, StoreWrite>) {
         for (w, change) in batch {
             match change {
-                StoreWrite::Put(record) => {
+                StoreWrite::Put(record, generation) => {
+                    let created = || SimulatedSpec { spec: record.spec.clone(), generation: 0 };
+                    self.store.specs.entry(*w).or_insert_with(created);
+                    self.store.generations.insert(*w, *generation);
                     self.store.records.insert(*w, record.clone());
                 }
                 StoreWrite::Remove => {
                     self.check_record_removal(*w);
                     self.store.records.remove(w);
+                    self.store.specs.remove(w);
+                    self.store.generations.remove(w);
                     self.workspaces.remove(w);
                     self.log(|| format!("w{w} record removed"));
                 }
@@ -71,7 +78,7 @@ impl Simulation {
         let Some(control) = &mut self.control else { return };
         let shutting_down = control.shutting_down;
         match change {
-            StoreWrite::Put(record) => {
+            StoreWrite::Put(record, _) => {
                 let Some(entry) = control.entries.get_mut(&w) else { return };
                 if entry.queued_write.as_ref().is_some_and(|queued| Rc::ptr_eq(queued, &record)) {
                     entry.queued_reservation = None;
@@ -98,16 +105,28 @@ impl Simulation {
     }
 
     fn write_failed(&mut self, w: usize, change: StoreWrite) {
-        let now = self.now();
+        let (now, mutant) = (self.now(), self.mutant);
         let Some(control) = &mut self.control else { return };
         let Some(entry) = control.entries.get_mut(&w) else { return };
         match change {
-            StoreWrite::Put(_) => {
+            StoreWrite::Put(..) => {
                 entry.wake_pending = false;
                 (entry.queued_write, entry.queued_reservation) = (None, None);
                 match entry.durable.clone() {
                     Some(durable) => {
-                        entry.record = durable;
+                        let (spec, mut status) = (entry.record.spec.clone(), durable.status.clone());
+                        // The next `Awake` is a request, also after the rollback.
+                        if entry.record.status.observed_request.is_none()
+                            && mutant != Some(Mutant::RollsObservedRequestBack)
+                        {
+                            status.observed_request = None;
+                        }
+                        let is_same = durable.spec == spec && durable.status == status;
+                        entry.record = match is_same || mutant == Some(Mutant::RollsSpecBack) {
+                            true => durable,
+                            // The store owns the spec, so that it stays.
+                            false => Rc::new(SimulatedRecord { spec, status }),
+                        };
                         control.queue.remove(&w);
                         self.advance(w);
                     }
@@ -157,6 +176,10 @@ impl Simulation {
                 self.execute(w);
             }
         }
+        // A change of a spec in flight may still be made.
+        if self.rng.per_mille(500) {
+            self.write_spec();
+        }
         if let Some(batch) = writing.filter(|_| self.rng.per_mille(500)) {
             self.persist(&batch);
         }
@@ -179,7 +202,9 @@ impl Simulation {
         self.control = None;
         let persist: Vec<usize> = self.store.records.keys().copied().collect();
         self.workspaces.retain(|w, _| persist.contains(w));
-        for workspace in self.workspaces.values_mut() {
+        for (w, workspace) in &mut self.workspaces {
+            let reflected = self.store.generations.get(w).copied().unwrap_or_default();
+            workspace.evidence.wake_promised &= workspace.evidence.wake_survives_from <= reflected;
             workspace.unreported_ends.clear();
             for agent in workspace.agents.values_mut() {
                 agent.drop_stream();
@@ -192,12 +217,18 @@ impl Simulation {
         if self.control.is_some() {
             return;
         }
-        let entry = |record: &Rc<_>| {
+        let entry = |w: &usize, record: &Rc<SimulatedRecord>| {
             let mut entry = WorkspaceEntry::new(Rc::clone(record), true, Observed::default());
+            let SimulatedSpec { spec, generation } = self.store.specs[w].clone();
+            entry.generation = generation;
+            if spec != record.spec {
+                let status = observe_spec(&record.spec, &spec, &record.status, self.now());
+                entry.record = Rc::new(SimulatedRecord { spec, status });
+            }
             entry.heard_at = self.true_observed_time;
             entry
         };
-        let entries = self.store.records.iter().map(|(w, record)| (*w, entry(record))).collect();
+        let entries = self.store.records.iter().map(|(w, record)| (*w, entry(w, record))).collect();
         self.control = Some(ControlPlane {
             entries,
             observed_time: self.store.observed_time,

@@ -34,7 +34,10 @@ impl Simulation {
                 && (phase_is_quiescent(entry, workspace)
                     || (failed && entry.observed.processes == RunningAgents::None))
         };
-        control.queue.is_empty() && control.writing.is_none() && control.entries.iter().all(quiescent)
+        control.specs.is_empty()
+            && control.queue.is_empty()
+            && control.writing.is_none()
+            && control.entries.iter().all(quiescent)
     }
 }
 
@@ -78,7 +81,7 @@ impl Recording {
 
 fn phase_is_quiescent(entry: &WorkspaceEntry, workspace: &SimulatedWorkspace) -> bool {
     let (spec, status) = (&entry.record.spec, &entry.record.status);
-    let requested = spec.desired_state == DesiredState::Awake && spec.request_seq > status.observed_request;
+    let requested = spec.is_wake_requested(status);
     let expiring = spec.policy.keep_archives < LONG_POLICY_TIME && !status.archives.is_empty();
     !expiring
         && match status.phase {

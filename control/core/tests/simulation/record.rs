@@ -19,7 +19,11 @@ use std::{
     time::Duration,
 };
 
-use podling_core::quota::{Quota, Quotas};
+use podling_core::{
+    policy::PolicyOverrides,
+    quota::{Quota, Quotas},
+    spec_change::SpecChange,
+};
 
 use super::{persistence::Failpoint, rng::Rng, simulation::Simulation};
 
@@ -159,24 +163,24 @@ impl Recording {
 
     /// Sets a policy duration to its long value, or to a short one that expires at once.
     pub(crate) fn set_policy(&mut self, w: usize, which: &str, short: bool) {
-        let Some(entry) = self.sim.control.as_ref().and_then(|control| control.entries.get(&w)) else {
+        if !self.sim.control.as_ref().is_some_and(|control| control.entries.contains_key(&w)) {
             return;
-        };
-        let mut spec = entry.record.spec.clone();
+        }
         let (long, long_text) = match which {
             "idle-timeout" => (3600, "1h"),
             "archive-after" => (24 * 3600, "1d"),
             _ => (30 * 24 * 3600, "30d"),
         };
-        let policy = &mut spec.policy;
+        let mut own = PolicyOverrides::default();
         let time = match which {
-            "idle-timeout" => &mut policy.idle_timeout,
-            "archive-after" => &mut policy.archive_after,
-            _ => &mut policy.keep_archives,
+            "idle-timeout" => &mut own.idle_timeout,
+            "archive-after" => &mut own.archive_after,
+            _ => &mut own.keep_archives,
         };
-        *time = Duration::from_secs(if short { 1 } else { long });
+        *time = Some(Duration::from_secs(if short { 1 } else { long }));
         self.record_event(format!("policy w{w} {which} {}", if short { "1s" } else { long_text }));
-        self.sim.change_spec(w, spec, false, false);
+        self.sim.request_spec_change(w, SpecChange::SetPolicy(Box::new(own)));
+        self.sim.settle_specs();
     }
 }
 

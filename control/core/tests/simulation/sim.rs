@@ -20,6 +20,7 @@ mod quiescence;
 mod record;
 mod rng;
 mod simulation;
+mod specs;
 mod step;
 mod trace_operation;
 mod users;

@@ -31,7 +31,9 @@ impl Simulation {
         match self.rng.below(100) {
             0..34 => self.deliver_messages(),
             34..53 => self.advance_action(),
-            53..68 => self.write(),
+            53..64 => self.write(),
+            64..66 => self.write_spec(),
+            66..68 => self.report_spec(),
             68..72 => self.report_from_backend(),
             72..84 => {
                 let millis = self.rng.pick(&[40, 400, 1500, 4000, 5000]).unwrap_or(1000);
@@ -263,6 +265,7 @@ impl Simulation {
             for w in self.existing_workspaces() {
                 self.deliver_everything(w);
             }
+            self.settle_specs();
             self.write();
             self.write();
         }
@@ -291,6 +294,12 @@ impl Simulation {
     /// Describes a workspace that has not reached its desired state, if there is one.
     fn unconverged(&self) -> Option<String> {
         let control = self.control.as_ref()?;
+        let is_newest = |(w, entry): (&usize, &WorkspaceEntry)| {
+            self.store.specs.get(w).is_some_and(|stored| stored.spec == entry.record.spec)
+        };
+        if !control.specs.is_empty() || !control.entries.iter().all(is_newest) {
+            return Some("the newest specs are not observed".into());
+        }
         if !control.queue.is_empty() || control.writing.is_some() {
             return Some(format!("not stored: {:?} {:?}", control.queue, control.writing));
         }

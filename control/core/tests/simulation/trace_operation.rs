@@ -1,14 +1,13 @@
 //! The random operations of a trace: requests, kills, expired policy durations, and outages of the
 //! backup store.
 
-use podling_core::{
-    decide::shorten_backoff,
-    policy::Policy,
-    status::Phase,
-    workspace::{DesiredState, Resources},
-};
+use podling_core::{policy::Policy, spec_change::SpecChange, status::Phase, workspace::Resources};
 
-use super::{control_plane::SimulatedRecord, record::Recording, workspace::Storage};
+use super::{
+    control_plane::{SimulatedRecord, WorkspaceEntry},
+    record::Recording,
+    workspace::Storage,
+};
 
 /// Most workspaces that are not deleted, in total and per owner. With more, several workspaces
 /// would be queued. Two that join the queue in the same second have no order that a replay could
@@ -103,11 +102,11 @@ impl Recording {
         match operation {
             TraceOperation::Create => self.create(),
             TraceOperation::Write(w) => self.write(w),
-            TraceOperation::Sleep(w) => self.request(w, "sleep", DesiredState::Asleep),
-            TraceOperation::Wake(w) => self.request(w, "wake", DesiredState::Awake),
-            TraceOperation::Restore(w) => self.request(w, "restore", DesiredState::Awake),
-            TraceOperation::Delete(w) => self.request(w, "delete", DesiredState::Deleted),
-            TraceOperation::Discard(w) => self.request(w, "discard", DesiredState::Discarded),
+            TraceOperation::Sleep(w) => self.request(w, "sleep", SpecChange::Sleep),
+            TraceOperation::Wake(w) => self.wake(w),
+            TraceOperation::Restore(w) => self.request(w, "restore", SpecChange::Restore),
+            TraceOperation::Delete(w) => self.request(w, "delete", SpecChange::Delete { discard: false }),
+            TraceOperation::Discard(w) => self.request(w, "discard", SpecChange::Delete { discard: true }),
             TraceOperation::Idle(w) => return self.expire_policy_time(w, "idle-timeout", actions),
             TraceOperation::Archive(w) => return self.expire_policy_time(w, "archive-after", actions),
             TraceOperation::Expire(w) => return self.expire_policy_time(w, "keep-archives", actions),
@@ -130,7 +129,7 @@ impl Recording {
     pub(crate) fn archive_all(&mut self) {
         for w in self.sim.existing_workspaces() {
             if self.phase(w) == Some(Phase::Awake) {
-                self.request(w, "sleep", DesiredState::Asleep);
+                self.request(w, "sleep", SpecChange::Sleep);
                 self.record_quiescent(&[]);
             }
             if self.phase(w) == Some(Phase::Asleep) && self.has_storage(w) {
@@ -269,21 +268,10 @@ impl Recording {
         self.record_event(format!("write w{w} {file}"));
     }
 
-    fn request(&mut self, w: usize, verb: &str, desired_state: DesiredState) {
-        let now = self.sim.now();
-        let Some(entry) = self.sim.control.as_mut().and_then(|control| control.entries.get_mut(&w)) else {
-            return;
-        };
-        let mut spec = entry.record.spec.clone();
-        spec.desired_state = desired_state;
-        spec.request_seq += 1;
-        let wakes = desired_state == DesiredState::Awake;
-        if wakes {
-            let status = shorten_backoff(&entry.record.status, now);
-            entry.record = std::rc::Rc::new(SimulatedRecord { spec: entry.record.spec.clone(), status });
-        }
+    fn request(&mut self, w: usize, verb: &str, change: SpecChange) {
         self.record_event(format!("{verb} w{w}"));
-        self.sim.change_spec(w, spec, wakes, !wakes);
+        self.sim.request_spec_change(w, change);
+        self.sim.settle_specs();
     }
 
     /// Makes a policy duration expire, then restores its long value.
@@ -294,6 +282,12 @@ impl Recording {
         self.record_quiescent(actions);
     }
 
+    fn wake(&mut self, w: usize) {
+        let entry = self.sim.control.as_ref().and_then(|control| control.entries.get(&w));
+        let answered = entry.and_then(WorkspaceEntry::request_before_sleep);
+        self.request(w, "wake", SpecChange::Wake { acted_on: answered });
+    }
+
     fn backup_store_outage(&mut self, w: usize) {
         self.record_event("store-away");
         self.epoch_uncertain.insert(w);
@@ -301,7 +295,7 @@ impl Recording {
         let asleep = self.phase(w) == Some(Phase::Asleep);
         match asleep {
             true => self.set_policy(w, "archive-after", true),
-            false => self.request(w, "wake", DesiredState::Awake),
+            false => self.wake(w),
         }
         self.run_until_quiescent(&[]);
         self.record_event(format!("fails w{w}"));

@@ -4,12 +4,14 @@ use std::{rc::Rc, time::Duration};
 
 use podling_core::{
     archive::ArchiveKey,
-    decide::{Action, shorten_backoff, undelete},
+    decide::{Action, is_asleep},
     id::WorkspaceId,
     observed::{Observed, UseState},
-    policy::Policy,
+    policy::{Policy, PolicyOverrides},
+    quota::Quotas,
+    spec_change::SpecChange,
     status::{MaintenanceStage, Phase, Status},
-    workspace::{DesiredState, Resources, Spec},
+    workspace::{DesiredState, ResourceOverrides, Resources, Spec},
 };
 
 use super::{
@@ -29,6 +31,12 @@ impl Simulation {
     /// Makes a random request of a user.
     pub(crate) fn request(&mut self) {
         let all = self.existing_workspaces();
+        if self.rng.per_mille(200) {
+            if let Some(w) = self.pick_workspace(&all) {
+                self.edit_spec(w);
+            }
+            return;
+        }
         if self.running_control().is_none_or(|control| control.shutting_down) {
             return;
         }
@@ -37,7 +45,6 @@ impl Simulation {
         }
         let Some(w) = self.pick_workspace(&all) else { return };
         let which = self.rng.below(100);
-        let now = self.now();
         let Some(entry) = self.running_control().and_then(|control| control.entries.get_mut(&w)) else {
             return;
         };
@@ -46,19 +53,14 @@ impl Simulation {
             // The driver rejects requests while the record is being removed.
             return;
         }
-        let mut spec = entry.record.spec.clone();
-        let (mut wakes, mut withdraws) = (false, false);
-        match which {
-            0..55 if !spec.desired_state.is_gone() || which < 4 => {
-                if spec.desired_state == DesiredState::Discarded || phase == Phase::Deleting {
-                    return;
-                }
-                spec.desired_state = DesiredState::Awake;
-                spec.request_seq += 1;
-                wakes = true;
+        let (spec, status) = (&entry.record.spec, &entry.record.status);
+        let change = match which {
+            0..55 if !spec.desired_state.is_gone() => {
                 entry.observed.sleep_request = None;
-                let status = shorten_backoff(&entry.record.status, now);
-                entry.record = Rc::new(SimulatedRecord { spec: entry.record.spec.clone(), status });
+                SpecChange::Wake { acted_on: entry.request_before_sleep() }
+            }
+            0..4 if spec.desired_state == DesiredState::Deleted && phase != Phase::Deleting => {
+                SpecChange::Restore
             }
             // A request to sleep that the agent may decline.
             55..65 if matches!(phase, Phase::Awake | Phase::Preparing { .. }) => {
@@ -71,61 +73,30 @@ impl Simulation {
                 }
                 return self.advance(w);
             }
-            55..75 if !spec.desired_state.is_gone() => {
-                spec.desired_state = DesiredState::Asleep;
-                spec.request_seq += 1;
-                withdraws = true;
-            }
-            75..85 if spec.desired_state != DesiredState::Discarded => {
-                spec.desired_state = DesiredState::Deleted;
-                withdraws = true;
-            }
-            85..89 => {
-                spec.desired_state = DesiredState::Discarded;
-                withdraws = true;
-            }
+            55..75 if !spec.desired_state.is_gone() => SpecChange::Sleep,
+            75..85 => SpecChange::Delete { discard: false },
+            85..89 => SpecChange::Delete { discard: true },
             89..94 if phase != Phase::Deleting => {
-                spec.resources.cpu_millis = 1 + self.rng.below(3);
+                let cpu_millis = 1 + self.rng.below(3);
+                let overrides = ResourceOverrides { cpu_millis: Some(cpu_millis), memory_bytes: None };
+                SpecChange::Resize { overrides, quotas: Quotas::default() }
             }
             // The deletion is taken back. That is no request to wake.
             94..98 if spec.desired_state == DesiredState::Deleted => {
-                let is_gone = phase == Phase::Archived && !entry.record.status.storage;
+                let is_gone = phase == Phase::Archived && !status.storage;
                 if phase == Phase::Deleting || is_gone {
                     return;
                 }
-                spec.desired_state = DesiredState::Awake;
-                let status = undelete(&entry.record.status, now);
-                entry.record = Rc::new(SimulatedRecord { spec: entry.record.spec.clone(), status });
+                SpecChange::Undelete(if is_asleep(phase) {
+                    DesiredState::Asleep
+                } else {
+                    DesiredState::Awake
+                })
             }
-            94..100 => spec.policy = policy(which),
+            94..100 => SpecChange::SetPolicy(Box::new(overrides(&policy(which)))),
             _ => return,
-        }
-        self.change_spec(w, spec, wakes, withdraws);
-    }
-
-    /// Replaces the spec. With `wakes`, a caller waits until the workspace wakes. With `withdraws`,
-    /// earlier promises to wake it are void.
-    pub(crate) fn change_spec(&mut self, w: usize, spec: Spec, wakes: bool, withdraws: bool) {
-        let Some(entry) = self.running_control().and_then(|control| control.entries.get_mut(&w)) else {
-            return;
         };
-        let policy_changed = entry.record.spec.policy != spec.policy;
-        entry.change(spec);
-        entry.wake_pending |= wakes;
-        if withdraws {
-            entry.wake_pending = false;
-        }
-        let desired_state = entry.record.spec.desired_state;
-        if let Some(workspace) = self.workspaces.get_mut(&w) {
-            workspace.evidence.wake_promised &= !withdraws;
-            workspace.evidence.discarded |= desired_state == DesiredState::Discarded;
-            workspace.user_present |= wakes;
-        }
-        if policy_changed {
-            self.resend_claim(w);
-        }
-        self.log(|| format!("w{w} desired state {desired_state:?}"));
-        self.advance(w);
+        self.request_spec_change(w, change);
     }
 
     /// Draws a workspace. Often draws one in a transient phase, because most race conditions occur
@@ -245,5 +216,16 @@ fn policy(which: u64) -> Policy {
         keep_archives: seconds(400 + 300 * (which % 3)),
         max_awake: which.is_multiple_of(5).then(|| seconds(400)),
         ..Policy::default()
+    }
+}
+
+/// Returns overrides that set what the policies of the simulation differ in.
+fn overrides(policy: &Policy) -> PolicyOverrides {
+    PolicyOverrides {
+        idle_timeout: Some(policy.idle_timeout),
+        archive_after: Some(policy.archive_after),
+        keep_archives: Some(policy.keep_archives),
+        max_awake: Some(policy.max_awake),
+        ..PolicyOverrides::default()
     }
 }

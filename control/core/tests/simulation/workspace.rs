@@ -47,8 +47,14 @@ pub(crate) struct SimulatedWorkspace {
 /// Facts that only `laws` uses. Times are readings of `Simulation::true_observed_time`.
 #[derive(Debug, Default)]
 pub(crate) struct LawEvidence {
-    /// A request to wake was confirmed, and the workspace has not been awake since then.
+    /// A request to wake was stored, and the workspace has not acted on it while awake.
     pub(crate) wake_promised: bool,
+    /// The promise survives a crash only if the durable status reflects this or a later generation.
+    pub(crate) wake_survives_from: i64,
+    /// A user has requested a wake, and the workspace has not acted on it while awake.
+    pub(crate) wake_requested: bool,
+    /// The desired `Asleep` has the number of a request that no earlier spec had.
+    pub(crate) asleep_is_numbered: bool,
     pub(crate) discarded: bool,
     /// A request to sleep unless in use was accepted, and no prepare was ordered since then.
     pub(crate) sleep_requested: bool,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use podling_core::{
-    decide::{Action, decide, undelete},
+    decide::{Action, decide, is_unrecorded_sleep, observe_spec},
     observed::{ActionFailure, Failure, Observed, PrepareState, RunningAgents},
     reason::{Operation, StateReason},
     status::{MaintenanceRetry, Phase, Status, Urgency},
@@ -12,6 +12,11 @@ use podling_core::{
 };
 
 use crate::fixture::*;
+
+/// Returns the status after the deletion was taken back.
+fn undelete(status: &Status, now: Timestamp) -> Status {
+    observe_spec(&spec(DesiredState::Deleted), &spec(DesiredState::Asleep), status, now)
+}
 
 #[test]
 fn shutdown_stops_every_workspace() {
@@ -74,6 +79,17 @@ fn shutdown_stops_every_workspace() {
         &shutting_down(with_processes(RunningAgents::None)),
     );
     assert_eq!(requested_meanwhile, (Phase::Asleep, 3, None), "a workspace wakes during shutdown");
+}
+
+#[test]
+fn awake_after_a_deletion_needs_no_number() {
+    let deleted = decide(&spec(DesiredState::Deleted), &status(Phase::Awake), &served(), NOW).status;
+    assert_eq!(deleted.phase, PREPARING_FORCED);
+    let asleep = Status { phase: Phase::Asleep, ..deleted };
+    let desired_awake = spec(DesiredState::Awake);
+    assert!(!is_unrecorded_sleep(&desired_awake, &asleep), "the edit would be overwritten");
+    let observed = with_processes(RunningAgents::None);
+    assert_eq!(outcome(&desired_awake, &asleep, &observed).0, Phase::Queued);
 }
 
 #[test]

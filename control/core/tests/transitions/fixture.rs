@@ -56,7 +56,7 @@ pub(crate) fn status(phase: Phase) -> Status {
         epoch: 3,
         storage_generation: 3,
         storage: true,
-        observed_request: 1,
+        observed_request: Some(1),
         woke_at: long_ago,
         requested_at: long_ago,
         // An archive is due after a day.

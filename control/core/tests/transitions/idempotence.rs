@@ -101,7 +101,7 @@ fn any_status() -> impl Strategy<Value = Status> {
         requested_at: times.1,
         slept_at: times.2,
         failures: counts.0,
-        observed_request: counts.1,
+        observed_request: Some(counts.1),
         storage: counts.2,
         storage_generation: counts.3,
         allocated: (counts.1 > 0).then(Resources::default),

@@ -108,12 +108,13 @@ fn unused_agent_that_ends_again_is_not_restarted() {
             (pending(MIN_BACKOFF), 3, stop),
         ),
     ]);
-    // The pending request is taken as acted on. The workspace stays asleep until the next request.
-    let stopping =
-        decide(&requested(DesiredState::Awake), &with_failures(1, Phase::Awake), &dead, NOW).status;
-    let asleep =
-        decide(&requested(DesiredState::Awake), &stopping, &with_processes(RunningAgents::None), NOW).status;
+    // The workspace stays asleep until the next request.
+    let stopping = decide(&wanted(), &with_failures(1, Phase::Awake), &dead, NOW).status;
+    let asleep = decide(&wanted(), &stopping, &with_processes(RunningAgents::None), NOW).status;
     assert_eq!((asleep.phase, asleep.failures), (Phase::Asleep, 0));
+    let (request, lost) = (requested(DesiredState::Awake), with_failures(1, Phase::Awake));
+    let restarted = outcome(&request, &lost, &dead).0;
+    assert!(matches!(restarted, Phase::Pending { .. }), "a request is pending: {restarted:?}");
 }
 
 #[test]

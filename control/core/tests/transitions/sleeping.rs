@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use podling_core::{
-    decide::{Action, MAX_COMMIT_ATTEMPTS, SILENCE_LIMIT, decide},
+    decide::{Action, MAX_COMMIT_ATTEMPTS, SILENCE_LIMIT, decide, is_unrecorded_sleep},
     observed::{Observed, PrepareState, RunningAgents, UseState},
     reason::SleepRequest,
     status::{Phase, Status, Urgency},
@@ -61,6 +61,14 @@ fn awake_workspace_prepares_to_sleep_when_due() {
             AWAKE,
         ),
     ]);
+}
+
+#[test]
+fn late_wake_restarts_the_idle_timeout() {
+    let (wake, observed) = (requested(DesiredState::Awake), idle(IDLE_TIMEOUT));
+    let awake = decide(&wake, &status(Phase::Awake), &observed, NOW).status;
+    assert_eq!((awake.phase, awake.observed_request), (Phase::Awake, Some(2)), "it sleeps after the request");
+    assert_eq!(awake.requested_at, OBSERVED_TIME);
 }
 
 #[test]
@@ -229,7 +237,7 @@ fn sleep_is_cancelled_on_use_request_or_failure() {
     let awake = decide(&requested(DesiredState::Awake), &status(PREPARING_IDLE), &served(), NOW).status;
     assert_eq!(
         (awake.requested_at, awake.observed_request),
-        (OBSERVED_TIME, 2),
+        (OBSERVED_TIME, Some(2)),
         "the request does not restart the idle timeout"
     );
 }
@@ -239,9 +247,16 @@ fn request_after_max_awake_wakes_once_asleep() {
     let mut bounded = requested(DesiredState::Awake);
     bounded.policy.max_awake = Some(HOUR);
     let preparing = decide(&bounded, &status(PREPARING_FORCED), &served(), NOW).status;
-    assert_eq!((preparing.phase, preparing.observed_request), (PREPARING_FORCED, 1), "the request is lost");
+    assert_eq!(
+        (preparing.phase, preparing.observed_request),
+        (PREPARING_FORCED, Some(1)),
+        "the request is lost"
+    );
     let falling_asleep = Status { phase: Phase::FallingAsleep, ..preparing };
     assert_eq!(outcome(&bounded, &falling_asleep, &with_processes(RunningAgents::None)).0, Phase::Queued);
+    // The agent's stream ended and began again, so the sleep begins once more.
+    let awake = decide(&bounded, &status(Phase::Awake), &served(), NOW).status;
+    assert_eq!((awake.phase, awake.observed_request), (PREPARING_FORCED, Some(1)), "the request is lost");
 }
 
 #[test]
@@ -406,7 +421,7 @@ fn request_wakes_a_sleeping_workspace() {
     let queued_status = decide(&requested(DesiredState::Awake), &status(Phase::Asleep), &none(), NOW).status;
     assert_eq!(
         (queued_status.queued_at, queued_status.observed_request),
-        (Some(OBSERVED_TIME), 2),
+        (Some(OBSERVED_TIME), Some(2)),
         "the queue position does not date from the request"
     );
 }
@@ -427,4 +442,28 @@ fn unobserved_time_puts_nothing_to_sleep() {
         decide(&bounded, &status(Phase::Asleep), &with_processes(RunningAgents::None), long_ago).action,
         None
     );
+}
+
+#[test]
+fn observed_asleep_makes_any_later_awake_a_request() {
+    let none = with_processes(RunningAgents::None);
+    let asleep = decide(&spec(DesiredState::Asleep), &status(Phase::Asleep), &none, NOW).status;
+    assert_eq!((asleep.phase, asleep.observed_request), (Phase::Asleep, None));
+    // An edit by a client that knows no request numbers.
+    assert_eq!(outcome(&spec(DesiredState::Awake), &asleep, &none).0, Phase::Queued);
+    assert_eq!(outcome(&spec(DesiredState::Awake), &status(Phase::Asleep), &none).0, Phase::Asleep);
+    // The controller recorded the sleep, and no control plane ran when the client set `Awake`.
+    let recorded = Spec { request_seq: 2, ..spec(DesiredState::Awake) };
+    assert_eq!(outcome(&recorded, &status(Phase::Asleep), &none).0, Phase::Queued);
+}
+
+#[test]
+fn sleep_is_recorded_once_it_cannot_be_undone() {
+    let awake = spec(DesiredState::Awake);
+    let records = |spec: &Spec, phase| is_unrecorded_sleep(spec, &status(phase));
+    assert!(records(&awake, Phase::FallingAsleep) && records(&awake, Phase::Asleep));
+    assert!(!records(&awake, PREPARING_IDLE) && !records(&awake, Phase::Committing));
+    assert!(!records(&requested(DesiredState::Awake), Phase::Asleep), "the request must not be overwritten");
+    assert!(!records(&spec(DesiredState::Asleep), Phase::Asleep), "it is recorded");
+    assert!(!records(&spec(DesiredState::Deleted), Phase::Asleep));
 }

@@ -298,7 +298,7 @@ fn restored_workspace_joins_the_queue() {
     let filled = decide(&requested(DesiredState::Awake), &status(RESTORE_RUNNING), &observed, NOW).status;
     assert_eq!(
         (filled.storage_generation, filled.observed_request),
-        (4, 2),
+        (4, Some(2)),
         "a restore keeps the storage generation"
     );
     let another = Observed { restored: Some(2), ..served() };

@@ -6,7 +6,7 @@ use std::{collections::HashMap, ops::RangeInclusive, time::Duration};
 use podling_core::{
     policy::{Policy, PolicyOverrides},
     policy_fields,
-    workspace::{self, Resources, UnreasonableResources},
+    workspace::{self, ResourceOverrides, Resources, UnreasonableResources},
 };
 use podling_proto::{
     agent::v1::ActivityState,
@@ -151,16 +151,18 @@ fn storage(requested: u64, template: &Template) -> Result<Option<u64>, WireError
     }
 }
 
-/// Validates requested resources. A value of 0 keeps the current one.
+/// Returns the resources of a request. A value of 0 keeps the current one.
+pub(super) fn resource_overrides(requested: wire::Resources) -> ResourceOverrides {
+    let own = |value: u64| Some(value).filter(|value| *value != 0);
+    ResourceOverrides { cpu_millis: own(requested.cpu_millis), memory_bytes: own(requested.memory_bytes) }
+}
+
+/// Validates requested resources, and applies them to the current ones.
 pub(super) fn requested_resources(
     current: Resources,
     requested: wire::Resources,
 ) -> Result<Resources, WireError> {
-    let or = |requested: u64, current: u64| if requested == 0 { current } else { requested };
-    let resources = Resources {
-        cpu_millis: or(requested.cpu_millis, current.cpu_millis),
-        memory_bytes: or(requested.memory_bytes, current.memory_bytes),
-    };
+    let resources = current.with(resource_overrides(requested));
     match resources.check() {
         Err(error @ UnreasonableResources::Cpu) if requested.cpu_millis != 0 => {
             Err(WireError::bad_field("resources.cpu_millis", error))

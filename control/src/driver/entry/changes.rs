@@ -1,76 +1,224 @@
-//! Changes of a workspace's spec, by requests of callers and by edits in the store, such as edits of
-//! a Workspace resource. Whether a request is permitted is decided elsewhere.
+//! The spec of a workspace as the driver observes it, the changes of it that requests need, and the
+//! refusal of a change that the newest spec did not permit. `requests` checks requests first.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use podling_core::{
-    decide::{shorten_backoff, undelete},
+    decide::{is_asleep, is_unrecorded_sleep, observe_spec, request_before_sleep, shorten_backoff},
     observed::UseState,
-    policy::PolicyOverrides,
     reason::SleepRequest,
-    status::{Phase, Status},
-    workspace::{DesiredState, Resources, Spec},
+    spec_change::SpecChange,
+    status::Phase,
+    workspace::{DesiredSpec, DesiredState},
+};
+use tokio::time::Instant;
+
+use super::{OwnSpecChange, PendingReply, WorkspaceEntry};
+use crate::{
+    clock,
+    driver::DriverError,
+    store::{StoredSpec, WorkspaceRecord},
 };
 
-use super::WorkspaceEntry;
-use crate::{clock, driver::SpecEdit, store::WorkspaceRecord};
+/// Longest time that a caller waits for the status that follows from the changed spec. The status may
+/// be impossible to write, and the request is durable without it.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl WorkspaceEntry {
-    /// Deletes the workspace, after archiving it unless `discard` is set.
-    pub(crate) fn delete(&mut self, discard: bool) {
-        let wanted = if discard { DesiredState::Discarded } else { DesiredState::Deleted };
-        if self.record.spec.desired_state != wanted
-            && self.record.spec.desired_state != DesiredState::Discarded
-        {
-            tracing::info!(workspace = %self.record.spec.id, discard, "deletion requested");
-            self.set_desired_state(wanted);
-        }
-        // A caller may have repaired the files that could not be archived.
-        self.replace_status(shorten_backoff(&self.record.status, clock::now()));
-    }
-
-    /// Takes the deletion back. The workspace stays as it is, asleep or awake.
-    pub(crate) fn undelete(&mut self) {
-        tracing::info!(workspace = %self.record.spec.id, "deletion taken back");
-        let mut status = undelete(&self.record.status, clock::now());
-        let is_asleep = matches!(status.phase, Phase::Asleep | Phase::Maintenance { .. } | Phase::Archived);
-        if is_asleep {
-            // The deletion counted as a request, which must not wake the workspace now.
-            status.observed_request = self.record.spec.request_seq;
-        }
-        self.replace_status(status);
-        // No request to wake: the workspace stays asleep if it is.
-        let spec = Spec::clone(&self.record.spec);
-        self.replace_spec(Spec { desired_state: DesiredState::Awake, ..spec });
-    }
-
-    /// Requests a wake, unless the workspace is awake or already waking. Shortens the back-off to at
-    /// most 1 s after the failure, because a caller waits.
-    pub(crate) fn request_wake(&mut self) {
-        self.observed.sleep_request = None;
-        let record = &self.record;
-        let answered = record.spec.request_seq <= record.status.observed_request;
-        if record.spec.desired_state == DesiredState::Asleep
-            || (answered && is_asleep_or_going(record.status.phase))
-        {
-            self.set_desired_state(DesiredState::Awake);
-        }
-        self.replace_status(shorten_backoff(&self.record.status, clock::now()));
-    }
-
-    /// Requests sleep. With `force`, the agent cannot decline.
-    pub(crate) fn request_sleep(&mut self, force: bool) {
-        if self.record.spec.desired_state == DesiredState::Asleep {
+    /// Records the stored spec, unless a later one was observed before.
+    pub(crate) fn observe_spec(&mut self, stored: &StoredSpec) {
+        if stored.version < self.spec_version {
             return;
         }
-        tracing::info!(workspace = %self.record.spec.id, force, "sleep requested");
-        match self.record.status.phase {
-            // Only the agent knows the current activity.
-            Phase::Awake | Phase::Preparing { .. } if !force => {
-                self.observed.sleep_request = Some(SleepRequest::User);
-            }
-            _ => self.set_desired_state(DesiredState::Asleep),
+        self.spec_version = stored.version;
+        self.deleted_in_store = stored.deleted_in_store;
+        let before = self.record.spec.clone();
+        let has_changed = stored.desired != before.desired();
+        if !has_changed && stored.generation == self.record.generation {
+            return;
         }
+        let spec = if has_changed { Arc::new(before.with(&stored.desired)) } else { before.clone() };
+        if has_changed {
+            // Values of the environment may be sensitive.
+            tracing::info!(
+                workspace = %spec.id, generation = stored.generation, desired_state = ?spec.desired_state,
+                request = spec.request_seq, resources = ?spec.resources, policy = ?spec.policy,
+                "workspace spec changed"
+            );
+        }
+        // The quota admitted the earlier resources, not other ones.
+        self.observed.admitted &= spec.resources == before.resources;
+        // A request to sleep that arrived after a wake in progress is newer, and stays.
+        let is_requested =
+            spec.desired_state == DesiredState::Awake && spec.request_seq != before.request_seq;
+        if is_requested && self.wakes_in_progress == 0 {
+            self.observed.sleep_request = None;
+        }
+        let status = observe_spec(&before, &spec, &self.record.status, clock::now());
+        let generation = stored.generation;
+        self.record = Arc::new(WorkspaceRecord { spec, generation, status, ..(*self.record).clone() });
+    }
+
+    /// Records the spec that a change has returned. Ignores it if a spec of the same version was
+    /// observed: the change may have used an older template.
+    pub(crate) fn observe_changed_spec(&mut self, stored: &StoredSpec) {
+        self.must_read_spec = false;
+        if stored.version > self.spec_version {
+            self.observe_spec(stored);
+        }
+    }
+
+    /// Records that a caller requests a change of the spec.
+    pub(crate) fn spec_change_requested(&mut self, change: &SpecChange) {
+        self.name_reservations += usize::from(reclaims_name(change));
+        self.wakes_in_progress += usize::from(matches!(change, SpecChange::Wake { .. }));
+    }
+
+    /// Records that the store has failed to change the spec. It may have made the change nevertheless.
+    pub(crate) fn spec_change_failed(&mut self) {
+        self.must_read_spec = true;
+    }
+
+    /// Answers the callers that have requested a change of the spec: with the refusal, or once the
+    /// status that follows from the change is durable.
+    pub(crate) fn answer_spec_change(
+        &mut self,
+        change: &SpecChange,
+        replies: Vec<PendingReply>,
+        refusal: Option<&DriverError>,
+    ) {
+        if reclaims_name(change) {
+            self.name_reservations -= replies.len();
+        }
+        if let SpecChange::Wake { .. } = change {
+            self.wakes_in_progress -= replies.len();
+        }
+        if let (None, SpecChange::Wake { .. } | SpecChange::Delete { .. }) = (refusal, change) {
+            // A caller waits, who may have repaired the cause of the failures.
+            self.shorten_backoff();
+        }
+        let until = Instant::now() + STATUS_TIMEOUT;
+        for reply in replies {
+            match refusal {
+                Some(refusal) => reply.reject(refusal.clone()),
+                None => self.pending_replies.push((Some(until), reply)),
+            }
+        }
+    }
+
+    /// Returns why the newest spec did not permit the change, if it did not. Another client may have
+    /// deleted or resized the workspace meanwhile.
+    pub(crate) fn refusal(&self, change: &SpecChange, newest: &DesiredSpec) -> Option<DriverError> {
+        let id = self.record.spec.id.clone();
+        match (change, self.check_undelete()) {
+            (SpecChange::Resize { overrides, .. }, _) if !newest.desired_state.is_gone() => {
+                (newest.resources.with(*overrides) != newest.resources).then_some(DriverError::TooLarge)
+            }
+            _ if !change.is_refused_while_deleting() || !newest.desired_state.is_gone() => None,
+            (SpecChange::Undelete(_), Err(cause)) => Some(DriverError::CannotUndelete { id, cause }),
+            (_, undelete) => Some(DriverError::Deleting { id, undelete: undelete.is_ok() }),
+        }
+    }
+
+    /// Returns whether no other workspace of the owner may have this name.
+    pub(crate) fn holds_name(&self) -> bool {
+        self.name_reservations > 0 || !self.record.is_gone()
+    }
+
+    /// Returns the last durable record with the last observed spec. Returns `None` before the
+    /// workspace is durable.
+    pub(crate) fn durable_record(&self) -> Option<Arc<WorkspaceRecord>> {
+        let durable = self.durable.as_ref()?;
+        if Arc::ptr_eq(&durable.spec, &self.record.spec) && durable.generation == self.record.generation {
+            return Some(durable.clone());
+        }
+        let (spec, generation) = (self.record.spec.clone(), self.record.generation);
+        Some(Arc::new(WorkspaceRecord { spec, generation, ..(**durable).clone() }))
+    }
+
+    /// Returns the change of the spec that the driver itself needs, if one is due. The caller must
+    /// request it. A failed change is followed by a read, and a sleep by its record in the spec.
+    pub(crate) fn begin_own_spec_change(&mut self) -> Option<SpecChange> {
+        let OwnSpecChange::NotBefore(at) = self.own_spec_change else { return None };
+        if at > Instant::now() || self.observed.shutting_down {
+            return None;
+        }
+        // Only the durable status says which requests were acted on.
+        let is_unrecorded =
+            || self.is_settled() && is_unrecorded_sleep(&self.record.spec, &self.record.status);
+        let change = match self.must_read_spec {
+            true => SpecChange::Read,
+            false if is_unrecorded() => SpecChange::FellAsleep { generation: self.record.generation },
+            false => return None,
+        };
+        self.own_spec_change = OwnSpecChange::InFlight;
+        Some(change)
+    }
+
+    /// Records that the change of [`Self::begin_own_spec_change`] has ended, and when the next one may
+    /// begin.
+    pub(crate) fn end_own_spec_change(&mut self, next_at: Instant) {
+        self.own_spec_change = OwnSpecChange::NotBefore(next_at);
+    }
+
+    /// Shortens the back-off to at most 1 s after the failure, because a caller waits.
+    fn shorten_backoff(&mut self) {
+        let status = shorten_backoff(&self.record.status, clock::now());
+        if status != self.record.status {
+            self.record = Arc::new(WorkspaceRecord { status, ..WorkspaceRecord::clone(&self.record) });
+        }
+    }
+
+    /// Requests a wake. Returns the change of the spec.
+    pub(crate) fn request_wake(&mut self) -> SpecChange {
+        self.observed.sleep_request = None;
+        SpecChange::Wake { acted_on: self.request_before_sleep() }
+    }
+
+    /// Returns the number of a request after which the workspace falls asleep, by the last decision or
+    /// by the durable status. The last decision may be lost.
+    fn request_before_sleep(&self) -> Option<u64> {
+        let durable = self.durable.as_ref().and_then(|durable| request_before_sleep(&durable.status));
+        request_before_sleep(&self.record.status).or(durable)
+    }
+
+    /// Returns the change that a request to wake needs although its first change has ended, because the
+    /// workspace began to fall asleep meanwhile.
+    pub(crate) fn repeated_wake(&self, change: &SpecChange) -> Option<SpecChange> {
+        let SpecChange::Wake { .. } = change else { return None };
+        let (spec, acted_on) = (&self.record.spec, self.request_before_sleep());
+        let has_no_effect = spec.desired_state == DesiredState::Awake && acted_on == Some(spec.request_seq);
+        has_no_effect.then_some(SpecChange::Wake { acted_on })
+    }
+
+    /// Requests sleep. With `force`, the agent cannot decline. Returns the change of the spec, unless
+    /// the agent is asked first.
+    pub(crate) fn request_sleep(&mut self, force: bool) -> Option<SpecChange> {
+        tracing::info!(workspace = %self.record.spec.id, force, "sleep requested");
+        match (self.record.status.phase, self.record.spec.desired_state) {
+            // Only the agent knows the current activity.
+            (Phase::Awake | Phase::Preparing { .. }, DesiredState::Awake) if !force => {
+                self.observed.sleep_request = Some(SleepRequest::User);
+                None
+            }
+            _ => Some(SpecChange::Sleep),
+        }
+    }
+
+    /// Requests a deletion. Returns the change of the spec, unless the workspace is being removed
+    /// already.
+    pub(crate) fn request_deletion(&self, discard: bool) -> Option<SpecChange> {
+        let is_removed = self.record.status.phase == Phase::Deleting;
+        (!is_removed).then_some(SpecChange::Delete { discard })
+    }
+
+    /// Requests that the deletion is taken back. The workspace stays as it is, asleep or awake.
+    pub(crate) fn request_undelete(&self) -> SpecChange {
+        SpecChange::Undelete(if is_asleep(self.record.status.phase) {
+            DesiredState::Asleep
+        } else {
+            DesiredState::Awake
+        })
     }
 
     /// Requests sleep if the workspace is idle, because the control plane is about to stop.
@@ -88,110 +236,9 @@ impl WorkspaceEntry {
     pub(crate) fn shut_down(&mut self) {
         self.observed.shutting_down = true;
     }
-
-    /// Requests that the storage is restored from the archive.
-    pub(crate) fn request_restore(&mut self) {
-        tracing::info!(workspace = %self.record.spec.id, "restore requested");
-        self.set_desired_state(DesiredState::Awake);
-        self.deleted_in_store = false;
-    }
-
-    pub(crate) fn set_policy(&mut self, overrides: &PolicyOverrides) {
-        let policy = self.record.spec.policy.with(overrides).with_limited_warning();
-        if policy != self.record.spec.policy {
-            tracing::info!(workspace = %self.record.spec.id, ?policy, "policy changed");
-            self.replace_spec(Spec { policy, ..Spec::clone(&self.record.spec) });
-        }
-    }
-
-    /// Changes the requested resources. A decrease takes effect at once. An increase may wait in
-    /// the admission queue, and the workspace keeps its allocated resources meanwhile.
-    pub(crate) fn resize(&mut self, resources: Resources) {
-        if resources != self.record.spec.resources {
-            tracing::info!(workspace = %self.record.spec.id, ?resources, "resize requested");
-            self.replace_spec(Spec { resources, ..Spec::clone(&self.record.spec) });
-        }
-    }
-
-    /// Applies an edit of the stored spec.
-    pub(crate) fn apply_edit(&mut self, edit: SpecEdit) {
-        tracing::info!(workspace = %self.record.spec.id, ?edit, "workspace spec edited in the store");
-        self.unsaved_edit = Some(self.unsaved_edit.take().unwrap_or_default().followed_by(edit));
-        self.reapply_unsaved_edit();
-    }
-
-    /// Applies the unsaved edit to the record. Called for a new edit and after each rollback.
-    pub(super) fn reapply_unsaved_edit(&mut self) {
-        let Some(edit) = self.unsaved_edit.clone() else { return };
-        let before = self.record.spec.clone();
-        self.replace_spec(Spec {
-            resources: edit.resources.unwrap_or(before.resources),
-            policy: edit.policy.unwrap_or_else(|| before.policy.clone()),
-            env: edit.env.unwrap_or_else(|| before.env.clone()),
-            ..Spec::clone(&before)
-        });
-        let generation = edit.generation.max(self.record.generation);
-        self.record = Arc::new(WorkspaceRecord { generation, ..WorkspaceRecord::clone(&self.record) });
-        self.deleted_in_store |= edit.deleted.is_some();
-        let wanted = self.record.spec.desired_state;
-        match (edit.deleted, edit.awake) {
-            (Some(true), _) if wanted != DesiredState::Discarded => {
-                self.set_desired_state(DesiredState::Discarded);
-            }
-            (Some(false), _) if !wanted.is_gone() => self.set_desired_state(DesiredState::Deleted),
-            (Some(_), _) => {}
-            (None, _) if wanted.is_gone() => {}
-            (None, Some(true)) => self.request_wake(),
-            (None, Some(false)) if wanted != DesiredState::Asleep => {
-                self.set_desired_state(DesiredState::Asleep);
-            }
-            (None, Some(false) | None) => {}
-        }
-    }
-
-    /// Sets the desired state as a new request.
-    fn set_desired_state(&mut self, desired_state: DesiredState) {
-        let spec = Spec::clone(&self.record.spec);
-        self.replace_spec(Spec { desired_state, request_seq: spec.request_seq + 1, ..spec });
-    }
-
-    fn replace_status(&mut self, status: Status) {
-        if status != self.record.status {
-            self.record = Arc::new(WorkspaceRecord { status, ..WorkspaceRecord::clone(&self.record) });
-        }
-    }
-
-    fn replace_spec(&mut self, spec: Spec) {
-        // The quota admitted the earlier resources, not other ones.
-        self.observed.admitted &= spec.resources == self.record.spec.resources;
-        self.record =
-            Arc::new(WorkspaceRecord { spec: Arc::new(spec), ..WorkspaceRecord::clone(&self.record) });
-    }
 }
 
-impl SpecEdit {
-    /// Merges this edit with a later one. The later values win.
-    fn followed_by(self, later: Self) -> Self {
-        Self {
-            generation: self.generation.max(later.generation),
-            awake: later.awake.or(self.awake),
-            resources: later.resources.or(self.resources),
-            policy: later.policy.or(self.policy),
-            env: later.env.or(self.env),
-            deleted: later.deleted.or(self.deleted),
-        }
-    }
-}
-
-/// Returns whether a workspace in this phase wakes only for a new request.
-fn is_asleep_or_going(phase: Phase) -> bool {
-    match phase {
-        Phase::Queued | Phase::Pending { .. } | Phase::Starting | Phase::Awake | Phase::Deleting => false,
-        Phase::Preparing { .. }
-        | Phase::Committing
-        | Phase::FallingAsleep
-        | Phase::Asleep
-        | Phase::Maintenance { .. }
-        | Phase::Archived => true,
-    }
+/// Returns whether a deleted workspace takes its name again with this change.
+fn reclaims_name(change: &SpecChange) -> bool {
+    matches!(change, SpecChange::Restore | SpecChange::Undelete(_))
 }

@@ -194,12 +194,13 @@ pub(super) fn time(at: Timestamp) -> Option<Time> {
 // === Resources that are not served ===
 
 /// Keeps one resource for each id: the one with a record, or else the oldest. For the ids in
-/// `gone`, which belong to deleted workspaces with archives, keeps only a resource with a record.
+/// `gone`, which belong to deleted workspaces with archives, keeps only a resource that the control
+/// plane has written: it has a record, or Podling's finalizer because the workspace is being restored.
 pub(super) fn dedupe_by_id(mut all: Vec<Workspace>, gone: &BTreeSet<WorkspaceId>) -> Vec<Workspace> {
     all.sort_by_key(|one| (!has_record(one), one.creation_timestamp(), one.name_any()));
     let mut taken = BTreeSet::new();
     let keeps_id = |one: &Workspace| match id_of(one) {
-        Ok(id) => (has_record(one) || !gone.contains(&id)) && taken.insert(id),
+        Ok(id) => (has_record(one) || has_finalizer(one) || !gone.contains(&id)) && taken.insert(id),
         // The caller logs the invalid id when it reads the resource.
         Err(_) => true,
     };
@@ -210,6 +211,11 @@ pub(super) fn dedupe_by_id(mut all: Vec<Workspace>, gone: &BTreeSet<WorkspaceId>
 /// Returns whether a control plane has stored a record in the status of the resource.
 pub(super) fn has_record(resource: &Workspace) -> bool {
     resource.status.as_ref().is_some_and(|status| status.record.is_some())
+}
+
+/// Returns whether the resource has the finalizer with which the control plane creates resources.
+pub(super) fn has_finalizer(resource: &Workspace) -> bool {
+    resource.finalizers().iter().any(|finalizer| finalizer == ARCHIVE_BEFORE_DELETE)
 }
 
 impl KubernetesStore {
@@ -240,9 +246,7 @@ impl KubernetesStore {
         why: &str,
     ) -> Result<(), Error> {
         if resource.metadata.deletion_timestamp.is_some() {
-            let has_finalizer =
-                resource.finalizers().iter().any(|finalizer| finalizer == ARCHIVE_BEFORE_DELETE);
-            let releases = has_finalizer && !has_record(resource);
+            let releases = has_finalizer(resource) && !has_record(resource);
             return if releases { self.release(resource).await } else { Ok(()) };
         }
         let status = not_served_status(resource, reason, why, time(clock::now()).as_ref());
@@ -328,6 +332,9 @@ mod tests {
         assert_eq!(names(dedupe_by_id(copies(), &BTreeSet::new())), ["other"], "neither was served yet");
         let gone = ["abcdefgh2345".parse().unwrap()].into();
         assert!(dedupe_by_id(copies(), &gone).is_empty(), "the deleted workspace is in its archive");
+        let mut restored = copies();
+        restored[0].metadata.finalizers = Some(vec![ARCHIVE_BEFORE_DELETE.to_owned()]);
+        assert_eq!(names(dedupe_by_id(restored, &gone)), ["copy"], "a restore created it and crashed");
         assert_eq!(
             names(dedupe_by_id(with_original, &gone)),
             ["demo"],

@@ -1,4 +1,4 @@
-//! Watches workspaces and templates, and reports edits of them to the driver.
+//! Watches workspaces and templates, and reports the specs that follow from them to the driver.
 
 use std::sync::{Arc, PoisonError};
 
@@ -12,11 +12,13 @@ use podling_core::id::WorkspaceId;
 
 use super::{
     KubernetesStore, readable, record,
-    status::{NotServedReason, has_record},
+    resource_cache::ResourceCache,
+    spec::stored_spec,
+    status::{NotServedReason, has_finalizer, has_record},
 };
 use crate::{
     driver::{DriverError, DriverHandle},
-    kubernetes::{ClaimReceiver, Workspace, id_of},
+    kubernetes::{ClaimReceiver, Workspace, WorkspaceTemplateSpec, id_of},
     template::TemplateSpecs,
     watches::watch_all,
 };
@@ -46,7 +48,8 @@ impl From<DriverError> for NotServed {
 }
 
 impl KubernetesStore {
-    /// Reports edits of workspaces and templates to the driver. Runs until the driver has ended.
+    /// Reports the specs of workspaces to the driver, whenever a resource or its template changes. Runs
+    /// until the driver has ended.
     pub async fn watch_resources(
         &self,
         driver: &DriverHandle,
@@ -143,12 +146,18 @@ impl KubernetesStore {
             return Err(NotServed::duplicate(resource, why));
         }
         let template = self.template(&resource.spec.template).await;
-        let mut written = cache.written.lock().await;
+        let written = cache.written.lock().await;
         if cache.is_released(&resource) {
             return Ok(());
         }
-        if !written.is_reported() && cache.latest().is_none() {
+        if !written.is_served() && cache.latest().is_none() {
             if written.is_archived() && !has_record(&resource) {
+                // The response to the creation may have been lost.
+                if self.is_restored(&id, &resource).await {
+                    drop(written);
+                    cache.set_loaded(resource).await;
+                    return self.report_spec(id, &cache, template.as_ref(), driver).await;
+                }
                 let why = format!(
                     "its id {id} belonged to a deleted workspace; \
                      create it without spec.id, with the archive as spec.source"
@@ -157,22 +166,46 @@ impl KubernetesStore {
             }
             // Only a resource without a record is affected by an existing claim.
             let has_claim = !has_record(&resource) && has_claim(claims, &id).await;
-            let mut record = match record(&resource, template.as_ref(), has_claim) {
+            let record = match record(&resource, template.as_ref(), has_claim) {
                 Ok(record) => record,
                 Err(problem) => return Err(NotServed::invalid(resource, problem)),
             };
-            record.generation = resource.metadata.generation.unwrap_or_default();
             drop(written);
-            cache.set_loaded(resource, &record).await;
-            return Ok(driver.add_stored(record).await?);
+            cache.set_loaded(resource).await;
+            driver.add_stored(record).await?;
+            return self.report_spec(id, &cache, template.as_ref(), driver).await;
         }
         cache.observe(resource);
-        let Some(latest) = cache.latest() else { return Ok(()) };
-        self.restore_finalizer(&cache, &latest).await;
-        match written.take_edit(&latest, template.as_ref()) {
-            Some(edit) => Ok(driver.apply_edit(id, edit).await?),
+        if let Some(latest) = cache.latest() {
+            self.restore_finalizer(&cache, &latest).await;
+        }
+        self.report_spec(id, &cache, template.as_ref(), driver).await
+    }
+
+    /// Reports the newest known spec. The driver ignores what has not changed.
+    async fn report_spec(
+        &self,
+        id: WorkspaceId,
+        cache: &ResourceCache,
+        template: Option<&WorkspaceTemplateSpec>,
+        driver: &DriverHandle,
+    ) -> Result<(), NotServed> {
+        match cache.latest() {
+            Some(latest) => Ok(driver.observe_spec(id, stored_spec(&latest, template)).await?),
             None => Ok(()),
         }
+    }
+
+    /// Returns whether the control plane has created this resource to restore the deleted workspace.
+    async fn is_restored(&self, id: &WorkspaceId, resource: &Workspace) -> bool {
+        if !has_finalizer(resource) {
+            return false;
+        }
+        let archive = self.archives.get_opt(id.as_str()).await;
+        let archive = archive.inspect_err(
+            |error| tracing::warn!(workspace = %id, %error, "failed to read the archive resource"),
+        );
+        archive.ok().flatten().is_some_and(|archive| archive.spec.owner == resource.spec.owner)
     }
 
     fn handle_deletion(&self, resource: &Workspace) {
@@ -205,6 +238,34 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::{kubernetes::objects::ARCHIVE_BEFORE_DELETE, samples};
+
+    #[tokio::test]
+    async fn resource_of_a_lost_restore_is_found_again() {
+        let archive = json!({
+            "apiVersion": "podling.dev/v1alpha1", "kind": "WorkspaceArchive",
+            "metadata": {"name": "abcdefgh2345"},
+            "spec": {"workspace": "demo", "owner": "ada", "record": {}},
+        });
+        let client = samples::api_client(move |_, uri| match uri.path().contains("workspacearchives/") {
+            true => (200, archive.clone()),
+            false => samples::api_list(json!([])),
+        });
+        let store = samples::kubernetes_store(client).await;
+        let id: WorkspaceId = "abcdefgh2345".parse().unwrap();
+        let resource = |owner: &str, finalizers: &[&str]| -> Workspace {
+            let resource = json!({
+                "apiVersion": "podling.dev/v1alpha1", "kind": "Workspace",
+                "metadata": {"name": "demo", "uid": "0b3a", "finalizers": finalizers},
+                "spec": {"owner": owner, "template": "python", "id": "abcdefgh2345"},
+            });
+            serde_json::from_value(resource).unwrap()
+        };
+        assert!(store.is_restored(&id, &resource("ada", &[ARCHIVE_BEFORE_DELETE])).await);
+        assert!(!store.is_restored(&id, &resource("ada", &[])).await, "a user has created it");
+        let other = resource("bob", &[ARCHIVE_BEFORE_DELETE]);
+        assert!(!store.is_restored(&id, &other).await, "bob has copied ada's resource");
+    }
 
     #[test]
     fn new_and_changed_templates_reach_workspaces() {

@@ -1,5 +1,4 @@
-//! Writes records to their resources. In the user's `spec`, only fields whose value in the record has
-//! changed are written.
+//! Writes records to the status of their resources, creates resources and removes them.
 //!
 //! Fields of a spec that are not part of the record are preserved in the `WorkspaceArchive` of a deleted
 //! workspace. A restored workspace gets them back.
@@ -11,23 +10,24 @@ use kube::{
     api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
 };
 use podling_core::{id::WorkspaceId, status::Phase};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::sleep;
 
 use super::{
     KubernetesStore, RETRY_PAUSE,
     display_status::RecordFacts,
     failed, readable,
-    resource_cache::{LastWrite, ResourceCache, desired_spec},
+    resource_cache::{LastWrite, ResourceCache, version},
+    spec::is_conflict,
     status,
 };
 use crate::{
     backup_store::StoreKey,
     clock,
     kubernetes::{
-        DesiredResourceState, DesiredSpec, GROUP, MANAGER, PolicySpec, Port, ResourcesSpec, SecretKey,
-        StorageOverrides, VERSION, Variable, Workspace, WorkspaceArchive, WorkspaceArchiveSpec,
-        WorkspaceSpec, WorkspaceStatus, has_status_code, limited_warning,
+        GROUP, MANAGER, PolicySpec, Port, ResourcesSpec, SecretKey, StorageOverrides, VERSION, Variable,
+        Workspace, WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceSpec, WorkspaceStatus, has_status_code,
+        limited_warning,
         objects::{AGENT_PORT, ARCHIVE_BEFORE_DELETE, workspace_labels},
         resource_names,
     },
@@ -36,41 +36,33 @@ use crate::{
 };
 
 /// Attempts to write a resource while other clients write it too.
-const MAX_WRITE_ATTEMPTS: usize = 4;
+pub(super) const MAX_WRITE_ATTEMPTS: usize = 4;
 
 impl KubernetesStore {
     /// Writes a record to the Workspace resource, or to a `WorkspaceArchive` if only archives of
-    /// the workspace remain. Fails with `Conflict` if a user has edited the spec, or if other
-    /// writes keep conflicting.
+    /// the workspace remain. Overwrites a status that another client has changed. Fails with `Conflict`
+    /// if other writes keep conflicting. The resource of a deleted workspace is removed only in the
+    /// record's generation, because a later spec may take the deletion back. Otherwise fails with
+    /// `Conflict` at once.
     pub(super) async fn put(&self, record: &Arc<WorkspaceRecord>) -> Result<(), StoreError> {
         let cache = self.cache(&record.spec.id);
-        let changed = || StoreError::Conflict { name: record.spec.name.to_string() };
-        let generation = |of: Option<Arc<Workspace>>| of.and_then(|latest| latest.metadata.generation);
-        let mut known = generation(cache.latest());
         for _ in 0..MAX_WRITE_ATTEMPTS {
+            if !self.leadership.is_leader() {
+                return Err(StoreError::NotLeader);
+            }
             let mut written = cache.written.lock().await;
             match self.write_once(&cache, &mut written, record).await {
-                Err(StoreError::Cluster { source, .. }) if has_status_code(&source, 409) => {}
-                // The resource was removed by force, and the watch has not reported that yet. The
-                // resource is created again, as it is after a reported removal.
-                Err(StoreError::Cluster { source, .. }) if has_status_code(&source, 404) => {
-                    cache.mark_deleted();
-                    continue;
+                Err(error) if is_conflict(&error) => {
+                    self.refresh(&cache).await?;
+                    // The removal must be decided again, from the newest spec.
+                    if record.is_gone() {
+                        break;
+                    }
                 }
                 done => return done,
             }
-            // Another client wrote the resource. An edit of the spec must reach the driver before
-            // this write; the lock is released so that the watch can report it. A change of the
-            // status is overwritten.
-            let Some(before) = cache.latest() else { return Err(changed()) };
-            known = known.max(Some(written.generation()));
-            drop(written);
-            cache.wait_newer_than(&before).await;
-            if generation(cache.latest()) > known {
-                return Err(changed());
-            }
         }
-        Err(changed())
+        Err(StoreError::Conflict { name: record.spec.name.to_string() })
     }
 
     async fn write_once(
@@ -83,16 +75,26 @@ impl KubernetesStore {
         let removes_last_archive =
             record.status.phase == Phase::Deleting && written.is_archived() && cache.latest().is_none();
         if record.is_gone() || removes_last_archive {
+            // A later spec may take the deletion back.
+            let is_newer = |latest: &Workspace| latest.metadata.generation != Some(record.generation);
+            if cache.latest().is_some_and(|latest| is_newer(&latest)) {
+                return Err(StoreError::Conflict { name: record.spec.name.to_string() });
+            }
             self.write_archive(cache, record, written.is_archived()).await?;
             written.set_archived(true);
-            self.remove_workspace(cache).await?;
-            written.forget_reported();
+            self.remove_workspace(cache, true).await?;
+            written.set_served(false);
         } else {
-            let latest = match cache.latest() {
-                Some(latest) => latest,
-                None => self.create(cache, written, record).await?,
+            let (latest, generation) = match cache.latest() {
+                Some(latest) => (latest, record.generation),
+                None => {
+                    let created = self.create(cache, written, record).await?;
+                    let generation = created.metadata.generation.unwrap_or_default();
+                    (created, generation)
+                }
             };
-            let done = self.write_resource(cache, &latest, record, written).await;
+            let record = WorkspaceRecord { generation, ..record.clone() };
+            let done = self.write_resource(cache, &latest, &record).await;
             let done =
                 done.map_err(|error| failed(format!("write the workspace {}", record.spec.name), error))?;
             written.set_status(&done);
@@ -102,7 +104,6 @@ impl KubernetesStore {
                 written.set_archived(false);
             }
         }
-        written.record_written(record);
         Ok(())
     }
 
@@ -110,7 +111,7 @@ impl KubernetesStore {
     pub(super) async fn remove(&self, id: &WorkspaceId) -> Result<(), StoreError> {
         let cache = self.cache(id);
         let mut written = cache.written.lock().await;
-        self.remove_workspace(&cache).await?;
+        self.remove_workspace(&cache, false).await?;
         if written.is_archived() {
             self.remove_archive(id).await?;
             written.set_archived(false);
@@ -121,29 +122,19 @@ impl KubernetesStore {
         Ok(())
     }
 
-    /// Writes the values of the spec that the record has changed, and the status.
+    /// Writes the status, and adds the finalizer if it is missing.
     async fn write_resource(
         &self,
         cache: &ResourceCache,
         latest: &Workspace,
         record: &WorkspaceRecord,
-        written: &mut LastWrite,
     ) -> Result<Workspace, Error> {
-        let name = latest.name_any();
         let mut now = latest.clone();
-        let (before, observed) = written.desired_specs();
-        if let Some(spec) = spec_changes(latest, record, before, observed) {
-            let metadata =
-                json!({"resourceVersion": now.resource_version(), "finalizers": finalizers(latest)});
-            let patch = Patch::Merge(json!({"metadata": metadata, "spec": &spec}));
-            let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
-            now = self.workspaces.patch(&name, &params, &patch).await?;
-            written.record_own_edit(&now, record, &spec);
-            // Cached before the status is written, because that may fail. Otherwise the previous
-            // spec would be reported to the driver as an edit.
+        if lacks_finalizer(latest) {
+            now = self.add_finalizer(latest).await?;
             cache.observe(now.clone());
         }
-        let mut status = status::of(record, &now, written.generation().max(record.generation));
+        let mut status = status::of(record, &now, record.generation);
         let limited = limited_warning(&now, self.templates.known().get(&record.spec.template));
         status::set_warning_limited(&mut status, limited, status::time(clock::now()).as_ref());
         cache.display(&record.status).apply_to(&mut status, RecordFacts::of(&record.status), clock::now());
@@ -170,7 +161,7 @@ impl KubernetesStore {
     }
 
     /// Creates the resource of a workspace that has none.
-    async fn create(
+    pub(super) async fn create(
         &self,
         cache: &ResourceCache,
         written: &mut LastWrite,
@@ -202,24 +193,25 @@ impl KubernetesStore {
             if created.spec.id.as_deref() != Some(spec.id.as_str()) {
                 continue;
             }
-            // A removal by this control plane ends the report, so the resource was removed by another
-            // client, without the finalizer.
-            if written.is_reported() {
+            // The resource was removed by another client, without the finalizer.
+            if written.is_served() {
                 self.record_recreation(&created).await;
             }
-            written.record_created(&created, record);
+            written.set_served(true);
             cache.observe(created.clone());
             return Ok(Arc::new(created));
         }
         Err(StoreError::NameTaken { name: spec.name.to_string() })
     }
 
-    /// Deletes the Workspace resource and removes Podling's finalizer from it.
-    async fn remove_workspace(&self, cache: &ResourceCache) -> Result<(), StoreError> {
+    /// Deletes the Workspace resource and removes Podling's finalizer from it. With `only_latest`, fails
+    /// if another client has changed the resource.
+    async fn remove_workspace(&self, cache: &ResourceCache, only_latest: bool) -> Result<(), StoreError> {
         let Some(latest) = cache.latest() else { return Ok(()) };
         let name = latest.name_any();
         let operation = || format!("remove the workspace {name}");
-        let uid = Preconditions { uid: latest.uid(), resource_version: None };
+        let resource_version = latest.resource_version().filter(|_| only_latest);
+        let uid = Preconditions { uid: latest.uid(), resource_version };
         let preconditions = DeleteParams { preconditions: Some(uid), ..DeleteParams::default() };
         let done = async {
             // The deletion returns the resource version that the patch needs.
@@ -266,15 +258,11 @@ impl KubernetesStore {
             return;
         }
         let name = latest.name_any();
-        let metadata =
-            json!({"finalizers": finalizers(latest), "resourceVersion": latest.resource_version()});
-        let patch = Patch::Merge(json!({"metadata": metadata}));
-        let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
         for _ in 0..MAX_WRITE_ATTEMPTS {
             if !self.leadership.is_leader() {
                 return;
             }
-            match self.workspaces.patch(&name, &params, &patch).await {
+            match self.add_finalizer(latest).await {
                 Ok(now) => {
                     tracing::warn!(name, "finalizer of the workspace was removed; added it again");
                     cache.observe(now);
@@ -290,12 +278,21 @@ impl KubernetesStore {
         }
     }
 
-    async fn write_archive(
+    async fn add_finalizer(&self, latest: &Workspace) -> Result<Workspace, Error> {
+        let metadata =
+            json!({"finalizers": finalizers(latest), "resourceVersion": latest.resource_version()});
+        let patch = Patch::Merge(json!({"metadata": metadata}));
+        let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        self.workspaces.patch(&latest.name_any(), &params, &patch).await
+    }
+
+    /// Writes the archive resource, and returns its version as a number.
+    pub(super) async fn write_archive(
         &self,
         cache: &ResourceCache,
         record: &WorkspaceRecord,
         exists: bool,
-    ) -> Result<(), StoreError> {
+    ) -> Result<u64, StoreError> {
         let (id, name) = (record.spec.id.to_string(), record.spec.name.to_string());
         let operation = format!("write the archive resource of the workspace {name}");
         let mut spec = WorkspaceArchiveSpec {
@@ -316,14 +313,14 @@ impl KubernetesStore {
                 // The archive resource was deleted, but the archives still exist. The resource is
                 // created again.
                 Err(error) if has_status_code(&error, 404) => {}
-                done => return done.map(drop).map_err(|error| failed(operation, error)),
+                done => return done.map(|done| version(&done)).map_err(|error| failed(operation, error)),
             }
         }
         let mut archive = WorkspaceArchive::new(&id, spec);
         archive.metadata.labels = Some(workspace_labels(&record.spec.id));
         match self.archives.create(&PostParams::default(), &archive).await {
-            Err(error) if has_status_code(&error, 409) => Ok(()),
-            done => done.map(drop).map_err(|error| failed(operation, error)),
+            Err(error) if has_status_code(&error, 409) => Ok(0),
+            done => done.map(|done| version(&done)).map_err(|error| failed(operation, error)),
         }
     }
 
@@ -376,7 +373,8 @@ fn new_resource(record: &WorkspaceRecord) -> Workspace {
             source: spec.source.as_ref().map(|source| source.0.clone()),
             owner: spec.owner.to_string(),
             template: spec.template.clone(),
-            desired_state: desired_spec(record).desired_state,
+            desired_state: spec.desired_state.into(),
+            request_seq: spec.request_seq.try_into().unwrap_or(i64::MAX),
             resources: Some(ResourcesSpec::of(spec.resources).into()),
             storage: None,
             policy: Some(PolicySpec::of(&spec.policy)),
@@ -387,44 +385,10 @@ fn new_resource(record: &WorkspaceRecord) -> Workspace {
     }
 }
 
-/// Returns the changes of the user's spec that the record requires; `None` if nothing changes. The
-/// object is empty if only the finalizer is missing. `before` is the desired spec at the last
-/// write. `observed` is the desired spec of resource and template as last read; values that are the
-/// same there are not written.
-fn spec_changes(
-    latest: &Workspace,
-    record: &WorkspaceRecord,
-    before: Option<&DesiredSpec>,
-    observed: Option<&DesiredSpec>,
-) -> Option<Value> {
-    let (now, has) = (desired_spec(record), latest.spec.desired_state);
-    let mut spec = serde_json::Map::new();
-    let changed =
-        |differs: fn(&DesiredSpec, &DesiredSpec) -> bool| before.is_none_or(|before| differs(before, &now));
-    let is_new = |differs: fn(&DesiredSpec, &DesiredSpec) -> bool| {
-        before.is_some() && changed(differs) && observed.is_none_or(|observed| differs(observed, &now))
-    };
-    if now.desired_state != has && changed(|a, b| a.desired_state != b.desired_state) {
-        let word = match now.desired_state {
-            DesiredResourceState::Awake => "Awake",
-            DesiredResourceState::Asleep => "Asleep",
-        };
-        spec.insert("desiredState".into(), word.into());
-    }
-    if is_new(|a, b| a.resources != b.resources) {
-        spec.insert("resources".into(), json!(ResourcesSpec::of(now.resources)));
-    }
-    if is_new(|a, b| a.policy != b.policy) {
-        spec.insert("policy".into(), json!(PolicySpec::of(&now.policy)));
-    }
-    (lacks_finalizer(latest) || !spec.is_empty()).then_some(Value::Object(spec))
-}
-
 /// Returns whether Podling's finalizer is missing and can be added. The API server accepts no new
 /// finalizer once the resource is being deleted.
 fn lacks_finalizer(latest: &Workspace) -> bool {
-    latest.metadata.deletion_timestamp.is_none()
-        && !latest.finalizers().iter().any(|finalizer| finalizer == ARCHIVE_BEFORE_DELETE)
+    latest.metadata.deletion_timestamp.is_none() && !status::has_finalizer(latest)
 }
 
 /// Returns the finalizers of the resource and Podling's own, which keeps the resource until its
@@ -486,15 +450,13 @@ impl PreservedSpec {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use std::sync::Mutex;
 
     use http::Method;
-    use podling_core::{policy::Policy, status::Status, time::Timestamp, workspace::Spec};
+    use podling_core::{status::Status, time::Timestamp, workspace::DesiredState};
 
     use super::*;
-    use crate::{leader_election::Leadership, samples, template::TemplateFollower};
+    use crate::samples;
 
     /// Creates a store whose API server records the requests that change objects. A creation and a
     /// patch return `stored`.
@@ -509,9 +471,7 @@ mod tests {
                 (200, if uri.path().ends_with("/events") { json!({"metadata": {}}) } else { stored.clone() })
             }
         });
-        let opened = TemplateFollower::open(&client, "podling", "shell", Leadership::permanent()).await;
-        let templates = opened.expect("the API server lists no template").0.lookup();
-        (KubernetesStore::new(client, "podling", Leadership::permanent(), templates), requests)
+        (samples::kubernetes_store(client).await, requests)
     }
 
     /// A resource as the API server returns it.
@@ -525,7 +485,7 @@ mod tests {
 
     #[tokio::test]
     async fn removed_finalizer_is_added_again_unless_deleted() {
-        let record = record(1);
+        let record = record();
         let complete = served(&record);
         let (store, requests) = store(&complete).await;
         let cache = ResourceCache::default();
@@ -546,7 +506,7 @@ mod tests {
 
     #[tokio::test]
     async fn recreated_resource_gets_an_event() {
-        let record = record(1);
+        let record = record();
         let (store, requests) = store(&served(&record)).await;
         let events = || {
             let requests = std::mem::take(&mut *requests.lock().unwrap());
@@ -560,33 +520,29 @@ mod tests {
         store.create(&cache, &mut written, &record).await.unwrap();
         assert_eq!(events(), 1, "the resource was removed without its finalizer");
         cache.mark_deleted();
-        written.forget_reported();
+        written.set_served(false);
         store.create(&cache, &mut written, &record).await.unwrap();
         assert_eq!(events(), 0, "the workspace was restored from an archive");
     }
 
-    /// A record with an idle timeout of this many hours.
-    fn record(hours: u64) -> WorkspaceRecord {
-        let policy = Policy { idle_timeout: Duration::from_secs(hours * 3600), ..Policy::default() };
-        let spec = Spec { policy, ..samples::spec(1, "demo") };
-        let status = Status::new(Timestamp(0));
-        WorkspaceRecord { spec: Arc::new(spec), status, credential: None, log: Arc::default(), generation: 0 }
+    fn record() -> WorkspaceRecord {
+        let (spec, status) = (Arc::new(samples::spec(1, "demo")), Status::new(Timestamp(0)));
+        WorkspaceRecord { spec, status, credential: None, log: Arc::default(), generation: 0 }
     }
 
-    #[test]
-    fn value_observed_in_spec_or_template_is_not_written() {
-        let (before, now) = (record(1), record(2));
-        let written = |observed: &WorkspaceRecord| {
-            let changes = spec_changes(
-                &new_resource(&before),
-                &now,
-                Some(&desired_spec(&before)),
-                Some(&desired_spec(observed)),
-            );
-            changes.map(|spec| spec["policy"]["idleTimeout"].clone())
-        };
-        assert_eq!(written(&now), None, "the value was read from the resource");
-        assert_eq!(written(&before).unwrap(), "2h", "the value came through the API");
+    #[tokio::test]
+    async fn resource_of_a_newer_spec_is_not_removed() {
+        let mut record = record();
+        Arc::make_mut(&mut record.spec).desired_state = DesiredState::Deleted;
+        record.status.phase = Phase::Archived;
+        record.generation = 1;
+        let mut taken_back = served(&record);
+        taken_back.metadata.generation = Some(2);
+        let (store, requests) = store(&taken_back).await;
+        store.cache(&record.spec.id).set_loaded(taken_back).await;
+        let refused = store.put(&Arc::new(record)).await.unwrap_err();
+        assert!(matches!(refused, StoreError::Conflict { .. }), "{refused}");
+        assert!(requests.lock().unwrap().is_empty(), "neither resource was written");
     }
 
     #[test]

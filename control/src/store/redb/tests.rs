@@ -40,6 +40,40 @@ fn commits_survive_reopening_and_removed_ids_stay_taken() {
 }
 
 #[test]
+fn reserve_is_not_allocated_before_its_write_is_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = RedbFile::open(&dir.path().join("store.redb")).unwrap();
+    let (released, repeats) = std::sync::mpsc::channel();
+    let (written, is_written) = std::sync::mpsc::channel();
+    let mut attempts = 0;
+    std::thread::scope(|scope| {
+        let full = || StoreError::Open { path: "full".into(), source: io::ErrorKind::StorageFull.into() };
+        let store = &store;
+        scope.spawn(move || {
+            repeats.recv().unwrap();
+            store.with_reserve(|| (Ok(()), false)).unwrap();
+            written.send(()).unwrap();
+        });
+        let repeated = store.with_reserve(|| {
+            attempts += 1;
+            let result = match attempts {
+                1 => {
+                    released.send(()).unwrap();
+                    Err(full())
+                }
+                _ => {
+                    let _written = is_written.recv_timeout(Duration::from_millis(50));
+                    let is_allocated = store.path.with_extension("reserve").exists();
+                    if is_allocated { Err(full()) } else { Ok(()) }
+                }
+            };
+            (result, false)
+        });
+        repeated.expect("the other write has not taken the space");
+    });
+}
+
+#[test]
 fn unreadable_record_is_skipped_and_not_deleted() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.redb");
@@ -50,7 +84,7 @@ fn unreadable_record_is_skipped_and_not_deleted() {
         .write("spoil", |tables| {
             tables.workspaces.insert(bad.as_str(), &b"{\"schema\":1,"[..])?;
             tables.workspaces.insert(newer.as_str(), &b"{\"schema\":2,\"spec\":\"otherwise\"}"[..])?;
-            Ok(())
+            Ok(true)
         })
         .unwrap();
     drop(store);
@@ -124,7 +158,7 @@ fn damaged_file_is_an_error_and_not_a_panic() {
 fn reserve_occupies_space_and_is_released_once() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("reserve");
-    let reserve = DiskReserve::new(path.clone());
+    let mut reserve = DiskReserve::new(path.clone());
     reserve.ensure();
     let blocks = fs::metadata(&path).unwrap().blocks();
     assert!(blocks * 512 >= RESERVE_BYTES, "the reserve occupies disk space: {blocks} blocks");
@@ -132,4 +166,21 @@ fn reserve_occupies_space_and_is_released_once() {
     assert!(!path.exists() && !reserve.release());
     reserve.ensure();
     assert!(path.exists(), "the reserve is allocated again");
+}
+
+#[tokio::test]
+async fn status_write_keeps_a_later_spec() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = RedbStore::open(&dir.path().join("store.redb")).unwrap();
+    let decided = Arc::new(record(1, "demo"));
+    store.commit(vec![StoreChange::Put(decided.clone())]).await;
+    let stored = store.change_spec(&decided, &SpecChange::Sleep).await.unwrap();
+    assert_eq!((stored.generation, stored.version), (1, 1));
+    store.commit(vec![StoreChange::Put(decided.clone())]).await;
+    let read = store.load().await.unwrap().records.remove(0);
+    assert_eq!((read.spec.desired(), read.generation), (stored.desired.clone(), 1));
+    let stale = SpecChange::FellAsleep { generation: 0 };
+    assert_eq!(store.change_spec(&decided, &stale).await.unwrap(), stored, "nothing changes");
+    let unknown = record(2, "other");
+    assert!(store.change_spec(&unknown, &SpecChange::Restore).await.is_err());
 }

@@ -139,7 +139,7 @@ pub(super) fn restored(input: TransitionInput<'_>) -> Option<Status> {
         let mut next = input.to(Phase::Queued, StateReason::Restored);
         next.queued_at = Some(input.observed.observed_time);
         next.storage_generation += 1;
-        next.observed_request = input.spec.request_seq;
+        next.observed_request = Some(input.spec.request_seq);
         next.maintenance_retry = MaintenanceRetry::default();
         next
     })

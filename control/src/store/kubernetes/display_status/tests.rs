@@ -204,7 +204,7 @@ async fn change_of_leader_leaves_workspace_ready() {
     let connected = DisplayStatus { connected: true, boot_id: Some("one".into()), ..Default::default() };
     let before = workspace_status(awake.status.clone(), &connected);
     let cache = ResourceCache::default();
-    cache.set_loaded(resource(Some(before.clone())), &awake).await;
+    cache.set_loaded(resource(Some(before.clone()))).await;
     let mut after_change = before.clone();
     cache.display(&awake.status).apply_to(&mut after_change, RecordFacts::of(&awake.status), after(90));
     assert_eq!(short(&after_change, "Ready"), ("True", "Awake"));
@@ -212,7 +212,7 @@ async fn change_of_leader_leaves_workspace_ready() {
 
     let unknown = workspace_status(awake.status.clone(), &DisplayStatus::default());
     let cache = ResourceCache::default();
-    cache.set_loaded(resource(Some(unknown)), &awake).await;
+    cache.set_loaded(resource(Some(unknown))).await;
     assert!(!cache.display(&awake.status).connected, "an unknown connection stays unknown");
 }
 
