@@ -39,7 +39,7 @@ use self::session_limiter::{SessionLimiter, SessionPermit, TokenBucket};
 use crate::{
     backend::{AgentReviewer, ReviewedCredential},
     driver::{AgentDirective, ConnectionId, DriverError, DriverHandle, Heartbeat, MAX_AGENT_SESSIONS},
-    server::{AuthenticatedGuard, ConnectionState},
+    server::{AuthenticatedGuard, ConnectionState, GrpcServices},
     snapshot::Fingerprint,
 };
 
@@ -96,9 +96,9 @@ impl<R: AgentReviewer> AgentsService<R> {
         }
     }
 
-    /// Returns the gRPC server of this service. It rejects messages over 64 KiB.
-    pub fn into_server(self) -> AgentsServer<Self> {
-        AgentsServer::new(self).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    /// Returns the services of the listener for agents.
+    pub fn into_services(self) -> GrpcServices {
+        GrpcServices::default().streaming(AgentsServer::new(self), MAX_MESSAGE_BYTES)
     }
 
     /// Returns the workspace that the request's credential proves, and the credential's

@@ -29,8 +29,11 @@ use podling_proto::{
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::service::Routes;
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
 use tonic_reflection::server::Builder as Reflection;
 use tower::Layer;
 
@@ -52,7 +55,10 @@ use crate::{
     leader_election::Leadership,
     metrics::ControlMetrics,
     open_files::OpenFiles,
-    server::{BoundListener, PublicRouter, ServerListener, ShutdownSignals, TcpAcceptor, cors, probe},
+    server::{
+        BoundListener, GrpcServices, MAX_MESSAGE_BYTES, PublicRouter, ServerListener, ShutdownSignals,
+        TcpAcceptor, cors, probe,
+    },
     snapshot::SnapshotReceiver,
     store::Store,
     template::TemplateSource,
@@ -66,6 +72,9 @@ const OVERALL_HEALTH: &str = "";
 /// Largest health request, in bytes; longer ones are rejected. Health needs no token, and an
 /// unauthenticated client must not make the server buffer more than the name of a service.
 const MAX_HEALTH_BYTES: usize = 1024;
+/// Largest reflection request, in bytes. A request is the name of a symbol or file. A stream of them
+/// has no deadline, so a caller can keep many requests unfinished.
+const MAX_REFLECTION_BYTES: usize = 1024;
 /// Time for idle workspaces to fall asleep. Those that take longer keep running, and the next start
 /// adopts them.
 const SLEEP_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -199,14 +208,11 @@ async fn serve<B: Backend, R: AgentReviewer>(
     ));
     let health = HealthReporter::new();
     set_health(&health, ServingStatus::Serving).await;
-    let tokens = TokensServer::new(TokensService::new(identity.clone(), handle.snapshots()));
+    let tokens = TokensService::new(identity.clone(), handle.snapshots());
     let workspaces = WorkspacesService::new(handle.clone(), templates, shutdown_signals.streams.clone());
     let archives = WorkspaceArchivesService::new(handle.clone());
     let json = json::router(workspaces.clone(), archives.clone());
-    let own = Routes::new(tokens)
-        .add_service(WorkspacesServer::new(workspaces))
-        .add_service(WorkspaceArchivesServer::new(archives));
-    let grpc = with_description(own, &health)?;
+    let grpc = own_services(tokens, workspaces, archives, &health)?;
     let router = PublicRouter::new(
         identity.clone(),
         gateway.clone(),
@@ -224,7 +230,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
         shutdown_signals.streams.clone(),
         metrics.heartbeats.clone(),
     );
-    let agents = Routes::new(agents.into_server()).into_axum_router().with_state(());
+    let agents = agents.into_services().into_router();
 
     let tls = config.tls.as_ref().map(|files| server_config(&files.certificate, &files.key));
     let tls = tls.transpose().map_err(ControlPlaneError::Tls)?.map(Arc::new);
@@ -329,23 +335,29 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
     }
 }
 
-/// Adds health and reflection to the control plane's services.
-fn with_description(own: Routes, health: &HealthReporter) -> Result<Router, ControlPlaneError> {
-    let health = tonic_health::pb::health_server::HealthServer::new(
-        tonic_health::server::HealthService::from_health_reporter(health.clone()),
-    )
-    .max_decoding_message_size(MAX_HEALTH_BYTES);
+/// Registers all services of the public address, with health and reflection.
+fn own_services(
+    tokens: TokensService,
+    workspaces: WorkspacesService,
+    archives: WorkspaceArchivesService,
+    health: &HealthReporter,
+) -> Result<GrpcServices, ControlPlaneError> {
+    let health = HealthServer::new(HealthService::from_health_reporter(health.clone()));
     let description = || {
         Reflection::configure()
             .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    Ok(own
-        .add_service(health)
-        .add_service(description().build_v1().map_err(ControlPlaneError::Reflection)?)
-        // Older clients, such as grpcurl, try this version first.
-        .add_service(description().build_v1alpha().map_err(ControlPlaneError::Reflection)?)
-        .into_axum_router())
+    let v1 = description().build_v1().map_err(ControlPlaneError::Reflection)?;
+    // Older clients, such as grpcurl, try this version first.
+    let v1alpha = description().build_v1alpha().map_err(ControlPlaneError::Reflection)?;
+    Ok(GrpcServices::default()
+        .unary(TokensServer::new(tokens), MAX_MESSAGE_BYTES)
+        .unary(WorkspacesServer::new(workspaces), MAX_MESSAGE_BYTES)
+        .unary(WorkspaceArchivesServer::new(archives), MAX_MESSAGE_BYTES)
+        .unary(health, MAX_HEALTH_BYTES)
+        .streaming(v1, MAX_REFLECTION_BYTES)
+        .streaming(v1alpha, MAX_REFLECTION_BYTES))
 }
 
 /// Puts idle workspaces to sleep, for at most [`SLEEP_IDLE_TIMEOUT`].

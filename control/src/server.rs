@@ -8,6 +8,7 @@
 
 mod connections;
 mod router;
+mod services;
 
 use std::{
     collections::VecDeque,
@@ -38,9 +39,11 @@ use tower::Service;
 
 use self::connections::ServerConnections;
 pub(crate) use self::router::probe;
+pub(crate) use self::services::{BODY_TIMEOUT, body_timeout, too_large};
 pub use self::{
     connections::{AuthenticatedGuard, ConnectionState, ShutdownSignals},
     router::{PublicRouter, cors},
+    services::{GrpcServices, MAX_MESSAGE_BYTES, MessageLimit},
 };
 
 /// Limits for users and their tools, which may use half of the descriptors.

@@ -1,14 +1,30 @@
 //! The whole control plane, started and shut down as by `podling up`.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::Path, time::Duration};
 
+use bytes::Bytes;
+use http::{Request as HttpRequest, Response, request};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use podling_control::{
     args::ControlArgs,
     config::{BackendKind, ControlConfig, LogFormat, ProgramDefaults},
     run::{ControlPlaneError, ServingInfo, run},
 };
-use podling_proto::control::v1::{DescribeTokenRequest, tokens_client::TokensClient};
+use podling_proto::{
+    DESCRIPTOR_SET,
+    control::v1::{DescribeTokenRequest, tokens_client::TokensClient},
+    error::{detail, reason},
+    v1::Reason,
+};
 use podling_testkit::tls::{self_signed, trusting};
+use prost::Message;
+use prost_types::FileDescriptorSet;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -17,7 +33,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Request, metadata::MetadataValue, transport::Channel};
+use tonic::{Code, Request, Status, metadata::MetadataValue, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -218,4 +234,137 @@ async fn unusable_backup_store_fails_the_start() {
             "{error}"
         );
     }
+}
+
+/// An RPC of the .proto files, and whether its requests are streams.
+type Rpc = (String, bool);
+
+/// Returns all RPCs of the public address by their paths: those of this project that agents do not
+/// serve, health and reflection.
+fn own_rpcs() -> Vec<Rpc> {
+    let sets = [
+        DESCRIPTOR_SET,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let mut rpcs = Vec::new();
+    for file in sets.iter().flat_map(|set| FileDescriptorSet::decode(*set).expect("descriptors").file) {
+        for service in &file.service {
+            let name = format!("{}.{}", file.package(), service.name());
+            rpcs.extend(
+                service.method.iter().map(|rpc| (format!("/{name}/{}", rpc.name()), rpc.client_streaming())),
+            );
+        }
+    }
+    // The listener for agents serves this one; see the test of that endpoint.
+    rpcs.retain(|(path, _)| !path.starts_with("/podling.agent.") && !path.contains("control.v1.Agents/"));
+    rpcs
+}
+
+/// Returns a body that has these bytes and does not end.
+fn unfinished(bytes: &[u8]) -> BoxBody<Bytes, std::io::Error> {
+    use futures_util::{StreamExt, stream};
+    let first = stream::iter([Ok(Frame::data(Bytes::copy_from_slice(bytes)))]);
+    BodyExt::boxed(StreamBody::new(first.chain(stream::pending())))
+}
+
+fn post(address: &str, path: &str, content_type: &str, token: &str) -> request::Builder {
+    HttpRequest::post(format!("http://{address}{path}"))
+        .header("host", address)
+        .header("content-type", content_type)
+        .header("authorization", format!("Bearer {token}"))
+}
+
+/// Returns the status of a response, from its headers or its trailers.
+async fn status(response: Response<Incoming>) -> Status {
+    if let Some(status) = Status::from_header_map(response.headers()) {
+        return status;
+    }
+    let body = timeout(DEADLINE, response.into_body().collect()).await.expect("in time").expect("body");
+    body.trailers().and_then(Status::from_header_map).expect("grpc-status")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_service_refuses_long_messages_when_announced() {
+    let data = tempfile::tempdir().expect("directory");
+    let (ready, shutdown, ended) = start(config(data.path())).await;
+    let address = ready.url.strip_prefix("http://").expect("plain");
+    let token = std::fs::read_to_string(&ready.root_token).expect("root token");
+    let tcp = TcpStream::connect(address).await.expect("connect");
+    let (mut h2, connection) =
+        http2::Builder::new(TokioExecutor::new()).handshake(TokioIo::new(tcp)).await.expect("h2");
+    let tasks = TaskTracker::new();
+    tasks.spawn(connection);
+    let mut services = BTreeSet::new();
+    for (path, is_streaming) in own_rpcs() {
+        let limit = if path.starts_with("/podling.") { 128 * 1024 } else { 1024 };
+        let announced = [&[0][..], &(limit + 1_u32).to_be_bytes()].concat();
+        let request = post(address, &path, "application/grpc", token.trim());
+        let request = request.header("te", "trailers").body(unfinished(&announced)).expect("request");
+        let response = timeout(DEADLINE, h2.send_request(request)).await.expect("in time").expect("response");
+        let status = status(response).await;
+        services.insert(path.split('/').nth(1).map(str::to_owned));
+        // Reflection ends its stream without a status.
+        if is_streaming {
+            assert_eq!(status.code(), Code::Ok, "{path}: {status}");
+        } else {
+            assert_eq!(reason(&status), Some(Reason::TooLarge), "{path}: {status}");
+            assert_eq!(detail(&status, "limit"), Some(limit.to_string()), "{path}");
+        }
+    }
+    assert!(services.len() >= 6, "all services were called: {services:?}");
+    let long = format!(
+        "POST /v1/workspaces HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: 131073\r\n\
+         authorization: Bearer {}\r\n",
+        token.trim()
+    );
+    let long = send(address, &long).await;
+    assert!(long.starts_with("HTTP/1.1 413") && long.contains("TOO_LARGE"), "{long}");
+    end(shutdown, ended).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_sent_body_ends_with_request_timeout() {
+    let data = tempfile::tempdir().expect("directory");
+    let (ready, shutdown, ended) = start(config(data.path())).await;
+    let address = ready.url.strip_prefix("http://").expect("plain");
+    let token = std::fs::read_to_string(&ready.root_token).expect("root token");
+    let get = "/podling.control.v1.Workspaces/Get";
+    let half = b"\0\0\0\0\x0a\x0a\x08ha";
+    let tasks = TaskTracker::new();
+    let connect = async || TokioIo::new(TcpStream::connect(address).await.expect("connect"));
+    let grpc = async {
+        let (mut h2, connection) =
+            http2::Builder::new(TokioExecutor::new()).handshake(connect().await).await.expect("h2");
+        tasks.spawn(connection);
+        let request = post(address, get, "application/grpc", token.trim());
+        let request = request.header("te", "trailers").body(unfinished(half)).expect("request");
+        h2.send_request(request).await.expect("response")
+    };
+    let http1 = async |path, content_type, half: &[u8]| {
+        let (mut h1, connection) = http1::handshake(connect().await).await.expect("h1");
+        tasks.spawn(connection);
+        let request = post(address, path, content_type, token.trim()).body(unfinished(half));
+        h1.send_request(request.expect("request")).await.expect("response")
+    };
+    let all = async {
+        tokio::join!(
+            grpc,
+            http1(get, "application/grpc-web+proto", half),
+            http1("/v1/workspaces", "application/json", b"{\"name\":"),
+        )
+    };
+    let (grpc, web, json) = timeout(DEADLINE, all).await.expect("in time");
+    let status = status(grpc).await;
+    assert_eq!((status.code(), reason(&status)), (Code::DeadlineExceeded, Some(Reason::RequestTimeout)));
+    assert_eq!(web.headers()["grpc-status"], "4");
+    assert_eq!(json.status(), 408);
+    let problem = timeout(DEADLINE, json.into_body().collect()).await.expect("in time").expect("body");
+    let problem: serde_json::Value = serde_json::from_slice(&problem.to_bytes()).expect("JSON");
+    assert_eq!(
+        (&problem["reason"], &problem["metadata"]["limit_seconds"]),
+        (&"REQUEST_TIMEOUT".into(), &"10".into())
+    );
+    end(shutdown, ended).await;
 }

@@ -138,6 +138,7 @@ fn code_and_status(reason: Reason) -> (Code, StatusCode) {
         (_, 110..=119) => (Code::Unavailable, StatusCode::SERVICE_UNAVAILABLE),
         (_, 120..=129) => (Code::Unimplemented, StatusCode::NOT_FOUND),
         (_, 130..=139) => (Code::Aborted, StatusCode::CONFLICT),
+        (_, 150..=159) => (Code::DeadlineExceeded, StatusCode::REQUEST_TIMEOUT),
         _ => (Code::Internal, StatusCode::INTERNAL_SERVER_ERROR),
     }
 }

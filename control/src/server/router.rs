@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceExt};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use super::{MAX_HEADER_BYTES, connections::ConnectionState};
+use super::{MAX_HEADER_BYTES, connections::ConnectionState, services::GrpcServices};
 use crate::{
     api::json,
     gateway::{Gateway, is_health_or_reflection},
@@ -107,13 +107,13 @@ impl PublicRouter {
         identity: Arc<ControlIdentity>,
         gateway: Arc<Gateway>,
         metrics: Arc<ControlMetrics>,
-        grpc: Router,
+        grpc: GrpcServices,
         json: Router,
         draining: CancellationToken,
     ) -> Self {
         // Responses are counted before gRPC-web moves their trailers into the body.
-        let counted = grpc.layer(map_response_with_state(metrics.clone(), count));
-        let grpc = tonic_web::GrpcWebLayer::new().layer(counted.with_state(()));
+        let counted = grpc.into_router().layer(map_response_with_state(metrics.clone(), count));
+        let grpc = tonic_web::GrpcWebLayer::new().layer(counted);
         let json = json.layer(map_response_with_state(metrics.clone(), count));
         Self(Arc::new(RouterState { identity, gateway, metrics, grpc, json, draining }))
     }

@@ -30,7 +30,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 use tonic::{
     Request, Status, Streaming,
-    service::Routes,
     transport::{Channel, Endpoint},
 };
 
@@ -75,7 +74,7 @@ impl AgentsEndpoint {
             stopping.streams.clone(),
             Counter::default(),
         );
-        let front = Routes::new(service.into_server()).into_axum_router();
+        let front = service.into_services().into_router();
         let socket = dir.path().join("control.sock");
         let bound = BoundListener::Unix(bind_unix(&socket).unwrap());
         let listener = ServerListener::agents(bound, identity.agents_tls(), stopping.clone(), open.clone());

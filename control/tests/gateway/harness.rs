@@ -17,7 +17,9 @@ use podling_control::{
     identity::{ControlIdentity, MissingSecrets, TokenGrant, root_token_file},
     metrics::ControlMetrics,
     principal::Principal,
-    server::{PublicRouter, ServerListener, ShutdownSignals, TcpAcceptor, cors},
+    server::{
+        GrpcServices, MAX_MESSAGE_BYTES, PublicRouter, ServerListener, ShutdownSignals, TcpAcceptor, cors,
+    },
     snapshot::{AgentView, Snapshot, WorkspaceView},
 };
 use podling_core::{
@@ -32,7 +34,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::task::TaskTracker;
-use tonic::{Status, service::Routes};
+use tonic::Status;
 use tower::Layer;
 
 use crate::{demo, fake_agent::FakeAgent, samples};
@@ -81,8 +83,8 @@ impl GatewayHarness {
             metrics.clone(),
             stopping.streams.clone(),
         ));
-        let grpc = Routes::new(TokensServer::new(TokensService::new(identity.clone(), snapshot_receiver)))
-            .into_axum_router();
+        let tokens = TokensServer::new(TokensService::new(identity.clone(), snapshot_receiver));
+        let grpc = GrpcServices::default().unary(tokens, MAX_MESSAGE_BYTES);
         let router = PublicRouter::new(
             identity.clone(),
             gateway,

@@ -32,7 +32,6 @@ use podling_testkit::{
 use prometheus_client::metrics::counter::Counter;
 use tokio::{task::JoinSet, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::service::Routes;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -181,7 +180,7 @@ async fn serve_agents(data: &DataDir, identity: &ControlIdentity, handle: Driver
         CancellationToken::new(),
         Counter::default(),
     );
-    let router = Routes::new(service.into_server()).into_axum_router();
+    let router = service.into_services().into_router();
     serve_tls(&DialAddress::Unix(path), identity.agents_tls(), router).await
 }
 

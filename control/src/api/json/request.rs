@@ -6,18 +6,17 @@ use std::collections::HashMap;
 use axum::extract::{FromRequestParts, Path, Query, Request};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts};
+use http_body::Body;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use podling_proto::{
     error::{Reason, WireError},
     json::{self, JsonError, MessageBuilder},
 };
 use prost::{Message, Name};
+use tokio::time::timeout;
 
 use super::operation::FieldSource;
-
-/// Longest body in bytes. A longer one is rejected with 413. The longest valid body contains an
-/// environment of 16 KiB, in which escapes (`\u001b`) may take six bytes for one.
-const MAX_BODY_BYTES: usize = 128 * 1024;
+use crate::server::{BODY_TIMEOUT, MAX_MESSAGE_BYTES, body_timeout, too_large};
 
 /// Reads the message of an RPC. An empty body is read as `{}`.
 pub(super) async fn read_message<M: Message + Name + Default>(
@@ -59,7 +58,13 @@ fn query_fields(parts: &Parts) -> Result<Vec<(String, String)>, WireError> {
 }
 
 async fn read_body(parts: &Parts, body: axum::body::Body) -> Result<Bytes, WireError> {
-    let collected = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|error| {
+    let too_long = || too_large(MAX_MESSAGE_BYTES, "the body");
+    // Refused before any of it is read.
+    if body.size_hint().lower() > MAX_MESSAGE_BYTES as u64 {
+        return Err(too_long());
+    }
+    let collected = timeout(BODY_TIMEOUT, Limited::new(body, MAX_MESSAGE_BYTES).collect()).await;
+    let collected = collected.map_err(|_| body_timeout())?.map_err(|error| {
         if error.is::<LengthLimitError>() {
             too_long()
         } else {
@@ -82,11 +87,6 @@ fn is_json(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = content_type.split(';').next().unwrap_or_default();
     media_type.trim().eq_ignore_ascii_case("application/json")
-}
-
-fn too_long() -> WireError {
-    let message = format!("the body is longer than {MAX_BODY_BYTES} bytes");
-    WireError::new(Reason::TooLarge, message).with("limit", MAX_BODY_BYTES).with("what", "the body")
 }
 
 fn in_text(place: &str, error: &JsonError) -> WireError {
