@@ -70,7 +70,7 @@ impl<B: Backend> Driver<B> {
                     // A new workspace that is not durable yet is desired awake.
                     let is_durable = entry.durable_record().is_some();
                     let entry = self.entries.get_mut(&id).filter(|_| is_durable);
-                    let change = entry.map(WorkspaceEntry::request_wake);
+                    let change = entry.and_then(WorkspaceEntry::request_wake);
                     Ok(CreateOutcome { id, created: false, change })
                 }
             };
@@ -148,7 +148,7 @@ impl<B: Backend> Driver<B> {
         Ok(match change {
             WorkspaceChange::Delete { discard } => self.entry(id)?.request_deletion(discard),
             WorkspaceChange::Undelete => Some(self.undelete_change(id)?),
-            WorkspaceChange::Wake => Some(self.modifiable(id)?.request_wake()),
+            WorkspaceChange::Wake => self.modifiable(id)?.request_wake(),
             WorkspaceChange::Sleep { force } => {
                 let entry = self.modifiable(id)?;
                 if !force && entry.is_in_use() {

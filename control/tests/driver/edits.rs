@@ -83,20 +83,38 @@ async fn request_is_answered_though_the_status_cannot_be_written() {
 }
 
 #[tokio::test]
-async fn wake_is_repeated_if_the_workspace_falls_asleep_meanwhile() {
+async fn wake_whose_change_waits_during_a_sleep_is_not_lost() {
     let store = FakeStore::default();
     let (control, backend) = control_plane(&store).await;
-    let (id, mut agent) = control.create_awake("demo").await;
-    assert!(control.heartbeat(&id, 1, ActivityLevel::Idle).await);
+    let idle = Duration::from_secs(1);
+    let policy = Policy { idle_timeout: idle, ..Policy::default() };
+    let id = control.create_with(NewWorkspace { policy, ..new_workspace("demo") }).await;
+    let mut agent = control.serve(&id, 1, 1).await;
+    control.wait(&id, |view| view.state == State::Awake).await;
+    assert!(control.heartbeat_with_idle(&id, 1, ActivityLevel::Idle, idle).await);
+    let (prepare, _) = next_sleep_step(&mut agent).await;
     let delayed = store.delay_spec_changes().await;
     let wake = control.handle.wake(id.clone());
     let sleep = async {
-        fall_asleep(&control, &id, &mut agent).await;
+        control.answer_directive(&id, 1, prepare, Ok(())).await;
+        let (commit, _) = next_sleep_step(&mut agent).await;
+        control.answer_directive(&id, 1, commit, Ok(())).await;
+        control.wait(&id, |view| view.state == State::Asleep).await;
         drop(delayed);
     };
     let (woken, ()) = tokio::join!(wake, sleep);
     woken.expect("the request is durable");
     wait_until_running(&backend, &id, 2).await;
+}
+
+#[tokio::test]
+async fn awake_workspace_is_woken_without_the_store() {
+    let store = FakeStore::default();
+    let (control, _backend) = control_plane(&store).await;
+    let (id, _agent) = control.create_awake("demo").await;
+    store.hang(&id);
+    let woken = timeout(DEADLINE, control.handle.wake(id)).await.expect("it does not wait");
+    assert_eq!(woken.expect("nothing is to be done").state, State::Awake);
 }
 
 #[tokio::test]

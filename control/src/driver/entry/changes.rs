@@ -169,10 +169,19 @@ impl WorkspaceEntry {
         }
     }
 
-    /// Requests a wake. Returns the change of the spec.
-    pub(crate) fn request_wake(&mut self) -> SpecChange {
+    /// Requests a wake. Returns the change of the spec, unless the workspace is awake or starting. The
+    /// store may be unavailable, and such a workspace needs no change.
+    pub(crate) fn request_wake(&mut self) -> Option<SpecChange> {
         self.observed.sleep_request = None;
-        SpecChange::Wake { acted_on: self.request_before_sleep() }
+        let starts_or_serves = matches!(
+            self.record.status.phase,
+            Phase::Queued | Phase::Pending { .. } | Phase::Starting | Phase::Awake
+        );
+        if starts_or_serves && self.record.spec.desired_state == DesiredState::Awake && !self.must_read_spec {
+            self.shorten_backoff();
+            return None;
+        }
+        Some(SpecChange::Wake { acted_on: self.request_before_sleep() })
     }
 
     /// Returns the number of a request after which the workspace falls asleep, by the last decision or
