@@ -84,12 +84,13 @@ async fn grandchild_computation_is_busy_and_named() {
         claimed_with(&["sh", "-c", "sh -c 'while :; do :; done' & wait"]).await;
     let busy = session
         .heartbeat_until(|heartbeat| {
-            heartbeat.activity.as_ref().is_some_and(|a| a.level() == ActivityLevel::Busy)
+            // On a loaded machine, it takes some time until the computation is the busiest process.
+            let named = |a: &ActivityState| a.evidence.iter().any(|e| e.detail.starts_with("sh (pid "));
+            heartbeat.activity.as_ref().is_some_and(|a| a.level() == ActivityLevel::Busy && named(a))
         })
         .await;
     let activity = busy.activity.expect("activity");
     assert_eq!(activity.evidence[0].signal(), Signal::Cpu);
-    assert!(activity.evidence[0].detail.starts_with("sh (pid "), "{}", activity.evidence[0].detail);
     assert!(activity.usage.expect("usage").processes >= 2);
 }
 

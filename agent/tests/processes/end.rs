@@ -86,7 +86,7 @@ async fn background_process_does_not_hide_exit() {
 #[tokio::test]
 async fn prompt_background_output_precedes_exit() {
     let fixture = ProcessFixture::new();
-    let seen = all(fixture.sh("(for n in 1 2 3 4 5 6 7 8; do sleep 0.05; echo $n; done) & exit 2")).await;
+    let seen = all(fixture.sh("(for n in 1 2 3 4 5 6 7 8; do sleep 0.01; echo $n; done) & exit 2")).await;
     assert_eq!((seen.out.as_slice(), seen.code()), (&b"1\n2\n3\n4\n5\n6\n7\n8\n"[..], Some(2)));
 }
 
