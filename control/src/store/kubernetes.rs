@@ -167,17 +167,7 @@ impl Store for KubernetesStore {
             let has_claim = id_of(&resource).is_ok_and(|id| claims.contains(&id));
             loaded.issued_ids.extend(id_of(&resource).ok().map(|id| id.bits()));
             let template = templates.get(&resource.spec.template);
-            // A crash may have followed the creation of the resource of a restored workspace.
-            let id = id_of(&resource).ok().filter(|_| !has_record(&resource));
-            let archived = loaded.records.iter().find(|record| Some(&record.spec.id) == id.as_ref());
-            let found = match archived {
-                Some(archived) if archived.spec.owner.as_str() != resource.spec.owner => {
-                    Err("its id belonged to a deleted workspace of another owner".to_owned())
-                }
-                Some(archived) => Ok(with_desired(archived.clone(), &desired_spec(&resource, template))),
-                None => record(&resource, template, has_claim),
-            };
-            match found {
+            match record(&resource, template, has_claim) {
                 Ok(record) => {
                     self.cache(&record.spec.id).set_loaded(resource).await;
                     // A workspace with both a resource and an archive was being moved between
@@ -285,7 +275,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{kubernetes::objects::ARCHIVE_BEFORE_DELETE, samples};
 
     fn resource(spec: Value, record: Option<Value>) -> Workspace {
         let mut owned = json!({"owner": "ada", "template": "python", "id": "abcdefgh2345"});
@@ -331,29 +320,5 @@ mod tests {
         let spec = read.spec;
         assert_eq!((spec.desired_state, spec.request_seq), (DesiredState::Asleep, 7));
         assert_eq!(spec.resources.cpu_millis, 3000);
-    }
-
-    #[tokio::test]
-    async fn restore_that_a_crash_interrupted_keeps_its_record() {
-        let mut gone = record(&resource(json!({}), None), None, false).unwrap();
-        Arc::make_mut(&mut gone.spec).desired_state = DesiredState::Deleted;
-        (gone.status.phase, gone.status.epoch) = (Phase::Archived, 7);
-        let archive = json!({
-            "apiVersion": "podling.dev/v1alpha1", "kind": "WorkspaceArchive",
-            "metadata": {"name": "abcdefgh2345"},
-            "spec": {"workspace": "demo", "owner": "ada", "record": stored::to_text(&gone)},
-        });
-        let mut created = resource(json!({"requestSeq": 5}), None);
-        created.metadata.finalizers = Some(vec![ARCHIVE_BEFORE_DELETE.to_owned()]);
-        let created = json!(created);
-        let client = samples::api_client(move |_, uri| match uri.path().rsplit('/').next() {
-            Some("workspacearchives") => samples::api_list(json!([archive])),
-            Some("workspaces") => samples::api_list(json!([created])),
-            _ => samples::api_list(json!([])),
-        });
-        let loaded = samples::kubernetes_store(client).await.load().await.unwrap();
-        let [record] = &loaded.records[..] else { panic!("one workspace: {loaded:?}") };
-        assert_eq!((record.spec.desired_state, record.spec.request_seq), (DesiredState::Awake, 5));
-        assert_eq!((record.status.phase, record.status.epoch), (Phase::Archived, 7));
     }
 }

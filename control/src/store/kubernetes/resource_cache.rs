@@ -34,6 +34,8 @@ pub(crate) struct LastWrite {
     archived: bool,
     /// Whether the driver knows the workspace by its resource.
     served: bool,
+    /// Whether the resource of an archived workspace was created, and the result is unknown.
+    restoring: bool,
     /// The status that this store wrote last.
     status: Option<WorkspaceStatus>,
     /// Newest resource version that has this status.
@@ -120,7 +122,7 @@ impl ResourceCache {
             *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = DisplayStatus::loaded(status);
         }
         self.observe(resource);
-        written.served = true;
+        (written.served, written.restoring) = (true, false);
     }
 
     pub(crate) async fn set_archived(&self) {
@@ -147,6 +149,15 @@ impl LastWrite {
     /// resource with this id as a new one, or as a duplicate.
     pub(crate) fn set_served(&mut self, served: bool) {
         self.served = served;
+    }
+
+    /// Returns whether the resource of an archived workspace was created, and the result is unknown.
+    pub(crate) fn is_restoring(&self) -> bool {
+        self.restoring
+    }
+
+    pub(crate) fn set_restoring(&mut self, restoring: bool) {
+        self.restoring = restoring;
     }
 
     /// Records the status of `now` as the status that this store wrote last.

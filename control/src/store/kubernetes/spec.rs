@@ -121,7 +121,10 @@ impl KubernetesStore {
             }
             (false, false) => Err(StoreError::Conflict { name: record.spec.name.to_string() }),
             _ => {
-                let created = self.create(cache, written, &record).await?;
+                written.set_restoring(written.is_archived());
+                let created = self.create(cache, written, &record).await;
+                written.set_restoring(written.is_restoring() && created.as_ref().is_err_and(has_no_answer));
+                let created = created?;
                 Ok(StoredSpec { desired, ..stored_spec(&created, None) })
             }
         }
@@ -162,6 +165,15 @@ impl KubernetesStore {
 pub(super) fn is_conflict(error: &StoreError) -> bool {
     let StoreError::Cluster { source, .. } = error else { return false };
     has_status_code(source, 409) || has_status_code(source, 404)
+}
+
+/// Returns whether the API server has not answered, so that it may have made the change.
+fn has_no_answer(error: &StoreError) -> bool {
+    let StoreError::Cluster { source, .. } = error else { return false };
+    match &**source {
+        kube::Error::Api(status) => status.code >= 500,
+        _ => true,
+    }
 }
 
 /// Returns whether the API server has dropped a changed field that its CRD does not contain.
@@ -344,6 +356,34 @@ mod tests {
         store.cache(&spec.id).set_archived().await;
         let read = store.change_stored_spec(&known, &SpecChange::Read).await.expect("read");
         assert_eq!((read.desired.desired_state, read.version), (DesiredState::Discarded, 7));
+    }
+
+    #[tokio::test]
+    async fn unanswered_restore_is_recognized_when_its_resource_appears() {
+        for (code, may_exist) in [(504, true), (403, false)] {
+            let client = samples::api_client(move |method, uri| match *method {
+                Method::GET if uri.path().ends_with("templates") => samples::api_list(json!([])),
+                Method::GET => samples::api_not_found(),
+                _ => (code, json!({"kind": "Status", "status": "Failure", "code": code, "message": ""})),
+            });
+            let store = samples::kubernetes_store(client).await;
+            let spec = podling_core::workspace::Spec {
+                desired_state: DesiredState::Deleted,
+                ..samples::spec(1, "demo")
+            };
+            let status = Status { phase: podling_core::status::Phase::Archived, ..Status::new(Timestamp(0)) };
+            let known = WorkspaceRecord {
+                spec: Arc::new(spec),
+                status,
+                credential: None,
+                log: Arc::default(),
+                generation: 1,
+            };
+            let cache = store.cache(&known.spec.id);
+            cache.set_archived().await;
+            store.change_stored_spec(&known, &SpecChange::Restore).await.expect_err("no success");
+            assert_eq!(cache.written.lock().await.is_restoring(), may_exist, "after {code}");
+        }
     }
 
     #[tokio::test]

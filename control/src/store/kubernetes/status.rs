@@ -194,13 +194,12 @@ pub(super) fn time(at: Timestamp) -> Option<Time> {
 // === Resources that are not served ===
 
 /// Keeps one resource for each id: the one with a record, or else the oldest. For the ids in
-/// `gone`, which belong to deleted workspaces with archives, keeps only a resource that the control
-/// plane has written: it has a record, or Podling's finalizer because the workspace is being restored.
+/// `gone`, which belong to deleted workspaces with archives, keeps only a resource with a record.
 pub(super) fn dedupe_by_id(mut all: Vec<Workspace>, gone: &BTreeSet<WorkspaceId>) -> Vec<Workspace> {
     all.sort_by_key(|one| (!has_record(one), one.creation_timestamp(), one.name_any()));
     let mut taken = BTreeSet::new();
     let keeps_id = |one: &Workspace| match id_of(one) {
-        Ok(id) => (has_record(one) || has_finalizer(one) || !gone.contains(&id)) && taken.insert(id),
+        Ok(id) => (has_record(one) || !gone.contains(&id)) && taken.insert(id),
         // The caller logs the invalid id when it reads the resource.
         Err(_) => true,
     };
@@ -332,9 +331,9 @@ mod tests {
         assert_eq!(names(dedupe_by_id(copies(), &BTreeSet::new())), ["other"], "neither was served yet");
         let gone = ["abcdefgh2345".parse().unwrap()].into();
         assert!(dedupe_by_id(copies(), &gone).is_empty(), "the deleted workspace is in its archive");
-        let mut restored = copies();
-        restored[0].metadata.finalizers = Some(vec![ARCHIVE_BEFORE_DELETE.to_owned()]);
-        assert_eq!(names(dedupe_by_id(restored, &gone)), ["copy"], "a restore created it and crashed");
+        let mut complete = copies();
+        complete[0].metadata.finalizers = Some(vec![ARCHIVE_BEFORE_DELETE.to_owned()]);
+        assert!(dedupe_by_id(complete, &gone).is_empty(), "a copied manifest has the finalizer too");
         assert_eq!(
             names(dedupe_by_id(with_original, &gone)),
             ["demo"],

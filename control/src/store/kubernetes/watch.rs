@@ -14,7 +14,7 @@ use super::{
     KubernetesStore, readable, record,
     resource_cache::ResourceCache,
     spec::stored_spec,
-    status::{NotServedReason, has_finalizer, has_record},
+    status::{NotServedReason, has_record},
 };
 use crate::{
     driver::{DriverError, DriverHandle},
@@ -152,8 +152,9 @@ impl KubernetesStore {
         }
         if !written.is_served() && cache.latest().is_none() {
             if written.is_archived() && !has_record(&resource) {
-                // The response to the creation may have been lost.
-                if self.is_restored(&id, &resource).await {
+                // The response to the creation of this resource was lost. A user's copy of an earlier
+                // resource restores nothing.
+                if written.is_restoring() {
                     drop(written);
                     cache.set_loaded(resource).await;
                     return self.report_spec(id, &cache, template.as_ref(), driver).await;
@@ -196,18 +197,6 @@ impl KubernetesStore {
         }
     }
 
-    /// Returns whether the control plane has created this resource to restore the deleted workspace.
-    async fn is_restored(&self, id: &WorkspaceId, resource: &Workspace) -> bool {
-        if !has_finalizer(resource) {
-            return false;
-        }
-        let archive = self.archives.get_opt(id.as_str()).await;
-        let archive = archive.inspect_err(
-            |error| tracing::warn!(workspace = %id, %error, "failed to read the archive resource"),
-        );
-        archive.ok().flatten().is_some_and(|archive| archive.spec.owner == resource.spec.owner)
-    }
-
     fn handle_deletion(&self, resource: &Workspace) {
         let Ok(id) = id_of(resource) else { return };
         let cache = self.cache(&id);
@@ -238,34 +227,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{kubernetes::objects::ARCHIVE_BEFORE_DELETE, samples};
-
-    #[tokio::test]
-    async fn resource_of_a_lost_restore_is_found_again() {
-        let archive = json!({
-            "apiVersion": "podling.dev/v1alpha1", "kind": "WorkspaceArchive",
-            "metadata": {"name": "abcdefgh2345"},
-            "spec": {"workspace": "demo", "owner": "ada", "record": {}},
-        });
-        let client = samples::api_client(move |_, uri| match uri.path().contains("workspacearchives/") {
-            true => (200, archive.clone()),
-            false => samples::api_list(json!([])),
-        });
-        let store = samples::kubernetes_store(client).await;
-        let id: WorkspaceId = "abcdefgh2345".parse().unwrap();
-        let resource = |owner: &str, finalizers: &[&str]| -> Workspace {
-            let resource = json!({
-                "apiVersion": "podling.dev/v1alpha1", "kind": "Workspace",
-                "metadata": {"name": "demo", "uid": "0b3a", "finalizers": finalizers},
-                "spec": {"owner": owner, "template": "python", "id": "abcdefgh2345"},
-            });
-            serde_json::from_value(resource).unwrap()
-        };
-        assert!(store.is_restored(&id, &resource("ada", &[ARCHIVE_BEFORE_DELETE])).await);
-        assert!(!store.is_restored(&id, &resource("ada", &[])).await, "a user has created it");
-        let other = resource("bob", &[ARCHIVE_BEFORE_DELETE]);
-        assert!(!store.is_restored(&id, &other).await, "bob has copied ada's resource");
-    }
 
     #[test]
     fn new_and_changed_templates_reach_workspaces() {
