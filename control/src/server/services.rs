@@ -94,8 +94,8 @@ impl GrpcServices {
         Self(self.0.add_service(timed))
     }
 
-    /// Registers a service whose requests are streams of messages of at most `limit` bytes. The service
-    /// itself bounds how long a stream may last.
+    /// Registers a service whose requests are streams of messages of at most `limit` bytes. No deadline
+    /// is set, so that a stream may stay open as long as its client wants.
     #[must_use]
     pub fn streaming<S>(self, service: S, limit: usize) -> Self
     where
